@@ -1,0 +1,43 @@
+"""What every source of episodes offers: arrays to be shared, and an episode drawn from them by a generator."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Literal, Self
+
+import numpy as np
+
+from raymtl.types import Episode, Spec, Task
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+Arrays = Mapping[str, np.ndarray]
+
+
+class Source(Spec, ABC):
+    """Where episodes come from. Classes, domains and examples of the splits are disjoint."""
+
+    @property
+    @abstractmethod
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks that every episode holds, in their order."""
+
+    @abstractmethod
+    def with_tasks(self, names: tuple[str, ...]) -> Self:
+        """The same source with some of its tasks alone, as a single-task baseline needs it."""
+
+    @abstractmethod
+    def make_tasks(self) -> tuple[Task, ...]:
+        """The tasks with their heads, losses and metrics."""
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the leading axis of examples."""
+
+    @abstractmethod
+    def load(self) -> dict[str, np.ndarray]:
+        """Everything that episodes are built from, read once and shared between processes."""
+
+    @abstractmethod
+    def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
+        """One episode on the CPU, pictures as uint8, and a name for its domain. Takes all its chances from `rng`."""

@@ -1,0 +1,163 @@
+"""`digits`: scikit-learn's 1,797 handwritten digits, two on every picture; embedded, no download."""
+
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch.nn import functional as F
+
+from raymtl.data.base import SPLITS, Arrays, Source, Split
+from raymtl.tasks import classification, regression
+from raymtl.types import Batch, Episode, Task, UserError
+
+GLYPH = 12  # side of a digit on the canvas, pixels
+OFFSET = 7  # of the right digit from the left one, down and right: they overlap by 5 pixels
+SIDE = 24  # of the canvas
+SPLIT_SHARE = {"train": 0.6, "val": 0.2, "test": 0.2}  # of the source digits of each class
+CLASS_SPLIT = {"train": slice(0, 64), "val": slice(64, 80), "test": slice(80, 100)}  # of the two-digit numbers
+SPLIT_SEED = 20240229  # of which digits and numbers belong to which split; not the experiment's seed
+
+Angles = Annotated[tuple[Annotated[float, Field(ge=0, lt=360)], ...], Field(min_length=1)]
+DigitTask = Literal["left", "right", "sum"]
+
+
+class Digits(Source):
+    """Pictures [1, 24, 24] of a digit at the top left and one at the bottom right, overlapping.
+
+    `episodes: domains`: an episode is one rotation of the picture about its centre, in degrees counter-clockwise;
+    the tasks on the same picture are the `left` digit, the `right` digit (classification, 10) and their `sum`
+    (regression). Support and query hold `shots` and `queries` examples of every class of digit, left and right.
+    `episodes: classes`: `ways` of the 100 two-digit numbers, upright, `shots` and `queries` pictures of each; the
+    one task, `number`, is which of the `ways` it is.
+
+    The splits have disjoint angles (or numbers) and disjoint source digits; support and query of an episode have
+    disjoint source digits.
+    """
+
+    name: Literal["digits"] = "digits"
+    episodes: Literal["domains", "classes"] = "domains"
+    tasks: Annotated[tuple[DigitTask, ...], Field(min_length=1)] = ("left", "right", "sum")
+    shots: PositiveInt = 2
+    queries: PositiveInt = 2
+    ways: Annotated[int, Field(ge=2)] = 5
+    train_angles: Angles = (0, 15, 45, 60, 90, 105, 135, 150, 180, 195, 225, 240, 270, 285, 315, 330)
+    val_angles: Angles = (30, 120, 210, 300)
+    test_angles: Angles = (75, 165, 255, 345)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.tasks)) < len(self.tasks):
+            raise UserError(f"data.tasks: expected every task once, got {list(self.tasks)}. Remove the repetition.")
+        for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+            both = set(self.angles(one)) & set(self.angles(other))
+            if both:
+                raise UserError(
+                    f"data.{other}_angles: expected none of the angles of data.{one}_angles, got {sorted(both)} in "
+                    "both. Meta-train, -validation and -test need disjoint domains."
+                )
+        if self.episodes == "classes":
+            available = min(part.stop - part.start for part in CLASS_SPLIT.values())
+            if self.ways > available:
+                raise UserError(
+                    f"data.ways: expected at most the {available} classes of the smallest split, got {self.ways}. "
+                    "Lower data.ways."
+                )
+        return self
+
+    def angles(self, split: str) -> tuple[float, ...]:
+        """The rotations of a split, degrees."""
+        return {"train": self.train_angles, "val": self.val_angles, "test": self.test_angles}[split]
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return self.tasks if self.episodes == "domains" else ("number",)
+
+    def with_tasks(self, names: tuple[str, ...]) -> Self:
+        return self.model_copy(update={"tasks": names}) if self.episodes == "domains" else self
+
+    def make_tasks(self) -> tuple[Task, ...]:
+        if self.episodes == "classes":
+            return (classification("number", self.ways),)
+        # The sum of two independent uniform digits has mean 9 and variance 2 * 8.25.
+        kinds = {"left": classification("left", 10), "right": classification("right", 10)}
+        return tuple(kinds.get(name) or regression("sum", 9.0, 16.5**0.5) for name in self.tasks)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (1, SIDE, SIDE)
+
+    def load(self) -> dict[str, np.ndarray]:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        images = torch.from_numpy(digits.images).float()[:, None] / 16
+        glyphs = F.interpolate(images, size=(GLYPH, GLYPH), mode="bilinear", align_corners=False)
+        rng = np.random.default_rng(SPLIT_SEED)
+        members = [rng.permutation(np.flatnonzero(digits.target == digit)) for digit in range(10)]
+        smallest = min(len(of_class) for of_class in members)
+        arrays = {"glyphs": (glyphs[:, 0] * 255).round().byte().numpy(), "numbers": rng.permutation(100)}
+        start = 0
+        for split in SPLITS:
+            stop = start + int(smallest * SPLIT_SHARE[split])
+            arrays[f"{split}_members"] = np.stack([of_class[start:stop] for of_class in members])  # [10, M]
+            start = stop
+        return arrays
+
+    def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
+        shuffled = rng.permuted(arrays[f"{split}_members"], axis=1)
+        for_support, for_query = np.array_split(shuffled, 2, axis=1)
+        if self.episodes == "classes":
+            numbers = rng.choice(arrays["numbers"][CLASS_SPLIT[split]], self.ways, replace=False)
+            support = self._number_batch(arrays["glyphs"], for_support, numbers, self.shots, rng)
+            query = self._number_batch(arrays["glyphs"], for_query, numbers, self.queries, rng)
+            return Episode(support, query), "numbers " + " ".join(f"{number:02d}" for number in numbers)
+        angle = float(rng.choice(self.angles(split)))
+        support = self._digit_batch(arrays["glyphs"], for_support, angle, self.shots, rng)
+        query = self._digit_batch(arrays["glyphs"], for_query, angle, self.queries, rng)
+        return Episode(support, query), f"{angle:g} degrees"
+
+    def _digit_batch(
+        self, glyphs: np.ndarray, pool: np.ndarray, angle: float, per_class: int, rng: np.random.Generator
+    ) -> Batch:
+        left, right = (rng.permutation(np.repeat(np.arange(10), per_class)) for _ in range(2))
+        inputs = rotated(compose(glyphs, _draw(pool, left, rng), _draw(pool, right, rng)), angle)
+        labels = {"left": left, "right": right, "sum": left + right}
+        return Batch(inputs, {name: torch.from_numpy(labels[name]) for name in self.tasks}, {})
+
+    def _number_batch(
+        self, glyphs: np.ndarray, pool: np.ndarray, numbers: np.ndarray, per_class: int, rng: np.random.Generator
+    ) -> Batch:
+        target = np.repeat(np.arange(self.ways), per_class)
+        tens, units = numbers[target] // 10, numbers[target] % 10
+        inputs = compose(glyphs, _draw(pool, tens, rng), _draw(pool, units, rng))
+        return Batch(inputs, {"number": torch.from_numpy(target)}, {})
+
+
+def _draw(pool: np.ndarray, digits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """For each digit [N] the index [N] of a glyph of that digit out of the pool [10, M]."""
+    return pool[digits, rng.integers(pool.shape[1], size=len(digits))]
+
+
+def compose(glyphs: np.ndarray, left: np.ndarray, right: np.ndarray) -> torch.Tensor:
+    """Pictures [N, 1, 24, 24] uint8 of the glyphs with these indices [N]; where they overlap the brighter shows."""
+    start = (SIDE - GLYPH - OFFSET) // 2
+    canvas = np.zeros((2, len(left), SIDE, SIDE), np.uint8)
+    canvas[0, :, start : start + GLYPH, start : start + GLYPH] = glyphs[left]
+    start += OFFSET
+    canvas[1, :, start : start + GLYPH, start : start + GLYPH] = glyphs[right]
+    return torch.from_numpy(canvas.max(0)[:, None])
+
+
+def rotated(pictures: torch.Tensor, angle: float) -> torch.Tensor:
+    """Pictures [N, 1, H, W] uint8 turned about their centre by `angle` degrees counter-clockwise."""
+    if angle == 0:
+        return pictures
+    radians = torch.tensor(angle).deg2rad()
+    cos, sin = radians.cos(), radians.sin()
+    zero = torch.zeros(())
+    theta = torch.stack([torch.stack([cos, -sin, zero]), torch.stack([sin, cos, zero])])
+    # One picture of N channels: the grid is computed once for all.
+    channels = pictures.transpose(0, 1).float()
+    grid = F.affine_grid(theta[None], list(channels.shape), align_corners=False)
+    return F.grid_sample(channels, grid, align_corners=False).round().byte().transpose(0, 1)

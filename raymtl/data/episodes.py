@@ -1,0 +1,35 @@
+"""The seeded sampler: an episode is a function of (seed, split, step, index) and of nothing else."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from raymtl.data.base import SPLITS, Arrays, Source, Split
+from raymtl.types import Episode
+
+
+def generator(seed: int, split: Split, step: int, index: int) -> np.random.Generator:
+    """A generator of its own for every episode, so that no worker's episodes depend on another's."""
+    return np.random.default_rng([seed, SPLITS.index(split), step, index])
+
+
+def build_episodes(
+    source: Source, arrays: Arrays, *, seed: int, split: Split, step: int, indices: Sequence[int]
+) -> tuple[Episode, list[str]]:
+    """The episodes with these indices in the meta-batch of a step, stacked [E, ...], and their domains' names."""
+    drawn = [source.episode(arrays, split, generator(seed, split, step, index)) for index in indices]
+    episodes = [episode for episode, _ in drawn]
+    return tree_map(lambda *leaves: torch.stack(leaves), *episodes), [domain for _, domain in drawn]
+
+
+def on_device(episodes: Episode, device: torch.device | str) -> Episode:
+    """Moves an episode to where it is computed; pictures travel as uint8 and become floats in [0, 1] there."""
+
+    def move(leaf: Tensor) -> Tensor:
+        leaf = leaf.to(device, non_blocking=True)
+        return leaf.to(torch.get_default_dtype()) / 255 if leaf.dtype == torch.uint8 else leaf
+
+    return tree_map(move, episodes)

@@ -1,0 +1,52 @@
+"""What every learner offers: a support set becomes parameters, parameters and inputs become predictions."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+from torch import Tensor
+from torch.func import functional_call
+
+from raymtl.sharing import SharingArchitecture
+from raymtl.types import Batch, Params, Spec, Task, select
+
+Objective = Callable[[Params, Mapping[str, Tensor], Batch], Tensor]
+"""(parameters, predictions, batch) -> the weighted loss of the tasks, a scalar."""
+
+
+class MetaLearner(Spec, ABC):
+    """The hyperparameters are the learner: it keeps no state, all that is learned is in the parameter mapping."""
+
+    follows_query_gradient: ClassVar[bool] = True
+    """False if the meta-gradient is the displacement of the parameters, not a gradient of the query loss."""
+
+    predicts_unadapted: ClassVar[bool] = True
+    """Whether parameters that saw no support set predict at all."""
+
+    def check(self, tasks: Sequence[Task]) -> str | None:
+        """Why the learner cannot learn these tasks, as half a sentence; None where it can."""
+        return None
+
+    def init_params(self, model_params: Params) -> Params:
+        """The learner's own outer parameters, such as learned inner rates."""
+        return {}
+
+    @property
+    @abstractmethod
+    def num_steps(self) -> int:
+        """Inner steps that `adapt` takes unless told otherwise."""
+
+    @abstractmethod
+    def adapt(
+        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
+    ) -> Params:
+        """Parameters fitted to one support set [N, ...]; `steps` overrides the number of inner steps.
+
+        Differentiable in `params`, and safe under vmap over the support sets.
+        """
+
+    def predict(
+        self, model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Predictions of every task from adapted parameters."""
+        return functional_call(model, select(params, "model"), (inputs,))

@@ -1,0 +1,66 @@
+"""Prototypical networks (Snell et al., 2017, arXiv:1703.05175)."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from raymtl.learners.base import MetaLearner, Objective
+from raymtl.sharing import SharingArchitecture
+from raymtl.types import Batch, Params, Task, select
+
+
+class ProtoNet(MetaLearner):
+    """Classifies by the squared distance to the mean support feature of each class: logits -|f(x) - c_n|^2.
+
+    The heads of the model are not used. A class that the support set does not show has the logit -inf. Nothing is
+    learned from the support set by gradient, so there is no prediction before adaptation.
+    """
+
+    name: Literal["protonet"] = "protonet"
+    predicts_unadapted: ClassVar[bool] = False
+
+    @property
+    def num_steps(self) -> int:
+        return 0
+
+    def check(self, tasks: Sequence[Task]) -> str | None:
+        for task in tasks:
+            if task.kind != "classification":
+                return f"a prototype is the mean of a class, and task '{task.name}' is a {task.kind}"
+        return None
+
+    def adapt(
+        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
+    ) -> Params:
+        prototypes: dict[str, Tensor] = {}
+        features = self._features(model, params, support.inputs)
+        for name, head in model.heads.items():
+            classes = torch.arange(head.out_features, device=features[name].device)
+            members = (support.targets[name][:, None] == classes).to(features[name].dtype)  # [N, C]
+            if name in support.masks:
+                members = torch.where(support.masks[name][:, None], members, 0.0)
+            counts = members.sum(0)
+            prototypes[f"learner.prototypes.{name}"] = members.T @ features[name] / counts.clamp(min=1)[:, None]
+            prototypes[f"learner.present.{name}"] = counts > 0
+        return {**params, **prototypes}
+
+    def predict(
+        self, model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        features = self._features(model, params, inputs)
+        logits = {}
+        for name in model.heads:
+            centre = params[f"learner.prototypes.{name}"]
+            # Not cdist: its square root has no gradient at distance 0.
+            distance = (features[name][:, None, :] - centre[None]).square().sum(-1)
+            logits[name] = torch.where(params[f"learner.present.{name}"], -distance, -torch.inf)
+        return logits
+
+    @staticmethod
+    def _features(
+        model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return functional_call(model, select(params, "model"), (inputs,), {"heads": False})

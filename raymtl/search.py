@@ -1,0 +1,181 @@
+"""Typed search domains, compiled to an Optuna define-by-run space."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import Discriminator, Field, JsonValue, PositiveFloat, Tag, model_validator
+
+from raymtl.types import Spec, UserError
+
+if TYPE_CHECKING:
+    import optuna
+
+Scalar = None | bool | int | float | str
+
+
+class DomainBase(Spec):
+    """A domain is searched only in trials in which every key of `when` has (one of) the values given."""
+
+    when: Mapping[str, Scalar | tuple[Scalar, ...]] = {}
+
+    def active(self, values: Mapping[str, Any]) -> bool:
+        """Whether the trial with these dotted values searches it."""
+        for key, wanted in self.when.items():
+            if values.get(key) not in (wanted if isinstance(wanted, tuple) else (wanted,)):
+                return False
+        return True
+
+
+class _Range(DomainBase):
+    @staticmethod
+    def _ordered(bounds: tuple[float, float]) -> None:
+        if bounds[0] >= bounds[1]:
+            raise ValueError(f"expected [low, high] with low < high, got {list(bounds)}")
+
+
+class LogUniform(_Range):
+    """A positive number whose logarithm is uniform between the bounds."""
+
+    log_uniform: tuple[PositiveFloat, PositiveFloat]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._ordered(self.log_uniform)
+        return self
+
+    def suggest(self, trial: "optuna.Trial", name: str) -> dict[str, Any]:
+        return {name: trial.suggest_float(name, *self.log_uniform, log=True)}
+
+    def params_of(self, name: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        value = values.get(name)
+        return {name: value} if value is not None and self.log_uniform[0] <= value <= self.log_uniform[1] else None
+
+
+class Uniform(_Range):
+    """A number uniform between the bounds."""
+
+    uniform: tuple[float, float]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._ordered(self.uniform)
+        return self
+
+    def suggest(self, trial: "optuna.Trial", name: str) -> dict[str, Any]:
+        return {name: trial.suggest_float(name, *self.uniform)}
+
+    def params_of(self, name: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        value = values.get(name)
+        return {name: value} if value is not None and self.uniform[0] <= value <= self.uniform[1] else None
+
+
+class Int(_Range):
+    """A whole number between the bounds, both included."""
+
+    int: tuple[int, int]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._ordered(self.int)
+        return self
+
+    def suggest(self, trial: "optuna.Trial", name: str) -> dict[str, Any]:
+        return {name: trial.suggest_int(name, *self.int)}
+
+    def params_of(self, name: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        value = values.get(name)
+        return {name: value} if value is not None and self.int[0] <= value <= self.int[1] else None
+
+
+class Choice(DomainBase):
+    """One of the values listed; a list or mapping is one value and is shown as JSON."""
+
+    choice: Annotated[tuple[JsonValue, ...], Field(min_length=1)]
+
+    def _labels(self) -> dict[Scalar, JsonValue]:
+        return {json.dumps(v) if isinstance(v, list | dict) else v: v for v in self.choice}
+
+    def suggest(self, trial: "optuna.Trial", name: str) -> dict[str, Any]:
+        labels = self._labels()
+        return {name: labels[trial.suggest_categorical(name, list(labels))]}
+
+    def params_of(self, name: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        value = values.get(name)
+        for label, choice in self._labels().items():
+            if choice == (list(value) if isinstance(value, tuple) else value):
+                return {name: label}
+        return None
+
+
+class Simplex(DomainBase):
+    """Positive weights that sum to 1, uniform on the simplex.
+
+    Optuna's parameters are one u in (0, 1) for each name, called `KEY.NAME:u`; the weights are
+    -log u / sum(-log u), which is uniform on the simplex for independent uniform u.
+    """
+
+    simplex: Annotated[tuple[str, ...], Field(min_length=2)]
+
+    def suggest(self, trial: "optuna.Trial", name: str) -> dict[str, Any]:
+        edge = 1e-6
+        raw = {n: -math.log(trial.suggest_float(f"{name}.{n}:u", edge, 1 - edge)) for n in self.simplex}
+        return {f"{name}.{n}": value / sum(raw.values()) for n, value in raw.items()}
+
+    def params_of(self, name: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        weights = {n: values.get(f"{name}.{n}", 1.0) for n in self.simplex}
+        total = sum(weights.values())
+        return {f"{name}.{n}:u": math.exp(-len(weights) * weight / total) for n, weight in weights.items()}
+
+
+def _kind(value: Any) -> str | None:
+    keys = value if isinstance(value, Mapping) else type(value).model_fields if isinstance(value, Spec) else ()
+    return next((key for key in ("log_uniform", "uniform", "int", "choice", "simplex") if key in keys), None)
+
+
+Domain = Annotated[
+    Annotated[LogUniform, Tag("log_uniform")]
+    | Annotated[Uniform, Tag("uniform")]
+    | Annotated[Int, Tag("int")]
+    | Annotated[Choice, Tag("choice")]
+    | Annotated[Simplex, Tag("simplex")],
+    Discriminator(
+        _kind,
+        custom_error_type="domain",
+        custom_error_message="expected one of log_uniform, uniform, int, choice or simplex",
+    ),
+]
+Space = Mapping[str, Domain]
+
+
+def ordered(space: Space) -> list[tuple[str, Domain]]:
+    """The domains, each behind those its `when` names. Raises UserError where they wait for each other."""
+    waiting, done = dict(space), []
+    while waiting:
+        ready = [name for name, domain in waiting.items() if not set(domain.when) & set(waiting)]
+        if not ready:
+            raise UserError(f"search: the `when` of {' and '.join(waiting)} wait for each other. Remove one of them.")
+        done += [(name, waiting.pop(name)) for name in ready]
+    return done
+
+
+def suggest(space: Space, defaults: Mapping[str, Any], trial: "optuna.Trial") -> dict[str, Any]:
+    """The dotted values of one trial. `defaults` are the configuration's own, for a `when` on what is not searched."""
+    chosen: dict[str, Any] = {}
+    for name, domain in ordered(space):
+        if domain.active({**defaults, **chosen}):
+            chosen |= domain.suggest(trial, name)
+    return chosen
+
+
+def default_params(space: Space, defaults: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Optuna's parameters for the configuration's own values; None where one of them is outside its domain."""
+    params: dict[str, Any] = {}
+    for name, domain in ordered(space):
+        if domain.active(defaults):
+            own = domain.params_of(name, defaults)
+            if own is None:
+                return None
+            params |= own
+    return params

@@ -1,0 +1,50 @@
+"""Soft parameter sharing (Evgeniou & Pontil, 2004): every task its own trunk, drawn toward the tasks' mean."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeFloat
+from torch import Tensor
+
+from raymtl.encoders import Encoder
+from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
+from raymtl.types import Params, Task
+
+
+class Soft(SharingArchitecture):
+    """Adds strength * sum_t |theta_t - mean_s theta_s|^2 over the trunks to the outer objective.
+
+    The gradient with respect to theta_t is 2 * strength * (theta_t - mean). No parameter is shared by two losses.
+    """
+
+    def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], strength: float) -> None:
+        super().__init__(tasks, encoders)
+        self.strength = strength
+
+    @property
+    def shared(self) -> frozenset[str]:
+        return frozenset()
+
+    def features(self, inputs: Tensor) -> Mapping[str, Tensor]:
+        return {name: encoder(inputs) for name, encoder in zip(self.task_names, self.encoders, strict=True)}
+
+    def penalty(self, params: Params) -> Tensor:
+        total = super().penalty(params)
+        for name, _ in self.encoders[0].named_parameters():
+            trunks = torch.stack([params[f"encoders.{index}.{name}"] for index in range(len(self.encoders))])
+            total = total + (trunks - trunks.mean(0)).square().sum()
+        return self.strength * total
+
+
+class SoftSpec(SharingSpecBase):
+    """`strength` is lambda; at 0 the tasks learn independently."""
+
+    name: Literal["soft"] = "soft"
+    strength: NonNegativeFloat = 0.001
+
+    def num_encoders(self, num_tasks: int) -> int:
+        return num_tasks
+
+    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> Soft:
+        return Soft(tasks, encoders, self.strength)

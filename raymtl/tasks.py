@@ -1,0 +1,85 @@
+"""The kinds of task: head, loss per example, metrics; and their losses as sums and counts."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raymtl.types import Batch, Metric, Task
+
+
+def classification(name: str, num_classes: int) -> Task:
+    """Cross-entropy over `num_classes`; targets are integers [N]; metric: accuracy in [0, 1]."""
+    return Task(
+        name=name,
+        kind="classification",
+        out_features=num_classes,
+        head=lambda in_features: nn.Linear(in_features, num_classes),
+        loss=lambda logits, target: F.cross_entropy(logits, target, reduction="none"),
+        metrics={"accuracy": Metric(lambda logits, target: (logits.argmax(-1) == target).float(), True)},
+        readable=lambda logits: logits.argmax(-1),
+    )
+
+
+def regression(name: str, mean: float, std: float) -> Task:
+    """Squared error of the standardised target (no factor 1/2); `mean` and `std` are those of the training targets.
+
+    Metrics: `r2` = 1 - squared error / std^2, that is R^2 against the training variance, so that it is a mean over
+    examples; `mae` in the target's own unit.
+    """
+
+    def error(prediction: Tensor, target: Tensor) -> Tensor:
+        return prediction.squeeze(-1) - (target - mean) / std
+
+    return Task(
+        name=name,
+        kind="regression",
+        out_features=1,
+        head=lambda in_features: nn.Linear(in_features, 1),
+        loss=lambda prediction, target: error(prediction, target).square(),
+        metrics={
+            "r2": Metric(lambda prediction, target: 1 - error(prediction, target).square(), True),
+            "mae": Metric(lambda prediction, target: error(prediction, target).abs() * std, False),
+        },
+        readable=lambda prediction: prediction.squeeze(-1) * std + mean,
+    )
+
+
+def label_counts(tasks: Sequence[Task], batch: Batch) -> Tensor:
+    """How many examples of the batch carry a label of each task, [K]."""
+    counts = []
+    for task in tasks:
+        target = batch.targets[task.name]
+        mask = batch.masks.get(task.name, torch.ones_like(target, dtype=torch.bool))
+        counts.append(mask.sum())
+    return torch.stack(counts)
+
+
+def loss_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """Sum over the labelled examples of each task's loss, [K]."""
+    return torch.stack([masked_sum(batch, t.name, t.loss(predictions[t.name], batch.targets[t.name])) for t in tasks])
+
+
+def masked_sum(batch: Batch, task: str, values: Tensor) -> Tensor:
+    """Sum of `values` [N] over the examples whose label of `task` is there."""
+    if task in batch.masks:
+        # where, not multiplication: a missing label may hold any number, and nan * 0 is nan.
+        values = torch.where(batch.masks[task], values, 0.0)
+    return values.sum()
+
+
+def metric_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """Sum over the labelled examples of every metric of every task, [number of metrics], in `metric_names` order."""
+    return torch.stack(
+        [
+            masked_sum(batch, task.name, metric.per_example(predictions[task.name], batch.targets[task.name]))
+            for task in tasks
+            for metric in task.metrics.values()
+        ]
+    )
+
+
+def metric_names(tasks: Sequence[Task]) -> list[str]:
+    """Dotted names `task.metric`, in the order of `metric_sums`."""
+    return [f"{task.name}.{metric}" for task in tasks for metric in task.metrics]

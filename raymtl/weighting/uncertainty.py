@@ -1,0 +1,37 @@
+"""Uncertainty weighting (Kendall et al., 2018, arXiv:1705.07115)."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from raymtl.types import Task
+from raymtl.weighting.base import LossWeighting, WeightingSpecBase
+
+
+class Uncertainty(LossWeighting):
+    """Total = sum_t (c_t e^{-s_t} L_t + s_t / 2), with s_t = log sigma_t^2 learned.
+
+    c_t is 1/2 for regression and 1 for classification; s starts at 0.
+    """
+
+    scale: Tensor
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.log_variance = nn.Parameter(torch.zeros_like(scale))
+
+    def forward(self, losses: Tensor, gramian: Callable[[], Tensor] | None = None) -> Tensor:
+        precision = torch.exp(-self.log_variance)
+        return (self.scale.to(losses) * precision * losses + self.log_variance / 2).sum()
+
+
+class UncertaintySpec(WeightingSpecBase):
+    """No hyperparameters."""
+
+    name: Literal["uncertainty"] = "uncertainty"
+
+    def build(self, tasks: Sequence[Task]) -> Uncertainty:
+        return Uncertainty(torch.tensor([0.5 if task.kind == "regression" else 1.0 for task in tasks]))
