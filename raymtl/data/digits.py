@@ -11,9 +11,9 @@ from raymtl.data.base import SPLITS, Arrays, Source, Split
 from raymtl.tasks import classification, regression
 from raymtl.types import Batch, Episode, Task, UserError
 
-GLYPH = 12  # side of a digit on the canvas, pixels
-OFFSET = 7  # of the right digit from the left one, down and right: they overlap by 5 pixels
-SIDE = 24  # of the canvas
+GLYPH = 8  # side of a digit on the canvas, pixels
+OFFSET = 5  # of the right digit from the left one, down and right: they overlap by 3 pixels
+SIDE = 16  # of the canvas
 SPLIT_SHARE = {"train": 0.6, "val": 0.2, "test": 0.2}  # of the source digits of each class
 CLASS_SPLIT = {"train": slice(0, 64), "val": slice(64, 80), "test": slice(80, 100)}  # of the two-digit numbers
 SPLIT_SEED = 20240229  # of which digits and numbers belong to which split; not the experiment's seed
@@ -23,7 +23,7 @@ DigitTask = Literal["left", "right", "sum"]
 
 
 class Digits(Source):
-    """Pictures [1, 24, 24] of a digit at the top left and one at the bottom right, overlapping.
+    """Pictures [1, 16, 16] of a digit at the top left and one at the bottom right, overlapping.
 
     `episodes: domains`: an episode is one rotation of the picture about its centre, in degrees counter-clockwise;
     the tasks on the same picture are the `left` digit, the `right` digit (classification, 10) and their `sum`
@@ -140,7 +140,7 @@ def _draw(pool: np.ndarray, digits: np.ndarray, rng: np.random.Generator) -> np.
 
 
 def compose(glyphs: np.ndarray, left: np.ndarray, right: np.ndarray) -> torch.Tensor:
-    """Pictures [N, 1, 24, 24] uint8 of the glyphs with these indices [N]; where they overlap the brighter shows."""
+    """Pictures [N, 1, 16, 16] uint8 of the glyphs with these indices [N]; where they overlap the brighter shows."""
     start = (SIDE - GLYPH - OFFSET) // 2
     canvas = np.zeros((2, len(left), SIDE, SIDE), np.uint8)
     canvas[0, :, start : start + GLYPH, start : start + GLYPH] = glyphs[left]

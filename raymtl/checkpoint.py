@@ -1,0 +1,71 @@
+"""Everything that a run needs to go on exactly where it was: parameters, optimiser, weighting state, RNG, step."""
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from raymtl import runs
+from raymtl.step import Problem
+from raymtl.types import UserError
+
+
+class Progress(NamedTuple):
+    """Where a training stands. `task_axis` is kept so that a resumed run computes in the same way."""
+
+    step: int
+    params: dict[str, Tensor]
+    task_axis: str
+
+
+def save(folder: Path, problem: Problem, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Writes a checkpoint folder aside and renames it into place, over an older one."""
+
+    def write(aside: Path) -> None:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        runs.save_params(aside / "model.safetensors", progress.params)
+        state = {
+            "step": progress.step,
+            "task_axis": progress.task_axis,
+            "optimizer": optimizer.state_dict(),
+            "weighting": dict(problem.weighting.named_buffers()),
+            "rng": torch.get_rng_state(),
+        }
+        torch.save(state, aside / "state.pt")
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+
+    runs.publish(folder, write)
+    shutil.rmtree(folder.with_name(f".{folder.name}.old"), ignore_errors=True)
+
+
+def restore(
+    folder: Path, problem: Problem, params: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[int, str]:
+    """Puts a checkpoint into parameters, optimiser, weighting and generator; returns the step and the task axis.
+
+    Raises UserError for a checkpoint that is damaged or of another configuration.
+    """
+    saved = runs.load_params(folder / "model.safetensors", params)
+    try:
+        state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+        optimizer.load_state_dict(state["optimizer"])
+        for name, value in problem.weighting.named_buffers():
+            value.copy_(state["weighting"][name])
+        torch.set_rng_state(state["rng"])
+        step, task_axis = int(state["step"]), str(state["task_axis"])
+    except Exception as error:  # torch.load raises half a dozen kinds for a damaged file
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{folder / 'state.pt'}: expected a checkpoint, got a damaged file ({reason}). "
+            "Remove the checkpoint folder to start this training again."
+        ) from None
+    with torch.no_grad():
+        for name, value in params.items():
+            value.copy_(saved[name])
+    return step, task_axis

@@ -1,0 +1,298 @@
+"""The commands. Each validates everything that the user gave before anything is started."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from raymtl import runs
+from raymtl.config import Experiment, load
+from raymtl.types import DivergedError, UserError
+
+app = typer.Typer(
+    name="raymtl",
+    help="Learn many tasks together, learn how to learn the next one, and search how.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[Path, typer.Argument(help="A YAML configuration, such as tune_configs/quickstart.yaml.")]
+Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]
+Sets = Annotated[list[str], typer.Option("--set", help="Override a value by its dotted name: learner.inner_lr=0.05.")]
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster; else RAY_ADDRESS, else Ray starts here.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the newest run of this configuration.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan; start nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one sentence and exit status 2."""
+    try:
+        app()
+    except (UserError, DivergedError) as error:
+        print(f"raymtl: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("raymtl: interrupted. Continue with --resume.", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def tune(
+    config: Config,
+    sets: Sets = [],  # noqa: B006  (typer copies it)
+    address: Address = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search, train the winner on Ray Train workers, compare it with its baselines, write the report."""
+    experiment = load(config, _overrides(sets))
+    if not experiment.search:
+        raise UserError(f"{config}: search: expected something to search, got nothing. Use `raymtl train`, or add domains.")
+    if dry_run:
+        _print_plan(experiment, as_json, searching=True)
+        return
+    _start(experiment, resume, as_json, lambda run: _workflow().tune(experiment, run, address))
+
+
+@app.command()
+def train(
+    config: Config,
+    sets: Sets = [],  # noqa: B006
+    address: Address = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one configuration on Ray Train workers, evaluate it, write the report."""
+    experiment = load(config, _overrides(sets))
+    if dry_run:
+        _print_plan(experiment, as_json, searching=False)
+        return
+    _start(experiment, resume, as_json, lambda run: _workflow().train_run(experiment, run, address))
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    split: Annotated[str, typer.Option(help="val or test.")] = "test",
+    episodes: Annotated[int | None, typer.Option(min=2, help="Episodes; the configuration's own by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the run's best model on held-out episodes, before and after adaptation."""
+    from raymtl.evaluate import evaluate as score
+    from raymtl.evaluate import load_model
+
+    if split not in ("val", "test"):
+        raise UserError(f"--split: expected val or test, got '{split}'.")
+    experiment, problem, params = load_model(runs.existing(run) / "best")
+    metrics, _ = score(experiment, problem, params, experiment.data.load(), split=split, episodes=episodes)  # type: ignore[arg-type]
+    if as_json:
+        print(json.dumps(metrics, indent=2))
+        return
+    _print_scores([{"name": "best", "score": metrics["score"], "tasks": metrics["tasks"]}])
+    kind = "transductive" if metrics["transductive"] else "not transductive"
+    Console().print(f"{metrics['episodes']} {split} episodes, {kind}; +- is the 95 % interval over episodes.")
+
+
+@app.command()
+def adapt(
+    run: Run,
+    support: Annotated[Path | None, typer.Option(help="Parquet: column `input` and one for each task.")] = None,
+    episode: Annotated[int, typer.Option(min=0, help="Without --support: which held-out test episode to adapt to.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=0, help="Inner steps; the learner's own by default.")] = None,
+    name: Annotated[str | None, typer.Option(help="Folder under RUN/adapted; made from the support set by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Adapt the run's best model to a new task; write the adapted model and its predictions."""
+    from raymtl.adapt import adapt_run
+
+    written = adapt_run(runs.existing(run), support, episode, steps, name)
+    if as_json:
+        print(json.dumps(written, indent=2))
+        return
+    Console().print(f"adapted to {written['domain']} with {written['support_examples']} examples", highlight=False)
+    if written["scores"]:
+        table = Table(box=None, pad_edge=False)
+        for column in ("metric", "before", "after"):
+            table.add_column(column, justify="left" if column == "metric" else "right")
+        for metric, (before, after) in written["scores"].items():
+            table.add_row(metric, "-" if before is None else f"{before:.3f}", f"{after:.3f}")
+        Console().print(table)
+    Console().print(f"{written['folder']}: model.safetensors, predictions.parquet", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def trials(
+    run: Run,
+    number: Annotated[int | None, typer.Argument(metavar="[ID]", help="One trial, in full.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the trials of a search, or show one."""
+    rows = runs.read_rows(runs.existing(run) / "trials.parquet")
+    if not rows:
+        raise UserError(f"{run}: expected a search with trials, got none yet. Start one with `raymtl tune`.")
+    if number is not None:
+        chosen = next((row for row in rows if row["number"] == number), None)
+        if chosen is None:
+            raise UserError(f"{run}: trial {number}: expected 0 to {rows[-1]['number']}, got {number}.")
+        rows = [{key: value for key, value in chosen.items() if value is not None}]
+    if as_json:
+        print(json.dumps(rows if number is None else rows[0], indent=2))
+        return
+    if number is not None:
+        for key, value in rows[0].items():
+            Console().print(f"{key}: {value}", highlight=False)
+        return
+    _print_trials(rows, load(run / "config.yaml"))
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write the run's report.html again."""
+    from raymtl.report import write_report
+
+    print(write_report(runs.existing(run)))
+
+
+@app.command()
+def doctor(
+    output: Annotated[Path, typer.Option(help="Where runs would be written.")] = Path("runs"),
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check what a run needs: versions, cores, memory, disk, and the cluster where there is one. Exit 1 on a failure."""
+    from raymtl.cluster import doctor as examine
+
+    checks = examine(output, address)
+    if as_json:
+        print(json.dumps([check._asdict() for check in checks], indent=2))
+    else:
+        table = Table(box=None, pad_edge=False)
+        for column in ("", "check", "found", "what to do"):
+            table.add_column(column, overflow="fold")
+        marks = {True: "[green]ok[/]", None: "[yellow]look[/]", False: "[red]fails[/]"}
+        for check in checks:
+            table.add_row(marks[check.ok], check.name, check.found, "" if check.ok else check.advice)
+        Console().print(table)
+    if any(check.ok is False for check in checks):
+        raise typer.Exit(1)
+
+
+def _workflow() -> Any:
+    from raymtl import workflow  # importing Ray takes seconds that a mistyped key should not cost
+
+    return workflow
+
+
+def _overrides(sets: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set: expected key=value, got '{text}'.")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {key}: expected a YAML value, got '{value}'.") from None
+    return values
+
+
+def _start(experiment: Experiment, resume: bool, as_json: bool, work: Callable[[Path], Mapping[str, Any]]) -> None:
+    run = runs.latest(experiment) if resume else runs.create(experiment)
+    summary = work(run)
+    if as_json:
+        print(json.dumps(summary, indent=2))
+        return
+    _print_summary(summary, run)
+
+
+def _print_summary(summary: Mapping[str, Any], run: Path) -> None:
+    from raymtl.report import outcome, result_rows
+
+    console = Console()
+    console.print()
+    _print_scores(summary["models"])
+    console.print(f"\n{outcome(result_rows(summary))}", highlight=False)
+    where = os.path.relpath(run)
+    console.print(f"\n{summary['seconds']:.0f} s. Open {where}/report.html; next: raymtl adapt {where}", highlight=False)
+
+
+def _print_scores(models: list[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    metrics = [(task, metric) for task, scores in models[0]["tasks"].items() for metric in scores]
+    for task, metric in metrics:
+        table.add_column(f"{task}\n{metric}", justify="right")
+    table.add_column("score", justify="right")
+    if models[0].get("delta_m") is not None:
+        table.add_column("delta_m\n% (low)", justify="right")
+        table.add_column("delta_p\n% (high)", justify="right")
+    for model in models:
+        scores = [model["tasks"][task][metric] for task, metric in metrics]
+        deltas = [f"{model[key]:+.1f}" for key in ("delta_m", "delta_p") if model.get(key) is not None]
+        if any(score["before"] for score in scores):
+            before = [_figure(score["before"]) for score in scores]
+            table.add_row(f"{model['name']}, before", *before, _figure((model.get("score") or {}).get("before")), style="dim")
+        after = [_figure(score["after"]) for score in scores]
+        table.add_row(f"{model['name']}, adapted", *after, _figure((model.get("score") or {}).get("after")), *deltas)
+    Console().print(table)
+
+
+def _figure(value: Mapping[str, float] | None) -> str:
+    return f"{value['mean']:.3f}±{value['ci95']:.3f}" if value else "-"
+
+
+def _print_trials(rows: list[dict[str, Any]], experiment: Experiment) -> None:
+    metrics = [*experiment.tune.metrics]
+    searched = [key for key in rows[0] if key in experiment.search or key.startswith("weighting.weights.")]
+    searched += [k for row in rows for k in row if k.startswith(tuple(experiment.search)) and k not in searched]
+    searched = list(dict.fromkeys(searched))
+    table = Table(box=None, pad_edge=False)
+    for column in ("trial", "state", "step", *metrics, *(key.replace(".", ".\n") for key in searched)):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        cells = [row.get(key) for key in ("number", "state", "step", *metrics, *searched)]
+        table.add_row(*("" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in cells))
+    Console().print(table)
+
+
+def _print_plan(experiment: Experiment, as_json: bool, *, searching: bool) -> None:
+    train_settings, settings = experiment.train, experiment.tune
+    content: dict[str, Any] = {
+        "run": str(Path(experiment.output) / experiment.name),
+        "train": {
+            "workers": train_settings.workers,
+            "cpus_per_worker": train_settings.cpus_per_worker,
+            "steps": train_settings.steps,
+            "episodes_per_step": train_settings.meta_batch,
+            "num_parameters": sum(v.numel() for v in experiment.build().init_params().values()),
+        },
+    }
+    if searching:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        each = settings.workers_per_trial * settings.cpus_per_trial
+        here = max(0, min(int(cores / each), settings.trials))
+        content["search"] = {
+            "trials": settings.trials,
+            "objectives": dict(zip(settings.metrics, settings.modes, strict=True)),
+            "concurrency": here if settings.concurrency == "auto" else min(here, settings.concurrency),
+            "concurrency_of": f"{cores} CPU of this machine",
+            "cpus_per_trial": each,
+            "workers_per_trial": settings.workers_per_trial,
+            "asha": settings.asha.model_dump() if settings.asha else None,
+            "space": {key: domain.model_dump(exclude_defaults=True) for key, domain in experiment.search.items()},
+        }
+    if as_json:
+        print(json.dumps(content, indent=2))
+    else:
+        print(yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False).rstrip())

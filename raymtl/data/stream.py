@@ -1,0 +1,70 @@
+"""Ray Data around the sampler: ids are streamed and sharded, episodes are built beside the training step."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.data import DataContext, DataIterator, ExecutionOptions
+from ray.data.collate_fn import NumpyBatchCollateFn
+from ray.train import DataConfig
+
+from raymtl.data.base import Arrays, Source
+from raymtl.data.episodes import build_episodes
+from raymtl.types import Episode
+
+STEPS_A_BLOCK = 64
+PREFETCH = 4  # steps
+
+
+def id_dataset(steps: int, num_workers: int) -> ray.data.Dataset:
+    """One row (step, share) for each worker's share of each step.
+
+    Rows come in blocks of one share; Ray Data deals blocks out in turn, so that at every step the workers hold all
+    the shares between them. Which worker holds which does not matter.
+    """
+    DataContext.get_current().enable_progress_bars = False
+    blocks = []
+    for start in range(0, steps, STEPS_A_BLOCK):
+        step = np.arange(start, min(start + STEPS_A_BLOCK, steps))
+        blocks += [pa.table({"step": step, "share": np.full_like(step, share)}) for share in range(num_workers)]
+    return ray.data.from_arrow(blocks)
+
+
+def data_config() -> DataConfig:
+    """Keeps the order of the blocks, on which the assignment of shares rests."""
+    return DataConfig(execution_options=ExecutionOptions(preserve_order=True))
+
+
+class BuildEpisodes(NumpyBatchCollateFn):
+    """Turns the ids of one step into this worker's share of its episodes, from arrays in shared memory.
+
+    Steps before `first_step`, which a resumed run has behind it, are passed over without being built.
+    """
+
+    def __init__(
+        self, source: Source, arrays: Arrays, seed: int, meta_batch: int, num_workers: int, first_step: int
+    ) -> None:
+        self.source, self.arrays, self.seed = source, arrays, seed
+        self.meta_batch, self.num_workers, self.first_step = meta_batch, num_workers, first_step
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> tuple[int, int, Episode | None]:
+        step, share = int(batch["step"][0]), int(batch["share"][0])
+        if step < self.first_step:
+            return step, share, None
+        start, stop = (self.meta_batch * rank // self.num_workers for rank in (share, share + 1))
+        episodes, _ = build_episodes(
+            self.source, self.arrays, seed=self.seed, split="train", step=step, indices=range(start, stop)
+        )
+        return step, share, episodes
+
+
+def streamed(shard: DataIterator, build: BuildEpisodes) -> Iterator[tuple[int, int, Episode]]:
+    """(step, share, episodes [E, ...]) from the first step on, prefetched in the background."""
+    batches: Any = shard.iter_torch_batches(
+        batch_size=1, prefetch_batches=PREFETCH, collate_fn=build, device="cpu", pin_memory=False
+    )
+    for step, share, episodes in batches:
+        if episodes is not None:
+            yield step, share, episodes

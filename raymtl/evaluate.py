@@ -1,0 +1,207 @@
+"""Adapt, then score: on validation episodes while training, on test episodes in the end. Starts no Ray."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raymtl import config, runs
+from raymtl.collective import Workers
+from raymtl.config import Experiment
+from raymtl.data import Arrays, Split
+from raymtl.data.episodes import build_episodes, on_device
+from raymtl.step import HowToRun, Problem, over_episodes
+from raymtl.tasks import label_counts, loss_sums, metric_names, metric_sums
+from raymtl.types import Episode, Params
+
+EPISODES_AT_ONCE = 20
+PICTURES = 12
+
+
+def validation_scores(
+    experiment: Experiment, problem: Problem, params: Params, arrays: Arrays, how: HowToRun, workers: Workers
+) -> dict[str, float]:
+    """`val.*` after adaptation, equal on all workers: each scores its share, sums and counts are added up."""
+    tasks = problem.tasks
+    device = next(iter(params.values())).device
+    share = workers.share(experiment.evaluate.val_episodes)
+    sums = torch.zeros(len(metric_names(tasks)) + 2 * len(tasks), dtype=torch.float64, device=device)
+    for episodes, _ in _episodes(experiment, arrays, "val", share, device):
+        sums += over_episodes(lambda episode: _sums(problem, params, episode, None), episodes, how).double().sum(0)
+    metrics, losses, counts = workers.sum(sums).split([len(metric_names(tasks)), len(tasks), len(tasks)])
+    per_metric = torch.cat([counts[i].expand(len(task.metrics)) for i, task in enumerate(tasks)])
+    means = dict(zip(metric_names(tasks), (metrics / per_metric).tolist(), strict=True))
+    return {
+        "val.score": sum(means[name] for name in primary_metrics(problem)) / len(tasks),
+        "val.loss": float((losses / counts).sum()),
+        **{f"val.{name}": value for name, value in means.items()},
+    }
+
+
+def primary_metrics(problem: Problem) -> list[str]:
+    """The first metric of each task, those that a score is the mean of."""
+    return [f"{task.name}.{next(iter(task.metrics))}" for task in problem.tasks]
+
+
+def _sums(problem: Problem, params: Params, episode: Episode, steps: int | None) -> Tensor:
+    """Metric sums, loss sums and label counts on the query set after `steps` inner steps, [M + 2 K]."""
+    adapted = params if steps == 0 else problem.adapt(params, episode.support, steps)
+    predictions = problem.predict(adapted, episode.query.inputs)
+    tasks, query = problem.tasks, episode.query
+    parts = (metric_sums(tasks, predictions, query), loss_sums(tasks, predictions, query), label_counts(tasks, query))
+    return torch.cat([part.float() for part in parts])
+
+
+def _episodes(
+    experiment: Experiment, arrays: Arrays, split: Split, indices: range, device: torch.device | str
+) -> Iterator[tuple[Episode, list[str]]]:
+    """Held-out episodes in groups; they are those of step 0, whatever was trained."""
+    for start in range(indices.start, indices.stop, EPISODES_AT_ONCE):
+        group = range(start, min(start + EPISODES_AT_ONCE, indices.stop))
+        episodes, domains = build_episodes(
+            experiment.data, arrays, seed=experiment.seed, split=split, step=0, indices=group
+        )
+        yield on_device(episodes, device), domains
+
+
+def load_model(folder: Path) -> tuple[Experiment, Problem, dict[str, Tensor]]:
+    """What a model folder holds. Raises UserError where it is none or damaged."""
+    experiment = config.load(folder / "config.yaml")
+    problem = experiment.build()
+    return experiment, problem, runs.load_params(folder / "model.safetensors", problem.init_params())
+
+
+@torch.no_grad()
+def evaluate(
+    experiment: Experiment,
+    problem: Problem,
+    params: Params,
+    arrays: Arrays,
+    *,
+    split: Split = "test",
+    episodes: int | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The scores of docs/run-folder.md's metrics.json, and the rows of its examples.parquet.
+
+    Adapted parameters see the support set alone; no statistic of the query set is used, so the scores are not
+    transductive.
+    """
+    number = episodes or experiment.evaluate.test_episodes
+    learner = problem.learner
+    own = learner.num_steps
+    steps: list[int] = list(range(2 * own + 1)) if own else [0]
+    how = HowToRun()
+    device = next(iter(params.values())).device
+    # [steps, episodes, M + 2 K]
+    table = torch.cat(
+        [
+            torch.stack(
+                [over_episodes(lambda e, s=s: _sums(problem, params, e, _or_full(learner, s)), group, how) for s in steps]
+            )
+            for group, _ in _episodes(experiment, arrays, split, range(number), device)
+        ],
+        dim=1,
+    )
+    result: dict[str, Any] = {
+        "split": split,
+        "episodes": number,
+        "transductive": False,
+        "inner_steps": own,
+        "num_parameters": sum(value.numel() for value in params.values()),
+        **_intervals(problem, table.double().cpu(), steps),
+    }
+    return result, _examples(experiment, problem, params, arrays, split)
+
+
+def _or_full(learner: Any, steps: int) -> int | None:
+    # A learner that takes no gradient steps adapts in one go.
+    return steps if learner.num_steps else None
+
+
+def _intervals(problem: Problem, table: Tensor, steps: Sequence[int]) -> dict[str, Any]:
+    """Means over episodes with 95 % intervals, before and after adaptation and along the inner steps."""
+    tasks = problem.tasks
+    counts = table[..., -len(tasks) :]
+    after = steps.index(problem.learner.num_steps)
+    before = 0 if problem.learner.predicts_unadapted else None
+    scores: dict[str, Any] = {}
+    curve: dict[str, Any] = {"steps": list(steps)}
+    per_episode: dict[str, Tensor] = {}
+    column = 0
+    for index, task in enumerate(tasks):
+        scores[task.name] = {}
+        for name, metric in task.metrics.items():
+            values = table[..., column] / counts[..., index]  # [steps, episodes]
+            per_episode[f"{task.name}.{name}"] = values
+            scores[task.name][name] = {"higher_is_better": metric.higher_is_better} | _around(values, before, after)
+            along = [mean_and_interval(at) for at in values]
+            curve[f"{task.name}.{name}"] = {key: [point[key] for point in along] for key in ("mean", "ci95")}
+            column += 1
+    score = torch.stack([per_episode[name] for name in primary_metrics(problem)]).mean(0)
+    return {"tasks": scores, "score": _around(score, before, after), "curve": curve}
+
+
+def _around(values: Tensor, before: int | None, after: int) -> dict[str, Any]:
+    if before is None:
+        return {"before": None, "after": mean_and_interval(values[after]), "gain": None}
+    return {
+        "before": mean_and_interval(values[before]),
+        "after": mean_and_interval(values[after]),
+        "gain": mean_and_interval(values[after] - values[before]),
+    }
+
+
+def mean_and_interval(values: Tensor) -> dict[str, float]:
+    """Mean of [N] and the half-width of its 95 % interval, 1.96 standard errors."""
+    return {"mean": float(values.mean()), "ci95": 1.96 * float(values.std()) / math.sqrt(len(values))}
+
+
+def _examples(
+    experiment: Experiment, problem: Problem, params: Params, arrays: Arrays, split: Split
+) -> list[dict[str, Any]]:
+    """One query picture of each of the first episodes, with what is predicted before and after adaptation."""
+    raw, domains = build_episodes(
+        experiment.data, arrays, seed=experiment.seed, split=split, step=0, indices=range(PICTURES)
+    )
+    episodes = on_device(raw, next(iter(params.values())).device)
+
+    def predict(episode: Episode) -> dict[str, Tensor]:
+        adapted = problem.adapt(params, episode.support)
+        return problem.predict(adapted, episode.query.inputs)
+
+    after = over_episodes(predict, episodes, HowToRun())
+    before = (
+        over_episodes(lambda episode: problem.predict(params, episode.query.inputs), episodes, HowToRun())
+        if problem.learner.predicts_unadapted
+        else None
+    )
+    rows = []
+    for index, domain in enumerate(domains):
+        picture = raw.query.inputs[index, 0]
+        row: dict[str, Any] = {
+            "domain": domain,
+            "input": picture.flatten().tolist(),
+            "shape": list(picture.shape),
+        }
+        for task in problem.tasks:
+            row[f"{task.name}.target"] = float(raw.query.targets[task.name][index, 0])
+            row[f"{task.name}.before"] = float(task.readable(before[task.name][index, :1])) if before else None
+            row[f"{task.name}.after"] = float(task.readable(after[task.name][index, :1]))
+        rows.append(row)
+    return rows
+
+
+def evaluate_folder(folder: Path, arrays: Arrays, *, split: Split = "test", episodes: int | None = None) -> dict[str, Any]:
+    """Scores a model folder and writes its metrics.json and examples.parquet."""
+    experiment, problem, params = load_model(folder)
+    metrics, examples = evaluate(experiment, problem, params, arrays, split=split, episodes=episodes)
+    history = runs.read_rows(folder / "history.parquet")
+    metrics["steps"] = len(history)
+    metrics["train_seconds"] = sum(row["seconds"] for row in history)
+    runs.write_rows(folder / "examples.parquet", examples)
+    runs.write_json(folder / "metrics.json", metrics)
+    return metrics
+

@@ -1,0 +1,208 @@
+"""The outer loop: the same in a notebook, a Tune trial and a Train worker."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from raymtl import checkpoint, runs
+from raymtl.checkpoint import Progress
+from raymtl.collective import Workers
+from raymtl.config import Experiment
+from raymtl.data import Arrays
+from raymtl.data.episodes import build_episodes, on_device
+from raymtl.evaluate import validation_scores
+from raymtl.step import HowToRun, MetaGradient, Problem, TaskAxis, meta_gradient
+from raymtl.types import DivergedError, Episode
+
+Batches = Callable[[int], Iterator[tuple[int, int, Episode]]]
+"""First step -> (step, share, this worker's episodes [E, ...]) of every step from there on."""
+
+
+class Host(NamedTuple):
+    """What differs between a notebook, a Tune trial and a Train worker."""
+
+    report: Callable[[dict[str, float], Path | None], None]
+    """Takes the scores of a step and, on the first worker, a checkpoint folder that it is to keep."""
+    observe: Callable[[Mapping[str, float]], None]
+    """Takes the numbers of every step, on the first worker."""
+    resume_from: Path | None = None
+    workers: Workers = Workers()
+    device: torch.device = torch.device("cpu")
+
+
+def local_batches(experiment: Experiment, arrays: Arrays) -> Batches:
+    """All episodes of each step, built in this process."""
+
+    def batches(first_step: int) -> Iterator[tuple[int, int, Episode]]:
+        for step in range(first_step, experiment.train.steps):
+            indices = range(experiment.train.meta_batch)
+            yield step, 0, build_episodes(
+                experiment.data, arrays, seed=experiment.seed, split="train", step=step, indices=indices
+            )[0]
+
+    return batches
+
+
+def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: Host, folder: Path) -> None:
+    """Meta-trains from scratch or from `host.resume_from`; the first worker writes the model folder.
+
+    Every worker makes the same move from the same summed meta-gradient, so parameters need no broadcast. Raises
+    DivergedError, naming task and step, where a loss is not finite.
+    """
+    settings = experiment.train
+    problem = experiment.build()
+    params = problem.init_params(host.device)
+    optimizer = _optimizer(experiment, problem, params)
+    first_step, task_axis = 0, settings.task_axis
+    if host.resume_from:
+        first_step, saved_axis = checkpoint.restore(host.resume_from, problem, params, optimizer)
+        task_axis = saved_axis if saved_axis in ("vmap", "loop") else task_axis  # type: ignore[assignment]
+    recorder = _Recorder(folder, first_step, host)
+    episodes_from = batches(first_step)
+    scores: dict[str, float] = {}
+    start = time.perf_counter()
+    for step, share, raw in _agreed(episodes_from, host.workers):
+        episodes = on_device(raw, host.device)
+        waited = time.perf_counter() - start
+        if task_axis == "auto":
+            task_axis = _faster_axis(experiment, problem, params, episodes, host.workers)
+        how = HowToRun(task_axis, settings.chunk, settings.precision)
+        lr = _schedule(experiment, step)
+        try:
+            meta = meta_gradient(problem, params, episodes, host.workers, how)
+        except DivergedError as error:
+            raise DivergedError(f"{error} at step {step}. Lower learner.inner_lr or train.lr.") from None
+        norm = _move(optimizer, params, meta, lr, settings.clip_norm)
+        done = step + 1
+        last = done == settings.steps
+        scored = last or done % settings.eval_every == 0
+        if scored:
+            with torch.no_grad():
+                scores = validation_scores(experiment, problem, params, arrays, how, host.workers)
+        seconds = time.perf_counter() - start
+        row = {
+            "step": done,
+            "lr": lr,
+            "grad_norm": norm,
+            "seconds": seconds,
+            "data_wait_pct": 100 * waited / seconds,
+            **{f"loss.{t.name}": v for t, v in zip(problem.tasks, meta.losses.tolist(), strict=True)},
+            **{f"weight.{t.name}": v for t, v in zip(problem.tasks, meta.weights.tolist(), strict=True)},
+            **(scores if scored else {}),
+        }
+        start = time.perf_counter()
+        recorder.add(row)
+        if scored:
+            kept = None
+            if host.workers.rank == 0:
+                recorder.flush()
+                kept = folder / "checkpoint"
+                checkpoint.save(kept, problem, optimizer, Progress(done, params, str(task_axis)))
+                if last:
+                    experiment.model_copy(update={"search": {}}).save(folder / "config.yaml")
+                    runs.save_params(folder / "model.safetensors", params)
+            count = sum(value.numel() for value in params.values())
+            host.report({**scores, "step": done, "num_parameters": count, "seconds": recorder.seconds}, kept)
+
+
+def _optimizer(experiment: Experiment, problem: Problem, params: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+    groups = []
+    for name, value in params.items():
+        parts = name.split(".")
+        scale = problem.model.lr_scale.get(parts[1], 1.0) if parts[0] == "model" else 1.0
+        groups.append({"params": [value], "lr_scale": scale})
+    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    return kinds[experiment.train.optimizer](groups, lr=experiment.train.lr)
+
+
+def _schedule(experiment: Experiment, step: int) -> float:
+    done = step / experiment.train.steps
+    factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return experiment.train.lr * factor[experiment.train.schedule]
+
+
+def _move(
+    optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor], meta: MetaGradient, lr: float, clip: float | None
+) -> float:
+    """One step of the optimiser along the meta-gradient; returns its norm before clipping."""
+    for name, value in params.items():
+        value.grad = meta.grads[name]
+    norm = float(torch.nn.utils.clip_grad_norm_(list(params.values()), clip or math.inf))
+    if not math.isfinite(norm):
+        raise DivergedError(f"the meta-gradient has the norm {norm}. Lower learner.inner_lr or train.lr.")
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+    optimizer.step()
+    return norm
+
+
+def _faster_axis(
+    experiment: Experiment, problem: Problem, params: Mapping[str, Tensor], episodes: Episode, workers: Workers
+) -> TaskAxis:
+    """Times both ways of running the episodes on these very ones; the workers agree on the sum of their times."""
+    buffers = {name: value.clone() for name, value in problem.weighting.named_buffers()}
+    ways: tuple[TaskAxis, ...] = ("vmap", "loop")
+    seconds = []
+    for axis in ways:
+        for _ in range(2):  # the first run of each pays for warming up
+            start = time.perf_counter()
+            meta_gradient(
+                problem, params, episodes, workers, HowToRun(axis, experiment.train.chunk, experiment.train.precision)
+            )
+            if episodes.query.inputs[0].is_cuda:
+                torch.cuda.synchronize()
+            taken = time.perf_counter() - start
+        seconds.append(taken)
+    for name, value in problem.weighting.named_buffers():
+        value.copy_(buffers[name])
+    return ways[int(workers.sum(torch.tensor(seconds)).argmin())]
+
+
+def _agreed(batches: Iterator[tuple[int, int, Episode]], workers: Workers) -> Iterator[tuple[int, int, Episode]]:
+    """Passes the batches on after making sure that the workers are at the same step and hold all of its shares."""
+    for step, share, episodes in batches:
+        held = torch.zeros(workers.size + 1, dtype=torch.int64)
+        held[share] = 1
+        held[-1] = step
+        total = workers.sum(held).tolist()
+        if total != [1] * workers.size + [step * workers.size]:
+            raise RuntimeError(f"step {step}: the workers do not hold one share each of the same step: {total}")
+        yield step, share, episodes
+
+
+class _Recorder:
+    """The first worker's record of every step: history.parquet, TensorBoard and the host's own metrics."""
+
+    def __init__(self, folder: Path, first_step: int, host: Host) -> None:
+        self.path = folder / "history.parquet"
+        self.host = host
+        self.rows: list[dict[str, Any]] = []
+        self.writer: Any = None
+        if host.workers.rank == 0:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.rows = [row for row in runs.read_rows(self.path) if row["step"] <= first_step]
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1, flush_secs=30)
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, over all attempts."""
+        return sum(row["seconds"] for row in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        if self.writer is None:
+            return
+        self.rows.append(row)
+        for name, value in row.items():
+            if name != "step":
+                self.writer.add_scalar(name.replace(".", "/"), value, row["step"])
+        self.host.observe(row)
+
+    def flush(self) -> None:
+        runs.write_rows(self.path, self.rows)
+        self.writer.flush()

@@ -1,0 +1,34 @@
+"""What compares models across tasks: the relative change against baselines, in both conventions."""
+
+from collections.abc import Mapping
+
+Scores = Mapping[str, Mapping[str, tuple[float, bool]]]
+"""Task -> metric -> (value, whether higher is better)."""
+
+
+def delta_m(scores: Scores, baseline: Scores) -> float:
+    """Mean over all metrics of the relative change, signed so that lower is better, percent.
+
+    (-1)^{higher is better} (M - B) / |B| * 100, the convention of Nash-MTL (arXiv:2202.01017) and FAMO
+    (arXiv:2306.03792), who divide by B: the magnitude keeps the sign right for metrics that can be negative.
+    A baseline of 0 raises ZeroDivisionError.
+    """
+    changes = [change for task in _changes(scores, baseline).values() for change in task]
+    return -sum(changes) / len(changes)
+
+
+def delta_p(scores: Scores, baseline: Scores) -> float:
+    """The same change averaged within each task first and signed so that higher is better, percent (arXiv:2004.13379)."""
+    by_task = [sum(task) / len(task) for task in _changes(scores, baseline).values()]
+    return sum(by_task) / len(by_task)
+
+
+def _changes(scores: Scores, baseline: Scores) -> dict[str, list[float]]:
+    """Task -> improvement of each metric in percent of the baseline's magnitude."""
+    return {
+        task: [
+            (1 if higher else -1) * (value - baseline[task][name][0]) / abs(baseline[task][name][0]) * 100
+            for name, (value, higher) in metrics.items()
+        ]
+        for task, metrics in scores.items()
+    }

@@ -1,0 +1,162 @@
+"""The run folder on disk (docs/run-folder.md): every file is written aside and renamed into place."""
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from raymtl import config
+from raymtl.config import Experiment
+from raymtl.types import Params, UserError
+
+PACKAGES = ("raymtl", "ray", "torch", "torchvision", "optuna", "pyarrow", "pydantic", "numpy")
+
+
+def create(experiment: Experiment) -> Path:
+    """A new, empty run folder OUTPUT/NAME, or OUTPUT/NAME-2 ... where that is taken; absolute.
+
+    Raises UserError where it cannot be made.
+    """
+    parent = Path(experiment.output).absolute()
+    number = 1
+    while True:
+        run = parent / (experiment.name if number == 1 else f"{experiment.name}-{number}")
+        try:
+            run.mkdir(parents=True)
+            return run
+        except FileExistsError:
+            if not parent.is_dir():
+                raise UserError(f"output: expected a folder, got the file {parent}. Choose another output.") from None
+            number += 1
+        except OSError as error:
+            raise UserError(
+                f"output: {run} cannot be made ({error.strerror}). Choose a folder that you may write to."
+            ) from None
+
+
+def latest(experiment: Experiment) -> Path:
+    """The newest run folder of this configuration, for `--resume`. Raises UserError where there is none."""
+    parent = Path(experiment.output).absolute()
+    found = []
+    for saved in parent.glob(f"{experiment.name}*/config.yaml"):
+        if config.load(saved) == experiment:
+            found.append(saved)
+    if not found:
+        raise UserError(
+            f"--resume: expected a run of this very configuration in {parent}, got none. "
+            "Leave --resume away to start one, or undo what was changed since."
+        )
+    return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
+def existing(path: Path) -> Path:
+    """The same path, if it is a run folder; else raises UserError."""
+    if not path.is_dir():
+        raise UserError(f"{path}: expected a run folder, got no such folder. Runs are written under `output`.")
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path}: expected a run folder, got one without config.yaml. Give one that raymtl made.")
+    return path.absolute()
+
+
+def publish(path: Path, write: Callable[[Path], Any]) -> None:
+    """Calls `write` with a path aside, then renames that to `path`: readers see the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    write(aside)
+    aside.replace(path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Publishes `content` as indented JSON."""
+    publish(path, lambda aside: aside.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises UserError for a file that is missing or not JSON."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; the run has not come so far. Continue it with --resume.") from None
+    except ValueError as error:
+        raise UserError(f"{path}: expected JSON, got something else ({error}). The file is damaged.") from None
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Publishes rows as Parquet; a column that some rows lack is null in them."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = pa.table({key: pa.array([row.get(key) for row in rows]) for key in columns})
+    publish(path, lambda aside: pq.write_table(table, aside))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a Parquet file; none where there is no file."""
+    if not path.exists():
+        return []
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        return rows
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: expected a Parquet file, got something else ({error}). It is damaged.") from None
+
+
+def save_params(path: Path, params: Params) -> None:
+    """Publishes tensors as safetensors."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in params.items()}
+    publish(path, lambda aside: save_file(tensors, aside))
+
+
+def load_params(path: Path, expected: Params | None = None) -> dict[str, Tensor]:
+    """Tensors by name. Raises UserError for a missing or damaged file, or names and shapes other than `expected`."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; the run has no trained model yet. Continue it with --resume.")
+    try:
+        params = load_file(path)
+    except Exception as error:  # safetensors raises its own kinds, and OSError for a truncated file
+        raise UserError(f"{path}: expected safetensors, got a damaged file ({error}). Restore or train again.") from None
+    if expected is not None:
+        shapes = {name: tuple(value.shape) for name, value in params.items()}
+        wanted = {name: tuple(value.shape) for name, value in expected.items()}
+        if shapes != wanted:
+            name = next(n for n in sorted({*shapes, *wanted}) if shapes.get(n) != wanted.get(n))
+            raise UserError(
+                f"{path}: {name}: expected shape {wanted.get(name)}, got {shapes.get(name)}. "
+                "The file belongs to another configuration than the config.yaml beside it."
+            )
+    return params
+
+
+def environment(experiment: Experiment) -> dict[str, Any]:
+    """What is needed to run the same again: versions, commit, seed, command line."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    here = Path(__file__).resolve().parent
+    git = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "git_commit": git.stdout.strip() or None,
+        "seed": experiment.seed,
+        "command": ["raymtl", *sys.argv[1:]],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": socket.gethostname(),
+        "cpus": os.cpu_count(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

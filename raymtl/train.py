@@ -1,0 +1,165 @@
+"""Ray Train around the loop: TorchTrainer, shards of Ray Data, checkpoints, metrics of the cluster."""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # At the default of 2 s reports are throttled to one in 2 s, and a killed worker loses a committed checkpoint.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Without it the Train tab of the dashboard is empty.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    # Workers would run at nice 15, behind everything else on the machine.
+    "RAY_worker_niceness": "0",
+}
+for _key, _value in QUIET.items():  # Ray reads them when it is imported
+    os.environ.setdefault(_key, _value)
+
+import ray  # noqa: E402
+import ray.train  # noqa: E402
+import torch  # noqa: E402
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # noqa: E402
+from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
+from ray.util.metrics import Gauge  # noqa: E402
+
+from raymtl.collective import Workers  # noqa: E402
+from raymtl.config import Experiment  # noqa: E402
+from raymtl.data.stream import BuildEpisodes, data_config, id_dataset, streamed  # noqa: E402
+from raymtl.loop import Host, train_loop  # noqa: E402
+from raymtl.types import UserError  # noqa: E402
+
+
+def start_ray(address: str | None, *, tests: bool = False) -> None:
+    """Connects to `address` or `RAY_ADDRESS`, else starts Ray on this machine. Raises UserError."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray|torch.distributed")
+    address = address or os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(
+            address=address or "local",
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            include_dashboard=None if address or not tests else False,
+            runtime_env={"env_vars": QUIET} if address else None,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"--address: cannot reach Ray at {address} ({reason}). Start the cluster, or leave --address and "
+            "RAY_ADDRESS away to start Ray here."
+        ) from None
+
+
+def gpus_per_worker(experiment: Experiment) -> int:
+    """1 where the cluster has GPUs and the configuration lets them be used."""
+    wanted = experiment.train.device
+    available = ray.cluster_resources().get("GPU", 0) > 0
+    if wanted == "cuda" and not available:
+        raise UserError("train.device: expected a GPU in the cluster, got none. Use train.device: auto or cpu.")
+    return int(available and wanted != "cpu")
+
+
+def check_resources(experiment: Experiment, workers: int, cpus: float, gpus: float) -> None:
+    """Raises UserError where the workers could never all start."""
+    have = ray.cluster_resources()
+    for key, each in (("CPU", cpus), ("GPU", gpus)):
+        if workers * each > have.get(key, 0):
+            raise UserError(
+                f"train.workers: {workers} workers of {each:g} {key} each need {workers * each:g} {key}, the cluster "
+                f"has {have.get(key, 0):g}. Lower train.workers or train.cpus_per_worker."
+            )
+
+
+def observer(run: str, task_names: tuple[str, ...]) -> Callable[[Mapping[str, float]], None]:
+    """Puts the numbers of every step into Ray's metrics, tagged by run (and task)."""
+    tags = {"run": run}
+    plain = {name: Gauge(f"raymtl_{name}", description=f"{name} of the outer step", tag_keys=("run",)) for name in
+             ("step", "lr", "grad_norm", "seconds", "data_wait_pct")}  # fmt: skip
+    loss = Gauge("raymtl_loss", description="query loss of a task", tag_keys=("run", "task"))
+    weight = Gauge("raymtl_weight", description="weight of a task", tag_keys=("run", "task"))
+
+    def observe(row: Mapping[str, float]) -> None:
+        for name, gauge in plain.items():
+            gauge.set(row[name], tags)
+        for task in task_names:
+            loss.set(row[f"loss.{task}"], tags | {"task": task})
+            weight.set(row[f"weight.{task}"], tags | {"task": task})
+
+    return observe
+
+
+def train(
+    experiment: Experiment,
+    arrays: "ray.ObjectRef[Any]",
+    folder: Path,
+    *,
+    ray_folder: Path,
+    workers: int,
+    cpus: float,
+    gpus: float,
+    callbacks: tuple[Any, ...] = (),
+) -> None:
+    """Meta-trains on Ray Train workers; the first writes the model folder.
+
+    The same `folder` and `ray_folder` again go on from the last checkpoint. Raises what the workers raise.
+    """
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"experiment": experiment.model_dump(mode="json"), "arrays": arrays, "folder": str(folder)},
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpus > 0, resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        datasets={"ids": id_dataset(experiment.train.steps, workers)},
+        dataset_config=data_config(),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=str(ray_folder),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(
+                max_failures=experiment.train.max_failures, controller_failure_limit=experiment.train.max_failures
+            ),
+            logging_config=LoggingConfig(log_level="ERROR"),
+            callbacks=list(callbacks),
+        ),
+    )
+    trainer.fit()
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """One Ray Train worker."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    experiment = Experiment.model_validate(settings["experiment"])
+    arrays = ray.get(settings["arrays"])
+    folder = Path(settings["folder"])
+    context = ray.train.get_context()
+    workers = Workers(context.get_world_rank(), context.get_world_size())
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        assigned = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+        torch.set_num_threads(max(1, int(assigned)))
+
+    def report(metrics: dict[str, float], kept: Path | None) -> None:
+        ray.train.report(
+            metrics,
+            checkpoint=Checkpoint.from_directory(str(kept)) if kept else None,
+            checkpoint_dir_name=f"step_{int(metrics['step']):08d}",
+        )
+
+    def batches(first_step: int) -> Any:
+        build = BuildEpisodes(
+            experiment.data, arrays, experiment.seed, experiment.train.meta_batch, workers.size, first_step
+        )
+        return streamed(ray.train.get_dataset_shard("ids"), build)
+
+    last = ray.train.get_checkpoint()
+    observe = observer(f"{folder.parent.name}/{folder.name}", experiment.data.task_names)
+    if last is None:
+        train_loop(experiment, arrays, batches, Host(report, observe, None, workers, device), folder)
+        return
+    with last.as_directory() as saved:
+        train_loop(experiment, arrays, batches, Host(report, observe, Path(saved), workers, device), folder)

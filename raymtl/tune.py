@@ -1,0 +1,375 @@
+"""Ray Tune and Optuna around the trial; the study's journal is the one source of truth, so a search resumes exactly."""
+
+import math
+import os
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+# The run folder has its own tables and event files; Tune's would be a second, slower copy of them.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+# A trial that failed reports its reason and no metric.
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+
+from raymtl.train import gpus_per_worker, observer, train  # isort: skip  (sets what Ray reads when it is imported)
+
+import optuna
+import ray
+import torch
+from optuna.samplers import TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from raymtl import config, runs
+from raymtl.config import Experiment
+from raymtl.data import Arrays
+from raymtl.loop import Host, local_batches, train_loop
+from raymtl.progress import Row, View
+from raymtl.search import default_params, suggest
+from raymtl.types import DivergedError, UserError
+
+STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "running",
+}
+
+
+class Plan(NamedTuple):
+    """What a search will take of the cluster."""
+
+    trials: int
+    concurrency: int
+    workers: int
+    cpus: float
+    gpus: float
+
+
+def plan(experiment: Experiment, cluster_cpus: float, cluster_gpus: float) -> Plan:
+    """How many trials run at a time, so that none can wait for what another holds.
+
+    Raises UserError where not even one trial fits.
+    """
+    settings = experiment.tune
+    gpus = settings.gpus_per_trial
+    if gpus == "auto":
+        gpus = 1.0 if cluster_gpus and experiment.train.device != "cpu" else 0.0
+    workers = settings.workers_per_trial
+    fits = math.floor(cluster_cpus / (workers * settings.cpus_per_trial) + 1e-9)
+    if gpus:
+        fits = min(fits, math.floor(cluster_gpus / (workers * gpus) + 1e-9))
+    if fits < 1:
+        raise UserError(
+            f"tune.cpus_per_trial: a trial takes {workers * settings.cpus_per_trial:g} CPU and {workers * gpus:g} GPU, "
+            f"the cluster has {cluster_cpus:g} and {cluster_gpus:g}. Lower tune.cpus_per_trial, tune.gpus_per_trial "
+            "or tune.workers_per_trial."
+        )
+    wanted = fits if settings.concurrency == "auto" else settings.concurrency
+    return Plan(settings.trials, min(wanted, fits, settings.trials), workers, settings.cpus_per_trial, gpus)
+
+
+def open_study(run: Path, experiment: Experiment) -> optuna.Study:
+    """The study of the run folder, made if there is none."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = JournalStorage(JournalFileBackend(str(run / "study.journal")))
+    directions = ["maximize" if mode == "max" else "minimize" for mode in experiment.tune.modes]
+    return optuna.create_study(
+        storage=storage, study_name=experiment.name, directions=directions, load_if_exists=True
+    )
+
+
+class Search(Searcher):
+    """Optuna as Ray Tune's search algorithm, telling it the truth, and resumable from its journal alone.
+
+    It differs from Ray's OptunaSearch where that would harm a search: a trial that ASHA stopped is told as PRUNED and
+    not as a complete one with a truncated value, a diverged or failed one as FAIL instead of staying RUNNING, and the
+    sampler's chances are a function of (seed, trial number), so that a resumed search repeats no point and goes on as
+    if it had never stopped. Trials that a killed driver left unfinished are run again under their own number.
+    """
+
+    def __init__(self, experiment: Experiment, run: Path) -> None:
+        modes = experiment.tune.modes
+        super().__init__(metric=list(experiment.tune.metrics), mode=list(modes))
+        self.experiment, self.run = experiment, run
+        self.defaults = experiment.flat()
+        self.study = open_study(run, experiment)
+        self.unfinished = [trial.number for trial in self.study.get_trials(states=(TrialState.RUNNING,))]
+        self.numbers: dict[str, int] = {}
+        self.reports: dict[int, dict[str, dict[str, float]]] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        if self.unfinished:
+            trial = optuna.Trial(self.study, self.study.trials[self.unfinished.pop(0)]._trial_id)
+        else:
+            asked = [t for t in self.study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+            if len(asked) >= self.experiment.tune.trials:
+                return Searcher.FINISHED
+            if not self.study.trials and self.experiment.tune.default_first:
+                own = default_params(self.experiment.search, self.defaults)
+                if own is not None:
+                    self.study.enqueue_trial(own)
+            self.study.sampler = self._sampler(len(asked))
+            trial = self.study.ask()
+        values = trial.user_attrs.get("values")
+        if values is None:
+            values = suggest(self.experiment.search, self.defaults, trial)
+            trial.set_user_attr("values", values)
+        self.numbers[trial_id] = trial.number
+        self.reports[trial.number] = {}
+        return {"number": trial.number, **values}
+
+    def _sampler(self, number: int) -> TPESampler:
+        settings = self.experiment.tune.sampler
+        with warnings.catch_warnings():
+            # TPE's multivariate and group options call themselves experimental at every construction.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return TPESampler(
+                n_startup_trials=settings.startup_trials,
+                n_ei_candidates=settings.candidates,
+                multivariate=settings.multivariate,
+                group=settings.multivariate,
+                constant_liar=True,
+                seed=(self.experiment.seed * 1_000_003 + number) % 2**32,
+            )
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        number = self.numbers[trial_id]
+        step = str(result.get("step"))
+        if "failed" in result or step in self.reports[number]:
+            return
+        self.reports[number][step] = {key: value for key, value in result.items() if _is_metric(key)}
+        trial = self._trial(number)
+        trial.set_user_attr("reports", self.reports[number])
+        if len(self.experiment.tune.metrics) == 1:
+            trial.report(result[self.experiment.tune.metrics[0]], int(step))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        number = self.numbers.pop(trial_id)
+        result = result or {}
+        values = [result.get(metric) for metric in self.experiment.tune.metrics]
+        reason = result.get("failed") or ("the trial's process ended with an error" if error else None)
+        if not reason and not all(value is not None and math.isfinite(value) for value in values):
+            reason = "the trial ended without a finite objective"
+        trial = self._trial(number)
+        if reason:
+            trial.set_user_attr("reason", reason)
+            self.study.tell(number, state=TrialState.FAIL)
+        elif result["step"] < self.experiment.train.steps:
+            self.study.tell(number, state=TrialState.PRUNED)
+        else:
+            self.study.tell(number, values=values)
+        runs.write_rows(self.run / "trials.parquet", trial_rows(self.study))
+
+    def _trial(self, number: int) -> optuna.Trial:
+        return optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune keeps a pickle of its parts. Nothing is restored from it: the journal holds everything.
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal holds everything."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the journal holds everything."""
+
+
+def _is_metric(key: str) -> bool:
+    return key.startswith("val.") or key in ("num_parameters", "seconds")
+
+
+def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
+    """The rows of trials.parquet."""
+    rows = []
+    for trial in study.get_trials(deepcopy=False):
+        reports = trial.user_attrs.get("reports", {})
+        step = max(map(int, reports), default=0)
+        last = reports.get(str(step), {})
+        rows.append(
+            {
+                "number": trial.number,
+                "state": STATES[trial.state],
+                "step": step,
+                "seconds": last.get("seconds"),
+                "reason": trial.user_attrs.get("reason"),
+                **trial.user_attrs.get("values", {}),
+                **{key: value for key, value in last.items() if key != "seconds"},
+            }
+        )
+    return rows
+
+
+def run_search(experiment: Experiment, run: Path, arrays: Arrays, settings: Plan, view: View) -> optuna.Study:
+    """Runs the trials that the study still lacks; returns it. Raises UserError if the search was interrupted."""
+    search = Search(experiment, run)
+    ended = [t for t in search.study.get_trials(deepcopy=False) if t.state.is_finished()]
+    remaining = experiment.tune.trials - len(ended)
+    for trial in ended:
+        view.show(f"trial {trial.number}", _row(experiment, trial_rows(search.study)[trial.number]))
+    if remaining > 0:
+        nested = settings.workers > 1
+        # Drivers of nested trainings take no CPU: the workers that they wait for need them.
+        resources = {"cpu": 0.0} if nested else {"cpu": settings.cpus, "gpu": settings.gpus}
+        runnable = tune.with_parameters(
+            run_trial, experiment=experiment.model_dump(mode="json"), run=str(run), arrays=arrays, plan=settings
+        )
+        tuner = tune.Tuner(
+            tune.with_resources(runnable, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=scheduler(experiment, search.study),
+                num_samples=remaining,
+                max_concurrent_trials=settings.concurrency,
+                reuse_actors=not nested,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name=f"search-{len(ended)}",
+                storage_path=str(run / ".ray"),
+                failure_config=tune.FailureConfig(max_failures=experiment.train.max_failures),
+                callbacks=[Watcher(experiment, view)],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    runs.write_rows(run / "trials.parquet", trial_rows(search.study))
+    missing = [t.number for t in search.study.get_trials(deepcopy=False) if not t.state.is_finished()]
+    if missing or len(search.study.trials) < experiment.tune.trials:
+        raise UserError(f"{run}: the search was interrupted. Continue it with --resume.")
+    return search.study
+
+
+def scheduler(experiment: Experiment, study: optuna.Study) -> TrialScheduler:
+    """ASHA with the rungs that the study's earlier trials left, or none."""
+    asha = experiment.tune.asha
+    if asha is None:
+        return FIFOScheduler()
+    metric = experiment.tune.asha_metric
+    modes = dict(zip(experiment.tune.metrics, experiment.tune.modes, strict=True))
+    lower = metric == "val.loss" or metric.endswith(".mae") or metric in ("num_parameters", "seconds")
+    made = ASHAScheduler(
+        time_attr="step",
+        metric=metric,
+        mode=modes.get(metric, "min" if lower else "max"),
+        max_t=experiment.train.steps,
+        grace_period=asha.grace,
+        reduction_factor=asha.reduction,
+        # Otherwise ASHA stops trials at their last step, before they are told as complete.
+        stop_last_trials=False,
+    )
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.is_finished():
+            earlier: Any = SimpleNamespace(trial_id=f"earlier-{trial.number}")
+            made.on_trial_add(None, earlier)
+            for step, metrics in sorted(trial.user_attrs.get("reports", {}).items(), key=lambda item: int(item[0])):
+                made.on_trial_result(None, earlier, {"step": int(step), **metrics})
+    return made
+
+
+def run_trial(values: dict[str, Any], experiment: dict[str, Any], run: str, arrays: Arrays, plan: Plan) -> None:
+    """One trial, a plain function: trains, reporting every score, from its last checkpoint if it was interrupted.
+
+    Scores from before the checkpoint are reported again, so that the scheduler decides as if nothing had happened.
+    """
+    number = values["number"]
+    chosen = config.parse(experiment).override({key: value for key, value in values.items() if key != "number"})
+    folder = Path(run) / "trials" / f"{number:04d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen.model_copy(update={"search": {}}).save(folder / "config.yaml")
+    saved = folder / "checkpoint"
+    history = runs.read_rows(folder / "history.parquet") if saved.exists() else []
+    earlier = [row for row in history if row.get("val.score") is not None]
+    params = sum(value.numel() for value in chosen.build().init_params().values())
+    for row in earlier:
+        seconds = sum(r["seconds"] for r in history if r["step"] <= row["step"])
+        scores = {key: value for key, value in row.items() if key.startswith("val.")}
+        tune.report({**scores, "step": row["step"], "num_parameters": params, "seconds": seconds})
+    try:
+        if plan.workers > 1:
+            train(
+                chosen, ray.put(arrays), folder, ray_folder=Path(run) / ".ray" / "trials", workers=plan.workers,
+                cpus=plan.cpus, gpus=plan.gpus, callbacks=(TuneReportCallback(),),
+            )  # fmt: skip
+            return
+        torch.set_num_threads(max(1, int(plan.cpus)))
+        device = torch.device("cuda" if plan.gpus and torch.cuda.is_available() else "cpu")
+        observe = observer(f"{Path(run).name}/trial-{number:04d}", chosen.data.task_names)
+        host = Host(lambda metrics, _: tune.report(metrics), observe, saved if earlier else None, device=device)
+        train_loop(chosen, arrays, local_batches(chosen, arrays), host, folder)
+    except (DivergedError, UserError) as error:
+        tune.report({"step": 0, "failed": str(error)})
+
+
+def _trial_name(trial: Any) -> str:
+    return f"trial-{trial.config.get('number', 0):04d}"
+
+
+class Watcher(tune.Callback):
+    """Passes what Tune sees on to the view."""
+
+    def __init__(self, experiment: Experiment, view: View) -> None:
+        self.experiment, self.view = experiment, view
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune keeps a pickle of its parts, and a terminal has no place in it.
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._show(trial, {}, "running")
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        if "failed" not in result:
+            self._show(trial, result, "running")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result or {}
+        pruned = result.get("step", 0) < self.experiment.train.steps
+        self._show(trial, result, "failed" if "failed" in result else "pruned" if pruned else "complete")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._show(trial, trial.last_result or {}, "failed")
+
+    def _show(self, trial: Any, result: dict[str, Any], state: str) -> None:
+        values = {key: value for key, value in trial.config.items() if key != "number"}
+        row = {"step": result.get("step", 0), "state": state, "reason": result.get("failed"), **result, **values}
+        self.view.show(f"trial {trial.config['number']}", _row(self.experiment, row))
+
+
+def _row(experiment: Experiment, row: dict[str, Any]) -> Row:
+    metric = experiment.tune.metrics[0]
+    score = f"{metric} {row[metric]:.4f}" if row.get(metric) is not None else ""
+    searched = {key: row[key] for key in row if key in experiment.flat() or key.startswith("weighting.weights.")}
+    details = row.get("reason") or " ".join(f"{key}={short(value)}" for key, value in searched.items() if value is not None)
+    return Row(row["step"], experiment.train.steps, row["state"], score, details)
+
+
+def short(value: Any) -> str:
+    """A value with as many digits as a person wants to read."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def winner(study: optuna.Study, experiment: Experiment) -> optuna.trial.FrozenTrial:
+    """The trial with the best first objective among those that reached the full number of steps.
+
+    Raises UserError where no trial did.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        reasons = [t.user_attrs["reason"] for t in study.trials if "reason" in t.user_attrs]
+        raise UserError(
+            f"tune.trials: none of {len(study.trials)} trials reached step {experiment.train.steps}"
+            + (f"; the first failed because {reasons[0]}" if reasons else "")
+            + ". Narrow the ranges under `search`."
+        )
+    sign = 1 if experiment.tune.modes[0] == "max" else -1
+    return max(complete, key=lambda trial: (sign * trial.values[0], -trial.number))
