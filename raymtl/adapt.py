@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from raymtl import runs
 from raymtl.config import Experiment
@@ -30,7 +31,7 @@ def adapt_run(run: Path, support: Path | None, episode: int, steps: int | None, 
         drawn, domains = build_episodes(
             experiment.data, arrays, seed=experiment.seed, split="test", step=0, indices=[episode]
         )
-        task = Episode(*(Batch(b.inputs[0], {k: v[0] for k, v in b.targets.items()}, {}) for b in drawn))
+        task = tree_map(lambda leaf: leaf[0], drawn)
         domain, folder_name = domains[0], f"episode-{episode}"
     else:
         task = read_support(support, experiment, problem)
@@ -72,6 +73,9 @@ def read_support(path: Path, experiment: Experiment, problem: Problem) -> Episod
             f"{path}: expected the column `input` and at least one of the tasks {names}, got {table.column_names}."
         )
     inputs = _inputs(path, table, experiment)
+    missing = [name for name in names if name not in present or table[name].null_count == len(table)]
+    if missing and not problem.learner.predicts_unadapted:
+        raise UserError(f"{path}: column `{missing[0]}`: expected labels, since prototypes are made of them; got none.")
     columns = {name: table[name].to_pylist() if name in present else [None] * len(table) for name in names}
     labelled = torch.tensor([any(columns[n][row] is not None for n in names) for row in range(len(table))])
     if not labelled.any():
@@ -135,6 +139,8 @@ def _predictions(problem: Problem, query: Batch, before: Any, after: Any) -> lis
 def _scores(problem: Problem, query: Batch, before: Any, after: Params | Any) -> dict[str, tuple[float | None, float]]:
     counts = label_counts(problem.tasks, query)
     per_metric = torch.cat([counts[i].expand(len(task.metrics)) for i, task in enumerate(problem.tasks)])
-    means = [None if p is None else (metric_sums(problem.tasks, p, query) / per_metric).tolist() for p in (before, after)]
+    means = [
+        None if p is None else (metric_sums(problem.tasks, p, query) / per_metric).tolist() for p in (before, after)
+    ]
     names = metric_names(problem.tasks)
     return {name: (means[0][i] if means[0] else None, means[1][i]) for i, name in enumerate(names)}  # type: ignore[index]

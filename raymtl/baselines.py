@@ -8,29 +8,33 @@ from raymtl import runs
 from raymtl.config import Experiment
 from raymtl.metrics import delta_m, delta_p
 
-PREFIX = "single-"
+SINGLE = "single-"
+ROW = ("score", "tasks", "num_parameters", "steps", "train_seconds")
 
 
-def baselines(experiment: Experiment, winner: Experiment) -> dict[str, Experiment]:
-    """The models beside the winner, by name; all take as many steps and episodes as it.
+def baselines(experiment: Experiment, winner: Experiment) -> dict[str, tuple[Experiment, ...]]:
+    """The models beside the winner, by name; all take as many steps, and as many labelled examples a step, as it.
 
-    `default` is the configuration as written. `joint` is the same without an inner loop: plain multi-task training,
-    which shows what adapting is worth. `single-TASK` has one task alone and the winner's learner and rates, which
-    were searched, so that it is not made weak by rates that were not.
+    `default` is the configuration as written. `joint` has no inner loop: plain multi-task training, which shows what
+    adapting is worth. `single-TASK` has one task alone. Of several candidates the best on the validation split
+    stands for the baseline: with the rates as written and with the winner's, which were searched, so that a baseline
+    is not made weak by its rates.
     """
-    plain = {"weighting.name": "static", "weighting.weights": {}}
-    models = {
-        "default": experiment,
-        "joint": experiment.override({"learner.name": "maml", "learner.inner_steps": 0, **plain}),
-    }
     names = experiment.data.task_names
+    models = {"default": (experiment,), "joint": (_joint(experiment), _joint(winner))}
     if len(names) > 1:
-        for name in names:
-            alone = winner.override({**plain, "sharing.name": "hard"}).model_copy(
-                update={"data": winner.data.with_tasks((name,))}
-            )
-            models[f"{PREFIX}{name}"] = alone
+        models |= {f"{SINGLE}{name}": (_alone(experiment, name), _alone(winner, name)) for name in names}
     return models
+
+
+def _joint(model: Experiment) -> Experiment:
+    plain = model.override({"learner.name": "maml", "learner.inner_steps": 0})
+    return plain.model_copy(update={"data": plain.data.without_support()})
+
+
+def _alone(model: Experiment, task: str) -> Experiment:
+    plain = model.override({"weighting.name": "static", "weighting.weights": {}, "sharing.name": "hard"})
+    return plain.model_copy(update={"data": plain.data.with_tasks((task,))})
 
 
 def table(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
@@ -39,9 +43,9 @@ def table(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     rows = [
         {"name": name, "folder": str(folders[name]), **{key: metrics[name][key] for key in ROW}}
         for name in metrics
-        if not name.startswith(PREFIX)
+        if not name.startswith(SINGLE)
     ]
-    single = {task: m["tasks"][task] for name, m in metrics.items() if name.startswith(PREFIX) for task in m["tasks"]}
+    single = {task: m["tasks"][task] for name, m in metrics.items() if name.startswith(SINGLE) for task in m["tasks"]}
     if single:
         rows.append({"name": "single-task", "folder": None, "score": None, "tasks": single})
     for row in rows:
@@ -50,11 +54,12 @@ def table(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     return rows
 
 
-ROW = ("score", "tasks", "num_parameters", "steps", "train_seconds")
-
-
 def _after(tasks: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, bool]]]:
     return {
-        task: {name: (metric["after"]["mean"], metric["higher_is_better"]) for name, metric in metrics.items()}
+        task: {
+            name: (metric["after"]["mean"], metric["higher_is_better"])
+            for name, metric in metrics.items()
+            if metric["ratio_scale"]
+        }
         for task, metrics in tasks.items()
     }

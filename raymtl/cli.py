@@ -57,7 +57,9 @@ def tune(
     """Search, train the winner on Ray Train workers, compare it with its baselines, write the report."""
     experiment = load(config, _overrides(sets))
     if not experiment.search:
-        raise UserError(f"{config}: search: expected something to search, got nothing. Use `raymtl train`, or add domains.")
+        raise UserError(
+            f"{config}: search: expected something to search, got nothing. Use `raymtl train`, or add domains."
+        )
     if dry_run:
         _print_plan(experiment, as_json, searching=True)
         return
@@ -108,9 +110,13 @@ def evaluate(
 def adapt(
     run: Run,
     support: Annotated[Path | None, typer.Option(help="Parquet: column `input` and one for each task.")] = None,
-    episode: Annotated[int, typer.Option(min=0, help="Without --support: which held-out test episode to adapt to.")] = 0,
+    episode: Annotated[
+        int, typer.Option(min=0, help="Without --support: which held-out test episode to adapt to.")
+    ] = 0,
     steps: Annotated[int | None, typer.Option(min=0, help="Inner steps; the learner's own by default.")] = None,
-    name: Annotated[str | None, typer.Option(help="Folder under RUN/adapted; made from the support set by default.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Folder under RUN/adapted; made from the support set by default.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Adapt the run's best model to a new task; write the adapted model and its predictions."""
@@ -219,33 +225,33 @@ def _start(experiment: Experiment, resume: bool, as_json: bool, work: Callable[[
 def _print_summary(summary: Mapping[str, Any], run: Path) -> None:
     from raymtl.report import outcome, result_rows
 
-    console = Console()
+    console = Console(soft_wrap=True)
     console.print()
     _print_scores(summary["models"])
     console.print(f"\n{outcome(result_rows(summary))}", highlight=False)
     where = os.path.relpath(run)
-    console.print(f"\n{summary['seconds']:.0f} s. Open {where}/report.html; next: raymtl adapt {where}", highlight=False)
+    console.print(
+        f"\n{summary['seconds']:.0f} s. Open {where}/report.html; next: raymtl adapt {where}", highlight=False
+    )
 
 
 def _print_scores(models: list[dict[str, Any]]) -> None:
+    """One column a model, its first in two: before and after adaptation."""
+    best = models[0]
     table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    metrics = [(task, metric) for task, scores in models[0]["tasks"].items() for metric in scores]
+    table.add_column("held-out test" if len(models) > 1 else "", no_wrap=True)
+    for heading in (f"{best['name']}\nbefore", f"{best['name']}\nadapted", *(f"{m['name']}\n" for m in models[1:])):
+        table.add_column(heading, justify="right", no_wrap=True)
+    metrics = [(task, metric) for task, scores in best["tasks"].items() for metric in scores]
     for task, metric in metrics:
-        table.add_column(f"{task}\n{metric}", justify="right")
-    table.add_column("score", justify="right")
-    if models[0].get("delta_m") is not None:
-        table.add_column("delta_m\n% (low)", justify="right")
-        table.add_column("delta_p\n% (high)", justify="right")
-    for model in models:
-        scores = [model["tasks"][task][metric] for task, metric in metrics]
-        deltas = [f"{model[key]:+.1f}" for key in ("delta_m", "delta_p") if model.get(key) is not None]
-        if any(score["before"] for score in scores):
-            before = [_figure(score["before"]) for score in scores]
-            table.add_row(f"{model['name']}, before", *before, _figure((model.get("score") or {}).get("before")), style="dim")
-        after = [_figure(score["after"]) for score in scores]
-        table.add_row(f"{model['name']}, adapted", *after, _figure((model.get("score") or {}).get("after")), *deltas)
-    Console().print(table)
+        scores = [model["tasks"][task][metric] for model in models]
+        table.add_row(f"{task} {metric}", *map(_figure, (scores[0]["before"], *(s["after"] for s in scores))))
+    totals = [model["score"] or {} for model in models]
+    table.add_row("score", *map(_figure, (totals[0].get("before"), *(t.get("after") for t in totals))))
+    for key, better in (("delta_m", "lower"), ("delta_p", "higher")):
+        if best.get(key) is not None:
+            table.add_row(f"{key} % ({better})", "", *(f"{model[key]:+.1f}" for model in models))
+    Console(width=max(80, Console().width)).print(table)
 
 
 def _figure(value: Mapping[str, float] | None) -> str:

@@ -187,9 +187,7 @@ class Experiment(Spec):
         tasks = self.data.make_tasks()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            encoders = [
-                self.encoder.build(self.data.input_shape) for _ in range(self.sharing.num_encoders(len(tasks)))
-            ]
+            encoders = [self.encoder.build(self.data.input_shape) for _ in range(self.sharing.num_encoders(len(tasks)))]
             model = self.sharing.build(tasks, encoders)
         return Problem(tasks, model, self.weighting.build(tasks), self.learner)
 
@@ -201,11 +199,13 @@ class Experiment(Spec):
         tree = self.model_dump(mode="json")
         for key, value in sorted(values.items(), key=lambda item: not item[0].endswith(".name")):
             *path, last = key.split(".")
-            node = tree
+            node: Any = tree
             for part in path:
-                node = node.get(part) if isinstance(node, dict) else None
-                if node is None:
-                    break
+                if not isinstance(node, dict) or part not in node:
+                    raise UserError(f"{key}: unknown key.{_nearest(key, dotted_names())}")
+                if node[part] is None:  # an optional part, such as tune.asha, that this value begins
+                    node[part] = {}
+                node = node[part]
             if not isinstance(node, dict):
                 raise UserError(f"{key}: unknown key.{_nearest(key, dotted_names())}")
             if last == "name" and len(path) == 1 and value != node.get("name"):
@@ -305,7 +305,9 @@ def _corners(space: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[
                 grown.append(values | {f"{name}.{part}": 1 / len(domain.simplex) for part in domain.simplex})
             else:
                 low, high = next(getattr(domain, k) for k in ("log_uniform", "uniform", "int") if hasattr(domain, k))
-                grown += [{**values, name: low}] if len(combinations) > 500 else [{**values, name: e} for e in (low, high)]
+                grown += (
+                    [{**values, name: low}] if len(combinations) > 500 else [{**values, name: e} for e in (low, high)]
+                )
         combinations = grown
     yield from combinations
 
@@ -332,7 +334,9 @@ def _members(section: str) -> dict[str, type[Spec]]:
     if field is None:
         return {}
     kinds = [field.annotation, *get_args(field.annotation)]
-    specs = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Spec) and "name" in kind.model_fields]
+    specs = [
+        kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Spec) and "name" in kind.model_fields
+    ]
     return {kind.model_fields["name"].default: kind for kind in specs}
 
 

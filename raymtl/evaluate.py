@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from raymtl import config, runs
 from raymtl.collective import Workers
 from raymtl.config import Experiment
-from raymtl.data import Arrays, Split
+from raymtl.data import Arrays, Source, Split
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.step import HowToRun, Problem, over_episodes
 from raymtl.tasks import label_counts, loss_sums, metric_names, metric_sums
@@ -30,7 +31,7 @@ def validation_scores(
     share = workers.share(experiment.evaluate.val_episodes)
     sums = torch.zeros(len(metric_names(tasks)) + 2 * len(tasks), dtype=torch.float64, device=device)
     for episodes, _ in _episodes(experiment, arrays, "val", share, device):
-        sums += over_episodes(lambda episode: _sums(problem, params, episode, None), episodes, how).double().sum(0)
+        sums += over_episodes(partial(_sums, problem, params, steps=None), episodes, how).double().sum(0)
     metrics, losses, counts = workers.sum(sums).split([len(metric_names(tasks)), len(tasks), len(tasks)])
     per_metric = torch.cat([counts[i].expand(len(task.metrics)) for i, task in enumerate(tasks)])
     means = dict(zip(metric_names(tasks), (metrics / per_metric).tolist(), strict=True))
@@ -46,7 +47,7 @@ def primary_metrics(problem: Problem) -> list[str]:
     return [f"{task.name}.{next(iter(task.metrics))}" for task in problem.tasks]
 
 
-def _sums(problem: Problem, params: Params, episode: Episode, steps: int | None) -> Tensor:
+def _sums(problem: Problem, params: Params, episode: Episode, *, steps: int | None) -> Tensor:
     """Metric sums, loss sums and label counts on the query set after `steps` inner steps, [M + 2 K]."""
     adapted = params if steps == 0 else problem.adapt(params, episode.support, steps)
     predictions = problem.predict(adapted, episode.query.inputs)
@@ -90,16 +91,17 @@ def evaluate(
     transductive.
     """
     number = episodes or experiment.evaluate.test_episodes
-    learner = problem.learner
-    own = learner.num_steps
-    steps: list[int] = list(range(2 * own + 1)) if own else [0]
-    how = HowToRun()
+    own = problem.learner.num_steps
+    steps = list(range(2 * own + 1)) if own else [0]
     device = next(iter(params.values())).device
     # [steps, episodes, M + 2 K]
     table = torch.cat(
         [
             torch.stack(
-                [over_episodes(lambda e, s=s: _sums(problem, params, e, _or_full(learner, s)), group, how) for s in steps]
+                [
+                    over_episodes(partial(_sums, problem, params, steps=s if own else None), group, HowToRun())
+                    for s in steps
+                ]
             )
             for group, _ in _episodes(experiment, arrays, split, range(number), device)
         ],
@@ -114,11 +116,6 @@ def evaluate(
         **_intervals(problem, table.double().cpu(), steps),
     }
     return result, _examples(experiment, problem, params, arrays, split)
-
-
-def _or_full(learner: Any, steps: int) -> int | None:
-    # A learner that takes no gradient steps adapts in one go.
-    return steps if learner.num_steps else None
 
 
 def _intervals(problem: Problem, table: Tensor, steps: Sequence[int]) -> dict[str, Any]:
@@ -136,7 +133,11 @@ def _intervals(problem: Problem, table: Tensor, steps: Sequence[int]) -> dict[st
         for name, metric in task.metrics.items():
             values = table[..., column] / counts[..., index]  # [steps, episodes]
             per_episode[f"{task.name}.{name}"] = values
-            scores[task.name][name] = {"higher_is_better": metric.higher_is_better} | _around(values, before, after)
+            scores[task.name][name] = {
+                "higher_is_better": metric.higher_is_better,
+                "ratio_scale": metric.ratio_scale,
+                **_around(values, before, after),
+            }
             along = [mean_and_interval(at) for at in values]
             curve[f"{task.name}.{name}"] = {key: [point[key] for point in along] for key in ("mean", "ci95")}
             column += 1
@@ -166,6 +167,8 @@ def _examples(
     raw, domains = build_episodes(
         experiment.data, arrays, seed=experiment.seed, split=split, step=0, indices=range(PICTURES)
     )
+    if not isinstance(raw.query.inputs, Tensor):
+        return []  # tasks with inputs of their own have no picture in common
     episodes = on_device(raw, next(iter(params.values())).device)
 
     def predict(episode: Episode) -> dict[str, Tensor]:
@@ -194,14 +197,13 @@ def _examples(
     return rows
 
 
-def evaluate_folder(folder: Path, arrays: Arrays, *, split: Split = "test", episodes: int | None = None) -> dict[str, Any]:
-    """Scores a model folder and writes its metrics.json and examples.parquet."""
+def evaluate_folder(folder: Path, arrays: Arrays, source: Source) -> None:
+    """Scores a model folder on the test episodes of `source` and writes its metrics.json and examples.parquet."""
     experiment, problem, params = load_model(folder)
-    metrics, examples = evaluate(experiment, problem, params, arrays, split=split, episodes=episodes)
+    experiment = experiment.model_copy(update={"data": source})
+    metrics, examples = evaluate(experiment, problem, params, arrays)
     history = runs.read_rows(folder / "history.parquet")
     metrics["steps"] = len(history)
     metrics["train_seconds"] = sum(row["seconds"] for row in history)
     runs.write_rows(folder / "examples.parquet", examples)
     runs.write_json(folder / "metrics.json", metrics)
-    return metrics
-

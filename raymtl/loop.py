@@ -41,9 +41,13 @@ def local_batches(experiment: Experiment, arrays: Arrays) -> Batches:
     def batches(first_step: int) -> Iterator[tuple[int, int, Episode]]:
         for step in range(first_step, experiment.train.steps):
             indices = range(experiment.train.meta_batch)
-            yield step, 0, build_episodes(
-                experiment.data, arrays, seed=experiment.seed, split="train", step=step, indices=indices
-            )[0]
+            yield (
+                step,
+                0,
+                build_episodes(
+                    experiment.data, arrays, seed=experiment.seed, split="train", step=step, indices=indices
+                )[0],
+            )
 
     return batches
 
@@ -154,7 +158,7 @@ def _faster_axis(
             meta_gradient(
                 problem, params, episodes, workers, HowToRun(axis, experiment.train.chunk, experiment.train.precision)
             )
-            if episodes.query.inputs[0].is_cuda:
+            if next(iter(episodes.query.targets.values())).is_cuda:
                 torch.cuda.synchronize()
             taken = time.perf_counter() - start
         seconds.append(taken)

@@ -11,7 +11,7 @@ def delta_m(scores: Scores, baseline: Scores) -> float:
 
     (-1)^{higher is better} (M - B) / |B| * 100, the convention of Nash-MTL (arXiv:2202.01017) and FAMO
     (arXiv:2306.03792), who divide by B: the magnitude keeps the sign right for metrics that can be negative.
-    A baseline of 0 raises ZeroDivisionError.
+    Scores hold metrics on a ratio scale only: relative to an R^2 near 0 everything is huge.
     """
     changes = [change for task in _changes(scores, baseline).values() for change in task]
     return -sum(changes) / len(changes)

@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from raymtl import config
+from raymtl import __version__, config
 from raymtl.config import Experiment
 from raymtl.types import Params, UserError
 
-PACKAGES = ("raymtl", "ray", "torch", "torchvision", "optuna", "pyarrow", "pydantic", "numpy")
+PACKAGES = ("ray", "torch", "torchvision", "optuna", "pyarrow", "pydantic", "numpy")
 
 
 def create(experiment: Experiment) -> Path:
@@ -126,7 +126,9 @@ def load_params(path: Path, expected: Params | None = None) -> dict[str, Tensor]
     try:
         params = load_file(path)
     except Exception as error:  # safetensors raises its own kinds, and OSError for a truncated file
-        raise UserError(f"{path}: expected safetensors, got a damaged file ({error}). Restore or train again.") from None
+        raise UserError(
+            f"{path}: expected safetensors, got a damaged file ({error}). Restore or train again."
+        ) from None
     if expected is not None:
         shapes = {name: tuple(value.shape) for name, value in params.items()}
         wanted = {name: tuple(value.shape) for name, value in expected.items()}
@@ -141,7 +143,7 @@ def load_params(path: Path, expected: Params | None = None) -> dict[str, Tensor]
 
 def environment(experiment: Experiment) -> dict[str, Any]:
     """What is needed to run the same again: versions, commit, seed, command line."""
-    versions = {}
+    versions = {"raymtl": __version__}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)

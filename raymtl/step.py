@@ -82,8 +82,7 @@ class MetaGradient(NamedTuple):
 
 def over_episodes(function: Callable[[Episode], Any], episodes: Episode, how: HowToRun) -> Any:
     """`function` of every episode, its results stacked: [E, ...] -> [E, ...]."""
-    inputs = episodes.query.inputs
-    device = (inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))).device
+    device = next(iter(episodes.query.targets.values())).device
     with torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bfloat16"):
         if how.task_axis == "vmap":
             return vmap(function, chunk_size=how.chunk)(episodes)

@@ -39,7 +39,7 @@ def regression(name: str, mean: float, std: float) -> Task:
         head=lambda in_features: nn.Linear(in_features, 1),
         loss=lambda prediction, target: error(prediction, target).square(),
         metrics={
-            "r2": Metric(lambda prediction, target: 1 - error(prediction, target).square(), True),
+            "r2": Metric(lambda prediction, target: 1 - error(prediction, target).square(), True, ratio_scale=False),
             "mae": Metric(lambda prediction, target: error(prediction, target).abs() * std, False),
         },
         readable=lambda prediction: prediction.squeeze(-1) * std + mean,

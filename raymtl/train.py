@@ -31,7 +31,7 @@ from raymtl.collective import Workers  # noqa: E402
 from raymtl.config import Experiment  # noqa: E402
 from raymtl.data.stream import BuildEpisodes, data_config, id_dataset, streamed  # noqa: E402
 from raymtl.loop import Host, train_loop  # noqa: E402
-from raymtl.types import UserError  # noqa: E402
+from raymtl.types import DivergedError, UserError  # noqa: E402
 
 
 def start_ray(address: str | None, *, tests: bool = False) -> None:
@@ -41,7 +41,7 @@ def start_ray(address: str | None, *, tests: bool = False) -> None:
     try:
         ray.init(
             address=address or "local",
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
             log_to_driver=False,
             include_dashboard=None if address or not tests else False,
             runtime_env={"env_vars": QUIET} if address else None,
@@ -63,7 +63,7 @@ def gpus_per_worker(experiment: Experiment) -> int:
     return int(available and wanted != "cpu")
 
 
-def check_resources(experiment: Experiment, workers: int, cpus: float, gpus: float) -> None:
+def check_resources(workers: int, cpus: float, gpus: float) -> None:
     """Raises UserError where the workers could never all start."""
     have = ray.cluster_resources()
     for key, each in (("CPU", cpus), ("GPU", gpus)):
@@ -116,18 +116,28 @@ def train(
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         datasets={"ids": id_dataset(experiment.train.steps, workers)},
         dataset_config=data_config(),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  (the stubs are of the first version of Ray Train)
             name=folder.name,
             storage_path=str(ray_folder),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(
+            failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=experiment.train.max_failures, controller_failure_limit=experiment.train.max_failures
             ),
             logging_config=LoggingConfig(log_level="ERROR"),
             callbacks=list(callbacks),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        # Diverging is an answer, not a failure of the cluster: it comes out as what the worker raised.
+        for failure in getattr(error, "worker_failures", {}).values():
+            cause = failure.__cause__ or failure
+            while isinstance(cause, ray.exceptions.RayTaskError):
+                cause = cause.cause
+            if isinstance(cause, DivergedError | UserError):
+                raise cause from None
+        raise
 
 
 def _worker(settings: dict[str, Any]) -> None:

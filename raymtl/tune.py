@@ -12,7 +12,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 # A trial that failed reports its reason and no metric.
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 
-from raymtl.train import gpus_per_worker, observer, train  # isort: skip  (sets what Ray reads when it is imported)
+from raymtl.train import observer, train  # isort: skip  (sets what Ray reads when it is imported)
 
 import optuna
 import ray
@@ -20,6 +20,7 @@ import torch
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -80,10 +81,10 @@ def open_study(run: Path, experiment: Experiment) -> optuna.Study:
     """The study of the run folder, made if there is none."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = JournalStorage(JournalFileBackend(str(run / "study.journal")))
-    directions = ["maximize" if mode == "max" else "minimize" for mode in experiment.tune.modes]
-    return optuna.create_study(
-        storage=storage, study_name=experiment.name, directions=directions, load_if_exists=True
-    )
+    directions = [
+        StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE for mode in experiment.tune.modes
+    ]
+    return optuna.create_study(storage=storage, study_name=experiment.name, directions=directions, load_if_exists=True)
 
 
 class Search(Searcher):
@@ -96,8 +97,7 @@ class Search(Searcher):
     """
 
     def __init__(self, experiment: Experiment, run: Path) -> None:
-        modes = experiment.tune.modes
-        super().__init__(metric=list(experiment.tune.metrics), mode=list(modes))
+        super().__init__()  # metric and mode are the study's own
         self.experiment, self.run = experiment, run
         self.defaults = experiment.flat()
         self.study = open_study(run, experiment)
@@ -105,7 +105,7 @@ class Search(Searcher):
         self.numbers: dict[str, int] = {}
         self.reports: dict[int, dict[str, dict[str, float]]] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
         if self.unfinished:
             trial = optuna.Trial(self.study, self.study.trials[self.unfinished.pop(0)]._trial_id)
         else:
@@ -141,9 +141,12 @@ class Search(Searcher):
             )
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        number = self.numbers[trial_id]
+        self._record(self.numbers[trial_id], result)
+
+    def _record(self, number: int, result: dict[str, Any]) -> None:
+        """Puts the scores of one step into the journal, once."""
         step = str(result.get("step"))
-        if "failed" in result or step in self.reports[number]:
+        if "failed" in result or "step" not in result or step in self.reports[number]:
             return
         self.reports[number][step] = {key: value for key, value in result.items() if _is_metric(key)}
         trial = self._trial(number)
@@ -158,6 +161,7 @@ class Search(Searcher):
         reason = result.get("failed") or ("the trial's process ended with an error" if error else None)
         if not reason and not all(value is not None and math.isfinite(value) for value in values):
             reason = "the trial ended without a finite objective"
+        self._record(number, result)  # Tune passes the report that ends a trial on to here alone
         trial = self._trial(number)
         if reason:
             trial.set_user_attr("reason", reason)
@@ -165,7 +169,7 @@ class Search(Searcher):
         elif result["step"] < self.experiment.train.steps:
             self.study.tell(number, state=TrialState.PRUNED)
         else:
-            self.study.tell(number, values=values)
+            self.study.tell(number, values=[float(value) for value in values if value is not None])
         runs.write_rows(self.run / "trials.parquet", trial_rows(self.study))
 
     def _trial(self, number: int) -> optuna.Trial:
@@ -267,12 +271,13 @@ def scheduler(experiment: Experiment, study: optuna.Study) -> TrialScheduler:
         # Otherwise ASHA stops trials at their last step, before they are told as complete.
         stop_last_trials=False,
     )
+    controller: Any = None  # ASHA does not look at it
     for trial in study.get_trials(deepcopy=False):
         if trial.state.is_finished():
             earlier: Any = SimpleNamespace(trial_id=f"earlier-{trial.number}")
-            made.on_trial_add(None, earlier)
+            made.on_trial_add(controller, earlier)
             for step, metrics in sorted(trial.user_attrs.get("reports", {}).items(), key=lambda item: int(item[0])):
-                made.on_trial_result(None, earlier, {"step": int(step), **metrics})
+                made.on_trial_result(controller, earlier, {"step": int(step), **metrics})
     return made
 
 
@@ -327,7 +332,9 @@ class Watcher(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._show(trial, {}, "running")
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         if "failed" not in result:
             self._show(trial, result, "running")
 
@@ -349,7 +356,9 @@ def _row(experiment: Experiment, row: dict[str, Any]) -> Row:
     metric = experiment.tune.metrics[0]
     score = f"{metric} {row[metric]:.4f}" if row.get(metric) is not None else ""
     searched = {key: row[key] for key in row if key in experiment.flat() or key.startswith("weighting.weights.")}
-    details = row.get("reason") or " ".join(f"{key}={short(value)}" for key, value in searched.items() if value is not None)
+    details = row.get("reason") or " ".join(
+        f"{key}={short(value)}" for key, value in searched.items() if value is not None
+    )
     return Row(row["step"], experiment.train.steps, row["state"], score, details)
 
 

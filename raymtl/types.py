@@ -32,6 +32,8 @@ class Metric(NamedTuple):
 
     per_example: Callable[[Tensor, Tensor], Tensor]
     higher_is_better: bool
+    ratio_scale: bool = True
+    """Whether its zero means nothing at all (accuracy, errors), so that a relative change of it says something."""
 
 
 class Task(NamedTuple):

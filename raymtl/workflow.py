@@ -1,11 +1,15 @@
 """From a configuration to a finished run folder: search, train the winner, measure it, write the report."""
 
+import math
+import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from raymtl.train import check_resources, gpus_per_worker, observer, start_ray, train  # isort: skip  (before Ray itself)
 
 import ray
 import torch
@@ -13,16 +17,16 @@ import torch
 from raymtl import runs
 from raymtl.baselines import baselines, table
 from raymtl.config import Experiment
-from raymtl.data import Arrays
+from raymtl.data import Arrays, Source
 from raymtl.evaluate import evaluate_folder
 from raymtl.loop import Host, local_batches, train_loop
 from raymtl.progress import Row, View
 from raymtl.report import write_report
-from raymtl.train import check_resources, gpus_per_worker, observer, start_ray, train
-from raymtl.tune import plan, run_search, winner
+from raymtl.tune import STATES, plan, run_search, winner
 from raymtl.types import DivergedError
 
 POLL_S = 0.5
+ArraysRef = Any  # ray.ObjectRef of Arrays
 
 
 def tune(experiment: Experiment, run: Path, address: str | None) -> dict[str, Any]:
@@ -33,44 +37,29 @@ def tune(experiment: Experiment, run: Path, address: str | None) -> dict[str, An
     started = time.time()
     _begin(experiment, run)
     with View(f"raymtl tune {experiment.name}") as view, _ray(address, view):
-        have = ray.cluster_resources()
-        settings = plan(experiment, have.get("CPU", 0), have.get("GPU", 0))
-        check_resources(experiment, experiment.train.workers, experiment.train.cpus_per_worker, gpus_per_worker(experiment))
+        settings = plan(experiment, ray.cluster_resources().get("CPU", 0), ray.cluster_resources().get("GPU", 0))
+        _check(experiment)
         arrays = experiment.data.load()
         view.say(f"{settings.trials} trials, {settings.concurrency} at a time; run folder {run}")
         study = run_search(experiment, run, arrays, settings, view)
         best = winner(study, experiment)
-        values = best.user_attrs["values"]
-        chosen = experiment.override(values)
-        view.say(f"trial {best.number} wins on the validation split; training it again on Ray Train, and its baselines")
+        chosen = experiment.override(best.user_attrs["values"])
+        view.say(f"trial {best.number} wins on the validation split; now its baselines, and itself on Ray Train")
         shared = ray.put(arrays)
-        folders = {"winner": run / "best"}
-        compared = baselines(experiment, chosen)
-        folders |= {name: run / "baselines" / name for name in compared}
-        _train_all({folders[name]: model for name, model in compared.items()}, shared, settings.cpus, view)
-        _train_on_workers(chosen, shared, run, view)
-    states = [_state(trial) for trial in study.trials]
-    return _finish(
-        run,
-        {
-            "name": experiment.name,
-            "command": "tune",
-            "seed": experiment.seed,
-            "trials": {state: states.count(state) for state in ("complete", "pruned", "failed")},
-            "objectives": dict(zip(experiment.tune.metrics, experiment.tune.modes, strict=True)),
-            "best_trial": best.number,
-            "best_values": values,
-            "pareto": sorted(trial.number for trial in study.best_trials),
-        },
-        folders,
-        started,
-    )
-
-
-def _state(trial: Any) -> str:
-    from raymtl.tune import STATES
-
-    return STATES[trial.state]
+        compared = _train_baselines(experiment, chosen, run, shared, settings.cpus, view)
+        _train_best(chosen, run, shared, view)
+    states = [STATES[trial.state] for trial in study.trials]
+    about = {
+        "name": experiment.name,
+        "command": "tune",
+        "seed": experiment.seed,
+        "trials": {state: states.count(state) for state in ("complete", "pruned", "failed")},
+        "objectives": dict(zip(experiment.tune.metrics, experiment.tune.modes, strict=True)),
+        "best_trial": best.number,
+        "best_values": best.user_attrs["values"],
+        "pareto": sorted(trial.number for trial in study.best_trials),
+    }
+    return _finish(run, about, {"winner": run / "best"} | compared, started)
 
 
 def train_run(experiment: Experiment, run: Path, address: str | None) -> dict[str, Any]:
@@ -78,22 +67,26 @@ def train_run(experiment: Experiment, run: Path, address: str | None) -> dict[st
     started = time.time()
     _begin(experiment, run)
     with View(f"raymtl train {experiment.name}") as view, _ray(address, view):
-        check_resources(experiment, experiment.train.workers, experiment.train.cpus_per_worker, gpus_per_worker(experiment))
+        _check(experiment)
         view.say(f"{experiment.train.steps} steps on {experiment.train.workers} workers; run folder {run}")
-        _train_on_workers(experiment, ray.put(experiment.data.load()), run, view)
+        _train_best(experiment, run, ray.put(experiment.data.load()), view)
     about = {"name": experiment.name, "command": "train", "seed": experiment.seed}
     return _finish(run, about, {"model": run / "best"}, started)
 
 
 def _begin(experiment: Experiment, run: Path) -> None:
     if not (run / "config.yaml").exists():
-        runs.publish(run / "config.yaml", experiment.save)
         runs.write_json(run / "environment.json", runs.environment(experiment))
+        runs.publish(run / "config.yaml", experiment.save)
+
+
+def _check(experiment: Experiment) -> None:
+    check_resources(experiment.train.workers, experiment.train.cpus_per_worker, gpus_per_worker(experiment))
 
 
 @contextmanager
 def _ray(address: str | None, view: View) -> Iterator[None]:
-    view.say("connecting to Ray" if address else "starting Ray on this machine")
+    view.say(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
     start_ray(address)
     try:
         yield
@@ -101,59 +94,100 @@ def _ray(address: str | None, view: View) -> Iterator[None]:
         ray.shutdown()
 
 
-def _train_on_workers(experiment: Experiment, arrays: "ray.ObjectRef[Any]", run: Path, view: View) -> None:
+def _train_best(experiment: Experiment, run: Path, arrays: ArraysRef, view: View) -> None:
     folder = run / "best"
-    if not (folder / "metrics.json").exists():
-        folder.mkdir(exist_ok=True)
-        gpus = gpus_per_worker(experiment)
-        with _watched({folder: experiment}, view):
-            train(
-                experiment, arrays, folder, ray_folder=run / ".ray", workers=experiment.train.workers,
-                cpus=experiment.train.cpus_per_worker, gpus=gpus,
-            )  # fmt: skip
-        view.say("scoring it on held-out episodes")
-        ray.get(_evaluate.options(num_cpus=experiment.tune.cpus_per_trial).remote(folder, arrays))
+    if (folder / "metrics.json").exists():
+        return
+    folder.mkdir(exist_ok=True)
+    with _watched({folder: experiment}, view):
+        train(
+            experiment,
+            arrays,
+            folder,
+            ray_folder=run / ".ray",
+            workers=experiment.train.workers,
+            cpus=experiment.train.cpus_per_worker,
+            gpus=gpus_per_worker(experiment),
+        )
+    view.say("scoring it on held-out episodes")
+    ray.get(_evaluate.options(num_cpus=experiment.tune.cpus_per_trial).remote(folder, arrays, experiment.data))
 
 
-def _train_all(models: dict[Path, Experiment], arrays: "ray.ObjectRef[Any]", cpus: float, view: View) -> None:
-    """Trains and evaluates each model in a task of its own, as many at a time as the cluster has room for."""
-    missing = {folder: model for folder, model in models.items() if not (folder / "metrics.json").exists()}
+def _train_baselines(
+    experiment: Experiment, chosen: Experiment, run: Path, arrays: ArraysRef, cpus: float, view: View
+) -> dict[str, Path]:
+    """Trains every candidate in a task of its own, as many at a time as the cluster has room for; NAME -> folder.
+
+    The candidate with the best last validation score becomes the baseline, and it alone is scored on test episodes.
+    A baseline of which every candidate diverged is said, and left out.
+    """
+    models = baselines(experiment, chosen)
+    folders = {
+        (name, i): run / "baselines" / "candidates" / f"{name}-{i}" for name in models for i in range(len(models[name]))
+    }
+    missing = {
+        folder: models[name][i] for (name, i), folder in folders.items() if not (folder / "model.safetensors").exists()
+    }
     with _watched(missing, view):
         tasks = []
         for folder, model in missing.items():
             folder.mkdir(parents=True, exist_ok=True)
-            options = _train_and_evaluate.options(
+            options = _train_here.options(
                 num_cpus=cpus, num_gpus=gpus_per_worker(model), max_retries=model.train.max_failures
             )
             tasks.append(options.remote(model.model_dump(mode="json"), folder, arrays, cpus))
-        ray.get(tasks)
+        for folder, reason in zip(missing, ray.get(tasks), strict=True):
+            if reason:
+                view.say(f"baseline {folder.name} diverged: {reason}")
+    made: dict[str, Path] = {}
+    scored = []
+    for name, tried in models.items():
+        best = max(range(len(tried)), key=lambda i, name=name: _last_score(folders[name, i]))  # type: ignore[misc]
+        if not (folders[name, best] / "model.safetensors").exists():
+            continue
+        made[name] = run / "baselines" / name
+        if not (made[name] / "metrics.json").exists():
+            shutil.copytree(folders[name, best], made[name], dirs_exist_ok=True)
+            source = experiment.data.with_tasks(tried[best].data.task_names)
+            scored.append(_evaluate.options(num_cpus=cpus).remote(made[name], arrays, source))
+    ray.get(scored)
+    return made
+
+
+def _last_score(folder: Path) -> float:
+    """The validation score at the last step; one that did not get there loses to every other."""
+    if not (folder / "model.safetensors").exists():
+        return -math.inf
+    return float(runs.read_rows(folder / "history.parquet")[-1]["val.score"])
 
 
 @ray.remote
-def _train_and_evaluate(tree: dict[str, Any], folder: Path, arrays: Arrays, cpus: float) -> None:
+def _train_here(tree: dict[str, Any], folder: Path, arrays: Arrays, cpus: float) -> str | None:
+    """Trains in this process, from the last checkpoint if there is one; returns why it diverged, if it did."""
     experiment = Experiment.model_validate(tree)
     torch.set_num_threads(max(1, int(cpus)))
     saved = folder / "checkpoint"
     host = Host(
         report=lambda metrics, kept: None,
-        observe=observer(f"{folder.parent.parent.name}/{folder.name}", experiment.data.task_names),
+        observe=observer(f"{folder.parents[2].name}/{folder.name}", experiment.data.task_names),
         resume_from=saved if saved.exists() else None,
         device=torch.device("cuda" if ray.get_gpu_ids() else "cpu"),
     )
     try:
         train_loop(experiment, arrays, local_batches(experiment, arrays), host, folder)
     except DivergedError as error:
-        raise DivergedError(f"{folder.name}: {error}") from None
-    evaluate_folder(folder, arrays)
+        return str(error)
+    return None
 
 
 @ray.remote
-def _evaluate(folder: Path, arrays: Arrays) -> None:
-    evaluate_folder(folder, arrays)
+def _evaluate(folder: Path, arrays: Arrays, source: Source) -> None:
+    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+    evaluate_folder(folder, arrays, source)
 
 
 @contextmanager
-def _watched(models: dict[Path, Experiment], view: View) -> Iterator[None]:
+def _watched(models: Mapping[Path, Experiment], view: View) -> Iterator[None]:
     """Shows how far the trainings in these folders are, from the histories that they write."""
     ended = threading.Event()
 

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterator
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ def scores(quality: float, ci95: float = 0.01, gain: float = 0.4) -> dict[str, A
         after, change, width = (quality, gain, ci95) if higher else (4 - 4 * quality, -4 * gain, 4 * ci95)
         tasks.setdefault(task, {})[metric] = {
             "higher_is_better": higher,
+            "ratio_scale": metric != "r2",
             "before": estimate(after - change, width),
             "after": estimate(after, width),
             "gain": estimate(change, width if gain else 0.0),
@@ -185,7 +186,7 @@ def compared() -> list[dict[str, Any]]:
         {"name": "winner", "folder": "best", **scores(0.93), "delta_m": -12.04, "delta_p": 15.06},
         {"name": "default", "folder": "baselines/default", **scores(0.8), "delta_m": 3.1, "delta_p": -2.5},
         {"name": "joint", "folder": "baselines/joint", **scores(0.5, gain=0.0), "delta_m": 40.0, "delta_p": -35.0},
-        {"name": "single-task", "folder": None, **scores(0.85), "delta_m": 0.0, "delta_p": 0.0},
+        {"name": "single-task", "folder": None, **scores(0.85), "score": None, "delta_m": 0.0, "delta_p": 0.0},
     ]
 
 
@@ -200,6 +201,7 @@ class Elements(HTMLParser):
         self.styles = self.text = ""
         self._inside = ""
         self.feed(page)
+        self.text = " ".join(self.text.split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._inside = tag if tag in ("script", "style") else ""
@@ -219,7 +221,7 @@ class Elements(HTMLParser):
         if self._inside == "style":
             self.styles += data
         elif not self._inside:
-            self.text += " ".join(data.split()) + " "
+            self.text += data + " "
 
 
 def drawn(figure: go.Figure | None) -> Any:
@@ -235,6 +237,12 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(tuned: Path) -> str:
     return write_report(tuned).read_text()
+
+
+@pytest.fixture
+def run(tuned: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(tuned, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -263,8 +271,7 @@ def test_only_the_report_is_added_to_the_run(tuned: Path, page: str) -> None:
     assert [path.name for path in tuned.iterdir() if "report" in path.name] == ["report.html"]
 
 
-def test_hostile_texts_are_escaped(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
+def test_hostile_texts_are_escaped(run: Path) -> None:
     content = json.loads((run / "summary.json").read_text())
     content["name"] = HOSTILE
     content["models"][1]["name"] = HOSTILE
@@ -288,23 +295,40 @@ def test_result_table_has_every_model_and_both_deltas(page: str, summary: dict[s
         "+15.1 %",
     ):
         assert label in text
+    assert "without sum.r2, which can be zero or negative" in text
     first = result_rows(summary)[0]
     assert list(first.cells) == ["score", *(f"{task}.{metric}" for task, metric in METRICS)]
     assert first.cells["left.accuracy"].text == "0.530 → 0.930 ± 0.010"
     assert (first.delta_m, first.delta_p) == (-12.04, 15.06)
 
 
+def test_many_metrics_turn_the_table_and_keep_every_value(summary: dict[str, Any], run: Path) -> None:
+    for model in summary["models"]:
+        model["tasks"] |= {f"more-{index}": copy.deepcopy(model["tasks"]["sum"]) for index in range(4)}
+    runs.write_json(run / "summary.json", summary)
+    wide = write_report(run).read_text()
+    text = Elements(wide).text
+    assert "metric winner of the search default" in text and "−12.0 %" in text
+    assert wide.count('<b class="best">') == len(result_rows(summary)[0].cells) == 13
+
+
 @pytest.mark.parametrize(("rival", "bold"), [(0.85, True), (0.915, False), (0.99, False)])
 def test_bold_only_where_the_interval_excludes_the_next(
-    summary: dict[str, Any], tmp_path: Path, rival: float, bold: bool
+    summary: dict[str, Any], run: Path, rival: float, bold: bool
 ) -> None:
-    summary["models"][3] |= scores(rival)
+    summary["models"][3] |= scores(rival) | {"score": None}
     rows = result_rows(summary)
     assert all(cell.best is bold for cell in rows[0].cells.values())
     assert all(cell.best is (rival == 0.99) for cell in rows[3].cells.values())
-    run = make_run(tmp_path / "run", trials=8)
     runs.write_json(run / "summary.json", summary)
     assert write_report(run).read_text().count('<b class="best">') == (0 if rival == 0.915 else 5)
+
+
+def test_single_task_models_are_scored_by_their_mean(summary: dict[str, Any]) -> None:
+    single = summary["models"][3]
+    single["tasks"]["sum"]["r2"]["after"] = estimate(0.55, 0.04)
+    after = result_rows(summary)[3].cells["score"].after
+    assert after is not None and np.allclose(after, (0.75, 0.02))
 
 
 def test_compare_needs_intervals_that_do_not_touch() -> None:
@@ -323,7 +347,7 @@ def test_compare_needs_intervals_that_do_not_touch() -> None:
     ],
 )
 def test_outcome_claims_no_more_than_the_intervals(summary: dict[str, Any], rival: float, says: str) -> None:
-    summary["models"][3] |= scores(rival)
+    summary["models"][3] |= scores(rival) | {"score": None}
     sentence = outcome(result_rows(summary))
     assert sentence.startswith(says)
     assert ("intervals overlap" in sentence) is (rival == 0.925)
@@ -358,8 +382,7 @@ def test_train_run_has_no_search(tmp_path: Path) -> None:
 
 
 @pytest.fixture(params=["everything but the summary", "trials only", "nothing"])
-def interrupted(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Path, str]]:
-    run = make_run(tmp_path / "run")
+def interrupted(run: Path, request: pytest.FixtureRequest) -> tuple[Path, str]:
     (run / "summary.json").unlink()
     if request.param != "everything but the summary":
         (run / "best" / "metrics.json").unlink()
@@ -370,7 +393,7 @@ def interrupted(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tupl
     if request.param == "nothing":
         (run / "trials.parquet").unlink()
         (run / "environment.json").unlink()
-    yield run, request.param
+    return run, str(request.param)
 
 
 def test_interrupted_run_says_so_and_shows_what_is_there(interrupted: tuple[Path, str]) -> None:
@@ -385,8 +408,7 @@ def test_interrupted_run_says_so_and_shows_what_is_there(interrupted: tuple[Path
     assert ("better than default" in elements.text) is (kind == "everything but the summary")
 
 
-def test_interrupted_search_shows_the_training_of_the_best_trial(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
+def test_interrupted_search_shows_the_training_of_the_best_trial(run: Path) -> None:
     best = json.loads((run / "summary.json").read_text())["best_trial"]
     (run / "summary.json").unlink()
     (run / "history.parquet").rename(run / "moved.parquet")

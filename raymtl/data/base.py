@@ -26,6 +26,10 @@ class Source(Spec, ABC):
         """The same source with some of its tasks alone, as a single-task baseline needs it."""
 
     @abstractmethod
+    def without_support(self) -> Self:
+        """The same number of labelled examples an episode, all in the query set, for a learner that does not adapt."""
+
+    @abstractmethod
     def make_tasks(self) -> tuple[Task, ...]:
         """The tasks with their heads, losses and metrics."""
 

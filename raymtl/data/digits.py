@@ -1,5 +1,6 @@
 """`digits`: scikit-learn's 1,797 handwritten digits, two on every picture; embedded, no download."""
 
+import math
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -75,6 +76,10 @@ class Digits(Source):
 
     def with_tasks(self, names: tuple[str, ...]) -> Self:
         return self.model_copy(update={"tasks": names}) if self.episodes == "domains" else self
+
+    def without_support(self) -> Self:
+        # A support set of one is drawn all the same: an episode has both parts.
+        return self.model_copy(update={"shots": 1, "queries": self.queries + self.shots})
 
     def make_tasks(self) -> tuple[Task, ...]:
         if self.episodes == "classes":
@@ -153,10 +158,8 @@ def rotated(pictures: torch.Tensor, angle: float) -> torch.Tensor:
     """Pictures [N, 1, H, W] uint8 turned about their centre by `angle` degrees counter-clockwise."""
     if angle == 0:
         return pictures
-    radians = torch.tensor(angle).deg2rad()
-    cos, sin = radians.cos(), radians.sin()
-    zero = torch.zeros(())
-    theta = torch.stack([torch.stack([cos, -sin, zero]), torch.stack([sin, cos, zero])])
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    theta = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]], dtype=torch.float32)
     # One picture of N channels: the grid is computed once for all.
     channels = pictures.transpose(0, 1).float()
     grid = F.affine_grid(theta[None], list(channels.shape), align_corners=False)

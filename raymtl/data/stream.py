@@ -40,7 +40,7 @@ def data_config() -> DataConfig:
 class BuildEpisodes(NumpyBatchCollateFn):
     """Turns the ids of one step into this worker's share of its episodes, from arrays in shared memory.
 
-    Steps before `first_step`, which a resumed run has behind it, are passed over without being built.
+    Returns (step, share, episodes). Steps before `first_step`, which a resumed run has behind it, are passed over: their episodes are None.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class BuildEpisodes(NumpyBatchCollateFn):
         self.source, self.arrays, self.seed = source, arrays, seed
         self.meta_batch, self.num_workers, self.first_step = meta_batch, num_workers, first_step
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> tuple[int, int, Episode | None]:
+    def __call__(self, batch: dict[str, np.ndarray]) -> Any:
         step, share = int(batch["step"][0]), int(batch["share"][0])
         if step < self.first_step:
             return step, share, None

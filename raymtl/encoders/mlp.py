@@ -21,7 +21,6 @@ class MLPSpec(Spec):
         """For inputs [N, *input_shape]."""
         widths = (math.prod(input_shape), *self.hidden)
         stages = [
-            nn.Sequential(nn.Flatten(1), nn.Linear(before, after), nn.ReLU())
-            for before, after in pairwise(widths)
+            nn.Sequential(nn.Flatten(1), nn.Linear(before, after), nn.ReLU()) for before, after in pairwise(widths)
         ]
         return Encoder(stages, self.hidden[-1])

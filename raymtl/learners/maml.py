@@ -45,8 +45,6 @@ class MAML(MetaLearner):
             return objective(params, self.predict(model, phi, support.inputs), support)
 
         log_rates = select(params, "learner.log_inner_lr")
-        rates = {
-            name: log_rates[name.removeprefix("model.")].exp() if log_rates else self.inner_lr for name in theta
-        }
+        rates = {name: log_rates[name.removeprefix("model.")].exp() if log_rates else self.inner_lr for name in theta}
         steps = self.inner_steps if steps is None else steps
         return {**params, **inner_loop(loss, theta, rates, steps, first_order=self.first_order)}

@@ -37,8 +37,8 @@ class ProtoNet(MetaLearner):
     ) -> Params:
         prototypes: dict[str, Tensor] = {}
         features = self._features(model, params, support.inputs)
-        for name, head in model.heads.items():
-            classes = torch.arange(head.out_features, device=features[name].device)
+        for name, num_classes in model.out_features.items():
+            classes = torch.arange(num_classes, device=features[name].device)
             members = (support.targets[name][:, None] == classes).to(features[name].dtype)  # [N, C]
             if name in support.masks:
                 members = torch.where(support.masks[name][:, None], members, 0.0)

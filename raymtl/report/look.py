@@ -17,7 +17,7 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 PANEL = 240  # height of one panel, pixels
 GAP = 76  # between rows of panels: the tick labels, the axis title and the next panel's title, pixels
-LEGEND = 30  # a line of legend, pixels
+LEGEND = 26  # a line of legend, pixels
 
 _AXIS = {
     "showgrid": True,
@@ -71,7 +71,7 @@ def panels(titles: Sequence[str], *, columns: int = 3, legend: int = 0, height: 
     """An empty figure of panels side by side, their titles above them, below so many lines of legend."""
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
-    top, bottom = 36 + LEGEND * legend, 56
+    top, bottom = 38 + LEGEND * legend, 56
     inner = rows * height + (rows - 1) * GAP
     figure = make_subplots(
         rows=rows,
@@ -94,6 +94,11 @@ def place(index: int, count: int, columns: int = 3) -> dict[str, int]:
     """Row and column of panel `index`, as plotly takes them."""
     columns = min(columns, count)
     return {"row": index // columns + 1, "col": index % columns + 1}
+
+
+def whole(last: int) -> dict[str, Any]:
+    """An axis of whole numbers up to `last`; left alone, plotly puts half ones between the first few."""
+    return {"tickformat": "d", **({"dtick": 1} if last <= 12 else {})}
 
 
 def to_html(figure: go.Figure | None, name: str) -> Markup | None:

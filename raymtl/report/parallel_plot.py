@@ -24,7 +24,9 @@ def parallel_plot(run: RunData) -> go.Figure | None:
     if len(rows) < 2 or not names:
         return None
     axes = [_axis(run, name, [row[name] for row in rows]) for name in names]
-    axes += [_axis(run, name, [row.get(name) for row in rows]) for name in run.objectives]
+    for name in run.objectives:
+        values = [value if finite(value := row.get(name)) else None for row in rows]
+        axes += [_axis(run, name, values)] if any(value is not None for value in values) else []
     crowded = len(axes) > 5
     figure = go.Figure(
         go.Parcoords(

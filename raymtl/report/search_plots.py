@@ -9,7 +9,7 @@ import optuna
 import plotly.graph_objects as go
 
 from raymtl.report.collect import Row, RunData, finite, searched_names
-from raymtl.report.look import ACCENT, GREY, INK, colour, literal, panels, place
+from raymtl.report.look import ACCENT, GREY, INK, colour, literal, panels, place, whole
 from raymtl.report.tables import show
 
 NEEDED_FOR_IMPORTANCE = 4  # complete trials
@@ -40,7 +40,7 @@ def history_plot(run: RunData) -> go.Figure | None:
         if best and finite(best.get(name)):
             figure.add_trace(_winner(best["number"], best[name], first=index == 0), **at)
         figure.update_yaxes(title_text=literal(name), **at)
-        figure.update_xaxes(title_text="trial number", tickformat="d", **at)
+        figure.update_xaxes(title_text="trial number", **whole(max(row["number"] for row in run.trials)), **at)
     return figure
 
 

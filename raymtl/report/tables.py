@@ -16,6 +16,7 @@ LABELS = {
     "joint": "joint (zero inner steps)",
     "single-task": "single-task (one model a task)",
 }
+PHASES = ("before", "after", "gain")
 
 
 class Estimate(NamedTuple):
@@ -154,15 +155,32 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
 
 
+def left_out_of_deltas(summary: Mapping[str, Any]) -> list[str]:
+    """The metrics whose relative change says nothing, so that the deltas do without them."""
+    columns = {name: scores for model in summary["models"] for name, scores in _scores(model).items()}
+    return [name for name, scores in columns.items() if not scores.get("ratio_scale", True)]
+
+
 def _scores(model: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """`score` and each `TASK.METRIC` -> before, after, gain."""
-    metrics = {
-        f"{task}.{name}": scores for task, named in (model.get("tasks") or {}).items() for name, scores in named.items()
-    }
+    tasks = {task: named for task, named in (model.get("tasks") or {}).items() if named}
+    firsts = [next(iter(named.values())) for named in tasks.values()]
     # A score is the mean of the tasks' first metrics, so it runs their way.
-    firsts = [next(iter(named.values())) for named in (model.get("tasks") or {}).values() if named]
     higher = not firsts or any(scores.get("higher_is_better", True) for scores in firsts)
-    return {"score": {**(model.get("score") or {}), "higher_is_better": higher}, **metrics}
+    score = model.get("score") or {key: _mean([first.get(key) for first in firsts]) for key in PHASES}
+    metrics = {f"{task}.{name}": scores for task, named in tasks.items() for name, scores in named.items()}
+    return {"score": {**score, "higher_is_better": higher}, **metrics}
+
+
+def _mean(values: Sequence[Any]) -> dict[str, float] | None:
+    """The mean over tasks, for single-task models, which have no score of their own.
+
+    Their episodes are not at hand together. The mean half-width bounds that of the mean, however they correlate.
+    """
+    estimates = [estimate for value in values if (estimate := _estimate(value))]
+    if not estimates or len(estimates) < len(values):
+        return None
+    return {key: statistics.fmean(getattr(estimate, key) for estimate in estimates) for key in ("mean", "ci95")}
 
 
 def _column(values: Sequence[Mapping[str, Any]]) -> list[Cell]:

@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from raymtl.report.collect import Row, RunData, finite
-from raymtl.report.look import ACCENT, INK, PALETTE, colour, dash, faint, literal, panels, place
+from raymtl.report.look import ACCENT, INK, PALETTE, colour, dash, faint, literal, panels, place, whole
 
 POINTS = 1500  # of a raw curve; more would only make the page heavy
 RAW = 0.22  # opacity of a raw curve
@@ -44,8 +44,8 @@ def loss_plot(history: Sequence[Row]) -> go.Figure | None:
 
 def _legend_lines(names: Sequence[str]) -> int:
     """How many lines the names take in a legend on paper, which is 680 pixels wide."""
-    entry = 60 + 8 * max(len(name) for name in names)
-    return -(-len(names) // max(1, 640 // entry))
+    entry = 45 + 7 * max(len(name) for name in names)
+    return -(-len(names) // max(1, 680 // entry))
 
 
 def _add_smoothed(
@@ -120,7 +120,7 @@ def adaptation_plot(run: RunData) -> go.Figure | None:
                 _add_band(figure, model, metrics, name, last, at, legend=index == 0)
         figure.add_vline(x=curves[own]["inner_steps"], line={"color": INK, "width": 1, "dash": "dot"}, **at)
         figure.update_xaxes(
-            title_text="inner steps on the support set", tickformat="d", range=[-0.15, last + 0.15], **at
+            title_text="inner steps on the support set", range=[-0.15, last + 0.15], **whole(last), **at
         )
         figure.update_yaxes(title_text=literal(name.rpartition(".")[2]), **at)
     return figure

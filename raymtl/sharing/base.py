@@ -19,6 +19,7 @@ class SharingArchitecture(nn.Module, ABC):
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> None:
         super().__init__()
         self.task_names = tuple(task.name for task in tasks)
+        self.out_features = {task.name: task.out_features for task in tasks}
         self.lr_scale: Mapping[str, float] = {}  # of the outer learning rate, by the first part of a parameter's name
         self.encoders = nn.ModuleList(encoders)
         self.heads = nn.ModuleDict({task.name: task.head(encoders[0].out_features) for task in tasks})
@@ -41,7 +42,10 @@ class SharingArchitecture(nn.Module, ABC):
             features = self.features(inputs)
         else:
             features = {name: self.features(inputs[name])[name] for name in self.task_names}
-        return {name: self.heads[name](features[name]) if heads else features[name] for name in self.task_names}
+        outputs = {name: self.heads[name](features[name]) if heads else features[name] for name in self.task_names}
+        # Losses and distances are computed in the parameters' precision, whatever the layers ran in.
+        dtype = next(self.heads.parameters()).dtype
+        return {name: output.to(dtype) for name, output in outputs.items()}
 
     def penalty(self, params: Params) -> Tensor:
         """A term of the outer objective that depends on the parameters alone; `params` are named as in this module."""

@@ -34,7 +34,8 @@ class CrossStitch(SharingArchitecture):
     def features(self, inputs: Tensor) -> Mapping[str, Tensor]:
         towers = [inputs] * len(self.encoders)
         for depth, stitch in enumerate(self.stitches.unbind(0)):
-            outputs = torch.stack([tower.stages[depth](x) for tower, x in zip(self.encoders, towers, strict=True)])
+            stages = [encoder.get_submodule(f"stages.{depth}") for encoder in self.encoders]
+            outputs = torch.stack([stage(x) for stage, x in zip(stages, towers, strict=True)])
             towers = list(torch.einsum("ts,s...->t...", stitch, outputs).unbind(0))
         return {name: x.flatten(1) for name, x in zip(self.task_names, towers, strict=True)}
 

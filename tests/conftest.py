@@ -1,0 +1,91 @@
+"""What many tests need: small problems in float64, and the digits."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raymtl.config import Experiment
+from raymtl.data import Digits
+from raymtl.data.episodes import build_episodes, on_device
+from raymtl.step import Problem
+from raymtl.types import Episode
+
+SHARING = ("hard", "soft", "cross_stitch")
+WEIGHTING = ("static", "uncertainty", "pcgrad")
+LEARNERS = ("maml", "reptile", "protonet")
+
+
+@pytest.fixture(autouse=True)
+def _quiet_torch() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def float64() -> None:
+    """Everything made in the test is float64."""
+    torch.set_default_dtype(torch.float64)
+
+
+@pytest.fixture(scope="session")
+def arrays() -> dict[str, np.ndarray]:
+    return Digits().load()
+
+
+def experiment(**values: Any) -> Experiment:
+    """A small configuration; keys are dotted names with `__` for the dot."""
+    small: dict[str, Any] = {
+        "encoder.name": "mlp",
+        "encoder.hidden": [12, 8],
+        "learner.inner_lr": 0.05,
+        "data.shots": 1,
+        "data.queries": 1,
+        "train.meta_batch": 3,
+        "train.task_axis": "vmap",
+        "evaluate.val_episodes": 4,
+        "evaluate.test_episodes": 6,
+    }
+    return Experiment().override(small).override({key.replace("__", "."): value for key, value in values.items()})
+
+
+def axes(sharing: str, weighting: str, learner: str) -> Experiment:
+    """The three axes on tasks that the learner can learn."""
+    tasks = ["left", "right"] if learner == "protonet" else ["left", "right", "sum"]
+    return experiment(
+        sharing__name=sharing, weighting__name=weighting, learner__name=learner, data__tasks=tasks
+    )
+
+
+def possible(weighting: str, learner: str) -> bool:
+    """Whether the combination can run at all."""
+    return not (weighting == "pcgrad" and learner == "reptile")
+
+
+def episodes_of(chosen: Experiment, arrays: Mapping[str, np.ndarray], step: int = 0, count: int | None = None) -> Episode:
+    indices = range(count or chosen.train.meta_batch)
+    built, _ = build_episodes(chosen.data, arrays, seed=chosen.seed, split="train", step=step, indices=indices)
+    return on_device(built, "cpu")
+
+
+def with_missing_labels(episodes: Episode, share: float = 0.3) -> Episode:
+    """The same episodes, some query labels of every task hidden; what is hidden is made impossible on purpose."""
+    generator = torch.Generator().manual_seed(3)
+    masks = {}
+    targets = {}
+    for name, target in episodes.query.targets.items():
+        masks[name] = torch.rand(target.shape, generator=generator) > share
+        targets[name] = torch.where(masks[name], target, torch.zeros_like(target))
+    return Episode(episodes.support, episodes.query._replace(targets=targets, masks=masks))
+
+
+def perturbed(problem: Problem, scale: float = 0.1) -> dict[str, torch.Tensor]:
+    """Initial parameters moved off the symmetric points, so that no gradient is zero by accident."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: (value.detach() + scale * torch.randn(value.shape, generator=generator, dtype=value.dtype)).requires_grad_()
+        for name, value in problem.init_params().items()
+    }

@@ -1,0 +1,112 @@
+"""One YAML file: what loads, what is overridden, and what each mistake is answered with."""
+
+from pathlib import Path
+
+import pytest
+
+from raymtl.config import Experiment, dotted_names, load
+from raymtl.step import meta_gradient
+from raymtl.types import UserError
+from tests.conftest import episodes_of
+
+CONFIGS = sorted((Path(__file__).parent.parent / "tune_configs").glob("*.yaml"))
+
+
+def refused(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    return message.removeprefix(str(path))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_configuration_loads_round_trips_and_takes_a_step(path: Path, tmp_path: Path) -> None:
+    experiment = load(path)
+    experiment.save(tmp_path / "saved.yaml")
+    assert load(tmp_path / "saved.yaml") == experiment
+    problem = experiment.build()
+    episodes = episodes_of(experiment, experiment.data.load(), count=2)
+    assert meta_gradient(problem, problem.init_params(), episodes).losses.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("learner:\n  name: maml\n  inner_lrr: 1", ":3: learner.inner_lrr: unknown key. Did you mean learner.inner_lr?"),
+        ("learner: {name: mamll}", ":1: learner.name: expected one of maml, reptile, protonet, got 'mamll'. Did you mean maml?"),
+        ("learner: {inner_lr: 0.1}", ":1: learner.name: expected one of maml, reptile, protonet, got none."),
+        ("learner: {name: reptile, first_order: true}", "learner.name: reptile has no such key, only maml"),
+        ("learner: {name: maml, inner_lr: fast}", ":1: learner.inner_lr: expected a valid number"),
+        ("learner: {name: maml, inner_lr: -1}", ":1: learner.inner_lr: expected greater than 0, got -1."),
+        ("train:\n  steps: 10\n  lr: .nan", ":3: train.lr: expected a finite number"),
+        ("traim: {steps: 10}", ":1: traim: unknown key. Did you mean train?"),
+        ("train: {device: gpu}", ":1: train.device: expected 'auto', 'cpu' or 'cuda', got 'gpu'."),
+        ("train: 3", ":1: train: "),
+        ("- a\n- b", ": expected a mapping of keys, got list"),
+        ("a: [1, 2", ": not valid YAML"),
+        ("train:\n  steps: 1\n  steps: 2", ":3: train.steps: the key stands twice"),
+        ("train: {meta_batch: 2, workers: 3}", ":1: train.meta_batch: expected an episode for each of train.workers: 3"),
+        ("learner: {name: protonet}", "learner.name: protonet cannot learn data.tasks"),
+        ("learner: {name: reptile}\nweighting: {name: pcgrad}", ":2: weighting.name: pcgrad weighs gradients"),
+        ("data: {name: digits, tasks: [sum]}\nweighting: {name: pcgrad}", ":2: weighting.name: pcgrad needs the gradients of several"),
+        ("weighting: {name: static, weights: {lift: 1}}", "weighting.weights.lift: expected one of the tasks ['left', 'right', 'sum'], got 'lift'. Did you mean left?"),
+        ("encoder: {name: conv, channels: [8, 8, 8, 8, 8, 8]}", "encoder.channels: 6 stages halve"),
+        ("tune: {metric: val.scor}", ":1: tune.metric: expected one of val.score"),
+        ("tune: {metric: [val.score, seconds], mode: [max]}", "tune.mode: expected one for each"),
+        ("tune: {asha: {grace: 5000}}", "tune.asha.grace: expected at most train.steps: 1000"),
+        ("name: ../up", ":1: name: expected"),
+    ],
+)
+def test_each_mistake_is_answered_by_one_sentence_with_its_line(text: str, says: str, tmp_path: Path) -> None:
+    assert says in refused(tmp_path, text)
+
+
+def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="cannot be read as text"):
+        load(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot be read as text"):
+        load(tmp_path / "binary.yaml")
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("")
+    assert load(tmp_path / "empty.yaml") == Experiment()
+
+
+def test_override_keeps_what_the_new_member_has_too() -> None:
+    base = Experiment().override({"learner.inner_lr": 0.07, "learner.first_order": True})
+    other = base.override({"learner.name": "reptile"})
+    assert other.learner.inner_lr == 0.07
+    assert not hasattr(other.learner, "first_order")
+
+
+def test_override_reaches_an_optional_part_and_a_mapping() -> None:
+    chosen = Experiment().override({"tune.asha.grace": 50, "weighting.weights.left": 2})
+    assert chosen.tune.asha.grace == 50
+    assert chosen.weighting.weights == {"left": 2.0}
+
+
+@pytest.mark.parametrize("key", ["learner.inner_lrr", "learner.inner_lr.x", "nothing", "a.b.c"])
+def test_override_of_an_unknown_key_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match=key.split(".")[0]):
+        Experiment().override({key: 1})
+
+
+def test_dotted_names_are_those_of_the_configuration() -> None:
+    names = set(dotted_names())
+    assert set(Experiment().flat()) - {"weighting.weights"} <= names
+    assert {"learner.first_order", "learner.inner_optimizer", "sharing.own", "tune.asha.grace", "weighting.weights"} <= names
+
+
+def test_the_same_seed_builds_the_same_model_and_another_seed_another() -> None:
+    first, same, other = (Experiment(seed=seed).build().init_params() for seed in (0, 0, 1))
+    name = "model.heads.left.weight"
+    assert first[name].equal(same[name])
+    assert not first[name].equal(other[name])

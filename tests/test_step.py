@@ -1,0 +1,169 @@
+"""One outer step: exact on any number of workers, with ragged shards and missing labels, for every combination."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import distributed as dist
+from torch.utils._pytree import tree_map
+
+from raymtl.collective import Workers
+from raymtl.step import HowToRun, meta_gradient
+from raymtl.types import Batch, DivergedError, Episode
+from tests.conftest import (
+    LEARNERS,
+    SHARING,
+    WEIGHTING,
+    axes,
+    episodes_of,
+    experiment,
+    perturbed,
+    possible,
+    with_missing_labels,
+)
+
+COMBINATIONS = [c for c in itertools.product(SHARING, WEIGHTING, LEARNERS) if possible(c[1], c[2])]
+SPLITS = {1: [(0, 9)], 2: [(0, 7), (7, 9)], 3: [(0, 1), (1, 4), (4, 9)]}  # ragged on purpose
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("sharing", "weighting", "learner"), COMBINATIONS)
+def test_every_combination_takes_a_step_and_vmap_equals_the_loop(sharing, weighting, learner, arrays) -> None:
+    chosen = axes(sharing, weighting, learner)
+    episodes = episodes_of(chosen, arrays)
+    results = []
+    for how in (HowToRun("vmap"), HowToRun("loop"), HowToRun("vmap", chunk=2)):
+        problem = chosen.build()
+        results.append(meta_gradient(problem, perturbed(problem), episodes, how=how))
+    assert any(gradient.abs().max() > 0 for gradient in results[0].grads.values())
+    for other in results[1:]:
+        torch.testing.assert_close(other.losses, results[0].losses, rtol=1e-10, atol=1e-12)
+        for name, gradient in other.grads.items():
+            torch.testing.assert_close(gradient, results[0].grads[name], rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize(("sharing", "weighting", "learner"), COMBINATIONS)
+def test_every_combination_runs_in_bfloat16(sharing, weighting, learner, arrays) -> None:
+    chosen = axes(sharing, weighting, learner)
+    problem = chosen.build()
+    how = HowToRun(precision="bfloat16")
+    result = meta_gradient(problem, problem.init_params(), episodes_of(chosen, arrays), how=how)
+    exact = meta_gradient(chosen.build(), problem.init_params(), episodes_of(chosen, arrays))
+    assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in result.grads.values())
+    torch.testing.assert_close(result.losses, exact.losses, rtol=0.05, atol=0.05)
+    assert not torch.equal(result.losses, exact.losses)
+
+
+def _cases(arrays: Any) -> list[tuple[Any, Episode]]:
+    """Ragged shards of nine episodes, with and without missing labels, for every weighting and learner."""
+    cases = []
+    for weighting, learner in itertools.product(WEIGHTING, LEARNERS):
+        if possible(weighting, learner):
+            chosen = axes("cross_stitch", weighting, learner)
+            episodes = episodes_of(chosen, arrays, count=9)
+            cases += [(chosen, episodes), (chosen, with_missing_labels(episodes))]
+    return cases
+
+
+def _on_one_of(rank: int, size: int, folder: str, arrays: Any) -> None:
+    """A worker process: computes its ragged share of every case and saves what it ends up with."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{size}", rank=rank, world_size=size)
+    start, stop = SPLITS[size][rank]
+    results = []
+    for chosen, episodes in _cases(arrays):
+        problem = chosen.build()
+        share = tree_map(lambda leaf, s=start, e=stop: leaf[s:e], episodes)
+        meta = meta_gradient(problem, perturbed(problem), share, Workers(rank, size))
+        results.append((meta.grads, meta.losses, meta.weights))
+    torch.save(results, f"{folder}/{size}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("float64")
+def test_one_two_and_three_workers_give_the_same_meta_gradient(tmp_path: Path, arrays) -> None:
+    expected = []
+    for chosen, episodes in _cases(arrays):
+        problem = chosen.build()
+        expected.append(meta_gradient(problem, perturbed(problem), episodes))
+    assert any((meta.weights - 1).abs().max() > 1e-3 for meta in expected[-2:]), "pcgrad must have something to project"
+    for size in (2, 3):
+        mp.spawn(_on_one_of, (size, str(tmp_path), arrays), nprocs=size)
+        for rank in range(size):
+            for meta, (grads, losses, weights) in zip(expected, torch.load(tmp_path / f"{size}-{rank}.pt"), strict=True):
+                torch.testing.assert_close(losses, meta.losses, rtol=1e-10, atol=1e-12)
+                torch.testing.assert_close(weights, meta.weights, rtol=1e-10, atol=1e-12)
+                for name, gradient in grads.items():
+                    scale = meta.grads[name].norm() + 1e-12
+                    assert (gradient - meta.grads[name]).norm() <= 1e-10 * scale, name
+
+
+@pytest.mark.usefixtures("float64")
+def test_aggregating_before_averaging_would_be_wrong(arrays) -> None:
+    """Guards the test above: the tempting order of the two operations must be visibly different on this data."""
+    chosen = axes("hard", "pcgrad", "maml")
+    episodes = episodes_of(chosen, arrays, count=9)
+    problem = chosen.build()
+    whole = meta_gradient(problem, perturbed(problem), episodes).grads
+    parts = []
+    for start, stop in SPLITS[3]:
+        problem = chosen.build()
+        share = tree_map(lambda leaf, s=start, e=stop: leaf[s:e], episodes)
+        parts.append((meta_gradient(problem, perturbed(problem), share).grads, (stop - start) / 9))
+    name = "model.encoders.0.stages.1.1.weight"
+    wrong = sum(grads[name] * share for grads, share in parts)
+    assert (wrong - whole[name]).norm() > 0.01 * whole[name].norm()
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("weighting", WEIGHTING)
+def test_missing_labels_give_what_filtering_by_hand_gives(weighting: str, arrays) -> None:
+    chosen = axes("hard", weighting, "maml")
+    episodes = tree_map(lambda leaf: leaf[:1], episodes_of(chosen, arrays))
+    kept = torch.arange(episodes.query.inputs.shape[1]) % 3 > 0
+    masks = {"sum": kept[None], "left": kept[None], "right": kept[None]}
+    garbage = {name: torch.where(kept, target, 0) for name, target in episodes.query.targets.items()}
+    masked = Episode(episodes.support, Batch(episodes.query.inputs, garbage, masks))
+    by_hand = Batch(episodes.query.inputs[:, kept], {n: t[:, kept] for n, t in episodes.query.targets.items()}, {})
+    results = []
+    for given in (masked, Episode(episodes.support, by_hand)):
+        problem = chosen.build()
+        results.append(meta_gradient(problem, perturbed(problem), given))
+    torch.testing.assert_close(results[0].losses, results[1].losses)
+    for name, gradient in results[0].grads.items():
+        torch.testing.assert_close(gradient, results[1].grads[name])
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_whole_gradient_equals_finite_differences_of_the_weighted_loss(arrays) -> None:
+    """Uncertainty's own parameters, the inner loop that depends on them and the soft penalty, all in one number."""
+    chosen = axes("soft", "uncertainty", "maml").override({"sharing.strength": 0.01})
+    episodes = episodes_of(chosen, arrays)
+    problem = chosen.build()
+    params = perturbed(problem)
+    generator = torch.Generator().manual_seed(7)
+    direction = {n: torch.randn(v.shape, generator=generator, dtype=v.dtype) for n, v in params.items()}
+    computed = sum((meta_gradient(problem, params, episodes).grads[n] * direction[n]).sum() for n in params)
+
+    def outer(shift: float) -> torch.Tensor:
+        moved = {n: (v.detach() + shift * direction[n]).requires_grad_() for n, v in params.items()}
+        losses = meta_gradient(problem, moved, episodes).losses
+        s = moved["weighting.log_variance"]
+        own = {n.removeprefix("model."): v for n, v in moved.items() if n.startswith("model.")}
+        scale = torch.tensor([1.0, 1.0, 0.5])
+        return ((scale * torch.exp(-s) * losses + s / 2).sum() + problem.model.penalty(own)).detach()
+
+    torch.testing.assert_close(computed, (outer(1e-6) - outer(-1e-6)) / 2e-6, rtol=1e-6, atol=1e-7)
+
+
+def test_a_loss_that_is_not_finite_names_its_task(arrays) -> None:
+    chosen = experiment()
+    problem = chosen.build()
+    episodes = episodes_of(chosen, arrays)
+    broken = {**episodes.query.targets, "sum": torch.full_like(episodes.query.targets["sum"], torch.nan, dtype=torch.float)}
+    with pytest.raises(DivergedError, match="task 'sum' is nan"):
+        meta_gradient(problem, problem.init_params(), Episode(episodes.support, episodes.query._replace(targets=broken)))
