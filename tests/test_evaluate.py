@@ -1,0 +1,95 @@
+"""Scores: their intervals, what leaks, and the files."""
+
+import pytest
+import torch
+from torch.utils._pytree import tree_map
+
+from raymtl import runs
+from raymtl.collective import Workers
+from raymtl.evaluate import evaluate, evaluate_folder, load_model, mean_and_interval, validation_scores
+from raymtl.loop import Host, local_batches, train_loop
+from raymtl.step import HowToRun
+from raymtl.types import UserError
+from tests.conftest import LEARNERS, axes, episodes_of, experiment
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, arrays):
+    folder = tmp_path_factory.mktemp("model")
+    chosen = experiment(train__steps=80, train__eval_every=80, encoder__hidden=[64], learner__inner_lr=0.03,
+                        data__shots=2, data__queries=2, evaluate__test_episodes=40)  # fmt: skip
+    host = Host(lambda metrics, kept: None, lambda row: None)
+    train_loop(chosen, arrays, local_batches(chosen, arrays), host, folder)
+    return folder
+
+
+def test_the_folder_scores_as_the_model_in_memory_and_adapting_helps(trained, arrays) -> None:
+    chosen, problem, params = load_model(trained)
+    evaluate_folder(trained, arrays, chosen.data)
+    written = runs.read_json(trained / "metrics.json")
+    again, examples = evaluate(chosen, problem, params, arrays)
+    assert {key: written[key] for key in again} == again
+    assert written["steps"] == 80
+    assert written["transductive"] is False
+    gain = written["score"]["gain"]
+    assert gain["mean"] > gain["ci95"] > 0
+    assert len(examples) == len(runs.read_rows(trained / "examples.parquet")) == 12
+    assert written["curve"]["steps"] == list(range(7))
+    after = written["tasks"]["left"]["accuracy"]["after"]
+    assert written["curve"]["left.accuracy"]["mean"][3] == after["mean"]
+
+
+def test_scores_with_shuffled_support_labels_are_at_chance(trained, arrays) -> None:
+    """What the query set is scored on must come from the labels of the support set."""
+    chosen, problem, params = load_model(trained)
+    episodes = episodes_of(chosen, arrays, step=7, count=30)
+    flip = {n: t[:, torch.randperm(t.shape[1])] for n, t in episodes.query.targets.items()}
+    hits = {"true": [], "shuffled": []}
+    for index in range(30):
+        episode = tree_map(lambda leaf, i=index: leaf[i], episodes)
+        predicted = problem.predict(problem.adapt(params, episode.support), episode.query.inputs)["left"].argmax(-1)
+        hits["true"].append((predicted == episode.query.targets["left"]).float().mean())
+        hits["shuffled"].append((predicted == flip["left"][index]).float().mean())
+    assert torch.stack(hits["true"]).mean() > 0.2
+    assert torch.stack(hits["shuffled"]).mean() < 0.15
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_prediction_does_not_depend_on_the_rest_of_the_query_set(learner, arrays) -> None:
+    chosen = axes("cross_stitch", "static", learner)
+    problem = chosen.build()
+    params = problem.init_params()
+    episode = tree_map(lambda leaf: leaf[0], episodes_of(chosen, arrays))
+    adapted = problem.adapt(params, episode.support)
+    together = problem.predict(adapted, episode.query.inputs)["left"][:1]
+    alone = problem.predict(adapted, episode.query.inputs[:1])["left"]
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_validation_scores_are_those_of_evaluate(learner, arrays) -> None:
+    """Sums and counts over workers on one side, means over episodes on the other."""
+    chosen = axes("hard", "static", learner).override({"evaluate.val_episodes": 25})
+    problem = chosen.build()
+    params = problem.init_params()
+    with torch.no_grad():
+        scores = validation_scores(chosen, problem, params, arrays, HowToRun(), Workers())
+    full, _ = evaluate(chosen, problem, params, arrays, split="val", episodes=25)
+    assert scores["val.score"] == pytest.approx(full["score"]["after"]["mean"], abs=1e-5)
+    assert scores["val.left.accuracy"] == pytest.approx(full["tasks"]["left"]["accuracy"]["after"]["mean"], abs=1e-5)
+    assert (full["score"]["before"] is None) == (learner == "protonet")
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
+    samples = torch.randn(2000, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 3
+    covered = [abs(v["mean"] - 3) < v["ci95"] for v in map(mean_and_interval, samples)]
+    assert sum(covered) / 2000 == pytest.approx(0.945, abs=0.02)
+
+
+def test_a_damaged_model_is_named(trained, tmp_path) -> None:
+    (tmp_path / "config.yaml").write_text((trained / "config.yaml").read_text())
+    with pytest.raises(UserError, match="no trained model yet"):
+        load_model(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="damaged"):
+        load_model(tmp_path)

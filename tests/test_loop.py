@@ -1,0 +1,113 @@
+"""The outer loop: exact resume, corrupt checkpoints, the record of every step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from raymtl import runs
+from raymtl.config import Experiment
+from raymtl.loop import Host, local_batches, train_loop
+from raymtl.types import DivergedError, UserError
+from tests.conftest import axes, experiment, possible
+
+
+class Stopped(Exception):
+    """Thrown into a training to interrupt it."""
+
+
+def short(weighting: str = "static", learner: str = "maml", **values) -> Experiment:
+    plan = {"train.steps": 6, "train.eval_every": 2} | {k.replace("__", "."): v for k, v in values.items()}
+    return axes("cross_stitch", weighting, learner).override(plan)
+
+
+def run(chosen: Experiment, arrays, folder: Path, stop_at: int | None = None, resume: bool = False) -> list[dict]:
+    reports: list[dict] = []
+
+    def report(metrics, kept) -> None:
+        reports.append(metrics)
+        assert kept == folder / "checkpoint"
+        if metrics["step"] == stop_at:
+            raise Stopped
+
+    folder.mkdir(exist_ok=True)
+    host = Host(report, lambda row: None, folder / "checkpoint" if resume else None)
+    train_loop(chosen, arrays, local_batches(chosen, arrays), host, folder)
+    return reports
+
+
+@pytest.mark.parametrize("weighting", ["static", "uncertainty", "pcgrad"])
+@pytest.mark.parametrize("learner", ["maml", "reptile", "protonet"])
+def test_an_interrupted_run_ends_with_the_same_weights_to_the_bit(weighting, learner, arrays, tmp_path) -> None:
+    if not possible(weighting, learner):
+        return
+    chosen = short(weighting, learner)
+    straight = run(chosen, arrays, tmp_path / "straight")
+    with pytest.raises(Stopped):
+        run(chosen, arrays, tmp_path / "broken", stop_at=4)
+    torch.manual_seed(123)
+    resumed = run(chosen, arrays, tmp_path / "broken", resume=True)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "broken"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert {k: v for k, v in resumed[-1].items() if k != "seconds"} == {
+        k: v for k, v in straight[-1].items() if k != "seconds"
+    }
+    histories = [runs.read_rows(tmp_path / name / "history.parquet") for name in ("straight", "broken")]
+    assert [row["step"] for row in histories[1]] == [1, 2, 3, 4, 5, 6]
+    assert [row["loss.left"] for row in histories[0]] == [row["loss.left"] for row in histories[1]]
+
+
+def test_training_lowers_the_loss_and_the_record_is_whole(arrays, tmp_path) -> None:
+    chosen = experiment(train__steps=60, train__eval_every=30, encoder__hidden=[64], learner__inner_lr=0.02)
+    reports = run(chosen, arrays, tmp_path / "run")
+    rows = runs.read_rows(tmp_path / "run" / "history.parquet")
+    total = [sum(row[f"loss.{task}"] for task in chosen.data.task_names) for row in rows]
+    assert sum(total[-10:]) < 0.98 * sum(total[:10])
+    assert {"lr", "grad_norm", "seconds", "data_wait_pct", "weight.sum"} <= set(rows[0])
+    assert [row["step"] for row in rows if row["val.score"] is not None] == [30, 60]
+    assert [report["step"] for report in reports] == [30, 60]
+    assert rows[0]["lr"] == pytest.approx(0.003)
+    assert rows[-1]["lr"] < 1e-5
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_auto_picks_a_way_keeps_it_and_leaves_the_weighting_state_alone(arrays, tmp_path) -> None:
+    run(short("pcgrad", train__task_axis="auto", train__steps=2), arrays, tmp_path / "auto")
+    state = torch.load(tmp_path / "auto" / "checkpoint" / "state.pt", weights_only=True)
+    assert state["task_axis"] in ("vmap", "loop")
+    assert int(state["weighting"]["num_updates"]) == 2
+
+
+@pytest.mark.parametrize("file", ["state.pt", "model.safetensors"])
+def test_a_damaged_checkpoint_is_named(file, arrays, tmp_path) -> None:
+    with pytest.raises(Stopped):
+        run(short(), arrays, tmp_path / "run", stop_at=2)
+    path = tmp_path / "run" / "checkpoint" / file
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=file):
+        run(short(), arrays, tmp_path / "run", resume=True)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(arrays, tmp_path) -> None:
+    with pytest.raises(Stopped):
+        run(short(), arrays, tmp_path / "run", stop_at=2)
+    with pytest.raises(UserError, match="belongs to another configuration"):
+        run(short(encoder__hidden=[12, 9]), arrays, tmp_path / "run", resume=True)
+
+
+def test_a_diverging_run_names_task_and_step(arrays, tmp_path) -> None:
+    wild = short(learner__inner_lr=50.0, learner__inner_steps=8)
+    with pytest.raises(DivergedError, match=r"(task '|meta-gradient).*at step \d+"):
+        run(wild, arrays, tmp_path / "run")
+
+
+def test_the_stitches_learn_faster_than_the_rest(arrays, tmp_path) -> None:
+    """Adam's first step is as long as its learning rate, so the multiple can be read off it."""
+    chosen = short(train__steps=1, train__eval_every=1, train__lr=0.001, sharing__lr_scale=10.0)
+    before = chosen.build().init_params()
+    run(chosen, arrays, tmp_path / "run")
+    after = load_file(tmp_path / "run" / "model.safetensors")
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in after}
+    assert moved["model.stitches"] == pytest.approx(0.01, rel=1e-2)
+    assert moved["model.heads.left.weight"] == pytest.approx(0.001, rel=1e-2)

@@ -1,0 +1,74 @@
+"""The run folder on disk: names, atomic files, damaged files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from raymtl import runs
+from raymtl.types import UserError
+from tests.conftest import experiment
+
+
+def test_a_taken_name_gets_a_number_and_resume_finds_the_newest(tmp_path: Path) -> None:
+    chosen = experiment(name="mine", output=str(tmp_path / "out"))
+    made = [runs.create(chosen) for _ in range(3)]
+    assert [path.name for path in made] == ["mine", "mine-2", "mine-3"]
+    for path in made[:2]:
+        chosen.save(path / "config.yaml")
+    assert runs.latest(chosen) == made[1]
+    with pytest.raises(UserError, match="this very configuration"):
+        runs.latest(chosen.override({"seed": 9}))
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="output: "):
+        runs.create(experiment(output=str(tmp_path / "file")))
+    with pytest.raises(UserError, match="output: "):
+        runs.create(experiment(output=str(tmp_path / "file" / "below")))
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        runs.existing(tmp_path / "none")
+    with pytest.raises(UserError, match=r"without config\.yaml"):
+        runs.existing(tmp_path)
+
+
+def test_a_writer_that_dies_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    runs.write_json(path, {"a": 1})
+
+    def dies(aside: Path) -> None:
+        aside.write_text("half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        runs.publish(path, dies)
+    assert runs.read_json(path) == {"a": 1}
+
+
+def test_rows_with_different_columns_and_none_at_all(tmp_path: Path) -> None:
+    rows = [{"a": 1}, {"a": 2, "b": "x"}]
+    runs.write_rows(tmp_path / "rows.parquet", rows)
+    assert runs.read_rows(tmp_path / "rows.parquet") == [{"a": 1, "b": None}, {"a": 2, "b": "x"}]
+    assert runs.read_rows(tmp_path / "none.parquet") == []
+    (tmp_path / "bad.parquet").write_text("no")
+    with pytest.raises(UserError, match="expected a Parquet file"):
+        runs.read_rows(tmp_path / "bad.parquet")
+
+
+def test_tensors_come_back_to_the_bit(tmp_path: Path) -> None:
+    params = {"a": torch.randn(3, 2), "b": torch.randn(2, 3).T, "c": torch.tensor(1.5)}
+    runs.save_params(tmp_path / "p", params)
+    assert all(torch.equal(runs.load_params(tmp_path / "p")[name], value) for name, value in params.items())
+    with pytest.raises(UserError, match="a: expected shape"):
+        runs.load_params(tmp_path / "p", {**params, "a": torch.zeros(1)})
+
+
+def test_the_environment_tells_what_is_needed_to_do_it_again() -> None:
+    about = json.loads(json.dumps(runs.environment(experiment(seed=7))))
+    assert about["seed"] == 7
+    assert about["packages"]["torch"] == torch.__version__.split("+")[0]
