@@ -47,11 +47,22 @@ def table(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     ]
     single = {task: m["tasks"][task] for name, m in metrics.items() if name.startswith(SINGLE) for task in m["tasks"]}
     if single:
-        rows.append({"name": "single-task", "folder": None, "score": None, "tasks": single})
+        rows.append({"name": "single-task", "folder": None, "score": _joined_score(single), "tasks": single})
     for row in rows:
         row["delta_m"] = delta_m(_after(row["tasks"]), _after(single)) if single else None
         row["delta_p"] = delta_p(_after(row["tasks"]), _after(single)) if single else None
     return rows
+
+
+def _joined_score(single: Mapping[str, Any]) -> dict[str, Any]:
+    """The mean over tasks of their first metrics.
+
+    The models' errors in the same episodes are not independent; the mean half-width bounds the interval whatever they
+    have in common.
+    """
+    first = [next(iter(metrics.values()))["after"] for metrics in single.values()]
+    mean, ci95 = (sum(value[key] for value in first) / len(first) for key in ("mean", "ci95"))
+    return {"before": None, "after": {"mean": mean, "ci95": ci95}, "gain": None}
 
 
 def _after(tasks: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, bool]]]:

@@ -245,13 +245,17 @@ def _print_scores(models: list[dict[str, Any]]) -> None:
     metrics = [(task, metric) for task, scores in best["tasks"].items() for metric in scores]
     for task, metric in metrics:
         scores = [model["tasks"][task][metric] for model in models]
-        table.add_row(f"{task} {metric}", *map(_figure, (scores[0]["before"], *(s["after"] for s in scores))))
+        table.add_row(f"{task} {metric}", _mean(scores[0]["before"]), *(_figure(score["after"]) for score in scores))
     totals = [model["score"] or {} for model in models]
-    table.add_row("score", *map(_figure, (totals[0].get("before"), *(t.get("after") for t in totals))))
+    table.add_row("score", _mean(totals[0].get("before")), *(_figure(total.get("after")) for total in totals))
     for key, better in (("delta_m", "lower"), ("delta_p", "higher")):
         if best.get(key) is not None:
-            table.add_row(f"{key} % ({better})", "", *(f"{model[key]:+.1f}" for model in models))
+            table.add_row(f"{key} % ({better})", "", *(f"{round(model[key], 1) or 0.0:+.1f}" for model in models))
     Console(width=max(80, Console().width)).print(table)
+
+
+def _mean(value: Mapping[str, float] | None) -> str:
+    return f"{value['mean']:.3f}" if value else "-"
 
 
 def _figure(value: Mapping[str, float] | None) -> str:

@@ -53,7 +53,7 @@ def doctor(output: Path, address: str | None) -> list[Check]:
     is raised, and a cluster that does not answer costs at most `ANSWER_S` seconds.
     """
     folder = output.absolute()
-    address = _resolve(address)
+    address = resolve(address)
     memory = _free_memory()
     checks = [
         *_versions(),
@@ -73,7 +73,8 @@ def doctor(output: Path, address: str | None) -> list[Check]:
     return checks + (_cluster(folder, address) if address else [])
 
 
-def _resolve(address: str | None) -> str | None:
+def resolve(address: str | None) -> str | None:
+    """Which cluster is meant; None for Ray on this machine."""
     # As ray.init does it: RAY_ADDRESS says which cluster `auto` is, and `local` is none.
     if address in (None, "", "auto"):
         address = os.environ.get("RAY_ADDRESS") or address
@@ -311,13 +312,22 @@ def _token(address: str | None) -> Check:
 
 
 def _cluster(folder: Path, address: str) -> list[Check]:
+    reason = refusal(address)
+    return [_unreachable(address, reason)] if reason else _asked(folder, address)
+
+
+def refusal(address: str) -> str | None:
+    """Why no connection to the address comes about; None where something listens, or it names no host and port.
+
+    To be asked before ray.init, which tries a dead address for minutes.
+    """
     endpoint = _endpoint(address)
     if endpoint:
         try:
             socket.create_connection(endpoint, timeout=TCP_S).close()
         except OSError as error:
-            return [_unreachable(address, error.strerror or _first_line(error))]
-    return _asked(folder, address)
+            return error.strerror or _first_line(error)
+    return None
 
 
 def _endpoint(address: str) -> tuple[str, int] | None:

@@ -42,6 +42,8 @@ class Train(Spec):
     """Episodes that vmap takes at once; fewer need less memory."""
     eval_every: PositiveInt = 100
     """Steps between scores on the validation split, each with a checkpoint."""
+    wait_for_nodes_s: NonNegativeInt = 0
+    """How long to wait for machines that an autoscaling cluster does not have yet; they are asked for first."""
     max_failures: NonNegativeInt = 3
     """How often a lost worker or trial is started again from its last checkpoint."""
 
@@ -83,7 +85,7 @@ class Tune(Spec):
     default_first: bool = True
     """Whether the first trial is the configuration's own values, where they lie inside the domains."""
     concurrency: PositiveInt | Literal["auto"] = "auto"
-    """Trials at a time; `auto` is as many as fit, and it never exceeds that."""
+    """Trials at a time, never more than fit; `auto` is as many as fit when the search starts."""
     workers_per_trial: PositiveInt = 1
     """Ray Train workers of each trial; 1 runs the trial as a plain function."""
     cpus_per_trial: PositiveFloat = 1.0

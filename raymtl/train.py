@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,10 +24,12 @@ for _key, _value in QUIET.items():  # Ray reads them when it is imported
 import ray  # noqa: E402
 import ray.train  # noqa: E402
 import torch  # noqa: E402
+from ray.autoscaler.sdk import request_resources  # noqa: E402
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # noqa: E402
 from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
 from ray.util.metrics import Gauge  # noqa: E402
 
+from raymtl.cluster import refusal, resolve  # noqa: E402
 from raymtl.collective import Workers  # noqa: E402
 from raymtl.config import Experiment  # noqa: E402
 from raymtl.data.stream import BuildEpisodes, data_config, id_dataset, streamed  # noqa: E402
@@ -34,16 +37,18 @@ from raymtl.loop import Host, train_loop  # noqa: E402
 from raymtl.types import DivergedError, UserError  # noqa: E402
 
 
-def start_ray(address: str | None, *, tests: bool = False) -> None:
+def start_ray(address: str | None) -> None:
     """Connects to `address` or `RAY_ADDRESS`, else starts Ray on this machine. Raises UserError."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray|torch.distributed")
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = resolve(address)
+    reason = refusal(address) if address else None
     try:
+        if reason:
+            raise ConnectionError(reason)
         ray.init(
             address=address or "local",
             logging_level=logging.ERROR,
             log_to_driver=False,
-            include_dashboard=None if address or not tests else False,
             runtime_env={"env_vars": QUIET} if address else None,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -63,15 +68,29 @@ def gpus_per_worker(experiment: Experiment) -> int:
     return int(available and wanted != "cpu")
 
 
-def check_resources(workers: int, cpus: float, gpus: float) -> None:
-    """Raises UserError where the workers could never all start."""
-    have = ray.cluster_resources()
-    for key, each in (("CPU", cpus), ("GPU", gpus)):
-        if workers * each > have.get(key, 0):
+def ensure_resources(workers: int, cpus: float, gpus: float, *, key: str, wait_s: int) -> None:
+    """Returns when the cluster has room for the workers of configuration key `key`, together.
+
+    An autoscaling cluster is asked for them and given `wait_s`. Raises UserError where they do not come.
+    """
+
+    def lacking() -> str | None:
+        have = ray.cluster_resources()
+        for name, each in (("CPU", cpus), ("GPU", gpus)):
+            if workers * each > have.get(name, 0) + 1e-9:
+                return f"{workers * each:g} {name}, the cluster has {have.get(name, 0):g}"
+        return None
+
+    if lacking() and wait_s:
+        request_resources(bundles=[{"CPU": cpus} | ({"GPU": gpus} if gpus else {})] * workers)
+    until = time.monotonic() + wait_s
+    while missing := lacking():
+        if time.monotonic() >= until:
             raise UserError(
-                f"train.workers: {workers} workers of {each:g} {key} each need {workers * each:g} {key}, the cluster "
-                f"has {have.get(key, 0):g}. Lower train.workers or train.cpus_per_worker."
+                f"{key}: {workers} at {cpus:g} CPU and {gpus:g} GPU need {missing}. Lower it or what each takes, or on "
+                "a cluster that grows set train.wait_for_nodes_s."
             )
+        time.sleep(1)
 
 
 def observer(run: str, task_names: tuple[str, ...]) -> Callable[[Mapping[str, float]], None]:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 # The run folder has its own tables and event files; Tune's would be a second, slower copy of them.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+# We show the progress ourselves.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # A trial that failed reports its reason and no metric.
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 

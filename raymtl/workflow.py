@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raymtl.train import check_resources, gpus_per_worker, observer, start_ray, train  # isort: skip  (before Ray itself)
+from raymtl.train import ensure_resources, gpus_per_worker, observer, start_ray, train  # isort: skip  (before Ray itself)
 
 import ray
 import torch
@@ -37,8 +37,8 @@ def tune(experiment: Experiment, run: Path, address: str | None) -> dict[str, An
     started = time.time()
     _begin(experiment, run)
     with View(f"raymtl tune {experiment.name}") as view, _ray(address, view):
+        _ensure(experiment, searching=True)
         settings = plan(experiment, ray.cluster_resources().get("CPU", 0), ray.cluster_resources().get("GPU", 0))
-        _check(experiment)
         arrays = experiment.data.load()
         view.say(f"{settings.trials} trials, {settings.concurrency} at a time; run folder {run}")
         study = run_search(experiment, run, arrays, settings, view)
@@ -67,7 +67,7 @@ def train_run(experiment: Experiment, run: Path, address: str | None) -> dict[st
     started = time.time()
     _begin(experiment, run)
     with View(f"raymtl train {experiment.name}") as view, _ray(address, view):
-        _check(experiment)
+        _ensure(experiment, searching=False)
         view.say(f"{experiment.train.steps} steps on {experiment.train.workers} workers; run folder {run}")
         _train_best(experiment, run, ray.put(experiment.data.load()), view)
     about = {"name": experiment.name, "command": "train", "seed": experiment.seed}
@@ -80,8 +80,18 @@ def _begin(experiment: Experiment, run: Path) -> None:
         runs.publish(run / "config.yaml", experiment.save)
 
 
-def _check(experiment: Experiment) -> None:
-    check_resources(experiment.train.workers, experiment.train.cpus_per_worker, gpus_per_worker(experiment))
+def _ensure(experiment: Experiment, *, searching: bool) -> None:
+    """Waits for the machines that the search and the training will need, or refuses."""
+    wait_s = experiment.train.wait_for_nodes_s
+    if searching:
+        tune = experiment.tune
+        at_once = 1 if tune.concurrency == "auto" else min(tune.concurrency, tune.trials)
+        trials = at_once if wait_s else 1
+        gpus = 0.0 if tune.gpus_per_trial == "auto" else tune.gpus_per_trial
+        workers = trials * tune.workers_per_trial
+        ensure_resources(workers, tune.cpus_per_trial, gpus, key="tune.concurrency", wait_s=wait_s)
+    train = experiment.train
+    ensure_resources(train.workers, train.cpus_per_worker, gpus_per_worker(experiment), key="train.workers", wait_s=wait_s)
 
 
 @contextmanager

@@ -1,0 +1,167 @@
+"""Real Ray Train workers: the same meta-gradient on 1, 2 and 3 of them; a worker killed, and resumed."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raymtl import runs
+from raymtl.config import Experiment
+from raymtl.loop import Host, local_batches, train_loop
+from raymtl.step import meta_gradient
+from raymtl.train import ensure_resources, start_ray, train
+from raymtl.types import DivergedError, UserError
+from tests.conftest import WEIGHTING, axes, episodes_of, experiment, perturbed
+
+ray = pytest.importorskip("ray")
+
+
+def begin() -> None:
+    root = str(Path(__file__).parent.parent)  # workers import this file
+    ray.init(
+        address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": root}},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """Ray on this machine, with room for three workers whatever its size."""
+    before = os.environ.pop("RAY_ADDRESS", None)
+    begin()
+    yield
+    ray.shutdown()
+    if before is not None:
+        os.environ["RAY_ADDRESS"] = before
+
+
+def small(weighting: str) -> Experiment:
+    """Seven episodes a step: ragged on two workers and on three."""
+    return axes("cross_stitch", weighting, "maml").override({"train.meta_batch": 7, "train.steps": 6, "train.eval_every": 2})
+
+
+def gradients_on_workers(settings: dict[str, Any]) -> None:
+    """Runs on each worker: the meta-gradients of the streamed episodes, of every weighting, in float64."""
+    import ray.train
+
+    from raymtl.collective import Workers
+    from raymtl.data.episodes import on_device
+    from raymtl.data.stream import BuildEpisodes, streamed
+
+    torch.set_default_dtype(torch.float64)
+    context = ray.train.get_context()
+    workers = Workers(context.get_world_rank(), context.get_world_size())
+    arrays = ray.get(settings["arrays"])
+    build = BuildEpisodes(small("static").data, arrays, 0, 7, workers.size, 0)
+    for step, share, raw in streamed(ray.train.get_dataset_shard("ids"), build):
+        assert len(raw.query.inputs) == 7 * (share + 1) // workers.size - 7 * share // workers.size
+        for weighting in WEIGHTING:
+            problem = small(weighting).build()
+            meta = meta_gradient(problem, perturbed(problem), on_device(raw, "cpu"), workers)
+            torch.save(meta.grads, f"{settings['folder']}/{weighting}-{workers.size}-{workers.rank}-{step}.pt")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_one_two_and_three_train_workers_give_the_same_meta_gradient(number: int, tmp_path: Path, arrays, float64) -> None:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from raymtl.data.stream import data_config, id_dataset
+
+    TorchTrainer(
+        gradients_on_workers,
+        train_loop_config={"arrays": ray.put(arrays), "folder": str(tmp_path)},
+        scaling_config=ScalingConfig(num_workers=number),
+        torch_config=TorchConfig(backend="gloo"),
+        datasets={"ids": id_dataset(2, number)},
+        dataset_config=data_config(),
+        run_config=RunConfig(name="gradients", storage_path=str(tmp_path / "ray")),
+    ).fit()
+    for weighting in WEIGHTING:
+        chosen = small(weighting)
+        for step in range(2):
+            problem = chosen.build()
+            expected = meta_gradient(problem, perturbed(problem), episodes_of(chosen, arrays, step=step)).grads
+            for rank in range(number):
+                grads = torch.load(tmp_path / f"{weighting}-{number}-{rank}-{step}.pt")
+                for name, gradient in expected.items():
+                    assert (grads[name] - gradient).norm() <= 1e-10 * (gradient.norm() + 1e-12), (weighting, name)
+
+
+def options(folder: Path, workers: int = 2) -> dict[str, Any]:
+    return {"ray_folder": folder / "ray", "workers": workers, "cpus": 1.0, "gpus": 0.0}
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def our_train_workers() -> list[int]:
+    """Train workers whose raylet this very process started."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if "RayTrainWorker" in (process / "cmdline").read_text() and parent(parent(int(process.name))) == os.getpid():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays) -> None:
+    """kill -9 of one of two workers in the middle; the weights are those of an undisturbed run, to rounding."""
+    chosen = small("pcgrad").override({"train.steps": 60, "train.eval_every": 5})
+    host = Host(lambda metrics, kept: None, lambda row: None)
+    (tmp_path / "alone").mkdir()
+    train_loop(chosen, arrays, local_batches(chosen, arrays), host, tmp_path / "alone")
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    victims: list[int] = []
+
+    def kill() -> None:
+        until = time.monotonic() + 120
+        while time.monotonic() < until and not victims:
+            if len(runs.read_rows(folder / "history.parquet")) >= 10:
+                victims.extend(our_train_workers()[:1])
+                for pid in victims:
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    train(chosen, ray.put(arrays), folder, **options(tmp_path))
+    killer.join()
+    assert victims
+    alone, resumed = (runs.load_params(path / "model.safetensors") for path in (tmp_path / "alone", folder))
+    for name, value in alone.items():
+        torch.testing.assert_close(resumed[name], value, rtol=1e-2, atol=1e-3)
+    assert [row["step"] for row in runs.read_rows(folder / "history.parquet")] == list(range(1, 61))
+
+
+def test_divergence_on_workers_comes_out_as_what_it_is(tmp_path: Path, arrays) -> None:
+    wild = experiment(learner__inner_lr=1e4, learner__inner_steps=8, train__steps=2, train__max_failures=0)
+    folder = tmp_path / "wild"
+    folder.mkdir()
+    with pytest.raises(DivergedError, match="at step"):
+        train(wild, ray.put(arrays), folder, **options(tmp_path, workers=1))
+
+
+def test_workers_that_can_never_start_are_refused() -> None:
+    with pytest.raises(UserError, match=r"train.workers: 9 at 1 CPU and 0 GPU need 9 CPU, the cluster has 4"):
+        ensure_resources(9, 1.0, 0.0, key="train.workers", wait_s=0)
+
+
+def test_an_address_where_nothing_listens_is_one_sentence() -> None:
+    ray.shutdown()
+    try:
+        with pytest.raises(UserError, match=r"--address: cannot reach Ray at 127\.0\.0\.1:1"):
+            start_ray("127.0.0.1:1")
+    finally:
+        begin()

@@ -1,0 +1,281 @@
+"""The search: what Optuna is told, how it resumes, how much runs at a time; and real Ray, killed."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+import yaml
+
+from raymtl import runs
+from raymtl.config import Experiment, load, parse
+from raymtl.tune import Search, open_study, plan, scheduler, trial_rows, winner
+from raymtl.types import UserError
+
+SPACE = {
+    "learner.name": {"choice": ["maml", "reptile"]},
+    "learner.inner_lr": {"log_uniform": [0.001, 0.5]},
+    "weighting.weights": {"simplex": ["left", "right", "sum"]},
+    "train.lr": {"log_uniform": [0.0001, 0.1]},
+}
+
+
+def searching(**values) -> Experiment:
+    tree = {"name": "search", "search": SPACE, "train": {"steps": 40, "eval_every": 10}, "tune": {"trials": 14}}
+    tree["tune"] |= {"asha": {"grace": 10, "reduction": 2}, "sampler": {"startup_trials": 4}} | values
+    return parse(tree)
+
+
+def made_up(values: dict, step: int) -> float:
+    """A score that depends on the values alone, as a deterministic training's does."""
+    return step * (1 - abs(math.log10(values["learner.inner_lr"]) + 1.5)) - 5 * values["weighting.weights.sum"]
+
+
+class FakeTune:
+    """Drives a Search and its scheduler as Ray Tune does, one trial at a time, without any process."""
+
+    def __init__(self, experiment: Experiment, run: Path) -> None:
+        self.experiment, self.search = experiment, Search(experiment, run)
+        self.scheduler = scheduler(experiment, self.search.study)
+
+    def run(self, stop_after: int | None = None, die_within: bool = False) -> None:
+        done = 0
+        while True:
+            name = f"t{time.monotonic_ns()}"
+            config = self.search.suggest(name)
+            if config == Search.FINISHED:
+                return
+            trial = SimpleNamespace(trial_id=name)
+            self.scheduler.on_trial_add(None, trial)
+            for step in range(10, self.experiment.train.steps + 1, 10):
+                result = {"step": step, "val.score": made_up(config, step), "num_parameters": 3, "seconds": 1.0}
+                stopped = self.scheduler.on_trial_result(None, trial, result) == "STOP"
+                if done == stop_after and die_within:
+                    self.search.on_trial_result(name, result)
+                    return
+                if stopped or step == self.experiment.train.steps:
+                    self.search.on_trial_complete(name, result)
+                    break
+                self.search.on_trial_result(name, result)
+            done += 1
+            if done == stop_after and not die_within:
+                return
+
+
+def told(run: Path, experiment: Experiment) -> list[dict]:
+    return trial_rows(open_study(run, experiment))
+
+
+@pytest.mark.parametrize("die_within", [False, True])
+@pytest.mark.parametrize("stop_after", [1, 3, 7, 13])
+def test_an_interrupted_search_is_the_uninterrupted_one(stop_after: int, die_within: bool, tmp_path: Path) -> None:
+    experiment = searching()
+    for name in ("straight", "broken"):
+        (tmp_path / name).mkdir()
+    FakeTune(experiment, tmp_path / "straight").run()
+    FakeTune(experiment, tmp_path / "broken").run(stop_after, die_within)
+    FakeTune(experiment, tmp_path / "broken").run()
+    straight, broken = told(tmp_path / "straight", experiment), told(tmp_path / "broken", experiment)
+    assert straight == broken
+    assert len(straight) == 14
+    assert {row["state"] for row in straight} == {"complete", "pruned"}
+    points = [json.dumps({k: row[k] for k in row if k in experiment.search or "weights" in k}) for row in broken]
+    assert len(set(points)) == 14
+
+
+def test_the_configuration_itself_is_the_first_trial(tmp_path: Path) -> None:
+    own = Search(searching(), tmp_path).suggest("a")
+    assert own["number"] == 0
+    assert own["learner.name"] == "maml"
+    assert own["learner.inner_lr"] == pytest.approx(0.1)
+    (tmp_path / "other").mkdir()
+    assert Search(searching(default_first=False), tmp_path / "other").suggest("a")["learner.inner_lr"] != pytest.approx(0.1)
+
+
+def test_optuna_is_told_what_happened(tmp_path: Path) -> None:
+    search = Search(searching(), tmp_path)
+    results = {
+        "complete": {"step": 40, "val.score": 0.5},
+        "pruned": {"step": 10, "val.score": 0.9},
+        "diverged": {"step": 0, "failed": "the query loss of task 'sum' is nan at step 3."},
+        "nan": {"step": 40, "val.score": math.nan},
+        "lost": None,
+    }
+    for name in results:
+        search.suggest(name)
+    for name, result in results.items():
+        search.on_trial_complete(name, result, error=name == "lost")
+    states = optuna.trial.TrialState
+    assert [t.state for t in search.study.trials] == [states.COMPLETE, states.PRUNED, states.FAIL, states.FAIL, states.FAIL]
+    rows = runs.read_rows(tmp_path / "trials.parquet")
+    assert [row["state"] for row in rows] == ["complete", "pruned", "failed", "failed", "failed"]
+    assert [row["val.score"] for row in rows[:2]] == [0.5, 0.9]
+    assert rows[2]["reason"].startswith("the query loss of task 'sum'")
+    assert rows[3]["reason"] == "the trial ended without a finite objective"
+    assert "ended with an error" in rows[4]["reason"]
+    # A truncated trial may not win, however good it looked.
+    assert winner(search.study, searching()).number == 0
+
+
+def test_without_a_complete_trial_there_is_no_winner(tmp_path: Path) -> None:
+    search = Search(searching(), tmp_path)
+    search.suggest("a")
+    search.on_trial_complete("a", {"step": 0, "failed": "it diverged"})
+    with pytest.raises(UserError, match="the first failed because it diverged"):
+        winner(search.study, searching())
+
+
+def test_several_objectives(tmp_path: Path) -> None:
+    experiment = searching(metric=["val.score", "num_parameters"], mode=["max", "min"], asha=None)
+    search = Search(experiment, tmp_path)
+    for index, (score, size) in enumerate([(0.5, 10), (0.7, 20), (0.4, 30)]):
+        search.suggest(str(index))
+        result = {"step": 40, "val.score": score, "num_parameters": size}
+        search.on_trial_result(str(index), {**result, "step": 20})
+        search.on_trial_complete(str(index), result)
+    assert sorted(trial.number for trial in search.study.best_trials) == [0, 1]
+    assert winner(search.study, experiment).number == 1
+
+
+@pytest.mark.parametrize(
+    ("tune", "cpus", "gpus", "concurrency"),
+    [
+        ({}, 4, 0, 4),
+        ({"concurrency": 2}, 4, 0, 2),
+        ({"concurrency": 9}, 4, 0, 4),
+        ({"cpus_per_trial": 0.5}, 4, 0, 8),
+        ({"cpus_per_trial": 1.5}, 4, 0, 2),
+        ({"workers_per_trial": 2}, 4, 0, 2),
+        ({"workers_per_trial": 3}, 4, 0, 1),
+        ({}, 16, 2, 2),
+        ({"gpus_per_trial": 0.25}, 16, 2, 8),
+        ({"trials": 3}, 16, 0, 3),
+    ],
+)
+def test_never_more_trials_at_a_time_than_can_all_run(tune, cpus, gpus, concurrency) -> None:
+    assert plan(searching(**tune), cpus, gpus).concurrency == concurrency
+
+
+def test_a_trial_that_never_fits_is_refused() -> None:
+    with pytest.raises(UserError, match=r"a trial takes 6 CPU and 0 GPU, the cluster has 4 and 0\."):
+        plan(searching(workers_per_trial=3, cpus_per_trial=2), 4, 0)
+
+
+# Real Ray from here on.
+
+SMALL = {
+    "name": "small",
+    "data": {"name": "digits", "shots": 1, "queries": 1},
+    "encoder": {"name": "mlp", "hidden": [16]},
+    "learner": {"name": "maml", "inner_lr": 0.05, "inner_steps": 1},
+    "train": {"steps": 20, "meta_batch": 3, "workers": 2, "task_axis": "vmap", "eval_every": 5},
+    "evaluate": {"val_episodes": 4, "test_episodes": 6},
+    "tune": {"trials": 6, "asha": {"grace": 5, "reduction": 2}, "sampler": {"startup_trials": 2}},
+    "search": {
+        "learner.inner_lr": {"log_uniform": [0.01, 0.3]},
+        "weighting.name": {"choice": ["static", "uncertainty", "pcgrad"]},
+        "weighting.weights": {"simplex": ["left", "right", "sum"], "when": {"weighting.name": "static"}},
+    },
+}
+
+
+def command(folder: Path, **tune) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL | {"output": str(folder / "runs"), "tune": SMALL["tune"] | tune}))
+    return [sys.executable, "-m", "raymtl", "tune", str(path)]
+
+
+def without_address() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory) -> tuple[Path, str]:
+    """A whole small search, by the command, and what it printed."""
+    folder = tmp_path_factory.mktemp("tune")
+    done = subprocess.run(command(folder), capture_output=True, text=True, env=without_address(), check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "small", done.stdout
+
+
+def test_the_command_leaves_a_whole_run_folder(searched) -> None:
+    run, printed = searched
+    documented = ("config.yaml", "environment.json", "study.journal", "trials.parquet", "history.parquet", "summary.json",
+                  "report.html", "best/model.safetensors", "best/metrics.json", "best/config.yaml", "baselines/default",
+                  "baselines/joint", "baselines/single-left", "baselines/single-sum", "tensorboard")  # fmt: skip
+    assert [name for name in documented if not (run / name).exists()] == []
+    assert "winner" in printed
+    assert "single-task" in printed
+    assert str(load(run / "config.yaml").name) == "small"
+
+
+def test_the_summary_adds_up(searched) -> None:
+    run, _ = searched
+    summary = runs.read_json(run / "summary.json")
+    rows = runs.read_rows(run / "trials.parquet")
+    assert sum(summary["trials"].values()) == len(rows) == 6
+    best = rows[summary["best_trial"]]
+    assert best["state"] == "complete"
+    assert best["val.score"] == max(row["val.score"] for row in rows if row["state"] == "complete")
+    assert {model["name"] for model in summary["models"]} == {"winner", "default", "joint", "single-task"}
+    steps = {model["name"]: model.get("steps") for model in summary["models"]}
+    assert steps["winner"] == steps["default"] == steps["joint"] == 20
+
+
+def test_two_train_workers_train_what_the_trial_trained_alone(searched) -> None:
+    """The trial ran in one process, the winner on two workers with streamed, ragged shards: the same losses."""
+    run, _ = searched
+    summary = runs.read_json(run / "summary.json")
+    alone = runs.read_rows(run / "trials" / f"{summary['best_trial']:04d}" / "history.parquet")
+    together = runs.read_rows(run / "best" / "history.parquet")
+    for one, two in zip(alone, together, strict=True):
+        for task in ("left", "right", "sum"):
+            assert one[f"loss.{task}"] == pytest.approx(two[f"loss.{task}"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_killed_half_way_and_resumed_it_is_the_uninterrupted_search(tmp_path: Path) -> None:
+    """kill -9 of the driver, twice, one trial at a time; then the same trials, values and scores, none twice."""
+    straight, broken = command(tmp_path / "a", concurrency=1), command(tmp_path / "b", concurrency=1)
+    subprocess.run(straight, check=True, capture_output=True, env=without_address())
+    for number, args in enumerate(([], ["--resume"])):
+        started = subprocess.Popen(
+            [*broken, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=without_address()
+        )
+        journal = tmp_path / "b" / "runs" / "small" / "trials.parquet"
+        until = time.monotonic() + 120
+        while len(runs.read_rows(journal)) < 2 + 2 * number and time.monotonic() < until:
+            time.sleep(0.2)
+        assert started.poll() is None
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+    subprocess.run([*broken, "--resume"], check=True, capture_output=True, env=without_address())
+    ours = {"learner.inner_lr", "weighting.name", "state", "step", "val.score", "number", "val.loss"}
+    first, second = (
+        [{key: row[key] for key in ours} for row in runs.read_rows(tmp_path / name / "runs" / "small" / "trials.parquet")]
+        for name in "ab"
+    )
+    assert first == second
+    assert len(first) == 6
+    assert [p.name for p in (tmp_path / "b" / "runs").iterdir()] == ["small"]
+
+
+@pytest.mark.slow
+def test_trials_of_several_workers_finish_and_agree_with_trials_of_one(tmp_path: Path) -> None:
+    rows = []
+    for name, workers in (("one", 1), ("two", 2)):
+        args = command(tmp_path / name, concurrency=1, trials=2, workers_per_trial=workers, asha=None)
+        subprocess.run(args, check=True, capture_output=True, env=without_address())
+        rows.append(runs.read_rows(tmp_path / name / "runs" / "small" / "trials.parquet"))
+    for one, two in zip(*rows, strict=True):
+        assert one["state"] == two["state"] == "complete"
+        assert one["learner.inner_lr"] == two["learner.inner_lr"]
+        assert one["val.loss"] == pytest.approx(two["val.loss"], rel=1e-3)
