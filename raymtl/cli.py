@@ -14,6 +14,7 @@ from rich.table import Table
 
 from raymtl import runs
 from raymtl.config import Experiment, load
+from raymtl.progress import described
 from raymtl.types import DivergedError, UserError
 
 app = typer.Typer(
@@ -176,7 +177,7 @@ def doctor(
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check what a run needs: versions, cores, memory, disk, and the cluster where there is one. Exit 1 on a failure."""
+    """Check what a run needs: versions, cores, memory, disk, and the cluster if there is one. Exit 1 on a failure."""
     from raymtl.cluster import doctor as examine
 
     checks = examine(output, address)
@@ -263,17 +264,16 @@ def _figure(value: Mapping[str, float] | None) -> str:
 
 
 def _print_trials(rows: list[dict[str, Any]], experiment: Experiment) -> None:
-    metrics = [*experiment.tune.metrics]
-    searched = [key for key in rows[0] if key in experiment.search or key.startswith("weighting.weights.")]
-    searched += [k for row in rows for k in row if k.startswith(tuple(experiment.search)) and k not in searched]
-    searched = list(dict.fromkeys(searched))
+    metrics = experiment.tune.metrics
     table = Table(box=None, pad_edge=False)
-    for column in ("trial", "state", "step", *metrics, *(key.replace(".", ".\n") for key in searched)):
-        table.add_column(column, overflow="fold")
+    for column in ("trial", "state", "step", *metrics):
+        table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
+    table.add_column("values", overflow="fold")
     for row in rows:
-        cells = [row.get(key) for key in ("number", "state", "step", *metrics, *searched)]
-        table.add_row(*("" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in cells))
-    Console().print(table)
+        scores = ("" if row.get(metric) is None else f"{row[metric]:.4f}" for metric in metrics)
+        values = described(row, experiment.search)
+        table.add_row(str(row["number"]), row["state"], str(row["step"]), *scores, row.get("reason") or values)
+    Console(highlight=False).print(table)
 
 
 def _print_plan(experiment: Experiment, as_json: bool, *, searching: bool) -> None:

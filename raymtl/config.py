@@ -144,7 +144,7 @@ class Experiment(Spec):
         if weighting.needs_gradients and not learner.follows_query_gradient:
             raise UserError(
                 f"weighting.name: {weighting.name} weighs gradients of the query losses, and learner.name: "
-                f"{learner.name} has none to weigh. Choose weighting.name: static or uncertainty, or learner.name: maml."
+                f"{learner.name} has none to weigh. Choose weighting.name: static or uncertainty, or another learner."
             )
         if weighting.needs_gradients and len(names) == 1:
             raise UserError(
@@ -154,7 +154,8 @@ class Experiment(Spec):
         for name in getattr(weighting, "weights", {}):
             if name not in names:
                 raise UserError(
-                    f"weighting.weights.{name}: expected one of the tasks {list(names)}, got '{name}'.{_nearest(name, names)}"
+                    f"weighting.weights.{name}: expected one of the tasks {list(names)}, got '{name}'."
+                    + _nearest(name, names)
                 )
         with torch.device("meta"):
             self.encoder.build(self.data.input_shape)
@@ -401,8 +402,8 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
         names = [f"{parent}.{k}" for k in siblings.model_fields] if siblings else dotted_names()
         return f"{key}: unknown key.{_nearest(key, names) or _nearest(key, dotted_names())}"
     if kind == "union_tag_invalid":
-        expected = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
-        return f"{key}.name: expected one of {', '.join(expected)}, got '{context['tag']}'.{_nearest(context['tag'], expected)}"
+        tag, expected = context["tag"], [name.strip(" '") for name in context["expected_tags"].split(",")]
+        return f"{key}.name: expected one of {', '.join(expected)}, got '{tag}'.{_nearest(tag, expected)}"
     if kind == "union_tag_not_found":
         return f"{key}.name: expected one of {', '.join(_members(key))}, got none. Add the name."
     if kind == "missing":

@@ -67,14 +67,13 @@ def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: H
         first_step, saved_axis = checkpoint.restore(host.resume_from, problem, params, optimizer)
         task_axis = saved_axis if saved_axis in ("vmap", "loop") else task_axis  # type: ignore[assignment]
     recorder = _Recorder(folder, first_step, host)
-    episodes_from = batches(first_step)
     scores: dict[str, float] = {}
     start = time.perf_counter()
-    for step, share, raw in _agreed(episodes_from, host.workers):
+    for step, raw in _agreed(batches(first_step), host):
         episodes = on_device(raw, host.device)
         waited = time.perf_counter() - start
         if task_axis == "auto":
-            task_axis = _faster_axis(experiment, problem, params, episodes, host.workers)
+            task_axis = _faster_axis(experiment, problem, params, episodes, host)
         how = HowToRun(task_axis, settings.chunk, settings.precision)
         lr = _schedule(experiment, step)
         try:
@@ -146,7 +145,7 @@ def _move(
 
 
 def _faster_axis(
-    experiment: Experiment, problem: Problem, params: Mapping[str, Tensor], episodes: Episode, workers: Workers
+    experiment: Experiment, problem: Problem, params: Mapping[str, Tensor], episodes: Episode, host: Host
 ) -> TaskAxis:
     """Times both ways of running the episodes on these very ones; the workers agree on the sum of their times."""
     buffers = {name: value.clone() for name, value in problem.weighting.named_buffers()}
@@ -156,7 +155,11 @@ def _faster_axis(
         for _ in range(2):  # the first run of each pays for warming up
             start = time.perf_counter()
             meta_gradient(
-                problem, params, episodes, workers, HowToRun(axis, experiment.train.chunk, experiment.train.precision)
+                problem,
+                params,
+                episodes,
+                host.workers,
+                HowToRun(axis, experiment.train.chunk, experiment.train.precision),
             )
             if next(iter(episodes.query.targets.values())).is_cuda:
                 torch.cuda.synchronize()
@@ -164,19 +167,19 @@ def _faster_axis(
         seconds.append(taken)
     for name, value in problem.weighting.named_buffers():
         value.copy_(buffers[name])
-    return ways[int(workers.sum(torch.tensor(seconds)).argmin())]
+    return ways[int(host.workers.sum(torch.tensor(seconds, device=host.device)).argmin())]
 
 
-def _agreed(batches: Iterator[tuple[int, int, Episode]], workers: Workers) -> Iterator[tuple[int, int, Episode]]:
-    """Passes the batches on after making sure that the workers are at the same step and hold all of its shares."""
+def _agreed(batches: Iterator[tuple[int, int, Episode]], host: Host) -> Iterator[tuple[int, Episode]]:
+    """Passes the episodes on after making sure that the workers are at the same step and hold all of its shares."""
     for step, share, episodes in batches:
-        held = torch.zeros(workers.size + 1, dtype=torch.int64)
+        held = torch.zeros(host.workers.size + 1, dtype=torch.int64, device=host.device)
         held[share] = 1
         held[-1] = step
-        total = workers.sum(held).tolist()
-        if total != [1] * workers.size + [step * workers.size]:
+        total = host.workers.sum(held).tolist()
+        if total != [1] * host.workers.size + [step * host.workers.size]:
             raise RuntimeError(f"step {step}: the workers do not hold one share each of the same step: {total}")
-        yield step, share, episodes
+        yield step, episodes
 
 
 class _Recorder:

@@ -18,7 +18,7 @@ def delta_m(scores: Scores, baseline: Scores) -> float:
 
 
 def delta_p(scores: Scores, baseline: Scores) -> float:
-    """The same change averaged within each task first and signed so that higher is better, percent (arXiv:2004.13379)."""
+    """The same change averaged within each task first, signed so that higher is better, percent (arXiv:2004.13379)."""
     by_task = [sum(task) / len(task) for task in _changes(scores, baseline).values()]
     return sum(by_task) / len(by_task)
 

@@ -1,8 +1,9 @@
 """What a person sees while something runs: one live view on a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -10,6 +11,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 LINES_EVERY_S = 10  # of a training that runs, where there is no terminal
+
+
+def described(row: Mapping[str, Any], searched: Iterable[str]) -> str:
+    """The searched values of a trial in one line, with as many digits as a person wants to read."""
+    keys = tuple(searched)
+    values = {k: v for k, v in row.items() if v is not None and (k in keys or k.rpartition(".")[0] in keys)}
+    return " ".join(
+        f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
+    )
 
 
 class Row(NamedTuple):

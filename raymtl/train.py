@@ -135,7 +135,8 @@ def train(
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         datasets={"ids": id_dataset(experiment.train.steps, workers)},
         dataset_config=data_config(),
-        run_config=RunConfig(  # type: ignore[call-arg]  (the stubs are of the first version of Ray Train)
+        # mypy reads the signatures of the first version of Ray Train here, Ray runs the second.
+        run_config=RunConfig(  # type: ignore[call-arg]
             name=folder.name,
             storage_path=str(ray_folder),
             checkpoint_config=CheckpointConfig(num_to_keep=2),

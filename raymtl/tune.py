@@ -33,7 +33,7 @@ from raymtl import config, runs
 from raymtl.config import Experiment
 from raymtl.data import Arrays
 from raymtl.loop import Host, local_batches, train_loop
-from raymtl.progress import Row, View
+from raymtl.progress import Row, View, described
 from raymtl.search import default_params, suggest
 from raymtl.types import DivergedError, UserError
 
@@ -44,6 +44,9 @@ STATES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "running",
 }
+
+
+DRIVER_MEMORY = 100e6  # bytes that Ray reserves for the driver of a trial with workers of its own
 
 
 class Plan(NamedTuple):
@@ -223,8 +226,10 @@ def run_search(experiment: Experiment, run: Path, arrays: Arrays, settings: Plan
         view.show(f"trial {trial.number}", _row(experiment, trial_rows(search.study)[trial.number]))
     if remaining > 0:
         nested = settings.workers > 1
-        # Drivers of nested trainings take no CPU: the workers that they wait for need them.
-        resources = {"cpu": 0.0} if nested else {"cpu": settings.cpus, "gpu": settings.gpus}
+        # Drivers of nested trainings take no CPU: the workers that they wait for need them. Ray wants them to take
+        # something, so it is some memory.
+        bundle = {"memory": DRIVER_MEMORY} if nested else {"CPU": settings.cpus, "GPU": settings.gpus}
+        resources = tune.PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}])
         runnable = tune.with_parameters(
             run_trial, experiment=experiment.model_dump(mode="json"), run=str(run), arrays=arrays, plan=settings
         )
@@ -357,16 +362,9 @@ class Watcher(tune.Callback):
 def _row(experiment: Experiment, row: dict[str, Any]) -> Row:
     metric = experiment.tune.metrics[0]
     score = f"{metric} {row[metric]:.4f}" if row.get(metric) is not None else ""
-    searched = {key: row[key] for key in row if key in experiment.flat() or key.startswith("weighting.weights.")}
-    details = row.get("reason") or " ".join(
-        f"{key}={short(value)}" for key, value in searched.items() if value is not None
+    return Row(
+        row["step"], experiment.train.steps, row["state"], score, row.get("reason") or described(row, experiment.search)
     )
-    return Row(row["step"], experiment.train.steps, row["state"], score, details)
-
-
-def short(value: Any) -> str:
-    """A value with as many digits as a person wants to read."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def winner(study: optuna.Study, experiment: Experiment) -> optuna.trial.FrozenTrial:

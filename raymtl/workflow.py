@@ -91,7 +91,9 @@ def _ensure(experiment: Experiment, *, searching: bool) -> None:
         workers = trials * tune.workers_per_trial
         ensure_resources(workers, tune.cpus_per_trial, gpus, key="tune.concurrency", wait_s=wait_s)
     train = experiment.train
-    ensure_resources(train.workers, train.cpus_per_worker, gpus_per_worker(experiment), key="train.workers", wait_s=wait_s)
+    ensure_resources(
+        train.workers, train.cpus_per_worker, gpus_per_worker(experiment), key="train.workers", wait_s=wait_s
+    )
 
 
 @contextmanager

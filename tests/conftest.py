@@ -55,9 +55,7 @@ def experiment(**values: Any) -> Experiment:
 def axes(sharing: str, weighting: str, learner: str) -> Experiment:
     """The three axes on tasks that the learner can learn."""
     tasks = ["left", "right"] if learner == "protonet" else ["left", "right", "sum"]
-    return experiment(
-        sharing__name=sharing, weighting__name=weighting, learner__name=learner, data__tasks=tasks
-    )
+    return experiment(sharing__name=sharing, weighting__name=weighting, learner__name=learner, data__tasks=tasks)
 
 
 def possible(weighting: str, learner: str) -> bool:
@@ -65,7 +63,9 @@ def possible(weighting: str, learner: str) -> bool:
     return not (weighting == "pcgrad" and learner == "reptile")
 
 
-def episodes_of(chosen: Experiment, arrays: Mapping[str, np.ndarray], step: int = 0, count: int | None = None) -> Episode:
+def episodes_of(
+    chosen: Experiment, arrays: Mapping[str, np.ndarray], step: int = 0, count: int | None = None
+) -> Episode:
     indices = range(count or chosen.train.meta_batch)
     built, _ = build_episodes(chosen.data, arrays, seed=chosen.seed, split="train", step=step, indices=indices)
     return on_device(built, "cpu")
@@ -86,6 +86,8 @@ def perturbed(problem: Problem, scale: float = 0.1) -> dict[str, torch.Tensor]:
     """Initial parameters moved off the symmetric points, so that no gradient is zero by accident."""
     generator = torch.Generator().manual_seed(1)
     return {
-        name: (value.detach() + scale * torch.randn(value.shape, generator=generator, dtype=value.dtype)).requires_grad_()
+        name: (
+            value.detach() + scale * torch.randn(value.shape, generator=generator, dtype=value.dtype)
+        ).requires_grad_()
         for name, value in problem.init_params().items()
     }

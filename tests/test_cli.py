@@ -32,8 +32,24 @@ def run(tmp_path_factory, arrays) -> Path:
     train_loop(chosen, arrays, local_batches(chosen, arrays), host, folder / "best")
     evaluate_folder(folder / "best", arrays, chosen.data)
     rows = [
-        {"number": 0, "state": "complete", "step": 4, "seconds": 1.0, "reason": None, "learner.inner_lr": 0.05, "val.score": 0.2},
-        {"number": 1, "state": "failed", "step": 0, "seconds": None, "reason": "nan", "learner.inner_lr": 0.5, "val.score": None},
+        {
+            "number": 0,
+            "state": "complete",
+            "step": 4,
+            "seconds": 1.0,
+            "reason": None,
+            "learner.inner_lr": 0.05,
+            "val.score": 0.2,
+        },
+        {
+            "number": 1,
+            "state": "failed",
+            "step": 0,
+            "seconds": None,
+            "reason": "nan",
+            "learner.inner_lr": 0.5,
+            "val.score": None,
+        },
     ]
     runs.write_rows(folder / "trials.parquet", rows)
     return folder
@@ -62,7 +78,9 @@ def mistake(monkeypatch, capsys, *args: str) -> str:
 
 
 def test_dry_run_tells_the_plan_and_makes_nothing(monkeypatch, capsys, tmp_path) -> None:
-    out = answer(monkeypatch, capsys, "tune", str(QUICKSTART), "--dry-run", "--json", "--set", f"output={tmp_path / 'o'}")
+    out = answer(
+        monkeypatch, capsys, "tune", str(QUICKSTART), "--dry-run", "--json", "--set", f"output={tmp_path / 'o'}"
+    )
     plan = json.loads(out)
     assert plan["search"]["trials"] >= 12
     assert plan["search"]["space"]["sharing.name"]["choice"] == ["hard", "soft", "cross_stitch"]
@@ -74,11 +92,17 @@ def test_dry_run_tells_the_plan_and_makes_nothing(monkeypatch, capsys, tmp_path)
     ("args", "says"),
     [
         (("tune", "nowhere.yaml"), "nowhere.yaml: no such file"),
-        (("tune", str(QUICKSTART), "--set", "learner.inner_lrr=1"), "--set: learner.inner_lrr: unknown key. Did you mean learner.inner_lr"),
+        (
+            ("tune", str(QUICKSTART), "--set", "learner.inner_lrr=1"),
+            "--set: learner.inner_lrr: unknown key. Did you mean learner.inner_lr",
+        ),
         (("tune", str(QUICKSTART), "--set", "learner.inner_lr"), "--set: expected key=value, got 'learner.inner_lr'"),
         (("tune", str(QUICKSTART), "--set", "learner.inner_lr=[1"), "--set learner.inner_lr: expected a YAML value"),
         (("tune", str(QUICKSTART), "--set", "train.steps=none"), "train.steps: expected a valid integer"),
-        (("train", str(QUICKSTART), "--resume", "--set", "output=nowhere"), "--resume: expected a run of this very configuration"),
+        (
+            ("train", str(QUICKSTART), "--resume", "--set", "output=nowhere"),
+            "--resume: expected a run of this very configuration",
+        ),
         (("evaluate", "nowhere"), "nowhere: expected a run folder"),
         (("adapt", "nowhere"), "nowhere: expected a run folder"),
         (("trials", "nowhere"), "nowhere: expected a run folder"),
@@ -163,7 +187,9 @@ def test_adapt_to_a_file_equals_adapting_by_hand(run, arrays, monkeypatch, capsy
                 for task in problem.tasks
             )
             grads = torch.autograd.grad(loss, list(theta.values()))
-            theta = {n: (v - 0.05 * g).detach().requires_grad_() for (n, v), g in zip(theta.items(), grads, strict=True)}
+            theta = {
+                n: (v - 0.05 * g).detach().requires_grad_() for (n, v), g in zip(theta.items(), grads, strict=True)
+            }
     saved = load_file(Path(told["folder"]) / "model.safetensors")
     for name, value in theta.items():
         torch.testing.assert_close(saved[name], value.detach(), rtol=1e-5, atol=1e-6)
@@ -190,5 +216,7 @@ def test_support_files_that_do_not_fit_are_named(changes, says, run, arrays, mon
 
 def test_support_files_that_are_none(run, monkeypatch, capsys, tmp_path) -> None:
     (tmp_path / "text.parquet").write_text("hello")
-    assert "expected a Parquet file" in mistake(monkeypatch, capsys, "adapt", str(run), "--support", str(tmp_path / "text.parquet"))
+    assert "expected a Parquet file" in mistake(
+        monkeypatch, capsys, "adapt", str(run), "--support", str(tmp_path / "text.parquet")
+    )
     assert "no such file" in mistake(monkeypatch, capsys, "adapt", str(run), "--support", str(tmp_path / "none"))

@@ -36,8 +36,14 @@ def test_every_shipped_configuration_loads_round_trips_and_takes_a_step(path: Pa
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("learner:\n  name: maml\n  inner_lrr: 1", ":3: learner.inner_lrr: unknown key. Did you mean learner.inner_lr?"),
-        ("learner: {name: mamll}", ":1: learner.name: expected one of maml, reptile, protonet, got 'mamll'. Did you mean maml?"),
+        (
+            "learner:\n  name: maml\n  inner_lrr: 1",
+            ":3: learner.inner_lrr: unknown key. Did you mean learner.inner_lr?",
+        ),
+        (
+            "learner: {name: mamll}",
+            ":1: learner.name: expected one of maml, reptile, protonet, got 'mamll'. Did you mean maml?",
+        ),
         ("learner: {inner_lr: 0.1}", ":1: learner.name: expected one of maml, reptile, protonet, got none."),
         ("learner: {name: reptile, first_order: true}", "learner.name: reptile has no such key, only maml"),
         ("learner: {name: maml, inner_lr: fast}", ":1: learner.inner_lr: expected a valid number"),
@@ -49,11 +55,20 @@ def test_every_shipped_configuration_loads_round_trips_and_takes_a_step(path: Pa
         ("- a\n- b", ": expected a mapping of keys, got list"),
         ("a: [1, 2", ": not valid YAML"),
         ("train:\n  steps: 1\n  steps: 2", ":3: train.steps: the key stands twice"),
-        ("train: {meta_batch: 2, workers: 3}", ":1: train.meta_batch: expected an episode for each of train.workers: 3"),
+        (
+            "train: {meta_batch: 2, workers: 3}",
+            ":1: train.meta_batch: expected an episode for each of train.workers: 3",
+        ),
         ("learner: {name: protonet}", "learner.name: protonet cannot learn data.tasks"),
         ("learner: {name: reptile}\nweighting: {name: pcgrad}", ":2: weighting.name: pcgrad weighs gradients"),
-        ("data: {name: digits, tasks: [sum]}\nweighting: {name: pcgrad}", ":2: weighting.name: pcgrad needs the gradients of several"),
-        ("weighting: {name: static, weights: {lift: 1}}", "weighting.weights.lift: expected one of the tasks ['left', 'right', 'sum'], got 'lift'. Did you mean left?"),
+        (
+            "data: {name: digits, tasks: [sum]}\nweighting: {name: pcgrad}",
+            ":2: weighting.name: pcgrad needs the gradients of several",
+        ),
+        (
+            "weighting: {name: static, weights: {lift: 1}}",
+            "weighting.weights.lift: expected one of the tasks ['left', 'right', 'sum'], got 'lift'. Did you mean left?",
+        ),
         ("encoder: {name: conv, channels: [8, 8, 8, 8, 8, 8]}", "encoder.channels: 6 stages halve"),
         ("tune: {metric: val.scor}", ":1: tune.metric: expected one of val.score"),
         ("tune: {metric: [val.score, seconds], mode: [max]}", "tune.mode: expected one for each"),
@@ -102,7 +117,13 @@ def test_override_of_an_unknown_key_is_refused(key: str) -> None:
 def test_dotted_names_are_those_of_the_configuration() -> None:
     names = set(dotted_names())
     assert set(Experiment().flat()) - {"weighting.weights"} <= names
-    assert {"learner.first_order", "learner.inner_optimizer", "sharing.own", "tune.asha.grace", "weighting.weights"} <= names
+    assert {
+        "learner.first_order",
+        "learner.inner_optimizer",
+        "sharing.own",
+        "tune.asha.grace",
+        "weighting.weights",
+    } <= names
 
 
 def test_the_same_seed_builds_the_same_model_and_another_seed_another() -> None:

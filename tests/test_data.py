@@ -21,8 +21,11 @@ def test_an_episode_is_a_function_of_seed_step_and_index_alone(arrays) -> None:
     alone = build(Digits(), arrays, step=4, indices=[5])
     assert torch.equal(whole.support.inputs[5], alone.support.inputs[0])
     assert torch.equal(whole.query.targets["sum"][5], alone.query.targets["sum"][0])
-    for other in (build(Digits(), arrays, step=5, indices=[5]), build(Digits(), arrays, step=4, indices=[5], seed=1),
-                  build(Digits(), arrays, split="val", step=4, indices=[5])):
+    for other in (
+        build(Digits(), arrays, step=5, indices=[5]),
+        build(Digits(), arrays, step=4, indices=[5], seed=1),
+        build(Digits(), arrays, split="val", step=4, indices=[5]),
+    ):
         assert not torch.equal(alone.support.inputs, other.support.inputs)
 
 

@@ -105,9 +105,14 @@ def test_reptile_with_adam_first_moves_by_inner_lr_in_every_coordinate() -> None
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("encoder", [{"encoder__name": "mlp", "encoder__hidden": [6, 5]},
-                                     {"encoder__name": "conv", "encoder__channels": [4, 8]},
-                                     {"encoder__name": "conv", "encoder__channels": [4], "encoder__norm": "none"}])
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        {"encoder__name": "mlp", "encoder__hidden": [6, 5]},
+        {"encoder__name": "conv", "encoder__channels": [4, 8]},
+        {"encoder__name": "conv", "encoder__channels": [4], "encoder__norm": "none"},
+    ],
+)
 @pytest.mark.parametrize("axis", ["vmap", "loop"])
 def test_maml_equals_higher_through_every_layer_of_the_encoders(encoder, axis, arrays) -> None:
     chosen = experiment(learner__inner_steps=3, learner__inner_lr=0.02, data__tasks=["left", "sum"], **encoder)
@@ -124,7 +129,9 @@ def test_maml_equals_higher_through_every_layer_of_the_encoders(encoder, axis, a
     def total(predictions: Mapping[str, Tensor], batch: Batch, index: int) -> Tensor:
         targets = {name: target[index] for name, target in batch.targets.items()}
         standardised = (targets["sum"] - 9) / 16.5**0.5
-        return F.cross_entropy(predictions["left"], targets["left"]) + F.mse_loss(predictions["sum"][:, 0], standardised)
+        return F.cross_entropy(predictions["left"], targets["left"]) + F.mse_loss(
+            predictions["sum"][:, 0], standardised
+        )
 
     for index in range(chosen.train.meta_batch):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.02)

@@ -69,12 +69,24 @@ def test_the_configurations_own_values_go_into_optuna_and_come_back() -> None:
 @pytest.mark.parametrize(
     ("space", "says"),
     [
-        ({"learner.inner_lrr": {"uniform": [0, 1]}}, "search.learner.inner_lrr: unknown key. Did you mean learner.inner_lr"),
-        ({"learner.inner_lr": {"uniform": [1, 0]}}, r"search.learner.inner_lr.uniform: expected \[low, high\] with low < high"),
+        (
+            {"learner.inner_lrr": {"uniform": [0, 1]}},
+            "search.learner.inner_lrr: unknown key. Did you mean learner.inner_lr",
+        ),
+        (
+            {"learner.inner_lr": {"uniform": [1, 0]}},
+            r"search.learner.inner_lr.uniform: expected \[low, high\] with low < high",
+        ),
         ({"learner.inner_lr": {"normal": [1, 0]}}, "search.learner.inner_lr: expected one of log_uniform"),
-        ({"learner.name": {"choice": ["maml", "mamel"]}}, "learner.name: expected one of maml, reptile, protonet, got 'mamel'. Did you mean maml"),
+        (
+            {"learner.name": {"choice": ["maml", "mamel"]}},
+            "learner.name: expected one of maml, reptile, protonet, got 'mamel'. Did you mean maml",
+        ),
         ({"learner.inner_lr": {"uniform": [-1, 1]}}, "greater than 0"),
-        ({"learner.name": {"choice": ["maml", "reptile"]}, "weighting.name": {"choice": ["static", "pcgrad"]}}, "Exclude it with a `when:`"),
+        (
+            {"learner.name": {"choice": ["maml", "reptile"]}, "weighting.name": {"choice": ["static", "pcgrad"]}},
+            "Exclude it with a `when:`",
+        ),
         ({"weighting.weights": {"simplex": ["left", "middle"]}}, "expected one of the tasks"),
         ({"learner.inner_lr": {"uniform": [0.1, 1], "when": {"sharing.nam": "hard"}}}, "when.sharing.nam: unknown key"),
     ],

@@ -94,7 +94,9 @@ def test_one_two_and_three_workers_give_the_same_meta_gradient(tmp_path: Path, a
     for size in (2, 3):
         mp.spawn(_on_one_of, (size, str(tmp_path), arrays), nprocs=size)
         for rank in range(size):
-            for meta, (grads, losses, weights) in zip(expected, torch.load(tmp_path / f"{size}-{rank}.pt"), strict=True):
+            for meta, (grads, losses, weights) in zip(
+                expected, torch.load(tmp_path / f"{size}-{rank}.pt"), strict=True
+            ):
                 torch.testing.assert_close(losses, meta.losses, rtol=1e-10, atol=1e-12)
                 torch.testing.assert_close(weights, meta.weights, rtol=1e-10, atol=1e-12)
                 for name, gradient in grads.items():
@@ -164,6 +166,11 @@ def test_a_loss_that_is_not_finite_names_its_task(arrays) -> None:
     chosen = experiment()
     problem = chosen.build()
     episodes = episodes_of(chosen, arrays)
-    broken = {**episodes.query.targets, "sum": torch.full_like(episodes.query.targets["sum"], torch.nan, dtype=torch.float)}
+    broken = {
+        **episodes.query.targets,
+        "sum": torch.full_like(episodes.query.targets["sum"], torch.nan, dtype=torch.float),
+    }
     with pytest.raises(DivergedError, match="task 'sum' is nan"):
-        meta_gradient(problem, problem.init_params(), Episode(episodes.support, episodes.query._replace(targets=broken)))
+        meta_gradient(
+            problem, problem.init_params(), Episode(episodes.support, episodes.query._replace(targets=broken))
+        )

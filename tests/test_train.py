@@ -43,7 +43,9 @@ def cluster() -> Iterator[None]:
 
 def small(weighting: str) -> Experiment:
     """Seven episodes a step: ragged on two workers and on three."""
-    return axes("cross_stitch", weighting, "maml").override({"train.meta_batch": 7, "train.steps": 6, "train.eval_every": 2})
+    return axes("cross_stitch", weighting, "maml").override(
+        {"train.meta_batch": 7, "train.steps": 6, "train.eval_every": 2}
+    )
 
 
 def gradients_on_workers(settings: dict[str, Any]) -> None:
@@ -68,7 +70,9 @@ def gradients_on_workers(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_one_two_and_three_train_workers_give_the_same_meta_gradient(number: int, tmp_path: Path, arrays, float64) -> None:
+def test_one_two_and_three_train_workers_give_the_same_meta_gradient(
+    number: int, tmp_path: Path, arrays, float64
+) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -107,7 +111,10 @@ def our_train_workers() -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if "RayTrainWorker" in (process / "cmdline").read_text() and parent(parent(int(process.name))) == os.getpid():
+            if (
+                "RayTrainWorker" in (process / "cmdline").read_text()
+                and parent(parent(int(process.name))) == os.getpid()
+            ):
                 found.append(int(process.name))
         except OSError:
             continue

@@ -96,7 +96,9 @@ def test_the_configuration_itself_is_the_first_trial(tmp_path: Path) -> None:
     assert own["learner.name"] == "maml"
     assert own["learner.inner_lr"] == pytest.approx(0.1)
     (tmp_path / "other").mkdir()
-    assert Search(searching(default_first=False), tmp_path / "other").suggest("a")["learner.inner_lr"] != pytest.approx(0.1)
+    assert Search(searching(default_first=False), tmp_path / "other").suggest("a")["learner.inner_lr"] != pytest.approx(
+        0.1
+    )
 
 
 def test_optuna_is_told_what_happened(tmp_path: Path) -> None:
@@ -113,7 +115,13 @@ def test_optuna_is_told_what_happened(tmp_path: Path) -> None:
     for name, result in results.items():
         search.on_trial_complete(name, result, error=name == "lost")
     states = optuna.trial.TrialState
-    assert [t.state for t in search.study.trials] == [states.COMPLETE, states.PRUNED, states.FAIL, states.FAIL, states.FAIL]
+    assert [t.state for t in search.study.trials] == [
+        states.COMPLETE,
+        states.PRUNED,
+        states.FAIL,
+        states.FAIL,
+        states.FAIL,
+    ]
     rows = runs.read_rows(tmp_path / "trials.parquet")
     assert [row["state"] for row in rows] == ["complete", "pruned", "failed", "failed", "failed"]
     assert [row["val.score"] for row in rows[:2]] == [0.5, 0.9]
@@ -243,12 +251,19 @@ def test_two_train_workers_train_what_the_trial_trained_alone(searched) -> None:
 
 @pytest.mark.slow
 def test_killed_half_way_and_resumed_it_is_the_uninterrupted_search(tmp_path: Path) -> None:
-    """kill -9 of the driver, twice, one trial at a time; then the same trials, values and scores, none twice."""
+    """kill -9 of the driver, twice, one trial at a time; then the same trials, values and scores, none twice.
+
+    The other run is a whole one of the same seed, so this also shows that a seed gives the same result twice.
+    """
     straight, broken = command(tmp_path / "a", concurrency=1), command(tmp_path / "b", concurrency=1)
     subprocess.run(straight, check=True, capture_output=True, env=without_address())
     for number, args in enumerate(([], ["--resume"])):
         started = subprocess.Popen(
-            [*broken, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=without_address()
+            [*broken, *args],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env=without_address(),
         )
         journal = tmp_path / "b" / "runs" / "small" / "trials.parquet"
         until = time.monotonic() + 120
@@ -260,11 +275,17 @@ def test_killed_half_way_and_resumed_it_is_the_uninterrupted_search(tmp_path: Pa
     subprocess.run([*broken, "--resume"], check=True, capture_output=True, env=without_address())
     ours = {"learner.inner_lr", "weighting.name", "state", "step", "val.score", "number", "val.loss"}
     first, second = (
-        [{key: row[key] for key in ours} for row in runs.read_rows(tmp_path / name / "runs" / "small" / "trials.parquet")]
+        [
+            {key: row[key] for key in ours}
+            for row in runs.read_rows(tmp_path / name / "runs" / "small" / "trials.parquet")
+        ]
         for name in "ab"
     )
     assert first == second
     assert len(first) == 6
+    tables = [runs.read_json(tmp_path / name / "runs" / "small" / "summary.json")["models"] for name in "ab"]
+    for one, two in zip(*tables, strict=True):
+        assert (one["score"], one["tasks"]) == (two["score"], two["tasks"])
     assert [p.name for p in (tmp_path / "b" / "runs").iterdir()] == ["small"]
 
 

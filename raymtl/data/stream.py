@@ -40,7 +40,8 @@ def data_config() -> DataConfig:
 class BuildEpisodes(NumpyBatchCollateFn):
     """Turns the ids of one step into this worker's share of its episodes, from arrays in shared memory.
 
-    Returns (step, share, episodes). Steps before `first_step`, which a resumed run has behind it, are passed over: their episodes are None.
+    Returns (step, share, episodes). Steps before `first_step`, which a resumed run has behind it, are passed over:
+    their episodes are None.
     """
 
     def __init__(

@@ -110,7 +110,7 @@ def importance_plot(study: optuna.Study | None, objectives: Mapping[str, str]) -
                 shares[name] = optuna.importance.get_param_importances(study, target=_target(index))
         except (ValueError, RuntimeError, TypeError, ZeroDivisionError):
             continue
-    names = [name for name in dict.fromkeys(itertools.chain(*shares.values()))]
+    names = list(dict.fromkeys(itertools.chain(*shares.values())))
     if not names:
         return None
     figure = panels([""], columns=1, legend=int(len(shares) > 1), height=34 * len(names) * max(1, len(shares)) + 20)
