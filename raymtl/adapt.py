@@ -1,5 +1,6 @@
 """Adapts a trained model to a new support set; starts no Ray."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from raymtl import runs
 from raymtl.config import Experiment
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.evaluate import load_model
-from raymtl.learners import MetaLearner
 from raymtl.step import Problem
 from raymtl.tasks import label_counts, metric_names, metric_sums
 from raymtl.types import Batch, Episode, Params, UserError
@@ -26,6 +26,8 @@ def adapt_run(run: Path, support: Path | None, episode: int, steps: int | None, 
     file (docs/adapt.md): its labelled rows are the support set, the others are predicted.
     """
     experiment, problem, params = load_model(run / "best")
+    if name is not None and (Path(name).name != name or name in (".", "..")):
+        raise UserError(f"--name: expected a plain name for a folder, got '{name}'.")
     if support is None:
         arrays = experiment.data.load()
         drawn, domains = build_episodes(
@@ -40,10 +42,19 @@ def adapt_run(run: Path, support: Path | None, episode: int, steps: int | None, 
     with torch.no_grad():
         adapted = problem.adapt(params, task.support, steps)
         after = problem.predict(adapted, task.query.inputs) if len(task.query.inputs) else {}
-        before = problem.predict(params, task.query.inputs) if after and _unadapted(problem.learner) else None
+        before = problem.predict(params, task.query.inputs) if after and problem.learner.predicts_unadapted else None
+    for key, value in adapted.items():
+        if not value.isfinite().all():
+            raise UserError(
+                f"{domain}: adapting made {key} infinite or no number. Take fewer --steps, or train with a lower "
+                "learner.inner_lr."
+            )
     folder = run / "adapted" / (name or folder_name)
-    folder.mkdir(parents=True, exist_ok=True)
-    experiment.save(folder / "config.yaml")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--name: {folder} cannot be made ({error.strerror}). Choose another name.") from None
+    runs.publish(folder / "config.yaml", experiment.save)
     runs.save_params(folder / "model.safetensors", adapted)
     runs.write_rows(folder / "predictions.parquet", _predictions(problem, task.query, before, after))
     return {
@@ -61,7 +72,7 @@ def read_support(path: Path, experiment: Experiment, problem: Problem) -> Episod
     Raises UserError naming the file, the column and the row for what does not fit the run's tasks and inputs.
     """
     try:
-        table = pq.read_table(path)
+        table = pq.ParquetFile(path).read()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Give a Parquet file with the column `input` and one a task.") from None
     except (pa.ArrowException, OSError) as error:
@@ -72,13 +83,13 @@ def read_support(path: Path, experiment: Experiment, problem: Problem) -> Episod
         raise UserError(
             f"{path}: expected the column `input` and at least one of the tasks {names}, got {table.column_names}."
         )
-    inputs = _inputs(path, table, experiment)
+    inputs = _inputs(path, table, experiment) if len(table) else torch.zeros(0)
     missing = [name for name in names if name not in present or table[name].null_count == len(table)]
     if missing and not problem.learner.predicts_unadapted:
         raise UserError(f"{path}: column `{missing[0]}`: expected labels, since prototypes are made of them; got none.")
     columns = {name: table[name].to_pylist() if name in present else [None] * len(table) for name in names}
     labelled = torch.tensor([any(columns[n][row] is not None for n in names) for row in range(len(table))])
-    if not labelled.any():
+    if not len(table) or not labelled.any():
         raise UserError(f"{path}: expected rows with labels to adapt to, got none in {present}.")
     targets, masks = {}, {}
     for task in problem.tasks:
@@ -103,6 +114,9 @@ def _inputs(path: Path, table: pa.Table, experiment: Experiment) -> Tensor:
                 f"{path}: row {row}, column `input`: expected a list of {size} numbers "
                 f"(shape {list(experiment.data.input_shape)}, row-major), got {got}."
             )
+        odd = next((value for value in values if not _is_number(value)), 0)
+        if odd != 0:
+            raise UserError(f"{path}: row {row}, column `input`: expected numbers, got {odd!r}.")
     inputs = torch.tensor(rows, dtype=torch.float64)
     if not inputs.isfinite().all() or inputs.min() < 0 or inputs.max() > 255:
         raise UserError(f"{path}: column `input`: expected numbers from 0 to 255, got others.")
@@ -113,14 +127,14 @@ def _check_label(path: Path, task: Any, row: int, value: Any) -> None:
     if value is None:
         return
     where = f"{path}: row {row}, column `{task.name}`"
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+    if not _is_number(value):
         raise UserError(f"{where}: expected a number or null, got {value!r}.")
     if task.kind == "classification" and (value != int(value) or not 0 <= value < task.out_features):
         raise UserError(f"{where}: expected a class from 0 to {task.out_features - 1}, got {value!r}.")
 
 
-def _unadapted(learner: MetaLearner) -> bool:
-    return learner.predicts_unadapted
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _predictions(problem: Problem, query: Batch, before: Any, after: Any) -> list[dict[str, Any]]:

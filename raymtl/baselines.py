@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from raymtl import runs
-from raymtl.config import Experiment
+from raymtl.config import Experiment, parse
+from raymtl.data import Source
 from raymtl.metrics import delta_m, delta_p
 
 SINGLE = "single-"
@@ -28,13 +29,18 @@ def baselines(experiment: Experiment, winner: Experiment) -> dict[str, tuple[Exp
 
 
 def _joint(model: Experiment) -> Experiment:
-    plain = model.override({"learner.name": "maml", "learner.inner_steps": 0})
-    return plain.model_copy(update={"data": plain.data.without_support()})
+    return _changed(model, model.data.without_support(), {"learner.name": "maml", "learner.inner_steps": 0})
 
 
 def _alone(model: Experiment, task: str) -> Experiment:
-    plain = model.override({"weighting.name": "static", "weighting.weights": {}, "sharing.name": "hard"})
-    return plain.model_copy(update={"data": plain.data.with_tasks((task,))})
+    plain = {"weighting.name": "static", "weighting.weights": {}, "sharing.name": "hard"}
+    return _changed(model, model.data.with_tasks((task,)), plain)
+
+
+def _changed(model: Experiment, data: Source, values: Mapping[str, Any]) -> Experiment:
+    """Validated as a whole; without the search, whose metrics may be those of tasks that are no longer there."""
+    tree = model.override(values).model_dump(mode="json", exclude={"search", "tune"})
+    return parse(tree | {"data": data.model_dump(mode="json")})
 
 
 def table(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
@@ -46,6 +52,8 @@ def table(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
         if not name.startswith(SINGLE)
     ]
     single = {task: m["tasks"][task] for name, m in metrics.items() if name.startswith(SINGLE) for task in m["tasks"]}
+    if set(single) != set(rows[0]["tasks"]):
+        single = {}  # a single-task model diverged: what it would have scored nobody knows
     if single:
         rows.append({"name": "single-task", "folder": None, "score": _joined_score(single), "tasks": single})
     for row in rows:

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,9 +41,6 @@ def main() -> None:
     except (UserError, DivergedError) as error:
         print(f"raymtl: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("raymtl: interrupted. Continue with --resume.", file=sys.stderr)
-        sys.exit(130)
 
 
 @app.command()
@@ -64,7 +61,8 @@ def tune(
     if dry_run:
         _print_plan(experiment, as_json, searching=True)
         return
-    _start(experiment, resume, as_json, lambda run: _workflow().tune(experiment, run, address))
+    run = runs.latest(experiment, "tune") if resume else runs.create(experiment)
+    _print_summary(_workflow().tune(experiment, run, address), run, as_json)
 
 
 @app.command()
@@ -81,7 +79,8 @@ def train(
     if dry_run:
         _print_plan(experiment, as_json, searching=False)
         return
-    _start(experiment, resume, as_json, lambda run: _workflow().train_run(experiment, run, address))
+    run = runs.latest(experiment, "train") if resume else runs.create(experiment)
+    _print_summary(_workflow().train_run(experiment, run, address), run, as_json)
 
 
 @app.command()
@@ -123,6 +122,8 @@ def adapt(
     """Adapt the run's best model to a new task; write the adapted model and its predictions."""
     from raymtl.adapt import adapt_run
 
+    if support is not None and episode:
+        raise UserError("--episode: expected either --support or --episode, got both. Leave one away.")
     written = adapt_run(runs.existing(run), support, episode, steps, name)
     if as_json:
         print(json.dumps(written, indent=2))
@@ -146,6 +147,8 @@ def trials(
 ) -> None:
     """List the trials of a search, or show one."""
     rows = runs.read_rows(runs.existing(run) / "trials.parquet")
+    if rows and not {"number", "state", "step"} <= set(rows[0]):
+        raise UserError(f"{run / 'trials.parquet'}: expected the columns number, state and step, got {list(rows[0])}.")
     if not rows:
         raise UserError(f"{run}: expected a search with trials, got none yet. Start one with `raymtl tune`.")
     if number is not None:
@@ -214,16 +217,10 @@ def _overrides(sets: list[str]) -> dict[str, Any]:
     return values
 
 
-def _start(experiment: Experiment, resume: bool, as_json: bool, work: Callable[[Path], Mapping[str, Any]]) -> None:
-    run = runs.latest(experiment) if resume else runs.create(experiment)
-    summary = work(run)
+def _print_summary(summary: Mapping[str, Any], run: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(summary, indent=2))
         return
-    _print_summary(summary, run)
-
-
-def _print_summary(summary: Mapping[str, Any], run: Path) -> None:
     from raymtl.report import outcome, result_rows
 
     console = Console(soft_wrap=True)

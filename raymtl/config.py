@@ -1,6 +1,7 @@
 """The Experiment: one YAML file, validated once; load, override, save."""
 
 import difflib
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -12,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Validati
 from raymtl.data import Digits, SourceSpec
 from raymtl.encoders import ConvSpec, EncoderSpec
 from raymtl.learners import MAML, LearnerSpec
-from raymtl.search import Domain, ordered
+from raymtl.search import Domain, representatives
 from raymtl.sharing import HardSpec, SharingSpec
 from raymtl.step import Precision, Problem
 from raymtl.types import Spec, UserError
@@ -114,7 +115,7 @@ class Experiment(Spec):
     """Everything a run depends on. The dotted path of a field is its name in YAML, `--set`, the search and reports."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "run"
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     output: str = "runs"
     """Folder of the run folders."""
     data: SourceSpec = Digits()
@@ -171,6 +172,12 @@ class Experiment(Spec):
             raise UserError(
                 f"tune.asha.grace: expected at most train.steps: {train.steps}, got {tune.asha.grace}. Lower it."
             )
+        gpus = tune.gpus_per_trial
+        if gpus != "auto" and ((train.device == "cuda" and not gpus) or (train.device == "cpu" and gpus)):
+            raise UserError(
+                f"tune.gpus_per_trial: expected what train.device: {train.device} needs, got {gpus:g}. "
+                "Leave it at auto, or set train.device: auto."
+            )
         if len(tune.modes) != len(tune.metrics):
             raise UserError(
                 f"tune.mode: expected one for each of tune.metric: {list(tune.metrics)}, got {list(tune.modes)}."
@@ -182,8 +189,16 @@ class Experiment(Spec):
 
     def metric_names(self) -> list[str]:
         """What a trial reports and a search can optimise."""
-        own = [f"val.{task.name}.{metric}" for task in self.data.make_tasks() for metric in task.metrics]
-        return ["val.score", "val.loss", *own, "num_parameters", "seconds"]
+        return list(self.metric_directions())
+
+    def metric_directions(self) -> dict[str, bool]:
+        """What a trial reports -> whether higher is better."""
+        own = {
+            f"val.{task.name}.{name}": metric.higher_is_better
+            for task in self.data.make_tasks()
+            for name, metric in task.metrics.items()
+        }
+        return {"val.score": True, "val.loss": False, **own, "num_parameters": False, "seconds": False}
 
     def build(self) -> Problem:
         """The three axes on the tasks, initialised from `seed`; raises nothing that validation has not."""
@@ -245,7 +260,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: not valid YAML: {error.problem}. Correct the line.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
     if tree is None:
         tree = {}
@@ -269,21 +284,29 @@ def parse(tree: Mapping[str, Any]) -> Experiment:
         raise UserError(_explain(error, tree)) from None
 
 
+SEARCHABLE = ("encoder.", "sharing.", "weighting.", "learner.")
+SEARCHABLE_TRAIN = ("train.meta_batch", "train.optimizer", "train.lr", "train.schedule", "train.clip_norm")
+COMBINATIONS = 2000  # checked at most; a search beyond them finds an impossible one as a failed trial
+
+
 def check_space(experiment: Experiment) -> None:
     """Raises UserError if a domain names no value of the configuration, or some combination could not run."""
     space, defaults = experiment.search, experiment.flat()
     names = dotted_names()
     for name, domain in space.items():
-        targets = [f"{name}.{part}" for part in domain.simplex] if hasattr(domain, "simplex") else [name]
-        known = name in names and not name.startswith(("tune.", "search"))
-        if not known:
+        if name not in names:
             raise UserError(f"search.{name}: unknown key.{_nearest(name, names)}")
+        if not name.startswith(SEARCHABLE) and name not in SEARCHABLE_TRAIN:
+            raise UserError(
+                f"search.{name}: expected a value that trials may differ in (encoder, sharing, weighting, learner, "
+                f"{', '.join(SEARCHABLE_TRAIN)}), got one that they are compared by. Set it outside `search`."
+            )
         for key in domain.when:
             if key not in names:
                 raise UserError(f"search.{name}.when.{key}: unknown key.{_nearest(key, names)}")
-        if not targets:
-            raise UserError(f"search.{name}: expected names. Add some.")
-    for values in _corners(space, defaults):
+    searched: set[str] = set()
+    for values in itertools.islice(representatives(space, defaults), COMBINATIONS):
+        searched |= {name for name in space if any(key == name or key.startswith(f"{name}.") for key in values)}
         try:
             experiment.override(values)
         except UserError as error:
@@ -292,27 +315,11 @@ def check_space(experiment: Experiment) -> None:
                 f"search: the search could suggest {chosen}, which cannot run ({error}) "
                 "Exclude it with a `when:` on one of the keys."
             ) from None
-
-
-def _corners(space: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every combination of the choices, with both ends of each range once."""
-    combinations: list[dict[str, Any]] = [{}]
-    for name, domain in ordered(space):
-        grown = []
-        for values in combinations:
-            if not domain.active({**defaults, **values}):
-                grown.append(values)
-            elif hasattr(domain, "choice"):
-                grown += [{**values, name: choice} for choice in domain.choice]
-            elif hasattr(domain, "simplex"):
-                grown.append(values | {f"{name}.{part}": 1 / len(domain.simplex) for part in domain.simplex})
-            else:
-                low, high = next(getattr(domain, k) for k in ("log_uniform", "uniform", "int") if hasattr(domain, k))
-                grown += (
-                    [{**values, name: low}] if len(combinations) > 500 else [{**values, name: e} for e in (low, high)]
-                )
-        combinations = grown
-    yield from combinations
+    for name in set(space) - searched:
+        conditions = dict(space[name].when)
+        raise UserError(
+            f"search.{name}.when: expected a condition that can hold, got {conditions}. Correct its values."
+        )
 
 
 def dotted_names() -> list[str]:
@@ -373,6 +380,8 @@ def _located(action: Any, path: Path, lines: Mapping[str, int]) -> Any:
 def _lines(node: yaml.Node | None, path: Path, before: str = "") -> dict[str, int]:
     """Dotted key -> line in the file. Raises UserError for a key that stands twice."""
     lines: dict[str, int] = {}
+    if before.count(".") > 20:
+        raise UserError(f"{path}: expected a few levels of keys, got over 20. Remove the alias that contains itself.")
     children: list[tuple[str, yaml.Node, yaml.Node]] = []
     if isinstance(node, yaml.MappingNode):
         children = [(str(key.value), key, value) for key, value in node.value]

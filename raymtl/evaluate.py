@@ -16,7 +16,7 @@ from raymtl.data import Arrays, Source, Split
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.step import HowToRun, Problem, over_episodes
 from raymtl.tasks import label_counts, loss_sums, metric_names, metric_sums
-from raymtl.types import Episode, Params
+from raymtl.types import Episode, Params, UserError
 
 EPISODES_AT_ONCE = 20
 PICTURES = 12
@@ -70,6 +70,8 @@ def _episodes(
 
 def load_model(folder: Path) -> tuple[Experiment, Problem, dict[str, Tensor]]:
     """What a model folder holds. Raises UserError where it is none or damaged."""
+    if not (folder / "model.safetensors").is_file():
+        raise UserError(f"{folder}: expected a trained model, got none yet. Continue the run with --resume.")
     experiment = config.load(folder / "config.yaml")
     problem = experiment.build()
     return experiment, problem, runs.load_params(folder / "model.safetensors", problem.init_params())

@@ -78,9 +78,9 @@ def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: H
         lr = _schedule(experiment, step)
         try:
             meta = meta_gradient(problem, params, episodes, host.workers, how)
+            norm = _move(optimizer, params, meta, lr, settings.clip_norm)
         except DivergedError as error:
-            raise DivergedError(f"{error} at step {step}. Lower learner.inner_lr or train.lr.") from None
-        norm = _move(optimizer, params, meta, lr, settings.clip_norm)
+            raise DivergedError(f"{error} at step {step + 1}. Lower learner.inner_lr or train.lr.") from None
         done = step + 1
         last = done == settings.steps
         scored = last or done % settings.eval_every == 0
@@ -104,11 +104,11 @@ def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: H
             kept = None
             if host.workers.rank == 0:
                 recorder.flush()
+                if last:  # before the checkpoint, after which nothing is left to do
+                    runs.publish(folder / "config.yaml", experiment.model_copy(update={"search": {}}).save)
+                    runs.save_params(folder / "model.safetensors", params)
                 kept = folder / "checkpoint"
                 checkpoint.save(kept, problem, optimizer, Progress(done, params, str(task_axis)))
-                if last:
-                    experiment.model_copy(update={"search": {}}).save(folder / "config.yaml")
-                    runs.save_params(folder / "model.safetensors", params)
             count = sum(value.numel() for value in params.values())
             host.report({**scores, "step": done, "num_parameters": count, "seconds": recorder.seconds}, kept)
 
@@ -137,7 +137,7 @@ def _move(
         value.grad = meta.grads[name]
     norm = float(torch.nn.utils.clip_grad_norm_(list(params.values()), clip or math.inf))
     if not math.isfinite(norm):
-        raise DivergedError(f"the meta-gradient has the norm {norm}. Lower learner.inner_lr or train.lr.")
+        raise DivergedError(f"the norm of the meta-gradient is {norm}")
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
     optimizer.step()

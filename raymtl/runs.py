@@ -47,16 +47,20 @@ def create(experiment: Experiment) -> Path:
             ) from None
 
 
-def latest(experiment: Experiment) -> Path:
-    """The newest run folder of this configuration, for `--resume`. Raises UserError where there is none."""
+def latest(experiment: Experiment, command: str) -> Path:
+    """The newest run folder of this command and configuration, for `--resume`. Raises UserError where there is none."""
     parent = Path(experiment.output).absolute()
     found = []
     for saved in parent.glob(f"{experiment.name}*/config.yaml"):
-        if config.load(saved) == experiment:
+        try:
+            same = config.load(saved) == experiment and read_json(saved.with_name("environment.json"))["run"] == command
+        except (UserError, KeyError):
+            continue  # a folder of another version, or of somebody else
+        if same:
             found.append(saved)
     if not found:
         raise UserError(
-            f"--resume: expected a run of this very configuration in {parent}, got none. "
+            f"--resume: expected a run of `raymtl {command}` with this very configuration in {parent}, got none. "
             "Leave --resume away to start one, or undo what was changed since."
         )
     return max(found, key=lambda path: path.stat().st_mtime).parent
@@ -129,7 +133,11 @@ def load_params(path: Path, expected: Params | None = None) -> dict[str, Tensor]
         raise UserError(
             f"{path}: expected safetensors, got a damaged file ({error}). Restore or train again."
         ) from None
+    for name, value in params.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{path}: {name}: expected finite numbers, got others. The model diverged; train it again.")
     if expected is not None:
+        params = {name: value.to(expected[name].dtype) if name in expected else value for name, value in params.items()}
         shapes = {name: tuple(value.shape) for name, value in params.items()}
         wanted = {name: tuple(value.shape) for name, value in expected.items()}
         if shapes != wanted:
@@ -141,7 +149,7 @@ def load_params(path: Path, expected: Params | None = None) -> dict[str, Tensor]
     return params
 
 
-def environment(experiment: Experiment) -> dict[str, Any]:
+def environment(experiment: Experiment, command: str) -> dict[str, Any]:
     """What is needed to run the same again: versions, commit, seed, command line."""
     versions = {"raymtl": __version__}
     for package in PACKAGES:
@@ -156,6 +164,7 @@ def environment(experiment: Experiment) -> dict[str, Any]:
         "packages": versions,
         "git_commit": git.stdout.strip() or None,
         "seed": experiment.seed,
+        "run": command,
         "command": ["raymtl", *sys.argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),

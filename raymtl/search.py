@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Discriminator, Field, JsonValue, PositiveFloat, Tag, model_validator
@@ -29,10 +29,26 @@ class DomainBase(Spec):
 
 
 class _Range(DomainBase):
-    @staticmethod
-    def _ordered(bounds: tuple[float, float]) -> None:
-        if bounds[0] >= bounds[1]:
-            raise ValueError(f"expected [low, high] with low < high, got {list(bounds)}")
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Both ends."""
+        value: tuple[float, float] = getattr(self, _kind(self) or "")
+        return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.bounds[0] >= self.bounds[1]:
+            raise ValueError(f"expected [low, high] with low < high, got {list(self.bounds)}")
+        return self
+
+    def params_of(self, name: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Optuna's parameters for the value that is there; None where it is outside."""
+        value = values.get(name)
+        return {name: value} if value is not None and self.bounds[0] <= value <= self.bounds[1] else None
+
+    def typical(self, name: str) -> list[dict[str, Any]]:
+        """Values from inside, which every value of a range stands for."""
+        return [{name: math.sqrt(0.5) * self.bounds[1] + (1 - math.sqrt(0.5)) * self.bounds[0]}]
 
 
 class LogUniform(_Range):
@@ -40,17 +56,8 @@ class LogUniform(_Range):
 
     log_uniform: tuple[PositiveFloat, PositiveFloat]
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        self._ordered(self.log_uniform)
-        return self
-
     def suggest(self, trial: "optuna.Trial", name: str) -> dict[str, Any]:
         return {name: trial.suggest_float(name, *self.log_uniform, log=True)}
-
-    def params_of(self, name: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
-        value = values.get(name)
-        return {name: value} if value is not None and self.log_uniform[0] <= value <= self.log_uniform[1] else None
 
 
 class Uniform(_Range):
@@ -58,17 +65,8 @@ class Uniform(_Range):
 
     uniform: tuple[float, float]
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        self._ordered(self.uniform)
-        return self
-
     def suggest(self, trial: "optuna.Trial", name: str) -> dict[str, Any]:
         return {name: trial.suggest_float(name, *self.uniform)}
-
-    def params_of(self, name: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
-        value = values.get(name)
-        return {name: value} if value is not None and self.uniform[0] <= value <= self.uniform[1] else None
 
 
 class Int(_Range):
@@ -76,17 +74,11 @@ class Int(_Range):
 
     int: tuple[int, int]
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        self._ordered(self.int)
-        return self
-
     def suggest(self, trial: "optuna.Trial", name: str) -> dict[str, Any]:
         return {name: trial.suggest_int(name, *self.int)}
 
-    def params_of(self, name: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
-        value = values.get(name)
-        return {name: value} if value is not None and self.int[0] <= value <= self.int[1] else None
+    def typical(self, name: str) -> list[dict[str, Any]]:
+        return [{name: self.int[1]}]
 
 
 class Choice(DomainBase):
@@ -94,12 +86,21 @@ class Choice(DomainBase):
 
     choice: Annotated[tuple[JsonValue, ...], Field(min_length=1)]
 
+    @model_validator(mode="after")
+    def _different(self) -> Self:
+        if len(self._labels()) < len(self.choice):
+            raise ValueError(f"expected values that differ, got {list(self.choice)}")
+        return self
+
     def _labels(self) -> dict[Scalar, JsonValue]:
         return {json.dumps(v) if isinstance(v, list | dict) else v: v for v in self.choice}
 
     def suggest(self, trial: "optuna.Trial", name: str) -> dict[str, Any]:
         labels = self._labels()
         return {name: labels[trial.suggest_categorical(name, list(labels))]}
+
+    def typical(self, name: str) -> list[dict[str, Any]]:
+        return [{name: value} for value in self.choice]
 
     def params_of(self, name: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
         value = values.get(name)
@@ -118,10 +119,19 @@ class Simplex(DomainBase):
 
     simplex: Annotated[tuple[str, ...], Field(min_length=2)]
 
+    @model_validator(mode="after")
+    def _different(self) -> Self:
+        if len(set(self.simplex)) < len(self.simplex):
+            raise ValueError(f"expected every name once, got {list(self.simplex)}")
+        return self
+
     def suggest(self, trial: "optuna.Trial", name: str) -> dict[str, Any]:
         edge = 1e-6
         raw = {n: -math.log(trial.suggest_float(f"{name}.{n}:u", edge, 1 - edge)) for n in self.simplex}
         return {f"{name}.{n}": value / sum(raw.values()) for n, value in raw.items()}
+
+    def typical(self, name: str) -> list[dict[str, Any]]:
+        return [{f"{name}.{n}": 1 / len(self.simplex) for n in self.simplex}]
 
     def params_of(self, name: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
         weights = {n: values.get(f"{name}.{n}", 1.0) for n in self.simplex}
@@ -158,6 +168,27 @@ def ordered(space: Space) -> list[tuple[str, Domain]]:
             raise UserError(f"search: the `when` of {' and '.join(waiting)} wait for each other. Remove one of them.")
         done += [(name, waiting.pop(name)) for name in ready]
     return done
+
+
+def representatives(space: Space, defaults: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every combination of the choices, with one inner value of each range; then both ends of each range once."""
+    domains = ordered(space)
+
+    def combined(rest: Sequence[tuple[str, Domain]], values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if not rest:
+            yield values
+        elif not rest[0][1].active({**defaults, **values}):
+            yield from combined(rest[1:], values)
+        else:
+            for more in rest[0][1].typical(rest[0][0]):
+                yield from combined(rest[1:], values | more)
+
+    ends = {name: domain.bounds for name, domain in domains if isinstance(domain, _Range)}
+    for values in combined(domains, {}):
+        yield values
+        for name in set(ends) & set(values):
+            for end in ends.pop(name):
+                yield values | {name: end}
 
 
 def suggest(space: Space, defaults: Mapping[str, Any], trial: "optuna.Trial") -> dict[str, Any]:

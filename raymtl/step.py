@@ -54,7 +54,10 @@ class Problem(NamedTuple):
         return self.learner.predict(self.model, params, inputs)
 
     def is_shared(self, name: str) -> bool:
-        """Whether the losses of several tasks depend on the parameter."""
+        """Whether the parameter is shared by the architecture, or belongs to no task at all.
+
+        Heads are private by this rule even where an inner loop over all tasks couples them.
+        """
         prefix, _, rest = name.partition(".")
         return prefix != "model" or rest in self.model.shared
 

@@ -53,19 +53,18 @@ def start_ray(address: str | None) -> None:
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
+        if address is None:
+            raise UserError(f"Ray does not start on this machine ({reason}). Ask `raymtl doctor` why.") from None
         raise UserError(
             f"--address: cannot reach Ray at {address} ({reason}). Start the cluster, or leave --address and "
             "RAY_ADDRESS away to start Ray here."
         ) from None
 
 
-def gpus_per_worker(experiment: Experiment) -> int:
-    """1 where the cluster has GPUs and the configuration lets them be used."""
-    wanted = experiment.train.device
-    available = ray.cluster_resources().get("GPU", 0) > 0
-    if wanted == "cuda" and not available:
-        raise UserError("train.device: expected a GPU in the cluster, got none. Use train.device: auto or cpu.")
-    return int(available and wanted != "cpu")
+def gpus_per_worker(experiment: Experiment, workers: int) -> int:
+    """1 where the configuration wants GPUs, or lets them be used and the cluster has one for each of the workers."""
+    enough = ray.cluster_resources().get("GPU", 0) >= workers
+    return int(experiment.train.device == "cuda" or (experiment.train.device == "auto" and enough))
 
 
 def ensure_resources(workers: int, cpus: float, gpus: float, *, key: str, wait_s: int) -> None:
@@ -81,7 +80,7 @@ def ensure_resources(workers: int, cpus: float, gpus: float, *, key: str, wait_s
                 return f"{workers * each:g} {name}, the cluster has {have.get(name, 0):g}"
         return None
 
-    if lacking() and wait_s:
+    if lacking() and wait_s:  # asked for until `release_resources`
         request_resources(bundles=[{"CPU": cpus} | ({"GPU": gpus} if gpus else {})] * workers)
     until = time.monotonic() + wait_s
     while missing := lacking():
@@ -91,6 +90,11 @@ def ensure_resources(workers: int, cpus: float, gpus: float, *, key: str, wait_s
                 "a cluster that grows set train.wait_for_nodes_s."
             )
         time.sleep(1)
+
+
+def release_resources() -> None:
+    """Takes back what an autoscaling cluster was asked for, so that idle machines may go."""
+    request_resources(bundles=[])
 
 
 def observer(run: str, task_names: tuple[str, ...]) -> Callable[[Mapping[str, float]], None]:
@@ -132,7 +136,7 @@ def train(
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=gpus > 0, resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {})
         ),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
         datasets={"ids": id_dataset(experiment.train.steps, workers)},
         dataset_config=data_config(),
         # mypy reads the signatures of the first version of Ray Train here, Ray runs the second.

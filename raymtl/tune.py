@@ -112,7 +112,9 @@ class Search(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         if self.unfinished:
-            trial = optuna.Trial(self.study, self.study.trials[self.unfinished.pop(0)]._trial_id)
+            number = self.unfinished.pop(0)
+            self.study.sampler = self._sampler(number)  # it may have been killed before all its values were drawn
+            trial = self._trial(number)
         else:
             asked = [t for t in self.study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
             if len(asked) >= self.experiment.tune.trials:
@@ -125,7 +127,9 @@ class Search(Searcher):
             trial = self.study.ask()
         values = trial.user_attrs.get("values")
         if values is None:
-            values = suggest(self.experiment.search, self.defaults, trial)
+            drawn = suggest(self.experiment.search, self.defaults, trial)
+            flat = self.experiment.override(drawn).flat()
+            values = {key: flat[key] for key in drawn}  # as validated: 1e-2 in YAML is a text until then
             trial.set_user_attr("values", values)
         self.numbers[trial_id] = trial.number
         self.reports[trial.number] = {}
@@ -267,11 +271,10 @@ def scheduler(experiment: Experiment, study: optuna.Study) -> TrialScheduler:
         return FIFOScheduler()
     metric = experiment.tune.asha_metric
     modes = dict(zip(experiment.tune.metrics, experiment.tune.modes, strict=True))
-    lower = metric == "val.loss" or metric.endswith(".mae") or metric in ("num_parameters", "seconds")
     made = ASHAScheduler(
         time_attr="step",
         metric=metric,
-        mode=modes.get(metric, "min" if lower else "max"),
+        mode=modes.get(metric, "max" if experiment.metric_directions()[metric] else "min"),
         max_t=experiment.train.steps,
         grace_period=asha.grace,
         reduction_factor=asha.reduction,
@@ -296,8 +299,7 @@ def run_trial(values: dict[str, Any], experiment: dict[str, Any], run: str, arra
     number = values["number"]
     chosen = config.parse(experiment).override({key: value for key, value in values.items() if key != "number"})
     folder = Path(run) / "trials" / f"{number:04d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    chosen.model_copy(update={"search": {}}).save(folder / "config.yaml")
+    runs.publish(folder / "config.yaml", chosen.model_copy(update={"search": {}}).save)
     saved = folder / "checkpoint"
     history = runs.read_rows(folder / "history.parquet") if saved.exists() else []
     earlier = [row for row in history if row.get("val.score") is not None]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raymtl.train import ensure_resources, gpus_per_worker, observer, start_ray, train  # isort: skip  (before Ray itself)
+from raymtl.train import ensure_resources, gpus_per_worker, observer, release_resources, start_ray, train  # isort: skip  (before Ray itself)
 
 import ray
 import torch
@@ -35,7 +35,7 @@ def tune(experiment: Experiment, run: Path, address: str | None) -> dict[str, An
     `run` may be a folder in which this stopped half-way: what is done is not done again.
     """
     started = time.time()
-    _begin(experiment, run)
+    _begin(experiment, run, "tune")
     with View(f"raymtl tune {experiment.name}") as view, _ray(address, view):
         _ensure(experiment, searching=True)
         settings = plan(experiment, ray.cluster_resources().get("CPU", 0), ray.cluster_resources().get("GPU", 0))
@@ -65,7 +65,7 @@ def tune(experiment: Experiment, run: Path, address: str | None) -> dict[str, An
 def train_run(experiment: Experiment, run: Path, address: str | None) -> dict[str, Any]:
     """Trains the configuration itself and evaluates it; returns the content of summary.json."""
     started = time.time()
-    _begin(experiment, run)
+    _begin(experiment, run, "train")
     with View(f"raymtl train {experiment.name}") as view, _ray(address, view):
         _ensure(experiment, searching=False)
         view.say(f"{experiment.train.steps} steps on {experiment.train.workers} workers; run folder {run}")
@@ -74,9 +74,9 @@ def train_run(experiment: Experiment, run: Path, address: str | None) -> dict[st
     return _finish(run, about, {"model": run / "best"}, started)
 
 
-def _begin(experiment: Experiment, run: Path) -> None:
+def _begin(experiment: Experiment, run: Path, command: str) -> None:
     if not (run / "config.yaml").exists():
-        runs.write_json(run / "environment.json", runs.environment(experiment))
+        runs.write_json(run / "environment.json", runs.environment(experiment, command))
         runs.publish(run / "config.yaml", experiment.save)
 
 
@@ -87,12 +87,17 @@ def _ensure(experiment: Experiment, *, searching: bool) -> None:
         tune = experiment.tune
         at_once = 1 if tune.concurrency == "auto" else min(tune.concurrency, tune.trials)
         trials = at_once if wait_s else 1
-        gpus = 0.0 if tune.gpus_per_trial == "auto" else tune.gpus_per_trial
+        wanted = 1.0 if experiment.train.device == "cuda" else 0.0
+        gpus = wanted if tune.gpus_per_trial == "auto" else tune.gpus_per_trial
         workers = trials * tune.workers_per_trial
         ensure_resources(workers, tune.cpus_per_trial, gpus, key="tune.concurrency", wait_s=wait_s)
     train = experiment.train
     ensure_resources(
-        train.workers, train.cpus_per_worker, gpus_per_worker(experiment), key="train.workers", wait_s=wait_s
+        train.workers,
+        train.cpus_per_worker,
+        gpus_per_worker(experiment, train.workers),
+        key="train.workers",
+        wait_s=wait_s,
     )
 
 
@@ -103,6 +108,8 @@ def _ray(address: str | None, view: View) -> Iterator[None]:
     try:
         yield
     finally:
+        if address:
+            release_resources()
         ray.shutdown()
 
 
@@ -119,7 +126,7 @@ def _train_best(experiment: Experiment, run: Path, arrays: ArraysRef, view: View
             ray_folder=run / ".ray",
             workers=experiment.train.workers,
             cpus=experiment.train.cpus_per_worker,
-            gpus=gpus_per_worker(experiment),
+            gpus=gpus_per_worker(experiment, experiment.train.workers),
         )
     view.say("scoring it on held-out episodes")
     ray.get(_evaluate.options(num_cpus=experiment.tune.cpus_per_trial).remote(folder, arrays, experiment.data))
@@ -145,7 +152,7 @@ def _train_baselines(
         for folder, model in missing.items():
             folder.mkdir(parents=True, exist_ok=True)
             options = _train_here.options(
-                num_cpus=cpus, num_gpus=gpus_per_worker(model), max_retries=model.train.max_failures
+                num_cpus=cpus, num_gpus=gpus_per_worker(model, 1), max_retries=model.train.max_failures
             )
             tasks.append(options.remote(model.model_dump(mode="json"), folder, arrays, cpus))
         for folder, reason in zip(missing, ray.get(tasks), strict=True):

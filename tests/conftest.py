@@ -1,7 +1,7 @@
 """What many tests need: small problems in float64, and the digits."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -10,12 +10,17 @@ import torch
 from raymtl.config import Experiment
 from raymtl.data import Digits
 from raymtl.data.episodes import build_episodes, on_device
+from raymtl.learners import LearnerSpec
+from raymtl.sharing import SharingSpec
 from raymtl.step import Problem
 from raymtl.types import Episode
+from raymtl.weighting import WeightingSpec
 
-SHARING = ("hard", "soft", "cross_stitch")
-WEIGHTING = ("static", "uncertainty", "pcgrad")
-LEARNERS = ("maml", "reptile", "protonet")
+# Read off the unions, so that a new member is tested on arrival.
+SHARING, WEIGHTING, LEARNERS = (
+    tuple(member.model_fields["name"].default for member in get_args(get_args(union)[0]))
+    for union in (SharingSpec, WeightingSpec, LearnerSpec)
+)
 
 
 @pytest.fixture(autouse=True)
@@ -71,15 +76,15 @@ def episodes_of(
     return on_device(built, "cpu")
 
 
-def with_missing_labels(episodes: Episode, share: float = 0.3) -> Episode:
-    """The same episodes, some query labels of every task hidden; what is hidden is made impossible on purpose."""
+def with_missing_labels(episodes: Episode, share: float = 0.3, support: bool = True) -> Episode:
+    """The same episodes, some labels of every task hidden in query and support; what is hidden becomes class 0."""
     generator = torch.Generator().manual_seed(3)
-    masks = {}
-    targets = {}
-    for name, target in episodes.query.targets.items():
-        masks[name] = torch.rand(target.shape, generator=generator) > share
-        targets[name] = torch.where(masks[name], target, torch.zeros_like(target))
-    return Episode(episodes.support, episodes.query._replace(targets=targets, masks=masks))
+    parts = []
+    for batch in episodes if support else episodes[1:]:
+        masks = {name: torch.rand(target.shape, generator=generator) > share for name, target in batch.targets.items()}
+        targets = {name: torch.where(masks[name], target, 0) for name, target in batch.targets.items()}
+        parts.append(batch._replace(targets=targets, masks=masks))
+    return Episode(*parts) if support else Episode(episodes.support, *parts)
 
 
 def perturbed(problem: Problem, scale: float = 0.1) -> dict[str, torch.Tensor]:

@@ -101,7 +101,7 @@ def test_dry_run_tells_the_plan_and_makes_nothing(monkeypatch, capsys, tmp_path)
         (("tune", str(QUICKSTART), "--set", "train.steps=none"), "train.steps: expected a valid integer"),
         (
             ("train", str(QUICKSTART), "--resume", "--set", "output=nowhere"),
-            "--resume: expected a run of this very configuration",
+            "--resume: expected a run of `raymtl train` with this very configuration",
         ),
         (("evaluate", "nowhere"), "nowhere: expected a run folder"),
         (("adapt", "nowhere"), "nowhere: expected a run folder"),
@@ -200,6 +200,8 @@ def test_adapt_to_a_file_equals_adapting_by_hand(run, arrays, monkeypatch, capsy
     [
         ({"input": None}, "expected the column `input`"),
         ({"left": [0] * 19 + [10]}, "row 19, column `left`: expected a class from 0 to 9, got 10"),
+        ({"input": [[None] * 256] * 20}, "row 0, column `input`: expected numbers, got None"),
+        ({"sum": [float("inf")] * 20}, "row 0, column `sum`: expected a number or null, got inf"),
         ({"sum": ["x"] * 20}, "row 0, column `sum`: expected a number or null, got 'x'"),
         ({"input": [[0] * 3] * 20}, "row 0, column `input`: expected a list of 256 numbers"),
         ({"input": [[-1] * 256] * 20}, "expected numbers from 0 to 255"),

@@ -73,6 +73,12 @@ def test_every_shipped_configuration_loads_round_trips_and_takes_a_step(path: Pa
         ("tune: {metric: val.scor}", ":1: tune.metric: expected one of val.score"),
         ("tune: {metric: [val.score, seconds], mode: [max]}", "tune.mode: expected one for each"),
         ("tune: {asha: {grace: 5000}}", "tune.asha.grace: expected at most train.steps: 1000"),
+        ("a: &a [*a]", ": expected a few levels of keys"),
+        ("seed: 99999999999999999999999", ":1: seed: expected less than"),
+        (
+            "train: {device: cuda}\ntune: {gpus_per_trial: 0}",
+            ":2: tune.gpus_per_trial: expected what train.device: cuda needs",
+        ),
         ("name: ../up", ":1: name: expected"),
     ],
 )

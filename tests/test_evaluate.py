@@ -9,7 +9,7 @@ from raymtl.collective import Workers
 from raymtl.evaluate import evaluate, evaluate_folder, load_model, mean_and_interval, validation_scores
 from raymtl.loop import Host, local_batches, train_loop
 from raymtl.step import HowToRun
-from raymtl.types import UserError
+from raymtl.types import Episode, UserError
 from tests.conftest import LEARNERS, axes, episodes_of, experiment
 
 
@@ -39,19 +39,28 @@ def test_the_folder_scores_as_the_model_in_memory_and_adapting_helps(trained, ar
     assert written["curve"]["left.accuracy"]["mean"][3] == after["mean"]
 
 
-def test_scores_with_shuffled_support_labels_are_at_chance(trained, arrays) -> None:
-    """What the query set is scored on must come from the labels of the support set."""
+def test_adapting_to_wrong_labels_costs_what_adapting_to_true_ones_gains(trained, arrays) -> None:
+    """What adapting gains must come from the labels of the support set."""
     chosen, problem, params = load_model(trained)
     episodes = episodes_of(chosen, arrays, step=7, count=30)
-    flip = {n: t[:, torch.randperm(t.shape[1])] for n, t in episodes.query.targets.items()}
-    hits = {"true": [], "shuffled": []}
-    for index in range(30):
-        episode = tree_map(lambda leaf, i=index: leaf[i], episodes)
-        predicted = problem.predict(problem.adapt(params, episode.support), episode.query.inputs)["left"].argmax(-1)
-        hits["true"].append((predicted == episode.query.targets["left"]).float().mean())
-        hits["shuffled"].append((predicted == flip["left"][index]).float().mean())
-    assert torch.stack(hits["true"]).mean() > 0.2
-    assert torch.stack(hits["shuffled"]).mean() < 0.15
+    wrong = {
+        n: (t + torch.randint(1, 10, t.shape)) % 10 if n != "sum" else t for n, t in episodes.support.targets.items()
+    }
+    hits = []
+    for steps, support in (
+        (0, episodes.support),
+        (10, episodes.support),
+        (10, episodes.support._replace(targets=wrong)),
+    ):
+        found = []
+        for index in range(30):
+            episode = tree_map(lambda leaf, i=index: leaf[i], Episode(support, episodes.query))
+            predicted = problem.predict(problem.adapt(params, episode.support, steps), episode.query.inputs)["left"]
+            found.append((predicted.argmax(-1) == episode.query.targets["left"]).float().mean())
+        hits.append(float(torch.stack(found).mean()))
+    unadapted, true_labels, wrong_labels = hits
+    assert true_labels > unadapted + 0.03
+    assert wrong_labels < unadapted - 0.03
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
@@ -88,7 +97,7 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
 
 def test_a_damaged_model_is_named(trained, tmp_path) -> None:
     (tmp_path / "config.yaml").write_text((trained / "config.yaml").read_text())
-    with pytest.raises(UserError, match="no trained model yet"):
+    with pytest.raises(UserError, match="expected a trained model, got none yet"):
         load_model(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="damaged"):

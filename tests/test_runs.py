@@ -17,9 +17,12 @@ def test_a_taken_name_gets_a_number_and_resume_finds_the_newest(tmp_path: Path) 
     assert [path.name for path in made] == ["mine", "mine-2", "mine-3"]
     for path in made[:2]:
         chosen.save(path / "config.yaml")
-    assert runs.latest(chosen) == made[1]
-    with pytest.raises(UserError, match="this very configuration"):
-        runs.latest(chosen.override({"seed": 9}))
+        runs.write_json(path / "environment.json", runs.environment(chosen, "tune"))
+    (made[2] / "config.yaml").write_text("oldkey: 1")
+    assert runs.latest(chosen, "tune") == made[1]
+    for other, command in ((chosen.override({"seed": 9}), "tune"), (chosen, "train")):
+        with pytest.raises(UserError, match="this very configuration"):
+            runs.latest(other, command)
 
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
@@ -69,6 +72,6 @@ def test_tensors_come_back_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_the_environment_tells_what_is_needed_to_do_it_again() -> None:
-    about = json.loads(json.dumps(runs.environment(experiment(seed=7))))
+    about = json.loads(json.dumps(runs.environment(experiment(seed=7), "train")))
     assert about["seed"] == 7
     assert about["packages"]["torch"] == torch.__version__.split("+")[0]

@@ -87,6 +87,17 @@ def test_the_configurations_own_values_go_into_optuna_and_come_back() -> None:
             {"learner.name": {"choice": ["maml", "reptile"]}, "weighting.name": {"choice": ["static", "pcgrad"]}},
             "Exclude it with a `when:`",
         ),
+        (
+            {"learner.inner_steps": {"uniform": [1, 3]}},
+            "which cannot run .learner.inner_steps: expected a valid integer",
+        ),
+        ({"train.steps": {"int": [10, 30]}}, "search.train.steps: expected a value that trials may differ in"),
+        (
+            {"learner.inner_lr": {"uniform": [0.1, 1], "when": {"learner.name": "mamll"}}},
+            "expected a condition that can hold",
+        ),
+        ({"weighting.weights": {"simplex": ["left", "left"]}}, "expected every name once"),
+        ({"learner.first_order": {"choice": [1, True]}}, "expected values that differ"),
         ({"weighting.weights": {"simplex": ["left", "middle"]}}, "expected one of the tasks"),
         ({"learner.inner_lr": {"uniform": [0.1, 1], "when": {"sharing.nam": "hard"}}}, "when.sharing.nam: unknown key"),
     ],

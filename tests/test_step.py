@@ -55,16 +55,19 @@ def test_every_combination_runs_in_bfloat16(sharing, weighting, learner, arrays)
     assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in result.grads.values())
     torch.testing.assert_close(result.losses, exact.losses, rtol=0.05, atol=0.05)
     assert not torch.equal(result.losses, exact.losses)
+    flat, true = (torch.cat([meta.grads[name].flatten() for name in exact.grads]) for meta in (result, exact))
+    assert torch.cosine_similarity(flat, true, dim=0) > 0.95
 
 
 def _cases(arrays: Any) -> list[tuple[Any, Episode]]:
     """Ragged shards of nine episodes, with and without missing labels, for every weighting and learner."""
     cases = []
-    for weighting, learner in itertools.product(WEIGHTING, LEARNERS):
+    for sharing, weighting, learner in itertools.product(SHARING, WEIGHTING, LEARNERS):
         if possible(weighting, learner):
-            chosen = axes("cross_stitch", weighting, learner)
+            chosen = axes(sharing, weighting, learner)
             episodes = episodes_of(chosen, arrays, count=9)
-            cases += [(chosen, episodes), (chosen, with_missing_labels(episodes))]
+            # A class without a single support label has no prototype.
+            cases += [(chosen, episodes), (chosen, with_missing_labels(episodes, support=learner != "protonet"))]
     return cases
 
 

@@ -94,7 +94,7 @@ def test_the_configuration_itself_is_the_first_trial(tmp_path: Path) -> None:
     own = Search(searching(), tmp_path).suggest("a")
     assert own["number"] == 0
     assert own["learner.name"] == "maml"
-    assert own["learner.inner_lr"] == pytest.approx(0.1)
+    assert own["learner.inner_lr"] == pytest.approx(0.02)
     (tmp_path / "other").mkdir()
     assert Search(searching(default_first=False), tmp_path / "other").suggest("a")["learner.inner_lr"] != pytest.approx(
         0.1

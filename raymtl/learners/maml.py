@@ -21,7 +21,7 @@ class MAML(MetaLearner):
     """
 
     name: Literal["maml"] = "maml"
-    inner_lr: PositiveFloat = 0.1
+    inner_lr: PositiveFloat = 0.02
     inner_steps: NonNegativeInt = 3
     first_order: bool = False
     learn_inner_lr: bool = False
@@ -40,9 +40,11 @@ class MAML(MetaLearner):
         self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
     ) -> Params:
         theta = {name: value for name, value in params.items() if name.startswith("model.")}
+        # In first order nothing of the inner gradient is followed, its dependence on the weighting included.
+        fixed = {name: value.detach() for name, value in params.items()} if self.first_order else params
 
         def loss(phi: Params) -> torch.Tensor:
-            return objective(params, self.predict(model, phi, support.inputs), support)
+            return objective(fixed, self.predict(model, phi, support.inputs), support)
 
         log_rates = select(params, "learner.log_inner_lr")
         rates = {name: log_rates[name.removeprefix("model.")].exp() if log_rates else self.inner_lr for name in theta}

@@ -15,7 +15,8 @@ from raymtl.types import Batch, Params, Task, select
 class ProtoNet(MetaLearner):
     """Classifies by the squared distance to the mean support feature of each class: logits -|f(x) - c_n|^2.
 
-    The heads of the model are not used. A class that the support set does not show has the logit -inf. Nothing is
+    The heads of the model are not used. A class that the support set does not show has the logit -inf: it is never
+    predicted, and training on a query label of it ends as diverged. Nothing is
     learned from the support set by gradient, so there is no prediction before adaptation.
     """
 

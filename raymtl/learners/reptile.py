@@ -22,7 +22,7 @@ class Reptile(MetaLearner):
     """
 
     name: Literal["reptile"] = "reptile"
-    inner_lr: PositiveFloat = 0.1
+    inner_lr: PositiveFloat = 0.02
     inner_steps: PositiveInt = 5
     inner_optimizer: InnerOptimizer = "sgd"
     follows_query_gradient: ClassVar[bool] = False
@@ -36,8 +36,10 @@ class Reptile(MetaLearner):
     ) -> Params:
         theta = {name: value for name, value in params.items() if name.startswith("model.")}
 
+        fixed = {name: value.detach() for name, value in params.items()}
+
         def loss(phi: Params) -> Tensor:
-            return objective(params, self.predict(model, phi, support.inputs), support)
+            return objective(fixed, self.predict(model, phi, support.inputs), support)
 
         steps = self.inner_steps if steps is None else steps
         rates = dict.fromkeys(theta, self.inner_lr)

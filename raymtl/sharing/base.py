@@ -44,7 +44,7 @@ class SharingArchitecture(nn.Module, ABC):
             features = {name: self.features(inputs[name])[name] for name in self.task_names}
         outputs = {name: self.heads[name](features[name]) if heads else features[name] for name in self.task_names}
         # Losses and distances are computed in the parameters' precision, whatever the layers ran in.
-        dtype = next(self.heads.parameters()).dtype
+        dtype = next(self.parameters()).dtype
         return {name: output.to(dtype) for name, output in outputs.items()}
 
     def penalty(self, params: Params) -> Tensor:
