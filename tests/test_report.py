@@ -22,7 +22,7 @@ from raymtl import runs
 from raymtl.config import Experiment, parse
 from raymtl.data.digits import Digits
 from raymtl.report import Estimate, outcome, result_rows, write_report
-from raymtl.report.collect import pareto_numbers, read_run
+from raymtl.report.collect import drawable, pareto_numbers, read_run
 from raymtl.report.parallel_plot import parallel_plot
 from raymtl.report.search_plots import history_plot, importance_plot, pareto_plot
 from raymtl.report.tables import compare, gain_rows
@@ -473,3 +473,12 @@ def test_smoothing_keeps_a_constant_and_skips_what_is_not_finite() -> None:
     values = np.full(101, 2.0)
     values[[0, 50]] = np.nan, np.inf
     assert np.allclose(smoothed(values), 2.0)
+
+
+def test_one_diverging_trial_hides_no_other() -> None:
+    scores = [0.2, 0.3, 0.4, 0.35, -1e6]
+    shown = drawable(scores, "max")
+    assert shown[:4] == scores[:4]
+    assert -3 < shown[4] < 0.2
+    assert drawable([-score for score in scores], "min") == [-score for score in shown]
+    assert drawable([1.0, -1e6], "max") == [1.0, -1e6]

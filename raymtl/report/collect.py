@@ -1,6 +1,7 @@
 """What a run folder holds, read once: complete, interrupted, searched or only trained."""
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -76,6 +77,19 @@ def searched_names(trials: Iterable[Row]) -> list[str]:
 def finite(value: Any) -> bool:
     """Whether it is a number that can be drawn and compared."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def drawable(values: Sequence[float], mode: str) -> list[float]:
+    """The same values, those far worse than the bulk put at its edge, so that one diverging trial hides no other.
+
+    Far is three interquartile ranges beyond the worse quartile.
+    """
+    if len(values) < 4:
+        return list(values)
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    if mode == "max":
+        return [max(value, low - 3 * (high - low)) for value in values]
+    return [min(value, high + 3 * (high - low)) for value in values]
 
 
 def pareto_numbers(trials: Iterable[Row], objectives: Mapping[str, str]) -> list[int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from raymtl.report.collect import RunData, finite, searched_names
+from raymtl.report.collect import RunData, drawable, finite, searched_names
 from raymtl.report.look import TEMPLATE, literal
 from raymtl.report.tables import show
 from raymtl.search import Choice, Domain, Int, LogUniform, Uniform
@@ -23,16 +23,17 @@ def parallel_plot(run: RunData) -> go.Figure | None:
     names = [name for name in searched_names(rows) if any(row[name] is not None for row in rows)]
     if len(rows) < 2 or not names:
         return None
+    shown = drawable([row[first] for row in rows], run.objectives[first])
     axes = [_axis(run, name, [row[name] for row in rows]) for name in names]
     for name in run.objectives:
-        values = [value if finite(value := row.get(name)) else None for row in rows]
+        values = shown if name == first else [value if finite(value := row.get(name)) else None for row in rows]
         axes += [_axis(run, name, values)] if any(value is not None for value in values) else []
     crowded = len(axes) > 5
     figure = go.Figure(
         go.Parcoords(
             dimensions=axes,
             line={
-                "color": [row[first] for row in rows],
+                "color": shown,
                 "colorscale": WORST_TO_BEST,
                 "reversescale": run.objectives[first] == "min",
                 "showscale": True,

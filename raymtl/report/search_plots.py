@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 import plotly.graph_objects as go
 
-from raymtl.report.collect import Row, RunData, finite, searched_names
+from raymtl.report.collect import Row, RunData, drawable, finite, searched_names
 from raymtl.report.look import ACCENT, GREY, INK, colour, literal, panels, place, whole
 from raymtl.report.tables import show
 
@@ -29,13 +29,15 @@ def history_plot(run: RunData) -> go.Figure | None:
     figure = panels([_titled(name, mode) for name, mode in objectives.items()], columns=1, legend=1, height=300)
     for index, (name, mode) in enumerate(objectives.items()):
         at = place(index, len(objectives), columns=1)
-        values = [row[name] for row in run.trials if finite(row.get(name))]
+        scored = [row for row in run.trials if finite(row.get(name))]
+        values = drawable([row[name] for row in scored], mode)
+        heights = {row["number"]: value for row, value in zip(scored, values, strict=True)}
         edge = _worse_edge(values, mode)
         figure.add_trace(_best_so_far(run.trials, name, mode, first=index == 0), **at)
         for state, look in LOOKS.items():
             rows = [row for row in run.trials if row["state"] == state]
             if rows:
-                figure.add_trace(_points(rows, name, state, look, edge, first=index == 0), **at)
+                figure.add_trace(_points(rows, name, heights, state, look, edge, first=index == 0), **at)
         best = next((row for row in run.trials if row["number"] == run.summary.get("best_trial")), None)
         if best and finite(best.get(name)):
             figure.add_trace(_winner(best["number"], best[name], first=index == 0), **at)
@@ -52,10 +54,18 @@ def _worse_edge(values: Sequence[float], mode: str) -> float:
     return min(values) - margin if mode == "max" else max(values) + margin
 
 
-def _points(rows: Sequence[Row], name: str, state: str, look: dict[str, str], edge: float, first: bool) -> go.Scatter:
+def _points(
+    rows: Sequence[Row],
+    name: str,
+    heights: Mapping[int, float],
+    state: str,
+    look: dict[str, str],
+    edge: float,
+    first: bool,
+) -> go.Scatter:
     return go.Scatter(
         x=[row["number"] for row in rows],
-        y=[row[name] if finite(row.get(name)) else edge for row in rows],
+        y=[heights.get(row["number"], edge) for row in rows],
         text=[_described(row, name) for row in rows],
         hovertemplate="%{text}<extra></extra>",
         mode="markers",
