@@ -378,7 +378,7 @@ def _ask(answer: Connection, folder: Path, address: str) -> None:
 
     try:
         ray.init(address=address, logging_level=logging.CRITICAL, log_to_driver=False)
-        found = [Check("cluster", True, f"Ray {ray.__version__} answers at {address}", ""), *_survey(folder)]
+        found = [Check("cluster", True, f"Ray {ray.__version__} answers at {address}", ""), *survey(folder)]
     except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and its own kinds
         found = [_unreachable(address, _first_line(error))]
     finally:
@@ -386,7 +386,7 @@ def _ask(answer: Connection, folder: Path, address: str) -> None:
     answer.send(found)
 
 
-def _survey(folder: Path) -> list[Check]:
+def survey(folder: Path) -> list[Check]:
     """Asks every node that is alive; Ray is connected."""
     import ray
 

@@ -402,6 +402,9 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
     key, section = _dotted(first["loc"], tree)
     context = first.get("ctx", {})
     if kind == "extra_forbidden":
+        if len(first["loc"]) == 1 and key in dotted_names():
+            section, _, last = key.partition(".")
+            return f"{key}: expected nested keys, got a dotted one. Write `{section}: {{{last}: ...}}`."
         parent = key.rpartition(".")[0]
         member = section.get("name") if isinstance(section, Mapping) else None
         belongs = [m for m, spec in _members(parent).items() if key.rpartition(".")[2] in spec.model_fields]

@@ -67,50 +67,54 @@ def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: H
         first_step, saved_axis = checkpoint.restore(host.resume_from, problem, params, optimizer)
         task_axis = saved_axis if saved_axis in ("vmap", "loop") else task_axis  # type: ignore[assignment]
     recorder = _Recorder(folder, first_step, host)
-    scores: dict[str, float] = {}
     start = time.perf_counter()
     for step, raw in _agreed(batches(first_step), host):
         episodes = on_device(raw, host.device)
         waited = time.perf_counter() - start
-        if task_axis == "auto":
-            task_axis = _faster_axis(experiment, problem, params, episodes, host)
-        how = HowToRun(task_axis, settings.chunk, settings.precision)
-        lr = _schedule(experiment, step)
         try:
+            if task_axis == "auto":
+                task_axis = _faster_axis(experiment, problem, params, episodes, host)
+            how = HowToRun(task_axis, settings.chunk, settings.precision)
             meta = meta_gradient(problem, params, episodes, host.workers, how)
-            norm = _move(optimizer, params, meta, lr, settings.clip_norm)
+            norm = _move(optimizer, params, meta, _schedule(experiment, step), settings.clip_norm)
         except DivergedError as error:
+            recorder.flush()
             raise DivergedError(f"{error} at step {step + 1}. Lower learner.inner_lr or train.lr.") from None
         done = step + 1
-        last = done == settings.steps
-        scored = last or done % settings.eval_every == 0
+        scored = done == settings.steps or done % settings.eval_every == 0
+        scores: dict[str, float] = {}
         if scored:
             with torch.no_grad():
                 scores = validation_scores(experiment, problem, params, arrays, how, host.workers)
         seconds = time.perf_counter() - start
-        row = {
-            "step": done,
-            "lr": lr,
-            "grad_norm": norm,
-            "seconds": seconds,
-            "data_wait_pct": 100 * waited / seconds,
-            **{f"loss.{t.name}": v for t, v in zip(problem.tasks, meta.losses.tolist(), strict=True)},
-            **{f"weight.{t.name}": v for t, v in zip(problem.tasks, meta.weights.tolist(), strict=True)},
-            **(scores if scored else {}),
-        }
         start = time.perf_counter()
-        recorder.add(row)
+        pace = {"lr": _schedule(experiment, step), "grad_norm": norm, "seconds": seconds}
+        recorder.add(
+            {"step": done, **pace, "data_wait_pct": 100 * waited / seconds, **_by_task(problem, meta), **scores}
+        )
         if scored:
-            kept = None
-            if host.workers.rank == 0:
-                recorder.flush()
-                if last:  # before the checkpoint, after which nothing is left to do
-                    runs.publish(folder / "config.yaml", experiment.model_copy(update={"search": {}}).save)
-                    runs.save_params(folder / "model.safetensors", params)
-                kept = folder / "checkpoint"
-                checkpoint.save(kept, problem, optimizer, Progress(done, params, str(task_axis)))
+            recorder.flush()  # before the checkpoint: what is recorded too much is cut off on resume
+            progress = Progress(done, params, str(task_axis))
+            kept = _keep(experiment, problem, optimizer, progress, folder) if host.workers.rank == 0 else None
             count = sum(value.numel() for value in params.values())
             host.report({**scores, "step": done, "num_parameters": count, "seconds": recorder.seconds}, kept)
+
+
+def _by_task(problem: Problem, meta: MetaGradient) -> dict[str, float]:
+    """Columns `loss.TASK` and `weight.TASK`."""
+    values = {"loss": meta.losses.tolist(), "weight": meta.weights.tolist()}
+    return {f"{key}.{task.name}": row[i] for key, row in values.items() for i, task in enumerate(problem.tasks)}
+
+
+def _keep(
+    experiment: Experiment, problem: Problem, optimizer: torch.optim.Optimizer, progress: Progress, folder: Path
+) -> Path:
+    """Writes the checkpoint, and at the last step the model before it, for after it nothing is left to do."""
+    if progress.step == experiment.train.steps:
+        runs.publish(folder / "config.yaml", experiment.model_copy(update={"search": {}}).save)
+        runs.save_params(folder / "model.safetensors", progress.params)
+    checkpoint.save(folder / "checkpoint", problem, optimizer, progress)
+    return folder / "checkpoint"
 
 
 def _optimizer(experiment: Experiment, problem: Problem, params: Mapping[str, Tensor]) -> torch.optim.Optimizer:
@@ -211,5 +215,6 @@ class _Recorder:
         self.host.observe(row)
 
     def flush(self) -> None:
-        runs.write_rows(self.path, self.rows)
-        self.writer.flush()
+        if self.writer is not None:
+            runs.write_rows(self.path, self.rows)
+            self.writer.flush()

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,27 +67,35 @@ def gpus_per_worker(experiment: Experiment, workers: int) -> int:
     return int(experiment.train.device == "cuda" or (experiment.train.device == "auto" and enough))
 
 
+def nodes() -> list[dict[str, float]]:
+    """What each machine of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def slots(machines: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
+    """How many workers fit at the same time; one worker never spans two machines."""
+    return sum(
+        int(min(have.get(name, 0) / each + 1e-9 for name, each in (("CPU", cpus), ("GPU", gpus)) if each))
+        for have in machines
+    )
+
+
 def ensure_resources(workers: int, cpus: float, gpus: float, *, key: str, wait_s: int) -> None:
     """Returns when the cluster has room for the workers of configuration key `key`, together.
 
     An autoscaling cluster is asked for them and given `wait_s`. Raises UserError where they do not come.
     """
 
-    def lacking() -> str | None:
-        have = ray.cluster_resources()
-        for name, each in (("CPU", cpus), ("GPU", gpus)):
-            if workers * each > have.get(name, 0) + 1e-9:
-                return f"{workers * each:g} {name}, the cluster has {have.get(name, 0):g}"
-        return None
-
-    if lacking() and wait_s:  # asked for until `release_resources`
+    if slots(nodes(), cpus, gpus) < workers and wait_s:  # asked for until `release_resources`
         request_resources(bundles=[{"CPU": cpus} | ({"GPU": gpus} if gpus else {})] * workers)
     until = time.monotonic() + wait_s
-    while missing := lacking():
+    while (room := slots(nodes(), cpus, gpus)) < workers:
         if time.monotonic() >= until:
+            have = ray.cluster_resources()
             raise UserError(
-                f"{key}: {workers} at {cpus:g} CPU and {gpus:g} GPU need {missing}. Lower it or what each takes, or on "
-                "a cluster that grows set train.wait_for_nodes_s."
+                f"{key}: expected room for {workers} at {cpus:g} CPU and {gpus:g} GPU each, got room for {room} in a "
+                f"cluster of {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU. Lower it or what each takes, "
+                "or on a cluster that grows set train.wait_for_nodes_s."
             )
         time.sleep(1)
 

@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # A trial that failed reports its reason and no metric.
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 
-from raymtl.train import observer, train  # isort: skip  (sets what Ray reads when it is imported)
+from raymtl.train import observer, slots, train  # isort: skip  (sets what Ray reads when it is imported)
 
 import optuna
 import ray
@@ -59,24 +60,24 @@ class Plan(NamedTuple):
     gpus: float
 
 
-def plan(experiment: Experiment, cluster_cpus: float, cluster_gpus: float) -> Plan:
+def plan(experiment: Experiment, machines: Sequence[Mapping[str, float]]) -> Plan:
     """How many trials run at a time, so that none can wait for what another holds.
 
-    Raises UserError where not even one trial fits.
+    `machines` are the resources of each. Raises UserError where not even one trial fits.
     """
     settings = experiment.tune
     gpus = settings.gpus_per_trial
     if gpus == "auto":
-        gpus = 1.0 if cluster_gpus and experiment.train.device != "cpu" else 0.0
+        any_gpu = any(have.get("GPU", 0) for have in machines)
+        gpus = 1.0 if any_gpu and experiment.train.device != "cpu" else 0.0
     workers = settings.workers_per_trial
-    fits = math.floor(cluster_cpus / (workers * settings.cpus_per_trial) + 1e-9)
-    if gpus:
-        fits = min(fits, math.floor(cluster_gpus / (workers * gpus) + 1e-9))
+    fits = slots(machines, settings.cpus_per_trial, gpus) // workers
     if fits < 1:
+        cpus, all_gpus = (sum(have.get(name, 0) for have in machines) for name in ("CPU", "GPU"))
         raise UserError(
-            f"tune.cpus_per_trial: a trial takes {workers * settings.cpus_per_trial:g} CPU and {workers * gpus:g} GPU, "
-            f"the cluster has {cluster_cpus:g} and {cluster_gpus:g}. Lower tune.cpus_per_trial, tune.gpus_per_trial "
-            "or tune.workers_per_trial."
+            f"tune.cpus_per_trial: a trial takes {workers} x {settings.cpus_per_trial:g} CPU and {gpus:g} GPU, the "
+            f"cluster has {cpus:g} and {all_gpus:g} on {len(machines)} machines. Lower tune.cpus_per_trial, "
+            "tune.gpus_per_trial or tune.workers_per_trial."
         )
     wanted = fits if settings.concurrency == "auto" else settings.concurrency
     return Plan(settings.trials, min(wanted, fits, settings.trials), workers, settings.cpus_per_trial, gpus)

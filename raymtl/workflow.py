@@ -9,13 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raymtl.train import ensure_resources, gpus_per_worker, observer, release_resources, start_ray, train  # isort: skip  (before Ray itself)
+from raymtl.train import (  # isort: skip  (sets what Ray reads when it is imported)
+    ensure_resources,
+    gpus_per_worker,
+    nodes,
+    observer,
+    release_resources,
+    start_ray,
+    train,
+)
 
 import ray
 import torch
 
 from raymtl import runs
 from raymtl.baselines import baselines, table
+from raymtl.cluster import survey
 from raymtl.config import Experiment
 from raymtl.data import Arrays, Source
 from raymtl.evaluate import evaluate_folder
@@ -23,7 +32,7 @@ from raymtl.loop import Host, local_batches, train_loop
 from raymtl.progress import Row, View
 from raymtl.report import write_report
 from raymtl.tune import STATES, plan, run_search, winner
-from raymtl.types import DivergedError
+from raymtl.types import DivergedError, UserError
 
 POLL_S = 0.5
 ArraysRef = Any  # ray.ObjectRef of Arrays
@@ -37,8 +46,8 @@ def tune(experiment: Experiment, run: Path, address: str | None) -> dict[str, An
     started = time.time()
     _begin(experiment, run, "tune")
     with View(f"raymtl tune {experiment.name}") as view, _ray(address, view):
-        _ensure(experiment, searching=True)
-        settings = plan(experiment, ray.cluster_resources().get("CPU", 0), ray.cluster_resources().get("GPU", 0))
+        _ensure(experiment, run, searching=True)
+        settings = plan(experiment, nodes())
         arrays = experiment.data.load()
         view.say(f"{settings.trials} trials, {settings.concurrency} at a time; run folder {run}")
         study = run_search(experiment, run, arrays, settings, view)
@@ -67,7 +76,7 @@ def train_run(experiment: Experiment, run: Path, address: str | None) -> dict[st
     started = time.time()
     _begin(experiment, run, "train")
     with View(f"raymtl train {experiment.name}") as view, _ray(address, view):
-        _ensure(experiment, searching=False)
+        _ensure(experiment, run, searching=False)
         view.say(f"{experiment.train.steps} steps on {experiment.train.workers} workers; run folder {run}")
         _train_best(experiment, run, ray.put(experiment.data.load()), view)
     about = {"name": experiment.name, "command": "train", "seed": experiment.seed}
@@ -80,8 +89,8 @@ def _begin(experiment: Experiment, run: Path, command: str) -> None:
         runs.publish(run / "config.yaml", experiment.save)
 
 
-def _ensure(experiment: Experiment, *, searching: bool) -> None:
-    """Waits for the machines that the search and the training will need, or refuses."""
+def _ensure(experiment: Experiment, run: Path, *, searching: bool) -> None:
+    """Waits for the machines that search and training will need, or refuses; then asks them all what they see."""
     wait_s = experiment.train.wait_for_nodes_s
     if searching:
         tune = experiment.tune
@@ -99,6 +108,10 @@ def _ensure(experiment: Experiment, *, searching: bool) -> None:
         key="train.workers",
         wait_s=wait_s,
     )
+    if len(nodes()) > 1:
+        for check in survey(run):
+            if check.ok is False:
+                raise UserError(f"{check.name}: {check.found}. {check.advice}")
 
 
 @contextmanager

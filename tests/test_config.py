@@ -74,6 +74,10 @@ def test_every_shipped_configuration_loads_round_trips_and_takes_a_step(path: Pa
         ("tune: {metric: [val.score, seconds], mode: [max]}", "tune.mode: expected one for each"),
         ("tune: {asha: {grace: 5000}}", "tune.asha.grace: expected at most train.steps: 1000"),
         ("a: &a [*a]", ": expected a few levels of keys"),
+        (
+            "learner.inner_lr: 1",
+            ":1: learner.inner_lr: expected nested keys, got a dotted one. Write `learner: {inner_lr: ...}`.",
+        ),
         ("seed: 99999999999999999999999", ":1: seed: expected less than"),
         (
             "train: {device: cuda}\ntune: {gpus_per_trial: 0}",

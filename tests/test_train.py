@@ -159,7 +159,7 @@ def test_divergence_on_workers_comes_out_as_what_it_is(tmp_path: Path, arrays) -
 
 
 def test_workers_that_can_never_start_are_refused() -> None:
-    with pytest.raises(UserError, match=r"train.workers: 9 at 1 CPU and 0 GPU need 9 CPU, the cluster has 4"):
+    with pytest.raises(UserError, match=r"train.workers: expected room for 9 at 1 CPU and 0 GPU each, got room for 4"):
         ensure_resources(9, 1.0, 0.0, key="train.workers", wait_s=0)
 
 

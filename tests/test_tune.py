@@ -168,12 +168,20 @@ def test_several_objectives(tmp_path: Path) -> None:
     ],
 )
 def test_never_more_trials_at_a_time_than_can_all_run(tune, cpus, gpus, concurrency) -> None:
-    assert plan(searching(**tune), cpus, gpus).concurrency == concurrency
+    assert plan(searching(**tune), [{"CPU": cpus, "GPU": gpus}]).concurrency == concurrency
+
+
+def test_a_trial_never_spans_two_machines() -> None:
+    machines = [{"CPU": 3.0}, {"CPU": 3.0}, {"CPU": 3.0}]
+    assert plan(searching(cpus_per_trial=2), machines).concurrency == 3
+    assert plan(searching(workers_per_trial=3), machines).concurrency == 3
+    with pytest.raises(UserError, match="on 3 machines"):
+        plan(searching(cpus_per_trial=4), machines)
 
 
 def test_a_trial_that_never_fits_is_refused() -> None:
-    with pytest.raises(UserError, match=r"a trial takes 6 CPU and 0 GPU, the cluster has 4 and 0\."):
-        plan(searching(workers_per_trial=3, cpus_per_trial=2), 4, 0)
+    with pytest.raises(UserError, match=r"a trial takes 3 x 2 CPU and 0 GPU, the cluster has 4 and 0 on 1 machines\."):
+        plan(searching(workers_per_trial=3, cpus_per_trial=2), [{"CPU": 4.0}])
 
 
 # Real Ray from here on.
