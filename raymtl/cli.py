@@ -249,7 +249,7 @@ def _print_scores(models: list[dict[str, Any]]) -> None:
     for key, better in (("delta_m", "lower"), ("delta_p", "higher")):
         if best.get(key) is not None:
             table.add_row(f"{key} % ({better})", "", *(f"{round(model[key], 1) or 0.0:+.1f}" for model in models))
-    Console(width=max(80, Console().width)).print(table)
+    Console(width=max(100, Console().width)).print(table)
 
 
 def _mean(value: Mapping[str, float] | None) -> str:
@@ -267,7 +267,7 @@ def _print_trials(rows: list[dict[str, Any]], experiment: Experiment) -> None:
         table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
     table.add_column("values", overflow="fold")
     for row in rows:
-        scores = ("" if row.get(metric) is None else f"{row[metric]:.4f}" for metric in metrics)
+        scores = ("" if row.get(metric) is None else f"{row[metric]:.5g}" for metric in metrics)
         values = described(row, experiment.search)
         table.add_row(str(row["number"]), row["state"], str(row["step"]), *scores, row.get("reason") or values)
     Console(highlight=False).print(table)
