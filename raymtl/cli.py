@@ -61,6 +61,7 @@ def tune(
     if dry_run:
         _print_plan(experiment, as_json, searching=True)
         return
+    _workflow().refuse(experiment, address, searching=True)
     run = runs.latest(experiment, "tune") if resume else runs.create(experiment)
     _print_summary(_workflow().tune(experiment, run, address), run, as_json)
 
@@ -79,6 +80,7 @@ def train(
     if dry_run:
         _print_plan(experiment, as_json, searching=False)
         return
+    _workflow().refuse(experiment, address, searching=False)
     run = runs.latest(experiment, "train") if resume else runs.create(experiment)
     _print_summary(_workflow().train_run(experiment, run, address), run, as_json)
 

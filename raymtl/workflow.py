@@ -1,6 +1,7 @@
 """From a configuration to a finished run folder: search, train the winner, measure it, write the report."""
 
 import math
+import os
 import shutil
 import threading
 import time
@@ -15,6 +16,7 @@ from raymtl.train import (  # isort: skip  (sets what Ray reads when it is impor
     nodes,
     observer,
     release_resources,
+    slots,
     start_ray,
     train,
 )
@@ -24,7 +26,7 @@ import torch
 
 from raymtl import runs
 from raymtl.baselines import baselines, table
-from raymtl.cluster import survey
+from raymtl.cluster import resolve, survey
 from raymtl.config import Experiment
 from raymtl.data import Arrays, Source
 from raymtl.evaluate import evaluate_folder
@@ -81,6 +83,23 @@ def train_run(experiment: Experiment, run: Path, address: str | None) -> dict[st
         _train_best(experiment, run, ray.put(experiment.data.load()), view)
     about = {"name": experiment.name, "command": "train", "seed": experiment.seed}
     return _finish(run, about, {"model": run / "best"}, started)
+
+
+def refuse(experiment: Experiment, address: str | None, *, searching: bool) -> None:
+    """Raises UserError, before Ray is started here, for what this machine has no room for."""
+    if resolve(address):
+        return
+    machine = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    if searching:
+        plan(experiment, [machine])
+    wanted = experiment.train
+    gpus = 1.0 if wanted.device == "cuda" else 0.0
+    room = slots([machine], wanted.cpus_per_worker, gpus)
+    if room < wanted.workers:
+        raise UserError(
+            f"train.workers: expected room for {wanted.workers} of {wanted.cpus_per_worker:g} CPU and {gpus:g} GPU, "
+            f"got room for {room} on this machine. Lower train.workers or train.cpus_per_worker, or give --address."
+        )
 
 
 def _begin(experiment: Experiment, run: Path, command: str) -> None:

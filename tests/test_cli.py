@@ -103,6 +103,14 @@ def test_dry_run_tells_the_plan_and_makes_nothing(monkeypatch, capsys, tmp_path)
             ("train", str(QUICKSTART), "--resume", "--set", "output=nowhere"),
             "--resume: expected a run of `raymtl train` with this very configuration",
         ),
+        (
+            ("train", str(QUICKSTART), "--set", "train.workers=8", "--set", "train.cpus_per_worker=999"),
+            "got room for 0 on this machine",
+        ),
+        (
+            ("tune", str(QUICKSTART), "--set", "tune.cpus_per_trial=999"),
+            "tune.cpus_per_trial: a trial takes 1 x 999 CPU",
+        ),
         (("evaluate", "nowhere"), "nowhere: expected a run folder"),
         (("adapt", "nowhere"), "nowhere: expected a run folder"),
         (("trials", "nowhere"), "nowhere: expected a run folder"),
