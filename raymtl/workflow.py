@@ -150,6 +150,9 @@ def _train_best(experiment: Experiment, run: Path, arrays: ArraysRef, view: View
     if (folder / "metrics.json").exists():
         return
     folder.mkdir(exist_ok=True)
+    gpus = gpus_per_worker(experiment, experiment.train.workers)
+    if not gpus and experiment.train.device == "auto" and ray.cluster_resources().get("GPU"):
+        view.say("fewer GPUs than train.workers, so they train on CPUs; lower train.workers to use the GPUs")
     with _watched({folder: experiment}, view):
         train(
             experiment,
@@ -158,7 +161,7 @@ def _train_best(experiment: Experiment, run: Path, arrays: ArraysRef, view: View
             ray_folder=run / ".ray",
             workers=experiment.train.workers,
             cpus=experiment.train.cpus_per_worker,
-            gpus=gpus_per_worker(experiment, experiment.train.workers),
+            gpus=gpus,
         )
     view.say("scoring it on held-out episodes")
     ray.get(_evaluate.options(num_cpus=experiment.tune.cpus_per_trial).remote(folder, arrays, experiment.data))
