@@ -49,7 +49,10 @@ def filled(path: Path) -> dict[str, Any]:
 
 @FILES
 def test_ray_accepts_the_file(path: Path) -> None:
-    util.validate_config(filled(path))
+    config = filled(path)
+    assert util.validate_config(config) is None
+    with pytest.raises(Exception, match="max_workerz"):
+        util.validate_config({**config, "max_workerz": 1})
 
 
 @FILES
