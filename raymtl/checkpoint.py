@@ -31,7 +31,7 @@ def save(folder: Path, problem: Problem, optimizer: torch.optim.Optimizer, progr
             "step": progress.step,
             "task_axis": progress.task_axis,
             "optimizer": optimizer.state_dict(),
-            "weighting": dict(problem.weighting.named_buffers()),
+            "weighting": problem.weighting.state(),
             "rng": torch.get_rng_state(),
         }
         torch.save(state, aside / "state.pt")
@@ -55,8 +55,7 @@ def restore(
     try:
         state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
         optimizer.load_state_dict(state["optimizer"])
-        for name, value in problem.weighting.named_buffers():
-            value.copy_(state["weighting"][name])
+        problem.weighting.restore(state["weighting"])
         torch.set_rng_state(state["rng"])
         step, task_axis = int(state["step"]), str(state["task_axis"])
     except Exception as error:  # torch.load raises half a dozen kinds for a damaged file

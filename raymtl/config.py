@@ -145,21 +145,21 @@ class Experiment(Spec):
         if weighting.needs_gradients and not learner.follows_query_gradient:
             raise UserError(
                 f"weighting.name: {weighting.name} weighs gradients of the query losses, and learner.name: "
-                f"{learner.name} has none to weigh. Choose weighting.name: static or uncertainty, or another learner."
+                f"{learner.name} has none to weigh. Choose a weighting of losses such as static, or another learner."
             )
         if weighting.needs_gradients and len(names) == 1:
             raise UserError(
                 f"weighting.name: {weighting.name} needs the gradients of several tasks, got data.tasks: "
                 f"{list(names)}. Choose weighting.name: static or add a task."
             )
-        for name in getattr(weighting, "weights", {}):
-            if name not in names:
-                raise UserError(
-                    f"weighting.weights.{name}: expected one of the tasks {list(names)}, got '{name}'."
-                    + _nearest(name, names)
-                )
         with torch.device("meta"):
-            self.encoder.build(self.data.input_shape)
+            encoder = self.encoder.build(self.data.input_shape)
+        for section, problem in (
+            ("weighting", weighting.check(names)),
+            ("sharing", self.sharing.check(self.data.make_tasks(), encoder)),
+        ):
+            if problem:
+                raise UserError(f"{section}.{problem[0]}: {problem[1]}{_nearest(problem[0], names)}")
 
     def _check_numbers(self) -> None:
         train, tune = self.train, self.tune

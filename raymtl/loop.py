@@ -16,7 +16,7 @@ from raymtl.config import Experiment
 from raymtl.data import Arrays
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.evaluate import validation_scores
-from raymtl.step import HowToRun, MetaGradient, Problem, TaskAxis, meta_gradient
+from raymtl.step import HowToRun, MetaGradient, Problem, TaskAxis, look_back, meta_gradient
 from raymtl.types import DivergedError, Episode
 
 Batches = Callable[[int], Iterator[tuple[int, int, Episode]]]
@@ -77,6 +77,8 @@ def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: H
             how = HowToRun(task_axis, settings.chunk, settings.precision)
             meta = meta_gradient(problem, params, episodes, host.workers, how)
             norm = _move(optimizer, params, meta, _schedule(experiment, step), settings.clip_norm)
+            if experiment.weighting.looks_back:
+                look_back(problem, params, episodes, meta, host.workers, how)
         except DivergedError as error:
             recorder.flush()
             raise DivergedError(f"{error} at step {step + 1}. Lower learner.inner_lr or train.lr.") from None
@@ -152,7 +154,7 @@ def _faster_axis(
     experiment: Experiment, problem: Problem, params: Mapping[str, Tensor], episodes: Episode, host: Host
 ) -> TaskAxis:
     """Times both ways of running the episodes on these very ones; the workers agree on the sum of their times."""
-    buffers = {name: value.clone() for name, value in problem.weighting.named_buffers()}
+    state = problem.weighting.state()
     ways: tuple[TaskAxis, ...] = ("vmap", "loop")
     seconds = []
     for axis in ways:
@@ -169,8 +171,7 @@ def _faster_axis(
                 torch.cuda.synchronize()
             taken = time.perf_counter() - start
         seconds.append(taken)
-    for name, value in problem.weighting.named_buffers():
-        value.copy_(buffers[name])
+    problem.weighting.restore(state)
     return ways[int(host.workers.sum(torch.tensor(seconds, device=host.device)).argmin())]
 
 

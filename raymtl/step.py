@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -9,12 +10,12 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
-from raymtl.collective import TaskGradients, Workers
+from raymtl.collective import Losses, TaskGradients, Workers
 from raymtl.learners import MetaLearner
 from raymtl.sharing import SharingArchitecture
-from raymtl.tasks import label_counts, loss_sums
+from raymtl.tasks import label_counts, loss_sums, task_loss_sums
 from raymtl.types import Batch, DivergedError, Episode, Params, Task, prefixed, select
-from raymtl.weighting import LossWeighting
+from raymtl.weighting import Jacobian, LossWeighting
 
 Precision = Literal["float32", "bfloat16"]
 TaskAxis = Literal["vmap", "loop"]
@@ -29,7 +30,9 @@ class Problem(NamedTuple):
     learner: MetaLearner
 
     def init_params(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Fresh leaf tensors under the prefixes `model.`, `weighting.` and `learner.`."""
+        """Fresh leaf tensors under the prefixes `model.`, `weighting.` and `learner.`; buffers move to the device."""
+        self.model.to(device)
+        self.weighting.to(device)
         model = dict(self.model.named_parameters())
         params = {
             **prefixed(model, "model"),
@@ -39,11 +42,11 @@ class Problem(NamedTuple):
         return {name: value.detach().clone().to(device).requires_grad_() for name, value in params.items()}
 
     def objective(self, params: Params, predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """The inner loop's loss, a scalar: the weighting applied to each task's mean over its labelled examples."""
+        """The inner loop's loss, a scalar: the weighted sum of each task's mean over its labelled examples."""
         counts = label_counts(self.tasks, batch)
         losses = loss_sums(self.tasks, predictions, batch) / counts.clamp(min=1)
-        weighed = functional_call(self.weighting, select(params, "weighting"), (losses,))
-        return weighed if weighed.ndim == 0 else weighed @ losses
+        weights: Tensor = functional_call(self.weighting, select(params, "weighting"), ())
+        return weights.to(losses) @ losses
 
     def adapt(self, params: Params, support: Batch, steps: int | None = None) -> Params:
         """Parameters fitted to one support set."""
@@ -65,12 +68,15 @@ class Problem(NamedTuple):
 class HowToRun(NamedTuple):
     """How the episodes of a batch are run; every way gives the same numbers up to rounding.
 
-    `chunk` is how many episodes vmap takes at once, all by default.
+    `chunk` is how many episodes vmap takes at once, all by default. A worker's episodes are run in `passes` passes,
+    each with its own graph: with more of them a step takes less memory and, where the losses must be known before
+    their weights are, a forward pass more.
     """
 
     task_axis: TaskAxis = "vmap"
     chunk: int | None = None
     precision: Precision = "float32"
+    passes: int = 1
 
 
 class MetaGradient(NamedTuple):
@@ -78,9 +84,11 @@ class MetaGradient(NamedTuple):
 
     grads: dict[str, Tensor]
     losses: Tensor
-    """Query loss of each task, [K], the mean over all labelled examples of all workers."""
+    """Query loss of each task, [K], the mean over all labelled examples of all workers; nan where there is none."""
     weights: Tensor
-    """Weight of each task's loss, or for gradient methods of each task's gradient, [K]."""
+    """Weight of each task's loss, or for gradient methods of each task's gradient, [K]; 0 where there is no label."""
+    tasks: Tensor
+    """Which tasks have labels in this meta-batch: indices, in ascending order."""
 
 
 def over_episodes(function: Callable[[Episode], Any], episodes: Episode, how: HowToRun) -> Any:
@@ -104,23 +112,29 @@ def meta_gradient(
     """The gradient of the outer objective with respect to every parameter, over the episodes of all workers.
 
     `episodes` [E, ...] are this worker's share, whatever its size. The loss of a task is the sum over all workers'
-    labelled examples divided by their number, so ragged shares and missing labels weigh by count. Per-task gradients
-    are summed over workers before the weighting sees them. Raises DivergedError where a loss is not finite.
+    labelled examples divided by their number, so ragged shares and missing labels weigh by count; a task without any
+    label takes no part. Per-task gradients are summed over workers before the weighting sees them. Raises
+    DivergedError where a loss is not finite.
     """
     names = sorted(params, key=lambda name: not problem.is_shared(name))  # shared ones first; sorting is stable
     leaves = [params[name] for name in names]
     num_shared = sum(problem.is_shared(name) for name in names)
-
-    number = len(next(iter(episodes.query.targets.values())))
-    local_counts = label_counts(problem.tasks, episodes.query)
-    totals = workers.sum(torch.cat([local_counts, local_counts.new_tensor([number])]))
-    counts, num_episodes = totals[:-1].clamp(min=1), totals[-1]
+    counts, num_episodes = _totals(problem, episodes, workers)
+    tasks = counts.nonzero().flatten()
 
     if problem.learner.follows_query_gradient:
-        local = over_episodes(lambda episode: _query_loss_sums(problem, params, episode), episodes, how)
-        gradients = TaskGradients(local.sum(0) / counts, leaves[:num_shared], leaves[num_shared:], workers)
-        losses = workers.sum(gradients.losses.detach())
-        weights, direct = _weigh(problem, params, losses, gradients.gramian)
+        passes = [
+            partial(_losses, problem, params, part, how, counts, num_episodes) for part in _parts(episodes, how.passes)
+        ]
+        if len(passes) == 1:
+            only = passes[0]()
+            passes, values = [lambda: only], only.tasks
+        else:
+            with torch.no_grad():
+                values = tuple(torch.stack(column).sum() for column in zip(*(p().tasks for p in passes), strict=True))
+        losses = workers.sum(torch.stack(values).detach())
+        gradients = TaskGradients(passes, tasks.tolist(), leaves[:num_shared], leaves[num_shared:], workers)
+        weights, direct = _weigh(problem, params, losses, gradients, tasks)
         flat = gradients.combine(weights) if gradients.computed else gradients.weighted(weights)
     else:
         with torch.no_grad():
@@ -129,8 +143,8 @@ def meta_gradient(
                 [(moved[name].sum(0) if name in moved else torch.zeros_like(params[name])).flatten() for name in names]
             )
             flat = workers.sum(flat / num_episodes)
-            losses = workers.sum(sums.sum(0) / counts)
-        weights, direct = _weigh(problem, params, losses, None)
+            losses = workers.sum(sums.sum(0) / counts.clamp(min=1))
+        weights, direct = _weigh(problem, params, losses, None, tasks)
 
     grads = {
         name: part.view_as(params[name])
@@ -138,12 +152,69 @@ def meta_gradient(
     }
     for name, gradient in {**direct, **_penalty_gradient(problem, params)}.items():
         grads[name] = grads[name] + gradient
-    return MetaGradient(grads, losses, weights)
+    return MetaGradient(
+        grads,
+        torch.where(counts > 0, losses, torch.nan),
+        torch.zeros_like(losses).index_copy(0, tasks, weights.to(losses)),
+        tasks,
+    )
 
 
-def _query_loss_sums(problem: Problem, params: Params, episode: Episode) -> Tensor:
-    adapted = problem.adapt(params, episode.support)
-    return loss_sums(problem.tasks, problem.predict(adapted, episode.query.inputs), episode.query)
+def look_back(
+    problem: Problem,
+    params: Params,
+    episodes: Episode,
+    meta: MetaGradient,
+    workers: Workers = Workers(),  # noqa: B008
+    how: HowToRun = HowToRun(),  # noqa: B008
+) -> None:
+    """Shows the weighting what the move did to the losses of its own batch: one adaptation and one forward pass.
+
+    `params` are those after the move that followed `meta`. Raises DivergedError where a loss is not finite.
+    """
+    counts, num_episodes = _totals(problem, episodes, workers)
+    with torch.no_grad():
+        sums = [_losses(problem, params, part, how, counts, num_episodes) for part in _parts(episodes, how.passes)]
+        after = workers.sum(torch.stack([torch.stack(losses.tasks) for losses in sums]).sum(0))
+    _refuse_infinite(problem, after)
+    problem.weighting.observe(meta.losses[meta.tasks], after[meta.tasks], meta.tasks)
+
+
+def _totals(problem: Problem, episodes: Episode, workers: Workers) -> tuple[Tensor, Tensor]:
+    """Labelled query examples of each task, [K], and episodes, a scalar, of all workers."""
+    local = label_counts(problem.tasks, episodes.query)
+    totals = workers.sum(torch.cat([local, local.new_tensor([_number(episodes)])]))
+    return totals[:-1], totals[-1]
+
+
+def _number(episodes: Episode) -> int:
+    return len(next(iter(episodes.query.targets.values())))
+
+
+def _parts(episodes: Episode, passes: int) -> list[Episode]:
+    """The episodes in `passes` parts that follow each other; in as many as there are episodes where these are fewer."""
+    if passes == 1:
+        return [episodes]
+    shares = [Workers(index, passes).share(_number(episodes)) for index in range(passes)]
+    return [tree_map(lambda leaf, s=s: leaf[s.start : s.stop], episodes) for s in shares if len(s)]
+
+
+def _losses(
+    problem: Problem, params: Params, episodes: Episode, how: HowToRun, counts: Tensor, num_episodes: Tensor
+) -> Losses:
+    """What these episodes contribute to the losses of the whole meta-batch."""
+
+    def of_one(episode: Episode) -> tuple[tuple[Tensor, ...], Tensor]:
+        adapted = problem.adapt(params, episode.support)
+        sums = task_loss_sums(problem.tasks, problem.predict(adapted, episode.query.inputs), episode.query)
+        terms = functional_call(
+            problem.model, select(adapted, "model"), (episode.query.inputs,), {"output": "auxiliary"}
+        )
+        return sums, sum(terms.values(), start=torch.zeros_like(sums[0]))
+
+    sums, rest = over_episodes(of_one, episodes, how)
+    means = tuple(total.sum() / count for total, count in zip(sums, counts.clamp(min=1).unbind(), strict=True))
+    return Losses(means, rest.sum() / num_episodes)
 
 
 def _displacement(problem: Problem, params: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
@@ -153,19 +224,25 @@ def _displacement(problem: Problem, params: Params, episode: Episode) -> tuple[T
 
 
 def _weigh(
-    problem: Problem, params: Params, losses: Tensor, gramian: Callable[[], Tensor] | None
+    problem: Problem, params: Params, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weights [K] at these losses, and the gradient of the total with respect to the weighting's own parameters."""
+    """Weights of `tasks` at these losses, and the gradient of the total for the weighting's own parameters."""
+    _refuse_infinite(problem, losses)
+    if not len(tasks):
+        return losses[:0], {}
+    present = losses[tasks].detach().requires_grad_()
+    own = select(params, "weighting")
+    weighed = functional_call(problem.weighting, own, (present, jacobian, tasks))
+    if weighed.ndim:
+        return weighed.detach(), {}
+    weights, *grads = torch.autograd.grad(weighed, [present, *own.values()], allow_unused=True)
+    return weights, prefixed({name: g for name, g in zip(own, grads, strict=True) if g is not None}, "weighting")
+
+
+def _refuse_infinite(problem: Problem, losses: Tensor) -> None:
     for task, loss in zip(problem.tasks, losses.tolist(), strict=True):
         if not math.isfinite(loss):
             raise DivergedError(f"the query loss of task '{task.name}' is {loss}")
-    losses = losses.detach().requires_grad_()
-    own = select(params, "weighting")
-    weighed = functional_call(problem.weighting, own, (losses, gramian))
-    if weighed.ndim:
-        return weighed.detach(), {}
-    weights, *grads = torch.autograd.grad(weighed, [losses, *own.values()], allow_unused=True)
-    return weights, prefixed({name: g for name, g in zip(own, grads, strict=True) if g is not None}, "weighting")
 
 
 def _penalty_gradient(problem: Problem, params: Params) -> dict[str, Tensor]:

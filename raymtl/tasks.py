@@ -56,9 +56,14 @@ def label_counts(tasks: Sequence[Task], batch: Batch) -> Tensor:
     return torch.stack(counts)
 
 
+def task_loss_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, ...]:
+    """Sum over the labelled examples of each task's loss: K scalars whose graphs are apart from each other."""
+    return tuple(masked_sum(batch, t.name, t.loss(predictions[t.name], batch.targets[t.name])) for t in tasks)
+
+
 def loss_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
-    """Sum over the labelled examples of each task's loss, [K]."""
-    return torch.stack([masked_sum(batch, t.name, t.loss(predictions[t.name], batch.targets[t.name])) for t in tasks])
+    """The same as one tensor, [K]."""
+    return torch.stack(task_loss_sums(tasks, predictions, batch))
 
 
 def masked_sum(batch: Batch, task: str, values: Tensor) -> Tensor:

@@ -11,22 +11,27 @@ from torch import distributed as dist
 from torch.utils._pytree import tree_map
 
 from raymtl.collective import Workers
-from raymtl.step import HowToRun, meta_gradient
+from raymtl.config import Experiment
+from raymtl.step import HowToRun, look_back, meta_gradient
 from raymtl.types import Batch, DivergedError, Episode
 from tests.conftest import (
-    LEARNERS,
-    SHARING,
     WEIGHTING,
     axes,
+    combinations,
     episodes_of,
     experiment,
     perturbed,
-    possible,
     with_missing_labels,
 )
 
-COMBINATIONS = [c for c in itertools.product(SHARING, WEIGHTING, LEARNERS) if possible(c[1], c[2])]
-SPLITS = {1: [(0, 9)], 2: [(0, 7), (7, 9)], 3: [(0, 1), (1, 4), (4, 9)]}  # ragged on purpose
+COMBINATIONS = combinations()
+SPLITS = {  # ragged on purpose
+    1: [(0, 9)],
+    2: [(0, 7), (7, 9)],
+    3: [(0, 1), (1, 4), (4, 9)],
+    4: [(0, 1), (1, 4), (4, 6), (6, 9)],
+}
+STEPS = 3
 
 
 @pytest.mark.usefixtures("float64")
@@ -59,52 +64,69 @@ def test_every_combination_runs_in_bfloat16(sharing, weighting, learner, arrays)
     assert torch.cosine_similarity(flat, true, dim=0) > 0.95
 
 
-def _cases(arrays: Any) -> list[tuple[Any, Episode]]:
-    """Ragged shards of nine episodes, with and without missing labels, for every weighting and learner."""
+def _trained(chosen: Experiment, steps: list[Episode], workers: Workers, share: slice) -> dict[str, torch.Tensor]:
+    """Parameters, weights, losses and the weighting's state after a few steps of gradient descent on one's share."""
+    problem = chosen.build()
+    params = perturbed(problem)
+    found: dict[str, torch.Tensor] = {}
+    for number, episodes in enumerate(steps):
+        own = tree_map(lambda leaf: leaf[share], episodes)
+        meta = meta_gradient(problem, params, own, workers)
+        with torch.no_grad():
+            for name, value in params.items():
+                value -= 0.01 * meta.grads[name] / (1 + meta.grads[name].norm())
+        if chosen.weighting.looks_back:
+            look_back(problem, params, own, meta, workers)
+        found |= {f"losses {number}": meta.losses, f"weights {number}": meta.weights}
+    state = {f"state {name}": value for name, value in problem.weighting.state().items()}
+    return found | state | {name: value.detach() for name, value in params.items()}
+
+
+def _cases(arrays: Any) -> list[tuple[Experiment, list[Episode]]]:
+    """Nine episodes a step, with and without missing labels; in the last step one task has no label at all."""
     cases = []
-    for sharing, weighting, learner in itertools.product(SHARING, WEIGHTING, LEARNERS):
-        if possible(weighting, learner):
-            chosen = axes(sharing, weighting, learner)
-            episodes = episodes_of(chosen, arrays, count=9)
-            # A class without a single support label has no prototype.
-            cases += [(chosen, episodes), (chosen, with_missing_labels(episodes, support=learner != "protonet"))]
+    for sharing, weighting, learner in COMBINATIONS:
+        chosen = axes(sharing, weighting, learner)
+        steps = [episodes_of(chosen, arrays, step=step, count=9) for step in range(STEPS)]
+        # A class without a single support label has no prototype.
+        holed = [with_missing_labels(episodes, support=learner != "protonet") for episodes in steps]
+        masks = holed[-1].query.masks
+        masks["left"] = torch.zeros_like(masks["left"])
+        cases += [(chosen, steps), (chosen, holed)]
     return cases
 
 
 def _on_one_of(rank: int, size: int, folder: str, arrays: Any) -> None:
-    """A worker process: computes its ragged share of every case and saves what it ends up with."""
+    """A worker process: trains on its ragged share of every case and saves what it ends up with."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{size}", rank=rank, world_size=size)
-    start, stop = SPLITS[size][rank]
-    results = []
-    for chosen, episodes in _cases(arrays):
-        problem = chosen.build()
-        share = tree_map(lambda leaf, s=start, e=stop: leaf[s:e], episodes)
-        meta = meta_gradient(problem, perturbed(problem), share, Workers(rank, size))
-        results.append((meta.grads, meta.losses, meta.weights))
-    torch.save(results, f"{folder}/{size}-{rank}.pt")
+    share = slice(*SPLITS[size][rank])
+    found = [_trained(chosen, steps, Workers(rank, size), share) for chosen, steps in _cases(arrays)]
+    torch.save(found, f"{folder}/{size}-{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("float64")
-def test_one_two_and_three_workers_give_the_same_meta_gradient(tmp_path: Path, arrays) -> None:
-    expected = []
-    for chosen, episodes in _cases(arrays):
-        problem = chosen.build()
-        expected.append(meta_gradient(problem, perturbed(problem), episodes))
-    assert any((meta.weights - 1).abs().max() > 1e-3 for meta in expected[-2:]), "pcgrad must have something to project"
-    for size in (2, 3):
-        mp.spawn(_on_one_of, (size, str(tmp_path), arrays), nprocs=size)
-        for rank in range(size):
-            for meta, (grads, losses, weights) in zip(
-                expected, torch.load(tmp_path / f"{size}-{rank}.pt"), strict=True
-            ):
-                torch.testing.assert_close(losses, meta.losses, rtol=1e-10, atol=1e-12)
-                torch.testing.assert_close(weights, meta.weights, rtol=1e-10, atol=1e-12)
-                for name, gradient in grads.items():
-                    scale = meta.grads[name].norm() + 1e-12
-                    assert (gradient - meta.grads[name]).norm() <= 1e-10 * scale, name
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_any_number_of_workers_trains_alike(size: int, tmp_path: Path, arrays) -> None:
+    """Every architecture and weighting, state included, over steps that follow from each other."""
+    cases = _cases(arrays)
+    expected = [_trained(chosen, steps, Workers(), slice(None)) for chosen, steps in cases]
+    mp.spawn(_on_one_of, (size, str(tmp_path), arrays), nprocs=size)
+    for rank in range(size):
+        for (chosen, _), whole, found in zip(cases, expected, torch.load(tmp_path / f"{size}-{rank}.pt"), strict=True):
+            axes_of_it = f"{chosen.sharing.name} {chosen.weighting.name} {chosen.learner.name}"
+            assert found.keys() == whole.keys()
+            for name, value in found.items():
+                torch.testing.assert_close(
+                    value,
+                    whole[name],
+                    rtol=1e-8,
+                    atol=1e-10,
+                    equal_nan=True,
+                    msg=lambda m, n=name: f"{axes_of_it}: {n}: {m}",
+                )
 
 
 @pytest.mark.usefixtures("float64")

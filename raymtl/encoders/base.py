@@ -2,19 +2,27 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 
 class Encoder(nn.Module):
     """Applies its stages one after the other and flattens: [N, *input_shape] -> [N, out_features].
 
-    Architectures that part or mix tasks between the layers walk over `stages` themselves.
+    Architectures that part or mix tasks between the layers walk over `stages` themselves. `shapes` are the shapes of
+    an input, then of what each stage makes of it, without the axis of examples: one more than there are stages.
     """
 
-    def __init__(self, stages: Sequence[nn.Module], out_features: int) -> None:
+    def __init__(self, stages: Sequence[nn.Module], input_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
-        self.out_features = out_features
+        self.shapes = [tuple(input_shape)]
+        with torch.no_grad():
+            x = torch.zeros(1, *input_shape)
+            for stage in stages:
+                x = stage(x)
+                self.shapes.append(tuple(x.shape[1:]))
+        self.out_features = x.numel()
 
     def forward(self, inputs: Tensor) -> Tensor:
         for stage in self.stages:

@@ -42,4 +42,4 @@ class ConvSpec(Spec):
             norm = [nn.GroupNorm(4, after)] if self.norm == "group" else []
             stages.append(nn.Sequential(nn.Conv2d(before, after, 3, stride=2, padding=1), *norm, nn.ReLU()))
             before, height, width = after, (height + 1) // 2, (width + 1) // 2
-        return Encoder(stages, before * height * width)
+        return Encoder(stages, input_shape)

@@ -23,4 +23,4 @@ class MLPSpec(Spec):
         stages = [
             nn.Sequential(nn.Flatten(1), nn.Linear(before, after), nn.ReLU()) for before, after in pairwise(widths)
         ]
-        return Encoder(stages, self.hidden[-1])
+        return Encoder(stages, input_shape)

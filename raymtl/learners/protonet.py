@@ -64,4 +64,4 @@ class ProtoNet(MetaLearner):
     def _features(
         model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        return functional_call(model, select(params, "model"), (inputs,), {"heads": False})
+        return functional_call(model, select(params, "model"), (inputs,), {"output": "features"})

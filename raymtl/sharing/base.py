@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,20 +10,23 @@ from torch import Tensor, nn
 from raymtl.encoders import Encoder
 from raymtl.types import Params, Spec, Task
 
+Output = Literal["predictions", "features", "auxiliary"]
+
 
 class SharingArchitecture(nn.Module, ABC):
     """Maps inputs to one prediction per task, through features that tasks share in some way.
 
-    Subclasses build their parts in `__init__`, name the task-private ones in `private`, and compute `features`.
+    Subclasses build their parts in `__init__` and compute `features`. What a part is to the tasks is told by `shared`.
     """
 
-    def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> None:
+    def __init__(self, tasks: Sequence[Task], in_features: int | Mapping[str, int]) -> None:
+        """`in_features` is what the heads read, of each task or the same for all."""
         super().__init__()
         self.task_names = tuple(task.name for task in tasks)
         self.out_features = {task.name: task.out_features for task in tasks}
         self.lr_scale: Mapping[str, float] = {}  # of the outer learning rate, by the first part of a parameter's name
-        self.encoders = nn.ModuleList(encoders)
-        self.heads = nn.ModuleDict({task.name: task.head(encoders[0].out_features) for task in tasks})
+        widths = in_features if isinstance(in_features, Mapping) else dict.fromkeys(self.task_names, in_features)
+        self.heads = nn.ModuleDict({task.name: task.head(widths[task.name]) for task in tasks})
 
     @property
     @abstractmethod
@@ -30,33 +34,58 @@ class SharingArchitecture(nn.Module, ABC):
         """Names of the parameters that the losses of several tasks depend on."""
 
     @abstractmethod
-    def features(self, inputs: Tensor) -> Mapping[str, Tensor]:
-        """[N, ...] -> [N, out_features] for each task."""
+    def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
+        """[N, ...] -> what the head reads, [N, in_features], for each of `tasks`; no more is computed than they need."""
 
-    def forward(self, inputs: Tensor | Mapping[str, Tensor], *, heads: bool = True) -> dict[str, Tensor]:
-        """One prediction per task, or with `heads=False` the features that the heads would read.
+    def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The same where every task brings its own inputs [N_t, ...]: each passes through the architecture with them.
 
-        Tasks that bring their own inputs each pass through the whole architecture with theirs.
+        Override it where tasks can be taken together.
         """
-        if isinstance(inputs, Tensor):
-            features = self.features(inputs)
-        else:
-            features = {name: self.features(inputs[name])[name] for name in self.task_names}
-        outputs = {name: self.heads[name](features[name]) if heads else features[name] for name in self.task_names}
-        # Losses and distances are computed in the parameters' precision, whatever the layers ran in.
-        dtype = next(self.parameters()).dtype
-        return {name: output.to(dtype) for name, output in outputs.items()}
+        return {name: self.features(own, (name,))[name] for name, own in inputs.items()}
+
+    def auxiliary(self, inputs: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Named scalars that depend on the inputs of one batch and join the outer objective, a mean over episodes."""
+        return {}
 
     def penalty(self, params: Params) -> Tensor:
         """A term of the outer objective that depends on the parameters alone; `params` are named as in this module."""
         return torch.zeros((), device=next(iter(params.values())).device)
 
+    def forward(self, inputs: Tensor | Mapping[str, Tensor], *, output: Output = "predictions") -> dict[str, Tensor]:
+        """One prediction per task; or the features that the heads would read; or the auxiliary terms.
+
+        `inputs` is one tensor that all tasks share, or one per task.
+        """
+        if output == "auxiliary":
+            outputs = dict(self.auxiliary(inputs))
+        else:
+            own = not isinstance(inputs, Tensor)
+            outputs = dict(self.features_of_own(inputs) if own else self.features(inputs, self.task_names))
+            if output == "predictions":
+                outputs = {name: self.heads[name](outputs[name]) for name in self.task_names}
+        # Losses and distances are computed in the parameters' precision, whatever the layers ran in.
+        dtype = next(self.parameters()).dtype
+        return {name: value.to(dtype) for name, value in outputs.items()}
+
     def _names(self, *parts: str) -> frozenset[str]:
-        return frozenset(name for name, _ in self.named_parameters() if name.split(".")[0] in parts)
+        """The parameters whose names begin with one of these dotted parts; none where there is one task alone."""
+        if len(self.task_names) == 1:
+            return frozenset()
+        found = (name for name, _ in self.named_parameters())
+        return frozenset(name for name in found if any(name == p or name.startswith(f"{p}.") for p in parts))
 
 
 class SharingSpecBase(Spec, ABC):
     """Hyperparameters of an architecture; `build` makes it."""
+
+    def check(self, tasks: Sequence[Task], encoder: Encoder) -> tuple[str, str] | None:
+        """What cannot be with these tasks and this encoder: the key below `sharing.` and a sentence; None if nothing.
+
+        The sentence goes on after the key: what was expected, what was got, what to do. `encoder` may be on the meta
+        device: its shapes count.
+        """
+        return None
 
     @abstractmethod
     def num_encoders(self, num_tasks: int) -> int:

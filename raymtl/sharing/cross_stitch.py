@@ -20,7 +20,8 @@ class CrossStitch(SharingArchitecture):
     """
 
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], own: float, lr_scale: float) -> None:
-        super().__init__(tasks, encoders)
+        super().__init__(tasks, encoders[0].out_features)
+        self.encoders = nn.ModuleList(encoders)
         num_tasks, num_stages = len(tasks), len(encoders[0].stages)
         other = (1 - own) / max(num_tasks - 1, 1)
         initial = torch.full((num_tasks, num_tasks), other).fill_diagonal_(own if num_tasks > 1 else 1.0)
@@ -31,13 +32,13 @@ class CrossStitch(SharingArchitecture):
     def shared(self) -> frozenset[str]:
         return self._names("encoders", "stitches")
 
-    def features(self, inputs: Tensor) -> Mapping[str, Tensor]:
+    def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
         towers = [inputs] * len(self.encoders)
         for depth, stitch in enumerate(self.stitches.unbind(0)):
             stages = [encoder.get_submodule(f"stages.{depth}") for encoder in self.encoders]
             outputs = torch.stack([stage(x) for stage, x in zip(stages, towers, strict=True)])
             towers = list(torch.einsum("ts,s...->t...", stitch, outputs).unbind(0))
-        return {name: x.flatten(1) for name, x in zip(self.task_names, towers, strict=True)}
+        return {name: x.flatten(1) for name, x in zip(self.task_names, towers, strict=True) if name in tasks}
 
 
 class CrossStitchSpec(SharingSpecBase):

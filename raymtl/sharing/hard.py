@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from raymtl.encoders import Encoder
 from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
@@ -13,12 +14,22 @@ from raymtl.types import Task
 class Hard(SharingArchitecture):
     """One trunk for all tasks, one head for each."""
 
+    def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> None:
+        super().__init__(tasks, encoders[0].out_features)
+        self.encoders = nn.ModuleList(encoders)
+
     @property
     def shared(self) -> frozenset[str]:
         return self._names("encoders")
 
-    def features(self, inputs: Tensor) -> Mapping[str, Tensor]:
-        return dict.fromkeys(self.task_names, self.encoders[0](inputs))
+    def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
+        return dict.fromkeys(tasks, self.encoders[0](inputs))
+
+    def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        # The trunk is the same for all: one pass over all examples instead of one a task.
+        joint = self.encoders[0](torch.cat(list(inputs.values())))
+        parts = joint.split([len(own) for own in inputs.values()])
+        return dict(zip(inputs, parts, strict=True))
 
 
 class HardSpec(SharingSpecBase):

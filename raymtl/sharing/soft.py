@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 from pydantic import NonNegativeFloat
-from torch import Tensor
+from torch import Tensor, nn
 
 from raymtl.encoders import Encoder
 from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
@@ -19,15 +19,17 @@ class Soft(SharingArchitecture):
     """
 
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], strength: float) -> None:
-        super().__init__(tasks, encoders)
+        super().__init__(tasks, encoders[0].out_features)
+        self.encoders = nn.ModuleList(encoders)
         self.strength = strength
 
     @property
     def shared(self) -> frozenset[str]:
         return frozenset()
 
-    def features(self, inputs: Tensor) -> Mapping[str, Tensor]:
-        return {name: encoder(inputs) for name, encoder in zip(self.task_names, self.encoders, strict=True)}
+    def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
+        towers = dict(zip(self.task_names, self.encoders, strict=True))
+        return {name: towers[name](inputs) for name in tasks}
 
     def penalty(self, params: Params) -> Tensor:
         total = super().penalty(params)

@@ -1,13 +1,13 @@
 """PCGrad, projecting conflicting gradients (Yu et al., 2020, arXiv:2001.06782)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
 
 
 def project(gramian: Tensor, order: Tensor) -> Tensor:
@@ -40,17 +40,15 @@ class PCGrad(LossWeighting):
     num_updates: Tensor
 
     def __init__(self, num_tasks: int) -> None:
-        super().__init__()
+        super().__init__(num_tasks)
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
-        self.num_tasks = num_tasks
 
-    def forward(self, losses: Tensor, gramian: Callable[[], Tensor] | None = None) -> Tensor:
-        if gramian is None:
-            return torch.ones_like(losses)
+    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+        assert jacobian is not None
         generator = torch.Generator().manual_seed(int(self.num_updates))
         self.num_updates += 1
-        order = torch.rand(self.num_tasks, self.num_tasks, generator=generator).argsort(1)
-        products = gramian()
+        order = torch.rand(len(tasks), len(tasks), generator=generator).argsort(1)
+        products = jacobian.gramian()
         return project(products, order.to(products.device))
 
 

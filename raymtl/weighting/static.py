@@ -1,6 +1,6 @@
 """Static weights: linear scalarisation, sum_t w_t L_t; what the search chooses from a simplex."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -8,7 +8,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
 
 
 class Static(LossWeighting):
@@ -17,11 +17,14 @@ class Static(LossWeighting):
     weights: Tensor
 
     def __init__(self, weights: Tensor) -> None:
-        super().__init__()
+        super().__init__(len(weights))
         self.register_buffer("weights", weights * len(weights) / weights.sum())
 
-    def forward(self, losses: Tensor, gramian: Callable[[], Tensor] | None = None) -> Tensor:
-        return self.weights.to(losses)
+    def loss_weights(self) -> Tensor:
+        return self.weights
+
+    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+        return self.weights[tasks]
 
 
 class StaticSpec(WeightingSpecBase):
@@ -29,6 +32,12 @@ class StaticSpec(WeightingSpecBase):
 
     name: Literal["static"] = "static"
     weights: Mapping[str, PositiveFloat] = {}
+
+    def check(self, tasks: Sequence[str]) -> tuple[str, str] | None:
+        for name in self.weights:
+            if name not in tasks:
+                return f"weights.{name}", f"expected one of the tasks {list(tasks)}, got '{name}'."
+        return None
 
     def build(self, tasks: Sequence[Task]) -> Static:
         return Static(torch.tensor([self.weights.get(task.name, 1.0) for task in tasks]))

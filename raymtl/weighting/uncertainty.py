@@ -1,13 +1,13 @@
 """Uncertainty weighting (Kendall et al., 2018, arXiv:1705.07115)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from raymtl.types import Task
-from raymtl.weighting.base import LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
 
 
 class Uncertainty(LossWeighting):
@@ -19,13 +19,15 @@ class Uncertainty(LossWeighting):
     scale: Tensor
 
     def __init__(self, scale: Tensor) -> None:
-        super().__init__()
+        super().__init__(len(scale))
         self.register_buffer("scale", scale)
         self.log_variance = nn.Parameter(torch.zeros_like(scale))
 
-    def forward(self, losses: Tensor, gramian: Callable[[], Tensor] | None = None) -> Tensor:
-        precision = torch.exp(-self.log_variance)
-        return (self.scale.to(losses) * precision * losses + self.log_variance / 2).sum()
+    def loss_weights(self) -> Tensor:
+        return self.scale.to(self.log_variance) * torch.exp(-self.log_variance)
+
+    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+        return (self.loss_weights()[tasks] * losses + self.log_variance[tasks] / 2).sum()
 
 
 class UncertaintySpec(WeightingSpecBase):
