@@ -6,8 +6,11 @@ from pydantic import Field
 
 from raymtl.encoders.base import Encoder
 from raymtl.encoders.conv import ConvSpec
+from raymtl.encoders.conv4 import Conv4Spec
+from raymtl.encoders.lenet import LeNetSpec
 from raymtl.encoders.mlp import MLPSpec
+from raymtl.encoders.resnet18 import ResNet18Spec
 
-EncoderSpec = Annotated[ConvSpec | MLPSpec, Field(discriminator="name")]
+EncoderSpec = Annotated[ConvSpec | Conv4Spec | LeNetSpec | MLPSpec | ResNet18Spec, Field(discriminator="name")]
 
-__all__ = ["ConvSpec", "Encoder", "EncoderSpec", "MLPSpec"]
+__all__ = ["Conv4Spec", "ConvSpec", "Encoder", "EncoderSpec", "LeNetSpec", "MLPSpec", "ResNet18Spec"]
