@@ -123,7 +123,7 @@ def meta_gradient(
     tasks = counts.nonzero().flatten()
 
     if problem.learner.follows_query_gradient:
-        passes = [
+        passes: list[Callable[[], Losses]] = [
             partial(_losses, problem, params, part, how, counts, num_episodes) for part in _parts(episodes, how.passes)
         ]
         if len(passes) == 1:

@@ -39,7 +39,7 @@ def run(chosen: Experiment, arrays, folder: Path, stop_at: int | None = None, re
 
 
 @pytest.mark.parametrize(
-    ("weighting", "learner"), [(w, l) for w, l in itertools.product(WEIGHTING, LEARNERS) if possible("hard", w, l)]
+    ("weighting", "learner"), [pair for pair in itertools.product(WEIGHTING, LEARNERS) if possible("hard", *pair)]
 )
 def test_an_interrupted_run_ends_with_the_same_weights_to_the_bit(weighting, learner, arrays, tmp_path) -> None:
     chosen = short(weighting, learner)

@@ -35,7 +35,7 @@ class SharingArchitecture(nn.Module, ABC):
 
     @abstractmethod
     def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
-        """[N, ...] -> what the head reads, [N, in_features], for each of `tasks`; no more is computed than they need."""
+        """[N, ...] -> what the head reads, [N, in_features], for each of `tasks`, and no more than they need."""
 
     def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The same where every task brings its own inputs [N_t, ...]: each passes through the architecture with them.
@@ -60,8 +60,10 @@ class SharingArchitecture(nn.Module, ABC):
         if output == "auxiliary":
             outputs = dict(self.auxiliary(inputs))
         else:
-            own = not isinstance(inputs, Tensor)
-            outputs = dict(self.features_of_own(inputs) if own else self.features(inputs, self.task_names))
+            if isinstance(inputs, Tensor):
+                outputs = dict(self.features(inputs, self.task_names))
+            else:
+                outputs = dict(self.features_of_own(inputs))
             if output == "predictions":
                 outputs = {name: self.heads[name](outputs[name]) for name in self.task_names}
         # Losses and distances are computed in the parameters' precision, whatever the layers ran in.
