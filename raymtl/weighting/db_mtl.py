@@ -1,0 +1,59 @@
+"""DB-MTL, dual balancing (Lin et al., 2023, arXiv:2308.12029).
+
+e_t <- beta e_t + (1 - beta) grad log L_t; joint gradient = sum_t (max_s |e_s| / |e_t|) e_t.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from raymtl.types import Task
+from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+
+FLOOR = 1e-8
+
+
+class DBMTL(LossWeighting):
+    """Balances the losses by their logarithm, and the averaged gradients of these by scaling all to the largest norm.
+
+    The weights multiply e_t, so they are at least 1, and the joint gradient is that of log losses, as in the paper:
+    it is in units of 1, not of the losses, and does not shrink as they do. The averages e_t start at 0, as in the
+    paper. Parameters of one task alone follow the gradient of L_t itself (in the paper of log L_t). A loss below 1e-8
+    counts as 1e-8. Keeps a gradient a task.
+    """
+
+    averages: Tensor
+
+    def __init__(self, num_tasks: int, beta: float) -> None:
+        super().__init__(num_tasks)
+        self.beta = beta
+        self.register_buffer("averages", torch.zeros(num_tasks, 0))
+
+    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+        assert jacobian is not None
+        scale = losses.detach().clamp(min=FLOOR)[:, None]
+
+        def average(rows: Tensor) -> Tensor:
+            old = self.averages.to(rows) if self.averages.numel() else rows.new_zeros(self.num_tasks, rows.shape[1])
+            moved = self.beta * old[tasks] + (1 - self.beta) * rows / scale
+            self.averages = old.index_put((tasks,), moved)
+            return moved
+
+        jacobian.change(average)
+        norms = jacobian.gramian().diagonal().clamp(min=0).sqrt()
+        # A gradient that is zero has no direction to scale.
+        return torch.where(norms > 0, norms.max() / norms, 1)
+
+
+class DBMTLSpec(WeightingSpecBase):
+    """Log losses and gradients of equal norm, averaged over steps; `beta` is the share of the past in the average."""
+
+    name: Literal["db_mtl"] = "db_mtl"
+    needs_gradients: ClassVar[bool] = True
+    beta: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+    def build(self, tasks: Sequence[Task]) -> DBMTL:
+        return DBMTL(len(tasks), self.beta)

@@ -1,0 +1,26 @@
+"""Equal weights (Caruana, 1997): sum_t L_t."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from raymtl.types import Task
+from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+
+
+class Equal(LossWeighting):
+    """Every task weighs 1, so the total is the sum of the losses."""
+
+    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+        return torch.ones_like(losses)
+
+
+class EqualSpec(WeightingSpecBase):
+    """Every task weighs the same; no hyperparameters."""
+
+    name: Literal["equal"] = "equal"
+
+    def build(self, tasks: Sequence[Task]) -> Equal:
+        return Equal(len(tasks))

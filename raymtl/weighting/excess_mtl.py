@@ -1,0 +1,81 @@
+"""ExcessMTL (He et al., 2024, arXiv:2402.02009).
+
+Excess risk E_t = g_t^T H_t^-1 g_t, H_t = diag(sqrt(sum over steps of g_t^2)); w_t <- w_t exp(lr E_t / E_t(0)).
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from raymtl.types import Task
+from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+
+EPS = 1e-7
+
+
+class ExcessMTL(LossWeighting):
+    """Gives weight to the tasks that are furthest from what they could reach, whatever their label noise.
+
+    E_t(0) is the mean of E_t over the first `warmup` steps that have labels of task t; until then E_t / E_t(0) counts
+    as 1, which moves nothing while all tasks warm up. The weights sum to K, in the paper to 1; the tasks of a step
+    share among them what they had before, so that all sum to num_tasks. A step is weighed after w has moved. Keeps the
+    sum of the squared gradients, one gradient's size a task.
+    """
+
+    log_weights: Tensor
+    squares: Tensor
+    baseline: Tensor
+
+    def __init__(self, num_tasks: int, lr: float, warmup: int) -> None:
+        super().__init__(num_tasks)
+        self.lr, self.warmup = lr, warmup
+        self.register_buffer("log_weights", torch.zeros(num_tasks))
+        self.register_buffer("squares", torch.zeros(num_tasks, 0))
+        self.register_buffer("baseline", torch.zeros(num_tasks, 2))  # a row a task: E_t(0), and of how many steps
+
+    def loss_weights(self) -> Tensor:
+        return self.log_weights.exp()
+
+    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+        assert jacobian is not None
+
+        def read(rows: Tensor) -> Tensor:
+            self._move(rows, tasks)
+            return rows
+
+        jacobian.change(read)
+        return len(tasks) * self.log_weights[tasks].softmax(0)
+
+    def _move(self, rows: Tensor, tasks: Tensor) -> None:
+        squares = self.squares.to(rows) if self.squares.numel() else rows.new_zeros(self.num_tasks, rows.shape[1])
+        summed = squares[tasks] + rows.square()
+        excess = (rows.square() / (summed + EPS).sqrt()).sum(1)
+
+        baseline = self.baseline.to(rows)
+        mean, number = baseline[tasks].unbind(1)
+        learning = number < self.warmup
+        relative = torch.where(learning, 1, excess / (mean + EPS))
+        mean = torch.where(learning, mean + (excess - mean) / (number + 1), mean)
+
+        log_weights = self.log_weights.to(rows)
+        own = log_weights[tasks]
+        moved = (own + self.lr * relative).log_softmax(0) + own.logsumexp(0)
+
+        self.squares = squares.index_put((tasks,), summed)
+        self.baseline = baseline.index_put((tasks,), torch.stack([mean, number + learning], 1))
+        self.log_weights = log_weights.index_put((tasks,), moved)
+
+
+class ExcessMTLSpec(WeightingSpecBase):
+    """Weight for what can still be learned; `lr` is how fast weights move, `warmup` the steps that set the standard."""
+
+    name: Literal["excess_mtl"] = "excess_mtl"
+    needs_gradients: ClassVar[bool] = True
+    lr: PositiveFloat = 0.01
+    warmup: PositiveInt = 50
+
+    def build(self, tasks: Sequence[Task]) -> ExcessMTL:
+        return ExcessMTL(len(tasks), self.lr, self.warmup)

@@ -1,0 +1,32 @@
+"""Geometric loss strategy, GLS (Chennupati et al., 2019, arXiv:1904.08492): (prod_t L_t)^(1/K)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from raymtl.types import Task
+from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+
+FLOOR = 1e-8
+
+
+class GLS(LossWeighting):
+    """K times the geometric mean of the losses, so that the weight of task t is the geometric mean over L_t.
+
+    The factor K is not the paper's: with it equal losses weigh 1 each, and always the product of the weights is 1.
+    Losses must be positive: one below 1e-8 counts as 1e-8 and itself weighs 0. With it the mean tends to 0, and so do
+    the weights of the other tasks, as in the paper.
+    """
+
+    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+        return len(losses) * losses.clamp(min=FLOOR).log().mean().exp()
+
+
+class GLSSpec(WeightingSpecBase):
+    """The geometric mean of the losses, which knows no unit; no hyperparameters."""
+
+    name: Literal["gls"] = "gls"
+
+    def build(self, tasks: Sequence[Task]) -> GLS:
+        return GLS(len(tasks))

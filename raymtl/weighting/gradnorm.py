@@ -1,0 +1,71 @@
+"""GradNorm (Chen et al., 2018, arXiv:1711.02257).
+
+w descends sum_t |G_t - mean(G) r_t^alpha|, with G_t = |w_t g_t|, r_t = (L_t / L_t(0)) over its mean, and the second
+term held constant; then w is renormalised to sum to K.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import Tensor
+
+from raymtl.types import Task
+from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+
+
+def slope(weights: Tensor, norms: Tensor, progress: Tensor, alpha: float) -> Tensor:
+    """The derivative [K] of the paper's sum over mean(G) with respect to log w; `progress` is L_t / L_t(0)."""
+    smallest = torch.finfo(norms.dtype).tiny
+    scaled = weights * norms
+    rates = progress / progress.mean().clamp(min=smallest)
+    return torch.sign(scaled - scaled.mean() * rates**alpha) * scaled / scaled.mean().clamp(min=smallest)
+
+
+class GradNorm(LossWeighting):
+    """Brings the norms of the weighted gradients to a common size, larger for tasks that learn slowly.
+
+    Steps are on log w, so w stays positive, and of the sum over mean(G), so that `lr` is a relative change of w and
+    the unit of the losses has no say; the paper steps on w. g_t is on all shared parameters, in the paper on the last
+    shared layer. L_t(0) is the first loss of task t above 0. A step is weighed before w moves. The tasks of a
+    step share among them what they had before, so that all sum to num_tasks.
+    """
+
+    log_weights: Tensor
+    initial: Tensor
+
+    def __init__(self, num_tasks: int, alpha: float, lr: float) -> None:
+        super().__init__(num_tasks)
+        self.alpha, self.lr = alpha, lr
+        self.register_buffer("log_weights", torch.zeros(num_tasks))
+        self.register_buffer("initial", torch.zeros(num_tasks))  # 0 where no loss has been seen
+
+    def loss_weights(self) -> Tensor:
+        return self.log_weights.exp()
+
+    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+        assert jacobian is not None
+        losses = losses.detach().clamp(min=0)
+        log_weights, initial = self.log_weights.to(losses), self.initial.to(losses)
+        own, first = log_weights[tasks], initial[tasks]
+        weights = len(tasks) * own.softmax(0)
+        first = torch.where(first > 0, first, losses)
+        progress = losses / first.clamp(min=torch.finfo(first.dtype).tiny)
+        norms = jacobian.gramian().diagonal().clamp(min=0).sqrt()
+        moved = own - self.lr * slope(weights, norms, progress, self.alpha)
+        self.log_weights = log_weights.index_put((tasks,), moved.log_softmax(0) + own.logsumexp(0))
+        self.initial = initial.index_put((tasks,), first)
+        return weights
+
+
+class GradNormSpec(WeightingSpecBase):
+    """Gradients of a common size, larger for tasks that learn slowly by the power `alpha`; weights move by `lr`."""
+
+    name: Literal["gradnorm"] = "gradnorm"
+    needs_gradients: ClassVar[bool] = True
+    alpha: NonNegativeFloat = 1.5
+    lr: PositiveFloat = 0.025
+
+    def build(self, tasks: Sequence[Task]) -> GradNorm:
+        return GradNorm(len(tasks), self.alpha, self.lr)

@@ -1,0 +1,34 @@
+"""IMTL-L, impartial learning by loss balance (Liu et al., ICLR 2021): sum_t (e^{s_t} L_t - s_t)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from raymtl.types import Task
+from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+
+
+class IMTLL(LossWeighting):
+    """Learns s_t, from 0 on, with the outer optimiser; at its optimum every scaled loss e^{s_t} L_t is 1."""
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__(num_tasks)
+        self.log_scale = nn.Parameter(torch.zeros(num_tasks))
+
+    def loss_weights(self) -> Tensor:
+        return self.log_scale.exp()
+
+    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+        log_scale = self.log_scale[tasks]
+        return (log_scale.exp() * losses - log_scale).sum()
+
+
+class IMTLLSpec(WeightingSpecBase):
+    """Learns to scale every loss to 1; no hyperparameters."""
+
+    name: Literal["imtl_l"] = "imtl_l"
+
+    def build(self, tasks: Sequence[Task]) -> IMTLL:
+        return IMTLL(len(tasks))

@@ -1,0 +1,53 @@
+"""Smooth Tchebycheff scalarisation, STCH (Lin et al., 2024, arXiv:2402.19078): mu log sum_t exp(x_t / mu)."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from raymtl.types import Task
+from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+
+FLOOR = 1e-8
+
+
+class STCH(LossWeighting):
+    """Follows the smooth maximum of x_t = log(L_t / reference_t), as the paper's multi-task experiments do.
+
+    The reference of a task is the mean of its first `warmup` losses, of those so far until then (the authors' code
+    minimises the sum of the log losses until then). The unit of a task's loss makes no difference to the direction of
+    the joint gradient. The gradient p_t / L_t of the smooth maximum, p = softmax(x / mu), is scaled to weights that
+    sum to K, so that equal losses weigh 1 and a learning rate keeps its meaning. A loss below 1e-8 counts as 1e-8.
+    """
+
+    references: Tensor
+
+    def __init__(self, num_tasks: int, mu: float, warmup: int) -> None:
+        super().__init__(num_tasks)
+        self.mu, self.warmup = mu, warmup
+        self.register_buffer("references", torch.zeros(num_tasks, 2))  # a row a task: mean, and of how many losses
+
+    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+        losses = losses.detach().clamp(min=FLOOR)
+        references = self.references.to(losses)
+        mean, number = references[tasks].unbind(1)
+        learning = number < self.warmup
+        mean = torch.where(learning, mean + (losses - mean) / (number + 1), mean)
+        self.references = references.index_put((tasks,), torch.stack([mean, number + learning], 1))
+        return len(losses) * ((losses / mean).log() / self.mu - losses.log()).softmax(0)
+
+
+class STCHSpec(WeightingSpecBase):
+    """Follows the worst task, softly: the smaller `mu`, the more; losses are judged against the first `warmup` ones.
+
+    At mu = 1 the weights are constant, 1 over the reference; above it the best task would lead.
+    """
+
+    name: Literal["stch"] = "stch"
+    mu: Annotated[float, Field(gt=0, le=1)] = 0.5
+    warmup: PositiveInt = 50
+
+    def build(self, tasks: Sequence[Task]) -> STCH:
+        return STCH(len(tasks), self.mu, self.warmup)
