@@ -21,8 +21,9 @@ class ExcessMTL(LossWeighting):
 
     E_t(0) is the mean of E_t over the first `warmup` steps that have labels of task t; until then E_t / E_t(0) counts
     as 1, which moves nothing while all tasks warm up. The weights sum to K, in the paper to 1; the tasks of a step
-    share among them what they had before, so that all sum to num_tasks. A step is weighed after w has moved. Keeps the
-    sum of the squared gradients, one gradient's size a task.
+    share among them what they had before, so that all sum to num_tasks. A step is weighed after w has moved.
+    Gradients are on the shared parameters; those of one task alone follow its loss unweighted. Keeps the sum of the
+    squared gradients, one gradient's size a task.
     """
 
     log_weights: Tensor

@@ -28,8 +28,9 @@ class GradNorm(LossWeighting):
 
     Steps are on log w, so w stays positive, and of the sum over mean(G), so that `lr` is a relative change of w and
     the unit of the losses has no say; the paper steps on w. g_t is on all shared parameters, in the paper on the last
-    shared layer. L_t(0) is the first loss of task t above 0. A step is weighed before w moves. The tasks of a
-    step share among them what they had before, so that all sum to num_tasks.
+    shared layer; parameters of one task alone follow its loss unweighted. L_t(0) is the first loss of task t above 0.
+    A step is weighed before w moves. The tasks of a step share among them what they had before, so that all sum to
+    num_tasks.
     """
 
     log_weights: Tensor

@@ -1,0 +1,83 @@
+"""FAMO against TorchJD's over a training, and what its weights strive for."""
+
+import pytest
+import torch
+from torchjd.scalarization import FAMO
+
+from raymtl.tasks import regression
+from raymtl.weighting import FAMOSpec
+
+TASKS = [regression(name, 0.0, 1.0) for name in "abc"]
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_weights_are_three_times_torchjds_over_a_training(decay: float) -> None:
+    bounds = {"a": 0.0, "b": -0.5, "c": 0.05}
+    module = FAMOSpec(lr=0.2, weight_decay=decay, lower_bounds=bounds).build(TASKS)
+    oracle = FAMO(3, min_losses=torch.tensor(list(bounds.values())), lr=0.2, weight_decay=decay)
+    for _ in range(30):
+        losses, after = (torch.rand(3) + 0.1).requires_grad_(), torch.rand(3) + 0.1
+        (expected,) = torch.autograd.grad(oracle(losses), losses)
+        weights = module(losses)
+        torch.testing.assert_close(weights, 3 * expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(weights.sum(), torch.tensor(3.0))
+        module.observe(losses, after, torch.arange(3))
+        oracle.update(after)
+    assert not torch.allclose(module(), torch.ones(3), rtol=0.05)
+
+
+def test_the_weights_are_the_gradient_of_the_papers_total_times_the_number_of_tasks() -> None:
+    module = FAMOSpec().build(TASKS)
+    module.logits = torch.randn(3)
+    losses = (torch.rand(3) + 0.1).requires_grad_()
+    z = module.logits.exp() / module.logits.exp().sum()
+    (expected,) = torch.autograd.grad((z * losses.log()).sum() / (z / losses.detach()).sum(), losses)
+    torch.testing.assert_close(module(losses), 3 * expected)
+
+
+def test_equal_relative_drops_move_nothing_and_the_slowest_task_gains() -> None:
+    module = FAMOSpec(weight_decay=0.0).build(TASKS)
+    before = torch.tensor([1.0, 20.0, 0.4])
+    module.observe(before, before / 2, torch.arange(3))
+    torch.testing.assert_close(module(), torch.ones(3), rtol=0, atol=1e-6)  # Adam magnifies what rounding leaves
+    module = FAMOSpec(weight_decay=0.0).build(TASKS)
+    for _ in range(5):
+        module.observe(before, before * torch.tensor([0.5, 0.9, 0.6]), torch.arange(3))
+    assert module().argmax() == 1
+
+
+def test_the_unit_of_a_loss_has_no_say_in_the_joint_gradients_direction() -> None:
+    here, there = FAMOSpec().build(TASKS), FAMOSpec().build(TASKS)
+    units = torch.tensor([1.0, 1e3, 1e-2])
+    for _ in range(5):
+        losses, after, rows = torch.rand(3) + 0.1, torch.rand(3) + 0.1, torch.randn(3, 6)
+        one, other = here(losses) @ rows, there(units * losses) @ (units[:, None] * rows)
+        torch.testing.assert_close(torch.nn.functional.cosine_similarity(one, other, dim=0), torch.tensor(1.0))
+        here.observe(losses, after, torch.arange(3))
+        there.observe(units * losses, units * after, torch.arange(3))
+
+
+def test_state_is_a_few_numbers_a_task() -> None:
+    module = FAMOSpec().build(TASKS)
+    module(torch.rand(3))
+    module.observe(torch.rand(3), torch.rand(3), torch.arange(3))
+    assert sum(buffer.numel() for buffer in module.buffers()) == 5 * 3
+    assert FAMOSpec.looks_back and not FAMOSpec.needs_gradients
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_loss_at_its_bound_gives_no_nan(dtype: torch.dtype) -> None:
+    module = FAMOSpec().build(TASKS)
+    for _ in range(3):
+        losses = torch.tensor([0.0, 1.0, 2.0], dtype=dtype)
+        assert module(losses).isfinite().all()
+        module.observe(losses, losses.flip(0), torch.arange(3))
+    assert module().isfinite().all()
+
+
+def test_a_bound_of_an_unknown_task_is_refused() -> None:
+    assert FAMOSpec(lower_bounds={"a": 1.0}).check("abc") is None
+    key, sentence = FAMOSpec(lower_bounds={"d": 1.0}).check(["a", "b"]) or ("", "")
+    assert key == "lower_bounds.d"
+    assert "['a', 'b']" in sentence

@@ -1,0 +1,40 @@
+"""GLS against TorchJD's geometric mean and by its invariances."""
+
+import pytest
+import torch
+from torchjd.scalarization import GeometricMean
+
+from raymtl.tasks import regression
+from raymtl.weighting import GLSSpec
+
+TASKS = [regression(name, 0.0, 1.0) for name in "abc"]
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def weights_of(losses: torch.Tensor) -> torch.Tensor:
+    losses = losses.clone().requires_grad_()
+    return torch.autograd.grad(GLSSpec().build(TASKS)(losses), losses)[0]
+
+
+def test_the_total_is_three_times_the_geometric_mean_of_three_losses() -> None:
+    losses = torch.rand(3) + 0.1
+    torch.testing.assert_close(GLSSpec().build(TASKS)(losses), 3 * GeometricMean()(losses))
+    torch.testing.assert_close(GLSSpec().build(TASKS)(losses), 3 * losses.prod() ** (1 / 3))
+
+
+def test_weights_have_the_product_1_and_are_1_for_equal_losses() -> None:
+    torch.testing.assert_close(weights_of(torch.rand(3) + 0.1).prod(), torch.tensor(1.0))
+    torch.testing.assert_close(weights_of(torch.full((3,), 7.0)), torch.ones(3))
+
+
+def test_every_task_has_the_same_share_of_the_total_whatever_its_unit() -> None:
+    losses = torch.tensor([1e-3, 2.0, 5e4])
+    shares = weights_of(losses) * losses
+    torch.testing.assert_close(shares, shares.mean().expand(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_loss_of_zero_weighs_nothing_and_takes_weight_from_the_others(dtype: torch.dtype) -> None:
+    weights = weights_of(torch.tensor([0.0, 1.0, 1.0], dtype=dtype))
+    torch.testing.assert_close(weights, torch.tensor([0.0, 1e-8 ** (1 / 3), 1e-8 ** (1 / 3)], dtype=dtype))
+    assert weights_of(torch.zeros(3, dtype=dtype)).tolist() == [0, 0, 0]

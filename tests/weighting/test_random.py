@@ -1,0 +1,43 @@
+"""Random weights: the distribution of the paper, and the same draw for all who must agree on it."""
+
+import pytest
+import torch
+
+from raymtl.tasks import regression
+from raymtl.weighting import RandomSpec
+
+TASKS = [regression(name, 0.0, 1.0) for name in "abc"]
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def test_log_weights_differ_like_normal_numbers() -> None:
+    """log w_a - log w_b = n_a - n_b has mean 0 and variance 2; successive draws are uncorrelated."""
+    module = RandomSpec().build(TASKS)
+    weights = torch.stack([module(torch.ones(3)) for _ in range(3000)])
+    torch.testing.assert_close(weights.sum(1), torch.full((3000,), 3.0))
+    differences = weights[:, 0].log() - weights[:, 1].log()
+    assert abs(differences.mean()) < 4 * (2 / 3000) ** 0.5
+    assert abs(differences.var() / 2 - 1) < 4 * (2 / 3000) ** 0.5
+    assert abs((differences[1:] * differences[:-1]).mean() / 2) < 4 / 3000**0.5
+    assert (differences.abs() < 1).double().mean() == pytest.approx(0.5205, abs=0.04)  # erf(1 / 2)
+
+
+def test_draws_depend_on_nothing_but_the_number_of_updates() -> None:
+    one, other = RandomSpec().build(TASKS), RandomSpec().build(TASKS)
+    for step in range(5):
+        torch.manual_seed(step)
+        torch.testing.assert_close(one(torch.ones(3)), other(torch.rand(3)), rtol=0, atol=0)
+
+
+def test_the_inner_loop_uses_the_draw_of_the_outer_step_that_follows() -> None:
+    module = RandomSpec().build(TASKS)
+    for _ in range(4):
+        inner = module()
+        torch.testing.assert_close(module(torch.ones(3)), inner, rtol=0, atol=0)
+
+
+def test_weights_of_some_tasks_are_the_same_draw_renormalised() -> None:
+    module = RandomSpec().build(TASKS)
+    of_all = module()
+    some = torch.tensor([2, 0])
+    torch.testing.assert_close(module(torch.ones(2), None, some), 2 * of_all[some] / of_all[some].sum())
