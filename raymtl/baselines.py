@@ -1,5 +1,6 @@
 """What a winner is measured against, trained by us with the same budget; and the table that sets them side by side."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,52 @@ def baselines(experiment: Experiment, winner: Experiment) -> dict[str, tuple[Exp
     return models
 
 
+def comparators(experiment: Experiment) -> dict[str, Experiment]:
+    """Trainings on the same stream with fixed weights, by name; none for a mode that does not ask for them."""
+    weights = experiment.mode.comparisons(experiment.data.task_names, experiment.seed)
+    return {
+        f"fixed-{i}": _changed(experiment, experiment.data, {"weighting.name": "static", "weighting.weights": fixed})
+        for i, fixed in enumerate(weights)
+    }
+
+
+def regret(own: Path, compared: Mapping[str, Path]) -> dict[str, Any] | None:
+    """What the training in `own` lost beyond the best of those it is compared with; None where all of those diverged.
+
+    Read from the histories: the loss of a step is the mean, over the tasks that had labels in it, of their query
+    losses before the move. `curve` is the regret after each step.
+    """
+    mine = _lost(own)
+    lost = {name: _lost(folder) for name, folder in compared.items()}
+    ended = {name: losses for name, losses in lost.items() if len(losses) == len(mine)}
+    if not ended:
+        return None
+    best = min(ended, key=lambda name: ended[name][-1])
+    curve = [a - b for a, b in zip(mine, ended[best], strict=True)]
+    return {
+        "regret": curve[-1],
+        "loss_per_step": mine[-1] / len(mine),
+        "best": best,
+        "fixed_loss_per_step": {name: losses[-1] / len(losses) for name, losses in ended.items()},
+        "curve": curve,
+    }
+
+
+def _lost(folder: Path) -> list[float]:
+    """The losses of all steps up to each, summed."""
+    steps = []
+    for row in runs.read_rows(folder / "history.parquet"):
+        losses = [value for key, value in row.items() if key.startswith("loss.") and value is not None]
+        steps.append(sum(losses) / max(len(losses), 1))
+    return list(itertools.accumulate(steps))
+
+
 def _joint(model: Experiment) -> Experiment:
     return _changed(model, model.data.without_support(), {"learner.name": "maml", "learner.inner_steps": 0})
 
 
 def _alone(model: Experiment, task: str) -> Experiment:
-    plain = {"weighting.name": "static", "weighting.weights": {}, "sharing.name": "hard"}
+    plain = {"weighting.name": "static", "weighting.weights": {}, "sharing.name": "hard", "mode.name": "weighted"}
     return _changed(model, model.data.with_tasks((task,)), plain)
 
 

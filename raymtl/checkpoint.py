@@ -13,11 +13,15 @@ from raymtl.types import UserError
 
 
 class Progress(NamedTuple):
-    """Where a training stands. `task_axis` is kept so that a resumed run computes in the same way."""
+    """Where a training stands. `task_axis` is kept so that a resumed run computes in the same way.
+
+    `anchor` is what the model was at the step that the mode draws it to, empty where the mode does not.
+    """
 
     step: int
     params: dict[str, Tensor]
     task_axis: str
+    anchor: dict[str, Tensor] = {}
 
 
 def save(folder: Path, problem: Problem, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
@@ -32,6 +36,7 @@ def save(folder: Path, problem: Problem, optimizer: torch.optim.Optimizer, progr
             "task_axis": progress.task_axis,
             "optimizer": optimizer.state_dict(),
             "weighting": problem.weighting.state(),
+            "anchor": progress.anchor,
             "rng": torch.get_rng_state(),
         }
         torch.save(state, aside / "state.pt")
@@ -44,10 +49,8 @@ def save(folder: Path, problem: Problem, optimizer: torch.optim.Optimizer, progr
     shutil.rmtree(folder.with_name(f".{folder.name}.old"), ignore_errors=True)
 
 
-def restore(
-    folder: Path, problem: Problem, params: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> tuple[int, str]:
-    """Puts a checkpoint into parameters, optimiser, weighting and generator; returns the step and the task axis.
+def restore(folder: Path, problem: Problem, params: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> Progress:
+    """Puts a checkpoint into parameters, optimiser, weighting and generator; returns where it stands.
 
     Raises UserError for a checkpoint that is damaged or of another configuration.
     """
@@ -57,7 +60,9 @@ def restore(
         optimizer.load_state_dict(state["optimizer"])
         problem.weighting.restore(state["weighting"])
         torch.set_rng_state(state["rng"])
-        step, task_axis = int(state["step"]), str(state["task_axis"])
+        progress = Progress(int(state["step"]), params, str(state["task_axis"]), state["anchor"])
+        for name, value in progress.anchor.items():
+            progress.anchor[name] = value.to(params[name].device)
     except Exception as error:  # torch.load raises half a dozen kinds for a damaged file
         reason = str(error).partition("\n")[0]
         raise UserError(
@@ -67,4 +72,4 @@ def restore(
     with torch.no_grad():
         for name, value in params.items():
             value.copy_(saved[name])
-    return step, task_axis
+    return progress

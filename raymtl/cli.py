@@ -229,6 +229,15 @@ def _print_summary(summary: Mapping[str, Any], run: Path, as_json: bool) -> None
     console.print()
     _print_scores(summary["models"])
     console.print(f"\n{outcome(result_rows(summary))}", highlight=False)
+    if "regret" in summary:
+        about = summary["regret"]
+        weights = ", ".join(f"{task} {weight:.2f}" for task, weight in about["best_weights"].items())
+        console.print(
+            f"\nRegret: {about['regret']:+.2f} summed over all steps ({about['loss_per_step']:.4f} a step, the best of "
+            f"{len(about['fixed_loss_per_step'])} fixed weights, {weights}: "
+            f"{about['fixed_loss_per_step'][about['best']]:.4f}).",
+            highlight=False,
+        )
     where = os.path.relpath(run)
     console.print(
         f"\n{summary['seconds']:.0f} s. Open {where}/report.html; next: raymtl adapt {where}", highlight=False

@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Validati
 from raymtl.data import Digits, SourceSpec
 from raymtl.encoders import ConvSpec, EncoderSpec
 from raymtl.learners import MAML, LearnerSpec
+from raymtl.modes import ModeSpec, Weighted
 from raymtl.search import Domain, representatives
 from raymtl.sharing import HardSpec, SharingSpec
 from raymtl.step import Precision, Problem
@@ -123,6 +124,7 @@ class Experiment(Spec):
     sharing: SharingSpec = HardSpec()
     weighting: WeightingSpec = StaticSpec()
     learner: LearnerSpec = MAML()
+    mode: ModeSpec = Weighted()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     tune: Tune = Tune()
@@ -152,10 +154,21 @@ class Experiment(Spec):
                 f"weighting.name: {weighting.name} needs the gradients of several tasks, got data.tasks: "
                 f"{list(names)}. Choose weighting.name: static or add a task."
             )
+        if weighting.needs_gradients and self.mode.one_task_a_step:
+            raise UserError(
+                f"weighting.name: {weighting.name} needs the gradients of several tasks, and mode.name: "
+                f"{self.mode.name} lets one task count in each step. Choose weighting.name: static or another mode."
+            )
+        if self.mode.divides_gradient and not learner.follows_query_gradient:
+            raise UserError(
+                f"mode.name: {self.mode.name} divides the gradient of the query losses, and learner.name: "
+                f"{learner.name} has none to divide. Choose mode.name: weighted or another learner."
+            )
         with torch.device("meta"):
             encoder = self.encoder.build(self.data.input_shape)
         for section, problem in (
             ("weighting", weighting.check(names)),
+            ("mode", self.mode.check(names)),
             ("sharing", self.sharing.check(self.data.make_tasks(), encoder)),
         ):
             if problem:

@@ -14,7 +14,7 @@ from raymtl.checkpoint import Progress
 from raymtl.collective import Workers
 from raymtl.config import Experiment
 from raymtl.data import Arrays
-from raymtl.data.episodes import build_episodes, on_device
+from raymtl.data.episodes import build_episodes, on_device, with_labels_of
 from raymtl.evaluate import validation_scores
 from raymtl.step import HowToRun, MetaGradient, Problem, TaskAxis, look_back, meta_gradient
 from raymtl.types import DivergedError, Episode
@@ -28,8 +28,8 @@ class Host(NamedTuple):
 
     report: Callable[[dict[str, float], Path | None], None]
     """Takes the scores of a step and, on the first worker, a checkpoint folder that it is to keep."""
-    observe: Callable[[Mapping[str, float]], None]
-    """Takes the numbers of every step, on the first worker."""
+    observe: Callable[[Mapping[str, float | None]], None]
+    """Takes the numbers of every step, on the first worker; the loss of a task without labels is None."""
     resume_from: Path | None = None
     workers: Workers = Workers()
     device: torch.device = torch.device("cpu")
@@ -62,21 +62,29 @@ def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: H
     problem = experiment.build()
     params = problem.init_params(host.device)
     optimizer = _optimizer(experiment, problem, params)
+    mode, sizes = experiment.mode, experiment.data.sizes(arrays)
     first_step, task_axis = 0, settings.task_axis
+    anchor: dict[str, Tensor] = {}
     if host.resume_from:
-        first_step, saved_axis = checkpoint.restore(host.resume_from, problem, params, optimizer)
+        first_step, _, saved_axis, anchor = checkpoint.restore(host.resume_from, problem, params, optimizer)
         task_axis = saved_axis if saved_axis in ("vmap", "loop") else task_axis  # type: ignore[assignment]
     recorder = _Recorder(folder, first_step, host)
     start = time.perf_counter()
     for step, raw in _agreed(batches(first_step), host):
-        episodes = on_device(raw, host.device)
+        arrived, counted = mode.arrived(step, tuple(sizes)), mode.counted(step, experiment.seed, sizes)
+        episodes = with_labels_of(on_device(raw, host.device), arrived, counted)
+        if mode.anchors(step):
+            anchor = {name: value.detach().clone() for name, value in params.items() if name.startswith("model.")}
         waited = time.perf_counter() - start
         try:
             if task_axis == "auto":
                 task_axis = _faster_axis(experiment, problem, params, episodes, host)
-            how = HowToRun(task_axis, settings.chunk, settings.precision)
+            how = HowToRun(task_axis, settings.chunk, settings.precision, mode.passes)
             meta = meta_gradient(problem, params, episodes, host.workers, how)
-            norm = _move(optimizer, params, meta, _schedule(experiment, step), settings.clip_norm)
+            for name, value in anchor.items():
+                meta.grads[name] += 2 * mode.anchor_strength * (params[name].detach() - value)
+            moving = {name: value for name, value in params.items() if mode.moves(step, name)}
+            norm = _move(optimizer, moving, meta, _schedule(experiment, step), settings.clip_norm)
             if experiment.weighting.looks_back:
                 look_back(problem, params, episodes, meta, host.workers, how)
         except DivergedError as error:
@@ -96,15 +104,16 @@ def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: H
         )
         if scored:
             recorder.flush()  # before the checkpoint: what is recorded too much is cut off on resume
-            progress = Progress(done, params, str(task_axis))
+            progress = Progress(done, params, str(task_axis), anchor)
             kept = _keep(experiment, problem, optimizer, progress, folder) if host.workers.rank == 0 else None
             count = sum(value.numel() for value in params.values())
             host.report({**scores, "step": done, "num_parameters": count, "seconds": recorder.seconds}, kept)
 
 
-def _by_task(problem: Problem, meta: MetaGradient) -> dict[str, float]:
-    """Columns `loss.TASK` and `weight.TASK`."""
-    values = {"loss": meta.losses.tolist(), "weight": meta.weights.tolist()}
+def _by_task(problem: Problem, meta: MetaGradient) -> dict[str, float | None]:
+    """Columns `loss.TASK`, None where the task had no label, and `weight.TASK`."""
+    losses = [None if math.isnan(loss) else loss for loss in meta.losses.tolist()]
+    values = {"loss": losses, "weight": meta.weights.tolist()}
     return {f"{key}.{task.name}": row[i] for key, row in values.items() for i, task in enumerate(problem.tasks)}
 
 
@@ -138,7 +147,8 @@ def _schedule(experiment: Experiment, step: int) -> float:
 def _move(
     optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor], meta: MetaGradient, lr: float, clip: float | None
 ) -> float:
-    """One step of the optimiser along the meta-gradient; returns its norm before clipping."""
+    """One step of the optimiser along the meta-gradient of these parameters; returns its norm before clipping."""
+    optimizer.zero_grad()
     for name, value in params.items():
         value.grad = meta.grads[name]
     norm = float(torch.nn.utils.clip_grad_norm_(list(params.values()), clip or math.inf))
@@ -211,7 +221,7 @@ class _Recorder:
             return
         self.rows.append(row)
         for name, value in row.items():
-            if name != "step":
+            if name != "step" and value is not None:
                 self.writer.add_scalar(name.replace(".", "/"), value, row["step"])
         self.host.observe(row)
 

@@ -46,7 +46,8 @@ class Problem(NamedTuple):
         counts = label_counts(self.tasks, batch)
         losses = loss_sums(self.tasks, predictions, batch) / counts.clamp(min=1)
         weights: Tensor = functional_call(self.weighting, select(params, "weighting"), ())
-        return weights.to(losses) @ losses
+        # A copy: the outer step may move the state in place before the graph through here is followed.
+        return weights.to(losses, copy=True) @ losses
 
     def adapt(self, params: Params, support: Batch, steps: int | None = None) -> Params:
         """Parameters fitted to one support set."""
@@ -123,8 +124,11 @@ def meta_gradient(
     tasks = counts.nonzero().flatten()
 
     if problem.learner.follows_query_gradient:
+        parts = _parts(episodes, how.passes)
+        # Later passes see the weighting's state as the first did, though `weigh` moves it in between.
+        given = {**params, **prefixed(problem.weighting.state(), "weighting")} if len(parts) > 1 else params
         passes: list[Callable[[], Losses]] = [
-            partial(_losses, problem, params, part, how, counts, num_episodes) for part in _parts(episodes, how.passes)
+            partial(_losses, problem, given, part, how, counts, num_episodes) for part in parts
         ]
         if len(passes) == 1:
             only = passes[0]()

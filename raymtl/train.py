@@ -105,7 +105,7 @@ def release_resources() -> None:
     request_resources(bundles=[])
 
 
-def observer(run: str, task_names: tuple[str, ...]) -> Callable[[Mapping[str, float]], None]:
+def observer(run: str, task_names: tuple[str, ...]) -> Callable[[Mapping[str, float | None]], None]:
     """Puts the numbers of every step into Ray's metrics, tagged by run (and task)."""
     tags = {"run": run}
     plain = {name: Gauge(f"raymtl_{name}", description=f"{name} of the outer step", tag_keys=("run",)) for name in
@@ -113,11 +113,12 @@ def observer(run: str, task_names: tuple[str, ...]) -> Callable[[Mapping[str, fl
     loss = Gauge("raymtl_loss", description="query loss of a task", tag_keys=("run", "task"))
     weight = Gauge("raymtl_weight", description="weight of a task", tag_keys=("run", "task"))
 
-    def observe(row: Mapping[str, float]) -> None:
+    def observe(row: Mapping[str, float | None]) -> None:
         for name, gauge in plain.items():
             gauge.set(row[name], tags)
         for task in task_names:
-            loss.set(row[f"loss.{task}"], tags | {"task": task})
+            if row[f"loss.{task}"] is not None:
+                loss.set(row[f"loss.{task}"], tags | {"task": task})
             weight.set(row[f"weight.{task}"], tags | {"task": task})
 
     return observe

@@ -25,7 +25,7 @@ import ray
 import torch
 
 from raymtl import runs
-from raymtl.baselines import baselines, table
+from raymtl.baselines import baselines, comparators, regret, table
 from raymtl.cluster import resolve, survey
 from raymtl.config import Experiment
 from raymtl.data import Arrays, Source
@@ -59,6 +59,7 @@ def tune(experiment: Experiment, run: Path, address: str | None) -> dict[str, An
         shared = ray.put(arrays)
         compared = _train_baselines(experiment, chosen, run, shared, settings.cpus, view)
         _train_best(chosen, run, shared, view)
+        about_regret = _regret(chosen, run, shared, settings.cpus, view)
     states = [STATES[trial.state] for trial in study.trials]
     about = {
         "name": experiment.name,
@@ -70,7 +71,7 @@ def tune(experiment: Experiment, run: Path, address: str | None) -> dict[str, An
         "best_values": best.user_attrs["values"],
         "pareto": sorted(trial.number for trial in study.best_trials),
     }
-    return _finish(run, about, {"winner": run / "best"} | compared, started)
+    return _finish(run, about | about_regret, {"winner": run / "best"} | compared, started)
 
 
 def train_run(experiment: Experiment, run: Path, address: str | None) -> dict[str, Any]:
@@ -80,8 +81,10 @@ def train_run(experiment: Experiment, run: Path, address: str | None) -> dict[st
     with View(f"raymtl train {experiment.name}") as view, _ray(address, view):
         _ensure(experiment, run, searching=False)
         view.say(f"{experiment.train.steps} steps on {experiment.train.workers} workers; run folder {run}")
-        _train_best(experiment, run, ray.put(experiment.data.load()), view)
-    about = {"name": experiment.name, "command": "train", "seed": experiment.seed}
+        arrays = ray.put(experiment.data.load())
+        _train_best(experiment, run, arrays, view)
+        about_regret = _regret(experiment, run, arrays, experiment.train.cpus_per_worker, view)
+    about = {"name": experiment.name, "command": "train", "seed": experiment.seed, **about_regret}
     return _finish(run, about, {"model": run / "best"}, started)
 
 
@@ -179,20 +182,7 @@ def _train_baselines(
     folders = {
         (name, i): run / "baselines" / "candidates" / f"{name}-{i}" for name in models for i in range(len(models[name]))
     }
-    missing = {
-        folder: models[name][i] for (name, i), folder in folders.items() if not (folder / "model.safetensors").exists()
-    }
-    with _watched(missing, view):
-        tasks = []
-        for folder, model in missing.items():
-            folder.mkdir(parents=True, exist_ok=True)
-            options = _train_here.options(
-                num_cpus=cpus, num_gpus=gpus_per_worker(model, 1), max_retries=model.train.max_failures
-            )
-            tasks.append(options.remote(model.model_dump(mode="json"), folder, arrays, cpus))
-        for folder, reason in zip(missing, ray.get(tasks), strict=True):
-            if reason:
-                view.say(f"baseline {folder.name} diverged: {reason}")
+    _train_all({folder: models[name][i] for (name, i), folder in folders.items()}, arrays, cpus, view)
     made: dict[str, Path] = {}
     scored = []
     for name, tried in models.items():
@@ -206,6 +196,35 @@ def _train_baselines(
             scored.append(_evaluate.options(num_cpus=cpus).remote(made[name], arrays, source))
     ray.get(scored)
     return made
+
+
+def _train_all(models: Mapping[Path, Experiment], arrays: ArraysRef, cpus: float, view: View) -> None:
+    """Trains what is not trained yet, each in a task of its own; says which diverged."""
+    missing = {folder: model for folder, model in models.items() if not (folder / "model.safetensors").exists()}
+    with _watched(missing, view):
+        tasks = []
+        for folder, model in missing.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            options = _train_here.options(
+                num_cpus=cpus, num_gpus=gpus_per_worker(model, 1), max_retries=model.train.max_failures
+            )
+            tasks.append(options.remote(model.model_dump(mode="json"), folder, arrays, cpus))
+        for folder, reason in zip(missing, ray.get(tasks), strict=True):
+            if reason:
+                view.say(f"{folder.parent.name[:-1]} {folder.name} diverged: {reason}")
+
+
+def _regret(experiment: Experiment, run: Path, arrays: ArraysRef, cpus: float, view: View) -> dict[str, Any]:
+    """Trains what the mode wants to be compared with; `regret` for the summary, or nothing."""
+    models = comparators(experiment)
+    folders = {name: run / "baselines" / "comparators" / name for name in models}
+    _train_all({folders[name]: model for name, model in models.items()}, arrays, cpus, view)
+    found = regret(run / "best", folders) if models else None
+    if found is None:
+        return {}
+    curve = found.pop("curve")
+    runs.write_rows(run / "regret.parquet", [{"step": i, "regret": value} for i, value in enumerate(curve, start=1)])
+    return {"regret": found | {"best_weights": models[found["best"]].weighting.model_dump()["weights"]}}
 
 
 def _last_score(folder: Path) -> float:

@@ -12,15 +12,16 @@ from raymtl.config import Experiment
 from raymtl.data import Digits
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.learners import LearnerSpec
+from raymtl.modes import ModeSpec
 from raymtl.sharing import SharingSpec
 from raymtl.step import Problem
 from raymtl.types import Episode, UserError
 from raymtl.weighting import WeightingSpec
 
 # Read off the unions, so that a new member is tested on arrival.
-SHARING, WEIGHTING, LEARNERS = (
+SHARING, WEIGHTING, LEARNERS, MODES = (
     tuple(member.model_fields["name"].default for member in get_args(get_args(union)[0]))
-    for union in (SharingSpec, WeightingSpec, LearnerSpec)
+    for union in (SharingSpec, WeightingSpec, LearnerSpec, ModeSpec)
 )
 
 

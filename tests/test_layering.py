@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "raymtl"
 LAYERS = [
     {"types"},
-    {"tasks", "metrics", "encoders", "sharing", "weighting", "learners", "collective"},
+    {"tasks", "metrics", "encoders", "sharing", "weighting", "learners", "modes", "collective"},
     {"step", "data", "search"},
     {"config"},
     {"runs"},

@@ -43,5 +43,9 @@ class Source(Spec, ABC):
         """Everything that episodes are built from, read once and shared between processes."""
 
     @abstractmethod
+    def sizes(self, arrays: Arrays) -> Mapping[str, int]:
+        """How many labelled examples of each task meta-training can draw from, in the order of `task_names`."""
+
+    @abstractmethod
     def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
         """One episode on the CPU, pictures as uint8, and a name for its domain. Takes all its chances from `rng`."""

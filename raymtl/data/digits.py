@@ -1,6 +1,7 @@
 """`digits`: scikit-learn's 1,797 handwritten digits, two on every picture; embedded, no download."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -108,6 +109,9 @@ class Digits(Source):
             arrays[f"{split}_members"] = np.stack([of_class[start:stop] for of_class in members])  # [10, M]
             start = stop
         return arrays
+
+    def sizes(self, arrays: Arrays) -> Mapping[str, int]:
+        return dict.fromkeys(self.task_names, arrays["train_members"].size)
 
     def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
         shuffled = rng.permuted(arrays[f"{split}_members"], axis=1)

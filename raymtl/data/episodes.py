@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from raymtl.data.base import SPLITS, Arrays, Source, Split
-from raymtl.types import Episode
+from raymtl.types import Batch, Episode
 
 
 def generator(seed: int, split: Split, step: int, index: int) -> np.random.Generator:
@@ -23,6 +23,16 @@ def build_episodes(
     drawn = [source.episode(arrays, split, generator(seed, split, step, index)) for index in indices]
     episodes = [episode for episode, _ in drawn]
     return tree_map(lambda *leaves: torch.stack(leaves), *episodes), [domain for _, domain in drawn]
+
+
+def with_labels_of(episodes: Episode, arrived: frozenset[str], counted: frozenset[str]) -> Episode:
+    """The episodes with the support labels of `arrived` tasks and the query labels of `counted` tasks alone."""
+
+    def hidden(batch: Batch, names: frozenset[str]) -> Batch:
+        gone = {n: torch.zeros_like(t, dtype=torch.bool) for n, t in batch.targets.items() if n not in names}
+        return batch._replace(masks={**batch.masks, **gone})
+
+    return Episode(hidden(episodes.support, arrived), hidden(episodes.query, counted))
 
 
 def on_device(episodes: Episode, device: torch.device | str) -> Episode:

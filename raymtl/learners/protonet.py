@@ -11,13 +11,15 @@ from raymtl.learners.base import MetaLearner, Objective
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, Task, select
 
+BELOW = 10.0  # nats
+
 
 class ProtoNet(MetaLearner):
     """Classifies by the squared distance to the mean support feature of each class: logits -|f(x) - c_n|^2.
 
-    The heads of the model are not used. A class that the support set does not show has the logit -inf: it is never
-    predicted, and training on a query label of it ends as diverged. Nothing is
-    learned from the support set by gradient, so there is no prediction before adaptation.
+    The heads of the model are not used. A class that the support set does not show, as happens where labels are
+    missing, scores `BELOW` less than the least likely class that it shows: it is never predicted, and its loss is
+    finite. Nothing is learned from the support set by gradient, so there is no prediction before adaptation.
     """
 
     name: Literal["protonet"] = "protonet"
@@ -57,7 +59,10 @@ class ProtoNet(MetaLearner):
             centre = params[f"learner.prototypes.{name}"]
             # Not cdist: its square root has no gradient at distance 0.
             distance = (features[name][:, None, :] - centre[None]).square().sum(-1)
-            logits[name] = torch.where(params[f"learner.present.{name}"], -distance, -torch.inf)
+            present = params[f"learner.present.{name}"]
+            lowest = torch.where(present, -distance, torch.inf).amin(-1, keepdim=True).detach()
+            absent = torch.where(lowest.isfinite(), lowest - BELOW, 0.0)  # 0 for all where no class is shown
+            logits[name] = torch.where(present, -distance, absent)
         return logits
 
     @staticmethod

@@ -1,0 +1,16 @@
+"""How the outer steps follow the joint loss; the union of specs is the registry."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from raymtl.modes.accumulation import Accumulation
+from raymtl.modes.alternating import Alternating
+from raymtl.modes.base import Mode
+from raymtl.modes.hierarchical import Hierarchical
+from raymtl.modes.online import Online
+from raymtl.modes.weighted import Weighted
+
+ModeSpec = Annotated[Accumulation | Alternating | Hierarchical | Online | Weighted, Field(discriminator="name")]
+
+__all__ = ["Accumulation", "Alternating", "Hierarchical", "Mode", "ModeSpec", "Online", "Weighted"]

@@ -1,0 +1,22 @@
+"""Gradient accumulation: the joint step, its gradient summed over parts of the meta-batch one after the other."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raymtl.modes.base import Mode
+
+
+class Accumulation(Mode):
+    """The joint step in less memory: each worker's episodes in `parts` passes, gradients summed before weighing.
+
+    Equal to `weighted` up to rounding, with every weighting: no layer here has batch statistics. The losses must be
+    known before they are weighed, which costs one more forward pass without a graph.
+    """
+
+    name: Literal["accumulation"] = "accumulation"
+    parts: Annotated[int, Field(ge=2)] = 2
+
+    @property
+    def passes(self) -> int:
+        return self.parts

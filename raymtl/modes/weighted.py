@@ -1,0 +1,15 @@
+"""One joint step of all weighted losses: theta <- theta - lr * sum_t w_t g_t."""
+
+from typing import Literal
+
+from raymtl.modes.base import Mode
+
+
+class Weighted(Mode):
+    """One joint step of all weighted losses."""
+
+    name: Literal["weighted"] = "weighted"
+
+    @property
+    def divides_gradient(self) -> bool:
+        return False
