@@ -4,23 +4,30 @@ from typing import Annotated
 
 from pydantic import Field
 
+from raymtl.sharing.adversarial import AdversarialSpec
 from raymtl.sharing.base import SharingArchitecture
 from raymtl.sharing.cgc import CGCSpec
 from raymtl.sharing.cross_stitch import CrossStitchSpec
+from raymtl.sharing.dselect_k import DSelectKSpec
 from raymtl.sharing.hard import HardSpec
 from raymtl.sharing.mmoe import MMoESpec
+from raymtl.sharing.mtan import MTANSpec
 from raymtl.sharing.ple import PLESpec
 from raymtl.sharing.soft import SoftSpec
 
 SharingSpec = Annotated[
-    CGCSpec | CrossStitchSpec | HardSpec | MMoESpec | PLESpec | SoftSpec, Field(discriminator="name")
+    AdversarialSpec | CGCSpec | CrossStitchSpec | DSelectKSpec | HardSpec | MMoESpec | MTANSpec | PLESpec | SoftSpec,
+    Field(discriminator="name"),
 ]
 
 __all__ = [
+    "AdversarialSpec",
     "CGCSpec",
     "CrossStitchSpec",
+    "DSelectKSpec",
     "HardSpec",
     "MMoESpec",
+    "MTANSpec",
     "PLESpec",
     "SharingArchitecture",
     "SharingSpec",

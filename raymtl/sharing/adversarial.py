@@ -1,0 +1,91 @@
+"""Adversarial shared-private learning (Liu et al., 2017, arXiv:1704.05742): L + lambda L_adv + gamma L_diff.
+
+L_adv = min over the shared encoder of the max over the discriminator D of sum_t log D(S_t)_t;
+L_diff = sum_t |S_t^T H_t|_F^2, with the shared features S_t and the private ones H_t of task t's examples as rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeFloat
+from torch import Tensor, nn
+
+from raymtl.encoders import Encoder
+from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
+from raymtl.types import Task
+
+
+def reversed_gradient(x: Tensor, strength: float) -> Tensor:
+    """x itself, whose gradient is -strength times what comes back (Ganin & Lempitsky, 2015, arXiv:1409.7495)."""
+    # Not an autograd.Function, which the transforms of torch.func do not pass through.
+    fixed = x.detach()
+    return fixed + strength * (fixed - x)
+
+
+class Adversarial(SharingArchitecture):
+    """A trunk that all tasks share beside one of each task's own; the head reads both, twice the encoder's features.
+
+    Two auxiliary terms shape what goes where. `adversarial` is the cross-entropy, a mean over examples, of a linear
+    discriminator that tells the task from the shared features: its own parameters descend it, and through gradient
+    reversal the shared trunk ascends it at lambda. `orthogonality` is gamma * sum_t |S_t^T H_t|_F^2 / N_t^2: the
+    shared and the private features of N_t examples are to have nothing in common.
+
+    Where all tasks share one input the discriminator sees the same features under every label: it can do no better
+    than guess, 1/K, and what reverses is its own departure from that. It says something where tasks bring inputs of
+    their own. Missing labels take nothing away from either term, which look at inputs alone.
+
+    Deviations from the paper: lambda scales the reversed gradient alone and not the discriminator's; L_diff is
+    divided by N_t^2, so that it does not grow with the number of examples.
+    """
+
+    def __init__(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], reversal: float, orthogonality: float
+    ) -> None:
+        super().__init__(tasks, 2 * encoders[0].out_features)
+        self.shared_encoder = encoders[0]
+        self.task_encoders = nn.ModuleDict(dict(zip(self.task_names, encoders[1:], strict=True)))
+        self.discriminator = nn.Linear(encoders[0].out_features, len(tasks))
+        self.reversal, self.orthogonality = reversal, orthogonality
+
+    @property
+    def shared(self) -> frozenset[str]:
+        return self._names("shared_encoder")
+
+    def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
+        common = self.shared_encoder(inputs)
+        return {name: torch.cat([common, self.task_encoders[name](inputs)], 1) for name in tasks}
+
+    def auxiliary(self, inputs: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if isinstance(inputs, Tensor):
+            common = dict.fromkeys(self.task_names, self.shared_encoder(inputs))
+            inputs = dict.fromkeys(self.task_names, inputs)
+        else:
+            common = {name: self.shared_encoder(own) for name, own in inputs.items()}
+        entropies, overlaps = [], []
+        for label, name in enumerate(self.task_names):
+            scores = self.discriminator(reversed_gradient(common[name], self.reversal))
+            entropies.append(-scores.log_softmax(-1)[:, label])
+            products = common[name].T @ self.task_encoders[name](inputs[name])
+            overlaps.append(products.square().sum() / len(inputs[name]) ** 2)
+        return {
+            "adversarial": torch.cat(entropies).mean(),
+            "orthogonality": self.orthogonality * torch.stack(overlaps).sum(),
+        }
+
+
+class AdversarialSpec(SharingSpecBase):
+    """Each task has a trunk beside the shared one, from which a discriminator must not be able to tell the task.
+
+    `reversal` is the paper's lambda, at 0 the shared trunk is not drawn; `orthogonality` is its gamma.
+    """
+
+    name: Literal["adversarial"] = "adversarial"
+    reversal: NonNegativeFloat = 0.05
+    orthogonality: NonNegativeFloat = 0.01
+
+    def num_encoders(self, num_tasks: int) -> int:
+        return 1 + num_tasks
+
+    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> Adversarial:
+        return Adversarial(tasks, encoders, self.reversal, self.orthogonality)

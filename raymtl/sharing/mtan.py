@@ -1,0 +1,98 @@
+"""Multi-task attention network (Liu et al., 2019, arXiv:1803.10704): a_t^l = sigmoid(h_t^l[p^l; a_t^(l-1)]) * p^l."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raymtl.encoders import Encoder
+from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
+from raymtl.types import Task
+
+
+class Attention(nn.Module):
+    """A mask in (0, 1) for the output of one stage, of its shape; flat stages count as maps of one pixel."""
+
+    def __init__(self, shape: Sequence[int], before: Sequence[int] | None, reduction: int) -> None:
+        super().__init__()
+        channels, width = shape[0], max(1, shape[0] // reduction)
+        self.squeeze = nn.Conv2d(channels + (before[0] if before else 0), width, 1)
+        self.expand = nn.Conv2d(width, channels, 1)
+
+    def forward(self, x: Tensor, before: Tensor | None) -> Tensor:
+        """The mask of the stage's output x [N, C, ...], given what the task attended to one stage earlier."""
+        seen = _as_map(x)
+        if before is not None:
+            seen = torch.cat([seen, F.adaptive_avg_pool2d(_as_map(before), (seen.shape[2], seen.shape[3]))], 1)
+        return self.expand(self.squeeze(seen).relu()).sigmoid().view_as(x)
+
+
+def _as_map(x: Tensor) -> Tensor:
+    return x if x.ndim == 4 else x[..., None, None]
+
+
+class MTAN(SharingArchitecture):
+    """One trunk for all tasks; each task masks the output of every stage, seeing what it attended to the stage before.
+
+    The head reads the masked output of the last stage. With the last masks at 1 it is hard sharing. Deviations from
+    the paper: stages are not looked into, so that the mask is computed from the stage's output, which it multiplies,
+    and not from that of its first layer; what was attended to passes on by average pooling alone, without the 3x3
+    convolution between; the two 1x1 convolutions of an attention module have no batch normalisation, whose statistics
+    would leak the support set into the query.
+    """
+
+    def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], reduction: int) -> None:
+        super().__init__(tasks, encoders[0].out_features)
+        self.trunk = encoders[0]
+        shapes = self.trunk.shapes[1:]
+        self.attention = nn.ModuleDict(
+            {
+                name: nn.ModuleList(
+                    Attention(shape, before, reduction)
+                    for shape, before in zip(shapes, [None, *shapes[:-1]], strict=True)
+                )
+                for name in self.task_names
+            }
+        )
+
+    @property
+    def shared(self) -> frozenset[str]:
+        return self._names("trunk")
+
+    def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
+        attended: dict[str, Tensor] = {}
+        for depth, stage in enumerate(self.trunk.stages):
+            inputs = stage(inputs)
+            for name in tasks:
+                mask = self.attention.get_submodule(f"{name}.{depth}")(inputs, attended.get(name))
+                attended[name] = mask * inputs
+        return {name: x.flatten(1) for name, x in attended.items()}
+
+
+class MTANSpec(SharingSpecBase):
+    """All tasks share one trunk, and each attends to what it needs of every stage.
+
+    `reduction` divides the number of channels between the two convolutions of an attention module; 1 is the paper's.
+    """
+
+    name: Literal["mtan"] = "mtan"
+    reduction: PositiveInt = 1
+
+    def check(self, tasks: Sequence[Task], encoder: Encoder) -> tuple[str, str] | None:
+        for shape in encoder.shapes[1:]:
+            if len(shape) not in (1, 3):
+                return (
+                    "name",
+                    f"mtan takes stages of shape [features] or [channels, height, width], got {shape}. "
+                    "Choose another encoder.",
+                )
+        return None
+
+    def num_encoders(self, num_tasks: int) -> int:
+        return 1
+
+    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> MTAN:
+        return MTAN(tasks, encoders, self.reduction)

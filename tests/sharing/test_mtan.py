@@ -1,0 +1,96 @@
+"""Multi-task attention network."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torch.nn import functional as F
+
+from raymtl.encoders import ConvSpec, Encoder, LeNetSpec, MLPSpec
+from raymtl.sharing import HardSpec, MTANSpec
+from raymtl.tasks import classification, regression
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+TASKS = (classification("a", 4), regression("b", 0.0, 1.0))
+ENCODERS = {
+    "mlp": (MLPSpec(hidden=(5, 4)), (6,)),
+    "conv": (ConvSpec(channels=(4, 8)), (1, 7, 6)),
+    "lenet": (LeNetSpec(channels=(2, 3), hidden=(5,)), (1, 20, 17)),
+}
+over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(), ids=ENCODERS)
+
+
+@over_the_encoders
+def test_masks_of_one_at_the_last_stage_are_hard_sharing(encoder, shape) -> None:
+    """Those of earlier stages only say what later masks see."""
+    trunk = encoder.build(shape)
+    model, hard = MTANSpec().build(TASKS, [trunk]), HardSpec().build(TASKS, [trunk])
+    hard.heads = model.heads
+    inputs = torch.randn(3, *shape)
+    before = model(inputs)
+    assert all(not torch.allclose(before[task], value) for task, value in hard(inputs).items())
+    for modules in model.attention.values():
+        nn.init.zeros_(modules[-1].expand.weight)
+        nn.init.constant_(modules[-1].expand.bias, 50.0)  # sigmoid(50) = 1 - 2e-22, which is 1 in float64
+    for task, prediction in model(inputs).items():
+        assert torch.equal(prediction, hard(inputs)[task])
+
+
+@over_the_encoders
+def test_masks_lie_between_zero_and_one(encoder, shape) -> None:
+    trunk = encoder.build(shape)
+    model = MTANSpec().build(TASKS, [trunk])
+    inputs = torch.randn(3, *shape)
+    shared = trunk(inputs)
+    for attended in model(inputs, output="features").values():
+        ratio = (attended / shared)[shared != 0]
+        assert ((ratio > 0) & (ratio < 1)).all()
+
+
+def test_the_features_of_flat_stages_are_the_papers_equation() -> None:
+    model, inputs = MTANSpec().build(TASKS, [MLPSpec(hidden=(5, 4)).build((6,))]), torch.randn(3, 6)
+    features = model.features(inputs, ("a", "b"))
+    first = model.trunk.stages[0](inputs)
+    second = model.trunk.stages[1](first)
+
+    def linear(convolution, x):
+        return x @ convolution.weight[:, :, 0, 0].T + convolution.bias
+
+    for task in ("a", "b"):
+        one, two = model.attention[task]
+        attended = first * linear(one.expand, linear(one.squeeze, first).relu()).sigmoid()
+        seen = torch.cat([second, attended], 1)
+        expected = second * linear(two.expand, linear(two.squeeze, seen).relu()).sigmoid()
+        torch.testing.assert_close(features[task], expected)
+
+
+def test_what_was_attended_to_is_pooled_to_the_next_stage() -> None:
+    """On a picture whose sides the pooling divides: blocks of 2 x 2 are averaged."""
+    model, inputs = MTANSpec().build(TASKS, [ConvSpec(channels=(4, 8)).build((1, 8, 8))]), torch.randn(2, 1, 8, 8)
+    features = model.features(inputs, ("a",))["a"]
+    first = model.trunk.stages[0](inputs)
+    second = model.trunk.stages[1](first)
+    one, two = model.attention["a"]
+    attended = first * one.expand(one.squeeze(first).relu()).sigmoid()
+    seen = torch.cat([second, F.avg_pool2d(attended, 2)], 1)
+    torch.testing.assert_close(features, (second * two.expand(two.squeeze(seen).relu()).sigmoid()).flatten(1))
+
+
+def test_tasks_share_the_trunk_alone() -> None:
+    model = MTANSpec().build(TASKS, [MLPSpec(hidden=(5, 4)).build((6,))])
+    assert model.shared == {f"trunk.{name}" for name, _ in model.trunk.named_parameters()}
+
+
+def test_reduction_narrows_the_attention_modules() -> None:
+    model = MTANSpec(reduction=4).build(TASKS, [ConvSpec(channels=(4, 16)).build((1, 8, 8))])
+    assert [module.squeeze.out_channels for module in model.attention["a"]] == [1, 4]
+    with pytest.raises(ValidationError, match="reduction"):
+        MTANSpec(reduction=0)
+
+
+def test_stages_that_are_neither_flat_nor_maps_are_refused() -> None:
+    sequence = Encoder([nn.Linear(3, 4)], (5, 3))
+    key, reason = MTANSpec().check(TASKS, sequence)
+    assert key == "name" and "(5, 4)" in reason
+    assert MTANSpec().check(TASKS, LeNetSpec().build((1, 16, 16))) is None
