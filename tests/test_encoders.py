@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.func import functional_call, grad, vmap
 
+from raymtl.config import Experiment
 from raymtl.encoders import Conv4Spec, ConvSpec, EncoderSpec, LeNetSpec, MLPSpec, ResNet18Spec
 from raymtl.types import UserError
 
 SMALL = {
     "conv": (ConvSpec(channels=(4, 8)), (1, 8, 8)),
-    "conv4": (Conv4Spec(channels=8), (1, 16, 16)),
-    "lenet": (LeNetSpec(channels=(2, 3), hidden=(5,)), (2, 16, 16)),
+    "conv4": (Conv4Spec(width=8), (1, 16, 16)),
+    "lenet": (LeNetSpec(maps=(2, 3), hidden=(5,)), (2, 16, 16)),
     "mlp": (MLPSpec(hidden=(7, 6)), (1, 8, 8)),
     "resnet18": (ResNet18Spec(), (1, 8, 8)),
 }
@@ -23,6 +24,14 @@ PICTURES = [name for name in SMALL if name != "mlp"]
 
 def test_every_encoder_is_tested() -> None:
     assert set(SMALL) == {spec.model_fields["name"].default for spec in get_args(get_args(EncoderSpec)[0])}
+
+
+@pytest.mark.parametrize("before", SMALL)
+@pytest.mark.parametrize("after", SMALL)
+def test_one_name_changes_the_encoder(before: str, after: str) -> None:
+    """A field that members have in common keeps its value, so it has to mean the same in both."""
+    chosen = Experiment().override({"encoder.name": before}).override({"encoder.name": after})
+    assert chosen.encoder.name == after
 
 
 def made(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor], tuple[int, ...]]:
@@ -146,6 +155,7 @@ def test_resnet18_has_the_parameters_of_torchvisions_without_the_classifier() ->
 WITHOUT = """
 import sys
 sys.modules["torchvision"] = None
+from raymtl.config import Experiment
 from raymtl.encoders import ResNet18Spec
 print(ResNet18Spec().stem)
 """

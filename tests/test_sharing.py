@@ -21,8 +21,8 @@ MLP = (MLPSpec(hidden=(7, 6)), SHAPE)
 ENCODERS = {
     "mlp": MLP,
     "conv": (ConvSpec(channels=(4, 8)), SHAPE),
-    "conv4": (Conv4Spec(channels=4), (1, 16, 16)),
-    "lenet": (LeNetSpec(channels=(2, 3), hidden=(6, 5)), (1, 16, 16)),
+    "conv4": (Conv4Spec(width=4), (1, 16, 16)),
+    "lenet": (LeNetSpec(maps=(2, 3), hidden=(6, 5)), (1, 16, 16)),
 }
 over_the_union = pytest.mark.parametrize("name", SHARING)
 over_the_encoders = pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
@@ -199,6 +199,14 @@ def test_the_inner_loop_moves_every_parameter_of_a_prediction(name: str, encoder
         gradients = grad(lambda at, t=task: functional_call(model, at, (inputs,))[t].square().sum())(moved(model))
         assert {key for key, value in gradients.items() if value.any()} == touched(predictions[task], model)
         assert all(value.isfinite().all() for value in gradients.values())
+
+
+@over_the_union
+def test_one_name_changes_the_architecture(name: str) -> None:
+    """A field that members have in common keeps its value, so it has to mean the same in both."""
+    before = experiment(sharing__name=name)
+    for other in SHARING:
+        assert before.override({"sharing.name": other}).sharing.name == other
 
 
 @over_the_union

@@ -16,13 +16,13 @@ LEAST = 16  # pixels a side: ((16 - 4) / 2 - 4) / 2 = 1 remains
 class LeNetSpec(Spec):
     """Two 5x5 convolutions without padding, each with ReLU and 2x2 max pooling, then linear layers with ReLU.
 
-    One stage per convolution and per linear layer. Pictures have at least 16 x 16 pixels; larger ones, such as the
-    36 x 36 of MultiMNIST, widen the first linear layer alone. Deviations from the paper: ReLU for tanh, max pooling
-    for learned subsampling, and every map of the second convolution sees every map of the first.
+    `maps` and `hidden` are their widths, and each is one stage. Pictures have at least 16 x 16 pixels; larger ones,
+    such as the 36 x 36 of MultiMNIST, widen the first linear layer alone. Deviations from the paper: ReLU for tanh,
+    max pooling for learned subsampling, and every map of the second convolution sees every map of the first.
     """
 
     name: Literal["lenet"] = "lenet"
-    channels: tuple[PositiveInt, PositiveInt] = (6, 16)
+    maps: tuple[PositiveInt, PositiveInt] = (6, 16)
     hidden: tuple[PositiveInt, ...] = (120, 84)
 
     def build(self, input_shape: tuple[int, ...]) -> Encoder:
@@ -32,7 +32,7 @@ class LeNetSpec(Spec):
         """
         before, height, width = picture_shape(self.name, input_shape, LEAST)
         stages = []
-        for after in self.channels:
+        for after in self.maps:
             stages.append(nn.Sequential(nn.Conv2d(before, after, 5), nn.ReLU(), nn.MaxPool2d(2)))
             before, height, width = after, (height - 4) // 2, (width - 4) // 2
         for narrow, wide in pairwise((before * height * width, *self.hidden)):

@@ -16,7 +16,7 @@ TASKS = (classification("a", 4), regression("b", 0.0, 1.0))
 ENCODERS = {
     "mlp": (MLPSpec(hidden=(5, 4)), (6,)),
     "conv": (ConvSpec(channels=(4, 8)), (1, 7, 6)),
-    "lenet": (LeNetSpec(channels=(2, 3), hidden=(5,)), (1, 20, 17)),
+    "lenet": (LeNetSpec(maps=(2, 3), hidden=(5,)), (1, 20, 17)),
 }
 over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(), ids=ENCODERS)
 

@@ -45,7 +45,7 @@ def softmax_sum(gate, x, outputs):
 def test_the_features_are_the_papers_levels_written_as_a_loop() -> None:
     """On pictures and over three levels, whose groups of stages have different shapes."""
     shape = (1, 16, 16)
-    encoder = LeNetSpec(channels=(2, 3), hidden=(6, 5))
+    encoder = LeNetSpec(maps=(2, 3), hidden=(6, 5))
     model, inputs = build(PLESpec(num_levels=3), encoder, shape), torch.randn(2, *shape)
     features = model.features(inputs, ("a", "b"))
     for n, x in enumerate(inputs):
