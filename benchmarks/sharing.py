@@ -1,0 +1,408 @@
+"""Every sharing architecture, and tuned scalarization, on real data at equal budget: `python -m benchmarks.sharing`.
+
+For each data set and seed every method tries the same number of settings (learning rates times its main
+hyperparameter, or times weight vectors), each for the same number of gradient steps on the same batches. The setting
+and the step with the lowest validation error, averaged over tasks, stand; only their test error is kept. The single
+tasks, one network each, are chosen in just the same way.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_args
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from scipy.stats import rankdata, t
+from torch import Tensor
+
+from benchmarks.tabular import LOADERS, Dataset, draw
+from raymtl.encoders import MLPSpec
+from raymtl.learners import MAML
+from raymtl.metrics import delta_m, delta_p
+from raymtl.sharing import HardSpec, SharingSpec, SoftSpec
+from raymtl.sharing.base import SharingSpecBase
+from raymtl.step import HowToRun, Problem, meta_gradient
+from raymtl.tasks import loss_sums, metric_names, metric_sums
+from raymtl.types import Batch, DivergedError, Episode, Params, Spec, Task
+from raymtl.weighting import EqualSpec, StaticSpec
+from raymtl.weighting.base import WeightingSpecBase
+
+ARCHITECTURES: dict[str, type[SharingSpecBase]] = {
+    member.model_fields["name"].default: member for member in get_args(get_args(SharingSpec)[0])
+}
+SINGLE, SCALARIZED = "single task", "scalarization"
+METHODS = (SINGLE, SCALARIZED, *ARCHITECTURES)
+
+RATES = (0.01, 0.003)
+ALONE_RATES = (0.01, 0.003, 0.02, 0.005, 0.001, 0.002)  # where nothing else is searched
+NUM_SETTINGS = len(ALONE_RATES)
+
+MAIN: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "cgc": ("num_shared_experts", (1, 2, 4)),
+    "cross_stitch": ("own", (0.9, 0.7, 0.5)),
+    "mmoe": ("num_experts", (4, 2, 8)),
+    "ple": ("num_shared_experts", (1, 2, 4)),
+    "soft": ("strength", (0.001, 0.01, 0.1)),
+}
+"""The hyperparameter that is searched beside the learning rate: as many values as leave room for all RATES."""
+
+
+class Protocol(Spec):
+    """All that a result depends on beside data set, seed and method."""
+
+    steps: int = 300
+    settings: int = NUM_SETTINGS
+    """Settings that every method tries."""
+    checks: int = 10
+    """Looks at the validation error during training."""
+    rows: int = 64
+    """Of a batch, where tasks share inputs."""
+    own_rows: int = 16
+    """Of a batch for each task, where they do not."""
+    most_tasks: int = 14
+    """Of the schools and the patients."""
+    hidden: tuple[int, ...] = (32, 32)
+    most_seconds: float = 150.0
+    """A cell that would take longer, judged by its first steps, is not run."""
+
+
+class Setting(NamedTuple):
+    """One of the tries."""
+
+    lr: float
+    sharing: SharingSpecBase
+    weighting: WeightingSpecBase
+
+
+def settings(method: str, tasks: Sequence[Task], seed: int, count: int) -> list[Setting]:
+    """The first `count` of the method's settings."""
+    if method == SINGLE:
+        found = [Setting(lr, SoftSpec(strength=0), EqualSpec()) for lr in ALONE_RATES]
+    elif method == SCALARIZED:
+        found = [Setting(lr, HardSpec(), weights) for weights in _weightings(tasks, seed) for lr in RATES]
+    elif method in MAIN:
+        key, values = MAIN[method]
+        found = [
+            Setting(lr, ARCHITECTURES[method](**{key: value}), EqualSpec()) for value in values for lr in RATES
+        ]
+    else:
+        found = [Setting(lr, ARCHITECTURES[method](), EqualSpec()) for lr in ALONE_RATES]
+    return found[:count]
+
+
+def _weightings(tasks: Sequence[Task], seed: int) -> list[StaticSpec]:
+    """Equal weights, then points drawn uniformly from the simplex."""
+    draws = np.random.default_rng(seed).dirichlet(np.ones(len(tasks)), NUM_SETTINGS // len(RATES) - 1)
+    names = [task.name for task in tasks]
+    return [StaticSpec(), *(StaticSpec(weights=dict(zip(names, map(float, row), strict=True))) for row in draws)]
+
+
+def refusal(method: str, data: Dataset, protocol: Protocol) -> str | None:
+    """Why the method's own spec does not take these tasks; None where it does."""
+    encoder = MLPSpec(hidden=protocol.hidden).build(data.input_shape)
+    for setting in settings(method, data.tasks, 0, protocol.settings):
+        refused = setting.sharing.check(data.tasks, encoder)
+        if refused:
+            return f"refused: sharing.{refused[0]}: {refused[1]}"
+    return None
+
+
+def build(data: Dataset, setting: Setting, protocol: Protocol, seed: int) -> Problem:
+    """Plain multi-task training of a small network: the query loss after no inner step."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        copies = setting.sharing.num_encoders(len(data.tasks))
+        encoders = [MLPSpec(hidden=protocol.hidden).build(data.input_shape) for _ in range(copies)]
+        model = setting.sharing.build(data.tasks, encoders)
+    return Problem(data.tasks, model, setting.weighting.build(data.tasks), MAML(inner_steps=0))
+
+
+def errors(problem: Problem, params: Params, batch: Batch) -> Tensor:
+    """[K]: for regression the RMSE in units of the training spread, for classification the share of errors."""
+    with torch.no_grad():
+        predictions = problem.predict(params, batch.inputs)
+        losses = loss_sums(problem.tasks, predictions, batch)
+        scores = dict(zip(metric_names(problem.tasks), metric_sums(problem.tasks, predictions, batch), strict=True))
+    counts = [len(batch.targets[task.name]) for task in problem.tasks]
+    return torch.stack(
+        [
+            (loss / count).sqrt() if task.kind == "regression" else 1 - scores[f"{task.name}.accuracy"] / count
+            for task, loss, count in zip(problem.tasks, losses, counts, strict=True)
+        ]
+    )
+
+
+class Try(NamedTuple):
+    """The best of one training run by its validation error."""
+
+    val: float
+    test: list[float]
+    step: int
+    num_parameters: int
+
+
+def train(data: Dataset, setting: Setting, protocol: Protocol, seed: int, limit_s: float = math.inf) -> Try:
+    """Adam with a learning rate that falls to 0 along half a cosine. A diverged run counts as it stood before.
+
+    Raises TimeoutError as soon as the first steps say that all of them will take longer than `limit_s`.
+    """
+    problem = build(data, setting, protocol, seed)
+    params = problem.init_params()
+    scales: dict[float, list[Tensor]] = {}
+    for name, value in params.items():
+        prefix, first = name.split(".")[:2]
+        scales.setdefault(problem.model.lr_scale.get(first, 1.0) if prefix == "model" else 1.0, []).append(value)
+    optimizer = torch.optim.Adam([{"params": group, "lr_scale": scale} for scale, group in scales.items()])
+    rows = protocol.rows if isinstance(data.train.inputs, Tensor) else protocol.own_rows
+    generator = torch.Generator().manual_seed(seed)
+    best = Try(math.inf, [math.inf] * len(data.tasks), 0, sum(value.numel() for value in params.values()))
+    start = time.perf_counter()
+    for step in range(protocol.steps):
+        batch = draw(data.train, rows, generator)
+        one = Batch(*({k: v[None] for k, v in part.items()} if isinstance(part, Mapping) else part[None] for part in batch))
+        try:
+            meta = meta_gradient(problem, params, Episode(one, one), how=HowToRun("loop"))
+        except DivergedError:
+            break
+        for name, value in params.items():
+            value.grad = meta.grads[name]
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr_scale"] * setting.lr * (1 + math.cos(math.pi * step / protocol.steps)) / 2
+        optimizer.step()
+        done = step + 1
+        if done == 5:
+            expected = (time.perf_counter() - start) / done * protocol.steps
+            if expected > limit_s:
+                raise TimeoutError(f"{expected / protocol.steps * 1000:.0f} ms a step")
+        if done * protocol.checks // protocol.steps > step * protocol.checks // protocol.steps:
+            val = float(errors(problem, params, data.val).mean())
+            if val < best.val:
+                best = best._replace(val=val, test=errors(problem, params, data.test).tolist(), step=done)
+    return best
+
+
+@lru_cache(maxsize=2)
+def _load(folder: str, dataset: str, seed: int, most_tasks: int) -> Dataset:
+    return LOADERS[dataset](Path(folder), seed, most_tasks)
+
+
+def cell(folder: str, dataset: str, seed: int, method: str, protocol: Protocol) -> dict[str, Any]:
+    """One data set, seed and method: its row of the JSON file."""
+    start = time.perf_counter()
+    data = _load(folder, dataset, seed, protocol.most_tasks)
+    row: dict[str, Any] = {"dataset": dataset, "seed": seed, "method": method}
+    refused = refusal(method, data, protocol)
+    if refused:
+        return row | {"not_run": refused}
+    tried = settings(method, data.tasks, seed, protocol.settings)
+    try:
+        runs = [train(data, s, protocol, seed, protocol.most_seconds / protocol.settings) for s in tried]
+    except TimeoutError as error:
+        return row | {"not_run": f"too slow: {error}"}
+    best = min(range(len(runs)), key=lambda index: runs[index].val)
+    chosen = tried[best]
+    return row | {
+        "test": dict(zip((task.name for task in data.tasks), runs[best].test, strict=True)),
+        "val": runs[best].val,
+        "step": runs[best].step,
+        "lr": chosen.lr,
+        "sharing": chosen.sharing.model_dump(mode="json"),
+        "weighting": chosen.weighting.model_dump(mode="json"),
+        "num_parameters": runs[best].num_parameters,
+        "tries": [{"lr": s.lr, "val": run.val if math.isfinite(run.val) else None} for s, run in zip(tried, runs, strict=True)],
+        "seconds": time.perf_counter() - start,
+    }
+
+
+class Summary(NamedTuple):
+    """A method's numbers; each a value for every seed, and nothing where the method was not run."""
+
+    method: str
+    errors: Mapping[str, Sequence[float]]
+    delta_m: Sequence[float]
+    delta_p: Sequence[float]
+    ranks: Sequence[float]
+    not_run: Mapping[str, str]
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
+    """One entry for each method, the lowest mean rank first.
+
+    Ranks are among the methods that ran, task by task; they and the deltas are averaged over the tasks of a data set
+    and then over the data sets, so that many tasks do not outvote few.
+    """
+    results = {(row["dataset"], row["seed"], row["method"]): row["test"] for row in rows if "test" in row}
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    seeds = sorted({seed for _, seed, _ in results})
+    datasets = list(dict.fromkeys(dataset for dataset, _, _ in results))
+    ranks: dict[tuple[str, int, str], float] = {}
+    for dataset in datasets:
+        for seed in seeds:
+            ran = [method for method in methods if (dataset, seed, method) in results]
+            table = [list(results[dataset, seed, method].values()) for method in ran]
+            if ran:
+                mean_ranks = rankdata(np.array(table), axis=0).mean(1)
+                ranks |= {(dataset, seed, m): float(rank) for m, rank in zip(ran, mean_ranks, strict=True)}
+
+    def mean(per_dataset: Mapping[str, float | None]) -> list[float]:
+        values = [value for value in per_dataset.values() if value is not None]
+        return [sum(values) / len(values)] if values else []
+
+    summaries = []
+    for method in methods:
+        by_dataset = {
+            d: [float(np.mean(list(results[d, s, method].values()))) for s in seeds if (d, s, method) in results]
+            for d in datasets
+        }
+        deltas: dict[Any, list[float]] = {delta_m: [], delta_p: []}
+        mean_rank: list[float] = []
+        for seed in seeds:
+            both = [d for d in datasets if (d, seed, method) in results and (d, seed, SINGLE) in results]
+            for delta, found in deltas.items():
+                found += mean(
+                    {d: delta(_scores(results[d, seed, method]), _scores(results[d, seed, SINGLE])) for d in both}
+                )
+            mean_rank += mean({d: ranks.get((d, seed, method)) for d in datasets})
+        reasons = {row["dataset"]: row["not_run"] for row in rows if row["method"] == method and "not_run" in row}
+        summaries.append(Summary(method, by_dataset, deltas[delta_m], deltas[delta_p], mean_rank, reasons))
+    return sorted(summaries, key=lambda s: float(np.mean(s.ranks)) if s.ranks else math.inf)
+
+
+def _scores(test: Mapping[str, float]) -> dict[str, dict[str, tuple[float, bool]]]:
+    return {task: {"error": (value, False)} for task, value in test.items()}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and half the width of its 95 % interval by Student's t; None where one value alone says nothing of it."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, None
+    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return mean, float(t.ppf(0.975, len(values) - 1)) * spread
+
+
+def _told(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return "-"
+    mean, half = interval(values)
+    return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+
+
+def markdown(summaries: Sequence[Summary], datasets: Sequence[str]) -> str:
+    """The table, and below it what was not run and why."""
+    lines = [
+        "| method | " + " | ".join(datasets) + " | delta_m, % (lower is better) | delta_p, % (higher) | mean rank |",
+        "|---" * (len(datasets) + 4) + "|",
+    ]
+    lines += ["| " + " | ".join(_cells(summary, datasets)) + " |" for summary in summaries]
+    lines += [""] + _reasons(summaries)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cells(summary: Summary, datasets: Sequence[str]) -> list[str]:
+    found = [_told(summary.errors.get(name, ()), 3) for name in datasets]
+    partly = f" ({len(datasets) - len(summary.not_run)} of {len(datasets)} sets)" if summary.not_run else ""
+    return [
+        summary.method + partly,
+        *found,
+        _told(summary.delta_m, 1),
+        _told(summary.delta_p, 1),
+        _told(summary.ranks, 2),
+    ]
+
+
+def _reasons(summaries: Sequence[Summary]) -> list[str]:
+    return [f"- {s.method}, {name}: {reason}" for s in summaries for name, reason in s.not_run.items()]
+
+
+def _read(path: Path | None, protocol: Protocol) -> list[dict[str, Any]]:
+    if path is None or not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    if found["protocol"] != protocol.model_dump(mode="json"):
+        raise typer.BadParameter(f"{path} holds results of another protocol. Name another file.")
+    rows: list[dict[str, Any]] = found["results"]
+    return rows
+
+
+def _write(path: Path | None, protocol: Protocol, rows: Sequence[Mapping[str, Any]]) -> None:
+    if path is None:
+        return
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"protocol": protocol.model_dump(mode="json"), "results": rows}, indent=1))
+    partial.replace(path)
+
+
+def main(
+    data: Annotated[Path | None, typer.Option(help="Folder of the data; else $RAYMTL_DATA/tabular.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Results; what it holds is not run again.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke run of two data sets; its numbers say nothing.")] = False,
+    datasets: Annotated[list[str], typer.Option("--dataset")] = list(LOADERS),  # noqa: B006  (typer copies it)
+    methods: Annotated[list[str], typer.Option("--method")] = list(METHODS),  # noqa: B006
+    seeds: Annotated[int, typer.Option(help="Seeds, from 0 on: of split, initialisation and batches.", min=1)] = 3,
+    processes: Annotated[int, typer.Option(min=1)] = 2,
+    steps: Annotated[int, typer.Option(help="Gradient steps of every try.", min=10)] = 300,
+    most_tasks: Annotated[int, typer.Option(help="Schools and patients at most.", min=2)] = 14,
+) -> None:
+    """Prints the test error of every sharing architecture and of tuned scalarization, at equal budget."""
+    for given, known in ((datasets, LOADERS), (methods, METHODS)):
+        for name in given:
+            if name not in known:
+                raise typer.BadParameter(f"expected one of {', '.join(known)}, got '{name}'.")
+    folder = data or (Path(os.environ["RAYMTL_DATA"]) / "tabular" if "RAYMTL_DATA" in os.environ else None)
+    if folder is None or not folder.is_dir():
+        raise typer.BadParameter(f"expected the data's folder in --data or $RAYMTL_DATA/tabular, got {folder}.")
+    protocol = Protocol(steps=steps, most_tasks=most_tasks)
+    if quick:
+        protocol = Protocol(steps=20, settings=2, checks=2, most_tasks=4)
+        datasets, seeds = [name for name in datasets if name in ("jura", "school")], 1
+    rows = _read(json_path, protocol)
+    known = {(row["dataset"], row["seed"], row["method"]) for row in rows}
+    wanted = [(d, s, m) for s in range(seeds) for d in datasets for m in methods]
+    todo = [key for key in wanted if key not in known]
+    console = Console()
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with (
+        ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool,
+        Progress(*columns, console=Console(stderr=True)) as progress,
+    ):
+        bar = progress.add_task("training", total=len(todo))
+        for future in as_completed([pool.submit(cell, str(folder), *key, protocol) for key in todo]):
+            row = future.result()
+            rows.append(row)
+            _write(json_path, protocol, rows)
+            progress.update(bar, advance=1, description=f"{row['dataset']}, seed {row['seed']}: {row['method']}")
+    rows = [row for row in rows if (row["dataset"], row["seed"], row["method"]) in set(wanted)]
+    rows.sort(key=lambda row: wanted.index((row["dataset"], row["seed"], row["method"])))
+    _show(console, summarise(rows), datasets, protocol, seeds)
+
+
+def _show(console: Console, found: Sequence[Summary], datasets: Sequence[str], protocol: Protocol, seeds: int) -> None:
+    if not console.is_terminal:
+        print(markdown(found, datasets))
+        return
+    table = Table("method", *datasets, "delta_m, %", "delta_p, %", "mean rank")
+    for summary in found:
+        table.add_row(*_cells(summary, datasets))
+    console.print(table)
+    for line in _reasons(found):
+        console.print(line)
+    console.print(
+        f"Test error, mean over tasks, {seeds} seeds, 95 % intervals; {protocol.settings} settings of "
+        f"{protocol.steps} steps for every method and seed, chosen on validation rows."
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
