@@ -111,8 +111,10 @@ def test_the_second_order_gradient_agrees_with_finite_differences(name: str) -> 
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_an_encoder_has_no_running_statistics(name: str) -> None:
-    assert not list(made(name)[0].buffers())
+def test_an_encoder_has_no_running_statistics_and_overwrites_nothing(name: str) -> None:
+    encoder = made(name)[0]
+    assert not list(encoder.buffers())
+    assert not any(getattr(module, "inplace", False) for module in encoder.modules())
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -39,7 +39,7 @@ class ResNet18Spec(Spec):
         network = resnet18(weights=None, num_classes=1, norm_layer=partial(nn.GroupNorm, NUM_GROUPS))
         for module in network.modules():
             if isinstance(module, nn.ReLU):
-                module.inplace = False  # What an in-place ReLU overwrites, vmap and the inner loop still need.
+                module.inplace = False  # Transforms of functions have no place to overwrite.
         size, stride, padding = (7, 2, 3) if self.stem == "imagenet" else (3, 1, 1)
         convolution = nn.Conv2d(channels, 64, size, stride, padding, bias=False)
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
