@@ -169,6 +169,30 @@ def trials(
 
 
 @app.command()
+def methods(
+    section: Annotated[str | None, typer.Argument(help="sharing, weighting, learner or mode; all by default.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/methods.md.")] = False,
+) -> None:
+    """List what there is to choose from: what each method does, what it costs, when it helps."""
+    from raymtl import methods as known
+
+    if markdown:
+        print(known.markdown(), end="")
+        return
+    if section is not None and section not in known.HEADINGS:
+        raise UserError(f"section: expected one of {', '.join(known.HEADINGS)}, got '{section}'.")
+    for name in [section] if section else known.HEADINGS:
+        heading, about = known.HEADINGS[name]
+        table = Table(box=None, pad_edge=False, title=f"\n{heading.replace('`', '')}", caption=about.replace("\n", " "))
+        table.title_justify = table.caption_justify = "left"
+        for column in ("name", "what it does", "cost", "when it helps"):
+            table.add_column(column, overflow="fold")
+        for row in known.methods(name):
+            table.add_row(row.name, row.what, row.cost, row.helps)
+        Console(highlight=False).print(table)
+
+
+@app.command()
 def report(run: Run) -> None:
     """Write the run's report.html again."""
     from raymtl.report import write_report

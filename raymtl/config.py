@@ -3,8 +3,9 @@
 import difflib
 import itertools
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import torch
 import yaml
@@ -231,7 +232,9 @@ class Experiment(Spec):
         for key, value in sorted(values.items(), key=lambda item: not item[0].endswith(".name")):
             *path, last = key.split(".")
             node: Any = tree
-            for part in path:
+            for depth, part in enumerate(path):
+                if isinstance(node, dict) and part not in node and ".".join([*path[:depth], "*"]) in _open_names():
+                    node[part] = {}
                 if not isinstance(node, dict) or part not in node:
                     raise UserError(f"{key}: unknown key.{_nearest(key, dotted_names())}")
                 if node[part] is None:  # an optional part, such as tune.asha, that this value begins
@@ -297,7 +300,7 @@ def parse(tree: Mapping[str, Any]) -> Experiment:
         raise UserError(_explain(error, tree)) from None
 
 
-SEARCHABLE = ("encoder.", "sharing.", "weighting.", "learner.")
+SEARCHABLE = ("encoder.", "sharing.", "weighting.", "learner.", "mode.")
 SEARCHABLE_TRAIN = ("train.meta_batch", "train.optimizer", "train.lr", "train.schedule", "train.clip_norm")
 COMBINATIONS = 2000  # checked at most; a search beyond them finds an impossible one as a failed trial
 
@@ -307,15 +310,15 @@ def check_space(experiment: Experiment) -> None:
     space, defaults = experiment.search, experiment.flat()
     names = dotted_names()
     for name, domain in space.items():
-        if name not in names:
+        if not is_known(name):
             raise UserError(f"search.{name}: unknown key.{_nearest(name, names)}")
         if not name.startswith(SEARCHABLE) and name not in SEARCHABLE_TRAIN:
             raise UserError(
-                f"search.{name}: expected a value that trials may differ in (encoder, sharing, weighting, learner, "
+                f"search.{name}: expected a value that trials may differ in ({', '.join(SEARCHABLE)}, "
                 f"{', '.join(SEARCHABLE_TRAIN)}), got one that they are compared by. Set it outside `search`."
             )
         for key in domain.when:
-            if key not in names:
+            if not is_known(key):
                 raise UserError(f"search.{name}.when.{key}: unknown key.{_nearest(key, names)}")
     searched: set[str] = set()
     for values in itertools.islice(representatives(space, defaults), COMBINATIONS):
@@ -333,6 +336,28 @@ def check_space(experiment: Experiment) -> None:
         raise UserError(
             f"search.{name}.when: expected a condition that can hold, got {conditions}. Correct its values."
         )
+
+
+def is_known(name: str) -> bool:
+    """Whether a configuration can have the dotted name, the user's own in it included: `weighting.weights.left`."""
+    parts = name.split(".")
+    patterns = {name} | {".".join([*parts[:i], "*", *parts[i + 1 :]]) for i in range(2, len(parts))}
+    return bool(patterns & {*dotted_names(), *_open_names()})
+
+
+@cache
+def _open_names() -> list[str]:
+    """The dotted names below which the user names the keys, such as tasks, with `*` in their place."""
+    names = []
+    for section in Experiment.model_fields:
+        for member in _members(section).values():
+            for key, field in member.model_fields.items():
+                if get_origin(field.annotation) is Mapping:
+                    names.append(f"{section}.{key}.*")
+                    value = get_args(field.annotation)[1]
+                    if isinstance(value, type) and issubclass(value, Spec):
+                        names += [f"{section}.{key}.*.{inner}" for inner in value.model_fields]
+    return names
 
 
 def dotted_names() -> list[str]:

@@ -57,13 +57,13 @@ class Problem(NamedTuple):
         """Predictions of every task."""
         return self.learner.predict(self.model, params, inputs)
 
-    def is_shared(self, name: str) -> bool:
-        """Whether the parameter is shared by the architecture, or belongs to no task at all.
+    def private(self, params: Params) -> frozenset[str]:
+        """The parameters that are one task's own: all of the model that the architecture does not share.
 
         Heads are private by this rule even where an inner loop over all tasks couples them.
         """
-        prefix, _, rest = name.partition(".")
-        return prefix != "model" or rest in self.model.shared
+        shared = {f"model.{name}" for name in self.model.shared}
+        return frozenset(name for name in params if name.startswith("model.") and name not in shared)
 
 
 class HowToRun(NamedTuple):
@@ -117,9 +117,10 @@ def meta_gradient(
     label takes no part. Per-task gradients are summed over workers before the weighting sees them. Raises
     DivergedError where a loss is not finite.
     """
-    names = sorted(params, key=lambda name: not problem.is_shared(name))  # shared ones first; sorting is stable
+    private = problem.private(params)
+    names = sorted(params, key=lambda name: name in private)  # shared ones first; sorting is stable
     leaves = [params[name] for name in names]
-    num_shared = sum(problem.is_shared(name) for name in names)
+    num_shared = len(names) - len(private)
     counts, num_episodes = _totals(problem, episodes, workers)
     tasks = counts.nonzero().flatten()
 

@@ -12,7 +12,7 @@ LAYERS = [
     {"types"},
     {"tasks", "metrics", "encoders", "sharing", "weighting", "learners", "modes", "collective"},
     {"step", "data", "search"},
-    {"config"},
+    {"config", "methods"},
     {"runs"},
     {"checkpoint", "evaluate", "progress"},
     {"loop", "adapt", "baselines", "cluster"},

@@ -6,6 +6,7 @@ from pydantic import Field, PositiveInt
 from torch import nn
 
 from raymtl.encoders.base import Encoder
+from raymtl.encoders.pictures import picture_shape
 from raymtl.types import Spec, UserError
 
 
@@ -26,12 +27,7 @@ class ConvSpec(Spec):
 
         Raises UserError if the inputs are not pictures, or too small for the number of stages.
         """
-        if len(input_shape) != 3:
-            raise UserError(
-                f"encoder.name: conv takes pictures [channels, height, width], got inputs of shape {input_shape}. "
-                "Use encoder.name: mlp."
-            )
-        before, height, width = input_shape
+        before, height, width = picture_shape(self.name, input_shape, at_least=1)
         stages = []
         for after in self.channels:
             if min(height, width) < 2:

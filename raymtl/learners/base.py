@@ -17,6 +17,12 @@ Objective = Callable[[Params, Mapping[str, Tensor], Batch], Tensor]
 class MetaLearner(Spec, ABC):
     """The hyperparameters are the learner: it keeps no state, all that is learned is in the parameter mapping."""
 
+    helps: ClassVar[str]
+    """When one would choose the method, half a sentence for docs/methods.md."""
+
+    costs: ClassVar[str]
+    """What an episode costs in a step, in forward and backward passes."""
+
     follows_query_gradient: ClassVar[bool] = True
     """False if the meta-gradient is the displacement of the parameters, not a gradient of the query loss."""
 

@@ -1,6 +1,6 @@
 """MAML (Finn et al., 2017, arXiv:1703.03400)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeInt, PositiveFloat
@@ -21,6 +21,8 @@ class MAML(MetaLearner):
     """
 
     name: Literal["maml"] = "maml"
+    helps: ClassVar[str] = "few gradient steps are affordable when a new task comes"
+    costs: ClassVar[str] = "k + 1 gradients, in second order through all of them"
     inner_lr: PositiveFloat = 0.02
     inner_steps: NonNegativeInt = 3
     first_order: bool = False

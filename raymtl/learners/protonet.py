@@ -23,6 +23,8 @@ class ProtoNet(MetaLearner):
     """
 
     name: Literal["protonet"] = "protonet"
+    helps: ClassVar[str] = "classes are new and examples few; adapting takes one forward pass"
+    costs: ClassVar[str] = "one gradient, of support and query together"
     predicts_unadapted: ClassVar[bool] = False
 
     @property

@@ -22,6 +22,8 @@ class Reptile(MetaLearner):
     """
 
     name: Literal["reptile"] = "reptile"
+    helps: ClassVar[str] = "second order is too dear, or the inner loop long"
+    costs: ClassVar[str] = "k gradients of first order"
     inner_lr: PositiveFloat = 0.02
     inner_steps: PositiveInt = 5
     inner_optimizer: InnerOptimizer = "sgd"

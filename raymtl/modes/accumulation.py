@@ -1,6 +1,6 @@
 """Gradient accumulation: the joint step, its gradient summed over parts of the meta-batch one after the other."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,8 @@ class Accumulation(Mode):
     """
 
     name: Literal["accumulation"] = "accumulation"
+    helps: ClassVar[str] = "a step does not fit into memory"
+    costs: ClassVar[str] = "1, and a forward pass; memory / `parts`"
     parts: Annotated[int, Field(ge=2)] = 2
 
     @property

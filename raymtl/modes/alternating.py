@@ -1,7 +1,7 @@
 """Alternating optimisation: parts of the model, or tasks, take turns."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -19,6 +19,8 @@ class Alternating(Mode):
     """
 
     name: Literal["alternating"] = "alternating"
+    helps: ClassVar[str] = "heads and trunk disturb each other, or tasks differ much in size"
+    costs: ClassVar[str] = "1; `by: tasks` one task's loss"
     by: Literal["parts", "tasks"] = "parts"
     power: Annotated[float, Field(ge=0)] = 1.0
 

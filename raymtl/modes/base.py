@@ -2,12 +2,19 @@
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from raymtl.types import Spec
 
 
 class Mode(Spec, ABC):
     """Every decision is a function of the step (and seed), so that all workers and a resumed run take the same."""
+
+    helps: ClassVar[str]
+    """When one would choose the method, half a sentence for docs/methods.md."""
+
+    costs: ClassVar[str]
+    """What a step costs against a joint one."""
 
     @property
     def passes(self) -> int:

@@ -1,7 +1,7 @@
 """Successive training from low tasks to high ones (Hashimoto et al., 2017, arXiv:1611.01587)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import NonNegativeFloat, PositiveInt
 
@@ -17,6 +17,8 @@ class Hierarchical(Mode):
     """
 
     name: Literal["hierarchical"] = "hierarchical"
+    helps: ClassVar[str] = "high tasks build upon low ones"
+    costs: ClassVar[str] = "1, one task's loss"
     order: tuple[str, ...] = ()
     period: PositiveInt = 10
     strength: NonNegativeFloat = 0.01

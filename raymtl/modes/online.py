@@ -1,7 +1,7 @@
 """Online multi-task learning: tasks arrive as a stream, and what a step loses is counted before it learns from it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeInt
@@ -18,6 +18,8 @@ class Online(Mode):
     """
 
     name: Literal["online"] = "online"
+    helps: ClassVar[str] = "tasks come one after the other and what is lost on the way counts"
+    costs: ClassVar[str] = "1; `comparators` further trainings for the regret"
     arrivals: Mapping[str, NonNegativeInt] = {}
     comparators: Annotated[int, Field(ge=1)] = 6
 

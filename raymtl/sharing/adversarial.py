@@ -5,7 +5,7 @@ L_diff = sum_t |S_t^T H_t|_F^2, with the shared features S_t and the private one
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat
@@ -81,6 +81,7 @@ class AdversarialSpec(SharingSpecBase):
     """
 
     name: Literal["adversarial"] = "adversarial"
+    helps: ClassVar[str] = "tasks come from different domains, whose common part should know nothing of the domain"
     reversal: NonNegativeFloat = 0.05
     orthogonality: NonNegativeFloat = 0.01
 

@@ -2,9 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from raymtl.encoders import Encoder
@@ -50,7 +49,7 @@ class SharingArchitecture(nn.Module, ABC):
 
     def penalty(self, params: Params) -> Tensor:
         """A term of the outer objective that depends on the parameters alone; `params` are named as in this module."""
-        return torch.zeros((), device=next(iter(params.values())).device)
+        return next(iter(params.values())).new_zeros(())
 
     def forward(self, inputs: Tensor | Mapping[str, Tensor], *, output: Output = "predictions") -> dict[str, Tensor]:
         """One prediction per task; or the features that the heads would read; or the auxiliary terms.
@@ -80,6 +79,9 @@ class SharingArchitecture(nn.Module, ABC):
 
 class SharingSpecBase(Spec, ABC):
     """Hyperparameters of an architecture; `build` makes it."""
+
+    helps: ClassVar[str]
+    """When one would choose the method, half a sentence for docs/methods.md."""
 
     def check(self, tasks: Sequence[Task], encoder: Encoder) -> tuple[str, str] | None:
         """What cannot be with these tasks and this encoder: the key below `sharing.` and a sentence; None if nothing.

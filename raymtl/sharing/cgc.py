@@ -1,7 +1,7 @@
 """Customized gate control (Tang et al., 2020, RecSys): f_t(x) = softmax(W_t x) over shared and own experts of x."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ class CGCSpec(SharingSpecBase):
     """
 
     name: Literal["cgc"] = "cgc"
+    helps: ClassVar[str] = "some tasks lose by sharing: each keeps experts of its own"
     num_shared_experts: PositiveInt = 1
     num_task_experts: PositiveInt = 1
 

@@ -1,7 +1,7 @@
 """Cross-stitch networks (Misra et al., 2016, arXiv:1604.03539): x~_t = sum_s a_ts x_s after every stage."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat
@@ -45,6 +45,7 @@ class CrossStitchSpec(SharingSpecBase):
     """`own` is the initial a_tt, the others share 1 - own; `lr_scale` multiplies the outer learning rate of a."""
 
     name: Literal["cross_stitch"] = "cross_stitch"
+    helps: ClassVar[str] = "it is unknown at which depth tasks should share"
     own: float = Field(0.9, ge=0, le=1)
     lr_scale: PositiveFloat = 10.0
 

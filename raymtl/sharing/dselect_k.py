@@ -6,7 +6,7 @@ and exactly 1 above gamma / 2: each of the k selectors z_i ends on one expert, w
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -118,6 +118,7 @@ class DSelectKSpec(SharingSpecBase):
     """
 
     name: Literal["dselect_k"] = "dselect_k"
+    helps: ClassVar[str] = "experts should be few in use: sparse, for a search or for serving"
     num_experts: PositiveInt = 4
     k: PositiveInt = 2
     gates: Gates = "per_input"

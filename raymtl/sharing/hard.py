@@ -1,7 +1,7 @@
 """Hard parameter sharing (Caruana, 1997, Machine Learning 28): L = sum_t w_t L_t(h_t(f(x)))."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class HardSpec(SharingSpecBase):
     """No hyperparameters."""
 
     name: Literal["hard"] = "hard"
+    helps: ClassVar[str] = "tasks agree, or data are few: the fewest parameters, the least overfitting; try it first"
 
     def num_encoders(self, num_tasks: int) -> int:
         return 1

@@ -1,7 +1,7 @@
 """Multi-gate mixture of experts (Ma et al., 2018, KDD): f_t(x) = sum_e softmax(W_t x)_e f_e(x)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt
@@ -49,6 +49,7 @@ class MMoESpec(SharingSpecBase):
     """
 
     name: Literal["mmoe"] = "mmoe"
+    helps: ClassVar[str] = "tasks conflict in some inputs and agree in others"
     num_experts: PositiveInt = 4
 
     def num_encoders(self, num_tasks: int) -> int:

@@ -1,7 +1,7 @@
 """Multi-task attention network (Liu et al., 2019, arXiv:1803.10704): a_t^l = sigmoid(h_t^l[p^l; a_t^(l-1)]) * p^l."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt
@@ -79,6 +79,7 @@ class MTANSpec(SharingSpecBase):
     """
 
     name: Literal["mtan"] = "mtan"
+    helps: ClassVar[str] = "one strong trunk, of whose features each task needs others; few parameters more"
     reduction: PositiveInt = 1
 
     def check(self, tasks: Sequence[Task], encoder: Encoder) -> tuple[str, str] | None:

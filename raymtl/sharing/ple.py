@@ -6,7 +6,7 @@ x_s^l = softmax(W_s^l x_s^(l-1)) over the shared experts and those of all tasks.
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
@@ -99,6 +99,7 @@ class PLESpec(SharingSpecBase):
     """
 
     name: Literal["ple"] = "ple"
+    helps: ClassVar[str] = "as cgc, with an encoder of several stages to separate in step by step"
     num_levels: PositiveInt = 2
     num_shared_experts: PositiveInt = 1
     num_task_experts: PositiveInt = 1

@@ -1,7 +1,7 @@
 """Soft parameter sharing (Evgeniou & Pontil, 2004): every task its own trunk, drawn toward the tasks' mean."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat
@@ -43,6 +43,7 @@ class SoftSpec(SharingSpecBase):
     """`strength` is lambda; at 0 the tasks learn independently."""
 
     name: Literal["soft"] = "soft"
+    helps: ClassVar[str] = "tasks are related but not alike, and there are data for a network each"
     strength: NonNegativeFloat = 0.001
 
     def num_encoders(self, num_tasks: int) -> int:

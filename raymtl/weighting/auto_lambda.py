@@ -82,6 +82,7 @@ class AutoLambdaSpec(WeightingSpecBase):
     """Learns weights that help the `primary` tasks, all where none is named; `lr` is how fast weights move."""
 
     name: Literal["auto_lambda"] = "auto_lambda"
+    helps: ClassVar[str] = "a few tasks are what counts, the others are there to help them"
     needs_gradients: ClassVar[bool] = True
     primary: tuple[str, ...] = ()
     lr: PositiveFloat = 1e-3

@@ -75,6 +75,9 @@ class LossWeighting(nn.Module, ABC):
 class WeightingSpecBase(Spec, ABC):
     """Hyperparameters of a weighting; `build` makes it."""
 
+    helps: ClassVar[str]
+    """When one would choose the method, half a sentence for docs/methods.md."""
+
     needs_gradients: ClassVar[bool] = False
     """Whether the method needs the Jacobian: one backward pass a task."""
 

@@ -52,6 +52,7 @@ class DBMTLSpec(WeightingSpecBase):
     """Log losses and gradients of equal norm, averaged over steps; `beta` is the share of the past in the average."""
 
     name: Literal["db_mtl"] = "db_mtl"
+    helps: ClassVar[str] = "losses and gradients both differ in scale"
     needs_gradients: ClassVar[bool] = True
     beta: Annotated[float, Field(ge=0, lt=1)] = 0.9
 

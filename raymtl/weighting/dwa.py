@@ -1,7 +1,7 @@
 """Dynamic weight average, DWA (Liu et al., 2019, arXiv:1803.10704): w = K softmax(r / T), r_t = L_t(i-1) / L_t(i-2)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -50,6 +50,7 @@ class DWASpec(WeightingSpecBase):
     """Tasks whose loss falls slowly weigh more; `period` is the window's steps, a high `temperature` evens out."""
 
     name: Literal["dwa"] = "dwa"
+    helps: ClassVar[str] = "some tasks learn more slowly than others; costs nothing"
     period: PositiveInt = 50
     temperature: PositiveFloat = 2.0
 

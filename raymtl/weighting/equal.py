@@ -1,7 +1,7 @@
 """Equal weights (Caruana, 1997): sum_t L_t."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class EqualSpec(WeightingSpecBase):
     """Every task weighs the same; no hyperparameters."""
 
     name: Literal["equal"] = "equal"
+    helps: ClassVar[str] = "the default that everything has to beat"
 
     def build(self, tasks: Sequence[Task]) -> Equal:
         return Equal(len(tasks))

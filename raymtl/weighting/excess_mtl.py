@@ -74,6 +74,7 @@ class ExcessMTLSpec(WeightingSpecBase):
     """Weight for what can still be learned; `lr` is how fast weights move, `warmup` the steps that set the standard."""
 
     name: Literal["excess_mtl"] = "excess_mtl"
+    helps: ClassVar[str] = "labels of some tasks are noisy: what cannot be learned should not weigh"
     needs_gradients: ClassVar[bool] = True
     lr: PositiveFloat = 0.01
     warmup: PositiveInt = 50

@@ -62,6 +62,7 @@ class FAMOSpec(WeightingSpecBase):
     """
 
     name: Literal["famo"] = "famo"
+    helps: ClassVar[str] = "many tasks: balanced progress without per-task gradients"
     looks_back: ClassVar[bool] = True
     lr: PositiveFloat = 0.025
     weight_decay: NonNegativeFloat = 1e-3

@@ -1,7 +1,7 @@
 """Geometric loss strategy, GLS (Chennupati et al., 2019, arXiv:1904.08492): (prod_t L_t)^(1/K)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -27,6 +27,7 @@ class GLSSpec(WeightingSpecBase):
     """The geometric mean of the losses, which knows no unit; no hyperparameters."""
 
     name: Literal["gls"] = "gls"
+    helps: ClassVar[str] = "losses differ in scale by orders of magnitude"
 
     def build(self, tasks: Sequence[Task]) -> GLS:
         return GLS(len(tasks))

@@ -64,6 +64,7 @@ class GradNormSpec(WeightingSpecBase):
     """Gradients of a common size, larger for tasks that learn slowly by the power `alpha`; weights move by `lr`."""
 
     name: Literal["gradnorm"] = "gradnorm"
+    helps: ClassVar[str] = "gradients differ in size and tasks learn at different pace"
     needs_gradients: ClassVar[bool] = True
     alpha: NonNegativeFloat = 1.5
     lr: PositiveFloat = 0.025

@@ -1,7 +1,7 @@
 """IMTL-L, impartial learning by loss balance (Liu et al., ICLR 2021): sum_t (e^{s_t} L_t - s_t)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ class IMTLLSpec(WeightingSpecBase):
     """Learns to scale every loss to 1; no hyperparameters."""
 
     name: Literal["imtl_l"] = "imtl_l"
+    helps: ClassVar[str] = "losses differ in scale; costs nothing"
 
     def build(self, tasks: Sequence[Task]) -> IMTLL:
         return IMTLL(len(tasks))

@@ -1,7 +1,7 @@
 """Random loss weighting, RLW (Lin et al., 2022, arXiv:2111.10603): w = softmax(n) with n_t ~ N(0, 1) anew each step."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ class RandomSpec(WeightingSpecBase):
     """Weights are drawn anew each step; no hyperparameters."""
 
     name: Literal["random"] = "random"
+    helps: ClassVar[str] = "a sanity check: what cannot beat it does not weigh, it only adds noise"
 
     def build(self, tasks: Sequence[Task]) -> Random:
         return Random(len(tasks))

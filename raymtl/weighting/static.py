@@ -1,7 +1,7 @@
 """Static weights: linear scalarisation, sum_t w_t L_t; what the search chooses from a simplex."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveFloat
@@ -31,6 +31,7 @@ class StaticSpec(WeightingSpecBase):
     """`weights` by task name, 1 where none is given; only their ratios matter."""
 
     name: Literal["static"] = "static"
+    helps: ClassVar[str] = "the weights can be searched: at equal budget hard to beat"
     weights: Mapping[str, PositiveFloat] = {}
 
     def check(self, tasks: Sequence[str]) -> tuple[str, str] | None:

@@ -1,7 +1,7 @@
 """Smooth Tchebycheff scalarisation, STCH (Lin et al., 2024, arXiv:2402.19078): mu log sum_t exp(x_t / mu)."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -46,6 +46,7 @@ class STCHSpec(WeightingSpecBase):
     """
 
     name: Literal["stch"] = "stch"
+    helps: ClassVar[str] = "the worst task counts, and the whole Pareto front should be reachable"
     mu: Annotated[float, Field(gt=0, le=1)] = 0.5
     warmup: PositiveInt = 50
 

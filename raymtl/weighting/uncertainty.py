@@ -1,7 +1,7 @@
 """Uncertainty weighting (Kendall et al., 2018, arXiv:1705.07115)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ class UncertaintySpec(WeightingSpecBase):
     """No hyperparameters."""
 
     name: Literal["uncertainty"] = "uncertainty"
+    helps: ClassVar[str] = "losses have different scales or noise; costs nothing"
 
     def build(self, tasks: Sequence[Task]) -> Uncertainty:
         return Uncertainty(torch.tensor([0.5 if task.kind == "regression" else 1.0 for task in tasks]))
