@@ -1,13 +1,13 @@
 """Real data of several tasks each, as training, validation and test batches.
 
-| name | tasks | rows | inputs | split |
-|---|---|---|---|---|
-| energy | heating and cooling load (Tsanas & Xifara, 2012) | 768 | 8, shared | rows |
-| jura | cadmium, cobalt, copper in soil (Goovaerts, 1997) | 359 | 15, shared | rows |
-| water | abundance of 14 species in rivers (Dzeroski et al., 2000) | 1060 | 16, shared | rows |
-| school | exam score, one task a school of 139 (Bakker & Heskes, 2003) | 22 to 251 a school | 28, own | pupils of each school |
-| parkinsons | total_UPDRS, one task a patient of 42 (Tsanas et al., 2010) | about 140 a patient | 19, own | visits of each patient |
-| digits | which digit is left, which right, overlapping (scikit-learn) | 1700 pictures | 8 x 13, shared | digits |
+| name | tasks | inputs | what is split |
+|---|---|---|---|
+| energy | heating and cooling load of 768 buildings (Tsanas & Xifara, 2012) | 8, shared | buildings |
+| jura | cadmium, cobalt, copper in 359 samples of soil (Goovaerts, 1997) | 15, shared | samples |
+| water | abundance of 14 species in 1060 samples of rivers (Dzeroski et al., 2000) | 16, shared | samples |
+| school | exam score, a task for each of 139 schools (Bakker & Heskes, 2003) | 28, own | pupils of each school |
+| parkinsons | total_UPDRS, a task for each of 42 patients (Tsanas et al., 2010) | 19, own | visits of each patient |
+| digits | which digit is left, which right, overlapping (scikit-learn) | 8 x 13, shared | source digits |
 
 60 % train, 20 % validate, 20 % test. Inputs are standardised with the mean and spread of the training rows, of all
 tasks together; regression targets are standardised by their task with its own training rows.
@@ -129,7 +129,8 @@ def school(folder: Path, seed: int, most_tasks: int) -> Dataset:
 
 
 def parkinsons(folder: Path, seed: int, most_tasks: int) -> Dataset:
-    # A visit is about six recordings with one and the same score, so that recordings in two parts would give it away.
+    # A visit is several recordings with one and the same score: in two parts they would give it away.
+    # motor_UPDRS, part of the total, would do so too.
     with gzip.open(folder / "parkinsons_updrs.data.gz", "rt") as file:
         header = file.readline().split()
         table = np.loadtxt(file)
