@@ -1,40 +1,53 @@
-"""PCGrad, projecting conflicting gradients (Yu et al., 2020, arXiv:2001.06782)."""
+"""PCGrad, projecting conflicting gradients (Yu et al., 2020, arXiv:2001.06782).
+
+g_i <- g_i - min(<g_i, g_j>, 0) / |g_j|^2 g_j for all other tasks j in a random order; then the sum over i.
+"""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raymtl.types import Task
 from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.gramian import Array, solved
 
 
-def project(gramian: Tensor, order: Tensor) -> Tensor:
+def draw_order(num_tasks: int, num_updates: int) -> NDArray[np.int64]:
+    """Row i of [K, K - 1] has the tasks other than i in random order: the same on all workers and after a resume."""
+    generator = torch.Generator().manual_seed(num_updates)
+    chances = torch.rand(num_tasks, num_tasks, generator=generator, dtype=torch.float64)
+    order: NDArray[np.int64] = chances.fill_diagonal_(2).argsort(1)[:, :-1].numpy()
+    return order
+
+
+def project(products: Array, rounding: float, order: NDArray[np.int64]) -> Array:
     """Weights [K] of the sum of all projected gradients.
 
-    Row i of `order` [K, K] says in which order gradient i is projected onto the normal plane of the others it
-    conflicts with; its own index in the row is passed over. Gradient i is kept as its coefficients on the original
-    gradients, and `products` as its inner products with them, so that no step touches the gradients themselves.
+    Row i of `order` [K, K - 1] says in which order gradient i takes the others, which stay the original ones.
+    Gradient i is kept as its coefficients on these and, in `now`, as its inner products with them, so that no step
+    touches the gradients themselves. All gradients take their steps together.
     """
-    size = len(gramian)
-    rows = torch.arange(size, device=gramian.device)
-    coefficients = torch.eye(size, dtype=gramian.dtype, device=gramian.device)
-    products = gramian.clone()
-    for column in order.unbind(1):
-        # The products with itself are not negative, so gradient i passes itself over without a special case.
-        overlap = products[rows, column].clamp(max=0)
-        shift = torch.where(overlap < 0, overlap / gramian[column, column], 0)
-        coefficients[rows, column] -= shift
-        products -= shift[:, None] * gramian[column]
+    rows = np.arange(len(products))
+    coefficients, now = np.eye(len(products)), products.copy()
+    squares = products.diagonal()
+    for others in order.T:
+        overlap = now[rows, others].clip(max=0)
+        shift = np.divide(overlap, squares[others], out=np.zeros(len(rows)), where=squares[others] > 0)
+        coefficients[rows, others] -= shift
+        now -= shift[:, None] * products[others]
     return coefficients.sum(0)
 
 
 class PCGrad(LossWeighting):
     """Sums the projected gradients, as the paper does: where nothing conflicts it equals the sum of the losses.
 
-    The random order is a function of the number of updates made so far, so it is the same on all workers and after
-    a resume.
+    The random order is a function of the number of updates made so far. A gradient that is zero conflicts with none
+    and weighs 1.
     """
 
     num_updates: Tensor
@@ -45,17 +58,16 @@ class PCGrad(LossWeighting):
 
     def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
         assert jacobian is not None
-        generator = torch.Generator().manual_seed(int(self.num_updates))
-        self.num_updates += 1
-        order = torch.rand(len(tasks), len(tasks), generator=generator).argsort(1)
-        products = jacobian.gramian()
-        return project(products, order.to(products.device))
+        order = draw_order(len(tasks), int(self.num_updates))
+        self.num_updates = self.num_updates + 1
+        return solved(partial(project, order=order), jacobian.gramian())
 
 
 class PCGradSpec(WeightingSpecBase):
-    """No hyperparameters."""
+    """Removes from each gradient what conflicts with another, then sums; no hyperparameters."""
 
     name: Literal["pcgrad"] = "pcgrad"
+    helps: ClassVar[str] = "gradients of a few tasks point against each other"
     needs_gradients: ClassVar[bool] = True
 
     def build(self, tasks: Sequence[Task]) -> PCGrad:

@@ -1,0 +1,45 @@
+"""ConFIG, conflict-free inverse gradients (Liu et al., 2024, arXiv:2408.11104).
+
+d = (sum_t <g_t, v>) v, with v the unit vector along U^+ 1 and U the rows g_t / |g_t|.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from raymtl.types import Task
+from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.gramian import Array, equal_projections, leaving_out_zeros, solved
+
+
+def conflict_free(products: Array, rounding: float) -> Array:
+    """Weights [K] of the paper's d; U^+ = U'(U U')^+, so the Gramian suffices."""
+    weights = equal_projections(products, rounding)
+    gains = products @ weights
+    square = weights @ gains
+    return weights if square <= 0 else gains.sum() / square * weights
+
+
+class ConFIG(LossWeighting):
+    """The direction that has the same positive cosine with every task's gradient, as long as their projections on it.
+
+    Equal gradients give their plain sum. Weights may be negative. The pseudo-inverse is taken by the Gramian, so it
+    drops singular values of U below sqrt(K eps) of the largest. Linearly dependent gradients get the cosines nearest
+    to equal, opposite ones weigh 0. A task whose gradient is zero takes no part.
+    """
+
+    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+        assert jacobian is not None
+        return solved(leaving_out_zeros(conflict_free), jacobian.gramian())
+
+
+class ConFIGSpec(WeightingSpecBase):
+    """A joint gradient with equal cosines to those of all tasks; no hyperparameters."""
+
+    name: Literal["config"] = "config"
+    helps: ClassVar[str] = "tasks of very different gradient sizes, such as the terms of a physical loss"
+    needs_gradients: ClassVar[bool] = True
+
+    def build(self, tasks: Sequence[Task]) -> ConFIG:
+        return ConFIG(len(tasks))

@@ -1,0 +1,43 @@
+"""DualProj, the sum of the gradients projected (GEM; Lopez-Paz & Ranzato, 2017, arXiv:1706.08840).
+
+min |d - sum_t g_t|^2 where <g_s, d> >= 0 for all s; d = sum_t v_t g_t with v = argmin of v'Gv over v >= 1.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from raymtl.types import Task
+from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.gramian import Array, factor, in_cone, solved
+
+
+def projected_sum(products: Array, rounding: float) -> Array:
+    """Weights [K] of the projection of the sum of the gradients."""
+    columns = factor(products)
+    return 1 + in_cone(columns, -columns.sum(1), "dualproj")
+
+
+class DualProj(LossWeighting):
+    """The direction nearest to the sum of the gradients that conflicts with none of them.
+
+    GEM projects the current task's gradient so; here it is the sum (TorchJD projects the mean and returns 1/K of it),
+    so that without conflict it is the gradient of the sum of the losses. Solved exactly, without the regularisation
+    1e-4 that TorchJD adds by default. A gradient that is zero conflicts with none and weighs 1.
+    """
+
+    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+        assert jacobian is not None
+        return solved(projected_sum, jacobian.gramian())
+
+
+class DualProjSpec(WeightingSpecBase):
+    """Projects the sum of the gradients onto what conflicts with none of them; no hyperparameters."""
+
+    name: Literal["dualproj"] = "dualproj"
+    helps: ClassVar[str] = "the mean gradient should be followed unless it harms a task"
+    needs_gradients: ClassVar[bool] = True
+
+    def build(self, tasks: Sequence[Task]) -> DualProj:
+        return DualProj(len(tasks))

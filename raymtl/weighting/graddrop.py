@@ -1,0 +1,62 @@
+"""GradDrop, gradient sign dropout (Chen et al., 2020, arXiv:2010.06808).
+
+Per coordinate, P = 1/2 (1 + sum_t g_t / sum_t |g_t|): its chance that the positive entries are kept, else the negative.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from raymtl.types import Task
+from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+
+
+def draw_chances(num_coordinates: int, num_updates: int) -> Tensor:
+    """Uniform numbers [P] in [0, 1), the same on all workers and devices and after a resume."""
+    return torch.rand(num_coordinates, generator=torch.Generator().manual_seed(num_updates))
+
+
+def drop(rows: Tensor, chances: Tensor, leak: float) -> Tensor:
+    """The rows [K, P] with the entries of the sign that loses scaled by `leak`."""
+    # P > U, without the division: sum_t g_t > (2 U - 1) sum_t |g_t|.
+    positive = rows.sum(0) > (2 * chances.to(rows) - 1) * rows.abs().sum(0)
+    return rows.where((rows > 0) == positive, leak * rows)
+
+
+class GradDrop(LossWeighting):
+    """Keeps in every coordinate the entries of one sign alone, drawn by how much of the gradients has that sign.
+
+    The paper drops parts of the gradient with respect to the shared features and sees the sign of feature times
+    gradient; here, as in TorchJD, coordinates are those of the shared parameters. Rows then weigh 1 each. `leak`, one
+    for all tasks, is what passes of the entries that lose. The draw is a function of the number of updates made so
+    far. One task alone, and what is zero, stays as it is.
+    """
+
+    num_updates: Tensor
+
+    def __init__(self, num_tasks: int, leak: float) -> None:
+        super().__init__(num_tasks)
+        self.leak = leak
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+
+    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+        assert jacobian is not None
+        seed = int(self.num_updates)
+        self.num_updates = self.num_updates + 1
+        jacobian.change(lambda rows: drop(rows, draw_chances(rows.shape[1], seed), self.leak))
+        return torch.ones_like(losses)
+
+
+class GradDropSpec(WeightingSpecBase):
+    """Lets one sign pass per coordinate, at random; `leak` is what passes of the other."""
+
+    name: Literal["graddrop"] = "graddrop"
+    helps: ClassVar[str] = "conflicts are in single weights rather than in whole gradients"
+    needs_gradients: ClassVar[bool] = True
+    leak: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    def build(self, tasks: Sequence[Task]) -> GradDrop:
+        return GradDrop(len(tasks), self.leak)

@@ -1,0 +1,87 @@
+"""GradVac, gradient vaccine (Wang et al., 2021, arXiv:2010.05874).
+
+Where phi = cos(g_i, g_j) is below its target p: g_i <- g_i + |g_i| (p sqrt(1 - phi^2) - phi sqrt(1 - p^2)) /
+(|g_j| sqrt(1 - p^2)) g_j, which brings the cosine to p. Then p <- (1 - beta) p + beta phi.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from raymtl.types import Task
+from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.gramian import Array, solved
+from raymtl.weighting.pcgrad import draw_order
+
+ROOM = 1e-6
+
+
+def vaccinate(products: Array, targets: Array, order: NDArray[np.int64], beta: float) -> Array:
+    """Weights [K] of the sum of all moved gradients; moves `targets` [K, K] in place.
+
+    Row i of `order` [K, K - 1] says in which order gradient i takes the others, which stay the original ones.
+    Gradient i is kept as its coefficients on these and, in `now`, as its inner products with them. All gradients take
+    their steps together.
+    """
+    rows = np.arange(len(products))
+    coefficients, now = np.eye(len(products)), products.copy()
+    norms = np.sqrt(products.diagonal().clip(min=0))
+    for others in order.T:
+        own = np.sqrt((coefficients * now).sum(1).clip(min=0))
+        lengths, target = own * norms[others], targets[rows, others]
+        there = lengths > 0
+        cosine = np.divide(now[rows, others], lengths, out=target.copy(), where=there).clip(-1, 1)
+        # A target of 1, as of gradients that have always been parallel, cannot be reached by any step.
+        room = np.sqrt((1 - target**2).clip(min=ROOM))
+        step = own * (target * np.sqrt(1 - cosine**2) - cosine * room)
+        shift = np.divide(step, norms[others] * room, out=np.zeros(len(rows)), where=there & (cosine < target))
+        coefficients[rows, others] += shift
+        now += shift[:, None] * products[others]
+        targets[rows, others] = (1 - beta) * target + beta * cosine
+    return coefficients.sum(0)
+
+
+class GradVac(LossWeighting):
+    """Sums the gradients after each has been turned to the cosines that its task used to have with the others.
+
+    PCGrad is the case of the target 0, where the targets start. The cosine that enters the average is that of the
+    turned gradient, as the paper's loop has it at that moment. The random order is a function of the number of updates
+    made so far. A gradient that is zero is passed over: it weighs 1, and its targets stay as they are. Targets below
+    sqrt(1 - 1e-6) are kept exactly.
+    """
+
+    num_updates: Tensor
+    targets: Tensor
+
+    def __init__(self, num_tasks: int, beta: float) -> None:
+        super().__init__(num_tasks)
+        self.beta = beta
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("targets", torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
+
+    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+        assert jacobian is not None
+        order = draw_order(len(tasks), int(self.num_updates))
+        self.num_updates = self.num_updates + 1
+        pairs = (tasks[:, None].to(self.targets.device), tasks.to(self.targets.device))
+        targets = self.targets[pairs].cpu().numpy()
+        weights = solved(lambda products, rounding: vaccinate(products, targets, order, self.beta), jacobian.gramian())
+        self.targets = self.targets.index_put(pairs, torch.from_numpy(targets).to(self.targets))
+        return weights
+
+
+class GradVacSpec(WeightingSpecBase):
+    """Turns gradients to the cosines that they used to have; `beta` is how fast these follow."""
+
+    name: Literal["gradvac"] = "gradvac"
+    helps: ClassVar[str] = "tasks are alike and their gradients should agree more than they do"
+    needs_gradients: ClassVar[bool] = True
+    beta: Annotated[float, Field(gt=0, le=1)] = 0.01
+
+    def build(self, tasks: Sequence[Task]) -> GradVac:
+        return GradVac(len(tasks), self.beta)

@@ -1,0 +1,103 @@
+"""What is made of a Gramian, in float64 on the CPU: its factor, its cosines, nearest points of cones and hulls.
+
+The nearest points are nonnegative least squares, which an active set solves to rounding (Lawson & Hanson, 1974).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+from torch import Tensor
+
+from raymtl.types import DivergedError
+
+Array = NDArray[np.float64]
+Solve = Callable[[Array, float], Array]
+"""From the Gramian [K, K] and its rounding to weights [K]: eigenvalues below rounding times the largest say nothing."""
+
+
+def solved(solve: Solve, gramian: Tensor) -> Tensor:
+    """The weights that `solve` finds, in the precision and on the device of the Gramian."""
+    products = gramian.detach().to("cpu", torch.float64).numpy()
+    if not np.isfinite(products).all():
+        raise DivergedError("the gradient of a task's query loss is not finite")
+    rounding = len(gramian) * torch.finfo(gramian.dtype).eps
+    return torch.from_numpy(solve(products, rounding)).to(gramian)
+
+
+def leaving_out_zeros(solve: Solve) -> Solve:
+    """`solve` on the gradients that are not zero; those that are weigh 1, which makes no difference."""
+
+    def of_all(products: Array, rounding: float) -> Array:
+        present = products.diagonal() > 0
+        weights = np.ones(len(products))
+        if present.any():
+            weights[present] = solve(products[np.ix_(present, present)], rounding)
+        return weights
+
+    return of_all
+
+
+def cosines(products: Array) -> tuple[Array, Array]:
+    """Cosines [K, K] between the gradients and their norms [K]; a gradient that is zero has the cosine 0 with all."""
+    norms = np.sqrt(products.diagonal().clip(min=0))
+    inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
+    return inverse[:, None] * products * inverse, norms
+
+
+def factor(products: Array) -> Array:
+    """Columns [K, K] with the inner products of the gradients.
+
+    By way of the cosines, so that a short gradient keeps its digits beside long ones.
+    """
+    of_units, norms = cosines(products)
+    values, vectors = np.linalg.eigh(of_units)
+    return np.sqrt(values.clip(min=0))[:, None] * vectors.T * norms
+
+
+def spectrum(products: Array, rounding: float) -> tuple[Array, Array]:
+    """Eigenvalues [rank], ascending, and eigenvectors [K, rank], without those that are zero up to rounding."""
+    values, vectors = np.linalg.eigh(products)
+    sure = values > rounding * values.max()
+    return values[sure], vectors[:, sure]
+
+
+def equal_projections(products: Array, rounding: float) -> Array:
+    """Weights [K] of the shortest vector that has the product 1 with every unit gradient.
+
+    Of linearly dependent gradients, that vector whose products come closest to 1. Zeros where it is 0, as between
+    opposite gradients. No gradient may be zero.
+    """
+    of_units, norms = cosines(products)
+    values, vectors = spectrum(of_units, rounding)
+    ones = vectors.sum(0)
+    if ones @ ones <= rounding * len(products):
+        return np.zeros(len(products))
+    weights: Array = vectors @ (ones / values) / norms
+    return weights
+
+
+def in_cone(columns: Array, target: Array, method: str) -> Array:
+    """The weights x >= 0 [K] at which columns @ x comes nearest to `target`."""
+    try:
+        weights: Array = nnls(columns, target, maxiter=100 * columns.shape[1])[0]
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{method}: the active-set solver did not converge on the gradients of {columns.shape[1]} tasks. "
+            "Choose another weighting.name."
+        ) from error
+    return weights
+
+
+def in_hull(columns: Array, method: str) -> Array:
+    """The weights [K] on the simplex at which columns @ w is shortest; shared by the zeros where some columns are."""
+    norms = np.linalg.norm(columns, axis=0)
+    if not norms.all():
+        return (norms == 0) / (norms == 0).sum()
+    # |columns x|^2 + (sum x - 1)^2 is least on the ray of the shortest point, whatever the unit of length. With the
+    # shortest column as unit, sum x is between 1/2 and 1.
+    extended = np.vstack([columns / norms.min(), np.ones(len(norms))])
+    weights = in_cone(extended, np.append(np.zeros(len(columns)), 1.0), method)
+    return weights / weights.sum()

@@ -1,0 +1,55 @@
+"""MGDA, the multiple-gradient descent algorithm (Desideri, 2012; Sener & Koltun, 2018, arXiv:1810.04650).
+
+min over the simplex of |sum_t w_t g_t|^2.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from raymtl.types import Task
+from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.gramian import Array, factor, in_hull, solved
+
+
+def shortest(products: Array, rounding: float) -> Array:
+    """K times the weights on the simplex of the shortest point in the gradients' convex hull."""
+    return len(products) * in_hull(factor(products), "mgda")
+
+
+class MGDA(LossWeighting):
+    """The shortest convex combination of the gradients, which conflicts with none of them, times K.
+
+    The factor K is not the paper's (TorchJD returns 1/K of it): with it equal gradients give their plain sum. Solved
+    by an active set, not by the Frank-Wolfe steps of Sener & Koltun. A gradient that is zero is the shortest point
+    itself: such tasks share all the weight and the others stand still, for the point is Pareto-stationary.
+
+    `normalize` scales gradients before the search for weights, as in the authors' code: by their norm ("l2"), by the
+    loss ("loss") or by both ("loss+"). What the weights multiply are the gradients as they are.
+    """
+
+    def __init__(self, num_tasks: int, normalize: Literal["none", "l2", "loss", "loss+"]) -> None:
+        super().__init__(num_tasks)
+        self.normalize = normalize
+
+    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+        assert jacobian is not None
+        products = jacobian.gramian()
+        scale = losses.detach().to(products) if self.normalize.startswith("loss") else products.new_ones(len(products))
+        if self.normalize in ("l2", "loss+"):
+            scale = scale * products.diagonal().clamp(min=0).sqrt()
+        scale = scale.where(scale > 0, 1)  # What is zero stays zero, and a loss below 0 is no scale.
+        return solved(shortest, products / scale[:, None] / scale)
+
+
+class MGDASpec(WeightingSpecBase):
+    """The shortest convex combination of the gradients; `normalize` scales them before the search for weights."""
+
+    name: Literal["mgda"] = "mgda"
+    helps: ClassVar[str] = "no task may get worse; follows the smallest gradient, so beware of tasks that are done"
+    needs_gradients: ClassVar[bool] = True
+    normalize: Literal["none", "l2", "loss", "loss+"] = "none"
+
+    def build(self, tasks: Sequence[Task]) -> MGDA:
+        return MGDA(len(tasks), self.normalize)

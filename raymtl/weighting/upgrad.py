@@ -1,0 +1,45 @@
+"""UPGrad, unconflicting projection of gradients (Quinton & Rey, 2024, arXiv:2406.16232).
+
+sum_t pi(g_t), with pi the projection onto the dual cone of the gradients, {d: <g_s, d> >= 0 for all s}.
+pi(sum_t u_t g_t) = sum_t v_t g_t with v = argmin of v'Gv over v >= u.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+from torch import Tensor
+
+from raymtl.types import Task
+from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.gramian import Array, factor, in_cone, solved
+
+
+def projected_each(products: Array, rounding: float) -> Array:
+    """Weights [K] of the sum of the projections of all gradients."""
+    columns = factor(products)
+    return 1 + np.sum([in_cone(columns, -column, "upgrad") for column in columns.T], axis=0)
+
+
+class UPGrad(LossWeighting):
+    """Sums the gradients after each has been projected onto the directions that conflict with none of them.
+
+    The sum, where the paper has the mean (TorchJD returns 1/K of it), so that without conflict it is the gradient of
+    the sum of the losses. Solved exactly, without the regularisation 1e-4 that TorchJD adds by default. A gradient
+    that is zero conflicts with none and weighs 1.
+    """
+
+    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+        assert jacobian is not None
+        return solved(projected_each, jacobian.gramian())
+
+
+class UPGradSpec(WeightingSpecBase):
+    """Sums the projections of all gradients onto what conflicts with none; no hyperparameters."""
+
+    name: Literal["upgrad"] = "upgrad"
+    helps: ClassVar[str] = "no task may get worse, and none may be ignored"
+    needs_gradients: ClassVar[bool] = True
+
+    def build(self, tasks: Sequence[Task]) -> UPGrad:
+        return UPGrad(len(tasks))
