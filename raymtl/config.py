@@ -233,7 +233,8 @@ class Experiment(Spec):
             *path, last = key.split(".")
             node: Any = tree
             for depth, part in enumerate(path):
-                if isinstance(node, dict) and part not in node and ".".join([*path[:depth], "*"]) in _open_names():
+                named_by_user = {".".join([*path[:depth], "*"]), ".".join([*path[: depth + 1], "*"])} & {*_open_names()}
+                if isinstance(node, dict) and part not in node and named_by_user:
                     node[part] = {}
                 if not isinstance(node, dict) or part not in node:
                     raise UserError(f"{key}: unknown key.{_nearest(key, dotted_names())}")
