@@ -3,6 +3,9 @@
 import gzip
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -256,3 +259,31 @@ def test_the_grids_are_taken_by_a_real_network() -> None:
     for method in sharing.MAIN:
         for setting in sharing.settings(method, tasks, 0, sharing.NUM_SETTINGS):
             assert setting.sharing.check(tasks, encoder) is None
+
+
+FOLDER = Path(os.environ.get("RAYMTL_DATA", ".")) / "tabular"
+needs_data = pytest.mark.skipif(not FOLDER.is_dir(), reason="$RAYMTL_DATA/tabular is not there")
+
+
+@needs_data
+@pytest.mark.parametrize(
+    "name, num_tasks, rows",
+    [("energy", 2, 768), ("jura", 3, 359), ("water", 14, 1060), ("school", 139, 15362), ("parkinsons", 42, 5875)],
+)
+def test_the_real_files_hold_as_many_tasks_and_rows_as_published(name: str, num_tasks: int, rows: int) -> None:
+    data = tabular.LOADERS[name](FOLDER, 0, 1000)
+    assert len(data.tasks) == num_tasks
+    found = [part.inputs.values() if isinstance(part.inputs, dict) else [part.inputs] for part in data[3:]]
+    assert sum(len(own) for part in found for own in part) == rows
+    assert all(own.isfinite().all() for part in found for own in part)
+
+
+@needs_data
+@pytest.mark.slow
+def test_the_quick_run_prints_a_table_and_resumes_what_it_wrote(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.sharing", "--quick", "--json", str(tmp_path / "results.json")]
+    command += ["--method", SINGLE, "--method", "hard"]
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2))
+    assert first.stdout == second.stdout
+    assert "| hard | " in first.stdout
+    assert len(json.loads((tmp_path / "results.json").read_text())["results"]) == 4
