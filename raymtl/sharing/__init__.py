@@ -6,6 +6,7 @@ from pydantic import Field
 
 from raymtl.sharing.adversarial import AdversarialSpec
 from raymtl.sharing.base import SharingArchitecture
+from raymtl.sharing.branching import BranchingSpec
 from raymtl.sharing.cgc import CGCSpec
 from raymtl.sharing.cross_stitch import CrossStitchSpec
 from raymtl.sharing.dselect_k import DSelectKSpec
@@ -16,12 +17,22 @@ from raymtl.sharing.ple import PLESpec
 from raymtl.sharing.soft import SoftSpec
 
 SharingSpec = Annotated[
-    AdversarialSpec | CGCSpec | CrossStitchSpec | DSelectKSpec | HardSpec | MMoESpec | MTANSpec | PLESpec | SoftSpec,
+    AdversarialSpec
+    | BranchingSpec
+    | CGCSpec
+    | CrossStitchSpec
+    | DSelectKSpec
+    | HardSpec
+    | MMoESpec
+    | MTANSpec
+    | PLESpec
+    | SoftSpec,
     Field(discriminator="name"),
 ]
 
 __all__ = [
     "AdversarialSpec",
+    "BranchingSpec",
     "CGCSpec",
     "CrossStitchSpec",
     "DSelectKSpec",

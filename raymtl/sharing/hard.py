@@ -1,6 +1,6 @@
 """Hard parameter sharing (Caruana, 1997, Machine Learning 28): L = sum_t w_t L_t(h_t(f(x)))."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -12,7 +12,10 @@ from raymtl.types import Task
 
 
 class Hard(SharingArchitecture):
-    """One trunk for all tasks, one head for each."""
+    """One trunk for all tasks, one head for each.
+
+    The gradient of the trunk is the weighted sum of the tasks' gradients; a head has that of its own task alone.
+    """
 
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> None:
         super().__init__(tasks, encoders[0].out_features)
@@ -26,20 +29,23 @@ class Hard(SharingArchitecture):
         return dict.fromkeys(tasks, self.encoders[0](inputs))
 
     def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        # The trunk is the same for all: one pass over all examples instead of one a task.
-        joint = self.encoders[0](torch.cat(list(inputs.values())))
-        parts = joint.split([len(own) for own in inputs.values()])
-        return dict(zip(inputs, parts, strict=True))
+        return in_one_pass(self.encoders[0], inputs)
 
 
 class HardSpec(SharingSpecBase):
-    """No hyperparameters."""
+    """All tasks share the whole trunk; there is nothing to choose."""
 
     name: Literal["hard"] = "hard"
-    helps: ClassVar[str] = "tasks agree, or data are few: the fewest parameters, the least overfitting; try it first"
+    helps: ClassVar[str] = "the default: tasks are alike, or data and memory are scarce"
 
     def num_encoders(self, num_tasks: int) -> int:
         return 1
 
     def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> Hard:
         return Hard(tasks, encoders)
+
+
+def in_one_pass(module: Callable[[Tensor], Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`module` of each of `inputs` [N_t, ...], at the cost of one pass over all examples instead of one a task."""
+    joint = module(torch.cat(list(inputs.values())))
+    return dict(zip(inputs, joint.split([len(own) for own in inputs.values()]), strict=True))

@@ -1,0 +1,131 @@
+"""Branching: a tree over the encoder's stages (Vandenhende et al., 2019, arXiv:1904.02920).
+
+x_t^s = f_{o(t, s)}^s(x_t^(s-1)), where o(t, s) = o(follows(t), s) if s < stages(t) else t says whose copy of stage s
+task t passes through.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+from pydantic import NonNegativeInt
+from torch import Tensor, nn
+
+from raymtl.encoders import Encoder
+from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
+from raymtl.sharing.hard import in_one_pass
+from raymtl.types import Spec, Task
+
+
+class Branch(Spec):
+    """Where a task parts: it goes with the task it follows through the first `stages` stages, then on its own."""
+
+    follows: str
+    stages: NonNegativeInt
+
+
+class Branching(SharingArchitecture):
+    """Tasks go together through the first stages of the encoder, and part in the form of a tree.
+
+    `owners[t][s]` names the task whose copy of stage s task t passes through. Stages that no task passes through do
+    not exist: there is one copy for each branch of the tree, named `trunks.OWNER.stages.S`. Deviation from the paper:
+    the tree is given, by hand or by the search, and not found by the affinity of single-task networks.
+    """
+
+    def __init__(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], owners: Mapping[str, tuple[str, ...]]
+    ) -> None:
+        super().__init__(tasks, encoders[0].out_features)
+        self.owners = owners
+        fresh = iter(encoders)
+        self.trunks = nn.ModuleDict()
+        for name in self.task_names:
+            depths = [depth for depth, owner in enumerate(owners[name]) if owner == name]
+            if depths:
+                stages = next(fresh).stages
+                self.trunks[name] = nn.ModuleDict(
+                    {"stages": nn.ModuleDict({str(depth): stages[depth] for depth in depths})}
+                )
+
+    @property
+    def shared(self) -> frozenset[str]:
+        users = [(owner, depth) for owners in self.owners.values() for depth, owner in enumerate(owners)]
+        several = {user for user in users if users.count(user) > 1}
+        return self._names(*(f"trunks.{owner}.stages.{depth}" for owner, depth in several))
+
+    def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
+        x = dict.fromkeys(tasks, inputs)
+        for depth, companies in enumerate(self._companies(tasks)):
+            for owner, company in companies.items():
+                x |= dict.fromkeys(company, self._stage(owner, depth)(x[company[0]]))
+        return {name: x[name].flatten(1) for name in tasks}
+
+    def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        x = dict(inputs)
+        for depth, companies in enumerate(self._companies(tuple(inputs))):
+            for owner, company in companies.items():
+                x |= in_one_pass(self._stage(owner, depth), {name: x[name] for name in company})
+        return {name: x[name].flatten(1) for name in inputs}
+
+    def _companies(self, tasks: Sequence[str]) -> list[dict[str, list[str]]]:
+        """For each stage: owner -> those of `tasks` that pass through its copy. They came together to there."""
+        companies: list[dict[str, list[str]]] = [{} for _ in self.owners[self.task_names[0]]]
+        for name in tasks:
+            for depth, owner in enumerate(self.owners[name]):
+                companies[depth].setdefault(owner, []).append(name)
+        return companies
+
+    def _stage(self, owner: str, depth: int) -> nn.Module:
+        return self.trunks.get_submodule(f"{owner}.stages.{depth}")
+
+
+class BranchingSpec(SharingSpecBase):
+    """A task goes with an earlier one for some stages of the encoder, then on its own: every tree can be said so.
+
+    `tree` says for a task which earlier one it follows (`sharing.tree.TASK.follows`) and for how many of the first
+    stages (`sharing.tree.TASK.stages`); 0 is a network of its own. A task that it does not name follows the first one
+    all the way, so that the empty tree is hard sharing. Earlier is as the data names the tasks.
+    """
+
+    name: Literal["branching"] = "branching"
+    helps: ClassVar[str] = "some tasks belong together and others do not: the tree can be searched"
+    tree: Mapping[str, Branch] = {}
+
+    def check(self, tasks: Sequence[Task], encoder: Encoder) -> tuple[str, str] | None:
+        names, num_stages = [task.name for task in tasks], len(encoder.stages)
+        for name, branch in self.tree.items():
+            key = f"tree.{name}"
+            if name not in names:
+                return key, f"expected one of the tasks {names}, got '{name}'."
+            earlier = names[: names.index(name)]
+            if not earlier:
+                return key, f"expected no branch of '{name}', the first of the tasks {names}, got one. Remove it."
+            if branch.follows not in earlier:
+                close = difflib.get_close_matches(branch.follows, earlier, n=1)
+                did_you_mean = f" Did you mean {close[0]}?" if close else ""
+                return (
+                    f"{key}.follows",
+                    f"expected a task before '{name}', one of {earlier}, got '{branch.follows}'.{did_you_mean}",
+                )
+            if branch.stages > num_stages:
+                return (
+                    f"{key}.stages",
+                    f"expected at most the {num_stages} stages of the encoder, got {branch.stages}. "
+                    "Lower it or deepen the encoder.",
+                )
+        return None
+
+    def num_encoders(self, num_tasks: int) -> int:
+        return 1 + len(self.tree)
+
+    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> Branching:
+        return Branching(tasks, encoders, self.owners([task.name for task in tasks], len(encoders[0].stages)))
+
+    def owners(self, names: Sequence[str], num_stages: int) -> dict[str, tuple[str, ...]]:
+        """Whose copy of each stage each task passes through."""
+        first = names[0]
+        owners = {first: (first,) * num_stages}
+        for name in names[1:]:
+            branch = self.tree.get(name, Branch(follows=first, stages=num_stages))
+            owners[name] = owners[branch.follows][: branch.stages] + (name,) * (num_stages - branch.stages)
+        return owners
