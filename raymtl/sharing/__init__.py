@@ -11,6 +11,7 @@ from raymtl.sharing.cgc import CGCSpec
 from raymtl.sharing.cross_stitch import CrossStitchSpec
 from raymtl.sharing.dselect_k import DSelectKSpec
 from raymtl.sharing.hard import HardSpec
+from raymtl.sharing.hierarchical import HierarchicalSpec
 from raymtl.sharing.mmoe import MMoESpec
 from raymtl.sharing.mtan import MTANSpec
 from raymtl.sharing.ple import PLESpec
@@ -23,6 +24,7 @@ SharingSpec = Annotated[
     | CrossStitchSpec
     | DSelectKSpec
     | HardSpec
+    | HierarchicalSpec
     | MMoESpec
     | MTANSpec
     | PLESpec
@@ -37,6 +39,7 @@ __all__ = [
     "CrossStitchSpec",
     "DSelectKSpec",
     "HardSpec",
+    "HierarchicalSpec",
     "MMoESpec",
     "MTANSpec",
     "PLESpec",

@@ -1,0 +1,83 @@
+"""Low tasks supervised at low layers (Søgaard & Goldberg, 2016, ACL; JMT: Hashimoto et al., 2017, arXiv:1611.01587).
+
+y_t = h_t(f^(l_t) o ... o f^1 (x)), where l_t is the level of task t.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from raymtl.encoders import Encoder
+from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
+from raymtl.sharing.hard import in_one_pass
+from raymtl.types import Task
+
+
+class Hierarchical(SharingArchitecture):
+    """One trunk for all tasks; the head of each reads the output of the stage at the task's level.
+
+    Levels count from 1, the first stage, and a head reads the whole flattened output there, which is wide where the
+    stage is a map. A task has no gradient above its level, and stages above the highest level do not exist. Where all
+    levels are the last stage it is hard sharing. Deviations from JMT: a higher task sees the stages below and not
+    the lower tasks' predictions; its successive regularisation is the mode of this name, `mode.name: hierarchical`.
+    """
+
+    def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], levels: Mapping[str, int]) -> None:
+        super().__init__(tasks, {name: math.prod(encoders[0].shapes[level]) for name, level in levels.items()})
+        self.levels = levels
+        self.stages = nn.ModuleList(list(encoders[0].stages)[: max(levels.values())])
+
+    @property
+    def shared(self) -> frozenset[str]:
+        # The second highest level: above it one task alone is left.
+        return self._names(*(f"stages.{depth}" for depth in range(sorted(self.levels.values())[-2:][0])))
+
+    def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
+        features: dict[str, Tensor] = {}
+        for level in range(1, self._highest(tasks) + 1):
+            inputs = self.stages[level - 1](inputs)
+            features |= {name: inputs.flatten(1) for name in tasks if self.levels[name] == level}
+        return features
+
+    def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        x = dict(inputs)
+        for level in range(1, self._highest(tuple(inputs)) + 1):
+            x |= in_one_pass(self.stages[level - 1], {name: x[name] for name in x if self.levels[name] >= level})
+        return {name: own.flatten(1) for name, own in x.items()}
+
+    def _highest(self, tasks: Sequence[str]) -> int:
+        return max(self.levels[name] for name in tasks)
+
+
+class HierarchicalSpec(SharingSpecBase):
+    """Each task is supervised after the stage of the shared trunk that its level says.
+
+    `levels` by task name, from 1 to the number of the encoder's stages; a task that it does not name is supervised
+    after the last.
+    """
+
+    name: Literal["hierarchical"] = "hierarchical"
+    helps: ClassVar[str] = "some tasks are simpler than others and serve them"
+    levels: Mapping[str, PositiveInt] = {}
+
+    def check(self, tasks: Sequence[Task], encoder: Encoder) -> tuple[str, str] | None:
+        names, num_stages = [task.name for task in tasks], len(encoder.stages)
+        for name, level in self.levels.items():
+            if name not in names:
+                return f"levels.{name}", f"expected one of the tasks {names}, got '{name}'."
+            if level > num_stages:
+                return (
+                    f"levels.{name}",
+                    f"expected a stage of the encoder, 1 to {num_stages}, got {level}. Lower it or deepen the encoder.",
+                )
+        return None
+
+    def num_encoders(self, num_tasks: int) -> int:
+        return 1
+
+    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> Hierarchical:
+        last = len(encoders[0].stages)
+        return Hierarchical(tasks, encoders, {task.name: self.levels.get(task.name, last) for task in tasks})
