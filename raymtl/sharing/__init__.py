@@ -15,6 +15,7 @@ from raymtl.sharing.hierarchical import HierarchicalSpec
 from raymtl.sharing.mmoe import MMoESpec
 from raymtl.sharing.mtan import MTANSpec
 from raymtl.sharing.ple import PLESpec
+from raymtl.sharing.relation import RelationSpec
 from raymtl.sharing.soft import SoftSpec
 
 SharingSpec = Annotated[
@@ -28,6 +29,7 @@ SharingSpec = Annotated[
     | MMoESpec
     | MTANSpec
     | PLESpec
+    | RelationSpec
     | SoftSpec,
     Field(discriminator="name"),
 ]
@@ -43,6 +45,7 @@ __all__ = [
     "MMoESpec",
     "MTANSpec",
     "PLESpec",
+    "RelationSpec",
     "SharingArchitecture",
     "SharingSpec",
     "SoftSpec",

@@ -1,0 +1,97 @@
+"""Multi-task relationship learning (Zhang & Yeung, 2010, UAI, arXiv:1203.3536).
+
+min over W, Omega: sum_t L_t + lambda_1 / 2 tr(W W^T) + lambda_2 / 2 tr(W Omega^-1 W^T), Omega >= 0, tr(Omega) = 1;
+for fixed W: Omega = (W^T W)^(1/2) / tr((W^T W)^(1/2)).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import Tensor, nn
+
+from raymtl.encoders import Encoder
+from raymtl.sharing.base import SharingSpecBase
+from raymtl.sharing.hard import Hard
+from raymtl.types import Params, Task
+
+
+class Relation(Hard):
+    """One trunk for all tasks, whose heads are drawn together or apart by the covariance of tasks that they show.
+
+    W [d, K] has a column for each task: all weights of its head, those of several outputs below each other. Biases
+    are not part of it. Omega is computed in closed form from the W of the moment and held fixed in the gradient,
+    lambda_1 W + lambda_2 W Omega^-1: one step of the paper's alternation in every step of the optimiser. The second
+    term is then lambda_2 / 2 times the squared trace norm of W. Deviations from the paper: the features are learned
+    too; `ridge` times the identity is added to (W^T W)^(1/2) before the trace is divided out, so that Omega has an
+    inverse.
+    """
+
+    def __init__(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], lambda_1: float, lambda_2: float, ridge: float
+    ) -> None:
+        super().__init__(tasks, encoders)
+        self.lambda_1, self.lambda_2, self.ridge = lambda_1, lambda_2, ridge
+
+    def weights(self, params: Params) -> Tensor:
+        """W, [d, K]."""
+        columns = []
+        for name in self.task_names:
+            own = [params[f"heads.{name}.{key}"] for key in _weight_shapes(self.heads[name])]
+            columns.append(torch.cat([weight.flatten() for weight in own]))
+        return torch.stack(columns, 1)
+
+    def relation(self, params: Params) -> Tensor:
+        """Omega [K, K], the covariance of the tasks: positive definite, of trace 1, without a graph."""
+        _, scales, directions = torch.linalg.svd(self.weights(params).detach(), full_matrices=False)
+        root = directions.T * scales @ directions + self.ridge * torch.eye(len(self.task_names)).to(directions)
+        return root / root.trace()
+
+    def penalty(self, params: Params) -> Tensor:
+        weights = self.weights(params)
+        within = torch.linalg.solve(self.relation(params), weights.T)  # Omega^-1 W^T
+        return self.lambda_1 / 2 * weights.square().sum() + self.lambda_2 / 2 * (weights.T * within).sum()
+
+
+class RelationSpec(SharingSpecBase):
+    """All tasks share the trunk, and the weights of their heads follow a covariance of tasks that is learned.
+
+    `lambda_1` draws the weights to zero, `lambda_2` to those of related tasks and away from those of opposed ones.
+    All heads need weights of the same shape: tasks of the same kind with as many outputs each.
+    """
+
+    name: Literal["relation"] = "relation"
+    helps: ClassVar[str] = "tasks are alike, and which are related or opposed is to be learned and read"
+    lambda_1: NonNegativeFloat = 0.0001
+    lambda_2: NonNegativeFloat = 0.001
+    ridge: PositiveFloat = 1e-6
+
+    def check(self, tasks: Sequence[Task], encoder: Encoder) -> tuple[str, str] | None:
+        with torch.device("meta"):
+            shapes = {task.name: _weight_shapes(task.head(encoder.out_features)) for task in tasks}
+        first = tasks[0].name
+        for name, own in shapes.items():
+            if own != shapes[first]:
+                return (
+                    "name",
+                    f"relation compares the weights of heads and needs the same shapes in all, got {_told(own)} for "
+                    f"'{name}' and {_told(shapes[first])} for '{first}'. Choose tasks with as many outputs each, or "
+                    "another sharing.name.",
+                )
+        return None
+
+    def num_encoders(self, num_tasks: int) -> int:
+        return 1
+
+    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> Relation:
+        return Relation(tasks, encoders, self.lambda_1, self.lambda_2, self.ridge)
+
+
+def _weight_shapes(head: nn.Module) -> dict[str, tuple[int, ...]]:
+    """What counts as a weight: a parameter of two dimensions or more, which a bias does not have."""
+    return {name: tuple(value.shape) for name, value in head.named_parameters() if value.ndim > 1}
+
+
+def _told(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(str(list(shape)) for shape in shapes.values())
