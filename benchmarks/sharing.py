@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from multiprocessing import get_context
@@ -59,10 +59,33 @@ MAIN: dict[str, tuple[str, tuple[Any, ...]]] = {
     "dselect_k": ("k", (2, 1, 4)),
     "mmoe": ("num_experts", (4, 2, 8)),
     "mtan": ("reduction", (1, 2, 4)),
+    "relation": ("lambda_2", (0.001, 0.01, 0.1)),
     "ple": ("num_shared_experts", (1, 2, 4)),
     "soft": ("strength", (0.001, 0.01, 0.1)),
 }
 """The hyperparameter that is searched beside the learning rate: as many values as leave room for all RATES."""
+
+
+def trees(names: Sequence[str], num_stages: int) -> list[dict[str, dict[str, Any]]]:
+    """All tasks part after the first stage; or each half of them has a trunk; or they never part: hard sharing."""
+    first, *others = names
+    leader, *followers = names[len(names) // 2 :]
+    halves = {leader: {"follows": first, "stages": 0}}
+    halves |= {name: {"follows": leader, "stages": num_stages} for name in followers}
+    return [{name: {"follows": first, "stages": 1} for name in others}, halves, {}]
+
+
+def levels(names: Sequence[str], num_stages: int) -> list[dict[str, int]]:
+    """Half of the tasks is supervised after the first stage, or the other half is, or none: hard sharing."""
+    half = len(names) // 2
+    return [dict.fromkeys(names[:half], 1), dict.fromkeys(names[half:], 1), {}]
+
+
+STRUCTURE: dict[str, tuple[str, Callable[[Sequence[str], int], Sequence[Any]]]] = {
+    "branching": ("tree", trees),
+    "hierarchical": ("levels", levels),
+}
+"""The same, where the values name the tasks."""
 
 
 class Protocol(Spec):
@@ -92,31 +115,35 @@ class Setting(NamedTuple):
     weighting: WeightingSpecBase
 
 
-def settings(method: str, tasks: Sequence[Task], seed: int, count: int) -> list[Setting]:
-    """The first `count` of the method's settings."""
+def settings(method: str, tasks: Sequence[Task], seed: int, protocol: Protocol) -> list[Setting]:
+    """What the method tries."""
+    names = [task.name for task in tasks]
     if method == SINGLE:
         found = [Setting(lr, SoftSpec(strength=0), EqualSpec()) for lr in ALONE_RATES]
     elif method == SCALARIZED:
-        found = [Setting(lr, HardSpec(), weights) for weights in _weightings(tasks, seed) for lr in RATES]
-    elif method in MAIN:
-        key, values = MAIN[method]
+        found = [Setting(lr, HardSpec(), weights) for weights in _weightings(names, seed) for lr in RATES]
+    elif method in MAIN or method in STRUCTURE:
+        if method in MAIN:
+            key, values = MAIN[method]
+        else:
+            key, make = STRUCTURE[method]
+            values = tuple(make(names, len(protocol.hidden)))
         found = [Setting(lr, ARCHITECTURES[method](**{key: value}), EqualSpec()) for value in values for lr in RATES]
     else:
         found = [Setting(lr, ARCHITECTURES[method](), EqualSpec()) for lr in ALONE_RATES]
-    return found[:count]
+    return found[: protocol.settings]
 
 
-def _weightings(tasks: Sequence[Task], seed: int) -> list[StaticSpec]:
+def _weightings(names: Sequence[str], seed: int) -> list[StaticSpec]:
     """Equal weights, then points drawn uniformly from the simplex."""
-    draws = np.random.default_rng(seed).dirichlet(np.ones(len(tasks)), NUM_SETTINGS // len(RATES) - 1)
-    names = [task.name for task in tasks]
+    draws = np.random.default_rng(seed).dirichlet(np.ones(len(names)), NUM_SETTINGS // len(RATES) - 1)
     return [StaticSpec(), *(StaticSpec(weights=dict(zip(names, map(float, row), strict=True))) for row in draws)]
 
 
 def refusal(method: str, data: Dataset, protocol: Protocol) -> str | None:
     """Why the method's own spec does not take these tasks; None where it does."""
     encoder = MLPSpec(hidden=protocol.hidden).build(data.input_shape)
-    for setting in settings(method, data.tasks, 0, protocol.settings):
+    for setting in settings(method, data.tasks, 0, protocol):
         refused = setting.sharing.check(data.tasks, encoder)
         if refused:
             return f"refused: sharing.{refused[0]}: {refused[1]}"
@@ -209,7 +236,7 @@ def cell(folder: str, dataset: str, seed: int, method: str, protocol: Protocol) 
     refused = refusal(method, data, protocol)
     if refused:
         return row | {"not_run": refused}
-    tried = settings(method, data.tasks, seed, protocol.settings)
+    tried = settings(method, data.tasks, seed, protocol)
     try:
         runs = [train(data, s, protocol, seed, protocol.most_seconds / protocol.settings) for s in tried]
     except TimeoutError as error:

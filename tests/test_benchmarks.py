@@ -123,19 +123,19 @@ def test_no_source_digit_is_in_two_parts() -> None:
 def test_every_architecture_of_the_union_is_measured() -> None:
     union = {member.model_fields["name"].default for member in get_args(get_args(SharingSpec)[0])}
     assert union <= set(sharing.METHODS)
-    assert set(sharing.MAIN) <= union
+    assert {*sharing.MAIN, *sharing.STRUCTURE} <= union
 
 
 @pytest.mark.parametrize("method", sharing.METHODS)
 def test_every_method_tries_as_many_different_settings(method: str) -> None:
     data = own_inputs()
-    found = sharing.settings(method, data.tasks, 0, sharing.NUM_SETTINGS)
+    found = sharing.settings(method, data.tasks, 0, Protocol())
     assert len(found) == len(set(map(str, found))) == sharing.NUM_SETTINGS
-    assert len(sharing.settings(method, data.tasks, 0, 2)) == 2
+    assert sharing.settings(method, data.tasks, 0, TINY) == found[:2]
 
 
 def test_scalarization_tries_equal_weights_first_and_simplex_points_after() -> None:
-    first, *_, last = sharing.settings(sharing.SCALARIZED, own_inputs().tasks, 0, 6)
+    first, *_, last = sharing.settings(sharing.SCALARIZED, own_inputs().tasks, 0, Protocol())
     assert first.weighting.weights == {}  # type: ignore[attr-defined]
     assert math.isclose(sum(last.weighting.weights.values()), 1)  # type: ignore[attr-defined]
 
@@ -158,7 +158,7 @@ def test_every_method_trains_or_is_refused_with_a_reason(
 
 def test_single_tasks_learn_each_as_if_alone() -> None:
     data = shared_inputs()
-    setting = sharing.settings(SINGLE, data.tasks, 0, 1)[0]
+    setting = sharing.settings(SINGLE, data.tasks, 0, TINY)[0]
     both = sharing.train(data, setting, TINY, 0).test
     halved = data._replace(
         train=data.train._replace(targets={**data.train.targets, "first": data.train.targets["first"] / 2})
@@ -170,7 +170,7 @@ def test_single_tasks_learn_each_as_if_alone() -> None:
 
 def test_the_test_rows_have_no_say_in_what_is_chosen() -> None:
     data = shared_inputs()
-    setting = sharing.settings("hard", data.tasks, 0, 1)[0]
+    setting = sharing.settings("hard", data.tasks, 0, TINY)[0]
     other = data._replace(test=Batch(data.test.inputs * 100, data.test.targets, {}))  # type: ignore[operator]
     one, two = sharing.train(data, setting, TINY, 0), sharing.train(other, setting, TINY, 0)
     assert one.test != two.test
@@ -179,13 +179,13 @@ def test_the_test_rows_have_no_say_in_what_is_chosen() -> None:
 
 def test_training_lowers_the_error_well_below_that_of_the_mean() -> None:
     long = TINY.model_copy(update={"steps": {"made_up": 150}, "hidden": (16, 16)})
-    setting = sharing.settings("hard", shared_inputs().tasks, 0, 2)[1]
+    setting = sharing.settings("hard", shared_inputs().tasks, 0, TINY)[1]
     assert max(sharing.train(shared_inputs(200), setting, long, 0).test) < 0.3
 
 
 def test_the_error_is_the_rmse_in_training_spreads() -> None:
     data = shared_inputs()
-    problem = sharing.build(data, sharing.settings("hard", data.tasks, 0, 1)[0], TINY, 0)
+    problem = sharing.build(data, sharing.settings("hard", data.tasks, 0, TINY)[0], TINY, 0)
     params = problem.init_params()
     found = sharing.errors(problem, params, data.test)
     for index, task in enumerate(data.tasks):
@@ -200,7 +200,7 @@ def test_a_run_too_slow_for_its_limit_is_given_up() -> None:
     data = shared_inputs()
     long = TINY.model_copy(update={"steps": {"made_up": 100_000}})
     with pytest.raises(TimeoutError, match="ms a step"):
-        sharing.train(data, sharing.settings("hard", data.tasks, 0, 1)[0], long, 0, limit_s=1.0)
+        sharing.train(data, sharing.settings("hard", data.tasks, 0, TINY)[0], long, 0, limit_s=1.0)
 
 
 def row(dataset: str, seed: int, method: str, **test: float) -> dict[str, object]:
@@ -246,22 +246,23 @@ def test_results_of_another_protocol_are_not_resumed(tmp_path: Path) -> None:
 
 def test_a_classification_error_is_a_share_of_examples() -> None:
     data = tabular.digits(Path(), 0, 10)
-    problem = sharing.build(data, sharing.settings("hard", data.tasks, 0, 1)[0], TINY, 0)
+    problem = sharing.build(data, sharing.settings("hard", data.tasks, 0, TINY)[0], TINY, 0)
     params = problem.init_params()
     with torch.no_grad():
         wrong = problem.predict(params, data.val.inputs)["left"].argmax(1) != data.val.targets["left"]
     assert sharing.errors(problem, params, data.val)[0] == pytest.approx(float(wrong.float().mean()))
 
 
-def test_the_grids_are_taken_by_a_real_network() -> None:
+@pytest.mark.parametrize("num_tasks", [2, 3, 10])
+def test_the_grids_are_taken_by_a_real_network(num_tasks: int) -> None:
     encoder = MLPSpec(hidden=Protocol().hidden).build((5,))
-    tasks = [regression(name, 0.0, 1.0) for name in ("a", "b")]
-    for method in sharing.MAIN:
-        for setting in sharing.settings(method, tasks, 0, sharing.NUM_SETTINGS):
+    tasks = [regression(f"task_{index}", 0.0, 1.0) for index in range(num_tasks)]
+    for method in (*sharing.MAIN, *sharing.STRUCTURE):
+        for setting in sharing.settings(method, tasks, 0, Protocol()):
             assert setting.sharing.check(tasks, encoder) is None
 
 
-FOLDER = Path(os.environ.get("RAYMTL_DATA", ".")) / "tabular"
+FOLDER = Path(os.environ.get("RAYMTL_DATA", "unset")) / "tabular"
 needs_data = pytest.mark.skipif(not FOLDER.is_dir(), reason="$RAYMTL_DATA/tabular is not there")
 
 
