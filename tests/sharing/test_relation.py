@@ -116,13 +116,15 @@ def test_opposed_toy_tasks_become_known_as_opposed() -> None:
     inputs = torch.randn(40, 5)
     x = inputs[:, :1]
     targets = {"up": 3 * x + 10, "down": -3 * x - 5, "flat": torch.ones_like(x)}
-    optimizer = torch.optim.Adam(params.values(), lr=0.1)
-    for _ in range(600):
+    optimizer = torch.optim.Adam(params.values(), lr=0.3)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.001, 400)
+    for _ in range(400):
         predictions = model(inputs)
         loss = sum((predictions[name] - target).square().mean() for name, target in targets.items())
         optimizer.zero_grad()
         (loss + model.penalty(params)).backward()
         optimizer.step()
+        falling.step()
     assert correlation() < -0.999
     omega = model.relation(params)
     assert omega[2].abs().max() < 0.01
