@@ -12,6 +12,7 @@ from raymtl.sharing.cross_stitch import CrossStitchSpec
 from raymtl.sharing.dselect_k import DSelectKSpec
 from raymtl.sharing.hard import HardSpec
 from raymtl.sharing.hierarchical import HierarchicalSpec
+from raymtl.sharing.low_rank import LowRankSpec
 from raymtl.sharing.mmoe import MMoESpec
 from raymtl.sharing.mtan import MTANSpec
 from raymtl.sharing.ple import PLESpec
@@ -26,6 +27,7 @@ SharingSpec = Annotated[
     | DSelectKSpec
     | HardSpec
     | HierarchicalSpec
+    | LowRankSpec
     | MMoESpec
     | MTANSpec
     | PLESpec
@@ -42,6 +44,7 @@ __all__ = [
     "DSelectKSpec",
     "HardSpec",
     "HierarchicalSpec",
+    "LowRankSpec",
     "MMoESpec",
     "MTANSpec",
     "PLESpec",

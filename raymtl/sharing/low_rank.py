@@ -1,0 +1,154 @@
+"""Low-rank sharing (GO-MTL: Kumar & Daumé, 2012, arXiv:1206.6417; deep: Yang & Hospedales, 2016, arXiv:1605.06391).
+
+W = L S, the stacked weights of all tasks [numel, K] from a basis L [numel, k] that they share and k coefficients S_t
+of each: W_t = sum_j S_jt L_j; penalty mu |S|_1 + lambda |L|_F^2. As a tensor [out, in, K]:
+W_t = U_out (sum_j S_jt G_j) U_in^T.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from raymtl.encoders import Encoder
+from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
+from raymtl.types import Params, Task
+
+NORM_OF_WEIGHTS, NORM_OF_VECTORS = 2.0, 1.0  # of the coefficients at first: of unit length, or of sum 1
+
+
+class Matrix(nn.Module):
+    """A basis of k tensors of the same shape, which are k ordinary initial values: [k, *shape]."""
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.basis = nn.Parameter(values.clone())
+
+    def forward(self, coefficients: Tensor) -> Tensor:
+        """[k] -> [*shape]."""
+        return torch.einsum("k,k...->...", coefficients, self.basis)
+
+
+class Tucker(nn.Module):
+    """The same with each tensor of the basis between two factors: [out, r_out] [k, r_out, r_in] [in, r_in]^T.
+
+    `kept` of the outputs and of the inputs, all dimensions but the first, remain as r_out and r_in. The factors start
+    orthonormal, and the core as the projection of k ordinary initial values, scaled to their mean square.
+    """
+
+    def __init__(self, values: Tensor, kept: float) -> None:
+        super().__init__()
+        self.shape = values.shape[1:]
+        matrices = values.flatten(2)  # [k, out, in]
+        rows, columns = (math.ceil(kept * size) for size in matrices.shape[1:])
+        outputs, inputs = (
+            torch.linalg.qr(torch.randn(size, rank).to(values))[0]
+            for size, rank in zip(matrices.shape[1:], (rows, columns), strict=True)
+        )
+        lost = matrices[0].numel() / (rows * columns)
+        self.outputs, self.inputs = nn.Parameter(outputs), nn.Parameter(inputs)
+        self.core = nn.Parameter(math.sqrt(lost) * outputs.T @ matrices @ inputs)
+
+    def forward(self, coefficients: Tensor) -> Tensor:
+        """[k] -> [*shape]."""
+        core = torch.einsum("k,kor->or", coefficients, self.core)
+        return (self.outputs @ core @ self.inputs.T).view(self.shape)
+
+
+class LowRank(SharingArchitecture):
+    """Every parameter of the tasks' encoders is a combination of k that all share, with coefficients of each task.
+
+    `factors.PARAMETER` holds what is shared, `coefficients.TASK` [number of parameters, k] what is a task's own. There
+    is no encoder beside them: each task's is put together where it is needed. A parameter of one dimension, such as a
+    bias, is factorised as a matrix in either form. At first a task's coefficients are random and positive, of unit
+    length for weights, so that these have an ordinary scale, and of sum 1 for parameters of one dimension, so that
+    the scales of a normalisation stay at 1. With one task it is an independent network, started as usual.
+
+    The penalty is mu times the sum of the absolute coefficients (its gradient at 0 is 0, a subgradient) plus lambda
+    times the sum of squares of all factors. Deviations from the papers: no initialisation from networks trained
+    task by task; gradient steps on both parts at once instead of alternating solutions.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        encoders: Sequence[Encoder],
+        form: Literal["matrix", "tensor"],
+        kept: float,
+        sparsity: float,
+        decay: float,
+    ) -> None:
+        super().__init__(tasks, encoders[0].out_features)
+        self.sparsity, self.decay = sparsity, decay
+        # In a tuple it is no submodule, and on the meta device it has no values that could enter a prediction.
+        self._template = (deepcopy(encoders[0]).to("meta"),)
+        stacked = {
+            name: torch.stack([encoder.get_parameter(name).detach() for encoder in encoders])
+            for name, _ in encoders[0].named_parameters()
+        }
+        self._template_names = tuple(stacked)
+        self.factors = nn.ModuleDict(
+            {
+                _key(name): Tucker(values, kept) if form == "tensor" and values.ndim > 2 else Matrix(values)
+                for name, values in stacked.items()
+            }
+        )
+        norms = [NORM_OF_WEIGHTS if values.ndim > 2 else NORM_OF_VECTORS for values in stacked.values()]
+        self.coefficients = nn.ParameterDict(
+            {name: nn.Parameter(_random_rows(norms, len(encoders))) for name in self.task_names}
+        )
+
+    @property
+    def shared(self) -> frozenset[str]:
+        return self._names("factors")
+
+    def encoder_params(self, task: str) -> dict[str, Tensor]:
+        """The parameters of the task's encoder, put together."""
+        rows = self.coefficients[task].unbind(0)
+        return {name: self.factors[_key(name)](row) for name, row in zip(self._template_names, rows, strict=True)}
+
+    def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
+        (template,) = self._template
+        return {name: functional_call(template, self.encoder_params(name), (inputs,)) for name in tasks}
+
+    def penalty(self, params: Params) -> Tensor:
+        coefficients = [value.abs().sum() for name, value in params.items() if name.startswith("coefficients.")]
+        factors = [value.square().sum() for name, value in params.items() if name.startswith("factors.")]
+        return self.sparsity * torch.stack(coefficients).sum() + self.decay * torch.stack(factors).sum()
+
+
+class LowRankSpec(SharingSpecBase):
+    """Each task's encoder is a combination of `rank` encoders that all share, parameter by parameter.
+
+    `rank` beyond the number of tasks adds nothing and is taken as that number. `form: tensor` also factorises the
+    outputs and the inputs of every weight, of which the share `kept` remains. `sparsity` is mu, of the coefficients;
+    `decay` is lambda, of what is shared.
+    """
+
+    name: Literal["low_rank"] = "low_rank"
+    helps: ClassVar[str] = "many tasks that are mixtures of a few"
+    rank: PositiveInt = 2
+    form: Literal["matrix", "tensor"] = "matrix"
+    kept: Annotated[float, Field(gt=0, le=1)] = 0.5
+    sparsity: NonNegativeFloat = 1e-5
+    decay: NonNegativeFloat = 1e-5
+
+    def num_encoders(self, num_tasks: int) -> int:
+        return min(self.rank, num_tasks)
+
+    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> LowRank:
+        return LowRank(tasks, encoders, self.form, self.kept, self.sparsity, self.decay)
+
+
+def _key(parameter: str) -> str:
+    return parameter.replace(".", "_")
+
+
+def _random_rows(norms: Sequence[float], length: int) -> Tensor:
+    """Rows of random positive numbers, the i-th of unit length in the norm of order norms[i]."""
+    return torch.stack([nn.functional.normalize(torch.rand(length), p=norm, dim=0) for norm in norms])
