@@ -1,0 +1,58 @@
+"""CAGrad against directions of its ball at random and the closed form of two tasks."""
+
+import pytest
+import torch
+
+from raymtl.tasks import regression
+from raymtl.weighting import CAGradSpec
+from tests.weighting import Rows
+
+TASKS = [regression(name, 0.0, 1.0) for name in "abcd"]
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def direction(rows: torch.Tensor, c: float) -> torch.Tensor:
+    """The paper's d."""
+    size = len(rows)
+    return CAGradSpec(c=c).build(TASKS[:size])(torch.ones(size), Rows(rows)) @ rows * (1 + c) / size
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("c", [0.1, 0.4, 0.9])
+def test_no_direction_of_the_ball_improves_the_worst_task_more(c: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(4, 5, generator=generator)
+    mean, found = rows.mean(0), direction(rows, c)
+    others = torch.randn(20000, 5, generator=generator)
+    others = mean + c * mean.norm() * others / others.norm(dim=1, keepdim=True)
+    assert (found - mean).norm() <= c * mean.norm() * (1 + 1e-10)
+    assert ((others @ rows.T).min(1).values <= (rows @ found).min()).all()
+
+
+def test_without_a_ball_it_is_the_sum() -> None:
+    assert CAGradSpec(c=0).build(TASKS)(torch.ones(4), Rows(torch.randn(4, 5))).tolist() == [1] * 4
+
+
+def test_two_orthogonal_gradients_of_equal_length_are_stretched_along_their_sum() -> None:
+    torch.testing.assert_close(direction(torch.eye(2), 0.5), torch.full((2,), 0.75))
+
+
+@pytest.mark.parametrize("cosine", [-0.99, -0.9999, -1 + 1e-9])
+def test_nearly_opposite_gradients_give_a_direction_within_the_ball(cosine: float) -> None:
+    rows = torch.tensor([[1.0, 0.0], [2 * cosine, 2 * (1 - cosine**2) ** 0.5]])
+    found, mean = direction(rows, 0.5), rows.mean(0)
+    torch.testing.assert_close((found - mean).norm(), 0.5 * mean.norm(), rtol=1e-6, atol=0)
+
+
+def test_opposite_gradients_and_another_along_which_they_stand_still_give_a_direction_within_the_ball() -> None:
+    """0 lies on an edge of the hull, so |g_w| = 0: the limit of the paper's d."""
+    rows = torch.tensor([[1.0, 0.0], [-2.0, 0.0], [0.5, 1.0]])
+    found, mean = direction(rows, 0.6), rows.mean(0)
+    assert (found - mean).norm() <= 0.6 * mean.norm() * (1 + 1e-6)
+    torch.testing.assert_close(found[0], torch.tensor(0.0), atol=1e-7, rtol=0)
+
+
+def test_a_task_whose_gradient_is_zero_leaves_the_others_as_if_alone() -> None:
+    rows = torch.randn(3, 4)
+    weights = CAGradSpec().build(TASKS)(torch.ones(4), Rows(torch.cat([rows, torch.zeros(1, 4)])))
+    torch.testing.assert_close(weights[:3], CAGradSpec().build(TASKS[:3])(torch.ones(3), Rows(rows)))

@@ -1,0 +1,49 @@
+"""MGDA against the closed form of two tasks and the simplex at random; its conditions are in test_torchjd.py."""
+
+import pytest
+import torch
+
+from raymtl.tasks import regression
+from raymtl.weighting import MGDASpec
+from tests.weighting import Rows
+
+TASKS = [regression(name, 0.0, 1.0) for name in "abcd"]
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_tasks_follow_the_closed_form(seed: int) -> None:
+    one, other = torch.randn(2, 3, generator=torch.Generator().manual_seed(seed)) + seed % 2
+    share = ((other - one) @ other / (other - one).square().sum()).clamp(0, 1)
+    weights = MGDASpec().build(TASKS[:2])(torch.ones(2), Rows(torch.stack([one, other])))
+    torch.testing.assert_close(weights, 2 * torch.stack([share, 1 - share]))
+
+
+def test_no_convex_combination_is_shorter() -> None:
+    rows = torch.randn(4, 9)
+    joint = MGDASpec().build(TASKS)(torch.ones(4), Rows(rows)) @ rows
+    others = 4 * torch.rand(5000, 4).pow(3)
+    others = 4 * others / others.sum(1, keepdim=True)
+    assert ((others @ rows).norm(dim=1) > joint.norm()).all()
+
+
+def test_a_task_whose_gradient_is_zero_takes_all_the_weight() -> None:
+    weights = MGDASpec().build(TASKS[:3])(torch.ones(3), Rows(torch.tensor([[1.0, 2.0], [0.0, 0.0], [1.0, 1.0]])))
+    assert weights.tolist() == [0, 3, 0]
+
+
+@pytest.mark.parametrize("normalize", ["none", "l2", "loss", "loss+"])
+def test_weights_are_those_of_the_normalized_gradients(normalize: str) -> None:
+    losses, rows = torch.rand(4) + 0.1, torch.randn(4, 6)
+    scale = {"none": torch.ones(4), "l2": rows.norm(dim=1), "loss": losses, "loss+": losses * rows.norm(dim=1)}[
+        normalize
+    ]
+    expected = MGDASpec().build(TASKS)(torch.ones(4), Rows(rows / scale[:, None]))
+    torch.testing.assert_close(MGDASpec(normalize=normalize).build(TASKS)(losses, Rows(rows)), expected)
+
+
+@pytest.mark.parametrize("normalize", ["l2", "loss", "loss+"])
+def test_zeros_are_no_scale(normalize: str) -> None:
+    rows = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    weights = MGDASpec(normalize=normalize).build(TASKS[:2])(torch.tensor([0.0, 1.0]), Rows(rows))
+    torch.testing.assert_close(weights, torch.tensor([2.0, 0.0]))
