@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from raymtl.sharing.adversarial import AdversarialSpec
+from raymtl.sharing.attention import AttentionSpec
 from raymtl.sharing.base import SharingArchitecture
 from raymtl.sharing.branching import BranchingSpec
 from raymtl.sharing.cgc import CGCSpec
@@ -21,6 +22,7 @@ from raymtl.sharing.soft import SoftSpec
 
 SharingSpec = Annotated[
     AdversarialSpec
+    | AttentionSpec
     | BranchingSpec
     | CGCSpec
     | CrossStitchSpec
@@ -38,6 +40,7 @@ SharingSpec = Annotated[
 
 __all__ = [
     "AdversarialSpec",
+    "AttentionSpec",
     "BranchingSpec",
     "CGCSpec",
     "CrossStitchSpec",
