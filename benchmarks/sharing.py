@@ -54,13 +54,15 @@ STEPS = {"energy": 300, "jura": 150, "water": 150, "school": 150, "parkinsons": 
 
 MAIN: dict[str, tuple[str, tuple[Any, ...]]] = {
     "adversarial": ("reversal", (0.05, 0.005, 0.5)),
+    "attention": ("heads", (4, 1, 8)),
     "cgc": ("num_shared_experts", (1, 2, 4)),
     "cross_stitch": ("own", (0.9, 0.7, 0.5)),
     "dselect_k": ("k", (2, 1, 4)),
+    "low_rank": ("rank", (2, 1, 4)),
     "mmoe": ("num_experts", (4, 2, 8)),
     "mtan": ("reduction", (1, 2, 4)),
-    "relation": ("lambda_2", (0.001, 0.01, 0.1)),
     "ple": ("num_shared_experts", (1, 2, 4)),
+    "relation": ("lambda_2", (0.001, 0.01, 0.1)),
     "soft": ("strength", (0.001, 0.01, 0.1)),
 }
 """The hyperparameter that is searched beside the learning rate: as many values as leave room for all RATES."""
@@ -263,6 +265,8 @@ class Summary(NamedTuple):
 
     method: str
     errors: Mapping[str, Sequence[float]]
+    changes: Mapping[str, Sequence[float]]
+    """delta_m of each data set alone."""
     delta_m: Sequence[float]
     delta_p: Sequence[float]
     ranks: Sequence[float]
@@ -299,16 +303,19 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
             for d in datasets
         }
         deltas: dict[Any, list[float]] = {delta_m: [], delta_p: []}
+        changes: dict[str, list[float]] = {}
         mean_rank: list[float] = []
         for seed in seeds:
             both = [d for d in datasets if (d, seed, method) in results and (d, seed, SINGLE) in results]
             for delta, found in deltas.items():
-                found += mean(
-                    {d: delta(_scores(results[d, seed, method]), _scores(results[d, seed, SINGLE])) for d in both}
-                )
+                per_dataset = {d: delta(*(_scores(results[d, seed, m]) for m in (method, SINGLE))) for d in both}
+                found += mean(per_dataset)
+                if delta is delta_m:
+                    for d, change in per_dataset.items():
+                        changes.setdefault(d, []).extend([] if change is None else [change])
             mean_rank += mean({d: ranks.get((d, seed, method)) for d in datasets})
         reasons = {row["dataset"]: row["not_run"] for row in rows if row["method"] == method and "not_run" in row}
-        summaries.append(Summary(method, by_dataset, deltas[delta_m], deltas[delta_p], mean_rank, reasons))
+        summaries.append(Summary(method, by_dataset, changes, deltas[delta_m], deltas[delta_p], mean_rank, reasons))
     return sorted(summaries, key=lambda s: float(np.mean(s.ranks)) if s.ranks else math.inf)
 
 
@@ -332,26 +339,35 @@ def _told(values: Sequence[float], digits: int) -> str:
     return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
 
 
-def markdown(summaries: Sequence[Summary], datasets: Sequence[str]) -> str:
-    """The table, and below it what was not run and why."""
-    lines = [
-        "| method | " + " | ".join(datasets) + " | delta_m, % (lower is better) | delta_p, % (higher) | mean rank |",
-        "|---" * (len(datasets) + 4) + "|",
+def tables(summaries: Sequence[Summary], datasets: Sequence[str]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and rows of each table."""
+    partly = [f" ({len(datasets) - len(s.not_run)} of {len(datasets)} sets)" if s.not_run else "" for s in summaries]
+    names = [summary.method + note for summary, note in zip(summaries, partly, strict=True)]
+    errors = [
+        [name, *(_told(s.errors.get(d, ()), 3) for d in datasets), _told(s.ranks, 2)]
+        for name, s in zip(names, summaries, strict=True)
     ]
-    lines += ["| " + " | ".join(_cells(summary, datasets)) + " |" for summary in summaries]
-    return "\n".join([*lines, "", *_reasons(summaries)]).rstrip() + "\n"
-
-
-def _cells(summary: Summary, datasets: Sequence[str]) -> list[str]:
-    found = [_told(summary.errors.get(name, ()), 3) for name in datasets]
-    partly = f" ({len(datasets) - len(summary.not_run)} of {len(datasets)} sets)" if summary.not_run else ""
+    changes = [
+        [name, *(_told(s.changes.get(d, ()), 1) for d in datasets), _told(s.delta_m, 1), _told(s.delta_p, 1)]
+        for name, s in zip(names, summaries, strict=True)
+    ]
     return [
-        summary.method + partly,
-        *found,
-        _told(summary.delta_m, 1),
-        _told(summary.delta_p, 1),
-        _told(summary.ranks, 2),
+        ("Test error, mean over tasks", ["method", *datasets, "mean rank"], errors),
+        (
+            "Change of the error against single tasks of the same seed, %; lower is better but in delta_p",
+            ["method", *datasets, "delta_m", "delta_p"],
+            changes,
+        ),
     ]
+
+
+def markdown(summaries: Sequence[Summary], datasets: Sequence[str]) -> str:
+    """The tables, and below them what was not run and why."""
+    lines: list[str] = []
+    for title, header, rows in tables(summaries, datasets):
+        lines += [f"{title}:", "", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+    return "\n".join([*lines, *_reasons(summaries)]).rstrip() + "\n"
 
 
 def _reasons(summaries: Sequence[Summary]) -> list[str]:
@@ -424,17 +440,18 @@ def main(
 
 def _show(console: Console, found: Sequence[Summary], datasets: Sequence[str], protocol: Protocol, seeds: int) -> None:
     if not console.is_terminal:
-        print(markdown(found, datasets))
+        print(markdown(found, datasets), end="")
         return
-    table = Table("method", *datasets, "delta_m, %", "delta_p, %", "mean rank")
-    for summary in found:
-        table.add_row(*_cells(summary, datasets))
-    console.print(table)
+    for title, header, rows in tables(found, datasets):
+        table = Table(*header, title=title)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
     for line in _reasons(found):
         console.print(line)
     console.print(
-        f"Test error, mean over tasks, {seeds} seeds, 95 % intervals; {protocol.settings} settings for "
-        "every method and seed, all of as many steps, chosen on validation rows."
+        f"{seeds} seeds, 95 % intervals; {protocol.settings} settings for every method and seed, all of as many "
+        "steps, chosen on validation rows."
     )
 
 

@@ -226,7 +226,10 @@ def test_deltas_and_ranks_are_averaged_within_a_data_set_first() -> None:
     assert by_name["hard"].errors == {"one": [0.75], "two": [1.2]}
     assert [found.method for found in sharing.summarise(rows)][-1] == "soft"
     table = sharing.markdown(sharing.summarise(rows), ["one", "two"])
-    assert "- soft, two: refused: why" in table and "| soft (1 of 2 sets) | 1.750 | - |" in table
+    assert by_name["hard"].changes == {"one": pytest.approx([-50]), "two": pytest.approx([20])}
+    assert "| soft (1 of 2 sets) | 1.750 | - | 2.50 |" in table
+    assert "| hard | -50.0 | 20.0 | -15.0 | 15.0 |" in table
+    assert table.endswith("- soft, two: refused: why\n")
 
 
 def test_the_interval_is_students_of_the_seeds() -> None:
