@@ -9,9 +9,12 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import leaky_relu_
 
 from raymtl.types import Task
 from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+
+PIECE = 8192
 
 
 def draw_chances(num_coordinates: int, num_updates: int) -> Tensor:
@@ -21,9 +24,15 @@ def draw_chances(num_coordinates: int, num_updates: int) -> Tensor:
 
 def drop(rows: Tensor, chances: Tensor, leak: float) -> Tensor:
     """The rows [K, P] with the entries of the sign that loses scaled by `leak`."""
-    # P > U, without the division: sum_t g_t > (2 U - 1) sum_t |g_t|.
-    positive = rows.sum(0) > (2 * chances.to(rows) - 1) * rows.abs().sum(0)
-    return rows.where((rows > 0) == positive, leak * rows)
+    dropped = torch.empty_like(rows)
+    # Pieces that stay in the processor's cache take less than half the time.
+    width = PIECE if rows.device.type == "cpu" else rows.shape[1]
+    for before, after, chance in zip(*(x.split(width, -1) for x in (rows, dropped, chances.to(rows))), strict=True):
+        # P > U, without the division: sum_t g_t > (2 U - 1) sum_t |g_t|.
+        sign = torch.where(before.sum(0) > (2 * chance - 1) * before.abs().sum(0), 1.0, -1.0).to(rows)
+        leaky_relu_(torch.mul(before, sign, out=after), leak)
+        after.mul_(sign)
+    return dropped
 
 
 class GradDrop(LossWeighting):
