@@ -18,6 +18,7 @@ from raymtl.sharing.mmoe import MMoESpec
 from raymtl.sharing.mtan import MTANSpec
 from raymtl.sharing.ple import PLESpec
 from raymtl.sharing.relation import RelationSpec
+from raymtl.sharing.sluice import SluiceSpec
 from raymtl.sharing.soft import SoftSpec
 
 SharingSpec = Annotated[
@@ -34,6 +35,7 @@ SharingSpec = Annotated[
     | MTANSpec
     | PLESpec
     | RelationSpec
+    | SluiceSpec
     | SoftSpec,
     Field(discriminator="name"),
 ]
@@ -54,5 +56,6 @@ __all__ = [
     "RelationSpec",
     "SharingArchitecture",
     "SharingSpec",
+    "SluiceSpec",
     "SoftSpec",
 ]

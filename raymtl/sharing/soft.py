@@ -40,7 +40,10 @@ class Soft(SharingArchitecture):
 
 
 class SoftSpec(SharingSpecBase):
-    """`strength` is lambda; at 0 the tasks learn independently."""
+    """Every task has a network of its own, drawn toward the mean of all.
+
+    `strength` is lambda; at 0 the tasks learn independently.
+    """
 
     name: Literal["soft"] = "soft"
     helps: ClassVar[str] = "tasks are related but not alike, and there are data for a network each"
