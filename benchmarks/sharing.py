@@ -63,6 +63,7 @@ MAIN: dict[str, tuple[str, tuple[Any, ...]]] = {
     "mtan": ("reduction", (1, 2, 4)),
     "ple": ("num_shared_experts", (1, 2, 4)),
     "relation": ("lambda_2", (0.001, 0.01, 0.1)),
+    "sluice": ("own", (0.9, 0.7, 0.5)),
     "soft": ("strength", (0.001, 0.01, 0.1)),
 }
 """The hyperparameter that is searched beside the learning rate: as many values as leave room for all RATES."""
