@@ -1,4 +1,4 @@
-"""Soft parameter sharing (Evgeniou & Pontil, 2004): every task its own trunk, drawn toward the tasks' mean."""
+"""Soft parameter sharing (Evgeniou & Pontil, 2004, KDD): every task its own trunk, drawn toward the tasks' mean."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
@@ -13,9 +13,11 @@ from raymtl.types import Params, Task
 
 
 class Soft(SharingArchitecture):
-    """Adds strength * sum_t |theta_t - mean_s theta_s|^2 over the trunks to the outer objective.
+    """Every task has a trunk of its own, drawn toward the mean of all.
 
-    The gradient with respect to theta_t is 2 * strength * (theta_t - mean). No parameter is shared by two losses.
+    The penalty is strength * sum_t |theta_t - mean_s theta_s|^2 over the trunks, a sum over tasks and parameters: its
+    gradient with respect to theta_t is 2 * strength * (theta_t - mean). No parameter is shared by two losses. Deviation
+    from the paper: it has kernel machines, here the theta_t are whole encoders, heads left out.
     """
 
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], strength: float) -> None:

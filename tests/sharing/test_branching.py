@@ -11,6 +11,7 @@ from raymtl.sharing import BranchingSpec, HardSpec, SoftSpec
 from raymtl.tasks import classification, regression
 from raymtl.types import UserError
 from tests.conftest import experiment
+from tests.test_sharing import assert_vmap_is_a_loop, moved
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -190,3 +191,9 @@ def test_own_inputs_go_together_only_as_far_as_their_tasks(encoder) -> None:
     together = model(own)
     for task in NAMES:
         torch.testing.assert_close(together[task], model(own[task])[task])
+
+
+@over_the_encoders
+def test_vmap_over_episodes_is_a_loop_in_a_tree(encoder) -> None:
+    model = build(tree_of(("a", 1), ("b", 2), ("a", 0)), encoder)
+    assert_vmap_is_a_loop(model, torch.randn(2, 3, *SHAPE), moved(model))

@@ -8,6 +8,7 @@ from raymtl.sharing import HardSpec, HierarchicalSpec
 from raymtl.tasks import classification, regression
 from raymtl.types import UserError
 from tests.conftest import experiment
+from tests.test_sharing import assert_vmap_is_a_loop, moved
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -99,3 +100,9 @@ def test_a_single_low_task_shares_nothing() -> None:
 def test_what_is_no_level_is_refused_by_name(levels, says: str) -> None:
     with pytest.raises(UserError, match=says):
         experiment(sharing={"name": "hierarchical", "levels": levels})
+
+
+@over_the_encoders
+def test_vmap_over_episodes_is_a_loop_on_several_levels(encoder, shape) -> None:
+    model = build({"a": 1, "b": 2}, encoder, shape)
+    assert_vmap_is_a_loop(model, torch.randn(2, 3, *shape), moved(model))
