@@ -25,6 +25,9 @@ SHARING, WEIGHTING, LEARNERS, MODES = (
 )
 
 
+# The tensors of the tests are small: a second thread would only wait, and on a busy machine for long.
+torch.set_num_threads(1)
+
 PARTNERS = ("hard", "static", "pcgrad")
 
 

@@ -14,6 +14,7 @@ from raymtl.types import Task
 from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
 
 EPS = 1e-7
+BLOCK = 1 << 14  # columns that are worked on at once, so that they stay in a CPU's cache
 
 
 class ExcessMTL(LossWeighting):
@@ -51,9 +52,13 @@ class ExcessMTL(LossWeighting):
         return len(tasks) * self.log_weights[tasks].softmax(0)
 
     def _move(self, rows: Tensor, tasks: Tensor) -> None:
-        squares = self.squares.to(rows) if self.squares.numel() else rows.new_zeros(self.num_tasks, rows.shape[1])
-        summed = squares[tasks] + rows.square()
-        excess = (rows.square() / (summed + EPS).sqrt()).sum(1)
+        kept = self.squares if self.squares.numel() else rows.new_zeros(self.num_tasks, rows.shape[1])
+        self.squares = kept.to(rows)
+        excess = rows.new_zeros(len(rows))
+        for gradients, squares in zip(rows.split(BLOCK, dim=1), self.squares.split(BLOCK, dim=1), strict=True):
+            new = gradients.square()
+            summed = squares.index_add_(0, tasks.to(rows.device), new)[tasks]
+            excess += (new / (summed + EPS).sqrt()).sum(1)
 
         baseline = self.baseline.to(rows)
         mean, number = baseline[tasks].unbind(1)
@@ -65,7 +70,6 @@ class ExcessMTL(LossWeighting):
         own = log_weights[tasks]
         moved = (own + self.lr * relative).log_softmax(0) + own.logsumexp(0)
 
-        self.squares = squares.index_put((tasks,), summed)
         self.baseline = baseline.index_put((tasks,), torch.stack([mean, number + learning], 1))
         self.log_weights = log_weights.index_put((tasks,), moved)
 
