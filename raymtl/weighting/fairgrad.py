@@ -13,19 +13,22 @@ from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
 from raymtl.weighting.gramian import Array, cosines, leaving_out_zeros, solved
 
 MAX_STEPS = 100
-SURE = 1e-12
+SURE = 1e-10
 
 
 def fair(products: Array, rounding: float, alpha: float, method: str) -> Array:
     """The one w > 0 with (G w)_t = w_t^(-1/alpha).
 
-    Where some convex combination of the gradients is 0 there is none. Eigenvalues of the cosines below 1e-12, or below
+    Where some convex combination of the gradients is 0 there is none. Eigenvalues of the cosines below 1e-10, or below
     rounding, count as that, so that weights are finite there and their combination of the gradients is nearly 0.
 
-    Found by Newton's method on weights and gains together, both positive, along a ladder of exponents from 1 on, where
-    it converges from anywhere: w is then the minimum of the self-concordant 1/2 w'Gw - sum_t log w_t.
+    Found by Newton's method on weights and gains G w together, both kept positive, for alpha = 1 and then for a ladder
+    of exponents up to alpha, each from the solution of the one before. Raises RuntimeError where it does not converge,
+    which takes gradients whose lengths are ten decades apart.
     """
-    matrix, norms = cosines(products)
+    matrix, lengths = cosines(products)
+    unit = np.exp(np.log(lengths).mean())
+    norms = lengths / unit
     values, vectors = np.linalg.eigh(matrix)
     lift = (max(rounding, SURE) - values).clip(min=0)
     if lift.any():
@@ -36,7 +39,7 @@ def fair(products: Array, rounding: float, alpha: float, method: str) -> Array:
         exponent = alpha ** (rung / max(num_rungs, 1))
         weights = norms * (norms * gains) ** -exponent
         weights, gains = _solve(matrix, norms, weights, gains, exponent, method)
-    return weights / norms
+    return weights / norms * unit ** (-2 * alpha / (1 + alpha))
 
 
 def _solve(matrix: Array, norms: Array, weights: Array, gains: Array, alpha: float, method: str) -> tuple[Array, Array]:
