@@ -49,6 +49,7 @@ def vaccinate(products: Array, targets: Array, order: NDArray[np.int64], beta: f
 class GradVac(LossWeighting):
     """Sums the gradients after each has been turned to the cosines that its task used to have with the others.
 
+    The shared parameters are one group, with one target a pair of tasks; the paper may have a group a layer.
     PCGrad is the case of the target 0, where the targets start. The cosine that enters the average is that of the
     turned gradient, as the paper's loop has it at that moment. The random order is a function of the number of updates
     made so far. A gradient that is zero is passed over: it weighs 1, and its targets stay as they are. Targets below
