@@ -24,7 +24,7 @@ from raymtl.data.digits import Digits
 from raymtl.report import Estimate, outcome, result_rows, write_report
 from raymtl.report.collect import drawable, pareto_numbers, read_run
 from raymtl.report.parallel_plot import parallel_plot
-from raymtl.report.search_plots import history_plot, importance_plot, pareto_plot
+from raymtl.report.search_plots import choices_plot, history_plot, importance_plot, pareto_plot
 from raymtl.report.tables import compare, gain_rows
 from raymtl.report.training_plots import smoothed
 from raymtl.search import suggest
@@ -442,6 +442,22 @@ def test_parallel_axes_show_names_and_places_for_what_is_not_used(tuned: Path) -
     assert [value == unused for value in own.values] == [row["sharing.name"] != "cross_stitch" for row in rows]
     assert np.allclose(rates.values, [math.log10(row["learner.inner_lr"]) for row in rows])
     assert all(axis.range[0] <= value <= axis.range[1] for axis in axes.values() for value in axis.values)
+
+
+def test_choices_are_drawn_by_trial_with_the_best_on_top(tuned: Path) -> None:
+    run = read_run(tuned)
+    figure = choices_plot(run)
+    rows = [row for row in run.trials if row["state"] == "complete"]
+    marks = next(t for t in drawn(figure) if t.name == "complete")
+    assert list(zip(marks.y, marks.x, strict=True)) == [(row["sharing.name"], row["val.score"]) for row in rows]
+    best = max(rows, key=lambda row: row["val.score"])
+    assert figure is not None and figure.layout.yaxis.categoryarray[-1] == best["sharing.name"]
+
+
+def test_importance_compares_what_all_complete_trials_have(tuned: Path) -> None:
+    run = read_run(tuned)
+    (bars,) = drawn(importance_plot(run.study, run.objectives))
+    assert "learner.inner_lr" in bars.y and "sharing.own" not in bars.y
 
 
 def test_several_objectives_have_a_pareto_plot(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def _plots(run: RunData) -> dict[str, Markup | None]:
     figures = {
         "history": search_plots.history_plot(run) if run.searched else None,
         "importance": search_plots.importance_plot(run.study, run.objectives),
+        "choices": search_plots.choices_plot(run) if run.searched else None,
         "parallel": parallel_plot.parallel_plot(run) if run.searched else None,
         "pareto": search_plots.pareto_plot(run) if run.searched else None,
         "losses": training_plots.loss_plot(run.history),

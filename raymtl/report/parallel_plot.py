@@ -14,6 +14,7 @@ from raymtl.search import Choice, Domain, Int, LogUniform, Uniform
 # Dark is best, so that the lines that matter stand out on white.
 WORST_TO_BEST = ((0.0, "#d3dce6"), (0.5, "#5b9bd5"), (1.0, "#08306b"))
 NOT_USED = "not used"
+MOST_AXES = 9
 
 
 def parallel_plot(run: RunData) -> go.Figure | None:
@@ -21,6 +22,8 @@ def parallel_plot(run: RunData) -> go.Figure | None:
     first = next(iter(run.objectives), "")
     rows = [row for row in run.trials if row["state"] in ("complete", "pruned") and finite(row.get(first))]
     names = [name for name in searched_names(rows) if any(row[name] is not None for row in rows)]
+    if len(names) > MOST_AXES:  # then those that most trials leave out, and which would only cross the lines
+        names = [name for name in names if 2 * sum(row[name] is not None for row in rows) >= len(rows)]
     if len(rows) < 2 or not names:
         return None
     shown = drawable([row[first] for row in rows], run.objectives[first])

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from raymtl.report.collect import Row, RunData, drawable, finite, searched_names
 from raymtl.report.look import ACCENT, GREY, INK, colour, literal, panels, place, whole
 from raymtl.report.tables import show
+from raymtl.search import Choice
 
 NEEDED_FOR_IMPORTANCE = 4  # complete trials
 LOOKS = {
@@ -109,15 +110,20 @@ def _winner(number: int, value: float, first: bool) -> go.Scatter:
 
 
 def importance_plot(study: optuna.Study | None, objectives: Mapping[str, str]) -> go.Figure | None:
-    """Share of each searched value in the spread of the objective (PED-ANOVA); None where Optuna cannot tell."""
+    """Share of each searched value in the spread of the objective (PED-ANOVA); None where Optuna cannot tell.
+
+    Of the values that all complete trials have: one that few have would be judged by those few, against the rest.
+    """
     if study is None or num_complete(study) < NEEDED_FOR_IMPORTANCE:
         return None
+    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    common = [name for name in complete[0].params if all(name in trial.params for trial in complete)]
     shares: dict[str, dict[str, float]] = {}
     for index, name in enumerate(objectives):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                shares[name] = optuna.importance.get_param_importances(study, target=_target(index))
+                shares[name] = optuna.importance.get_param_importances(study, params=common, target=_target(index))
         except (ValueError, RuntimeError, TypeError, ZeroDivisionError):
             continue
     names = list(dict.fromkeys(itertools.chain(*shares.values())))
@@ -144,6 +150,52 @@ def importance_plot(study: optuna.Study | None, objectives: Mapping[str, str]) -
     figure.update_xaxes(title_text="share of importance", tickformat=".0%", range=[0, min(1.12 * most, 1.12)])
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return figure
+
+
+def choices_plot(run: RunData) -> go.Figure | None:
+    """The first objective of every trial by what it chose, a panel for each searched choice of several names."""
+    objective, mode = next(iter(run.objectives.items()), ("", "max"))
+    rows = [row for row in run.trials if row["state"] in ("complete", "pruned") and finite(row.get(objective))]
+    tried = {
+        name: [row for row in rows if row.get(name) is not None]
+        for name, domain in run.experiment.search.items()
+        if isinstance(domain, Choice) and len(domain.choice) > 1
+    }
+    tried = {name: of_it for name, of_it in tried.items() if len({show(row[name]) for row in of_it}) > 1}
+    if not tried:
+        return None
+    names = sorted(tried, key=lambda name: -len(tried[name]))
+    most = max(len({show(row[name]) for row in tried[name]}) for name in names)
+    figure = panels(names, columns=2, legend=1, height=max(120, 26 * most))
+    for index, name in enumerate(names):
+        at = place(index, len(names), columns=2)
+        for state in ("pruned", "complete"):
+            of_state = [row for row in tried[name] if row["state"] == state]
+            figure.add_scatter(
+                x=drawable([row[objective] for row in of_state], mode),
+                y=[literal(show(row[name])) for row in of_state],
+                text=[_described(row, objective) for row in of_state],
+                hovertemplate="%{text}<extra></extra>",
+                mode="markers",
+                name=state,
+                legendgroup=state,
+                showlegend=index == 0,
+                marker={**LOOKS[state], "size": 9, "opacity": 0.75},
+                **at,
+            )
+        figure.update_yaxes(categoryorder="array", categoryarray=_worst_first(tried[name], name, objective, mode), **at)
+        figure.update_xaxes(title_text=literal(objective), **at)
+    return figure
+
+
+def _worst_first(rows: Sequence[Row], name: str, objective: str, mode: str) -> list[str]:
+    """The choices by their best trial, the best of all last, which plotly draws on top; pruned trials count below."""
+    sign = 1 if mode == "max" else -1
+    best: dict[str, tuple[bool, float]] = {}
+    for row in rows:
+        label, reached = literal(show(row[name])), (row["state"] == "complete", sign * row[objective])
+        best[label] = max(best.get(label, reached), reached)
+    return sorted(best, key=lambda label: best[label])
 
 
 def num_complete(study: optuna.Study | None) -> int:
