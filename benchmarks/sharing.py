@@ -49,7 +49,7 @@ RATES = (0.005, 0.03)
 ALONE_RATES = (0.005, 0.03, 0.01, 0.002, 0.02, 0.001)  # where nothing else is searched
 NUM_SETTINGS = len(ALONE_RATES)
 
-STEPS = {"energy": 300, "jura": 150, "water": 150, "school": 150, "parkinsons": 300, "digits": 300}
+STEPS = {"energy": 300, "jura": 150, "water": 150, "school": 100, "parkinsons": 300, "digits": 300}
 """Gradient steps of every try; where 150 are enough to overfit, no more."""
 
 MAIN: dict[str, tuple[str, tuple[Any, ...]]] = {
@@ -103,8 +103,8 @@ class Protocol(Spec):
     """Of a batch, where tasks share inputs."""
     own_rows: int = 16
     """Of a batch for each task, where they do not."""
-    most_tasks: int = 10
-    """Of the schools and the patients."""
+    most_tasks: Mapping[str, int] = {"school": 139, "parkinsons": 10}
+    """Of the schools, which are all, and of the patients, who are 42."""
     hidden: tuple[int, ...] = (32, 32)
     most_seconds: float = 600.0
     """What would take longer for one data set, seed and method, judged by its first steps, is not run."""
@@ -234,7 +234,7 @@ def _load(folder: str, dataset: str, seed: int, most_tasks: int) -> Dataset:
 def cell(folder: str, dataset: str, seed: int, method: str, protocol: Protocol) -> dict[str, Any]:
     """One data set, seed and method: its row of the JSON file."""
     start = time.perf_counter()
-    data = _load(folder, dataset, seed, protocol.most_tasks)
+    data = _load(folder, dataset, seed, protocol.most_tasks.get(dataset, 0))
     row: dict[str, Any] = {"dataset": dataset, "seed": seed, "method": method}
     refused = refusal(method, data, protocol)
     if refused:
@@ -404,7 +404,7 @@ def main(
     seeds: Annotated[int, typer.Option(help="Seeds, from 0 on: of split, initialisation and batches.", min=1)] = 3,
     processes: Annotated[int, typer.Option(min=1)] = 2,
     times: Annotated[int, typer.Option(help="Multiplies the gradient steps of every try.", min=1)] = 1,
-    most_tasks: Annotated[int, typer.Option(help="Schools and patients at most.", min=2)] = 10,
+    most_tasks: Annotated[int | None, typer.Option(help="Schools, and patients, at most.", min=2)] = None,
 ) -> None:
     """Prints the test error of every sharing architecture and of tuned scalarization, at equal budget."""
     for given, known in ((datasets, LOADERS), (methods, METHODS)):
@@ -414,9 +414,11 @@ def main(
     folder = data or (Path(os.environ["RAYMTL_DATA"]) / "tabular" if "RAYMTL_DATA" in os.environ else None)
     if folder is None or not folder.is_dir():
         raise typer.BadParameter(f"expected the data's folder in --data or $RAYMTL_DATA/tabular, got {folder}.")
-    protocol = Protocol(steps={name: times * steps for name, steps in STEPS.items()}, most_tasks=most_tasks)
+    most = Protocol().most_tasks if most_tasks is None else dict.fromkeys(Protocol().most_tasks, most_tasks)
+    protocol = Protocol(steps={name: times * steps for name, steps in STEPS.items()}, most_tasks=most)
     if quick:
-        protocol = Protocol(steps=dict.fromkeys(STEPS, 20), settings=2, checks=2, most_tasks=4)
+        few = dict.fromkeys(most, 4)
+        protocol = Protocol(steps=dict.fromkeys(STEPS, 20), settings=2, checks=2, most_tasks=few)
         datasets, seeds = [name for name in datasets if name in ("jura", "school")], 1
     rows = _read(json_path, protocol)
     done = {(row["dataset"], row["seed"], row["method"]) for row in rows}
