@@ -80,13 +80,13 @@ def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: H
             if task_axis == "auto":
                 task_axis = _faster_axis(experiment, problem, params, episodes, host)
             how = HowToRun(task_axis, settings.chunk, settings.precision, mode.passes)
-            meta = meta_gradient(problem, params, episodes, host.workers, how)
+            meta = meta_gradient(problem, params, episodes, host.workers, how, step)
             for name, value in anchor.items():
                 meta.grads[name] += 2 * mode.anchor_strength * (params[name].detach() - value)
             moving = {name: value for name, value in params.items() if mode.moves(step, name)}
             norm = _move(optimizer, moving, meta, _schedule(experiment, step), settings.clip_norm)
             if experiment.weighting.looks_back:
-                look_back(problem, params, episodes, meta, host.workers, how)
+                look_back(problem, params, episodes, meta, host.workers, how, step)
         except DivergedError as error:
             recorder.flush()
             raise DivergedError(f"{error} at step {step + 1}. Lower learner.inner_lr or train.lr.") from None

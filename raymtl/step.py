@@ -1,7 +1,7 @@
 """One outer step, pure torch: query losses -> weights -> meta-gradient, exact on any number of workers."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -52,6 +52,10 @@ class Problem(NamedTuple):
     def adapt(self, params: Params, support: Batch, steps: int | None = None) -> Params:
         """Parameters fitted to one support set."""
         return self.learner.adapt(self.model, params, support, self.objective, steps)
+
+    def adaptations(self, params: Params, support: Batch, step: int) -> Sequence[tuple[float, Params]]:
+        """What the outer step `step` judges in training, each with the weight of its query loss."""
+        return self.learner.adaptations(self.model, params, support, self.objective, step)
 
     def predict(self, params: Params, inputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predictions of every task."""
@@ -109,13 +113,14 @@ def meta_gradient(
     episodes: Episode,
     workers: Workers = Workers(),  # noqa: B008  (immutable)
     how: HowToRun = HowToRun(),  # noqa: B008
+    step: int = 0,
 ) -> MetaGradient:
     """The gradient of the outer objective with respect to every parameter, over the episodes of all workers.
 
     `episodes` [E, ...] are this worker's share, whatever its size. The loss of a task is the sum over all workers'
     labelled examples divided by their number, so ragged shares and missing labels weigh by count; a task without any
-    label takes no part. Per-task gradients are summed over workers before the weighting sees them. Raises
-    DivergedError where a loss is not finite.
+    label takes no part; `step` is the outer step, which some learners anneal by. Per-task gradients are summed over
+    workers before the weighting sees them. Raises DivergedError where a loss is not finite.
     """
     private = problem.private(params)
     names = sorted(params, key=lambda name: name in private)  # shared ones first; sorting is stable
@@ -129,7 +134,7 @@ def meta_gradient(
         # Later passes see the weighting's state as the first did, though `weigh` moves it in between.
         given = {**params, **prefixed(problem.weighting.state(), "weighting")} if len(parts) > 1 else params
         passes: list[Callable[[], Losses]] = [
-            partial(_losses, problem, given, part, how, counts, num_episodes) for part in parts
+            partial(_losses, problem, given, part, how, counts, num_episodes, step) for part in parts
         ]
         if len(passes) == 1:
             only = passes[0]()
@@ -172,6 +177,7 @@ def look_back(
     meta: MetaGradient,
     workers: Workers = Workers(),  # noqa: B008
     how: HowToRun = HowToRun(),  # noqa: B008
+    step: int = 0,
 ) -> None:
     """Shows the weighting what the move did to the losses of its own batch: one adaptation and one forward pass.
 
@@ -179,7 +185,9 @@ def look_back(
     """
     counts, num_episodes = _totals(problem, episodes, workers)
     with torch.no_grad():
-        sums = [_losses(problem, params, part, how, counts, num_episodes) for part in _parts(episodes, how.passes)]
+        sums = [
+            _losses(problem, params, part, how, counts, num_episodes, step) for part in _parts(episodes, how.passes)
+        ]
         after = workers.sum(torch.stack([torch.stack(losses.tasks) for losses in sums]).sum(0))
     _refuse_infinite(problem, after)
     problem.weighting.observe(meta.losses[meta.tasks], after[meta.tasks], meta.tasks)
@@ -205,16 +213,26 @@ def _parts(episodes: Episode, passes: int) -> list[Episode]:
 
 
 def _losses(
-    problem: Problem, params: Params, episodes: Episode, how: HowToRun, counts: Tensor, num_episodes: Tensor
+    problem: Problem,
+    params: Params,
+    episodes: Episode,
+    how: HowToRun,
+    counts: Tensor,
+    num_episodes: Tensor,
+    step: int,
 ) -> Losses:
     """What these episodes contribute to the losses of the whole meta-batch."""
 
     def of_one(episode: Episode) -> tuple[tuple[Tensor, ...], Tensor]:
-        adapted = problem.adapt(params, episode.support)
-        sums = task_loss_sums(problem.tasks, problem.predict(adapted, episode.query.inputs), episode.query)
-        terms = functional_call(
-            problem.model, select(adapted, "model"), (episode.query.inputs,), {"output": "auxiliary"}
-        )
+        query = episode.query
+        judged = problem.adaptations(params, episode.support, step)
+        parts = [
+            [weight * loss for loss in task_loss_sums(problem.tasks, problem.predict(phi, query.inputs), query)]
+            for weight, phi in judged
+        ]
+        sums = tuple(sum(column[1:], start=column[0]) for column in zip(*parts, strict=True))
+        _, adapted = judged[-1]
+        terms = functional_call(problem.model, select(adapted, "model"), (query.inputs,), {"output": "auxiliary"})
         return sums, sum(terms.values(), start=torch.zeros_like(sums[0]))
 
     sums, rest = over_episodes(of_one, episodes, how)

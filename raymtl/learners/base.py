@@ -51,6 +51,15 @@ class MetaLearner(Spec, ABC):
         Differentiable in `params`, and safe under vmap over the support sets.
         """
 
+    def adaptations(
+        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, step: int
+    ) -> Sequence[tuple[float, Params]]:
+        """What the outer step `step` judges in training: parameters, each with the weight of its query loss.
+
+        The adapted ones alone, unless a learner also judges the way to them or trains otherwise than it adapts.
+        """
+        return [(1.0, self.adapt(model, params, support, objective))]
+
     def predict(
         self, model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
