@@ -117,10 +117,15 @@ def _inputs(path: Path, table: pa.Table, experiment: Experiment) -> Tensor:
         odd = next((value for value in values if not _is_number(value)), 0)
         if odd != 0:
             raise UserError(f"{path}: row {row}, column `input`: expected numbers, got {odd!r}.")
-    inputs = torch.tensor(rows, dtype=torch.float64)
-    if not inputs.isfinite().all() or inputs.min() < 0 or inputs.max() > 255:
-        raise UserError(f"{path}: column `input`: expected numbers from 0 to 255, got others.")
-    return inputs.round().byte().reshape(len(rows), *experiment.data.input_shape)
+    inputs = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), *experiment.data.input_shape)
+    if experiment.data.pictures:
+        if inputs.min() < 0 or inputs.max() > 255:
+            raise UserError(f"{path}: column `input`: expected numbers from 0 to 255, got others.")
+        return inputs.round().byte()
+    inputs = inputs.to(torch.get_default_dtype())
+    if not inputs.isfinite().all():
+        raise UserError(f"{path}: column `input`: expected numbers that {inputs.dtype} can hold, got larger ones.")
+    return inputs
 
 
 def _check_label(path: Path, task: Any, row: int, value: Any) -> None:

@@ -19,7 +19,7 @@ from raymtl.tasks import label_counts, loss_sums, metric_names, metric_sums
 from raymtl.types import Episode, Params, UserError
 
 EPISODES_AT_ONCE = 20
-PICTURES = 12
+EXAMPLES = 12
 
 
 def validation_scores(
@@ -165,12 +165,12 @@ def mean_and_interval(values: Tensor) -> dict[str, float]:
 def _examples(
     experiment: Experiment, problem: Problem, params: Params, arrays: Arrays, split: Split
 ) -> list[dict[str, Any]]:
-    """One query picture of each of the first episodes, with what is predicted before and after adaptation."""
+    """One query input of each of the first episodes, with what is predicted before and after adaptation."""
     raw, domains = build_episodes(
-        experiment.data, arrays, seed=experiment.seed, split=split, step=0, indices=range(PICTURES)
+        experiment.data, arrays, seed=experiment.seed, split=split, step=0, indices=range(EXAMPLES)
     )
     if not isinstance(raw.query.inputs, Tensor):
-        return []  # tasks with inputs of their own have no picture in common
+        return []  # tasks with inputs of their own have none in common
     episodes = on_device(raw, next(iter(params.values())).device)
 
     def predict(episode: Episode) -> dict[str, Tensor]:
@@ -185,11 +185,11 @@ def _examples(
     )
     rows = []
     for index, domain in enumerate(domains):
-        picture = raw.query.inputs[index, 0]
+        example = raw.query.inputs[index, 0]
         row: dict[str, Any] = {
             "domain": domain,
-            "input": picture.flatten().tolist(),
-            "shape": list(picture.shape),
+            "input": example.flatten().tolist(),
+            "shape": list(example.shape),
         }
         for task in problem.tasks:
             row[f"{task.name}.target"] = float(raw.query.targets[task.name][index, 0])

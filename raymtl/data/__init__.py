@@ -1,9 +1,15 @@
 """Where episodes come from; the union of sources is the registry."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from raymtl.data.base import SPLITS, Arrays, Source, Split
 from raymtl.data.digits import Digits
+from raymtl.data.mixture import Mixture
+from raymtl.data.omniglot import Omniglot
+from raymtl.data.sinusoid import Sinusoid
 
-# A second source turns this into an Annotated union, discriminated by `name`, as the other registries are.
-SourceSpec = Digits
+SourceSpec = Annotated[Digits | Mixture | Omniglot | Sinusoid, Field(discriminator="name")]
 
-__all__ = ["SPLITS", "Arrays", "Digits", "Source", "SourceSpec", "Split"]
+__all__ = ["SPLITS", "Arrays", "Digits", "Mixture", "Omniglot", "Sinusoid", "Source", "SourceSpec", "Split"]

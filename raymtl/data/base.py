@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 
@@ -15,6 +15,9 @@ Arrays = Mapping[str, np.ndarray]
 
 class Source(Spec, ABC):
     """Where episodes come from. Classes, domains and examples of the splits are disjoint."""
+
+    pictures: ClassVar[bool] = True
+    """Whether inputs are pictures, uint8 from 0 to 255; if not, they are any finite numbers, float32."""
 
     @property
     @abstractmethod
@@ -48,4 +51,4 @@ class Source(Spec, ABC):
 
     @abstractmethod
     def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
-        """One episode on the CPU, pictures as uint8, and a name for its domain. Takes all its chances from `rng`."""
+        """One episode on the CPU, and a name for its domain. Takes all its chances from `rng`."""

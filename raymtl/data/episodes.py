@@ -36,10 +36,12 @@ def with_labels_of(episodes: Episode, arrived: frozenset[str], counted: frozense
 
 
 def on_device(episodes: Episode, device: torch.device | str) -> Episode:
-    """Moves an episode to where it is computed; pictures travel as uint8 and become floats in [0, 1] there."""
+    """Moves an episode to where it is computed, in the default precision; pictures, uint8, become [0, 1] there."""
 
     def move(leaf: Tensor) -> Tensor:
         leaf = leaf.to(device, non_blocking=True)
-        return leaf.to(torch.get_default_dtype()) / 255 if leaf.dtype == torch.uint8 else leaf
+        if leaf.dtype == torch.uint8:
+            return leaf.to(torch.get_default_dtype()) / 255
+        return leaf.to(torch.get_default_dtype()) if leaf.is_floating_point() else leaf
 
     return tree_map(move, episodes)

@@ -45,7 +45,7 @@ def pictures(examples: Sequence[Row], tasks: Sequence[Task]) -> list[Picture]:
     return [
         Picture(_data_uri(row["input"], row["shape"]), str(row["domain"]), _lines(row, kinds))
         for row in examples[:MOST]
-        if len(row["shape"]) == 3 and row["shape"][0] in (1, 3)
+        if len(row["shape"]) == 3 and row["shape"][0] in (1, 3) and isinstance(row["input"][0], int)
     ]
 
 

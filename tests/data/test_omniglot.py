@@ -1,0 +1,192 @@
+"""Omniglot: its splits and classes on drawings that carry their own number, the reader on a small folder, and real data."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from raymtl.data import SPLITS, Omniglot
+from raymtl.data.episodes import build_episodes, on_device
+from raymtl.data.omniglot import PARTS, read_drawings
+from raymtl.types import UserError
+
+SHORT = Omniglot(folder="numbered", ways=7, shots=2, queries=3)
+needs_data = pytest.mark.skipif("RAYMTL_DATA" not in os.environ, reason="needs Omniglot in $RAYMTL_DATA")
+
+
+@pytest.fixture
+def numbered(monkeypatch) -> None:
+    """Every drawing carries a white corner, the character's number in base 100, and the drawing's own number."""
+    drawings = np.zeros((1623, 20, 28, 28), np.uint8)
+    drawings[..., 0, 0] = 255
+    drawings[..., 0, 1] = np.arange(1623)[:, None] // 100
+    drawings[..., 0, 2] = np.arange(1623)[:, None] % 100
+    drawings[..., 0, 3] = np.arange(20)
+    read = drawings, np.array([f"Alphabet {number}" for number in range(1623)])
+    monkeypatch.setattr("raymtl.data.omniglot.read_drawings", lambda root: read)
+
+
+def told(pictures: torch.Tensor) -> list[tuple[int, int, int]]:
+    """(character, quarter turns counter-clockwise, drawing) of pictures [N, 1, 28, 28]."""
+    found = []
+    for picture in pictures[:, 0]:
+        turned = next(turn for turn in range(4) if picture.rot90(-turn)[0, 0] == 255)
+        upright = picture.rot90(-turned)[0]
+        found.append((int(upright[1]) * 100 + int(upright[2]), turned, int(upright[3])))
+    return found
+
+
+def build(source: Omniglot, count: int, split="train", seed=0, step=0):
+    return build_episodes(source, source.load(), seed=seed, split=split, step=step, indices=range(count))
+
+
+def test_a_class_is_a_character_at_one_rotation_and_no_drawing_comes_twice(numbered) -> None:
+    episodes, domains = build(SHORT, 40)
+    assert episodes.support.inputs.shape == (40, 14, 1, 28, 28)
+    assert episodes.query.inputs.dtype == torch.uint8
+    turns = set()
+    for index, domain in enumerate(domains):
+        classes: dict[int, set[tuple[int, int]]] = {label: set() for label in range(7)}
+        drawn = []
+        for batch, per_class in ((episodes.support, 2), (episodes.query, 3)):
+            labels = batch.targets["character"][index]
+            assert torch.equal(labels.bincount(), torch.full((7,), per_class))
+            for label, (character, turn, drawing) in zip(labels.tolist(), told(batch.inputs[index]), strict=True):
+                classes[label].add((character, turn))
+                drawn.append((character, turn, drawing))
+                turns.add(turn)
+        assert all(len(members) == 1 for members in classes.values())
+        assert len(set.union(*classes.values())) == 7
+        assert len(set(drawn)) == len(drawn)
+        named = [f"Alphabet {c}" + (f" at {90 * t}°" if t else "") for ((c, t),) in classes.values()]
+        assert domain == ", ".join(named)
+    assert turns == {0, 1, 2, 3}
+
+
+def test_without_rotations_every_character_is_upright(numbered) -> None:
+    episodes, _ = build(SHORT.model_copy(update={"rotations": False}), 10)
+    assert {turn for inputs in episodes.query.inputs for _, turn, _ in told(inputs)} == {0}
+
+
+def test_the_splits_share_no_character_and_hold_1100_100_and_the_rest(numbered) -> None:
+    arrays = SHORT.load()
+    assert [len(arrays[split]) for split in SPLITS] == [1100, 100, 423]
+    assert sorted(np.concatenate([arrays[split] for split in SPLITS])) == list(range(1623))
+    seen = [{c for i in build(SHORT, 60, split)[0].query.inputs for c, _, _ in told(i)} for split in SPLITS]
+    assert all(characters <= set(arrays[split]) for characters, split in zip(seen, SPLITS, strict=True))
+    again, other = SHORT.load(), SHORT.model_copy(update={"split_seed": 1}).load()
+    assert np.array_equal(arrays["train"], again["train"])
+    assert not np.array_equal(arrays["train"], other["train"])
+
+
+def test_the_background_split_tests_on_the_evaluation_set(numbered) -> None:
+    arrays = Omniglot(folder="numbered", split="background").load()
+    assert [len(arrays[split]) for split in SPLITS] == [864, 100, 659]
+    assert sorted(np.concatenate([arrays["train"], arrays["val"]])) == list(range(964))
+    assert sorted(arrays["test"]) == list(range(964, 1623))
+
+
+def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(numbered) -> None:
+    whole, domains = build(SHORT, 6, step=4)
+    alone, (domain,) = build_episodes(SHORT, SHORT.load(), seed=0, split="train", step=4, indices=[5])
+    assert domain == domains[5]
+    assert torch.equal(whole.query.inputs[5], alone.query.inputs[0])
+    others = [build(SHORT, 6, step=5), build(SHORT, 6, seed=1, step=4), build(SHORT, 6, "val", step=4)]
+    assert all(not torch.equal(whole.support.inputs, other.support.inputs) for other, _ in others)
+
+
+@pytest.mark.parametrize(("shots", "queries", "labelled"), [(2, 3, 5), (5, 15, 19)])
+def test_without_support_an_episode_has_as_many_labelled_examples_as_there_are(
+    numbered, shots, queries, labelled
+) -> None:
+    source = Omniglot(folder="numbered", shots=shots, queries=queries).without_support()
+    assert Omniglot.model_validate(source.model_dump()) == source
+    assert build(source, 1)[0].query.inputs.shape[1] == 5 * labelled
+
+
+def test_sizes_count_drawings_of_all_classes(numbered) -> None:
+    assert SHORT.sizes(SHORT.load()) == {"character": 1100 * 4 * 20}
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"ways": 401}, "data.ways: expected at most the 400 classes"),
+        ({"ways": 101, "rotations": False}, "data.ways: expected at most the 100 classes"),
+        ({"shots": 5, "queries": 16}, "data.queries: expected at most the 15 drawings"),
+    ],
+)
+def test_impossible_sources_are_refused(values, says) -> None:
+    with pytest.raises(UserError, match=says):
+        Omniglot(**values)
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Two characters in the background, one in the evaluation set; a drawing is a black square on white."""
+    monkeypatch.setattr("raymtl.data.omniglot.PARTS", {"images_background": 2, "images_evaluation": 1})
+    for order, (part, alphabet, number) in enumerate(
+        [("images_background", "B", 1), ("images_background", "A", 1), ("images_evaluation", "A", 2)]
+    ):
+        folder = tmp_path / "omniglot-py" / part / alphabet / f"character{number:02d}"
+        folder.mkdir(parents=True)
+        for drawing in range(20):
+            pixels = np.ones((105, 105), bool)
+            pixels[: 15 + 15 * order, 60:] = False
+            pixels[-1 - drawing :, :30] = False
+            Image.fromarray(pixels).save(folder / f"{order}_{drawing:02d}.png")
+    return tmp_path
+
+
+def test_folders_are_read_in_their_order_with_bright_strokes(small) -> None:
+    drawings, names = read_drawings(small)
+    assert names.tolist() == ["A 01", "B 01", "A 02"]
+    assert drawings.shape == (3, 20, 28, 28)
+    assert (drawings[:, :, 1, 20] > 250).all()  # a stroke at the top right
+    assert (drawings[:, :, 14, 2] < 5).all()  # paper on the left
+    heights = (drawings[:, 0, :, 22] > 127).sum(1)
+    assert heights.tolist() == [8, 4, 12]
+    lengths = drawings[0, :, -6:, 3].astype(int).sum(1)
+    assert (np.diff(lengths) >= 0).all() and lengths[-1] > lengths[0]
+    assert read_drawings(small)[0] is drawings
+    assert not drawings.flags.writeable
+
+
+def test_missing_data_is_answered_with_the_folder_and_the_remedy(small, tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("RAYMTL_DATA", raising=False)
+    with pytest.raises(
+        UserError, match=r"data.folder: expected the folder that holds omniglot-py, got none.*RAYMTL_DATA"
+    ):
+        Omniglot().load()
+    monkeypatch.setenv("RAYMTL_DATA", str(tmp_path / "empty"))
+    with pytest.raises(
+        UserError, match=r"2 characters under .*empty/omniglot-py/images_background .*got 0.*download=True"
+    ):
+        Omniglot().load()
+    next((small / "omniglot-py" / "images_background" / "B" / "character01").glob("*.png")).unlink()
+    with pytest.raises(UserError, match=r"expected 20 drawings in .*B/character01, got 19"):
+        Omniglot(folder=str(small)).load()
+
+
+@needs_data
+def test_real_characters_are_told_apart_by_their_pixels_alone() -> None:
+    """One nearest neighbour: far above chance on every split, and at chance where the labels are shuffled."""
+    for split in SPLITS:
+        episodes = on_device(build(Omniglot(queries=3), 100, split)[0], "cpu")
+        support, query = episodes.support.inputs.flatten(2), episodes.query.inputs.flatten(2)
+        nearest = torch.cdist(query, support).argmin(-1)
+        right = nearest == episodes.query.targets["character"]
+        assert float(right.float().mean()) > 0.35
+        shuffled = episodes.query.targets["character"].flip(-1)[:, torch.randperm(15)]
+        assert float((nearest == shuffled).float().mean()) == pytest.approx(0.2, abs=0.06)
+
+
+@needs_data
+def test_real_data_is_complete_and_its_strokes_are_bright_on_dark() -> None:
+    arrays = Omniglot().load()
+    assert arrays["drawings"].shape == (sum(PARTS.values()), 20, 28, 28)
+    assert len(set(arrays["names"].tolist())) == 1623
+    share = (arrays["drawings"] > 127).mean((1, 2, 3))
+    assert share.min() > 0.005 and share.max() < 0.2
