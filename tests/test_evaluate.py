@@ -86,7 +86,7 @@ def test_validation_scores_are_those_of_evaluate(learner, arrays) -> None:
     full, _ = evaluate(chosen, problem, params, arrays, split="val", episodes=25)
     assert scores["val.score"] == pytest.approx(full["score"]["after"]["mean"], abs=1e-5)
     assert scores["val.left.accuracy"] == pytest.approx(full["tasks"]["left"]["accuracy"]["after"]["mean"], abs=1e-5)
-    assert (full["score"]["before"] is None) == (learner == "protonet")
+    assert (full["score"]["before"] is None) == (not problem.learner.predicts_unadapted)
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
