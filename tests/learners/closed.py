@@ -1,0 +1,83 @@
+"""What the tests of metric and closed-form learners share: one episode, labels hidden by hand, finite differences."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from raymtl import runs
+from raymtl.config import Experiment
+from raymtl.step import HowToRun, Problem, meta_gradient
+from raymtl.types import Batch, Episode
+from tests.conftest import episodes_of, perturbed, with_missing_labels
+
+
+def first(episodes: Episode) -> Episode:
+    """The first episode of a stack."""
+    return tree_map(lambda leaf: leaf[0], episodes)
+
+
+def kept(batch: Batch, rows: Tensor) -> Batch:
+    """The batch of these examples alone, all with their labels."""
+    return Batch(batch.inputs[rows], {name: target[rows] for name, target in batch.targets.items()}, {})
+
+
+def assert_vmap_equals_the_loop(chosen: Experiment, arrays) -> None:
+    """With some labels missing in support and query."""
+    episodes = with_missing_labels(episodes_of(chosen, arrays))
+    results = []
+    for axis in ("vmap", "loop"):
+        problem = chosen.build()
+        results.append(meta_gradient(problem, perturbed(problem), episodes, how=HowToRun(axis)))
+    torch.testing.assert_close(results[0].losses, results[1].losses, rtol=1e-10, atol=1e-12)
+    assert any(gradient.abs().max() > 1e-6 for gradient in results[0].grads.values())
+    for name, gradient in results[0].grads.items():
+        torch.testing.assert_close(gradient, results[1].grads[name], rtol=1e-8, atol=1e-11)
+
+
+def assert_unlabelled_examples_have_no_say(chosen: Experiment, arrays) -> None:
+    """Hidden labels hold nonsense, and leave what leaving their examples out leaves."""
+    problem = chosen.build()
+    params = perturbed(problem)
+    support, query = first(episodes_of(chosen, arrays))
+    rows = torch.arange(len(support.inputs)) % 3 > 0
+    masks = dict.fromkeys(support.targets, rows)
+    targets = {name: torch.where(rows, target, 0) for name, target in support.targets.items()}
+    hidden, by_hand = support._replace(targets=targets, masks=masks), kept(support, rows)
+    predictions = [problem.predict(problem.adapt(params, s), query.inputs) for s in (hidden, by_hand)]
+    for name in predictions[0]:
+        torch.testing.assert_close(predictions[0][name], predictions[1][name], rtol=1e-10, atol=1e-12)
+
+
+def assert_it_survives_saving(chosen: Experiment, arrays, folder: Path) -> None:
+    """Adapt, save, load into a new problem, predict: the same to the bit."""
+    problem = chosen.build()
+    support, query = first(episodes_of(chosen, arrays))
+    adapted = problem.adapt(perturbed(problem), support)
+    runs.save_params(folder / "model.safetensors", adapted)
+    again = chosen.build().predict(runs.load_params(folder / "model.safetensors"), query.inputs)
+    for name, prediction in problem.predict(adapted, query.inputs).items():
+        assert torch.equal(prediction, again[name])
+
+
+def directional_error(problem: Problem, params: dict[str, Tensor], episodes: Episode, names: list[str]) -> float:
+    """How far the gradient along a random direction of these parameters is off central differences, relatively."""
+    generator = torch.Generator().manual_seed(7)
+    direction = {n: torch.randn(params[n].shape, generator=generator, dtype=params[n].dtype) for n in names}
+    grads = meta_gradient(problem, params, episodes).grads
+    computed = sum((grads[n] * direction[n]).sum() for n in names)
+    loss: Callable[[float], Tensor] = lambda shift: (  # noqa: E731
+        meta_gradient(
+            problem,
+            {
+                n: (v.detach() + shift * direction[n]).requires_grad_() if n in direction else v
+                for n, v in params.items()
+            },
+            episodes,
+        ).losses.sum()
+    )
+    numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
+    assert numeric.abs() > 1e-8
+    return float((computed - numeric).abs() / numeric.abs())

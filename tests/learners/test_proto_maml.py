@@ -1,0 +1,148 @@
+"""Proto-MAML against protonet, against a loop written by hand, and against finite differences."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raymtl.learners import ProtoMAML
+from raymtl.learners.protonet import BELOW
+from raymtl.step import meta_gradient
+from raymtl.types import Task
+from tests.conftest import axes, episodes_of, experiment, perturbed
+from tests.learners.closed import (
+    assert_it_survives_saving,
+    assert_unlabelled_examples_have_no_say,
+    assert_vmap_equals_the_loop,
+    directional_error,
+    first,
+)
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
+def test_without_steps_it_is_protonet(sharing: str, arrays) -> None:
+    """As probabilities, for the logits differ by |f|^2; a hidden class and hidden labels included."""
+    ours = axes(sharing, "static", "proto_maml").override({"learner.inner_steps": 0})
+    theirs = axes(sharing, "static", "protonet")
+    support, query = first(episodes_of(ours, arrays))
+    support = support._replace(masks={"left": support.targets["left"] != 3})
+    found = []
+    for chosen in (ours, theirs):
+        problem = chosen.build()
+        params = perturbed(problem)
+        predictions = problem.predict(problem.adapt(params, support), query.inputs)
+        found.append({name: logits.log_softmax(-1) for name, logits in predictions.items()})
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-12, atol=1e-12)
+
+
+def test_without_steps_its_meta_gradient_is_that_of_protonet(arrays) -> None:
+    found = []
+    for values in ({"learner__name": "proto_maml", "learner__inner_steps": 0}, {"learner__name": "protonet"}):
+        chosen = experiment(data__tasks=["left", "right"], **values)
+        problem = chosen.build()
+        found.append(meta_gradient(problem, perturbed(problem), episodes_of(chosen, arrays)).grads)
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], rtol=1e-10, atol=1e-12)
+
+
+def by_hand(encoder: nn.Module, inputs: Tensor, labels: Tensor, queries: Tensor, first_order: bool) -> Tensor:
+    """Two steps of rate 0.1 on one task, each written down; query logits."""
+    features = encoder(inputs)
+    # Nodes of their own: the inner gradient does not run through the prototypes, the outer one does.
+    phi = {name: value.clone() for name, value in encoder.named_parameters()}
+    centres = torch.stack([features[labels == c].mean(0) for c in range(10)])
+    weight, bias = 2 * centres, -(centres**2).sum(1)
+    for _ in range(2):
+        logits = torch.func.functional_call(encoder, phi, (inputs,)) @ weight.T + bias
+        loss = F.cross_entropy(logits, labels)
+        grads = torch.autograd.grad(loss, [*phi.values(), weight, bias], create_graph=True)
+        if first_order:
+            grads = [g.detach() for g in grads]
+        phi = {name: value - 0.1 * g for (name, value), g in zip(phi.items(), grads, strict=False)}
+        weight, bias = weight - 0.1 * grads[-2], bias - 0.1 * grads[-1]
+    return torch.func.functional_call(encoder, phi, (queries,)) @ weight.T + bias
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_it_equals_a_loop_written_by_hand(first_order: bool, arrays) -> None:
+    chosen = experiment(data__tasks=["left"], learner__name="proto_maml", learner__inner_steps=2,
+                        learner__inner_lr=0.1, learner__first_order=first_order)  # fmt: skip
+    problem = chosen.build()
+    params = perturbed(problem)
+    episodes = episodes_of(chosen, arrays)
+    computed = meta_gradient(problem, params, episodes)
+    encoder = chosen.encoder.build(chosen.data.input_shape)
+    with torch.no_grad():
+        for name, value in encoder.named_parameters():
+            value.copy_(params[f"model.encoders.0.{name}"])
+    losses = [
+        F.cross_entropy(by_hand(encoder, s, y, q, first_order), t)
+        for s, y, q, t in zip(episodes.support.inputs, episodes.support.targets["left"], episodes.query.inputs,
+                              episodes.query.targets["left"], strict=True)
+    ]  # fmt: skip
+    total = torch.stack(losses).mean()
+    torch.testing.assert_close(computed.losses[0], total.detach(), rtol=1e-10, atol=1e-12)
+    grads = torch.autograd.grad(total, list(encoder.parameters()))
+    for (name, _), gradient in zip(encoder.named_parameters(), grads, strict=True):
+        torch.testing.assert_close(computed.grads[f"model.encoders.0.{name}"], gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_the_meta_gradient_equals_finite_differences(arrays) -> None:
+    chosen = experiment(data__tasks=["left", "right"], learner__name="proto_maml", learner__inner_steps=2,
+                        learner__learn_inner_lr=True)  # fmt: skip
+    problem = chosen.build()
+    params = perturbed(problem)
+    assert directional_error(problem, params, episodes_of(chosen, arrays), list(params)) < 1e-6
+
+
+def test_a_class_that_is_not_shown_stays_the_least_likely_through_the_steps(arrays) -> None:
+    chosen = axes("hard", "static", "proto_maml").override({"learner.inner_steps": 3})
+    problem = chosen.build()
+    support, query = first(episodes_of(chosen, arrays))
+    support = support._replace(masks={"left": support.targets["left"] != 3})
+    adapted = problem.adapt(perturbed(problem), support)
+    logits = problem.predict(adapted, query.inputs)["left"]
+    shown = torch.cat([logits[:, :3], logits[:, 4:]], dim=1)
+    torch.testing.assert_close(logits[:, 3], shown.amin(1) - BELOW)
+    assert not adapted["model.heads.left.weight"][3].any()
+
+
+def test_a_task_without_any_label_scores_all_classes_alike(arrays) -> None:
+    chosen = axes("hard", "static", "proto_maml")
+    problem = chosen.build()
+    support, query = first(episodes_of(chosen, arrays))
+    support = support._replace(masks={"left": torch.zeros(len(support.inputs), dtype=torch.bool)})
+    predictions = problem.predict(problem.adapt(perturbed(problem), support), query.inputs)
+    assert not predictions["left"].any()
+    assert predictions["right"].isfinite().all() and predictions["right"].any()
+
+
+def test_the_models_own_heads_have_no_say(arrays) -> None:
+    chosen = axes("hard", "static", "proto_maml")
+    problem = chosen.build()
+    grads = meta_gradient(problem, perturbed(problem), episodes_of(chosen, arrays)).grads
+    assert not any(gradient.any() for name, gradient in grads.items() if ".heads." in name)
+
+
+@pytest.mark.parametrize("weighting", ["static", "pcgrad"])
+@pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
+def test_vmap_equals_the_loop_with_labels_missing(sharing: str, weighting: str, arrays) -> None:
+    assert_vmap_equals_the_loop(axes(sharing, weighting, "proto_maml"), arrays)
+
+
+def test_unlabelled_examples_have_no_say(arrays) -> None:
+    assert_unlabelled_examples_have_no_say(axes("cross_stitch", "static", "proto_maml"), arrays)
+
+
+def test_an_adapted_model_survives_saving(arrays, tmp_path) -> None:
+    assert_it_survives_saving(axes("hard", "static", "proto_maml"), arrays, tmp_path)
+
+
+def test_it_says_which_task_it_cannot_learn() -> None:
+    reason = ProtoMAML().check(experiment(data__tasks=["left", "sum"]).data.make_tasks())
+    assert reason == "a prototype is the mean of a class, and task 'sum' is a regression"
+    odd = Task("odd", "classification", 3, lambda width: nn.Sequential(nn.Linear(width, 3)), F.cross_entropy, {}, lambda p: p)  # fmt: skip
+    assert "that of task 'odd' is a Sequential" in ProtoMAML().check([odd])
