@@ -1,15 +1,20 @@
-"""The digits, and the sampler: what an episode depends on, and what must be disjoint."""
+"""The digits, the sampler, and what every source promises: what an episode depends on, and what must be disjoint."""
+
+import os
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-from raymtl.data import SPLITS, Digits
+from raymtl.config import Experiment, parse
+from raymtl.data import SPLITS, Digits, SourceSpec
 from raymtl.data.digits import CLASS_SPLIT, compose, rotated
 from raymtl.data.episodes import build_episodes, generator, on_device
 from raymtl.types import UserError
 
 CLASSES = Digits(episodes="classes", ways=5, shots=1, queries=3)
+SOURCES = get_args(get_args(SourceSpec)[0])
 
 
 def build(source, arrays, split="train", step=0, indices=range(3), seed=0):
@@ -121,3 +126,39 @@ def test_without_support_an_episode_has_as_many_labelled_examples(arrays) -> Non
     source = Digits(shots=2, queries=3)
     plain, joint = build(source, arrays), build(source.without_support(), arrays)
     assert joint.query.inputs.shape[1] == plain.query.inputs.shape[1] + plain.support.inputs.shape[1]
+
+
+@pytest.mark.parametrize("kind", SOURCES, ids=lambda kind: kind.model_fields["name"].default)
+def test_every_source_keeps_its_contract(kind) -> None:
+    source = kind()
+    assert Experiment.model_validate({"data": source.model_dump(), "encoder": {"name": "mlp"}}).data == source
+    names = source.task_names
+    assert tuple(task.name for task in source.make_tasks()) == names
+    assert source.with_tasks(names) == source
+    if kind.model_fields["name"].default == "omniglot" and "RAYMTL_DATA" not in os.environ:
+        pytest.skip("needs Omniglot in $RAYMTL_DATA")
+    arrays = source.load()
+    assert tuple(source.sizes(arrays)) == names
+    assert all(size > 0 for size in source.sizes(arrays).values())
+    plain, joint = build(source, arrays), build(source.without_support(), arrays)
+    assert joint.query.inputs.shape[1] == plain.query.inputs.shape[1] + plain.support.inputs.shape[1]
+    assert kind.model_validate(source.without_support().model_dump()) == source.without_support()
+    for batch in (part for split in SPLITS for part in build(source, arrays, split)):
+        assert batch.inputs.shape[2:] == source.input_shape
+        assert batch.inputs.dtype == (torch.uint8 if source.pictures else torch.float32)
+        assert tuple(batch.targets) == names
+        for task in source.make_tasks():
+            target = batch.targets[task.name]
+            assert target.shape == batch.inputs.shape[:2]
+            if task.kind == "classification":
+                assert target.dtype == torch.int64
+                assert int(target.min()) >= 0 and int(target.max()) < task.out_features
+
+
+def test_a_source_is_chosen_by_its_name() -> None:
+    with pytest.raises(
+        UserError, match=r"^data.name: expected one of digits, .*got 'sinusoids'.*Did you mean sinusoid"
+    ):
+        parse({"data": {"name": "sinusoids"}})
+    with pytest.raises(UserError, match=r"^data.shot: unknown key"):
+        parse({"data": {"name": "sinusoid", "shot": 3}})

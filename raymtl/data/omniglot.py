@@ -100,7 +100,7 @@ class Omniglot(Source):
                 "variable RAYMTL_DATA. torchvision.datasets.Omniglot(FOLDER, background=B, download=True) with B "
                 "True and False fetches the data."
             )
-        return Path(root)
+        return Path(root).expanduser()
 
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         return dict.fromkeys(self.task_names, len(arrays["train"]) * self._turns * DRAWINGS)
