@@ -4,12 +4,37 @@ from typing import Annotated
 
 from pydantic import Field
 
+from raymtl.learners.anil import ANIL
 from raymtl.learners.base import MetaLearner, Objective
+from raymtl.learners.boil import BOIL
+from raymtl.learners.cavia import CAVIA
+from raymtl.learners.imaml import IMAML
 from raymtl.learners.maml import MAML
+from raymtl.learners.maml_pp import MAMLPlusPlus
+from raymtl.learners.meta_sgd import MetaSGD
 from raymtl.learners.proto_maml import ProtoMAML
 from raymtl.learners.protonet import ProtoNet
+from raymtl.learners.r2d2 import R2D2
 from raymtl.learners.reptile import Reptile
 
-LearnerSpec = Annotated[MAML | Reptile | ProtoNet | ProtoMAML, Field(discriminator="name")]
+LearnerSpec = Annotated[
+    ANIL | BOIL | CAVIA | IMAML | MAML | MAMLPlusPlus | MetaSGD | ProtoMAML | ProtoNet | R2D2 | Reptile,
+    Field(discriminator="name"),
+]
 
-__all__ = ["MAML", "LearnerSpec", "MetaLearner", "Objective", "ProtoMAML", "ProtoNet", "Reptile"]
+__all__ = [
+    "ANIL",
+    "BOIL",
+    "CAVIA",
+    "IMAML",
+    "MAML",
+    "R2D2",
+    "LearnerSpec",
+    "MAMLPlusPlus",
+    "MetaLearner",
+    "MetaSGD",
+    "Objective",
+    "ProtoMAML",
+    "ProtoNet",
+    "Reptile",
+]
