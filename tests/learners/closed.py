@@ -80,6 +80,6 @@ def directional_error(problem: Problem, params: dict[str, Tensor], episodes: Epi
             episodes,
         ).losses.sum()
     )
-    numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
+    numeric = (loss(1e-6) - loss(-1e-6)) / 2e-6
     assert numeric.abs() > 1e-8
     return float((computed - numeric).abs() / numeric.abs())
