@@ -1,0 +1,94 @@
+"""ANIL: MAML on the heads alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from raymtl.learners import ANIL, MAML
+from raymtl.sharing.hard import Hard
+from raymtl.step import Problem, meta_gradient
+from tests.conftest import axes, episodes_of, experiment, perturbed
+from tests.learners.closed import (
+    assert_it_survives_saving,
+    assert_vmap_equals_the_loop,
+    directional_error,
+    first,
+)
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+class Flat(nn.Module):
+    """An encoder that has nothing to learn."""
+
+    out_features = 16 * 16
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.flatten(1)
+
+
+@pytest.mark.parametrize("learn_inner_lr", [False, True])
+def test_where_the_model_is_its_heads_it_is_maml(learn_inner_lr: bool, arrays) -> None:
+    chosen = experiment()
+    tasks = chosen.data.make_tasks()
+    found = []
+    for learner in (ANIL, MAML):
+        torch.manual_seed(0)
+        model = Hard(tasks, [Flat()])
+        own = learner(inner_steps=3, inner_lr=0.01, learn_inner_lr=learn_inner_lr)
+        problem = Problem(tasks, model, chosen.weighting.build(tasks), own)
+        found.append(meta_gradient(problem, perturbed(problem), episodes_of(chosen, arrays)).grads)
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        assert gradient.any()
+        torch.testing.assert_close(gradient, found[1][name], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
+def test_it_fits_the_heads_on_features_that_stay(sharing: str, arrays) -> None:
+    """Gradient descent of torch on heads that read the features as data."""
+    chosen = axes(sharing, "static", "anil").override({"learner.inner_steps": 4, "learner.inner_lr": 0.1})
+    problem = chosen.build()
+    params = perturbed(problem)
+    support, _ = first(episodes_of(chosen, arrays))
+    adapted = problem.adapt(params, support)
+    with torch.no_grad():
+        for name, value in problem.model.named_parameters():
+            value.copy_(params[f"model.{name}"])
+        features = problem.model(support.inputs, output="features")
+    heads = problem.model.heads
+    optimizer = torch.optim.SGD(heads.parameters(), lr=0.1)
+    for _ in range(4):
+        optimizer.zero_grad()
+        sum(t.loss(heads[t.name](features[t.name]), support.targets[t.name]).mean() for t in problem.tasks).backward()
+        optimizer.step()
+    for name, value in problem.model.named_parameters():
+        torch.testing.assert_close(adapted[f"model.{name}"], value, rtol=1e-12, atol=1e-13)
+        assert name.startswith("heads.") != torch.equal(adapted[f"model.{name}"], params[f"model.{name}"])
+
+
+def test_only_heads_have_learned_rates(arrays) -> None:
+    problem = axes("hard", "static", "anil").override({"learner.learn_inner_lr": True}).build()
+    rates = {name for name in problem.init_params() if name.startswith("learner.")}
+    assert rates == {
+        f"learner.log_inner_lr.heads.{t}.{p}" for t in ("left", "right", "sum") for p in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize("learn_inner_lr", [False, True])
+def test_the_meta_gradient_equals_finite_differences(learn_inner_lr: bool, arrays) -> None:
+    """For the features too, on which the inner gradients depend."""
+    chosen = axes("hard", "static", "anil").override({"learner.learn_inner_lr": learn_inner_lr})
+    problem = chosen.build()
+    params = perturbed(problem)
+    assert directional_error(problem, params, episodes_of(chosen, arrays), list(params)) < 1e-6
+
+
+@pytest.mark.parametrize("weighting", ["static", "pcgrad"])
+@pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
+def test_vmap_equals_the_loop_with_labels_missing(sharing: str, weighting: str, arrays) -> None:
+    assert_vmap_equals_the_loop(axes(sharing, weighting, "anil"), arrays)
+
+
+def test_an_adapted_model_survives_saving(arrays, tmp_path) -> None:
+    assert_it_survives_saving(axes("hard", "static", "anil"), arrays, tmp_path)

@@ -1,0 +1,77 @@
+"""Meta-SGD: MAML with a rate for every element."""
+
+import pytest
+import torch
+
+from raymtl.learners import MetaSGD
+from raymtl.step import Problem, meta_gradient
+from raymtl.types import Batch, Episode
+from raymtl.weighting import StaticSpec
+from tests.conftest import axes, episodes_of, experiment, perturbed
+from tests.learners.closed import (
+    assert_it_survives_saving,
+    assert_vmap_equals_the_loop,
+    directional_error,
+    first,
+)
+from tests.test_learners import DIM, Quadratic, Weights
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def test_one_step_on_a_quadratic_has_the_closed_form_for_weights_and_rates() -> None:
+    """w_1 = w - alpha o A(w - a); the gradients are (I - A diag(alpha)) B(w_1 - b) and -A(w - a) o B(w_1 - b)."""
+    quadratic = Quadratic()
+    model = Weights([quadratic.task])
+    problem = Problem((quadratic.task,), model, StaticSpec().build([quadratic.task]), MetaSGD(inner_steps=1))
+    alpha = 0.1 * torch.randn(DIM)
+    params = {**problem.init_params(), "learner.inner_lr.w": alpha.requires_grad_()}
+    batch = lambda is_query: Batch(torch.zeros(1, 1, 1), {"w": torch.full((1, 1), is_query)}, {})  # noqa: E731
+    grads = meta_gradient(problem, params, Episode(batch(0.0), batch(1.0))).grads
+    w, a = params["model.w"].detach(), alpha.detach()
+    slope = quadratic.A @ (w - quadratic.a)
+    outer = quadratic.B @ (w - a * slope - quadratic.b)
+    torch.testing.assert_close(grads["model.w"], outer - quadratic.A @ (a * outer), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(grads["learner.inner_lr.w"], -slope * outer, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_equal_rates_are_maml_and_their_gradients_sum_to_that_of_the_one_rate(first_order: bool, arrays) -> None:
+    """maml learns the logarithm, whose gradient is alpha times that of alpha."""
+    found = []
+    for values in ({"learner__name": "meta_sgd"}, {"learner__name": "maml", "learner__learn_inner_lr": True}):
+        chosen = experiment(learner__first_order=first_order, **values)
+        problem = chosen.build()
+        model = {name: value for name, value in perturbed(problem).items() if name.startswith("model.")}
+        params = {**problem.init_params(), **model}
+        found.append(meta_gradient(problem, params, episodes_of(chosen, arrays)).grads)
+    ours, theirs = found
+    for name, _ in problem.model.named_parameters():
+        torch.testing.assert_close(ours[f"model.{name}"], theirs[f"model.{name}"], rtol=1e-12, atol=1e-14)
+        one_rate = 0.05 * ours[f"learner.inner_lr.{name}"].sum()
+        torch.testing.assert_close(one_rate, theirs[f"learner.log_inner_lr.{name}"], rtol=1e-10, atol=1e-14)
+
+
+def test_rates_of_zero_adapt_nothing(arrays) -> None:
+    chosen = axes("hard", "static", "meta_sgd")
+    problem = chosen.build()
+    params = {n: torch.zeros_like(v) if n.startswith("learner.") else v for n, v in perturbed(problem).items()}
+    adapted = problem.adapt(params, first(episodes_of(chosen, arrays)).support)
+    assert all(torch.equal(adapted[name], params[name]) for name in params)
+
+
+def test_the_meta_gradient_equals_finite_differences(arrays) -> None:
+    chosen = axes("hard", "static", "meta_sgd")
+    problem = chosen.build()
+    params = perturbed(problem, 0.02)
+    assert directional_error(problem, params, episodes_of(chosen, arrays), list(params)) < 1e-6
+
+
+@pytest.mark.parametrize("weighting", ["static", "pcgrad"])
+@pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
+def test_vmap_equals_the_loop_with_labels_missing(sharing: str, weighting: str, arrays) -> None:
+    assert_vmap_equals_the_loop(axes(sharing, weighting, "meta_sgd"), arrays)
+
+
+def test_an_adapted_model_survives_saving(arrays, tmp_path) -> None:
+    assert_it_survives_saving(axes("hard", "static", "meta_sgd"), arrays, tmp_path)
