@@ -11,6 +11,7 @@ from raymtl.learners.cavia import CAVIA
 from raymtl.learners.imaml import IMAML
 from raymtl.learners.maml import MAML
 from raymtl.learners.maml_pp import MAMLPlusPlus
+from raymtl.learners.matching import Matching
 from raymtl.learners.meta_sgd import MetaSGD
 from raymtl.learners.proto_maml import ProtoMAML
 from raymtl.learners.protonet import ProtoNet
@@ -18,7 +19,7 @@ from raymtl.learners.r2d2 import R2D2
 from raymtl.learners.reptile import Reptile
 
 LearnerSpec = Annotated[
-    ANIL | BOIL | CAVIA | IMAML | MAML | MAMLPlusPlus | MetaSGD | ProtoMAML | ProtoNet | R2D2 | Reptile,
+    ANIL | BOIL | CAVIA | IMAML | MAML | MAMLPlusPlus | Matching | MetaSGD | ProtoMAML | ProtoNet | R2D2 | Reptile,
     Field(discriminator="name"),
 ]
 
@@ -31,6 +32,7 @@ __all__ = [
     "R2D2",
     "LearnerSpec",
     "MAMLPlusPlus",
+    "Matching",
     "MetaLearner",
     "MetaSGD",
     "Objective",
