@@ -1,0 +1,49 @@
+"""CAVIA, context adaptation (Zintgraf et al., 2019, arXiv:1810.03642).
+
+c_0 = 0, c_{j+1} = c_j - alpha grad_c L_S(theta, c_j); min over theta of L_Q(theta, c_k).
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+from raymtl.learners.inner import UnrolledLearner
+from raymtl.types import Params, prefixed, select
+
+
+class CAVIA(UnrolledLearner):
+    """Fits a few numbers, the context, to the support set: a learned map of them shifts the biases of the model.
+
+    Every parameter of one dimension, b [D], becomes b + V c with a context c of `num_context` numbers, from 0 on, and
+    V [D, num_context] learned in the outer loop. For the bias of a layer that is the paper's concatenation of c to
+    the layer's inputs, W x + V c + b; for the scale and the shift of a norm it is the paper's feature-wise modulation.
+    Adapted parameters have V c added already, so they are those of an ordinary model.
+
+    Deviations from the paper: c enters every layer and not one; V starts with the variance 1 / num_context, so that
+    the first step lowers the loss as that of maml on the biases does, on average; `first_order` drops what c owes to
+    theta.
+    """
+
+    name: Literal["cavia"] = "cavia"
+    helps: ClassVar[str] = "tasks differ in few respects: a support set cannot be overfitted by a few numbers"
+    costs: ClassVar[str] = "as maml, with few numbers to store a task"
+    num_context: PositiveInt = 8
+
+    def init_params(self, model_params: Params) -> Params:
+        # A seed of their own: workers start alike, and with V = 0 neither V nor c would ever move.
+        generator = torch.Generator().manual_seed(0)
+        maps = {
+            name: torch.randn(len(value), self.num_context, generator=generator).to(value) / self.num_context**0.5
+            for name, value in model_params.items()
+            if value.ndim == 1
+        }
+        return prefixed(maps, "context_map")
+
+    def start(self, params: Params) -> dict[str, Tensor]:
+        return {"context": next(iter(params.values())).new_zeros(self.num_context)}
+
+    def fitted(self, params: Params, phi: Params) -> Params:
+        maps = prefixed(select(params, "learner.context_map"), "model")
+        return {**params, **{name: params[name] + map_to @ phi["context"] for name, map_to in maps.items()}}
