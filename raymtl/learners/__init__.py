@@ -13,13 +13,26 @@ from raymtl.learners.maml import MAML
 from raymtl.learners.maml_pp import MAMLPlusPlus
 from raymtl.learners.matching import Matching
 from raymtl.learners.meta_sgd import MetaSGD
+from raymtl.learners.metaopt import MetaOpt
 from raymtl.learners.proto_maml import ProtoMAML
 from raymtl.learners.protonet import ProtoNet
 from raymtl.learners.r2d2 import R2D2
 from raymtl.learners.reptile import Reptile
 
 LearnerSpec = Annotated[
-    ANIL | BOIL | CAVIA | IMAML | MAML | MAMLPlusPlus | Matching | MetaSGD | ProtoMAML | ProtoNet | R2D2 | Reptile,
+    ANIL
+    | BOIL
+    | CAVIA
+    | IMAML
+    | MAML
+    | MAMLPlusPlus
+    | Matching
+    | MetaOpt
+    | MetaSGD
+    | ProtoMAML
+    | ProtoNet
+    | R2D2
+    | Reptile,
     Field(discriminator="name"),
 ]
 
@@ -34,6 +47,7 @@ __all__ = [
     "MAMLPlusPlus",
     "Matching",
     "MetaLearner",
+    "MetaOpt",
     "MetaSGD",
     "Objective",
     "ProtoMAML",
