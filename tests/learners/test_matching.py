@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from raymtl.config import Experiment
 from raymtl.learners import Matching
 from raymtl.learners.protonet import BELOW
-from raymtl.step import Problem
+from raymtl.step import HowToRun, Problem, meta_gradient
 from raymtl.types import Batch, Task
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.closed import (
@@ -178,3 +178,15 @@ def test_it_says_which_task_it_cannot_learn() -> None:
     odd = Task("odd", "classification", 3, lambda width: nn.Sequential(nn.Linear(width, 3)), F.cross_entropy, {}, lambda p: p)  # fmt: skip
     assert Matching().check([odd]) is None
     assert "that of task 'odd' is a Sequential" in Matching(full_context=True).check([odd])
+
+
+def test_full_context_runs_in_bfloat16(arrays) -> None:
+    """The plain network does in tests/test_step.py; the LSTMs stay in the precision of the parameters."""
+    torch.set_default_dtype(torch.float32)
+    chosen = matching(full_context=True)
+    problem = chosen.build()
+    params, episodes = perturbed(problem), episodes_of(chosen, arrays)
+    half, whole = (meta_gradient(problem, params, episodes, how=HowToRun(precision=p)) for p in ("bfloat16", "float32"))
+    torch.testing.assert_close(half.losses, whole.losses, rtol=0.05, atol=0.05)
+    assert not torch.equal(half.losses, whole.losses)
+    assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in half.grads.values())
