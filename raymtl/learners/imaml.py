@@ -29,7 +29,8 @@ class IMAML(GradientLearner):
     The solution starts from grad L_Q(phi*) itself, so with `cg_steps: 0` that is the meta-gradient, and stays where
     it is once the curvature is not positive, as it can be where L_S is not convex. The weighting's own parameters get
     their implicit gradient too. Without any inner step it is plain multi-task training, as maml. With ReLU a goal can
-    lie on a kink, around which the steps go back and forth: the gradient is then that of the side they end on.
+    lie on a kink, around which the steps go back and forth: the gradient is then that of the side they end on. The
+    inner loop runs in the parameters' precision, whatever `train.precision`.
     """
 
     name: Literal["imaml"] = "imaml"
@@ -108,7 +109,9 @@ class _Minimum(Function):
 
     @staticmethod
     def forward(inner: _Inner, *leaves: Tensor) -> tuple[Tensor, ...]:
-        return tuple(inner.minimum(*tree_unflatten(leaves, inner.tree)).values())
+        # The curvature is taken in full precision, where the backward pass runs: at a goal of the same function.
+        with torch.autocast(leaves[0].device.type, enabled=False):
+            return tuple(inner.minimum(*tree_unflatten(leaves, inner.tree)).values())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
