@@ -178,3 +178,21 @@ def test_it_says_which_task_it_cannot_learn() -> None:
     assert R2D2().check(experiment().data.make_tasks()) is None
     odd = Task("odd", "regression", 1, lambda width: nn.Identity(), torch.mul, {}, lambda p: p)
     assert "that of task 'odd' is a Identity" in R2D2().check([odd])
+
+
+def test_a_regression_without_weight_predicts_a_constant(arrays) -> None:
+    """Its target is read off the objective, which says nothing of it."""
+    chosen = axes("hard", "static", "r2d2")
+    problem = chosen.build()
+    params = perturbed(problem)
+    support, query = first(episodes_of(chosen, arrays))
+
+    def objective(params, predictions, batch) -> Tensor:
+        return (
+            nn.functional.cross_entropy(predictions["left"], batch.targets["left"])
+            + 0 * predictions["sum"].square().sum()
+        )
+
+    predicted = problem.predict(problem.learner.adapt(problem.model, params, support, objective), query.inputs)
+    assert (predicted["sum"] == params["learner.bias.sum"]).all()
+    assert predicted["left"].any()
