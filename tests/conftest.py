@@ -98,12 +98,12 @@ def episodes_of(
 
 
 def with_missing_labels(episodes: Episode, share: float = 0.3, support: bool = True) -> Episode:
-    """The same episodes, some labels of every task hidden in query and support; what is hidden becomes class 0."""
+    """The same episodes, some labels of every task hidden in query and support; -7, no class, stands for what is hidden."""
     generator = torch.Generator().manual_seed(3)
     parts = []
     for batch in episodes if support else episodes[1:]:
         masks = {name: torch.rand(target.shape, generator=generator) > share for name, target in batch.targets.items()}
-        targets = {name: torch.where(masks[name], target, 0) for name, target in batch.targets.items()}
+        targets = {name: torch.where(masks[name], target, -7) for name, target in batch.targets.items()}
         parts.append(batch._replace(targets=targets, masks=masks))
     return Episode(*parts) if support else Episode(episodes.support, *parts)
 
