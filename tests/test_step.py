@@ -115,9 +115,7 @@ def _on_one_of(rank: int, size: int, folder: str, arrays: Any, every: bool) -> N
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(
-    ("size", "every"), [(2, False), (4, False), *(pytest.param(n, True, marks=pytest.mark.slow) for n in (3, 4))]
-)
+@pytest.mark.parametrize(("size", "every"), [(2, False), (4, False), pytest.param(4, True, marks=pytest.mark.slow)])
 def test_any_number_of_workers_trains_alike(size: int, every: bool, tmp_path: Path, arrays) -> None:
     """Architectures, weightings and learners, state included, over steps that follow from each other."""
     cases = _cases(arrays, every)
