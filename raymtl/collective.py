@@ -80,7 +80,7 @@ class TaskGradients:
         self.leaves, self.num_shared = [*shared, *private], len(shared)
         self.width = sum(leaf.numel() for leaf in shared)  # P
         # The rows side by side: one matrix, or a sequence over the leaves of K flat gradients each.
-        self._rows: Tensor | Sequence[Sequence[Tensor]] | None = None  # [K, P / size] or, once changed, [K, P]
+        self._rows: Tensor | list[Sequence[Tensor]] | None = None  # [K, P / size] or, once changed, [K, P]
         self._rest: Tensor | None = None  # what is unweighted: on the shared parameters, where there is any ...
         self._private: Tensor | None = None  # ... and on the private ones
         self._whole = workers.size == 1
@@ -101,8 +101,9 @@ class TaskGradients:
 
     def change(self, rows: Callable[[Tensor], Tensor]) -> None:
         """Puts `rows(the rows [K, P])` in their place; the function sees the whole rows on every worker."""
-        blocks = list(self._blocks())
-        whole = self._rows if isinstance(self._rows, Tensor) else torch.cat(blocks, dim=1)
+        if self._rows is None:
+            self._rows = self._computed_rows()
+        whole = self._rows if isinstance(self._rows, Tensor) else _joined(self._rows, self.width)
         if not self._whole:
             whole = self.workers.gather(whole, self.width)
         self._rows, self._whole = rows(whole), True
@@ -138,7 +139,7 @@ class TaskGradients:
                 for pieces in zip(*(row.split(BLOCK) for row in leaf), strict=True):
                     yield torch.stack(pieces)
 
-    def _computed_rows(self) -> Tensor | Sequence[Sequence[Tensor]]:
+    def _computed_rows(self) -> Tensor | list[Sequence[Tensor]]:
         shared = self.leaves[: self.num_shared]
         rows: list[list[Tensor | None]] = [[None] * len(shared) for _ in self.tasks]
         rest: list[Tensor | None] = [None] * len(self.leaves)
@@ -162,6 +163,18 @@ class TaskGradients:
         if shared and self.workers.size == 1:
             return list(zip(*flat, strict=True))
         return self.workers.sum_to_shard(torch.stack([torch.cat([none, *row]) for row in flat]))
+
+
+def _joined(pieces: list[Sequence[Tensor]], width: int) -> Tensor:
+    """The rows [K, width] of the pieces, which are let go one by one."""
+    whole = pieces[0][0].new_empty(len(pieces[0]), width)
+    end = width
+    while pieces:
+        leaf = pieces.pop()
+        start = end - len(leaf[0])
+        torch.stack(list(leaf), out=whole[:, start:end])
+        end = start
+    return whole
 
 
 def _added(grads: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> list[Tensor | None]:

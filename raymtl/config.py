@@ -173,7 +173,9 @@ class Experiment(Spec):
             ("sharing", self.sharing.check(self.data.make_tasks(), encoder)),
         ):
             if problem:
-                raise UserError(f"{section}.{problem[0]}: {problem[1]}{_nearest(problem[0], names)}")
+                named = set(problem[0].split("."))
+                hint = "" if named & set(names) else _nearest(problem[0], names)
+                raise UserError(f"{section}.{problem[0]}: {problem[1]}{hint}")
 
     def _check_numbers(self) -> None:
         train, tune = self.train, self.tune
@@ -226,7 +228,8 @@ class Experiment(Spec):
     def override(self, values: Mapping[str, Any]) -> "Experiment":
         """The experiment with these dotted values, validated.
 
-        A changed `SECTION.name` keeps the fields of the old member that the new one has too. Raises UserError.
+        A changed `SECTION.name` keeps what was set of the old member, other than its defaults, and the new one has too.
+        Raises UserError.
         """
         tree = self.model_dump(mode="json")
         for key, value in sorted(values.items(), key=lambda item: not item[0].endswith(".name")):
@@ -244,8 +247,10 @@ class Experiment(Spec):
             if not isinstance(node, dict):
                 raise UserError(f"{key}: unknown key.{_nearest(key, dotted_names())}")
             if last == "name" and len(path) == 1 and value != node.get("name"):
-                fields = _members(path[0]).get(str(value))
-                tree[path[0]] = {k: v for k, v in node.items() if fields and k in fields.model_fields} | {"name": value}
+                members = _members(path[0])
+                old, new = members[node["name"]]().model_dump(mode="json"), members.get(str(value))
+                kept = {k: v for k, v in node.items() if new and k in new.model_fields and v != old[k]}
+                tree[path[0]] = kept | {"name": value}
             else:
                 node[last] = value
         return parse(tree)
@@ -322,7 +327,8 @@ def check_space(experiment: Experiment) -> None:
             if not is_known(key):
                 raise UserError(f"search.{name}.when.{key}: unknown key.{_nearest(key, names)}")
     searched: set[str] = set()
-    for values in itertools.islice(representatives(space, defaults), COMBINATIONS):
+    combinations = list(itertools.islice(representatives(space, defaults), COMBINATIONS))
+    for values in combinations:
         searched |= {name for name in space if any(key == name or key.startswith(f"{name}.") for key in values)}
         try:
             experiment.override(values)
@@ -332,7 +338,7 @@ def check_space(experiment: Experiment) -> None:
                 f"search: the search could suggest {chosen}, which cannot run ({error}) "
                 "Exclude it with a `when:` on one of the keys."
             ) from None
-    for name in set(space) - searched:
+    for name in set(space) - searched if len(combinations) < COMBINATIONS else ():
         conditions = dict(space[name].when)
         raise UserError(
             f"search.{name}.when: expected a condition that can hold, got {conditions}. Correct its values."

@@ -49,7 +49,8 @@ def primary_metrics(problem: Problem) -> list[str]:
 
 def _sums(problem: Problem, params: Params, episode: Episode, *, steps: int | None) -> Tensor:
     """Metric sums, loss sums and label counts on the query set after `steps` inner steps, [M + 2 K]."""
-    adapted = params if steps == 0 else problem.adapt(params, episode.support, steps)
+    unadapted = steps == 0 and problem.learner.predicts_unadapted
+    adapted = params if unadapted else problem.adapt(params, episode.support, steps)
     predictions = problem.predict(adapted, episode.query.inputs)
     tasks, query = problem.tasks, episode.query
     parts = (metric_sums(tasks, predictions, query), loss_sums(tasks, predictions, query), label_counts(tasks, query))

@@ -83,7 +83,8 @@ def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: H
             meta = meta_gradient(problem, params, episodes, host.workers, how, step)
             for name, value in anchor.items():
                 meta.grads[name] += 2 * mode.anchor_strength * (params[name].detach() - value)
-            moving = {name: value for name, value in params.items() if mode.moves(step, name)}
+            still = _heads_at_rest(problem, meta)
+            moving = {name: value for name, value in params.items() if mode.moves(step, name) and name not in still}
             norm = _move(optimizer, moving, meta, _schedule(experiment, step), settings.clip_norm)
             if experiment.weighting.looks_back:
                 look_back(problem, params, episodes, meta, host.workers, how, step)
@@ -144,6 +145,13 @@ def _schedule(experiment: Experiment, step: int) -> float:
     return experiment.train.lr * factor[experiment.train.schedule]
 
 
+def _heads_at_rest(problem: Problem, meta: MetaGradient) -> set[str]:
+    """Parameters of heads whose task had no label and which nothing else reached: momentum must not move them."""
+    absent = [task.name for i, task in enumerate(problem.tasks) if i not in meta.tasks.tolist()]
+    starts = tuple(f"model.heads.{name}." for name in absent)
+    return {name for name, gradient in meta.grads.items() if name.startswith(starts) and not gradient.any()}
+
+
 def _move(
     optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor], meta: MetaGradient, lr: float, clip: float | None
 ) -> float:
@@ -175,7 +183,7 @@ def _faster_axis(
                 params,
                 episodes,
                 host.workers,
-                HowToRun(axis, experiment.train.chunk, experiment.train.precision),
+                HowToRun(axis, experiment.train.chunk, experiment.train.precision, experiment.mode.passes),
             )
             if next(iter(episodes.query.targets.values())).is_cuda:
                 torch.cuda.synchronize()

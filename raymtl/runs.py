@@ -128,7 +128,8 @@ def load_params(path: Path, expected: Params | None = None) -> dict[str, Tensor]
     if not path.is_file():
         raise UserError(f"{path}: no such file; the run has no trained model yet. Continue it with --resume.")
     try:
-        params = load_file(path)
+        # Copies, for what is read is aligned as the file is, and products of it may differ in their last bit.
+        params = {name: value.clone() for name, value in load_file(path).items()}
     except Exception as error:  # safetensors raises its own kinds, and OSError for a truncated file
         raise UserError(
             f"{path}: expected safetensors, got a damaged file ({error}). Restore or train again."

@@ -155,12 +155,13 @@ def meta_gradient(
             flat = workers.sum(flat / num_episodes)
             losses = workers.sum(sums.sum(0) / counts.clamp(min=1))
         weights, direct = _weigh(problem, params, losses, None, tasks)
+        direct |= _auxiliary_gradient(problem, params, episodes, how, num_episodes, workers)
 
     grads = {
         name: part.view_as(params[name])
         for name, part in zip(names, flat.split([leaf.numel() for leaf in leaves]), strict=True)
     }
-    for name, gradient in {**direct, **_penalty_gradient(problem, params)}.items():
+    for name, gradient in [*direct.items(), *_penalty_gradient(problem, params).items()]:
         grads[name] = grads[name] + gradient
     return MetaGradient(
         grads,
@@ -232,12 +233,29 @@ def _losses(
         ]
         sums = tuple(sum(column[1:], start=column[0]) for column in zip(*parts, strict=True))
         _, adapted = judged[-1]
-        terms = functional_call(problem.model, select(adapted, "model"), (query.inputs,), {"output": "auxiliary"})
-        return sums, sum(terms.values(), start=torch.zeros_like(sums[0]))
+        return sums, _auxiliary(problem, adapted, query)
 
     sums, rest = over_episodes(of_one, episodes, how)
     means = tuple(total.sum() / count for total, count in zip(sums, counts.clamp(min=1).unbind(), strict=True))
     return Losses(means, rest.sum() / num_episodes)
+
+
+def _auxiliary(problem: Problem, params: Params, query: Batch) -> Tensor:
+    """The sum of the architecture's auxiliary terms on one query set, a scalar."""
+    terms = functional_call(problem.model, select(params, "model"), (query.inputs,), {"output": "auxiliary"})
+    return sum(terms.values(), start=next(iter(params.values())).new_zeros(()))
+
+
+def _auxiliary_gradient(
+    problem: Problem, params: Params, episodes: Episode, how: HowToRun, num_episodes: Tensor, workers: Workers
+) -> dict[str, Tensor]:
+    """The gradient of the mean auxiliary term at the parameters as they are, for learners without a query gradient."""
+    local = over_episodes(lambda episode: _auxiliary(problem, params, episode.query), episodes, how)
+    if not local.requires_grad:  # a matter of the architecture, so the same on all workers
+        return {}
+    names = [name for name in params if name.startswith("model.")]
+    grads = torch.autograd.grad(local.sum() / num_episodes, [params[name] for name in names], allow_unused=True)
+    return {name: workers.sum(gradient) for name, gradient in zip(names, grads, strict=True) if gradient is not None}
 
 
 def _displacement(problem: Problem, params: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:

@@ -58,7 +58,7 @@ def label_counts(tasks: Sequence[Task], batch: Batch) -> Tensor:
 
 def task_loss_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, ...]:
     """Sum over the labelled examples of each task's loss: K scalars whose graphs are apart from each other."""
-    return tuple(masked_sum(batch, t.name, t.loss(predictions[t.name], batch.targets[t.name])) for t in tasks)
+    return tuple(masked_sum(batch, t.name, t.loss(predictions[t.name], _labels(batch, t.name))) for t in tasks)
 
 
 def loss_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
@@ -69,16 +69,21 @@ def loss_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: B
 def masked_sum(batch: Batch, task: str, values: Tensor) -> Tensor:
     """Sum of `values` [N] over the examples whose label of `task` is there."""
     if task in batch.masks:
-        # where, not multiplication: a missing label may hold any number, and nan * 0 is nan.
         values = torch.where(batch.masks[task], values, 0.0)
     return values.sum()
+
+
+def _labels(batch: Batch, task: str) -> Tensor:
+    """The targets, 0 in place of those that are missing, which may hold anything: nan, or a class that is none."""
+    target = batch.targets[task]
+    return torch.where(batch.masks[task], target, 0) if task in batch.masks else target
 
 
 def metric_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
     """Sum over the labelled examples of every metric of every task, [number of metrics], in `metric_names` order."""
     return torch.stack(
         [
-            masked_sum(batch, task.name, metric.per_example(predictions[task.name], batch.targets[task.name]))
+            masked_sum(batch, task.name, metric.per_example(predictions[task.name], _labels(batch, task.name)))
             for task in tasks
             for metric in task.metrics.values()
         ]

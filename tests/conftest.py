@@ -84,9 +84,11 @@ def possible(sharing: str, weighting: str, learner: str) -> bool:
 
 
 def combinations() -> list[tuple[str, str, str]]:
-    """Every architecture and every weighting under every learner, each beside a plain and an intricate partner."""
+    """Every architecture, weighting and learner, each beside plain and intricate partners on the other two axes."""
     pairs = [(s, w) for s, w in itertools.product(SHARING, WEIGHTING) if s in PARTNERS or w in PARTNERS]
-    return [(s, w, learner) for s, w in pairs for learner in LEARNERS if possible(s, w, learner)]
+    every = [(s, w, learner) for s, w in pairs for learner in ("maml", "protonet", "reptile")]
+    every += itertools.product(("hard", "cross_stitch"), ("static", "pcgrad"), LEARNERS)
+    return [combination for combination in dict.fromkeys(every) if possible(*combination)]
 
 
 def episodes_of(
@@ -98,12 +100,12 @@ def episodes_of(
 
 
 def with_missing_labels(episodes: Episode, share: float = 0.3, support: bool = True) -> Episode:
-    """The same episodes, some labels of every task hidden in query and support; what is hidden becomes class 0."""
+    """The same episodes, some labels of every task hidden in query and support; -7, no class, stands for what is hidden."""
     generator = torch.Generator().manual_seed(3)
     parts = []
     for batch in episodes if support else episodes[1:]:
         masks = {name: torch.rand(target.shape, generator=generator) > share for name, target in batch.targets.items()}
-        targets = {name: torch.where(masks[name], target, 0) for name, target in batch.targets.items()}
+        targets = {name: torch.where(masks[name], target, -7) for name, target in batch.targets.items()}
         parts.append(batch._replace(targets=targets, masks=masks))
     return Episode(*parts) if support else Episode(episodes.support, *parts)
 

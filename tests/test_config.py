@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from raymtl.config import Experiment, dotted_names, load
+from raymtl.config import Experiment, check_space, dotted_names, is_known, load, parse
+from raymtl.encoders import MLPSpec
 from raymtl.step import meta_gradient
 from raymtl.types import UserError
 from tests.conftest import episodes_of
@@ -42,9 +43,9 @@ def test_every_shipped_configuration_loads_round_trips_and_takes_a_step(path: Pa
         ),
         (
             "learner: {name: mamll}",
-            ":1: learner.name: expected one of maml, reptile, protonet, got 'mamll'. Did you mean maml?",
+            "proto_maml, protonet, r2d2, reptile, got 'mamll'. Did you mean maml?",
         ),
-        ("learner: {inner_lr: 0.1}", ":1: learner.name: expected one of maml, reptile, protonet, got none."),
+        ("learner: {inner_lr: 0.1}", "proto_maml, protonet, r2d2, reptile, got none."),
         ("learner: {name: reptile, first_order: true}", "learner.name: reptile has no such key, only maml"),
         ("learner: {name: maml, inner_lr: fast}", ":1: learner.inner_lr: expected a valid number"),
         ("learner: {name: maml, inner_lr: -1}", ":1: learner.inner_lr: expected greater than 0, got -1."),
@@ -70,6 +71,33 @@ def test_every_shipped_configuration_loads_round_trips_and_takes_a_step(path: Pa
             "weighting.weights.lift: expected one of the tasks ['left', 'right', 'sum'], got 'lift'. Did you mean left?",
         ),
         ("encoder: {name: conv, channels: [8, 8, 8, 8, 8, 8]}", "encoder.channels: 6 stages halve"),
+        ("sharing: {name: mmoe, num_experts: 0}", ":1: sharing.num_experts: expected greater than 0, got 0."),
+        (
+            "sharing: {name: ple, num_levels: 9}",
+            "sharing.num_levels: expected at most the 3 stages of the encoder, got 9.",
+        ),
+        ("sharing: {name: relation}", "sharing.name: relation compares the weights of heads and needs the same shapes"),
+        (
+            "sharing: {name: branching, tree: {lift: {follows: left, stages: 1}}}",
+            ":1: sharing.tree.lift: expected one of the tasks ['left', 'right', 'sum'], got 'lift'. Did you mean left?",
+        ),
+        (
+            "sharing: {name: branching, tree: {right: {follows: sum, stages: 1}}}",
+            "sharing.tree.right.follows: expected a task before 'right', one of ['left'], got 'sum'.",
+        ),
+        (
+            "sharing: {name: hierarchical, levels: {sum: 4}}",
+            "sharing.levels.sum: expected a stage of the encoder, 1 to 3",
+        ),
+        ("weighting: {name: famo, lower_bounds: {lift: 1}}", "weighting.lower_bounds.lift: expected one of the tasks"),
+        (
+            "weighting: {name: mgda}\nmode: {name: hierarchical}",
+            ":1: weighting.name: mgda needs the gradients of several tasks, and mode.name: hierarchical lets one task count",
+        ),
+        (
+            "search: {sharing.tree.sum.follow: {choice: [left, right]}}",
+            ":1: search.sharing.tree.sum.follow: unknown key. Did you mean sharing.tree",
+        ),
         ("tune: {metric: val.scor}", ":1: tune.metric: expected one of val.score"),
         ("tune: {metric: [val.score, seconds], mode: [max]}", "tune.mode: expected one for each"),
         ("tune: {asha: {grace: 5000}}", "tune.asha.grace: expected at most train.steps: 1000"),
@@ -141,3 +169,33 @@ def test_the_same_seed_builds_the_same_model_and_another_seed_another() -> None:
     name = "model.heads.left.weight"
     assert first[name].equal(same[name])
     assert not first[name].equal(other[name])
+
+
+def test_names_of_tasks_in_keys_may_be_set_beside_a_new_member() -> None:
+    changed = Experiment().override(
+        {"sharing.tree.sum.stages": 1, "sharing.tree.sum.follows": "right", "sharing.name": "branching"}
+    )
+    assert changed.flat()["sharing.tree.sum.follows"] == "right"
+    assert is_known("sharing.tree.sum.stages") and is_known("weighting.weights.any name")
+    assert not is_known("sharing.tree.sum.stage") and not is_known("sharing.strength.sum")
+
+
+def test_a_new_member_takes_over_what_was_set_and_not_what_was_a_default() -> None:
+    gradnorm = Experiment().override({"weighting.name": "gradnorm"})
+    assert gradnorm.override({"weighting.name": "auto_lambda"}).weighting.model_dump()["lr"] == 1e-3
+    faster = gradnorm.override({"weighting.lr": 0.3})
+    assert faster.override({"weighting.name": "auto_lambda"}).weighting.model_dump()["lr"] == 0.3
+
+
+def test_a_large_space_is_not_refused_for_what_was_not_looked_at() -> None:
+    """Over 2,000 combinations, the condition on the last architecture among those that are not enumerated."""
+    names = ["hard", "soft", "cross_stitch", "mmoe", "cgc", "attention"]
+    space = {
+        "train.lr": {"choice": [0.1 / 2**i for i in range(12)]},
+        "train.meta_batch": {"choice": list(range(8, 28))},
+        "train.clip_norm": {"choice": [1.0 + i for i in range(10)]},
+        "sharing.name": {"choice": names},
+        "sharing.heads": {"int": [1, 2], "when": {"sharing.name": "attention"}},
+    }
+    experiment = parse(Experiment(encoder=MLPSpec()).model_dump(mode="json") | {"search": space})
+    check_space(experiment)

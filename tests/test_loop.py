@@ -13,6 +13,12 @@ from raymtl.loop import Host, local_batches, train_loop
 from raymtl.types import DivergedError, UserError
 from tests.conftest import LEARNERS, WEIGHTING, axes, experiment, possible
 
+PAIRS = [
+    pair
+    for pair in itertools.product(WEIGHTING, LEARNERS)
+    if (pair[0] in ("static", "pcgrad") or pair[1] in ("maml", "reptile")) and possible("hard", *pair)
+]
+
 
 class Stopped(Exception):
     """Thrown into a training to interrupt it."""
@@ -38,9 +44,7 @@ def run(chosen: Experiment, arrays, folder: Path, stop_at: int | None = None, re
     return reports
 
 
-@pytest.mark.parametrize(
-    ("weighting", "learner"), [pair for pair in itertools.product(WEIGHTING, LEARNERS) if possible("hard", *pair)]
-)
+@pytest.mark.parametrize(("weighting", "learner"), PAIRS)
 def test_an_interrupted_run_ends_with_the_same_weights_to_the_bit(weighting, learner, arrays, tmp_path) -> None:
     chosen = short(weighting, learner)
     straight = run(chosen, arrays, tmp_path / "straight")
@@ -108,6 +112,6 @@ def test_the_stitches_learn_faster_than_the_rest(arrays, tmp_path) -> None:
     before = chosen.build().init_params()
     run(chosen, arrays, tmp_path / "run")
     after = load_file(tmp_path / "run" / "model.safetensors")
-    moved = {name: float((after[name] - before[name]).abs().max()) for name in after}
+    moved = {name: float((after[name] - before[name].detach()).abs().max()) for name in after}
     assert moved["model.stitches"] == pytest.approx(0.01, rel=1e-2)
     assert moved["model.heads.left.weight"] == pytest.approx(0.001, rel=1e-2)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from raymtl import runs
+from raymtl import loop, runs
 from raymtl.baselines import comparators, regret
 from raymtl.config import Experiment
 from raymtl.loop import Host, local_batches, train_loop
@@ -184,3 +184,25 @@ def test_what_a_mode_cannot_do_is_refused(values, says) -> None:
 
 def test_online_with_no_arrivals_is_the_joint_step() -> None:
     assert Online().arrived(0, TASKS) == frozenset(TASKS)
+
+
+def test_the_head_of_a_task_that_does_not_count_stands_still_over_many_steps(arrays, tmp_path) -> None:
+    """Momentum from its last turn must not carry it on."""
+    plan = {"learner__inner_steps": 0, "mode__period": 3, "mode__strength": 0.0, "train__schedule": "constant"}
+    after_turn, later = (
+        trained(short("hierarchical", steps=steps, **plan), arrays, tmp_path / str(steps)) for steps in (3, 6)
+    )
+    assert torch.equal(after_turn["model.heads.left.weight"], later["model.heads.left.weight"])
+    assert not torch.equal(after_turn["model.heads.right.weight"], later["model.heads.right.weight"])
+
+
+def test_a_high_power_takes_the_largest_task_alone() -> None:
+    mode = Alternating(by="tasks", power=300)
+    assert {next(iter(mode.counted(step, 0, {"a": 1000, "b": 1400}))) for step in range(50)} == {"b"}
+
+
+def test_no_pass_sees_more_than_its_part_while_the_axis_is_timed(arrays, tmp_path, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(loop, "meta_gradient", lambda *given: seen.append(given[4].passes) or meta_gradient(*given))
+    trained(short("accumulation", steps=1, train__task_axis="auto", mode__parts=3), arrays, tmp_path / "run")
+    assert len(seen) == 5 and set(seen) == {3}

@@ -19,6 +19,7 @@ class Reptile(MetaLearner):
     any other optimiser takes the displacement as its gradient. "adam" has beta1 = 0 and starts fresh in every
     episode, where the paper carries its state from task to task: episodes then do not depend on their order.
     The weighting acts through the inner objective; its own parameters follow their gradient at the query losses.
+    Auxiliary terms and penalties of an architecture add their gradient at theta to the displacement.
     """
 
     name: Literal["reptile"] = "reptile"

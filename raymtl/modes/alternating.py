@@ -31,7 +31,8 @@ class Alternating(Mode):
     def counted(self, step: int, seed: int, sizes: Mapping[str, int]) -> frozenset[str]:
         if self.by == "parts":
             return frozenset(sizes)
-        odds = np.array(list(sizes.values()), float) ** self.power
+        logarithms = self.power * np.log(np.array(list(sizes.values()), float))
+        odds = np.exp(logarithms - logarithms.max())
         return frozenset([str(np.random.default_rng([seed, step]).choice(list(sizes), p=odds / odds.sum()))])
 
     def moves(self, step: int, parameter: str) -> bool:

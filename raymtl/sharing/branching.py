@@ -5,6 +5,7 @@ task t passes through.
 """
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -15,6 +16,11 @@ from raymtl.encoders import Encoder
 from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
 from raymtl.sharing.hard import in_one_pass
 from raymtl.types import Spec, Task
+
+
+def _stage_of(parameter: str) -> str:
+    """`trunks.OWNER.stages.S` of a parameter below it."""
+    return ".".join(parameter.split(".")[:4])
 
 
 class Branch(Spec):
@@ -49,9 +55,10 @@ class Branching(SharingArchitecture):
 
     @property
     def shared(self) -> frozenset[str]:
-        users = [(owner, depth) for owners in self.owners.values() for depth, owner in enumerate(owners)]
-        several = {user for user in users if users.count(user) > 1}
-        return self._names(*(f"trunks.{owner}.stages.{depth}" for owner, depth in several))
+        users = Counter((owner, depth) for owners in self.owners.values() for depth, owner in enumerate(owners))
+        several = {f"trunks.{owner}.stages.{depth}" for (owner, depth), number in users.items() if number > 1}
+        names = (name for name, _ in self.trunks.named_parameters(prefix="trunks"))
+        return frozenset(name for name in names if _stage_of(name) in several)
 
     def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
         x = dict.fromkeys(tasks, inputs)

@@ -35,29 +35,28 @@ class Matrix(nn.Module):
 
 
 class Tucker(nn.Module):
-    """The same with each tensor of the basis between two factors: [out, r_out] [k, r_out, r_in] [in, r_in]^T.
+    """The same with each tensor of the basis between two factors: [out, r_out] [k, r_out, r_in, ...] [in, r_in]^T.
 
-    `kept` of the outputs and of the inputs, all dimensions but the first, remain as r_out and r_in. The factors start
-    orthonormal, and the core as the projection of k ordinary initial values, scaled to their mean square.
+    `kept` of the outputs and of the inputs remain as r_out and r_in; the places of a convolution's kernel stay as they
+    are. The factors start orthonormal, and the core as the projection of k ordinary initial values, scaled to their
+    mean square.
     """
 
     def __init__(self, values: Tensor, kept: float) -> None:
         super().__init__()
-        self.shape = values.shape[1:]
-        matrices = values.flatten(2)  # [k, out, in]
-        rows, columns = (math.ceil(kept * size) for size in matrices.shape[1:])
+        sizes = values.shape[1:3]
+        ranks = [math.ceil(kept * size) for size in sizes]
         outputs, inputs = (
-            torch.linalg.qr(torch.randn(size, rank).to(values))[0]
-            for size, rank in zip(matrices.shape[1:], (rows, columns), strict=True)
+            torch.linalg.qr(torch.randn(size, rank).to(values))[0] for size, rank in zip(sizes, ranks, strict=True)
         )
-        lost = matrices[0].numel() / (rows * columns)
+        lost = math.prod(sizes) / math.prod(ranks)
         self.outputs, self.inputs = nn.Parameter(outputs), nn.Parameter(inputs)
-        self.core = nn.Parameter(math.sqrt(lost) * outputs.T @ matrices @ inputs)
+        self.core = nn.Parameter(math.sqrt(lost) * torch.einsum("or,koi...,ic->krc...", outputs, values, inputs))
 
     def forward(self, coefficients: Tensor) -> Tensor:
         """[k] -> [*shape]."""
-        core = torch.einsum("k,kor->or", coefficients, self.core)
-        return (self.outputs @ core @ self.inputs.T).view(self.shape)
+        core = torch.einsum("k,k...->...", coefficients, self.core)
+        return torch.einsum("or,rc...,ic->oi...", self.outputs, core, self.inputs)
 
 
 class LowRank(SharingArchitecture):

@@ -50,8 +50,14 @@ class Relation(Hard):
 
     def penalty(self, params: Params) -> Tensor:
         weights = self.weights(params)
-        within = torch.linalg.solve(self.relation(params), weights.T)  # Omega^-1 W^T
-        return self.lambda_1 / 2 * weights.square().sum() + self.lambda_2 / 2 * (weights.T * within).sum()
+        # W Omega^-1 from the factors of W: to solve with Omega, whose condition is 1 / ridge, would lose all digits in
+        # float32 where there are more tasks than weights.
+        left, scales, directions = torch.linalg.svd(weights.detach(), full_matrices=False)
+        trace = scales.sum() + len(self.task_names) * self.ridge
+        within = trace * (left * (scales / (scales + self.ridge))) @ directions
+        # With Omega held fixed the gradient of tr(W Omega^-1 W^T) is twice W Omega^-1.
+        relation = 2 * (weights * within).sum() - (weights.detach() * within).sum()
+        return self.lambda_1 / 2 * weights.square().sum() + self.lambda_2 / 2 * relation
 
 
 class RelationSpec(SharingSpecBase):

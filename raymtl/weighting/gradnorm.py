@@ -29,16 +29,17 @@ class GradNorm(LossWeighting):
     Steps are on log w, so w stays positive, and of the sum over mean(G), so that `lr` is a relative change of w and
     the unit of the losses has no say; the paper steps on w. g_t is on all shared parameters, in the paper on the last
     shared layer; parameters of one task alone follow its loss unweighted. L_t(0) is the first loss of task t above 0.
-    A step is weighed before w moves. The tasks of a step share among them what they had before, so that all sum to
-    num_tasks.
+    A task whose gradient is exactly zero, as of one that shares nothing, takes no part in the mean. `asymmetry` is the
+    paper's alpha. A step is weighed before w moves. The tasks of a step share among them what they had before, so that
+    all sum to num_tasks.
     """
 
     log_weights: Tensor
     initial: Tensor
 
-    def __init__(self, num_tasks: int, alpha: float, lr: float) -> None:
+    def __init__(self, num_tasks: int, asymmetry: float, lr: float) -> None:
         super().__init__(num_tasks)
-        self.alpha, self.lr = alpha, lr
+        self.asymmetry, self.lr = asymmetry, lr
         self.register_buffer("log_weights", torch.zeros(num_tasks))
         self.register_buffer("initial", torch.zeros(num_tasks))  # 0 where no loss has been seen
 
@@ -54,20 +55,23 @@ class GradNorm(LossWeighting):
         first = torch.where(first > 0, first, losses)
         progress = losses / first.clamp(min=torch.finfo(first.dtype).tiny)
         norms = jacobian.gramian().diagonal().clamp(min=0).sqrt()
-        moved = own - self.lr * slope(weights, norms, progress, self.alpha)
+        active = norms > 0
+        moved = own.clone()
+        if active.any():
+            moved[active] -= self.lr * slope(weights[active], norms[active], progress[active], self.asymmetry)
         self.log_weights = log_weights.index_put((tasks,), moved.log_softmax(0) + own.logsumexp(0))
         self.initial = initial.index_put((tasks,), first)
         return weights
 
 
 class GradNormSpec(WeightingSpecBase):
-    """Gradients of a common size, larger for tasks that learn slowly by the power `alpha`; weights move by `lr`."""
+    """Gradients of a common size, larger for tasks that learn slowly by the power `asymmetry`; weights move by `lr`."""
 
     name: Literal["gradnorm"] = "gradnorm"
     helps: ClassVar[str] = "gradients differ in size and tasks learn at different pace"
     needs_gradients: ClassVar[bool] = True
-    alpha: NonNegativeFloat = 1.5
+    asymmetry: NonNegativeFloat = 1.5
     lr: PositiveFloat = 0.025
 
     def build(self, tasks: Sequence[Task]) -> GradNorm:
-        return GradNorm(len(tasks), self.alpha, self.lr)
+        return GradNorm(len(tasks), self.asymmetry, self.lr)

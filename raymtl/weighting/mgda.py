@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raymtl.types import Task
 from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
-from raymtl.weighting.gramian import Array, factor, in_hull, solved
+from raymtl.weighting.gramian import Array, factor, in_hull, leaving_out_zeros, solved
 
 
 def shortest(products: Array, rounding: float) -> Array:
@@ -22,8 +22,9 @@ class MGDA(LossWeighting):
     """The shortest convex combination of the gradients, which conflicts with none of them, times K.
 
     The factor K is not the paper's (TorchJD returns 1/K of it): with it equal gradients give their plain sum. Solved
-    by an active set, not by the Frank-Wolfe steps of Sener & Koltun. A gradient that is zero is the shortest point
-    itself: such tasks share all the weight and the others stand still, for the point is Pareto-stationary.
+    by an active set, not by the Frank-Wolfe steps of Sener & Koltun. A gradient that is exactly zero would be the
+    shortest point itself and hold the others still; it is that of a task which shares nothing, in a tree that it parts
+    from at the root for instance, so it takes no part.
 
     `normalize` scales gradients before the search for weights, as in the authors' code: by their norm ("l2"), by the
     loss ("loss") or by both ("loss+"). What the weights multiply are the gradients as they are.
@@ -40,7 +41,7 @@ class MGDA(LossWeighting):
         if self.normalize in ("l2", "loss+"):
             scale = scale * products.diagonal().clamp(min=0).sqrt()
         scale = scale.where(scale > 0, 1)  # What is zero stays zero, and a loss below 0 is no scale.
-        return solved(shortest, products / scale[:, None] / scale)
+        return solved(leaving_out_zeros(shortest), products / scale[:, None] / scale)
 
 
 class MGDASpec(WeightingSpecBase):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raymtl.types import Task
 from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
-from raymtl.weighting.gramian import Array, factor, in_hull, solved
+from raymtl.weighting.gramian import Array, factor, in_hull, leaving_out_zeros, solved
 
 
 def oriented(products: Array, rounding: float, pull: float) -> Array:
@@ -29,7 +29,7 @@ class SDMGrad(LossWeighting):
     The factor K is not the paper's (TorchJD returns 1/K of it): with it equal gradients give their plain sum. The
     minimum itself, of this step's gradients: the paper, and TorchJD, take projected stochastic steps towards it with
     products of gradients on two independent batches, which makes their estimate unbiased. A task whose gradient is
-    zero takes part: it draws weight to itself, and the others follow the mean gradient the more.
+    exactly zero, as of one that shares nothing, takes no part, also not in the mean.
     """
 
     def __init__(self, num_tasks: int, pull: float) -> None:
@@ -38,7 +38,7 @@ class SDMGrad(LossWeighting):
 
     def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
         assert jacobian is not None
-        return solved(partial(oriented, pull=self.pull), jacobian.gramian())
+        return solved(leaving_out_zeros(partial(oriented, pull=self.pull)), jacobian.gramian())
 
 
 class SDMGradSpec(WeightingSpecBase):

@@ -18,7 +18,7 @@ class Static(LossWeighting):
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__(len(weights))
-        self.register_buffer("weights", weights * len(weights) / weights.sum())
+        self.register_buffer("weights", (weights * len(weights) / weights.sum()).to(torch.get_default_dtype()))
 
     def loss_weights(self) -> Tensor:
         return self.weights
@@ -41,4 +41,4 @@ class StaticSpec(WeightingSpecBase):
         return None
 
     def build(self, tasks: Sequence[Task]) -> Static:
-        return Static(torch.tensor([self.weights.get(task.name, 1.0) for task in tasks]))
+        return Static(torch.tensor([self.weights.get(task.name, 1.0) for task in tasks], dtype=torch.float64))

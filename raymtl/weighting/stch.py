@@ -20,14 +20,20 @@ class STCH(LossWeighting):
     minimises the sum of the log losses until then). The unit of a task's loss makes no difference to the direction of
     the joint gradient. The gradient p_t / L_t of the smooth maximum, p = softmax(x / mu), is scaled to weights that
     sum to K, so that equal losses weigh 1 and a learning rate keeps its meaning. A loss below 1e-8 counts as 1e-8.
+    The inner loop takes the weights of the step before, scaled to sum to num_tasks.
     """
 
+    weights: Tensor
     references: Tensor
 
     def __init__(self, num_tasks: int, mu: float, warmup: int) -> None:
         super().__init__(num_tasks)
         self.mu, self.warmup = mu, warmup
+        self.register_buffer("weights", torch.ones(num_tasks))
         self.register_buffer("references", torch.zeros(num_tasks, 2))  # a row a task: mean, and of how many losses
+
+    def loss_weights(self) -> Tensor:
+        return self.num_tasks * self.weights / self.weights.sum()
 
     def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
         losses = losses.detach().clamp(min=FLOOR)
@@ -36,7 +42,9 @@ class STCH(LossWeighting):
         learning = number < self.warmup
         mean = torch.where(learning, mean + (losses - mean) / (number + 1), mean)
         self.references = references.index_put((tasks,), torch.stack([mean, number + learning], 1))
-        return len(losses) * ((losses / mean).log() / self.mu - losses.log()).softmax(0)
+        weights = len(losses) * ((losses / mean).log() / self.mu - losses.log()).softmax(0)
+        self.weights = self.weights.to(losses).index_put((tasks,), weights)
+        return weights
 
 
 class STCHSpec(WeightingSpecBase):

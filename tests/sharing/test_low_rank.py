@@ -92,8 +92,8 @@ def test_a_tensor_with_everything_kept_reaches_what_the_matrix_does(encoder, sha
     params = dict(tensor.named_parameters()) | dict(matrix.named_parameters())
     for key, factors in tensor.factors.items():
         if hasattr(factors, "core"):
-            basis = matrix.factors[key].basis.flatten(2)
-            params[f"factors.{key}.core"] = factors.outputs.T @ basis @ factors.inputs
+            basis = matrix.factors[key].basis
+            params[f"factors.{key}.core"] = torch.einsum("or,koi...,ic->krc...", factors.outputs, basis, factors.inputs)
     inputs = torch.randn(3, *shape)
     reached = functional_call(
         tensor, {k: v for k, v in params.items() if k in dict(tensor.named_parameters())}, (inputs,)
@@ -105,7 +105,9 @@ def test_a_tensor_with_everything_kept_reaches_what_the_matrix_does(encoder, sha
 def test_a_tensor_keeps_the_share_of_outputs_and_inputs() -> None:
     model = build(*ENCODERS["conv"], form="tensor", kept=0.5)
     core = model.factors["stages_1_0_weight"]
-    assert core.core.shape == (2, 4, 18) and core.outputs.shape == (8, 4) and core.inputs.shape == (36, 18)
+    assert core.core.shape == (2, 4, 2, 3, 3) and core.outputs.shape == (8, 4) and core.inputs.shape == (4, 2)
+    matrix = build(*ENCODERS["conv"])
+    assert sum(v.numel() for v in core.parameters()) < 0.5 * matrix.factors["stages_1_0_weight"].basis.numel()
     for task in NAMES:
         assert torch.linalg.matrix_rank(model.encoder_params(task)["stages.1.0.weight"].flatten(1)).item() == 4
 

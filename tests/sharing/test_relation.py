@@ -136,3 +136,15 @@ def test_heads_of_different_shapes_are_refused_with_two_tasks_and_their_shapes()
     with pytest.raises(UserError, match=says):
         experiment(sharing__name="relation")
     assert experiment(sharing__name="relation", data__tasks=["left", "right"]).sharing.name == "relation"
+
+
+def test_the_gradient_keeps_its_digits_in_float32_where_tasks_outnumber_weights() -> None:
+    tasks = tuple(regression(f"t{i}", 0.0, 1.0) for i in range(40))
+    torch.set_default_dtype(torch.float32)
+    model = build(tasks, lambda_1=0.0, lambda_2=1.0)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        params = {name: value.detach().to(dtype).requires_grad_() for name, value in model.named_parameters()}
+        heads = [params[f"heads.{task.name}.weight"] for task in tasks]
+        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(model.penalty(params), heads)]).double())
+    assert (found[0] - found[1]).norm() < 1e-4 * found[1].norm()

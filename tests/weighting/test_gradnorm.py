@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_steps_descend_the_papers_sum_in_the_log_of_the_weights() -> None:
-    module = GradNormSpec(alpha=1.5, lr=0.1).build(TASKS)
+    module = GradNormSpec(asymmetry=1.5, lr=0.1).build(TASKS)
     log_weights, initial = torch.zeros(3), None
     for _ in range(12):
         losses, rows = torch.rand(3) + 0.1, torch.randn(3, 5) * torch.tensor([[0.1], [1.0], [3.0]])
@@ -48,7 +48,7 @@ def test_at_equal_rates_the_weighted_norms_become_equal() -> None:
 
 def test_at_equal_norms_the_slow_task_is_given_the_larger_gradient() -> None:
     """Rates r give weights in the ratio r^alpha."""
-    module = GradNormSpec(lr=0.002, alpha=1.5).build(TASKS[:2])
+    module = GradNormSpec(lr=0.002, asymmetry=1.5).build(TASKS[:2])
     module(torch.tensor([1.0, 1.0]), Rows(torch.eye(2)))
     for _ in range(1500):
         weights = module(torch.tensor([0.6, 0.4]), Rows(torch.eye(2)))

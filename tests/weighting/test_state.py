@@ -41,7 +41,7 @@ SPECS = {
     )
 }
 ON_A_SIMPLEX = ("dwa", "equal", "excess_mtl", "famo", "gradnorm", "random", "stch")
-STATELESS = ("equal", "gls", "imtl_l")
+STATELESS = ("equal", "imtl_l")
 
 
 def batches(number: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
