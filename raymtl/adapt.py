@@ -87,8 +87,8 @@ def read_support(path: Path, experiment: Experiment, problem: Problem) -> Episod
     missing = [name for name in names if name not in present or table[name].null_count == len(table)]
     if missing and not problem.learner.predicts_unadapted:
         raise UserError(
-            f"{path}: column `{missing[0]}`: expected labels, of which {experiment.learner.name} makes its predictions, "
-            "got none."
+            f"{path}: column `{missing[0]}`: expected labels, of which {experiment.learner.name} makes its "
+            "predictions, got none."
         )
     columns = {name: table[name].to_pylist() if name in present else [None] * len(table) for name in names}
     labelled = torch.tensor([any(columns[n][row] is not None for n in names) for row in range(len(table))])
