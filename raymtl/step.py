@@ -124,51 +124,101 @@ def meta_gradient(
     """
     private = problem.private(params)
     names = sorted(params, key=lambda name: name in private)  # shared ones first; sorting is stable
-    leaves = [params[name] for name in names]
-    num_shared = len(names) - len(private)
     counts, num_episodes = _totals(problem, episodes, workers)
-    tasks = counts.nonzero().flatten()
-
+    batch = _MetaBatch(episodes, counts, num_episodes, step)
     if problem.learner.follows_query_gradient:
-        parts = _parts(episodes, how.passes)
-        # Later passes see the weighting's state as the first did, though `weigh` moves it in between.
-        given = {**params, **prefixed(problem.weighting.state(), "weighting")} if len(parts) > 1 else params
-        passes: list[Callable[[], Losses]] = [
-            partial(_losses, problem, given, part, how, counts, num_episodes, step) for part in parts
-        ]
-        if len(passes) == 1:
-            only = passes[0]()
-            passes, values = [lambda: only], only.tasks
-        else:
-            with torch.no_grad():
-                values = tuple(torch.stack(column).sum() for column in zip(*(p().tasks for p in passes), strict=True))
-        losses = workers.sum(torch.stack(values).detach())
-        gradients = TaskGradients(passes, tasks.tolist(), leaves[:num_shared], leaves[num_shared:], workers)
-        weights, direct = _weigh(problem, params, losses, gradients, tasks)
-        flat = gradients.combine(weights) if gradients.computed else gradients.weighted(weights)
+        moved = _down_the_query_losses(problem, params, batch, names, len(private), workers, how)
     else:
-        with torch.no_grad():
-            sums, moved = over_episodes(lambda episode: _displacement(problem, params, episode), episodes, how)
-            flat = torch.cat(
-                [(moved[name].sum(0) if name in moved else torch.zeros_like(params[name])).flatten() for name in names]
-            )
-            flat = workers.sum(flat / num_episodes)
-            losses = workers.sum(sums.sum(0) / counts.clamp(min=1))
-        weights, direct = _weigh(problem, params, losses, None, tasks)
-        direct |= _auxiliary_gradient(problem, params, episodes, how, num_episodes, workers)
+        moved = _to_the_adapted(problem, params, batch, names, workers, how)
+    flat, losses, weights, direct = moved
 
     grads = {
         name: part.view_as(params[name])
-        for name, part in zip(names, flat.split([leaf.numel() for leaf in leaves]), strict=True)
+        for name, part in zip(names, flat.split([params[name].numel() for name in names]), strict=True)
     }
     for name, gradient in [*direct.items(), *_penalty_gradient(problem, params).items()]:
         grads[name] = grads[name] + gradient
     return MetaGradient(
         grads,
         torch.where(counts > 0, losses, torch.nan),
-        torch.zeros_like(losses).index_copy(0, tasks, weights.to(losses)),
-        tasks,
+        torch.zeros_like(losses).index_copy(0, batch.tasks, weights.to(losses)),
+        batch.tasks,
     )
+
+
+class _MetaBatch(NamedTuple):
+    """This worker's episodes, and what is known of those of all workers."""
+
+    episodes: Episode
+    counts: Tensor
+    """Labelled query examples of each task, [K]."""
+    num_episodes: Tensor
+    step: int
+
+    @property
+    def tasks(self) -> Tensor:
+        """Which tasks have labels: indices, in ascending order."""
+        return self.counts.nonzero().flatten()
+
+
+class _Moved(NamedTuple):
+    """What a step follows: a flat gradient in the order of the names, and by name what belongs to no task's loss.
+
+    `losses` are the query losses [K], `weights` those of the tasks that have labels.
+    """
+
+    flat: Tensor
+    losses: Tensor
+    weights: Tensor
+    direct: dict[str, Tensor]
+
+
+def _down_the_query_losses(
+    problem: Problem,
+    params: Params,
+    batch: _MetaBatch,
+    names: Sequence[str],
+    num_private: int,
+    workers: Workers,
+    how: HowToRun,
+) -> _Moved:
+    """The gradient of the weighted query losses; the last `num_private` of `names` are one task's own."""
+    leaves = [params[name] for name in names]
+    num_shared = len(names) - num_private
+    parts = _parts(batch.episodes, how.passes)
+    # Later passes see the weighting's state as the first did, though `weigh` moves it in between.
+    given = {**params, **prefixed(problem.weighting.state(), "weighting")} if len(parts) > 1 else params
+    passes: list[Callable[[], Losses]] = [
+        partial(_losses, problem, given, batch._replace(episodes=part), how) for part in parts
+    ]
+    if len(passes) == 1:
+        only = passes[0]()
+        passes, values = [lambda: only], only.tasks
+    else:
+        with torch.no_grad():
+            values = tuple(torch.stack(column).sum() for column in zip(*(p().tasks for p in passes), strict=True))
+    losses = workers.sum(torch.stack(values).detach())
+    gradients = TaskGradients(passes, batch.tasks.tolist(), leaves[:num_shared], leaves[num_shared:], workers)
+    weights, direct = _weigh(problem, params, losses, gradients, batch.tasks)
+    return _Moved(
+        gradients.combine(weights) if gradients.computed else gradients.weighted(weights), losses, weights, direct
+    )
+
+
+def _to_the_adapted(
+    problem: Problem, params: Params, batch: _MetaBatch, names: Sequence[str], workers: Workers, how: HowToRun
+) -> _Moved:
+    """The mean displacement of the parameters by adapting, for learners without a query gradient."""
+    with torch.no_grad():
+        sums, moved = over_episodes(lambda episode: _displacement(problem, params, episode), batch.episodes, how)
+        flat = torch.cat(
+            [(moved[name].sum(0) if name in moved else torch.zeros_like(params[name])).flatten() for name in names]
+        )
+        flat = workers.sum(flat / batch.num_episodes)
+        losses = workers.sum(sums.sum(0) / batch.counts.clamp(min=1))
+    weights, direct = _weigh(problem, params, losses, None, batch.tasks)
+    auxiliary = _auxiliary_gradient(problem, params, batch, how, workers)
+    return _Moved(flat, losses, weights, direct | auxiliary)
 
 
 def look_back(
@@ -186,9 +236,8 @@ def look_back(
     """
     counts, num_episodes = _totals(problem, episodes, workers)
     with torch.no_grad():
-        sums = [
-            _losses(problem, params, part, how, counts, num_episodes, step) for part in _parts(episodes, how.passes)
-        ]
+        parts = (_MetaBatch(part, counts, num_episodes, step) for part in _parts(episodes, how.passes))
+        sums = [_losses(problem, params, part, how) for part in parts]
         after = workers.sum(torch.stack([torch.stack(losses.tasks) for losses in sums]).sum(0))
     _refuse_infinite(problem, after)
     problem.weighting.observe(meta.losses[meta.tasks], after[meta.tasks], meta.tasks)
@@ -213,20 +262,12 @@ def _parts(episodes: Episode, passes: int) -> list[Episode]:
     return [tree_map(lambda leaf, s=s: leaf[s.start : s.stop], episodes) for s in shares if len(s)]
 
 
-def _losses(
-    problem: Problem,
-    params: Params,
-    episodes: Episode,
-    how: HowToRun,
-    counts: Tensor,
-    num_episodes: Tensor,
-    step: int,
-) -> Losses:
+def _losses(problem: Problem, params: Params, batch: _MetaBatch, how: HowToRun) -> Losses:
     """What these episodes contribute to the losses of the whole meta-batch."""
 
     def of_one(episode: Episode) -> tuple[tuple[Tensor, ...], Tensor]:
         query = episode.query
-        judged = problem.adaptations(params, episode.support, step)
+        judged = problem.adaptations(params, episode.support, batch.step)
         parts = [
             [weight * loss for loss in task_loss_sums(problem.tasks, problem.predict(phi, query.inputs), query)]
             for weight, phi in judged
@@ -235,9 +276,9 @@ def _losses(
         _, adapted = judged[-1]
         return sums, _auxiliary(problem, adapted, query)
 
-    sums, rest = over_episodes(of_one, episodes, how)
-    means = tuple(total.sum() / count for total, count in zip(sums, counts.clamp(min=1).unbind(), strict=True))
-    return Losses(means, rest.sum() / num_episodes)
+    sums, rest = over_episodes(of_one, batch.episodes, how)
+    means = tuple(total.sum() / count for total, count in zip(sums, batch.counts.clamp(min=1).unbind(), strict=True))
+    return Losses(means, rest.sum() / batch.num_episodes)
 
 
 def _auxiliary(problem: Problem, params: Params, query: Batch) -> Tensor:
@@ -247,14 +288,14 @@ def _auxiliary(problem: Problem, params: Params, query: Batch) -> Tensor:
 
 
 def _auxiliary_gradient(
-    problem: Problem, params: Params, episodes: Episode, how: HowToRun, num_episodes: Tensor, workers: Workers
+    problem: Problem, params: Params, batch: _MetaBatch, how: HowToRun, workers: Workers
 ) -> dict[str, Tensor]:
     """The gradient of the mean auxiliary term at the parameters as they are, for learners without a query gradient."""
-    local = over_episodes(lambda episode: _auxiliary(problem, params, episode.query), episodes, how)
+    local = over_episodes(lambda episode: _auxiliary(problem, params, episode.query), batch.episodes, how)
     if not local.requires_grad:  # a matter of the architecture, so the same on all workers
         return {}
     names = [name for name in params if name.startswith("model.")]
-    grads = torch.autograd.grad(local.sum() / num_episodes, [params[name] for name in names], allow_unused=True)
+    grads = torch.autograd.grad(local.sum() / batch.num_episodes, [params[name] for name in names], allow_unused=True)
     return {name: workers.sum(gradient) for name, gradient in zip(names, grads, strict=True) if gradient is not None}
 
 

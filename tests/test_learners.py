@@ -10,12 +10,13 @@ from torch.nn import functional as F
 
 from raymtl.encoders.base import Encoder
 from raymtl.learners import MAML, ProtoNet, Reptile
-from raymtl.learners.protonet import BELOW
+from raymtl.learners.classes import BELOW
 from raymtl.sharing.base import SharingArchitecture
 from raymtl.step import HowToRun, Problem, meta_gradient
 from raymtl.types import Batch, Episode, Task
 from raymtl.weighting import StaticSpec
-from tests.conftest import SHARING, axes, episodes_of, experiment, perturbed
+from tests.conftest import LEARNERS, SHARING, axes, episodes_of, experiment, perturbed, possible
+from tests.learners.laws import assert_it_survives_saving, assert_vmap_equals_the_loop
 
 DIM = 5
 
@@ -185,3 +186,28 @@ def test_prototypes_are_class_means_and_absent_classes_the_least_likely(sharing:
 def test_protonet_says_which_task_it_cannot_learn() -> None:
     reason = ProtoNet().check(experiment(data__tasks=["left", "sum"]).data.make_tasks())
     assert "'sum' is a regression" in reason
+
+
+VARIANTS = [
+    *((name, {}) for name in LEARNERS),
+    ("matching", {"learner.full_context": True}),
+    ("metaopt", {"learner.head": "ridge"}),
+    ("anil", {"learner.learn_inner_lr": True}),
+    ("maml", {"learner.inner_optimizer": "momentum"}),
+]
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("weighting", ["static", "pcgrad"])
+@pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
+@pytest.mark.parametrize(("learner", "values"), VARIANTS)
+def test_vmap_equals_the_loop_with_labels_missing(learner, values, sharing, weighting, arrays) -> None:
+    if possible(sharing, weighting, learner):
+        assert_vmap_equals_the_loop(axes(sharing, weighting, learner).override(values), arrays)
+    else:
+        assert (weighting, learner) == ("pcgrad", "reptile")
+
+
+@pytest.mark.parametrize(("learner", "values"), VARIANTS)
+def test_an_adapted_model_survives_saving(learner, values, arrays, tmp_path) -> None:
+    assert_it_survives_saving(axes("hard", "static", learner).override(values), arrays, tmp_path)

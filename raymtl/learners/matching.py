@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raymtl.learners.base import MetaLearner, Objective
-from raymtl.learners.proto_maml import below_shown, features_of, members, needs_classes, needs_linear_heads
+from raymtl.learners.classes import below_shown, features_of, members, needs_classes, needs_linear_heads
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, Task, select
 

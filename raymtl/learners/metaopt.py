@@ -13,7 +13,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from raymtl.learners.base import MetaLearner, Objective
-from raymtl.learners.proto_maml import below_shown, features_of, members, needs_classes, needs_linear_heads
+from raymtl.learners.classes import below_shown, features_of, members, needs_classes, needs_linear_heads
 from raymtl.learners.r2d2 import woodbury
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, Task

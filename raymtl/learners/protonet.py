@@ -3,22 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from raymtl.learners.base import MetaLearner, Objective
+from raymtl.learners.classes import below_shown, features_of, members, needs_classes
 from raymtl.sharing import SharingArchitecture
-from raymtl.types import Batch, Params, Task, select
-
-BELOW = 10.0  # nats
+from raymtl.types import Batch, Params, Task
 
 
 class ProtoNet(MetaLearner):
     """Classifies by the squared distance to the mean support feature of each class: logits -|f(x) - c_n|^2.
 
     The heads of the model are not used. A class that the support set does not show, as happens where labels are
-    missing, scores `BELOW` less than the least likely class that it shows: it is never predicted, and its loss is
+    missing, scores 10 nats less than the least likely class that it shows: it is never predicted, and its loss is
     finite. Nothing is learned from the support set by gradient, so there is no prediction before adaptation.
     """
 
@@ -32,43 +29,26 @@ class ProtoNet(MetaLearner):
         return 0
 
     def check(self, tasks: Sequence[Task]) -> str | None:
-        for task in tasks:
-            if task.kind != "classification":
-                return f"a prototype is the mean of a class, and task '{task.name}' is a {task.kind}"
-        return None
+        return needs_classes(tasks, "a prototype is the mean of a class")
 
     def adapt(
         self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
     ) -> Params:
         prototypes: dict[str, Tensor] = {}
-        features = self._features(model, params, support.inputs)
-        for name, num_classes in model.out_features.items():
-            classes = torch.arange(num_classes, device=features[name].device)
-            members = (support.targets[name][:, None] == classes).to(features[name].dtype)  # [N, C]
-            if name in support.masks:
-                members = torch.where(support.masks[name][:, None], members, 0.0)
-            counts = members.sum(0)
-            prototypes[f"learner.prototypes.{name}"] = members.T @ features[name] / counts.clamp(min=1)[:, None]
+        for name, features in features_of(model, params, support.inputs).items():
+            member = members(support, name, model.out_features[name], features)
+            counts = member.sum(0)
+            prototypes[f"learner.prototypes.{name}"] = member.T @ features / counts.clamp(min=1)[:, None]
             prototypes[f"learner.present.{name}"] = counts > 0
         return {**params, **prototypes}
 
     def predict(
         self, model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        features = self._features(model, params, inputs)
         logits = {}
-        for name in model.heads:
+        for name, features in features_of(model, params, inputs).items():
             centre = params[f"learner.prototypes.{name}"]
             # Not cdist: its square root has no gradient at distance 0.
-            distance = (features[name][:, None, :] - centre[None]).square().sum(-1)
-            present = params[f"learner.present.{name}"]
-            lowest = torch.where(present, -distance, torch.inf).amin(-1, keepdim=True).detach()
-            absent = torch.where(lowest.isfinite(), lowest - BELOW, 0.0)  # 0 for all where no class is shown
-            logits[name] = torch.where(present, -distance, absent)
+            distance = (features[:, None, :] - centre[None]).square().sum(-1)
+            logits[name] = below_shown(-distance, params[f"learner.present.{name}"])
         return logits
-
-    @staticmethod
-    def _features(
-        model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        return functional_call(model, select(params, "model"), (inputs,), {"output": "features"})

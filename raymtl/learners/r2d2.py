@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from raymtl.learners.base import MetaLearner, Objective
-from raymtl.learners.proto_maml import below_shown, features_of, members, needs_linear_heads
+from raymtl.learners.classes import below_shown, features_of, members, needs_linear_heads
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, Task
 

@@ -5,9 +5,7 @@ import torch
 
 from raymtl.learners import ANIL, BOIL, MAML
 from tests.conftest import SHARING, axes, episodes_of, experiment, perturbed
-from tests.learners.closed import (
-    assert_it_survives_saving,
-    assert_vmap_equals_the_loop,
+from tests.learners.laws import (
     directional_error,
     first,
 )
@@ -53,13 +51,3 @@ def test_the_meta_gradient_equals_finite_differences(arrays) -> None:
     problem = chosen.build()
     params = perturbed(problem)
     assert directional_error(problem, params, episodes_of(chosen, arrays), list(params)) < 1e-6
-
-
-@pytest.mark.parametrize("weighting", ["static", "pcgrad"])
-@pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
-def test_vmap_equals_the_loop_with_labels_missing(sharing: str, weighting: str, arrays) -> None:
-    assert_vmap_equals_the_loop(axes(sharing, weighting, "boil"), arrays)
-
-
-def test_an_adapted_model_survives_saving(arrays, tmp_path) -> None:
-    assert_it_survives_saving(axes("hard", "static", "boil"), arrays, tmp_path)

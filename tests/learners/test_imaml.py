@@ -9,7 +9,7 @@ from raymtl.learners import IMAML
 from raymtl.learners.imaml import conjugate_gradients
 from raymtl.step import meta_gradient
 from tests.conftest import axes, episodes_of, experiment, perturbed
-from tests.learners.closed import assert_it_survives_saving, assert_vmap_equals_the_loop, first
+from tests.learners.laws import first
 from tests.test_learners import DIM, Quadratic
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -133,12 +133,6 @@ def test_the_graph_does_not_grow_with_the_steps(arrays) -> None:
     assert nodes("imaml", 5) == nodes("imaml", 50) < nodes("maml", 5) / 10
 
 
-@pytest.mark.parametrize("weighting", ["static", "pcgrad"])
-@pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
-def test_vmap_equals_the_loop_with_labels_missing(sharing: str, weighting: str, arrays) -> None:
-    assert_vmap_equals_the_loop(axes(sharing, weighting, "imaml"), arrays)
-
-
 def test_the_rows_of_several_tasks_add_up_to_the_gradient_of_their_sum(arrays) -> None:
     """Each row is a linear system of its own, solved with the same matrix; solved to the end the map is linear."""
     found = []
@@ -152,7 +146,3 @@ def test_the_rows_of_several_tasks_add_up_to_the_gradient_of_their_sum(arrays) -
         found.append(meta_gradient(problem, perturbed(problem), episodes_of(chosen, arrays)).grads)
     for name, gradient in found[0].items():
         torch.testing.assert_close(gradient, found[1][name], rtol=1e-7, atol=1e-10)
-
-
-def test_an_adapted_model_survives_saving(arrays, tmp_path) -> None:
-    assert_it_survives_saving(axes("hard", "static", "imaml"), arrays, tmp_path)

@@ -8,9 +8,7 @@ from raymtl.config import Experiment
 from raymtl.learners import MAMLPlusPlus
 from raymtl.step import look_back, meta_gradient
 from tests.conftest import axes, episodes_of, experiment, perturbed
-from tests.learners.closed import (
-    assert_it_survives_saving,
-    assert_vmap_equals_the_loop,
+from tests.learners.laws import (
     directional_error,
     first,
 )
@@ -103,13 +101,3 @@ def test_looking_back_judges_the_same_steps_as_looking_forward(arrays) -> None:
         look_back(problem, params, episodes, meta, step=step)
         torch.testing.assert_close(*seen[step], rtol=1e-12, atol=1e-13)
     assert not torch.allclose(seen[0][0], seen[10**6][0], rtol=1e-3)
-
-
-@pytest.mark.parametrize("weighting", ["static", "pcgrad"])
-@pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
-def test_vmap_equals_the_loop_with_labels_missing(sharing: str, weighting: str, arrays) -> None:
-    assert_vmap_equals_the_loop(axes(sharing, weighting, "maml_pp"), arrays)
-
-
-def test_an_adapted_model_survives_saving(arrays, tmp_path) -> None:
-    assert_it_survives_saving(axes("hard", "static", "maml_pp"), arrays, tmp_path)

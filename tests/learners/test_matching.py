@@ -7,14 +7,12 @@ from torch.nn import functional as F
 
 from raymtl.config import Experiment
 from raymtl.learners import Matching
-from raymtl.learners.protonet import BELOW
+from raymtl.learners.classes import BELOW
 from raymtl.step import HowToRun, Problem, meta_gradient
 from raymtl.types import Batch, Task
 from tests.conftest import axes, episodes_of, experiment, perturbed
-from tests.learners.closed import (
-    assert_it_survives_saving,
+from tests.learners.laws import (
     assert_unlabelled_examples_have_no_say,
-    assert_vmap_equals_the_loop,
     directional_error,
     first,
 )
@@ -156,20 +154,8 @@ def test_the_plain_meta_gradient_equals_finite_differences(arrays) -> None:
 
 
 @CONTEXT
-@pytest.mark.parametrize("weighting", ["static", "pcgrad"])
-@pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
-def test_vmap_equals_the_loop_with_labels_missing(sharing: str, weighting: str, full_context: bool, arrays) -> None:
-    assert_vmap_equals_the_loop(matching(sharing, weighting, full_context=full_context), arrays)
-
-
-@CONTEXT
 def test_unlabelled_examples_have_no_say(full_context: bool, arrays) -> None:
     assert_unlabelled_examples_have_no_say(matching("cross_stitch", full_context=full_context), arrays)
-
-
-@CONTEXT
-def test_an_adapted_model_survives_saving(full_context: bool, arrays, tmp_path) -> None:
-    assert_it_survives_saving(matching(full_context=full_context), arrays, tmp_path)
 
 
 def test_it_says_which_task_it_cannot_learn() -> None:

@@ -8,9 +8,7 @@ from raymtl.step import Problem, meta_gradient
 from raymtl.types import Batch, Episode
 from raymtl.weighting import StaticSpec
 from tests.conftest import axes, episodes_of, experiment, perturbed
-from tests.learners.closed import (
-    assert_it_survives_saving,
-    assert_vmap_equals_the_loop,
+from tests.learners.laws import (
     directional_error,
     first,
 )
@@ -65,13 +63,3 @@ def test_the_meta_gradient_equals_finite_differences(arrays) -> None:
     problem = chosen.build()
     params = perturbed(problem, 0.02)
     assert directional_error(problem, params, episodes_of(chosen, arrays), list(params)) < 1e-6
-
-
-@pytest.mark.parametrize("weighting", ["static", "pcgrad"])
-@pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
-def test_vmap_equals_the_loop_with_labels_missing(sharing: str, weighting: str, arrays) -> None:
-    assert_vmap_equals_the_loop(axes(sharing, weighting, "meta_sgd"), arrays)
-
-
-def test_an_adapted_model_survives_saving(arrays, tmp_path) -> None:
-    assert_it_survives_saving(axes("hard", "static", "meta_sgd"), arrays, tmp_path)

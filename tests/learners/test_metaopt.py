@@ -9,15 +9,13 @@ from torch.nn import functional as F
 
 from raymtl.config import Experiment
 from raymtl.learners import MetaOpt
+from raymtl.learners.classes import BELOW
 from raymtl.learners.metaopt import CENTRAL, dual
-from raymtl.learners.protonet import BELOW
 from raymtl.learners.r2d2 import primal
 from raymtl.types import Batch
 from tests.conftest import axes, episodes_of, experiment, perturbed
-from tests.learners.closed import (
-    assert_it_survives_saving,
+from tests.learners.laws import (
     assert_unlabelled_examples_have_no_say,
-    assert_vmap_equals_the_loop,
     directional_error,
     first,
 )
@@ -161,20 +159,8 @@ def test_absent_classes_are_the_least_likely_and_no_label_says_nothing(head: str
 
 
 @HEADS
-@pytest.mark.parametrize("weighting", ["static", "pcgrad"])
-@pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
-def test_vmap_equals_the_loop_with_labels_missing(sharing: str, weighting: str, head: str, arrays) -> None:
-    assert_vmap_equals_the_loop(metaopt(sharing, weighting, head=head), arrays)
-
-
-@HEADS
 def test_unlabelled_examples_have_no_say(head: str, arrays) -> None:
     assert_unlabelled_examples_have_no_say(metaopt("cross_stitch", head=head), arrays)
-
-
-@HEADS
-def test_an_adapted_model_survives_saving(head: str, arrays, tmp_path) -> None:
-    assert_it_survives_saving(metaopt(head=head), arrays, tmp_path)
 
 
 def test_it_says_which_task_it_cannot_learn() -> None:

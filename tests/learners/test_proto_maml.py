@@ -6,14 +6,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raymtl.learners import ProtoMAML
-from raymtl.learners.protonet import BELOW
+from raymtl.learners.classes import BELOW
 from raymtl.step import meta_gradient
 from raymtl.types import Task
 from tests.conftest import axes, episodes_of, experiment, perturbed
-from tests.learners.closed import (
-    assert_it_survives_saving,
+from tests.learners.laws import (
     assert_unlabelled_examples_have_no_say,
-    assert_vmap_equals_the_loop,
     directional_error,
     first,
 )
@@ -127,18 +125,8 @@ def test_the_models_own_heads_have_no_say(arrays) -> None:
     assert not any(gradient.any() for name, gradient in grads.items() if ".heads." in name)
 
 
-@pytest.mark.parametrize("weighting", ["static", "pcgrad"])
-@pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
-def test_vmap_equals_the_loop_with_labels_missing(sharing: str, weighting: str, arrays) -> None:
-    assert_vmap_equals_the_loop(axes(sharing, weighting, "proto_maml"), arrays)
-
-
 def test_unlabelled_examples_have_no_say(arrays) -> None:
     assert_unlabelled_examples_have_no_say(axes("cross_stitch", "static", "proto_maml"), arrays)
-
-
-def test_an_adapted_model_survives_saving(arrays, tmp_path) -> None:
-    assert_it_survives_saving(axes("hard", "static", "proto_maml"), arrays, tmp_path)
 
 
 def test_it_says_which_task_it_cannot_learn() -> None:

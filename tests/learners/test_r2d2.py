@@ -5,14 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from raymtl.learners import R2D2, r2d2
-from raymtl.learners.protonet import BELOW
+from raymtl.learners.classes import BELOW
 from raymtl.step import meta_gradient
 from raymtl.types import Batch, Task
 from tests.conftest import axes, episodes_of, experiment, perturbed
-from tests.learners.closed import (
-    assert_it_survives_saving,
+from tests.learners.laws import (
     assert_unlabelled_examples_have_no_say,
-    assert_vmap_equals_the_loop,
     directional_error,
     first,
 )
@@ -160,18 +158,8 @@ def test_hidden_labels_may_be_no_numbers(arrays) -> None:
     assert all(gradient.isfinite().all() for gradient in meta.grads.values())
 
 
-@pytest.mark.parametrize("weighting", ["static", "pcgrad"])
-@pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
-def test_vmap_equals_the_loop_with_labels_missing(sharing: str, weighting: str, arrays) -> None:
-    assert_vmap_equals_the_loop(axes(sharing, weighting, "r2d2"), arrays)
-
-
 def test_unlabelled_examples_have_no_say(arrays) -> None:
     assert_unlabelled_examples_have_no_say(axes("cross_stitch", "static", "r2d2"), arrays)
-
-
-def test_an_adapted_model_survives_saving(arrays, tmp_path) -> None:
-    assert_it_survives_saving(axes("hard", "static", "r2d2"), arrays, tmp_path)
 
 
 def test_it_says_which_task_it_cannot_learn() -> None:

@@ -1,4 +1,4 @@
-"""What the tests of metric and closed-form learners share: one episode, labels hidden by hand, finite differences."""
+"""Laws of learners as assertions, and what their tests share: one episode, labels hidden by hand."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,0 +1,49 @@
+"""What learners that predict from support features have in common: features, members of classes, absent classes."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from raymtl.sharing import SharingArchitecture
+from raymtl.types import Batch, Params, Task, select
+
+BELOW = 10.0  # nats
+
+
+def needs_classes(tasks: Sequence[Task], reason: str) -> str | None:
+    """The reason and the first task that is no classification; None where all are."""
+    return next((f"{reason}, and task '{t.name}' is a {t.kind}" for t in tasks if t.kind != "classification"), None)
+
+
+def needs_linear_heads(tasks: Sequence[Task]) -> str | None:
+    """The first task whose head cannot be replaced by another linear one."""
+    for task in tasks:
+        with torch.device("meta"):
+            head = task.head(1)
+        if not isinstance(head, nn.Linear) or head.bias is None:
+            return f"it sets the weights of linear heads, and that of task '{task.name}' is a {type(head).__name__}"
+    return None
+
+
+def features_of(model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the heads would read, [N, in_features] of each task."""
+    return functional_call(model, select(params, "model"), (inputs,), {"output": "features"})
+
+
+def members(support: Batch, task: str, num_classes: int, like: Tensor) -> Tensor:
+    """1 where the example is of the class, else 0, [N, C]; an example without a label is of no class."""
+    target = support.targets[task]
+    member = (target[:, None] == torch.arange(num_classes, device=target.device)).to(like)
+    return torch.where(support.masks[task][:, None], member, 0.0) if task in support.masks else member
+
+
+def below_shown(logits: Tensor, present: Tensor) -> Tensor:
+    """[N, C] with the classes that are not `present` [C] at `BELOW` under the least likely present one.
+
+    All are 0 where no class is present. No gradient follows the absent classes.
+    """
+    lowest = torch.where(present, logits, torch.inf).amin(-1, keepdim=True).detach()
+    absent = torch.where(lowest.isfinite(), lowest - BELOW, 0.0)
+    return torch.where(present, logits, absent)
