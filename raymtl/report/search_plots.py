@@ -166,9 +166,10 @@ def choices_plot(run: RunData) -> go.Figure | None:
         return None
     names = sorted(tried, key=lambda name: -len(tried[name]))
     most = max(len({show(row[name]) for row in tried[name]}) for name in names)
-    figure = panels(names, columns=2, legend=1, height=max(120, 26 * most))
+    # One below the other: the names beside a panel need room.
+    figure = panels(names, columns=1, legend=1, height=max(70, 26 * most))
     for index, name in enumerate(names):
-        at = place(index, len(names), columns=2)
+        at = place(index, len(names), columns=1)
         for state in ("pruned", "complete"):
             of_state = [row for row in tried[name] if row["state"] == state]
             figure.add_scatter(
