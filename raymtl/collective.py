@@ -41,6 +41,17 @@ class Workers(NamedTuple):
         dist.all_gather_into_tensor(whole.flatten(0, -2) if shard.ndim > 1 else whole.flatten(), shard.contiguous())
         return whole.movedim(0, -2).flatten(-2)[..., :length]
 
+    def join(self, rows: Tensor) -> Tensor:
+        """[E, ...] on every worker, E whatever it is there -> those of all workers, in their order."""
+        if self.size == 1:
+            return rows
+        numbers = rows.new_zeros(self.size, dtype=torch.int64)
+        numbers[self.rank] = len(rows)
+        ends = self.sum(numbers).cumsum(0).tolist()
+        whole = rows.new_zeros(ends[-1], *rows.shape[1:])
+        whole[ends[self.rank] - len(rows) : ends[self.rank]] = rows
+        return self.sum(whole)
+
     def share(self, count: int) -> range:
         """Which of `count` items are this worker's: contiguous, their numbers differ by one at most."""
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)

@@ -223,7 +223,7 @@ class Experiment(Spec):
             torch.manual_seed(self.seed)
             encoders = [self.encoder.build(self.data.input_shape) for _ in range(self.sharing.num_encoders(len(tasks)))]
             model = self.sharing.build(tasks, encoders)
-        return Problem(tasks, model, self.weighting.build(tasks), self.learner)
+        return Problem(tasks, model, self.weighting.build(tasks), self.learner, self.seed)
 
     def override(self, values: Mapping[str, Any]) -> "Experiment":
         """The experiment with these dotted values, validated.

@@ -84,7 +84,11 @@ def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: H
             for name, value in anchor.items():
                 meta.grads[name] += 2 * mode.anchor_strength * (params[name].detach() - value)
             still = _heads_at_rest(problem, meta)
-            moving = {name: value for name, value in params.items() if mode.moves(step, name) and name not in still}
+            moving = {
+                name: value
+                for name, value in params.items()
+                if mode.moves(step, name) and problem.learner.moves(step, name) and name not in still
+            }
             norm = _move(optimizer, moving, meta, _schedule(experiment, step), settings.clip_norm)
             if experiment.weighting.looks_back:
                 look_back(problem, params, episodes, meta, host.workers, how, step)

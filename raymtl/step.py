@@ -11,7 +11,7 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
 from raymtl.collective import Losses, TaskGradients, Workers
-from raymtl.learners import MetaLearner
+from raymtl.learners import BATCH, MetaLearner
 from raymtl.sharing import SharingArchitecture
 from raymtl.tasks import label_counts, loss_sums, task_loss_sums
 from raymtl.types import Batch, DivergedError, Episode, Params, Task, prefixed, select
@@ -28,6 +28,8 @@ class Problem(NamedTuple):
     model: SharingArchitecture
     weighting: LossWeighting
     learner: MetaLearner
+    seed: int = 0
+    """Of the learner's own initial parameters; the model has its own already."""
 
     def init_params(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """Fresh leaf tensors under the prefixes `model.`, `weighting.` and `learner.`; buffers move to the device."""
@@ -37,7 +39,7 @@ class Problem(NamedTuple):
         params = {
             **prefixed(model, "model"),
             **prefixed(dict(self.weighting.named_parameters()), "weighting"),
-            **prefixed(self.learner.init_params(model), "learner"),
+            **prefixed(self.learner.init_params(model, torch.Generator().manual_seed(self.seed)), "learner"),
         }
         return {name: value.detach().clone().to(device).requires_grad_() for name, value in params.items()}
 
@@ -186,8 +188,9 @@ def _down_the_query_losses(
     leaves = [params[name] for name in names]
     num_shared = len(names) - num_private
     parts = _parts(batch.episodes, how.passes)
-    # Later passes see the weighting's state as the first did, though `weigh` moves it in between.
-    given = {**params, **prefixed(problem.weighting.state(), "weighting")} if len(parts) > 1 else params
+    given = _with_the_batch(problem, params, batch.episodes, workers, how)
+    if len(parts) > 1:  # later passes see the weighting's state as the first did, though `weigh` moves it in between
+        given = {**given, **prefixed(problem.weighting.state(), "weighting")}
     passes: list[Callable[[], Losses]] = [
         partial(_losses, problem, given, batch._replace(episodes=part), how) for part in parts
     ]
@@ -203,6 +206,15 @@ def _down_the_query_losses(
     return _Moved(
         gradients.combine(weights) if gradients.computed else gradients.weighted(weights), losses, weights, direct
     )
+
+
+def _with_the_batch(problem: Problem, params: Params, episodes: Episode, workers: Workers, how: HowToRun) -> Params:
+    """The parameters, and beside them what the learner knows the tasks of the whole meta-batch by, if it asks."""
+    if not problem.learner.sees_the_batch:
+        return params
+    with torch.no_grad():
+        own = over_episodes(lambda e: problem.learner.embed(problem.model, params, e.support), episodes, how)
+        return {**params, BATCH: workers.join(own)}
 
 
 def _to_the_adapted(
@@ -236,8 +248,9 @@ def look_back(
     """
     counts, num_episodes = _totals(problem, episodes, workers)
     with torch.no_grad():
+        given = _with_the_batch(problem, params, episodes, workers, how)
         parts = (_MetaBatch(part, counts, num_episodes, step) for part in _parts(episodes, how.passes))
-        sums = [_losses(problem, params, part, how) for part in parts]
+        sums = [_losses(problem, given, part, how) for part in parts]
         after = workers.sum(torch.stack([torch.stack(losses.tasks) for losses in sums]).sum(0))
     _refuse_infinite(problem, after)
     problem.weighting.observe(meta.losses[meta.tasks], after[meta.tasks], meta.tasks)
@@ -274,7 +287,9 @@ def _losses(problem: Problem, params: Params, batch: _MetaBatch, how: HowToRun) 
         ]
         sums = tuple(sum(column[1:], start=column[0]) for column in zip(*parts, strict=True))
         _, adapted = judged[-1]
-        return sums, _auxiliary(problem, adapted, query)
+        rest = _auxiliary(problem, adapted, query)
+        own = problem.learner.auxiliary(problem.model, params, episode.support)
+        return sums, rest if own is None else rest + own
 
     sums, rest = over_episodes(of_one, batch.episodes, how)
     means = tuple(total.sum() / count for total, count in zip(sums, batch.counts.clamp(min=1).unbind(), strict=True))

@@ -4,11 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, Spec, Task, select
+
+BATCH = "learner.batch"
 
 Objective = Callable[[Params, Mapping[str, Tensor], Batch], Tensor]
 """(parameters, predictions, batch) -> the weighted loss of the tasks, a scalar."""
@@ -33,9 +36,28 @@ class MetaLearner(Spec, ABC):
         """Why the learner cannot learn these tasks, as half a sentence; None where it can."""
         return None
 
-    def init_params(self, model_params: Params) -> Params:
-        """The learner's own outer parameters, such as learned inner rates."""
+    sees_the_batch: ClassVar[bool] = False
+    """Whether an episode's adaptation in training reads what `embed` makes of the whole meta-batch."""
+
+    def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
+        """The learner's own outer parameters, such as learned inner rates; all chance is from `generator`."""
         return {}
+
+    def moves(self, step: int, parameter: str) -> bool:
+        """Whether the outer step `step` moves the parameter of this name, prefix included."""
+        return True
+
+    def embed(self, model: SharingArchitecture, params: Params, support: Batch) -> Tensor | None:
+        """What the learner knows a task by, of each task of one support set: [K, D]; None where it knows none so.
+
+        Where `sees_the_batch`, training gives the embeddings of all episodes of all workers, [E, K, D], to `adapt`
+        as `params[BATCH]`. No gradient follows them: they are the others', and read as they are.
+        """
+        return None
+
+    def auxiliary(self, model: SharingArchitecture, params: Params, support: Batch) -> Tensor | None:
+        """A term of the learner's own in the outer objective: a scalar of one support set, averaged over episodes."""
+        return None
 
     @property
     @abstractmethod

@@ -31,9 +31,8 @@ class CAVIA(UnrolledLearner):
     costs: ClassVar[str] = "as maml, with few numbers to store a task"
     num_context: PositiveInt = 8
 
-    def init_params(self, model_params: Params) -> Params:
-        # A seed of their own: workers start alike, and with V = 0 neither V nor c would ever move.
-        generator = torch.Generator().manual_seed(0)
+    def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
+        # Not from zero: neither V nor c would ever move.
         maps = {
             name: torch.randn(len(value), self.num_context, generator=generator).to(value) / self.num_context**0.5
             for name, value in model_params.items()

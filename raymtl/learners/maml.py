@@ -5,6 +5,8 @@ phi_0 = theta, phi_{j+1} = phi_j - alpha grad L_S(phi_j); min over theta of L_Q(
 
 from typing import ClassVar, Literal
 
+import torch
+
 from raymtl.learners.inner import Rates, UnrolledLearner
 from raymtl.types import Params, prefixed, select
 
@@ -23,7 +25,7 @@ class MAML(UnrolledLearner):
     costs: ClassVar[str] = "k + 1 gradients, in second order through all of them"
     learn_inner_lr: bool = False
 
-    def init_params(self, model_params: Params) -> Params:
+    def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
         if not self.learn_inner_lr:
             return {}
         moved = select(self.start(prefixed(model_params, "model")), "model")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
@@ -35,7 +36,7 @@ class MAMLPlusPlus(GradientLearner):
     multi_step_until: NonNegativeInt = 300
     first_order_until: NonNegativeInt = 300
 
-    def init_params(self, model_params: Params) -> Params:
+    def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
         rates = {name: value.new_full((self.inner_steps,), self.inner_lr).log() for name, value in model_params.items()}
         return prefixed(rates, "log_inner_lr")
 

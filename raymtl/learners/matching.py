@@ -45,7 +45,7 @@ class Matching(MetaLearner):
         reason = needs_classes(tasks, "a match gives a class")
         return reason or (needs_linear_heads(tasks) if self.full_context else None)
 
-    def init_params(self, model_params: Params) -> Params:
+    def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
         own: dict[str, Tensor] = {}
         for name, weight in model_params.items():
             if self.full_context and name.startswith("heads.") and name.endswith(".weight"):

@@ -19,7 +19,7 @@ class MetaSGD(UnrolledLearner):
     helps: ClassVar[str] = "which weights should move, and how far, is worth twice the parameters"
     costs: ClassVar[str] = "as maml"
 
-    def init_params(self, model_params: Params) -> Params:
+    def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
         rates = {name: torch.full_like(value, self.inner_lr) for name, value in model_params.items()}
         return prefixed(rates, "inner_lr")
 

@@ -49,7 +49,7 @@ class MetaOpt(MetaLearner):
     def check(self, tasks: Sequence[Task]) -> str | None:
         return needs_classes(tasks, "it parts classes from each other") or needs_linear_heads(tasks)
 
-    def init_params(self, model_params: Params) -> Params:
+    def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
         return {
             f"scale.{name.split('.')[1]}": weight.new_tensor(self.scale)
             for name, weight in model_params.items()

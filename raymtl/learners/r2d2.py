@@ -47,7 +47,7 @@ class R2D2(MetaLearner):
     def check(self, tasks: Sequence[Task]) -> str | None:
         return needs_linear_heads(tasks)
 
-    def init_params(self, model_params: Params) -> Params:
+    def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
         own: dict[str, Tensor] = {}
         for name, weight in model_params.items():
             if name.startswith("heads.") and name.endswith(".weight"):
