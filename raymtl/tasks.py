@@ -19,6 +19,8 @@ def classification(name: str, num_classes: int) -> Task:
         loss=lambda logits, target: F.cross_entropy(logits, target, reduction="none"),
         metrics={"accuracy": Metric(lambda logits, target: (logits.argmax(-1) == target).float(), True)},
         readable=lambda logits: logits.argmax(-1),
+        # Not F.one_hot, which looks at the values and so cannot run under vmap.
+        encoded=lambda target: (target[:, None] == torch.arange(num_classes, device=target.device)).float(),
     )
 
 
@@ -43,6 +45,7 @@ def regression(name: str, mean: float, std: float) -> Task:
             "mae": Metric(lambda prediction, target: error(prediction, target).abs() * std, False),
         },
         readable=lambda prediction: prediction.squeeze(-1) * std + mean,
+        encoded=lambda target: (target[:, None] - mean) / std,
     )
 
 

@@ -51,6 +51,8 @@ class Task(NamedTuple):
     metrics: Mapping[str, Metric]
     readable: Callable[[Tensor], Tensor]
     """Prediction [N, out_features] -> what a person reads, [N]: the class, or the value in the target's own unit."""
+    encoded: Callable[[Tensor], Tensor] | None = None
+    """Target [N] -> [N, out_features], for learners that read labels: one-hot, or the standardised value."""
 
 
 class Batch(NamedTuple):

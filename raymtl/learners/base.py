@@ -36,8 +36,10 @@ class MetaLearner(Spec, ABC):
         """Why the learner cannot learn these tasks, as half a sentence; None where it can."""
         return None
 
-    sees_the_batch: ClassVar[bool] = False
-    """Whether an episode's adaptation in training reads what `embed` makes of the whole meta-batch."""
+    @property
+    def sees_the_batch(self) -> bool:
+        """Whether an episode's adaptation in training reads what `embed` makes of the whole meta-batch."""
+        return False
 
     def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
         """The learner's own outer parameters, such as learned inner rates; all chance is from `generator`."""
@@ -52,6 +54,13 @@ class MetaLearner(Spec, ABC):
 
         Where `sees_the_batch`, training gives the embeddings of all episodes of all workers, [E, K, D], to `adapt`
         as `params[BATCH]`. No gradient follows them: they are the others', and read as they are.
+        """
+        return None
+
+    def relations(self, params: Params, embeddings: Tensor) -> Tensor | None:
+        """What the learner holds tasks to be to each other, [M, M], by their embeddings [M, D]; None where nothing.
+
+        The embeddings are rows of `embed`, of any tasks of any episodes.
         """
         return None
 

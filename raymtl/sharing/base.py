@@ -23,6 +23,7 @@ class SharingArchitecture(nn.Module, ABC):
         super().__init__()
         self.task_names = tuple(task.name for task in tasks)
         self.out_features = {task.name: task.out_features for task in tasks}
+        self.encoded = {task.name: task.encoded for task in tasks}
         self.lr_scale: Mapping[str, float] = {}  # of the outer learning rate, by the first part of a parameter's name
         widths = in_features if isinstance(in_features, Mapping) else dict.fromkeys(self.task_names, in_features)
         self.heads = nn.ModuleDict({task.name: task.head(widths[task.name]) for task in tasks})
