@@ -33,7 +33,7 @@ def adapt_run(run: Path, support: Path | None, episode: int, steps: int | None, 
         drawn, domains = build_episodes(
             experiment.data, arrays, seed=experiment.seed, split="test", step=0, indices=[episode]
         )
-        task = tree_map(lambda leaf: leaf[0], drawn)
+        task = tree_map(lambda leaf: leaf[0], drawn[0])
         domain, folder_name = domains[0], f"episode-{episode}"
     else:
         task = read_support(support, experiment, problem)

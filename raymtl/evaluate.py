@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from raymtl.data import Arrays, Source, Split
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.step import HowToRun, Problem, over_episodes
 from raymtl.tasks import label_counts, loss_sums, metric_names, metric_sums
-from raymtl.types import Episode, Params, UserError
+from raymtl.types import Episode, MetaBatch, Params, UserError
 
 EPISODES_AT_ONCE = 20
 EXAMPLES = 12
@@ -59,7 +60,7 @@ def _sums(problem: Problem, params: Params, episode: Episode, *, steps: int | No
 
 def _episodes(
     experiment: Experiment, arrays: Arrays, split: Split, indices: range, device: torch.device | str
-) -> Iterator[tuple[Episode, list[str]]]:
+) -> Iterator[tuple[MetaBatch, list[str]]]:
     """Held-out episodes in groups; they are those of step 0, whatever was trained."""
     for start in range(indices.start, indices.stop, EPISODES_AT_ONCE):
         group = range(start, min(start + EPISODES_AT_ONCE, indices.stop))
@@ -144,7 +145,7 @@ def _intervals(problem: Problem, table: Tensor, steps: Sequence[int]) -> dict[st
             along = [mean_and_interval(at) for at in values]
             curve[f"{task.name}.{name}"] = {key: [point[key] for point in along] for key in ("mean", "ci95")}
             column += 1
-    score = torch.stack([per_episode[name] for name in primary_metrics(problem)]).mean(0)
+    score = torch.stack([per_episode[name] for name in primary_metrics(problem)]).nanmean(0)
     return {"tasks": scores, "score": _around(score, before, after), "curve": curve}
 
 
@@ -159,7 +160,11 @@ def _around(values: Tensor, before: int | None, after: int) -> dict[str, Any]:
 
 
 def mean_and_interval(values: Tensor) -> dict[str, float]:
-    """Mean of [N] and the half-width of its 95 % interval, 1.96 standard errors."""
+    """Mean of [N] and the half-width of its 95 % interval, 1.96 standard errors.
+
+    nan in `values`, an episode without labels of the task, does not count.
+    """
+    values = values[~values.isnan()]
     return {"mean": float(values.mean()), "ci95": 1.96 * float(values.std()) / math.sqrt(len(values))}
 
 
@@ -170,8 +175,18 @@ def _examples(
     raw, domains = build_episodes(
         experiment.data, arrays, seed=experiment.seed, split=split, step=0, indices=range(EXAMPLES)
     )
-    if not isinstance(raw.query.inputs, Tensor):
-        return []  # tasks with inputs of their own have none in common
+    rows: list[dict[str, Any]] = []
+    names = iter(domains)
+    for stack in raw:
+        own = list(islice(names, len(next(iter(stack.query.targets.values())))))
+        if isinstance(stack.query.inputs, Tensor):  # tasks with inputs of their own have none in common
+            rows += _examples_of(problem, params, stack, own)
+    return rows
+
+
+def _examples_of(problem: Problem, params: Params, raw: Episode, domains: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of one stack."""
+    assert isinstance(raw.query.inputs, Tensor)
     episodes = on_device(raw, next(iter(params.values())).device)
 
     def predict(episode: Episode) -> dict[str, Tensor]:
@@ -185,14 +200,15 @@ def _examples(
         else None
     )
     rows = []
-    for index, domain in enumerate(domains):
-        example = raw.query.inputs[index, 0]
+    for index, (domain, example) in enumerate(zip(domains, raw.query.inputs[:, 0], strict=True)):
         row: dict[str, Any] = {
             "domain": domain,
             "input": example.flatten().tolist(),
             "shape": list(example.shape),
         }
         for task in problem.tasks:
+            if task.name in raw.query.masks and not raw.query.masks[task.name][index, 0]:
+                continue
             row[f"{task.name}.target"] = float(raw.query.targets[task.name][index, 0])
             row[f"{task.name}.before"] = float(task.readable(before[task.name][index, :1])) if before else None
             row[f"{task.name}.after"] = float(task.readable(after[task.name][index, :1]))

@@ -14,7 +14,7 @@ from raymtl.collective import Losses, TaskGradients, Workers
 from raymtl.learners import BATCH, MetaLearner
 from raymtl.sharing import SharingArchitecture
 from raymtl.tasks import label_counts, loss_sums, task_loss_sums
-from raymtl.types import Batch, DivergedError, Episode, Params, Task, prefixed, select
+from raymtl.types import Batch, DivergedError, Episode, MetaBatch, Params, Task, prefixed, select
 from raymtl.weighting import Jacobian, LossWeighting
 
 Precision = Literal["float32", "bfloat16"]
@@ -98,36 +98,46 @@ class MetaGradient(NamedTuple):
     """Which tasks have labels in this meta-batch: indices, in ascending order."""
 
 
-def over_episodes(function: Callable[[Episode], Any], episodes: Episode, how: HowToRun) -> Any:
-    """`function` of every episode, its results stacked: [E, ...] -> [E, ...]."""
+def over_episodes(function: Callable[[Episode], Any], episodes: MetaBatch, how: HowToRun) -> Any:
+    """`function` of every episode, its results stacked, [E, ...]; those of several stacks follow each other."""
+    results = [_over_stack(function, stack, how) for stack in stacks(episodes)]
+    return results[0] if len(results) == 1 else tree_map(lambda *parts: torch.cat(parts), *results)
+
+
+def _over_stack(function: Callable[[Episode], Any], episodes: Episode, how: HowToRun) -> Any:
     device = next(iter(episodes.query.targets.values())).device
     with torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bfloat16"):
         if how.task_axis == "vmap":
             return vmap(function, chunk_size=how.chunk)(episodes)
-        number = len(next(iter(episodes.query.targets.values())))
-        results = [function(tree_map(lambda leaf, i=index: leaf[i], episodes)) for index in range(number)]
+        results = [function(tree_map(lambda leaf, i=i: leaf[i], episodes)) for i in range(_number([episodes]))]
         return tree_map(lambda *leaves: torch.stack(leaves), *results)
+
+
+def stacks(episodes: MetaBatch) -> Sequence[Episode]:
+    """The stacks that a meta-batch consists of."""
+    return [episodes] if isinstance(episodes, Episode) else episodes
 
 
 def meta_gradient(
     problem: Problem,
     params: Mapping[str, Tensor],
-    episodes: Episode,
+    episodes: MetaBatch,
     workers: Workers = Workers(),  # noqa: B008  (immutable)
     how: HowToRun = HowToRun(),  # noqa: B008
     step: int = 0,
 ) -> MetaGradient:
     """The gradient of the outer objective with respect to every parameter, over the episodes of all workers.
 
-    `episodes` [E, ...] are this worker's share, whatever its size. The loss of a task is the sum over all workers'
-    labelled examples divided by their number, so ragged shares and missing labels weigh by count; a task without any
-    label takes no part; `step` is the outer step, which some learners anneal by. Per-task gradients are summed over
-    workers before the weighting sees them. Raises DivergedError where a loss is not finite.
+    `episodes` are this worker's share, whatever its size, in one stack [E, ...] or, where they differ in shape, in
+    several: vmap runs each, and the result is that of one after the other. The loss of a task is the sum over all
+    workers' labelled examples divided by their number, so ragged shares and missing labels weigh by count; a task
+    without any label takes no part; `step` is the outer step, which some learners anneal by. Per-task gradients are
+    summed over workers before the weighting sees them. Raises DivergedError where a loss is not finite.
     """
     private = problem.private(params)
     names = sorted(params, key=lambda name: name in private)  # shared ones first; sorting is stable
     counts, num_episodes = _totals(problem, episodes, workers)
-    batch = _MetaBatch(episodes, counts, num_episodes, step)
+    batch = _MetaBatch(stacks(episodes), counts, num_episodes, step)
     if problem.learner.follows_query_gradient:
         moved = _down_the_query_losses(problem, params, batch, names, len(private), workers, how)
     else:
@@ -151,7 +161,7 @@ def meta_gradient(
 class _MetaBatch(NamedTuple):
     """This worker's episodes, and what is known of those of all workers."""
 
-    episodes: Episode
+    episodes: Sequence[Episode]
     counts: Tensor
     """Labelled query examples of each task, [K]."""
     num_episodes: Tensor
@@ -208,7 +218,7 @@ def _down_the_query_losses(
     )
 
 
-def _with_the_batch(problem: Problem, params: Params, episodes: Episode, workers: Workers, how: HowToRun) -> Params:
+def _with_the_batch(problem: Problem, params: Params, episodes: MetaBatch, workers: Workers, how: HowToRun) -> Params:
     """The parameters, and beside them what the learner knows the tasks of the whole meta-batch by, if it asks."""
     if not problem.learner.sees_the_batch:
         return params
@@ -236,7 +246,7 @@ def _to_the_adapted(
 def look_back(
     problem: Problem,
     params: Params,
-    episodes: Episode,
+    episodes: MetaBatch,
     meta: MetaGradient,
     workers: Workers = Workers(),  # noqa: B008
     how: HowToRun = HowToRun(),  # noqa: B008
@@ -249,30 +259,34 @@ def look_back(
     counts, num_episodes = _totals(problem, episodes, workers)
     with torch.no_grad():
         given = _with_the_batch(problem, params, episodes, workers, how)
-        parts = (_MetaBatch(part, counts, num_episodes, step) for part in _parts(episodes, how.passes))
+        parts = (_MetaBatch(part, counts, num_episodes, step) for part in _parts(stacks(episodes), how.passes))
         sums = [_losses(problem, given, part, how) for part in parts]
         after = workers.sum(torch.stack([torch.stack(losses.tasks) for losses in sums]).sum(0))
     _refuse_infinite(problem, after)
     problem.weighting.observe(meta.losses[meta.tasks], after[meta.tasks], meta.tasks)
 
 
-def _totals(problem: Problem, episodes: Episode, workers: Workers) -> tuple[Tensor, Tensor]:
+def _totals(problem: Problem, episodes: MetaBatch, workers: Workers) -> tuple[Tensor, Tensor]:
     """Labelled query examples of each task, [K], and episodes, a scalar, of all workers."""
-    local = label_counts(problem.tasks, episodes.query)
-    totals = workers.sum(torch.cat([local, local.new_tensor([_number(episodes)])]))
+    local = over_episodes(lambda episode: label_counts(problem.tasks, episode.query), episodes, HowToRun()).sum(0)
+    totals = workers.sum(torch.cat([local, local.new_tensor([_number(stacks(episodes))])]))
     return totals[:-1], totals[-1]
 
 
-def _number(episodes: Episode) -> int:
-    return len(next(iter(episodes.query.targets.values())))
+def _number(episodes: Sequence[Episode]) -> int:
+    return sum(len(next(iter(stack.query.targets.values()))) for stack in episodes)
 
 
-def _parts(episodes: Episode, passes: int) -> list[Episode]:
-    """The episodes in `passes` parts that follow each other; in as many as there are episodes where these are fewer."""
+def _parts(episodes: Sequence[Episode], passes: int) -> list[Sequence[Episode]]:
+    """Each stack in `passes` shares, part i of the i-th ones; fewer parts where no stack has as many episodes."""
     if passes == 1:
         return [episodes]
-    shares = [Workers(index, passes).share(_number(episodes)) for index in range(passes)]
-    return [tree_map(lambda leaf, s=s: leaf[s.start : s.stop], episodes) for s in shares if len(s)]
+    parts: list[Sequence[Episode]] = []
+    for index in range(passes):
+        shares = [(stack, Workers(index, passes).share(_number([stack]))) for stack in episodes]
+        part = [tree_map(lambda leaf, s=s: leaf[s.start : s.stop], stack) for stack, s in shares if len(s)]
+        parts += [part] if part else []
+    return parts
 
 
 def _losses(problem: Problem, params: Params, batch: _MetaBatch, how: HowToRun) -> Losses:

@@ -50,18 +50,30 @@ def regression(name: str, mean: float, std: float) -> Task:
 
 
 def label_counts(tasks: Sequence[Task], batch: Batch) -> Tensor:
-    """How many examples of the batch carry a label of each task, [K]."""
+    """How many examples of the batch (of one episode) carry a label of each task, [K]; 0 of a task that it lacks."""
+    device = next(iter(batch.targets.values())).device
     counts = []
     for task in tasks:
-        target = batch.targets[task.name]
-        mask = batch.masks.get(task.name, torch.ones_like(target, dtype=torch.bool))
-        counts.append(mask.sum())
+        if task.name in batch.masks:
+            counts.append(batch.masks[task.name].sum())
+        else:
+            number = len(batch.targets[task.name]) if task.name in batch.targets else 0
+            counts.append(torch.tensor(number, device=device))
     return torch.stack(counts)
 
 
 def task_loss_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, ...]:
-    """Sum over the labelled examples of each task's loss: K scalars whose graphs are apart from each other."""
-    return tuple(masked_sum(batch, t.name, t.loss(predictions[t.name], _labels(batch, t.name))) for t in tasks)
+    """Sum over the labelled examples of each task's loss: K scalars whose graphs are apart from each other.
+
+    0 for a task that the batch lacks.
+    """
+    none = next(iter(predictions.values())).new_zeros(())
+    return tuple(
+        masked_sum(batch, t.name, t.loss(predictions[t.name], _labels(batch, t.name)))
+        if t.name in batch.targets
+        else none
+        for t in tasks
+    )
 
 
 def loss_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
@@ -79,14 +91,20 @@ def masked_sum(batch: Batch, task: str, values: Tensor) -> Tensor:
 def _labels(batch: Batch, task: str) -> Tensor:
     """The targets, 0 in place of those that are missing, which may hold anything: nan, or a class that is none."""
     target = batch.targets[task]
-    return torch.where(batch.masks[task], target, 0) if task in batch.masks else target
+    if task not in batch.masks:
+        return target
+    mask = batch.masks[task]
+    return torch.where(mask.reshape(mask.shape + (1,) * (target.ndim - 1)), target, 0)
 
 
 def metric_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
     """Sum over the labelled examples of every metric of every task, [number of metrics], in `metric_names` order."""
+    none = next(iter(predictions.values())).new_zeros(())
     return torch.stack(
         [
             masked_sum(batch, task.name, metric.per_example(predictions[task.name], _labels(batch, task.name)))
+            if task.name in batch.targets
+            else none
             for task in tasks
             for metric in task.metrics.values()
         ]

@@ -1,6 +1,6 @@
 """The shared vocabulary: Spec, Task, Batch, Episode, Params. Needs torch and pydantic alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -58,8 +58,8 @@ class Task(NamedTuple):
 class Batch(NamedTuple):
     """Examples with the labels of several tasks.
 
-    `inputs` is one tensor [N, ...] that all tasks share, or one per task. `masks[t]` [N] is False where the label
-    of task t is missing; a task without a mask has all its labels.
+    `inputs` is one tensor [N, ...] that all tasks share, or one [N_t, ...] per task. `masks[t]` [N] is False where
+    the label of task t is missing; a task without a mask has all its labels.
     """
 
     inputs: Tensor | Mapping[str, Tensor]
@@ -68,10 +68,18 @@ class Batch(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """What a task batch consists of: adapt on `support`, judge on `query`. Stacked over a leading axis [E, ...]."""
+    """What a task batch consists of: adapt on `support`, judge on `query`. Stacked over a leading axis [E, ...].
+
+    With inputs that all tasks share it has a target of each of them, masked where it is missing. With inputs of their
+    own it may lack tasks: they are then in neither the inputs nor the targets of support and query.
+    """
 
     support: Batch
     query: Batch
+
+
+MetaBatch = Episode | Sequence[Episode]
+"""A stack of episodes [E, ...], or several stacks where episodes differ in their tasks or their numbers of examples."""
 
 
 def select(params: Params, prefix: str) -> dict[str, Tensor]:

@@ -96,7 +96,8 @@ def episodes_of(
 ) -> Episode:
     indices = range(count or chosen.train.meta_batch)
     built, _ = build_episodes(chosen.data, arrays, seed=chosen.seed, split="train", step=step, indices=indices)
-    return on_device(built, "cpu")
+    (stack,) = on_device(built, "cpu")
+    return stack
 
 
 def with_missing_labels(episodes: Episode, share: float = 0.3, support: bool = True) -> Episode:

@@ -166,7 +166,7 @@ def test_adapt_to_a_held_out_domain(run, monkeypatch, capsys) -> None:
 def support_file(path: Path, run: Path, arrays, **changes) -> Path:
     """A support set as a user writes one: ten labelled pictures, some labels missing, ten more to be predicted."""
     chosen, _, _ = load_model(run / "best")
-    episode, _ = build_episodes(chosen.data, arrays, seed=5, split="test", step=0, indices=[0])
+    (episode,), _ = build_episodes(chosen.data, arrays, seed=5, split="test", step=0, indices=[0])
     unlabelled = [None] * 10
     columns = {"input": episode.support.inputs[0].flatten(1).tolist() + episode.query.inputs[0].flatten(1).tolist()}
     for name, target in episode.support.targets.items():
@@ -182,7 +182,7 @@ def test_adapt_to_a_file_equals_adapting_by_hand(run, arrays, monkeypatch, capsy
     told = json.loads(answer(monkeypatch, capsys, "adapt", str(run), "--support", str(file), "--steps", "2", "--json"))
     assert (told["support_examples"], told["predicted_examples"]) == (10, 10)
     chosen, problem, params = load_model(run / "best")
-    episode, _ = build_episodes(chosen.data, arrays, seed=5, split="test", step=0, indices=[0])
+    (episode,), _ = build_episodes(chosen.data, arrays, seed=5, split="test", step=0, indices=[0])
     inputs = episode.support.inputs[0].float() / 255
     targets = {name: target[0] for name, target in episode.support.targets.items()}
     mask = torch.arange(10) != 2

@@ -18,7 +18,7 @@ SOURCES = get_args(get_args(SourceSpec)[0])
 
 
 def build(source, arrays, split="train", step=0, indices=range(3), seed=0):
-    return build_episodes(source, arrays, seed=seed, split=split, step=step, indices=indices)[0]
+    return build_episodes(source, arrays, seed=seed, split=split, step=step, indices=indices)[0][0]
 
 
 def test_an_episode_is_a_function_of_seed_step_and_index_alone(arrays) -> None:

@@ -79,7 +79,7 @@ from raymtl.config import Experiment
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.step import meta_gradient
 chosen = Experiment().override({"weighting.name": "pcgrad", "sharing.name": "cross_stitch", "train.meta_batch": 2})
-episodes, _ = build_episodes(chosen.data, chosen.data.load(), seed=0, split="train", step=0, indices=range(2))
+(episodes,), _ = build_episodes(chosen.data, chosen.data.load(), seed=0, split="train", step=0, indices=range(2))
 problem = chosen.build()
 params = problem.init_params()
 meta = meta_gradient(problem, params, on_device(episodes, "cpu"))

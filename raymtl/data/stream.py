@@ -1,6 +1,6 @@
 """Ray Data around the sampler: ids are streamed and sharded, episodes are built beside the training step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from ray.train import DataConfig
 
 from raymtl.data.base import Arrays, Source
 from raymtl.data.episodes import build_episodes
-from raymtl.types import Episode
+from raymtl.types import MetaBatch
 
 STEPS_A_BLOCK = 64
 PREFETCH = 4  # steps
@@ -61,8 +61,19 @@ class BuildEpisodes(NumpyBatchCollateFn):
         return step, share, episodes
 
 
-def streamed(shard: DataIterator, build: BuildEpisodes) -> Iterator[tuple[int, int, Episode]]:
-    """(step, share, episodes [E, ...]) from the first step on, prefetched in the background."""
+class BuildParts(NumpyBatchCollateFn):
+    """The same for a training in several parts: first step of a part -> what builds its episodes, in that order."""
+
+    def __init__(self, builds: Mapping[int, BuildEpisodes]) -> None:
+        self.builds = builds
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Any:
+        start = max(first for first in self.builds if first <= batch["step"][0])
+        return self.builds[start](batch)
+
+
+def streamed(shard: DataIterator, build: NumpyBatchCollateFn) -> Iterator[tuple[int, int, MetaBatch]]:
+    """(step, share, episodes) from the first step on, prefetched in the background."""
     batches: Any = shard.iter_torch_batches(
         batch_size=1, prefetch_batches=PREFETCH, collate_fn=build, device="cpu", pin_memory=False
     )

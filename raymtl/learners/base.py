@@ -36,6 +36,13 @@ class MetaLearner(Spec, ABC):
         """Why the learner cannot learn these tasks, as half a sentence; None where it can."""
         return None
 
+    def check_parameters(self, names: Callable[[], Sequence[str]]) -> tuple[str, str] | None:
+        """What cannot be with a model of these parameters: the key below `learner.` and a sentence; None if nothing.
+
+        The sentence goes on after the key: what was expected, what was got, what to do.
+        """
+        return None
+
     @property
     def sees_the_batch(self) -> bool:
         """Whether an episode's adaptation in training reads what `embed` makes of the whole meta-batch."""

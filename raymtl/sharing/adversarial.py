@@ -63,11 +63,11 @@ class Adversarial(SharingArchitecture):
         else:
             common = {name: self.shared_encoder(own) for name, own in inputs.items()}
         entropies, overlaps = [], []
-        for label, name in enumerate(self.task_names):
+        for name, own in inputs.items():
             scores = self.discriminator(reversed_gradient(common[name], self.reversal))
-            entropies.append(-scores.log_softmax(-1)[:, label])
-            products = common[name].T @ self.task_encoders[name](inputs[name])
-            overlaps.append(products.square().sum() / len(inputs[name]) ** 2)
+            entropies.append(-scores.log_softmax(-1)[:, self.task_names.index(name)])
+            products = common[name].T @ self.task_encoders[name](own)
+            overlaps.append(products.square().sum() / len(own) ** 2)
         return {
             "adversarial": torch.cat(entropies).mean(),
             "orthogonality": self.orthogonality * torch.stack(overlaps).sum(),

@@ -55,7 +55,7 @@ class SharingArchitecture(nn.Module, ABC):
     def forward(self, inputs: Tensor | Mapping[str, Tensor], *, output: Output = "predictions") -> dict[str, Tensor]:
         """One prediction per task; or the features that the heads would read; or the auxiliary terms.
 
-        `inputs` is one tensor that all tasks share, or one per task.
+        `inputs` is one tensor that all tasks share, or one per task: those alone are then predicted.
         """
         if output == "auxiliary":
             outputs = dict(self.auxiliary(inputs))
@@ -65,7 +65,7 @@ class SharingArchitecture(nn.Module, ABC):
             else:
                 outputs = dict(self.features_of_own(inputs))
             if output == "predictions":
-                outputs = {name: self.heads[name](outputs[name]) for name in self.task_names}
+                outputs = {name: self.heads[name](features) for name, features in outputs.items()}
         # Losses and distances are computed in the parameters' precision, whatever the layers ran in.
         dtype = next(self.parameters()).dtype
         return {name: value.to(dtype) for name, value in outputs.items()}

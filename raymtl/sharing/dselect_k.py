@@ -98,7 +98,7 @@ class DSelectK(SharingArchitecture):
         if self.static:
             return {}
         own = dict.fromkeys(self.task_names, inputs) if isinstance(inputs, Tensor) else inputs
-        entropies = [entropy(self.gates[name](own[name])[1]) for name in self.task_names]
+        entropies = [entropy(self.gates[name](x)[1]) for name, x in own.items()]
         return {"entropy": self.strength * torch.stack(entropies).sum()}
 
     def penalty(self, params: Params) -> Tensor:

@@ -19,7 +19,8 @@ BASES = {
 
 
 def build(source: Mixture, count: int, split="train", seed=0, step=0):
-    return build_episodes(source, {}, seed=seed, split=split, step=step, indices=range(count))
+    (stack,), domains = build_episodes(source, {}, seed=seed, split=split, step=step, indices=range(count))
+    return stack, domains
 
 
 def coefficients(episodes, index: int, family: str) -> np.ndarray:
@@ -80,7 +81,7 @@ def test_the_targets_have_mean_0_and_variance_1_in_the_unit_of_the_loss(families
 
 def test_an_episode_is_a_function_of_seed_split_step_and_index_alone() -> None:
     whole, domains = build(Mixture(), 9, step=4)
-    alone, (domain,) = build_episodes(Mixture(), {}, seed=0, split="train", step=4, indices=[8])
+    (alone,), (domain,) = build_episodes(Mixture(), {}, seed=0, split="train", step=4, indices=[8])
     assert domain == domains[8]
     assert torch.equal(whole.support.targets["y"][8], alone.support.targets["y"][0])
     others = [

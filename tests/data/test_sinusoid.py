@@ -23,7 +23,7 @@ FLOOR = 3.006  # MSE, definitions of the benchmark; three decimals are known
 
 
 def build(source: Sinusoid, count: int, split="train", seed=0, step=0):
-    return build_episodes(source, {}, seed=seed, split=split, step=step, indices=range(count))[0]
+    return build_episodes(source, {}, seed=seed, split=split, step=step, indices=range(count))[0][0]
 
 
 def waves(x: np.ndarray) -> np.ndarray:
@@ -70,7 +70,7 @@ def test_support_and_query_lie_on_one_sinusoid_of_the_protocol() -> None:
 
 def test_an_episode_is_a_function_of_seed_split_step_and_index_alone() -> None:
     whole = build(Sinusoid(), 6, step=4)
-    alone, _ = build_episodes(Sinusoid(), {}, seed=0, split="train", step=4, indices=[5])
+    (alone,), _ = build_episodes(Sinusoid(), {}, seed=0, split="train", step=4, indices=[5])
     assert torch.equal(whole.query.targets["y"][5], alone.query.targets["y"][0])
     others = [build(Sinusoid(), 6, step=5), build(Sinusoid(), 6, seed=1, step=4), build(Sinusoid(), 6, "val", step=4)]
     assert all(not torch.equal(whole.support.inputs, other.support.inputs) for other in others)
