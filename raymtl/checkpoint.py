@@ -55,21 +55,41 @@ def restore(folder: Path, problem: Problem, params: dict[str, Tensor], optimizer
     Raises UserError for a checkpoint that is damaged or of another configuration.
     """
     saved = runs.load_params(folder / "model.safetensors", params)
+    state = _state(folder)
     try:
-        state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
         optimizer.load_state_dict(state["optimizer"])
         problem.weighting.restore(state["weighting"])
         torch.set_rng_state(state["rng"])
         progress = Progress(int(state["step"]), params, str(state["task_axis"]), state["anchor"])
         for name, value in progress.anchor.items():
             progress.anchor[name] = value.to(params[name].device)
-    except Exception as error:  # torch.load raises half a dozen kinds for a damaged file
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"{folder / 'state.pt'}: expected a checkpoint, got a damaged file ({reason}). "
-            "Remove the checkpoint folder to start this training again."
-        ) from None
+    except Exception as error:  # what is in it may be anything
+        raise _damaged(folder, error) from None
     with torch.no_grad():
         for name, value in params.items():
             value.copy_(saved[name])
     return progress
+
+
+def steps_done(folder: Path) -> int:
+    """The step that a checkpoint stands at. Raises UserError for one that is damaged."""
+    try:
+        return int(_state(folder)["step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(folder, error) from None
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+        return state
+    except Exception as error:  # torch.load raises half a dozen kinds for a damaged file
+        raise _damaged(folder, error) from None
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    reason = str(error).partition("\n")[0]
+    return UserError(
+        f"{folder / 'state.pt'}: expected a checkpoint, got a damaged file ({reason}). "
+        "Remove the checkpoint folder to start this training again."
+    )

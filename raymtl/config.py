@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 
 import torch
 import yaml
@@ -113,6 +113,30 @@ class Tune(Spec):
         return (self.asha.metric if self.asha else None) or self.metrics[0]
 
 
+class Stage(Spec):
+    """A training that comes before that of the configuration itself, such as multi-task pre-training.
+
+    `set` holds the dotted values in which it differs from the configuration: of the learner, the weighting, the mode,
+    the outer optimiser, and how many examples an episode has. What the model is made of is the same in all stages.
+    """
+
+    steps: PositiveInt
+    """Of train.steps, which are those of all stages together."""
+    set: Mapping[str, Any] = {}
+
+
+class Part(NamedTuple):
+    """One of the trainings that a training consists of, as a configuration of its own, and the step it begins at."""
+
+    start: int
+    experiment: "Experiment"
+
+    @property
+    def stop(self) -> int:
+        """The step after its last one."""
+        return self.start + self.experiment.train.steps
+
+
 class Experiment(Spec):
     """Everything a run depends on. The dotted path of a field is its name in YAML, `--set`, the search and reports."""
 
@@ -127,6 +151,8 @@ class Experiment(Spec):
     learner: LearnerSpec = MAML()
     mode: ModeSpec = Weighted()
     train: Train = Train()
+    stages: tuple[Stage, ...] = ()
+    """What comes first, in this order; the configuration itself is the last stage and has the rest of the steps."""
     evaluate: Evaluate = Evaluate()
     tune: Tune = Tune()
     search: Mapping[str, Domain] = {}
@@ -135,6 +161,7 @@ class Experiment(Spec):
     def _possible(self) -> Self:
         self._check_axes()
         self._check_numbers()
+        self._check_stages()
         return self
 
     def _check_axes(self) -> None:
@@ -168,6 +195,7 @@ class Experiment(Spec):
         with torch.device("meta"):
             encoder = self.encoder.build(self.data.input_shape)
         for section, problem in (
+            ("learner", learner.check_parameters(self._parameter_names)),
             ("weighting", weighting.check(names)),
             ("mode", self.mode.check(names)),
             ("sharing", self.sharing.check(self.data.make_tasks(), encoder)),
@@ -176,6 +204,14 @@ class Experiment(Spec):
                 named = set(problem[0].split("."))
                 hint = "" if named & set(names) else _nearest(problem[0], names)
                 raise UserError(f"{section}.{problem[0]}: {problem[1]}{hint}")
+
+    def _parameter_names(self) -> list[str]:
+        """Of the model, which is not initialised for it."""
+        tasks = self.data.make_tasks()
+        with torch.device("meta"):
+            number = self.sharing.num_encoders(len(tasks))
+            encoders = [self.encoder.build(self.data.input_shape) for _ in range(number)]
+            return [name for name, _ in self.sharing.build(tasks, encoders).named_parameters()]
 
     def _check_numbers(self) -> None:
         train, tune = self.train, self.tune
@@ -202,6 +238,42 @@ class Experiment(Spec):
         for key, metric in [("tune.metric", m) for m in tune.metrics] + [("tune.asha.metric", tune.asha_metric)]:
             if metric not in known:
                 raise UserError(f"{key}: expected one of {', '.join(known)}, got '{metric}'.{_nearest(metric, known)}")
+
+    def _check_stages(self) -> None:
+        taken = sum(stage.steps for stage in self.stages)
+        if taken >= self.train.steps:
+            raise UserError(
+                f"stages: expected fewer steps together than train.steps: {self.train.steps}, the rest of which is the "
+                f"configuration's own, got {taken}. Raise train.steps or shorten the stages."
+            )
+        if self.stages and self.mode.comparisons(self.data.task_names, self.seed):
+            raise UserError(
+                f"stages: expected none with mode.name: {self.mode.name}, which compares whole trainings, got "
+                f"{len(self.stages)}. Leave one of them away."
+            )
+        for number, stage in enumerate(self.stages):
+            for key in stage.set:
+                if not key.startswith(STAGED) and key not in STAGED_VALUES:
+                    raise UserError(
+                        f"stages.{number}.set: {key}: expected a value that stages may differ in ({', '.join(STAGED)}, "
+                        f"{', '.join(STAGED_VALUES)}), got another. Set it for all stages alike."
+                    )
+        self.parts()
+
+    def parts(self) -> tuple[Part, ...]:
+        """The trainings that this one consists of, one after the other: the stages, then the configuration itself."""
+        alone = self.model_copy(update={"stages": (), "tune": Tune(), "search": {}})
+        parts: list[Part] = []
+        start = 0
+        for number, stage in enumerate(self.stages):
+            try:
+                own = alone.override({**stage.set, "train.steps": stage.steps})
+            except UserError as error:
+                raise UserError(f"stages.{number}.set: {error}") from None
+            parts.append(Part(start, own))
+            start += stage.steps
+        rest = self.train.model_copy(update={"steps": self.train.steps - start})
+        return (*parts, Part(start, alone.model_copy(update={"train": rest})))
 
     def metric_names(self) -> list[str]:
         """What a trial reports and a search can optimise."""
@@ -308,6 +380,8 @@ def parse(tree: Mapping[str, Any]) -> Experiment:
 
 SEARCHABLE = ("encoder.", "sharing.", "weighting.", "learner.", "mode.")
 SEARCHABLE_TRAIN = ("train.meta_batch", "train.optimizer", "train.lr", "train.schedule", "train.clip_norm")
+STAGED = ("learner.", "weighting.", "mode.")
+STAGED_VALUES = (*SEARCHABLE_TRAIN, "data.shots", "data.queries", "data.ways")
 COMBINATIONS = 2000  # checked at most; a search beyond them finds an impossible one as a failed trial
 
 

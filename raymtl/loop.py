@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +13,15 @@ from torch import Tensor
 from raymtl import checkpoint, runs
 from raymtl.checkpoint import Progress
 from raymtl.collective import Workers
-from raymtl.config import Experiment
+from raymtl.config import Experiment, Part
 from raymtl.data import Arrays
 from raymtl.data.episodes import build_episodes, on_device, with_labels_of
 from raymtl.evaluate import validation_scores
 from raymtl.step import HowToRun, MetaGradient, Problem, TaskAxis, look_back, meta_gradient
-from raymtl.types import DivergedError, Episode
+from raymtl.types import DivergedError, MetaBatch
 
-Batches = Callable[[int], Iterator[tuple[int, int, Episode]]]
-"""First step -> (step, share, this worker's episodes [E, ...]) of every step from there on."""
+Batches = Callable[[int], Iterator[tuple[int, int, MetaBatch]]]
+"""First step -> (step, share, this worker's episodes) of every step from there on."""
 
 
 class Host(NamedTuple):
@@ -38,16 +39,13 @@ class Host(NamedTuple):
 def local_batches(experiment: Experiment, arrays: Arrays) -> Batches:
     """All episodes of each step, built in this process."""
 
-    def batches(first_step: int) -> Iterator[tuple[int, int, Episode]]:
-        for step in range(first_step, experiment.train.steps):
-            indices = range(experiment.train.meta_batch)
-            yield (
-                step,
-                0,
-                build_episodes(
-                    experiment.data, arrays, seed=experiment.seed, split="train", step=step, indices=indices
-                )[0],
-            )
+    def batches(first_step: int) -> Iterator[tuple[int, int, MetaBatch]]:
+        for part in experiment.parts():
+            own = part.experiment
+            indices = range(own.train.meta_batch)
+            for step in range(max(first_step, part.start), part.stop):
+                built, _ = build_episodes(own.data, arrays, seed=own.seed, split="train", step=step, indices=indices)
+                yield step, 0, built
 
     return batches
 
@@ -55,22 +53,56 @@ def local_batches(experiment: Experiment, arrays: Arrays) -> Batches:
 def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: Host, folder: Path) -> None:
     """Meta-trains from scratch or from `host.resume_from`; the first worker writes the model folder.
 
-    Every worker makes the same move from the same summed meta-gradient, so parameters need no broadcast. Raises
-    DivergedError, naming task and step, where a loss is not finite.
+    Stages follow each other: a parameter goes on where the one of the same name and shape ended, a learner's and a
+    weighting's own only where the next stage has the same learner or weighting. The optimiser, the weighting's state
+    and the schedules start anew. Every worker makes the same move from the same summed meta-gradient, so parameters
+    need no broadcast. Raises DivergedError, naming task and step, where a loss is not finite.
     """
+    done = checkpoint.steps_done(host.resume_from) if host.resume_from else 0
+    recorder = _Recorder(folder, done, host)
+    stream = _agreed(batches(done), host)
+    parts = experiment.parts()
+    params: dict[str, Tensor] = {}
+    for number, part in enumerate(parts):
+        if part.stop >= done:  # that which ends where the checkpoint stands, too: the next one goes on from it
+            lasting = _lasting(parts[number - 1].experiment, part.experiment) if number else ()
+            carried = {name: value for name, value in params.items() if name.startswith(lasting)}
+            first_step = max(done, part.start)
+            resume_from = host.resume_from if part.start < done else None
+            here = _Stretch(part, number, first_step, islice(stream, part.stop - first_step), carried, resume_from)
+            params = _train_part(experiment, here, arrays, recorder, host, folder)
+
+
+class _Stretch(NamedTuple):
+    """What is left to do of a part: its batches from a step on, from the parameters of the part before it."""
+
+    part: Part
+    number: int
+    first_step: int
+    batches: Iterator[tuple[int, MetaBatch]]
+    carried: Mapping[str, Tensor]
+    resume_from: Path | None
+
+
+def _train_part(
+    whole: Experiment, here: _Stretch, arrays: Arrays, recorder: "_Recorder", host: Host, folder: Path
+) -> dict[str, Tensor]:
+    """Trains to the end of the part; returns the parameters."""
+    experiment = here.part.experiment
     settings = experiment.train
     problem = experiment.build()
     params = problem.init_params(host.device)
+    _carry_over(here.carried, params)
     optimizer = _optimizer(experiment, problem, params)
     mode, sizes = experiment.mode, experiment.data.sizes(arrays)
-    first_step, task_axis = 0, settings.task_axis
+    task_axis = settings.task_axis
     anchor: dict[str, Tensor] = {}
-    if host.resume_from:
-        first_step, _, saved_axis, anchor = checkpoint.restore(host.resume_from, problem, params, optimizer)
+    if here.resume_from:
+        _, _, saved_axis, anchor = checkpoint.restore(here.resume_from, problem, params, optimizer)
         task_axis = saved_axis if saved_axis in ("vmap", "loop") else task_axis  # type: ignore[assignment]
-    recorder = _Recorder(folder, first_step, host)
     start = time.perf_counter()
-    for step, raw in _agreed(batches(first_step), host):
+    for done_before, raw in here.batches:
+        step = done_before - here.part.start  # of this part, by which everything in it is scheduled
         arrived, counted = mode.arrived(step, tuple(sizes)), mode.counted(step, experiment.seed, sizes)
         episodes = with_labels_of(on_device(raw, host.device), arrived, counted)
         if mode.anchors(step):
@@ -94,9 +126,9 @@ def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: H
                 look_back(problem, params, episodes, meta, host.workers, how, step)
         except DivergedError as error:
             recorder.flush()
-            raise DivergedError(f"{error} at step {step + 1}. Lower learner.inner_lr or train.lr.") from None
-        done = step + 1
-        scored = done == settings.steps or done % settings.eval_every == 0
+            raise DivergedError(f"{error} at step {done_before + 1}. Lower learner.inner_lr or train.lr.") from None
+        done = done_before + 1
+        scored = done == here.part.stop or done % settings.eval_every == 0
         scores: dict[str, float] = {}
         if scored:
             with torch.no_grad():
@@ -104,15 +136,41 @@ def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: H
         seconds = time.perf_counter() - start
         start = time.perf_counter()
         pace = {"lr": _schedule(experiment, step), "grad_norm": norm, "seconds": seconds}
+        stage = {"stage": here.number} if whole.stages else {}
         recorder.add(
-            {"step": done, **pace, "data_wait_pct": 100 * waited / seconds, **_by_task(problem, meta), **scores}
+            {
+                "step": done,
+                **stage,
+                **pace,
+                "data_wait_pct": 100 * waited / seconds,
+                **_by_task(problem, meta),
+                **scores,
+            }
         )
         if scored:
             recorder.flush()  # before the checkpoint: what is recorded too much is cut off on resume
             progress = Progress(done, params, str(task_axis), anchor)
-            kept = _keep(experiment, problem, optimizer, progress, folder) if host.workers.rank == 0 else None
+            kept = _keep(whole, problem, optimizer, progress, folder) if host.workers.rank == 0 else None
             count = sum(value.numel() for value in params.values())
             host.report({**scores, "step": done, "num_parameters": count, "seconds": recorder.seconds}, kept)
+    return params
+
+
+def _lasting(one: Experiment, other: Experiment) -> tuple[str, ...]:
+    """Beginnings of the names of the parameters that mean the same in both."""
+    same = {
+        "weighting.": one.weighting.name == other.weighting.name,
+        "learner.": one.learner.name == other.learner.name,
+    }
+    return ("model.", *(start for start, equal in same.items() if equal))
+
+
+def _carry_over(carried: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> None:
+    """Puts what has the same name and shape into `params`."""
+    with torch.no_grad():
+        for name, value in params.items():
+            if name in carried and carried[name].shape == value.shape:
+                value.copy_(carried[name])
 
 
 def _by_task(problem: Problem, meta: MetaGradient) -> dict[str, float | None]:
@@ -173,7 +231,7 @@ def _move(
 
 
 def _faster_axis(
-    experiment: Experiment, problem: Problem, params: Mapping[str, Tensor], episodes: Episode, host: Host
+    experiment: Experiment, problem: Problem, params: Mapping[str, Tensor], episodes: MetaBatch, host: Host
 ) -> TaskAxis:
     """Times both ways of running the episodes on these very ones; the workers agree on the sum of their times."""
     state = problem.weighting.state()
@@ -189,7 +247,7 @@ def _faster_axis(
                 host.workers,
                 HowToRun(axis, experiment.train.chunk, experiment.train.precision, experiment.mode.passes),
             )
-            if next(iter(episodes.query.targets.values())).is_cuda:
+            if host.device.type == "cuda":
                 torch.cuda.synchronize()
             taken = time.perf_counter() - start
         seconds.append(taken)
@@ -197,7 +255,7 @@ def _faster_axis(
     return ways[int(host.workers.sum(torch.tensor(seconds, device=host.device)).argmin())]
 
 
-def _agreed(batches: Iterator[tuple[int, int, Episode]], host: Host) -> Iterator[tuple[int, Episode]]:
+def _agreed(batches: Iterator[tuple[int, int, MetaBatch]], host: Host) -> Iterator[tuple[int, MetaBatch]]:
     """Passes the episodes on after making sure that the workers are at the same step and hold all of its shares."""
     for step, share, episodes in batches:
         held = torch.zeros(host.workers.size + 1, dtype=torch.int64, device=host.device)

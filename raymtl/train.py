@@ -32,7 +32,7 @@ from ray.util.metrics import Gauge  # noqa: E402
 from raymtl.cluster import refusal, resolve  # noqa: E402
 from raymtl.collective import Workers  # noqa: E402
 from raymtl.config import Experiment  # noqa: E402
-from raymtl.data.stream import BuildEpisodes, data_config, id_dataset, streamed  # noqa: E402
+from raymtl.data.stream import BuildEpisodes, BuildParts, data_config, id_dataset, streamed  # noqa: E402
 from raymtl.loop import Host, train_loop  # noqa: E402
 from raymtl.types import DivergedError, UserError  # noqa: E402
 
@@ -194,10 +194,12 @@ def _worker(settings: dict[str, Any]) -> None:
         )
 
     def batches(first_step: int) -> Any:
-        build = BuildEpisodes(
-            experiment.data, arrays, experiment.seed, experiment.train.meta_batch, workers.size, first_step
-        )
-        return streamed(ray.train.get_dataset_shard("ids"), build)
+        builds = {
+            part.start: BuildEpisodes(own.data, arrays, own.seed, own.train.meta_batch, workers.size, first_step)
+            for part in experiment.parts()
+            for own in [part.experiment]
+        }
+        return streamed(ray.train.get_dataset_shard("ids"), BuildParts(builds))
 
     last = ray.train.get_checkpoint()
     observe = observer(f"{folder.parent.name}/{folder.name}", experiment.data.task_names)
