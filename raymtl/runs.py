@@ -147,6 +147,8 @@ def load_params(path: Path, expected: Params | None = None) -> dict[str, Tensor]
                 f"{path}: {name}: expected shape {wanted.get(name)}, got {shapes.get(name)}. "
                 "The file belongs to another configuration than the config.yaml beside it."
             )
+        # In the order in which they were made: sums over parameters round by it.
+        params = {name: params[name] for name in expected}
     return params
 
 

@@ -1,0 +1,262 @@
+"""What must not be known is not known: query labels, held-out classes, the floor without adapting, another process."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from raymtl import runs
+from raymtl.config import Experiment
+from raymtl.data import SPLITS, Digits, SourceSpec
+from raymtl.data.base import Arrays, Source, Split
+from raymtl.data.episodes import generator, on_device
+from raymtl.encoders import ConvSpec, MLPSpec
+from raymtl.evaluate import evaluate, mean_and_interval
+from raymtl.learners import LearnerSpec
+from raymtl.sharing import HardSpec
+from raymtl.step import HowToRun, Problem, meta_gradient, over_episodes
+from raymtl.tasks import classification
+from raymtl.types import Batch, Episode
+from raymtl.weighting import StaticSpec
+from tests.conftest import LEARNERS, axes, experiment, perturbed, possible
+from tests.data.test_sinusoid import FLOOR
+from tests.test_learners import VARIANTS
+
+WAYS, PER_CLASS, DIM = 5, 3, 6
+CHANCE = 1 / WAYS
+
+
+Labels = Literal["true", "shuffled", "shuffled and shown"]
+
+
+def clouds(number: int, seed: int, labels: Labels) -> Episode:
+    """Five Gaussian clouds an episode, about the corners of a simplex; the query may be the support set, too."""
+    rng = torch.Generator().manual_seed(seed)
+    true = torch.arange(WAYS).repeat_interleave(PER_CLASS).expand(number, -1)
+    centres = 3 * torch.eye(WAYS, DIM) + torch.randn(number, WAYS, DIM, generator=rng)
+    support, query = (centres[:, true[0]] + torch.randn(number, WAYS * PER_CLASS, DIM, generator=rng) for _ in range(2))
+    shuffled = torch.stack([row[torch.randperm(len(row), generator=rng)] for row in true])
+    judged = Batch(query, {"number": true if labels == "true" else shuffled}, {})
+    return Episode(judged if labels == "shuffled and shown" else Batch(support, {"number": true}, {}), judged)
+
+
+def accuracy_after_training(learner: str, values: dict[str, object], labels: Labels) -> tuple[float, float]:
+    """Trained and scored on such episodes: the mean over 300 new ones, and its 95 % interval."""
+    tasks = (classification("number", WAYS),)
+    torch.manual_seed(0)
+    model = HardSpec().build(tasks, [MLPSpec(hidden=(24,)).build((DIM,))])
+    own = {key.removeprefix("learner."): value for key, value in values.items()}
+    spec = TypeAdapter(LearnerSpec).validate_python({"name": learner, **own})
+    if "inner_lr" in type(spec).model_fields:
+        spec = spec.model_copy(update={"inner_lr": 0.3})
+    problem = Problem(tasks, model, StaticSpec().build(tasks), spec)
+    params = problem.init_params()
+    optimizer = torch.optim.Adam(params.values(), lr=0.01)
+    for step in range(20):
+        grads = meta_gradient(problem, params, clouds(8, step, labels), step=step).grads
+        for name, value in params.items():
+            value.grad = grads[name]
+        optimizer.step()
+
+    def hits(episode: Episode) -> Tensor:
+        predicted = problem.predict(problem.adapt(params, episode.support), episode.query.inputs)["number"]
+        return (predicted.argmax(-1) == episode.query.targets["number"]).float().mean()
+
+    with torch.no_grad():
+        found = mean_and_interval(over_episodes(hits, clouds(300, 10**6, labels), HowToRun()))
+    return found["mean"], found["ci95"]
+
+
+@pytest.mark.parametrize(("learner", "values"), VARIANTS)
+def test_shuffled_query_labels_are_met_by_chance_and_true_ones_are_not(learner, values) -> None:
+    """Two intervals wide, for there are many learners."""
+    mean, ci95 = accuracy_after_training(learner, values, "shuffled")
+    assert abs(mean - CHANCE) < 2 * ci95 < 0.03
+    mean, ci95 = accuracy_after_training(learner, values, "true")
+    assert mean - 2 * ci95 > CHANCE
+
+
+@pytest.mark.parametrize("learner", ["maml", "matching", "metaopt", "protonet", "r2d2", "reptile"])
+def test_a_support_set_that_holds_the_query_set_would_be_seen(learner) -> None:
+    """Guards the test above: shuffled labels that leak are met far more often than by chance."""
+    mean, ci95 = accuracy_after_training(learner, {}, "shuffled and shown")
+    assert mean - 2 * ci95 > CHANCE + 0.05
+
+
+class Mislabelled(Digits):
+    """The digits, the labels of every query set in another order."""
+
+    def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
+        (support, query), domain = super().episode(arrays, split, rng)
+        return Episode(support, query._replace(targets={n: t.roll(1) for n, t in query.targets.items()})), domain
+
+
+NORMS = get_args(ConvSpec.model_fields["norm"].annotation)
+CONV = {"encoder.name": "conv", "encoder.channels": [4, 8]}
+SEEING = [
+    *((sharing, learner, {}) for sharing in ("hard", "cross_stitch") for learner in LEARNERS),
+    *((sharing, learner, {}) for sharing in ("mmoe", "adversarial", "attention") for learner in ("maml", "protonet")),
+    *(
+        ("hard", learner, {**CONV, "encoder.norm": norm})
+        for norm in NORMS
+        for learner in ("maml", "imaml", "protonet", "reptile")
+    ),
+]
+
+
+@pytest.mark.parametrize(("sharing", "learner", "values"), [c for c in SEEING if possible(c[0], "static", c[1])])
+def test_predictions_are_the_same_to_the_bit_whatever_the_query_labels_are(sharing, learner, values, arrays) -> None:
+    chosen = axes(sharing, "static", learner).override({**values, "evaluate.test_episodes": 2})
+    if "inner_steps" in type(chosen.learner).model_fields:
+        chosen = chosen.override({"learner.inner_steps": 2})
+    mislabelled = chosen.model_copy(update={"data": Mislabelled.model_validate(chosen.data.model_dump())})
+    problem = chosen.build()
+    params = problem.init_params()
+    (_, rows), (_, others) = (evaluate(e, problem, params, arrays) for e in (chosen, mislabelled))
+    targets = [f"{task}.target" for task in chosen.data.task_names]
+    assert all([row[name] for row in rows] != [other[name] for other in others] for name in targets)
+    for row, other in zip(rows, others, strict=True):
+        assert {k: v for k, v in row.items() if k not in targets} == {
+            k: v for k, v in other.items() if k not in targets
+        }
+
+
+def test_nothing_that_does_not_adapt_goes_below_the_floor_of_the_sinusoids() -> None:
+    """Joint training comes near the best unadapted prediction, and cannot pass it."""
+    chosen = experiment(
+        data={"name": "sinusoid"}, encoder__hidden=[40, 40], learner__inner_steps=0, train__meta_batch=50
+    )
+    problem = chosen.build()
+    params = problem.init_params()
+    optimizer = torch.optim.Adam(params.values(), lr=0.01)
+    for step in range(150):
+        drawn = [chosen.data.episode({}, "train", generator(0, "train", step, i))[0] for i in range(50)]
+        episodes = on_device(tree_map(lambda *leaves: torch.stack(leaves), *drawn), "cpu")
+        grads = meta_gradient(problem, params, episodes).grads
+        for name, value in params.items():
+            value.grad = grads[name]
+        optimizer.step()
+    mse = evaluate(chosen, problem, params, {}, episodes=1000)[0]["tasks"]["y"]["mse"]["after"]
+    assert mse["mean"] + mse["ci95"] > FLOOR
+    assert mse["mean"] < FLOOR + 0.3  # near enough for a leak to be seen
+
+
+def numbered_drawings(root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Omniglot's shapes: pixels at random, so that every picture is one of a kind."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (1623, 20, 28, 28), np.uint8), np.array([f"character {n}" for n in range(1623)])
+
+
+def many(source: Source, arrays: Arrays, split: Split) -> list[tuple[Episode, str]]:
+    return [source.episode(arrays, split, generator(0, split, 0, index)) for index in range(40)]
+
+
+def inputs(batch: Batch) -> set[bytes]:
+    return {row.numpy().tobytes() for row in batch.inputs}
+
+
+def upright(batch: Batch) -> set[bytes]:
+    """The same, of a picture its least rotation, so that a turned one is known again."""
+    pictures = batch.inputs.numpy()
+    if pictures.ndim < 4:
+        return inputs(batch)
+    turned = [np.rot90(pictures, turn, (2, 3)) for turn in range(4)]
+    return {min(rotation[row].tobytes() for rotation in turned) for row in range(len(pictures))}
+
+
+SOURCES: list[tuple[str, Callable[[], Source]]] = [
+    *((kind.model_fields["name"].default, kind) for kind in get_args(get_args(SourceSpec)[0])),
+    ("digits classes", lambda: Digits(episodes="classes")),
+]
+
+
+@pytest.mark.parametrize(("name", "make"), SOURCES, ids=[name for name, _ in SOURCES])
+def test_no_input_stands_in_support_and_query_or_in_two_splits(name, make, monkeypatch) -> None:
+    monkeypatch.setattr("raymtl.data.omniglot.read_drawings", numbered_drawings)
+    monkeypatch.setenv("RAYMTL_DATA", "drawn above")
+    source = make()
+    arrays = source.load()
+    of_split: list[set[bytes]] = []
+    for split in SPLITS:
+        found: set[bytes] = set()
+        for (support, query), _ in many(source, arrays, split):
+            assert not inputs(support) & inputs(query)
+            found |= upright(support) | upright(query)
+        assert found
+        of_split.append(found)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not of_split[one] & of_split[other]
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        (Digits(), lambda domain: [domain]),
+        (Digits(episodes="classes"), lambda domain: domain.removeprefix("numbers ").split()),
+        ("omniglot", lambda domain: [name.partition(" at ")[0] for name in domain.split(", ")]),
+    ],
+)
+def test_classes_and_domains_of_the_splits_are_disjoint(source, parts, monkeypatch) -> None:
+    """By the names that the report shows; a turned character is the same character."""
+    monkeypatch.setattr("raymtl.data.omniglot.read_drawings", numbered_drawings)
+    monkeypatch.setenv("RAYMTL_DATA", "drawn above")
+    chosen = TypeAdapter(SourceSpec).validate_python({"name": source}) if source == "omniglot" else source
+    arrays = chosen.load()
+    train, val, test = ({part for _, d in many(chosen, arrays, split) for part in parts(d)} for split in SPLITS)
+    assert min(len(train), len(val), len(test)) >= 3
+    assert not (train & val | train & test | val & test)
+
+
+AFRESH = """
+import sys
+from pathlib import Path
+import torch
+from raymtl import runs
+from raymtl.data.episodes import generator, on_device
+from raymtl.evaluate import load_model
+
+torch.set_num_threads(1)
+for folder in map(Path, sys.argv[1:]):
+    chosen, problem, params = load_model(folder)
+    drawn, _ = chosen.data.episode(chosen.data.load(), "test", generator(5, "test", 0, 0))
+    episode = on_device(drawn, "cpu")
+    with torch.no_grad():
+        adapted = problem.adapt(params, episode.support)
+        predictions = problem.predict(adapted, episode.query.inputs)
+    runs.save_params(folder / "predictions.safetensors", {**adapted, **predictions})
+assert "ray" not in sys.modules
+"""
+
+
+def test_another_process_adapts_and_predicts_the_same_to_the_bit(arrays, tmp_path) -> None:
+    """Saved here, loaded there, adapted to a task that neither has seen."""
+    cases: list[tuple[Path, Experiment]] = []
+    for number, (learner, values) in enumerate(VARIANTS):
+        chosen, folder = axes("hard", "static", learner).override(values), tmp_path / str(number)
+        folder.mkdir()
+        chosen.save(folder / "config.yaml")
+        runs.save_params(folder / "model.safetensors", perturbed(chosen.build()))
+        cases.append((folder, chosen))
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-c", AFRESH, *(str(folder) for folder, _ in cases)]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"})
+    for folder, chosen in cases:
+        problem = chosen.build()
+        drawn, _ = chosen.data.episode(arrays, "test", generator(5, "test", 0, 0))
+        episode = on_device(drawn, "cpu")
+        with torch.no_grad():
+            adapted = problem.adapt(perturbed(problem), episode.support)
+            expected = {**adapted, **problem.predict(adapted, episode.query.inputs)}
+        found = runs.load_params(folder / "predictions.safetensors")
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), f"{chosen.learner.name}: {name}"
