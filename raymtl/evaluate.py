@@ -1,7 +1,7 @@
 """Adapt, then score: on validation episodes while training, on test episodes in the end. Starts no Ray."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from raymtl import config, runs
 from raymtl.collective import Workers
@@ -21,6 +22,8 @@ from raymtl.types import Episode, MetaBatch, Params, UserError
 
 EPISODES_AT_ONCE = 20
 EXAMPLES = 12
+RELATED = 120
+"""Tasks that are compared with each other at most; the comparisons are their square."""
 
 
 def validation_scores(
@@ -51,7 +54,8 @@ def primary_metrics(problem: Problem) -> list[str]:
 def _sums(problem: Problem, params: Params, episode: Episode, *, steps: int | None) -> Tensor:
     """Metric sums, loss sums and label counts on the query set after `steps` inner steps, [M + 2 K]."""
     unadapted = steps == 0 and problem.learner.predicts_unadapted
-    adapted = params if unadapted else problem.adapt(params, episode.support, steps)
+    support = episode.support
+    adapted = problem.normalised(params, support) if unadapted else problem.adapt(params, support, steps)
     predictions = problem.predict(adapted, episode.query.inputs)
     tasks, query = problem.tasks, episode.query
     parts = (metric_sums(tasks, predictions, query), loss_sums(tasks, predictions, query), label_counts(tasks, query))
@@ -91,8 +95,8 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The scores of docs/run-folder.md's metrics.json, and the rows of its examples.parquet.
 
-    Adapted parameters see the support set alone; no statistic of the query set is used, so the scores are not
-    transductive.
+    Adapted parameters see the support set alone. The scores are transductive where batch norms take the statistics of
+    the query set, by `encoder.transductive`.
     """
     number = episodes or experiment.evaluate.test_episodes
     own = problem.learner.num_steps
@@ -114,7 +118,7 @@ def evaluate(
     result: dict[str, Any] = {
         "split": split,
         "episodes": number,
-        "transductive": False,
+        "transductive": problem.transductive,
         "inner_steps": own,
         "num_parameters": sum(value.numel() for value in params.values()),
         **_intervals(problem, table.double().cpu(), steps),
@@ -195,7 +199,9 @@ def _examples_of(problem: Problem, params: Params, raw: Episode, domains: Sequen
 
     after = over_episodes(predict, episodes, HowToRun())
     before = (
-        over_episodes(lambda episode: problem.predict(params, episode.query.inputs), episodes, HowToRun())
+        over_episodes(
+            lambda e: problem.predict(problem.normalised(params, e.support), e.query.inputs), episodes, HowToRun()
+        )
         if problem.learner.predicts_unadapted
         else None
     )
@@ -216,8 +222,48 @@ def _examples_of(problem: Problem, params: Params, raw: Episode, domains: Sequen
     return rows
 
 
+@torch.no_grad()
+def embeddings(
+    experiment: Experiment, problem: Problem, params: Params, arrays: Arrays, *, split: Split, episodes: int
+) -> list[dict[str, Any]]:
+    """What the learner knows the tasks of held-out episodes by, the rows of embeddings.parquet; none where nothing."""
+    rows: list[dict[str, Any]] = []
+    for index in range(episodes):  # one by one, for those that differ in shape come in another order
+        (stack,), (domain,) = build_episodes(
+            experiment.data, arrays, seed=experiment.seed, split=split, step=0, indices=[index]
+        )
+        support = tree_map(lambda leaf: leaf[0], on_device(stack, next(iter(params.values())).device).support)
+        embedded = problem.learner.embed(problem.model, params, support)
+        if embedded is None:
+            return []
+        labelled = label_counts(problem.tasks, support) > 0
+        rows += [
+            {"split": split, "episode": index, "task": task.name, "domain": domain, "embedding": own}
+            for task, own, known in zip(problem.tasks, embedded.tolist(), labelled.tolist(), strict=True)
+            if known
+        ]
+    return rows
+
+
+@torch.no_grad()
+def relations(problem: Problem, params: Params, embedded: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the learner holds the first of these tasks to be to each other, the rows of relations.parquet."""
+    shown = embedded[:RELATED]
+    if not shown:
+        return []
+    like = next(iter(params.values()))
+    matrix = problem.learner.relations(params, like.new_tensor([row["embedding"] for row in shown]))
+    if matrix is None:
+        return []
+    about = ("episode", "task", "domain")
+    return [
+        {**{key: row[key] for key in about}, "relations": line}
+        for row, line in zip(shown, matrix.tolist(), strict=True)
+    ]
+
+
 def evaluate_folder(folder: Path, arrays: Arrays, source: Source) -> None:
-    """Scores a model folder on the test episodes of `source` and writes its metrics.json and examples.parquet."""
+    """Scores a model folder on the test episodes of `source`; writes its metrics.json and what is beside it."""
     experiment, problem, params = load_model(folder)
     experiment = experiment.model_copy(update={"data": source})
     metrics, examples = evaluate(experiment, problem, params, arrays)
@@ -225,4 +271,13 @@ def evaluate_folder(folder: Path, arrays: Arrays, source: Source) -> None:
     metrics["steps"] = len(history)
     metrics["train_seconds"] = sum(row["seconds"] for row in history)
     runs.write_rows(folder / "examples.parquet", examples)
+    number = experiment.evaluate.test_episodes
+    val, test = (
+        embeddings(experiment, problem, params, arrays, split=split, episodes=number) for split in ("val", "test")
+    )
+    if test:
+        runs.write_rows(folder / "embeddings.parquet", [*val, *test])
+    related = relations(problem, params, test)
+    if related:
+        runs.write_rows(folder / "relations.parquet", related)
     runs.write_json(folder / "metrics.json", metrics)

@@ -11,6 +11,7 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
 from raymtl.collective import Losses, TaskGradients, Workers
+from raymtl.encoders.norm import BatchNorm, recorded_statistics, refuse_running_statistics, statistics_of
 from raymtl.learners import BATCH, MetaLearner
 from raymtl.sharing import SharingArchitecture
 from raymtl.tasks import label_counts, loss_sums, task_loss_sums
@@ -32,7 +33,11 @@ class Problem(NamedTuple):
     """Of the learner's own initial parameters; the model has its own already."""
 
     def init_params(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Fresh leaf tensors under the prefixes `model.`, `weighting.` and `learner.`; buffers move to the device."""
+        """Fresh leaf tensors under the prefixes `model.`, `weighting.` and `learner.`; buffers move to the device.
+
+        Raises UserError for a model with running statistics.
+        """
+        refuse_running_statistics(self.model.parts())
         self.model.to(device)
         self.weighting.to(device)
         model = dict(self.model.named_parameters())
@@ -53,15 +58,39 @@ class Problem(NamedTuple):
 
     def adapt(self, params: Params, support: Batch, steps: int | None = None) -> Params:
         """Parameters fitted to one support set."""
-        return self.learner.adapt(self.model, params, support, self.objective, steps)
+        return self.normalised(self.learner.adapt(self.model, params, support, self.objective, steps), support)
 
     def adaptations(self, params: Params, support: Batch, step: int) -> Sequence[tuple[float, Params]]:
         """What the outer step `step` judges in training, each with the weight of its query loss."""
-        return self.learner.adaptations(self.model, params, support, self.objective, step)
+        judged = self.learner.adaptations(self.model, params, support, self.objective, step)
+        return [(weight, self.normalised(phi, support)) for weight, phi in judged]
+
+    def normalised(self, params: Params, support: Batch) -> Params:
+        """The parameters, and beside them what their batch norms make of this support set and then of every query."""
+        if not self._needs_statistics:
+            return params
+        with recorded_statistics() as maps:
+            self.learner.predict(self.model, params, support.inputs)
+        return {**params, **prefixed({str(index): each for index, each in enumerate(maps)}, "support")}
 
     def predict(self, params: Params, inputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Predictions of every task."""
-        return self.learner.predict(self.model, params, inputs)
+        """Predictions of every task from parameters that are adapted, or at least `normalised`."""
+        if not self._needs_statistics:
+            return self.learner.predict(self.model, params, inputs)
+        maps = select(params, "support")
+        if not maps:
+            raise ValueError("expected parameters with the statistics of a support set: adapt or normalise them first.")
+        with statistics_of([maps[str(index)] for index in range(len(maps))]):
+            return self.learner.predict(self.model, params, inputs)
+
+    @property
+    def _needs_statistics(self) -> bool:
+        return any(isinstance(part, BatchNorm) and not part.transductive for part in self.model.parts())
+
+    @property
+    def transductive(self) -> bool:
+        """Whether what is predicted of a query depends on the other queries."""
+        return any(isinstance(part, BatchNorm) and part.transductive for part in self.model.parts())
 
     def private(self, params: Params) -> frozenset[str]:
         """The parameters that are one task's own: all of the model that the architecture does not share.

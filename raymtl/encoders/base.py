@@ -18,11 +18,11 @@ class Encoder(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.shapes = [tuple(input_shape)]
         with torch.no_grad():
-            x = torch.zeros(1, *input_shape)
+            x = torch.zeros(2, *input_shape)  # two, for one has no statistics
             for stage in stages:
                 x = stage(x)
                 self.shapes.append(tuple(x.shape[1:]))
-        self.out_features = x.numel()
+        self.out_features = x[0].numel()
 
     def forward(self, inputs: Tensor) -> Tensor:
         for stage in self.stages:

@@ -6,21 +6,22 @@ from pydantic import Field, PositiveInt
 from torch import nn
 
 from raymtl.encoders.base import Encoder
+from raymtl.encoders.norm import NormedSpec
 from raymtl.encoders.pictures import picture_shape
-from raymtl.types import Spec, UserError
+from raymtl.types import UserError
+
+NUM_GROUPS = 4
+Channels = Annotated[PositiveInt, Field(multiple_of=NUM_GROUPS)]
 
 
-class ConvSpec(Spec):
+class ConvSpec(NormedSpec):
     """3x3 convolutions of stride 2, each followed by its normalisation and ReLU.
 
-    `norm: group` is group normalisation over 4 groups (arXiv:1803.08494): it has no running statistics to leak the
-    support set into the query, and its second-order gradients are right under vmap, which those of batch
-    normalisation with affine weights are not.
+    `norm: group` has 4 groups.
     """
 
     name: Literal["conv"] = "conv"
-    channels: Annotated[tuple[Annotated[PositiveInt, Field(multiple_of=4)], ...], Field(min_length=1)] = (16, 32, 32)
-    norm: Literal["group", "none"] = "group"
+    channels: Annotated[tuple[Channels, ...], Field(min_length=1)] = (16, 32, 32)
 
     def build(self, input_shape: tuple[int, ...]) -> Encoder:
         """For pictures [N, channels, height, width].
@@ -35,7 +36,8 @@ class ConvSpec(Spec):
                     f"encoder.channels: {len(self.channels)} stages halve a picture of {input_shape[1:]} to nothing. "
                     "Name fewer channels."
                 )
-            norm = [nn.GroupNorm(4, after)] if self.norm == "group" else []
-            stages.append(nn.Sequential(nn.Conv2d(before, after, 3, stride=2, padding=1), *norm, nn.ReLU()))
+            norm = self.norms(after, NUM_GROUPS)
+            convolution = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=self.biased)
+            stages.append(nn.Sequential(convolution, *norm, nn.ReLU()))
             before, height, width = after, (height + 1) // 2, (width + 1) // 2
         return Encoder(stages, input_shape)

@@ -7,23 +7,26 @@ from pydantic import PositiveInt
 from torch import nn
 
 from raymtl.encoders.base import Encoder
+from raymtl.encoders.norm import Norm, NormedSpec
 from raymtl.encoders.pictures import picture_shape
-from raymtl.types import Spec
 
+NUM_GROUPS = 2
 LEAST = 16  # pixels a side: ((16 - 4) / 2 - 4) / 2 = 1 remains
 
 
-class LeNetSpec(Spec):
+class LeNetSpec(NormedSpec):
     """Two 5x5 convolutions without padding, each with ReLU and 2x2 max pooling, then linear layers with ReLU.
 
     `maps` and `hidden` are their widths, and each is one stage. Pictures have at least 16 x 16 pixels; larger ones,
     such as the 36 x 36 of MultiMNIST, widen the first linear layer alone. Deviations from the paper: ReLU for tanh,
-    max pooling for learned subsampling, and every map of the second convolution sees every map of the first.
+    max pooling for learned subsampling, and every map of the second convolution sees every map of the first. A
+    normalisation, of which `norm: group` has 2 groups, stands before each ReLU; there is none by default.
     """
 
     name: Literal["lenet"] = "lenet"
     maps: tuple[PositiveInt, PositiveInt] = (6, 16)
     hidden: tuple[PositiveInt, ...] = (120, 84)
+    norm: Norm = "none"
 
     def build(self, input_shape: tuple[int, ...]) -> Encoder:
         """For pictures [N, channels, height, width].
@@ -33,8 +36,12 @@ class LeNetSpec(Spec):
         before, height, width = picture_shape(self.name, input_shape, LEAST)
         stages = []
         for after in self.maps:
-            stages.append(nn.Sequential(nn.Conv2d(before, after, 5), nn.ReLU(), nn.MaxPool2d(2)))
+            norm = self.norms(after, NUM_GROUPS)
+            convolution = nn.Conv2d(before, after, 5, bias=self.biased)
+            stages.append(nn.Sequential(convolution, *norm, nn.ReLU(), nn.MaxPool2d(2)))
             before, height, width = after, (height - 4) // 2, (width - 4) // 2
         for narrow, wide in pairwise((before * height * width, *self.hidden)):
-            stages.append(nn.Sequential(nn.Flatten(1), nn.Linear(narrow, wide), nn.ReLU()))
+            norm = self.norms(wide, NUM_GROUPS)
+            linear = nn.Linear(narrow, wide, bias=self.biased)
+            stages.append(nn.Sequential(nn.Flatten(1), linear, *norm, nn.ReLU()))
         return Encoder(stages, input_shape)

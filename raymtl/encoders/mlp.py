@@ -8,19 +8,26 @@ from pydantic import Field, PositiveInt
 from torch import nn
 
 from raymtl.encoders.base import Encoder
-from raymtl.types import Spec
+from raymtl.encoders.norm import Norm, NormedSpec
+
+NUM_GROUPS = 4
 
 
-class MLPSpec(Spec):
-    """Flattens its input and applies linear layers with ReLU."""
+class MLPSpec(NormedSpec):
+    """Flattens its input and applies linear layers, each followed by its normalisation and ReLU.
+
+    `norm: group` has 4 groups.
+    """
 
     name: Literal["mlp"] = "mlp"
     hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 128)
+    norm: Norm = "none"
 
     def build(self, input_shape: tuple[int, ...]) -> Encoder:
         """For inputs [N, *input_shape]."""
         widths = (math.prod(input_shape), *self.hidden)
-        stages = [
-            nn.Sequential(nn.Flatten(1), nn.Linear(before, after), nn.ReLU()) for before, after in pairwise(widths)
-        ]
+        stages = []
+        for before, after in pairwise(widths):
+            linear = nn.Linear(before, after, bias=self.biased)
+            stages.append(nn.Sequential(nn.Flatten(1), linear, *self.norms(after, NUM_GROUPS), nn.ReLU()))
         return Encoder(stages, input_shape)

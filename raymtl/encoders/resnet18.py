@@ -1,26 +1,24 @@
 """Residual network of 18 layers (He et al., 2015, arXiv:1512.03385), from torchvision."""
 
-from functools import partial
 from typing import Literal
 
 from torch import nn
 
 from raymtl.encoders.base import Encoder
+from raymtl.encoders.norm import NormedSpec
 from raymtl.encoders.pictures import picture_shape
-from raymtl.types import Spec
 
 NUM_GROUPS = 32
 LEAST = {"small": 8, "imagenet": 32}  # pixels a side: what remains is one pixel
 
 
-class ResNet18Spec(Spec):
+class ResNet18Spec(NormedSpec):
     """torchvision's resnet18, untrained, in five stages: the stem and the four groups of residual blocks.
 
     `stem: imagenet` is the 7x7 convolution of stride 2 with max pooling, for large pictures; `small` is a 3x3
     convolution of stride 1 in its place, for pictures under 64 pixels. The last stage ends in global average pooling,
-    so that 512 features are left of a picture of any size. Deviation from the paper: group normalisation over 32
-    groups (arXiv:1803.08494) in the place of batch normalisation, whose running statistics leak the support set into
-    the query and whose second-order gradient is wrong under vmap.
+    so that 512 features are left of a picture of any size. `norm: group` has 32 groups. Deviation from the paper: that
+    is the default, where the paper has batch normalisation with running statistics.
     """
 
     name: Literal["resnet18"] = "resnet18"
@@ -36,7 +34,8 @@ class ResNet18Spec(Spec):
         from torchvision.models import resnet18
 
         channels, _, _ = picture_shape(self.name, input_shape, LEAST[self.stem])
-        network = resnet18(weights=None, num_classes=1, norm_layer=partial(nn.GroupNorm, NUM_GROUPS))
+        norm_layer = lambda channels: next(iter(self.norms(channels, NUM_GROUPS)), nn.Identity())  # noqa: E731
+        network = resnet18(weights=None, num_classes=1, norm_layer=norm_layer)
         for module in network.modules():
             if isinstance(module, nn.ReLU):
                 module.inplace = False  # Transforms of functions have no place to overwrite.

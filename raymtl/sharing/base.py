@@ -1,7 +1,7 @@
 """What every sharing architecture offers to the step, the inner loop and the report."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -43,6 +43,10 @@ class SharingArchitecture(nn.Module, ABC):
         Override it where tasks can be taken together.
         """
         return {name: self.features(own, (name,))[name] for name, own in inputs.items()}
+
+    def parts(self) -> Iterator[nn.Module]:
+        """Every module that takes part in a prediction."""
+        yield from self.modules()
 
     def auxiliary(self, inputs: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Named scalars that depend on the inputs of one batch and join the outer objective, a mean over episodes."""

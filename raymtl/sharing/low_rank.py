@@ -6,7 +6,7 @@ W_t = U_out (sum_j S_jt G_j) U_in^T.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Annotated, ClassVar, Literal
 
@@ -110,6 +110,10 @@ class LowRank(SharingArchitecture):
         """The parameters of the task's encoder, put together."""
         rows = self.coefficients[task].unbind(0)
         return {name: self.factors[_key(name)](row) for name, row in zip(self._template_names, rows, strict=True)}
+
+    def parts(self) -> Iterator[nn.Module]:
+        yield from super().parts()
+        yield from self._template[0].modules()
 
     def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
         (template,) = self._template

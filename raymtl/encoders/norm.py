@@ -1,0 +1,181 @@
+"""Normalisation that is a function of parameters and examples alone: no running statistics.
+
+Batch (Ioffe & Szegedy, 2015, arXiv:1502.03167): y = gamma (x - mean) / sqrt(var + eps) + beta, over the examples and
+places of a channel. Group (Wu & He, 2018, arXiv:1803.08494) and layer: the same over the channels of a group, or all,
+of one example.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import field_validator, model_validator
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from raymtl.types import Spec, UserError
+
+Norm = Literal["none", "group", "layer", "batch"]
+WITH_BATCH_STATISTICS = ("batch",)
+EPS = 1e-5
+
+_recording: ContextVar[list[Tensor] | None] = ContextVar("recording", default=None)
+_given: ContextVar[Iterator[Tensor] | None] = ContextVar("given", default=None)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation [N, C, ...] -> [N, C, ...] by the statistics of the examples that it is given.
+
+    These are the support set's in an inner loop. Those of a query are judged by the support set's too: inside
+    `statistics_of` a module takes the statistics that it had where they were recorded, so that what is predicted of an
+    example does not depend on the others. A `transductive` one takes those of the examples at hand everywhere.
+    Deviation from the paper: there are no running statistics. The variance is the mean square, without a correction.
+    """
+
+    def __init__(self, channels: int, transductive: bool = False) -> None:
+        super().__init__()
+        self.transductive = transductive
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = None if self.transductive else _given.get()
+        if given is not None:
+            scale, shift = next(given).unbind()
+        else:
+            # In the parameters' precision: the squares of many half-precision numbers add up to nothing exact.
+            x = x.to(self.weight.dtype)
+            scale, shift = self._fitted(x)
+            recording = _recording.get()
+            if recording is not None and not self.transductive:
+                recording.append(torch.stack([scale, shift]))
+        return torch.addcmul(_beside(shift, x), x, _beside(scale, x))
+
+    def _fitted(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift [C] that normalise these examples."""
+        if x.numel() < 2 * x.shape[1]:
+            raise UserError(
+                "encoder.norm: batch statistics take at least two values of a channel, got one example of one place. "
+                "Give more examples (data.shots), or choose encoder.norm: layer."
+            )
+        mean, variance = _Moments.apply(x)
+        scale = self.weight * (variance + EPS).rsqrt()
+        return scale, self.bias - mean * scale
+
+
+class _Moments(Function):
+    """x [N, C, ...] -> mean and variance [C]; by hand, which keeps one copy of x where autograd would keep two."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = x.mean(_places(x))
+        return mean, (x - _beside(mean, x)).square().mean(_places(x))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs, output[0])
+
+    @staticmethod
+    def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        number = x.numel() / x.shape[1]
+        slope = 2 * of_variance / number
+        return torch.addcmul(_beside(of_mean / number - slope * mean, x), x, _beside(slope, x))
+
+
+def _places(x: Tensor) -> list[int]:
+    return [0, *range(2, x.ndim)]
+
+
+def _beside(values: Tensor, x: Tensor) -> Tensor:
+    """[C] -> [C, 1, ...], which goes with x [N, C, ...]."""
+    return values.view(-1, *[1] * (x.ndim - 2))
+
+
+@contextmanager
+def recorded_statistics() -> Iterator[list[Tensor]]:
+    """What every batch norm makes of what passes it inside: scale and shift [2, C], in the order of their calls."""
+    maps: list[Tensor] = []
+    token = _recording.set(maps)
+    try:
+        yield maps
+    finally:
+        _recording.reset(token)
+
+
+@contextmanager
+def statistics_of(maps: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, the batch norms do what they did while `maps` was recorded, call by call."""
+    # By the order of calls and not by module: one that several tasks share is called for each, with other examples.
+    left = iter(maps)
+    token = _given.set(left)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+    if next(left, None) is not None:
+        raise ValueError(f"expected as many batch norms as where the {len(maps)} statistics were recorded, got fewer.")
+
+
+def refuse_running_statistics(modules: Iterable[nn.Module]) -> None:
+    """Raises UserError where a module normalises by what it saw earlier, or by the queries without saying so."""
+    for module in modules:
+        if isinstance(module, _BatchNorm) or (isinstance(module, _InstanceNorm) and module.track_running_stats):
+            raise UserError(
+                f"encoder.norm: expected a model without running statistics, got a {type(module).__name__}: they are "
+                "no function of the parameters, so that no gradient is right with them, and they carry each support "
+                "set into the queries of the next. Use raymtl.encoders.BatchNorm, or nn.GroupNorm."
+            )
+
+
+class NormedSpec(Spec):
+    """What encoders with a normalisation have in common."""
+
+    norm: Norm = "group"
+    transductive: bool = False
+    """Whether a query is normalised by the statistics of all queries, and not by those of the support set."""
+
+    @field_validator("norm", mode="before")
+    @classmethod
+    def _not_running(cls, value: Any) -> Any:
+        if isinstance(value, str) and "running" in value:
+            raise ValueError(
+                f"expected none, group, layer or batch, got '{value}': running statistics are no function of the "
+                "parameters, and carry each support set into the queries of the next. Choose batch"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        if self.transductive and self.norm not in WITH_BATCH_STATISTICS:
+            raise UserError(
+                f"encoder.transductive: expected encoder.norm: {' or '.join(WITH_BATCH_STATISTICS)}, whose statistics "
+                f"can be those of the queries, got {self.norm}. Leave transductive out, or choose another norm."
+            )
+        return self
+
+    @property
+    def biased(self) -> bool:
+        """Whether a layer before a normalisation has a bias; batch statistics take away what it adds."""
+        return self.norm not in WITH_BATCH_STATISTICS
+
+    def norms(self, channels: int, groups: int) -> list[nn.Module]:
+        """The normalisation of so many channels: one module, or none."""
+        if self.norm == "none":
+            return []
+        if self.norm == "batch":
+            return [BatchNorm(channels, self.transductive)]
+        if self.norm == "layer":
+            return [nn.GroupNorm(1, channels)]
+        if channels % groups:
+            raise UserError(
+                f"encoder.norm: group takes widths that are multiples of {groups}, got {channels}. Change the width, "
+                "or choose encoder.norm: layer."
+            )
+        return [nn.GroupNorm(groups, channels)]

@@ -1,0 +1,298 @@
+"""Laws of the normalisations: against torch's own, finite differences, autograd, and of what a query may depend on."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+
+from raymtl.config import Experiment
+from raymtl.encoders import BatchNorm, Conv4Spec, LeNetSpec, MLPSpec
+from raymtl.encoders.norm import recorded_statistics, statistics_of
+from raymtl.step import HowToRun, Problem, meta_gradient
+from raymtl.types import Batch, UserError
+from tests.conftest import LEARNERS, SHARING, axes, episodes_of, experiment, perturbed
+from tests.learners.laws import assert_it_survives_saving, assert_vmap_equals_the_loop, first
+
+NORMS = ("none", "group", "layer", "batch")
+
+
+def ours(params: Sequence[Tensor], x: Tensor) -> Tensor:
+    norm = BatchNorm(x.shape[1])
+    return functional_call(norm, dict(zip(("weight", "bias"), params, strict=True)), (x,))
+
+
+def torchs(params: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Batch normalisation in training mode."""
+    return F.batch_norm(x, None, None, *params, training=True)
+
+
+def random_affine(*shape: int) -> tuple[Tensor, Tensor]:
+    return torch.rand(shape) + 0.5, torch.randn(shape)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("shape", [(5, 3), (4, 3, 2, 3), (1, 3, 4, 4), (6, 3, 2)])
+def test_batch_norm_is_torchs_in_training_mode_with_its_first_and_second_derivatives(shape) -> None:
+    readout = torch.randn(shape)
+    leaves = (torch.randn(shape), *random_affine(3))
+    torch.testing.assert_close(ours(leaves[1:], leaves[0]), torchs(leaves[1:], leaves[0]))
+    gradients, curvatures = [], []
+    for norm in (ours, torchs):
+
+        def loss(x: Tensor, *params: Tensor) -> Tensor:
+            return (readout * norm(params, x).tanh()).sum()  # noqa: B023
+
+        gradients.append(grad(loss, argnums=(0, 1, 2))(*leaves))
+        curvatures.append(torch.autograd.functional.hessian(loss, leaves))
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(*curvatures, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_derivatives_of_batch_norm_are_those_of_finite_differences_to_second_order() -> None:
+    leaves = [leaf.requires_grad_() for leaf in (torch.randn(4, 3, 2), *random_affine(3))]
+    call = lambda x, *params: ours(params, x)  # noqa: E731
+    assert torch.autograd.gradcheck(call, leaves)
+    assert torch.autograd.gradgradcheck(call, leaves)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_second_derivative_of_batch_norm_under_vmap_is_that_of_a_loop() -> None:
+    x, readout = torch.randn(2, 5, 4, 3, 2).unbind()
+    weight, bias = random_affine(5, 3)
+
+    def twice(x: Tensor, readout: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        def loss(x: Tensor, weight: Tensor) -> Tensor:
+            return (readout * ours((weight, bias), x).tanh()).sum()
+
+        steepness = lambda x, w: sum(g.square().sum() for g in grad(loss, argnums=(0, 1))(x, w))  # noqa: E731
+        return grad(steepness, argnums=1)(x, weight)
+
+    together = vmap(twice)(x, readout, weight, bias)
+    for index in range(5):
+        torch.testing.assert_close(together[index], twice(x[index], readout[index], weight[index], bias[index]))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_a_normalised_network_does_not_feel_the_scale_of_its_convolutions(norm: str) -> None:
+    encoder = Conv4Spec(width=4, norm=norm).build((1, 16, 16))
+    x = torch.randn(3, 1, 16, 16)
+    params = {name: value.detach() for name, value in encoder.named_parameters()}
+    # Large ones, beside which the eps of the variance is nothing; the biases of convolutions go with them.
+    scaled = [{n: c * v if ".0." in n else v for n, v in params.items()} for c in (1e6, 3e6)]
+    outputs = [functional_call(encoder, own, (x,)) for own in scaled]
+    torch.testing.assert_close(*outputs, rtol=1e-8, atol=1e-9)
+    assert outputs[0].std() > 0.1
+
+
+@pytest.mark.usefixtures("float64")
+def test_layer_norm_is_group_norm_of_one_group() -> None:
+    params = {name: torch.randn_like(value) for name, value in MLPSpec(hidden=(6,)).build((5,)).named_parameters()}
+    weight, bias = random_affine(6)
+    encoder = MLPSpec(hidden=(6,), norm="layer").build((5,))
+    x = torch.randn(4, 5)
+    linear = F.linear(x, params["stages.0.1.weight"], params["stages.0.1.bias"])
+    own = {**params, "stages.0.2.weight": weight, "stages.0.2.bias": bias}
+    torch.testing.assert_close(functional_call(encoder, own, (x,)), F.layer_norm(linear, (6,), weight, bias).relu())
+
+
+def conv(learner: str, sharing: str = "hard", **values: Any) -> Experiment:
+    """A small batch-normalised convolutional network on digits with three queries."""
+    small = {"encoder.name": "conv", "encoder.channels": [4, 8], "encoder.norm": "batch", "data.queries": 3}
+    try:
+        chosen = axes(sharing, "static", learner).override(small)
+    except UserError:
+        chosen = axes(sharing, "static", learner).override({"data.tasks": ["left", "right"], **small})
+    gentle = {"learner.inner_lr": 0.01} if hasattr(chosen.learner, "inner_lr") else {}
+    return chosen.override({**gentle, **{key.replace("__", "."): value for key, value in values.items()}})
+
+
+def apart(problem: Problem, params: Mapping[str, Tensor], inputs: Tensor | Mapping[str, Tensor]) -> float:
+    """How far the predictions of each query alone are from those beside the others."""
+    together = problem.predict(params, inputs)
+    gaps = []
+    for index in range(3):
+        alone = problem.predict(
+            params,
+            inputs[index : index + 1]
+            if isinstance(inputs, Tensor)
+            else {name: own[index : index + 1] for name, own in inputs.items()},
+        )
+        gaps += [(alone[name][0] - together[name][index]).abs().max() for name in together]
+    return float(torch.stack(gaps).max().detach())
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_prediction_does_not_move_with_the_other_queries(learner: str, norm: str, arrays) -> None:
+    problem = conv(learner, encoder__norm=norm).build()
+    support, query = first(episodes_of(conv(learner), arrays))
+    assert not problem.transductive
+    assert apart(problem, problem.adapt(perturbed(problem), support), query.inputs) < 1e-10
+    if problem.learner.predicts_unadapted:
+        assert apart(problem, problem.normalised(perturbed(problem), support), query.inputs) < 1e-10
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_transductive_prediction_moves_with_the_other_queries(learner: str, arrays) -> None:
+    problem = conv(learner, encoder__transductive=True).build()
+    support, query = first(episodes_of(conv(learner), arrays))
+    assert problem.transductive
+    assert apart(problem, problem.adapt(perturbed(problem), support), query.inputs) > 1e-3
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("own_inputs", [False, True])
+@pytest.mark.parametrize("sharing", SHARING)
+def test_a_prediction_does_not_move_with_the_other_queries_in_any_architecture(sharing, own_inputs, arrays) -> None:
+    problem = conv("maml", sharing).build()
+    support, query = first(episodes_of(conv("maml", sharing), arrays))
+    if own_inputs:  # as many as there are tasks, and of each another number
+        support, query = (_with_own_inputs(batch, len(problem.tasks)) for batch in (support, query))
+    params = problem.adapt(perturbed(problem), support)
+    assert apart(problem, params, query.inputs) < 1e-10
+    by_itself = conv("maml", sharing, encoder__transductive=True).build()
+    assert apart(by_itself, by_itself.adapt(perturbed(by_itself), support), query.inputs) > 1e-3
+
+
+def _with_own_inputs(batch: Batch, num_tasks: int) -> Batch:
+    sizes = [len(next(iter(batch.targets.values()))) - index for index in range(num_tasks)]
+    inputs = {
+        name: batch.inputs[: max(size, 3)].roll(i, 0)
+        for i, (name, size) in enumerate(zip(batch.targets, sizes, strict=True))
+    }
+    return Batch(inputs, {name: batch.targets[name][: len(own)] for name, own in inputs.items()}, {})
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_the_order_of_the_support_set_does_not_matter_to_its_statistics(learner: str, arrays) -> None:
+    problem = conv(learner).build()
+    support, query = first(episodes_of(conv(learner), arrays))
+    order = torch.randperm(len(support.inputs))
+    mixed = Batch(support.inputs[order], {name: target[order] for name, target in support.targets.items()}, {})
+    predictions = [problem.predict(problem.adapt(perturbed(problem), each), query.inputs) for each in (support, mixed)]
+    torch.testing.assert_close(*predictions, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("transductive", [False, True])
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_batch_normalised_episodes_under_vmap_are_those_of_a_loop(learner: str, transductive: bool, arrays) -> None:
+    assert_vmap_equals_the_loop(conv(learner, encoder__transductive=transductive), arrays)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_batch_normalised_model_survives_saving(learner: str, arrays, tmp_path) -> None:
+    assert_it_survives_saving(conv(learner), arrays, tmp_path)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_support_set_is_a_query_like_any_other(arrays) -> None:
+    """Queried beside its statistics it gives what it gave where these were recorded."""
+    problem = conv("maml", learner__inner_steps=0).build()
+    params = perturbed(problem)
+    support, _ = first(episodes_of(conv("maml"), arrays))
+    by_itself = conv("maml", learner__inner_steps=0, encoder__transductive=True).build()
+    expected = by_itself.predict(by_itself.adapt(params, support), support.inputs)
+    torch.testing.assert_close(problem.predict(problem.adapt(params, support), support.inputs), expected)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("transductive", [False, True])
+@pytest.mark.parametrize("axis", ["vmap", "loop"])
+def test_maml_through_batch_norm_is_a_plain_loop_of_autograd_with_torchs_batch_norm(axis, transductive, arrays) -> None:
+    chosen = conv("maml", data__tasks=["left"], encoder__transductive=transductive, learner__inner_steps=3)
+    problem = chosen.build()
+    params = perturbed(problem)
+    episodes = episodes_of(chosen, arrays)
+    computed = meta_gradient(problem, params, episodes, how=HowToRun(axis))
+
+    theta = {name: value.detach().requires_grad_() for name, value in params.items()}
+
+    def forward(phi: Mapping[str, Tensor], support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of both; the layers of each are normalised by the support, or where transductive each by itself."""
+        both = torch.cat([support, query])
+        for stage in range(2):
+            own = {n: phi[f"model.encoders.0.stages.{stage}.{n}"] for n in ("0.weight", "1.weight", "1.bias")}
+            both = F.conv2d(both, own["0.weight"], stride=2, padding=1)
+            parts = both[: len(support)], both[len(support) :]
+            of = parts if transductive else (parts[0], parts[0])
+            parts = tuple(
+                (part - basis.mean((0, 2, 3), keepdim=True))
+                / (basis.var((0, 2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+                for part, basis in zip(parts, of, strict=True)
+            )
+            both = torch.cat(parts) * own["1.weight"][:, None, None] + own["1.bias"][:, None, None]
+            both = both.relu()
+        logits = F.linear(both.flatten(1), phi["model.heads.left.weight"], phi["model.heads.left.bias"])
+        return logits[: len(support)], logits[len(support) :]
+
+    total = torch.zeros(())
+    for index in range(chosen.train.meta_batch):
+        (support, targets, _), (query, judged, _) = (
+            Batch(part.inputs[index], {"left": part.targets["left"][index]}, {}) for part in episodes
+        )
+        phi = {name: value for name, value in theta.items() if name.startswith("model.")}
+        for _ in range(3):
+            loss = F.cross_entropy(forward(phi, support, query)[0], targets["left"])
+            update = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
+            phi = {name: value - 0.01 * g for (name, value), g in zip(phi.items(), update, strict=True)}
+        total = total + F.cross_entropy(forward(phi, support, query)[1], judged["left"]) / chosen.train.meta_batch
+    model = {name: value for name, value in theta.items() if name.startswith("model.")}
+    for name, expected in zip(model, torch.autograd.grad(total, list(model.values())), strict=True):
+        torch.testing.assert_close(computed.grads[name], expected, rtol=1e-10, atol=1e-11)
+
+
+def test_running_statistics_are_refused_with_the_reason() -> None:
+    for value in ("running", "batch_running"):
+        with pytest.raises(UserError, match=f"encoder.norm: .*got '{value}'.*carry each support set into the queries"):
+            experiment(encoder__name="conv4", encoder__norm=value)
+
+
+@pytest.mark.parametrize("module", [nn.BatchNorm1d(8), nn.InstanceNorm1d(8, track_running_stats=True)])
+def test_a_models_own_running_statistics_are_refused(module: nn.Module) -> None:
+    problem = experiment().build()
+    problem.model.heads["left"] = nn.Sequential(nn.Linear(8, 8), module, nn.Linear(8, 10))
+    with pytest.raises(UserError, match=f"{type(module).__name__}: they are no function of the parameters"):
+        problem.init_params()
+
+
+@pytest.mark.parametrize("norm", ["group", "layer", "none"])
+def test_transductive_is_refused_where_it_would_have_no_effect(norm: str) -> None:
+    with pytest.raises(UserError, match=f"encoder.transductive: expected encoder.norm: batch.*got {norm}"):
+        experiment(encoder__name="conv4", encoder__norm=norm, encoder__transductive=True)
+
+
+def test_one_value_of_a_channel_has_no_statistics() -> None:
+    encoder = MLPSpec(hidden=(4,), norm="batch").build((3,))
+    with pytest.raises(UserError, match=r"at least two values of a channel.*data\.shots"):
+        encoder(torch.randn(1, 3))
+
+
+def test_widths_that_do_not_divide_into_groups_are_refused() -> None:
+    with pytest.raises(UserError, match="multiples of 4, got 6"):
+        experiment(encoder__hidden=[6], encoder__norm="group")
+    with pytest.raises(UserError, match="multiples of 2, got 5"):
+        LeNetSpec(hidden=(5,), norm="group").build((1, 16, 16))
+
+
+def test_parameters_that_saw_no_support_set_predict_nothing(arrays) -> None:
+    problem = conv("maml").build()
+    with pytest.raises(ValueError, match="adapt or normalise"):
+        problem.predict(problem.init_params(), torch.zeros(2, 1, 16, 16))
+
+
+def test_other_calls_than_those_recorded_are_refused() -> None:
+    norm, x = BatchNorm(3), torch.randn(4, 3)
+    with recorded_statistics() as maps:
+        norm(norm(x))
+    with pytest.raises(ValueError, match="2 statistics were recorded, got fewer"), statistics_of(maps):
+        norm(x)
