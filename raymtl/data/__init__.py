@@ -8,8 +8,9 @@ from raymtl.data.base import SPLITS, Arrays, Source, Split
 from raymtl.data.digits import Digits
 from raymtl.data.mixture import Mixture
 from raymtl.data.omniglot import Omniglot
+from raymtl.data.several import Several
 from raymtl.data.sinusoid import Sinusoid
 
-SourceSpec = Annotated[Digits | Mixture | Omniglot | Sinusoid, Field(discriminator="name")]
+SourceSpec = Annotated[Digits | Mixture | Omniglot | Several | Sinusoid, Field(discriminator="name")]
 
-__all__ = ["SPLITS", "Arrays", "Digits", "Mixture", "Omniglot", "Sinusoid", "Source", "SourceSpec", "Split"]
+__all__ = ["SPLITS", "Arrays", "Digits", "Mixture", "Omniglot", "Several", "Sinusoid", "Source", "SourceSpec", "Split"]

@@ -2,9 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Literal, Self
+from functools import partial
+from typing import Annotated, Literal, Self
 
 import numpy as np
+from pydantic import AfterValidator
 
 from raymtl.types import Episode, Spec, Task
 
@@ -13,11 +15,42 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Arrays = Mapping[str, np.ndarray]
 
 
+def _numbers(count: int | tuple[int, int], least: int) -> int | tuple[int, int]:
+    low, high = (count, count) if isinstance(count, int) else count
+    if not least <= low <= high:
+        raise ValueError(f"expected a number of at least {least}, or [least, most] of such")
+    return count
+
+
+Count = Annotated[int | tuple[int, int], AfterValidator(partial(_numbers, least=1))]
+"""A number, or [least, most] of which every episode draws its own, both included."""
+
+Ways = Annotated[int | tuple[int, int], AfterValidator(partial(_numbers, least=2))]
+"""The same of classes, of which there are two at least."""
+
+
+def most(count: int | tuple[int, int]) -> int:
+    """The largest number that can be drawn."""
+    return count if isinstance(count, int) else count[1]
+
+
+def usual(count: int | tuple[int, int]) -> int:
+    """The number itself, or the mean of those that can be drawn, rounded down."""
+    return count if isinstance(count, int) else sum(count) // 2
+
+
+def drawn(count: int | tuple[int, int], rng: np.random.Generator) -> int:
+    """The number itself, or one of those between the bounds, with equal odds."""
+    return count if isinstance(count, int) else int(rng.integers(count[0], count[1] + 1))
+
+
 class Source(Spec, ABC):
     """Where episodes come from. Classes, domains and examples of the splits are disjoint."""
 
-    pictures: ClassVar[bool] = True
-    """Whether inputs are pictures, uint8 from 0 to 255; if not, they are any finite numbers, float32."""
+    @property
+    def pictures(self) -> bool:
+        """Whether inputs are pictures, uint8 from 0 to 255; if not, they are any finite numbers, float32."""
+        return True
 
     @property
     @abstractmethod

@@ -3,13 +3,13 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 
-from raymtl.data.base import Arrays, Source, Split
+from raymtl.data.base import Arrays, Count, Source, Split, drawn, usual
 from raymtl.tasks import regression
 from raymtl.types import Batch, Episode, Metric, Task
 
@@ -70,11 +70,14 @@ class Curves(Source):
     no two episodes have one in common.
     """
 
-    pictures: ClassVar[bool] = False
-    shots: PositiveInt = 10
+    shots: Count = 10
     queries: PositiveInt = 10
     noise_std: NonNegativeFloat = 0.0
     """Of the Gaussian noise on y, in support and query alike."""
+
+    @property
+    def pictures(self) -> bool:
+        return False
 
     @property
     @abstractmethod
@@ -90,7 +93,7 @@ class Curves(Source):
 
     def without_support(self) -> Self:
         # A support set of one is drawn all the same: an episode has both parts.
-        return self.model_copy(update={"shots": 1, "queries": self.queries + self.shots})
+        return self.model_copy(update={"shots": 1, "queries": self.queries + usual(self.shots)})
 
     def make_tasks(self) -> tuple[Task, ...]:
         families = [FAMILIES[name] for name in self.family_names]
@@ -109,15 +112,14 @@ class Curves(Source):
 
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         # There is no end of them; only the proportion between tasks counts, and there is one task.
-        return dict.fromkeys(self.task_names, self.shots + self.queries)
+        return dict.fromkeys(self.task_names, usual(self.shots) + self.queries)
 
     def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
         name = self.family_names[rng.integers(len(self.family_names))]
         curve = FAMILIES[name].draw(rng)
-        x = rng.uniform(*X, size=self.shots + self.queries)
+        shots = drawn(self.shots, rng)
+        x = rng.uniform(*X, size=shots + self.queries)
         y = curve(x) + self.noise_std * rng.standard_normal(len(x))
         inputs, targets = torch.from_numpy(x).float()[:, None], torch.from_numpy(y).float()
-        support, query = (
-            Batch(inputs[part], {"y": targets[part]}, {}) for part in (slice(self.shots), slice(self.shots, None))
-        )
+        support, query = (Batch(inputs[part], {"y": targets[part]}, {}) for part in (slice(shots), slice(shots, None)))
         return Episode(support, query), name

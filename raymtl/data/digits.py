@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch.nn import functional as F
 
-from raymtl.data.base import SPLITS, Arrays, Source, Split
+from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, Ways, drawn, most, usual
 from raymtl.tasks import classification, regression
 from raymtl.types import Batch, Episode, Task, UserError
 
@@ -31,7 +31,7 @@ class Digits(Source):
     the tasks on the same picture are the `left` digit, the `right` digit (classification, 10) and their `sum`
     (regression). Support and query hold `shots` and `queries` examples of every class of digit, left and right.
     `episodes: classes`: `ways` of the 100 two-digit numbers, upright, `shots` and `queries` pictures of each; the
-    one task, `number`, is which of the `ways` it is.
+    one task, `number`, is which of the `ways` it is. `shots` and `ways` may be [least, most].
 
     The splits have disjoint angles (or numbers) and disjoint source digits; support and query of an episode have
     disjoint source digits.
@@ -40,9 +40,9 @@ class Digits(Source):
     name: Literal["digits"] = "digits"
     episodes: Literal["domains", "classes"] = "domains"
     tasks: Annotated[tuple[DigitTask, ...], Field(min_length=1)] = ("left", "right", "sum")
-    shots: PositiveInt = 2
+    shots: Count = 2
     queries: PositiveInt = 2
-    ways: Annotated[int, Field(ge=2)] = 5
+    ways: Ways = 5
     train_angles: Angles = (0, 15, 45, 60, 90, 105, 135, 150, 180, 195, 225, 240, 270, 285, 315, 330)
     val_angles: Angles = (30, 120, 210, 300)
     test_angles: Angles = (75, 165, 255, 345)
@@ -60,7 +60,7 @@ class Digits(Source):
                 )
         if self.episodes == "classes":
             available = min(part.stop - part.start for part in CLASS_SPLIT.values())
-            if self.ways > available:
+            if most(self.ways) > available:
                 raise UserError(
                     f"data.ways: expected at most the {available} classes of the smallest split, got {self.ways}. "
                     "Lower data.ways."
@@ -80,11 +80,11 @@ class Digits(Source):
 
     def without_support(self) -> Self:
         # A support set of one is drawn all the same: an episode has both parts.
-        return self.model_copy(update={"shots": 1, "queries": self.queries + self.shots})
+        return self.model_copy(update={"shots": 1, "queries": self.queries + usual(self.shots)})
 
     def make_tasks(self) -> tuple[Task, ...]:
         if self.episodes == "classes":
-            return (classification("number", self.ways),)
+            return (classification("number", most(self.ways)),)
         # The sum of two independent uniform digits has mean 9 and variance 2 * 8.25.
         kinds = {"left": classification("left", 10), "right": classification("right", 10)}
         return tuple(kinds.get(name) or regression("sum", 9.0, 16.5**0.5) for name in self.tasks)
@@ -116,13 +116,14 @@ class Digits(Source):
     def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
         shuffled = rng.permuted(arrays[f"{split}_members"], axis=1)
         for_support, for_query = np.array_split(shuffled, 2, axis=1)
+        shots = drawn(self.shots, rng)
         if self.episodes == "classes":
-            numbers = rng.choice(arrays["numbers"][CLASS_SPLIT[split]], self.ways, replace=False)
-            support = self._number_batch(arrays["glyphs"], for_support, numbers, self.shots, rng)
+            numbers = rng.choice(arrays["numbers"][CLASS_SPLIT[split]], drawn(self.ways, rng), replace=False)
+            support = self._number_batch(arrays["glyphs"], for_support, numbers, shots, rng)
             query = self._number_batch(arrays["glyphs"], for_query, numbers, self.queries, rng)
             return Episode(support, query), "numbers " + " ".join(f"{number:02d}" for number in numbers)
         angle = float(rng.choice(self.angles(split)))
-        support = self._digit_batch(arrays["glyphs"], for_support, angle, self.shots, rng)
+        support = self._digit_batch(arrays["glyphs"], for_support, angle, shots, rng)
         query = self._digit_batch(arrays["glyphs"], for_query, angle, self.queries, rng)
         return Episode(support, query), f"{angle:g} degrees"
 
@@ -137,7 +138,7 @@ class Digits(Source):
     def _number_batch(
         self, glyphs: np.ndarray, pool: np.ndarray, numbers: np.ndarray, per_class: int, rng: np.random.Generator
     ) -> Batch:
-        target = np.repeat(np.arange(self.ways), per_class)
+        target = np.repeat(np.arange(len(numbers)), per_class)
         tens, units = numbers[target] // 10, numbers[target] % 10
         inputs = compose(glyphs, _draw(pool, tens, rng), _draw(pool, units, rng))
         return Batch(inputs, {"number": torch.from_numpy(target)}, {})

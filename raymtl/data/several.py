@@ -1,0 +1,136 @@
+"""`several`: episodes of several sources in one meta-batch, one source an episode or all of them together."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from raymtl.data.base import Arrays, Source, Split
+from raymtl.data.digits import Digits
+from raymtl.data.mixture import Mixture
+from raymtl.data.omniglot import Omniglot
+from raymtl.data.sinusoid import Sinusoid
+from raymtl.types import Batch, Episode, Task, UserError
+
+PartSpec = Annotated[Digits | Mixture | Omniglot | Sinusoid, Field(discriminator="name")]
+PartName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$")]
+
+
+class Several(Source):
+    """Whatever tasks its `parts` have, in one meta-batch: each part is a source, and its task T is named PART_T here.
+
+    `episodes: one`: an episode is one part's, drawn with odds proportional to `odds` (equal by default); the tasks of
+    the other parts are without labels in it. `episodes: together`: an episode holds the tasks of all parts, each with
+    its part's inputs, and is adapted to all of them at once. Inputs of all parts have the same shape.
+    """
+
+    name: Literal["several"] = "several"
+    parts: Annotated[Mapping[PartName, PartSpec], Field(min_length=1)] = {
+        "scene": Digits(),
+        "pair": Digits(episodes="classes"),
+    }
+    episodes: Literal["one", "together"] = "one"
+    odds: Mapping[str, Annotated[float, Field(gt=0)]] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        unknown = sorted(set(self.odds) - set(self.parts))
+        if unknown:
+            raise UserError(
+                f"data.odds: expected names of data.parts: {list(self.parts)}, got '{unknown[0]}'. Correct the name."
+            )
+        (first, one), *others = self.parts.items()
+        for name, other in others:
+            if (other.input_shape, other.pictures) != (one.input_shape, one.pictures):
+                raise UserError(
+                    f"data.parts.{name}: expected inputs of shape {one.input_shape} as data.parts.{first} has, got "
+                    f"{other.input_shape}. One encoder reads them all: take sources whose inputs are alike."
+                )
+        return self
+
+    @property
+    def pictures(self) -> bool:
+        return next(iter(self.parts.values())).pictures
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(f"{part}_{task}" for part, source in self.parts.items() for task in source.task_names)
+
+    def with_tasks(self, names: tuple[str, ...]) -> Self:
+        parts = {}
+        for part, source in self.parts.items():
+            own = tuple(task for task in source.task_names if f"{part}_{task}" in names)
+            if own:
+                parts[part] = source.with_tasks(own)
+        odds = {part: value for part, value in self.odds.items() if part in parts}
+        return self.model_copy(update={"parts": parts, "odds": odds})
+
+    def without_support(self) -> Self:
+        return self.model_copy(
+            update={"parts": {part: source.without_support() for part, source in self.parts.items()}}
+        )
+
+    def make_tasks(self) -> tuple[Task, ...]:
+        return tuple(
+            task._replace(name=f"{part}_{task.name}")
+            for part, source in self.parts.items()
+            for task in source.make_tasks()
+        )
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return next(iter(self.parts.values())).input_shape
+
+    def load(self) -> dict[str, np.ndarray]:
+        return {f"{part}/{key}": array for part, source in self.parts.items() for key, array in source.load().items()}
+
+    def sizes(self, arrays: Arrays) -> Mapping[str, int]:
+        return {
+            f"{part}_{task}": size
+            for part, source in self.parts.items()
+            for task, size in source.sizes(_of(part, arrays)).items()
+        }
+
+    def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
+        if self.episodes == "together":
+            own = {part: source.episode(_of(part, arrays), split, rng) for part, source in self.parts.items()}
+            support = _joined({part: episode.support for part, (episode, _) in own.items()})
+            query = _joined({part: episode.query for part, (episode, _) in own.items()})
+            return Episode(support, query), " + ".join(f"{part} {domain}" for part, (_, domain) in own.items())
+        odds = np.array([self.odds.get(part, 1.0) for part in self.parts])
+        part = list(self.parts)[rng.choice(len(odds), p=odds / odds.sum())]
+        episode, domain = self.parts[part].episode(_of(part, arrays), split, rng)
+        return Episode(*(self._completed(part, batch) for batch in episode)), f"{part} {domain}"
+
+    def _completed(self, part: str, batch: Batch) -> Batch:
+        """With the targets of all tasks, those of other parts masked."""
+        number = len(next(iter(batch.targets.values())))
+        targets, masks = {}, {}
+        for name in self.task_names:
+            owner, _, task = name.partition("_")
+            if owner == part:
+                targets[name] = batch.targets[task]
+                masks[name] = batch.masks.get(task, torch.ones(number, dtype=torch.bool))
+            else:
+                targets[name] = torch.zeros(number, dtype=torch.int64)
+                masks[name] = torch.zeros(number, dtype=torch.bool)
+        return Batch(batch.inputs, targets, masks)
+
+
+def _of(part: str, arrays: Arrays) -> Arrays:
+    return {key.partition("/")[2]: array for key, array in arrays.items() if key.startswith(f"{part}/")}
+
+
+def _joined(batches: Mapping[str, Batch]) -> Batch:
+    """One batch in which every task has the inputs of its part."""
+    inputs: dict[str, Tensor] = {}
+    targets: dict[str, Tensor] = {}
+    masks: dict[str, Tensor] = {}
+    for part, batch in batches.items():
+        own = dict.fromkeys(batch.targets, batch.inputs) if isinstance(batch.inputs, Tensor) else batch.inputs
+        for whole, values in ((inputs, own), (targets, batch.targets), (masks, batch.masks)):
+            whole.update({f"{part}_{task}": value for task, value in values.items()})
+    return Batch(inputs, targets, masks)
