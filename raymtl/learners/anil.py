@@ -2,10 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
 from raymtl.learners.maml import MAML
-from raymtl.types import Params
 
 
 class ANIL(MAML):
@@ -19,6 +16,4 @@ class ANIL(MAML):
     name: Literal["anil"] = "anil"  # type: ignore[assignment]
     helps: ClassVar[str] = "tasks can use the same features: adapts as maml at a fraction of the cost"
     costs: ClassVar[str] = "one gradient, and k of the heads alone"
-
-    def start(self, params: Params) -> dict[str, Tensor]:
-        return {name: value for name, value in params.items() if name.startswith("model.heads.")}
+    adapts: tuple[Literal["heads.*"]] = ("heads.*",)

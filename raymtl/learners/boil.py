@@ -2,10 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
 from raymtl.learners.maml import MAML
-from raymtl.types import Params
 
 
 class BOIL(MAML):
@@ -17,7 +14,4 @@ class BOIL(MAML):
     name: Literal["boil"] = "boil"  # type: ignore[assignment]
     helps: ClassVar[str] = "new tasks come from another domain, and need other features"
     costs: ClassVar[str] = "as maml"
-
-    def start(self, params: Params) -> dict[str, Tensor]:
-        model = super().start(params)
-        return {name: value for name, value in model.items() if not name.startswith("model.heads.")}
+    adapts: tuple[Literal["*"], Literal["-heads.*"]] = ("*", "-heads.*")

@@ -9,7 +9,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from raymtl.learners.inner import UnrolledLearner
+from raymtl.learners.inner import UnrolledLearner, chosen
 from raymtl.types import Params, prefixed, select
 
 
@@ -19,7 +19,8 @@ class CAVIA(UnrolledLearner):
     Every parameter of one dimension, b [D], becomes b + V c with a context c of `num_context` numbers, from 0 on, and
     V [D, num_context] learned in the outer loop. For the bias of a layer that is the paper's concatenation of c to
     the layer's inputs, W x + V c + b; for the scale and the shift of a norm it is the paper's feature-wise modulation.
-    Adapted parameters have V c added already, so they are those of an ordinary model.
+    Those that `adapts` leaves out stay as they are. Adapted parameters have V c added already, so they are those of an
+    ordinary model.
 
     Deviations from the paper: c enters every layer and not one; V starts with the variance 1 / num_context, so that
     the first step lowers the loss as that of maml on the biases does, on average; `first_order` drops what c owes to
@@ -36,7 +37,7 @@ class CAVIA(UnrolledLearner):
         maps = {
             name: torch.randn(len(value), self.num_context, generator=generator).to(value) / self.num_context**0.5
             for name, value in model_params.items()
-            if value.ndim == 1
+            if value.ndim == 1 and chosen(name, self.adapts)
         }
         return prefixed(maps, "context_map")
 

@@ -25,6 +25,10 @@ class MAML(UnrolledLearner):
     costs: ClassVar[str] = "k + 1 gradients, in second order through all of them"
     learn_inner_lr: bool = False
 
+    @property
+    def learns_rates(self) -> bool:
+        return self.learn_inner_lr
+
     def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
         if not self.learn_inner_lr:
             return {}

@@ -37,7 +37,8 @@ class MAMLPlusPlus(GradientLearner):
     first_order_until: NonNegativeInt = 300
 
     def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
-        rates = {name: value.new_full((self.inner_steps,), self.inner_lr).log() for name, value in model_params.items()}
+        moved = select(self.start(prefixed(model_params, "model")), "model")
+        rates = {name: value.new_full((self.inner_steps,), self.inner_lr).log() for name, value in moved.items()}
         return prefixed(rates, "log_inner_lr")
 
     def rates(self, params: Params, step: int) -> Rates:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from raymtl.learners import IMAML
-from raymtl.learners.imaml import conjugate_gradients
+from raymtl.learners.implicit import conjugate_gradients
 from raymtl.step import meta_gradient
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import first

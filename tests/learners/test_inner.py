@@ -1,12 +1,16 @@
-"""The inner loop against the optimisers of torch."""
+"""The inner loop against the optimisers of torch and torchopt; which parameters it moves."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
+import torchopt
 from torch import Tensor, nn
 
-from raymtl.learners.inner import InnerOptimizer, inner_loop, inner_path
+from raymtl.learners.inner import InnerOptimizer, chosen, inner_loop, inner_path
+from raymtl.step import meta_gradient
+from raymtl.types import UserError
+from tests.conftest import SHARING, axes, episodes_of, experiment, perturbed
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -50,7 +54,93 @@ def test_the_gradient_through_every_optimiser_is_that_of_finite_differences(opti
     assert torch.autograd.gradcheck(after, (torch.randn(3).requires_grad_(), torch.randn(3).requires_grad_()))
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("sgd", lambda net: torchopt.MetaSGD(net, lr=0.1)),
+        ("momentum", lambda net: torchopt.MetaSGD(net, lr=0.1, momentum=0.9)),
+        ("adam", lambda net: torchopt.MetaAdam(net, lr=0.1, betas=(0.0, 0.999), eps=0.0, eps_root=1e-8)),
+    ],
+)
+def test_every_place_on_the_path_and_its_gradient_are_those_of_torchopt(
+    ours: InnerOptimizer, theirs: Callable[[nn.Module], torchopt.MetaOptimizer]
+) -> None:
+    class Bumpy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3))
+
+        def forward(self) -> Tensor:
+            return bumpy({"a": self.a, "b": self.b})
+
+    net = Bumpy()
+    start = {"a": net.a, "b": net.b}
+    optimizer = theirs(net)
+    path = inner_path(bumpy, start, lambda _: {"a": 0.1, "b": 0.1}, optimizer=ours)
+    outer = torch.randn(3)
+    for phi in (next(path) for _ in range(6)):
+        found, expected = ((at["a"] * at["b"]) @ outer for at in (phi, {"a": net.a, "b": net.b}))
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        grads = [torch.autograd.grad(value, list(start.values()), retain_graph=True) for value in (found, expected)]
+        for ours_, theirs_ in zip(*grads, strict=True):
+            torch.testing.assert_close(ours_, theirs_, rtol=1e-10, atol=1e-12)
+        optimizer.step(net())
+
+
 def test_the_path_begins_at_the_start_and_takes_the_rates_of_each_step() -> None:
     path = inner_path(lambda p: p["a"].sum(), {"a": torch.zeros(2)}, lambda step: {"a": 10.0**step})
     found = [float(next(path)["a"][0]) for _ in range(4)]
     assert found == [0.0, -1.0, -11.0, -111.0]
+
+
+def test_the_last_pattern_that_a_name_matches_decides() -> None:
+    names = ["encoders.0.weight", "encoders.0.bias", "heads.left.weight", "heads.left.bias"]
+    picked = lambda *patterns: [name for name in names if chosen(name, patterns)]  # noqa: E731
+    assert picked("*") == names
+    assert picked("heads.*") == names[2:]
+    assert picked("*", "-heads.*") == names[:2]
+    assert picked("*", "-heads.*", "*.bias") == [names[0], names[1], names[3]]
+    assert picked("-*.bias") == []
+
+
+@pytest.mark.parametrize("sharing", ["hard", "cross_stitch", "mmoe"])
+@pytest.mark.parametrize(("learner", "adapts"), [("anil", ["heads.*"]), ("boil", ["*", "-heads.*"])])
+@pytest.mark.parametrize("values", [{}, {"learner.learn_inner_lr": True}, {"learner.gradient": "checkpointed"}])
+def test_maml_on_the_heads_is_anil_and_on_the_body_boil(sharing, learner: str, adapts, values, arrays) -> None:
+    found = []
+    for own in ({"learner.name": learner}, {"learner.adapts": adapts}):
+        made = axes(sharing, "uncertainty", "maml").override({**own, **values})
+        problem = made.build()
+        found.append(meta_gradient(problem, perturbed(problem), episodes_of(made, arrays)).grads)
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
+
+
+@pytest.mark.parametrize("learner", ["maml", "maml_pp", "meta_sgd", "imaml", "cavia", "proto_maml"])
+def test_what_is_not_adapted_stays_where_it_is(learner: str, arrays) -> None:
+    adapts = ["*.bias"] if learner == "cavia" else ["encoders.0.stages.1.*"]
+    made = axes("hard", "static", learner).override({"learner.adapts": [*adapts, "-encoders.0.stages.0.*"]})
+    problem = made.build()
+    params = perturbed(problem)
+    support = episodes_of(made, arrays, count=1).support
+    support = support._replace(inputs=support.inputs[0], targets={n: t[0] for n, t in support.targets.items()})
+    before = problem.adapt(params, support, 0)
+    after = problem.adapt(params, support, 2)
+    moved = {n for n, v in after.items() if n.startswith("model.") and not torch.equal(v, before[n])}
+    assert moved == {n for n in params if n.startswith("model.") and chosen(n[6:], made.learner.adapts)} != set()
+
+
+@pytest.mark.parametrize("sharing", SHARING)
+def test_a_pattern_that_matches_no_parameter_is_refused_in_every_architecture(sharing: str) -> None:
+    made = axes(sharing, "static", "maml")
+    made.override({"learner.adapts": ["heads.*"]})
+    with pytest.raises(UserError, match=r"learner.adapts: expected .*'-heads.middle.\*' matches none .* such as "):
+        made.override({"learner.adapts": ["heads.*", "-heads.middle.*"]})
+    with pytest.raises(UserError, match=r"learner.adapts: .*leave out all"):
+        made.override({"learner.adapts": ["heads.*", "-*"]})
+
+
+def test_anil_and_boil_are_named_by_what_they_adapt() -> None:
+    for learner in ("anil", "boil"):
+        with pytest.raises(UserError, match=r"learner\.adapts"):
+            experiment(learner__name=learner).override({"learner.adapts": ["encoders.*", "heads.*"]})

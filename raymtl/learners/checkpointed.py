@@ -1,0 +1,102 @@
+"""A loop whose backward pass computes its steps again (gradient checkpointing: Chen et al., 2016, arXiv:1604.06174).
+
+Segments of ceil(sqrt k) steps keep where they began. Going back, a segment is run again, keeping where each of its
+steps began, and then each step is run once more with its graph.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.func import vjp
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from raymtl.types import Batch, Params
+
+Place = TypeVar("Place")
+
+
+def checkpointed(
+    step: Callable[[Place, Params, Batch, int], Place], start: Place, params: Params, support: Batch, steps: int
+) -> Place:
+    """step(... step(start, params, support, 0) ..., params, support, steps - 1), with its exact gradient.
+
+    `step` may depend on no other tensor that the gradient is to reach: params and support have to hold them all. Safe
+    under vmap, where torch.utils.checkpoint is not.
+    """
+    given, given_tree = tree_flatten((params, support))
+    leaves, tree = tree_flatten(start)
+    length = math.ceil(math.sqrt(steps))
+    for first in range(0, steps, length):
+        indices = range(first, min(first + length, steps))
+        device = given[0].device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        segment = _Segment(step, indices, len(leaves), tree, given_tree, device, precision)
+        leaves = list(_Segmented.apply(segment, *leaves, *given))
+    return tree_unflatten(leaves, tree)
+
+
+class _Segment(NamedTuple):
+    """Consecutive steps, but for their tensors: these have to pass through autograd one by one."""
+
+    step: Callable[[Any, Params, Batch, int], Any]
+    indices: range
+    num_leaves: int
+    tree: TreeSpec
+    given_tree: TreeSpec
+    device: str
+    precision: torch.dtype | None
+    """Of torch.autocast, None where it is off: going back, the steps run as they did."""
+
+    def after(self, leaves: list[Tensor], given: list[Tensor], index: int) -> list[Tensor]:
+        """The leaves of the place one step on."""
+        params, support = tree_unflatten(given, self.given_tree)
+        # Its cache would keep casts of one transform's tensors for the next.
+        with torch.autocast(self.device, self.precision, enabled=self.precision is not None, cache_enabled=False):
+            return tree_flatten(self.step(tree_unflatten(leaves, self.tree), params, support, index))[0]
+
+
+class _Segmented(Function):
+    """(segment, leaves of the place, leaves of (params, support)) -> leaves of the place after the segment."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(segment: _Segment, *tensors: Tensor) -> tuple[Tensor, ...]:
+        leaves, given = list(tensors[: segment.num_leaves]), list(tensors[segment.num_leaves :])
+        for index in segment.indices:
+            leaves = segment.after(leaves, given, index)
+        return tuple(leaves)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.segment, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        segment, tensors = ctx.segment, ctx.saved_tensors
+        places, given = [list(tensors[: segment.num_leaves])], list(tensors[segment.num_leaves :])
+        for index in segment.indices[:-1]:
+            places.append(segment.after(places[-1], given, index))
+        followed = [i for i, tensor in enumerate(given) if tensor.is_floating_point()]
+        totals = [torch.zeros_like(given[i]) for i in followed]
+        back = list(cotangents)
+        for index in reversed(segment.indices):
+
+            def after(leaves: list[Tensor], floats: list[Tensor], index: int = index) -> list[Tensor]:
+                merged = list(given)
+                for i, value in zip(followed, floats, strict=True):
+                    merged[i] = value
+                return segment.after(leaves, merged, index)
+
+            pull = vjp(after, places.pop(), [given[i] for i in followed])[1]
+            back, more = pull(back)
+            totals = [total + extra for total, extra in zip(totals, more, strict=True)]
+        gradients: list[Tensor | None] = [None] * len(given)
+        for i, total in zip(followed, totals, strict=True):
+            gradients[i] = total
+        return None, *back, *gradients
