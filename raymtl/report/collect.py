@@ -33,6 +33,9 @@ class RunData(NamedTuple):
     metrics: Mapping[str, Mapping[str, Any]]
     """Name of a model in the result table -> its metrics.json."""
     examples: Sequence[Row]
+    embeddings: Sequence[Row]
+    """Those of the test episodes."""
+    relations: Sequence[Row]
     study: optuna.Study | None
 
     @property
@@ -64,6 +67,8 @@ def read_run(folder: Path) -> RunData:
         history_of=history_of,
         metrics={name: found for name, inside in models.items() if inside and (found := _metrics(folder / inside))},
         examples=runs.read_rows(folder / "best" / "examples.parquet"),
+        embeddings=[row for row in runs.read_rows(folder / "best" / "embeddings.parquet") if row["split"] == "test"],
+        relations=runs.read_rows(folder / "best" / "relations.parquet"),
         study=_study(folder / "study.journal"),
     )
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from raymtl import runs
-from raymtl.report import parallel_plot, search_plots, training_plots, verdict
+from raymtl.report import embedding_plots, parallel_plot, search_plots, training_plots, verdict
 from raymtl.report.collect import RunData, read_run, searched_names
 from raymtl.report.look import ACCENT, FONT, to_html
 from raymtl.report.pictures import pictures
@@ -60,6 +60,7 @@ def _tables(run: RunData) -> dict[str, Any]:
         "choice": verdict.choice(run) if run.searched else "",
         "values": value_rows(run.experiment, run.summary.get("best_values") or {}),
         "searched": searched_names(run.trials),
+        "told_apart": embedding_plots.groups(run.embeddings).sentence,
         "pictures": pictures(run.examples, run.experiment.data.make_tasks()),
         "configuration": yaml.safe_dump(
             run.experiment.model_dump(mode="json"), sort_keys=False, default_flow_style=None
@@ -78,5 +79,7 @@ def _plots(run: RunData) -> dict[str, Markup | None]:
         "losses": training_plots.loss_plot(run.history),
         "validation": training_plots.validation_plot(run.history),
         "curves": training_plots.adaptation_plot(run),
+        "embeddings": embedding_plots.embedding_plot(run.embeddings),
+        "relations": embedding_plots.relation_plot(run.relations),
     }
     return {f"{name}_plot": to_html(figure, name) for name, figure in figures.items()}
