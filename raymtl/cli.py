@@ -119,6 +119,12 @@ def adapt(
     name: Annotated[
         str | None, typer.Option(help="Folder under RUN/adapted; made from the support set by default.")
     ] = None,
+    transfer: Annotated[
+        str | None, typer.Option(help="feature, model or target: to a task with a head of its own (docs/transfer.md).")
+    ] = None,
+    sets: Annotated[
+        list[str], typer.Option("--set", help="A value of the transfer: task.kind=regression, optimiser.lr=0.01.")
+    ] = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
     """Adapt the run's best model to a new task; write the adapted model and its predictions."""
@@ -126,6 +132,13 @@ def adapt(
 
     if support is not None and episode:
         raise UserError("--episode: expected either --support or --episode, got both. Leave one away.")
+    if transfer is not None:
+        if steps is not None:
+            raise UserError("--steps: expected none with --transfer, which has --set optimiser.steps=N. Leave it away.")
+        _transfer(runs.existing(run), transfer, _overrides(sets), support, episode, name, as_json)
+        return
+    if sets:
+        raise UserError(f"--set: expected --transfer, whose values it sets, got {sets[0]} alone. Add --transfer.")
     written = adapt_run(runs.existing(run), support, episode, steps, name)
     if as_json:
         print(json.dumps(written, indent=2))
@@ -139,6 +152,34 @@ def adapt(
             table.add_row(metric, "-" if before is None else f"{before:.3f}", f"{after:.3f}")
         Console().print(table)
     Console().print(f"{written['folder']}: model.safetensors, predictions.parquet", highlight=False, soft_wrap=True)
+
+
+def _transfer(
+    run: Path, way: str, values: Mapping[str, Any], support: Path | None, episode: int, name: str | None, as_json: bool
+) -> None:
+    from raymtl.carry import transfer_run
+    from raymtl.progress import View
+    from raymtl.transfer import parse_transfer
+
+    chosen = parse_transfer(way, values)
+    with View(f"raymtl adapt --transfer {way}") as view:
+        written = transfer_run(run, chosen, support, episode, name, view)
+    if as_json:
+        print(json.dumps(written, indent=2))
+        return
+    told = [f"{written['trained_on']} examples"]
+    told += [f"step {written['step']} chosen by {written['held_out']} held-out ones"] if written["held_out"] else []
+    console = Console(soft_wrap=True)
+    console.print(f"{way} transfer to {written['domain']}: {', '.join(told)}", highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("metric", "held out", "before", "after"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    parts = (written["validation"], *((written["test"] or {}).get(when) for when in ("before", "after")))
+    for metric in next((part for part in parts if part), {}):
+        table.add_row(metric, *(_figure(part and part[metric]) for part in parts))
+    if table.rows:
+        console.print(table)
+    console.print(f"{written['folder']}: model.safetensors, predictions.parquet, scores.json", highlight=False)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -81,6 +82,27 @@ def publish(path: Path, write: Callable[[Path], Any]) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     write(aside)
     aside.replace(path)
+
+
+def publish_folder(parent: Path, name: str, write: Callable[[Path], Any]) -> Path:
+    """Calls `write` with a folder aside, then renames that to `parent/name`, or name-2 ... where that is taken.
+
+    Raises UserError where it cannot be made.
+    """
+    aside = parent / f".{name}.{os.getpid()}"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        write(aside)
+        number = 1
+        while True:
+            folder = parent / (name if number == 1 else f"{name}-{number}")
+            if not folder.exists():
+                return aside.rename(folder)
+            number += 1
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise UserError(f"{parent / name}: cannot be made ({error.strerror}). Choose another name.") from None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -11,18 +11,18 @@ ROOT = Path(__file__).parent.parent / "raymtl"
 LAYERS = [
     {"types"},
     {"tasks", "metrics", "encoders", "sharing", "weighting", "learners", "modes", "collective"},
-    {"step", "data", "search"},
+    {"step", "data", "search", "transfer"},
     {"config", "methods"},
     {"runs"},
-    {"checkpoint", "evaluate", "progress"},
-    {"loop", "adapt", "baselines", "cluster"},
+    {"checkpoint", "evaluate", "progress", "support"},
+    {"loop", "adapt", "carry", "baselines", "cluster"},
     {"train", "report"},
     {"tune"},
     {"workflow"},
     {"cli"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
-WITHIN = {("sharing", "encoders"), ("learners", "sharing")}
+WITHIN = {("sharing", "encoders"), ("learners", "sharing"), ("learners", "encoders")}
 RAY = {"data/stream.py", "train.py", "tune.py", "workflow.py", "cluster.py"}
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 

@@ -1,0 +1,250 @@
+"""Carries a trained run's knowledge to a new task, `raymtl adapt --transfer`; starts no Ray."""
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from pydantic import ValidationError
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from raymtl import config, runs
+from raymtl.config import Experiment
+from raymtl.data.episodes import build_episodes, on_device
+from raymtl.evaluate import load_model, mean_and_interval
+from raymtl.progress import Row, View
+from raymtl.step import Problem
+from raymtl.support import read_examples
+from raymtl.transfer import Examples, Network, Result, TargetTransfer, Teacher, Transfer, Trunk, load_transfer, named
+from raymtl.transfer.base import as_prediction
+from raymtl.transfer.descent import Look
+from raymtl.transfer.network import Predict, headed
+from raymtl.types import Batch, Params, Task, UserError
+
+SHOWN_AFTER_S = 2.0
+
+
+class NewData(NamedTuple):
+    """The new task's examples, and what is to be predicted; its labels are known for a held-out episode."""
+
+    domain: str
+    folder: str
+    task: str
+    labelled: Examples
+    inputs: Tensor
+    targets: Tensor | None
+
+
+def transfer_run(
+    run: Path, transfer: Transfer, support: Path | None, episode: int, name: str | None, view: View
+) -> dict[str, Any]:
+    """Carries RUN/best to a new task and writes RUN/adapted/NAME; returns what was written and scored.
+
+    The task is a Parquet file (docs/transfer.md), or one task of a held-out test episode of the source. The folder
+    appears whole: `transfer.yaml`, `config.yaml`, `model.safetensors`, `predictions.parquet`, `curve.parquet` and
+    `scores.json`.
+    """
+    if name is not None and (Path(name).name != name or name in (".", "..")):
+        raise UserError(f"--name: expected a plain name for a folder, got '{name}'.")
+    experiment, problem, params = load_model(run / "best")
+    for section, encoder in (("encoder", experiment.encoder), ("student", getattr(transfer, "student", None))):
+        if encoder is not None and encoder.model_dump().get("norm") == "batch":
+            raise UserError(
+                f"{section}.norm: expected one that predicts of each example alone, such as group, got batch, whose "
+                "statistics are those of a support set. Choose another norm."
+            )
+    data = _read(experiment, problem, transfer, support, episode)
+    transfer = transfer.model_copy(update={"task": transfer.task.model_copy(update={"name": data.task})})
+    reads = transfer.reads or problem.tasks[0].name
+    if reads not in experiment.data.task_names:
+        raise UserError(f"reads: expected one of the trained tasks {list(experiment.data.task_names)}, got '{reads}'.")
+    _load(problem, params)
+    teacher = Teacher(Trunk(problem.model, reads), tuple(experiment.data.input_shape), None)
+    same = next((t for t in problem.tasks if t.name == data.task and t.kind == transfer.task.kind), None)
+    if same is not None:
+        transfer, teacher = _with_the_task(problem, params, transfer, teacher, same)
+    result = transfer.fit(teacher, data.labelled, _shown(data, transfer, view))
+    before: Tensor | None = None
+    after = torch.zeros(0, result.task.out_features)
+    if len(data.inputs):
+        with torch.no_grad():
+            after = result.network(data.inputs)
+            if teacher.predict and same and same.out_features == result.task.out_features:
+                before = as_prediction(result.task, teacher.predict(data.inputs))
+    scores = _scores(result, data, before, after)
+    rows = _rows(result.task, data, before, after)
+
+    def write(folder: Path) -> None:
+        experiment.save(folder / "config.yaml")
+        told = {"transfer": transfer.model_dump(mode="json"), "reads": reads}
+        (folder / "transfer.yaml").write_text(yaml.safe_dump(told, sort_keys=False))
+        runs.save_params(folder / "model.safetensors", named(result.network, data.task))
+        runs.write_rows(folder / "predictions.parquet", rows)
+        runs.write_rows(folder / "curve.parquet", result.course.rows)
+        runs.write_json(folder / "scores.json", scores)
+
+    folder = runs.publish_folder(run / "adapted", name or data.folder, write)
+    return {
+        "folder": str(folder),
+        "domain": data.domain,
+        "support_examples": len(data.labelled.targets),
+        "predicted_examples": len(data.inputs),
+        **scores,
+    }
+
+
+def load_network(folder: Path) -> tuple[Network, Task]:
+    """The network that `raymtl adapt --transfer` wrote, and its task. Raises UserError for what is damaged."""
+    experiment = config.load(folder / "config.yaml")
+    try:
+        told = yaml.safe_load((folder / "transfer.yaml").read_text())
+        transfer = load_transfer(told["transfer"])
+        reads = str(told["reads"])
+    except (OSError, yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder}: expected what `raymtl adapt --transfer` wrote, got another ({reason}).") from None
+    about = runs.read_json(folder / "scores.json")["task"]
+    new = transfer.task.model_copy(update={"num_classes": about["num_classes"]})
+    task = new.build(torch.zeros(1)) if new.kind == "classification" else new.standardised(about["mean"], about["std"])
+    shape = tuple(experiment.data.input_shape)
+    teacher = Teacher(Trunk(experiment.build().model, reads), shape)
+    body = transfer.network(teacher, task).body if isinstance(transfer, TargetTransfer) else teacher.body
+    network = headed(body, task, shape, 0)
+    saved = runs.load_params(folder / "model.safetensors", named(network, task.name))
+    with torch.no_grad():
+        for key, value in named(network, task.name).items():
+            value.copy_(saved[key])
+    return network, task
+
+
+def _read(experiment: Experiment, problem: Problem, transfer: Transfer, support: Path | None, episode: int) -> NewData:
+    """The user's file, or a task of a held-out episode: learned from its support set, scored by its query set."""
+    if support is not None:
+        column, labelled, inputs = read_examples(support, experiment, transfer.task.name)
+        return NewData(
+            str(support), support.stem, column, labelled._replace(targets=_typed(labelled, transfer)), inputs, None
+        )
+    wanted = transfer.task.name or problem.tasks[0].name
+    if wanted not in experiment.data.task_names:
+        raise UserError(
+            f"task.name: expected one of the tasks of an episode, {list(experiment.data.task_names)}, got '{wanted}'. "
+            "Give your own task by --support."
+        )
+    drawn, domains = build_episodes(
+        experiment.data, experiment.data.load(), seed=experiment.seed, split="test", step=0, indices=[episode]
+    )
+    parts = on_device(tree_map(lambda leaf: leaf[0], drawn[0]), "cpu")
+    support_part, query = (_of_task(batch, wanted) for batch in parts)
+    labelled = support_part._replace(targets=_typed(support_part, transfer))
+    if not len(labelled.targets):
+        raise UserError(f"--episode: expected one with labels of '{wanted}', got none in {domains[0]}. Take another.")
+    return NewData(domains[0], f"episode-{episode}", wanted, labelled, query.inputs, _typed(query, transfer))
+
+
+def _of_task(batch: Batch, task: str) -> Examples:
+    """The examples of one task that have a label."""
+    if task not in batch.targets:
+        return Examples(torch.zeros(0), torch.zeros(0))
+    inputs = batch.inputs if isinstance(batch.inputs, Tensor) else batch.inputs[task]
+    mask = batch.masks.get(task, torch.ones(len(inputs), dtype=torch.bool))
+    return Examples(inputs[mask], batch.targets[task][mask])
+
+
+def _typed(examples: Examples, transfer: Transfer) -> Tensor:
+    """Classes as whole numbers where they are; what is not is for the task's own check to refuse."""
+    targets = examples.targets.double()
+    whole = bool((targets == targets.round()).all())
+    if transfer.task.kind == "classification" and whole:
+        return targets.long()
+    return targets.to(torch.get_default_dtype())
+
+
+def _load(problem: Problem, params: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in problem.model.named_parameters():
+            value.copy_(params[f"model.{name}"])
+
+
+def _with_the_task(
+    problem: Problem, params: Params, transfer: Transfer, teacher: Teacher, task: Task
+) -> tuple[Transfer, Teacher]:
+    """Where the trained model has the task: as many classes as it, unless told, and its predictions."""
+    if task.kind == "classification" and transfer.task.num_classes is None:
+        new = transfer.task.model_copy(update={"num_classes": task.out_features})
+        transfer = transfer.model_copy(update={"task": new})
+
+    def predict(inputs: Tensor, fitted: Params = params) -> Tensor:
+        predicted = problem.predict(fitted, inputs)[task.name]
+        return predicted if task.kind == "classification" else task.readable(predicted)
+
+    def adapt(examples: Examples) -> Predict:
+        none = torch.zeros(len(examples.targets), dtype=torch.bool)
+        targets = {t.name: torch.zeros_like(examples.targets) for t in problem.tasks} | {task.name: examples.targets}
+        masks = {t.name: none for t in problem.tasks if t.name != task.name}
+        with torch.no_grad():
+            return partial(predict, fitted=problem.adapt(params, Batch(examples.inputs, targets, masks)))
+
+    return transfer, teacher._replace(predict=predict if problem.learner.predicts_unadapted else None, adapt=adapt)
+
+
+def _shown(data: NewData, transfer: Transfer, view: View) -> Look:
+    """Shows the steps of what takes longer than a moment."""
+    started = time.monotonic()
+
+    def look(row: Mapping[str, float | None]) -> None:
+        if time.monotonic() - started > SHOWN_AFTER_S:
+            step, steps = int(row["step"] or 0), transfer.optimiser.steps
+            state = "complete" if step == steps else "running"
+            view.show(data.folder, Row(step, steps, state, f"loss {row['loss']:.4f}", ""))
+
+    return look
+
+
+def _scores(result: Result, data: NewData, before: Tensor | None, after: Tensor) -> dict[str, Any]:
+    """What is known of the task, the step that was taken, and the metrics of what was held out and of the query set."""
+    task, held_out = result.task, result.held_out
+    about: dict[str, Any] = {"name": task.name, "kind": task.kind, "num_classes": None}
+    if task.kind == "classification":
+        about["num_classes"] = task.out_features
+    else:
+        zero, one = (float(task.readable(torch.tensor([[x]], dtype=torch.float64))) for x in (0.0, 1.0))
+        about |= {"mean": zero, "std": one - zero}
+    with torch.no_grad():
+        validation = (
+            _metrics(task, result.network(held_out.inputs), held_out.targets) if len(held_out.targets) else None
+        )
+    test = None
+    if data.targets is not None and len(data.targets):
+        test = {
+            "before": None if before is None else _metrics(task, before, data.targets),
+            "after": _metrics(task, after, data.targets),
+        }
+    counts = {"trained_on": len(result.trained_on.targets), "held_out": len(held_out.targets)}
+    return {"task": about, "step": result.course.step, **counts, "validation": validation, "test": test}
+
+
+def _metrics(task: Task, prediction: Tensor, targets: Tensor) -> dict[str, dict[str, float]]:
+    """Mean over examples and the half-width of its 95 % interval, of each metric and of the loss."""
+    per_example = {name: metric.per_example(prediction, targets) for name, metric in task.metrics.items()}
+    return {
+        name: mean_and_interval(values.double())
+        for name, values in (per_example | {"loss": task.loss(prediction, targets)}).items()
+    }
+
+
+def _rows(task: Task, data: NewData, before: Tensor | None, after: Tensor) -> list[dict[str, Any]]:
+    readable = {"before": None if before is None else task.readable(before), "after": task.readable(after)}
+    rows = []
+    for index in range(len(data.inputs)):
+        row: dict[str, Any] = {"row": index}
+        row[f"{task.name}.target"] = None if data.targets is None else float(data.targets[index])
+        for when, values in readable.items():
+            row[f"{task.name}.{when}"] = None if values is None else float(values[index])
+        if task.kind == "classification":
+            row[f"{task.name}.probability"] = float(after[index].softmax(-1).max())
+        rows.append(row)
+    return rows

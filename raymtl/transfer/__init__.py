@@ -1,0 +1,59 @@
+"""Knowledge carried to a new task: by features, by a model to go on from, by targets; needs torch alone."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args
+
+from pydantic import Field, TypeAdapter
+
+from raymtl.transfer import parse
+from raymtl.transfer.base import Learned, Result, Transfer
+from raymtl.transfer.descent import Anchor, Course, Optimiser, descend
+from raymtl.transfer.feature import FeatureTransfer
+from raymtl.transfer.model import ModelTransfer
+from raymtl.transfer.network import Network, Teacher, Trunk, named
+from raymtl.transfer.target import TargetTransfer, distillation
+from raymtl.transfer.task import Absolute, CrossEntropy, Examples, Huber, NewTask, Squared, split
+
+TransferSpec = Annotated[FeatureTransfer | ModelTransfer | TargetTransfer, Field(discriminator="name")]
+
+WAYS: dict[str, type[Transfer]] = {way.model_fields["name"].default: way for way in get_args(get_args(TransferSpec)[0])}
+
+
+def parse_transfer(way: str, values: Mapping[str, Any]) -> Transfer:
+    """The way of this name with these dotted values. Raises UserError that begins with the dotted key."""
+    return parse.parse_transfer(WAYS, way, values)
+
+
+def load_transfer(tree: Any) -> Transfer:
+    """The way that `model_dump` gave. Raises pydantic's ValidationError."""
+    return TypeAdapter[Transfer](TransferSpec).validate_python(tree)
+
+
+__all__ = [
+    "WAYS",
+    "Absolute",
+    "Anchor",
+    "Course",
+    "CrossEntropy",
+    "Examples",
+    "FeatureTransfer",
+    "Huber",
+    "Learned",
+    "ModelTransfer",
+    "Network",
+    "NewTask",
+    "Optimiser",
+    "Result",
+    "Squared",
+    "TargetTransfer",
+    "Teacher",
+    "Transfer",
+    "TransferSpec",
+    "Trunk",
+    "descend",
+    "distillation",
+    "load_transfer",
+    "named",
+    "parse_transfer",
+    "split",
+]
