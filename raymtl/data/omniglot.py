@@ -51,6 +51,11 @@ class Omniglot(Source):
                 f"data.ways: expected at most the {VAL * self._turns} classes of the smallest split, got {self.ways}. "
                 "Lower data.ways."
             )
+        if self.shots >= DRAWINGS:
+            raise UserError(
+                f"data.shots: expected at most {DRAWINGS - 1} of the {DRAWINGS} drawings of a character, for the query "
+                f"set needs one, got {self.shots}. Lower data.shots."
+            )
         if self.shots + self.queries > DRAWINGS:
             raise UserError(
                 f"data.queries: expected at most the {DRAWINGS - self.shots} drawings of a character that "
