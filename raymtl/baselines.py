@@ -18,12 +18,15 @@ def baselines(experiment: Experiment, winner: Experiment) -> dict[str, tuple[Exp
     """The models beside the winner, by name; all take as many steps, and as many labelled examples a step, as it.
 
     `default` is the configuration as written. `joint` has no inner loop: plain multi-task training, which shows what
-    adapting is worth. `single-TASK` has one task alone. Of several candidates the best on the validation split
-    stands for the baseline: with the rates as written and with the winner's, which were searched, so that a baseline
-    is not made weak by its rates.
+    adapting is worth. `single-TASK` has one task alone. `one-stage`, where the winner has several, is the winner's
+    last one for all the steps; no baseline but `default` has stages. Of several candidates the best on the validation
+    split stands for the baseline: with the rates as written and with the winner's, which were searched, so that a
+    baseline is not made weak by its rates.
     """
     names = experiment.data.task_names
     models = {"default": (experiment,), "joint": (_joint(experiment), _joint(winner))}
+    if winner.stages:
+        models["one-stage"] = (_changed(winner, winner.data, {}),)
     if len(names) > 1:
         models |= {f"{SINGLE}{name}": (_alone(experiment, name), _alone(winner, name)) for name in names}
     return models
@@ -80,7 +83,8 @@ def _alone(model: Experiment, task: str) -> Experiment:
 
 def _changed(model: Experiment, data: Source, values: Mapping[str, Any]) -> Experiment:
     """Validated as a whole; without the search, whose metrics may be those of tasks that are no longer there."""
-    tree = model.override(values).model_dump(mode="json", exclude={"search", "tune"})
+    alone = model.override({**values, "stages": []})
+    tree = alone.model_dump(mode="json", exclude={"search", "tune"})
     return parse(tree | {"data": data.model_dump(mode="json")})
 
 

@@ -361,6 +361,8 @@ def _print_plan(experiment: Experiment, as_json: bool, *, searching: bool) -> No
             "num_parameters": sum(v.numel() for v in experiment.build().init_params().values()),
         },
     }
+    if experiment.stages:
+        content["train"]["steps_of_stages"] = [part.experiment.train.steps for part in experiment.parts()]
     if searching:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         each = settings.workers_per_trial * settings.cpus_per_trial

@@ -1,5 +1,6 @@
 """Stages: one after the other from where the last one ended, and to the bit the same when interrupted in any."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,16 @@ import torch
 from safetensors.torch import load_file
 
 from raymtl import checkpoint, runs
+from raymtl.baselines import baselines
 from raymtl.config import Experiment, load
 from raymtl.data.stream import BuildEpisodes, BuildParts
 from raymtl.loop import Host, local_batches, train_loop
+from raymtl.report.training_plots import loss_plot, validation_plot
 from raymtl.types import UserError
 from tests.conftest import experiment
+from tests.test_cli import answer
+
+HYBRID_CONFIG = Path(__file__).parent.parent / "tune_configs" / "hybrid.yaml"
 
 
 class Stopped(Exception):
@@ -181,6 +187,30 @@ def test_stages_that_cannot_be_are_refused_with_the_reason(text, says, tmp_path)
     with pytest.raises(UserError) as caught:
         load(tmp_path / "bad.yaml")
     assert says in str(caught.value)
+
+
+def test_a_winner_with_stages_is_compared_with_one_without_and_no_other_baseline_has_any() -> None:
+    chosen = staged((3, {"weighting.name": "pcgrad", "learner.inner_steps": 0}))
+    models = baselines(chosen, chosen.override({"learner.inner_lr": 0.07}))
+    (alone,) = models.pop("one-stage")
+    assert (alone.stages, alone.train.steps, alone.learner.inner_lr) == ((), 6, 0.07)
+    assert models.pop("default") == (chosen,)
+    assert not any(model.stages for tried in models.values() for model in tried)
+    assert "one-stage" not in baselines(alone, alone)
+
+
+def test_the_plots_mark_where_a_stage_begins(arrays, tmp_path) -> None:
+    run(staged(HYBRID, train__eval_every=1), arrays, tmp_path / "run")
+    history = runs.read_rows(tmp_path / "run" / "history.parquet")
+    for figure in (loss_plot(history), validation_plot(history)):
+        lines = [shape.x0 for shape in figure.layout.shapes]
+        assert lines and set(lines) == {3.5}
+    assert not loss_plot([{k: v for k, v in row.items() if k != "stage"} for row in history]).layout.shapes
+
+
+def test_the_plan_tells_the_steps_of_the_stages(monkeypatch, capsys) -> None:
+    out = answer(monkeypatch, capsys, "train", str(HYBRID_CONFIG), "--dry-run", "--json")
+    assert json.loads(out)["train"]["steps_of_stages"] == [150, 250]
 
 
 def test_a_search_reaches_the_stages_through_the_configuration() -> None:

@@ -1,6 +1,7 @@
 """Plots of a training: losses and weights, validation scores, adaptation to a new episode."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,17 @@ def loss_plot(history: Sequence[Row]) -> go.Figure | None:
         figure.update_yaxes(title_text="loss (log scale)" if log else "loss" if index == 0 else "weight", **at)
         if log:
             figure.update_yaxes(type="log", dtick="D2", tickformat="~g", **at)
+        _mark_stages(figure, history, at)
     return figure
+
+
+def _mark_stages(figure: go.Figure, history: Sequence[Row], at: dict[str, int]) -> None:
+    """A line where one stage of the training ends and the next begins."""
+    for one, other in pairwise(history):
+        if one.get("stage") != other.get("stage"):
+            label = {"text": f"stage {other['stage']}", "font": {"size": 10, "color": INK}}
+            line = {"color": INK, "width": 1, "dash": "dot"}
+            figure.add_vline(x=one["step"] + 0.5, line=line, annotation=label, **at)
 
 
 def _legend_lines(names: Sequence[str]) -> int:
@@ -101,6 +112,7 @@ def validation_plot(history: Sequence[Row]) -> go.Figure | None:
             **at,
         )
         figure.update_xaxes(title_text="outer step", **at)
+        _mark_stages(figure, history, at)
     return figure
 
 
