@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from raymtl.data import Digits, SourceSpec
-from raymtl.encoders import ConvSpec, EncoderSpec
+from raymtl.encoders import ConvSpec, Encoder, EncoderSpec
 from raymtl.learners import MAML, LearnerSpec
 from raymtl.modes import ModeSpec, Weighted
 from raymtl.search import Domain, representatives
@@ -192,8 +192,13 @@ class Experiment(Spec):
                 f"mode.name: {self.mode.name} divides the gradient of the query losses, and learner.name: "
                 f"{learner.name} has none to divide. Choose mode.name: weighted or another learner."
             )
+        if self.encoder.tells_steps_apart and not learner.tells_steps_apart:
+            raise UserError(
+                f"encoder.norm: {self.encoder.norm} has scales for every inner step, and learner.name: {learner.name}, "
+                "as it is set, has no steps to tell apart. Choose encoder.norm: batch or another learner."
+            )
         with torch.device("meta"):
-            encoder = self.encoder.build(self.data.input_shape)
+            encoder = self._encoder()
         for section, problem in (
             ("learner", learner.check_parameters(self._parameter_names)),
             ("weighting", weighting.check(names)),
@@ -205,12 +210,15 @@ class Experiment(Spec):
                 hint = "" if named & set(names) else _nearest(problem[0], names)
                 raise UserError(f"{section}.{problem[0]}: {problem[1]}{hint}")
 
+    def _encoder(self) -> Encoder:
+        return self.encoder.build(self.data.input_shape, self.learner.num_steps)
+
     def _parameter_names(self) -> list[str]:
         """Of the model, which is not initialised for it."""
         tasks = self.data.make_tasks()
         with torch.device("meta"):
             number = self.sharing.num_encoders(len(tasks))
-            encoders = [self.encoder.build(self.data.input_shape) for _ in range(number)]
+            encoders = [self._encoder() for _ in range(number)]
             return [name for name, _ in self.sharing.build(tasks, encoders).named_parameters()]
 
     def _check_numbers(self) -> None:
@@ -293,7 +301,7 @@ class Experiment(Spec):
         tasks = self.data.make_tasks()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            encoders = [self.encoder.build(self.data.input_shape) for _ in range(self.sharing.num_encoders(len(tasks)))]
+            encoders = [self._encoder() for _ in range(self.sharing.num_encoders(len(tasks)))]
             model = self.sharing.build(tasks, encoders)
         return Problem(tasks, model, self.weighting.build(tasks), self.learner, self.seed)
 

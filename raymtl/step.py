@@ -11,8 +11,16 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
 from raymtl.collective import Losses, TaskGradients, Workers
-from raymtl.encoders.norm import BatchNorm, recorded_statistics, refuse_running_statistics, statistics_of
+from raymtl.encoders.norm import (
+    BatchStatistics,
+    PerStepNorm,
+    after_steps,
+    recorded_statistics,
+    refuse_running_statistics,
+    statistics_of,
+)
 from raymtl.learners import BATCH, MetaLearner
+from raymtl.learners.base import STEPS
 from raymtl.sharing import SharingArchitecture
 from raymtl.tasks import label_counts, loss_sums, task_loss_sums
 from raymtl.types import Batch, DivergedError, Episode, MetaBatch, Params, Task, prefixed, select
@@ -58,39 +66,53 @@ class Problem(NamedTuple):
 
     def adapt(self, params: Params, support: Batch, steps: int | None = None) -> Params:
         """Parameters fitted to one support set."""
-        return self.normalised(self.learner.adapt(self.model, params, support, self.objective, steps), support)
+        adapted = self.learner.adapt(self.model, params, support, self.objective, steps)
+        return self.normalised(adapted, support, self.learner.num_steps if steps is None else steps)
 
     def adaptations(self, params: Params, support: Batch, step: int) -> Sequence[tuple[float, Params]]:
         """What the outer step `step` judges in training, each with the weight of its query loss."""
         judged = self.learner.adaptations(self.model, params, support, self.objective, step)
-        return [(weight, self.normalised(phi, support)) for weight, phi in judged]
+        return [
+            (weight, self.normalised(phi, support, phi.get(STEPS, self.learner.num_steps))) for weight, phi in judged
+        ]
 
-    def normalised(self, params: Params, support: Batch) -> Params:
-        """The parameters, and beside them what their batch norms make of this support set and then of every query."""
-        if not self._needs_statistics:
-            return params
-        with recorded_statistics() as maps:
-            self.learner.predict(self.model, params, support.inputs)
-        return {**params, **prefixed({str(index): each for index, each in enumerate(maps)}, "support")}
+    def normalised(self, params: Params, support: Batch, steps: int | Tensor = 0) -> Params:
+        """The parameters after `steps` inner steps, and beside them what a query is normalised by, if by anything.
+
+        That is what the batch norms make of this support set, and the number of steps where they depend on it.
+        """
+        found: dict[str, Tensor] = {}
+        if any(isinstance(norm, PerStepNorm) for norm in self._norms):
+            found["support.steps"] = torch.as_tensor(steps, device=next(iter(params.values())).device)
+        if self._normalises_by_support:
+            with after_steps(steps), recorded_statistics() as maps:
+                self.learner.predict(self.model, params, support.inputs)
+            found |= {f"support.norms.{index}": each for index, each in enumerate(maps)}
+        return {**params, **found} if found else params
 
     def predict(self, params: Params, inputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predictions of every task from parameters that are adapted, or at least `normalised`."""
-        if not self._needs_statistics:
-            return self.learner.predict(self.model, params, inputs)
-        maps = select(params, "support")
-        if not maps:
-            raise ValueError("expected parameters with the statistics of a support set: adapt or normalise them first.")
-        with statistics_of([maps[str(index)] for index in range(len(maps))]):
-            return self.learner.predict(self.model, params, inputs)
+        with after_steps(params.get("support.steps", 0)):
+            if not self._normalises_by_support:
+                return self.learner.predict(self.model, params, inputs)
+            maps = select(params, "support.norms")
+            if not maps:
+                raise ValueError("expected parameters that know a support set: adapt or normalise them first.")
+            with statistics_of([maps[str(index)] for index in range(len(maps))]):
+                return self.learner.predict(self.model, params, inputs)
 
     @property
-    def _needs_statistics(self) -> bool:
-        return any(isinstance(part, BatchNorm) and not part.transductive for part in self.model.parts())
+    def _norms(self) -> list[BatchStatistics]:
+        return [part for part in self.model.parts() if isinstance(part, BatchStatistics)]
+
+    @property
+    def _normalises_by_support(self) -> bool:
+        return any(not norm.transductive for norm in self._norms)
 
     @property
     def transductive(self) -> bool:
         """Whether what is predicted of a query depends on the other queries."""
-        return any(isinstance(part, BatchNorm) and part.transductive for part in self.model.parts())
+        return any(norm.transductive for norm in self._norms)
 
     def private(self, params: Params) -> frozenset[str]:
         """The parameters that are one task's own: all of the model that the architecture does not share.

@@ -15,9 +15,9 @@ from raymtl.encoders.norm import recorded_statistics, statistics_of
 from raymtl.step import HowToRun, Problem, meta_gradient
 from raymtl.types import Batch, UserError
 from tests.conftest import LEARNERS, SHARING, axes, episodes_of, experiment, perturbed
-from tests.learners.laws import assert_it_survives_saving, assert_vmap_equals_the_loop, first
+from tests.learners.laws import assert_it_survives_saving, assert_vmap_equals_the_loop, directional_error, first
 
-NORMS = ("none", "group", "layer", "batch")
+NORMS = ("none", "group", "layer", "batch", "per_step")
 
 
 def ours(params: Sequence[Tensor], x: Tensor) -> Tensor:
@@ -131,6 +131,8 @@ def apart(problem: Problem, params: Mapping[str, Tensor], inputs: Tensor | Mappi
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_a_prediction_does_not_move_with_the_other_queries(learner: str, norm: str, arrays) -> None:
+    if norm == "per_step" and not conv(learner).learner.tells_steps_apart:
+        return  # refused, as below
     problem = conv(learner, encoder__norm=norm).build()
     support, query = first(episodes_of(conv(learner), arrays))
     assert not problem.transductive
@@ -203,6 +205,115 @@ def test_the_support_set_is_a_query_like_any_other(arrays) -> None:
     by_itself = conv("maml", learner__inner_steps=0, encoder__transductive=True).build()
     expected = by_itself.predict(by_itself.adapt(params, support), support.inputs)
     torch.testing.assert_close(problem.predict(problem.adapt(params, support), support.inputs), expected)
+
+
+STEPPING = [learner for learner in LEARNERS if conv(learner).learner.tells_steps_apart]
+
+
+def alike(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Per-step parameters of batch-normalised ones: every set the one that there was."""
+    sets: dict[str, Tensor] = {}
+    for name, value in params.items():
+        norm, _, last = name.rpartition(".")
+        if f"{norm}.bias" in params and f"{norm}.weight" in params and ".1." in name and "heads" not in name:
+            plural = {"weight": "weights", "bias": "biases"}[last]
+            sets |= {f"{norm}.{plural}.{step}": value.detach().clone() for step in range(3)}
+        else:
+            sets[name] = value
+    return sets
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("transductive", [False, True])
+def test_equal_sets_for_every_step_are_batch_norm_whose_scales_rest(transductive: bool, arrays) -> None:
+    """The inner step moves a set that the next step does not use, so scales rest where all sets start alike."""
+    values = {"learner__inner_steps": 2, "encoder__transductive": transductive}
+    at_rest = conv("maml", learner__adapts=["*", "-*.1.weight", "-*.1.bias"], **values).build()
+    per_step = conv("maml", encoder__norm="per_step", **values).build()
+    params = perturbed(at_rest)
+    sets = alike(params)
+    assert set(sets) == set(per_step.init_params())
+    support, query = first(episodes_of(conv("maml"), arrays))
+    for steps in (0, 1, 2):
+        expected = at_rest.predict(at_rest.adapt(params, support, steps), query.inputs)
+        computed = per_step.predict(per_step.adapt(sets, support, steps), query.inputs)
+        torch.testing.assert_close(computed, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_set_in_use_is_that_of_the_step_and_the_last_beyond(arrays) -> None:
+    problem = conv("maml", encoder__norm="per_step", learner__inner_steps=2).build()
+    params = perturbed(problem)
+    support, query = first(episodes_of(conv("maml"), arrays))
+    name = "model.encoders.0.stages.0.1.weights.{}"
+    for steps in range(5):
+        before = problem.predict(problem.adapt(params, support, steps), query.inputs)["left"]
+        for own in range(3):
+            other = {**params, name.format(own): params[name.format(own)] * 1.1}
+            moved = problem.predict(problem.adapt(other, support, steps), query.inputs)["left"]
+            used = own <= steps  # on the way there, or for the query
+            assert torch.equal(moved, before) != used, (steps, own)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("transductive", [False, True])
+@pytest.mark.parametrize("learner", STEPPING)
+def test_per_step_episodes_under_vmap_are_those_of_a_loop(learner: str, transductive: bool, arrays) -> None:
+    chosen = conv(learner, encoder__norm="per_step", encoder__transductive=transductive)
+    assert_vmap_equals_the_loop(chosen, arrays)
+
+
+@pytest.mark.usefixtures("float64")
+def test_steps_that_are_computed_again_use_the_sets_of_their_step(arrays) -> None:
+    grads = []
+    for gradient in ("unrolled", "checkpointed"):
+        chosen = conv("maml", encoder__norm="per_step", learner__inner_steps=5, learner__gradient=gradient)
+        problem = chosen.build()
+        grads.append(meta_gradient(problem, perturbed(problem), episodes_of(chosen, arrays)).grads)
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("transductive", [False, True])
+def test_every_set_gets_the_gradient_of_finite_differences(transductive: bool, arrays) -> None:
+    """MAML++ judges the query after each step, each with the set of its own number of steps."""
+    chosen = conv("maml_pp", encoder__norm="per_step", encoder__transductive=transductive, learner__inner_steps=2)
+    chosen = chosen.override({"learner.first_order_until": 0})
+    problem = chosen.build()
+    for own in range(3):
+        names = [
+            f"model.encoders.0.stages.{stage}.1.{kind}.{own}" for stage in range(2) for kind in ("weights", "biases")
+        ]
+        assert directional_error(problem, perturbed(problem), episodes_of(chosen, arrays), names) < 1e-5
+
+
+@pytest.mark.parametrize("transductive", [False, True])
+def test_a_per_step_model_survives_saving(transductive: bool, arrays, tmp_path) -> None:
+    chosen = conv("maml", encoder__norm="per_step", encoder__transductive=transductive)
+    assert_it_survives_saving(chosen, arrays, tmp_path)
+
+
+@pytest.mark.usefixtures("float64")
+def test_adapted_models_of_several_numbers_of_steps_predict_under_one_vmap(arrays) -> None:
+    problem = conv("maml", encoder__norm="per_step", encoder__transductive=True).build()
+    support, query = first(episodes_of(conv("maml"), arrays))
+    adapted = [problem.adapt(perturbed(problem), support, steps) for steps in (1, 3)]
+    stacked = {name: torch.stack([params[name] for params in adapted]) for name in adapted[0]}
+    together = vmap(lambda params: problem.predict(params, query.inputs)["left"])(stacked)
+    for index, params in enumerate(adapted):
+        torch.testing.assert_close(together[index], problem.predict(params, query.inputs)["left"])
+
+
+@pytest.mark.parametrize("learner", [name for name in LEARNERS if name not in STEPPING])
+def test_per_step_is_refused_where_no_steps_are_told_apart(learner: str) -> None:
+    with pytest.raises(UserError, match=f"encoder.norm: per_step .* learner.name: {learner}, as it is set"):
+        conv(learner, encoder__norm="per_step")
+
+
+def test_per_step_is_refused_where_no_steps_are_taken_or_all_are_taken_for_alike() -> None:
+    for values in ({"learner__inner_steps": 0}, {"learner__gradient": "implicit"}):
+        with pytest.raises(UserError, match="has no steps to tell apart"):
+            conv("maml", encoder__norm="per_step", **values)
 
 
 @pytest.mark.usefixtures("float64")

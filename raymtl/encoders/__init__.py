@@ -9,9 +9,19 @@ from raymtl.encoders.conv import ConvSpec
 from raymtl.encoders.conv4 import Conv4Spec
 from raymtl.encoders.lenet import LeNetSpec
 from raymtl.encoders.mlp import MLPSpec
-from raymtl.encoders.norm import BatchNorm
+from raymtl.encoders.norm import BatchNorm, PerStepNorm
 from raymtl.encoders.resnet18 import ResNet18Spec
 
 EncoderSpec = Annotated[ConvSpec | Conv4Spec | LeNetSpec | MLPSpec | ResNet18Spec, Field(discriminator="name")]
 
-__all__ = ["BatchNorm", "Conv4Spec", "ConvSpec", "Encoder", "EncoderSpec", "LeNetSpec", "MLPSpec", "ResNet18Spec"]
+__all__ = [
+    "BatchNorm",
+    "Conv4Spec",
+    "ConvSpec",
+    "Encoder",
+    "EncoderSpec",
+    "LeNetSpec",
+    "MLPSpec",
+    "PerStepNorm",
+    "ResNet18Spec",
+]

@@ -23,8 +23,8 @@ class ConvSpec(NormedSpec):
     name: Literal["conv"] = "conv"
     channels: Annotated[tuple[Channels, ...], Field(min_length=1)] = (16, 32, 32)
 
-    def build(self, input_shape: tuple[int, ...]) -> Encoder:
-        """For pictures [N, channels, height, width].
+    def build(self, input_shape: tuple[int, ...], inner_steps: int = 0) -> Encoder:
+        """For pictures [N, channels, height, width]; `inner_steps` are those that norms tell apart.
 
         Raises UserError if the inputs are not pictures, or too small for the number of stages.
         """
@@ -36,7 +36,7 @@ class ConvSpec(NormedSpec):
                     f"encoder.channels: {len(self.channels)} stages halve a picture of {input_shape[1:]} to nothing. "
                     "Name fewer channels."
                 )
-            norm = self.norms(after, NUM_GROUPS)
+            norm = self.norms(after, NUM_GROUPS, inner_steps)
             convolution = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=self.biased)
             stages.append(nn.Sequential(convolution, *norm, nn.ReLU()))
             before, height, width = after, (height + 1) // 2, (width + 1) // 2

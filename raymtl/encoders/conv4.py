@@ -23,8 +23,8 @@ class Conv4Spec(NormedSpec):
     name: Literal["conv4"] = "conv4"
     width: Annotated[PositiveInt, Field(multiple_of=NUM_GROUPS)] = 64
 
-    def build(self, input_shape: tuple[int, ...]) -> Encoder:
-        """For pictures [N, channels, height, width].
+    def build(self, input_shape: tuple[int, ...], inner_steps: int = 0) -> Encoder:
+        """For pictures [N, channels, height, width]; `inner_steps` are those that norms tell apart.
 
         Raises UserError if the inputs are not pictures, or too small to be halved four times.
         """
@@ -32,6 +32,8 @@ class Conv4Spec(NormedSpec):
         stages = []
         for _ in range(NUM_BLOCKS):
             convolution = nn.Conv2d(before, self.width, 3, padding=1, bias=self.biased)
-            stages.append(nn.Sequential(convolution, *self.norms(self.width, NUM_GROUPS), nn.ReLU(), nn.MaxPool2d(2)))
+            stages.append(
+                nn.Sequential(convolution, *self.norms(self.width, NUM_GROUPS, inner_steps), nn.ReLU(), nn.MaxPool2d(2))
+            )
             before = self.width
         return Encoder(stages, input_shape)

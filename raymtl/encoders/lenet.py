@@ -28,20 +28,20 @@ class LeNetSpec(NormedSpec):
     hidden: tuple[PositiveInt, ...] = (120, 84)
     norm: Norm = "none"
 
-    def build(self, input_shape: tuple[int, ...]) -> Encoder:
-        """For pictures [N, channels, height, width].
+    def build(self, input_shape: tuple[int, ...], inner_steps: int = 0) -> Encoder:
+        """For pictures [N, channels, height, width]; `inner_steps` are those that norms tell apart.
 
         Raises UserError if the inputs are not pictures, or too small.
         """
         before, height, width = picture_shape(self.name, input_shape, LEAST)
         stages = []
         for after in self.maps:
-            norm = self.norms(after, NUM_GROUPS)
+            norm = self.norms(after, NUM_GROUPS, inner_steps)
             convolution = nn.Conv2d(before, after, 5, bias=self.biased)
             stages.append(nn.Sequential(convolution, *norm, nn.ReLU(), nn.MaxPool2d(2)))
             before, height, width = after, (height - 4) // 2, (width - 4) // 2
         for narrow, wide in pairwise((before * height * width, *self.hidden)):
-            norm = self.norms(wide, NUM_GROUPS)
+            norm = self.norms(wide, NUM_GROUPS, inner_steps)
             linear = nn.Linear(narrow, wide, bias=self.biased)
             stages.append(nn.Sequential(nn.Flatten(1), linear, *norm, nn.ReLU()))
         return Encoder(stages, input_shape)

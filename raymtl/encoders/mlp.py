@@ -23,11 +23,11 @@ class MLPSpec(NormedSpec):
     hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 128)
     norm: Norm = "none"
 
-    def build(self, input_shape: tuple[int, ...]) -> Encoder:
-        """For inputs [N, *input_shape]."""
+    def build(self, input_shape: tuple[int, ...], inner_steps: int = 0) -> Encoder:
+        """For inputs [N, *input_shape]; `inner_steps` are those that norms tell apart."""
         widths = (math.prod(input_shape), *self.hidden)
         stages = []
         for before, after in pairwise(widths):
             linear = nn.Linear(before, after, bias=self.biased)
-            stages.append(nn.Sequential(nn.Flatten(1), linear, *self.norms(after, NUM_GROUPS), nn.ReLU()))
+            stages.append(nn.Sequential(nn.Flatten(1), linear, *self.norms(after, NUM_GROUPS, inner_steps), nn.ReLU()))
         return Encoder(stages, input_shape)

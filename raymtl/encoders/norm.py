@@ -2,9 +2,11 @@
 
 Batch (Ioffe & Szegedy, 2015, arXiv:1502.03167): y = gamma (x - mean) / sqrt(var + eps) + beta, over the examples and
 places of a channel. Group (Wu & He, 2018, arXiv:1803.08494) and layer: the same over the channels of a group, or all,
-of one example.
+of one example. Per step (Antoniou et al., 2019, arXiv:1810.09502): batch, with gamma_j and beta_j of their own for the
+parameters after j inner steps.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,16 +21,17 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from raymtl.types import Spec, UserError
 
-Norm = Literal["none", "group", "layer", "batch"]
-WITH_BATCH_STATISTICS = ("batch",)
+Norm = Literal["none", "group", "layer", "batch", "per_step"]
+WITH_BATCH_STATISTICS = ("batch", "per_step")
 EPS = 1e-5
 
 _recording: ContextVar[list[Tensor] | None] = ContextVar("recording", default=None)
 _given: ContextVar[Iterator[Tensor] | None] = ContextVar("given", default=None)
+_step: ContextVar[int | Tensor] = ContextVar("step", default=0)
 
 
-class BatchNorm(nn.Module):
-    """Batch normalisation [N, C, ...] -> [N, C, ...] by the statistics of the examples that it is given.
+class BatchStatistics(nn.Module, ABC):
+    """Normalises [N, C, ...] -> [N, C, ...] by the statistics of the examples that it is given.
 
     These are the support set's in an inner loop. Those of a query are judged by the support set's too: inside
     `statistics_of` a module takes the statistics that it had where they were recorded, so that what is predicted of an
@@ -36,11 +39,13 @@ class BatchNorm(nn.Module):
     Deviation from the paper: there are no running statistics. The variance is the mean square, without a correction.
     """
 
-    def __init__(self, channels: int, transductive: bool = False) -> None:
+    def __init__(self, transductive: bool) -> None:
         super().__init__()
         self.transductive = transductive
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
+
+    @abstractmethod
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """gamma and beta, [C] each."""
 
     def forward(self, x: Tensor) -> Tensor:
         given = None if self.transductive else _given.get()
@@ -48,23 +53,60 @@ class BatchNorm(nn.Module):
             scale, shift = next(given).unbind()
         else:
             # In the parameters' precision: the squares of many half-precision numbers add up to nothing exact.
-            x = x.to(self.weight.dtype)
-            scale, shift = self._fitted(x)
+            weight, bias = self.affine()
+            x = x.to(weight.dtype)
+            mean, rate = self._statistics(x)
+            scale = weight * rate
+            shift = bias - mean * scale
             recording = _recording.get()
             if recording is not None and not self.transductive:
                 recording.append(torch.stack([scale, shift]))
         return torch.addcmul(_beside(shift, x), x, _beside(scale, x))
 
-    def _fitted(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift [C] that normalise these examples."""
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean of each channel and 1 / sqrt(var + eps), [C]."""
         if x.numel() < 2 * x.shape[1]:
             raise UserError(
                 "encoder.norm: batch statistics take at least two values of a channel, got one example of one place. "
                 "Give more examples (data.shots), or choose encoder.norm: layer."
             )
         mean, variance = _Moments.apply(x)
-        scale = self.weight * (variance + EPS).rsqrt()
-        return scale, self.bias - mean * scale
+        return mean, (variance + EPS).rsqrt()
+
+
+class BatchNorm(BatchStatistics):
+    """With one gamma and beta [C]."""
+
+    def __init__(self, channels: int, transductive: bool = False) -> None:
+        super().__init__(transductive)
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        return self.weight, self.bias
+
+
+class PerStepNorm(BatchStatistics):
+    """With a gamma and beta [C] for each number of inner steps taken, from 0 to `inner_steps`; beyond them the last.
+
+    An inner step moves those that are in use, which the next step no longer is. Deviation from the paper: statistics
+    are those of the examples at hand for every step, and none are kept from episode to episode.
+    """
+
+    def __init__(self, channels: int, inner_steps: int, transductive: bool = False) -> None:
+        super().__init__(transductive)
+        # Not one tensor of all: what asks for parameters of one dimension is to find scales and shifts.
+        self.weights = nn.ParameterList(torch.ones(channels) for _ in range(inner_steps + 1))
+        self.biases = nn.ParameterList(torch.zeros(channels) for _ in range(inner_steps + 1))
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        step, last = _step.get(), len(self.weights) - 1
+        if isinstance(step, int):
+            return self.weights[min(step, last)], self.biases[min(step, last)]
+        # As a tensor it is from an adapted model's file, or one for each episode under vmap.
+        row = step.clamp(max=last).view(1)
+        weight, bias = (torch.stack(list(each)).index_select(0, row)[0] for each in (self.weights, self.biases))
+        return weight, bias
 
 
 class _Moments(Function):
@@ -134,6 +176,16 @@ def refuse_running_statistics(modules: Iterable[nn.Module]) -> None:
             )
 
 
+@contextmanager
+def after_steps(steps: int | Tensor) -> Iterator[None]:
+    """Inside, the parameters are those after so many inner steps, for norms that tell them apart."""
+    token = _step.set(steps)
+    try:
+        yield
+    finally:
+        _step.reset(token)
+
+
 class NormedSpec(Spec):
     """What encoders with a normalisation have in common."""
 
@@ -146,8 +198,8 @@ class NormedSpec(Spec):
     def _not_running(cls, value: Any) -> Any:
         if isinstance(value, str) and "running" in value:
             raise ValueError(
-                f"expected none, group, layer or batch, got '{value}': running statistics are no function of the "
-                "parameters, and carry each support set into the queries of the next. Choose batch"
+                f"expected none, group, layer, batch or per_step, got '{value}': running statistics are no function of "
+                "the parameters, and carry each support set into the queries of the next. Choose batch"
             )
         return value
 
@@ -165,12 +217,19 @@ class NormedSpec(Spec):
         """Whether a layer before a normalisation has a bias; batch statistics take away what it adds."""
         return self.norm not in WITH_BATCH_STATISTICS
 
-    def norms(self, channels: int, groups: int) -> list[nn.Module]:
+    @property
+    def tells_steps_apart(self) -> bool:
+        """Whether the network after one inner step is another than after two."""
+        return self.norm == "per_step"
+
+    def norms(self, channels: int, groups: int, inner_steps: int) -> list[nn.Module]:
         """The normalisation of so many channels: one module, or none."""
         if self.norm == "none":
             return []
         if self.norm == "batch":
             return [BatchNorm(channels, self.transductive)]
+        if self.norm == "per_step":
+            return [PerStepNorm(channels, inner_steps, self.transductive)]
         if self.norm == "layer":
             return [nn.GroupNorm(1, channels)]
         if channels % groups:

@@ -24,8 +24,8 @@ class ResNet18Spec(NormedSpec):
     name: Literal["resnet18"] = "resnet18"
     stem: Literal["imagenet", "small"] = "small"
 
-    def build(self, input_shape: tuple[int, ...]) -> Encoder:
-        """For pictures [N, channels, height, width].
+    def build(self, input_shape: tuple[int, ...], inner_steps: int = 0) -> Encoder:
+        """For pictures [N, channels, height, width]; `inner_steps` are those that norms tell apart.
 
         Raises UserError if the inputs are not pictures, or too small: 8 pixels a side with the small stem, 32 with
         that for ImageNet.
@@ -34,7 +34,7 @@ class ResNet18Spec(NormedSpec):
         from torchvision.models import resnet18
 
         channels, _, _ = picture_shape(self.name, input_shape, LEAST[self.stem])
-        norm_layer = lambda channels: next(iter(self.norms(channels, NUM_GROUPS)), nn.Identity())  # noqa: E731
+        norm_layer = lambda channels: next(iter(self.norms(channels, NUM_GROUPS, inner_steps)), nn.Identity())  # noqa: E731
         network = resnet18(weights=None, num_classes=1, norm_layer=norm_layer)
         for module in network.modules():
             if isinstance(module, nn.ReLU):

@@ -12,6 +12,8 @@ from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, Spec, Task, select
 
 BATCH = "learner.batch"
+STEPS = "learner.steps"
+"""Inner steps behind what is judged in training, where these are not `num_steps`."""
 
 Objective = Callable[[Params, Mapping[str, Tensor], Batch], Tensor]
 """(parameters, predictions, batch) -> the weighted loss of the tasks, a scalar."""
@@ -28,6 +30,11 @@ class MetaLearner(Spec, ABC):
 
     follows_query_gradient: ClassVar[bool] = True
     """False if the meta-gradient is the displacement of the parameters, not a gradient of the query loss."""
+
+    @property
+    def tells_steps_apart(self) -> bool:
+        """Whether the function that is fitted may be another in each inner step."""
+        return self.num_steps > 0
 
     predicts_unadapted: ClassVar[bool] = True
     """Whether parameters that saw no support set predict at all."""

@@ -37,6 +37,10 @@ class IMAML(GradientLearner):
     strength: PositiveFloat = 2.0
     cg_steps: NonNegativeInt = 5
 
+    @property
+    def tells_steps_apart(self) -> bool:
+        return False  # there is one goal
+
     def adapt(
         self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
     ) -> Params:

@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from torch import Tensor
 from torch.func import grad
 
+from raymtl.encoders.norm import after_steps
 from raymtl.learners.base import MetaLearner, Objective
 from raymtl.learners.checkpointed import checkpointed
 from raymtl.learners.implicit import implicit, through_equal_steps
@@ -52,7 +53,8 @@ def inner_step(
     phi, moment = place
     # Detached before and not after the gradient: nothing outside then records the inner backward pass.
     at = {name: value.detach() for name, value in phi.items()} if first_order else phi
-    update = grad(loss)(at)
+    with after_steps(step):
+        update = grad(loss)(at)
     if optimizer == "momentum":
         update = moment = {k: MOMENTUM * v + update[k] for k, v in moment.items()}
     elif optimizer == "adam":
@@ -187,9 +189,10 @@ class UnrolledLearner(GradientLearner):
 
     `gradient` is how it goes back through the steps. "unrolled" keeps what each of them computed. "checkpointed" keeps
     some 2 sqrt(k) of the k inner parameters and computes each step again, twice, for the same gradient in the memory
-    of one step. "implicit" keeps the last inner parameters alone, and takes the curvature that the steps met on their
-    way for the one where they arrived: exact where the objective is quadratic, and the nearer the earlier the steps
-    are near their goal. It costs `curvature_products` products with the curvature instead of k (docs/long-loops.md).
+    of one step. "implicit" keeps the last inner parameters alone, and takes the second derivatives that the steps met
+    on their way as they are where they arrived: exact for the initialisation where the objective is quadratic, for all
+    else the nearer the longer the steps have been at their goal. It costs `curvature_products` products with the
+    curvature instead of k (docs/long-loops.md).
     """
 
     first_order: bool = False
@@ -210,6 +213,10 @@ class UnrolledLearner(GradientLearner):
                 "that are linear in the gradient, of one rate. Take checkpointed, which needs no more memory."
             )
         return self
+
+    @property
+    def tells_steps_apart(self) -> bool:
+        return self.inner_steps > 0 and self.gradient != "implicit"  # which takes all steps for alike
 
     def adapt(
         self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None

@@ -11,7 +11,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from raymtl.learners.base import Objective
+from raymtl.learners.base import STEPS, Objective
 from raymtl.learners.inner import GradientLearner, Rates
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, prefixed, select
@@ -25,8 +25,8 @@ class MAMLPlusPlus(GradientLearner):
     as the identity. More steps than `inner_steps` go on with the rates of the last.
 
     Deviations from the paper: rates are learned as their logarithms, so that they stay positive; the paper keeps a
-    small weight for the early steps. Its cosine outer rate is `train.schedule: cosine`. There are no batch-norm
-    statistics and scales per step: the norms of the encoders keep no running statistics.
+    small weight for the early steps. Its cosine outer rate is `train.schedule: cosine`. Its norms with scales
+    of each step are `encoder.norm: per_step`, which keep no statistics from episode to episode.
     """
 
     name: Literal["maml_pp"] = "maml_pp"
@@ -59,7 +59,8 @@ class MAMLPlusPlus(GradientLearner):
     ) -> Sequence[tuple[float, Params]]:
         path = self.path(model, params, support, objective, first_order=step < self.first_order_until)
         after = islice(path, 1, self.inner_steps + 1)
-        return [(v, phi) for v, phi in zip(self.step_weights(step), after, strict=True) if v]
+        judged = enumerate(zip(self.step_weights(step), after, strict=True), start=1)
+        return [(v, {**phi, STEPS: torch.tensor(taken)}) for taken, (v, phi) in judged if v]
 
     def step_weights(self, step: int) -> list[float]:
         """Of the query losses after each inner step, in the outer step `step`."""
