@@ -23,6 +23,8 @@ from tests.test_learners import VARIANTS
 COMBINATIONS = [
     *((sharing, learner, {}) for sharing in SHARING for learner in LEARNERS if possible(sharing, "static", learner)),
     *(("hard", learner, values) for learner, values in VARIANTS if values),
+    # Batch norms hold the statistics of a support set beside the parameters.
+    *(("hard", learner, {"encoder.norm": "batch"}) for learner in LEARNERS),
 ]
 PAIRS = [c for c in COMBINATIONS if c[0] in ("hard", "cross_stitch") or c[1] == "maml"]
 OWN_WEIGHTS = ("auto_lambda", "dwa", "famo", "gls", "gradnorm", "imtl_l", "random", "static", "stch", "uncertainty")

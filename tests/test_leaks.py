@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from raymtl import runs
 from raymtl.config import Experiment
-from raymtl.data import SPLITS, Digits, SourceSpec
+from raymtl.data import SPLITS, Digits, Several, SourceSpec
 from raymtl.data.base import Arrays, Source, Split
 from raymtl.data.episodes import generator, on_device
 from raymtl.encoders import ConvSpec, MLPSpec
@@ -161,14 +161,23 @@ def many(source: Source, arrays: Arrays, split: Split) -> list[tuple[Episode, st
 
 
 def inputs(batch: Batch) -> set[bytes]:
-    return {row.numpy().tobytes() for row in batch.inputs}
+    return {row.tobytes() for pictures in arrays_of(batch) for row in pictures}
+
+
+def arrays_of(batch: Batch) -> list[np.ndarray]:
+    """The inputs that all tasks share, or those of each."""
+    shared = isinstance(batch.inputs, Tensor)
+    return [batch.inputs.numpy()] if shared else [own.numpy() for own in batch.inputs.values()]
 
 
 def upright(batch: Batch) -> set[bytes]:
     """The same, of a picture its least rotation, so that a turned one is known again."""
-    pictures = batch.inputs.numpy()
+    return set.union(*(_upright(own) for own in arrays_of(batch)))
+
+
+def _upright(pictures: np.ndarray) -> set[bytes]:
     if pictures.ndim < 4:
-        return inputs(batch)
+        return {row.tobytes() for row in pictures}
     turned = [np.rot90(pictures, turn, (2, 3)) for turn in range(4)]
     return {min(rotation[row].tobytes() for rotation in turned) for row in range(len(pictures))}
 
@@ -176,6 +185,8 @@ def upright(batch: Batch) -> set[bytes]:
 SOURCES: list[tuple[str, Callable[[], Source]]] = [
     *((kind.model_fields["name"].default, kind) for kind in get_args(get_args(SourceSpec)[0])),
     ("digits classes", lambda: Digits(episodes="classes")),
+    ("digits of several shots and ways", lambda: Digits(episodes="classes", shots=(1, 4), ways=(2, 6))),
+    ("several together", lambda: Several(episodes="together")),
 ]
 
 
