@@ -4,13 +4,13 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
-from raymtl.data.base import SPLITS, Arrays, Source, Split
+from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, Ways, drawn, most, usual
 from raymtl.tasks import classification
 from raymtl.types import Batch, Episode, Task, UserError
 
@@ -25,7 +25,10 @@ class Omniglot(Source):
 
     The one task, `character`, is which of the `ways` it is; support and query hold `shots` and `queries` of the 20
     drawings of every class, none twice. With `rotations` a character turned by 90, 180 or 270 degrees is a class of
-    its own, in every split, as in Matching and Prototypical Networks.
+    its own, in every split, as in Matching and Prototypical Networks. `shots` and `ways` may be [least, most].
+
+    `train_ways` is how many classes the episodes of training have, where not as many as the others: prototypes are
+    learned best from more classes than they are tested on. Heads then have an output for each of the most.
 
     `split: random`: 1,100 characters for training, 100 for validation, 423 for the test, shuffled by `split_seed`.
     `split: background`: the test is the original evaluation set, 659 characters of other alphabets; of the background
@@ -40,25 +43,32 @@ class Omniglot(Source):
     split: Literal["random", "background"] = "random"
     split_seed: NonNegativeInt = 0
     rotations: bool = True
-    ways: Annotated[int, Field(ge=2)] = 5
-    shots: PositiveInt = 1
+    ways: Ways = 5
+    train_ways: Ways | None = None
+    shots: Count = 1
     queries: PositiveInt = 5
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.ways > VAL * self._turns:
+        if most(self.ways) > VAL * self._turns:
             raise UserError(
                 f"data.ways: expected at most the {VAL * self._turns} classes of the smallest split, got {self.ways}. "
                 "Lower data.ways."
             )
-        if self.shots >= DRAWINGS:
+        num_train = (TRAIN if self.split == "random" else PARTS["images_background"] - VAL) * self._turns
+        if most(self._ways("train")) > num_train:
+            raise UserError(
+                f"data.train_ways: expected at most the {num_train} classes of the training split, got "
+                f"{self.train_ways}. Lower data.train_ways."
+            )
+        if most(self.shots) >= DRAWINGS:
             raise UserError(
                 f"data.shots: expected at most {DRAWINGS - 1} of the {DRAWINGS} drawings of a character, for the query "
                 f"set needs one, got {self.shots}. Lower data.shots."
             )
-        if self.shots + self.queries > DRAWINGS:
+        if most(self.shots) + self.queries > DRAWINGS:
             raise UserError(
-                f"data.queries: expected at most the {DRAWINGS - self.shots} drawings of a character that "
+                f"data.queries: expected at most the {DRAWINGS - most(self.shots)} drawings of a character that "
                 f"data.shots: {self.shots} leaves of {DRAWINGS}, got {self.queries}. Lower one of them."
             )
         return self
@@ -66,6 +76,9 @@ class Omniglot(Source):
     @property
     def _turns(self) -> int:
         return 4 if self.rotations else 1
+
+    def _ways(self, split: Split) -> int | tuple[int, int]:
+        return self.train_ways if split == "train" and self.train_ways is not None else self.ways
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -76,11 +89,11 @@ class Omniglot(Source):
 
     def without_support(self) -> Self:
         # A support set of one is drawn all the same; where an episode takes all drawings, that one is missed.
-        queries = min(self.queries + self.shots, DRAWINGS - 1)
+        queries = min(self.queries + usual(self.shots), DRAWINGS - 1)
         return self.model_copy(update={"shots": 1, "queries": queries})
 
     def make_tasks(self) -> tuple[Task, ...]:
-        return (classification("character", self.ways),)
+        return (classification("character", max(most(self._ways("train")), most(self.ways))),)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -112,16 +125,17 @@ class Omniglot(Source):
 
     def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
         members = arrays[split]
-        classes = rng.choice(len(members) * self._turns, self.ways, replace=False)
+        ways, shots = drawn(self._ways(split), rng), drawn(self.shots, rng)
+        classes = rng.choice(len(members) * self._turns, ways, replace=False)
         characters, turns = members[classes // self._turns], classes % self._turns
-        order = rng.permuted(np.tile(np.arange(DRAWINGS), (self.ways, 1)), axis=1)[:, : self.shots + self.queries]
+        order = rng.permuted(np.tile(np.arange(DRAWINGS), (ways, 1)), axis=1)[:, : shots + self.queries]
         upright = arrays["drawings"][characters[:, None], order]  # [ways, shots + queries, 28, 28]
         pictures = torch.from_numpy(
-            np.stack([np.rot90(drawn, turn, (1, 2)) for drawn, turn in zip(upright, turns, strict=True)])
+            np.stack([np.rot90(one, turn, (1, 2)) for one, turn in zip(upright, turns, strict=True)])
         )
         support, query = (
-            Batch(part.reshape(-1, *self.input_shape), {"character": _labels(self.ways, part.shape[1])}, {})
-            for part in (pictures[:, : self.shots], pictures[:, self.shots :])
+            Batch(part.reshape(-1, *self.input_shape), {"character": _labels(ways, part.shape[1])}, {})
+            for part in (pictures[:, :shots], pictures[:, shots:])
         )
         names = arrays["names"][characters]
         domain = ", ".join(f"{name} at {90 * turn}°" if turn else name for name, turn in zip(names, turns, strict=True))

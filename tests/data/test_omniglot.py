@@ -66,6 +66,26 @@ def test_a_class_is_a_character_at_one_rotation_and_no_drawing_comes_twice(numbe
     assert turns == {0, 1, 2, 3}
 
 
+def test_training_has_ways_of_its_own_and_the_heads_are_as_wide_as_the_widest_episode(numbered) -> None:
+    source = SHORT.model_copy(update={"train_ways": 30})
+    assert source.make_tasks()[0].out_features == 30
+    assert SHORT.model_copy(update={"train_ways": 3}).make_tasks()[0].out_features == 7
+    for split, ways in {"train": 30, "val": 7, "test": 7}.items():
+        (episodes,), _ = build_episodes(source, source.load(), seed=0, split=split, step=0, indices=range(2))
+        assert torch.equal(episodes.support.targets["character"][0].unique(), torch.arange(ways))
+    for split in ("val", "test"):  # and those of the others stay what they were
+        assert torch.equal(build(source, 3, split)[0].query.inputs, build(SHORT, 3, split)[0].query.inputs)
+
+
+def test_ways_and_shots_may_vary_from_episode_to_episode(numbered) -> None:
+    source = SHORT.model_copy(update={"train_ways": (3, 9), "ways": (2, 4), "shots": (1, 3)})
+    arrays = source.load()
+    for split, ways in {"train": range(3, 10), "test": range(2, 5)}.items():
+        stacks, _ = build_episodes(source, arrays, seed=0, split=split, step=0, indices=range(120))
+        numbers = {(int(s.query.targets["character"].max()) + 1, s.support.inputs.shape[1]) for s in stacks}
+        assert numbers == {(way, way * shots) for way in ways for shots in (1, 2, 3)}
+
+
 def test_without_rotations_every_character_is_upright(numbered) -> None:
     episodes, _ = build(SHORT.model_copy(update={"rotations": False}), 10)
     assert {turn for inputs in episodes.query.inputs for _, turn, _ in told(inputs)} == {0}
@@ -116,7 +136,11 @@ def test_sizes_count_drawings_of_all_classes(numbered) -> None:
     [
         ({"ways": 401}, "data.ways: expected at most the 400 classes"),
         ({"ways": 101, "rotations": False}, "data.ways: expected at most the 100 classes"),
+        ({"ways": (2, 401)}, "data.ways: expected at most the 400 classes"),
+        ({"train_ways": 4401}, "data.train_ways: expected at most the 4400 classes of the training split"),
+        ({"train_ways": 865, "rotations": False, "split": "background"}, "expected at most the 864 classes"),
         ({"shots": 5, "queries": 16}, "data.queries: expected at most the 15 drawings"),
+        ({"shots": (1, 5), "queries": 16}, "data.queries: expected at most the 15 drawings"),
     ],
 )
 def test_impossible_sources_are_refused(values, says) -> None:
