@@ -189,6 +189,31 @@ def test_stages_that_cannot_be_are_refused_with_the_reason(text, says, tmp_path)
     assert says in str(caught.value)
 
 
+@pytest.mark.slow
+def test_two_train_workers_take_the_stages_that_one_process_takes(arrays, tmp_path) -> None:
+    """Streamed by Ray Data, and the seam between two stages in the middle of a block of ids."""
+    ray = pytest.importorskip("ray")
+    from raymtl.train import train
+
+    chosen = staged((3, {"learner.inner_steps": 0, "train.meta_batch": 5}), train__meta_batch=4, train__lr=0.001)
+    alone = trained(chosen, arrays, tmp_path / "alone")
+    root = str(Path(__file__).parent.parent)
+    ray.init(
+        address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": root}},
+    )  # fmt: skip
+    try:
+        (tmp_path / "two").mkdir()
+        train(chosen, ray.put(arrays), tmp_path / "two", ray_folder=tmp_path / "ray", workers=2, cpus=1.0, gpus=0.0)
+    finally:
+        ray.shutdown()
+    together = load_file(tmp_path / "two" / "model.safetensors")
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=1e-3, atol=2e-4)
+    history = runs.read_rows(tmp_path / "two" / "history.parquet")
+    assert [row["stage"] for row in history] == [0, 0, 0, 1, 1, 1]
+
+
 def test_a_winner_with_stages_is_compared_with_one_without_and_no_other_baseline_has_any() -> None:
     chosen = staged((3, {"weighting.name": "pcgrad", "learner.inner_steps": 0}))
     models = baselines(chosen, chosen.override({"learner.inner_lr": 0.07}))
