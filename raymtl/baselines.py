@@ -11,7 +11,7 @@ from raymtl.data import Source
 from raymtl.metrics import delta_m, delta_p
 
 SINGLE = "single-"
-ROW = ("score", "tasks", "num_parameters", "steps", "train_seconds")
+ROW = ("score", "tasks", "transductive", "num_parameters", "steps", "train_seconds")
 
 
 def baselines(experiment: Experiment, winner: Experiment) -> dict[str, tuple[Experiment, ...]]:
@@ -100,7 +100,9 @@ def table(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     if set(single) != set(rows[0]["tasks"]):
         single = {}  # a single-task model diverged: what it would have scored nobody knows
     if single:
-        rows.append({"name": "single-task", "folder": None, "score": _joined_score(single), "tasks": single})
+        seen = any(m["transductive"] for name, m in metrics.items() if name.startswith(SINGLE))
+        score = _joined_score(single)
+        rows.append({"name": "single-task", "folder": None, "score": score, "tasks": single, "transductive": seen})
     for row in rows:
         row["delta_m"] = delta_m(_after(row["tasks"]), _after(single)) if single else None
         row["delta_p"] = delta_p(_after(row["tasks"]), _after(single)) if single else None

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from raymtl import config, runs
 from raymtl.config import Experiment
 from raymtl.data.episodes import build_episodes, on_device
+from raymtl.encoders.norm import WITH_BATCH_STATISTICS
 from raymtl.evaluate import load_model, mean_and_interval
 from raymtl.progress import Row, View
 from raymtl.step import Problem
@@ -52,10 +53,10 @@ def transfer_run(
         raise UserError(f"--name: expected a plain name for a folder, got '{name}'.")
     experiment, problem, params = load_model(run / "best")
     for section, encoder in (("encoder", experiment.encoder), ("student", getattr(transfer, "student", None))):
-        if encoder is not None and encoder.model_dump().get("norm") == "batch":
+        if encoder is not None and encoder.norm in WITH_BATCH_STATISTICS:
             raise UserError(
-                f"{section}.norm: expected one that predicts of each example alone, such as group, got batch, whose "
-                "statistics are those of a support set. Choose another norm."
+                f"{section}.norm: expected one that predicts of each example alone, such as group, got "
+                f"{encoder.norm}, whose statistics are those of a support set. Choose another norm."
             )
     data = _read(experiment, problem, transfer, support, episode)
     transfer = transfer.model_copy(update={"task": transfer.task.model_copy(update={"name": data.task})})

@@ -288,12 +288,12 @@ def _print_summary(summary: Mapping[str, Any], run: Path, as_json: bool) -> None
     if as_json:
         print(json.dumps(summary, indent=2))
         return
-    from raymtl.report import outcome, result_rows
+    from raymtl.report import outcome, protocol, result_rows
 
     console = Console(soft_wrap=True)
     console.print()
     _print_scores(summary["models"])
-    console.print(f"\n{outcome(result_rows(summary))}", highlight=False)
+    console.print(f"\n{outcome(result_rows(summary))} {protocol(summary)}", highlight=False)
     if "regret" in summary:
         about = summary["regret"]
         weights = ", ".join(f"{task} {weight:.2f}" for task, weight in about["best_weights"].items())

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from raymtl.config import Experiment
 from raymtl.encoders import BatchNorm, Conv4Spec, LeNetSpec, MLPSpec
 from raymtl.encoders.norm import recorded_statistics, statistics_of
+from raymtl.evaluate import evaluate
 from raymtl.step import HowToRun, Problem, meta_gradient
 from raymtl.types import Batch, UserError
 from tests.conftest import LEARNERS, SHARING, axes, episodes_of, experiment, perturbed
@@ -360,6 +361,16 @@ def test_maml_through_batch_norm_is_a_plain_loop_of_autograd_with_torchs_batch_n
     model = {name: value for name, value in theta.items() if name.startswith("model.")}
     for name, expected in zip(model, torch.autograd.grad(total, list(model.values())), strict=True):
         torch.testing.assert_close(computed.grads[name], expected, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("transductive", [False, True])
+def test_scores_say_whether_they_are_transductive(transductive: bool, arrays) -> None:
+    chosen = conv("maml", encoder__transductive=transductive)
+    problem = chosen.build()
+    metrics, examples = evaluate(chosen, problem, problem.init_params(), arrays, episodes=3)
+    assert metrics["transductive"] is transductive
+    assert metrics["score"]["before"] is not None
+    assert examples[0]["left.before"] is not None
 
 
 def test_running_statistics_are_refused_with_the_reason() -> None:

@@ -21,7 +21,7 @@ from optuna.study import StudyDirection
 from raymtl import runs
 from raymtl.config import Experiment, parse
 from raymtl.data.digits import Digits
-from raymtl.report import Estimate, outcome, result_rows, write_report
+from raymtl.report import Estimate, outcome, protocol, result_rows, write_report
 from raymtl.report.collect import drawable, pareto_numbers, read_run
 from raymtl.report.parallel_plot import parallel_plot
 from raymtl.report.search_plots import choices_plot, history_plot, importance_plot, pareto_plot
@@ -60,7 +60,8 @@ def scores(quality: float, ci95: float = 0.01, gain: float = 0.4) -> dict[str, A
             "after": estimate(after, width),
             "gain": estimate(change, width if gain else 0.0),
         }
-    return {"score": {key: tasks["left"]["accuracy"][key] for key in ("before", "after", "gain")}, "tasks": tasks}
+    score = {key: tasks["left"]["accuracy"][key] for key in ("before", "after", "gain")}
+    return {"score": score, "tasks": tasks, "transductive": False}
 
 
 def metrics(quality: float, inner_steps: int = 3) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def metrics(quality: float, inner_steps: int = 3) -> dict[str, Any]:
             "mean": [high + (low - high) * math.exp(-1.1 * step) for step in steps],
             "ci95": [0.02 for _ in steps],
         }
-    facts = {"split": "test", "episodes": 200, "transductive": False, "inner_steps": inner_steps}
+    facts = {"split": "test", "episodes": 200, "inner_steps": inner_steps}
     return {**facts, "num_parameters": 20277, "steps": 300, "train_seconds": 21.4, **content, "curve": curve}
 
 
@@ -498,3 +499,20 @@ def test_one_diverging_trial_hides_no_other() -> None:
     assert -3 < shown[4] < 0.2
     assert drawable([-score for score in scores], "min") == [-score for score in shown]
     assert drawable([1.0, -1e6], "max") == [1.0, -1e6]
+
+
+@pytest.mark.parametrize(
+    ("transductive", "sentence"),
+    [
+        ((False, False), "Not transductive: no statistic of the query set was used."),
+        ((True, True), "Transductive: the query set was seen as a whole."),
+        (
+            (True, False),
+            "Transductive, the query set was seen as a whole: winner. The other models are not transductive.",
+        ),
+    ],
+)
+def test_the_result_table_says_which_scores_are_transductive(transductive, sentence) -> None:
+    names = ("winner", "default")
+    models = [{"name": n, "transductive": t} for n, t in zip(names, transductive, strict=True)]
+    assert protocol({"models": models}) == sentence

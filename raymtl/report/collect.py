@@ -122,7 +122,7 @@ def _so_far(folder: Path, experiment: Experiment, trials: Sequence[Row]) -> dict
         "command": "tune" if searched else "train",
         "seed": experiment.seed,
         "models": [
-            {"name": name, "folder": inside, "score": scores["score"], "tasks": scores["tasks"]}
+            {"name": name, "folder": inside, **{key: scores[key] for key in ("score", "tasks", "transductive")}}
             for name, inside in folders.items()
             if (scores := _metrics(folder / inside))
         ],

@@ -13,7 +13,7 @@ from raymtl.report import embedding_plots, parallel_plot, search_plots, training
 from raymtl.report.collect import RunData, read_run, searched_names
 from raymtl.report.look import ACCENT, FONT, to_html
 from raymtl.report.pictures import pictures
-from raymtl.report.tables import duration, gain_rows, left_out_of_deltas, result_rows, show, value_rows
+from raymtl.report.tables import duration, gain_rows, left_out_of_deltas, protocol, result_rows, show, value_rows
 
 
 def write_report(run: Path) -> Path:
@@ -55,6 +55,7 @@ def _tables(run: RunData) -> dict[str, Any]:
         "progress": "" if run.complete else verdict.progress(run),
         "rows": rows,
         "left_out": left_out_of_deltas(run.summary),
+        "protocol": protocol(run.summary),
         "gains": gains,
         "adaptation": verdict.adaptation(gains),
         "choice": verdict.choice(run) if run.searched else "",

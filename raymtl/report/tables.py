@@ -93,6 +93,17 @@ def result_rows(summary: Mapping[str, Any]) -> list[ResultRow]:
     ]
 
 
+def protocol(summary: Mapping[str, Any]) -> str:
+    """Whether the scores are transductive, a sentence."""
+    models = summary["models"]
+    seen = [model["name"] for model in models if model["transductive"]]
+    if not seen:
+        return "Not transductive: no statistic of the query set was used."
+    if len(seen) == len(models):
+        return "Transductive: the query set was seen as a whole."
+    return f"Transductive, the query set was seen as a whole: {', '.join(seen)}. The other models are not transductive."
+
+
 def compare(one: Estimate, other: Estimate, higher_is_better: bool) -> int:
     """1 where `one` is better and the intervals do not overlap, -1 where it is worse so, else 0."""
     distance = (one.mean - other.mean) * (1 if higher_is_better else -1)
