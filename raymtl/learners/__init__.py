@@ -8,6 +8,8 @@ from raymtl.learners.anil import ANIL
 from raymtl.learners.base import BATCH, MetaLearner, Objective
 from raymtl.learners.boil import BOIL
 from raymtl.learners.cavia import CAVIA
+from raymtl.learners.cnp import CNP
+from raymtl.learners.hyper import Hyper
 from raymtl.learners.imaml import IMAML
 from raymtl.learners.maml import MAML
 from raymtl.learners.maml_pp import MAMLPlusPlus
@@ -18,11 +20,15 @@ from raymtl.learners.proto_maml import ProtoMAML
 from raymtl.learners.protonet import ProtoNet
 from raymtl.learners.r2d2 import R2D2
 from raymtl.learners.reptile import Reptile
+from raymtl.learners.t_net import TNet
+from raymtl.learners.warp_grad import WarpGrad
 
 LearnerSpec = Annotated[
     ANIL
     | BOIL
     | CAVIA
+    | CNP
+    | Hyper
     | IMAML
     | MAML
     | MAMLPlusPlus
@@ -32,7 +38,9 @@ LearnerSpec = Annotated[
     | ProtoMAML
     | ProtoNet
     | R2D2
-    | Reptile,
+    | Reptile
+    | TNet
+    | WarpGrad,
     Field(discriminator="name"),
 ]
 
@@ -41,9 +49,11 @@ __all__ = [
     "BATCH",
     "BOIL",
     "CAVIA",
+    "CNP",
     "IMAML",
     "MAML",
     "R2D2",
+    "Hyper",
     "LearnerSpec",
     "MAMLPlusPlus",
     "Matching",
@@ -54,4 +64,6 @@ __all__ = [
     "ProtoMAML",
     "ProtoNet",
     "Reptile",
+    "TNet",
+    "WarpGrad",
 ]

@@ -9,7 +9,9 @@ from torch.utils._pytree import tree_map
 
 from raymtl import runs
 from raymtl.config import Experiment
-from raymtl.step import HowToRun, Problem, meta_gradient
+from raymtl.data import Split
+from raymtl.data.episodes import build_episodes, on_device
+from raymtl.step import HowToRun, Problem, meta_gradient, over_episodes
 from raymtl.types import Batch, Episode
 from tests.conftest import episodes_of, perturbed, with_missing_labels
 
@@ -49,6 +51,45 @@ def assert_unlabelled_examples_have_no_say(chosen: Experiment, arrays) -> None:
     predictions = [problem.predict(problem.adapt(params, s), query.inputs) for s in (hidden, by_hand)]
     for name in predictions[0]:
         torch.testing.assert_close(predictions[0][name], predictions[1][name], rtol=1e-10, atol=1e-12)
+
+
+def assert_the_order_of_the_support_set_has_no_say(chosen: Experiment, arrays) -> None:
+    """With some labels missing."""
+    problem = chosen.build()
+    params = perturbed(problem)
+    support, query = first(with_missing_labels(episodes_of(chosen, arrays)))
+    order = torch.randperm(len(support.inputs))
+    shuffled = tree_map(lambda leaf: leaf[order], support)
+    predictions = [problem.predict(problem.adapt(params, s), query.inputs) for s in (support, shuffled)]
+    for name in predictions[0]:
+        torch.testing.assert_close(predictions[0][name], predictions[1][name], rtol=1e-10, atol=1e-12)
+
+
+def mse_on_sinusoids(learner: str, steps: int) -> float:
+    """After so many outer steps, in the unit of y^2; who does not adapt cannot do better than 3.006."""
+    chosen = Experiment().override(
+        {"data.name": "sinusoid", "encoder.name": "mlp", "encoder.hidden": [40, 40], "learner.name": learner}
+    )
+    problem = chosen.build()
+    params = problem.init_params()
+    optimizer = torch.optim.Adam(params.values(), lr=2e-3)
+
+    def episodes(split: Split, step: int, count: int) -> Episode:
+        drawn = build_episodes(chosen.data, {}, seed=0, split=split, step=step, indices=range(count))[0]
+        return on_device(drawn[0], "cpu")
+
+    for step in range(steps):
+        meta = meta_gradient(problem, params, episodes("train", step, 25), step=step)
+        for name, value in params.items():
+            value.grad = meta.grads[name]
+        optimizer.step()
+    held_out = episodes("test", 0, 200)
+    with torch.no_grad():
+        predicted = over_episodes(
+            lambda e: problem.predict(problem.adapt(params, e.support), e.query.inputs)["y"], held_out, HowToRun()
+        )
+    y = problem.tasks[0].readable(predicted.flatten(0, 1))
+    return float((y - held_out.query.targets["y"].flatten()).square().mean())
 
 
 def assert_it_survives_saving(chosen: Experiment, arrays, folder: Path) -> None:

@@ -29,6 +29,7 @@ LEARNERS = [
     ("cavia", {}),
     ("meta_sgd", {}),
     ("proto_maml", {}),
+    ("t_net", {}),
 ]
 
 

@@ -1,0 +1,125 @@
+"""Fast weights by a hypernetwork with FiLM, after CNAPs (Requeima et al., 2019, arXiv:1906.07697).
+
+phi = h_psi(S) in one pass: z = mean_i e(f(x_i), y_i); units become (1 + gamma(z)) u + beta(z); heads from class means.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+from torch.nn import functional as F
+
+from raymtl.learners.base import MetaLearner, Objective
+from raymtl.learners.classes import below_shown
+from raymtl.learners.sets import (
+    group_means,
+    head_widths,
+    needs_readable_labels,
+    perceptron,
+    perceptron_params,
+    read,
+    width_read,
+)
+from raymtl.sharing import SharingArchitecture
+from raymtl.types import Batch, Params, Task, prefixed, select
+
+
+class Hyper(MetaLearner):
+    """Emits the weights that fit a support set, in one pass: scales and shifts of the model's units, and its heads.
+
+    The support set is read as features of the model as it is, for a regression with the label beside them; a
+    perceptron of each task and the mean over its labelled examples, then over tasks, make a code z, and a second
+    perceptron what the emitters read, `dim` numbers each. Of every parameter p of one dimension that is not a head's
+    they make (1 + gamma) p + beta, and of the weights of the layer whose bias p is, 1 + gamma times as much: the
+    feature-wise modulation of the layer's outputs. They start at 0.
+
+    The head of a classification is read off the means c_n of the modulated features of the classes, with a learned
+    weight a of each feature, 1 at first: W_n = 2 a c_n and b_n = -sum a c_n^2, which score as the distances to c_n.
+    A class that the support set does not show scores 10 nats less than the least likely class that it shows. The head
+    of a regression is the model's own and what is emitted from z. Adapted parameters are those of an ordinary model.
+
+    Deviations from the paper: the set encoder reads features of the trunk and not pictures; the trunk is learned with
+    the rest and not before it; emitters are linear; no second modulation that goes from layer to layer.
+    """
+
+    name: Literal["hyper"] = "hyper"
+    helps: ClassVar[str] = "adapting has to take no gradient, and the features too should fit the task"
+    costs: ClassVar[str] = "one gradient, of twice the support and the query together"
+    predicts_unadapted: ClassVar[bool] = False
+    dim: PositiveInt = 64
+
+    @property
+    def num_steps(self) -> int:
+        return 0
+
+    def check(self, tasks: Sequence[Task]) -> str | None:
+        return needs_readable_labels(tasks)
+
+    def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
+        like = next(iter(model_params.values()))
+        own = perceptron_params("code", (self.dim, self.dim, self.dim), generator, like)
+        for task, (features, outputs) in head_widths(model_params).items():
+            widths = width_read(features, outputs), self.dim, self.dim
+            own |= perceptron_params(f"encoder.{task}", widths, generator, like)
+            if outputs > 1:
+                own[f"metric.{task}"] = like.new_ones(features)
+            else:
+                own[f"head.{task}"] = like.new_zeros(features + 1, self.dim)
+        for name, value in model_params.items():
+            if value.ndim == 1 and not name.startswith("heads."):
+                own[f"scale.{name}"] = like.new_zeros(len(value), self.dim)
+                own[f"shift.{name}"] = like.new_zeros(len(value), self.dim)
+        return own
+
+    def adapt(
+        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
+    ) -> Params:
+        own, theta = select(params, "learner"), select(params, "model")
+        with torch.autocast(next(iter(params.values())).device.type, enabled=False):
+            emitted = self._emitted(own, read(model, params, support))
+            phi = {**params, **prefixed(_modulated(own, theta, emitted), "model")}
+        found: dict[str, Tensor] = {}
+        for name, (rows, groups) in read(model, phi, support).items():
+            if model.out_features[name] > 1:
+                centres = group_means(rows, groups)
+                weighed = own[f"metric.{name}"] * centres
+                found[f"model.heads.{name}.weight"] = 2 * weighed
+                found[f"model.heads.{name}.bias"] = -(centres * weighed).sum(-1)
+                found[f"learner.present.{name}"] = groups.any(0)
+            else:
+                change = own[f"head.{name}"] @ emitted
+                found[f"model.heads.{name}.weight"] = theta[f"heads.{name}.weight"] + change[:-1]
+                found[f"model.heads.{name}.bias"] = theta[f"heads.{name}.bias"] + change[-1:]
+        return {**phi, **found}
+
+    def _emitted(self, own: Params, support: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """What the emitters read, [dim]: no order of the examples moves it, and no example without a label."""
+        codes, known = [], []
+        for name, (rows, groups) in support.items():
+            labelled = groups.sum(1, keepdim=True)
+            codes.append(group_means(perceptron(own, f"encoder.{name}", rows), labelled)[0])
+            known.append(labelled.any())
+        weight = torch.stack(known).to(codes[0])
+        z = weight @ torch.stack(codes) / weight.sum().clamp(min=1)
+        return F.relu(perceptron(own, "code", z))
+
+    def predict(
+        self, model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        present = select(params, "learner.present")
+        outputs = super().predict(model, params, inputs)
+        return {name: below_shown(of, present[name]) if name in present else of for name, of in outputs.items()}
+
+
+def _modulated(own: Params, theta: Params, emitted: Tensor) -> dict[str, Tensor]:
+    """The parameters of the trunk that the emitted scales and shifts change."""
+    changed: dict[str, Tensor] = {}
+    for name, scale_from in select(own, "scale").items():
+        scale = 1 + scale_from @ emitted
+        changed[name] = scale * theta[name] + own[f"shift.{name}"] @ emitted
+        weight = name.removesuffix("bias") + "weight"
+        if name.endswith(".bias") and weight in theta and theta[weight].ndim > 1:
+            changed[weight] = scale.view(-1, *[1] * (theta[weight].ndim - 1)) * theta[weight]
+    return changed

@@ -1,0 +1,74 @@
+"""What learners that read a support set in one pass have in common: what they read, perceptrons, means over groups."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from raymtl.learners.classes import features_of, members, needs_linear_heads
+from raymtl.sharing import SharingArchitecture
+from raymtl.types import Batch, Params, Task
+
+
+def needs_readable_labels(tasks: Sequence[Task]) -> str | None:
+    """The first task that a support set cannot be read of; a regression is told by its one output."""
+    for task in tasks:
+        if task.encoded is None:
+            return f"it reads the labels, and those of task '{task.name}' have no encoding"
+        if (task.kind == "regression") != (task.out_features == 1):
+            return f"it reads labels of classes or of one number, and task '{task.name}' has {task.out_features}"
+    return needs_linear_heads(tasks)
+
+
+def head_widths(model_params: Params) -> dict[str, tuple[int, int]]:
+    """The features and the outputs of each task, read off its linear head."""
+    weights = {n.split(".")[1]: w for n, w in model_params.items() if n.startswith("heads.") and n.endswith(".weight")}
+    return {task: (weight.shape[1], weight.shape[0]) for task, weight in weights.items()}
+
+
+def width_read(features: int, outputs: int) -> int:
+    """How many numbers `read` gives of an example."""
+    return features + 1 if outputs == 1 else features
+
+
+def read(model: SharingArchitecture, params: Params, support: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    """What is read of the support set of each task: rows [N, width], and the groups that each is of, [N, G].
+
+    For a classification a row is the features, and the groups are the classes; for a regression it is the features
+    and the label in the unit of the predictions, in one group. An example without a label is of no group.
+    """
+    found = {}
+    for name, features in features_of(model, params, support.inputs).items():
+        if model.out_features[name] > 1:
+            found[name] = features, members(support, name, model.out_features[name], features)
+        else:
+            encoded, target = model.encoded[name], support.targets[name]
+            assert encoded is not None, f"task '{name}' was not checked"
+            known = support.masks.get(name, torch.ones_like(target, dtype=torch.bool))
+            label = encoded(torch.where(known, target, 0.0)).to(features)
+            found[name] = torch.cat([features, label], -1), known[:, None].to(features)
+    return found
+
+
+def group_means(rows: Tensor, groups: Tensor) -> Tensor:
+    """[N, D] and [N, G] -> [G, D]; 0 for a group without examples."""
+    return groups.T @ rows / groups.sum(0).clamp(min=1)[:, None]
+
+
+def perceptron_params(
+    name: str, widths: tuple[int, int, int], generator: torch.Generator, like: Tensor
+) -> dict[str, Tensor]:
+    """Two linear layers, with the initial scale of He et al., 2015 (arXiv:1502.01852)."""
+    own: dict[str, Tensor] = {}
+    for index, (before, after) in enumerate(pairwise(widths)):
+        own[f"{name}.{index}.weight"] = torch.randn(after, before, generator=generator).to(like) * (2 / before) ** 0.5
+        own[f"{name}.{index}.bias"] = like.new_zeros(after)
+    return own
+
+
+def perceptron(own: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    """The two layers with a ReLU between them."""
+    hidden = F.relu(F.linear(x, own[f"{name}.0.weight"], own[f"{name}.0.bias"]))
+    return F.linear(hidden, own[f"{name}.1.weight"], own[f"{name}.1.bias"])

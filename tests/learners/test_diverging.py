@@ -1,0 +1,81 @@
+"""Where inner loops diverge: on a quadratic, whose every step is known, and for every learner that takes steps."""
+
+import math
+
+import pytest
+import torch
+
+from raymtl.learners import MAML, Reptile
+from raymtl.learners.diverging import FIRST_STEPS, GROWTH, divergence
+from raymtl.step import Problem
+from raymtl.types import Batch
+from raymtl.weighting import StaticSpec
+from tests.conftest import LEARNERS, axes, episodes_of, possible
+from tests.learners.laws import first
+from tests.test_learners import DIM, Quadratic, Weights
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def on_a_quadratic(quadratic: Quadratic, learner: MAML | Reptile):
+    model = Weights([quadratic.task])
+    problem = Problem((quadratic.task,), model, StaticSpec().build([quadratic.task]), learner)
+    support = Batch(torch.zeros(1, 1, 1), {"w": torch.zeros(1, 1)}, {})
+    return divergence(learner, model, problem.init_params(), support, problem.objective)
+
+
+def losses(quadratic: Quadratic, rate: float, steps: int) -> list[float]:
+    w, found = torch.linspace(-1, 1, DIM), []
+    for _ in range(steps + 1):
+        found.append(float((w - quadratic.a) @ quadratic.A @ (w - quadratic.a) / 2))
+        w = w - rate * quadratic.A @ (w - quadratic.a)
+    return found
+
+
+@pytest.mark.parametrize("kind", [MAML, Reptile])
+@pytest.mark.parametrize("rate", [1.5, 4.0, 1e30])
+def test_it_finds_the_step_and_the_largest_half_that_lowers_the_loss(kind, rate: float) -> None:
+    quadratic = Quadratic()
+    found = on_a_quadratic(quadratic, kind(inner_lr=rate, inner_steps=40))
+    way = losses(quadratic, rate, 40)
+    step = next(i for i, loss in enumerate(way) if not loss <= GROWTH * way[0])
+    assert (found.step, found.before) == (step, pytest.approx(way[0]))
+    assert found.loss == pytest.approx(way[step], rel=1e-9)
+    halves = [rate / 2**h for h in range(1, 21)]
+    lowering = [
+        r for r in halves if losses(quadratic, r, FIRST_STEPS) == sorted(losses(quadratic, r, FIRST_STEPS))[::-1]
+    ]
+    assert found.rate == (lowering[0] if lowering else None)
+    assert (rate == 1e30) == (found.rate is None)
+    assert f"after inner step {step} the support loss is" in str(found)
+    assert found.rate is None or f"to {found.rate:.2g}" in str(found)
+
+
+def test_a_loop_that_does_not_diverge_is_left_alone() -> None:
+    quadratic = Quadratic()
+    assert on_a_quadratic(quadratic, MAML(inner_lr=0.1, inner_steps=40)) is None
+    assert on_a_quadratic(quadratic, MAML(inner_lr=4.0, inner_steps=0)) is None
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_every_learner_that_takes_steps_says_where_they_lead(learner: str, arrays) -> None:
+    assert possible("hard", "static", learner)
+    chosen = axes("hard", "static", learner)
+    if not chosen.learner.num_steps:
+        problem = chosen.build()
+        support = first(episodes_of(chosen, arrays)).support
+        assert divergence(chosen.learner, problem.model, problem.init_params(), support, problem.objective) is None
+        return
+    chosen = chosen.override({"learner.inner_lr": 1e6})
+    problem = chosen.build()
+    support = first(episodes_of(chosen, arrays)).support
+    found = divergence(chosen.learner, problem.model, problem.init_params(), support, problem.objective)
+    if found is None:  # boil: units that are dead put out the same, whatever their weights
+        adapted = problem.adapt(problem.init_params(), support)
+        assert problem.objective(adapted, problem.predict(adapted, support.inputs), support) < 100
+        assert learner == "boil"
+        return
+    assert 1 <= found.step <= chosen.learner.num_steps
+    assert not found.loss <= GROWTH * found.before
+    if found.rate is not None:
+        assert math.log2(1e6 / found.rate) == pytest.approx(round(math.log2(1e6 / found.rate)))
