@@ -65,6 +65,7 @@ def transfer_run(
         raise UserError(f"reads: expected one of the trained tasks {list(experiment.data.task_names)}, got '{reads}'.")
     _load(problem, params)
     teacher = Teacher(Trunk(problem.model, reads), tuple(experiment.data.input_shape), None)
+    _check_plain(problem, params, teacher, reads, data.labelled.inputs[:2])
     same = next((t for t in problem.tasks if t.name == data.task and t.kind == transfer.task.kind), None)
     if same is not None:
         transfer, teacher = _with_the_task(problem, params, transfer, teacher, same)
@@ -168,6 +169,19 @@ def _load(problem: Problem, params: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in problem.model.named_parameters():
             value.copy_(params[f"model.{name}"])
+
+
+@torch.no_grad()
+def _check_plain(problem: Problem, params: Params, teacher: Teacher, reads: str, inputs: Tensor) -> None:
+    """Raises UserError where the model predicts through more than its own layers, which no plain network has."""
+    if not problem.learner.predicts_unadapted or not len(inputs):
+        return
+    own, through = problem.model.heads[reads](teacher.body(inputs)), problem.predict(params, inputs)[reads]
+    if not torch.allclose(own, through, rtol=1e-3, atol=1e-5):
+        raise UserError(
+            "learner.name: expected one whose model predicts by its own layers, got one that predicts through "
+            "parameters of the learner too, which would stay behind. Transfer from a run with another learner."
+        )
 
 
 def _with_the_task(

@@ -17,6 +17,7 @@ from raymtl import runs
 from raymtl.adapt import adapt_run
 from raymtl.carry import load_network, transfer_run
 from raymtl.evaluate import load_model
+from raymtl.learners import MAML
 from raymtl.loop import Host, local_batches, train_loop
 from raymtl.progress import View
 from raymtl.transfer import parse_transfer
@@ -314,3 +315,34 @@ def test_a_run_that_is_not_finished_is_said(arrays, tmp_path) -> None:
     experiment().save(tmp_path / "config.yaml")
     with pytest.raises(UserError, match="expected a trained model, got none yet"):
         carried(tmp_path, "feature")
+
+
+@pytest.mark.parametrize("section", ["encoder", "student"])
+def test_a_norm_whose_predictions_hang_together_is_refused(section, run, arrays, tmp_path) -> None:
+    norm = {"name": "conv", "channels": [4], "norm": "batch"}
+    if section == "encoder":
+        run = trained(tmp_path / "normed", arrays, **{f"encoder__{key}": value for key, value in norm.items()})
+    with pytest.raises(
+        UserError, match=rf"{section}\.norm: expected one that predicts of each example alone.*got batch"
+    ):
+        carried(run, "target", student=norm if section == "student" else {"name": "mlp"})
+
+
+def test_a_model_that_predicts_through_its_learner_is_refused(run, monkeypatch) -> None:
+    plain = MAML.predict
+    shifted = lambda *args: {name: of + 1 for name, of in plain(*args).items()}  # noqa: E731
+    monkeypatch.setattr(MAML, "predict", shifted)
+    with pytest.raises(UserError, match="predicts through parameters of the learner too"):
+        carried(run, "feature")
+
+
+def test_tasks_with_inputs_of_their_own_are_carried_from_and_to(arrays, tmp_path) -> None:
+    mixed = {"data__name": "several", "data__episodes": "together", "encoder__hidden": [6]}
+    chosen = experiment(**mixed, train__steps=2, train__eval_every=2)
+    folder = tmp_path / "several" / "best"
+    folder.mkdir(parents=True)
+    own = chosen.data.load()
+    train_loop(chosen, own, local_batches(chosen, own), Host(lambda *_: None, lambda _: None), folder)
+    told = carried(tmp_path / "several", "feature", task__name="pair_number", reads="scene_left")
+    assert told["task"]["num_classes"] == 5
+    assert told["test"]["before"]["accuracy"]["mean"] <= 1

@@ -344,6 +344,11 @@ X = torch.zeros(6, DIM)
             FeatureTransfer(task=NewTask(loss=Squared())), teacher(), Examples(X, torch.tensor([0, 1, 2, 0, 1, 2])),
             "task.loss.name: squared is a loss of regression, got task.kind: classification",
         ),
+        (
+            FeatureTransfer(held_out=0.5, task=NewTask(kind="regression")), teacher(),
+            Examples(X, torch.tensor([5.0, 5.0, 1.0, 5.0, 5.0, 5.0])),
+            "held_out: expected different values among the 3 examples that are trained on, got 5 alone",
+        ),
         (FeatureTransfer(held_out=0.1), teacher(), Examples(X, torch.tensor([0, 1, 2, 0, 1, 2])), "held_out: expected two"),
         (
             FeatureTransfer(), teacher(), Examples(torch.zeros(6, 9), torch.tensor([0, 1, 2, 0, 1, 2])),

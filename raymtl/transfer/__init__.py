@@ -5,14 +5,15 @@ from typing import Annotated, Any, get_args
 
 from pydantic import Field, TypeAdapter
 
-from raymtl.transfer import parse
 from raymtl.transfer.base import Learned, Result, Transfer
 from raymtl.transfer.descent import Anchor, Course, Optimiser, descend
 from raymtl.transfer.feature import FeatureTransfer
 from raymtl.transfer.model import ModelTransfer
 from raymtl.transfer.network import Network, Teacher, Trunk, named
+from raymtl.transfer.parse import parsed
 from raymtl.transfer.target import TargetTransfer, distillation
 from raymtl.transfer.task import Absolute, CrossEntropy, Examples, Huber, NewTask, Squared, split
+from raymtl.types import UserError
 
 TransferSpec = Annotated[FeatureTransfer | ModelTransfer | TargetTransfer, Field(discriminator="name")]
 
@@ -21,7 +22,9 @@ WAYS: dict[str, type[Transfer]] = {way.model_fields["name"].default: way for way
 
 def parse_transfer(way: str, values: Mapping[str, Any]) -> Transfer:
     """The way of this name with these dotted values. Raises UserError that begins with the dotted key."""
-    return parse.parse_transfer(WAYS, way, values)
+    if way not in WAYS:
+        raise UserError(f"--transfer: expected one of {', '.join(WAYS)}, got '{way}'.")
+    return parsed(WAYS[way], values)
 
 
 def load_transfer(tree: Any) -> Transfer:

@@ -10,10 +10,8 @@ from raymtl.transfer.base import Transfer
 from raymtl.types import Spec, UserError
 
 
-def parse_transfer(ways: Mapping[str, type[Transfer]], way: str, values: Mapping[str, Any]) -> Transfer:
-    """The way of this name with these dotted values. Raises UserError that begins with the dotted key."""
-    if way not in ways:
-        raise UserError(f"--transfer: expected one of {', '.join(ways)}, got '{way}'.")
+def parsed(way: type[Transfer], values: Mapping[str, Any]) -> Transfer:
+    """The way with these dotted values. Raises UserError that begins with the dotted key."""
     tree: dict[str, Any] = {}
     for key, value in values.items():
         *path, last = key.split(".")
@@ -24,9 +22,9 @@ def parse_transfer(ways: Mapping[str, type[Transfer]], way: str, values: Mapping
                 raise UserError(f"--set {key}: expected nothing set above it, got a value of '{part}'. Remove one.")
         node[last] = value
     try:
-        return ways[way].model_validate(tree)
+        return way.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"--set {_explain(error, tree, ways[way])}") from None
+        raise UserError(f"--set {_explain(error, tree, way)}") from None
 
 
 def _explain(error: ValidationError, tree: Mapping[str, Any], way: type[Transfer]) -> str:

@@ -155,7 +155,13 @@ class NewTask(Spec):
             task = classification(name, self.classes(targets))
             loss = self.loss or CrossEntropy()
             return task._replace(loss=lambda prediction, target: loss(prediction, target))
-        return self.standardised(float(targets.mean()), float(targets.std(correction=0)))
+        std = float(targets.std(correction=0))
+        if not std:
+            raise UserError(
+                f"held_out: expected different values among the {len(targets)} examples that are trained on, got "
+                f"{targets[0].item():g} alone. Hold out fewer, or give more examples."
+            )
+        return self.standardised(float(targets.mean()), std)
 
     def standardised(self, mean: float, std: float) -> Task:
         """The regression task of targets with this mean and spread."""
