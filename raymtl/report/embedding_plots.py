@@ -91,7 +91,7 @@ def embedding_plot(rows: Sequence[Row]) -> go.Figure | None:
         figure.update_layout({axis: {"title": {"text": title}}})
     # One unit is as long on both axes: distances are what the picture is about.
     figure.update_xaxes(constrain="domain", constraintoward="left")
-    figure.update_yaxes(constrain="domain", constraintoward="top", scaleanchor="x", scaleratio=1)
+    figure.update_yaxes(scaleanchor="x", scaleratio=1)
     return figure
 
 
