@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from raymtl import checkpoint, runs
 from raymtl.checkpoint import Progress
@@ -17,8 +18,9 @@ from raymtl.config import Experiment, Part
 from raymtl.data import Arrays
 from raymtl.data.episodes import build_episodes, on_device, with_labels_of
 from raymtl.evaluate import validation_scores
-from raymtl.step import HowToRun, MetaGradient, Problem, TaskAxis, look_back, meta_gradient
-from raymtl.types import DivergedError, MetaBatch
+from raymtl.learners.diverging import divergence
+from raymtl.step import HowToRun, MetaGradient, Problem, TaskAxis, look_back, meta_gradient, stacks
+from raymtl.types import DivergedError, MetaBatch, Params
 
 Batches = Callable[[int], Iterator[tuple[int, int, MetaBatch]]]
 """First step -> (step, share, this worker's episodes) of every step from there on."""
@@ -126,7 +128,9 @@ def _train_part(
                 look_back(problem, params, episodes, meta, host.workers, how, step)
         except DivergedError as error:
             recorder.flush()
-            raise DivergedError(f"{error} at step {done_before + 1}. Lower learner.inner_lr or train.lr.") from None
+            why = _inner_divergence(problem, params, episodes)
+            advice = f" ({why}). Lower learner.inner_lr." if why else ". Lower learner.inner_lr or train.lr."
+            raise DivergedError(f"{error} at step {done_before + 1}{advice}") from None
         done = done_before + 1
         scored = done == here.part.stop or done % settings.eval_every == 0
         scores: dict[str, float] = {}
@@ -154,6 +158,17 @@ def _train_part(
             count = sum(value.numel() for value in params.values())
             host.report({**scores, "step": done, "num_parameters": count, "seconds": recorder.seconds}, kept)
     return params
+
+
+def _inner_divergence(problem: Problem, params: Params, episodes: MetaBatch) -> str | None:
+    """What the first of these episodes in which the inner loop diverges has to say; None where it does in none."""
+    for stack in stacks(episodes):
+        for index in range(len(next(iter(stack.query.targets.values())))):
+            support = tree_map(lambda leaf, i=index: leaf[i], stack.support)
+            found = divergence(problem.learner, problem.model, params, support, problem.objective)
+            if found:
+                return str(found)
+    return None
 
 
 def _lasting(one: Experiment, other: Experiment) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The outer loop: exact resume, corrupt checkpoints, the record of every step."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -102,8 +103,24 @@ def test_a_checkpoint_of_another_configuration_is_refused(arrays, tmp_path) -> N
 
 def test_a_diverging_run_names_task_and_step(arrays, tmp_path) -> None:
     wild = short(learner__inner_lr=50.0, learner__inner_steps=8)
-    with pytest.raises(DivergedError, match=r"(task '|meta-gradient).* at step \d+\."):
+    with pytest.raises(DivergedError, match=r"(task '|meta-gradient).* at step \d+"):
         run(wild, arrays, tmp_path / "run")
+
+
+def test_a_run_whose_inner_loop_diverges_names_the_inner_step_and_a_range_of_rates_that_do_not(
+    arrays, tmp_path
+) -> None:
+    told = r"after inner step (\d) the support loss is .*learner.inner_lr from (\S+) to (\S+)\). Lower learner.inner_lr"
+    with pytest.raises(DivergedError, match=told) as raised:
+        run(short(learner__inner_lr=1e4, learner__inner_steps=6), arrays, tmp_path / "wild")
+    found = re.search(told, str(raised.value))
+    assert found and int(found[1]) <= 6 and 0 < float(found[2]) < float(found[3]) < 1e4
+    run(short(learner__inner_lr=float(found[3]), learner__inner_steps=6), arrays, tmp_path / "run")
+
+
+def test_a_run_whose_outer_loop_diverges_does_not_blame_the_inner_one(arrays, tmp_path) -> None:
+    with pytest.raises(DivergedError, match=r"at step \d+\. Lower learner.inner_lr or train.lr"):
+        run(short(learner__inner_steps=0, train__lr=1e30, train__optimizer="sgd"), arrays, tmp_path / "run")
 
 
 def test_the_stitches_learn_faster_than_the_rest(arrays, tmp_path) -> None:

@@ -43,7 +43,8 @@ def divergence(
 ) -> Divergence | None:
     """Of the inner loop on one support set; None where it arrives at a finite loss, no GROWTH times that it began with.
 
-    A loop that has diverged is taken to stay so: the step is found by bisection.
+    None, too, where the loss is not finite to begin with: then it is not the inner loop that diverges. A loop that has
+    diverged is taken to stay so: the step is found by bisection.
     """
 
     def after(steps: int, own: MetaLearner = learner) -> float:
@@ -54,6 +55,8 @@ def divergence(
     if not learner.num_steps:
         return None
     before = after(0)
+    if not math.isfinite(before):
+        return None
 
     def fine(loss: float) -> bool:
         return math.isfinite(loss) and loss <= GROWTH * before
