@@ -13,8 +13,8 @@ from raymtl.config import Experiment
 from raymtl.encoders import BatchNorm, Conv4Spec, LeNetSpec, MLPSpec
 from raymtl.encoders.norm import recorded_statistics, statistics_of
 from raymtl.evaluate import evaluate
-from raymtl.step import HowToRun, Problem, meta_gradient
-from raymtl.types import Batch, UserError
+from raymtl.step import HowToRun, Problem, meta_gradient, over_episodes
+from raymtl.types import Batch, Episode, UserError
 from tests.conftest import LEARNERS, SHARING, axes, episodes_of, experiment, perturbed
 from tests.learners.laws import assert_it_survives_saving, assert_vmap_equals_the_loop, directional_error, first
 
@@ -152,16 +152,18 @@ def test_a_transductive_prediction_moves_with_the_other_queries(learner: str, ar
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("own_inputs", [False, True])
+@pytest.mark.parametrize(("norm", "own_inputs"), [("batch", False), ("batch", True), ("per_step", True)])
 @pytest.mark.parametrize("sharing", SHARING)
-def test_a_prediction_does_not_move_with_the_other_queries_in_any_architecture(sharing, own_inputs, arrays) -> None:
-    problem = conv("maml", sharing).build()
+def test_a_prediction_does_not_move_with_the_other_queries_in_any_architecture(
+    sharing, norm, own_inputs, arrays
+) -> None:
+    problem = conv("maml", sharing, encoder__norm=norm).build()
     support, query = first(episodes_of(conv("maml", sharing), arrays))
     if own_inputs:  # as many as there are tasks, and of each another number
         support, query = (_with_own_inputs(batch, len(problem.tasks)) for batch in (support, query))
     params = problem.adapt(perturbed(problem), support)
     assert apart(problem, params, query.inputs) < 1e-10
-    by_itself = conv("maml", sharing, encoder__transductive=True).build()
+    by_itself = conv("maml", sharing, encoder__norm=norm, encoder__transductive=True).build()
     assert apart(by_itself, by_itself.adapt(perturbed(by_itself), support), query.inputs) > 1e-3
 
 
@@ -190,6 +192,23 @@ def test_the_order_of_the_support_set_does_not_matter_to_its_statistics(learner:
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_batch_normalised_episodes_under_vmap_are_those_of_a_loop(learner: str, transductive: bool, arrays) -> None:
     assert_vmap_equals_the_loop(conv(learner, encoder__transductive=transductive), arrays)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("transductive", [False, True])
+def test_a_query_is_predicted_the_same_however_episodes_are_run(transductive: bool, arrays) -> None:
+    chosen = conv("maml", encoder__transductive=transductive)
+    problem, episodes = chosen.build(), episodes_of(chosen, arrays)
+    params = perturbed(problem)
+
+    def predict(episode: Episode) -> dict[str, Tensor]:
+        return problem.predict(problem.adapt(params, episode.support), episode.query.inputs)
+
+    whole, *others = (
+        over_episodes(predict, episodes, how) for how in (HowToRun(), HowToRun(chunk=2), HowToRun("loop"))
+    )
+    for other in others:
+        torch.testing.assert_close(other, whole, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
