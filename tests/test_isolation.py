@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,15 +17,30 @@ from raymtl.data.episodes import generator, on_device
 from raymtl.learners import BATCH, LearnerSpec, MetaLearner
 from raymtl.learners.inner import UnrolledLearner
 from raymtl.step import HowToRun, Problem, look_back, meta_gradient, over_episodes
-from raymtl.types import Batch, Episode, Params, select
+from raymtl.types import Batch, Episode, Params, UserError, select
 from tests.conftest import LEARNERS, SHARING, WEIGHTING, axes, perturbed, possible
 from tests.test_learners import VARIANTS
+
+
+def allowed(sharing: str, learner: str, values: Mapping[str, Any]) -> bool:
+    """Whether the configuration takes the learner with these values; what is refused is told by tests/test_config.py."""
+    try:
+        axes(sharing, "static", learner).override(values)
+    except UserError:
+        return False
+    return True
+
 
 COMBINATIONS = [
     *((sharing, learner, {}) for sharing in SHARING for learner in LEARNERS if possible(sharing, "static", learner)),
     *(("hard", learner, values) for learner, values in VARIANTS if values),
     # Batch norms hold the statistics of a support set beside the parameters.
-    *(("hard", learner, {"encoder.norm": "batch"}) for learner in LEARNERS),
+    *(
+        ("hard", learner, {"encoder.norm": norm})
+        for norm in ("batch", "per_step")
+        for learner in LEARNERS
+        if allowed("hard", learner, {"encoder.norm": norm})
+    ),
 ]
 MEMBERS = {member.model_fields["name"].default: member for member in get_args(get_args(LearnerSpec)[0])}
 # Those that take inner steps, without reading the labels of all tasks before the first; and those whose path is public.

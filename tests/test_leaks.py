@@ -27,8 +27,9 @@ from raymtl.step import HowToRun, Problem, meta_gradient, over_episodes
 from raymtl.tasks import classification
 from raymtl.types import Batch, Episode
 from raymtl.weighting import StaticSpec
-from tests.conftest import LEARNERS, axes, experiment, perturbed, possible
+from tests.conftest import LEARNERS, axes, experiment, perturbed
 from tests.data.test_sinusoid import FLOOR
+from tests.test_isolation import allowed
 from tests.test_learners import VARIANTS
 
 WAYS, PER_CLASS, DIM = 5, 3, 6
@@ -108,12 +109,12 @@ SEEING = [
     *(
         ("hard", learner, {**CONV, "encoder.norm": norm})
         for norm in NORMS
-        for learner in ("maml", "imaml", "protonet", "reptile")
+        for learner in ("maml", "maml_pp", "imaml", "protonet", "reptile")
     ),
 ]
 
 
-@pytest.mark.parametrize(("sharing", "learner", "values"), [c for c in SEEING if possible(c[0], "static", c[1])])
+@pytest.mark.parametrize(("sharing", "learner", "values"), [c for c in SEEING if allowed(*c)])
 def test_predictions_are_the_same_to_the_bit_whatever_the_query_labels_are(sharing, learner, values, arrays) -> None:
     chosen = axes(sharing, "static", learner).override({**values, "evaluate.test_episodes": 2})
     if "inner_steps" in type(chosen.learner).model_fields:
