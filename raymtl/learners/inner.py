@@ -104,9 +104,9 @@ def chosen(name: str, patterns: Sequence[str]) -> bool:
 class GradientLearner(MetaLearner):
     """Takes gradient steps on the support objective; what they move, from where and how fast is for subclasses.
 
-    `adapts` are patterns over the names of the model's parameters, as `raymtl.yaml` and the files of a run have them
-    without `model.`: `heads.*`, `encoders.0.stages.1.*`, `*.bias`. The inner loop moves what they match, other than
-    what a later pattern with `-` before it leaves out: ["*", "-heads.*"] is all but the heads.
+    `adapts` are patterns over the names of the model's parameters, which a run's model.safetensors has with `model.`
+    before them: `heads.*`, `encoders.0.stages.1.*`, `*.bias`. The inner loop moves what they match, other than what a
+    later pattern with `-` before it leaves out: ["*", "-heads.*"] is all but the heads.
     """
 
     name: str
@@ -138,8 +138,8 @@ class GradientLearner(MetaLearner):
 
     @property
     def learns_rates(self) -> bool:
-        """Whether `rates` depend on parameters."""
-        return False
+        """Whether `rates` may depend on parameters, as they do where a subclass has its own."""
+        return type(self).rates is not GradientLearner.rates
 
     def start(self, params: Params) -> dict[str, Tensor]:
         """What the inner loop moves, and from where: all of the model that it `adapts`."""

@@ -19,10 +19,6 @@ class MetaSGD(UnrolledLearner):
     helps: ClassVar[str] = "which weights should move, and how far, is worth twice the parameters"
     costs: ClassVar[str] = "as maml"
 
-    @property
-    def learns_rates(self) -> bool:
-        return True
-
     def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
         moved = select(self.start(prefixed(model_params, "model")), "model")
         rates = {name: torch.full_like(value, self.inner_lr) for name, value in moved.items()}
