@@ -41,7 +41,8 @@ class Hyper(MetaLearner):
     of a regression is the model's own and what is emitted from z. Adapted parameters are those of an ordinary model.
 
     Deviations from the paper: the set encoder reads features of the trunk and not pictures; the trunk is learned with
-    the rest and not before it; emitters are linear; no second modulation that goes from layer to layer.
+    the rest and not before it; emitters are linear, and none reads what the layer before was modulated by; heads are
+    class means under a learned metric and no network's output; the paper has classifications alone.
     """
 
     name: Literal["hyper"] = "hyper"
@@ -77,21 +78,25 @@ class Hyper(MetaLearner):
         self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
     ) -> Params:
         own, theta = select(params, "learner"), select(params, "model")
-        with torch.autocast(next(iter(params.values())).device.type, enabled=False):
-            emitted = self._emitted(own, read(model, params, support))
+        device = next(iter(params.values())).device.type
+        plain = read(model, params, support)
+        with torch.autocast(device, enabled=False):
+            emitted = self._emitted(own, plain)
             phi = {**params, **prefixed(_modulated(own, theta, emitted), "model")}
+        fitted = read(model, phi, support)
         found: dict[str, Tensor] = {}
-        for name, (rows, groups) in read(model, phi, support).items():
-            if model.out_features[name] > 1:
-                centres = group_means(rows, groups)
-                weighed = own[f"metric.{name}"] * centres
-                found[f"model.heads.{name}.weight"] = 2 * weighed
-                found[f"model.heads.{name}.bias"] = -(centres * weighed).sum(-1)
-                found[f"learner.present.{name}"] = groups.any(0)
-            else:
-                change = own[f"head.{name}"] @ emitted
-                found[f"model.heads.{name}.weight"] = theta[f"heads.{name}.weight"] + change[:-1]
-                found[f"model.heads.{name}.bias"] = theta[f"heads.{name}.bias"] + change[-1:]
+        with torch.autocast(device, enabled=False):
+            for name, (rows, groups) in fitted.items():
+                if model.out_features[name] > 1:
+                    centres = group_means(rows, groups)
+                    weighed = own[f"metric.{name}"] * centres
+                    found[f"model.heads.{name}.weight"] = 2 * weighed
+                    found[f"model.heads.{name}.bias"] = -(centres * weighed).sum(-1)
+                    found[f"learner.present.{name}"] = groups.any(0)
+                else:
+                    change = own[f"head.{name}"] @ emitted
+                    found[f"model.heads.{name}.weight"] = theta[f"heads.{name}.weight"] + change[:-1]
+                    found[f"model.heads.{name}.bias"] = theta[f"heads.{name}.bias"] + change[-1:]
         return {**phi, **found}
 
     def _emitted(self, own: Params, support: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:

@@ -26,9 +26,9 @@ class TNet(MAML):
     maml. In adapted parameters T W has taken the place of W and the identity that of T: they predict without T, and
     fitting them once more goes on as maml does.
 
-    Deviations from the paper: biases come after T, and are not transformed; no T behind W for parameters of another
-    kind than a layer's, which are transformed as one; the masks of MT-nets, which choose the weights that adapt, are
-    not learned (`adapts` names them).
+    Deviations from the paper: parameters of two dimensions that are no layer's, such as those by which an architecture
+    mixes its towers, are transformed too; biases come after T and are not; the masks of MT-nets, which choose the
+    weights that adapt, are not learned (`adapts` names them).
     """
 
     name: Literal["t_net"] = "t_net"  # type: ignore[assignment]

@@ -226,4 +226,4 @@ def test_two_hundred_steps_of_a_conv_net_fit_in_the_memory_of_five(axis: str, gr
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         return float(printed.split(": ")[1].split()[0])
 
-    assert peak("unrolled", 1) < peak(gradient, 200) < peak("unrolled", 5) < peak("unrolled", 10) / 1.5
+    assert 5 < peak(gradient, 200) < peak("unrolled", 5) < peak("unrolled", 10) / 1.5
