@@ -31,7 +31,10 @@ TaskAxis = Literal["vmap", "loop"]
 
 
 class Problem(NamedTuple):
-    """The three axes on a set of tasks: any sharing architecture, any weighting, any learner."""
+    """The three axes on a set of tasks: any sharing architecture, any weighting, any learner.
+
+    One thread at a time: a functional call puts the parameters that it is given into the module while it runs.
+    """
 
     tasks: tuple[Task, ...]
     model: SharingArchitecture
