@@ -253,7 +253,8 @@ def _down_the_query_losses(
     num_shared = len(names) - num_private
     parts = _parts(batch.episodes, how.passes)
     given = _with_the_batch(problem, params, batch.episodes, workers, how)
-    if len(parts) > 1:  # later passes see the weighting's state as the first did, though `weigh` moves it in between
+    if len(parts) > 1 or problem.learner.recomputes:
+        # Whatever is computed later sees the weighting's state as it is now, though `weigh` moves it in between.
         given = {**given, **prefixed(problem.weighting.state(), "weighting")}
     passes: list[Callable[[], Losses]] = [
         partial(_losses, problem, given, batch._replace(episodes=part), how) for part in parts

@@ -32,6 +32,11 @@ class MetaLearner(Spec, ABC):
     """False if the meta-gradient is the displacement of the parameters, not a gradient of the query loss."""
 
     @property
+    def recomputes(self) -> bool:
+        """Whether the backward pass evaluates the inner objective again."""
+        return False
+
+    @property
     def tells_steps_apart(self) -> bool:
         """Whether the function that is fitted may be another in each inner step."""
         return self.num_steps > 0

@@ -38,6 +38,10 @@ class IMAML(GradientLearner):
     cg_steps: NonNegativeInt = 5
 
     @property
+    def recomputes(self) -> bool:
+        return True
+
+    @property
     def tells_steps_apart(self) -> bool:
         return False  # there is one goal
 

@@ -215,6 +215,10 @@ class UnrolledLearner(GradientLearner):
         return self
 
     @property
+    def recomputes(self) -> bool:
+        return self.gradient != "unrolled"
+
+    @property
     def tells_steps_apart(self) -> bool:
         return self.inner_steps > 0 and self.gradient != "implicit"  # which takes all steps for alike
 

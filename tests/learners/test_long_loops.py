@@ -65,13 +65,14 @@ def test_whatever_the_number_of_steps(steps: int, arrays) -> None:
 
 
 @float64
-@pytest.mark.parametrize("weighting", ["random", "graddrop"])
-def test_recomputed_steps_weigh_by_the_same_state_and_serve_every_row(weighting: str, arrays) -> None:
-    """With two passes the state of a weighting is among the parameters, whole numbers included."""
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("weighting", ["random", "graddrop", "gls", "stch"])
+def test_recomputed_steps_weigh_by_the_same_state_and_serve_every_row(weighting: str, passes: int, arrays) -> None:
+    """Though the outer step has moved it, whole numbers included, when they are recomputed."""
     chosen = axes("hard", weighting, "maml")
     episodes = episodes_of(chosen, arrays)
-    exact = gradients(chosen, episodes, HowToRun(passes=2))
-    computed = gradients(chosen.override({"learner.gradient": "checkpointed"}), episodes, HowToRun(passes=2))
+    exact = gradients(chosen, episodes, HowToRun(passes=passes))
+    computed = gradients(chosen.override({"learner.gradient": "checkpointed"}), episodes, HowToRun(passes=passes))
     for name, gradient in exact.items():
         torch.testing.assert_close(computed[name], gradient, rtol=1e-10, atol=1e-12)
 
