@@ -21,6 +21,7 @@ from raymtl.learners.protonet import ProtoNet
 from raymtl.learners.r2d2 import R2D2
 from raymtl.learners.reptile import Reptile
 from raymtl.learners.t_net import TNet
+from raymtl.learners.umtl import UMTL
 from raymtl.learners.warp_grad import WarpGrad
 
 LearnerSpec = Annotated[
@@ -40,6 +41,7 @@ LearnerSpec = Annotated[
     | R2D2
     | Reptile
     | TNet
+    | UMTL
     | WarpGrad,
     Field(discriminator="name"),
 ]
@@ -53,6 +55,7 @@ __all__ = [
     "IMAML",
     "MAML",
     "R2D2",
+    "UMTL",
     "Hyper",
     "LearnerSpec",
     "MAMLPlusPlus",

@@ -1,0 +1,266 @@
+"""UMTL beside MAML on curves of three families, at equal size, steps and tries: `python -m benchmarks.mixture`.
+
+For each seed both try the same number of settings, each for the same number of outer steps on the same episodes, and
+the setting and the look with the lowest validation error stand; MAML's network is as wide as UMTL has parameters in
+all. The ablations take the setting that UMTL chose. Test episodes are read once for each row.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import typer
+from rich.console import Console
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from benchmarks.sharing import interval
+from raymtl.collective import Workers
+from raymtl.config import Experiment
+from raymtl.data import Split
+from raymtl.data.episodes import build_episodes, on_device
+from raymtl.evaluate import evaluate, validation_scores
+from raymtl.step import HowToRun, Problem, meta_gradient, over_episodes
+from raymtl.types import Params, Spec
+
+MAML, UMTL = "maml", "umtl"
+LEARNERS: dict[str, dict[str, Any]] = {
+    MAML: {"learner.name": "maml", "learner.learn_inner_lr": True},
+    UMTL: {"learner.name": "umtl"},
+}
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "umtl, no reconstruction": {"learner.reconstruction": 0.0},
+    "umtl, attends to the batch": {"learner.attends": "batch"},
+    "umtl, one phase": {"learner.first_phase": 0},
+}
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"train.lr": 0.003, "learner.inner_lr": 0.02},
+    {"train.lr": 0.006, "learner.inner_lr": 0.05},
+)
+
+
+class Protocol(Spec):
+    """All that a result depends on beside seed and row."""
+
+    steps: int = 1500
+    meta_batch: int = 16
+    looks: int = 5
+    """At the validation error during training."""
+    val_episodes: int = 300
+    test_episodes: int = 1000
+    probe_episodes: int = 5000
+    """Validation episodes whose embeddings the probe learns from."""
+    hidden: tuple[int, ...] = (40, 40)
+    """Of UMTL's network; MAML's is wider."""
+    settings: int = len(SETTINGS)
+
+
+class Try(NamedTuple):
+    """The best of one training run by its validation error."""
+
+    val: float
+    step: int
+    params: dict[str, Tensor]
+    setting: int
+
+
+def experiment(protocol: Protocol, seed: int, values: Mapping[str, Any]) -> Experiment:
+    """The mixture with a network of UMTL's width."""
+    base = {
+        "data.name": "mixture",
+        "encoder.name": "mlp",
+        "encoder.hidden": list(protocol.hidden),
+        "train.meta_batch": protocol.meta_batch,
+        "train.steps": protocol.steps,
+        "evaluate.val_episodes": protocol.val_episodes,
+        "evaluate.test_episodes": protocol.test_episodes,
+        "seed": seed,
+    }
+    return Experiment().override(base | dict(values))
+
+
+def num_parameters(chosen: Experiment) -> int:
+    """Everything that is learned, the learner's own included."""
+    return sum(value.numel() for value in chosen.build().init_params().values())
+
+
+def widened(protocol: Protocol, seed: int, like: int) -> dict[str, Any]:
+    """MAML with two layers of the width that brings it closest to `like` parameters."""
+
+    def of(width: int) -> dict[str, Any]:
+        return LEARNERS[MAML] | {"encoder.hidden": [width, width]}
+
+    estimate = math.isqrt(like)
+    widths = range(max(1, estimate - 10), estimate + 3)
+    best = min(widths, key=lambda width: abs(num_parameters(experiment(protocol, seed, of(width))) - like))
+    return of(best)
+
+
+def train(chosen: Experiment, setting: int, protocol: Protocol) -> Try:
+    """Adam with a rate that falls to 0 along half a cosine, as `raymtl train` has it."""
+    problem = chosen.build()
+    params = problem.init_params()
+    optimizer = torch.optim.Adam(list(params.values()))
+    best = Try(math.inf, 0, {}, setting)
+    for step in range(protocol.steps):
+        episodes, _ = build_episodes(
+            chosen.data, {}, seed=chosen.seed, split="train", step=step, indices=range(protocol.meta_batch)
+        )
+        meta = meta_gradient(problem, params, on_device(episodes, "cpu"), step=step)
+        optimizer.zero_grad()
+        moving = {name: value for name, value in params.items() if problem.learner.moves(step, name)}
+        for name, value in moving.items():
+            value.grad = meta.grads[name]
+        torch.nn.utils.clip_grad_norm_(moving.values(), chosen.train.clip_norm or math.inf)
+        optimizer.param_groups[0]["lr"] = chosen.train.lr * (1 + math.cos(math.pi * step / protocol.steps)) / 2
+        optimizer.step()
+        done = step + 1
+        if done * protocol.looks // protocol.steps > step * protocol.looks // protocol.steps:
+            with torch.no_grad():
+                val = validation_scores(chosen, problem, params, {}, HowToRun(), Workers())["val.y.mse"]
+            if val < best.val:
+                best = Try(val, done, {name: value.detach().clone() for name, value in params.items()}, setting)
+    return best
+
+
+@torch.no_grad()
+def embeddings(
+    chosen: Experiment, problem: Problem, params: Params, split: Split, count: int
+) -> tuple[Tensor, list[str]]:
+    """[count, D], and the family of each episode."""
+    episodes, families = build_episodes(chosen.data, {}, seed=chosen.seed, split=split, step=0, indices=range(count))
+    z = over_episodes(
+        lambda episode: problem.learner.embed(problem.model, params, episode.support),
+        on_device(episodes, "cpu"),
+        HowToRun(),
+    )
+    return z.flatten(0, 1), families
+
+
+def probed(chosen: Experiment, problem: Problem, params: Params, protocol: Protocol) -> float:
+    """Share of test episodes whose family logistic regression tells from the embedding."""
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=100, max_iter=5000))
+    probe.fit(*embeddings(chosen, problem, params, "val", protocol.probe_episodes))
+    return float(probe.score(*embeddings(chosen, problem, params, "test", protocol.test_episodes)))
+
+
+def related(chosen: Experiment, problem: Problem, params: Params) -> dict[str, float]:
+    """Mean learned relation of test episodes of the same family, and of different ones."""
+    z, families = embeddings(chosen, problem, params, "test", 200)
+    relations = problem.learner.relations(params, z)
+    assert relations is not None
+    same = torch.tensor([[a == b for b in families] for a in families])
+    others = ~torch.eye(len(z), dtype=torch.bool)
+    return {"within": float(relations[same & others].mean()), "between": float(relations[~same].mean())}
+
+
+def result(row: str, values: Mapping[str, Any], seed: int, tries: Sequence[Try], protocol: Protocol) -> dict[str, Any]:
+    """The row of the JSON file: the best of the tries on the test episodes."""
+    best = min(tries, key=lambda found: found.val)
+    chosen = experiment(protocol, seed, dict(values) | SETTINGS[best.setting])
+    problem = chosen.build()
+    scores, _ = evaluate(chosen, problem, best.params, {})
+    found = {
+        "row": row,
+        "seed": seed,
+        "mse": scores["tasks"]["y"]["mse"]["after"]["mean"],
+        "along": scores["curve"]["y.mse"]["mean"],
+        "val": best.val,
+        "step": best.step,
+        "setting": SETTINGS[best.setting],
+        "tries": [found.val for found in tries],
+        "hidden": chosen.encoder.model_dump()["hidden"],
+        "num_parameters": num_parameters(chosen),
+    }
+    if chosen.learner.name == UMTL:
+        found |= {"probe": probed(chosen, problem, best.params, protocol)}
+        found |= {"untrained": probed(chosen, problem, problem.init_params(), protocol)}
+        found |= related(chosen, problem, best.params)
+    return found
+
+
+def of_seed(learner: str, seed: int, protocol: Protocol) -> list[dict[str, Any]]:
+    """The rows of one learner, UMTL's with its ablations."""
+    start = time.perf_counter()
+    values = LEARNERS[learner]
+    if learner == MAML:
+        values = widened(protocol, seed, num_parameters(experiment(protocol, seed, LEARNERS[UMTL])))
+    tried = range(protocol.settings)
+    tries = [train(experiment(protocol, seed, values | SETTINGS[i]), i, protocol) for i in tried]
+    rows = [result(learner, values, seed, tries, protocol)]
+    if learner == UMTL:
+        best = min(tries, key=lambda found: found.val).setting
+        for name, changed in ABLATIONS.items():
+            ablated = values | changed
+            again = train(experiment(protocol, seed, ablated | SETTINGS[best]), best, protocol)
+            rows.append(result(name, ablated, seed, [again], protocol))
+    print(f"{learner}, seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
+    return rows
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each row, means over seeds with 95 % intervals."""
+
+    def told(name: str, key: str, digits: int, scale: float = 1.0) -> str:
+        values = [scale * row[key] for row in rows if row["row"] == name and key in row]
+        if not values:
+            return "-"
+        mean, half = interval(values)
+        return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+
+    lines = [
+        "| | parameters | test MSE | probe, % | probe untrained, % | relation within a family | between families |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in (MAML, UMTL, *ABLATIONS):
+        count = [row["num_parameters"] for row in rows if row["row"] == name]
+        if count:
+            probes = (told(name, "probe", 1, 100), told(name, "untrained", 1, 100))
+            cells = (told(name, "mse", 3), *probes, told(name, "within", 2), told(name, "between", 2))
+            lines.append(f"| {name} | {count[0]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    json_path: Annotated[Path | None, typer.Option("--json", help="Results; what it holds is not run again.")] = None,
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
+    processes: Annotated[int, typer.Option(min=1)] = 2,
+    steps: Annotated[int, typer.Option(help="Outer steps of every try.", min=1)] = Protocol().steps,
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke run; its numbers say nothing.")] = False,
+) -> None:
+    """Prints the test error of MAML, of UMTL and of UMTL without its parts, and what a probe finds in embeddings."""
+    protocol = Protocol(steps=steps)
+    if quick:
+        few = {"steps": 10, "looks": 1, "val_episodes": 20, "test_episodes": 20, "probe_episodes": 60, "settings": 1}
+        protocol, seeds = Protocol.model_validate(few), 1
+    rows: list[dict[str, Any]] = []
+    if json_path and json_path.exists():
+        found = json.loads(json_path.read_text())
+        if found["protocol"] != protocol.model_dump(mode="json"):
+            raise typer.BadParameter(f"{json_path} holds results of another protocol. Name another file.")
+        rows = found["results"]
+    done = {(row["row"], row["seed"]) for row in rows}
+    todo = [(learner, seed) for seed in range(seeds) for learner in LEARNERS if (learner, seed) not in done]
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        for future in as_completed([pool.submit(of_seed, *key, protocol) for key in todo]):
+            rows += future.result()
+            if json_path:
+                partial = json_path.with_suffix(".partial")
+                partial.write_text(
+                    json.dumps({"protocol": protocol.model_dump(mode="json"), "results": rows}, indent=1)
+                )
+                partial.replace(json_path)
+    Console(stderr=True).print(f"{seeds} seeds, 95 % intervals; {protocol.settings} settings for maml and umtl each")
+    print(markdown(sorted(rows, key=lambda row: row["seed"])), end="")
+
+
+if __name__ == "__main__":
+    typer.run(main)
