@@ -27,7 +27,13 @@ FLOOR = 3.006
 BUDGET = {"train.steps": 50_000, "train.eval_every": 5_000, "evaluate.test_episodes": 1_000}
 ROWS: dict[str, dict[str, Any]] = {
     "maml": {},
-    "searched": {"learner.name": "meta_sgd", "learner.inner_steps": 5, "train.lr": 0.0005, "train.clip_norm": 1.0},
+    "searched": {
+        "learner.name": "meta_sgd",
+        "learner.inner_steps": 5,
+        "learner.inner_lr": 0.03,
+        "train.lr": 0.0005,
+        "train.clip_norm": 1.0,
+    },
 }
 """What each row changes in the file; `searched` is what a search of its domains finds at the quick budget."""
 REFERENCE = {"MAML": ("", "0.325", "0.158", "0.107"), "CAVIA": ("", "0.177", "0.040", "0.030")}
