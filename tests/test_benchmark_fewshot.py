@@ -31,6 +31,12 @@ def test_scores_go_to_ten_inner_steps_whatever_was_trained_with(row: str, tmp_pa
     assert found[sinusoid.STEPS.index(steps)] == pytest.approx(own["after"])
 
 
+def test_what_cannot_be_beaten_without_adapting_is_3_006() -> None:
+    floor = sinusoid.unadapted(2_000)
+    assert floor["mean"] == pytest.approx(3.006, abs=2 * floor["ci95"])
+    assert floor["ci95"] < 0.2
+
+
 @pytest.mark.parametrize("length", ["quick", "cpu", "full"])
 @pytest.mark.parametrize("learner", omniglot.CONFIGS)
 def test_every_length_of_omniglot_is_a_configuration_of_its_learner(learner: str, length) -> None:
