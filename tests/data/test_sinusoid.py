@@ -156,7 +156,7 @@ def test_adapting_goes_below_the_floor_and_not_adapting_does_not(run) -> None:
 def test_scores_and_examples_of_inputs_that_are_no_pictures(run) -> None:
     chosen, problem, _ = load_model(run / "best")
     evaluate_folder(run / "best", {}, chosen.data)
-    assert list(runs.read_json(run / "best" / "metrics.json")["tasks"]["y"]) == ["r2", "mae", "mse"]
+    assert list(runs.read_json(run / "best" / "metrics.json")["tasks"]["y"]) == ["r2", "mae", "rmse", "mse"]
     rows = runs.read_rows(run / "best" / "examples.parquet")
     held_out = build(chosen.data, len(rows), "test")
     assert [row["input"] for row in rows] == held_out.query.inputs[:, 0].tolist()
