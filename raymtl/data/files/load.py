@@ -198,7 +198,7 @@ def load(source: "Files") -> dict[str, np.ndarray]:
         counts = [round(source.found.tasks[name].labelled * source.found.rows) for name in names]
     elif all(arrays[f"mask/{name}"].all() for name in names):
         arrays["complete"] = np.array(True)
-    return arrays | {"tasks": np.array(names), "sizes": np.array(counts)}
+    return arrays | {"side": side, "tasks": np.array(names), "sizes": np.array(counts)}
 
 
 def _blocks(source: "Files", opened: Opened) -> Iterator[Encoded]:
