@@ -24,7 +24,7 @@ EPISODES_AT_ONCE = 20
 EXAMPLES = 12
 RELATED = 120
 """Tasks that are compared with each other at most; the comparisons are their square."""
-RESAMPLES = 1000
+RESAMPLES = 500
 """Of the episodes, for the interval of a score that is no mean."""
 RESAMPLES_AT_ONCE = 100  # of which the sums are in memory
 SHOWN_NUMBERS = 16384

@@ -178,7 +178,7 @@ def test_adapting_to_a_file_is_adapting_to_its_numbers(run, tmp_path) -> None:
     told = adapt_run(run, tmp_path / "mine.parquet", 0, None, None)
     assert (told["support_examples"], told["predicted_examples"]) == (10, 10)
     own = adapt_run(run, None, 0, None, None)
-    assert set(own["scores"]) == {"y.r2", "y.mae", "y.mse"}
+    assert set(own["scores"]) == {"y.r2", "y.mae", "y.rmse", "y.mse"}
     files = [runs.read_rows(run / "adapted" / name / "predictions.parquet") for name in ("mine", "episode-0")]
     by_file, by_episode = ([row["y.after"] for row in rows] for rows in files)
     assert by_file == by_episode

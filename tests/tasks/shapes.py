@@ -19,8 +19,8 @@ class Shapes(Source):
     """Pictures [3, side, side] with one to three objects, rectangles of one colour and discs of another.
 
     `which` is the class of the largest, `disc` whether there is a disc, `shown` which of the two classes are there,
-    `amount` how many objects there are, `place` the middle of the largest; `pixels`, `far` and `facing` are maps. Where
-    `unboxed`, that share of the pictures has no labels of `boxes`.
+    `amount` how many objects there are, `place` the middle of the largest; `pixels`, `far` and `facing` are maps, and
+    `deep`, which is not among the tasks unless named, one more of depths. Where `unboxed`, that share of the pictures has no labels of `boxes`.
     """
 
     name: Literal["shapes"] = "shapes"
@@ -50,6 +50,7 @@ class Shapes(Source):
             "place": lambda name: regression(name, middle, spread, loss="huber"),
             "pixels": lambda name: segmentation(name, 3, size, width=8),
             "far": lambda name: depth(name, size, mean=2.0, std=0.5, width=8),
+            "deep": lambda name: depth(name, size, width=8),
             "facing": lambda name: normals(name, size, width=8),
             "boxes": lambda name: detection(name, 2, size, stride=4, width=8),
         }
@@ -103,6 +104,7 @@ class Shapes(Source):
             "place": (boxes[largest, 1:3] + boxes[largest, 3:]) / 2,
             "pixels": np.where(hole, -1, pixels),
             "far": np.where(hole, 0.0, far),
+            "deep": np.where(hole, 0.0, 5 - far),
             "facing": np.where(hole, 0.0, facing),
             "boxes": boxes,
         }
