@@ -376,7 +376,9 @@ def _print_summary(summary: Mapping[str, Any], run: Path, as_json: bool) -> None
         )
     where = os.path.relpath(run)
     console.print(
-        f"\n{summary['seconds']:.0f} s. Open {where}/report.html; next: raymtl adapt {where}", highlight=False
+        f"\n{summary['seconds']:.0f} s; training waited for data {summary['data_wait_pct']:.1f} % of its time. "
+        f"Open {where}/report.html; next: raymtl adapt {where}",
+        highlight=False,
     )
 
 
