@@ -1,6 +1,7 @@
 """What a source is made of, before anything is trained on it: columns, tasks, splits, and a batch to look at."""
 
 import math
+import unicodedata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -146,7 +147,7 @@ def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
                 shown.resize((shown.width * scale, shown.height * scale), Image.Resampling.NEAREST), (left, top)
             )
             for line, (name, value) in enumerate(labels[number].items()):
-                pen.text((left, top + SIDE + LINE * line), f"{name}: {value}"[:LETTERS], "black", font)
+                pen.text((left, top + SIDE + LINE * line), _plain(f"{name}: {value}")[:LETTERS], "black", font)
     else:
         table = [{**_values(source, row), **labels[i]} for i, row in enumerate(inputs)]
         widths = {
@@ -158,10 +159,15 @@ def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
             left = MARGIN
             for key, width in widths.items():
                 ink = "black" if number == 0 else "firebrick" if key in labels[0] else "dimgray"
-                pen.text((left, MARGIN + LINE * number), str(line_of[key])[:LETTERS], ink, font)
+                pen.text((left, MARGIN + LINE * number), _plain(line_of[key])[:LETTERS], ink, font)
                 left += width
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
+
+
+def _plain(text: str) -> str:
+    """In letters that Pillow's own font has."""
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode() or "?"
 
 
 def _labels(source: Source, batch: Batch, row: int) -> dict[str, str]:

@@ -23,7 +23,7 @@ from raymtl.data.files.schema import Format
 from raymtl.data.files.splits import ALIASES
 from raymtl.types import UserError
 
-PICTURES_A_BLOCK = 256
+PICTURES_A_BLOCK = 64
 ENDINGS: Mapping[Format, tuple[str, ...]] = {
     "parquet": (".parquet", ".pq"),
     "csv": (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.bz2", ".csv.zst"),

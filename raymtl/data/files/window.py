@@ -100,5 +100,6 @@ def window(source: "Files", arrays: Arrays, seed: int, step: int) -> Arrays:
     rows = np.concatenate([one.rows + start for one, start in zip(held, offsets, strict=False)])
     if len(rows) < 2:
         raise UserError(f"data.split: expected rows for training in the blocks of step {step}, got {len(rows)}.")
+    alone = source.task_names if len(source.task_names) == 1 else ()
     own = {f"{place}/{key}": values for place, one in enumerate(held) for key, values in one.arrays.items()}
-    return {**own, "offsets": offsets[:-1], "rows/train": rows}
+    return {**own, "offsets": offsets[:-1], "rows/train": rows, **{f"rows/train/{name}": rows for name in alone}}
