@@ -10,6 +10,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.utils._pytree import tree_map
 
+from raymtl import runs
 from raymtl.collective import Workers
 from raymtl.config import Experiment
 from raymtl.data.episodes import build_episodes, on_device
@@ -230,6 +231,47 @@ def test_other_encoders_with_maps_take_dense_tasks(encoder) -> None:
     problem = problem_of(source, encoder=encoder)
     predictions = problem.model(torch.rand(2, 3, 32, 32))
     assert predictions["pixels"].shape == (2, 3, 32, 32) and predictions["boxes"].shape == (2, 7, 8, 8)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", NAMES)
+def test_relation_takes_two_tasks_of_any_one_kind(name: str) -> None:
+    """Their heads are alike; every kind twice, under two names."""
+    source = Shapes(tasks=(name,), side=16, shots=2, queries=2, unboxed=0)
+    (task,) = source.make_tasks()
+    tasks = (task, task._replace(name="again"))
+    spec = axes("relation", "static", "maml").sharing
+    encoder = ENCODER.build(source.input_shape)
+    assert spec.check(tasks, encoder) is None
+    problem = Problem(tasks, spec.build(tasks, [encoder]), StaticSpec().build(tasks), MAML(inner_steps=1))
+    parts = [
+        batch._replace(targets={name: batch.targets[name], "again": batch.targets[name].flip(1)})
+        for batch in episodes_of(source, 2)
+    ]
+    grads = meta_gradient(problem, perturbed(problem, 0.03), Episode(*parts)).grads
+    assert all(gradient.isfinite().all() and gradient.abs().max() > 0 for gradient in grads.values())
+    others = Shapes(tasks=("which", "pixels")).make_tasks()
+    assert "needs the same shapes in all" in spec.check(others, encoder)[1]
+
+
+def test_what_is_no_single_number_is_written_with_its_shape_and_thinned_out_where_it_is_large() -> None:
+    from raymtl.evaluate import told
+
+    assert told("a", None) == {"a": None}
+    assert told("a", torch.tensor(3)) == {"a": 3.0}
+    assert told("a", torch.tensor([1.0, 2.0])) == {"a": [1.0, 2.0], "a.shape": [2]}
+    large = torch.arange(3 * 200 * 100).reshape(3, 200, 100)
+    found = told("a", large)
+    assert found["a.shape"] == [3, 100, 50] and found["a"] == large[:, ::2, ::2].flatten().tolist()
+
+
+def test_a_file_of_examples_is_refused_where_labels_are_no_single_numbers(tmp_path: Path) -> None:
+    from raymtl.support import read_support
+
+    runs.write_rows(tmp_path / "own.parquet", [{"input": [0.0], "pixels": 1}])
+    source = Shapes(tasks=("which", "pixels"))
+    with pytest.raises(UserError, match=r"its task 'pixels' is a segmentation with 3 outputs. Adapt to an episode"):
+        read_support(tmp_path / "own.parquet", scoring(source, 2), problem_of(source))
 
 
 def test_learners_of_classes_refuse_other_kinds() -> None:
