@@ -78,6 +78,8 @@ class Task(NamedTuple):
     """
     dense: bool = False
     """Whether the head needs features that are maps, [channels, height, width]."""
+    target_shape: tuple[int, ...] = ()
+    """Of one example's target, of the least size where it varies: what stands in for a label that is masked."""
     quadratic: bool = False
     """Whether the loss is quadratic in the prediction, so that one Newton step from anywhere finds its least."""
 

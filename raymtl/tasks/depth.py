@@ -53,6 +53,7 @@ def depth(name: str, size: tuple[int, int], *, mean: float = 0.0, std: float = 1
             "rel_error": pixel_mean(relative, False),
         },
         readable=readable,
+        target_shape=size,
         labelled=lambda target: valid(target).flatten(1).any(1),
         dense=True,
     )

@@ -187,4 +187,5 @@ def detection(
         metrics=spec.metrics,
         readable=spec.found,
         dense=True,
+        target_shape=(1, 5),
     )

@@ -52,5 +52,6 @@ def multilabel(name: str, num_labels: int) -> Task:
         readable=lambda logits: (logits > 0).long(),
         # Half-way between the two for what is unknown.
         encoded=lambda target: torch.where(known(target), target, 0.5),
+        target_shape=(num_labels,),
         labelled=lambda target: known(target).any(1),
     )

@@ -61,6 +61,7 @@ def normals(name: str, size: tuple[int, int], *, width: int = 32) -> Task:
             "median_angle": median(angle, 180.0, NUM_BINS),
         },
         readable=direction,
+        target_shape=(3, *size),
         labelled=lambda target: valid(target).flatten(1).any(1),
         dense=True,
     )

@@ -81,7 +81,8 @@ def _vector(name: str, mean: tuple[float, ...], std: tuple[float, ...], loss: Ca
 
     def standardised(target: Tensor) -> Tensor:
         """0, which is the mean, where a component is missing."""
-        values = (target - target.new_tensor(mean)) / target.new_tensor(std)
+        values = 1.0 * target  # what stands in for a masked label may be whole numbers
+        values = (values - values.new_tensor(mean)) / values.new_tensor(std)
         return torch.where(known(target), values, 0.0)
 
     def error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -121,6 +122,7 @@ def _vector(name: str, mean: tuple[float, ...], std: tuple[float, ...], loss: Ca
         },
         readable=lambda prediction: prediction * prediction.new_tensor(std) + prediction.new_tensor(mean),
         encoded=standardised,
+        target_shape=(number,),
         labelled=lambda target: known(target).any(1),
         quadratic=loss is _squared,
     )

@@ -52,6 +52,7 @@ def segmentation(name: str, num_classes: int, size: tuple[int, int], *, width: i
             "pixel_accuracy": pixel_mean(hits, True),
         },
         readable=lambda logits: logits.argmax(1),
+        target_shape=size,
         labelled=lambda target: valid(target).flatten(1).any(1),
         dense=True,
     )

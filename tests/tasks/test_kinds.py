@@ -147,6 +147,19 @@ def test_an_example_all_of_whose_parts_are_missing_is_one_without_a_label(task: 
 
 
 @over_the_kinds
+def test_what_stands_in_for_masked_labels_is_of_their_shape_and_leaves_no_gradient(task: Task) -> None:
+    target = torch.zeros(4, *task.target_shape, dtype=torch.int64)
+    assert task.kind == "detection" or target.shape == random_target(task, 4).shape
+    prediction = random_prediction(task, 4).requires_grad_()
+    losses, sums, counts = sums_of(task, prediction, target, torch.zeros(4, dtype=torch.bool))
+    (gradient,) = torch.autograd.grad(losses.sum(), prediction, create_graph=True)
+    assert losses == 0 and counts == 0 and not sums.any() and (gradient == 0).all()
+    if gradient.requires_grad:
+        (second,) = torch.autograd.grad(gradient.sum(), prediction)
+        assert (second == 0).all()
+
+
+@over_the_kinds
 def test_vmap_equals_the_loop(task: Task) -> None:
     head = head_of(task)
     params = dict(head.named_parameters())

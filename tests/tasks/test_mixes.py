@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from raymtl import runs
 from raymtl.collective import Workers
 from raymtl.config import Experiment
+from raymtl.data import Several
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.encoders import Conv4Spec, ConvSpec, LeNetSpec, MLPSpec, ResNet18Spec
 from raymtl.encoders.base import Encoder
@@ -120,6 +121,26 @@ def test_the_heads_read_maps_in_the_shape_that_the_architecture_says(sharing: st
     for name, maps in one.items():
         assert maps[..., 1:3, 1:3].std() > 0
         torch.testing.assert_close(two[name][..., 2:3, 2:3], maps[..., 1:2, 1:2])
+
+
+@pytest.mark.usefixtures("float64")
+def test_sources_of_different_kinds_go_together() -> None:
+    """One part an episode, the labels of the other masked, whatever their shapes."""
+    parts = {
+        "a": Shapes(tasks=("which", "pixels", "place"), side=16, shots=2, queries=2),
+        "b": Shapes(tasks=("shown", "boxes", "facing"), side=16, shots=2, queries=2),
+    }
+    source = Several.model_construct(parts=parts, odds={}, episodes="one")
+    built, domains = build_episodes(source, {}, seed=0, split="train", step=0, indices=range(5))
+    assert len(built) == 2 and len({domain.split()[0] for domain in domains}) == 2
+    results = []
+    for axis in ("vmap", "loop"):
+        problem = problem_of(source)
+        results.append(meta_gradient(problem, perturbed(problem, 0.03), on_device(built, "cpu"), how=HowToRun(axis)))
+    assert results[0].losses.isfinite().all()
+    for name, gradient in results[0].grads.items():
+        assert gradient.isfinite().all() and gradient.abs().max() > 0
+        torch.testing.assert_close(gradient, results[1].grads[name], rtol=1e-7, atol=1e-10)
 
 
 def _stepped(workers: Workers, share: slice) -> dict[str, Tensor]:
