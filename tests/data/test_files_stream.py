@@ -150,7 +150,7 @@ def resident(pid):
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
 
 experiment = load(Path(sys.argv[1]))
-ray.init(address="local", num_cpus=2, object_store_memory=80 * 1024**2, logging_level="ERROR", log_to_driver=False)
+ray.init(address="local", num_cpus=2, object_store_memory=80 * 1024**2, logging_level="ERROR", log_to_driver=False, include_dashboard=False)
 arrays = ray.put(experiment.data.load())
 peak = {"driver": 0.0, "worker": 0.0}
 done = threading.Event()
