@@ -34,7 +34,7 @@ from raymtl.metrics import delta_m, delta_p
 from raymtl.sharing import HardSpec, SharingSpec, SoftSpec
 from raymtl.sharing.base import SharingSpecBase
 from raymtl.step import HowToRun, Problem, meta_gradient
-from raymtl.tasks import loss_sums, metric_names, metric_sums
+from raymtl.tasks import loss_sums, metric_sums, metric_values
 from raymtl.types import Batch, DivergedError, Episode, Params, Spec, Task
 from raymtl.weighting import EqualSpec, StaticSpec
 from raymtl.weighting.base import WeightingSpecBase
@@ -168,11 +168,12 @@ def errors(problem: Problem, params: Params, batch: Batch) -> Tensor:
     with torch.no_grad():
         predictions = problem.predict(params, batch.inputs)
         losses = loss_sums(problem.tasks, predictions, batch)
-        scores = dict(zip(metric_names(problem.tasks), metric_sums(problem.tasks, predictions, batch), strict=True))
-    counts = [len(batch.targets[task.name]) for task in problem.tasks]
+        sums = metric_sums(problem.tasks, predictions, batch)
+    counts = losses.new_tensor([len(batch.targets[task.name]) for task in problem.tasks])
+    scores = metric_values(problem.tasks, sums, counts)
     return torch.stack(
         [
-            (loss / count).sqrt() if task.kind == "regression" else 1 - scores[f"{task.name}.accuracy"] / count
+            (loss / count).sqrt() if task.kind == "regression" else 1 - scores[f"{task.name}.accuracy"]
             for task, loss, count in zip(problem.tasks, losses, counts, strict=True)
         ]
     )

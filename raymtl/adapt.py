@@ -8,10 +8,10 @@ from torch.utils._pytree import tree_map
 
 from raymtl import runs
 from raymtl.data.episodes import build_episodes, on_device
-from raymtl.evaluate import load_model
+from raymtl.evaluate import load_model, told
 from raymtl.step import Problem
 from raymtl.support import read_support
-from raymtl.tasks import label_counts, metric_names, metric_sums
+from raymtl.tasks import label_counts, metric_sums, metric_values
 from raymtl.types import Batch, Params, UserError
 
 
@@ -67,9 +67,11 @@ def _predictions(problem: Problem, query: Batch, before: Any, after: Any) -> lis
     for task in problem.tasks:
         for index, row in enumerate(rows):
             known = not query.masks or bool(query.masks[task.name][index])
-            row[f"{task.name}.target"] = float(query.targets[task.name][index]) if known else None
-            row[f"{task.name}.before"] = float(task.readable(before[task.name][index : index + 1])) if before else None
-            row[f"{task.name}.after"] = float(task.readable(after[task.name][index : index + 1]))
+            row |= told(f"{task.name}.target", query.targets[task.name][index] if known else None)
+            row |= told(
+                f"{task.name}.before", task.readable(before[task.name][index : index + 1])[0] if before else None
+            )
+            row |= told(f"{task.name}.after", task.readable(after[task.name][index : index + 1])[0])
             if task.kind == "classification":
                 row[f"{task.name}.probability"] = float(after[task.name][index].softmax(-1).max())
     return rows
@@ -77,9 +79,11 @@ def _predictions(problem: Problem, query: Batch, before: Any, after: Any) -> lis
 
 def _scores(problem: Problem, query: Batch, before: Any, after: Params | Any) -> dict[str, tuple[float | None, float]]:
     counts = label_counts(problem.tasks, query)
-    per_metric = torch.cat([counts[i].expand(len(task.metrics)) for i, task in enumerate(problem.tasks)])
-    means = [
-        None if p is None else (metric_sums(problem.tasks, p, query) / per_metric).tolist() for p in (before, after)
+    found = [
+        None if p is None else metric_values(problem.tasks, metric_sums(problem.tasks, p, query), counts)
+        for p in (before, after)
     ]
-    names = metric_names(problem.tasks)
-    return {name: (means[0][i] if means[0] else None, means[1][i]) for i, name in enumerate(names)}  # type: ignore[index]
+    return {
+        name: (None if found[0] is None else float(found[0][name]), float(value))
+        for name, value in (found[1] or {}).items()
+    }

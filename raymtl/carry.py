@@ -16,7 +16,7 @@ from raymtl import config, runs
 from raymtl.config import Experiment
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.encoders.norm import WITH_BATCH_STATISTICS
-from raymtl.evaluate import load_model, mean_and_interval
+from raymtl.evaluate import load_model, scores_of
 from raymtl.progress import Row, View
 from raymtl.step import Problem
 from raymtl.support import read_examples
@@ -230,25 +230,16 @@ def _scores(result: Result, data: NewData, before: Tensor | None, after: Tensor)
         about |= {"mean": zero, "std": one - zero}
     with torch.no_grad():
         validation = (
-            _metrics(task, result.network(held_out.inputs), held_out.targets) if len(held_out.targets) else None
+            scores_of(task, result.network(held_out.inputs), held_out.targets) if len(held_out.targets) else None
         )
     test = None
     if data.targets is not None and len(data.targets):
         test = {
-            "before": None if before is None else _metrics(task, before, data.targets),
-            "after": _metrics(task, after, data.targets),
+            "before": None if before is None else scores_of(task, before, data.targets),
+            "after": scores_of(task, after, data.targets),
         }
     counts = {"trained_on": len(result.trained_on.targets), "held_out": len(held_out.targets)}
     return {"task": about, "step": result.course.step, **counts, "validation": validation, "test": test}
-
-
-def _metrics(task: Task, prediction: Tensor, targets: Tensor) -> dict[str, dict[str, float]]:
-    """Mean over examples and the half-width of its 95 % interval, of each metric and of the loss."""
-    per_example = {name: metric.per_example(prediction, targets) for name, metric in task.metrics.items()}
-    return {
-        name: mean_and_interval(values.double())
-        for name, values in (per_example | {"loss": task.loss(prediction, targets)}).items()
-    }
 
 
 def _rows(task: Task, data: NewData, before: Tensor | None, after: Tensor) -> list[dict[str, Any]]:

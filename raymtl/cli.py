@@ -25,6 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+data_app = typer.Typer(help="Look at the data of a configuration.", no_args_is_help=True, add_completion=False)
+app.add_typer(data_app, name="data")
+
 Config = Annotated[Path, typer.Argument(help="A YAML configuration, such as tune_configs/quickstart.yaml.")]
 Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]
 Sets = Annotated[list[str], typer.Option("--set", help="Override a value by its dotted name: learner.inner_lr=0.05.")]
@@ -182,6 +185,74 @@ def _transfer(
     console.print(f"{written['folder']}: model.safetensors, predictions.parquet, scores.json", highlight=False)
 
 
+@data_app.command("inspect")
+def inspect_data(
+    config: Config,
+    sets: Sets = [],  # noqa: B006
+    picture: Annotated[
+        Path | None, typer.Option(help="Where the picture of a batch is written; OUTPUT/NAME-batch.png by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what is in the data: columns, tasks, splits, balance, what is missing; draw a batch."""
+    from raymtl.data.inspect import draw_batch
+    from raymtl.data.inspect import inspect as look
+
+    experiment = load(config, _overrides(sets))
+    told, arrays = look(experiment.data, experiment.seed)
+    path = picture or Path(experiment.output) / f"{experiment.name}-batch.png"
+    draw_batch(experiment.data, arrays, experiment.seed, path)
+    told["picture"] = str(path)
+    if as_json:
+        print(json.dumps(told, indent=2))
+        return
+    _print_data(told)
+
+
+def _print_data(told: Mapping[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    if "columns" in told:
+        console.print(f"{told['format']}, {told['rows']} rows{', streamed' if told['streamed'] else ''}")
+        columns = Table(box=None, pad_edge=False, title="\nInputs", title_justify="left")
+        for heading in ("column", "type", "role", "numbers", "missing", "normalised by, of the rows for training"):
+            columns.add_column(
+                heading, overflow="fold", justify="right" if heading in ("numbers", "missing") else "left"
+            )
+        for row in told["columns"]:
+            missing = f"{row['missing']:.1%}"
+            columns.add_row(row["column"], row["type"], row["role"], str(row["numbers"]), missing, row["normalised_by"])
+        Console(highlight=False).print(columns)
+        for name, why in told["left_out"].items():
+            console.print(f"left out: {name} ({why})", markup=False)
+        splits = ", ".join(f"{split} {rows}" for split, rows in told["splits"].items())
+        console.print(f"\nSplit by {told['split_by']}: {splits} rows", markup=False)
+        for what in ("groups", "classes"):
+            if what in told:
+                console.print(f"{what}: {', '.join(f'{split} {n}' for split, n in told[what].items())}")
+    tasks = Table(box=None, pad_edge=False, title="\nTasks", title_justify="left")
+    for heading in ("task", "kind", "missing", "split", "labelled", "balance"):
+        tasks.add_column(heading, overflow="fold", justify="right" if heading in ("missing", "labelled") else "left")
+    for name, task in told["tasks"].items():
+        if "splits" not in task:
+            tasks.add_row(name, task["kind"], "", "train", str(told["labelled_for_training"][name]), "")
+            continue
+        first = (name, f"{task['kind']}{' (inferred)' if task['inferred'] else ''}", f"{task['missing']:.1%}")
+        for split, about in task["splits"].items():
+            balance = ", ".join(f"{k} {v:.4g}" for k, v in list(about["balance"].items())[:12])
+            tasks.add_row(*first, split, str(about["labelled"]), balance)
+            first = ("", "", "")
+    Console(highlight=False).print(tasks)
+    episode = told["episode"]
+    console.print(
+        f"\nInputs of shape {told['input_shape']}. The first episode ({episode['domain']}): "
+        f"{max(episode['support'].values())} examples of support, {max(episode['query'].values())} of query.",
+        markup=False,
+    )
+    for note in told["notes"]:
+        console.print(note, markup=False)
+    console.print(told["picture"], markup=False)
+
+
 @app.command()
 def trials(
     run: Run,
@@ -305,7 +376,9 @@ def _print_summary(summary: Mapping[str, Any], run: Path, as_json: bool) -> None
         )
     where = os.path.relpath(run)
     console.print(
-        f"\n{summary['seconds']:.0f} s. Open {where}/report.html; next: raymtl adapt {where}", highlight=False
+        f"\n{summary['seconds']:.0f} s; training waited for data {summary['data_wait_pct']:.1f} % of its time. "
+        f"Open {where}/report.html; next: raymtl adapt {where}",
+        highlight=False,
     )
 
 

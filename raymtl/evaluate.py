@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +17,18 @@ from raymtl.config import Experiment
 from raymtl.data import Arrays, Source, Split
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.step import HowToRun, Problem, over_episodes
-from raymtl.tasks import label_counts, loss_sums, metric_names, metric_sums
-from raymtl.types import Episode, MetaBatch, Params, UserError
+from raymtl.tasks import label_counts, loss_sums, metric_parts, metric_sums, metric_values
+from raymtl.types import Episode, MetaBatch, Metric, Params, Task, UserError
 
 EPISODES_AT_ONCE = 20
 EXAMPLES = 12
 RELATED = 120
 """Tasks that are compared with each other at most; the comparisons are their square."""
+RESAMPLES = 500
+"""Of the episodes, for the interval of a score that is no mean."""
+RESAMPLES_AT_ONCE = 100  # of which the sums are in memory
+SHOWN_NUMBERS = 16384
+"""Of an output with values for pixels in examples.parquet; of larger ones every second pixel is kept, or fewer."""
 
 
 def validation_scores(
@@ -33,16 +38,16 @@ def validation_scores(
     tasks = problem.tasks
     device = next(iter(params.values())).device
     share = workers.share(experiment.evaluate.val_episodes)
-    sums = torch.zeros(len(metric_names(tasks)) + 2 * len(tasks), dtype=torch.float64, device=device)
+    sizes = _sizes(tasks)
+    sums = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
     for episodes, _ in _episodes(experiment, arrays, "val", share, device):
-        sums += over_episodes(partial(_sums, problem, params, steps=None), episodes, how).double().sum(0)
-    metrics, losses, counts = workers.sum(sums).split([len(metric_names(tasks)), len(tasks), len(tasks)])
-    per_metric = torch.cat([counts[i].expand(len(task.metrics)) for i, task in enumerate(tasks)])
-    means = dict(zip(metric_names(tasks), (metrics / per_metric).tolist(), strict=True))
+        sums += over_episodes(partial(_sums, problem, params, steps=None), episodes, how).sum(0)
+    metrics, losses, counts = workers.sum(sums).split(sizes)
+    scores = {name: float(value) for name, value in metric_values(tasks, metrics, counts).items()}
     return {
-        "val.score": sum(means[name] for name in primary_metrics(problem)) / len(tasks),
+        "val.score": sum(scores[name] for name in primary_metrics(problem)) / len(tasks),
         "val.loss": float((losses / counts).sum()),
-        **{f"val.{name}": value for name, value in means.items()},
+        **{f"val.{name}": value for name, value in scores.items()},
     }
 
 
@@ -52,14 +57,19 @@ def primary_metrics(problem: Problem) -> list[str]:
 
 
 def _sums(problem: Problem, params: Params, episode: Episode, *, steps: int | None) -> Tensor:
-    """Metric sums, loss sums and label counts on the query set after `steps` inner steps, [M + 2 K]."""
+    """Metric sums, loss sums and label counts on the query set after `steps` inner steps, [S + 2 K], float64."""
     unadapted = steps == 0 and problem.learner.predicts_unadapted
     support = episode.support
     adapted = problem.normalised(params, support) if unadapted else problem.adapt(params, support, steps)
     predictions = problem.predict(adapted, episode.query.inputs)
     tasks, query = problem.tasks, episode.query
     parts = (metric_sums(tasks, predictions, query), loss_sums(tasks, predictions, query), label_counts(tasks, query))
-    return torch.cat([part.float() for part in parts])
+    return torch.cat([part.double() for part in parts])
+
+
+def _sizes(tasks: Sequence[Task]) -> list[int]:
+    """Of the three parts of `_sums`."""
+    return [sum(metric.size for task in tasks for metric in task.metrics.values()), len(tasks), len(tasks)]
 
 
 def _episodes(
@@ -102,7 +112,7 @@ def evaluate(
     own = problem.learner.num_steps
     steps = list(range(2 * own + 1)) if own else [0]
     device = next(iter(params.values())).device
-    # [steps, episodes, M + 2 K]
+    # [steps, episodes, S + 2 K]
     table = torch.cat(
         [
             torch.stack(
@@ -121,46 +131,114 @@ def evaluate(
         "transductive": problem.transductive,
         "inner_steps": own,
         "num_parameters": sum(value.numel() for value in params.values()),
-        **_intervals(problem, table.double().cpu(), steps),
+        **_intervals(problem, table.cpu(), steps),
     }
     return result, _examples(experiment, problem, params, arrays, split)
 
 
 def _intervals(problem: Problem, table: Tensor, steps: Sequence[int]) -> dict[str, Any]:
-    """Means over episodes with 95 % intervals, before and after adaptation and along the inner steps."""
+    """Scores with 95 % intervals, before and after adaptation and along the inner steps.
+
+    A metric that is a mean has the mean over episodes of its means; any other that of all their examples together.
+    """
     tasks = problem.tasks
-    counts = table[..., -len(tasks) :]
+    sums, _, counts = table.split(_sizes(tasks), -1)
+    parts = metric_parts(tasks, sums)
     after = steps.index(problem.learner.num_steps)
     before = 0 if problem.learner.predicts_unadapted else None
     scores: dict[str, Any] = {}
     curve: dict[str, Any] = {"steps": list(steps)}
-    per_episode: dict[str, Tensor] = {}
-    column = 0
     for index, task in enumerate(tasks):
         scores[task.name] = {}
         for name, metric in task.metrics.items():
-            values = table[..., column] / counts[..., index]  # [steps, episodes]
-            per_episode[f"{task.name}.{name}"] = values
+            found = _found(metric, parts[f"{task.name}.{name}"], counts[..., index])
             scores[task.name][name] = {
                 "higher_is_better": metric.higher_is_better,
                 "ratio_scale": metric.ratio_scale,
-                **_around(values, before, after),
+                **_around(found, before, after),
             }
-            along = [mean_and_interval(at) for at in values]
+            along = [_estimate(at) for at in found]
             curve[f"{task.name}.{name}"] = {key: [point[key] for point in along] for key in ("mean", "ci95")}
-            column += 1
-    score = torch.stack([per_episode[name] for name in primary_metrics(problem)]).nanmean(0)
-    return {"tasks": scores, "score": _around(score, before, after), "curve": curve}
+    return {"tasks": scores, "score": _around(_found_scores(problem, parts, counts), before, after), "curve": curve}
 
 
-def _around(values: Tensor, before: int | None, after: int) -> dict[str, Any]:
+class _Found(NamedTuple):
+    """A score at one number of inner steps: of each episode, [E], or of all and of their resamples, [1 + R]."""
+
+    values: Tensor
+    per_episode: bool
+
+    def less(self, other: "_Found") -> "_Found":
+        """What it is above the other, in the same episodes."""
+        return _Found(self.values - other.values, self.per_episode)
+
+
+def _found(metric: Metric, sums: Tensor, counts: Tensor) -> list[_Found]:
+    """At each number of steps, of sums [steps, E, size] and counts [steps, E]."""
+    per_episode = metric.is_mean
+    values = metric.value(sums, counts) if per_episode else _resampled(metric, sums, counts)
+    return [_Found(at, per_episode) for at in values]
+
+
+def _found_scores(problem: Problem, parts: Mapping[str, Tensor], counts: Tensor) -> list[_Found]:
+    """The mean over tasks of their first metrics."""
+    first = [next(iter(task.metrics.values())) for task in problem.tasks]
+    per_episode = all(metric.is_mean for metric in first)
+    values = []
+    for metric, name, count in zip(first, primary_metrics(problem), counts.unbind(-1), strict=True):
+        if not metric.is_mean:
+            values.append(_resampled(metric, parts[name], count))
+        elif per_episode:
+            values.append(metric.value(parts[name], count))
+        else:
+            own = metric.value(parts[name], count)
+            values.append(_resampled(metric, own.nan_to_num(0.0)[..., None], (~own.isnan()).double()))
+    return [_Found(at, per_episode) for at in torch.stack(values).nanmean(0)]
+
+
+def _resampled(metric: Metric, sums: Tensor, counts: Tensor) -> Tensor:
+    """The score of all episodes, and of as many drawn with replacement, again and again: [steps, 1 + R].
+
+    The same draws for every metric and number of steps.
+    """
+    number = counts.shape[-1]
+    drawn = torch.randint(number, (RESAMPLES, number), generator=torch.Generator().manual_seed(0))
+    times = torch.zeros(RESAMPLES, number, dtype=sums.dtype).scatter_add(1, drawn, torch.ones_like(drawn).to(sums))
+    times = torch.cat([torch.ones_like(times[:1]), times])
+    return torch.stack(
+        [
+            torch.cat([metric.value(some @ own, some @ count) for some in times.split(RESAMPLES_AT_ONCE)])
+            for own, count in zip(sums, counts, strict=True)
+        ]
+    )
+
+
+def _around(found: Sequence[_Found], before: int | None, after: int) -> dict[str, Any]:
     if before is None:
-        return {"before": None, "after": mean_and_interval(values[after]), "gain": None}
+        return {"before": None, "after": _estimate(found[after]), "gain": None}
     return {
-        "before": mean_and_interval(values[before]),
-        "after": mean_and_interval(values[after]),
-        "gain": mean_and_interval(values[after] - values[before]),
+        "before": _estimate(found[before]),
+        "after": _estimate(found[after]),
+        "gain": _estimate(found[after].less(found[before])),
     }
+
+
+def _estimate(found: _Found) -> dict[str, float]:
+    """The score and the half-width of its 95 % interval."""
+    if found.per_episode:
+        return mean_and_interval(found.values)
+    low, high = found.values[1:].nanquantile(found.values.new_tensor([0.025, 0.975]))
+    return {"mean": float(found.values[0]), "ci95": float(high - low) / 2}
+
+
+def scores_of(task: Task, prediction: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
+    """Each metric and the loss of these examples, all labelled, with the half-widths of their 95 % intervals."""
+    one = torch.ones(1, len(prediction), dtype=torch.float64)
+    found = {}
+    for name, metric in task.metrics.items():
+        values = metric.per_example(prediction, target).double().cpu().reshape(1, -1, metric.size)
+        found[name] = _estimate(_found(metric, values, one)[0])
+    return {**found, "loss": mean_and_interval(task.loss(prediction, target).double())}
 
 
 def mean_and_interval(values: Tensor) -> dict[str, float]:
@@ -215,11 +293,23 @@ def _examples_of(problem: Problem, params: Params, raw: Episode, domains: Sequen
         for task in problem.tasks:
             if task.name in raw.query.masks and not raw.query.masks[task.name][index, 0]:
                 continue
-            row[f"{task.name}.target"] = float(raw.query.targets[task.name][index, 0])
-            row[f"{task.name}.before"] = float(task.readable(before[task.name][index, :1])) if before else None
-            row[f"{task.name}.after"] = float(task.readable(after[task.name][index, :1]))
+            row |= told(f"{task.name}.target", raw.query.targets[task.name][index, 0])
+            row |= told(f"{task.name}.before", task.readable(before[task.name][index, :1])[0] if before else None)
+            row |= told(f"{task.name}.after", task.readable(after[task.name][index, :1])[0])
         rows.append(row)
     return rows
+
+
+def told(column: str, value: Tensor | None) -> dict[str, Any]:
+    """What a row of a file has in the column: a number; or a list of them, row-major, and its shape beside it."""
+    if value is None:
+        return {column: None}
+    if not value.ndim:
+        return {column: float(value)}
+    every = math.ceil(math.sqrt(value.numel() / SHOWN_NUMBERS))
+    if value.ndim > 1 and every > 1:
+        value = value[..., ::every, ::every]
+    return {column: value.double().flatten().tolist(), f"{column}.shape": list(value.shape)}
 
 
 @torch.no_grad()

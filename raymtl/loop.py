@@ -81,7 +81,7 @@ class _Stretch(NamedTuple):
     part: Part
     number: int
     first_step: int
-    batches: Iterator[tuple[int, MetaBatch]]
+    batches: Iterator[tuple[int, MetaBatch, float]]
     carried: Mapping[str, Tensor]
     resume_from: Path | None
 
@@ -103,13 +103,12 @@ def _train_part(
         _, _, saved_axis, anchor = checkpoint.restore(here.resume_from, problem, params, optimizer)
         task_axis = saved_axis if saved_axis in ("vmap", "loop") else task_axis  # type: ignore[assignment]
     start = time.perf_counter()
-    for done_before, raw in here.batches:
+    for done_before, raw, waited in here.batches:
         step = done_before - here.part.start  # of this part, by which everything in it is scheduled
         arrived, counted = mode.arrived(step, tuple(sizes)), mode.counted(step, experiment.seed, sizes)
         episodes = with_labels_of(on_device(raw, host.device), arrived, counted)
         if mode.anchors(step):
             anchor = {name: value.detach().clone() for name, value in params.items() if name.startswith("model.")}
-        waited = time.perf_counter() - start
         try:
             if task_axis == "auto":
                 task_axis = _faster_axis(experiment, problem, params, episodes, host)
@@ -270,16 +269,22 @@ def _faster_axis(
     return ways[int(host.workers.sum(torch.tensor(seconds, device=host.device)).argmin())]
 
 
-def _agreed(batches: Iterator[tuple[int, int, MetaBatch]], host: Host) -> Iterator[tuple[int, MetaBatch]]:
-    """Passes the episodes on after making sure that the workers are at the same step and hold all of its shares."""
+def _agreed(batches: Iterator[tuple[int, int, MetaBatch]], host: Host) -> Iterator[tuple[int, MetaBatch, float]]:
+    """Passes the episodes on, with the seconds that they kept this worker waiting.
+
+    Makes sure that the workers are at the same step and hold all of its shares.
+    """
+    start = time.perf_counter()
     for step, share, episodes in batches:
+        waited = time.perf_counter() - start
         held = torch.zeros(host.workers.size + 1, dtype=torch.int64, device=host.device)
         held[share] = 1
         held[-1] = step
         total = host.workers.sum(held).tolist()
         if total != [1] * host.workers.size + [step * host.workers.size]:
             raise RuntimeError(f"step {step}: the workers do not hold one share each of the same step: {total}")
-        yield step, episodes
+        yield step, episodes, waited
+        start = time.perf_counter()  # not of what the step took
 
 
 class _Recorder:

@@ -22,6 +22,14 @@ def read_support(path: Path, experiment: Experiment, problem: Problem) -> Episod
     Raises UserError naming the file, the column and the row for what does not fit the run's tasks and inputs.
     """
     table = read_table(path)
+    for task in problem.tasks:
+        if task.kind not in ("classification", "binary", "regression") or (
+            task.kind == "regression" and task.out_features > 1
+        ):
+            raise UserError(
+                f"{path}: expected a run all of whose labels are single numbers, and its task '{task.name}' is a "
+                f"{task.kind} with {task.out_features} outputs. Adapt to an episode of its source with --episode."
+            )
     names = [task.name for task in problem.tasks]
     present = [name for name in names if name in table.column_names]
     if "input" not in table.column_names or not present:
@@ -137,6 +145,8 @@ def _check_label(path: Path, task: Any, row: int, value: Any) -> None:
     where = f"{path}: row {row}, column `{task.name}`"
     if not is_number(value):
         raise UserError(f"{where}: expected a number or null, got {value!r}.")
+    if task.kind == "binary" and value not in (0, 1):
+        raise UserError(f"{where}: expected 0 or 1, got {value!r}.")
     if task.kind == "classification" and (value != int(value) or not 0 <= value < task.out_features):
         raise UserError(f"{where}: expected a class from 0 to {task.out_features - 1}, got {value!r}.")
 

@@ -24,42 +24,71 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
-class Metric(NamedTuple):
-    """A score that is a mean over examples, so that sums and counts add up over masks, episodes and workers.
+Kind = Literal["classification", "binary", "multilabel", "regression", "segmentation", "depth", "normals", "detection"]
 
-    `per_example` takes a prediction [N, ...] and a target [N] and returns [N].
+
+def mean_over_examples(sums: Tensor, count: Tensor) -> Tensor:
+    """sums [..., 1] / count [...] -> [...]."""
+    return sums[..., 0] / count
+
+
+class Metric(NamedTuple):
+    """A score made of numbers that add up, so that it is exact over masks, episodes and workers.
+
+    `per_example` takes a prediction [N, ...] and a target [N, ...] and returns [N], or [N, size]; `value` makes the
+    score, [...], of their sums over examples, [..., size], and of the number of examples, [...]. It is nan where these
+    say nothing, such as where there are none. Without a `value` the score is the mean over examples.
     """
 
     per_example: Callable[[Tensor, Tensor], Tensor]
     higher_is_better: bool
     ratio_scale: bool = True
     """Whether its zero means nothing at all (accuracy, errors), so that a relative change of it says something."""
+    size: int = 1
+    value: Callable[[Tensor, Tensor], Tensor] = mean_over_examples
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is a mean over examples, so that it has a mean over episodes too."""
+        return self.value is mean_over_examples
 
 
 class Task(NamedTuple):
     """A kind of output: how to predict it from features, and how to judge the prediction.
 
-    `head` builds the module [N, in_features] -> [N, out_features]; `loss` returns one value per example, [N].
-    The first metric is the one that the task is chosen by.
+    `head` builds the module [N, F] -> [N, out_features, ...] for features of one shape, of which each example's are
+    given flattened: F is the product of the shape. `loss` returns one value per example, [N]. The first metric is the
+    one that the task is chosen by, and higher is better there.
     """
 
     name: str
-    kind: Literal["classification", "regression"]
+    kind: Kind
     out_features: int
-    head: Callable[[int], nn.Module]
+    head: Callable[[tuple[int, ...]], nn.Module]
     loss: Callable[[Tensor, Tensor], Tensor]
     metrics: Mapping[str, Metric]
     readable: Callable[[Tensor], Tensor]
-    """Prediction [N, out_features] -> what a person reads, [N]: the class, or the value in the target's own unit."""
+    """Prediction [N, ...] -> what a person reads, [N, ...]: the class, or the value in the target's own unit."""
     encoded: Callable[[Tensor], Tensor] | None = None
-    """Target [N] -> [N, out_features], for learners that read labels: one-hot, or the standardised value."""
+    """Target [N, ...] -> [N, out_features], for learners that read labels: one-hot, or the standardised value."""
+    labelled: Callable[[Tensor], Tensor] | None = None
+    """Target [N, ...] -> whether it says anything at all, [N], where a target may be missing in all its parts.
+
+    An example without is one whose label is masked.
+    """
+    dense: bool = False
+    """Whether the head needs features that are maps, [channels, height, width]."""
+    target_shape: tuple[int, ...] = ()
+    """Of one example's target, of the least size where it varies: what stands in for a label that is masked."""
+    quadratic: bool = False
+    """Whether the loss is quadratic in the prediction, so that one Newton step from anywhere finds its least."""
 
 
 class Batch(NamedTuple):
     """Examples with the labels of several tasks.
 
     `inputs` is one tensor [N, ...] that all tasks share, or one [N_t, ...] per task. `masks[t]` [N] is False where
-    the label of task t is missing; a task without a mask has all its labels.
+    the label of task t is missing; a task without a mask has all its labels, but for what `Task.labelled` says.
     """
 
     inputs: Tensor | Mapping[str, Tensor]

@@ -288,13 +288,15 @@ def _watched(models: Mapping[Path, Experiment], view: View) -> Iterator[None]:
 
 def _finish(run: Path, about: dict[str, Any], folders: dict[str, Path], started: float) -> dict[str, Any]:
     best = next(iter(folders.values()))
-    runs.write_rows(run / "history.parquet", runs.read_rows(best / "history.parquet"))
+    history = runs.read_rows(best / "history.parquet")
+    runs.write_rows(run / "history.parquet", history)
     if not (run / "tensorboard").exists():
         (run / "tensorboard").symlink_to("best/tensorboard")
     rows = table(folders)
     for row in rows:
         row["folder"] = str(Path(row["folder"]).relative_to(run)) if row["folder"] else None
-    summary = {**about, "seconds": time.time() - started, "models": rows}
+    waited = sum(row["seconds"] * row["data_wait_pct"] for row in history) / sum(row["seconds"] for row in history)
+    summary = {**about, "seconds": time.time() - started, "data_wait_pct": waited, "models": rows}
     runs.write_json(run / "summary.json", summary)
     write_report(run)
     return summary

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from raymtl.config import Experiment, parse
-from raymtl.data import SPLITS, Digits, SourceSpec
+from raymtl.data import SPLITS, Digits, Files, SourceSpec
 from raymtl.data.digits import CLASS_SPLIT, compose, rotated
 from raymtl.data.episodes import build_episodes, generator, on_device
 from raymtl.types import UserError
+from tests.data.own import own_table
 
 CLASSES = Digits(episodes="classes", ways=5, shots=1, queries=3)
 SOURCES = get_args(get_args(SourceSpec)[0])
@@ -129,8 +130,8 @@ def test_without_support_an_episode_has_as_many_labelled_examples(arrays) -> Non
 
 
 @pytest.mark.parametrize("kind", SOURCES, ids=lambda kind: kind.model_fields["name"].default)
-def test_every_source_keeps_its_contract(kind) -> None:
-    source = kind()
+def test_every_source_keeps_its_contract(kind, tmp_path) -> None:
+    source = own_table(tmp_path) if kind is Files else kind()
     assert Experiment.model_validate({"data": source.model_dump(), "encoder": {"name": "mlp"}}).data == source
     names = source.task_names
     assert tuple(task.name for task in source.make_tasks()) == names

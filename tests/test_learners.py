@@ -25,7 +25,7 @@ class Weights(SharingArchitecture):
     """Predicts its parameters, whatever the input: the loss is then any function of them."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
-        super().__init__(tasks, DIM)
+        super().__init__(tasks, (DIM,))
         self.w = nn.Parameter(torch.linspace(-1, 1, DIM))
 
     @property
@@ -42,7 +42,7 @@ class Plain(nn.Module):
     def __init__(self, encoder: Encoder, tasks: Sequence[Task]) -> None:
         super().__init__()
         self.encoders = nn.ModuleList([encoder])
-        self.heads = nn.ModuleDict({task.name: task.head(encoder.out_features) for task in tasks})
+        self.heads = nn.ModuleDict({task.name: task.head(encoder.shapes[-1]) for task in tasks})
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         features = self.encoders[0](inputs)

@@ -102,7 +102,7 @@ def dense(name: str, side: int) -> Task:
         name=name,
         kind="regression",
         out_features=side * side,
-        head=lambda width: nn.Linear(width, side * side),
+        head=lambda shape: nn.Linear(shape[0], side * side),
         loss=lambda prediction, target: (prediction - target.flatten(1)).square().mean(1),
         metrics={"mse": Metric(lambda p, target: (p - target.flatten(1)).square().mean(1), False)},
         readable=lambda prediction: prediction.mean(1),

@@ -6,11 +6,24 @@ from pydantic import Field
 
 from raymtl.data.base import SPLITS, Arrays, Source, Split
 from raymtl.data.digits import Digits
+from raymtl.data.files import Files
 from raymtl.data.mixture import Mixture
 from raymtl.data.omniglot import Omniglot
 from raymtl.data.several import Several
 from raymtl.data.sinusoid import Sinusoid
 
-SourceSpec = Annotated[Digits | Mixture | Omniglot | Several | Sinusoid, Field(discriminator="name")]
+SourceSpec = Annotated[Digits | Files | Mixture | Omniglot | Several | Sinusoid, Field(discriminator="name")]
 
-__all__ = ["SPLITS", "Arrays", "Digits", "Mixture", "Omniglot", "Several", "Sinusoid", "Source", "SourceSpec", "Split"]
+__all__ = [
+    "SPLITS",
+    "Arrays",
+    "Digits",
+    "Files",
+    "Mixture",
+    "Omniglot",
+    "Several",
+    "Sinusoid",
+    "Source",
+    "SourceSpec",
+    "Split",
+]

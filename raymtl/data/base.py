@@ -82,6 +82,10 @@ class Source(Spec, ABC):
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         """How many labelled examples of each task meta-training can draw from, in the order of `task_names`."""
 
+    def window(self, arrays: Arrays, split: Split, seed: int, step: int) -> Arrays:
+        """What the episodes of a step are drawn from: all of it, other than of a source that streams."""
+        return arrays
+
     @abstractmethod
     def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
         """One episode on the CPU, and a name for its domain. Takes all its chances from `rng`."""

@@ -26,6 +26,7 @@ def build_episodes(
 
     A bucket is a stack [E, ...] of the episodes that are alike in their tasks and their numbers of examples.
     """
+    arrays = source.window(arrays, split, seed, step)
     drawn = [source.episode(arrays, split, generator(seed, split, step, index)) for index in indices]
     buckets: dict[Any, list[tuple[Episode, str]]] = {}
     for episode, domain in drawn:

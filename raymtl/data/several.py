@@ -107,6 +107,7 @@ class Several(Source):
 
     def _completed(self, part: str, batch: Batch) -> Batch:
         """With the targets of all tasks, those of other parts masked."""
+        shapes = {task.name: task.target_shape for task in self.make_tasks()}
         number = len(next(iter(batch.targets.values())))
         targets, masks = {}, {}
         for name in self.task_names:
@@ -115,7 +116,7 @@ class Several(Source):
                 targets[name] = batch.targets[task]
                 masks[name] = batch.masks.get(task, torch.ones(number, dtype=torch.bool))
             else:
-                targets[name] = torch.zeros(number, dtype=torch.int64)
+                targets[name] = torch.zeros(number, *shapes[name], dtype=torch.int64)
                 masks[name] = torch.zeros(number, dtype=torch.bool)
         return Batch(batch.inputs, targets, masks)
 

@@ -17,12 +17,14 @@ class ResNet18Spec(NormedSpec):
 
     `stem: imagenet` is the 7x7 convolution of stride 2 with max pooling, for large pictures; `small` is a 3x3
     convolution of stride 1 in its place, for pictures under 64 pixels. The last stage ends in global average pooling,
-    so that 512 features are left of a picture of any size. `norm: group` has 32 groups. Deviation from the paper: that
+    so that 512 features are left of a picture of any size; with `pooled: false` it leaves its maps, which tasks with
+    an output for every pixel need. `norm: group` has 32 groups. Deviation from the paper: that
     is the default, where the paper has batch normalisation with running statistics.
     """
 
     name: Literal["resnet18"] = "resnet18"
     stem: Literal["imagenet", "small"] = "small"
+    pooled: bool = True
 
     def build(self, input_shape: tuple[int, ...], inner_steps: int = 0) -> Encoder:
         """For pictures [N, channels, height, width]; `inner_steps` are those that norms tell apart.
@@ -48,6 +50,6 @@ class ResNet18Spec(NormedSpec):
             network.layer1,
             network.layer2,
             network.layer3,
-            nn.Sequential(network.layer4, network.avgpool),
+            nn.Sequential(network.layer4, *([network.avgpool] if self.pooled else [])),
         ]
         return Encoder(stages, input_shape)

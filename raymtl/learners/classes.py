@@ -21,7 +21,7 @@ def needs_linear_heads(tasks: Sequence[Task]) -> str | None:
     """The first task whose head cannot be replaced by another linear one."""
     for task in tasks:
         with torch.device("meta"):
-            head = task.head(1)
+            head = task.head((1,))
         if not isinstance(head, nn.Linear) or head.bias is None:
             return f"it sets the weights of linear heads, and that of task '{task.name}' is a {type(head).__name__}"
     return None

@@ -45,6 +45,9 @@ class R2D2(MetaLearner):
         return 0
 
     def check(self, tasks: Sequence[Task]) -> str | None:
+        for task in tasks:
+            if task.kind != "classification" and not (task.quadratic and task.out_features == 1):
+                return f"it solves for classes and for numbers under squared error, and task '{task.name}' has others"
         return needs_linear_heads(tasks)
 
     def init_params(self, model_params: Params, generator: torch.Generator) -> Params:

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -49,7 +49,7 @@ def pictures(examples: Sequence[Row], tasks: Sequence[Task]) -> list[Picture]:
     ]
 
 
-def _lines(row: Row, kinds: Mapping[str, Literal["classification", "regression"]]) -> list[Line]:
+def _lines(row: Row, kinds: Mapping[str, str]) -> list[Line]:
     return [
         Line(
             task=task,
@@ -58,7 +58,7 @@ def _lines(row: Row, kinds: Mapping[str, Literal["classification", "regression"]
             after=_answer(row.get(f"{task}.after"), row[f"{task}.target"], kind),
         )
         for task, kind in kinds.items()
-        if row.get(f"{task}.target") is not None
+        if isinstance(row.get(f"{task}.target"), float)  # numbers and classes; maps, boxes and vectors are not lines
     ]
 
 

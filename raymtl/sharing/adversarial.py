@@ -12,7 +12,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from raymtl.encoders import Encoder
-from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
+from raymtl.sharing.base import SharingArchitecture, SharingSpecBase, several
 from raymtl.types import Task
 
 
@@ -42,7 +42,7 @@ class Adversarial(SharingArchitecture):
     def __init__(
         self, tasks: Sequence[Task], encoders: Sequence[Encoder], reversal: float, orthogonality: float
     ) -> None:
-        super().__init__(tasks, 2 * encoders[0].out_features)
+        super().__init__(tasks, several(2, encoders[0].shapes[-1]))
         self.shared_encoder = encoders[0]
         self.task_encoders = nn.ModuleDict(dict(zip(self.task_names, encoders[1:], strict=True)))
         self.discriminator = nn.Linear(encoders[0].out_features, len(tasks))

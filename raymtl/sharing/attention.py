@@ -29,7 +29,7 @@ class Attention(SharingArchitecture):
 
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], heads: int, dim: int) -> None:
         width = encoders[0].out_features
-        super().__init__(tasks, width)
+        super().__init__(tasks, encoders[0].shapes[-1])
         self.num_heads, self.dim = heads, dim
         self.towers = nn.ModuleDict(dict(zip(self.task_names, encoders, strict=True)))
         self.query_map, self.key_map = (nn.Linear(width, heads * dim, bias=False) for _ in range(2))
@@ -102,7 +102,7 @@ class AttentionSpec(SharingSpecBase):
                 f"expected at most the {encoder.out_features} features of the encoder, got {self.heads}. "
                 "Lower sharing.heads or widen the encoder.",
             )
-        return None
+        return super().check(tasks, encoder)
 
     def num_encoders(self, num_tasks: int) -> int:
         return num_tasks

@@ -1,5 +1,6 @@
 """What every sharing architecture offers to the step, the inner loop and the report."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
@@ -18,15 +19,15 @@ class SharingArchitecture(nn.Module, ABC):
     Subclasses build their parts in `__init__` and compute `features`. What a part is to the tasks is told by `shared`.
     """
 
-    def __init__(self, tasks: Sequence[Task], in_features: int | Mapping[str, int]) -> None:
-        """`in_features` is what the heads read, of each task or the same for all."""
+    def __init__(self, tasks: Sequence[Task], shape: tuple[int, ...] | Mapping[str, tuple[int, ...]]) -> None:
+        """`shape` is that of what the heads read of an example, of each task or the same for all."""
         super().__init__()
         self.task_names = tuple(task.name for task in tasks)
         self.out_features = {task.name: task.out_features for task in tasks}
         self.encoded = {task.name: task.encoded for task in tasks}
         self.lr_scale: Mapping[str, float] = {}  # of the outer learning rate, by the first part of a parameter's name
-        widths = in_features if isinstance(in_features, Mapping) else dict.fromkeys(self.task_names, in_features)
-        self.heads = nn.ModuleDict({task.name: task.head(widths[task.name]) for task in tasks})
+        shapes = shape if isinstance(shape, Mapping) else dict.fromkeys(self.task_names, shape)
+        self.heads = nn.ModuleDict({task.name: task.head(shapes[task.name]) for task in tasks})
 
     @property
     @abstractmethod
@@ -35,7 +36,7 @@ class SharingArchitecture(nn.Module, ABC):
 
     @abstractmethod
     def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
-        """[N, ...] -> what the head reads, [N, in_features], for each of `tasks`, and no more than they need."""
+        """[N, ...] -> what the head reads, flattened [N, F], for each of `tasks`, and no more than they need."""
 
     def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The same where every task brings its own inputs [N_t, ...]: each passes through the architecture with them.
@@ -92,9 +93,22 @@ class SharingSpecBase(Spec, ABC):
         """What cannot be with these tasks and this encoder: the key below `sharing.` and a sentence; None if nothing.
 
         The sentence goes on after the key: what was expected, what was got, what to do. `encoder` may be on the meta
-        device: its shapes count.
+        device: its shapes count. Members that have more to check go on with this.
         """
+        for task in tasks:
+            shape = self.feature_shape(task.name, encoder)
+            if task.dense and (len(shape) != 3 or math.prod(shape[1:]) == 1):
+                return (
+                    "name",
+                    f"expected features that are maps [channels, height, width] for the {task.kind} of data.tasks: "
+                    f"'{task.name}', got {list(shape)} from the encoder. Choose encoder.name: conv or conv4, or "
+                    "resnet18 with encoder.pooled: false.",
+                )
         return None
+
+    def feature_shape(self, task: str, encoder: Encoder) -> tuple[int, ...]:
+        """The shape of the encoder's features that the head of the task reads, maybe several times over."""
+        return encoder.shapes[-1]
 
     @abstractmethod
     def num_encoders(self, num_tasks: int) -> int:
@@ -103,3 +117,8 @@ class SharingSpecBase(Spec, ABC):
     @abstractmethod
     def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> SharingArchitecture:
         """The architecture over `num_encoders` encoders of equal shape."""
+
+
+def several(number: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of so many maps or vectors of this shape, one after the other along the channels."""
+    return (number * shape[0], *shape[1:])

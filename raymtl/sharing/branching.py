@@ -41,7 +41,7 @@ class Branching(SharingArchitecture):
     def __init__(
         self, tasks: Sequence[Task], encoders: Sequence[Encoder], owners: Mapping[str, tuple[str, ...]]
     ) -> None:
-        super().__init__(tasks, encoders[0].out_features)
+        super().__init__(tasks, encoders[0].shapes[-1])
         self.owners = owners
         fresh = iter(encoders)
         self.trunks = nn.ModuleDict()
@@ -120,7 +120,7 @@ class BranchingSpec(SharingSpecBase):
                     f"expected at most the {num_stages} stages of the encoder, got {branch.stages}. "
                     "Lower it or deepen the encoder.",
                 )
-        return None
+        return super().check(tasks, encoder)
 
     def num_encoders(self, num_tasks: int) -> int:
         return 1 + len(self.tree)

@@ -19,7 +19,7 @@ class CGC(SharingArchitecture):
     """
 
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], num_shared_experts: int) -> None:
-        super().__init__(tasks, encoders[0].out_features)
+        super().__init__(tasks, encoders[0].shapes[-1])
         self.shared_experts = Experts(encoders[:num_shared_experts])
         own = encoders[num_shared_experts:]
         each, shape = len(own) // len(tasks), encoders[0].shapes[0]

@@ -22,7 +22,7 @@ class CrossStitch(SharingArchitecture):
     """
 
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], own: float, lr_scale: float) -> None:
-        super().__init__(tasks, encoders[0].out_features)
+        super().__init__(tasks, encoders[0].shapes[-1])
         self.encoders = nn.ModuleList(encoders)
         self.stitches = nn.Parameter(mostly(own, len(tasks)).repeat(len(encoders[0].stages), 1, 1))
         self.lr_scale = {"stitches": lr_scale}

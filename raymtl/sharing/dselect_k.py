@@ -78,7 +78,7 @@ class DSelectK(SharingArchitecture):
     """
 
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], spec: "DSelectKSpec") -> None:
-        super().__init__(tasks, encoders[0].out_features)
+        super().__init__(tasks, encoders[0].shapes[-1])
         self.experts = Experts(encoders)
         self.strength, self.gamma, self.static = spec.entropy, spec.gamma, spec.gates == "static"
         shape = encoders[0].shapes[0]

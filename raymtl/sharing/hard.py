@@ -18,7 +18,7 @@ class Hard(SharingArchitecture):
     """
 
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> None:
-        super().__init__(tasks, encoders[0].out_features)
+        super().__init__(tasks, encoders[0].shapes[-1])
         self.encoders = nn.ModuleList(encoders)
 
     @property

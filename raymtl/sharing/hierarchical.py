@@ -3,7 +3,6 @@
 y_t = h_t(f^(l_t) o ... o f^1 (x)), where l_t is the level of task t.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -26,7 +25,7 @@ class Hierarchical(SharingArchitecture):
     """
 
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], levels: Mapping[str, int]) -> None:
-        super().__init__(tasks, {name: math.prod(encoders[0].shapes[level]) for name, level in levels.items()})
+        super().__init__(tasks, {name: encoders[0].shapes[level] for name, level in levels.items()})
         self.levels = levels
         self.stages = nn.ModuleList(list(encoders[0].stages)[: max(levels.values())])
 
@@ -73,7 +72,10 @@ class HierarchicalSpec(SharingSpecBase):
                     f"levels.{name}",
                     f"expected a stage of the encoder, 1 to {num_stages}, got {level}. Lower it or deepen the encoder.",
                 )
-        return None
+        return super().check(tasks, encoder)
+
+    def feature_shape(self, task: str, encoder: Encoder) -> tuple[int, ...]:
+        return encoder.shapes[self.levels.get(task, len(encoder.stages))]
 
     def num_encoders(self, num_tasks: int) -> int:
         return 1

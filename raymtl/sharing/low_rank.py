@@ -82,7 +82,7 @@ class LowRank(SharingArchitecture):
         sparsity: float,
         decay: float,
     ) -> None:
-        super().__init__(tasks, encoders[0].out_features)
+        super().__init__(tasks, encoders[0].shapes[-1])
         self.sparsity, self.decay = sparsity, decay
         # In a tuple it is no submodule, and on the meta device it has no values that could enter a prediction.
         self._template = (deepcopy(encoders[0]).to("meta"),)

@@ -20,7 +20,7 @@ class MMoE(SharingArchitecture):
     """
 
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> None:
-        super().__init__(tasks, encoders[0].out_features)
+        super().__init__(tasks, encoders[0].shapes[-1])
         self.experts = Experts(encoders)
         shape = encoders[0].shapes[0]
         self.gates = nn.ModuleDict({name: SoftmaxGate(shape, len(encoders)) for name in self.task_names})

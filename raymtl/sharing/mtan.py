@@ -45,7 +45,7 @@ class MTAN(SharingArchitecture):
     """
 
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], reduction: int) -> None:
-        super().__init__(tasks, encoders[0].out_features)
+        super().__init__(tasks, encoders[0].shapes[-1])
         self.trunk = encoders[0]
         shapes = self.trunk.shapes[1:]
         self.attention = nn.ModuleDict(
@@ -90,7 +90,7 @@ class MTANSpec(SharingSpecBase):
                     f"mtan takes stages of shape [features] or [channels, height, width], got {shape}. "
                     "Choose another encoder.",
                 )
-        return None
+        return super().check(tasks, encoder)
 
     def num_encoders(self, num_tasks: int) -> int:
         return 1

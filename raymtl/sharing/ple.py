@@ -64,7 +64,7 @@ class PLE(SharingArchitecture):
     def __init__(
         self, tasks: Sequence[Task], encoders: Sequence[Encoder], num_shared_experts: int, num_levels: int
     ) -> None:
-        super().__init__(tasks, encoders[0].out_features)
+        super().__init__(tasks, encoders[0].shapes[-1])
         num_stages = len(encoders[0].stages)
         cuts = [num_stages * level // num_levels for level in range(num_levels + 1)]
         self.levels = nn.ModuleList(
@@ -112,7 +112,7 @@ class PLESpec(SharingSpecBase):
                 f"expected at most the {num_stages} stages of the encoder, got {self.num_levels}. "
                 "Lower sharing.num_levels or deepen the encoder.",
             )
-        return None
+        return super().check(tasks, encoder)
 
     def num_encoders(self, num_tasks: int) -> int:
         return self.num_shared_experts + num_tasks * self.num_task_experts

@@ -74,8 +74,11 @@ class RelationSpec(SharingSpecBase):
     ridge: PositiveFloat = 1e-6
 
     def check(self, tasks: Sequence[Task], encoder: Encoder) -> tuple[str, str] | None:
+        impossible = super().check(tasks, encoder)
+        if impossible:
+            return impossible
         with torch.device("meta"):
-            shapes = {task.name: _weight_shapes(task.head(encoder.out_features)) for task in tasks}
+            shapes = {task.name: _weight_shapes(task.head(encoder.shapes[-1])) for task in tasks}
         first = tasks[0].name
         for name, own in shapes.items():
             if own != shapes[first]:

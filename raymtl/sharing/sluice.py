@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from raymtl.encoders import Encoder
-from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
+from raymtl.sharing.base import SharingArchitecture, SharingSpecBase, several
 from raymtl.sharing.cross_stitch import mostly, own_parts
 from raymtl.types import Params, Task
 
@@ -41,7 +41,7 @@ class Sluice(SharingArchitecture):
         self, tasks: Sequence[Task], encoders: Sequence[Encoder], own: float, strength: float, lr_scale: float
     ) -> None:
         width = NUM_SUBSPACES * encoders[0].out_features
-        super().__init__(tasks, width)
+        super().__init__(tasks, several(NUM_SUBSPACES, encoders[0].shapes[-1]))
         self.strength = strength
         self.lr_scale = {"alpha": lr_scale, "beta": lr_scale}
         self.towers = nn.ModuleDict(

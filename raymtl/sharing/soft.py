@@ -21,7 +21,7 @@ class Soft(SharingArchitecture):
     """
 
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], strength: float) -> None:
-        super().__init__(tasks, encoders[0].out_features)
+        super().__init__(tasks, encoders[0].shapes[-1])
         self.encoders = nn.ModuleList(encoders)
         self.strength = strength
 

@@ -57,7 +57,7 @@ def headed(body: nn.Module, task: Task, input_shape: tuple[int, ...], seed: int)
         width = body(torch.zeros(2, *input_shape)).shape[-1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Network(body, task.head(width))
+        return Network(body, task.head((width,)))
 
 
 def named(network: Network, task: str) -> Params:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from raymtl.learners import R2D2, r2d2
 from raymtl.learners.classes import BELOW
 from raymtl.step import meta_gradient
+from raymtl.tasks import binary, regression, segmentation
 from raymtl.types import Batch, Task
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
@@ -164,8 +165,15 @@ def test_unlabelled_examples_have_no_say(arrays) -> None:
 
 def test_it_says_which_task_it_cannot_learn() -> None:
     assert R2D2().check(experiment().data.make_tasks()) is None
-    odd = Task("odd", "regression", 1, lambda width: nn.Identity(), torch.mul, {}, lambda p: p)
+    odd = Task("odd", "regression", 1, lambda shape: nn.Identity(), torch.mul, {}, lambda p: p, quadratic=True)
     assert "that of task 'odd' is a Identity" in R2D2().check([odd])
+    for task in (
+        regression("odd", 0.0, 1.0, loss="huber"),
+        regression("odd", (0.0, 1.0), (1.0, 1.0)),
+        binary("odd"),
+        segmentation("odd", 2, (8, 8)),
+    ):
+        assert "numbers under squared error, and task 'odd' has others" in R2D2().check([task])
 
 
 def test_a_regression_without_weight_predicts_a_constant(arrays) -> None:

@@ -1,0 +1,250 @@
+"""Labels in the columns of a table: which kind of task they are of, and their numbers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymtl.data.files.columns import (
+    Where,
+    in_order,
+    is_bytes,
+    is_list,
+    is_number,
+    is_text,
+    moments,
+    numbers,
+    plain,
+    texts,
+    vectors,
+)
+from raymtl.data.files.kinds import KINDS
+from raymtl.data.files.schema import FittedTask, KindName, TaskColumn
+from raymtl.types import UserError
+
+FEW = 20
+"""Whole numbers that are no more different ones than this are taken for classes."""
+SEPARATORS = (";", "|", ",")
+
+Columns = Mapping[str, pa.ChunkedArray]
+"""Those that hold the labels of a task, by their names."""
+
+
+def fit_task(name: str, asked: TaskColumn, columns: Columns, train: np.ndarray, where: Where) -> FittedTask:
+    """What the labels are: classes of all rows, means and spreads of those for training [N].
+
+    Raises UserError for labels of no kind, for ones outside the given classes and for a task without any.
+    """
+    kind = asked.kind or _inferred(name, asked, columns, where)
+    form = KINDS[kind].form
+    key = f"data.tasks.{name}"
+    if asked.classes and form == "number":
+        raise UserError(f"{key}.classes: expected none of kind {kind}, got {list(asked.classes)}. Leave them away.")
+    if len(columns) > 1 and form == "class":
+        raise UserError(f"{key}.columns: expected one column of kind {kind}, got {list(columns)}. Use `column`.")
+    found: dict[str, Any] = {}
+    if form == "number":
+        values = _vectors(columns, where)
+        stats = [moments(known) if len(known := own[train & np.isfinite(own)]) else (0.0, 1.0) for own in values.T]
+        found["vector"] = len(columns) > 1 or is_list(next(iter(columns.values())).type)
+        found["means"] = tuple(mean for mean, _ in stats)
+        found["stds"] = tuple(std or 1.0 for _, std in stats)
+    else:
+        if form == "set":
+            found["separator"] = asked.separator or _separator(columns)
+        found["classes"] = _classes(name, asked, columns, kind, found.get("separator"))
+    fitted = FittedTask(asked=asked, kind=kind, inferred=asked.kind is None, labelled=0.0, **found)
+    _, mask = encode_task(name, fitted, columns, where)
+    if not mask[train].any():
+        raise UserError(
+            f"{key}: {where(0).rpartition(': ')[0]}: column '{next(iter(columns))}': expected labels in the rows for "
+            f"training, got none in {int(train.sum())} rows. Correct the column, or leave the task away."
+        )
+    return fitted.model_copy(update={"labelled": float(mask[train].mean())})
+
+
+def _inferred(name: str, asked: TaskColumn, columns: Columns, where: Where) -> KindName:
+    first = next(iter(columns.values()))
+    kind = plain(first).type
+    if len(columns) > 1:
+        flags = all(set(pc.unique(pc.utf8_lower(texts(c))).drop_null().to_pylist()) <= _FLAGS for c in columns.values())
+        return "multilabel" if flags else "regression"
+    if is_list(kind):
+        return "regression" if is_number(kind.value_type) else "multilabel"
+    known = texts(first).drop_null()
+    different = pc.unique(known)
+    if asked.classes:
+        return "binary" if len(asked.classes) == 2 and set(different.to_pylist()) <= _FLAGS else "classification"
+    if pa.types.is_boolean(kind) or (len(different) == 2 and set(different.to_pylist()) == {"0", "1"}):
+        return "binary"
+    if is_number(kind):
+        whole = not pa.types.is_temporal(kind) and all(_is_whole(text) for text in different[: FEW + 1].to_pylist())
+        few = 2 <= len(different) <= FEW and len(known) >= 3 * len(different)
+        return "classification" if whole and few else "regression"
+    if is_text(kind):
+        if 2 <= len(different) <= max(FEW, len(known) / 5):
+            return "classification"
+        if len(different) < 2:
+            got = f"'{different[0].as_py()}' alone" if len(different) else "no labels at all"
+            raise UserError(
+                f"data.tasks.{name}: {where(0).rpartition(': ')[0]}: column '{next(iter(columns))}': expected labels "
+                f"of two classes at least, got {got}. Correct the column, or leave the task away."
+            )
+        raise UserError(
+            f"data.tasks.{name}: {where(0).rpartition(': ')[0]}: column '{next(iter(columns))}': expected labels that "
+            f"come again, got {len(different)} different texts in {len(known)} rows. Say data.tasks.{name}.kind."
+        )
+    if pa.types.is_null(kind):
+        return "regression"  # and so refused, since it has no labels
+    raise UserError(
+        f"data.tasks.{name}: {where(0).rpartition(': ')[0]}: column '{next(iter(columns))}': expected labels that are "
+        f"numbers, texts or lists of them, got {'pictures' if is_bytes(kind) else kind}."
+    )
+
+
+_FLAGS = {"0", "1", "true", "false"}
+
+
+def _is_whole(text: str) -> bool:
+    return text.lstrip("-").isdigit()
+
+
+def _vectors(columns: Columns, where: Where) -> np.ndarray:
+    """[N, D] float64, nan for what is missing."""
+    if len(columns) == 1:
+        name, column = next(iter(columns.items()))
+        if is_list(plain(column).type):
+            return vectors(column, name, where)
+    return np.stack([numbers(column, name, where) for name, column in columns.items()], 1)
+
+
+def _separator(columns: Columns) -> str | None:
+    first = next(iter(columns.values()))
+    if len(columns) > 1 or not is_text(plain(first).type):
+        return None
+    counts = [pc.sum(pc.count_substring(texts(first), mark)).as_py() or 0 for mark in SEPARATORS]
+    return SEPARATORS[int(np.argmax(counts))]
+
+
+def label_text(value: object) -> str:
+    """A class as it is written in YAML, in the form that `texts` gives to those in the files."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def _classes(name: str, asked: TaskColumn, columns: Columns, kind: KindName, separator: str | None) -> tuple[str, ...]:
+    if kind == "multilabel" and len(columns) > 1:
+        if asked.classes:
+            raise UserError(f"data.tasks.{name}.classes: expected none beside `columns`, which are the labels.")
+        return tuple(columns)
+    column = next(iter(columns.values()))
+    if asked.classes:
+        classes = tuple(label_text(value) for value in asked.classes)
+        if len(set(classes)) < len(classes):
+            raise UserError(f"data.tasks.{name}.classes: expected every class once, got {list(classes)}.")
+    elif kind == "multilabel":
+        classes = in_order({label for labels in _sets(column, separator) for label in labels or ()})
+    else:
+        classes = in_order(pc.unique(texts(column)).drop_null().to_pylist())
+        if len(classes) == 1 and kind == "binary":
+            classes = tuple(sorted({*classes, "0" if classes[0] == "1" else "1"})) if classes[0] in "01" else classes
+    least = 1 if kind == "multilabel" else 2
+    if len(classes) < least:
+        raise UserError(
+            f"data.tasks.{name}: column '{next(iter(columns))}': expected labels of {least} classes at least, got "
+            f"{list(classes)}. Correct the column, name its classes, or leave the task away."
+        )
+    if kind == "binary" and len(classes) != 2:
+        raise UserError(
+            f"data.tasks.{name}: column '{next(iter(columns))}': expected two classes of kind binary, got "
+            f"{len(classes)}: {list(classes[:10])}. Take kind: classification."
+        )
+    return classes
+
+
+def _sets(column: pa.ChunkedArray, separator: str | None) -> Sequence[Sequence[str] | None]:
+    """The labels of each row; None where they are missing."""
+    values = plain(column)
+    if is_list(values.type):
+        flat = iter(texts(pc.list_flatten(values)).to_pylist())
+        lengths = pc.list_value_length(values).to_pylist()
+        return [None if n is None else [v for v in (next(flat) for _ in range(n)) if v is not None] for n in lengths]
+    return [
+        None if text is None else [part.strip() for part in text.split(separator or ";") if part.strip()]
+        for text in texts(column).to_pylist()
+    ]
+
+
+def encode_task(name: str, fitted: FittedTask, columns: Columns, where: Where) -> tuple[np.ndarray, np.ndarray]:
+    """Targets [N] int64, [N] float32 or [N, D] float32 with nan, as the task takes them; and where they are, [N] bool.
+
+    Raises UserError, with file, row and column, for a label outside the classes or one that is no number.
+    """
+    form = KINDS[fitted.kind].form
+    first, column = next(iter(columns.items()))
+    if form == "class":
+        text = texts(column)
+        index = pc.index_in(text, value_set=pa.array(fitted.classes, pa.string()))
+        outside = pc.and_(pc.is_valid(text), pc.is_null(index)).to_numpy(zero_copy_only=False)
+        if outside.any():
+            row = int(outside.argmax())
+            raise UserError(_outside(name, fitted, f"{where(row)}, column '{first}'", text[row].as_py()))
+        mask = pc.is_valid(index).to_numpy(zero_copy_only=False)
+        return pc.fill_null(index, 0).to_numpy(zero_copy_only=False).astype(np.int64), mask
+    if form == "set":
+        target = np.full((len(column), len(fitted.classes)), np.nan, np.float32)
+        if len(columns) > 1:
+            for place, (label, own) in enumerate(columns.items()):
+                target[:, place] = _flags(label, own, where)
+        else:
+            places = {label: place for place, label in enumerate(fitted.classes)}
+            for row, labels in enumerate(_sets(column, fitted.separator)):
+                if labels is None:
+                    continue
+                target[row] = 0
+                for label in labels:
+                    if label not in places:
+                        raise UserError(_outside(name, fitted, f"{where(row)}, column '{first}'", label))
+                    target[row, places[label]] = 1
+        return target, np.asarray(~np.isnan(target).all(1))
+    values = _vectors(columns, where)
+    if np.isinf(values).any():
+        row = int(np.isinf(values).any(1).argmax())
+        raise UserError(f"{where(row)}, column '{first}': expected a finite number, got {values[row].tolist()}.")
+    mask = ~np.isnan(values).all(1)
+    if fitted.vector:
+        if values.shape[1] != len(fitted.means):
+            raise UserError(
+                f"{where(0)}, column '{first}': expected {len(fitted.means)} numbers, got {values.shape[1]}."
+            )
+        return values.astype(np.float32), mask
+    return np.nan_to_num(values[:, 0], nan=fitted.means[0]).astype(np.float32), mask
+
+
+def _flags(label: str, column: pa.ChunkedArray, where: Where) -> np.ndarray:
+    text = pc.utf8_lower(texts(column))
+    index = pc.index_in(text, value_set=pa.array(["0", "false", "1", "true"]))
+    outside = pc.and_(pc.is_valid(text), pc.is_null(index)).to_numpy(zero_copy_only=False)
+    if outside.any():
+        row = int(outside.argmax())
+        raise UserError(f"{where(row)}, column '{label}': expected 0, 1, true or false, got {text[row].as_py()!r}.")
+    values = pc.cast(index, pa.float64()).to_numpy(zero_copy_only=False)
+    flags: np.ndarray = np.where(np.isnan(values), np.nan, values >= 2)
+    return flags
+
+
+def _outside(name: str, fitted: FittedTask, where: str, label: str) -> str:
+    classes = list(fitted.classes[:10])
+    more = f" and {len(fitted.classes) - 10} more" if len(fitted.classes) > 10 else ""
+    given = fitted.asked.classes or ()
+    hint = (
+        " YAML reads yes and no as true and false: put the classes in quotes."
+        if any(isinstance(value, bool) for value in given)
+        else f" Correct the label, or add it to data.tasks.{name}.classes."
+    )
+    return f"{where}: expected a label of task '{name}', one of {classes}{more}, got '{label}'.{hint}"

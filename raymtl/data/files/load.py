@@ -1,0 +1,274 @@
+"""Rows of the user's files as arrays: encoded block by block, and told apart into splits."""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymtl.data.base import SPLITS, most
+from raymtl.data.files.columns import encode_column, texts
+from raymtl.data.files.labels import encode_task
+from raymtl.data.files.pictures import decoded
+from raymtl.data.files.rows import Opened, Rows
+from raymtl.data.files.splits import UNKNOWN, by_rank, by_threshold, hashes, leak, side_name, sides_named
+from raymtl.types import UserError
+
+if TYPE_CHECKING:
+    from raymtl.data.files.source import Files
+
+NAMED = 5  # unreadable pictures that a message names
+
+
+class Encoded(NamedTuple):
+    """The rows of a block as numbers."""
+
+    arrays: Mapping[str, np.ndarray]
+    """`inputs`, and `target/T` and `mask/T` of each task, which is False where the picture could not be read."""
+    given: np.ndarray
+    """The side of each row that the files say, or UNKNOWN."""
+    hashed: np.ndarray
+    bucket: pa.Array | None
+    """The group or the class of each row, as text."""
+    unreadable: Sequence[str]
+
+
+def encode(source: "Files", opened: Opened, number: int) -> Encoded:
+    """A block of rows. Raises UserError, naming file, row and column, for what cannot be a number or a label."""
+    rows = opened.read(number)
+
+    def where(row: int) -> str:
+        return opened.where(number, row)
+
+    inputs, readable, unreadable = encode_inputs(source, opened, number, rows)
+    arrays = {"inputs": inputs}
+    for name in source.tasks:
+        target, mask = encode_task(name, source.found.tasks[name], rows.labels[name], where)
+        arrays[f"target/{name}"], arrays[f"mask/{name}"] = target, mask & readable
+    columns = [column.column for column in source.found.columns]
+    given, hashed = sides_given(source, rows, opened.side(number), columns, source.found.split_column, where)
+    return Encoded(arrays, given, hashed, bucket_of(source, rows, where), unreadable)
+
+
+def encode_inputs(source: "Files", opened: Opened, number: int, rows: Rows) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Inputs [N, ...], which of them could be read, and the names of those that could not."""
+    fitted = source.found.columns
+    size = len(rows.table)
+    if fitted[0].role == "picture":
+        return _pictures(source, opened, number, rows.table[fitted[0].column])
+    out = np.empty((size, *source.input_shape), np.float32)
+    start = 0
+    for column in fitted:
+        encode_column(
+            column,
+            rows.table[column.column],
+            out[:, start : start + column.size],
+            lambda row: opened.where(number, row),
+            impute=source.missing_inputs == "mean",
+        )
+        start += column.size
+    return out, np.ones(size, bool), []
+
+
+def _pictures(
+    source: "Files", opened: Opened, number: int, column: pa.ChunkedArray
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    channels, height, width = source.input_shape
+    reads = opened.contents(number, column)
+    out = np.zeros((len(reads), channels, height, width), np.uint8)
+    readable = np.ones(len(reads), bool)
+
+    def fill(row: int) -> str | None:
+        try:
+            out[row] = decoded(reads[row](), (height, width), channels, source.resize)
+        except OSError as error:
+            readable[row] = False
+            value = column[row].as_py()
+            named = value if isinstance(value, str) else opened.where(number, row)
+            return f"{named} ({' '.join(str(error).split())[:80] or type(error).__name__})"
+        return None
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
+        problems = [problem for problem in threads.map(fill, range(len(reads))) if problem]
+    return out, readable, problems
+
+
+def sides_given(
+    source: "Files", rows: Rows, side: int | None, inputs: Sequence[str], column: str | None, where: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """The side of each row that its path or the `column` says, UNKNOWN without one; and the hash that decides then."""
+    size = len(rows.table)
+    given = np.full(size, UNKNOWN if side is None else side, np.int8)
+    if column is not None:
+        named = texts(rows.table[column])
+        given = sides_named(named)
+        if (given == UNKNOWN).any():
+            row = int((given == UNKNOWN).argmax())
+            raise UserError(
+                f"{where(row)}, column '{column}': expected train, val or test, got {named[row].as_py()!r}. "
+                "Correct the row, or split by data.split.fractions."
+            )
+    bucket = bucket_of(source, rows, where)
+    names = [source.split.key] if source.split.key else inputs
+    by = [("", pa.chunked_array([bucket]))] if bucket is not None else [(name, rows.table[name]) for name in names]
+    return given, hashes(by, source.split.seed)
+
+
+def bucket_of(source: "Files", rows: Rows, where: Any) -> pa.Array | None:
+    """The group of each row, or its class for episodes of classes; None where rows are by themselves."""
+    if source.episodes == "classes" and source.group is None:
+        ((_, columns),) = rows.labels.items()
+        return texts(next(iter(columns.values())))
+    if source.group is None:
+        return None
+    groups = texts(rows.table[source.group])
+    if groups.null_count:
+        row = int(pc.is_null(groups).to_numpy(zero_copy_only=False).argmax())
+        raise UserError(f"{where(row)}, column '{source.group}': expected a group, got none. Every row needs one.")
+    return groups
+
+
+def sides_of(source: "Files", given: np.ndarray, hashed: np.ndarray, *, each_by_itself: bool) -> np.ndarray:
+    """The side of every row, [N] int8.
+
+    Sides that the files do not say at all are taken out of those for training. Where `each_by_itself`, shares hold on
+    average; else they hold exactly, and every side has a row where there are enough of them.
+    """
+    cut = by_threshold if each_by_itself else by_rank
+    said = set(np.unique(given).tolist()) - {UNKNOWN}
+    open_rows = given == (0 if said else UNKNOWN)
+    shares = [share if side == 0 or side not in said else 0.0 for side, share in enumerate(source.split.fractions)]
+    sides = given.copy()
+    if said and (given == UNKNOWN).any():
+        raise UserError("data.path: expected every file to be below a folder train, val or test, or none, got both.")
+    if not said or sum(shares) > shares[0]:
+        sides[open_rows] = cut(hashed[open_rows], shares)
+    return sides
+
+
+def check_leak(bucket: pa.Array | None, sides: np.ndarray, what: str, where: Any) -> None:
+    """Raises UserError where a group, or a class, is on two sides."""
+    rows = None if bucket is None else leak(bucket, sides)
+    if bucket is not None and rows is not None:
+        one, other = rows
+        raise UserError(
+            f"{where(other)}: expected {what} '{bucket[other].as_py()}' in {side_name(sides[one])} alone, where "
+            f"{where(one)} has it, got it in {side_name(sides[other])} too. Correct the split, or leave it to "
+            "data.split.fractions."
+        )
+
+
+def load(source: "Files") -> dict[str, np.ndarray]:
+    """All rows, or where they are streamed those that are held out; and which of them are on which side."""
+    opened = Opened(source)
+    streamed = source.found.pool is not None
+    encoded: list[Encoded] = []
+    sides: list[np.ndarray] = []
+    held, seen = np.zeros(len(SPLITS), int), 0
+    for one in _blocks(source, opened):
+        seen += len(one.given)
+        if streamed:
+            side = sides_of(source, one.given, one.hashed, each_by_itself=True)
+            room = source.held_out_rows - held
+            keep = np.flatnonzero(np.isin(side, [s for s in (1, 2) if room[s] > 0]))
+            encoded.append(_some(one, keep))
+            sides.append(side[keep])
+            held += np.bincount(side[keep], minlength=len(SPLITS))
+            if (held[1:] >= source.held_out_rows).all():
+                break
+        else:
+            encoded.append(one)
+    arrays = {
+        key: np.concatenate([one.arrays[key] for one in encoded]) if len(encoded) > 1 else encoded[0].arrays[key]
+        for key in encoded[0].arrays
+    }
+    given, hashed = (np.concatenate(parts) for parts in zip(*((e.given, e.hashed) for e in encoded), strict=True))
+    side = np.concatenate(sides) if streamed else sides_of(source, given, hashed, each_by_itself=False)
+    tell(source, [name for one in encoded for name in one.unreadable], seen)
+    buckets = [one.bucket for one in encoded if one.bucket is not None]
+    bucket = pa.concat_arrays(buckets) if buckets else None
+    arrays |= _pools(source, arrays, side, bucket)
+    names = list(source.tasks)
+    counts = [int(arrays[f"mask/{name}"][side == 0].sum()) for name in names]
+    if streamed:
+        counts = [round(source.found.tasks[name].labelled * source.found.rows) for name in names]
+    elif all(arrays[f"mask/{name}"].all() for name in names):
+        arrays["complete"] = np.array(True)
+    return arrays | {"side": side, "tasks": np.array(names), "sizes": np.array(counts)}
+
+
+def _blocks(source: "Files", opened: Opened) -> Iterator[Encoded]:
+    """Every block in its order; of a stream, in one by chance."""
+    order = np.arange(len(opened.blocks))
+    if source.found.pool is not None:
+        order = np.random.default_rng(source.split.seed).permutation(order)
+    for number in order.tolist():
+        yield encode(source, opened, number)
+
+
+def _some(one: Encoded, rows: np.ndarray) -> Encoded:
+    bucket = None if one.bucket is None else one.bucket.take(pa.array(rows))
+    return Encoded(
+        {key: values[rows] for key, values in one.arrays.items()}, one.given[rows], one.hashed[rows], bucket,
+        one.unreadable,
+    )  # fmt: skip
+
+
+def tell(source: "Files", unreadable: Sequence[str], number: int) -> None:
+    """Says which of this number of pictures could not be read. Raises UserError where there are too many."""
+    if not unreadable:
+        return
+    named = "; ".join(unreadable[:NAMED]) + (f" and {len(unreadable) - NAMED} more" * (len(unreadable) > NAMED))
+    says = f"{len(unreadable)} of {number} pictures cannot be read: {named}"
+    if len(unreadable) > source.max_corrupt * number:
+        raise UserError(
+            f"data.max_corrupt: {says}, which is over {source.max_corrupt:.1%} of them. Restore them, or raise it."
+        )
+    warnings.warn(f"{says}; they are left out.", stacklevel=3)
+
+
+def _pools(
+    source: "Files", arrays: Mapping[str, np.ndarray], sides: np.ndarray, bucket: pa.Array | None
+) -> dict[str, np.ndarray]:
+    """Which rows are drawn from: those with a label, of each side; by group or class where episodes are of these."""
+    labelled = np.any([arrays[f"mask/{name}"] for name in source.tasks], axis=0)
+    pools: dict[str, np.ndarray] = {}
+    for number, split in enumerate(SPLITS):
+        rows = np.flatnonzero(labelled & (sides == number))
+        if source.episodes == "rows":
+            pools[f"rows/{split}"] = rows
+            for name in source.tasks:
+                pools[f"rows/{split}/{name}"] = rows[arrays[f"mask/{name}"][rows]]
+            if source.found.pool is None or split != "train":
+                _need(source, split, len(rows), 2, "rows with a label")
+            continue
+        if source.episodes == "classes":
+            ((_, target),) = ((n, arrays[f"target/{n}"]) for n in source.tasks)
+            classes = next(iter(source.found.tasks.values())).classes
+            codes, names = target, np.array(classes)
+            least = most(source.shots) + source.queries
+        else:
+            encoded = pc.dictionary_encode(bucket)
+            codes = encoded.indices.to_numpy(zero_copy_only=False)
+            names, least = np.array(encoded.dictionary.to_pylist()), 2
+        counts = np.bincount(codes[rows], minlength=len(names))
+        kept = sorted(np.flatnonzero(counts >= least), key=lambda code: names[code])
+        members = [rows[codes[rows] == code] for code in kept]
+        what = f"groups of {least} rows" if source.episodes == "groups" else f"classes of {least} rows"
+        _need(source, split, len(kept), most(source.ways) if source.episodes == "classes" else 1, what)
+        pools[f"rows/{split}"] = np.concatenate(members)
+        pools[f"starts/{split}"] = np.cumsum([0, *(len(m) for m in members)])
+        pools[f"names/{split}"] = names[kept]
+    return pools
+
+
+def _need(source: "Files", split: str, got: int, least: int, what: str) -> None:
+    if got < least:
+        raise UserError(
+            f"data.split: expected {least} {what} at least in {split}, got {got}. Change data.split.fractions, ask for "
+            f"less{' ways, shots or queries' if source.episodes == 'classes' else ''}, or give more rows."
+        )

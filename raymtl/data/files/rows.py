@@ -1,0 +1,248 @@
+"""The user's files opened together: the table or the pictures, and the labels that lie in files of their own."""
+
+import difflib
+import posixpath
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from raymtl.data.base import SPLITS
+from raymtl.data.files.columns import texts
+from raymtl.data.files.readers import (
+    FILE,
+    Block,
+    Place,
+    Reading,
+    Table,
+    absolute,
+    format_of,
+    joined,
+    locate,
+    open_pictures,
+    open_table,
+)
+from raymtl.data.files.schema import Format, TaskColumn
+from raymtl.types import UserError
+
+if TYPE_CHECKING:
+    from raymtl.data.files.source import Files
+
+
+class Rows(NamedTuple):
+    """Some rows: all columns, and of each task those with its labels."""
+
+    table: pa.Table
+    labels: Mapping[str, Mapping[str, pa.ChunkedArray]]
+
+
+class _Part(NamedTuple):
+    place: Place
+    table: Table
+    side: int | None
+    task: str | None
+
+
+def label_columns(name: str, task: TaskColumn) -> tuple[str, ...]:
+    """The columns that hold the labels of the task of this name."""
+    return task.columns or (task.column or name,)
+
+
+class Opened:
+    """The blocks of all files, each read by its number."""
+
+    def __init__(self, source: "Files") -> None:
+        self.source = source
+        self.reading = Reading(source.missing_values, source.delimiter, source.encoding)
+        self.parts: list[_Part] = []
+        if isinstance(source.path, Mapping):
+            for split, path in source.path.items():
+                self._add(path, f"data.path.{split}", side=SPLITS.index(split))
+        else:
+            for path in (source.path,) if isinstance(source.path, str) else source.path:
+                if path:
+                    self._add(path, "data.path")
+        self.joined: dict[str, tuple[pa.Table, str]] = {}
+        for name, task in source.tasks.items():
+            if task.path and source.key:
+                place = locate(absolute(task.path, f"data.tasks.{name}.path"), f"data.tasks.{name}.path")
+                table = open_table(place, self._form(place), self.reading, f"data.tasks.{name}.path")
+                whole = pa.concat_tables([table.read(block) for block in table.blocks], promote_options="permissive")
+                self.joined[name] = whole, place.shown
+            elif task.path:
+                self._add(task.path, f"data.tasks.{name}.path", task=name)
+        if not self.parts:
+            raise UserError("data.path: expected a file, a folder or a URL, got none. Give the path of your data.")
+        self._check_parts()
+        self.blocks: list[tuple[int, Block]] = [
+            (number, block) for number, part in enumerate(self.parts) for block in part.table.blocks
+        ]
+        self.names = [name for name in self.parts[0].table.names if all(name in p.table.names for p in self.parts)]
+        self._check_names()
+
+    def _add(self, path: str, key: str, side: int | None = None, task: str | None = None) -> None:
+        place = locate(absolute(path, key), key)
+        form = self._form(place)
+        opened = open_pictures if form == "pictures" else None
+        table = opened(place, self.reading, key) if opened else open_table(place, form, self.reading, key)
+        self.parts.append(_Part(place, table, side, task))
+        self.format: Format = form
+
+    def _form(self, place: Place) -> Format:
+        return self.source.format or format_of(place, "data.path")
+
+    def _check_parts(self) -> None:
+        first, *others = self.parts
+        own = {name for task in self.source.tasks.items() for name in label_columns(*task)}
+        for other in others:
+            odd = sorted((set(first.table.names) ^ set(other.table.names)) - own)
+            if odd:
+                has = "has" if odd[0] in other.table.names else "lacks"
+                raise UserError(
+                    f"{other.place.shown}: expected the columns of {first.place.shown}, got others: it {has} "
+                    f"'{odd[0]}'. All parts must have the same columns."
+                )
+
+    def _check_names(self) -> None:
+        source, shown = self.source, self.parts[0].place.shown
+        for key, name in (
+            ("group", source.group),
+            ("split.column", source.split.column),
+            ("split.key", source.split.key),
+        ):
+            if name is not None:
+                self._check_name(f"data.{key}", name, self.names, shown)
+        for task, (table, path) in self.joined.items():
+            for name in (source.key, *label_columns(task, source.tasks[task])):
+                self._check_name(f"data.tasks.{task}", str(name), table.column_names, path)
+            self._check_name("data.key", str(source.key), self.names, shown)
+        for task, asked in source.tasks.items():
+            for column in label_columns(task, asked):
+                holders = [p for p in self.parts if p.task == task] if asked.path else list(self.parts)
+                for part in holders if task not in self.joined else []:
+                    if part.task in (None, task):
+                        self._check_name(f"data.tasks.{task}", column, part.table.names, part.place.shown)
+        if not isinstance(source.inputs, str):
+            for name in source.inputs:
+                if name not in self.names and not any(fnmatchcase(other, name) for other in self.names):
+                    self._check_name("data.inputs", name, self.names, shown)
+
+    def _check_name(self, key: str, name: str, names: Sequence[str], shown: str) -> None:
+        if name in names:
+            return
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+        listed = ", ".join(f"'{known}'" for known in names[:12]) + (" ..." if len(names) > 12 else "")
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        raise UserError(f"{key}: {shown}: expected the column '{name}', got {listed}.{hint}")
+
+    def candidates(self) -> dict[str, bool]:
+        """The columns that could be inputs -> whether they were named, in the order of their names or of the table."""
+        source = self.source
+        if not isinstance(source.inputs, str):
+            chosen: list[str] = []
+            for name in source.inputs:
+                chosen += [name] if name in self.names else [n for n in self.names if fnmatchcase(n, name)]
+            return dict.fromkeys(chosen, True)
+        taken = {name for task in source.tasks.items() for name in label_columns(*task)}
+        taken |= {source.group, source.key, source.split.column, source.split.key}  # type: ignore[arg-type]
+        if self.format == "pictures":
+            return {FILE: True}
+        left = [n for n in self.names if n not in taken and not any(fnmatchcase(n, e) for e in source.exclude)]
+        return dict.fromkeys(left, False)
+
+    def read(self, number: int) -> Rows:
+        """The rows of the block with this number."""
+        part_number, block = self.blocks[number]
+        part = self.parts[part_number]
+        table = part.table.read(block)
+        labels: dict[str, Mapping[str, pa.ChunkedArray]] = {}
+        for name, task in self.source.tasks.items():
+            columns = label_columns(name, task)
+            if name in self.joined:
+                found = dict(joined(table, self.joined[name][0], str(self.source.key), self.joined[name][1]))
+                labels[name] = {column: found[column] for column in columns}
+            elif part.task in (None, name) and all(column in table.column_names for column in columns):
+                labels[name] = {column: table[column] for column in columns}
+            else:
+                labels[name] = {column: pa.chunked_array([pa.nulls(len(table))]) for column in columns}
+        return Rows(table.select(self.names), labels)
+
+    def side(self, number: int) -> int | None:
+        """The split that the path of a block says."""
+        part_number, block = self.blocks[number]
+        own = self.parts[part_number].side
+        return block.side if own is None else own
+
+    def where(self, number: int, row: int) -> str:
+        """File and row of a row of a block."""
+        part_number, block = self.blocks[number]
+        return self.parts[part_number].table.where(block, row)
+
+    def together(self, numbers: Sequence[int]) -> tuple[Rows, Callable[[int], str]]:
+        """The rows of several blocks as one, and where each row is from. Raises UserError where types do not agree."""
+        read = [self.read(number) for number in numbers]
+        starts = np.cumsum([0] + [len(rows.table) for rows in read])
+
+        def where(row: int) -> str:
+            part = int(np.searchsorted(starts, row, side="right")) - 1
+            return self.where(numbers[part], row - int(starts[part]))
+
+        tables = [rows.table for rows in read]
+        labels = {
+            task: {
+                column: self._concatenated([rows.labels[task][column] for rows in read], numbers, column)
+                for column in read[0].labels[task]
+            }
+            for task in self.source.tasks
+        }
+        whole = {name: self._concatenated([table[name] for table in tables], numbers, name) for name in self.names}
+        return Rows(pa.table(whole), labels), where
+
+    def _concatenated(self, columns: Sequence[pa.ChunkedArray], numbers: Sequence[int], name: str) -> pa.ChunkedArray:
+        kinds = [column.type for column in columns]
+        wanted = kinds[0]
+        for number, kind in zip(numbers, kinds, strict=True):
+            if kind == wanted:
+                continue
+            try:
+                fields = [pa.schema([(name, wanted)]), pa.schema([(name, kind)])]
+                wanted = pa.unify_schemas(fields, promote_options="permissive").field(0).type
+            except pa.ArrowException:
+                raise UserError(
+                    f"{self.blocks[number][1].file}: column '{name}': expected {wanted} as in "
+                    f"{self.blocks[numbers[0]][1].file}, got {kind}. All parts must have the same columns."
+                ) from None
+        chunks = [chunk for column in columns for chunk in column.cast(wanted, safe=False).chunks]
+        return pa.chunked_array(chunks, wanted)
+
+    def contents(self, number: int, column: pa.ChunkedArray) -> list[Callable[[], bytes]]:
+        """What reads each picture of a column of a block: of paths below the folder of its file, or of bytes."""
+        part_number, _ = self.blocks[number]
+        place = self.parts[part_number].place
+        if pa.types.is_struct(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+            values = [value.get("bytes") if isinstance(value, dict) else value for value in column.to_pylist()]
+            return [lambda value=value: value or _nothing() for value in values]  # type: ignore[misc]
+        root = place.root
+        return [
+            lambda path=path: place.read(posixpath.join(root, path.replace("\\", "/"))) if path else _nothing()  # type: ignore[misc]
+            for path in texts(column).to_pylist()
+        ]
+
+    def megabytes(self, numbers_a_row: int | None = None) -> float:
+        """Of all rows, by the sizes of the files or, where it is known, by what a row becomes."""
+        if numbers_a_row is not None:
+            return sum(block.rows or 0 for _, block in self.blocks) * numbers_a_row / 1e6
+        return (
+            sum(info.size for part in self.parts for info in part.place.fs.get_file_info(list(part.place.files))) / 1e6
+        )
+
+    @property
+    def num_rows(self) -> int:
+        """Of all blocks."""
+        return sum(block.rows or 0 for _, block in self.blocks)
+
+
+def _nothing() -> bytes:
+    raise OSError("no picture is given")

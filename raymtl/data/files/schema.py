@@ -1,0 +1,101 @@
+"""What is asked of a user's files, and what was found in them: the roles of columns, the labels of tasks."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, StringConstraints
+
+from raymtl.types import Spec
+
+Role = Literal["number", "category", "text", "vector", "picture"]
+Format = Literal["parquet", "csv", "arff", "mat", "pictures"]
+KindName = Literal["classification", "binary", "multilabel", "regression"]
+TaskName = Annotated[str, StringConstraints(pattern=r"^\w[\w -]*$")]
+Label = bool | int | float | str
+
+
+class SplitRule(Spec):
+    """Which rows are for training, for validation, for testing.
+
+    By `column`, which holds the names of the splits, or by the hash of the group, of the column `key` or of all inputs
+    of the row: that does not depend on the order of the rows, and rows that are alike stay together. A split that is
+    not named there takes its share out of the rows for training.
+    """
+
+    column: str | None = None
+    key: str | None = None
+    fractions: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
+        0.7,
+        0.15,
+        0.15,
+    )
+    """Of train, val and test; what counts is their proportion."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class TaskColumn(Spec):
+    """The labels of a task: a column, of the table of all or of a file of its own."""
+
+    column: str | None = None
+    """The name of the task, unless given."""
+    columns: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Several: the components of a vector, or labels that are each there or not."""
+    kind: KindName | None = None
+    """Inferred, unless given."""
+    classes: Annotated[tuple[Label, ...], Field(min_length=2)] | None = None
+    """In the order of their numbers; those that are found, unless given."""
+    separator: Annotated[str, Field(min_length=1)] | None = None
+    """Between the labels that stand in one text; found, unless given."""
+    loss: Literal["squared", "absolute", "huber"] | None = None
+    """Of a regression; squared, unless given."""
+    path: str | None = None
+    """A file of its own: joined to the table by data.key, or with rows of its own where there is no such key."""
+
+
+class FittedColumn(Spec):
+    """How a column becomes numbers: `size` of them, or one picture."""
+
+    column: str
+    role: Role
+    size: PositiveInt = 1
+    mean: float = 0.0
+    std: float = 1.0
+    categories: tuple[str, ...] = ()
+    """The column is then one-hot over these, the last number being for all others."""
+
+
+class FittedTask(Spec):
+    """What the labels of a task are; `asked` is what was given, from which it was inferred."""
+
+    asked: TaskColumn
+    kind: KindName
+    inferred: bool
+    """Whether the kind was."""
+    classes: tuple[str, ...] = ()
+    """By their numbers; of a multi-label task the labels."""
+    separator: str | None = None
+    means: tuple[float, ...] = ()
+    stds: tuple[float, ...] = ()
+    """Of the components of a regression's target."""
+    vector: bool = False
+    labelled: float
+    """Share of the rows for training that have a label."""
+
+
+class Fitted(Spec):
+    """What was found in the files, of the rows for training where it is a statistic. A run keeps it."""
+
+    settings: str
+    """A digest of what it was found by; another one finds it anew."""
+    format: Format
+    columns: Annotated[tuple[FittedColumn, ...], Field(min_length=1)]
+    left_out: Mapping[str, str] = {}
+    """Columns that are no inputs, and why."""
+    tasks: Mapping[str, FittedTask]
+    split_by: str
+    """In words."""
+    split_column: str | None = None
+    input_shape: tuple[PositiveInt, ...]
+    rows: PositiveInt
+    pool: PositiveInt | None = None
+    """How many blocks are in memory at a time, where the files are streamed."""

@@ -1,0 +1,188 @@
+"""`files`: the user's own data, by YAML alone: tables and pictures, with any labels."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import nn
+
+from raymtl.data.base import Arrays, Count, Source, Split, Ways, most, usual
+from raymtl.data.files.draw import draw
+from raymtl.data.files.kinds import KINDS
+from raymtl.data.files.schema import Fitted, Format, Role, SplitRule, TaskColumn, TaskName
+from raymtl.tasks import classification
+from raymtl.types import Episode, Task, UserError
+
+Side = PositiveInt | tuple[PositiveInt, PositiveInt]
+DRAWING = ("tasks", "shots", "queries", "hold_steps", "held_out_rows", "max_corrupt", "fitted")
+"""Fields that change nothing of what is found in the files."""
+
+
+class Files(Source):
+    """Tables (Parquet, CSV, ARFF, MATLAB cells of tasks) and folders of pictures, with the labels of `tasks`.
+
+    What is not said is inferred from the files when the configuration is read, shown by `raymtl data inspect`, and kept
+    in `fitted` with all statistics, which are of the rows for training. docs/data.md tells the keys.
+
+    `episodes: rows`: an episode is `shots` + `queries` rows at random. `groups`: an episode is a group of rows, such as
+    a school, those of a value in the column `group`. `classes`: an episode is `ways` classes of its one task. Groups
+    and classes of the splits are disjoint, and no group is ever in two splits.
+    """
+
+    name: Literal["files"] = "files"
+    path: str | tuple[str, ...] | Mapping[Split, str] = ""
+    """A file, a folder, a pattern or a URL, or several; or one for each of train, val and test."""
+    format: Format | None = None
+    """By the files' names, unless given."""
+    inputs: Literal["auto"] | tuple[str, ...] | Mapping[str, Role] = "auto"
+    """Columns, or patterns of their names; with their roles where these are not to be inferred."""
+    exclude: tuple[str, ...] = ()
+    """Columns, or patterns of their names, that `auto` is to leave out."""
+    tasks: Mapping[TaskName, TaskColumn] = {}
+    key: str | None = None
+    """The column that joins the rows with the files of tasks that have their own."""
+    group: str | None = None
+    """The column of which no value is in two splits: a patient, a school."""
+    split: SplitRule = SplitRule()
+    episodes: Literal["rows", "classes", "groups"] = "rows"
+    shots: Count = 8
+    queries: PositiveInt = 16
+    ways: Ways = 5
+    missing_inputs: Literal["refuse", "mean"] = "refuse"
+    missing_values: tuple[str, ...] = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "#N/A", "?")
+    """What stands for nothing in text files."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    encoding: str = "utf8"
+    max_categories: Annotated[int, Field(ge=2)] = 64
+    text_size: PositiveInt = 64
+    """Into how many numbers the words of a text are hashed."""
+    size: Side = 64
+    """Of pictures: side, or [height, width]."""
+    channels: Literal[1, 3] | None = None
+    """Of pictures; 1 where all are grey, unless given."""
+    resize: Literal["stretch", "crop"] = "stretch"
+    max_corrupt: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """The share of pictures that may be unreadable; these are left out."""
+    in_memory_mb: PositiveFloat = 2048
+    """Rows that take more are streamed in blocks (docs/data.md)."""
+    fit_rows: PositiveInt = 1_000_000
+    """How many rows, at least, statistics are made of where the files are streamed."""
+    hold_steps: PositiveInt = 100
+    """For how many steps a block of a stream is drawn from."""
+    held_out_rows: PositiveInt = 20_000
+    """How many rows of validation and of testing are kept in memory where the files are streamed."""
+    fitted: Fitted | None = None
+    """What was found in the files; written by the program."""
+
+    @model_validator(mode="after")
+    def _found(self) -> Self:
+        if not self.path and not any(task.path for task in self.tasks.values()):
+            return self  # nothing to read yet; said when something is asked
+        self._check()
+        from raymtl.data.files.readers import absolute
+
+        paths = self.path if isinstance(self.path, Mapping) else {"": self.path}
+        shown = {key: f"data.path{key and '.'}{key}" for key in paths}
+        resolved = {
+            key: tuple(absolute(p, shown[key]) for p in path) if isinstance(path, tuple) else absolute(path, shown[key])
+            for key, path in paths.items()
+            if path
+        }
+        if resolved:
+            # The object is frozen for others; here it is still being made.
+            self.__dict__["path"] = resolved if isinstance(self.path, Mapping) else resolved[""]
+        if self.fitted is None or self._stale(self.fitted):
+            from raymtl.data.files.fit import fit
+
+            self.__dict__["fitted"] = fit(self)
+        return self
+
+    def _check(self) -> None:
+        if not self.tasks:
+            raise UserError("data.tasks: expected a task at least, such as `price: {column: price}`, got none. Add it.")
+        reserved = nn.ModuleDict()
+        for name, task in self.tasks.items():
+            if hasattr(reserved, name):
+                raise UserError(
+                    f"data.tasks: {name}: expected another name, for this one is reserved. Rename the task."
+                )
+            if task.column and task.columns:
+                raise UserError(f"data.tasks.{name}: expected column or columns, got both. Leave one away.")
+        if self.episodes == "groups" and self.group is None:
+            raise UserError("data.group: expected the column that groups the rows for data.episodes: groups, got none.")
+        if self.episodes == "classes" and len(self.tasks) != 1:
+            raise UserError(
+                f"data.tasks: expected one task of classes for data.episodes: classes, got {list(self.tasks)}."
+            )
+        if self.group and self.split.key:
+            raise UserError("data.split.key: expected none beside data.group, by which rows are split. Leave it away.")
+
+    def digest(self) -> str:
+        """Of all that the findings depend on, other than the files."""
+        content = self.model_dump(mode="json", exclude=set(DRAWING))
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _stale(self, fitted: Fitted) -> bool:
+        known = fitted.tasks
+        return fitted.settings != self.digest() or any(
+            name not in known or known[name].asked != task for name, task in self.tasks.items()
+        )
+
+    @property
+    def found(self) -> Fitted:
+        """What was found in the files. Raises UserError where none were given."""
+        if self.fitted is None:
+            raise UserError("data.path: expected a file, a folder or a URL, got none. Give the path of your data.")
+        return self.fitted
+
+    @property
+    def pictures(self) -> bool:
+        return self.found.columns[0].role == "picture"
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(self.tasks)
+
+    def with_tasks(self, names: tuple[str, ...]) -> Self:
+        return self.model_copy(update={"tasks": {name: self.tasks[name] for name in names}})
+
+    def without_support(self) -> Self:
+        # A support set of one is drawn all the same: an episode has both parts.
+        return self.model_copy(update={"shots": 1, "queries": self.queries + usual(self.shots)})
+
+    def make_tasks(self) -> tuple[Task, ...]:
+        found = self.found
+        if self.episodes == "classes":
+            return tuple(classification(name, most(self.ways)) for name in self.tasks)
+        return tuple(KINDS[found.tasks[name].kind].make(name, found.tasks[name]) for name in self.tasks)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.found.input_shape
+
+    def load(self) -> dict[str, np.ndarray]:
+        from raymtl.data.files.load import load
+
+        return load(self)
+
+    def sizes(self, arrays: Arrays) -> Mapping[str, int]:
+        counts = dict(zip(arrays["tasks"].tolist(), arrays["sizes"].tolist(), strict=True))
+        return {name: counts[name] for name in self.task_names}
+
+    def window(self, arrays: Arrays, split: Split, seed: int, step: int) -> Arrays:
+        if split != "train" or self.found.pool is None:
+            return arrays
+        from raymtl.data.files.window import window
+
+        return window(self, arrays, seed, step)
+
+    def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
+        return draw(self, arrays, split, rng)
+
+
+def shape_of(size: Any) -> tuple[int, int]:
+    """Height and width."""
+    return size if isinstance(size, tuple) else (size, size)

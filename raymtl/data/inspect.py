@@ -1,0 +1,209 @@
+"""What a source is made of, before anything is trained on it: columns, tasks, splits, and a batch to look at."""
+
+import math
+import unicodedata
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raymtl.data.base import SPLITS, Arrays, Source
+from raymtl.data.episodes import build_episodes
+from raymtl.data.files import Files, FittedColumn, FittedTask
+from raymtl.types import Batch
+
+SHOWN = 24
+"""Examples in the picture of a batch."""
+SIDE, LINE, MARGIN = 96, 15, 8  # of a picture in it, of a line of text, between pictures: pixels
+LETTERS = 22  # of a cell of text
+
+
+def inspect(source: Source, seed: int) -> tuple[dict[str, Any], Arrays]:
+    """Shapes, tasks and splits, and of files all that was found in them; and the arrays that this was told from.
+
+    `notes` says what was left out while they were read. Raises UserError for what cannot be learned from.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        arrays = source.load()
+    told = {
+        "input_shape": list(source.input_shape),
+        "pictures": source.pictures,
+        "tasks": {task.name: {"kind": task.kind, "metrics": list(task.metrics)} for task in source.make_tasks()},
+        "labelled_for_training": dict(source.sizes(arrays)),
+        "notes": [str(one.message) for one in caught if issubclass(one.category, UserWarning)],
+    }
+    if isinstance(source, Files):
+        told |= _of_files(source, arrays)
+    (stack, *_), domains = build_episodes(source, arrays, seed=seed, split="train", step=0, indices=[0])
+    told["episode"] = {
+        "domain": domains[0],
+        "support": {name: len(target[0]) for name, target in stack.support.targets.items()},
+        "query": {name: len(target[0]) for name, target in stack.query.targets.items()},
+    }
+    return told, arrays
+
+
+def _of_files(source: Files, arrays: Arrays) -> dict[str, Any]:
+    from raymtl.data.files.columns import plain
+    from raymtl.data.files.rows import Opened, label_columns
+
+    found = source.found
+    opened = Opened(source)
+    rows, _ = opened.together(range(len(opened.blocks)) if found.pool is None else [0])
+    columns = []
+    for column in found.columns:
+        values = plain(rows.table[column.column])
+        columns.append(
+            {
+                "column": column.column,
+                "type": str(values.type),
+                "role": column.role,
+                "numbers": math.prod(source.input_shape) if column.role == "picture" else column.size,
+                "missing": values.null_count / len(values),
+                "normalised_by": _normalised(column),
+            }
+        )
+    side = arrays["side"]
+    tasks = {}
+    for name in source.task_names:
+        fitted = found.tasks[name]
+        target, mask = arrays[f"target/{name}"], arrays[f"mask/{name}"]
+        tasks[name] = {
+            "columns": list(label_columns(name, fitted.asked)),
+            "kind": fitted.kind,
+            "inferred": fitted.inferred,
+            "missing": 1 - fitted.labelled,
+            "splits": {
+                split: {
+                    "labelled": int((mask & (side == number)).sum()),
+                    "balance": _balance(fitted, target[mask & (side == number)]),
+                }
+                for number, split in enumerate(SPLITS)
+            },
+        }
+    told: dict[str, Any] = {
+        "format": found.format,
+        "rows": found.rows,
+        "streamed": found.pool is not None,
+        "split_by": found.split_by,
+        "splits": {split: int((side == number).sum()) for number, split in enumerate(SPLITS)},
+        "columns": columns,
+        "left_out": dict(found.left_out),
+        "tasks": tasks,
+    }
+    if source.episodes != "rows":
+        told[source.episodes] = {split: len(arrays[f"names/{split}"]) for split in SPLITS}
+    return told
+
+
+def _normalised(column: FittedColumn) -> str:
+    if column.role in ("number", "vector"):
+        return f"mean {column.mean:.4g}, spread {column.std:.4g}"
+    if column.role == "category":
+        return f"one of {', '.join(column.categories[:6])}{' ...' if len(column.categories) > 6 else ''}, or another"
+    return {"text": "hashed words", "picture": "0 to 1"}[column.role]
+
+
+def _balance(fitted: FittedTask, target: np.ndarray) -> dict[str, float]:
+    """Examples of each class or label; of numbers their mean, spread and ends."""
+    if fitted.classes:
+        counts = np.nansum(target, 0) if target.ndim == 2 else np.bincount(target, minlength=len(fitted.classes))
+        return {name: int(count) for name, count in zip(fitted.classes, counts, strict=True)}
+    known = target[~np.isnan(target)]
+    if not len(known):
+        return {}
+    return {key: float(getattr(known, key)()) for key in ("mean", "std", "min", "max")}
+
+
+def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
+    """Writes the query set of the first training episode as a picture: each input with its labels."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    (stack, *_), _ = build_episodes(source, arrays, seed=seed, split="train", step=0, indices=[0])
+    batch = stack.query
+    inputs = batch.inputs if isinstance(batch.inputs, Tensor) else next(iter(batch.inputs.values()))
+    inputs = inputs[0][:SHOWN]
+    labels = [_labels(source, batch, row) for row in range(len(inputs))]
+    font = ImageFont.load_default(12)
+    if source.pictures:
+        across = min(6, len(inputs))
+        down = math.ceil(len(inputs) / across)
+        height = SIDE + LINE * len(labels[0]) + MARGIN
+        width = max(SIDE, 7 * max(len(f"{n}: {v}"[:LETTERS]) for row in labels for n, v in row.items())) + MARGIN
+        sheet = Image.new("RGB", (MARGIN + across * width, MARGIN + down * height), "white")
+        pen = ImageDraw.Draw(sheet)
+        for number, picture in enumerate(inputs):
+            left, top = MARGIN + number % across * width, MARGIN + number // across * height
+            pixels = picture.expand(3, -1, -1) if len(picture) == 1 else picture[:3]
+            shown = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+            shown.thumbnail((SIDE, SIDE)) if max(shown.size) > SIDE else None
+            scale = max(1, SIDE // max(shown.size))
+            sheet.paste(
+                shown.resize((shown.width * scale, shown.height * scale), Image.Resampling.NEAREST), (left, top)
+            )
+            for line, (name, value) in enumerate(labels[number].items()):
+                pen.text((left, top + SIDE + LINE * line), _plain(f"{name}: {value}")[:LETTERS], "black", font)
+    else:
+        table = [{**_values(source, row), **labels[i]} for i, row in enumerate(inputs)]
+        widths = {
+            key: 7 * min(LETTERS, max(len(key), *(len(str(row[key])) for row in table))) + MARGIN for key in table[0]
+        }
+        sheet = Image.new("RGB", (2 * MARGIN + sum(widths.values()), 2 * MARGIN + LINE * (len(table) + 1)), "white")
+        pen = ImageDraw.Draw(sheet)
+        for number, line_of in enumerate([{key: key for key in widths}, *table]):
+            left = MARGIN
+            for key, width in widths.items():
+                ink = "black" if number == 0 else "firebrick" if key in labels[0] else "dimgray"
+                pen.text((left, MARGIN + LINE * number), _plain(line_of[key])[:LETTERS], ink, font)
+                left += width
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def _plain(text: str) -> str:
+    """In letters that Pillow's own font has."""
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode() or "?"
+
+
+def _labels(source: Source, batch: Batch, row: int) -> dict[str, str]:
+    """Of an example, task by task, as a person reads them."""
+    shown = {}
+    for name, target in batch.targets.items():
+        if name in batch.masks and not bool(batch.masks[name][0, row]):
+            shown[name] = "-"
+            continue
+        value = target[0, row]
+        classes: Sequence[str] = ()
+        if isinstance(source, Files) and source.episodes != "classes":
+            classes = source.found.tasks[name].classes
+        if value.ndim == 0:
+            shown[name] = classes[int(value)] if classes else f"{float(value):.4g}"
+        elif value.ndim == 1 and classes:
+            shown[name] = " ".join(label for label, there in zip(classes, value.tolist(), strict=True) if there == 1)
+        elif value.ndim == 1 and len(value) <= 4:
+            shown[name] = " ".join(f"{number:.3g}" for number in value.tolist())
+        else:
+            shown[name] = "x".join(str(side) for side in value.shape)
+    return shown
+
+
+def _values(source: Source, row: Tensor) -> dict[str, str]:
+    """Of an input that is no picture, column by column in its own unit."""
+    if not isinstance(source, Files):
+        return {f"input {i}": f"{float(v):.3g}" for i, v in enumerate(row.flatten()[:12])}
+    read: Mapping[str, Callable[[FittedColumn, Tensor], str]] = {
+        "number": lambda column, part: f"{float(part[0]) * column.std + column.mean:.4g}",
+        "category": lambda column, part: (*column.categories, "(another)")[int(part.argmax())],
+        "text": lambda column, part: f"{int((part > 0).sum())} words",
+        "vector": lambda column, part: f"{float(torch.linalg.vector_norm(part)):.3g} long",
+    }
+    shown, start = {}, 0
+    for column in source.found.columns:
+        shown[column.column] = read[column.role](column, row[start : start + column.size])
+        start += column.size
+    return shown

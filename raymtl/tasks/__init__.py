@@ -1,0 +1,37 @@
+"""The kinds of task: head, loss per example, metrics; and their losses and scores as sums and counts."""
+
+from raymtl.tasks.binary import binary
+from raymtl.tasks.classification import classification
+from raymtl.tasks.depth import depth
+from raymtl.tasks.detection import detection
+from raymtl.tasks.multilabel import multilabel
+from raymtl.tasks.normals import normals
+from raymtl.tasks.regression import regression
+from raymtl.tasks.segmentation import segmentation
+from raymtl.tasks.sums import (
+    label_counts,
+    loss_sums,
+    metric_names,
+    metric_parts,
+    metric_sums,
+    metric_values,
+    task_loss_sums,
+)
+
+__all__ = [
+    "binary",
+    "classification",
+    "depth",
+    "detection",
+    "label_counts",
+    "loss_sums",
+    "metric_names",
+    "metric_parts",
+    "metric_sums",
+    "metric_values",
+    "multilabel",
+    "normals",
+    "regression",
+    "segmentation",
+    "task_loss_sums",
+]

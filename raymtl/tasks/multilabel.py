@@ -1,0 +1,57 @@
+"""Several labels of one example, each of them yes or no or unknown."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raymtl.tasks.scores import auroc, f1, mean_ratio
+from raymtl.types import Metric, Task
+
+
+def multilabel(name: str, num_labels: int) -> Task:
+    """Binary cross-entropy of each label; targets are 0, 1 and nan, which is unknown: floating, [N, num_labels].
+
+    The loss of an example is the mean over its known labels; one without any counts as unlabelled. Metrics, each a
+    mean over labels: `f1` of the ones at a probability of 1/2, where labels neither there nor predicted are left out;
+    `accuracy`; `auroc` from a histogram (see `scores.auroc`).
+    """
+
+    def known(target: Tensor) -> Tensor:
+        return ~target.isnan()
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        there = known(target)
+        entropies = F.binary_cross_entropy_with_logits(
+            logits, torch.where(there, target, 0.0).to(logits), reduction="none"
+        )
+        return torch.where(there, entropies, 0.0).sum(1) / there.sum(1).clamp(min=1)
+
+    def decided(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return logits > 0, target > 0.5, known(target)
+
+    def scored(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return logits, target > 0.5, known(target)
+
+    def right(logits: Tensor, target: Tensor) -> Tensor:
+        there = known(target)
+        return torch.cat([((logits > 0) == (target > 0.5)) & there, there], 1).float()
+
+    return Task(
+        name=name,
+        kind="multilabel",
+        out_features=num_labels,
+        head=lambda shape: nn.Linear(math.prod(shape), num_labels),
+        loss=loss,
+        metrics={
+            "f1": f1(num_labels, decided),
+            "accuracy": Metric(right, True, size=2 * num_labels, value=mean_ratio),
+            "auroc": auroc(num_labels, scored),
+        },
+        readable=lambda logits: (logits > 0).long(),
+        # Half-way between the two for what is unknown.
+        encoded=lambda target: torch.where(known(target), target, 0.5),
+        target_shape=(num_labels,),
+        labelled=lambda target: known(target).any(1),
+    )

@@ -1,0 +1,67 @@
+"""The direction that the surface faces at every pixel."""
+
+import torch
+from torch import Tensor
+
+from raymtl.tasks.dense import Decoder
+from raymtl.tasks.scores import median, pixel_mean
+from raymtl.types import Task
+
+WITHIN = {"within_22": 22.5, "within_11": 11.25, "within_30": 30.0}  # degrees
+NUM_BINS = 1800  # of 180 degrees, for the median
+LEAST = 1e-12  # squared length of a prediction, below which it has no direction
+
+
+def normals(name: str, size: tuple[int, int], *, width: int = 32) -> Task:
+    """1 - cosine of the angle at every pixel; targets are vectors of any length [N, 3, *size], 0 or nan where none.
+
+    The loss of a picture is the mean over its valid pixels (see `segmentation`); one without any counts as unlabelled.
+
+    Metrics, over all valid pixels: the share whose angle is below 22.5, 11.25 and 30 degrees (`within_22`, `within_11`,
+    `within_30`); `mean_angle`, and `median_angle` from a histogram of bins of 0.1 degree, both in degrees. `width` is
+    that of the decoder.
+    """
+
+    def valid(target: Tensor) -> Tensor:
+        return target.square().sum(1) > 0
+
+    def direction(vectors: Tensor) -> Tensor:
+        return vectors * (vectors.square().sum(1, keepdim=True) + LEAST).rsqrt()
+
+    def cosine(prediction: Tensor, target: Tensor) -> Tensor:
+        there = valid(target)[:, None]
+        truth = torch.where(there, target, 0.0)
+        return (direction(prediction) * direction(truth)).sum(1)
+
+    def loss(prediction: Tensor, target: Tensor) -> Tensor:
+        there = valid(target)
+        own = torch.where(there, 1 - cosine(prediction, target), 0.0)
+        return own.flatten(1).sum(1) / there.flatten(1).sum(1).clamp(min=1)
+
+    def angle(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return cosine(prediction, target).clamp(-1, 1).acos().rad2deg(), valid(target)
+
+    def within(degrees: float, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        angles, there = angle(prediction, target)
+        return (angles < degrees).to(angles), there
+
+    shares = {
+        key: pixel_mean(lambda p, t, degrees=degrees: within(degrees, p, t), True)  # type: ignore[misc]
+        for key, degrees in WITHIN.items()
+    }
+    return Task(
+        name=name,
+        kind="normals",
+        out_features=3,
+        head=lambda shape: Decoder(shape, 3, size, width),
+        loss=loss,
+        metrics={
+            **shares,
+            "mean_angle": pixel_mean(angle, False),
+            "median_angle": median(angle, 180.0, NUM_BINS),
+        },
+        readable=direction,
+        target_shape=(3, *size),
+        labelled=lambda target: valid(target).flatten(1).any(1),
+        dense=True,
+    )

@@ -1,0 +1,58 @@
+"""One class of several for every pixel."""
+
+import torch
+from torch import Tensor
+
+from raymtl.tasks.dense import Decoder
+from raymtl.tasks.scores import counted, pixel_mean
+from raymtl.types import Metric, Task
+
+
+def segmentation(name: str, num_classes: int, size: tuple[int, int], *, width: int = 32) -> Task:
+    """Cross-entropy of every pixel; targets are integers [N, *size], negative where a pixel is to be ignored.
+
+    The loss of a picture is the mean over its valid pixels, and that of a batch the mean over its pictures, not over
+    the pixels of all: one with few valid pixels counts as much as another. A picture without any counts as unlabelled.
+
+    Metrics: `miou`, the mean over classes of intersection / union, both over the pixels of all pictures, where classes
+    neither there nor predicted are left out; `pixel_accuracy` over all valid pixels. `width` is that of the decoder.
+    """
+
+    def valid(target: Tensor) -> Tensor:
+        return target >= 0
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        there = valid(target)
+        own = torch.where(there, target, 0).long()
+        # Not F.cross_entropy, whose ignore_index is one value.
+        entropies = -logits.log_softmax(1).gather(1, own[:, None])[:, 0]
+        return torch.where(there, entropies, 0.0).flatten(1).sum(1) / there.flatten(1).sum(1).clamp(min=1)
+
+    def confusion(logits: Tensor, target: Tensor) -> Tensor:
+        there = valid(target)
+        index = torch.where(there, target, 0).long() * num_classes + logits.argmax(1)
+        return counted(index, there.to(logits), num_classes**2)
+
+    def mean_iou(sums: Tensor, _: Tensor) -> Tensor:
+        matrix = sums.unflatten(-1, (num_classes, num_classes))
+        both = matrix.diagonal(dim1=-2, dim2=-1)
+        return (both / (matrix.sum(-1) + matrix.sum(-2) - both)).nanmean(-1)
+
+    def hits(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return (logits.argmax(1) == target).to(logits), valid(target)
+
+    return Task(
+        name=name,
+        kind="segmentation",
+        out_features=num_classes,
+        head=lambda shape: Decoder(shape, num_classes, size, width),
+        loss=loss,
+        metrics={
+            "miou": Metric(confusion, True, size=num_classes**2, value=mean_iou),
+            "pixel_accuracy": pixel_mean(hits, True),
+        },
+        readable=lambda logits: logits.argmax(1),
+        target_shape=size,
+        labelled=lambda target: valid(target).flatten(1).any(1),
+        dense=True,
+    )

@@ -1,0 +1,100 @@
+"""Files as users have them, made small: a table of odd columns, and a folder of pictures of every kind."""
+
+import csv
+import datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from raymtl.data.files import Files
+
+
+def columns(rows: int = 400, tasks: int = 12, missing: float = 0.2, seed: int = 0) -> dict[str, list[Any]]:
+    """Columns of all types, and labels `task N.x`, every third real, yes or no, whole; some missing."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(rows, 4))
+    cities = np.array(["München", "Köln", "", "São Paulo"])
+    found: dict[str, list[Any]] = {
+        "age (years)": (40 + 10 * z[:, 0]).tolist(),
+        "blood.pressure": (100 + 5 * z[:, 1]).tolist(),
+        "smoker": (z[:, 2] > 0).tolist(),
+        "visit": [datetime.date(2020, 1, 1) + datetime.timedelta(days=int(100 * abs(v))) for v in z[:, 3]],
+        "Stadt": cities[rng.integers(0, 4, rows)].tolist(),
+        "code": rng.integers(0, 5, rows).tolist(),
+        "constant": [1.0] * rows,
+        "id": [f"p{i:05d}" for i in range(rows)],
+        "number": list(range(rows)),
+    }
+    for task in range(tasks):
+        raw = z @ rng.normal(size=4) + 0.1 * rng.normal(size=rows)
+        label = [lambda v: float(v), lambda v: "yes" if v > 0 else "no", lambda v: int(np.digitize(v, [-1, 0, 1]))][
+            task % 3
+        ]
+        gone = rng.random(rows) < missing
+        found[f"task {task}.x"] = [None if hidden else label(v) for v, hidden in zip(raw, gone, strict=True)]
+    return found
+
+
+def write_parquet(path: Path, content: Mapping[str, Sequence[Any]], row_group_size: int = 100) -> Path:
+    pq.write_table(pa.table({k: pa.array(v) for k, v in content.items()}), path, row_group_size=row_group_size)
+    return path
+
+
+def write_csv(path: Path, content: Mapping[str, Sequence[Any]], delimiter: str = ",") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(content)
+        writer.writerows([["" if v is None else v for v in row] for row in zip(*content.values(), strict=True)])
+    return path
+
+
+def own_table(folder: Path, **values: Any) -> Files:
+    """The source of a table with three tasks of all labels."""
+    path = write_parquet(folder / "own.parquet", columns(tasks=3, missing=0.0))
+    tasks = {name: {"column": f"task {i}.x"} for i, name in enumerate(("level", "answer", "grade"))}
+    return Files(path=str(path), tasks=tasks, **values)
+
+
+def write_pictures(root: Path, number: int = 60) -> Path:
+    """Pictures of all kinds in nested folders, and labels.csv beside them: a class, a flag, a number, tags, a count."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for i in range(number):
+        colour = ("red", "grün", "blau fern")[i % 3]
+        folder = root / colour / f"set {i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        width, height = (int(side) for side in rng.integers(20, 60, 2))
+        pixels = rng.integers(0, 80, (height, width, 3), dtype=np.uint8)
+        pixels[..., i % 3] += 120
+        picture = Image.fromarray(pixels)
+        if i % 6 == 1:
+            picture = picture.convert("L")
+        elif i % 6 == 2:
+            picture = picture.convert("P")
+        elif i % 6 == 3:
+            picture.putalpha(Image.fromarray(rng.integers(0, 255, (height, width), dtype=np.uint8)))
+        elif i % 6 == 5:
+            picture = Image.fromarray(rng.integers(0, 65535, (height, width)).astype(np.uint16))
+        name = f"img {i:03d}.v1.{('jpg', 'png', 'png', 'png', 'JPG', 'png')[i % 6]}"
+        picture.save(folder / name)
+        tags = [tag for tag, there in (("wide", width > 40), ("tall", height > 40)) if there] or ["small"]
+        labels = [colour, width > height, round(width / 10, 2), "|".join(tags), i % 4]
+        rows.append([f"{colour}/set {i % 2}/{name}", *(None if rng.random() < 0.2 else label for label in labels)])
+    names = ("Datei name", "colour", "is.wide", "width (cm)", "tags", "count")
+    write_csv(root / "labels.csv", dict(zip(names, zip(*rows, strict=True), strict=True)))
+    return root
+
+
+PICTURE_TASKS: Mapping[str, Any] = {
+    "colour": {},
+    "wide": {"column": "is.wide"},
+    "width": {"column": "width (cm)"},
+    "tags": {"kind": "multilabel"},
+    "count": {},
+}

@@ -1,0 +1,203 @@
+"""Files larger than memory: what a step is drawn from, in how much memory, and how long training waits for it."""
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from raymtl.data import Files
+from raymtl.data.episodes import build_episodes
+from raymtl.data.files.window import blocks_of
+from raymtl.loop import Host, local_batches, train_loop
+from raymtl.types import UserError
+from tests.conftest import experiment
+from tests.data.own import PICTURE_TASKS, write_csv, write_pictures
+
+ROWS, GROUP = 4000, 100
+
+
+def numbered(folder: Path, rows: int = ROWS, **values) -> Files:
+    """A table whose label says the row, streamed in blocks of GROUP rows."""
+    x = np.random.default_rng(0).normal(size=rows)
+    path = folder / "numbered.parquet"
+    if not path.exists():
+        pq.write_table(pa.table({"x": x, "row": np.arange(rows, dtype=np.float64)}), path, row_group_size=GROUP)
+    settings = {"in_memory_mb": 0.01, "fit_rows": 1000, "hold_steps": 8, "held_out_rows": 50, "queries": 16}
+    return Files(path=str(path), tasks={"row": {}}, **{**settings, **values})
+
+
+def rows_at(source: Files, arrays, step: int, indices=range(4), split="train") -> list[list[int]]:
+    (stack,), _ = build_episodes(source, arrays, seed=0, split=split, step=step, indices=indices)
+    return [row.int().tolist() for row in torch.cat([stack.support.targets["row"], stack.query.targets["row"]], 1)]
+
+
+def test_small_files_are_not_streamed_and_large_ones_are(tmp_path) -> None:
+    assert numbered(tmp_path, in_memory_mb=100).found.pool is None
+    source = numbered(tmp_path)
+    assert source.found.pool == 1
+    assert numbered(tmp_path, in_memory_mb=0.04).found.pool == 5
+    assert len(source.load()["inputs"]) < 2 * (50 + GROUP)
+
+
+def test_an_episode_of_a_stream_is_a_function_of_seed_step_and_index(tmp_path) -> None:
+    source = numbered(tmp_path, in_memory_mb=0.04)
+    arrays = source.load()
+    steps = [0, 1, 7, 30, 100, 3]
+    told = {step: rows_at(source, arrays, step) for step in steps}
+    again = {step: rows_at(numbered(tmp_path, in_memory_mb=0.04), arrays, step) for step in sorted(steps, reverse=True)}
+    assert told == again
+    assert told[30][2] == rows_at(source, arrays, 30, [2])[0]
+    assert told[0] != told[1]
+
+
+def test_the_rows_for_training_are_those_that_are_not_held_out(tmp_path) -> None:
+    source = numbered(tmp_path, in_memory_mb=0.04, held_out_rows=10**6)
+    arrays = source.load()
+    held = {split: set(arrays["target/row"][arrays[f"rows/{split}"]].astype(int)) for split in ("val", "test")}
+    drawn = {row for step in range(120) for episode in rows_at(source, arrays, step) for row in episode}
+    assert not drawn & (held["val"] | held["test"]) and not held["val"] & held["test"]
+    assert 0.13 < len(held["val"]) / ROWS < 0.17
+    # 120 steps of 4 x 24 rows, drawn with repetition: most rows for training have come.
+    assert len(drawn) > 0.85 * (ROWS - len(held["val"]) - len(held["test"]))
+
+
+def test_blocks_are_drawn_by_their_rows_and_held_for_a_while() -> None:
+    rows = np.array([100, 300, 0, 600])
+    steps = [blocks_of(rows, 3, 10, seed=1, step=step) for step in range(20000)]
+    counts = Counter(block for step in steps for block in step)
+    assert counts[2] == 0
+    assert counts[3] / counts[0] == pytest.approx(6, rel=0.15)
+    for place, changes in enumerate(np.diff(np.array(steps[:400]), axis=0).T):
+        at = {int(step + 1) % 10 for step in np.flatnonzero(changes)}
+        assert at == {(10 - place * 10 // 3) % 10}
+
+
+def test_inputs_of_a_stream_are_those_of_the_same_rows_in_memory(tmp_path) -> None:
+    streamed, whole = numbered(tmp_path, fit_rows=ROWS), numbered(tmp_path, in_memory_mb=100)
+    assert (streamed.found.columns[0].mean, streamed.found.columns[0].std) == pytest.approx(
+        (whole.found.columns[0].mean, whole.found.columns[0].std), abs=0.05
+    )
+    column, arrays = streamed.found.columns[0], streamed.load()
+    raw = pq.read_table(streamed.path)["x"].to_numpy()
+    (stack,), _ = build_episodes(streamed, arrays, seed=0, split="train", step=5, indices=[0])
+    rows = stack.query.targets["row"][0].int().numpy()
+    np.testing.assert_allclose(stack.query.inputs[0, :, 0] * column.std + column.mean, raw[rows], rtol=1e-4, atol=1e-6)
+
+
+def test_pictures_and_csv_files_are_streamed_too(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("raymtl.data.files.readers.PICTURES_A_BLOCK", 10)
+    root = write_pictures(tmp_path / "pictures")
+    source = Files(path=str(root), tasks=PICTURE_TASKS, size=8, in_memory_mb=0.0035, channels=1, shots=2, queries=4)
+    assert source.found.pool == 1
+    (stack,), _ = build_episodes(source, source.load(), seed=0, split="train", step=0, indices=range(2))
+    assert stack.query.inputs.shape == (2, 4, 1, 8, 8) and stack.query.inputs.dtype == torch.uint8
+    for part in range(4):
+        x = np.random.default_rng(part).normal(size=100)
+        write_csv(tmp_path / "parts" / f"{part}.csv", {"x": x.tolist(), "y": (2 * x).tolist()})
+    tables = Files(path=str(tmp_path / "parts"), tasks={"y": {}}, in_memory_mb=0.005, fit_rows=50)
+    assert tables.found.pool == 1
+    (stack,), _ = build_episodes(tables, tables.load(), seed=0, split="train", step=0, indices=range(2))
+    assert stack.query.inputs.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"episodes": "groups", "group": "row"}, r"data.episodes: expected rows where files are larger than"),
+        ({"in_memory_mb": 0.001}, r"numbered.parquet: expected blocks that fit twice into data.in_memory_mb"),
+    ],
+)
+def test_what_cannot_be_streamed_is_told(tmp_path, values, says) -> None:
+    with pytest.raises(UserError, match=says):
+        numbered(tmp_path, **values)
+
+
+def test_a_run_waits_for_its_data_and_for_nothing_else_in_data_wait_pct(tmp_path) -> None:
+    chosen = experiment(train__steps=4, train__eval_every=2)
+    arrays = chosen.data.load()
+
+    def slow(first_step):
+        for batch in local_batches(chosen, arrays)(first_step):
+            time.sleep(0.05)
+            yield batch
+
+    # Reports are as slow, and are no data.
+    host = Host(lambda metrics, kept: time.sleep(0.2), lambda row: None)
+    train_loop(chosen, arrays, slow, host, tmp_path)
+    waited = [
+        row["seconds"] * row["data_wait_pct"] / 100 for row in pq.read_table(tmp_path / "history.parquet").to_pylist()
+    ]
+    assert len(waited) == 4
+    assert all(0.05 <= seconds < 0.15 for seconds in waited), waited
+
+
+SCRIPT = """
+import json, os, resource, sys, threading, time
+from pathlib import Path
+import raymtl.train as training
+import ray
+from raymtl.config import load
+
+def resident(pid):
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
+
+experiment = load(Path(sys.argv[1]))
+ray.init(address="local", num_cpus=2, object_store_memory=80 * 1024**2, logging_level="ERROR", log_to_driver=False, include_dashboard=False)
+arrays = ray.put(experiment.data.load())
+peak = {"driver": 0.0, "worker": 0.0}
+done = threading.Event()
+def watch():
+    while not done.wait(0.1):
+        peak["driver"] = max(peak["driver"], resident(os.getpid()))
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if b"RayTrainWorker" in (process / "cmdline").read_bytes() or b"ray::" in (process / "cmdline").read_bytes():
+                    peak["worker"] = max(peak["worker"], resident(process.name))
+            except (OSError, ValueError):
+                pass
+threading.Thread(target=watch, daemon=True).start()
+folder = Path(sys.argv[2])
+folder.mkdir()
+training.train(experiment, arrays, folder, ray_folder=folder / ".ray", workers=1, cpus=1, gpus=0)
+done.set()
+spilled = sum(f.stat().st_size for f in Path("/tmp/ray").glob("session_latest/ray_spilled_objects*/**/*") if f.is_file())
+print(json.dumps({**peak, "spilled_mb": spilled / 1e6}))
+ray.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_ten_times_the_object_store_trains_in_bounded_memory(tmp_path) -> None:
+    writer, rng = None, np.random.default_rng(0)
+    path = tmp_path / "large.parquet"
+    for _ in range(100):
+        x = rng.normal(size=(24_000, 40))
+        table = pa.table({**{f"x{i}": column for i, column in enumerate(x.T)}, "y": x.sum(1)})
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="none", use_dictionary=False)
+        writer.write_table(table)
+    writer.close()
+    assert path.stat().st_size > 780e6
+    config = tmp_path / "large.yaml"
+    config.write_text(
+        f"data: {{name: files, path: {path}, in_memory_mb: 60, fit_rows: 100000, held_out_rows: 2000, hold_steps: 10,"
+        " queries: 64, tasks: {y: {}}}\nencoder: {name: mlp, hidden: [16]}\nlearner: {name: maml, inner_steps: 0}\n"
+        "train: {steps: 400, meta_batch: 4, eval_every: 100, task_axis: vmap}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(config), str(tmp_path / "run")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    history = pq.read_table(tmp_path / "run" / "history.parquet").to_pylist()
+    assert len(history) == 400
+    assert history[-1]["loss.y"] < 0.5 * history[0]["loss.y"]
+    # 400 steps go through some 120 blocks of 7.9 MB, more than the file has; a process without data takes about 700 MB.
+    assert told["driver"] < 1100 and told["worker"] < 1100, told

@@ -1,0 +1,206 @@
+"""Scores against torchmetrics, scikit-learn and plain loops over all that was pooled."""
+
+import math
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+import torchmetrics.functional as tm
+from torch import Tensor
+
+from raymtl.tasks import binary, classification, depth, multilabel, normals, regression, segmentation
+from raymtl.tasks.normals import NUM_BINS as ANGLE_BINS
+from raymtl.tasks.scores import NUM_BINS, logit_bin
+from raymtl.types import Task
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def scores(task: Task, prediction: Tensor, target: Tensor) -> dict[str, float]:
+    """From the sums of batches of ragged sizes."""
+    found = {}
+    for name, metric in task.metrics.items():
+        parts = [
+            metric.per_example(p, t).reshape(len(t), metric.size).sum(0)
+            for p, t in zip(
+                prediction.split([1, 3, len(target) - 4]), target.split([1, 3, len(target) - 4]), strict=True
+            )
+        ]
+        found[name] = float(metric.value(sum(parts), torch.tensor(float(len(target)))))
+    return found
+
+
+def test_accuracies_of_classes() -> None:
+    logits, target = torch.randn(60, 4), torch.randint(3, (60,))  # the fourth class does not occur
+    found = scores(classification("a", 4, balanced=True), logits, target)
+    assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(target, logits.argmax(-1)), abs=1e-7)
+    expected = np.mean([float((logits.argmax(-1) == c)[target == c].double().mean()) for c in range(3)])
+    assert found["balanced_accuracy"] == pytest.approx(expected, abs=1e-7)
+
+
+def test_scores_of_yes_and_no() -> None:
+    target = torch.randint(2, (80,))
+    logits = torch.randn(80, 1) + target[:, None]
+    found = scores(binary("a"), logits, target)
+    assert found["accuracy"] == pytest.approx(float(tm.classification.binary_accuracy(logits[:, 0].sigmoid(), target)))
+    assert found["f1"] == pytest.approx(float(tm.classification.binary_f1_score(logits[:, 0].sigmoid(), target)))
+    exact = sklearn.metrics.roc_auc_score(target, logits[:, 0])
+    bins = logit_bin(logits[:, 0])
+    positive, negative = bins[target == 1], bins[target == 0]
+    bound = 0.5 * float((positive[:, None] == negative).double().mean())
+    assert 0 < bound < 0.02
+    assert abs(found["auroc"] - exact) <= bound
+    # Ranked by the bins alone it is exact, ties included.
+    assert found["auroc"] == pytest.approx(sklearn.metrics.roc_auc_score(target, bins), abs=1e-12)
+
+
+def test_bins_of_logits_keep_their_order_and_reach_from_end_to_end() -> None:
+    logits = torch.cat([-torch.logspace(6, -6, 500), torch.logspace(-6, 6, 500)])
+    bins = logit_bin(logits)
+    assert (bins.diff() >= 0).all() and bins[0] == 0 and bins[-1] == NUM_BINS - 1
+    assert logit_bin(torch.tensor([-torch.inf, torch.inf, torch.nan])).ge(0).all()
+
+
+def test_scores_of_several_labels_some_of_them_unknown() -> None:
+    known = torch.rand(50, 5) < 0.8
+    truth = (torch.rand(50, 5) < 0.4).double()
+    logits = torch.randn(50, 5) + truth
+    logits[:, 4], truth[:, 4] = -1.0, 0.0  # neither there nor predicted
+    found = scores(multilabel("a", 5), logits, torch.where(known, truth, torch.nan))
+    per_label = []
+    for label in range(5):
+        rows = known[:, label]
+        p, t = logits[rows, label], truth[rows, label].long()
+        per_label.append(
+            (
+                float(tm.classification.binary_accuracy(p.sigmoid(), t)),
+                float(tm.classification.binary_f1_score(p.sigmoid(), t)),
+                sklearn.metrics.roc_auc_score(t, logit_bin(p)) if label < 4 else math.nan,
+            )
+        )
+    accuracy, f1, area = zip(*per_label, strict=True)
+    assert found["accuracy"] == pytest.approx(np.mean(accuracy))
+    assert found["f1"] == pytest.approx(np.mean(f1[:4]))
+    assert found["auroc"] == pytest.approx(np.nanmean(area), abs=1e-12)
+    marked = torch.where(known, truth, -1.0).long()
+    macro = tm.classification.multilabel_accuracy(logits.sigmoid(), marked, num_labels=5, ignore_index=-1)
+    assert found["accuracy"] == pytest.approx(float(macro), abs=1e-6)
+
+
+def test_scores_of_numbers() -> None:
+    target = 3 + 2 * torch.randn(40)
+    mean, std = float(target.mean()), float(target.std(correction=0))
+    prediction = ((target - mean) / std + 0.3 * torch.randn(40))[:, None]
+    task = regression("a", mean, std)
+    found, values = scores(task, prediction, target), task.readable(prediction)
+    assert found["r2"] == pytest.approx(sklearn.metrics.r2_score(target, values), abs=1e-12)
+    assert found["mae"] == pytest.approx(sklearn.metrics.mean_absolute_error(target, values), abs=1e-12)
+    assert found["rmse"] == pytest.approx(sklearn.metrics.root_mean_squared_error(target, values), abs=1e-12)
+
+
+def test_scores_of_vectors_are_means_over_components_of_the_examples_that_have_them() -> None:
+    target = torch.randn(40, 3) * torch.tensor([1.0, 3.0, 0.5]) + torch.tensor([0.0, 5.0, -1.0])
+    there = torch.rand(40, 3) < 0.7
+    mean = [float(target[there[:, d], d].mean()) for d in range(3)]
+    std = [float(target[there[:, d], d].std(correction=0)) for d in range(3)]
+    task = regression("a", mean, std)
+    prediction = (target - torch.tensor(mean)) / torch.tensor(std) + 0.4 * torch.randn(40, 3)
+    found, values = scores(task, prediction, torch.where(there, target, torch.nan)), task.readable(prediction)
+    pairs = [(target[there[:, d], d], values[there[:, d], d]) for d in range(3)]
+    assert found["r2"] == pytest.approx(np.mean([sklearn.metrics.r2_score(*p) for p in pairs]), abs=1e-12)
+    assert found["mae"] == pytest.approx(np.mean([sklearn.metrics.mean_absolute_error(*p) for p in pairs]), abs=1e-12)
+    rmse = np.mean([sklearn.metrics.root_mean_squared_error(*p) for p in pairs])
+    assert found["rmse"] == pytest.approx(rmse, abs=1e-12)
+    whole = regression("a", mean, std)
+    every = scores(whole, prediction, target)
+    assert every["mae"] == pytest.approx(float(tm.mean_absolute_error(values, target)), abs=1e-12)
+
+
+@pytest.mark.parametrize(("loss", "slope"), [("squared", None), ("absolute", 1.0), ("huber", 1.0)])
+def test_losses_of_numbers(loss, slope) -> None:
+    prediction, target = 3 * torch.randn(30, 1), torch.randn(30)
+    own = regression("a", 0.5, 2.0, loss=loss).loss(prediction, target)
+    wanted = (target - 0.5) / 2
+    torch_own = {"squared": torch.nn.MSELoss, "absolute": torch.nn.L1Loss, "huber": torch.nn.HuberLoss}[loss]
+    torch.testing.assert_close(own, torch_own(reduction="none")(prediction[:, 0], wanted), rtol=1e-12, atol=1e-12)
+    vector = regression("a", [0.5, 0.5], [2.0, 2.0], loss=loss)
+    pair = torch.stack([target, torch.where(target > 0, target, torch.nan)], 1)
+    both = vector.loss(prediction.expand(-1, 2), pair)
+    torch.testing.assert_close(both, own, rtol=1e-12, atol=1e-12)
+
+
+def test_scores_of_segmentation() -> None:
+    size, classes = (9, 7), 6
+    logits = torch.randn(8, classes, *size)
+    logits[:, 5] = -99.0  # never predicted,
+    target = torch.randint(-1, 5, (8, *size))  # nor there
+    found = scores(segmentation("a", classes, size), logits, target)
+    iou = tm.jaccard_index(logits.argmax(1), target, "multiclass", num_classes=classes, average="none", ignore_index=-1)
+    assert found["miou"] == pytest.approx(float(iou[:5].double().mean()), abs=1e-6)
+    accuracy = tm.accuracy(logits, target, "multiclass", num_classes=classes, average="micro", ignore_index=-1)
+    assert found["pixel_accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
+    macro = tm.jaccard_index(logits.argmax(1), target, "multiclass", num_classes=classes, ignore_index=-1)
+    assert found["miou"] == pytest.approx(float(macro), abs=1e-6)
+
+
+def test_the_loss_of_segmentation_is_cross_entropy_of_the_valid_pixels_of_each_picture() -> None:
+    logits, target = torch.randn(4, 3, 5, 6), torch.randint(-1, 3, (4, 5, 6))
+    own = segmentation("a", 3, (5, 6)).loss(logits, target)
+    expected = [
+        torch.nn.functional.cross_entropy(x[None], y[None], ignore_index=-1)
+        for x, y in zip(logits, target, strict=True)
+    ]
+    torch.testing.assert_close(own, torch.stack(expected), rtol=1e-12, atol=1e-12)
+
+
+def test_with_as_many_valid_pixels_in_each_picture_the_loss_is_the_mean_over_all_valid_pixels() -> None:
+    """LibMTL's protocol for NYUv2, which divides by the pixels of the batch, is then the same."""
+    target = torch.rand(5, 4, 4) + 0.5
+    target.flatten(1)[:, :3] = 0
+    prediction = torch.randn(5, 1, 4, 4)
+    there = target > 0
+    by_pixels = ((prediction[:, 0] - target).abs() * there).sum() / there.sum()
+    torch.testing.assert_close(depth("a", (4, 4)).loss(prediction, target).mean(), by_pixels, rtol=1e-12, atol=1e-12)
+
+
+def test_scores_of_depth() -> None:
+    target = torch.where(torch.rand(6, 5, 8) < 0.3, 0.0, 1 + 4 * torch.rand(6, 5, 8))
+    task = depth("a", (5, 8), mean=3.0, std=1.2)
+    prediction = (target[:, None] - 3) / 1.2 + 0.5 * torch.randn(6, 1, 5, 8)
+    found = scores(task, prediction, target)
+    there = target > 0
+    p, t = task.readable(prediction)[there], target[there]
+    assert found["abs_error"] == pytest.approx(float(tm.mean_absolute_error(p, t)), abs=1e-12)
+    assert found["rel_error"] == pytest.approx(float(((p - t).abs() / t).mean()), abs=1e-12)
+    close = [max(a / b, b / a) < 1.25 for a, b in zip(p.tolist(), t.tolist(), strict=True) if a > 0]
+    assert found["delta_1"] == pytest.approx(sum(close) / len(p), abs=1e-12)
+    assert 0.2 < found["delta_1"] < 0.9
+
+
+def test_scores_of_normals() -> None:
+    target = torch.randn(6, 3, 9, 8)
+    target = torch.where(torch.rand(6, 1, 9, 8) < 0.3, 0.0, target)
+    prediction = 2 * target / target.norm(dim=1, keepdim=True).clamp(min=1e-9) + 0.7 * torch.randn(6, 3, 9, 8)
+    found = scores(normals("a", (9, 8)), prediction, target)
+    there = target.norm(dim=1) > 0
+    cosine = torch.nn.functional.cosine_similarity(prediction, target, dim=1)[there]
+    angles = np.degrees(np.arccos(cosine.clamp(-1, 1).numpy()))
+    assert found["mean_angle"] == pytest.approx(angles.mean(), abs=1e-6)
+    for name, degrees in (("within_11", 11.25), ("within_22", 22.5), ("within_30", 30.0)):
+        assert found[name] == pytest.approx((angles < degrees).mean(), abs=1e-12)
+    assert 0 < found["within_11"] < found["within_22"] < found["within_30"] < 1
+    low, high = (np.quantile(angles, 0.5, method=method) for method in ("lower", "higher"))
+    assert low - 180 / ANGLE_BINS <= found["median_angle"] <= high + 180 / ANGLE_BINS
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 50, 5001])
+def test_the_median_angle_is_off_by_less_than_a_bin(number: int) -> None:
+    """With an even number anything between the two in the middle is a median."""
+    angles = 180 * torch.rand(number) ** 2
+    prediction = torch.stack([angles.deg2rad().sin(), torch.zeros(number), angles.deg2rad().cos()], 1)[..., None, None]
+    target = torch.tensor([0.0, 0.0, 1.0]).reshape(1, 3, 1, 1).expand(number, -1, -1, -1)
+    metric = normals("a", (1, 1)).metrics["median_angle"]
+    found = metric.value(metric.per_example(prediction, target).sum(0), torch.tensor(number))
+    low, high = (np.quantile(angles, 0.5, method=method) for method in ("lower", "higher"))
+    assert low - 0.1 <= float(found) <= high + 0.1
