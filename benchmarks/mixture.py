@@ -204,7 +204,10 @@ def of_seed(learner: str, seed: int, protocol: Protocol) -> list[dict[str, Any]]
         for name, changed in ABLATIONS.items():
             ablated = values | changed
             again = train(experiment(protocol, seed, ablated | SETTINGS[best]), best, protocol)
-            rows.append(result(name, ablated, seed, [again], protocol))
+            if again.params:
+                rows.append(result(name, ablated, seed, [again], protocol))
+            else:
+                print(f"{name}, seed {seed}: diverged", flush=True)
     print(f"{learner}, seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
     return rows
 
