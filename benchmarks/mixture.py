@@ -29,7 +29,7 @@ from raymtl.data import Split
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.evaluate import evaluate, validation_scores
 from raymtl.step import HowToRun, Problem, meta_gradient, over_episodes
-from raymtl.types import Params, Spec
+from raymtl.types import DivergedError, Params, Spec
 
 MAML, UMTL = "maml", "umtl"
 LEARNERS: dict[str, dict[str, Any]] = {
@@ -114,7 +114,10 @@ def train(chosen: Experiment, setting: int, protocol: Protocol) -> Try:
         episodes, _ = build_episodes(
             chosen.data, {}, seed=chosen.seed, split="train", step=step, indices=range(protocol.meta_batch)
         )
-        meta = meta_gradient(problem, params, on_device(episodes, "cpu"), step=step)
+        try:
+            meta = meta_gradient(problem, params, on_device(episodes, "cpu"), step=step)
+        except DivergedError:
+            return best  # of the looks before, none of which may be: then another setting stands
         optimizer.zero_grad()
         moving = {name: value for name, value in params.items() if problem.learner.moves(step, name)}
         for name, value in moving.items():
@@ -201,7 +204,10 @@ def of_seed(learner: str, seed: int, protocol: Protocol) -> list[dict[str, Any]]
         for name, changed in ABLATIONS.items():
             ablated = values | changed
             again = train(experiment(protocol, seed, ablated | SETTINGS[best]), best, protocol)
-            rows.append(result(name, ablated, seed, [again], protocol))
+            if again.params:
+                rows.append(result(name, ablated, seed, [again], protocol))
+            else:
+                print(f"{name}, seed {seed}: diverged", flush=True)
     print(f"{learner}, seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
     return rows
 

@@ -80,7 +80,7 @@ def test_the_configurations_own_values_go_into_optuna_and_come_back() -> None:
         ({"learner.inner_lr": {"normal": [1, 0]}}, "search.learner.inner_lr: expected one of log_uniform"),
         (
             {"learner.name": {"choice": ["maml", "mamel"]}},
-            "proto_maml, protonet, r2d2, reptile, got 'mamel'. Did you mean maml",
+            "protonet, r2d2, reptile, t_net, umtl, warp_grad, got 'mamel'. Did you mean maml",
         ),
         ({"learner.inner_lr": {"uniform": [-1, 1]}}, "greater than 0"),
         (

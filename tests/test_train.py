@@ -61,7 +61,8 @@ def gradients_on_workers(settings: dict[str, Any]) -> None:
     arrays = ray.get(settings["arrays"])
     build = BuildEpisodes(small("static").data, arrays, 0, 7, workers.size, 0)
     for step, share, raw in streamed(ray.train.get_dataset_shard("ids"), build):
-        assert len(raw.query.inputs) == 7 * (share + 1) // workers.size - 7 * share // workers.size
+        (stack,) = raw
+        assert len(stack.query.inputs) == 7 * (share + 1) // workers.size - 7 * share // workers.size
         for weighting in WEIGHTING:
             problem = small(weighting).build()
             meta = meta_gradient(problem, perturbed(problem), on_device(raw, "cpu"), workers)
