@@ -33,8 +33,17 @@ def hashes(columns: Sequence[tuple[str, pa.ChunkedArray]], seed: int) -> np.ndar
     """A hash of every row's values in these columns and of the seed, [N] uint64."""
     total = np.full(len(columns[0][1]), np.uint64(seed), np.uint64)
     for _, column in columns:
-        total = _mixed(total * np.uint64(3) + _of_column(column))
-    return total
+        total = _joined(total, _of_column(column))
+    return _mixed(total)
+
+
+def _joined(total: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """A hash of both; turned round first, since a product carries bits upwards alone."""
+    turned = total << np.uint64(23)
+    turned |= total >> np.uint64(41)
+    turned ^= bits
+    turned *= np.uint64(0x9E3779B97F4A7C15)
+    return turned
 
 
 def _of_column(column: pa.ChunkedArray) -> np.ndarray:
@@ -44,11 +53,13 @@ def _of_column(column: pa.ChunkedArray) -> np.ndarray:
         if pa.types.is_boolean(kind):
             values = pc.cast(values, pa.uint8())
         found = pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False) + 0.0  # -0 is 0
-        return _mixed(np.where(np.isnan(found), np.nan, found).view(np.uint64))
+        if np.isnan(found.sum()):  # there are many bit patterns of nan
+            found = np.where(np.isnan(found), np.nan, found)
+        return found.view(np.uint64)
     if is_list(kind) and is_number(kind.value_type) and len(pc.unique(pc.list_value_length(plain(column)))) == 1:
         total = np.zeros(len(column), np.uint64)
         for values in vectors(column, "", lambda row: "").T:
-            total = _mixed(total * np.uint64(3) + (values + 0.0).view(np.uint64))
+            total = _joined(total, (values + 0.0).view(np.uint64))
         return total
     if is_bytes(kind):
         contents = [v.get("bytes") if isinstance(v, dict) else v for v in column.to_pylist()]
