@@ -44,7 +44,7 @@ def measured(chosen: Experiment) -> dict[str, Any]:
     arrays = chosen.data.load()
     with tempfile.TemporaryDirectory() as name:
         folder, started = Path(name), time.perf_counter()
-        train_loop(chosen, arrays, local_batches(chosen, arrays), Host(lambda *_: None, lambda _: None), folder)
+        train_loop(chosen, arrays, local_batches(chosen, arrays), Host(lambda _: None, lambda _: None), folder)
         seconds = time.perf_counter() - started
         params = load_params(folder / "model.safetensors")
     scores = evaluate(chosen, chosen.build(), params, arrays)[0]["score"]

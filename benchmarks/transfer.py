@@ -56,7 +56,7 @@ def teacher_of(chosen: Experiment, arrays: Arrays, *, trained: bool) -> Teacher:
     if trained:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            train_loop(chosen, arrays, local_batches(chosen, arrays), Host(lambda *_: None, lambda _: None), folder)
+            train_loop(chosen, arrays, local_batches(chosen, arrays), Host(lambda _: None, lambda _: None), folder)
             params = load_params(folder / "model.safetensors")
         with torch.no_grad():
             for key, value in problem.model.named_parameters():

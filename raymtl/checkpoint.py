@@ -1,6 +1,14 @@
-"""Everything that a run needs to go on exactly where it was: parameters, optimiser, weighting state, RNG, step."""
+"""Everything that a run needs to go on exactly where it was: parameters, optimiser, weighting state, RNG, step.
 
+A checkpoint is a folder `step_00000100` of files and a manifest with their checksums, which is written last. A folder
+without a manifest that is true of it is no checkpoint: the one before is taken, and it is said.
+"""
+
+import hashlib
+import json
+import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,21 +19,29 @@ from raymtl import runs
 from raymtl.step import Problem
 from raymtl.types import UserError
 
+FOLDER = "checkpoints"
+MANIFEST = "manifest.json"
+KEPT = 2
+"""Checkpoints that stay: should the newest be damaged, there is the one before."""
+
 
 class Progress(NamedTuple):
     """Where a training stands. `task_axis` is kept so that a resumed run computes in the same way.
 
-    `anchor` is what the model was at the step that the mode draws it to, empty where the mode does not.
+    `anchor` is what the model was at the step that the mode draws it to, empty where the mode does not. `rows` are the
+    records of steps that are not in history.parquet yet.
     """
 
     step: int
     params: dict[str, Tensor]
     task_axis: str
     anchor: dict[str, Tensor] = {}
+    rows: Sequence[dict[str, Any]] = ()
 
 
-def save(folder: Path, problem: Problem, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Writes a checkpoint folder aside and renames it into place, over an older one."""
+def save(root: Path, problem: Problem, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
+    """Writes `root/step_N` aside, its manifest last, and renames it into place; older ones go, all but `KEPT`."""
+    folder = root / f"step_{progress.step:08d}"
 
     def write(aside: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
@@ -38,15 +54,68 @@ def save(folder: Path, problem: Problem, optimizer: torch.optim.Optimizer, progr
             "weighting": problem.weighting.state(),
             "anchor": progress.anchor,
             "rng": torch.get_rng_state(),
+            "rows": list(progress.rows),
         }
-        torch.save(state, aside / "state.pt")
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
+        with (aside / "state.pt").open("wb") as file:  # given the path, torch would not tell that the disk is full
+            torch.save(state, file)
+        # On the disk before the manifest is, or a power cut could leave a manifest of files that never arrived.
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": _synced(path)} for path in sorted(aside.iterdir())}
+        (aside / MANIFEST).write_text(json.dumps({"step": progress.step, "files": files}, indent=2) + "\n")
+        _synced(aside / MANIFEST)
+        shutil.rmtree(folder, ignore_errors=True)  # one of the same step, that was found damaged
 
     runs.publish(folder, write)
-    shutil.rmtree(folder.with_name(f".{folder.name}.old"), ignore_errors=True)
+    for old in sorted(root.glob("step_*"))[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def _synced(path: Path) -> str:
+    """Its SHA-256, once the disk has it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def newest(root: Path, passed_over: Callable[[str], object]) -> Path | None:
+    """The newest checkpoint there is. What looks like one and is none is told to `passed_over`, in a sentence."""
+    for folder in sorted(root.glob("step_*"), reverse=True):
+        damage = _damage(folder)
+        if damage is None:
+            return folder
+        passed_over(f"{folder}: {damage}, so this checkpoint is passed over.")
+    return None
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint in a model folder, 0 where there is none."""
+    found = newest(folder / FOLDER, lambda sentence: None)
+    return step_of(found) if found else 0
+
+
+def step_of(folder: Path) -> int:
+    """By its name."""
+    return int(folder.name.removeprefix("step_"))
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with it; None where its manifest is true of it."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        for name, expected in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes and not {expected['bytes']}"
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+                    return f"{name} has another checksum than its manifest says"
+    except FileNotFoundError:
+        return "it has no manifest"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read ({error})"
+    return None
 
 
 def restore(folder: Path, problem: Problem, params: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> Progress:
@@ -60,7 +129,7 @@ def restore(folder: Path, problem: Problem, params: dict[str, Tensor], optimizer
         optimizer.load_state_dict(state["optimizer"])
         problem.weighting.restore(state["weighting"])
         torch.set_rng_state(state["rng"])
-        progress = Progress(int(state["step"]), params, str(state["task_axis"]), state["anchor"])
+        progress = Progress(int(state["step"]), params, str(state["task_axis"]), state["anchor"], state["rows"])
         for name, value in progress.anchor.items():
             progress.anchor[name] = value.to(params[name].device)
     except Exception as error:  # what is in it may be anything
@@ -71,10 +140,11 @@ def restore(folder: Path, problem: Problem, params: dict[str, Tensor], optimizer
     return progress
 
 
-def steps_done(folder: Path) -> int:
-    """The step that a checkpoint stands at. Raises UserError for one that is damaged."""
+def steps_done(folder: Path) -> tuple[int, list[dict[str, Any]]]:
+    """The step that a checkpoint stands at, and its `rows`. Raises UserError for one that is damaged."""
     try:
-        return int(_state(folder)["step"])
+        state = _state(folder)
+        return int(state["step"]), list(state["rows"])
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(folder, error) from None
 

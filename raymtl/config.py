@@ -45,6 +45,8 @@ class Train(Spec):
     """Episodes that vmap takes at once; fewer need less memory."""
     eval_every: PositiveInt = 100
     """Steps between scores on the validation split, each with a checkpoint."""
+    checkpoint_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Largest share of its time that training spends on more checkpoints, between the scores."""
     wait_for_nodes_s: NonNegativeInt = 0
     """How long to wait for machines that an autoscaling cluster does not have yet; they are asked for first."""
     max_failures: NonNegativeInt = 3

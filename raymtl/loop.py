@@ -5,37 +5,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from raymtl import checkpoint, runs
+from raymtl import checkpoint
 from raymtl.checkpoint import Progress
-from raymtl.collective import Workers
 from raymtl.config import Experiment, Part
 from raymtl.data import Arrays
 from raymtl.data.episodes import build_episodes, on_device, with_labels_of
 from raymtl.evaluate import validation_scores
+from raymtl.keep import ASK_S, Host, Keeper, Recorder, agreed_checkpoint
 from raymtl.learners.diverging import divergence
 from raymtl.step import HowToRun, MetaGradient, Problem, TaskAxis, look_back, meta_gradient, stacks
 from raymtl.types import DivergedError, MetaBatch, Params
 
 Batches = Callable[[int], Iterator[tuple[int, int, MetaBatch]]]
 """First step -> (step, share, this worker's episodes) of every step from there on."""
-
-
-class Host(NamedTuple):
-    """What differs between a notebook, a Tune trial and a Train worker."""
-
-    report: Callable[[dict[str, float], Path | None], None]
-    """Takes the scores of a step and, on the first worker, a checkpoint folder that it is to keep."""
-    observe: Callable[[Mapping[str, float | None]], None]
-    """Takes the numbers of every step, on the first worker; the loss of a task without labels is None."""
-    resume_from: Path | None = None
-    workers: Workers = Workers()
-    device: torch.device = torch.device("cpu")
 
 
 def local_batches(experiment: Experiment, arrays: Arrays) -> Batches:
@@ -53,15 +41,32 @@ def local_batches(experiment: Experiment, arrays: Arrays) -> Batches:
 
 
 def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: Host, folder: Path) -> None:
-    """Meta-trains from scratch or from `host.resume_from`; the first worker writes the model folder.
+    """Meta-trains, from the newest checkpoint in `folder` if there is one; the first worker writes the model folder.
 
     Stages follow each other: a parameter goes on where the one of the same name and shape ended, a learner's and a
     weighting's own only where the next stage has the same learner or weighting. The optimiser, the weighting's state
     and the schedules start anew. Every worker makes the same move from the same summed meta-gradient, so parameters
     need no broadcast. Raises DivergedError, naming task and step, where a loss is not finite.
+
+    Where the memory does not suffice, it goes on from the last checkpoint with half of the episodes at a time, once;
+    of several workers all must be started again for that, so there the error is raised.
     """
-    done = checkpoint.steps_done(host.resume_from) if host.resume_from else 0
-    recorder = _Recorder(folder, done, host)
+    try:
+        _train(experiment, arrays, batches, host, folder)
+        return
+    except torch.OutOfMemoryError:
+        if host.workers.size > 1:
+            raise
+    # Outside of the handler, whose traceback holds what filled the memory.
+    torch.cuda.empty_cache()
+    _train(experiment, arrays, batches, host, folder)
+
+
+def _train(experiment: Experiment, arrays: Arrays, batches: Batches, host: Host, folder: Path) -> None:
+    resume_from = agreed_checkpoint(folder, host)
+    done, unwritten = checkpoint.steps_done(resume_from) if resume_from else (0, [])
+    recorder = Recorder(folder, done, unwritten, host)
+    keeper = Keeper(experiment, folder, host, recorder)
     stream = _agreed(batches(done), host)
     parts = experiment.parts()
     params: dict[str, Tensor] = {}
@@ -70,9 +75,9 @@ def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: H
             lasting = _lasting(parts[number - 1].experiment, part.experiment) if number else ()
             carried = {name: value for name, value in params.items() if name.startswith(lasting)}
             first_step = max(done, part.start)
-            resume_from = host.resume_from if part.start < done else None
-            here = _Stretch(part, number, first_step, islice(stream, part.stop - first_step), carried, resume_from)
-            params = _train_part(experiment, here, arrays, recorder, host, folder)
+            saved = resume_from if part.start < done else None
+            here = _Stretch(part, number, first_step, islice(stream, part.stop - first_step), carried, saved)
+            params = _train_part(here, arrays, keeper, host)
 
 
 class _Stretch(NamedTuple):
@@ -81,14 +86,12 @@ class _Stretch(NamedTuple):
     part: Part
     number: int
     first_step: int
-    batches: Iterator[tuple[int, MetaBatch, float]]
+    batches: Iterator["_Given"]
     carried: Mapping[str, Tensor]
     resume_from: Path | None
 
 
-def _train_part(
-    whole: Experiment, here: _Stretch, arrays: Arrays, recorder: "_Recorder", host: Host, folder: Path
-) -> dict[str, Tensor]:
+def _train_part(here: _Stretch, arrays: Arrays, keeper: Keeper, host: Host) -> dict[str, Tensor]:
     """Trains to the end of the part; returns the parameters."""
     experiment = here.part.experiment
     settings = experiment.train
@@ -100,10 +103,13 @@ def _train_part(
     task_axis = settings.task_axis
     anchor: dict[str, Tensor] = {}
     if here.resume_from:
-        _, _, saved_axis, anchor = checkpoint.restore(here.resume_from, problem, params, optimizer)
-        task_axis = saved_axis if saved_axis in ("vmap", "loop") else task_axis  # type: ignore[assignment]
+        restored = checkpoint.restore(here.resume_from, problem, params, optimizer)
+        anchor = restored.anchor
+        if restored.task_axis in ("vmap", "loop"):
+            task_axis = restored.task_axis  # type: ignore[assignment]
+    passes = mode.passes * (2 if keeper.short_of_memory else 1)
     start = time.perf_counter()
-    for done_before, raw, waited in here.batches:
+    for done_before, raw, waited, ask in here.batches:
         step = done_before - here.part.start  # of this part, by which everything in it is scheduled
         arrived, counted = mode.arrived(step, tuple(sizes)), mode.counted(step, experiment.seed, sizes)
         episodes = with_labels_of(on_device(raw, host.device), arrived, counted)
@@ -112,7 +118,7 @@ def _train_part(
         try:
             if task_axis == "auto":
                 task_axis = _faster_axis(experiment, problem, params, episodes, host)
-            how = HowToRun(task_axis, settings.chunk, settings.precision, mode.passes)
+            how = HowToRun(task_axis, settings.chunk, settings.precision, passes)
             meta = meta_gradient(problem, params, episodes, host.workers, how, step)
             for name, value in anchor.items():
                 meta.grads[name] += 2 * mode.anchor_strength * (params[name].detach() - value)
@@ -125,8 +131,10 @@ def _train_part(
             norm = _move(optimizer, moving, meta, _schedule(experiment, step), settings.clip_norm)
             if experiment.weighting.looks_back:
                 look_back(problem, params, episodes, meta, host.workers, how, step)
+        except torch.OutOfMemoryError as error:
+            keeper.out_of_memory(error, done_before + 1)
         except DivergedError as error:
-            recorder.flush()
+            keeper.recorder.flush()
             why = _inner_divergence(problem, params, episodes)
             advice = f" ({why}). Lower learner.inner_lr." if why else ". Lower learner.inner_lr or train.lr."
             raise DivergedError(f"{error} at step {done_before + 1}{advice}") from None
@@ -139,8 +147,8 @@ def _train_part(
         seconds = time.perf_counter() - start
         start = time.perf_counter()
         pace = {"lr": _schedule(experiment, step), "grad_norm": norm, "seconds": seconds}
-        stage = {"stage": here.number} if whole.stages else {}
-        recorder.add(
+        stage = {"stage": here.number} if keeper.experiment.stages else {}
+        keeper.recorder.add(
             {
                 "step": done,
                 **stage,
@@ -150,12 +158,11 @@ def _train_part(
                 **scores,
             }
         )
+        leaving = ask and host.leaving()
+        keeper.keep(problem, optimizer, Progress(done, params, str(task_axis), anchor), scored, leaving)
         if scored:
-            recorder.flush()  # before the checkpoint: what is recorded too much is cut off on resume
-            progress = Progress(done, params, str(task_axis), anchor)
-            kept = _keep(whole, problem, optimizer, progress, folder) if host.workers.rank == 0 else None
             count = sum(value.numel() for value in params.values())
-            host.report({**scores, "step": done, "num_parameters": count, "seconds": recorder.seconds}, kept)
+            host.report({**scores, "step": done, "num_parameters": count, "seconds": keeper.recorder.seconds})
     return params
 
 
@@ -192,17 +199,6 @@ def _by_task(problem: Problem, meta: MetaGradient) -> dict[str, float | None]:
     losses = [None if math.isnan(loss) else loss for loss in meta.losses.tolist()]
     values = {"loss": losses, "weight": meta.weights.tolist()}
     return {f"{key}.{task.name}": row[i] for key, row in values.items() for i, task in enumerate(problem.tasks)}
-
-
-def _keep(
-    experiment: Experiment, problem: Problem, optimizer: torch.optim.Optimizer, progress: Progress, folder: Path
-) -> Path:
-    """Writes the checkpoint, and at the last step the model before it, for after it nothing is left to do."""
-    if progress.step == experiment.train.steps:
-        runs.publish(folder / "config.yaml", experiment.model_copy(update={"search": {}}).save)
-        runs.save_params(folder / "model.safetensors", progress.params)
-    checkpoint.save(folder / "checkpoint", problem, optimizer, progress)
-    return folder / "checkpoint"
 
 
 def _optimizer(experiment: Experiment, problem: Problem, params: Mapping[str, Tensor]) -> torch.optim.Optimizer:
@@ -269,53 +265,30 @@ def _faster_axis(
     return ways[int(host.workers.sum(torch.tensor(seconds, device=host.device)).argmin())]
 
 
-def _agreed(batches: Iterator[tuple[int, int, MetaBatch]], host: Host) -> Iterator[tuple[int, MetaBatch, float]]:
-    """Passes the episodes on, with the seconds that they kept this worker waiting.
+class _Given(NamedTuple):
+    """A step, this worker's episodes of it, the seconds that they kept it waiting, and whether all ask their host now
+    if a machine is leaving."""
 
-    Makes sure that the workers are at the same step and hold all of its shares.
-    """
-    start = time.perf_counter()
+    step: int
+    episodes: MetaBatch
+    waited: float
+    ask: bool
+
+
+def _agreed(batches: Iterator[tuple[int, int, MetaBatch]], host: Host) -> Iterator[_Given]:
+    """Passes the episodes on; makes sure that the workers are at the same step and hold all of its shares."""
+    start = asked = time.perf_counter()
     for step, share, episodes in batches:
         waited = time.perf_counter() - start
-        held = torch.zeros(host.workers.size + 1, dtype=torch.int64, device=host.device)
+        held = torch.zeros(host.workers.size + 2, dtype=torch.int64, device=host.device)
         held[share] = 1
-        held[-1] = step
-        total = host.workers.sum(held).tolist()
+        held[-2] = step
+        # Clocks differ, and all must ask at the same step: that of the first worker counts.
+        held[-1] = host.workers.rank == 0 and time.perf_counter() - asked > ASK_S
+        *total, ask = host.workers.sum(held).tolist()
+        if ask:
+            asked = time.perf_counter()
         if total != [1] * host.workers.size + [step * host.workers.size]:
             raise RuntimeError(f"step {step}: the workers do not hold one share each of the same step: {total}")
-        yield step, episodes, waited
+        yield _Given(step, episodes, waited, bool(ask))
         start = time.perf_counter()  # not of what the step took
-
-
-class _Recorder:
-    """The first worker's record of every step: history.parquet, TensorBoard and the host's own metrics."""
-
-    def __init__(self, folder: Path, first_step: int, host: Host) -> None:
-        self.path = folder / "history.parquet"
-        self.host = host
-        self.rows: list[dict[str, Any]] = []
-        self.writer: Any = None
-        if host.workers.rank == 0:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.rows = [row for row in runs.read_rows(self.path) if row["step"] <= first_step]
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1, flush_secs=30)
-
-    @property
-    def seconds(self) -> float:
-        """Training time so far, over all attempts."""
-        return sum(row["seconds"] for row in self.rows)
-
-    def add(self, row: dict[str, Any]) -> None:
-        if self.writer is None:
-            return
-        self.rows.append(row)
-        for name, value in row.items():
-            if name != "step" and value is not None:
-                self.writer.add_scalar(name.replace(".", "/"), value, row["step"])
-        self.host.observe(row)
-
-    def flush(self) -> None:
-        if self.writer is not None:
-            runs.write_rows(self.path, self.rows)
-            self.writer.flush()

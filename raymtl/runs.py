@@ -1,5 +1,6 @@
 """The run folder on disk (docs/run-folder.md): every file is written aside and renamed into place."""
 
+import errno
 import json
 import os
 import platform
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,15 @@ from torch import Tensor
 from raymtl import __version__, config
 from raymtl.config import Experiment
 from raymtl.types import Params, UserError
+
+PATIENCE_S = 300.0
+"""How long a write waits for storage that is full or away."""
+RETRY_S = 2.0
+AWAY = frozenset(
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH", "EROFS")
+)
+"""What the system says of such storage."""
 
 PACKAGES = ("ray", "torch", "torchvision", "optuna", "pyarrow", "pydantic", "numpy")
 
@@ -77,11 +88,39 @@ def existing(path: Path) -> Path:
 
 
 def publish(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a path aside, then renames that to `path`: readers see the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Calls `write` with a path aside, then renames that to `path`: readers see the old file or the whole new one.
+
+    Where the storage is full or away, it tries again for `PATIENCE_S` before it raises what the storage does.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    write(aside)
-    aside.replace(path)
+    until = time.monotonic() + PATIENCE_S
+    told = False
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(aside)
+            aside.replace(path)
+            return
+        except Exception as error:
+            if not _is_of_storage(error) or time.monotonic() >= until:
+                raise
+            if not told:
+                print(f"{path}: {error}; trying again for {PATIENCE_S:.0f} s.", file=sys.stderr)
+                told = True
+            # What is there of it fills the storage for nothing.
+            shutil.rmtree(aside, ignore_errors=True)
+            with suppress(OSError):
+                aside.unlink()
+            time.sleep(RETRY_S)
+
+
+def _is_of_storage(error: BaseException) -> bool:
+    """Whether it may be better another time, whatever a library made of what the system said."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno in AWAY
+    if any(f"os error {code}" in str(error) for code in AWAY):  # safetensors, which writes by itself
+        return True
+    return error.__context__ is not None and _is_of_storage(error.__context__)
 
 
 def publish_folder(parent: Path, name: str, write: Callable[[Path], Any]) -> Path:
@@ -119,6 +158,13 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file; the run has not come so far. Continue it with --resume.") from None
     except ValueError as error:
         raise UserError(f"{path}: expected JSON, got something else ({error}). The file is damaged.") from None
+
+
+def append_row(path: Path, content: Mapping[str, Any]) -> None:
+    """Adds a line of JSON, with the time and the host."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps({"time": _now(), "host": socket.gethostname(), **content}) + "\n")
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -191,8 +237,12 @@ def environment(experiment: Experiment, command: str) -> dict[str, Any]:
         "seed": experiment.seed,
         "run": command,
         "command": ["raymtl", *sys.argv[1:]],
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": _now(),
         "host": socket.gethostname(),
         "cpus": os.cpu_count(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

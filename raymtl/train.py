@@ -25,7 +25,7 @@ import ray  # noqa: E402
 import ray.train  # noqa: E402
 import torch  # noqa: E402
 from ray.autoscaler.sdk import request_resources  # noqa: E402
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # noqa: E402
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # noqa: E402
 from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
 from ray.util.metrics import Gauge  # noqa: E402
 
@@ -152,7 +152,6 @@ def train(
         run_config=RunConfig(  # type: ignore[call-arg]
             name=folder.name,
             storage_path=str(ray_folder),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=experiment.train.max_failures, controller_failure_limit=experiment.train.max_failures
             ),
@@ -186,13 +185,6 @@ def _worker(settings: dict[str, Any]) -> None:
         assigned = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         torch.set_num_threads(max(1, int(assigned)))
 
-    def report(metrics: dict[str, float], kept: Path | None) -> None:
-        ray.train.report(
-            metrics,
-            checkpoint=Checkpoint.from_directory(str(kept)) if kept else None,
-            checkpoint_dir_name=f"step_{int(metrics['step']):08d}",
-        )
-
     def batches(first_step: int) -> Any:
         builds = {
             part.start: BuildEpisodes(own.data, arrays, own.seed, own.train.meta_batch, workers.size, first_step)
@@ -201,10 +193,7 @@ def _worker(settings: dict[str, Any]) -> None:
         }
         return streamed(ray.train.get_dataset_shard("ids"), BuildParts(builds))
 
-    last = ray.train.get_checkpoint()
     observe = observer(f"{folder.parent.name}/{folder.name}", experiment.data.task_names)
-    if last is None:
-        train_loop(experiment, arrays, batches, Host(report, observe, None, workers, device), folder)
-        return
-    with last.as_directory() as saved:
-        train_loop(experiment, arrays, batches, Host(report, observe, Path(saved), workers, device), folder)
+    # No checkpoint goes through Ray: the loop keeps its own in the run folder, with checksums, and goes on from them.
+    host = Host(ray.train.report, observe, workers, device, lambda: ray.train.get_preemption_info() is not None)
+    train_loop(experiment, arrays, batches, host, folder)

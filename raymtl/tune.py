@@ -30,7 +30,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raymtl import config, runs
+from raymtl import checkpoint, config, runs
 from raymtl.config import Experiment
 from raymtl.data import Arrays
 from raymtl.loop import Host, local_batches, train_loop
@@ -301,8 +301,8 @@ def run_trial(values: dict[str, Any], experiment: dict[str, Any], run: str, arra
     chosen = config.parse(experiment).override({key: value for key, value in values.items() if key != "number"})
     folder = Path(run) / "trials" / f"{number:04d}"
     runs.publish(folder / "config.yaml", chosen.model_copy(update={"search": {}}).save)
-    saved = folder / "checkpoint"
-    history = runs.read_rows(folder / "history.parquet") if saved.exists() else []
+    done = checkpoint.newest_step(folder)
+    history = [row for row in runs.read_rows(folder / "history.parquet") if row["step"] <= done] if done else []
     earlier = [row for row in history if row.get("val.score") is not None]
     params = sum(value.numel() for value in chosen.build().init_params().values())
     for row in earlier:
@@ -319,7 +319,7 @@ def run_trial(values: dict[str, Any], experiment: dict[str, Any], run: str, arra
         torch.set_num_threads(max(1, int(plan.cpus)))
         device = torch.device("cuda" if plan.gpus and torch.cuda.is_available() else "cpu")
         observe = observer(f"{Path(run).name}/trial-{number:04d}", chosen.data.task_names)
-        host = Host(lambda metrics, _: tune.report(metrics), observe, saved if earlier else None, device=device)
+        host = Host(tune.report, observe, device=device)
         train_loop(chosen, arrays, local_batches(chosen, arrays), host, folder)
     except (DivergedError, UserError) as error:
         tune.report({"step": 0, "failed": str(error)})

@@ -239,11 +239,9 @@ def _train_here(tree: dict[str, Any], folder: Path, arrays: Arrays, cpus: float)
     """Trains in this process, from the last checkpoint if there is one; returns why it diverged, if it did."""
     experiment = Experiment.model_validate(tree)
     torch.set_num_threads(max(1, int(cpus)))
-    saved = folder / "checkpoint"
     host = Host(
-        report=lambda metrics, kept: None,
+        report=lambda metrics: None,
         observe=observer(f"{folder.parents[2].name}/{folder.name}", experiment.data.task_names),
-        resume_from=saved if saved.exists() else None,
         device=torch.device("cuda" if ray.get_gpu_ids() else "cpu"),
     )
     try:

@@ -33,7 +33,7 @@ def trained(folder: Path, arrays, **values) -> Path:
     chosen = experiment(**{"train__steps": 2, "train__eval_every": 2, "evaluate__val_episodes": 2} | values)
     (folder / "best").mkdir(parents=True)
     chosen.save(folder / "config.yaml")
-    host = Host(lambda metrics, kept: None, lambda row: None)
+    host = Host(lambda metrics: None, lambda row: None)
     train_loop(chosen, arrays, local_batches(chosen, arrays), host, folder / "best")
     return folder
 
@@ -342,7 +342,7 @@ def test_tasks_with_inputs_of_their_own_are_carried_from_and_to(arrays, tmp_path
     folder = tmp_path / "several" / "best"
     folder.mkdir(parents=True)
     own = chosen.data.load()
-    train_loop(chosen, own, local_batches(chosen, own), Host(lambda *_: None, lambda _: None), folder)
+    train_loop(chosen, own, local_batches(chosen, own), Host(lambda _: None, lambda _: None), folder)
     told = carried(tmp_path / "several", "feature", task__name="pair_number", reads="scene_left")
     assert told["task"]["num_classes"] == 5
     assert told["test"]["before"]["accuracy"]["mean"] <= 1

@@ -20,7 +20,7 @@ def test_every_row_is_trained_on_the_protocol_of_the_reference(row: str) -> None
 @pytest.mark.parametrize("row", sinusoid.ROWS)
 def test_scores_go_to_ten_inner_steps_whatever_was_trained_with(row: str, tmp_path) -> None:
     chosen = sinusoid.chosen(row, workers=1, quick=True)
-    host = Host(lambda metrics, kept: None, lambda row: None)
+    host = Host(lambda metrics: None, lambda row: None)
     train_loop(chosen, {}, local_batches(chosen, {}), host, tmp_path)
     found = sinusoid.scores(tmp_path)
     assert len(found) == len(sinusoid.STEPS) == len({score["mean"] for score in found})

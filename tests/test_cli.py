@@ -28,7 +28,7 @@ def run(tmp_path_factory, arrays) -> Path:
     chosen = experiment(train__steps=4, train__eval_every=2, name="small")
     (folder / "best").mkdir(parents=True)
     chosen.save(folder / "config.yaml")
-    host = Host(lambda metrics, kept: None, lambda row: None)
+    host = Host(lambda metrics: None, lambda row: None)
     train_loop(chosen, arrays, local_batches(chosen, arrays), host, folder / "best")
     evaluate_folder(folder / "best", arrays, chosen.data)
     rows = [

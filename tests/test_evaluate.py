@@ -18,7 +18,7 @@ def trained(tmp_path_factory, arrays):
     folder = tmp_path_factory.mktemp("model")
     chosen = experiment(train__steps=80, train__eval_every=80, encoder__hidden=[64], learner__inner_lr=0.03,
                         data__shots=2, data__queries=2, evaluate__test_episodes=40)  # fmt: skip
-    host = Host(lambda metrics, kept: None, lambda row: None)
+    host = Host(lambda metrics: None, lambda row: None)
     train_loop(chosen, arrays, local_batches(chosen, arrays), host, folder)
     return folder
 

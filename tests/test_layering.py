@@ -15,6 +15,7 @@ LAYERS = [
     {"config", "methods"},
     {"runs"},
     {"checkpoint", "evaluate", "progress", "support"},
+    {"keep"},
     {"loop", "adapt", "carry", "baselines", "cluster"},
     {"train", "report"},
     {"tune"},

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from raymtl import runs
+from raymtl import checkpoint, runs
 from raymtl.config import Experiment
 from raymtl.loop import Host, local_batches, train_loop
 from raymtl.types import DivergedError, UserError
@@ -30,17 +30,17 @@ def short(weighting: str = "static", learner: str = "maml", **values) -> Experim
     return axes("cross_stitch", weighting, learner).override(plan)
 
 
-def run(chosen: Experiment, arrays, folder: Path, stop_at: int | None = None, resume: bool = False) -> list[dict]:
+def run(chosen: Experiment, arrays, folder: Path, stop_at: int | None = None) -> list[dict]:
     reports: list[dict] = []
 
-    def report(metrics, kept) -> None:
+    def report(metrics) -> None:
         reports.append(metrics)
-        assert kept == folder / "checkpoint"
+        assert checkpoint.newest_step(folder) == metrics["step"]
         if metrics["step"] == stop_at:
             raise Stopped
 
     folder.mkdir(exist_ok=True)
-    host = Host(report, lambda row: None, folder / "checkpoint" if resume else None)
+    host = Host(report, lambda row: None)
     train_loop(chosen, arrays, local_batches(chosen, arrays), host, folder)
     return reports
 
@@ -52,7 +52,7 @@ def test_an_interrupted_run_ends_with_the_same_weights_to_the_bit(weighting, lea
     with pytest.raises(Stopped):
         run(chosen, arrays, tmp_path / "broken", stop_at=4)
     torch.manual_seed(123)
-    resumed = run(chosen, arrays, tmp_path / "broken", resume=True)
+    resumed = run(chosen, arrays, tmp_path / "broken")
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "broken"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert {k: v for k, v in resumed[-1].items() if k != "seconds"} == {
@@ -79,26 +79,16 @@ def test_training_lowers_the_loss_and_the_record_is_whole(arrays, tmp_path) -> N
 
 def test_auto_picks_a_way_keeps_it_and_leaves_the_weighting_state_alone(arrays, tmp_path) -> None:
     run(short("pcgrad", train__task_axis="auto", train__steps=2), arrays, tmp_path / "auto")
-    state = torch.load(tmp_path / "auto" / "checkpoint" / "state.pt", weights_only=True)
+    state = torch.load(tmp_path / "auto" / "checkpoints" / "step_00000002" / "state.pt", weights_only=True)
     assert state["task_axis"] in ("vmap", "loop")
     assert int(state["weighting"]["num_updates"]) == 2
-
-
-@pytest.mark.parametrize("file", ["state.pt", "model.safetensors"])
-def test_a_damaged_checkpoint_is_named(file, arrays, tmp_path) -> None:
-    with pytest.raises(Stopped):
-        run(short(), arrays, tmp_path / "run", stop_at=2)
-    path = tmp_path / "run" / "checkpoint" / file
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=file):
-        run(short(), arrays, tmp_path / "run", resume=True)
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(arrays, tmp_path) -> None:
     with pytest.raises(Stopped):
         run(short(), arrays, tmp_path / "run", stop_at=2)
     with pytest.raises(UserError, match="belongs to another configuration"):
-        run(short(encoder__hidden=[12, 9]), arrays, tmp_path / "run", resume=True)
+        run(short(encoder__hidden=[12, 9]), arrays, tmp_path / "run")
 
 
 def test_a_diverging_run_names_task_and_step(arrays, tmp_path) -> None:

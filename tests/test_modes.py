@@ -24,13 +24,12 @@ class Stopped(Exception):
 
 
 def trained(chosen: Experiment, arrays, folder: Path, stop_at: int | None = None) -> dict[str, torch.Tensor]:
-    def report(metrics, kept) -> None:
+    def report(metrics) -> None:
         if metrics["step"] == stop_at:
             raise Stopped
 
     folder.mkdir(exist_ok=True)
-    saved = folder / "checkpoint"
-    host = Host(report, lambda row: None, saved if saved.exists() else None)
+    host = Host(report, lambda row: None)
     train_loop(chosen, arrays, local_batches(chosen, arrays), host, folder)
     return load_file(folder / "model.safetensors")
 

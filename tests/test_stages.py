@@ -30,19 +30,20 @@ def staged(*stages: tuple[int, dict], **values) -> Experiment:
     return experiment(**plan).override({"stages": [{"steps": steps, "set": set_} for steps, set_ in stages]})
 
 
-def run(chosen: Experiment, arrays, folder: Path, stop_at: int | None = None, resume: bool = False) -> list[dict]:
+def run(chosen: Experiment, arrays, folder: Path, stop_at: int | None = None) -> list[dict]:
     """Every checkpoint stays, as `STEP` beside the model."""
     reports: list[dict] = []
 
-    def report(metrics, kept) -> None:
+    def report(metrics) -> None:
         reports.append(metrics)
+        kept = folder / "checkpoints" / f"step_{metrics['step']:08d}"
         kept_params = runs.load_params(kept / "model.safetensors")
         runs.save_params(folder / f"{metrics['step']}.safetensors", kept_params)
         if metrics["step"] == stop_at:
             raise Stopped
 
     folder.mkdir(exist_ok=True)
-    host = Host(report, lambda row: None, folder / "checkpoint" if resume else None)
+    host = Host(report, lambda row: None)
     train_loop(chosen, arrays, local_batches(chosen, arrays), host, folder)
     return reports
 
@@ -112,7 +113,7 @@ def test_interrupted_in_any_stage_it_ends_with_the_same_weights_to_the_bit(stop_
     with pytest.raises(Stopped):
         run(chosen, arrays, tmp_path / "broken", stop_at=stop_at)
     torch.manual_seed(123)
-    run(chosen, arrays, tmp_path / "broken", resume=True)
+    run(chosen, arrays, tmp_path / "broken")
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "broken"))
     assert set(first) == set(second)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -157,7 +158,7 @@ def test_an_episode_is_of_its_stage_wherever_it_is_built(arrays) -> None:
 def test_a_damaged_checkpoint_is_named_whatever_the_stage(arrays, tmp_path) -> None:
     with pytest.raises(Stopped):
         run(staged(HYBRID), arrays, tmp_path / "run", stop_at=4)
-    state = tmp_path / "run" / "checkpoint" / "state.pt"
+    state = tmp_path / "run" / "checkpoints" / "step_00000004" / "state.pt"
     torch.save({"something": 1}, state)
     with pytest.raises(UserError, match=r"state\.pt: expected a checkpoint"):
         checkpoint.steps_done(state.parent)

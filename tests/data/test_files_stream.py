@@ -130,7 +130,7 @@ def test_a_run_waits_for_its_data_and_for_nothing_else_in_data_wait_pct(tmp_path
             yield batch
 
     # Reports are as slow, and are no data.
-    host = Host(lambda metrics, kept: time.sleep(0.2), lambda row: None)
+    host = Host(lambda metrics: time.sleep(0.2), lambda row: None)
     train_loop(chosen, arrays, slow, host, tmp_path)
     waited = [
         row["seconds"] * row["data_wait_pct"] / 100 for row in pq.read_table(tmp_path / "history.parquet").to_pylist()

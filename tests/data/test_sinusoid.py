@@ -141,7 +141,7 @@ def run(tmp_path_factory):
         data=source, train__steps=150, train__lr=0.01, train__eval_every=150, train__meta_batch=10,
         encoder__hidden=[24, 24], learner__inner_lr=0.05,
     )  # fmt: skip
-    host = Host(lambda metrics, kept: None, lambda row: None)
+    host = Host(lambda metrics: None, lambda row: None)
     train_loop(chosen, {}, local_batches(chosen, {}), host, folder / "best")
     return folder
 

@@ -1,0 +1,150 @@
+"""What a training keeps, so that nothing is lost: the record of every step, and checkpoints as often as is cheap."""
+
+import math
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+
+from raymtl import checkpoint, runs
+from raymtl.checkpoint import Progress
+from raymtl.collective import Workers
+from raymtl.config import Experiment
+from raymtl.step import Problem
+from raymtl.types import UserError
+
+HALVED = "halved.json"
+"""In a model folder: the memory did not suffice for all of a worker's episodes at a time."""
+SEEN_S = 60.0
+"""How long one machine may see later than another what is on their storage."""
+ASK_S = 1.0
+"""How often a host is asked whether a machine of it is leaving, seconds."""
+
+
+class Host(NamedTuple):
+    """What differs between a notebook, a Tune trial and a Train worker."""
+
+    report: Callable[[dict[str, float]], None]
+    """Takes the scores of a step, after its checkpoint was written."""
+    observe: Callable[[Mapping[str, float | None]], None]
+    """Takes the numbers of every step, on the first worker; the loss of a task without labels is None."""
+    workers: Workers = Workers()
+    device: torch.device = torch.device("cpu")
+    leaving: Callable[[], bool] = lambda: False
+    """Whether a worker's machine is about to be taken away; asked on all workers at the same steps."""
+
+
+class Recorder:
+    """The first worker's record of every step: history.parquet, TensorBoard and the host's own metrics."""
+
+    def __init__(self, folder: Path, first_step: int, unwritten: Sequence[dict[str, Any]], host: Host) -> None:
+        self.path = folder / "history.parquet"
+        self.host = host
+        self.rows: list[dict[str, Any]] = []
+        self.written = 0
+        self.writer: Any = None
+        if host.workers.rank == 0:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.rows = [row for row in runs.read_rows(self.path) if row["step"] <= first_step]
+            self.written = len(self.rows)
+            last = self.rows[-1]["step"] if self.rows else 0
+            self.rows += [row for row in unwritten if row["step"] > last]
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1, flush_secs=30)
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, over all attempts."""
+        return sum(row["seconds"] for row in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        if self.writer is None:
+            return
+        self.rows.append(row)
+        for name, value in row.items():
+            if name != "step" and value is not None:
+                self.writer.add_scalar(name.replace(".", "/"), value, row["step"])
+        self.host.observe(row)
+
+    @property
+    def unwritten(self) -> list[dict[str, Any]]:
+        """The rows that the file lacks."""
+        return self.rows[self.written :]
+
+    def flush(self) -> None:
+        if self.writer is not None:
+            runs.write_rows(self.path, self.rows)
+            self.written = len(self.rows)
+            self.writer.flush()
+
+
+class Keeper:
+    """Keeps what would be lost, on the first worker: a checkpoint with every score and, between them, as often as costs
+    no more than `train.checkpoint_share` of the time; and one at once where the machine is about to be taken away."""
+
+    def __init__(self, experiment: Experiment, folder: Path, host: Host, recorder: "Recorder") -> None:
+        self.experiment, self.folder, self.host, self.recorder = experiment, folder, host, recorder
+        self.short_of_memory = (folder / HALVED).exists()
+        self.seconds = 0.0  # that the last one took
+        self.at = -math.inf
+
+    def keep(
+        self, problem: Problem, optimizer: torch.optim.Optimizer, progress: Progress, with_scores: bool, now: bool
+    ) -> None:
+        """Writes a checkpoint, if it is time to; at the last step the model before it, for then nothing is left."""
+        if self.host.workers.rank or not (with_scores or now or self._due()):
+            return
+        start = time.perf_counter()
+        if with_scores:
+            self.recorder.flush()  # before the checkpoint: what is recorded too much is cut off on resume
+        if progress.step == self.experiment.train.steps:
+            runs.publish(self.folder / "config.yaml", self.experiment.model_copy(update={"search": {}}).save)
+            runs.save_params(self.folder / "model.safetensors", progress.params)
+        checkpoint.save(
+            self.folder / checkpoint.FOLDER, problem, optimizer, progress._replace(rows=self.recorder.unwritten)
+        )
+        self.at = time.perf_counter()
+        self.seconds = self.at - start
+
+    def _due(self) -> bool:
+        share = self.experiment.train.checkpoint_share
+        return share > 0 and (time.perf_counter() - self.at) * share >= self.seconds
+
+    def out_of_memory(self, error: torch.OutOfMemoryError, step: int) -> NoReturn:
+        """Has the next attempt take half of the episodes at a time, and raises; says to lower them where it did."""
+        if self.short_of_memory:
+            raise UserError(
+                f"train.meta_batch: at step {step} the memory did not suffice, though half of a worker's episodes were "
+                "run at a time. Lower it, or take learner.gradient: checkpointed."
+            ) from None
+        runs.write_json(self.folder / HALVED, {"step": step, "reason": str(error).partition("\n")[0]})
+        raise error
+
+
+def agreed_checkpoint(folder: Path, host: Host) -> Path | None:
+    """The newest checkpoint that the first worker finds whole, on all workers; what it finds is put on record."""
+    told: list[str] = []
+    root = folder / checkpoint.FOLDER
+    found = checkpoint.newest(root, told.append) if host.workers.rank == 0 else None
+    if found or told:
+        runs.append_row(folder / "resumes.jsonl", {"from": found.name if found else None, "passed_over": told})
+        for sentence in told:
+            print(sentence, file=sys.stderr)
+    step = torch.tensor(checkpoint.step_of(found) if found else 0, device=host.device)
+    agreed = int(host.workers.sum(step))
+    if not agreed:
+        return None
+    path = root / f"step_{agreed:08d}"
+    until = time.monotonic() + SEEN_S
+    while not (path / checkpoint.MANIFEST).exists():
+        if time.monotonic() >= until:
+            raise UserError(
+                f"{path}: expected the checkpoint that the first worker sees here, got none on {socket.gethostname()}. "
+                "`output` must be on storage that all machines see."
+            )
+        time.sleep(0.5)
+    return path

@@ -1,0 +1,166 @@
+"""Checkpoints that can be trusted: what is damaged is passed over and said, and what was trained is not lost."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from raymtl import checkpoint, loop, runs
+from raymtl.config import Experiment
+from raymtl.keep import HALVED
+from raymtl.loop import Host, local_batches, train_loop
+from raymtl.step import HowToRun, meta_gradient
+from raymtl.types import UserError
+from tests.conftest import axes
+
+
+class Stopped(Exception):
+    """Thrown into a training to interrupt it."""
+
+
+def short(**values) -> Experiment:
+    plan = {"train.steps": 6, "train.eval_every": 2, "train.task_axis": "vmap", "encoder.hidden": [6]}
+    return axes("hard", "famo", "maml").override(plan | {k.replace("__", "."): v for k, v in values.items()})
+
+
+def run(chosen: Experiment, arrays, folder: Path, die_after: int | None = None, leaving=lambda: False) -> list[dict]:
+    """Dies right after the record of a step, wherever the last checkpoint is."""
+    reports: list[dict] = []
+
+    def observe(row) -> None:
+        if row["step"] == die_after:
+            raise Stopped
+
+    train_loop(
+        chosen, arrays, local_batches(chosen, arrays), Host(reports.append, observe, leaving=leaving), folder
+    )  # fmt: skip
+    return reports
+
+
+def steps(folder: Path) -> list[int]:
+    return [checkpoint.step_of(path) for path in sorted((folder / "checkpoints").glob("step_*"))]
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    rows = [[{k: v for k, v in row.items() if k not in ("seconds", "data_wait_pct")} for row in
+             runs.read_rows(folder / "history.parquet")] for folder in (one, other)]  # fmt: skip
+    return all(torch.equal(first[name], second[name]) for name in first) and rows[0] == rows[1]
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "truncated state": (lambda folder: truncated(folder / "state.pt"), r"state\.pt has \d+ bytes and not \d+"),
+    "flipped bit": (lambda folder: flipped(folder / "model.safetensors"), "model.safetensors has another checksum"),
+    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "it has no manifest"),
+    "half a manifest": (lambda folder: truncated(folder / "manifest.json"), "its manifest cannot be read"),
+    "lost file": (lambda folder: (folder / "state.pt").unlink(), "state.pt is missing"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_gives_the_same_weights(
+    damage, arrays, tmp_path, capsys
+) -> None:
+    chosen = short(train__checkpoint_share=0)
+    run(chosen, arrays, tmp_path / "straight")
+    with pytest.raises(Stopped):
+        run(chosen, arrays, tmp_path / "broken", die_after=5)
+    assert steps(tmp_path / "broken") == [2, 4]
+    do, says = DAMAGES[damage]
+    do(tmp_path / "broken" / "checkpoints" / "step_00000004")
+    run(chosen, arrays, tmp_path / "broken")
+    assert same(tmp_path / "straight", tmp_path / "broken")
+    (line,) = (tmp_path / "broken" / "resumes.jsonl").read_text().splitlines()
+    told = json.loads(line)
+    assert told["from"] == "step_00000002"
+    assert len(told["passed_over"]) == 1
+    assert re.search(says, told["passed_over"][0])
+    assert told["passed_over"][0] in capsys.readouterr().err
+
+
+def test_with_every_checkpoint_damaged_training_starts_anew_and_ends_the_same(arrays, tmp_path) -> None:
+    chosen = short(train__checkpoint_share=0)
+    run(chosen, arrays, tmp_path / "straight")
+    with pytest.raises(Stopped):
+        run(chosen, arrays, tmp_path / "broken", die_after=5)
+    for path in (tmp_path / "broken" / "checkpoints").iterdir():
+        flipped(path / "state.pt")
+    run(chosen, arrays, tmp_path / "broken")
+    assert same(tmp_path / "straight", tmp_path / "broken")
+
+
+def test_what_is_aside_when_a_write_is_cut_off_is_no_checkpoint(arrays, tmp_path) -> None:
+    chosen = short(train__checkpoint_share=0)
+    with pytest.raises(Stopped):
+        run(chosen, arrays, tmp_path, die_after=3)
+    whole = tmp_path / "checkpoints" / "step_00000002"
+    shutil.copytree(whole, whole.with_name(".step_00000004.77"))
+    assert checkpoint.newest_step(tmp_path) == 2
+
+
+def test_as_often_as_it_is_cheap_no_more_than_a_step_is_repeated(arrays, tmp_path) -> None:
+    chosen = short(train__eval_every=6, train__checkpoint_share=1)
+    run(chosen, arrays, tmp_path / "straight")
+    with pytest.raises(Stopped):
+        run(chosen, arrays, tmp_path / "broken", die_after=5)
+    # It died while step 5 was recorded, before that could be kept.
+    assert steps(tmp_path / "broken")[-1] >= 3
+    assert not (tmp_path / "broken" / "history.parquet").exists()
+    run(chosen, arrays, tmp_path / "broken")
+    assert same(tmp_path / "straight", tmp_path / "broken")
+    assert len(steps(tmp_path / "broken")) == checkpoint.KEPT
+
+
+def test_a_machine_that_is_leaving_has_its_work_kept_at_once(arrays, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "ASK_S", 0.0)
+    chosen = short(train__eval_every=6, train__checkpoint_share=0)
+    with pytest.raises(Stopped):
+        run(chosen, arrays, tmp_path / "stays", die_after=5)
+    assert steps(tmp_path / "stays") == []
+    with pytest.raises(Stopped):
+        run(chosen, arrays, tmp_path / "leaves", die_after=5, leaving=lambda: True)
+    assert steps(tmp_path / "leaves") == [3, 4]
+
+
+def test_short_of_memory_half_of_the_episodes_run_at_a_time_with_the_same_numbers(
+    arrays, tmp_path, monkeypatch
+) -> None:
+    chosen = short(train__checkpoint_share=0)
+    straight = run(chosen, arrays, tmp_path / "straight")
+    asked: list[int] = []
+
+    def small(problem, params, episodes, workers, how: HowToRun, step: int):
+        asked.append(how.passes)
+        if step >= 3 and how.passes == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return meta_gradient(problem, params, episodes, workers, how, step)
+
+    monkeypatch.setattr(loop, "meta_gradient", small)
+    halved = run(chosen, arrays, tmp_path / "halved")
+    assert asked == [1, 1, 1, 1, 2, 2, 2, 2]  # once more from the checkpoint of step 2 on
+    assert [row["step"] for row in runs.read_rows(tmp_path / "halved" / "history.parquet")] == [1, 2, 3, 4, 5, 6]
+    assert halved[-1]["val.score"] == pytest.approx(straight[-1]["val.score"], abs=1e-5)
+    assert json.loads((tmp_path / "halved" / HALVED).read_text())["step"] == 4
+
+
+def test_short_of_memory_for_a_half_too_it_says_what_to_lower(arrays, tmp_path, monkeypatch) -> None:
+    def none(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop, "meta_gradient", none)
+    with pytest.raises(UserError, match=r"^train.meta_batch: at step 1 the memory did not suffice, though half"):
+        run(short(), arrays, tmp_path)
