@@ -11,17 +11,24 @@ import yaml
 from ray.autoscaler._private import commands, util
 
 ROOT = Path(__file__).parent.parent
-AWS, LOCAL = ROOT / "cluster.yaml", ROOT / "clusters" / "local.yaml"
-FILES = pytest.mark.parametrize("path", [AWS, LOCAL], ids=lambda path: path.stem)
+AWS, GCP, LOCAL = ROOT / "cluster.yaml", ROOT / "clusters" / "gcp.yaml", ROOT / "clusters" / "local.yaml"
+KUBERAY = ROOT / "clusters" / "kuberay-rayjob.yaml"
+FILES = pytest.mark.parametrize("path", [AWS, GCP, LOCAL], ids=lambda path: path.stem)
 
 # The schema accepts any key under `provider` and `node_config`, so that a mistyped one would be ignored in silence.
 PROVIDER_KEYS = {
     "aws": {"type", "region", "availability_zone", "use_internal_ips", "use_external_head_ip", "cache_stopped_nodes"},
+    "gcp": {
+        "type", "region", "availability_zone", "project_id", "use_internal_ips", "use_external_head_ip",
+        "cache_stopped_nodes",
+    },
     "local": {"type", "head_ip", "worker_ips"},
-}
+}  # fmt: skip
 NODE_KEYS = {
     "InstanceType", "ImageId", "KeyName", "SubnetIds", "SecurityGroupIds", "IamInstanceProfile", "MetadataOptions",
     "BlockDeviceMappings", "InstanceMarketOptions",
+    "machineType", "tags", "disks", "networkInterfaces", "serviceAccounts", "metadata", "shieldedInstanceConfig",
+    "scheduling",
 }  # fmt: skip
 PLACEHOLDER = re.compile(r"REPLACE_WITH_[A-Z_]+")
 
@@ -92,7 +99,7 @@ def test_dashboard_is_on_loopback(path: Path) -> None:
     assert "0.0.0.0" not in starts[0]
 
 
-@FILES
+@pytest.mark.parametrize("path", [AWS, GCP, LOCAL, KUBERAY], ids=lambda path: path.stem)
 def test_every_placeholder_is_explained(path: Path) -> None:
     lines = path.read_text().splitlines()
     used = [number for number, line in enumerate(lines) if PLACEHOLDER.search(line.partition("#")[0])]
@@ -119,8 +126,9 @@ def test_aws_needs_a_region() -> None:
     assert read(AWS)["provider"]["region"]
 
 
-def test_aws_head_runs_no_trials() -> None:
-    config = read(AWS)
+@pytest.mark.parametrize("path", [AWS, GCP], ids=lambda path: path.stem)
+def test_head_in_a_cloud_runs_no_trials(path: Path) -> None:
+    config = read(path)
     assert config["available_node_types"][config["head_node_type"]]["resources"] == {"CPU": 0, "GPU": 0}
 
 
@@ -150,3 +158,62 @@ def test_aws_leaves_no_group_role_or_address_to_ray() -> None:
     # The head has one group more: the one that lets SSH in.
     assert len(set(head["SecurityGroupIds"]) - set(worker["SecurityGroupIds"])) == 1
     assert set(worker["SecurityGroupIds"]) < set(head["SecurityGroupIds"])
+
+
+def test_gcp_workers_are_spot_and_start_at_none() -> None:
+    worker = read(GCP)["available_node_types"]["worker"]
+    assert worker["min_workers"] == 0
+    # With a GPU a machine cannot be moved: Google refuses it otherwise.
+    assert (
+        worker["node_config"]["scheduling"] | {"provisioningModel": "SPOT", "onHostMaintenance": "TERMINATE"}
+        == (worker["node_config"]["scheduling"])
+    )
+
+
+def test_gcp_leaves_no_address_role_or_key_to_google_or_ray() -> None:
+    config = read(GCP)
+    assert config["provider"]["use_internal_ips"] is True
+    head, worker = (config["available_node_types"][kind]["node_config"] for kind in ("head", "worker"))
+    assert "accessConfigs" not in worker["networkInterfaces"][0]
+    assert "serviceAccounts" not in worker
+    # `ray up` lays the head's node_config over the account that it made itself.
+    assert head["serviceAccounts"][0]["scopes"] == ["https://www.googleapis.com/auth/compute"]
+    assert 'config.get("head_node", {})' in inspect.getsource(commands)
+    for node in (head, worker):
+        given = {item["key"]: item["value"] for item in node["metadata"]["items"]}
+        assert given["block-project-ssh-keys"] == "TRUE"
+        assert given["ssh-keys"].startswith(f"{config['auth']['ssh_user']}:")
+
+
+def rayjob() -> dict[str, Any]:
+    (job,) = [document for document in yaml.safe_load_all(KUBERAY.read_text()) if document["kind"] == "RayJob"]
+    spec: dict[str, Any] = job["spec"]
+    return spec
+
+
+def test_rayjob_ends_with_its_cluster() -> None:
+    job = rayjob()
+    assert job["shutdownAfterJobFinishes"] is True
+    assert 0 < job["ttlSecondsAfterFinished"] < 3600
+    assert job["activeDeadlineSeconds"]
+
+
+def test_rayjob_and_image_have_the_ray_that_is_tested() -> None:
+    (pinned,) = re.findall(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    assert rayjob()["rayClusterSpec"]["rayVersion"] == pinned
+    assert f"FROM rayproject/ray:{pinned}-py311\n" in (ROOT / "clusters" / "Dockerfile").read_text()
+
+
+def test_rayjob_writes_where_the_volume_is_mounted_and_starts_what_the_image_holds() -> None:
+    job = rayjob()
+    (output,) = re.findall(r"--set output=(\S+)", job["entrypoint"])
+    groups = [job["rayClusterSpec"]["headGroupSpec"], *job["rayClusterSpec"]["workerGroupSpecs"]]
+    for group in groups:
+        pod = group["template"]["spec"]
+        claims = {v["name"] for v in pod["volumes"] if v.get("persistentVolumeClaim") == {"claimName": "raymtl"}}
+        mounts = {m["mountPath"] for m in pod["containers"][0]["volumeMounts"] if m["name"] in claims}
+        assert any(output.startswith(f"{mount}/") for mount in mounts)
+    (config,) = re.findall(r"raymtl tune (\S+)", job["entrypoint"])
+    assert (ROOT / config.removeprefix("/opt/raymtl/")).is_file()
+    copied = re.findall(r"^COPY --chown=ray:users (.+) \S+$", (ROOT / "clusters" / "Dockerfile").read_text(), re.M)
+    assert {"raymtl", "tune_configs", "pyproject.toml", "constraints.txt"} <= set(" ".join(copied).split())

@@ -23,7 +23,7 @@ LAYERS = [
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 WITHIN = {("sharing", "encoders"), ("learners", "sharing"), ("learners", "encoders")}
-RAY = {"data/stream.py", "train.py", "tune.py", "workflow.py", "cluster/nodes.py"}
+RAY = {"data/stream.py", "train.py", "tune.py", "workflow.py", "cluster/nodes.py", "cluster/launcher.py"}
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 
