@@ -320,12 +320,16 @@ def report(run: Run) -> None:
 def doctor(
     output: Annotated[Path, typer.Option(help="Where runs would be written.")] = Path("runs"),
     address: Address = None,
+    config: Annotated[Path | None, typer.Option(help="A configuration: is there room for what it plans?")] = None,
+    sets: Sets = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
     """Check what a run needs: versions, cores, memory, disk, and the cluster if there is one. Exit 1 on a failure."""
     from raymtl.cluster import doctor as examine
 
-    checks = examine(output, address)
+    if sets and config is None:
+        raise UserError(f"--set: expected --config, whose values it sets, got {sets[0]} alone. Add --config.")
+    checks = examine(output, address, load(config, _overrides(sets)) if config else None)
     if as_json:
         print(json.dumps([check._asdict() for check in checks], indent=2))
     else:

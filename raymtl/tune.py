@@ -3,10 +3,9 @@
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 # The run folder has its own tables and event files; Tune's would be a second, slower copy of them.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -15,7 +14,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # A trial that failed reports its reason and no metric.
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 
-from raymtl.train import observer, slots, train  # isort: skip  (sets what Ray reads when it is imported)
+from raymtl.train import observer, train  # isort: skip  (sets what Ray reads when it is imported)
 
 import optuna
 import ray
@@ -31,6 +30,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raymtl import config, runs
+from raymtl.cluster.room import DRIVER_MEMORY, Plan
 from raymtl.config import Experiment
 from raymtl.data import Arrays
 from raymtl.loop import Host, local_batches, train_loop
@@ -45,42 +45,6 @@ STATES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "running",
 }
-
-
-DRIVER_MEMORY = 100e6  # bytes that Ray reserves for the driver of a trial with workers of its own
-
-
-class Plan(NamedTuple):
-    """What a search will take of the cluster."""
-
-    trials: int
-    concurrency: int
-    workers: int
-    cpus: float
-    gpus: float
-
-
-def plan(experiment: Experiment, machines: Sequence[Mapping[str, float]]) -> Plan:
-    """How many trials run at a time, so that none can wait for what another holds.
-
-    `machines` are the resources of each. Raises UserError where not even one trial fits.
-    """
-    settings = experiment.tune
-    gpus = settings.gpus_per_trial
-    if gpus == "auto":
-        any_gpu = any(have.get("GPU", 0) for have in machines)
-        gpus = 1.0 if any_gpu and experiment.train.device != "cpu" else 0.0
-    workers = settings.workers_per_trial
-    fits = slots(machines, settings.cpus_per_trial, gpus) // workers
-    if fits < 1:
-        cpus, all_gpus = (sum(have.get(name, 0) for have in machines) for name in ("CPU", "GPU"))
-        raise UserError(
-            f"tune.cpus_per_trial: a trial takes {workers} x {settings.cpus_per_trial:g} CPU and {gpus:g} GPU, the "
-            f"cluster has {cpus:g} and {all_gpus:g} on {len(machines)} machines. Lower tune.cpus_per_trial, "
-            "tune.gpus_per_trial or tune.workers_per_trial."
-        )
-    wanted = fits if settings.concurrency == "auto" else settings.concurrency
-    return Plan(settings.trials, min(wanted, fits, settings.trials), workers, settings.cpus_per_trial, gpus)
 
 
 def open_study(run: Path, experiment: Experiment) -> optuna.Study:

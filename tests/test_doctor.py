@@ -4,6 +4,7 @@ import platform
 import socket
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 
 import pytest
 import ray
+from packaging.requirements import Requirement
+from packaging.version import Version
 from ray._private import ray_constants
 
-from raymtl.cluster import Check, doctor, machine, nodes
+from raymtl.cluster import Check, doctor, machine, nodes, replies, room
 from raymtl.cluster.address import endpoint
-from raymtl.cluster.checks import version
+from raymtl.cluster.checks import FLOORS, version
+from tests.conftest import experiment
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:
@@ -185,23 +189,119 @@ def test_token_that_others_can_read_is_a_warning(tmp_path: Path, monkeypatch: py
     assert machine._token(None).ok is None
 
 
+GOOD: Mapping[str, Any] = {
+    "python": platform.python_version(),
+    **{name: version(name) for name in ("raymtl", *replies.PACKAGES)},
+    "sees": True,
+    "writes": True,
+    "token": True,
+    "resolves": "10.0.0.5",
+    "interfaces": ["lo", "eth0"],
+    "gloo": "",
+    "nccl": "",
+    "disk_free": 50 * 2**30,
+    "disk_share": 0.5,
+}
+
+
+def nodes_of(**changes: Any) -> dict[str, replies.Answer]:
+    """Node a as it should be, and b with these changes."""
+    return {"a": replies.Answer(GOOD), "b": replies.Answer({**GOOD, **changes})}
+
+
+def test_nodes_as_they_should_be_pass_every_check(tmp_path: Path) -> None:
+    for check in (
+        replies.same_versions(nodes_of()),
+        replies.floors(nodes_of()),
+        replies.authentication(nodes_of()),
+        replies.clocks(nodes_of()),
+        replies.interfaces(nodes_of()),
+        replies.disks(nodes_of()),
+        replies.shared(tmp_path, nodes_of()),
+        replies.alive(["a", "b"], [], 30),
+        replies.resources({"CPU": 2}),
+    ):
+        assert check.ok is True, check
+
+
 def test_nodes_that_differ_or_do_not_share_are_named(tmp_path: Path) -> None:
-    same: Mapping[str, Any] = {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("raymtl", "ray", "torch")},
-        "sees": True,
-        "writes": True,
-    }
-    other_build = {**same, "torch": f"{metadata.version('torch').partition('+')[0]}+cu128"}
-    assert nodes._same({"a": same, "b": other_build}).ok is True
-    assert nodes._shared(tmp_path, {"a": same, "b": same}).ok is True
-    old = nodes._same({"a": same, "b": {**same, "ray": "2.9.0"}})
+    other_build = f"{metadata.version('torch').partition('+')[0]}+cu128"
+    assert replies.same_versions(nodes_of(torch=other_build)).ok is True
+    old = replies.same_versions(nodes_of(ray="2.9.0"))
     assert old.ok is False
     assert old.found == f"b: ray 2.9.0, here {ray.__version__}"
-    blind = nodes._shared(tmp_path, {"a": same, "b": {**same, "sees": False, "writes": False}})
+    blind = replies.shared(tmp_path, nodes_of(sees=False, writes=False))
     assert blind.ok is False
     assert "not seen on b" in blind.found
-    barred = nodes._shared(tmp_path, {"a": same, "b": {**same, "writes": False}})
+    barred = replies.shared(tmp_path, nodes_of(writes=False))
     assert "read-only on b" in barred.found
-    assert nodes._alive(["a", "b"], ["b"]).ok is False
-    assert nodes._resources({"GPU": 0}).ok is None
+    apart = replies.shared(tmp_path, nodes_of() | {"a": replies.Answer(GOOD, unread=["b"])})
+    assert apart.ok is False
+    assert "is not read on a" in apart.found
+    assert replies.alive(["a", "b"], ["b"], 30).ok is False
+    assert replies.resources({"GPU": 0}).ok is None
+
+
+@pytest.mark.parametrize(
+    ("told", "ok", "found"),
+    [
+        (100.5, True, "none differs"),
+        # Between the bounds of asking nothing is known for sure.
+        (103.9, True, "none differs"),
+        (98.1, True, "none differs"),
+        (110.0, None, "b is 8 s ahead"),
+        (80.0, None, "b is 20 s behind"),
+    ],
+)
+def test_clock_is_off_where_asking_cannot_explain_it(told: float, ok: bool | None, found: str) -> None:
+    answers = {"a": replies.Answer(GOOD, 100.0, 101.0, 102.0), "b": replies.Answer(GOOD, 100.0, told, 102.0)}
+    assert replies.clocks(answers)[1:3] == (ok, found if ok is None else "none differs by over 2 s")
+
+
+def test_versions_with_known_holes_are_named_and_installed_ones_have_none() -> None:
+    check = replies.floors(nodes_of(ray="2.54.1", torch="2.5.1+cu121"))
+    assert check.ok is False
+    assert "b: ray 2.54.1 (CVE-2026-41486" in check.found
+    assert "b: torch 2.5.1+cu121 (CVE-2025-32434" in check.found
+    assert machine._floors().ok is True
+
+
+def test_what_the_package_requires_has_no_known_hole() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    required = {r.name.lower(): r.specifier for r in map(Requirement, project["dependencies"])}
+    for package, (floor, hole) in FLOORS.items():
+        least = next(Version(spec.version) for spec in required[package] if spec.operator == ">=")
+        assert least >= Version(floor), f"{package}: {hole}"
+
+
+def test_open_ray_and_full_disks_are_told() -> None:
+    assert replies.authentication(nodes_of(token=False))[1:3] == (None, "not asked for on b")
+    assert replies.authentication(nodes_of(token=None)).ok is None
+    assert replies.disks(nodes_of(disk_share=0.97))[1:3] == (None, "b: 97% full, 50.0 GiB free")
+
+
+def test_interfaces_that_others_do_not_reach_are_told() -> None:
+    loopback = replies.interfaces(nodes_of(resolves="127.0.1.1"))
+    assert loopback.ok is None
+    assert "b: its hostname is 127.0.1.1" in loopback.found
+    assert replies.interfaces(nodes_of(resolves="127.0.1.1", gloo="eth0")).ok is True
+    assert replies.interfaces({"a": replies.Answer({**GOOD, "resolves": "127.0.1.1"})}).ok is True
+    assert replies.interfaces(nodes_of(gloo="eth7")).ok is False
+    assert replies.interfaces(nodes_of(nccl="eth")).ok is True
+    assert replies.interfaces(nodes_of(nccl="^docker,lo")).ok is True
+
+
+def test_pickles_in_parquet_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine._parquet().ok is True
+    monkeypatch.setenv("RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA", "1")
+    assert machine._parquet().ok is False
+
+
+def test_doctor_tells_whether_the_plan_has_room(tmp_path: Path) -> None:
+    fits, too_wide = experiment(train__workers=1), experiment(train__workers=512, train__meta_batch=512)
+    assert by_name(doctor(tmp_path, None, fits))["room for the plan"].ok is True
+    check = by_name(doctor(tmp_path, None, too_wide))["room for the plan"]
+    assert check.ok is False
+    assert check.found.startswith("train.workers: ")
+    assert "room for the plan" not in by_name(doctor(tmp_path, None))
+    assert room.check(too_wide.override({"train.wait_for_nodes_s": 60}), [{"CPU": 1.0}]).ok is None

@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from raymtl import runs
+from raymtl.cluster.room import plan
 from raymtl.config import Experiment, load, parse
-from raymtl.tune import Search, open_study, plan, scheduler, trial_rows, winner
+from raymtl.tune import Search, open_study, scheduler, trial_rows, winner
 from raymtl.types import UserError
 
 SPACE = {

@@ -14,12 +14,11 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from raymtl.cluster.checks import GIB, INSTALL, Check, first_line, version
+from raymtl.cluster.replies import PACKAGES, RAY_DISK_FULL, too_old
 
 # Ray's object store asks for this share of the free memory, at most this much, and for no more than /dev/shm has,
 # unless that is less than the last figure: then it goes to the disk.
 STORE_SHARE, STORE_MOST, STORE_LEAST_CAP = 0.3, 200 * 10**9, 10**10
-# Above this share of a full disk Ray refuses to put objects there.
-RAY_DISK_FULL = 0.95
 # Ray itself took 1 GiB, and a worker that had imported torch and torchvision 0.7 GiB: two trials and the driver.
 MEMORY_WANTED = 4 * GIB
 
@@ -29,6 +28,7 @@ def look(folder: Path, address: str | None) -> list[Check]:
     memory = _free_memory()
     return [
         *_versions(),
+        _floors(),
         _gpu(),
         _torchvision(),
         _cores(),
@@ -41,7 +41,15 @@ def look(folder: Path, address: str | None) -> list[Check]:
         _interface(),
         _ray_address(address),
         _token(address),
+        _parquet(),
     ]
+
+
+def resources() -> dict[str, float]:
+    """What Ray would count here."""
+    import torch
+
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
 
 
 def _versions() -> list[Check]:
@@ -60,6 +68,11 @@ def _python(required: str) -> Check:
     found = platform.python_version()
     ok = SpecifierSet(required).contains(found, prereleases=True)
     return Check("python", ok, found, f"Make a virtual environment with a Python {required}.")
+
+
+def _floors() -> Check:
+    old = too_old({package: version(package) for package in PACKAGES})
+    return Check("security floor", not old, "; ".join(old) or "no version with a known hole", f"{INSTALL} .")
 
 
 def _packages(required: Iterable[str]) -> list[Check]:
@@ -229,6 +242,12 @@ def _ray_address(address: str | None) -> Check:
     found = os.environ.get("RAY_ADDRESS") or "not set"
     goes = f"runs go to {address}" if address else "Ray starts on this machine"
     return Check("RAY_ADDRESS", True, f"{found}; {goes}", "")
+
+
+def _parquet() -> Check:
+    given = os.environ.get("RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA", "0")
+    advice = "Unset RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA: with it a Parquet file can run programs here."
+    return Check("pickles in Parquet", given != "1", "not read" if given != "1" else "are read", advice)
 
 
 def _token(address: str | None) -> Check:

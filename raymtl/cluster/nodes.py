@@ -4,16 +4,21 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import platform
+import shutil
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from raymtl.cluster import replies
 from raymtl.cluster.address import TCP_S, refusal
-from raymtl.cluster.checks import INSTALL, Check, first_line, version
+from raymtl.cluster.checks import Check, first_line
 from raymtl.cluster.machine import existing
+from raymtl.cluster.replies import Answer
+from raymtl.cluster.room import Machines, check
+from raymtl.config import Experiment
 
 # ray.init alone tries a dead address for minutes; a live cluster answers within a few seconds.
 ANSWER_S = 60.0
@@ -21,10 +26,10 @@ ANSWER_S = 60.0
 NODE_S = 30.0
 
 
-def look(folder: Path, address: str) -> list[Check]:
-    """Checks of the cluster at the address."""
+def look(folder: Path, address: str, experiment: Experiment | None = None) -> list[Check]:
+    """Checks of the cluster at the address, and whether it has room for the experiment."""
     reason = refusal(address)
-    return [_unreachable(address, reason)] if reason else _asked(folder, address)
+    return [_unreachable(address, reason)] if reason else _asked(folder, address, experiment)
 
 
 def _unreachable(address: str, reason: str) -> Check:
@@ -35,11 +40,11 @@ def _unreachable(address: str, reason: str) -> Check:
     return Check("cluster", False, f"{address}: {reason}", advice)
 
 
-def _asked(folder: Path, address: str) -> list[Check]:
+def _asked(folder: Path, address: str, experiment: Experiment | None) -> list[Check]:
     """Has a process of its own ask the cluster, because ray.init can neither be given a time nor be interrupted."""
     spawn = multiprocessing.get_context("spawn")
     answer, ours = spawn.Pipe(duplex=False)
-    child = spawn.Process(target=_ask, args=(ours, folder, address), daemon=True)
+    child = spawn.Process(target=_ask, args=(ours, folder, address, experiment), daemon=True)
     child.start()
     ours.close()
     try:
@@ -56,7 +61,7 @@ def _asked(folder: Path, address: str) -> list[Check]:
         answer.close()
 
 
-def _ask(answer: Connection, folder: Path, address: str) -> None:
+def _ask(answer: Connection, folder: Path, address: str, experiment: Experiment | None) -> None:
     """The process of `_asked`: sends its list of checks."""
     # Ray's own messages about a failed connection, from C++ as well, would stand between the doctor's lines.
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -67,11 +72,20 @@ def _ask(answer: Connection, folder: Path, address: str) -> None:
     try:
         ray.init(address=address, logging_level=logging.CRITICAL, log_to_driver=False)
         found = [Check("cluster", True, f"Ray {ray.__version__} answers at {address}", ""), *survey(folder)]
+        if experiment is not None:
+            found.append(check(experiment, machines()))
     except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and its own kinds
         found = [_unreachable(address, first_line(error))]
     finally:
         ray.shutdown()
     answer.send(found)
+
+
+def machines() -> Machines:
+    """What each machine of the cluster has; Ray is connected."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def survey(folder: Path) -> list[Check]:
@@ -82,113 +96,115 @@ def survey(folder: Path) -> list[Check]:
         nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         answers = _answers(list(nodes), probe)
     names = {key: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for key, node in nodes.items()}
-    replies = {names[key]: reply for key, reply in answers.items()}
+    named = {names[key]: answer for key, answer in answers.items()}
     silent = [names[key] for key in nodes if key not in answers]
-    checks = [_alive(list(names.values()), silent), _resources(ray.cluster_resources()), _same(replies)]
-    return checks + ([_shared(probe.parent, replies)] if probe else [])
+    return [
+        replies.alive(list(names.values()), silent, NODE_S),
+        replies.resources(ray.cluster_resources()),
+        replies.same_versions(named),
+        replies.floors(named),
+        replies.authentication(named),
+        replies.clocks(named),
+        replies.interfaces(named),
+        replies.disks(named),
+        *([replies.shared(probe.parent, named)] if probe else []),
+    ]
 
 
 @contextlib.contextmanager
 def _probe(folder: Path) -> Iterator[Path | None]:
-    """A new file under the output, as near to it as there are folders; None where none can be written."""
+    """A new folder under the output, as near to it as there are folders; None where none can be made."""
     path = existing(folder) / f".raymtl-doctor-{uuid.uuid4().hex}"
     try:
-        path.touch()
+        path.mkdir()
+        path.chmod(0o777)  # nodes may run as another user
     except OSError:
         yield None
         return
     try:
         yield path
     finally:
-        path.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
-def _answers(node_ids: list[str], probe: Path | None) -> dict[str, dict[str, Any]]:
-    """What each node says of itself; a node is missing that does not answer within `NODE_S` seconds."""
+def _answers(node_ids: list[str], probe: Path | None) -> dict[str, Answer]:
+    """What each node says of itself, and which nodes' files it reads; one is missing that does not answer in time.
+
+    Every node writes a file named after it into `probe`; once all have, each reads them all.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    packages = ("raymtl", "ray", "torch")
+    packages = ("raymtl", *replies.PACKAGES)
 
-    # Not at the top of the module: there it would go by its name, which a node without raymtl could not look up.
+    # Not at the top of the module: there they would go by their names, which a node without raymtl could not look up.
     @ray.remote(num_cpus=0, max_retries=0)
-    def describe() -> dict[str, Any]:
+    def describe(node: str) -> dict[str, Any]:
+        import os
         import pathlib
         import platform
-        import tempfile
+        import shutil
+        import socket
         from importlib import metadata
 
-        about: dict[str, Any] = {"python": platform.python_version(), "sees": None}
+        about: dict[str, Any] = {"python": platform.python_version()}
         for package in packages:
             try:
                 about[package] = metadata.version(package)
             except metadata.PackageNotFoundError:
                 about[package] = None
+        try:
+            from ray._raylet import AuthenticationMode, get_authentication_mode  # type: ignore[attr-defined]
+
+            about["token"] = get_authentication_mode() == AuthenticationMode.TOKEN
+        except ImportError:  # another version of Ray, which is said elsewhere
+            about["token"] = None
+        try:
+            about["resolves"] = socket.gethostbyname(socket.gethostname())
+        except OSError:
+            about["resolves"] = None
+        about["interfaces"] = [name for _, name in socket.if_nameindex()]
+        about["gloo"] = os.environ.get("GLOO_SOCKET_IFNAME", "")
+        about["nccl"] = os.environ.get("NCCL_SOCKET_IFNAME", "")
+        usage = shutil.disk_usage(os.environ.get("RAY_TMPDIR") or "/tmp")
+        about["disk_free"], about["disk_share"] = usage.free, 1 - usage.free / usage.total
+        about["sees"] = about["writes"] = None
         if probe is not None:
-            about["sees"] = pathlib.Path(probe).exists()
+            about["sees"] = pathlib.Path(probe).is_dir()
             try:
-                with tempfile.TemporaryFile(dir=pathlib.Path(probe).parent):
-                    about["writes"] = True
+                (pathlib.Path(probe) / node).write_text(node)
+                about["writes"] = True
             except OSError:
                 about["writes"] = False
         return about
 
-    pending = {
-        describe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(key, soft=False)).remote(): key
-        for key in node_ids
-    }
+    @ray.remote(num_cpus=0, max_retries=0)
+    def read(written: list[str]) -> tuple[float, list[str]]:
+        import pathlib
+        import time
+
+        now, found = time.time(), []
+        for node in written:
+            try:
+                if probe is not None and (pathlib.Path(probe) / node).read_text() == node:
+                    found.append(node)
+            except OSError:
+                continue  # it is missing from the answer, and named
+        return now, found
+
+    on = {key: NodeAffinitySchedulingStrategy(key, soft=False) for key in node_ids}
+    pending = {describe.options(scheduling_strategy=on[key]).remote(key): key for key in node_ids}
     done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=NODE_S)
-    answers = {}
+    told: dict[str, dict[str, Any]] = {}
     for ref in done:
         with contextlib.suppress(ray.exceptions.RayError):  # the node went away: it is missing, and named as silent
-            answers[pending[ref]] = ray.get(ref)
+            told[pending[ref]] = ray.get(ref)
+    written = [key for key, about in told.items() if about["writes"]]
+    answers = {}
+    for key, about in told.items():  # one after the other: by how long it took, the clocks are compared
+        with contextlib.suppress(ray.exceptions.RayError):
+            asked = time.time()
+            now, found = ray.get(read.options(scheduling_strategy=on[key]).remote(written), timeout=NODE_S)
+            unread = [other for other in written if other not in found]
+            answers[key] = Answer(about, asked, now, time.time(), unread)
     return answers
-
-
-def _alive(names: list[str], silent: list[str]) -> Check:
-    found = f"{len(names)} alive: {', '.join(names)}"
-    if silent:
-        found += f"; no answer within {NODE_S:g} s from {', '.join(silent)}"
-    advice = "Look at the logs under /tmp/ray/session_latest/logs there, and at the firewall between the nodes."
-    return Check("nodes", not silent, found, advice)
-
-
-def _resources(total: Mapping[str, float]) -> Check:
-    cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
-    advice = (
-        "No node takes work. Wait until workers have joined; an autoscaled cluster starts them when asked "
-        "(`request_resources`, see cluster.yaml)."
-    )
-    return Check("cluster's resources", True if cpus else None, f"{cpus:g} CPU, {gpus:g} GPU", advice)
-
-
-def _same(replies: Mapping[str, Mapping[str, Any]]) -> Check:
-    """Whether all nodes have this process's versions, whatever their builds (`+cpu`, `+cu128`)."""
-
-    def comparable(versions: Mapping[str, Any]) -> dict[str, str]:
-        return {key: (versions.get(key) or "no").partition("+")[0] for key in ("python", "raymtl", "ray", "torch")}
-
-    here = comparable(
-        {"python": platform.python_version(), **{name: version(name) for name in ("raymtl", "ray", "torch")}}
-    )
-    other = [
-        f"{name}: {key} {found}, here {here[key]}"
-        for name, versions in replies.items()
-        for key, found in comparable(versions).items()
-        if found != here[key]
-    ]
-    same = ", ".join(f"{key} {found}" for key, found in here.items())
-    advice = f"Install the same everywhere: {INSTALL} . (`ray up` does so), with the same Python."
-    return Check("versions on the nodes", not other, "; ".join(other) or f"all have {same}", advice)
-
-
-def _shared(folder: Path, replies: Mapping[str, Mapping[str, Any]]) -> Check:
-    blind = [name for name, reply in replies.items() if not reply["sees"]]
-    barred = [name for name, reply in replies.items() if reply["sees"] and not reply["writes"]]
-    advice = (
-        "The run folder must be on storage that all nodes see under the same path and may write to: NFS, EFS, FSx. "
-        "Mount it everywhere, and give a folder on it as output."
-    )
-    found = [f"a file in {folder} is not seen on {', '.join(blind)}"] if blind else []
-    found += [f"{folder} is read-only on {', '.join(barred)}"] if barred else []
-    return Check("shared output", not found, "; ".join(found) or f"{folder} is the same on all nodes", advice)
