@@ -15,6 +15,7 @@ from rich.table import Table
 from raymtl import runs
 from raymtl.config import Experiment, load
 from raymtl.progress import described
+from raymtl.redact import redacted
 from raymtl.types import DivergedError, UserError
 
 app = typer.Typer(
@@ -46,7 +47,7 @@ def main() -> None:
     try:
         app()
     except (UserError, DivergedError) as error:
-        print(f"raymtl: {error}", file=sys.stderr)
+        print(f"raymtl: {redacted(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

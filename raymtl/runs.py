@@ -21,6 +21,7 @@ from torch import Tensor
 
 from raymtl import __version__, config
 from raymtl.config import Experiment
+from raymtl.redact import redacted
 from raymtl.types import Params, UserError
 
 PACKAGES = ("ray", "torch", "torchvision", "optuna", "pyarrow", "pydantic", "numpy")
@@ -190,7 +191,7 @@ def environment(experiment: Experiment, command: str) -> dict[str, Any]:
         "git_commit": git.stdout.strip() or None,
         "seed": experiment.seed,
         "run": command,
-        "command": ["raymtl", *sys.argv[1:]],
+        "command": ["raymtl", *map(redacted, sys.argv[1:])],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),
         "cpus": os.cpu_count(),
