@@ -130,7 +130,7 @@ def _probe(folder: Path) -> Iterator[Path | None]:
 def _answers(node_ids: list[str], probe: Path | None) -> dict[str, Answer]:
     """What each node says of itself, and which nodes' files it reads; one is missing that does not answer in time.
 
-    Every node writes a file named after it into `probe`; once all have, each reads them all.
+    Every node writes a file named after it into `probe`; once all have, each reads those of its neighbours in the list.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -204,7 +204,15 @@ def _answers(node_ids: list[str], probe: Path | None) -> dict[str, Answer]:
     for key, about in told.items():  # one after the other: by how long it took, the clocks are compared
         with contextlib.suppress(ray.exceptions.RayError):
             asked = time.time()
-            now, found = ray.get(read.options(scheduling_strategy=on[key]).remote(written), timeout=NODE_S)
-            unread = [other for other in written if other not in found]
+            now, found = ray.get(
+                read.options(scheduling_strategy=on[key]).remote(_beside(key, written)), timeout=NODE_S
+            )
+            unread = [other for other in _beside(key, written) if other not in found]
             answers[key] = Answer(about, asked, now, time.time(), unread)
     return answers
+
+
+def _beside(node: str, written: list[str]) -> list[str]:
+    """The nodes before and after it in the ring; where two storages are, some node reads from the other."""
+    at = written.index(node) if node in written else 0
+    return sorted({written[at - 1], written[(at + 1) % len(written)]}) if written else []
