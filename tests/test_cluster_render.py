@@ -11,6 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from raymtl import cli
 from raymtl.cli import app, main
 from raymtl.cluster.audit import audit
 from raymtl.cluster.documents import PLACEHOLDER
@@ -349,6 +350,38 @@ def test_every_single_fault_is_found_and_named(target: str, path: str, value: An
     assert found, f"{path} passed"
     assert any(sentence.startswith(f"file: {expected}") for sentence in found), found
     assert all(re.fullmatch(r"file: .+\.", sentence) for sentence in found)
+
+
+def paths(tree: Any, before: str = "") -> list[str]:
+    """Every dotted path in the tree."""
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return [path for key, value in pairs for path in (f"{before}{key}", *paths(value, f"{before}{key}."))]
+
+
+@pytest.mark.parametrize(("first", "wrong"), enumerate([3, None, "text", [], {}]))
+@pytest.mark.parametrize("target", ["aws", "kuberay"])
+def test_part_of_another_type_never_ends_in_a_traceback(target: str, first: int, wrong: Any) -> None:
+    original = list(yaml.safe_load_all(written(list(yaml.safe_load_all(filled(target))))))
+    every = paths(original[-1])
+    assert len(every) > 80
+    for path in every[first::10]:
+        documents = copy.deepcopy(original)
+        broken(documents[-1], path.split("."), wrong)
+        assert isinstance(audit(written(documents), Path("file"), ROOT), list), path
+
+
+def test_wrong_answers_are_asked_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    said = iter(["root", "learner"])
+    monkeypatch.setattr("typer.prompt", lambda text, err: next(said))
+    assert cli._ask("user", SHIPPED["local"].questions["user"]) == "learner"
+    assert "an account other than root" in capsys.readouterr().err
+
+
+def test_the_walk_through_asks_for_what_there_is() -> None:
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    (shown,) = re.findall(r"raymtl cluster render local ((?:--set \S+ (?:\\\n *)?)+)", text)
+    assert set(re.findall(r"--set (\w+)=", shown)) == set(SHIPPED["local"].questions)
+    assert all(f"{target}" in text for target in SHIPPED)
 
 
 def test_fault_beside_the_rayjob_is_found() -> None:
