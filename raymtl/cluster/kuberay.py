@@ -1,4 +1,4 @@
-"""What is wrong with a RayJob or RayCluster for KubeRay, by the fields of its ray.io/v1 definitions, as of 1.6.2.
+"""What is wrong with a RayJob or RayCluster for KubeRay, by the fields of its ray.io/v1 definitions, of 1.6.2.
 
 https://docs.ray.io/en/master/cluster/kubernetes/references/api.html. Unlike the Kubernetes API, which drops a field
 that it does not know, an unknown one is named. Of pods the parts are looked at that decide what their programs may do.
@@ -20,10 +20,23 @@ JOB = frozenset({
     "rayClusterSpec", "runtimeEnvYAML", "shutdownAfterJobFinishes", "submissionMode", "submitterConfig",
     "submitterPodTemplate", "suspend", "ttlSecondsAfterFinished",
 })  # fmt: skip
-CLUSTER = frozenset({
-    "authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions", "headGroupSpec",
-    "headServiceAnnotations", "managedBy", "rayVersion", "suspend", "upgradeStrategy", "workerGroupSpecs",
-})  # fmt: skip
+CLUSTER = frozenset(
+    {
+        "authOptions",
+        "autoscalerOptions",
+        "enableInTreeAutoscaling",
+        "gcsFaultToleranceOptions",
+        "headGroupSpec",
+        "headServiceAnnotations",
+        "managedBy",
+        "networkPolicy",
+        "rayVersion",
+        "suspend",
+        "tlsOptions",
+        "upgradeStrategy",
+        "workerGroupSpecs",
+    }
+)  # fmt: skip  (networkPolicy and tlsOptions are of 1.7)
 HEAD = frozenset({"enableIngress", "headService", "labels", "rayStartParams", "resources", "serviceType", "template"})
 GROUP = frozenset({
     "groupName", "idleTimeoutSeconds", "labels", "maxReplicas", "minReplicas", "numOfHosts", "rayStartParams",
