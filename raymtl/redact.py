@@ -12,14 +12,17 @@ _ENDS = (
     "sig|signature|token|secret|password|passwd|pwd|credentials?|auth|(?:api|access|secret|private)[-_]?key(?:[-_]?id)?"
 )
 _QUERY = re.compile(rf"(?i)([?&;](?:[\w.-]*[-_.])?(?:aws)?(?:{_ENDS}|key)=)[^&;#\s]+")
-_PAIR = re.compile(rf"(?i)((?:^|[\s,{{])(?:[\w.-]*[-_.])?(?:{_ENDS})\s*[=:]\s*)(?!\*\*\*)[^\s,}}]+")
+_PAIR = re.compile(rf"(?i)((?:^|[\s,{{])(?:[\w.-]*[-_.])?(?:{_ENDS})=)(?!\*\*\*)[^\s,}}]+")
+# In a mapping in one line; `key: expected ...` of a message is none.
+_FLOW = re.compile(rf"(?i)([{{,]\s*(?:[\w.-]*[-_.])?(?:{_ENDS}):\s*)(?!\*\*\*)[^\s,}}]+")
 
 
 def redacted(text: str) -> str:
     """The same text with *** for each secret that can be told as one."""
     text = _USER.sub(lambda found: f"{found[1] or found[2]}{HIDDEN}@", text)
     text = _QUERY.sub(rf"\1{HIDDEN}", text)
-    return _PAIR.sub(rf"\1{HIDDEN}", text)
+    text = _PAIR.sub(rf"\1{HIDDEN}", text)
+    return _FLOW.sub(rf"\1{HIDDEN}", text)
 
 
 def holds_secret(text: str) -> bool:

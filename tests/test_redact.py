@@ -51,6 +51,7 @@ def test_secret_is_hidden(text: str) -> None:
         "learner.inner_lr=0.05",
         "data.key=patient",
         "data.tokens=5",
+        "auth.ssh_private_key: expected a file that is yours alone",
         "data.path=/data/secret/key.parquet",
         "abfs://container@account.dfs.core.windows.net/a.parquet",
         "s3://bucket/a.parquet?region=eu-central-1",
