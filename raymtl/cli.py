@@ -15,6 +15,7 @@ from rich.table import Table
 from raymtl import runs
 from raymtl.config import Experiment, load
 from raymtl.progress import described
+from raymtl.redact import redacted
 from raymtl.types import DivergedError, UserError
 
 app = typer.Typer(
@@ -27,6 +28,10 @@ app = typer.Typer(
 
 data_app = typer.Typer(help="Look at the data of a configuration.", no_args_is_help=True, add_completion=False)
 app.add_typer(data_app, name="data")
+cluster_app = typer.Typer(
+    help="Write and check the files that start a cluster.", no_args_is_help=True, add_completion=False
+)
+app.add_typer(cluster_app, name="cluster")
 
 Config = Annotated[Path, typer.Argument(help="A YAML configuration, such as tune_configs/quickstart.yaml.")]
 Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]
@@ -42,7 +47,7 @@ def main() -> None:
     try:
         app()
     except (UserError, DivergedError) as error:
-        print(f"raymtl: {error}", file=sys.stderr)
+        print(f"raymtl: {redacted(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -316,12 +321,16 @@ def report(run: Run) -> None:
 def doctor(
     output: Annotated[Path, typer.Option(help="Where runs would be written.")] = Path("runs"),
     address: Address = None,
+    config: Annotated[Path | None, typer.Option(help="A configuration: is there room for what it plans?")] = None,
+    sets: Sets = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
     """Check what a run needs: versions, cores, memory, disk, and the cluster if there is one. Exit 1 on a failure."""
     from raymtl.cluster import doctor as examine
 
-    checks = examine(output, address)
+    if sets and config is None:
+        raise UserError(f"--set: expected --config, whose values it sets, got {sets[0]} alone. Add --config.")
+    checks = examine(output, address, load(config, _overrides(sets)) if config else None)
     if as_json:
         print(json.dumps([check._asdict() for check in checks], indent=2))
     else:
@@ -336,18 +345,84 @@ def doctor(
         raise typer.Exit(1)
 
 
+@cluster_app.command("render")
+def cluster_render(
+    target: Annotated[str, typer.Argument(help="aws, gcp, local or kuberay.")],
+    sets: Annotated[
+        list[str], typer.Option("--set", help="An answer, such as region=eu-central-1; else it asks.")
+    ] = [],  # noqa: B006
+    output: Annotated[Path | None, typer.Option(help="Where the file is written; else it is printed.")] = None,
+) -> None:
+    """Fill a shipped cluster file with your own values, keep its comments, and check it without asking any cloud."""
+    from raymtl.cluster.audit import audit
+    from raymtl.cluster.render import render
+
+    if output is not None and output.exists():
+        raise UserError(f"--output: expected a new file, got {output}, which exists. Choose another, or move it away.")
+    given = dict(_assignment(text) for text in sets)
+    text = render(target, given, _ask if sys.stdin.isatty() else None, Path.cwd())
+    _refuse(audit(text, output or Path(target), Path.cwd()))
+    if output is None:
+        print(text, end="")
+        return
+    try:
+        output.write_text(text)
+    except OSError as error:
+        raise UserError(f"--output: {output} cannot be written ({error.strerror}). Choose another.") from None
+    print(output)
+
+
+@cluster_app.command("check")
+def cluster_check(
+    file: Annotated[Path, typer.Argument(help="A file for `ray up`, or a RayJob for KubeRay.")],
+) -> None:
+    """Say what is wrong with a cluster file, Ray's own checks included; asks no cloud. Exit 2 where something is."""
+    from raymtl.cluster.audit import audit
+
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}). Give a cluster file such as cluster.yaml.") from None
+    _refuse(audit(text, file, Path.cwd()))
+    print(f"{file}: nothing found")
+
+
+def _ask(name: str, question: Any) -> str:
+    """Asks until the answer will do."""
+    from raymtl.cluster.render import refused
+
+    while True:
+        answer: str = typer.prompt(f"{question.ask} ({name})", err=True)
+        why = refused(question, answer)
+        if not why:
+            return answer
+        print(why, file=sys.stderr)
+
+
+def _refuse(found: list[str]) -> None:
+    """Ends with status 2, a line for each thing that was found."""
+    for sentence in found:
+        print(f"raymtl: {sentence}", file=sys.stderr)
+    if found:
+        raise typer.Exit(2)
+
+
 def _workflow() -> Any:
     from raymtl import workflow  # importing Ray takes seconds that a mistyped key should not cost
 
     return workflow
 
 
+def _assignment(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set: expected key=value, got '{text}'.")
+    return key, value
+
+
 def _overrides(sets: list[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for text in sets:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set: expected key=value, got '{text}'.")
+    for key, value in map(_assignment, sets):
         try:
             values[key] = yaml.safe_load(value)
         except yaml.YAMLError:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from raymtl import __version__, config
 from raymtl.config import Experiment
+from raymtl.redact import redacted
 from raymtl.types import Params, UserError
 
 PATIENCE_S = 300.0
@@ -236,7 +237,7 @@ def environment(experiment: Experiment, command: str) -> dict[str, Any]:
         "git_commit": git.stdout.strip() or None,
         "seed": experiment.seed,
         "run": command,
-        "command": ["raymtl", *sys.argv[1:]],
+        "command": ["raymtl", *map(redacted, sys.argv[1:])],
         "started": _now(),
         "host": socket.gethostname(),
         "cpus": os.cpu_count(),

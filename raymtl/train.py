@@ -4,7 +4,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # 
 from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
 from ray.util.metrics import Gauge  # noqa: E402
 
-from raymtl.cluster import refusal, resolve  # noqa: E402
+from raymtl.cluster import machines, refusal, resolve  # noqa: E402
+from raymtl.cluster.room import gpus_for, slots  # noqa: E402
 from raymtl.collective import Workers  # noqa: E402
 from raymtl.config import Experiment  # noqa: E402
 from raymtl.data.stream import BuildEpisodes, BuildParts, data_config, id_dataset, streamed  # noqa: E402
@@ -63,21 +64,7 @@ def start_ray(address: str | None) -> None:
 
 def gpus_per_worker(experiment: Experiment, workers: int) -> int:
     """1 where the configuration wants GPUs, or lets them be used and the cluster has one for each of the workers."""
-    enough = ray.cluster_resources().get("GPU", 0) >= workers
-    return int(experiment.train.device == "cuda" or (experiment.train.device == "auto" and enough))
-
-
-def nodes() -> list[dict[str, float]]:
-    """What each machine of the cluster has."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def slots(machines: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
-    """How many workers fit at the same time; one worker never spans two machines."""
-    return sum(
-        int(min(have.get(name, 0) / each + 1e-9 for name, each in (("CPU", cpus), ("GPU", gpus)) if each))
-        for have in machines
-    )
+    return gpus_for(experiment, [ray.cluster_resources()], workers)
 
 
 def ensure_resources(workers: int, cpus: float, gpus: float, *, key: str, wait_s: int) -> None:
@@ -86,10 +73,10 @@ def ensure_resources(workers: int, cpus: float, gpus: float, *, key: str, wait_s
     An autoscaling cluster is asked for them and given `wait_s`. Raises UserError where they do not come.
     """
 
-    if slots(nodes(), cpus, gpus) < workers and wait_s:  # asked for until `release_resources`
+    if slots(machines(), cpus, gpus) < workers and wait_s:  # asked for until `release_resources`
         request_resources(bundles=[{"CPU": cpus} | ({"GPU": gpus} if gpus else {})] * workers)
     until = time.monotonic() + wait_s
-    while (room := slots(nodes(), cpus, gpus)) < workers:
+    while (room := slots(machines(), cpus, gpus)) < workers:
         if time.monotonic() >= until:
             have = ray.cluster_resources()
             raise UserError(

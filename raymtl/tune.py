@@ -2,11 +2,11 @@
 
 import math
 import os
+import time
 import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 # The run folder has its own tables and event files; Tune's would be a second, slower copy of them.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -15,7 +15,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # A trial that failed reports its reason and no metric.
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 
-from raymtl.train import observer, slots, train  # isort: skip  (sets what Ray reads when it is imported)
+from raymtl.train import observer, train  # isort: skip  (sets what Ray reads when it is imported)
 
 import optuna
 import ray
@@ -31,6 +31,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raymtl import checkpoint, config, runs
+from raymtl.cluster.room import DRIVER_MEMORY, Plan
 from raymtl.config import Experiment
 from raymtl.data import Arrays
 from raymtl.loop import Host, local_batches, train_loop
@@ -45,42 +46,10 @@ STATES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "running",
 }
-
-
-DRIVER_MEMORY = 100e6  # bytes that Ray reserves for the driver of a trial with workers of its own
-
-
-class Plan(NamedTuple):
-    """What a search will take of the cluster."""
-
-    trials: int
-    concurrency: int
-    workers: int
-    cpus: float
-    gpus: float
-
-
-def plan(experiment: Experiment, machines: Sequence[Mapping[str, float]]) -> Plan:
-    """How many trials run at a time, so that none can wait for what another holds.
-
-    `machines` are the resources of each. Raises UserError where not even one trial fits.
-    """
-    settings = experiment.tune
-    gpus = settings.gpus_per_trial
-    if gpus == "auto":
-        any_gpu = any(have.get("GPU", 0) for have in machines)
-        gpus = 1.0 if any_gpu and experiment.train.device != "cpu" else 0.0
-    workers = settings.workers_per_trial
-    fits = slots(machines, settings.cpus_per_trial, gpus) // workers
-    if fits < 1:
-        cpus, all_gpus = (sum(have.get(name, 0) for have in machines) for name in ("CPU", "GPU"))
-        raise UserError(
-            f"tune.cpus_per_trial: a trial takes {workers} x {settings.cpus_per_trial:g} CPU and {gpus:g} GPU, the "
-            f"cluster has {cpus:g} and {all_gpus:g} on {len(machines)} machines. Lower tune.cpus_per_trial, "
-            "tune.gpus_per_trial or tune.workers_per_trial."
-        )
-    wanted = fits if settings.concurrency == "auto" else settings.concurrency
-    return Plan(settings.trials, min(wanted, fits, settings.trials), workers, settings.cpus_per_trial, gpus)
+REPORT = "report."
+"""Beginning of the names under which the study keeps what a trial reported, by the step."""
+TABLE_SHARE = 0.02
+"""Largest share of its time that a search spends on writing trials.parquet, which grows with every trial."""
 
 
 def open_study(run: Path, experiment: Experiment) -> optuna.Study:
@@ -107,9 +76,11 @@ class Search(Searcher):
         self.experiment, self.run = experiment, run
         self.defaults = experiment.flat()
         self.study = open_study(run, experiment)
-        self.unfinished = [trial.number for trial in self.study.get_trials(states=(TrialState.RUNNING,))]
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        self.unfinished = [trial.number for trial in running]
         self.numbers: dict[str, int] = {}
-        self.reports: dict[int, dict[str, dict[str, float]]] = {}
+        self.reported: dict[int, set[int]] = {}
+        self.write_from = 0.0
 
     def suggest(self, trial_id: str) -> Any:
         if self.unfinished:
@@ -117,10 +88,11 @@ class Search(Searcher):
             self.study.sampler = self._sampler(number)  # it may have been killed before all its values were drawn
             trial = self._trial(number)
         else:
-            asked = [t for t in self.study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+            known = self.study.get_trials(deepcopy=False)  # `study.trials` copies them all, which soon takes seconds
+            asked = [t for t in known if t.state != TrialState.WAITING]
             if len(asked) >= self.experiment.tune.trials:
                 return Searcher.FINISHED
-            if not self.study.trials and self.experiment.tune.default_first:
+            if not known and self.experiment.tune.default_first:
                 own = default_params(self.experiment.search, self.defaults)
                 if own is not None:
                     self.study.enqueue_trial(own)
@@ -133,7 +105,7 @@ class Search(Searcher):
             values = {key: flat[key] for key in drawn}  # as validated: 1e-2 in YAML is a text until then
             trial.set_user_attr("values", values)
         self.numbers[trial_id] = trial.number
-        self.reports[trial.number] = {}
+        self.reported[trial.number] = set()
         return {"number": trial.number, **values}
 
     def _sampler(self, number: int) -> TPESampler:
@@ -155,14 +127,15 @@ class Search(Searcher):
 
     def _record(self, number: int, result: dict[str, Any]) -> None:
         """Puts the scores of one step into the journal, once."""
-        step = str(result.get("step"))
-        if "failed" in result or "step" not in result or step in self.reports[number]:
+        if "failed" in result or "step" not in result or result["step"] in self.reported[number]:
             return
-        self.reports[number][step] = {key: value for key, value in result.items() if _is_metric(key)}
+        step = int(result["step"])
+        self.reported[number].add(step)
         trial = self._trial(number)
-        trial.set_user_attr("reports", self.reports[number])
+        # Each under a name of its own: the journal would repeat all of them with every one.
+        trial.set_user_attr(f"{REPORT}{step}", {key: value for key, value in result.items() if _is_metric(key)})
         if len(self.experiment.tune.metrics) == 1:
-            trial.report(result[self.experiment.tune.metrics[0]], int(step))
+            trial.report(result[self.experiment.tune.metrics[0]], step)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self.numbers.pop(trial_id)
@@ -180,10 +153,19 @@ class Search(Searcher):
             self.study.tell(number, state=TrialState.PRUNED)
         else:
             self.study.tell(number, values=[float(value) for value in values if value is not None])
-        runs.write_rows(self.run / "trials.parquet", trial_rows(self.study))
+        self._write_table()
+
+    def _write_table(self) -> None:
+        """Writes trials.parquet, whole, in at most `TABLE_SHARE` of the time; `run_search` writes it at the end."""
+        began = time.monotonic()
+        if began >= self.write_from:
+            runs.write_rows(self.run / "trials.parquet", trial_rows(self.study))
+            ended = time.monotonic()
+            self.write_from = ended + (ended - began) / TABLE_SHARE
 
     def _trial(self, number: int) -> optuna.Trial:
-        return optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+        storage = self.study._storage
+        return optuna.Trial(self.study, storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number))
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune keeps a pickle of its parts. Nothing is restored from it: the journal holds everything.
@@ -201,13 +183,19 @@ def _is_metric(key: str) -> bool:
     return key.startswith("val.") or key in ("num_parameters", "seconds")
 
 
+def reports(trial: optuna.trial.FrozenTrial) -> dict[int, dict[str, float]]:
+    """Step -> what the trial reported then, in order."""
+    found = {int(key[len(REPORT) :]): value for key, value in trial.user_attrs.items() if key.startswith(REPORT)}
+    return dict(sorted(found.items()))
+
+
 def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
     """The rows of trials.parquet."""
     rows = []
     for trial in study.get_trials(deepcopy=False):
-        reports = trial.user_attrs.get("reports", {})
-        step = max(map(int, reports), default=0)
-        last = reports.get(str(step), {})
+        told = reports(trial)
+        step = max(told, default=0)
+        last = told.get(step, {})
         rows.append(
             {
                 "number": trial.number,
@@ -259,8 +247,8 @@ def run_search(experiment: Experiment, run: Path, arrays: Arrays, settings: Plan
         )
         tuner.fit()
     runs.write_rows(run / "trials.parquet", trial_rows(search.study))
-    missing = [t.number for t in search.study.get_trials(deepcopy=False) if not t.state.is_finished()]
-    if missing or len(search.study.trials) < experiment.tune.trials:
+    known = search.study.get_trials(deepcopy=False)
+    if len(known) < experiment.tune.trials or not all(trial.state.is_finished() for trial in known):
         raise UserError(f"{run}: the search was interrupted. Continue it with --resume.")
     return search.study
 
@@ -287,8 +275,8 @@ def scheduler(experiment: Experiment, study: optuna.Study) -> TrialScheduler:
         if trial.state.is_finished():
             earlier: Any = SimpleNamespace(trial_id=f"earlier-{trial.number}")
             made.on_trial_add(controller, earlier)
-            for step, metrics in sorted(trial.user_attrs.get("reports", {}).items(), key=lambda item: int(item[0])):
-                made.on_trial_result(controller, earlier, {"step": int(step), **metrics})
+            for step, metrics in reports(trial).items():
+                made.on_trial_result(controller, earlier, {"step": step, **metrics})
     return made
 
 

@@ -1,7 +1,6 @@
 """From a configuration to a finished run folder: search, train the winner, measure it, write the report."""
 
 import math
-import os
 import shutil
 import threading
 import time
@@ -13,10 +12,8 @@ from typing import Any
 from raymtl.train import (  # isort: skip  (sets what Ray reads when it is imported)
     ensure_resources,
     gpus_per_worker,
-    nodes,
     observer,
     release_resources,
-    slots,
     start_ray,
     train,
 )
@@ -26,14 +23,16 @@ import torch
 
 from raymtl import runs
 from raymtl.baselines import baselines, comparators, regret, table
-from raymtl.cluster import resolve, survey
+from raymtl.cluster import machines, resolve, survey
+from raymtl.cluster.machine import resources
+from raymtl.cluster.room import plan, shortfalls
 from raymtl.config import Experiment
 from raymtl.data import Arrays, Source
 from raymtl.evaluate import evaluate_folder
 from raymtl.loop import Host, local_batches, train_loop
 from raymtl.progress import Row, View
 from raymtl.report import write_report
-from raymtl.tune import STATES, plan, run_search, winner
+from raymtl.tune import STATES, run_search, winner
 from raymtl.types import DivergedError, UserError
 
 POLL_S = 0.5
@@ -49,7 +48,7 @@ def tune(experiment: Experiment, run: Path, address: str | None) -> dict[str, An
     _begin(experiment, run, "tune")
     with View(f"raymtl tune {experiment.name}") as view, _ray(address, view):
         _ensure(experiment, run, searching=True)
-        settings = plan(experiment, nodes())
+        settings = plan(experiment, machines())
         arrays = experiment.data.load()
         view.say(f"{settings.trials} trials, {settings.concurrency} at a time; run folder {run}")
         study = run_search(experiment, run, arrays, settings, view)
@@ -92,17 +91,9 @@ def refuse(experiment: Experiment, address: str | None, *, searching: bool) -> N
     """Raises UserError, before Ray is started here, for what this machine has no room for."""
     if resolve(address):
         return
-    machine = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
-    if searching:
-        plan(experiment, [machine])
-    wanted = experiment.train
-    gpus = 1.0 if wanted.device == "cuda" else 0.0
-    room = slots([machine], wanted.cpus_per_worker, gpus)
-    if room < wanted.workers:
-        raise UserError(
-            f"train.workers: expected room for {wanted.workers} of {wanted.cpus_per_worker:g} CPU and {gpus:g} GPU, "
-            f"got room for {room} on this machine. Lower train.workers or train.cpus_per_worker, or give --address."
-        )
+    missing = shortfalls(experiment, [resources()], searching=searching)
+    if missing:
+        raise UserError(f"{missing[0]} Or give --address of a cluster.")
 
 
 def _begin(experiment: Experiment, run: Path, command: str) -> None:
@@ -130,7 +121,11 @@ def _ensure(experiment: Experiment, run: Path, *, searching: bool) -> None:
         key="train.workers",
         wait_s=wait_s,
     )
-    if len(nodes()) > 1:
+    # What an autoscaling cluster lacks, it is still to start.
+    missing = [] if wait_s else shortfalls(experiment, machines(), searching=searching)
+    if missing:
+        raise UserError(missing[0])
+    if len(machines()) > 1:
         for check in survey(run):
             if check.ok is False:
                 raise UserError(f"{check.name}: {check.found}. {check.advice}")

@@ -131,7 +131,7 @@ def test_another_process_carries_to_a_new_task_and_predicts_to_the_last_bit_what
     torch.manual_seed(4)
     network, task = load_network(Path(told["folder"]))
     assert task.out_features == 3
-    assert torch.equal(torch.load(tmp_path / "said.pt"), network(torch.rand(5, 1, 16, 16)))
+    assert torch.equal(torch.load(tmp_path / "said.pt", weights_only=True), network(torch.rand(5, 1, 16, 16)))
 
 
 BLOCKS = [block for block in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S) if "load_file" in block]
@@ -151,7 +151,7 @@ def test_the_lines_of_the_docs_load_the_result_where_raymtl_is_not_installed(blo
     network, _ = load_network(run / "adapted" / "mine")
     torch.manual_seed(4)
     said = network(torch.rand(5, 1, 16, 16))
-    assert torch.equal(torch.load(tmp_path / "said.pt"), said)
+    assert torch.equal(torch.load(tmp_path / "said.pt", weights_only=True), said)
     assert said.std() > 0
 
 

@@ -105,7 +105,7 @@ def test_dry_run_tells_the_plan_and_makes_nothing(monkeypatch, capsys, tmp_path)
         ),
         (
             ("train", str(QUICKSTART), "--set", "train.workers=8", "--set", "train.cpus_per_worker=999"),
-            "got room for 0 on this machine",
+            "got room for 0 on 1 machine",
         ),
         (
             ("tune", str(QUICKSTART), "--set", "tune.cpus_per_trial=999"),

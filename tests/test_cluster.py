@@ -1,37 +1,34 @@
-"""The cluster files hold what Ray's schema does not ask for, and the doctor finds what is wrong without falling ill."""
+"""The cluster files hold what Ray's schema does not ask for."""
 
 import inspect
 import re
-import socket
 import subprocess
-import sys
-import time
-from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import yaml
-from ray._private import ray_constants
 from ray.autoscaler._private import commands, util
 
-from raymtl import cluster
-from raymtl.cluster import Check, doctor
-
 ROOT = Path(__file__).parent.parent
-AWS, LOCAL = ROOT / "cluster.yaml", ROOT / "clusters" / "local.yaml"
-FILES = pytest.mark.parametrize("path", [AWS, LOCAL], ids=lambda path: path.stem)
+AWS, GCP, LOCAL = ROOT / "cluster.yaml", ROOT / "clusters" / "gcp.yaml", ROOT / "clusters" / "local.yaml"
+KUBERAY = ROOT / "clusters" / "kuberay-rayjob.yaml"
+FILES = pytest.mark.parametrize("path", [AWS, GCP, LOCAL], ids=lambda path: path.stem)
 
 # The schema accepts any key under `provider` and `node_config`, so that a mistyped one would be ignored in silence.
 PROVIDER_KEYS = {
     "aws": {"type", "region", "availability_zone", "use_internal_ips", "use_external_head_ip", "cache_stopped_nodes"},
+    "gcp": {
+        "type", "region", "availability_zone", "project_id", "use_internal_ips", "use_external_head_ip",
+        "cache_stopped_nodes",
+    },
     "local": {"type", "head_ip", "worker_ips"},
-}
+}  # fmt: skip
 NODE_KEYS = {
     "InstanceType", "ImageId", "KeyName", "SubnetIds", "SecurityGroupIds", "IamInstanceProfile", "MetadataOptions",
     "BlockDeviceMappings", "InstanceMarketOptions",
+    "machineType", "tags", "disks", "networkInterfaces", "serviceAccounts", "metadata", "shieldedInstanceConfig",
+    "scheduling",
 }  # fmt: skip
 PLACEHOLDER = re.compile(r"REPLACE_WITH_[A-Z_]+")
 
@@ -102,7 +99,7 @@ def test_dashboard_is_on_loopback(path: Path) -> None:
     assert "0.0.0.0" not in starts[0]
 
 
-@FILES
+@pytest.mark.parametrize("path", [AWS, GCP, LOCAL, KUBERAY], ids=lambda path: path.stem)
 def test_every_placeholder_is_explained(path: Path) -> None:
     lines = path.read_text().splitlines()
     used = [number for number, line in enumerate(lines) if PLACEHOLDER.search(line.partition("#")[0])]
@@ -129,8 +126,9 @@ def test_aws_needs_a_region() -> None:
     assert read(AWS)["provider"]["region"]
 
 
-def test_aws_head_runs_no_trials() -> None:
-    config = read(AWS)
+@pytest.mark.parametrize("path", [AWS, GCP], ids=lambda path: path.stem)
+def test_head_in_a_cloud_runs_no_trials(path: Path) -> None:
+    config = read(path)
     assert config["available_node_types"][config["head_node_type"]]["resources"] == {"CPU": 0, "GPU": 0}
 
 
@@ -162,190 +160,60 @@ def test_aws_leaves_no_group_role_or_address_to_ray() -> None:
     assert set(worker["SecurityGroupIds"]) < set(head["SecurityGroupIds"])
 
 
-def by_name(checks: list[Check]) -> dict[str, Check]:
-    assert len({check.name for check in checks}) == len(checks)
-    return {check.name: check for check in checks}
+def test_gcp_workers_are_spot_and_start_at_none() -> None:
+    worker = read(GCP)["available_node_types"]["worker"]
+    assert worker["min_workers"] == 0
+    # With a GPU a machine cannot be moved: Google refuses it otherwise.
+    assert (
+        worker["node_config"]["scheduling"] | {"provisioningModel": "SPOT", "onHostMaintenance": "TERMINATE"}
+        == (worker["node_config"]["scheduling"])
+    )
 
 
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in ("RAY_ADDRESS", "GLOO_SOCKET_IFNAME", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"):
-        monkeypatch.delenv(key, raising=False)
+def test_gcp_leaves_no_address_role_or_key_to_google_or_ray() -> None:
+    config = read(GCP)
+    assert config["provider"]["use_internal_ips"] is True
+    head, worker = (config["available_node_types"][kind]["node_config"] for kind in ("head", "worker"))
+    assert "accessConfigs" not in worker["networkInterfaces"][0]
+    assert "serviceAccounts" not in worker
+    # `ray up` lays the head's node_config over the account that it made itself.
+    assert head["serviceAccounts"][0]["scopes"] == ["https://www.googleapis.com/auth/compute"]
+    assert 'config.get("head_node", {})' in inspect.getsource(commands)
+    for node in (head, worker):
+        given = {item["key"]: item["value"] for item in node["metadata"]["items"]}
+        assert given["block-project-ssh-keys"] == "TRUE"
+        assert given["ssh-keys"].startswith(f"{config['auth']['ssh_user']}:")
 
 
-def test_doctor_finds_nothing_wrong_here(tmp_path: Path) -> None:
-    checks = by_name(doctor(tmp_path, None))
-    assert [check for check in checks.values() if check.ok is False] == []
-    assert all(check.advice for check in checks.values() if check.ok is None)
-    assert {"python", "packages", "gpu", "torchvision", "cores", "memory", "/dev/shm", "output", "disk"} <= set(checks)
-    assert "cluster" not in checks
+def rayjob() -> dict[str, Any]:
+    (job,) = [document for document in yaml.safe_load_all(KUBERAY.read_text()) if document["kind"] == "RayJob"]
+    spec: dict[str, Any] = job["spec"]
+    return spec
 
 
-def test_output_that_is_not_there_yet_is_not_made(tmp_path: Path) -> None:
-    assert by_name(doctor(tmp_path / "a" / "b", None))["output"].ok is True
-    assert list(tmp_path.iterdir()) == []
+def test_rayjob_ends_with_its_cluster() -> None:
+    job = rayjob()
+    assert job["shutdownAfterJobFinishes"] is True
+    assert 0 < job["ttlSecondsAfterFinished"] < 3600
+    assert job["activeDeadlineSeconds"]
 
 
-def test_output_under_a_file_fails_with_advice(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    check = by_name(doctor(tmp_path / "file" / "runs", None))["output"]
-    assert check.ok is False
-    assert "is a file" in check.found
-    assert "output" in check.advice
+def test_rayjob_and_image_have_the_ray_that_is_tested() -> None:
+    (pinned,) = re.findall(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    assert rayjob()["rayClusterSpec"]["rayVersion"] == pinned
+    assert f"FROM rayproject/ray:{pinned}-py311\n" in (ROOT / "clusters" / "Dockerfile").read_text()
 
 
-@pytest.mark.parametrize("given", ["argument", "environment", "auto"])
-def test_dead_address_is_a_failed_check(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dead = "127.0.0.1:1"
-    if given != "argument":
-        monkeypatch.setenv("RAY_ADDRESS", dead)
-    started = time.monotonic()
-    check = by_name(doctor(tmp_path, {"argument": dead, "environment": None, "auto": "auto"}[given]))["cluster"]
-    assert check.ok is False
-    assert dead in check.found
-    assert "--address" in check.advice
-    assert time.monotonic() - started < 10
-
-
-def test_address_that_ray_rejects_is_a_failed_check(tmp_path: Path) -> None:
-    check = by_name(doctor(tmp_path, "nonsense"))["cluster"]
-    assert check.ok is False
-    assert "nonsense" in check.found
-
-
-def test_program_that_is_not_ray_costs_a_bounded_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "ANSWER_S", 2.0)
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        started = time.monotonic()
-        check = by_name(doctor(tmp_path, f"127.0.0.1:{other.getsockname()[1]}"))["cluster"]
-    assert check.ok is False
-    assert "no answer within 2 s" in check.found
-    assert time.monotonic() - started < 10
-
-
-@pytest.mark.parametrize(
-    ("address", "endpoint"),
-    [
-        ("10.0.0.1:6379", ("10.0.0.1", 6379)),
-        ("ray://head:10001", ("head", 10001)),
-        ("[::1]:6379", ("::1", 6379)),
-        ("auto", None),
-        ("head:many", None),
-    ],
-)
-def test_endpoint_of_an_address(address: str, endpoint: tuple[str, int] | None) -> None:
-    assert cluster._endpoint(address) == endpoint
-
-
-@pytest.fixture(scope="module")
-def here() -> Iterator[str]:
-    """The address of a Ray on this machine."""
-    mine = not ray.is_initialized()
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
-    yield ray.get_runtime_context().gcs_address
-    if mine:
-        ray.shutdown()
-
-
-def test_live_cluster_is_examined_and_left_as_it_was(here: str, tmp_path: Path) -> None:
-    checks = by_name(doctor(tmp_path, here))
-    for name in ("cluster", "nodes", "cluster's resources", "versions on the nodes", "shared output"):
-        assert checks[name].ok is True, checks[name]
-    assert f"Ray {ray.__version__}" in checks["cluster"].found
-    assert checks["nodes"].found.startswith("1 alive")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_object_store_figures_are_rays_own() -> None:
-    assert cluster.STORE_SHARE == ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION
-    assert cluster.STORE_MOST == ray_constants.DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES
-    assert cluster.STORE_LEAST_CAP == ray_constants.REQUIRE_SHM_SIZE_THRESHOLD
-
-
-def test_requirements_that_are_not_met_are_named() -> None:
-    torch = metadata.version("torch")
-    required = ["torch>=2", "ray[tune]<1", "no-such-package>=3", 'absent>=1; extra == "test"']
-    packages, ray_check, missing = cluster._packages(required)
-    assert packages == Check("packages", True, f"torch {torch}", "")
-    assert (ray_check.name, ray_check.ok, ray_check.found) == ("ray", False, ray.__version__)
-    assert "<1" in ray_check.advice
-    assert (missing.name, missing.ok, missing.found) == ("no-such-package", False, "not installed")
-
-
-def test_broken_torchvision_gets_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken:
-        """Stands in the way of `import torchvision`, as a build for another torch does."""
-
-        def find_spec(self, name: str, path: object, target: object = None) -> None:
-            if name == "torchvision":
-                raise RuntimeError("operator torchvision::nms does not exist")
-
-    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-    check = cluster._torchvision()
-    assert check.ok is False
-    assert check.found == "operator torchvision::nms does not exist"
-    assert "another torch" in check.advice
-    assert "torch torchvision" in check.advice
-
-
-def test_small_shared_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    def docker(path: str) -> Any:
-        return type("Space", (), {"f_bavail": 16384, "f_frsize": 4096})
-
-    monkeypatch.setattr(cluster.os, "statvfs", docker)
-    check = cluster._shared_memory(16 * 2**30)
-    assert check.ok is None
-    assert "--shm-size=5.3g" in check.advice
-    assert cluster._shared_memory(0.1 * 2**30).ok is True
-
-
-def test_loopback_hostname_matters_for_several_machines_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster.socket, "gethostbyname", lambda name: "127.0.1.1")
-    assert cluster._hostname(None).ok is True
-    assert cluster._hostname("head:6379").ok is None
-    assert "GLOO_SOCKET_IFNAME" in cluster._hostname("head:6379").advice
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    assert cluster._hostname("head:6379").ok is True
-    assert cluster._interface().ok is True
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "no-such-interface")
-    assert cluster._interface().ok is False
-
-
-def test_token_that_others_can_read_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    token = tmp_path / "token"
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-    assert cluster._token("head:6379").ok is False
-    token.write_text("secret")
-    token.chmod(0o644)
-    check = cluster._token("head:6379")
-    assert check.ok is None
-    assert check.advice == f"chmod 600 {token}"
-    token.chmod(0o600)
-    assert cluster._token("head:6379").ok is True
-    assert "secret" not in str(cluster._token("head:6379"))
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert cluster._token(None).ok is None
-
-
-def test_nodes_that_differ_or_do_not_share_are_named(tmp_path: Path) -> None:
-    same: Mapping[str, Any] = {
-        "python": cluster.platform.python_version(),
-        **{name: cluster._version(name) for name in ("raymtl", "ray", "torch")},
-        "sees": True,
-        "writes": True,
-    }
-    other_build = {**same, "torch": f"{metadata.version('torch').partition('+')[0]}+cu128"}
-    assert cluster._same({"a": same, "b": other_build}).ok is True
-    assert cluster._shared(tmp_path, {"a": same, "b": same}).ok is True
-    old = cluster._same({"a": same, "b": {**same, "ray": "2.9.0"}})
-    assert old.ok is False
-    assert old.found == f"b: ray 2.9.0, here {ray.__version__}"
-    blind = cluster._shared(tmp_path, {"a": same, "b": {**same, "sees": False, "writes": False}})
-    assert blind.ok is False
-    assert "not seen on b" in blind.found
-    barred = cluster._shared(tmp_path, {"a": same, "b": {**same, "writes": False}})
-    assert "read-only on b" in barred.found
-    assert cluster._alive(["a", "b"], ["b"]).ok is False
-    assert cluster._resources({"GPU": 0}).ok is None
+def test_rayjob_writes_where_the_volume_is_mounted_and_starts_what_the_image_holds() -> None:
+    job = rayjob()
+    (output,) = re.findall(r"--set output=(\S+)", job["entrypoint"])
+    groups = [job["rayClusterSpec"]["headGroupSpec"], *job["rayClusterSpec"]["workerGroupSpecs"]]
+    for group in groups:
+        pod = group["template"]["spec"]
+        claims = {v["name"] for v in pod["volumes"] if v.get("persistentVolumeClaim") == {"claimName": "raymtl"}}
+        mounts = {m["mountPath"] for m in pod["containers"][0]["volumeMounts"] if m["name"] in claims}
+        assert any(output.startswith(f"{mount}/") for mount in mounts)
+    (config,) = re.findall(r"raymtl tune (\S+)", job["entrypoint"])
+    assert (ROOT / config.removeprefix("/opt/raymtl/")).is_file()
+    copied = re.findall(r"^COPY --chown=ray:users (.+) \S+$", (ROOT / "clusters" / "Dockerfile").read_text(), re.M)
+    assert {"raymtl", "tune_configs", "pyproject.toml", "constraints.txt"} <= set(" ".join(copied).split())

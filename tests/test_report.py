@@ -277,9 +277,12 @@ def test_hostile_texts_are_escaped(run: Path) -> None:
     content["name"] = HOSTILE
     content["models"][1]["name"] = HOSTILE
     runs.write_json(run / "summary.json", content)
+    environment = json.loads((run / "environment.json").read_text())
+    runs.write_json(run / "environment.json", environment | {"command": ["raymtl", HOSTILE], "host": f'"{HOSTILE}'})
     hostile = write_report(run).read_text()
     text = Elements(hostile).text
     assert HOSTILE not in hostile
+    assert f"raymtl {HOSTILE}" in text
     assert f"DivergedError: {HOSTILE}" in text and f"raymtl: {HOSTILE}" in text
 
 

@@ -122,7 +122,9 @@ def test_any_number_of_workers_trains_alike(size: int, every: bool, tmp_path: Pa
     expected = [_trained(chosen, steps, Workers(), slice(None)) for chosen, steps in cases]
     mp.spawn(_on_one_of, (size, str(tmp_path), arrays, every), nprocs=size)
     for rank in range(size):
-        for (chosen, _), whole, found in zip(cases, expected, torch.load(tmp_path / f"{size}-{rank}.pt"), strict=True):
+        for (chosen, _), whole, found in zip(
+            cases, expected, torch.load(tmp_path / f"{size}-{rank}.pt", weights_only=True), strict=True
+        ):
             axes_of_it = f"{chosen.sharing.name} {chosen.weighting.name} {chosen.learner.name}"
             assert found.keys() == whole.keys()
             for name, value in found.items():

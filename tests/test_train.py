@@ -93,7 +93,7 @@ def test_one_two_and_three_train_workers_give_the_same_meta_gradient(
             problem = chosen.build()
             expected = meta_gradient(problem, perturbed(problem), episodes_of(chosen, arrays, step=step)).grads
             for rank in range(number):
-                grads = torch.load(tmp_path / f"{weighting}-{number}-{rank}-{step}.pt")
+                grads = torch.load(tmp_path / f"{weighting}-{number}-{rank}-{step}.pt", weights_only=True)
                 for name, gradient in expected.items():
                     assert (grads[name] - gradient).norm() <= 1e-10 * (gradient.norm() + 1e-12), (weighting, name)
 

@@ -9,14 +9,16 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
 import yaml
 
-from raymtl import runs
+from raymtl import runs, tune
+from raymtl.cluster.room import plan
 from raymtl.config import Experiment, load, parse
-from raymtl.tune import Search, open_study, plan, scheduler, trial_rows, winner
+from raymtl.tune import Search, open_study, reports, scheduler, trial_rows, winner
 from raymtl.types import UserError
 
 SPACE = {
@@ -122,7 +124,7 @@ def test_optuna_is_told_what_happened(tmp_path: Path) -> None:
         states.FAIL,
         states.FAIL,
     ]
-    rows = runs.read_rows(tmp_path / "trials.parquet")
+    rows = trial_rows(search.study)
     assert [row["state"] for row in rows] == ["complete", "pruned", "failed", "failed", "failed"]
     assert [row["val.score"] for row in rows[:2]] == [0.5, 0.9]
     assert rows[2]["reason"].startswith("the query loss of task 'sum'")
@@ -130,6 +132,54 @@ def test_optuna_is_told_what_happened(tmp_path: Path) -> None:
     assert "ended with an error" in rows[4]["reason"]
     # A truncated trial may not win, however good it looked.
     assert winner(search.study, searching()).number == 0
+
+
+def test_no_step_of_the_search_copies_every_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With thousands of trials a copy of all takes seconds, and the driver would do little else."""
+    plain = optuna.Study.get_trials
+
+    def watched(self: optuna.Study, deepcopy: bool = True, states: Any = None) -> list:
+        assert not deepcopy, "copies all trials"
+        return plain(self, deepcopy, states)
+
+    monkeypatch.setattr(optuna.Study, "get_trials", watched)
+    FakeTune(searching(trials=8), tmp_path).run()
+
+
+def test_journal_grows_with_the_reports_and_not_with_their_square(tmp_path: Path) -> None:
+    grown = []
+    for number in (10, 100):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        search = Search(searching(), folder)
+        search.suggest("a")
+        before = (folder / "study.journal").stat().st_size
+        for step in range(1, number + 1):
+            search.on_trial_result("a", {"step": step, "val.score": 0.5})
+        grown.append((folder / "study.journal").stat().st_size - before)
+        assert list(reports(search.study.trials[0])) == list(range(1, number + 1))
+    assert grown[1] < 11 * grown[0]
+
+
+def test_table_of_trials_is_written_in_a_small_share_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, written = [0.0], []
+
+    def slow(path: Path, rows: list) -> None:
+        written.append((now[0], len(rows)))
+        now[0] += 0.1
+
+    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(runs, "write_rows", slow)
+    search = Search(searching(trials=200), tmp_path)
+    for number in range(120):
+        search.suggest(str(number))
+        now[0] += 0.1
+        search.on_trial_complete(str(number), {"step": 0, "failed": "it diverged"})
+    assert written[0][1] == 1
+    assert len(written) == 3
+    assert 0.1 * len(written) <= 0.03 * now[0]
 
 
 def test_without_a_complete_trial_there_is_no_winner(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Ray Data around the sampler: ids are streamed and sharded, episodes are built beside the training step."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,8 @@ from raymtl.data.base import Arrays, Source
 from raymtl.data.episodes import build_episodes
 from raymtl.types import MetaBatch
 
-STEPS_A_BLOCK = 64
+STEPS_A_BLOCK = 64  # at least
+MOST_BLOCKS = 4096  # Ray keeps each as an object of its own, made before training starts
 PREFETCH = 4  # steps
 
 
@@ -25,11 +27,17 @@ def id_dataset(steps: int, num_workers: int) -> ray.data.Dataset:
     the shares between them. Which worker holds which does not matter.
     """
     DataContext.get_current().enable_progress_bars = False
+    return ray.data.from_arrow(id_blocks(steps, num_workers))
+
+
+def id_blocks(steps: int, num_workers: int) -> list[pa.Table]:
+    """The blocks in their order: those of all shares for some steps, then for the next ones."""
+    steps_a_block = max(STEPS_A_BLOCK, math.ceil(steps * num_workers / MOST_BLOCKS))
     blocks = []
-    for start in range(0, steps, STEPS_A_BLOCK):
-        step = np.arange(start, min(start + STEPS_A_BLOCK, steps))
+    for start in range(0, steps, steps_a_block):
+        step = np.arange(start, min(start + steps_a_block, steps))
         blocks += [pa.table({"step": step, "share": np.full_like(step, share)}) for share in range(num_workers)]
-    return ray.data.from_arrow(blocks)
+    return blocks
 
 
 def data_config() -> DataConfig:

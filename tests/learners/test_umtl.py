@@ -417,7 +417,7 @@ def test_two_workers_attend_to_one_batch(arrays, tmp_path: Path) -> None:
     expected = meta_gradient(problem, perturbed(problem), episodes).grads
     mp.spawn(_on_one_of_two, (str(tmp_path), episodes), nprocs=2)
     for rank in range(2):
-        assert_alike(torch.load(tmp_path / f"{rank}.pt"), expected, 1e-8)
+        assert_alike(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected, 1e-8)
 
 
 @pytest.mark.parametrize("initial", ["gate", "low_rank"])

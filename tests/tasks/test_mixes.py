@@ -173,7 +173,7 @@ def test_two_workers_find_the_gradient_and_the_scores_that_one_finds(tmp_path: P
     whole = _stepped(Workers(), slice(None))
     mp.spawn(_on_one_of, (str(tmp_path),), nprocs=2)
     for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt")
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert found.keys() == whole.keys()
         for name, value in found.items():
             close = torch.allclose(value, whole[name], rtol=1e-9, atol=1e-11, equal_nan=True)

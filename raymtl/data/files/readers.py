@@ -7,6 +7,7 @@ that files larger than memory can be read in any order.
 import glob
 import os
 import posixpath
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from raymtl.data.files.columns import SUFFIXES, texts
 from raymtl.data.files.schema import Format
 from raymtl.data.files.splits import ALIASES
+from raymtl.redact import holds_secret, redacted
 from raymtl.types import UserError
 
 PICTURES_A_BLOCK = 64
@@ -64,22 +66,38 @@ class Place(NamedTuple):
 
 
 def absolute(path: str, key: str) -> str:
-    """The path with its variables replaced, from the root of the disk; a URL as it is. Raises UserError."""
+    """The path from the root of the disk; a URL, or the variable that holds it, as it is. Raises UserError.
+
+    A configuration is kept and shown: a URL's password or signature has to come from the environment at every reading.
+    """
+    found = _expanded(path, key)
+    if "://" not in found:
+        return os.path.abspath(found)
+    if holds_secret(re.sub(r"\$\{?\w+\}?", "", path)):
+        raise UserError(
+            f"{key}: expected the password or signature in an environment variable, as in $MY_DATA_URL, got it in "
+            f"{redacted(path)} itself, which config.yaml would keep. Set the variable to the URL, and give its name."
+        )
+    return path
+
+
+def _expanded(path: str, key: str) -> str:
     found = os.path.expanduser(os.path.expandvars(path))
     if "$" in found:
         name = found.partition("$")[2].partition("/")[0].strip("{}")
         raise UserError(f"{key}: expected the environment variable {name} to be set, got none: {path}. Set it.")
-    return found if "://" in found else os.path.abspath(found)
+    return found
 
 
 def locate(path: str, key: str) -> Place:
     """The files that a path, a pattern, a folder or a URL means, in the order of their names. Raises UserError."""
+    shown, path = path, _expanded(path, key)
     try:
         if "://" not in path:
             fs: pafs.FileSystem = pafs.LocalFileSystem()
             found = sorted(glob.glob(path, recursive=True)) if not os.path.exists(path) and glob.has_magic(path) else []
             if not found and not os.path.exists(path):
-                raise UserError(f"{key}: expected a file, a folder or a URL, got {path}, where there is none.")
+                raise UserError(f"{key}: expected a file, a folder or a URL, got {shown}, where there is none.")
             root = path
         else:
             fs, root = _remote(path)
@@ -92,14 +110,16 @@ def locate(path: str, key: str) -> Place:
         for name in found or [root]:
             info = fs.get_file_info(name)
             if info.type == pafs.FileType.NotFound:
-                raise UserError(f"{key}: expected a file, a folder or a URL, got {path}, where there is none.")
+                raise UserError(f"{key}: expected a file, a folder or a URL, got {shown}, where there is none.")
             files += _below(fs, name) if info.type == pafs.FileType.Directory else [name]
     except (OSError, ImportError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{key}: {path} cannot be read ({_reason(error)}). Correct it, or see to the access.") from None
+        raise UserError(
+            f"{key}: {shown} cannot be read ({redacted(_reason(error))}). Correct it, or see to the access."
+        ) from None
     folder = root if len(files) != 1 or files[0] != root else posixpath.dirname(root)
     if found and "://" not in path:
         folder = os.path.commonpath([os.path.dirname(name) for name in found])
-    return Place(fs, tuple(files), folder, path)
+    return Place(fs, tuple(files), folder, shown)
 
 
 def _remote(url: str) -> tuple[pafs.FileSystem, str]:

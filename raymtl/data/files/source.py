@@ -82,6 +82,8 @@ class Files(Source):
         if not self.path and not any(task.path for task in self.tasks.values()):
             return self  # nothing to read yet; said when something is asked
         self._check()
+        if self.fitted is not None and not self._stale(self.fitted):
+            return self  # of a run: its paths stand as they were found, and a worker need not know their variables
         from raymtl.data.files.readers import absolute
 
         paths = self.path if isinstance(self.path, Mapping) else {"": self.path}

@@ -1,0 +1,386 @@
+"""What a run would come to on 8, 64 and 512 GPUs: a simulation from constants that are measured, or given.
+
+    python -m benchmarks.scaling                         # the tables of docs/scaling.md
+    python -m benchmarks.scaling --measure               # measures the constants of this machine first (minutes)
+    python -m benchmarks.scaling --set parameters=1e8 --set tasks=40 --set inter_bytes_s=5e9
+
+Training is a formula: compute, a ring's all-reduce, a checkpoint. The search is simulated event by event: trials take
+slots, and one driver serves asks, reports and ends in turn. Neither has been run on so many machines.
+"""
+
+import argparse
+import heapq
+import json
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+GPUS = (8, 64, 512)
+
+
+class Constants(NamedTuple):
+    """What the simulation is made of; seconds, bytes and numbers."""
+
+    # Measured by --measure, on one core.
+    ask_s: float = 0.014
+    """Asking Optuna for a trial, with none before it."""
+    ask_s_a_trial: float = 1.5e-5
+    """... and for each trial before it."""
+    report_s: float = 0.001
+    """The driver's part of a report: two lines in the journal."""
+    end_s: float = 0.001
+    """The driver's part of a trial's end, without trials.parquet."""
+    journal_bytes_a_report: float = 460
+    journal_bytes_a_trial: float = 3500
+    history_s_a_row: float = 2.5e-6
+    """Writing a row of history.parquet, of which all are written each time."""
+    table_s_a_row: float = 1.5e-5
+    """... of trials.parquet, collecting it from the study included."""
+    checkpoint_bytes_a_parameter: float = 12.0
+    """Weights and Adam's two averages in float32; 13 with the 20,000 parameters of the quickstart's model."""
+    # Seen on Ray, with small models on two cores.
+    trial_overhead_s: float = 0.55
+    """Between two trials on a reused process."""
+    nested_overhead_s: float = 13.0
+    """Before the first report of a trial with Train workers of its own: 9 to 17 s were seen."""
+    # Of the training: yours, if you measure them (`seconds` in history.parquet).
+    parameters: float = 11.2e6
+    """A ResNet-18."""
+    tasks: float = 3
+    episode_s: float = 0.02
+    """One episode's forward and backward pass on one GPU; an assumption."""
+    episodes_a_gpu: float = 8
+    steps: float = 100_000
+    eval_every: float = 100
+    # Of the machines: assumptions, about those of 2024.
+    gpus_a_machine: float = 8
+    intra_bytes_s: float = 200e9
+    """Between GPUs of a machine, each."""
+    inter_bytes_s: float = 10e9
+    """Between machines, for each GPU."""
+    latency_s: float = 20e-6
+    storage_bytes_s: float = 1e9
+    """Of the shared storage, for one writer."""
+    # Of the data that is streamed.
+    data_bytes: float = 100e12
+    block_bytes: float = 64e6
+    window_blocks: float = 16
+    hold_steps: float = 100
+
+
+class Step(NamedTuple):
+    """One outer step, with the episodes growing with the GPUs."""
+
+    compute_s: float
+    reduce_s: float
+    checkpoint_s: float
+    jacobian_bytes: float
+    """On each GPU; 0 for a weighting of losses."""
+
+    @property
+    def seconds(self) -> float:
+        return self.compute_s + self.reduce_s + self.checkpoint_s
+
+
+def link(constants: Constants, gpus: int) -> float:
+    """Bytes a second that each GPU can send: within a machine, or else between machines."""
+    return constants.intra_bytes_s if gpus <= constants.gpus_a_machine else constants.inter_bytes_s
+
+
+def reduce_s(constants: Constants, gpus: int, scattered: float, gathered: float) -> float:
+    """A ring's reduce-scatter of so many bytes and all-gather of so many, with the latency of a tree."""
+    if gpus == 1:
+        return 0.0
+    passes = (gpus - 1) / gpus * (scattered + gathered) / link(constants, gpus)
+    return passes + 2 * math.ceil(math.log2(gpus)) * constants.latency_s
+
+
+def step(constants: Constants, gpus: int, *, gradients: bool) -> Step:
+    """`gradients` is whether the weighting needs every task's gradient: one backward pass and one row of it a task."""
+    flat = 4 * constants.parameters
+    rows = constants.tasks if gradients else 1
+    # The backward pass takes about twice the forward pass.
+    passes = (1 + 2 * rows) / 3
+    compute = constants.episodes_a_gpu * constants.episode_s * passes
+    kept = constants.checkpoint_bytes_a_parameter * constants.parameters / constants.storage_bytes_s
+    jacobian = flat * rows * (1 + 1 / gpus) if gradients else 0.0
+    return Step(compute, reduce_s(constants, gpus, flat * rows, flat), kept / constants.eval_every, jacobian)
+
+
+class Searched(NamedTuple):
+    """What a search came to."""
+
+    seconds: float
+    driver_busy: float
+    """The share of the time that the driver had something to do."""
+    slots_busy: float
+    """The share of the slots' time that trials ran in."""
+
+
+def ask_s(constants: Constants, asked: int) -> float:
+    """Of the trial with so many before it."""
+    return constants.ask_s + constants.ask_s_a_trial * asked
+
+
+def search(constants: Constants, trials: int, slots: int, trial_s: float, reports: int, overhead_s: float) -> Searched:
+    """Simulates a search: every event waits for the driver, which takes them in the order of their coming.
+
+    A slot asks for a trial; has it when the driver has answered; starts after `overhead_s`; reports at even distances,
+    without waiting for the driver; and asks again when the driver has taken note of its end.
+    """
+    events: list[tuple[float, int, str, int]] = [(0.0, slot, "ask", slot) for slot in range(min(slots, trials))]
+    heapq.heapify(events)
+    order = len(events)
+    free = busy = last = 0.0
+    asked = ended = 0
+    while events:
+        now, _, kind, slot = heapq.heappop(events)
+        start = max(now, free)
+        if kind == "ask":
+            if asked == trials:
+                continue
+            cost = ask_s(constants, asked)
+            asked += 1
+            begins = start + cost + overhead_s
+            for report in range(1, reports + 1):
+                at = begins + trial_s * report / reports
+                heapq.heappush(events, (at, order, "end" if report == reports else "report", slot))
+                order += 1
+        elif kind == "report":
+            cost = constants.report_s
+        else:
+            cost = constants.report_s + constants.end_s
+            ended += 1
+            heapq.heappush(events, (start + cost, order, "ask", slot))
+            order += 1
+        free = start + cost
+        busy += cost
+        last = max(last, free)
+    assert ended == trials
+    return Searched(last, busy / last, trials * trial_s / (slots * last))
+
+
+def written_s(rows_a_write: float, writes: float, s_a_row: float) -> float:
+    """Seconds that a table took which grows by so many rows and is written whole each time."""
+    return s_a_row * rows_a_write * writes * (writes + 1) / 2
+
+
+def measured(sizes: Sequence[int] = (100, 1000, 3000), reports: int = 10) -> Constants:
+    """Measures what this machine can tell without GPUs and without Ray running; CPU seconds."""
+    import numpy as np
+    import optuna
+    import torch
+
+    from raymtl import checkpoint, runs
+    from raymtl.checkpoint import Progress
+    from raymtl.config import Experiment
+    from raymtl.tune import Search, trial_rows
+
+    space = {
+        "learner.inner_lr": {"log_uniform": [0.001, 0.5]},
+        "train.lr": {"log_uniform": [3e-4, 3e-2]},
+        "learner.inner_steps": {"int": [1, 5]},
+        "weighting.weights": {"simplex": ["left", "right", "sum"]},
+    }
+    experiment = Experiment().override({"tune.trials": 10**6, "train.steps": 100 * reports})
+    experiment = experiment.model_validate(experiment.model_dump(mode="json") | {"search": space})
+    rng = np.random.default_rng(0)
+    names = ("val.score", "val.loss", "val.left.accuracy", "val.right.accuracy", "val.sum.r2", "val.sum.mae")
+    taken: list[tuple[int, float, float, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder)
+        searched = Search(experiment, run)
+        journal = run / "study.journal"
+
+        def cycle(name: str) -> tuple[float, float, float]:
+            clock = [time.process_time()]
+            searched.suggest(name)
+            clock.append(time.process_time())
+            for number in range(1, reports + 1):
+                scores = dict.fromkeys(names, float(rng.random()))
+                result = {**scores, "step": 100 * number, "num_parameters": 1000, "seconds": 1.0}
+                if number < reports:
+                    searched.on_trial_result(name, result)
+            clock.append(time.process_time())
+            searched.write_from = math.inf  # the table is measured apart
+            searched.on_trial_complete(name, result)
+            clock.append(time.process_time())
+            return clock[1] - clock[0], (clock[2] - clock[1]) / (reports - 1), clock[3] - clock[2]
+
+        searched.suggest("first")
+        before = journal.stat().st_size
+        first = {**dict.fromkeys(names, 0.123456789), "step": 1, "num_parameters": 1000, "seconds": 1.0}
+        searched.on_trial_result("first", first)
+        a_report = journal.stat().st_size - before
+        for number in range(8):
+            cycle(f"warm-{number}")
+        like = [trial for trial in searched.study.get_trials() if trial.state.is_finished()]
+        for size in sizes:
+            while len(searched.study.get_trials(deepcopy=False)) < size:
+                chosen = like[int(rng.integers(len(like)))]
+                params = {
+                    key: type(value)(np.clip(value * rng.uniform(0.8, 1.2), domain.low, domain.high))
+                    for (key, value), domain in zip(chosen.params.items(), chosen.distributions.values(), strict=True)
+                }
+                made = optuna.trial.create_trial(
+                    params=params, distributions=chosen.distributions, user_attrs=chosen.user_attrs,
+                    values=[float(rng.random())],
+                )  # fmt: skip
+                searched.study.add_trial(made)
+            times = np.median([cycle(f"{size}-{number}") for number in range(5)], axis=0)
+            taken.append((size, *map(float, times)))
+        before = journal.stat().st_size
+        cycle("last")
+        a_trial = journal.stat().st_size - before - reports * a_report
+        began = time.process_time()
+        runs.write_rows(run / "trials.parquet", trial_rows(searched.study))
+        a_trial_row = (time.process_time() - began) / len(searched.study.get_trials(deepcopy=False))
+        numbers = ("lr", "grad_norm", "seconds", *(f"x{number}" for number in range(10)))
+        rows = [{"step": number, **dict.fromkeys(numbers, 0.5)} for number in range(20_000)]
+        began = time.process_time()
+        runs.write_rows(run / "history.parquet", rows)
+        a_row = (time.process_time() - began) / len(rows)
+        problem = experiment.build()
+        params = problem.init_params()
+        optimizer = torch.optim.Adam(params.values())
+        for value in params.values():
+            value.grad = torch.ones_like(value)
+        optimizer.step()
+        plain = {name: value.detach() for name, value in params.items()}
+        checkpoint.save(run / "checkpoint", problem, optimizer, Progress(1, plain, "vmap"))
+        kept = sum(file.stat().st_size for file in (run / "checkpoint").rglob("*") if file.is_file())
+        count = sum(value.numel() for value in params.values())
+    slope, base = np.polyfit([size for size, *_ in taken], [asked for _, asked, _, _ in taken], 1)
+    last = taken[-1]
+    return Constants(
+        ask_s=max(float(base), 0.0), ask_s_a_trial=float(slope), report_s=last[2], end_s=max(last[3] - last[2], 0.0),
+        journal_bytes_a_report=a_report, journal_bytes_a_trial=a_trial, history_s_a_row=a_row,
+        table_s_a_row=a_trial_row, checkpoint_bytes_a_parameter=kept / count,
+    )  # fmt: skip
+
+
+Table = list[dict[str, str]]
+
+
+def tables(constants: Constants) -> dict[str, Table]:
+    """Heading -> rows, as text."""
+    return {
+        "Training": _training(constants),
+        "A search of 10,000 trials": _searches(constants),
+        "Data that is streamed": _data(constants),
+        "What grows": _growth(constants),
+    }
+
+
+def _training(constants: Constants) -> Table:
+    rows = []
+    for gpus in GPUS:
+        for gradients in (False, True):
+            took = step(constants, gpus, gradients=gradients)
+            alone = step(constants, 1, gradients=gradients)
+            row = {
+                "GPUs": str(gpus),
+                "weighting of": "gradients" if gradients else "losses",
+                "step, s": f"{took.seconds:.3f}",
+                "of it all-reduce": f"{took.reduce_s / took.seconds:.1%}",
+                "efficiency": f"{alone.seconds / took.seconds:.0%}",
+                "Jacobian, GB": f"{took.jacobian_bytes / 1e9:.2f}" if gradients else "-",
+            }
+            rows.append(row)
+    return rows
+
+
+def _searches(constants: Constants) -> Table:
+    rows = []
+    for trial_s in (60.0, 600.0):
+        for slots in GPUS:
+            found = search(constants, 10_000, slots, trial_s, 10, constants.trial_overhead_s)
+            row = {
+                "a trial, s": f"{trial_s:g}",
+                "at a time": str(slots),
+                "hours": f"{found.seconds / 3600:.1f}",
+                "driver busy": f"{found.driver_busy:.0%}",
+                "slots busy": f"{found.slots_busy:.0%}",
+            }
+            rows.append(row)
+    return rows
+
+
+def seen(constants: Constants) -> float:
+    """The share of the blocks that a training comes past, if it meets none twice."""
+    blocks = constants.data_bytes / constants.block_bytes
+    return min(1.0, constants.steps / constants.hold_steps * constants.window_blocks / blocks)
+
+
+def _data(constants: Constants) -> Table:
+    rows = []
+    for gpus in GPUS:
+        took = step(constants, gpus, gradients=False)
+        # The window is the same for all, and each worker reads it for itself.
+        each = constants.window_blocks * constants.block_bytes / constants.hold_steps / took.seconds
+        row = {
+            "GPUs": str(gpus),
+            "read by each, MB/s": f"{each / 1e6:.0f}",
+            "from the storage, GB/s": f"{gpus * each / 1e9:.1f}",
+            "seen of the data": f"{seen(constants):.1%}",
+        }
+        rows.append(row)
+    return rows
+
+
+def _growth(constants: Constants) -> Table:
+    flushes = constants.steps / constants.eval_every
+    trials = 10_000
+    journal = trials * (constants.journal_bytes_a_trial + 10 * constants.journal_bytes_a_report)
+    history = written_s(constants.eval_every, flushes, constants.history_s_a_row)
+    table = written_s(1, trials, constants.table_s_a_row)
+    asks = sum(ask_s(constants, number) for number in range(trials))
+    kept = constants.checkpoint_bytes_a_parameter * constants.parameters
+    lines = [
+        (
+            "history.parquet, all flushes",
+            f"{constants.steps:,.0f} steps, every {constants.eval_every:g}",
+            f"{history:.0f} s",
+        ),
+        ("trials.parquet, if written at every end", f"{trials:,} trials", f"{table:.0f} s (as it is, 2 % of the time)"),
+        ("asking Optuna", f"{trials:,} trials", f"{asks:.0f} s, the last {ask_s(constants, trials):.2f} s"),
+        ("study.journal", f"{trials:,} trials of 10 reports", f"{journal / 1e6:.0f} MB"),
+        ("a checkpoint", f"{constants.parameters:,.0f} parameters", f"{kept / 1e6:.0f} MB"),
+    ]
+    return [{"what": what, "of": of, "comes to": comes} for what, of, comes in lines]
+
+
+def printed(found: dict[str, Table]) -> str:
+    """As Markdown."""
+    parts = []
+    for heading, rows in found.items():
+        lines = [f"### {heading}", "", f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
+        parts.append("\n".join([*lines, *(f"| {' | '.join(row.values())} |" for row in rows)]))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", action="store_true", help="measure the constants of this machine first")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a constant of your own")
+    parser.add_argument("--json", type=Path, help="where the constants and the tables are written too")
+    given = parser.parse_args()
+    constants = measured() if given.measure else Constants()
+    for text in given.set:
+        name, equals, value = text.partition("=")
+        if not equals or name not in Constants._fields:
+            parser.error(f"--set: expected NAME=VALUE with one of {', '.join(Constants._fields)}, got '{text}'.")
+        constants = constants._replace(**{name: float(value)})
+    found = tables(constants)
+    if given.measure:
+        print(json.dumps(constants._asdict(), indent=2), end="\n\n")
+    print(printed(found))
+    if given.json:
+        given.json.write_text(json.dumps({"constants": constants._asdict(), "tables": found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
