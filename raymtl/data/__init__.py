@@ -11,11 +11,13 @@ from raymtl.data.mixture import Mixture
 from raymtl.data.omniglot import Omniglot
 from raymtl.data.several import Several
 from raymtl.data.sinusoid import Sinusoid
+from raymtl.data.voc import VOC
 
-SourceSpec = Annotated[Digits | Files | Mixture | Omniglot | Several | Sinusoid, Field(discriminator="name")]
+SourceSpec = Annotated[Digits | Files | Mixture | Omniglot | Several | Sinusoid | VOC, Field(discriminator="name")]
 
 __all__ = [
     "SPLITS",
+    "VOC",
     "Arrays",
     "Digits",
     "Files",
