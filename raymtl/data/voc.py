@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from raymtl.data.annotations import Annotation, Seen, fault, mirrored, read_xml, rows_of, stacked
 from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, drawn, usual
-from raymtl.tasks import classification, detection, multilabel, regression
+from raymtl.tasks import classification, detection, multilabel, over_places, regression
 from raymtl.types import Batch, Episode, Spec, Task, UserError
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -169,9 +169,9 @@ class VOC(Source):
         number = len(found.classes)
         kinds = {
             "boxes": lambda: detection("boxes", number, self._size, stride=self.stride),
-            "count": lambda: regression("count", found.means, found.stds),
-            "present": lambda: multilabel("present", number),
-            "main": lambda: classification("main", number),
+            "count": lambda: over_places(regression("count", found.means, found.stds)),
+            "present": lambda: over_places(multilabel("present", number)),
+            "main": lambda: over_places(classification("main", number)),
         }
         return tuple(kinds[name]() for name in self.tasks)
 

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raymtl.types import Task
+
 
 class Decoder(nn.Module):
     """Maps of an encoder, flattened [N, C * h * w] -> maps [N, channels, *size] of another resolution.
@@ -28,6 +30,31 @@ class Decoder(nn.Module):
                 maps = resized(maps, (2 * maps.shape[-2], 2 * maps.shape[-1]))
             maps = step(maps).relu()
         return resized(self.last(maps), self.size)
+
+
+class OverPlaces(nn.Module):
+    """The mean over the places of maps, flattened [N, C * h * w], then a head of C features."""
+
+    def __init__(self, shape: tuple[int, ...], head: nn.Module) -> None:
+        super().__init__()
+        self.shape, self.head = shape, head
+
+    def forward(self, features: Tensor) -> Tensor:
+        found: Tensor = self.head(features.unflatten(1, self.shape).mean((2, 3)))
+        return found
+
+
+def over_places(task: Task) -> Task:
+    """The same task, whose head reads the mean over the places of maps where an encoder keeps them.
+
+    So what it says does not depend on where things are; and as a count is a sum of what the places say, it is learned
+    from few pictures. A head of the features of all places has h * w times as many weights.
+    """
+
+    def head(shape: tuple[int, ...]) -> nn.Module:
+        return OverPlaces(shape, task.head(shape[:1])) if len(shape) == 3 else task.head(shape)
+
+    return task._replace(head=head)
 
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:

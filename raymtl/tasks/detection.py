@@ -13,11 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raymtl.tasks.boxes import IOU_THRESHOLDS, area, average_precision, generalised_iou, matched, suppressed
+from raymtl.tasks.boxes import (
+    IOU_THRESHOLDS,
+    area,
+    average_precision,
+    generalised_iou,
+    matched,
+    overlapping,
+    suppressed,
+)
 from raymtl.tasks.dense import Decoder
 from raymtl.tasks.scores import counted
 from raymtl.types import Metric, Task
 
+IGNORED = -2
+"""Class of a difficult object, which counts neither as found nor as missed: -2 - c where it is of class c."""
 RADIUS = 1.5  # strides from the middle of a box, within which a place answers for it
 RARE = 0.01  # probability of a class at first: most places are background
 CANDIDATES = 300  # boxes a picture before suppression, and
@@ -87,6 +97,14 @@ class Detection(NamedTuple):
         classes = label[..., None] == torch.arange(self.num_classes, device=target.device)
         return (classes & answers[..., None]).to(target), answers, own
 
+    def open(self, target: Tensor) -> Tensor:
+        """Where a difficult object of a class is, so that not to find it there is not wrong, [N, L, K]."""
+        middles = self.middles(target)[:, None]
+        inside = ((middles > target[:, None, :, 1:3]) & (middles < target[:, None, :, 3:])).all(-1)  # [N, L, M]
+        classes = torch.arange(self.num_classes, device=target.device)
+        of_class = IGNORED - target[..., 0, None] == classes  # [N, M, K]
+        return (inside[..., None] & of_class[:, None]).any(2)
+
     def centreness(self, boxes: Tensor) -> Tensor:
         """sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) of the places in their boxes [N, L, 4]."""
         middles = self.middles(boxes)
@@ -101,7 +119,7 @@ class Detection(NamedTuple):
         target = target.to(prediction)
         logits, boxes, centreness = self.parts(prediction)
         classes, answers, own = self.assigned(target)
-        focal = sigmoid_focal_loss(logits, classes).sum((1, 2))
+        focal = torch.where(self.open(target) & (classes == 0), 0.0, sigmoid_focal_loss(logits, classes)).sum((1, 2))
         apart = 1 - generalised_iou(boxes, own)
         off = F.binary_cross_entropy_with_logits(centreness, self.centreness(own), reduction="none")
         return (focal + torch.where(answers, apart + off, 0.0).sum(1)) / answers.sum(1).clamp(min=1)
@@ -128,7 +146,7 @@ class Detection(NamedTuple):
         def per_example(prediction: Tensor, target: Tensor) -> Tensor:
             found, target = self.found(prediction), target.to(prediction)
             true = matched(found[..., :5], target, target.new_tensor(thresholds))  # [N, T, D]
-            there = found[..., 0] >= 0
+            there = (found[..., 0] >= 0) & ~(overlapping(found, ignored(target)) & ~true.any(1))
             own = found[..., 0].clamp(min=0).long() * num_rows * NUM_BINS
             score = (found[..., 5] * NUM_BINS).long().clamp(0, NUM_BINS - 1)
             wanted = target[..., 0] >= 0
@@ -157,6 +175,11 @@ class Detection(NamedTuple):
         return {"map": self.precision(IOU_THRESHOLDS), "map_50": self.precision(IOU_THRESHOLDS[:1])}
 
 
+def ignored(target: Tensor) -> Tensor:
+    """The difficult objects of a target [N, M, 5] under their own classes, -1 in place of all others."""
+    return torch.cat([(IGNORED - target[..., :1]).clamp(min=-1), target[..., 1:]], -1)
+
+
 def detection(
     name: str, num_classes: int, size: tuple[int, int], *, stride: int = 8, overlap: float = 0.6, width: int = 32
 ) -> Task:
@@ -171,6 +194,10 @@ def detection(
     0.5 alone, of at most 100 boxes a picture with scores above 0.05. Within a picture boxes are ranked by their exact
     scores, across pictures by 200 bins of them: those that share a bin count as found together, which never makes the
     average precision higher. `readable` gives [N, 100, 6]: class or -1, corners, score.
+
+    A difficult object of class c has the class -2 - c: it is neither to be found nor is it wrong to find it, as Pascal
+    VOC scores. A box found is left out of the score where it overlaps one of its class by 0.5 or more and is true at no
+    threshold; COCO decides threshold by threshold.
 
     Deviations from the paper: one level of maps instead of five, so that boxes of all sizes share one map, the place
     nearest to the middle of a box answers for it whatever its size; one tower of convolutions for all three outputs;
