@@ -1,5 +1,6 @@
 """`voc`: pictures with boxes in the folders of Pascal VOC (Everingham et al., 2010, doi:10.1007/s11263-009-0275-4)."""
 
+import io
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 VOCTask = Literal["boxes", "count", "present", "main"]
 Flip = Literal["horizontal", "vertical"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+ORIENTATION = 0x0112  # of EXIF: above 4 height and width change places
 NAMED = 5  # faults that a message names
 
 
@@ -356,12 +358,17 @@ class Folder(NamedTuple):
 
     def picture(self, name: str, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
         """The picture as uint8 [3, *size], and its height and width as it is stored. Raises OSError."""
-        from raymtl.data.files.pictures import decoded, stored_size
+        from PIL import Image
+
+        from raymtl.data.files.pictures import decoded
 
         if name not in self.pictures:
             raise OSError("no such picture")
         content = self.pictures[name].read_bytes()
-        return decoded(content, size, 3, "stretch"), stored_size(content)
+        pixels = decoded(content, size, 3, "stretch")
+        with Image.open(io.BytesIO(content)) as opened:
+            turned = opened.getexif().get(ORIENTATION, 1) > 4
+            return pixels, (opened.width, opened.height) if turned else (opened.height, opened.width)
 
 
 @cache

@@ -23,15 +23,6 @@ def channels_of(contents: Sequence[bytes]) -> int:
     return 1
 
 
-def stored_size(content: bytes) -> tuple[int, int]:
-    """Height and width of the picture as it is shown, turned as its EXIF data say. Raises OSError for no picture."""
-    from PIL import Image, ImageOps
-
-    with Image.open(io.BytesIO(content)) as opened:
-        turned = ImageOps.exif_transpose(opened)
-        return turned.height, turned.width
-
-
 def decoded(content: bytes, size: tuple[int, int], channels: int, resize: Resize) -> np.ndarray:
     """The picture as uint8 [channels, *size]; the first one where there are several.
 
