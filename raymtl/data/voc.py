@@ -142,9 +142,7 @@ class VOC(Source):
             return self._find()
         return self.found
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The classes in the order of their numbers."""
+    def class_names(self, task: str) -> tuple[str, ...]:
         return self._known.classes
 
     @property

@@ -163,6 +163,10 @@ class Files(Source):
     def input_shape(self) -> tuple[int, ...]:
         return self.found.input_shape
 
+    def class_names(self, task: str) -> tuple[str, ...]:
+        # Episodes of classes number their own.
+        return self.found.tasks[task].classes if self.episodes != "classes" else ()
+
     def load(self) -> dict[str, np.ndarray]:
         from raymtl.data.files.load import load
 
