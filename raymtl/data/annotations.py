@@ -95,22 +95,31 @@ def rows_of(
     size: tuple[int, int],
     resized: tuple[int, int],
     *,
+    crop: bool = False,
     ignore_difficult: bool = True,
 ) -> np.ndarray:
-    """Boxes [M, 5] float32: the class's number, and corners in the pixels of the picture once it is `resized`."""
+    """Boxes [M, 5] float32: the class's number, and corners in the pixels of the picture once it is `resized`.
+
+    It is stretched, or with `crop` scaled until both sides are filled, of which the middle is taken; boxes that have no
+    part in it are left out.
+    """
     rows = np.empty((len(objects), 5), np.float32)
-    down, across = resized[0] / size[0], resized[1] / size[1]
+    scaled = resized
+    if crop:
+        scale = max(resized[0] / size[0], resized[1] / size[1])
+        scaled = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+    down, across = scaled[0] / size[0], scaled[1] / size[1]
+    top, left = ((whole - part) / 2 for whole, part in zip(scaled, resized, strict=True))
     for row, seen in zip(rows, objects, strict=True):
         number = classes.index(seen.label)
         row[0] = IGNORED - number if seen.difficult and ignore_difficult else number
-        row[1:] = np.array(seen.box) * [across, down, across, down]
+        row[1:] = np.array(seen.box) * [across, down, across, down] - [left, top, left, top]
         row[1:] = row[1:].clip(0, [resized[1], resized[0]] * 2)
-    return rows
+    return rows[((rows[:, 3:] - rows[:, 1:3]) > 0).all(1)]
 
 
-def stacked(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Boxes of N pictures as one target [N, M, 5], -1 in all that is left over."""
-    most = max([1, *(len(own) for own in rows)])
+def stacked(rows: Sequence[np.ndarray], most: int) -> np.ndarray:
+    """Boxes of N pictures as one target [N, most, 5], -1 in all that is left over."""
     target = np.full((len(rows), most, 5), -1.0, np.float32)
     for row, own in zip(target, rows, strict=True):
         row[: len(own)] = own

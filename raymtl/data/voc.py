@@ -1,6 +1,5 @@
 """`voc`: pictures with boxes in the folders of Pascal VOC (Everingham et al., 2010, doi:10.1007/s11263-009-0275-4)."""
 
-import io
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,6 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 VOCTask = Literal["boxes", "count", "present", "main"]
 Flip = Literal["horizontal", "vertical"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
-ORIENTATION = 0x0112  # of EXIF: above 4 height and width change places
 NAMED = 5  # faults that a message names
 
 
@@ -252,7 +250,7 @@ class VOC(Source):
             else:
                 shown[row] = [read.says.get((label, name), np.nan) for label in classes]
         tell(faults, len(names), self.max_corrupt)
-        target = stacked(boxes)
+        target = stacked(boxes, max([1, *(len(own) for own in boxes)]))
         boxed = readable & np.isin(names, list(read.annotations))
         number_train = len(parts[0])
         withheld = np.random.default_rng([self.split_seed, 1]).permutation(number_train)[
@@ -356,17 +354,11 @@ class Folder(NamedTuple):
 
     def picture(self, name: str, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
         """The picture as uint8 [3, *size], and its height and width as it is stored. Raises OSError."""
-        from PIL import Image
-
-        from raymtl.data.files.pictures import decoded
+        from raymtl.data.files.pictures import measured
 
         if name not in self.pictures:
             raise OSError("no such picture")
-        content = self.pictures[name].read_bytes()
-        pixels = decoded(content, size, 3, "stretch")
-        with Image.open(io.BytesIO(content)) as opened:
-            turned = opened.getexif().get(ORIENTATION, 1) > 4
-            return pixels, (opened.width, opened.height) if turned else (opened.height, opened.width)
+        return measured(self.pictures[name].read_bytes(), size, 3, "stretch")
 
 
 @cache

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from raymtl.data.base import SPLITS
+from raymtl.data.files.boxes import fit_boxes
 from raymtl.data.files.columns import encode_column, fit_column, role_of, texts
 from raymtl.data.files.labels import encode_task, fit_task
 from raymtl.data.files.load import bucket_of, check_leak, sides_given, sides_of
@@ -40,12 +41,16 @@ def fit(source: "Files") -> Fitted:
     masks: dict[str, np.ndarray] = {}
     for name, task in source.tasks.items():
         column = next(iter(rows.labels[name].values()))
-        if opened.holds_maps(name, column):
-            if "picture" not in roles.values():
-                raise UserError(
-                    f"data.tasks.{name}: expected inputs that are pictures, whose pixels the maps are about, got "
-                    f"{', '.join(sorted(set(roles.values())))}. Correct data.inputs, or leave the task away."
-                )
+        about = "boxes" if name in opened.boxes else "maps" if opened.holds_maps(name, column) else ""
+        if about and "picture" not in roles.values():
+            raise UserError(
+                f"data.tasks.{name}: expected inputs that are pictures, which the {about} are about, got "
+                f"{', '.join(sorted(set(roles.values())))}. Correct data.inputs, or leave the task away."
+            )
+        if name in opened.boxes:
+            tasks[name] = fit_boxes(name, task, opened.boxes[name], column, train)
+            masks[name] = column.is_valid().to_numpy(zero_copy_only=False)
+        elif about:
             cells, _ = opened.cells(name, numbers, column)
             tasks[name] = fit_maps(name, task, cells, train)
             masks[name] = np.array([cell is not None for cell in cells])

@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 from raymtl.data.files.schema import FittedTask, KindName
-from raymtl.tasks import binary, classification, depth, multilabel, normals, regression, segmentation
+from raymtl.tasks import binary, classification, depth, detection, multilabel, normals, regression, segmentation
 from raymtl.types import Task
 
-Form = Literal["class", "set", "number", "map"]
-"""What a label is: one of several classes, some of several labels, numbers, or a picture of what every pixel is."""
+Form = Literal["class", "set", "number", "map", "boxes"]
+"""What a label is: one of several classes, some of several labels, numbers, what every pixel is, or boxes."""
 Size = tuple[int, int]
 """Height and width of the inputs, where they are pictures."""
 
@@ -35,4 +35,7 @@ KINDS: Mapping[KindName, Kind] = {
     "segmentation": Kind("map", lambda name, found, size: segmentation(name, len(found.classes), size)),
     "depth": Kind("map", lambda name, found, size: depth(name, size, mean=found.means[0], std=found.stds[0])),
     "normals": Kind("map", lambda name, found, size: normals(name, size)),
+    "detection": Kind(
+        "boxes", lambda name, found, size: detection(name, len(found.classes), size, stride=found.asked.stride or 8)
+    ),
 }

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data.base import SPLITS, most
+from raymtl.data.files.boxes import encode_boxes
 from raymtl.data.files.columns import encode_column, texts
 from raymtl.data.files.kinds import KINDS
 from raymtl.data.files.labels import encode_task
@@ -82,6 +83,11 @@ class Labels(NamedTuple):
 def encode_labels(source: "Files", opened: Opened, number: int, name: str, rows: Rows, shapes: np.ndarray) -> Labels:
     """The labels of a task in a block, whose pictures had these shapes. Raises UserError for what cannot be one."""
     fitted = source.found.tasks[name]
+    if name in opened.boxes:
+        ((_, index),) = rows.labels[name].items()
+        size = source.input_shape[-2:]
+        found = encode_boxes(fitted, opened.boxes[name], index, shapes, (size[0], size[1]), source.resize)
+        return Labels(found.target, found.mask, found.faults)
     if KINDS[fitted.kind].form != "map":
         return Labels(*encode_task(name, fitted, rows.labels[name], lambda row: opened.where(number, row)))
     ((column, values),) = rows.labels[name].items()

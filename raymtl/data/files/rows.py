@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from raymtl.data.base import SPLITS
+from raymtl.data.files.boxes import Boxes, holds_boxes, read_boxes, sources_of
 from raymtl.data.files.columns import is_bytes, is_list, is_text, named_files, plain, texts
 from raymtl.data.files.maps import Cell, array_of, array_of_lists, is_dense
 from raymtl.data.files.readers import (
@@ -67,11 +68,23 @@ class Opened:
         self.parts: list[_Part] = []
         self.maps: dict[str, Place] = {}
         """Of the tasks whose maps lie in a folder of their own."""
+        self.boxes: dict[str, Boxes] = {}
+        """Of the tasks that are detections."""
+        beside: set[str] = set()  # files of boxes, which are no tables of labels
         for name, task in source.tasks.items():
             if task.path:
                 place = locate(absolute(task.path, f"data.tasks.{name}.path"), f"data.tasks.{name}.path")
-                if _holds_maps(place, task):
+                if holds_boxes(place, task):
+                    self.boxes[name] = read_boxes(place, task, self.reading, f"data.tasks.{name}.path")
+                    beside |= set(sources_of(place))
+                elif _holds_maps(place, task):
                     self.maps[name] = place
+            elif task.kind == "detection":
+                raise UserError(
+                    f"data.tasks.{name}.path: expected where the boxes are, a folder of XML, JSON of COCO or a table, "
+                    "got none. Add it."
+                )
+        self._beside = frozenset(beside)
         if isinstance(source.path, Mapping):
             for split, path in source.path.items():
                 self._add(path, f"data.path.{split}", side=SPLITS.index(split))
@@ -81,7 +94,7 @@ class Opened:
                     self._add(path, "data.path")
         self.joined: dict[str, tuple[pa.Table, str, Place]] = {}
         for name, task in source.tasks.items():
-            if task.path and name in self.maps:
+            if name in self.maps or name in self.boxes:
                 continue
             if task.path and source.key:
                 place = locate(absolute(task.path, f"data.tasks.{name}.path"), f"data.tasks.{name}.path")
@@ -104,7 +117,7 @@ class Opened:
         form = self._form(place)
         if form == "pictures":
             tasks = [(n, t) for n, t in self.source.tasks.items() if t.kind is None or is_dense(t.kind)]
-            labels = {file for maps in self.maps.values() for file in maps.files}
+            labels = {file for maps in self.maps.values() for file in maps.files} | self._beside
             place = place._replace(files=tuple(file for file in place.files if file not in labels))
             columns = {column for n, t in tasks for column in label_columns(n, t)}
             table = open_pictures(place, self.reading, key, columns)
@@ -142,7 +155,7 @@ class Opened:
                 self._check_name(f"data.tasks.{task}", str(name), table.column_names, path)
             self._check_name("data.key", str(source.key), self.names, shown)
         for task, asked in source.tasks.items():
-            for column in label_columns(task, asked) if task not in self.maps or asked.column else ():
+            for column in label_columns(task, asked) if self._in_columns(task, asked) else ():
                 own = asked.path and task not in self.maps
                 holders = [p for p in self.parts if p.task == task] if own else list(self.parts)
                 for part in holders if task not in self.joined else []:
@@ -152,6 +165,10 @@ class Opened:
             for name in source.inputs:
                 if name not in self.names and not any(fnmatchcase(other, name) for other in self.names):
                     self._check_name("data.inputs", name, self.names, shown)
+
+    def _in_columns(self, task: str, asked: TaskColumn) -> bool:
+        """Whether the labels stand in columns of a table, not in files that are found by the names of pictures."""
+        return task not in self.boxes and (task not in self.maps or asked.column is not None)
 
     def _check_name(self, key: str, name: str, names: Sequence[str], shown: str) -> None:
         if name in names:
@@ -187,6 +204,10 @@ class Opened:
             if name in self.joined:
                 found = dict(joined(table, self.joined[name][0], str(self.source.key), self.joined[name][1]))
                 labels[name] = {column: found[column] for column in columns}
+            elif name in self.boxes:
+                names = self._names(name, table)
+                index = self.boxes[name].of(names, self._every(names))
+                labels[name] = {columns[0]: pa.chunked_array([index])}
             elif name in self.maps and not task.column:
                 labels[name] = {columns[0]: pa.chunked_array([self._maps_of(name, table)])}
             elif part.task in (None, name) and all(column in table.column_names for column in columns):
@@ -260,8 +281,7 @@ class Opened:
         """The map of each row out of the task's own folder: of the name that its picture has."""
         names = self._names(task, table)
         stems = stems_below(self.maps[task])
-        every = [file for part in self.parts for file in part.place.files] if self.format == "pictures" else names
-        alone = Counter(_stem(name) for name in every if name)
+        alone = Counter(_stem(name) for name in self._every(names) if name)
         found = [
             name
             and (
@@ -272,6 +292,12 @@ class Opened:
             for name in names
         ]
         return pa.array(found, pa.string())
+
+    def _every(self, names: Sequence[str | None]) -> Sequence[str | None]:
+        """The names of all pictures, as far as they are known: of tables those at hand."""
+        if self.format != "pictures":
+            return names
+        return [file.removeprefix(p.place.root).strip("/") for p in self.parts for file in p.place.files]
 
     def _names(self, task: str, table: pa.Table) -> list[str | None]:
         """What the rows are called: by their key, or by the names of their pictures."""
@@ -295,7 +321,7 @@ class Opened:
     def holds_maps(self, task: str, column: pa.ChunkedArray) -> bool:
         """Whether these labels are maps, by what was asked for or by how they look."""
         kind = self.source.tasks[task].kind
-        if kind is not None:
+        if task in self.boxes or kind is not None:
             return is_dense(kind)
         values = plain(column)
         if is_list(values.type):

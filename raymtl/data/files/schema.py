@@ -9,7 +9,9 @@ from raymtl.types import Spec
 
 Role = Literal["number", "category", "text", "vector", "picture"]
 Format = Literal["parquet", "csv", "arff", "mat", "pictures"]
-KindName = Literal["classification", "binary", "multilabel", "regression", "segmentation", "depth", "normals"]
+KindName = Literal[
+    "classification", "binary", "multilabel", "regression", "segmentation", "depth", "normals", "detection"
+]
 TaskName = Annotated[str, StringConstraints(pattern=r"^\w[\w -]*$")]
 Label = bool | int | float | str
 
@@ -39,7 +41,10 @@ class TaskColumn(Spec):
     column: str | None = None
     """The name of the task, unless given."""
     columns: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Several: the components of a vector, or labels that are each there or not."""
+    """Several: the components of a vector, or labels that are each there or not.
+
+    Of a table of boxes the six that hold picture, class, x1, y1, x2 and y2; of these names, unless given.
+    """
     kind: KindName | None = None
     """Inferred, unless given."""
     classes: Annotated[tuple[Label, ...], Field(min_length=2)] | None = None
@@ -51,8 +56,11 @@ class TaskColumn(Spec):
     path: str | None = None
     """A file of its own: joined to the table by data.key, or with rows of its own where there is no such key.
 
+    Of boxes a folder of Pascal VOC's XML, JSON of COCO or a table; found by the names of pictures.
     Of maps a folder, or a pattern such as `masks/*_mask.png`: each is named as its picture is, or as `column` says.
     """
+    stride: PositiveInt | None = None
+    """Of a detection: pixels between the places that say what is there; 8 unless given."""
     values: Annotated[tuple[int, ...], Field(min_length=2)] | None = None
     """Of a segmentation: the numbers that stand for `classes` in a map, in their order; 0, 1, 2 ... unless given."""
     ignore: int | tuple[int, ...] | None = None
