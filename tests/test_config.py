@@ -11,6 +11,7 @@ from raymtl.data.episodes import build_episodes, on_device
 from raymtl.encoders import MLPSpec
 from raymtl.step import meta_gradient
 from raymtl.types import UserError
+from tests.data.blood import write_voc
 
 CONFIGS = sorted((Path(__file__).parent.parent / "tune_configs").glob("*.yaml"))
 
@@ -36,6 +37,8 @@ def test_every_shipped_configuration_loads_round_trips_and_takes_a_step(
     drawings = np.random.default_rng(0).integers(256, size=(1623, 20, 28, 28), dtype=np.uint8)
     monkeypatch.setattr("raymtl.data.omniglot.read_drawings", lambda root: (drawings, np.arange(1623).astype(str)))
     monkeypatch.setenv("RAYMTL_DATA", os.environ.get("RAYMTL_DATA", str(tmp_path)))
+    if os.environ["RAYMTL_DATA"] == str(tmp_path):
+        write_voc(tmp_path)
     experiment = load(path)
     experiment.save(tmp_path / "saved.yaml")
     assert load(tmp_path / "saved.yaml") == experiment

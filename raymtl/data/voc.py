@@ -69,7 +69,7 @@ class VOC(Source):
     split_seed: NonNegativeInt = 0
     max_corrupt: Share = 0.01
     """The share of pictures that may be unreadable, or have an unreadable annotation or a box that cannot be."""
-    stride: PositiveInt = 8
+    stride: PositiveInt = 4
     """Pixels between the places that say what is there (docs/tasks.md)."""
     shots: Count = 1
     queries: PositiveInt = 8
