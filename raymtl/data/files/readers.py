@@ -329,13 +329,13 @@ def open_pictures(place: Place, reading: Reading, key: str, labels_in: Collectio
                 found = found_below(place, texts(labels[name]).to_pylist())
                 (taken if name in labels_in else inputs).update(found)
     # A folder with the labels of some pictures and no inputs holds labels alone.
-    folders = {posixpath.dirname(name) for name in taken if name} - {posixpath.dirname(n) for n in inputs if n}
+    of_labels = {posixpath.dirname(name) for name in taken if name} - {posixpath.dirname(n) for n in inputs if n}
     pictures = [
         name
         for name in place.files
         if name.lower().endswith(SUFFIXES)
         and name not in taken - inputs
-        and (name in inputs or posixpath.dirname(name) not in folders)
+        and (name in inputs or posixpath.dirname(name) not in of_labels)
     ]
     if not pictures:
         raise UserError(f"{key}: {place.shown}: expected pictures, got none that are no labels. Correct the path.")
