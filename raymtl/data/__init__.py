@@ -8,11 +8,12 @@ from raymtl.data.base import SPLITS, Arrays, Source, Split
 from raymtl.data.digits import Digits
 from raymtl.data.files import Files
 from raymtl.data.mixture import Mixture
+from raymtl.data.nyuv2 import NYUv2
 from raymtl.data.omniglot import Omniglot
 from raymtl.data.several import Several
 from raymtl.data.sinusoid import Sinusoid
 
-SourceSpec = Annotated[Digits | Files | Mixture | Omniglot | Several | Sinusoid, Field(discriminator="name")]
+SourceSpec = Annotated[Digits | Files | Mixture | NYUv2 | Omniglot | Several | Sinusoid, Field(discriminator="name")]
 
 __all__ = [
     "SPLITS",
@@ -20,6 +21,7 @@ __all__ = [
     "Digits",
     "Files",
     "Mixture",
+    "NYUv2",
     "Omniglot",
     "Several",
     "Sinusoid",
