@@ -12,6 +12,7 @@ from raymtl.encoders import MLPSpec
 from raymtl.step import meta_gradient
 from raymtl.types import UserError
 from tests.data.blood import write_voc
+from tests.data.rooms import write_rooms
 
 CONFIGS = sorted((Path(__file__).parent.parent / "tune_configs").glob("*.yaml"))
 
@@ -36,6 +37,8 @@ def test_every_shipped_configuration_loads_round_trips_and_takes_a_step(
     # Not everyone has the drawings, and their shapes will do.
     drawings = np.random.default_rng(0).integers(256, size=(1623, 20, 28, 28), dtype=np.uint8)
     monkeypatch.setattr("raymtl.data.omniglot.read_drawings", lambda root: (drawings, np.arange(1623).astype(str)))
+    # Nor the rooms.
+    monkeypatch.setattr("raymtl.data.nyuv2.root_of", lambda folder: write_rooms(tmp_path / "nyuv2", 1))
     monkeypatch.setenv("RAYMTL_DATA", os.environ.get("RAYMTL_DATA", str(tmp_path)))
     if os.environ["RAYMTL_DATA"] == str(tmp_path):
         write_voc(tmp_path)

@@ -8,12 +8,15 @@ from raymtl.data.base import SPLITS, Arrays, Source, Split
 from raymtl.data.digits import Digits
 from raymtl.data.files import Files
 from raymtl.data.mixture import Mixture
+from raymtl.data.nyuv2 import NYUv2
 from raymtl.data.omniglot import Omniglot
 from raymtl.data.several import Several
 from raymtl.data.sinusoid import Sinusoid
 from raymtl.data.voc import VOC
 
-SourceSpec = Annotated[Digits | Files | Mixture | Omniglot | Several | Sinusoid | VOC, Field(discriminator="name")]
+SourceSpec = Annotated[
+    Digits | Files | Mixture | NYUv2 | Omniglot | Several | Sinusoid | VOC, Field(discriminator="name")
+]
 
 __all__ = [
     "SPLITS",
@@ -22,6 +25,7 @@ __all__ = [
     "Digits",
     "Files",
     "Mixture",
+    "NYUv2",
     "Omniglot",
     "Several",
     "Sinusoid",

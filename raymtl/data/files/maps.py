@@ -129,8 +129,8 @@ def _inferred(name: str, cells: Sequence[Cell]) -> KindName:
     if not arrays:
         raise UserError(f"{key}: {cells[0].name}: expected maps, got files that cannot be read. Correct them.")
     if any(3 in (values.shape[0], values.shape[-1]) and values.ndim == 3 for values in arrays):
-        lengths = np.concatenate([np.linalg.norm(_vectors(values, cells[0].name), axis=0).ravel() for values in arrays])
-        if np.mean(np.abs(lengths - 1) < 0.1) > 0.5:
+        lengths = np.concatenate([np.linalg.norm(_unscaled(v, cells[0].name), axis=0).ravel() for v in arrays])
+        if np.mean(np.abs(lengths[lengths > 0] - 1) < 0.1) > 0.5:
             return "normals"
         raise UserError(
             f"{key}: {cells[0].name}: expected maps with a number a pixel, or directions as colours, got other "
@@ -162,18 +162,23 @@ def _vectors(values: np.ndarray, name: str) -> np.ndarray:
 
     Colours stand for -1 at 0 to 1 at 255; those that are no direction, such as black and the grey of 127, for none.
     """
+    vectors = _unscaled(values, name)
+    lengths = np.linalg.norm(vectors, axis=0)
+    there = (lengths > 0.5) & (lengths < 1.5) if values.dtype == np.uint8 else lengths > 0
+    found: np.ndarray = np.where(there, vectors / np.where(there, lengths, 1), 0)
+    return found
+
+
+def _unscaled(values: np.ndarray, name: str) -> np.ndarray:
+    """[3, H, W] float32, of the length that they have, from arrays in that order or in [H, W, 3]. Raises UserError."""
     if values.ndim == 2 and values.dtype == np.uint8:  # all channels alike: nothing but greys
         values = np.repeat(values[..., None], 3, -1)
     if values.ndim != 3 or 3 not in (values.shape[0], values.shape[-1]):
         raise UserError(f"{name}: expected three numbers for every pixel, got an array of shape {values.shape}.")
     if values.shape[-1] == 3:
         values = np.moveaxis(values, -1, 0)
-    colours = values.dtype == np.uint8
-    vectors = values.astype(np.float32) / 127.5 - 1 if colours else np.nan_to_num(values.astype(np.float32))
-    lengths = np.linalg.norm(vectors, axis=0)
-    there = (lengths > 0.5) & (lengths < 1.5) if colours else lengths > 0
-    found: np.ndarray = np.where(there, vectors / np.where(there, lengths, 1), 0)
-    return found
+    numbers: np.ndarray = values.astype(np.float32)
+    return numbers / 127.5 - 1 if values.dtype == np.uint8 else np.nan_to_num(numbers)
 
 
 def _depths(values: np.ndarray, scale: float, name: str) -> np.ndarray:

@@ -308,7 +308,8 @@ def open_pictures(place: Place, reading: Reading, key: str, labels_in: Collectio
 
     Columns: `file`, the path below the folder; `folder`, the name of the folder that it is in, and where folders are
     nested `folder1`, `folder2` ... from the outermost on; those of the table. Folders named as the splits are none of
-    these: they say the split. Pictures that the columns `labels_in` of the table name are labels, and no rows.
+    these: they say the split. Pictures that the columns `labels_in` of the table name are labels and no
+    rows, as are others in a folder of such.
     """
     tables = [name for name in place.files if name.lower().endswith(TABLES)]
     labels: pa.Table | None = None
@@ -327,8 +328,15 @@ def open_pictures(place: Place, reading: Reading, key: str, labels_in: Collectio
             if is_text(labels[name].type) and named_files(texts(labels[name])):
                 found = found_below(place, texts(labels[name]).to_pylist())
                 (taken if name in labels_in else inputs).update(found)
-    taken -= inputs
-    pictures = [name for name in place.files if name.lower().endswith(SUFFIXES) and name not in taken]
+    # A folder with the labels of some pictures and no inputs holds labels alone.
+    of_labels = {posixpath.dirname(name) for name in taken if name} - {posixpath.dirname(n) for n in inputs if n}
+    pictures = [
+        name
+        for name in place.files
+        if name.lower().endswith(SUFFIXES)
+        and name not in taken - inputs
+        and (name in inputs or posixpath.dirname(name) not in of_labels)
+    ]
     if not pictures:
         raise UserError(f"{key}: {place.shown}: expected pictures, got none that are no labels. Correct the path.")
     paths = [name.removeprefix(place.root).strip("/") for name in pictures]

@@ -66,7 +66,7 @@ class TaskColumn(Spec):
     ignore: int | tuple[int, ...] | None = None
     """Of a segmentation: the numbers that say nothing; found, unless given. Negative ones never do."""
     scale: PositiveFloat | None = None
-    """Of a depth: what one step of the numbers in a map is, such as 0.001 where they are millimetres; 1 unless given."""
+    """Of a depth: what 1 in a map stands for, such as 0.001 where maps hold millimetres; 1 unless given."""
 
 
 class FittedColumn(Spec):
