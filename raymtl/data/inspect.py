@@ -3,7 +3,7 @@
 import math
 import unicodedata
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,12 @@ from torch import Tensor
 from raymtl.data.base import SPLITS, Arrays, Source
 from raymtl.data.episodes import build_episodes
 from raymtl.data.files import Files, FittedColumn, FittedTask
-from raymtl.data.paint import PAINT
+from raymtl.data.paint import PAINT, of_classes
 from raymtl.types import Batch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
 
 SHOWN = 24
 """Examples in the picture of a batch."""
@@ -114,7 +115,8 @@ def _normalised(column: FittedColumn) -> str:
 
 
 def _balance(fitted: FittedTask, target: np.ndarray) -> dict[str, float]:
-    """Examples of each class or label; of numbers their mean, spread and ends; of maps the share of labelled pixels.
+    """Examples of each class or label; of numbers their mean, spread and ends; of boxes how many of each
+    class; of maps the share of labelled pixels.
 
     That of each class, in a segmentation, or with what is labelled of the pixels their mean, spread and ends.
     """
@@ -150,6 +152,9 @@ MAPS: Mapping[str, Callable[[FittedTask, np.ndarray], dict[str, float]]] = {
     "segmentation": _of_classes,
     "depth": _of_depths,
     "normals": lambda fitted, target: {"labelled": _share((target != 0).any(1))},
+    "detection": lambda fitted, target: {
+        name: int((target[..., 0] == number).sum()) for number, name in enumerate(fitted.classes)
+    },
 }
 
 
@@ -167,7 +172,9 @@ def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
     assert isinstance(batch.inputs, Tensor)
     inputs = batch.inputs[0][:SHOWN]
     painted = {t.name: PAINT[t.kind] for t in source.make_tasks() if t.kind in PAINT and t.name in batch.targets}
-    labels = [_labels(source, batch, row, painted) for row in range(len(inputs))]
+    boxed = [t.name for t in source.make_tasks() if t.kind == "detection" and t.name in batch.targets]
+    kinds = {task.name: task.kind for task in source.make_tasks()}
+    labels = [_labels(source, batch, row, kinds, painted) for row in range(len(inputs))]
     font = ImageFont.load_default(12)
     if source.pictures:
         across = min(6 if not painted else max(1, 12 // (1 + len(painted))), len(inputs))
@@ -182,7 +189,11 @@ def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
         for number, picture in enumerate(inputs):
             left, top = MARGIN + number % across * width, MARGIN + number // across * height
             pixels = picture.expand(3, -1, -1) if len(picture) == 1 else picture[:3]
-            sheet.paste(_enlarged(pixels.permute(1, 2, 0).contiguous().numpy()), (left, top))
+            shown = _enlarged(pixels.permute(1, 2, 0).contiguous().numpy())
+            sheet.paste(shown, (left, top))
+            for name in boxed:
+                if name not in batch.masks or bool(batch.masks[name][0, number]):
+                    _draw_boxes(pen, batch.targets[name][0, number].numpy(), shown.width / pixels.shape[-1], left, top)
             for line, (name, value) in enumerate(labels[number].items()):
                 pen.text((left, top + tall + LINE * line), _plain(f"{name}: {value}")[:LETTERS], "black", font)
             for place, (name, paint) in enumerate(painted.items()):
@@ -209,6 +220,15 @@ def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
     sheet.save(path)
 
 
+def _draw_boxes(pen: "ImageDraw", boxes: np.ndarray, scale: float, left: int, top: int) -> None:
+    """The objects of a target [M, 5] on a picture that stands there, enlarged; each class in a colour of its own."""
+    for label, *corners in boxes[boxes[:, 0] != -1].tolist():
+        number = int(label) if label >= 0 else -2 - int(label)
+        x1, y1, x2, y2 = (scale * corner for corner in corners)
+        colour = tuple(of_classes(np.array([[number]]))[0, 0].tolist())
+        pen.rectangle((left + x1, top + y1, left + max(x2 - 1, x1), top + max(y2 - 1, y1)), outline=colour)
+
+
 def _enlarged(pixels: np.ndarray) -> "Image":
     """[H, W, 3] uint8 as a picture whose longer side is about SIDE."""
     from PIL import Image
@@ -225,7 +245,9 @@ def _plain(text: str) -> str:
     return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode() or "?"
 
 
-def _labels(source: Source, batch: Batch, row: int, painted: Collection[str]) -> dict[str, str]:
+def _labels(
+    source: Source, batch: Batch, row: int, kinds: Mapping[str, str], painted: Collection[str]
+) -> dict[str, str]:
     """Of an example, task by task, as a person reads them; without those that are painted."""
     shown = {}
     for name, target in batch.targets.items():
@@ -235,15 +257,17 @@ def _labels(source: Source, batch: Batch, row: int, painted: Collection[str]) ->
             shown[name] = "-"
             continue
         value = target[0, row]
-        classes: Sequence[str] = ()
-        if isinstance(source, Files) and source.episodes != "classes":
-            classes = source.found.tasks[name].classes
+        classes = source.class_names(name)
         if value.ndim == 0:
             shown[name] = classes[int(value)] if classes else f"{float(value):.4g}"
-        elif value.ndim == 1 and classes:
+        elif kinds[name] == "multilabel" and classes:
             shown[name] = " ".join(label for label, there in zip(classes, value.tolist(), strict=True) if there == 1)
         elif value.ndim == 1 and len(value) <= 4:
             shown[name] = " ".join(f"{number:.3g}" for number in value.tolist())
+        elif kinds[name] == "detection":
+            shown[name] = ", ".join(
+                f"{count} {label}" for n, label in enumerate(classes) if (count := int((value[:, 0] == n).sum()))
+            )
         else:
             shown[name] = "x".join(str(side) for side in value.shape)
     return shown

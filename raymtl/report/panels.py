@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from plotly.colors import hex_to_rgb, sequential
 
+from raymtl.data.paint import of_classes, of_depth, of_normals
 from raymtl.report.collect import Row
-from raymtl.report.look import PALETTE
 from raymtl.types import Task
 
 LEAST_SCORE = 0.3
@@ -79,52 +78,27 @@ def _box(label: float, corners: Sequence[float], names: Sequence[str], score: fl
 
 
 def _classes(row: Row, task: Task, names: Sequence[str], truth: np.ndarray, found: np.ndarray) -> Panel:
-    colours = np.array([hex_to_rgb(colour) for colour in PALETTE], np.uint8)
-    ring = 1 - 0.45 * (np.arange(task.out_features) // len(colours) % 2)  # darker the second time round
-    palette = (colours[np.arange(task.out_features) % len(colours)] * ring[:, None]).astype(np.uint8)
-    drawn = []
-    for values in (truth, found):
-        number = np.nan_to_num(values, nan=-1).astype(int)
-        pixels = palette[number.clip(0, len(palette) - 1)]
-        pixels[number < 0] = 235  # what nobody has labelled
-        drawn.append(pixels)
-    there = sorted({int(value) for value in np.unique(np.concatenate([truth.ravel(), found.ravel()])) if value >= 0})
+    there = np.unique(np.concatenate([truth.ravel(), found.ravel()]))
     legend = [
-        (names[number] if number < len(names) else str(number), "#{:02x}{:02x}{:02x}".format(*palette[number]))
-        for number in there
+        (
+            names[number] if number < len(names) else str(number),
+            "rgb({},{},{})".format(*of_classes(np.array([[number]]))[0, 0]),
+        )
+        for number in there[there >= 0].astype(int).tolist()
     ]
-    return _maps(task, drawn, legend)
+    return _maps(task, of_classes(truth), of_classes(found), legend)
 
 
 def _depths(row: Row, task: Task, names: Sequence[str], truth: np.ndarray, found: np.ndarray) -> Panel:
-    known = np.isfinite(truth) & (truth > 0)
-    low, high = (float(truth[known].min()), float(truth[known].max())) if known.any() else (0.0, 1.0)
-    scale = np.array([hex_to_rgb(colour) for colour in sequential.Viridis], float)
-    drawn = []
-    for values, valid in ((truth, known), (found, np.isfinite(found))):
-        place = (np.where(valid, values, low) - low) / max(high - low, 1e-9) * (len(scale) - 1)
-        pixels = np.stack([np.interp(place, np.arange(len(scale)), channel) for channel in scale.T], -1).astype(
-            np.uint8
-        )
-        pixels[~valid] = 235
-        drawn.append(pixels)
-    ends = [(f"{value:.3g}", "rgb({},{},{})".format(*scale[end].astype(int))) for value, end in ((low, 0), (high, -1))]
-    return _maps(task, drawn, ends)
+    one, other = np.split(of_depth(np.concatenate([truth, found])), 2)  # on one scale
+    return _maps(task, one, other)
 
 
 def _directions(row: Row, task: Task, names: Sequence[str], truth: np.ndarray, found: np.ndarray) -> Panel:
-    drawn = []
-    for values in (truth, found):
-        vectors = np.nan_to_num(values).transpose(1, 2, 0)
-        length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-        pixels = ((vectors / np.maximum(length, 1e-9) + 1) * 127.5).astype(np.uint8)
-        pixels[length[..., 0] == 0] = 235
-        drawn.append(pixels)
-    return _maps(task, drawn, ())
+    return _maps(task, of_normals(truth), of_normals(found))
 
 
-def _maps(task: Task, drawn: Sequence[np.ndarray], legend: Sequence[tuple[str, str]]) -> Panel:
-    truth, found = drawn
+def _maps(task: Task, truth: np.ndarray, found: np.ndarray, legend: Sequence[tuple[str, str]] = ()) -> Panel:
     height, width = truth.shape[:2]
     return Panel(task.name, width, height, Side(png(truth)), Side(png(found)), legend)
 

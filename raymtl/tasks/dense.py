@@ -33,26 +33,30 @@ class Decoder(nn.Module):
 
 
 class OverPlaces(nn.Module):
-    """The mean over the places of maps, flattened [N, C * h * w], then a head of C features."""
+    """Maps, flattened [N, C * h * w]: a 3x3 convolution and ReLU, the mean over places, then a head of `width`."""
 
-    def __init__(self, shape: tuple[int, ...], head: nn.Module) -> None:
+    def __init__(self, shape: tuple[int, ...], head: nn.Module, width: int) -> None:
         super().__init__()
-        self.shape, self.head = shape, head
+        self.shape = shape
+        self.own = nn.Conv2d(shape[0], width, 3, padding=1)
+        self.head = head
 
     def forward(self, features: Tensor) -> Tensor:
-        found: Tensor = self.head(features.unflatten(1, self.shape).mean((2, 3)))
+        found: Tensor = self.head(self.own(features.unflatten(1, self.shape)).relu().mean((2, 3)))
         return found
 
 
-def over_places(task: Task) -> Task:
+def over_places(task: Task, width: int = 64) -> Task:
     """The same task, whose head reads the mean over the places of maps where an encoder keeps them.
 
-    So what it says does not depend on where things are; and as a count is a sum of what the places say, it is learned
-    from few pictures. A head of the features of all places has h * w times as many weights.
+    What it says is then a sum of what the places say, as a count is, wherever things are; a head of the features of all
+    places has h * w times as many weights. Each place is read by a convolution of the head's own before the mean is
+    taken, for norms in the encoder take the mean and the spread over places out of the features, and with these how
+    much there is.
     """
 
     def head(shape: tuple[int, ...]) -> nn.Module:
-        return OverPlaces(shape, task.head(shape[:1])) if len(shape) == 3 else task.head(shape)
+        return OverPlaces(shape, task.head((width,)), width) if len(shape) == 3 else task.head(shape)
 
     return task._replace(head=head)
 
