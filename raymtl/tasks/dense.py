@@ -6,6 +6,10 @@ from torch.nn import functional as F
 from raymtl.types import Task
 
 
+GAIN = 5.0
+"""Of means over places, in most of which nothing is seen."""
+
+
 class Decoder(nn.Module):
     """Maps of an encoder, flattened [N, C * h * w] -> maps [N, channels, *size] of another resolution.
 
@@ -33,7 +37,7 @@ class Decoder(nn.Module):
 
 
 class OverPlaces(nn.Module):
-    """Maps, flattened [N, C * h * w]: a 3x3 convolution and ReLU, the mean over places, then a head of `width`."""
+    """Maps, flattened [N, C * h * w]: a 3x3 convolution and GELU, the mean over places, then a head of `width`."""
 
     def __init__(self, shape: tuple[int, ...], head: nn.Module, width: int) -> None:
         super().__init__()
@@ -42,7 +46,8 @@ class OverPlaces(nn.Module):
         self.head = head
 
     def forward(self, features: Tensor) -> Tensor:
-        found: Tensor = self.head(self.own(features.unflatten(1, self.shape)).relu().mean((2, 3)))
+        # Not ReLU: what all places are told alike would soon leave none of its units alive.
+        found: Tensor = self.head(GAIN * F.gelu(self.own(features.unflatten(1, self.shape))).mean((2, 3)))
         return found
 
 
