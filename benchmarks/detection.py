@@ -40,6 +40,8 @@ AT_ONCE = 24  # pictures that are scored together
 def chosen(tasks: Sequence[str], *, seed: int, steps: int | None, unboxed: float) -> Experiment:
     """The configuration of a row."""
     values: dict[str, Any] = {"seed": seed, "data.tasks": list(tasks), "data.unboxed": unboxed}
+    if len(tasks) == 1:
+        values["weighting.weights"] = {}
     if steps is not None:
         values |= {"train.steps": steps, "train.eval_every": min(200, steps)}
     return config.load(CONFIG).override({"train.device": "cpu", **values})
