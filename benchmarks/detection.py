@@ -43,7 +43,7 @@ def chosen(tasks: Sequence[str], *, seed: int, steps: int | None, unboxed: float
     if len(tasks) == 1:
         values["weighting.weights"] = {}
     if steps is not None:
-        values |= {"train.steps": steps, "train.eval_every": min(200, steps)}
+        values |= {"train.steps": steps, "train.eval_every": min(200, steps), "tune.asha": None}
     return config.load(CONFIG).override({"train.device": "cpu", **values})
 
 

@@ -5,7 +5,6 @@ from torch.nn import functional as F
 
 from raymtl.types import Task
 
-
 GAIN = 5.0
 """Of means over places, in most of which nothing is seen."""
 

@@ -14,7 +14,7 @@ from raymtl.data.files.columns import in_order, numbers, texts
 from raymtl.data.files.labels import label_text
 from raymtl.data.files.pictures import Resize
 from raymtl.data.files.readers import ENDINGS, Place, Reading, key_of, open_table
-from raymtl.data.files.schema import FittedTask, KindName, TaskColumn
+from raymtl.data.files.schema import FittedTask, Format, KindName, TaskColumn
 from raymtl.types import UserError
 
 COLUMNS = ("picture", "class", "x1", "y1", "x2", "y2")
@@ -153,7 +153,7 @@ def _of_tables(place: Place, files: Sequence[str], task: TaskColumn, reading: Re
         )
     objects: dict[str, list[tuple[str, Seen]]] = {}
     labels = set()
-    form = "parquet" if files[0].lower().endswith(ENDINGS["parquet"]) else "csv"
+    form: Format = "parquet" if files[0].lower().endswith(ENDINGS["parquet"]) else "csv"
     table = open_table(place._replace(files=tuple(files)), form, reading, key)
     for name in columns:
         if name not in table.names:
