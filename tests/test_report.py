@@ -560,12 +560,12 @@ def test_what_has_pixels_or_boxes_is_drawn_and_the_rest_is_told() -> None:
 def test_boxes_are_drawn_where_they_are_with_class_and_score(run: Path) -> None:
     source, rows, tasks = shapes()
     found = np.full((100, 6), -1.0)
-    found[:3] = [[1, 2, 3, 12, 9, 0.87], [0, 4, 4, 8, 8, 0.31], [0, 0, 0, 5, 5, 0.29]]
+    found[:3] = [[1, 2, 3, 12, 9, 0.87], [0, 4, 4, 8, 8, 0.51], [0, 0, 0, 5, 5, 0.49]]
     for row in rows:
         row["boxes.after"], row["boxes.after.shape"] = found.ravel().tolist(), list(found.shape)
     picture = pictures(rows, tasks, source)[0]
     panel = picture.panels[-1]
-    assert [tuple(box) for box in panel.after.boxes] == [(2, 3, 10, 6, "1 0.87"), (4, 4, 4, 4, "0 0.31")]
+    assert [tuple(box) for box in panel.after.boxes] == [(2, 3, 10, 6, "1 0.87"), (4, 4, 4, 4, "0 0.51")]
     truth = np.array(rows[0]["boxes.target"]).reshape(-1, 5)
     truth = truth[truth[:, 0] >= 0]
     assert panel.after.behind == panel.truth.boxes

@@ -12,7 +12,7 @@ from raymtl.data.paint import of_classes, of_depth, of_normals
 from raymtl.report.collect import Row
 from raymtl.types import Task
 
-LEAST_SCORE = 0.3
+LEAST_SCORE = 0.5
 """Of the boxes that are drawn; those below it are many, and matter to the average precision alone."""
 
 
@@ -44,6 +44,8 @@ class Panel(NamedTuple):
     after: Side
     legend: Sequence[tuple[str, str]] = ()
     """Class and colour."""
+    on_input: bool = False
+    """Whether it shows the input itself."""
 
 
 def panels(row: Row, task: Task, names: Sequence[str]) -> list[Panel]:
@@ -68,7 +70,7 @@ def _boxes(row: Row, task: Task, names: Sequence[str], truth: np.ndarray, found:
         for label, *corners, score in found.tolist()
         if label >= 0 and score >= LEAST_SCORE
     ]
-    return Panel(task.name, width, height, Side(source, true), Side(source, said, true))
+    return Panel(task.name, width, height, Side(source, true), Side(source, said, true), on_input=True)
 
 
 def _box(label: float, corners: Sequence[float], names: Sequence[str], score: float | None = None) -> Box:
