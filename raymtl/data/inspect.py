@@ -126,9 +126,14 @@ def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
 
     (stack, *_), _ = build_episodes(source, arrays, seed=seed, split="train", step=0, indices=[0])
     batch = stack.query
-    inputs = batch.inputs if isinstance(batch.inputs, Tensor) else next(iter(batch.inputs.values()))
-    inputs = inputs[0][:SHOWN]
-    labels = [_labels(source, batch, row) for row in range(len(inputs))]
+    if isinstance(batch.inputs, Tensor):
+        inputs: Sequence[Tensor] = list(batch.inputs[0][:SHOWN])
+        labels = [_labels(source, batch, row) for row in range(len(inputs))]
+    else:  # a few of each task, with the label of this task
+        rows = range(max(1, SHOWN // len(batch.inputs)))
+        chosen = [(row, name) for row in rows for name, own in batch.inputs.items() if row < len(own[0])][:SHOWN]
+        inputs = [batch.inputs[name][0][row] for row, name in chosen]
+        labels = [_labels(source, _of_task(batch, name), row) for row, name in chosen]
     font = ImageFont.load_default(12)
     if source.pictures:
         across = min(6, len(inputs))
@@ -149,7 +154,8 @@ def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
             for line, (name, value) in enumerate(labels[number].items()):
                 pen.text((left, top + SIDE + LINE * line), _plain(f"{name}: {value}")[:LETTERS], "black", font)
     else:
-        table = [{**_values(source, row), **labels[i]} for i, row in enumerate(inputs)]
+        absent = dict.fromkeys(batch.targets, "-")
+        table = [{**_values(source, row), **absent, **labels[i]} for i, row in enumerate(inputs)]
         widths = {
             key: 7 * min(LETTERS, max(len(key), *(len(str(row[key])) for row in table))) + MARGIN for key in table[0]
         }
@@ -158,11 +164,15 @@ def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
         for number, line_of in enumerate([{key: key for key in widths}, *table]):
             left = MARGIN
             for key, width in widths.items():
-                ink = "black" if number == 0 else "firebrick" if key in labels[0] else "dimgray"
+                ink = "black" if number == 0 else "firebrick" if key in batch.targets else "dimgray"
                 pen.text((left, MARGIN + LINE * number), _plain(line_of[key])[:LETTERS], ink, font)
                 left += width
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
+
+
+def _of_task(batch: Batch, name: str) -> Batch:
+    return batch._replace(targets={name: batch.targets[name]})
 
 
 def _plain(text: str) -> str:
