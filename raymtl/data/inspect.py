@@ -152,7 +152,8 @@ def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
                 shown.resize((shown.width * scale, shown.height * scale), Image.Resampling.NEAREST), (left, top)
             )
             for line, (name, value) in enumerate(labels[number].items()):
-                pen.text((left, top + SIDE + LINE * line), _plain(f"{name}: {value}")[:LETTERS], "black", font)
+                label = f"{name[: max(1, LETTERS - 2 - len(value))]}: {value}"
+                pen.text((left, top + SIDE + LINE * line), _plain(label)[:LETTERS], "black", font)
     else:
         absent = dict.fromkeys(batch.targets, "-")
         table = [{**_values(source, row), **absent, **labels[i]} for i, row in enumerate(inputs)]
