@@ -126,14 +126,9 @@ def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
 
     (stack, *_), _ = build_episodes(source, arrays, seed=seed, split="train", step=0, indices=[0])
     batch = stack.query
-    if isinstance(batch.inputs, Tensor):
-        inputs: Sequence[Tensor] = list(batch.inputs[0][:SHOWN])
-        labels = [_labels(source, batch, row) for row in range(len(inputs))]
-    else:  # a few of each task, with the label of this task
-        rows = range(max(1, SHOWN // len(batch.inputs)))
-        chosen = [(row, name) for row in rows for name, own in batch.inputs.items() if row < len(own[0])][:SHOWN]
-        inputs = [batch.inputs[name][0][row] for row, name in chosen]
-        labels = [_labels(source, _of_task(batch, name), row) for row, name in chosen]
+    inputs = batch.inputs if isinstance(batch.inputs, Tensor) else next(iter(batch.inputs.values()))
+    inputs = inputs[0][:SHOWN]
+    labels = [_labels(source, batch, row) for row in range(len(inputs))]
     font = ImageFont.load_default(12)
     if source.pictures:
         across = min(6, len(inputs))
@@ -152,11 +147,9 @@ def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
                 shown.resize((shown.width * scale, shown.height * scale), Image.Resampling.NEAREST), (left, top)
             )
             for line, (name, value) in enumerate(labels[number].items()):
-                label = f"{name[: max(1, LETTERS - 2 - len(value))]}: {value}"
-                pen.text((left, top + SIDE + LINE * line), _plain(label)[:LETTERS], "black", font)
+                pen.text((left, top + SIDE + LINE * line), _plain(f"{name}: {value}")[:LETTERS], "black", font)
     else:
-        absent = dict.fromkeys(batch.targets, "-")
-        table = [{**_values(source, row), **absent, **labels[i]} for i, row in enumerate(inputs)]
+        table = [{**_values(source, row), **labels[i]} for i, row in enumerate(inputs)]
         widths = {
             key: 7 * min(LETTERS, max(len(key), *(len(str(row[key])) for row in table))) + MARGIN for key in table[0]
         }
@@ -165,15 +158,11 @@ def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
         for number, line_of in enumerate([{key: key for key in widths}, *table]):
             left = MARGIN
             for key, width in widths.items():
-                ink = "black" if number == 0 else "firebrick" if key in batch.targets else "dimgray"
+                ink = "black" if number == 0 else "firebrick" if key in labels[0] else "dimgray"
                 pen.text((left, MARGIN + LINE * number), _plain(line_of[key])[:LETTERS], ink, font)
                 left += width
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
-
-
-def _of_task(batch: Batch, name: str) -> Batch:
-    return batch._replace(targets={name: batch.targets[name]})
 
 
 def _plain(text: str) -> str:

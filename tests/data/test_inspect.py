@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from raymtl.cli import main
-from raymtl.data import SPLITS, Digits, Several, Sinusoid, inspect
+from raymtl.data import SPLITS
 from tests.data.own import PICTURE_TASKS, columns, write_parquet, write_pictures
 
 
@@ -93,20 +93,3 @@ def test_a_mistake_is_one_sentence_and_status_2(tmp_path, monkeypatch, capsys) -
         main()
     assert ended.value.code == 2
     assert "data.path: expected a file, a folder or a URL" in capsys.readouterr().err
-
-
-def test_inputs_of_each_task_are_drawn_with_the_label_of_their_own(tmp_path, monkeypatch) -> None:
-    source = Several(parts={"scene": Digits(tasks=("left",)), "pair": Digits(episodes="classes")}, episodes="together")
-    drawn = []
-    monkeypatch.setattr(
-        inspect, "_labels", lambda source, batch, row: drawn.append((*batch.targets, row)) or {"y": "1"}
-    )
-    inspect.draw_batch(source, source.load(), 0, tmp_path / "batch.png")
-    interleaved = [(name, row) for row in range(10) for name in ("scene_left", "pair_number")]
-    assert drawn == [*interleaved, ("scene_left", 10), ("scene_left", 11)]  # which has more
-    with Image.open(tmp_path / "batch.png") as picture:
-        assert len(set(picture.getdata())) > 2
-    monkeypatch.undo()
-    curves = Several(parts={"a": Sinusoid(queries=3), "b": Sinusoid(queries=2)}, episodes="together")
-    inspect.draw_batch(curves, curves.load(), 0, tmp_path / "table.png")
-    assert (tmp_path / "table.png").exists()
