@@ -13,7 +13,7 @@ from raymtl.data.omniglot import Omniglot
 from raymtl.data.several import Several
 from raymtl.data.sinusoid import Sinusoid
 
-SourceSpec = Annotated[CIFAR100 | Digits | Files | Mixture | Omniglot | Several | Sinusoid, Field(discriminator="name")]
+SourceSpec = Annotated[Digits | CIFAR100 | Files | Mixture | Omniglot | Several | Sinusoid, Field(discriminator="name")]
 
 __all__ = [
     "CIFAR100",

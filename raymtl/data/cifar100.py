@@ -121,7 +121,7 @@ class CIFAR100(Source):
         return self.tasks or TASKS[self.episodes]
 
     def with_tasks(self, names: tuple[str, ...]) -> Self:
-        return self.model_copy(update={"tasks": names})
+        return self if names == self.task_names else self.model_copy(update={"tasks": names})
 
     def without_support(self) -> Self:
         # A support set of one is drawn all the same: an episode has both parts.
