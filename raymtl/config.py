@@ -2,7 +2,7 @@
 
 import difflib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
@@ -368,7 +368,10 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
         tree = {}
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a mapping of keys, got {type(tree).__name__}. Write `key: value` lines.")
-    experiment = _located(lambda: parse(tree), path, lines)
+    overrides = overrides or {}
+    # What replaces a value of the file does so before that is validated: data.path may name files that are elsewhere.
+    replaced = frozenset(key for key, value in overrides.items() if _replace(tree, key.split("."), value))
+    experiment = _located(lambda: parse(tree), path, lines, replaced)
     if overrides:
         try:
             experiment = experiment.override(overrides)
@@ -493,12 +496,28 @@ def _nearest(key: str, names: Any) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def _located(action: Any, path: Path, lines: Mapping[str, int]) -> Any:
-    """Runs `action`; puts the file, and the line of the key that a UserError begins with, before its message."""
+def _replace(tree: Any, path: Sequence[str], value: Any) -> bool:
+    """Whether the plain tree has a value there, other than a mapping or the name of a member, which is now this one."""
+    *parents, last = path
+    for part in parents:
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    if not isinstance(tree, dict) or last == "name" or last not in tree or isinstance(tree[last], dict):
+        return False
+    tree[last] = value
+    return True
+
+
+def _located(action: Any, path: Path, lines: Mapping[str, int], given: frozenset[str] = frozenset()) -> Any:
+    """Runs `action`; puts the file, and the line of the key that a UserError begins with, before its message.
+
+    Instead of both it says `--set` where the key is one of those `given` there.
+    """
     try:
         return action()
     except UserError as error:
         key = str(error).partition(":")[0]
+        if key in given:
+            raise UserError(f"--set: {error}") from None
         while key and key not in lines:
             key = key.rpartition(".")[0]
         raise UserError(f"{path}{f':{lines[key]}' if key else ''}: {error}") from None

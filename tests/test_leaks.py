@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from raymtl import runs
 from raymtl.config import Experiment
-from raymtl.data import SPLITS, Digits, Several, SourceSpec
+from raymtl.data import SPLITS, Digits, Files, Several, SourceSpec
 from raymtl.data.base import Arrays, Source, Split
 from raymtl.data.episodes import generator, on_device
 from raymtl.encoders import ConvSpec, MLPSpec
@@ -28,6 +28,7 @@ from raymtl.tasks import classification
 from raymtl.types import Batch, Episode
 from raymtl.weighting import StaticSpec
 from tests.conftest import LEARNERS, axes, experiment, perturbed
+from tests.data.own import own_table
 from tests.data.test_sinusoid import FLOOR
 from tests.test_isolation import allowed
 from tests.test_learners import VARIANTS
@@ -183,19 +184,24 @@ def _upright(pictures: np.ndarray) -> set[bytes]:
     return {min(rotation[row].tobytes() for rotation in turned) for row in range(len(pictures))}
 
 
-SOURCES: list[tuple[str, Callable[[], Source]]] = [
-    *((kind.model_fields["name"].default, kind) for kind in get_args(get_args(SourceSpec)[0])),
-    ("digits classes", lambda: Digits(episodes="classes")),
-    ("digits of several shots and ways", lambda: Digits(episodes="classes", shots=(1, 4), ways=(2, 6))),
-    ("several together", lambda: Several(episodes="together")),
+OF_FILES: dict[type[Source], Callable[[Path], Source]] = {Files: own_table}
+"""Sources that have nothing to read from by default, and what makes them of a folder."""
+SOURCES: list[tuple[str, Callable[[Path], Source]]] = [
+    *(
+        (kind.model_fields["name"].default, OF_FILES.get(kind, lambda folder, kind=kind: kind()))
+        for kind in get_args(get_args(SourceSpec)[0])
+    ),
+    ("digits classes", lambda folder: Digits(episodes="classes")),
+    ("digits of several shots and ways", lambda folder: Digits(episodes="classes", shots=(1, 4), ways=(2, 6))),
+    ("several together", lambda folder: Several(episodes="together")),
 ]
 
 
 @pytest.mark.parametrize(("name", "make"), SOURCES, ids=[name for name, _ in SOURCES])
-def test_no_input_stands_in_support_and_query_or_in_two_splits(name, make, monkeypatch) -> None:
+def test_no_input_stands_in_support_and_query_or_in_two_splits(name, make, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("raymtl.data.omniglot.read_drawings", numbered_drawings)
     monkeypatch.setenv("RAYMTL_DATA", "drawn above")
-    source = make()
+    source = make(tmp_path)
     arrays = source.load()
     of_split: list[set[bytes]] = []
     for split in SPLITS:

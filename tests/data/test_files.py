@@ -149,6 +149,9 @@ def test_roles_can_be_given(tmp_path) -> None:
         (list(range(60)), "regression", ()),
         ([[1.0, 2.0 * i] for i in range(60)], "regression", ()),
         ([["a"], [], ["b", "a"], None] * 15, "multilabel", ("a", "b")),
+        (["a", "a; b", None, "b"] * 15, "multilabel", ("a", "b")),
+        (["a|b", "b|c", "a|b", ""] * 15, "multilabel", ("a", "b", "c")),
+        (["a;b", "c;d", "e"] * 20, "classification", ("a;b", "c;d", "e")),
         ([None, 2.5, float("nan")] * 20, "regression", ()),
     ],
 )
@@ -340,6 +343,18 @@ def test_what_was_found_is_kept_while_the_files_change_and_found_anew_where_the_
     assert Files.model_validate(source.model_dump(mode="json")) == source
     with pytest.raises(UserError, match=r"data.path: expected a file, a folder or a URL"):
         Files.model_validate({**source.model_dump(mode="json"), "exclude": ["code"]})
+
+
+def test_a_path_given_to_the_command_replaces_that_of_the_file_before_either_is_read(tmp_path) -> None:
+    path, table = tmp_path / "own.yaml", write_csv(tmp_path / "here.csv", columns(tasks=1, missing=0.0))
+    path.write_text(
+        "data:\n  name: files\n  path: nowhere.csv\n  tasks:\n    rent: {column: task 0.x}\nencoder: {name: mlp}\n"
+    )
+    with pytest.raises(UserError, match=r"own.yaml:3: data.path"):
+        load(path)
+    assert load(path, {"data.path": str(table)}).data.path == str(table)
+    with pytest.raises(UserError, match=r"^--set: data.path: expected a file"):
+        load(path, {"data.path": "nowhere-else.csv"})
 
 
 def test_a_url_is_read_as_a_path_is(tmp_path) -> None:

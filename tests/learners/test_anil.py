@@ -20,6 +20,7 @@ class Flat(nn.Module):
     """An encoder that has nothing to learn."""
 
     out_features = 16 * 16
+    shapes = ((out_features,),)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return inputs.flatten(1)

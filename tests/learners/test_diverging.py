@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 def on_a_quadratic(quadratic: Quadratic, learner: MAML | Reptile):
     model = Weights([quadratic.task])
     problem = Problem((quadratic.task,), model, StaticSpec().build([quadratic.task]), learner)
-    support = Batch(torch.zeros(1, 1, 1), {"w": torch.zeros(1, 1)}, {})
+    support = Batch(torch.zeros(1, 1), {"w": torch.zeros(1)}, {})
     return divergence(learner, model, problem.init_params(), support, problem.objective)
 
 

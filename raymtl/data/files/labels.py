@@ -84,6 +84,8 @@ def _inferred(name: str, asked: TaskColumn, columns: Columns, where: Where) -> K
         few = 2 <= len(different) <= FEW and len(known) >= 3 * len(different)
         return "classification" if whole and few else "regression"
     if is_text(kind):
+        if _reused(different.to_pylist()):
+            return "multilabel"
         if 2 <= len(different) <= max(FEW, len(known) / 5):
             return "classification"
         if len(different) < 2:
@@ -105,6 +107,16 @@ def _inferred(name: str, asked: TaskColumn, columns: Columns, where: Where) -> K
 
 
 _FLAGS = {"0", "1", "true", "false"}
+
+
+def _reused(different: Sequence[str]) -> bool:
+    """Whether the texts are made of labels between semicolons or bars, of which one at least is in two of them."""
+    for mark in SEPARATORS[:2]:
+        parts = [part.strip() for text in different if mark in text for part in text.split(mark)]
+        alone = {text.strip() for text in different if mark not in text}
+        if parts and len(parts) + len(alone) > len(alone.union(parts)):
+            return True
+    return False
 
 
 def _is_whole(text: str) -> bool:
