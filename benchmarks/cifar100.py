@@ -274,6 +274,8 @@ def main(
         for one in given:
             if one not in known:
                 raise typer.BadParameter(f"--{name}: expected one of {', '.join(known)}, got '{one}'.")
+    if protocol == "gpu" and not torch.cuda.is_available():
+        raise typer.BadParameter("--protocol: expected cpu where there is no GPU, got gpu.")
     if data:
         os.environ["RAYMTL_DATA"] = str(data.absolute())
     chosen = scaled(PROTOCOLS[protocol], scale)

@@ -168,5 +168,8 @@ def test_the_command_runs_what_its_file_does_not_hold(tmp_path, monkeypatch, cap
     assert "| hard | 60.00 ± 0.00 |" in capsys.readouterr().out
     with pytest.raises(typer.BadParameter, match="another protocol"):
         cifar100.main(json_path=path, scale=0.5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(typer.BadParameter, match="expected cpu where there is no GPU"):
+        cifar100.main(protocol="gpu")
     with pytest.raises(typer.BadParameter, match=r"--method: expected one of single task, .*, got 'harder'"):
         cifar100.main(methods=["harder"])
