@@ -174,6 +174,14 @@ def test_a_broken_connection_leaves_nothing_under_the_final_name_and_is_gone_on_
     assert server.asked == [("numbers.gz", None), ("numbers.gz", "bytes=400000-")]
 
 
+def test_an_archive_that_was_downloaded_before_is_unpacked_without_asking(server, tmp_path) -> None:
+    named = one_file(server)
+    (tmp_path / ".small.fetching" / "unpacked" / "half").mkdir(parents=True)
+    (tmp_path / ".small.fetching" / "numbers.gz").write_bytes(server.files["numbers.gz"])
+    fetched(named, tmp_path)
+    assert server.asked == [] and there(tmp_path) == {"MNIST/raw/numbers"}
+
+
 def test_a_beginning_that_is_not_one_is_fetched_anew(server, tmp_path) -> None:
     named = one_file(server)
     unfinished = tmp_path / ".small.fetching" / "numbers.gz.part"
