@@ -19,12 +19,12 @@ from raymtl.data.files.readers import (
     MAPS,
     TABLES,
     Block,
+    Listing,
     Place,
     Reading,
     Table,
     absolute,
     format_of,
-    found_below,
     joined,
     key_of,
     locate,
@@ -67,6 +67,10 @@ class Opened:
         self.parts: list[_Part] = []
         self.maps: dict[str, Place] = {}
         """Of the tasks whose maps lie in a folder of their own."""
+        self.listings: dict[int, tuple[Listing, set[str]]] = {}
+        """Of the places that maps are looked for in, by the identity of the place."""
+        self.stems: dict[str, dict[str, str]] = {}
+        self.alone: Counter[str] | None = None
         for name, task in source.tasks.items():
             if task.path:
                 place = locate(absolute(task.path, f"data.tasks.{name}.path"), f"data.tasks.{name}.path")
@@ -259,9 +263,12 @@ class Opened:
     def _maps_of(self, task: str, table: pa.Table) -> pa.Array:
         """The map of each row out of the task's own folder: of the name that its picture has."""
         names = self._names(task, table)
-        stems = stems_below(self.maps[task])
-        every = [file for part in self.parts for file in part.place.files] if self.format == "pictures" else names
-        alone = Counter(_stem(name) for name in every if name)
+        if task not in self.stems:
+            self.stems[task] = stems_below(self.maps[task])
+        stems = self.stems[task]
+        if self.alone is None and self.format == "pictures":
+            self.alone = Counter(_stem(file) for part in self.parts for file in part.place.files)
+        alone = self.alone or Counter(_stem(name) for name in names if name)
         found = [
             name
             and (
@@ -330,11 +337,15 @@ class Opened:
             place = self.joined[task][2]
         if task in self.maps:
             place = self.maps[task]
-        listed = found_below(place, names)
+        if id(place) not in self.listings:
+            self.listings[id(place)] = Listing(place), set(place.files)
+        listing, there = self.listings[id(place)]
+        listed = listing.found(names)
         paths = [file or (name and posixpath.join(place.root, name.replace("\\", "/")))
                  for file, name in zip(listed, names, strict=True)]  # fmt: skip
         unlisted = [path for file, path in zip(listed, paths, strict=True) if path and not file]
-        there = set(place.files) | {info.path for info in place.fs.get_file_info(unlisted) if info.is_file}
+        if unlisted:
+            there = there | {info.path for info in place.fs.get_file_info(unlisted) if info.is_file}
         for name, path in zip(names, paths, strict=True):
             if path and path not in there:
                 gone.append(str(name))
