@@ -2,8 +2,10 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from raymtl.config import Experiment
+from raymtl.config import Experiment, load
 from raymtl.data import SPLITS, Files
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.data.paint import PAINT
 from raymtl.step import meta_gradient
 from raymtl.types import UserError
-from tests.data.own import write_csv, write_scenes
+from tests.data.own import scene, write_csv, write_scenes
 from tests.data.test_inspect import inspected
 
 
@@ -416,3 +418,47 @@ def test_a_palette_gives_the_numbers_of_its_colours(tmp_path) -> None:
         picture.save(stream, "png")
         (root / "maps" / f"{i}.png").write_bytes(stream.getvalue())
     np.testing.assert_array_equal(torch.from_numpy(in_order(of(root, 6))[0]).numpy(), np.stack(maps))
+
+
+def test_the_example_of_the_docs_runs_as_it_stands(tmp_path, monkeypatch) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "data.md").read_text(), re.S)
+    (block,) = [block for block in blocks if "mask:" in block]
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(30):
+        found = scene(rng, 96, 128)
+        for folder, name, values in (
+            ("images", f"{i:03d}.jpg", found["image"]), ("masks", f"{i:03d}.png", found["mask"]),
+            ("depths", f"{i:03d}.png", found["depth"]), ("normals", f"{i:03d}_n.npy", found["normals"]),
+        ):  # fmt: skip
+            save(tmp_path / "scenes" / folder / name, values)
+        rows.append((f"images/{i:03d}.jpg", ("sun", "rain")[i % 2], ("a|b", "b")[i % 2], i / 4, f"masks/{i:03d}.png"))
+    names = ("image", "weather", "tags", "count", "mask")
+    write_csv(tmp_path / "scenes" / "labels.csv", dict(zip(names, zip(*rows, strict=True), strict=True)))
+    (tmp_path / "c.yaml").write_text(block)
+    monkeypatch.chdir(tmp_path)
+    chosen = load(tmp_path / "c.yaml")
+    assert chosen.data.found.rows == 30
+    tasks = chosen.data.found.tasks
+    assert {name: task.kind for name, task in tasks.items() if task.kind in ("segmentation", "depth", "normals")} == {
+        "mask": "segmentation", "depth": "depth", "normals": "normals",
+    }  # fmt: skip
+    assert 0.7 < tasks["depth"].means[0] < 4  # metres
+    assert all(chosen.data.load()[f"mask/{name}"].all() for name in tasks)
+    assert len(chosen.build().tasks) == 6
+
+
+def test_maps_are_called_after_a_key_and_lie_anywhere(tmp_path) -> None:
+    maps = random_classes(20, 6, 6)
+    root = coded(tmp_path, maps)
+    names = {"id": [f"p{i}" for i in range(20)], "image": [f"pictures/{i}.png" for i in range(20)]}
+    write_csv(root / "t.csv", names)
+    memory = fsspec.filesystem("memory")
+    for i in range(20):
+        memory.pipe_file(f"/own-maps/p{i}.png", (root / "maps" / f"{i}.png").read_bytes())
+    source = Files(
+        path=str(root / "t.csv"), size=6, key="id", inputs=["image"], tasks={"map": {"path": "memory://own-maps"}}
+    )
+    targets, masks = in_order(source)
+    assert masks.all()
+    np.testing.assert_array_equal(targets, np.stack(maps))

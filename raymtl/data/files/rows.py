@@ -70,7 +70,9 @@ class Opened:
         self.listings: dict[int, tuple[Listing, set[str]]] = {}
         """Of the places that maps are looked for in, by the identity of the place."""
         self.stems: dict[str, dict[str, str]] = {}
+        """Of the tasks in `maps`: name -> file."""
         self.alone: Counter[str] | None = None
+        """How many pictures are called so, without folder and ending."""
         for name, task in source.tasks.items():
             if task.path:
                 place = locate(absolute(task.path, f"data.tasks.{name}.path"), f"data.tasks.{name}.path")
@@ -267,7 +269,8 @@ class Opened:
             self.stems[task] = stems_below(self.maps[task])
         stems = self.stems[task]
         if self.alone is None and self.format == "pictures":
-            self.alone = Counter(_stem(file) for part in self.parts for file in part.place.files)
+            tables = [part.table.read(block) for part in self.parts for block in part.table.blocks]
+            self.alone = Counter(_stem(file) for table in tables for file in table[FILE].to_pylist())
         alone = self.alone or Counter(_stem(name) for name in names if name)
         found = [
             name
@@ -302,8 +305,8 @@ class Opened:
     def holds_maps(self, task: str, column: pa.ChunkedArray) -> bool:
         """Whether these labels are maps, by what was asked for or by how they look."""
         kind = self.source.tasks[task].kind
-        if kind is not None:
-            return is_dense(kind)
+        if task in self.maps or kind is not None:
+            return task in self.maps or is_dense(kind)
         values = plain(column)
         if is_list(values.type):
             return is_list(values.type.value_type)
