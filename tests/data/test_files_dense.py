@@ -170,7 +170,7 @@ def test_the_kind_of_maps_is_inferred(tmp_path, values, ending, kind) -> None:
     ("values", "ending", "says"),
     [
         (GREYS * 2, ".png", "got 96 different greys. Say data.tasks.map.kind: segmentation, depth or normals"),
-        (np.stack([GREYS, 0 * GREYS, GREYS], -1), ".png", "directions as colours, got other colours"),
+        (np.stack([GREYS, 0 * GREYS, GREYS], -1), ".png", "or one of a few colours a pixel, or directions, got others"),
         (np.zeros((8, 12), np.uint8), ".png", r"expected maps of two classes at least, got \[0\] in"),
     ],
 )
@@ -462,3 +462,34 @@ def test_maps_are_called_after_a_key_and_lie_anywhere(tmp_path) -> None:
     targets, masks = in_order(source)
     assert masks.all()
     np.testing.assert_array_equal(targets, np.stack(maps))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_colours_are_classes_where_they_are_few(tmp_path, given) -> None:
+    """One of the maps has nothing but black and white, which are colours all the same."""
+    colours = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 0, 255]], np.uint8)
+    maps = random_classes(20, 6, 6, 4)
+    maps[3] %= 2
+    task = {"values": [0x0000FF, 0xFF0000, 0xFFFFFF], "classes": ["sea", "fire", "ice"], "ignore": 0} if given else {}
+    source = of(coded(tmp_path, [colours[values] for values in maps]), 6, task)
+    fitted = source.found.tasks["map"]
+    order = [0xFF, 0xFF0000, 0xFFFFFF] if given else [0, 0xFF, 0xFF0000, 0xFFFFFF]
+    assert fitted.colours and fitted.values == tuple(order)
+    assert fitted.classes == (("sea", "fire", "ice") if given else ("#000000", "#0000ff", "#ff0000", "#ffffff"))
+    place = np.array([order.index(v) if v in order else -1 for v in (0, 0xFFFFFF, 0xFF0000, 0xFF)])
+    targets, _ = in_order(source)
+    for own, target in zip(maps, targets, strict=True):
+        np.testing.assert_array_equal(target, place[own])
+    with pytest.raises(UserError, match=r"data.tasks.map.values: .*expected the colours that stand for \['a', 'b'\]"):
+        of(tmp_path, 6, {"classes": ["a", "b"]})
+    maps[5][0, 0] = 4
+    coded(tmp_path, [np.concatenate([colours, [[1, 2, 3]]]).astype(np.uint8)[values] for values in maps])
+    with pytest.raises(UserError, match=r"maps/5.png: expected a class .*, got #010203 in 1 pixels"):
+        source.load()
+
+
+def test_a_grey_that_is_saved_three_times_is_a_number(tmp_path) -> None:
+    maps = random_classes(20, 6, 6)
+    source = of(coded(tmp_path, [np.repeat(values[..., None], 3, -1) for values in maps]), 6)
+    assert source.found.tasks["map"].values == (0, 1, 2) and not source.found.tasks["map"].colours
+    np.testing.assert_array_equal(in_order(source)[0], np.stack(maps))
