@@ -359,8 +359,8 @@ def _encode_segmentation(name: str, fitted: FittedTask, values: np.ndarray, show
         listed = [write.format(value) for value in sorted(fitted.values)]
         raise UserError(
             f"{shown}: expected a class of task '{name}' in every pixel, one of {', '.join(listed[:12])}"
-            f"{' ...' if len(listed) > 12 else ''}, got {write.format(odd[0])} in {odd.size} pixels. Correct the map, or "
-            f"name it in data.tasks.{name}.values or .ignore."
+            f"{' ...' if len(listed) > 12 else ''}, got {write.format(odd[0])} in {odd.size} pixels. Correct the map, "
+            f"or name it in data.tasks.{name}.values or .ignore."
         )
     return np.where(nothing, -1, order[place]).astype(np.int16)
 
