@@ -190,6 +190,10 @@ def test_pictures_with_masks_are_adapted_to_and_predicted(tmp_path) -> None:
     row = predictions(told)[1]
     assert row["mask.after.shape"] == [12, 16] and len(row["mask.after"]) == 12 * 16
     assert row["larger.after"] in ("box", "disc")
+    only = predictions(adapt_run(run, new, 0, 1, "only", new / "images"))
+    # The same pictures without anything beside them are answered as before.
+    assert [r["mask.after"] for r in only] == [r["mask.after"] for r in predictions(told)]
+    assert all(r["mask.target"] is None and r["larger.target"] is None for r in only)
     found = read_unseen(load_model(run / "best")[0].data, str(new))
     assert np.flatnonzero(~found.masks["mask"]).tolist() == [2, 7]  # as its table leaves them away
 
