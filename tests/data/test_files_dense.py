@@ -254,13 +254,14 @@ def test_a_folder_that_holds_pictures_and_maps_takes_no_map_for_a_picture(tmp_pa
         np.testing.assert_array_equal(target, own)
 
 
-@pytest.mark.parametrize("form", ["names", "bytes", "lists", "struct"])
+@pytest.mark.parametrize("form", ["names", "names below a folder", "bytes", "lists", "struct"])
 def test_maps_stand_in_a_table(tmp_path, form) -> None:
     maps = random_classes(20, 6, 8)
     root = coded(tmp_path, maps)
     contents = [(root / "maps" / f"{i}.png").read_bytes() for i in range(20)]
     values = {
         "names": [f"maps/{i}.png" for i in range(20)],
+        "names below a folder": [f"{i}.png" for i in range(20)],
         "bytes": contents,
         "lists": [m.tolist() for m in maps],
         "struct": [{"bytes": None, "path": f"maps/{i}.png"} for i in range(20)],
@@ -268,7 +269,8 @@ def test_maps_stand_in_a_table(tmp_path, form) -> None:
     values[5] = None
     table = {"image": [f"pictures/{i}.png" for i in range(20)], "map": values}
     pq.write_table(pa.table(table), root / "table.parquet", row_group_size=5)
-    source = Files(path=str(root / "table.parquet"), size=(6, 8), tasks={"map": {}})
+    task = {"path": str(root / "maps"), "column": "map", "kind": "segmentation"} if "below" in form else {}
+    source = Files(path=str(root / "table.parquet"), size=(6, 8), tasks={"map": task})
     assert source.found.tasks["map"].kind == "segmentation"
     assert [column.column for column in source.found.columns] == ["image"]
     targets, masks = in_order(source)
@@ -391,6 +393,7 @@ def test_inspect_tells_the_share_of_every_class_and_paints_the_maps(tmp_path, mo
     }
     file.write_text(json.dumps({"data": data, "encoder": {"name": "conv", "channels": [4]}, "output": str(tmp_path)}))
     told = json.loads(inspected(monkeypatch, capsys, str(file), "--json", "--picture", str(tmp_path / "b.png")))
+    assert told["notes"] == ["task 'map': 255 in a map says nothing (data.tasks.map.ignore)."]
     for split in SPLITS:
         balance = told["tasks"]["map"]["splits"][split]["balance"]
         assert balance == pytest.approx({"labelled": 7 / 8, "0": 1 / 7, "1": 2 / 7, "2": 4 / 7})
