@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from raymtl import runs
@@ -25,7 +26,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-data_app = typer.Typer(help="Look at the data of a configuration.", no_args_is_help=True, add_completion=False)
+data_app = typer.Typer(
+    help="Look at the data of a configuration, or fetch data that have a name.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 app.add_typer(data_app, name="data")
 
 Config = Annotated[Path, typer.Argument(help="A YAML configuration, such as tune_configs/quickstart.yaml.")]
@@ -221,6 +226,52 @@ def inspect_data(
         print(json.dumps(told, indent=2))
         return
     _print_data(told)
+
+
+@data_app.command("fetch")
+def fetch_data(
+    name: Annotated[str, typer.Argument(help="mnist, omniglot, cifar100, voc2007 or nyuv2.")],
+    root: Annotated[Path | None, typer.Option(help="Folder of the data; else $RAYMTL_DATA.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Fetch data that have a name, or check a copy that is there; says first what, how much and from where."""
+    from raymtl.data.fetch import fetch, known, missing
+
+    named = known().get(name)
+    if named is None:
+        raise UserError(f"NAME: expected one of {', '.join(known())}, got '{name}'.")
+    folder = root or (Path(os.environ["RAYMTL_DATA"]) if os.environ.get("RAYMTL_DATA") else None)
+    if folder is None:
+        raise UserError("--root: expected the folder of the data, got none. Give it, or set RAYMTL_DATA.")
+    folder = folder.expanduser()
+    console = Console(highlight=False, soft_wrap=True)
+    lacking = missing(named, folder)
+    if not lacking:
+        console.print(f"{name}: {', '.join(part.path for part in named.parts)} in {folder}: complete and right.")
+        return
+    archives = [archive for part in lacking for archive in part.archives]
+    for archive in archives:
+        size, where = f"{archive.num_bytes / 1e6:.2f} MB", " or ".join(archive.urls)
+        console.print(f"{size:>10}  {where} (md5 {archive.md5})", markup=False)
+    console.print(f"to {folder}: {', '.join(part.path for part in lacking)}\nlicence: {named.licence}", markup=False)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError("--yes: expected it where nobody can be asked, got a standard input that is no terminal.")
+        if not typer.confirm(f"Fetch {sum(archive.num_bytes for archive in archives) / 1e6:.1f} MB?"):
+            raise typer.Exit(1)
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what)
+            progress.update(bars[what], completed=done, total=total or None)
+
+        for part in lacking:
+            progress.console.print(f"fetching {part.path}", markup=False)
+            fetch(named, part, folder, report)
+    console.print(f"{name} is in {folder}.", markup=False)
 
 
 def _print_data(told: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from raymtl.data.base import SPLITS, Arrays, Source, Split
+from raymtl.data.cifar100 import CIFAR100
 from raymtl.data.digits import Digits
 from raymtl.data.files import Files
 from raymtl.data.mixture import Mixture
@@ -13,9 +14,12 @@ from raymtl.data.omniglot import Omniglot
 from raymtl.data.several import Several
 from raymtl.data.sinusoid import Sinusoid
 
-SourceSpec = Annotated[Digits | Files | Mixture | NYUv2 | Omniglot | Several | Sinusoid, Field(discriminator="name")]
+SourceSpec = Annotated[
+    Digits | CIFAR100 | Files | Mixture | NYUv2 | Omniglot | Several | Sinusoid, Field(discriminator="name")
+]
 
 __all__ = [
+    "CIFAR100",
     "SPLITS",
     "Arrays",
     "Digits",
