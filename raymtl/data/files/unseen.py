@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from raymtl.data.base import most
 from raymtl.data.files.columns import in_order, numbers, plain, texts
+from raymtl.data.files.kinds import KINDS
 from raymtl.data.files.load import encode_inputs, encode_labels
 from raymtl.data.files.readers import FILE, FOLDER
 from raymtl.data.files.rows import Opened, Rows, label_columns
@@ -121,7 +122,7 @@ def _open(source: "Files", path: str, *, labelled: bool = True) -> Opened:
     opened = Opened(bare)
     own: dict[str, TaskColumn] = {}
     for name, task in source.tasks.items() if labelled else ():
-        in_folder = bool(task.path) and found.tasks[name].kind in ("segmentation", "depth", "normals")
+        in_folder = bool(task.path) and KINDS[found.tasks[name].kind].form not in ("class", "set", "number")
         if in_folder and not task.column:
             own[name] = task.model_copy(update={"kind": found.tasks[name].kind})
         elif all(column in opened.names for column in label_columns(name, task)):
