@@ -238,7 +238,7 @@ def test_numbers_of_a_new_task_are_read_as_numbers(home) -> None:
         ({name: [None] * 30 for name in TASKS}, r"bad.csv: expected rows with labels to adapt to, got none"),
     ],
 )
-def test_files_that_do_not_fit_are_refused_in_a_sentence(home, changes, says, monkeypatch, capsys) -> None:
+def test_files_that_do_not_fit_are_refused_in_a_sentence(home, changes, says) -> None:
     without = tuple(name for name, values in changes.items() if values is None)
     file = support_file(home / "bad.csv", without, **{k: v for k, v in changes.items() if v is not None})
     with pytest.raises(UserError, match=says):
@@ -248,6 +248,9 @@ def test_files_that_do_not_fit_are_refused_in_a_sentence(home, changes, says, mo
 def test_a_query_takes_a_support_set_and_a_new_task_a_column(home, monkeypatch, capsys) -> None:
     assert "--query: expected --support beside it" in mistake(
         monkeypatch, capsys, "adapt", str(home / "run"), "--query", str(home / "flats.csv")
+    )
+    assert "gone.csv: no such file" in mistake(
+        monkeypatch, capsys, "adapt", str(home / "run"), "--support", str(home / "gone.csv")
     )
     says = mistake(
         monkeypatch, capsys, "adapt", str(home / "run"), "--support", str(home / "flats.csv"), "--transfer", "feature"

@@ -1,6 +1,7 @@
 """Rows that no run has seen: in the form of the table it was trained on, encoded by what was found in that one."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -114,6 +115,8 @@ def read_new_labels(source: "Files", path: str, column: str | None, *, of_classe
 def _open(source: "Files", path: str, *, labelled: bool = True) -> Opened:
     """The file with the inputs of the run, and those of its tasks that it has labels of."""
     found = source.found
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such file. Give a file or a folder in the form of the run's own.")
     settings: dict[str, Any] = {
         "path": path, "format": None, "tasks": {}, "exclude": (), "key": None, "group": None, "split": SplitRule(),
         "inputs": tuple(column.column for column in found.columns),
