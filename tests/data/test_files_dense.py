@@ -104,7 +104,6 @@ def test_cropping_takes_the_same_part_of_a_map_as_of_its_picture(tmp_path) -> No
     columns = np.repeat(np.arange(0, 240, 6, dtype=np.uint8)[None], 10, 0)
     for i in range(12):
         save(tmp_path / "pictures" / f"{i}.png", columns)
-        save(tmp_path / "maps" / f"{i}.png", columns.astype(np.uint16) + 1)
         save(tmp_path / "maps" / f"{i}.png", columns.repeat(2, 0).repeat(2, 1).astype(np.uint16) + 1)
     source = of(tmp_path, (10, 10), {"kind": "depth"}, resize="crop")
     arrays = source.load()
