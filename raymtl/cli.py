@@ -119,7 +119,12 @@ def evaluate(
 @app.command()
 def adapt(
     run: Run,
-    support: Annotated[Path | None, typer.Option(help="Parquet: column `input` and one for each task.")] = None,
+    support: Annotated[
+        Path | None, typer.Option(help="Examples: as the run's own files, or Parquet with `input` and one a task.")
+    ] = None,
+    query: Annotated[
+        Path | None, typer.Option(help="What to predict; the rows of --support without a label by default.")
+    ] = None,
     episode: Annotated[
         int, typer.Option(min=0, help="Without --support: which held-out test episode to adapt to.")
     ] = 0,
@@ -140,14 +145,16 @@ def adapt(
 
     if support is not None and episode:
         raise UserError("--episode: expected either --support or --episode, got both. Leave one away.")
+    if query is not None and support is None:
+        raise UserError("--query: expected --support beside it, the examples to adapt to, got none. Add it.")
     if transfer is not None:
         if steps is not None:
             raise UserError("--steps: expected none with --transfer, which has --set optimiser.steps=N. Leave it away.")
-        _transfer(runs.existing(run), transfer, _overrides(sets), support, episode, name, as_json)
+        _transfer(runs.existing(run), transfer, _overrides(sets), support, query, episode, name, as_json)
         return
     if sets:
         raise UserError(f"--set: expected --transfer, whose values it sets, got {sets[0]} alone. Add --transfer.")
-    written = adapt_run(runs.existing(run), support, episode, steps, name)
+    written = adapt_run(runs.existing(run), support, episode, steps, name, query)
     if as_json:
         print(json.dumps(written, indent=2))
         return
@@ -163,7 +170,14 @@ def adapt(
 
 
 def _transfer(
-    run: Path, way: str, values: Mapping[str, Any], support: Path | None, episode: int, name: str | None, as_json: bool
+    run: Path,
+    way: str,
+    values: Mapping[str, Any],
+    support: Path | None,
+    query: Path | None,
+    episode: int,
+    name: str | None,
+    as_json: bool,
 ) -> None:
     from raymtl.carry import transfer_run
     from raymtl.progress import View
@@ -171,7 +185,7 @@ def _transfer(
 
     chosen = parse_transfer(way, values)
     with View(f"raymtl adapt --transfer {way}") as view:
-        written = transfer_run(run, chosen, support, episode, name, view)
+        written = transfer_run(run, chosen, support, episode, name, view, query)
     if as_json:
         print(json.dumps(written, indent=2))
         return

@@ -13,6 +13,7 @@ from raymtl.data.episodes import build_episodes, on_device
 from raymtl.encoders import MLPSpec
 from raymtl.step import meta_gradient
 from raymtl.types import UserError
+from tests.data.rooms import write_rooms
 
 CONFIGS = sorted((Path(__file__).parent.parent / "tune_configs").glob("*.yaml"))
 
@@ -47,6 +48,8 @@ def test_every_shipped_configuration_loads_round_trips_and_takes_a_step(
     drawings = np.random.default_rng(0).integers(256, size=(1623, 20, 28, 28), dtype=np.uint8)
     monkeypatch.setattr("raymtl.data.omniglot.read_drawings", lambda root: (drawings, np.arange(1623).astype(str)))
     monkeypatch.setattr("raymtl.data.cifar100.read_pictures", lambda root: cifar100_of_noise())
+    # Nor the rooms.
+    monkeypatch.setattr("raymtl.data.nyuv2.root_of", lambda folder: write_rooms(tmp_path / "nyuv2", 1))
     monkeypatch.setenv("RAYMTL_DATA", os.environ.get("RAYMTL_DATA", str(tmp_path)))
     experiment = load(path)
     experiment.save(tmp_path / "saved.yaml")

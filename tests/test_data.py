@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from raymtl.config import Experiment, parse
-from raymtl.data import SPLITS, Digits, Files, SourceSpec
+from raymtl.data import SPLITS, Digits, Files, NYUv2, SourceSpec
 from raymtl.data.digits import CLASS_SPLIT, compose, rotated
 from raymtl.data.episodes import build_episodes, generator, on_device
 from raymtl.types import Batch, UserError
 from tests.data.own import own_table
+from tests.data.rooms import small_rooms
 
 CLASSES = Digits(episodes="classes", ways=5, shots=1, queries=3)
 SOURCES = get_args(get_args(SourceSpec)[0])
@@ -136,8 +137,9 @@ def inputs_of(batch: Batch, task: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", SOURCES, ids=lambda kind: kind.model_fields["name"].default)
 def test_every_source_keeps_its_contract(kind, tmp_path) -> None:
-    source = own_table(tmp_path) if kind is Files else kind()
-    assert Experiment.model_validate({"data": source.model_dump(), "encoder": {"name": "mlp"}}).data == source
+    source = {Files: own_table, NYUv2: small_rooms}.get(kind, lambda folder: kind())(tmp_path)
+    encoder = "conv" if any(task.dense for task in source.make_tasks()) else "mlp"
+    assert Experiment.model_validate({"data": source.model_dump(), "encoder": {"name": encoder}}).data == source
     names = source.task_names
     assert tuple(task.name for task in source.make_tasks()) == names
     assert source.with_tasks(names) == source
@@ -157,7 +159,7 @@ def test_every_source_keeps_its_contract(kind, tmp_path) -> None:
             target, inputs = batch.targets[task.name], inputs_of(batch, task.name)
             assert inputs.shape[2:] == source.input_shape
             assert inputs.dtype == (torch.uint8 if source.pictures else torch.float32)
-            assert target.shape == inputs.shape[:2]
+            assert target.shape == (*inputs.shape[:2], *task.target_shape)
             if task.kind == "classification":
                 assert target.dtype == torch.int64
                 assert int(target.min()) >= 0 and int(target.max()) < task.out_features

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from raymtl import runs
 from raymtl.config import Experiment
-from raymtl.data import CIFAR100, SPLITS, Digits, Files, Several, SourceSpec
+from raymtl.data import CIFAR100, SPLITS, Digits, Files, NYUv2, Several, SourceSpec
 from raymtl.data.base import Arrays, Source, Split
 from raymtl.data.cifar100 import CIFAR_FS
 from raymtl.data.cifar100_files import Pictures
@@ -31,6 +31,7 @@ from raymtl.types import Batch, Episode
 from raymtl.weighting import StaticSpec
 from tests.conftest import LEARNERS, axes, experiment, perturbed
 from tests.data.own import own_table
+from tests.data.rooms import numbered_frame, small_rooms
 from tests.data.test_sinusoid import FLOOR
 from tests.test_isolation import allowed
 from tests.test_learners import VARIANTS
@@ -195,7 +196,7 @@ def _upright(pictures: np.ndarray) -> set[bytes]:
     return {min(rotation[row].tobytes() for rotation in turned) for row in range(len(pictures))}
 
 
-OF_FILES: dict[type[Source], Callable[[Path], Source]] = {Files: own_table}
+OF_FILES: dict[type[Source], Callable[[Path], Source]] = {Files: own_table, NYUv2: small_rooms}
 """Sources that have nothing to read from by default, and what makes them of a folder."""
 SOURCES: list[tuple[str, Callable[[Path], Source]]] = [
     *(
@@ -214,6 +215,7 @@ SOURCES: list[tuple[str, Callable[[Path], Source]]] = [
 def test_no_input_stands_in_support_and_query_or_in_two_splits(name, make, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("raymtl.data.omniglot.read_drawings", numbered_drawings)
     monkeypatch.setattr("raymtl.data.cifar100.read_pictures", numbered_pictures)
+    monkeypatch.setattr("raymtl.data.nyuv2.read_frame", numbered_frame)
     monkeypatch.setenv("RAYMTL_DATA", "drawn above")
     source = make(tmp_path)
     arrays = source.load()

@@ -9,11 +9,14 @@ from raymtl.data.cifar100 import CIFAR100
 from raymtl.data.digits import Digits
 from raymtl.data.files import Files
 from raymtl.data.mixture import Mixture
+from raymtl.data.nyuv2 import NYUv2
 from raymtl.data.omniglot import Omniglot
 from raymtl.data.several import Several
 from raymtl.data.sinusoid import Sinusoid
 
-SourceSpec = Annotated[Digits | CIFAR100 | Files | Mixture | Omniglot | Several | Sinusoid, Field(discriminator="name")]
+SourceSpec = Annotated[
+    Digits | CIFAR100 | Files | Mixture | NYUv2 | Omniglot | Several | Sinusoid, Field(discriminator="name")
+]
 
 __all__ = [
     "CIFAR100",
@@ -22,6 +25,7 @@ __all__ = [
     "Digits",
     "Files",
     "Mixture",
+    "NYUv2",
     "Omniglot",
     "Several",
     "Sinusoid",

@@ -157,7 +157,8 @@ class Files(Source):
         found = self.found
         if self.episodes == "classes":
             return tuple(classification(name, most(self.ways)) for name in self.tasks)
-        return tuple(KINDS[found.tasks[name].kind].make(name, found.tasks[name]) for name in self.tasks)
+        size = shape_of(self.size)
+        return tuple(KINDS[found.tasks[name].kind].make(name, found.tasks[name], size) for name in self.tasks)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
