@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Validati
 
 from raymtl.data import Digits, SourceSpec
 from raymtl.encoders import ConvSpec, Encoder, EncoderSpec
+from raymtl.encoders.norm import BatchStatistics
 from raymtl.learners import MAML, LearnerSpec
 from raymtl.modes import ModeSpec, Weighted
 from raymtl.search import Domain, representatives
@@ -303,6 +304,9 @@ class Experiment(Spec):
             torch.manual_seed(self.seed)
             encoders = [self._encoder() for _ in range(self.sharing.num_encoders(len(tasks)))]
             model = self.sharing.build(tasks, encoders)
+        # Batch norms are of the examples that pass together.
+        normalises = any(isinstance(part, BatchStatistics) for part in model.parts())
+        model.apart = self.weighting.needs_gradients and not normalises
         return Problem(tasks, model, self.weighting.build(tasks), self.learner, self.seed)
 
     def override(self, values: Mapping[str, Any]) -> "Experiment":

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from raymtl.data.base import SPLITS, Arrays, Source, Split
+from raymtl.data.cifar100 import CIFAR100
 from raymtl.data.digits import Digits
 from raymtl.data.files import Files
 from raymtl.data.mixture import Mixture
@@ -15,10 +16,11 @@ from raymtl.data.sinusoid import Sinusoid
 from raymtl.data.voc import VOC
 
 SourceSpec = Annotated[
-    Digits | Files | Mixture | NYUv2 | Omniglot | Several | Sinusoid | VOC, Field(discriminator="name")
+    Digits | CIFAR100 | Files | Mixture | NYUv2 | Omniglot | Several | Sinusoid | VOC, Field(discriminator="name")
 ]
 
 __all__ = [
+    "CIFAR100",
     "SPLITS",
     "VOC",
     "Arrays",

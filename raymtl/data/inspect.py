@@ -35,7 +35,7 @@ def inspect(source: Source, seed: int) -> tuple[dict[str, Any], Arrays]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         arrays = source.load()
-    told = {
+    told: dict[str, Any] = {
         "input_shape": list(source.input_shape),
         "pictures": source.pictures,
         "tasks": {task.name: {"kind": task.kind, "metrics": list(task.metrics)} for task in source.make_tasks()},
@@ -44,6 +44,11 @@ def inspect(source: Source, seed: int) -> tuple[dict[str, Any], Arrays]:
     }
     if isinstance(source, Files):
         told |= _of_files(source, arrays)
+        told["notes"] += [
+            f"task '{name}': {', '.join(map(str, fitted.ignored))} in a map says nothing (data.tasks.{name}.ignore)."
+            for name, fitted in source.found.tasks.items()
+            if fitted.ignored and name in source.task_names
+        ]
     (stack, *_), domains = build_episodes(source, arrays, seed=seed, split="train", step=0, indices=[0])
     told["episode"] = {
         "domain": domains[0],

@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 from torch import Tensor
 
 from raymtl.data.base import Arrays, Source, Split
+from raymtl.data.cifar100 import CIFAR100
 from raymtl.data.digits import Digits
 from raymtl.data.files import Files
 from raymtl.data.mixture import Mixture
@@ -18,7 +19,7 @@ from raymtl.data.omniglot import Omniglot
 from raymtl.data.sinusoid import Sinusoid
 from raymtl.types import Batch, Episode, Task, UserError
 
-PartSpec = Annotated[Digits | Files | Mixture | NYUv2 | Omniglot | Sinusoid, Field(discriminator="name")]
+PartSpec = Annotated[CIFAR100 | Digits | Files | Mixture | NYUv2 | Omniglot | Sinusoid, Field(discriminator="name")]
 PartName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$")]
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from raymtl.data import NYUv2
 from raymtl.data.nyuv2 import FRAMES, HEIGHT, WIDTH
 
 
@@ -33,3 +34,16 @@ def write_rooms(root: Path, different: int = 2) -> Path:
             for number in range(different, expected):
                 (root / split / part / f"{number}.npy").symlink_to(f"{number % different}.npy")
     return root
+
+
+def small_rooms(folder: Path) -> NYUv2:
+    """The source of such a folder, of small pictures."""
+    return NYUv2(folder=str(write_rooms(folder, 1)), size=(16, 16))
+
+
+def numbered_frame(folder: Path, number: int, rows: slice, columns: slice) -> dict[str, np.ndarray]:
+    """In place of `read_frame`: a picture of 8 x 8 large pixels at random, so that every frame is one of a kind."""
+    pixels = np.random.default_rng([number, folder.name == "val"]).random((8, 8, 3), np.float32)
+    image = pixels.repeat(HEIGHT // 8, 0).repeat(WIDTH // 8, 1)
+    maps = {"label": np.zeros((HEIGHT, WIDTH)), "depth": np.ones((HEIGHT, WIDTH, 1)), "normal": np.ones_like(image)}
+    return {part: values[rows, columns] for part, values in {"image": image, **maps}.items()}

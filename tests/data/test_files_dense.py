@@ -2,8 +2,10 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from raymtl.config import Experiment
+from raymtl.config import Experiment, load
 from raymtl.data import SPLITS, Files
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.data.paint import PAINT
 from raymtl.step import meta_gradient
 from raymtl.types import UserError
-from tests.data.own import write_csv, write_scenes
+from tests.data.own import scene, write_csv, write_scenes
 from tests.data.test_inspect import inspected
 
 
@@ -102,7 +104,6 @@ def test_cropping_takes_the_same_part_of_a_map_as_of_its_picture(tmp_path) -> No
     columns = np.repeat(np.arange(0, 240, 6, dtype=np.uint8)[None], 10, 0)
     for i in range(12):
         save(tmp_path / "pictures" / f"{i}.png", columns)
-        save(tmp_path / "maps" / f"{i}.png", columns.astype(np.uint16) + 1)
         save(tmp_path / "maps" / f"{i}.png", columns.repeat(2, 0).repeat(2, 1).astype(np.uint16) + 1)
     source = of(tmp_path, (10, 10), {"kind": "depth"}, resize="crop")
     arrays = source.load()
@@ -168,7 +169,7 @@ def test_the_kind_of_maps_is_inferred(tmp_path, values, ending, kind) -> None:
     ("values", "ending", "says"),
     [
         (GREYS * 2, ".png", "got 96 different greys. Say data.tasks.map.kind: segmentation, depth or normals"),
-        (np.stack([GREYS, 0 * GREYS, GREYS], -1), ".png", "directions as colours, got other colours"),
+        (np.stack([GREYS, 0 * GREYS, GREYS], -1), ".png", "or one of a few colours a pixel, or directions, got others"),
         (np.zeros((8, 12), np.uint8), ".png", r"expected maps of two classes at least, got \[0\] in"),
     ],
 )
@@ -252,13 +253,14 @@ def test_a_folder_that_holds_pictures_and_maps_takes_no_map_for_a_picture(tmp_pa
         np.testing.assert_array_equal(target, own)
 
 
-@pytest.mark.parametrize("form", ["names", "bytes", "lists", "struct"])
+@pytest.mark.parametrize("form", ["names", "names below a folder", "bytes", "lists", "struct"])
 def test_maps_stand_in_a_table(tmp_path, form) -> None:
     maps = random_classes(20, 6, 8)
     root = coded(tmp_path, maps)
     contents = [(root / "maps" / f"{i}.png").read_bytes() for i in range(20)]
     values = {
         "names": [f"maps/{i}.png" for i in range(20)],
+        "names below a folder": [f"{i}.png" for i in range(20)],
         "bytes": contents,
         "lists": [m.tolist() for m in maps],
         "struct": [{"bytes": None, "path": f"maps/{i}.png"} for i in range(20)],
@@ -266,7 +268,8 @@ def test_maps_stand_in_a_table(tmp_path, form) -> None:
     values[5] = None
     table = {"image": [f"pictures/{i}.png" for i in range(20)], "map": values}
     pq.write_table(pa.table(table), root / "table.parquet", row_group_size=5)
-    source = Files(path=str(root / "table.parquet"), size=(6, 8), tasks={"map": {}})
+    task = {"path": str(root / "maps"), "column": "map", "kind": "segmentation"} if "below" in form else {}
+    source = Files(path=str(root / "table.parquet"), size=(6, 8), tasks={"map": task})
     assert source.found.tasks["map"].kind == "segmentation"
     assert [column.column for column in source.found.columns] == ["image"]
     targets, masks = in_order(source)
@@ -389,6 +392,7 @@ def test_inspect_tells_the_share_of_every_class_and_paints_the_maps(tmp_path, mo
     }
     file.write_text(json.dumps({"data": data, "encoder": {"name": "conv", "channels": [4]}, "output": str(tmp_path)}))
     told = json.loads(inspected(monkeypatch, capsys, str(file), "--json", "--picture", str(tmp_path / "b.png")))
+    assert told["notes"] == ["task 'map': 255 in a map says nothing (data.tasks.map.ignore)."]
     for split in SPLITS:
         balance = told["tasks"]["map"]["splits"][split]["balance"]
         assert balance == pytest.approx({"labelled": 7 / 8, "0": 1 / 7, "1": 2 / 7, "2": 4 / 7})
@@ -416,3 +420,78 @@ def test_a_palette_gives_the_numbers_of_its_colours(tmp_path) -> None:
         picture.save(stream, "png")
         (root / "maps" / f"{i}.png").write_bytes(stream.getvalue())
     np.testing.assert_array_equal(torch.from_numpy(in_order(of(root, 6))[0]).numpy(), np.stack(maps))
+
+
+def test_the_example_of_the_docs_runs_as_it_stands(tmp_path, monkeypatch) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "data.md").read_text(), re.S)
+    (block,) = [block for block in blocks if "mask:" in block]
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(30):
+        found = scene(rng, 96, 128)
+        for folder, name, values in (
+            ("images", f"{i:03d}.jpg", found["image"]), ("masks", f"{i:03d}.png", found["mask"]),
+            ("depths", f"{i:03d}.png", found["depth"]), ("normals", f"{i:03d}_n.npy", found["normals"]),
+        ):  # fmt: skip
+            save(tmp_path / "scenes" / folder / name, values)
+        rows.append((f"images/{i:03d}.jpg", ("sun", "rain")[i % 2], ("a|b", "b")[i % 2], i / 4, f"masks/{i:03d}.png"))
+    names = ("image", "weather", "tags", "count", "mask")
+    write_csv(tmp_path / "scenes" / "labels.csv", dict(zip(names, zip(*rows, strict=True), strict=True)))
+    (tmp_path / "c.yaml").write_text(block)
+    monkeypatch.chdir(tmp_path)
+    chosen = load(tmp_path / "c.yaml")
+    assert chosen.data.found.rows == 30
+    tasks = chosen.data.found.tasks
+    assert {name: task.kind for name, task in tasks.items() if task.kind in ("segmentation", "depth", "normals")} == {
+        "mask": "segmentation", "depth": "depth", "normals": "normals",
+    }  # fmt: skip
+    assert 0.7 < tasks["depth"].means[0] < 4  # metres
+    assert all(chosen.data.load()[f"mask/{name}"].all() for name in tasks)
+    assert len(chosen.build().tasks) == 6
+
+
+def test_maps_are_called_after_a_key_and_lie_anywhere(tmp_path) -> None:
+    maps = random_classes(20, 6, 6)
+    root = coded(tmp_path, maps)
+    names = {"id": [f"p{i}" for i in range(20)], "image": [f"pictures/{i}.png" for i in range(20)]}
+    write_csv(root / "t.csv", names)
+    memory = fsspec.filesystem("memory")
+    for i in range(20):
+        memory.pipe_file(f"/own-maps/p{i}.png", (root / "maps" / f"{i}.png").read_bytes())
+    source = Files(
+        path=str(root / "t.csv"), size=6, key="id", inputs=["image"], tasks={"map": {"path": "memory://own-maps"}}
+    )
+    targets, masks = in_order(source)
+    assert masks.all()
+    np.testing.assert_array_equal(targets, np.stack(maps))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_colours_are_classes_where_they_are_few(tmp_path, given) -> None:
+    """One of the maps has nothing but black and white, which are colours all the same."""
+    colours = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 0, 255]], np.uint8)
+    maps = random_classes(20, 6, 6, 4)
+    maps[3] %= 2
+    task = {"values": [0x0000FF, 0xFF0000, 0xFFFFFF], "classes": ["sea", "fire", "ice"], "ignore": 0} if given else {}
+    source = of(coded(tmp_path, [colours[values] for values in maps]), 6, task)
+    fitted = source.found.tasks["map"]
+    order = [0xFF, 0xFF0000, 0xFFFFFF] if given else [0, 0xFF, 0xFF0000, 0xFFFFFF]
+    assert fitted.colours and fitted.values == tuple(order)
+    assert fitted.classes == (("sea", "fire", "ice") if given else ("#000000", "#0000ff", "#ff0000", "#ffffff"))
+    place = np.array([order.index(v) if v in order else -1 for v in (0, 0xFFFFFF, 0xFF0000, 0xFF)])
+    targets, _ = in_order(source)
+    for own, target in zip(maps, targets, strict=True):
+        np.testing.assert_array_equal(target, place[own])
+    with pytest.raises(UserError, match=r"data.tasks.map.values: .*expected the colours that stand for \['a', 'b'\]"):
+        of(tmp_path, 6, {"classes": ["a", "b"]})
+    maps[5][0, 0] = 4
+    coded(tmp_path, [np.concatenate([colours, [[1, 2, 3]]]).astype(np.uint8)[values] for values in maps])
+    with pytest.raises(UserError, match=r"maps/5.png: expected a class .*, got #010203 in 1 pixels"):
+        source.load()
+
+
+def test_a_grey_that_is_saved_three_times_is_a_number(tmp_path) -> None:
+    maps = random_classes(20, 6, 6)
+    source = of(coded(tmp_path, [np.repeat(values[..., None], 3, -1) for values in maps]), 6)
+    assert source.found.tasks["map"].values == (0, 1, 2) and not source.found.tasks["map"].colours
+    np.testing.assert_array_equal(in_order(source)[0], np.stack(maps))

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from raymtl.data.files.columns import in_order
 from raymtl.data.files.pictures import Resize, fitted_into, picture_of
 from raymtl.data.files.schema import FittedTask, KindName, TaskColumn
 from raymtl.types import UserError
@@ -38,9 +37,9 @@ Cells = Sequence[Cell | None]
 
 
 def array_of(content: bytes) -> np.ndarray:
-    """The numbers in a picture or .npy file: [H, W], or [H, W, C] where they are not the same in all channels.
+    """The numbers in a picture or .npy file, [H, W] or [H, W, C]. Palettes give the numbers of their colours.
 
-    Palettes give the numbers of their colours. Raises OSError.
+    Raises OSError.
     """
     if content.startswith(NUMPY):
         try:
@@ -55,11 +54,23 @@ def array_of(content: bytes) -> np.ndarray:
         values = np.asarray(picture)
     else:
         values = np.asarray(picture.convert("RGB"))
-    if values.dtype == bool:
-        values = values.astype(np.uint8)
-    if values.ndim == 3 and (values == values[..., :1]).all():
+    if values.ndim == 3 and values.shape[-1] == 1:
         values = values[..., 0]
-    return values
+    return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def _is_colour(values: np.ndarray) -> bool:
+    """Whether it is a picture of more than greys."""
+    several = values.ndim == 3 and values.shape[-1] == 3 and values.dtype == np.uint8
+    return several and not bool((values == values[..., :1]).all())
+
+
+def _packed(values: np.ndarray) -> np.ndarray:
+    """Colours [H, W, 3] as the numbers that six hexadecimal digits write, [H, W] int64; greys [H, W] as such too."""
+    red, green, blue = np.moveaxis(
+        np.broadcast_to(values.reshape(*values.shape[:2], -1), (*values.shape[:2], 3)), -1, 0
+    )
+    return red.astype(np.int64) << 16 | green.astype(np.int64) << 8 | blue
 
 
 def array_of_lists(value: Any) -> np.ndarray:
@@ -128,14 +139,17 @@ def _inferred(name: str, cells: Sequence[Cell]) -> KindName:
     key = f"data.tasks.{name}.kind"
     if not arrays:
         raise UserError(f"{key}: {cells[0].name}: expected maps, got files that cannot be read. Correct them.")
-    if any(3 in (values.shape[0], values.shape[-1]) and values.ndim == 3 for values in arrays):
+    if any(_is_colour(v) or (v.ndim == 3 and 3 in (v.shape[0], v.shape[-1]) and v.dtype != np.uint8) for v in arrays):
         lengths = np.concatenate([np.linalg.norm(_unscaled(v, cells[0].name), axis=0).ravel() for v in arrays])
         if np.mean(np.abs(lengths[lengths > 0] - 1) < 0.1) > 0.5:
             return "normals"
+        if all(v.dtype == np.uint8 for v in arrays) and len({n for v in arrays for n in np.unique(_packed(v))}) <= FEW:
+            return "segmentation"
         raise UserError(
-            f"{key}: {cells[0].name}: expected maps with a number a pixel, or directions as colours, got other "
-            "colours. Say `kind: segmentation` where they were saved as grey numbers or a palette."
+            f"{key}: {cells[0].name}: expected maps with a number or one of a few colours a pixel, or directions, got "
+            f"others. Save classes as grey numbers, a palette or {FEW} colours at most, or as .npy."
         )
+    arrays = [_flat(values, cells[0].name) for values in arrays]
     different = np.unique(np.concatenate([np.unique(values) for values in arrays]))
     if len(different) <= FEW and not (different % 1 > 0).any():
         return "segmentation"
@@ -148,7 +162,9 @@ def _inferred(name: str, cells: Sequence[Cell]) -> KindName:
 
 
 def _flat(values: np.ndarray, name: str) -> np.ndarray:
-    """[H, W] out of that, [H, W, 1] or [1, H, W]. Raises UserError."""
+    """[H, W] out of that, [H, W, 1], [1, H, W] or the same grey three times. Raises UserError."""
+    if values.ndim == 3 and values.shape[-1] == 3 and values.dtype == np.uint8 and not _is_colour(values):
+        values = values[..., 0]
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values[0] if values.shape[0] == 1 else values[..., 0]
     if values.ndim != 2 or not values.size:
@@ -171,7 +187,7 @@ def _vectors(values: np.ndarray, name: str) -> np.ndarray:
 
 def _unscaled(values: np.ndarray, name: str) -> np.ndarray:
     """[3, H, W] float32, of the length that they have, from arrays in that order or in [H, W, 3]. Raises UserError."""
-    if values.ndim == 2 and values.dtype == np.uint8:  # all channels alike: nothing but greys
+    if values.ndim == 2 and values.dtype == np.uint8:  # nothing but greys
         values = np.repeat(values[..., None], 3, -1)
     if values.ndim != 3 or 3 not in (values.shape[0], values.shape[-1]):
         raise UserError(f"{name}: expected three numbers for every pixel, got an array of shape {values.shape}.")
@@ -187,8 +203,10 @@ def _depths(values: np.ndarray, scale: float, name: str) -> np.ndarray:
     return np.where(np.isfinite(flat) & (flat > 0), flat, np.float32(0))
 
 
-def _numbers(values: np.ndarray, name: str) -> np.ndarray:
-    """[H, W] int64, -1 where there is none. Raises UserError for what is no whole number."""
+def _numbers(values: np.ndarray, name: str, colours: bool = False) -> np.ndarray:
+    """[H, W] int64, -1 where there is none; of `colours` packed ones. Raises UserError for what is no whole number."""
+    if colours and values.dtype == np.uint8 and (values.ndim == 2 or values.shape[-1] == 3):
+        return _packed(values)
     flat = _flat(values, name)
     if not np.issubdtype(flat.dtype, np.floating):
         return flat.astype(np.int64)
@@ -205,20 +223,27 @@ def _classes(name: str, asked: TaskColumn, cells: Sequence[Cell]) -> dict[str, A
     names = [str(value) for value in asked.classes or ()]
     if len(set(names)) < len(names):
         raise UserError(f"{key}.classes: expected every class once, got {names}.")
-    there = sorted({n for part in _read(cells, _seen) for n in part if n >= 0})
+    seen = _read(cells, _seen)
+    colours = any(colour for colour, _, _ in seen)
+    there = sorted({n for _, greys, packed in seen for n in (packed if colours else greys) if n >= 0})
     given = () if asked.ignore is None else (asked.ignore,) if isinstance(asked.ignore, int) else asked.ignore
     values = asked.values
+    if values is None and names and colours:
+        raise UserError(
+            f"{key}.values: {cells[0].name}: expected the colours that stand for {names}, such as 0xFF0000, in their "
+            f"order, got none, and in the maps {[f'#{number:06x}' for number in there[:12]]}. Say them."
+        )
     if values is None and names:
         whole = all(isinstance(value, int) and not isinstance(value, bool) for value in asked.classes or ())
         values = tuple(int(text) for text in names) if whole else _in_turn(there, len(names))
     ignored = tuple(given)
-    if asked.ignore is None and NOTHING in there and NOTHING not in (values or ()):
+    if asked.ignore is None and not colours and NOTHING in there and NOTHING not in (values or ()):
         others = [number for number in there if number != NOTHING]
         if values is not None or (len(others) > 1 and others[-1] < max(SMALL, 2 * len(others))):
             ignored = (NOTHING,)
     if values is None:
         values = tuple(number for number in there if number not in ignored)
-    names = names or [str(number) for number in values]
+    names = names or [f"#{number:06x}" if colours else str(number) for number in values]
     if len(names) != len(values) or len(set(values)) < len(values) or set(values) & set(ignored):
         raise UserError(
             f"{key}.values: expected a number of its own for each of {len(names)} classes, none of them ignored, got "
@@ -229,13 +254,18 @@ def _classes(name: str, asked: TaskColumn, cells: Sequence[Cell]) -> dict[str, A
             f"{key}: {cells[0].name}: expected maps of two classes at least, got {list(values)} in {len(cells)} maps "
             f"(ignored: {list(ignored)}). Correct the maps, or say data.tasks.{name}.classes."
         )
-    return {"classes": tuple(names), "values": values, "ignored": ignored}
+    return {"classes": tuple(names), "values": values, "ignored": ignored, "colours": colours}
 
 
-def _seen(cell: Cell, values: np.ndarray) -> list[int]:
-    if values.dtype in (np.uint8, np.uint16):
-        return np.flatnonzero(np.bincount(_flat(values, cell.name).ravel())).tolist()
-    return np.unique(_numbers(values, cell.name)).tolist()
+def _seen(cell: Cell, values: np.ndarray) -> tuple[bool, list[int], list[int]]:
+    """Whether it is in colours, and the numbers in it: as greys, which colours are not, and as packed colours."""
+    if _is_colour(values):
+        return True, [], np.unique(_packed(values)).tolist()
+    if values.dtype == np.uint8 or values.dtype == np.uint16:
+        greys = np.flatnonzero(np.bincount(_flat(values, cell.name).ravel())).tolist()
+    else:
+        greys = np.unique(_numbers(values, cell.name)).tolist()
+    return False, greys, [grey * 0x010101 for grey in greys]
 
 
 def _in_turn(there: Sequence[int], number: int) -> tuple[int, ...]:
@@ -317,7 +347,7 @@ def _check_shape(own: Sequence[int], picture: Sequence[int], shown: str) -> None
 
 
 def _encode_segmentation(name: str, fitted: FittedTask, values: np.ndarray, shown: str) -> np.ndarray:
-    numbers = _numbers(values, shown)
+    numbers = _numbers(values, shown, fitted.colours)
     order = np.argsort(fitted.values)
     known = np.array(fitted.values)[order]
     place = np.searchsorted(known, numbers).clip(max=len(known) - 1)
@@ -325,11 +355,12 @@ def _encode_segmentation(name: str, fitted: FittedTask, values: np.ndarray, show
     nothing = (numbers < 0) | np.isin(numbers, fitted.ignored)
     odd = numbers[~(found | nothing)]
     if odd.size:
-        listed = in_order(str(value) for value in fitted.values)
+        write = "#{:06x}" if fitted.colours else "{}"
+        listed = [write.format(value) for value in sorted(fitted.values)]
         raise UserError(
             f"{shown}: expected a class of task '{name}' in every pixel, one of {', '.join(listed[:12])}"
-            f"{' ...' if len(listed) > 12 else ''}, got {int(odd[0])} in {odd.size} pixels. Correct the map, or name "
-            f"it in data.tasks.{name}.values or .ignore."
+            f"{' ...' if len(listed) > 12 else ''}, got {write.format(odd[0])} in {odd.size} pixels. Correct the map, "
+            f"or name it in data.tasks.{name}.values or .ignore."
         )
     return np.where(nothing, -1, order[place]).astype(np.int16)
 

@@ -324,9 +324,10 @@ def open_pictures(place: Place, reading: Reading, key: str, labels_in: Collectio
         form: Format = "parquet" if tables[0].lower().endswith(ENDINGS["parquet"]) else "csv"
         opened = open_table(Place(place.fs, (tables[0],), place.root, tables[0]), form, reading, key)
         labels = pa.concat_tables([opened.read(block) for block in opened.blocks])
+        listing = Listing(place)
         for name in labels.column_names:
             if is_text(labels[name].type) and named_files(texts(labels[name])):
-                found = found_below(place, texts(labels[name]).to_pylist())
+                found = listing.found(texts(labels[name]).to_pylist())
                 (taken if name in labels_in else inputs).update(found)
     # A folder with the labels of some pictures and no inputs holds labels alone.
     of_labels = {posixpath.dirname(name) for name in taken if name} - {posixpath.dirname(n) for n in inputs if n}
@@ -373,15 +374,23 @@ def key_of(name: str) -> str:
     return unicodedata.normalize("NFC", name.replace("\\", "/").strip().removeprefix("./"))
 
 
-def found_below(place: Place, names: Iterable[str | None]) -> list[str | None]:
-    """The files of the place with these names, each below its folder or of this name anywhere in it; None without."""
-    by_path = {key_of(file.removeprefix(place.root).strip("/")): file for file in place.files}
-    by_name: dict[str, str | None] = {}
-    for path, file in by_path.items():
-        alone = path.rpartition("/")[2]
-        by_name[alone] = None if alone in by_name else file
-    keys = [None if name is None else key_of(name) for name in names]
-    return [None if key is None else by_path.get(key) or by_name.get(key.rpartition("/")[2]) for key in keys]
+class Listing:
+    """The files of a place, to be found by their names."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.by_path = {key_of(file.removeprefix(place.root).strip("/")): file for file in place.files}
+        self.by_name: dict[str, str | None] = {}
+        for path, file in self.by_path.items():
+            alone = path.rpartition("/")[2]
+            self.by_name[alone] = None if alone in self.by_name else file
+
+    def found(self, names: Iterable[str | None]) -> list[str | None]:
+        """The files of these names, each below the place or of this name anywhere in it; None without."""
+        keys = [None if name is None else key_of(name) for name in names]
+        return [
+            None if key is None else self.by_path.get(key) or self.by_name.get(key.rpartition("/")[2]) for key in keys
+        ]
 
 
 def stems_below(place: Place) -> dict[str, str]:

@@ -20,12 +20,12 @@ from raymtl.data.files.readers import (
     MAPS,
     TABLES,
     Block,
+    Listing,
     Place,
     Reading,
     Table,
     absolute,
     format_of,
-    found_below,
     joined,
     key_of,
     locate,
@@ -68,8 +68,16 @@ class Opened:
         self.parts: list[_Part] = []
         self.maps: dict[str, Place] = {}
         """Of the tasks whose maps lie in a folder of their own."""
+        self.listings: dict[int, tuple[Listing, set[str]]] = {}
+        """Of the places that maps are looked for in, by the identity of the place."""
+        self.stems: dict[str, dict[str, str]] = {}
+        """Of the tasks in `maps`: name -> file."""
+        self.alone: Counter[str] | None = None
+        """How many pictures are called so, without folder and ending."""
         self.boxes: dict[str, Boxes] = {}
         """Of the tasks that are detections."""
+        self.every: list[str] | None = None
+        """The names of all pictures of a folder, once they were asked for."""
         beside: set[str] = set()  # files of boxes, which are no tables of labels
         for name, task in source.tasks.items():
             if task.path:
@@ -280,8 +288,13 @@ class Opened:
     def _maps_of(self, task: str, table: pa.Table) -> pa.Array:
         """The map of each row out of the task's own folder: of the name that its picture has."""
         names = self._names(task, table)
-        stems = stems_below(self.maps[task])
-        alone = Counter(_stem(name) for name in self._every(names) if name)
+        if task not in self.stems:
+            self.stems[task] = stems_below(self.maps[task])
+        stems = self.stems[task]
+        if self.alone is None and self.format == "pictures":
+            tables = [part.table.read(block) for part in self.parts for block in part.table.blocks]
+            self.alone = Counter(_stem(file) for table in tables for file in table[FILE].to_pylist())
+        alone = self.alone or Counter(_stem(name) for name in names if name)
         found = [
             name
             and (
@@ -297,7 +310,10 @@ class Opened:
         """The names of all pictures, as far as they are known: of tables those at hand."""
         if self.format != "pictures":
             return names
-        return [file.removeprefix(p.place.root).strip("/") for p in self.parts for file in p.place.files]
+        if self.every is None:
+            tables = [part.table.read(block) for part in self.parts for block in part.table.blocks]
+            self.every = [file for table in tables for file in table[FILE].to_pylist()]
+        return self.every
 
     def _names(self, task: str, table: pa.Table) -> list[str | None]:
         """What the rows are called: by their key, or by the names of their pictures."""
@@ -321,8 +337,8 @@ class Opened:
     def holds_maps(self, task: str, column: pa.ChunkedArray) -> bool:
         """Whether these labels are maps, by what was asked for or by how they look."""
         kind = self.source.tasks[task].kind
-        if task in self.boxes or kind is not None:
-            return is_dense(kind)
+        if task in self.maps or task in self.boxes or kind is not None:
+            return task in self.maps or is_dense(kind)
         values = plain(column)
         if is_list(values.type):
             return is_list(values.type.value_type)
@@ -356,11 +372,15 @@ class Opened:
             place = self.joined[task][2]
         if task in self.maps:
             place = self.maps[task]
-        listed = found_below(place, names)
+        if id(place) not in self.listings:
+            self.listings[id(place)] = Listing(place), set(place.files)
+        listing, there = self.listings[id(place)]
+        listed = listing.found(names)
         paths = [file or (name and posixpath.join(place.root, name.replace("\\", "/")))
                  for file, name in zip(listed, names, strict=True)]  # fmt: skip
         unlisted = [path for file, path in zip(listed, paths, strict=True) if path and not file]
-        there = set(place.files) | {info.path for info in place.fs.get_file_info(unlisted) if info.is_file}
+        if unlisted:
+            there = there | {info.path for info in place.fs.get_file_info(unlisted) if info.is_file}
         for name, path in zip(names, paths, strict=True):
             if path and path not in there:
                 gone.append(str(name))

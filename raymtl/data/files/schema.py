@@ -62,7 +62,7 @@ class TaskColumn(Spec):
     stride: PositiveInt | None = None
     """Of a detection: pixels between the places that say what is there; 8 unless given."""
     values: Annotated[tuple[int, ...], Field(min_length=2)] | None = None
-    """Of a segmentation: the numbers that stand for `classes` in a map, in their order; 0, 1, 2 ... unless given."""
+    """Of a segmentation: the numbers, or colours 0xRRGGBB, that stand for `classes`; 0, 1, 2 ... unless given."""
     ignore: int | tuple[int, ...] | None = None
     """Of a segmentation: the numbers that say nothing; found, unless given. Negative ones never do."""
     scale: PositiveFloat | None = None
@@ -94,6 +94,8 @@ class FittedTask(Spec):
     """What stands for the classes in a map."""
     ignored: tuple[int, ...] = ()
     """What says nothing in a map."""
+    colours: bool = False
+    """Whether both are colours, written 0xRRGGBB."""
     separator: str | None = None
     means: tuple[float, ...] = ()
     stds: tuple[float, ...] = ()
