@@ -8,11 +8,14 @@ from raymtl.data.base import SPLITS, Arrays, Source, Split
 from raymtl.data.digits import Digits
 from raymtl.data.files import Files
 from raymtl.data.mixture import Mixture
+from raymtl.data.multimnist import MultiMNIST
 from raymtl.data.omniglot import Omniglot
 from raymtl.data.several import Several
 from raymtl.data.sinusoid import Sinusoid
 
-SourceSpec = Annotated[Digits | Files | Mixture | Omniglot | Several | Sinusoid, Field(discriminator="name")]
+SourceSpec = Annotated[
+    Digits | Files | Mixture | MultiMNIST | Omniglot | Several | Sinusoid, Field(discriminator="name")
+]
 
 __all__ = [
     "SPLITS",
@@ -20,6 +23,7 @@ __all__ = [
     "Digits",
     "Files",
     "Mixture",
+    "MultiMNIST",
     "Omniglot",
     "Several",
     "Sinusoid",
