@@ -91,8 +91,8 @@ FIXED = Protocol(
     encoder=LeNetSpec(maps=(10, 20), hidden=(50,)),
     wider=LeNetSpec(maps=(20, 40), hidden=(100,)),
     rates=(0.002, 0.004),
-    short=Budget(steps=400, batch=128),
-    long=Budget(steps=4000, batch=256),
+    short=Budget(steps=400, batch=64),
+    long=Budget(steps=4000, batch=128),
 )
 FRESH = Protocol(
     pairs="fresh",
@@ -102,7 +102,7 @@ FRESH = Protocol(
     most_parameters=500_000,
     rates=(0.002, 0.004),
     precision="bfloat16",
-    short=Budget(steps=400, batch=128),
+    short=Budget(steps=400, batch=64),
     long=Budget(steps=3000, batch=256),
 )
 RESNET: dict[str, Any] = {
