@@ -12,8 +12,8 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from collections.abc import Mapping, MutableMapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -47,6 +47,7 @@ from raymtl.weighting import EqualSpec
 HARD, WIDE = "hard", "hard, wider"
 SHORT_METHODS = (SINGLE, *ARCHITECTURES)
 AT_ONCE = 500  # pairs that are scored together
+TELL_EVERY = 20  # steps between looks at a training
 PUBLISHED = {"fixed": (0.9726, 0.9590)}
 """MGDA's accuracies, left and right, on 60,000 fixed pairs (Sener & Koltun, 2018, arXiv:1810.04650)."""
 
@@ -98,12 +99,12 @@ FRESH = Protocol(
     pairs="fresh",
     encoder=ConvSpec(channels=(32, 64, 128)),
     narrower=(ConvSpec(channels=(24, 48, 96)), ConvSpec(channels=(16, 32, 64)), ConvSpec(channels=(12, 24, 48))),
-    wider=ConvSpec(channels=(56, 112, 224)),
+    wider=ConvSpec(channels=(48, 96, 192)),
     most_parameters=500_000,
     rates=(0.002, 0.004),
     precision="bfloat16",
     short=Budget(steps=400, batch=64),
-    long=Budget(steps=3000, batch=256),
+    long=Budget(steps=6000, batch=128),
 )
 RESNET: dict[str, Any] = {
     "encoder": ResNet18Spec(),
@@ -208,7 +209,9 @@ def train(
     }
 
     def observe(numbers: Mapping[str, float | None]) -> None:
-        steps_done[tried] = int(numbers["step"] or 0)
+        step = int(numbers["step"] or 0)
+        if step % TELL_EVERY == 0 or step == experiment.train.steps:
+            steps_done[tried] = step
 
     folder.mkdir(parents=True)
     arrays = experiment.data.load()
@@ -271,7 +274,12 @@ class Pool:
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
         with Progress(*columns, console=Console(stderr=True)) as progress:
             bar = progress.add_task(title, total=len(tries) * budget.steps)
-            _watch(futures, lambda: progress.update(bar, completed=sum(steps_done.values())))
+            left = set(futures)
+            while left:
+                done, left = wait(left, timeout=1)
+                for future in done:
+                    progress.console.print(_told(future.result()), highlight=False, soft_wrap=True)
+                progress.update(bar, completed=sum(steps_done.values()))
         rows = [future.result() for future in futures]
         best = [row for row in best_of(rows) if row["val"] is not None]
         scores = [
@@ -288,14 +296,10 @@ class Pool:
         return self.folder / f"{'long' if tried.long else 'short'}-{tried.method}-{tried.rate}"
 
 
-def _watch(futures: Sequence[Future[Any]], look: Callable[[], None]) -> None:
-    """Until all are done; the first that fails raises here."""
-    left = set(futures)
-    while left:
-        done, left = wait(left, timeout=1)
-        for future in done:
-            future.result()
-        look()
+def _told(row: Mapping[str, Any]) -> str:
+    """A line about a try that is done."""
+    said = row.get("diverged") or f"{100 * mean(row['val']):.2f} % of the validation pairs, {row['cpu_seconds']:.0f} s"
+    return f"{row['method']}, rate {row['rate']:g}: {said}"
 
 
 def interval(accuracy: float, number: int) -> float:
@@ -354,6 +358,11 @@ def show(title: str, rows: Sequence[Mapping[str, Any]], console: Console) -> Non
         )
 
 
+def _write(path: Path | None, found: Mapping[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(found, indent=1))
+
+
 def main(
     pairs: Annotated[str, typer.Option(help="fixed: 60,000 for training; fresh: others in every step.")] = "fixed",
     protocol: Annotated[str, typer.Option(help="cpu, or resnet for a GPU.")] = "cpu",
@@ -386,12 +395,12 @@ def main(
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, Pool(chosen, processes, device, Path(folder)) as pool:
         short = pool.run([Try(m, rate, False) for rate in chosen.rates for m in methods], "short tries")
+        found = {"protocol": chosen.model_dump(mode="json"), "device": device, "short": short}
+        _write(save, found)
         long = pool.run(long_tries(best_of(short), chosen), "long tries")
     seconds = time.perf_counter() - start
     cpu_seconds = sum(row.get("cpu_seconds", 0.0) for row in (*short, *long))
-    if save:
-        found = {"protocol": chosen.model_dump(mode="json"), "device": device, "short": short, "long": long}
-        save.write_text(json.dumps({**found, "seconds": seconds, "cpu_seconds": cpu_seconds}, indent=1))
+    _write(save, {**found, "long": long, "seconds": seconds, "cpu_seconds": cpu_seconds})
     console = Console()
     for title, rows, budget in (("Short", best_of(short), chosen.short), ("Long", long, chosen.long)):
         show(f"{title} tries, {budget.steps} steps of {budget.batch} {pairs} pairs", rows, console)
