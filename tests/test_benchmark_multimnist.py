@@ -51,7 +51,7 @@ def test_no_network_on_fresh_pairs_has_more_than_half_a_million_parameters() -> 
         assert number == sum(value.numel() for value in built.values()) <= 500_000
     assert encoder_of(FRESH, HARD)[0] == FRESH.encoder
     assert encoder_of(FRESH, "sluice")[0] in FRESH.narrower
-    assert encoder_of(FRESH, WIDE)[1] > 2 * encoder_of(FRESH, HARD)[1]
+    assert encoder_of(FRESH, WIDE)[1] > 1.9 * encoder_of(FRESH, HARD)[1]
     with pytest.raises(UserError, match="hard: expected at most 9 parameters, got 37,340"):
         encoder_of(FRESH.model_copy(update={"most_parameters": 9}), HARD)
 
