@@ -248,7 +248,7 @@ def long_tries(short: Sequence[Mapping[str, Any]], protocol: Protocol) -> list[T
 
 
 class Pool:
-    """Two processes or more of one thread each, and a bar of the steps that they have done."""
+    """Processes of one thread each, and a bar of the steps that they have done."""
 
     def __init__(self, protocol: Protocol, processes: int, device: str, folder: Path) -> None:
         self.protocol, self.device, self.folder = protocol, device, folder
@@ -260,7 +260,7 @@ class Pool:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.workers.shutdown()
+        self.workers.shutdown(cancel_futures=True)
         self.manager.shutdown()
 
     def run(self, tries: Sequence[Try], title: str) -> list[dict[str, Any]]:
