@@ -9,7 +9,15 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_orig
 
 import torch
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from raymtl.data import Digits, SourceSpec
 from raymtl.encoders import ConvSpec, Encoder, EncoderSpec
@@ -35,6 +43,11 @@ class Train(Spec):
     """How the learning rate falls to 0 at the last step."""
     clip_norm: PositiveFloat | None = 10.0
     """Longest meta-gradient that is followed as it is; longer ones are shortened to it."""
+    weight_decay: NonNegativeFloat = 0.0
+    """What a weight of the model loses in a step is lr * weight_decay of itself, beside its gradient's share.
+
+    That is decoupled as in AdamW (arXiv:1711.05101). Biases and scales, which have one dimension, lose nothing.
+    """
     workers: PositiveInt = 1
     cpus_per_worker: PositiveFloat = 1.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -394,7 +407,14 @@ def parse(tree: Mapping[str, Any]) -> Experiment:
 
 
 SEARCHABLE = ("encoder.", "sharing.", "weighting.", "learner.", "mode.")
-SEARCHABLE_TRAIN = ("train.meta_batch", "train.optimizer", "train.lr", "train.schedule", "train.clip_norm")
+SEARCHABLE_TRAIN = (
+    "train.meta_batch",
+    "train.optimizer",
+    "train.lr",
+    "train.schedule",
+    "train.clip_norm",
+    "train.weight_decay",
+)
 STAGED = ("learner.", "weighting.", "mode.")
 STAGED_VALUES = (*SEARCHABLE_TRAIN, "data.shots", "data.queries", "data.ways")
 COMBINATIONS = 2000  # checked at most; a search beyond them finds an impossible one as a failed trial

@@ -45,12 +45,14 @@ def test_every_shipped_configuration_loads_round_trips_and_takes_a_step(
 ) -> None:
     if "$RAYMTL_DATA/" in path.read_text() and "RAYMTL_DATA" not in os.environ:
         pytest.skip("needs data in $RAYMTL_DATA")
-    # Not everyone has the drawings, and their shapes will do.
+    # Not everyone has drawings and digits, and their shapes will do.
     drawings = np.random.default_rng(0).integers(256, size=(1623, 20, 28, 28), dtype=np.uint8)
     monkeypatch.setattr("raymtl.data.omniglot.read_drawings", lambda root: (drawings, np.arange(1623).astype(str)))
     monkeypatch.setattr("raymtl.data.cifar100.read_pictures", lambda root: cifar100_of_noise())
     # Nor the rooms.
     monkeypatch.setattr("raymtl.data.nyuv2.root_of", lambda folder: write_rooms(tmp_path / "nyuv2", 1))
+    digits = np.zeros((70_000, 28, 28), np.uint8), np.zeros(70_000, np.int64)
+    monkeypatch.setattr("raymtl.data.multimnist.read_digits", lambda root: digits)
     monkeypatch.setenv("RAYMTL_DATA", os.environ.get("RAYMTL_DATA", str(tmp_path)))
     if os.environ["RAYMTL_DATA"] == str(tmp_path):
         write_voc(tmp_path)

@@ -143,8 +143,8 @@ def test_every_source_keeps_its_contract(kind, tmp_path) -> None:
     names = source.task_names
     assert tuple(task.name for task in source.make_tasks()) == names
     assert source.with_tasks(names) == source
-    if kind.model_fields["name"].default in ("cifar100", "omniglot") and "RAYMTL_DATA" not in os.environ:
-        pytest.skip("needs CIFAR-100 and Omniglot in $RAYMTL_DATA")
+    if kind.model_fields["name"].default in ("cifar100", "multimnist", "omniglot") and "RAYMTL_DATA" not in os.environ:
+        pytest.skip("needs CIFAR-100, MNIST and Omniglot in $RAYMTL_DATA")
     arrays = source.load()
     assert tuple(source.sizes(arrays)) == names
     assert all(size > 0 for size in source.sizes(arrays).values())

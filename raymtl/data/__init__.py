@@ -9,6 +9,7 @@ from raymtl.data.cifar100 import CIFAR100
 from raymtl.data.digits import Digits
 from raymtl.data.files import Files
 from raymtl.data.mixture import Mixture
+from raymtl.data.multimnist import MultiMNIST
 from raymtl.data.nyuv2 import NYUv2
 from raymtl.data.omniglot import Omniglot
 from raymtl.data.several import Several
@@ -16,7 +17,8 @@ from raymtl.data.sinusoid import Sinusoid
 from raymtl.data.voc import VOC
 
 SourceSpec = Annotated[
-    Digits | CIFAR100 | Files | Mixture | NYUv2 | Omniglot | Several | Sinusoid | VOC, Field(discriminator="name")
+    Digits | CIFAR100 | Files | Mixture | MultiMNIST | NYUv2 | Omniglot | Several | Sinusoid | VOC,
+    Field(discriminator="name"),
 ]
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Digits",
     "Files",
     "Mixture",
+    "MultiMNIST",
     "NYUv2",
     "Omniglot",
     "Several",

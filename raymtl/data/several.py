@@ -14,12 +14,16 @@ from raymtl.data.cifar100 import CIFAR100
 from raymtl.data.digits import Digits
 from raymtl.data.files import Files
 from raymtl.data.mixture import Mixture
+from raymtl.data.multimnist import MultiMNIST
 from raymtl.data.nyuv2 import NYUv2
 from raymtl.data.omniglot import Omniglot
 from raymtl.data.sinusoid import Sinusoid
+from raymtl.data.voc import VOC
 from raymtl.types import Batch, Episode, Task, UserError
 
-PartSpec = Annotated[CIFAR100 | Digits | Files | Mixture | NYUv2 | Omniglot | Sinusoid, Field(discriminator="name")]
+PartSpec = Annotated[
+    CIFAR100 | Digits | Files | Mixture | MultiMNIST | NYUv2 | Omniglot | Sinusoid | VOC, Field(discriminator="name")
+]
 PartName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$")]
 
 

@@ -102,8 +102,7 @@ class VOC(Source):
         if self._root is None:
             raise UserError(
                 "data.folder: expected the folder that holds VOCdevkit, got none. Give it, or set the environment "
-                "variable RAYMTL_DATA. torchvision.datasets.VOCDetection(FOLDER, year='2007', download=True) fetches "
-                "Pascal VOC; pictures of your own go to VOCdevkit/VOC2007/JPEGImages, their XML to Annotations."
+                "variable RAYMTL_DATA. `raymtl data fetch voc2007 --root FOLDER` fetches Pascal VOC; pictures of your own go to VOCdevkit/VOC2007/JPEGImages, their XML to Annotations."
             )
         return self._root
 
@@ -368,7 +367,7 @@ def read_folder(root: Path) -> Folder:
         if not (root / part).is_dir():
             raise UserError(
                 f"data.folder: expected the folder {root / part}, got none. "
-                "torchvision.datasets.VOCDetection(FOLDER, year='2007', download=True) fetches Pascal VOC."
+                "`raymtl data fetch voc2007 --root FOLDER` fetches Pascal VOC."
             )
     files = sorted((root / "JPEGImages").iterdir())
     pictures = {file.stem: file for file in files if file.suffix.lower() in SUFFIXES}
