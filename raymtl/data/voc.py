@@ -102,7 +102,8 @@ class VOC(Source):
         if self._root is None:
             raise UserError(
                 "data.folder: expected the folder that holds VOCdevkit, got none. Give it, or set the environment "
-                "variable RAYMTL_DATA. `raymtl data fetch voc2007 --root FOLDER` fetches Pascal VOC; pictures of your own go to VOCdevkit/VOC2007/JPEGImages, their XML to Annotations."
+                "variable RAYMTL_DATA. `raymtl data fetch voc2007 --root FOLDER` fetches Pascal VOC; "
+                "pictures of your own go to VOCdevkit/VOC2007/JPEGImages, their XML to Annotations."
             )
         return self._root
 
