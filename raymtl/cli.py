@@ -15,6 +15,7 @@ from rich.table import Table
 
 from raymtl import runs
 from raymtl.config import Experiment, load
+from raymtl.data import Arrays
 from raymtl.progress import described
 from raymtl.types import DivergedError, UserError
 
@@ -70,8 +71,9 @@ def tune(
         _print_plan(experiment, as_json, searching=True)
         return
     _workflow().refuse(experiment, address, searching=True)
+    arrays = _loaded(experiment)
     run = runs.latest(experiment, "tune") if resume else runs.create(experiment)
-    _print_summary(_workflow().tune(experiment, run, address), run, as_json)
+    _print_summary(_workflow().tune(experiment, run, arrays, address), run, as_json)
 
 
 @app.command()
@@ -89,8 +91,9 @@ def train(
         _print_plan(experiment, as_json, searching=False)
         return
     _workflow().refuse(experiment, address, searching=False)
+    arrays = _loaded(experiment)
     run = runs.latest(experiment, "train") if resume else runs.create(experiment)
-    _print_summary(_workflow().train_run(experiment, run, address), run, as_json)
+    _print_summary(_workflow().train_run(experiment, run, arrays, address), run, as_json)
 
 
 @app.command()
@@ -405,6 +408,12 @@ def _workflow() -> Any:
     from raymtl import workflow  # importing Ray takes seconds that a mistyped key should not cost
 
     return workflow
+
+
+def _loaded(experiment: Experiment) -> Arrays:
+    """The data; read before anything is started or made, for there may be something wrong with them."""
+    with Console(stderr=True).status("reading the data"):
+        return experiment.data.load()
 
 
 def _overrides(sets: list[str]) -> dict[str, Any]:

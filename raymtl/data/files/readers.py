@@ -251,7 +251,7 @@ def _read_csv(place: Place, file: str, reading: Reading) -> pa.Table:
         raise UserError(f"{file}: expected a header and rows, got an empty file.")
     head = content[: content.find(b"\n") if b"\n" in content else None].decode(reading.encoding, "replace")
     delimiter = reading.delimiter or max(",\t;|", key=head.count)
-    return csv.read_csv(
+    table = csv.read_csv(
         pa.BufferReader(content),
         read_options=csv.ReadOptions(encoding=reading.encoding),
         parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
@@ -259,6 +259,13 @@ def _read_csv(place: Place, file: str, reading: Reading) -> pa.Table:
             null_values=list(reading.missing_values), strings_can_be_null=True, quoted_strings_can_be_null=True
         ),
     )
+    for field in table.schema:
+        if pa.types.is_binary(field.type):  # what pyarrow makes of text that it cannot decode
+            raise UserError(
+                f"{file}: column '{field.name}': expected text in {reading.encoding}, got another encoding. "
+                "Set data.encoding, such as latin1."
+            )
+    return table
 
 
 def _read_arff(content: bytes, file: str) -> pa.Table:
