@@ -54,7 +54,7 @@ def measure(experiment: Experiment, output: Path) -> dict[str, Any]:
     experiment = experiment.override({"output": str(output)})
     start = time.perf_counter()
     run = runs.create(experiment)
-    train_run(experiment, run, None)
+    train_run(experiment, run, experiment.data.load(), None)
     seconds = time.perf_counter() - start
     metrics = runs.read_json(run / "best" / "metrics.json")
     return {

@@ -376,7 +376,8 @@ def _reasons(summaries: Sequence[Summary]) -> list[str]:
     return [f"- {s.method}, {name}: {reason}" for s in summaries for name, reason in s.not_run.items()]
 
 
-def _read(path: Path | None, protocol: Protocol) -> list[dict[str, Any]]:
+def read_rows(path: Path | None, protocol: Spec) -> list[dict[str, Any]]:
+    """What the file holds; nothing where there is none. Raises typer.BadParameter where it is another protocol's."""
     if path is None or not path.exists():
         return []
     found = json.loads(path.read_text())
@@ -386,7 +387,7 @@ def _read(path: Path | None, protocol: Protocol) -> list[dict[str, Any]]:
     return rows
 
 
-def _write(path: Path | None, protocol: Protocol, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_rows(path: Path | None, protocol: Spec, rows: Sequence[Mapping[str, Any]]) -> None:
     if path is None:
         return
     partial = path.with_suffix(".partial")
@@ -421,7 +422,7 @@ def main(
         few = dict.fromkeys(most, 4)
         protocol = Protocol(steps=dict.fromkeys(STEPS, 20), settings=2, checks=2, most_tasks=few)
         datasets, seeds = [name for name in datasets if name in ("jura", "school")], 1
-    rows = _read(json_path, protocol)
+    rows = read_rows(json_path, protocol)
     done = {(row["dataset"], row["seed"], row["method"]) for row in rows}
     wanted = [(d, s, m) for s in range(seeds) for d in datasets for m in methods]
     todo = [key for key in wanted if key not in done]
@@ -435,7 +436,7 @@ def main(
         for future in as_completed([pool.submit(cell, str(folder), *key, protocol) for key in todo]):
             row = future.result()
             rows.append(row)
-            _write(json_path, protocol, rows)
+            write_rows(json_path, protocol, rows)
             progress.update(bar, advance=1, description=f"{row['dataset']}, seed {row['seed']}: {row['method']}")
     rows = [row for row in rows if (row["dataset"], row["seed"], row["method"]) in set(wanted)]
     rows.sort(key=lambda row: wanted.index((row["dataset"], row["seed"], row["method"])))

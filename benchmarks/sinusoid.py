@@ -79,7 +79,7 @@ def measure(row: str, workers: int, quick: bool, output: Path) -> dict[str, Any]
     experiment = chosen(row, workers, quick).override({"output": str(output)})
     start = time.perf_counter()
     run = runs.create(experiment)
-    train_run(experiment, run, None)
+    train_run(experiment, run, experiment.data.load(), None)
     metrics = runs.read_json(run / "best" / "metrics.json")
     return {
         "row": row,

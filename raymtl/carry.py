@@ -38,10 +38,18 @@ class NewData(NamedTuple):
     labelled: Examples
     inputs: Tensor
     targets: Tensor | None
+    classes: tuple[str, ...] = ()
+    """By their numbers, where the file names them."""
 
 
 def transfer_run(
-    run: Path, transfer: Transfer, support: Path | None, episode: int, name: str | None, view: View
+    run: Path,
+    transfer: Transfer,
+    support: Path | None,
+    episode: int,
+    name: str | None,
+    view: View,
+    query: Path | None = None,
 ) -> dict[str, Any]:
     """Carries RUN/best to a new task and writes RUN/adapted/NAME; returns what was written and scored.
 
@@ -58,7 +66,7 @@ def transfer_run(
                 f"{section}.norm: expected one that predicts of each example alone, such as group, got "
                 f"{encoder.norm}, whose statistics are those of a support set. Choose another norm."
             )
-    data = _read(experiment, problem, transfer, support, episode)
+    data = _read(experiment, problem, transfer, support, episode, query)
     transfer = transfer.model_copy(update={"task": transfer.task.model_copy(update={"name": data.task})})
     reads = transfer.reads or problem.tasks[0].name
     if reads not in experiment.data.task_names:
@@ -123,13 +131,20 @@ def load_network(folder: Path) -> tuple[Network, Task]:
     return network, task
 
 
-def _read(experiment: Experiment, problem: Problem, transfer: Transfer, support: Path | None, episode: int) -> NewData:
+def _read(
+    experiment: Experiment,
+    problem: Problem,
+    transfer: Transfer,
+    support: Path | None,
+    episode: int,
+    query: Path | None,
+) -> NewData:
     """The user's file, or a task of a held-out episode: learned from its support set, scored by its query set."""
     if support is not None:
-        column, labelled, inputs = read_examples(support, experiment, transfer.task.name)
-        return NewData(
-            str(support), support.stem, column, labelled._replace(targets=_typed(labelled, transfer)), inputs, None
-        )
+        of_classes = transfer.task.kind == "classification"
+        new = read_examples(support, experiment, transfer.task.name, of_classes=of_classes, query=query)
+        labelled = new.examples._replace(targets=_typed(new.examples, transfer))
+        return NewData(str(support), support.stem, new.column, labelled, new.asked, None, new.classes)
     wanted = transfer.task.name or problem.tasks[0].name
     if wanted not in experiment.data.task_names:
         raise UserError(
@@ -140,11 +155,11 @@ def _read(experiment: Experiment, problem: Problem, transfer: Transfer, support:
         experiment.data, experiment.data.load(), seed=experiment.seed, split="test", step=0, indices=[episode]
     )
     parts = on_device(tree_map(lambda leaf: leaf[0], drawn[0]), "cpu")
-    support_part, query = (_of_task(batch, wanted) for batch in parts)
+    support_part, query_part = (_of_task(batch, wanted) for batch in parts)
     labelled = support_part._replace(targets=_typed(support_part, transfer))
     if not len(labelled.targets):
         raise UserError(f"--episode: expected one with labels of '{wanted}', got none in {domains[0]}. Take another.")
-    return NewData(domains[0], f"episode-{episode}", wanted, labelled, query.inputs, _typed(query, transfer))
+    return NewData(domains[0], f"episode-{episode}", wanted, labelled, query_part.inputs, _typed(query_part, transfer))
 
 
 def _of_task(batch: Batch, task: str) -> Examples:
@@ -225,6 +240,7 @@ def _scores(result: Result, data: NewData, before: Tensor | None, after: Tensor)
     about: dict[str, Any] = {"name": task.name, "kind": task.kind, "num_classes": None}
     if task.kind == "classification":
         about["num_classes"] = task.out_features
+        about["classes"] = list(data.classes)
     else:
         zero, one = (float(task.readable(torch.tensor([[x]], dtype=torch.float64))) for x in (0.0, 1.0))
         about |= {"mean": zero, "std": one - zero}
@@ -249,8 +265,12 @@ def _rows(task: Task, data: NewData, before: Tensor | None, after: Tensor) -> li
         row: dict[str, Any] = {"row": index}
         row[f"{task.name}.target"] = None if data.targets is None else float(data.targets[index])
         for when, values in readable.items():
-            row[f"{task.name}.{when}"] = None if values is None else float(values[index])
+            row[f"{task.name}.{when}"] = None if values is None else _told(values[index], data.classes)
         if task.kind == "classification":
             row[f"{task.name}.probability"] = float(after[index].softmax(-1).max())
         rows.append(row)
     return rows
+
+
+def _told(value: Tensor, classes: tuple[str, ...]) -> float | str:
+    return classes[int(value)] if classes else float(value)

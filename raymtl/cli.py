@@ -10,10 +10,12 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from raymtl import runs
 from raymtl.config import Experiment, load
+from raymtl.data import Arrays
 from raymtl.progress import described
 from raymtl.redact import redacted
 from raymtl.types import DivergedError, UserError
@@ -26,7 +28,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-data_app = typer.Typer(help="Look at the data of a configuration.", no_args_is_help=True, add_completion=False)
+data_app = typer.Typer(
+    help="Look at the data of a configuration, or fetch data that have a name.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 app.add_typer(data_app, name="data")
 cluster_app = typer.Typer(
     help="Write and check the files that start a cluster.", no_args_is_help=True, add_completion=False
@@ -70,8 +76,9 @@ def tune(
         _print_plan(experiment, as_json, searching=True)
         return
     _workflow().refuse(experiment, address, searching=True)
+    arrays = _loaded(experiment)
     run = runs.latest(experiment, "tune") if resume else runs.create(experiment)
-    _print_summary(_workflow().tune(experiment, run, address), run, as_json)
+    _print_summary(_workflow().tune(experiment, run, arrays, address), run, as_json)
 
 
 @app.command()
@@ -89,8 +96,9 @@ def train(
         _print_plan(experiment, as_json, searching=False)
         return
     _workflow().refuse(experiment, address, searching=False)
+    arrays = _loaded(experiment)
     run = runs.latest(experiment, "train") if resume else runs.create(experiment)
-    _print_summary(_workflow().train_run(experiment, run, address), run, as_json)
+    _print_summary(_workflow().train_run(experiment, run, arrays, address), run, as_json)
 
 
 @app.command()
@@ -119,7 +127,12 @@ def evaluate(
 @app.command()
 def adapt(
     run: Run,
-    support: Annotated[Path | None, typer.Option(help="Parquet: column `input` and one for each task.")] = None,
+    support: Annotated[
+        Path | None, typer.Option(help="Examples: as the run's own files, or Parquet with `input` and one a task.")
+    ] = None,
+    query: Annotated[
+        Path | None, typer.Option(help="What to predict; the rows of --support without a label by default.")
+    ] = None,
     episode: Annotated[
         int, typer.Option(min=0, help="Without --support: which held-out test episode to adapt to.")
     ] = 0,
@@ -140,14 +153,16 @@ def adapt(
 
     if support is not None and episode:
         raise UserError("--episode: expected either --support or --episode, got both. Leave one away.")
+    if query is not None and support is None:
+        raise UserError("--query: expected --support beside it, the examples to adapt to, got none. Add it.")
     if transfer is not None:
         if steps is not None:
             raise UserError("--steps: expected none with --transfer, which has --set optimiser.steps=N. Leave it away.")
-        _transfer(runs.existing(run), transfer, _overrides(sets), support, episode, name, as_json)
+        _transfer(runs.existing(run), transfer, _overrides(sets), support, query, episode, name, as_json)
         return
     if sets:
         raise UserError(f"--set: expected --transfer, whose values it sets, got {sets[0]} alone. Add --transfer.")
-    written = adapt_run(runs.existing(run), support, episode, steps, name)
+    written = adapt_run(runs.existing(run), support, episode, steps, name, query)
     if as_json:
         print(json.dumps(written, indent=2))
         return
@@ -163,7 +178,14 @@ def adapt(
 
 
 def _transfer(
-    run: Path, way: str, values: Mapping[str, Any], support: Path | None, episode: int, name: str | None, as_json: bool
+    run: Path,
+    way: str,
+    values: Mapping[str, Any],
+    support: Path | None,
+    query: Path | None,
+    episode: int,
+    name: str | None,
+    as_json: bool,
 ) -> None:
     from raymtl.carry import transfer_run
     from raymtl.progress import View
@@ -171,7 +193,7 @@ def _transfer(
 
     chosen = parse_transfer(way, values)
     with View(f"raymtl adapt --transfer {way}") as view:
-        written = transfer_run(run, chosen, support, episode, name, view)
+        written = transfer_run(run, chosen, support, episode, name, view, query)
     if as_json:
         print(json.dumps(written, indent=2))
         return
@@ -212,6 +234,52 @@ def inspect_data(
         print(json.dumps(told, indent=2))
         return
     _print_data(told)
+
+
+@data_app.command("fetch")
+def fetch_data(
+    name: Annotated[str, typer.Argument(help="mnist, omniglot, cifar100, voc2007 or nyuv2.")],
+    root: Annotated[Path | None, typer.Option(help="Folder of the data; else $RAYMTL_DATA.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Fetch data that have a name, or check a copy that is there; says first what, how much and from where."""
+    from raymtl.data.fetch import fetch, known, missing
+
+    named = known().get(name)
+    if named is None:
+        raise UserError(f"NAME: expected one of {', '.join(known())}, got '{name}'.")
+    folder = root or (Path(os.environ["RAYMTL_DATA"]) if os.environ.get("RAYMTL_DATA") else None)
+    if folder is None:
+        raise UserError("--root: expected the folder of the data, got none. Give it, or set RAYMTL_DATA.")
+    folder = folder.expanduser()
+    console = Console(highlight=False, soft_wrap=True)
+    lacking = missing(named, folder)
+    if not lacking:
+        console.print(f"{name}: {', '.join(part.path for part in named.parts)} in {folder}: complete and right.")
+        return
+    archives = [archive for part in lacking for archive in part.archives]
+    for archive in archives:
+        size, where = f"{archive.num_bytes / 1e6:.2f} MB", " or ".join(archive.urls)
+        console.print(f"{size:>10}  {where} (md5 {archive.md5})", markup=False)
+    console.print(f"to {folder}: {', '.join(part.path for part in lacking)}\nlicence: {named.licence}", markup=False)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError("--yes: expected it where nobody can be asked, got a standard input that is no terminal.")
+        if not typer.confirm(f"Fetch {sum(archive.num_bytes for archive in archives) / 1e6:.1f} MB?"):
+            raise typer.Exit(1)
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what)
+            progress.update(bars[what], completed=done, total=total or None)
+
+        for part in lacking:
+            progress.console.print(f"fetching {part.path}", markup=False)
+            fetch(named, part, folder, report)
+    console.print(f"{name} is in {folder}.", markup=False)
 
 
 def _print_data(told: Mapping[str, Any]) -> None:
@@ -418,6 +486,12 @@ def _assignment(text: str) -> tuple[str, str]:
     if not equals or not key:
         raise UserError(f"--set: expected key=value, got '{text}'.")
     return key, value
+
+
+def _loaded(experiment: Experiment) -> Arrays:
+    """The data; read before anything is started or made, for there may be something wrong with them."""
+    with Console(stderr=True).status("reading the data"):
+        return experiment.data.load()
 
 
 def _overrides(sets: list[str]) -> dict[str, Any]:

@@ -9,10 +9,19 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_orig
 
 import torch
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from raymtl.data import Digits, SourceSpec
 from raymtl.encoders import ConvSpec, Encoder, EncoderSpec
+from raymtl.encoders.norm import BatchStatistics
 from raymtl.learners import MAML, LearnerSpec
 from raymtl.modes import ModeSpec, Weighted
 from raymtl.search import Domain, representatives
@@ -34,6 +43,11 @@ class Train(Spec):
     """How the learning rate falls to 0 at the last step."""
     clip_norm: PositiveFloat | None = 10.0
     """Longest meta-gradient that is followed as it is; longer ones are shortened to it."""
+    weight_decay: NonNegativeFloat = 0.0
+    """What a weight of the model loses in a step is lr * weight_decay of itself, beside its gradient's share.
+
+    That is decoupled as in AdamW (arXiv:1711.05101). Biases and scales, which have one dimension, lose nothing.
+    """
     workers: PositiveInt = 1
     cpus_per_worker: PositiveFloat = 1.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -305,6 +319,9 @@ class Experiment(Spec):
             torch.manual_seed(self.seed)
             encoders = [self._encoder() for _ in range(self.sharing.num_encoders(len(tasks)))]
             model = self.sharing.build(tasks, encoders)
+        # Batch norms are of the examples that pass together.
+        normalises = any(isinstance(part, BatchStatistics) for part in model.parts())
+        model.apart = self.weighting.needs_gradients and not normalises
         return Problem(tasks, model, self.weighting.build(tasks), self.learner, self.seed)
 
     def override(self, values: Mapping[str, Any]) -> "Experiment":
@@ -392,7 +409,14 @@ def parse(tree: Mapping[str, Any]) -> Experiment:
 
 
 SEARCHABLE = ("encoder.", "sharing.", "weighting.", "learner.", "mode.")
-SEARCHABLE_TRAIN = ("train.meta_batch", "train.optimizer", "train.lr", "train.schedule", "train.clip_norm")
+SEARCHABLE_TRAIN = (
+    "train.meta_batch",
+    "train.optimizer",
+    "train.lr",
+    "train.schedule",
+    "train.clip_norm",
+    "train.weight_decay",
+)
 STAGED = ("learner.", "weighting.", "mode.")
 STAGED_VALUES = (*SEARCHABLE_TRAIN, "data.shots", "data.queries", "data.ways")
 COMBINATIONS = 2000  # checked at most; a search beyond them finds an impossible one as a failed trial

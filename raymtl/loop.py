@@ -206,8 +206,10 @@ def _optimizer(experiment: Experiment, problem: Problem, params: Mapping[str, Te
     for name, value in params.items():
         parts = name.split(".")
         scale = problem.model.lr_scale.get(parts[1], 1.0) if parts[0] == "model" else 1.0
-        groups.append({"params": [value], "lr_scale": scale})
-    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+        decay = experiment.train.weight_decay if parts[0] == "model" and value.ndim > 1 else 0.0
+        groups.append({"params": [value], "lr_scale": scale, "weight_decay": decay})
+    # Without momentum, as here, the decay of SGD is decoupled too.
+    kinds = {"adam": torch.optim.AdamW, "sgd": torch.optim.SGD}
     return kinds[experiment.train.optimizer](groups, lr=experiment.train.lr)
 
 

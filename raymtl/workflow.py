@@ -39,9 +39,10 @@ POLL_S = 0.5
 ArraysRef = Any  # ray.ObjectRef of Arrays
 
 
-def tune(experiment: Experiment, run: Path, address: str | None) -> dict[str, Any]:
+def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None) -> dict[str, Any]:
     """Searches, trains the winner and its baselines, evaluates all; returns the content of summary.json.
 
+    `arrays` are what the data loaded, before anything was started or made: there may be something wrong with them.
     `run` may be a folder in which this stopped half-way: what is done is not done again.
     """
     started = time.time()
@@ -49,7 +50,6 @@ def tune(experiment: Experiment, run: Path, address: str | None) -> dict[str, An
     with View(f"raymtl tune {experiment.name}") as view, _ray(address, view):
         _ensure(experiment, run, searching=True)
         settings = plan(experiment, machines())
-        arrays = experiment.data.load()
         view.say(f"{settings.trials} trials, {settings.concurrency} at a time; run folder {run}")
         study = run_search(experiment, run, arrays, settings, view)
         best = winner(study, experiment)
@@ -73,16 +73,16 @@ def tune(experiment: Experiment, run: Path, address: str | None) -> dict[str, An
     return _finish(run, about | about_regret, {"winner": run / "best"} | compared, started)
 
 
-def train_run(experiment: Experiment, run: Path, address: str | None) -> dict[str, Any]:
-    """Trains the configuration itself and evaluates it; returns the content of summary.json."""
+def train_run(experiment: Experiment, run: Path, arrays: Arrays, address: str | None) -> dict[str, Any]:
+    """Trains the configuration itself on loaded data and evaluates it; returns the content of summary.json."""
     started = time.time()
     _begin(experiment, run, "train")
     with View(f"raymtl train {experiment.name}") as view, _ray(address, view):
         _ensure(experiment, run, searching=False)
         view.say(f"{experiment.train.steps} steps on {experiment.train.workers} workers; run folder {run}")
-        arrays = ray.put(experiment.data.load())
-        _train_best(experiment, run, arrays, view)
-        about_regret = _regret(experiment, run, arrays, experiment.train.cpus_per_worker, view)
+        shared = ray.put(arrays)
+        _train_best(experiment, run, shared, view)
+        about_regret = _regret(experiment, run, shared, experiment.train.cpus_per_worker, view)
     about = {"name": experiment.name, "command": "train", "seed": experiment.seed, **about_regret}
     return _finish(run, about, {"model": run / "best"}, started)
 

@@ -241,10 +241,10 @@ def test_the_interval_is_students_of_the_seeds() -> None:
 
 def test_results_of_another_protocol_are_not_resumed(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    sharing._write(path, TINY, [row("one", 0, "hard", a=1.0)])
-    assert sharing._read(path, TINY) == [row("one", 0, "hard", a=1.0)]
+    sharing.write_rows(path, TINY, [row("one", 0, "hard", a=1.0)])
+    assert sharing.read_rows(path, TINY) == [row("one", 0, "hard", a=1.0)]
     with pytest.raises(Exception, match="another protocol"):
-        sharing._read(path, Protocol())
+        sharing.read_rows(path, Protocol())
 
 
 def test_a_classification_error_is_a_share_of_examples() -> None:

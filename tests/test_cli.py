@@ -17,6 +17,7 @@ from raymtl.data.episodes import build_episodes
 from raymtl.evaluate import evaluate_folder, load_model
 from raymtl.loop import Host, local_batches, train_loop
 from tests.conftest import experiment
+from tests.data.own import write_pictures
 
 QUICKSTART = Path(__file__).parent.parent / "tune_configs" / "quickstart.yaml"
 
@@ -230,3 +231,20 @@ def test_support_files_that_are_none(run, monkeypatch, capsys, tmp_path) -> None
         monkeypatch, capsys, "adapt", str(run), "--support", str(tmp_path / "text.parquet")
     )
     assert "no such file" in mistake(monkeypatch, capsys, "adapt", str(run), "--support", str(tmp_path / "none"))
+
+
+def test_data_that_cannot_be_learned_from_leave_no_run_folder_behind(tmp_path, monkeypatch, capsys) -> None:
+    pictures = write_pictures(tmp_path / "pictures")
+    config = tmp_path / "own.yaml"
+    config.write_text(
+        f"output: {tmp_path / 'runs'}\ndata: {{name: files, path: {pictures}, size: 8, tasks: {{folder1: {{}}}}}}\n"
+        "learner: {name: maml, inner_steps: 0}\n"
+    )
+    for path in sorted(pictures.rglob("*.png"))[:6]:
+        path.write_bytes(b"none")
+    monkeypatch.setattr(sys, "argv", ["raymtl", "train", str(config)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "data.max_corrupt: 6 of 60 pictures cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 
 from raymtl.config import Experiment, check_space, dotted_names, is_known, load, parse
+from raymtl.data.cifar100 import CIFAR_FS
+from raymtl.data.cifar100_files import Pictures
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.encoders import MLPSpec
 from raymtl.step import meta_gradient
 from raymtl.types import UserError
+from tests.data.blood import write_voc
+from tests.data.rooms import write_rooms
 
 CONFIGS = sorted((Path(__file__).parent.parent / "tune_configs").glob("*.yaml"))
 
@@ -26,16 +30,32 @@ def refused(tmp_path: Path, text: str) -> str:
     return message.removeprefix(str(path))
 
 
+def cifar100_of_noise() -> Pictures:
+    """All 60,000 pictures are a few, and the names of the classes are those of CIFAR-FS as far as it names them."""
+    held = [*CIFAR_FS["val"], *CIFAR_FS["test"]]
+    rows = np.arange(60_000) % 50
+    members = {"train": rows[:50_000].reshape(100, 500), "test": rows[50_000:].reshape(100, 100)}
+    pictures = np.random.default_rng(0).integers(256, size=(50, 3, 32, 32), dtype=np.uint8)
+    return Pictures(pictures, members, np.arange(100) % 20, np.array(held + [f"kind {i}" for i in range(64)]))
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_shipped_configuration_loads_round_trips_and_takes_a_step(
     path: Path, tmp_path: Path, monkeypatch
 ) -> None:
     if "$RAYMTL_DATA/" in path.read_text() and "RAYMTL_DATA" not in os.environ:
         pytest.skip("needs data in $RAYMTL_DATA")
-    # Not everyone has the drawings, and their shapes will do.
+    # Not everyone has drawings and digits, and their shapes will do.
     drawings = np.random.default_rng(0).integers(256, size=(1623, 20, 28, 28), dtype=np.uint8)
     monkeypatch.setattr("raymtl.data.omniglot.read_drawings", lambda root: (drawings, np.arange(1623).astype(str)))
+    monkeypatch.setattr("raymtl.data.cifar100.read_pictures", lambda root: cifar100_of_noise())
+    # Nor the rooms.
+    monkeypatch.setattr("raymtl.data.nyuv2.root_of", lambda folder: write_rooms(tmp_path / "nyuv2", 1))
+    digits = np.zeros((70_000, 28, 28), np.uint8), np.zeros(70_000, np.int64)
+    monkeypatch.setattr("raymtl.data.multimnist.read_digits", lambda root: digits)
     monkeypatch.setenv("RAYMTL_DATA", os.environ.get("RAYMTL_DATA", str(tmp_path)))
+    if os.environ["RAYMTL_DATA"] == str(tmp_path):
+        write_voc(tmp_path)
     experiment = load(path)
     experiment.save(tmp_path / "saved.yaml")
     assert load(tmp_path / "saved.yaml") == experiment

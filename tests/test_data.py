@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from raymtl.config import Experiment, parse
-from raymtl.data import SPLITS, Digits, Files, SourceSpec
+from raymtl.data import SPLITS, Digits, Files, NYUv2, SourceSpec
 from raymtl.data.digits import CLASS_SPLIT, compose, rotated
 from raymtl.data.episodes import build_episodes, generator, on_device
-from raymtl.types import UserError
+from raymtl.types import Batch, UserError
 from tests.data.own import own_table
+from tests.data.rooms import small_rooms
 
 CLASSES = Digits(episodes="classes", ways=5, shots=1, queries=3)
 SOURCES = get_args(get_args(SourceSpec)[0])
@@ -129,28 +130,36 @@ def test_without_support_an_episode_has_as_many_labelled_examples(arrays) -> Non
     assert joint.query.inputs.shape[1] == plain.query.inputs.shape[1] + plain.support.inputs.shape[1]
 
 
+def inputs_of(batch: Batch, task: str) -> torch.Tensor:
+    """Those that all tasks share, or the task's own."""
+    return batch.inputs if isinstance(batch.inputs, torch.Tensor) else batch.inputs[task]
+
+
 @pytest.mark.parametrize("kind", SOURCES, ids=lambda kind: kind.model_fields["name"].default)
 def test_every_source_keeps_its_contract(kind, tmp_path) -> None:
-    source = own_table(tmp_path) if kind is Files else kind()
-    assert Experiment.model_validate({"data": source.model_dump(), "encoder": {"name": "mlp"}}).data == source
+    source = {Files: own_table, NYUv2: small_rooms}.get(kind, lambda folder: kind())(tmp_path)
+    encoder = "conv" if any(task.dense for task in source.make_tasks()) else "mlp"
+    assert Experiment.model_validate({"data": source.model_dump(), "encoder": {"name": encoder}}).data == source
     names = source.task_names
     assert tuple(task.name for task in source.make_tasks()) == names
     assert source.with_tasks(names) == source
-    if kind.model_fields["name"].default == "omniglot" and "RAYMTL_DATA" not in os.environ:
-        pytest.skip("needs Omniglot in $RAYMTL_DATA")
+    if kind.model_fields["name"].default in ("cifar100", "multimnist", "omniglot") and "RAYMTL_DATA" not in os.environ:
+        pytest.skip("needs CIFAR-100, MNIST and Omniglot in $RAYMTL_DATA")
     arrays = source.load()
     assert tuple(source.sizes(arrays)) == names
     assert all(size > 0 for size in source.sizes(arrays).values())
     plain, joint = build(source, arrays), build(source.without_support(), arrays)
-    assert joint.query.inputs.shape[1] == plain.query.inputs.shape[1] + plain.support.inputs.shape[1]
+    for task in names:
+        sizes = [inputs_of(batch, task).shape[1] for batch in (joint.query, plain.query, plain.support)]
+        assert sizes[0] == sizes[1] + sizes[2]
     assert kind.model_validate(source.without_support().model_dump()) == source.without_support()
     for batch in (part for split in SPLITS for part in build(source, arrays, split)):
-        assert batch.inputs.shape[2:] == source.input_shape
-        assert batch.inputs.dtype == (torch.uint8 if source.pictures else torch.float32)
         assert tuple(batch.targets) == names
         for task in source.make_tasks():
-            target = batch.targets[task.name]
-            assert target.shape == batch.inputs.shape[:2]
+            target, inputs = batch.targets[task.name], inputs_of(batch, task.name)
+            assert inputs.shape[2:] == source.input_shape
+            assert inputs.dtype == (torch.uint8 if source.pictures else torch.float32)
+            assert target.shape == (*inputs.shape[:2], *task.target_shape)
             if task.kind == "classification":
                 assert target.dtype == torch.int64
                 assert int(target.min()) >= 0 and int(target.max()) < task.out_features

@@ -173,3 +173,19 @@ print(ResNet18Spec().stem)
 def test_torchvision_is_not_needed_to_import_the_encoders() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "small", done.stderr
+
+
+@pytest.mark.parametrize(("stem", "dilated"), [("imagenet", 1), ("imagenet", 2), ("small", 3)])
+def test_dilated_groups_make_of_every_few_pixels_what_plain_ones_make_of_all(stem, dilated) -> None:
+    shape = (3, 64, 96) if stem == "imagenet" else (3, 16, 24)
+    specs = [ResNet18Spec(stem=stem, pooled=False, norm="none", dilated=number) for number in (0, dilated)]
+    plain, finer = (spec.build(shape) for spec in specs)
+    finer.load_state_dict(plain.state_dict())
+    maps, fine = (
+        encoder(torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))) for encoder in (plain, finer)
+    )
+    every = 2**dilated
+    assert finer.shapes[-1] == (512, plain.shapes[-1][1] * every, plain.shapes[-1][2] * every)
+    torch.testing.assert_close(
+        fine.unflatten(1, finer.shapes[-1])[..., ::every, ::every], maps.unflatten(1, plain.shapes[-1])
+    )

@@ -16,8 +16,10 @@ from torch.utils._pytree import tree_map
 
 from raymtl import runs
 from raymtl.config import Experiment
-from raymtl.data import SPLITS, Digits, Files, Several, SourceSpec
+from raymtl.data import CIFAR100, SPLITS, Digits, Files, NYUv2, Several, SourceSpec
 from raymtl.data.base import Arrays, Source, Split
+from raymtl.data.cifar100 import CIFAR_FS
+from raymtl.data.cifar100_files import Pictures
 from raymtl.data.episodes import generator, on_device
 from raymtl.encoders import ConvSpec, MLPSpec
 from raymtl.evaluate import evaluate, mean_and_interval
@@ -29,6 +31,7 @@ from raymtl.types import Batch, Episode
 from raymtl.weighting import StaticSpec
 from tests.conftest import LEARNERS, axes, experiment, perturbed
 from tests.data.own import own_table
+from tests.data.rooms import numbered_frame, small_rooms
 from tests.data.test_sinusoid import FLOOR
 from tests.test_isolation import allowed
 from tests.test_learners import VARIANTS
@@ -158,6 +161,15 @@ def numbered_drawings(root: Path) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(0, 256, (1623, 20, 28, 28), np.uint8), np.array([f"character {n}" for n in range(1623)])
 
 
+def numbered_pictures(root: Path) -> Pictures:
+    """CIFAR-100's numbers of smaller pictures, again one of a kind."""
+    rng = np.random.default_rng(0)
+    members = {"train": np.arange(50_000).reshape(100, 500), "test": np.arange(50_000, 60_000).reshape(100, 100)}
+    names = [*CIFAR_FS["val"], *CIFAR_FS["test"], *(f"kind {number}" for number in range(64))]
+    pictures = rng.integers(1, 256, (60_000, 1, 8, 8), np.uint8)
+    return Pictures(pictures, members, np.arange(100) % 20, np.array(names))
+
+
 def many(source: Source, arrays: Arrays, split: Split) -> list[tuple[Episode, str]]:
     return [source.episode(arrays, split, generator(0, split, 0, index)) for index in range(40)]
 
@@ -184,7 +196,7 @@ def _upright(pictures: np.ndarray) -> set[bytes]:
     return {min(rotation[row].tobytes() for rotation in turned) for row in range(len(pictures))}
 
 
-OF_FILES: dict[type[Source], Callable[[Path], Source]] = {Files: own_table}
+OF_FILES: dict[type[Source], Callable[[Path], Source]] = {Files: own_table, NYUv2: small_rooms}
 """Sources that have nothing to read from by default, and what makes them of a folder."""
 SOURCES: list[tuple[str, Callable[[Path], Source]]] = [
     *(
@@ -194,12 +206,16 @@ SOURCES: list[tuple[str, Callable[[Path], Source]]] = [
     ("digits classes", lambda folder: Digits(episodes="classes")),
     ("digits of several shots and ways", lambda folder: Digits(episodes="classes", shots=(1, 4), ways=(2, 6))),
     ("several together", lambda folder: Several(episodes="together")),
+    ("cifar100 fine and coarse", lambda folder: CIFAR100(episodes="fine_and_coarse", shots=5)),
+    ("cifar100 classes", lambda folder: CIFAR100(episodes="classes", shots=(1, 4), ways=(2, 6))),
 ]
 
 
 @pytest.mark.parametrize(("name", "make"), SOURCES, ids=[name for name, _ in SOURCES])
 def test_no_input_stands_in_support_and_query_or_in_two_splits(name, make, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("raymtl.data.omniglot.read_drawings", numbered_drawings)
+    monkeypatch.setattr("raymtl.data.cifar100.read_pictures", numbered_pictures)
+    monkeypatch.setattr("raymtl.data.nyuv2.read_frame", numbered_frame)
     monkeypatch.setenv("RAYMTL_DATA", "drawn above")
     source = make(tmp_path)
     arrays = source.load()
@@ -220,12 +236,15 @@ def test_no_input_stands_in_support_and_query_or_in_two_splits(name, make, monke
     [
         (Digits(), lambda domain: [domain]),
         (Digits(episodes="classes"), lambda domain: domain.removeprefix("numbers ").split()),
+        (CIFAR100(episodes="classes"), lambda domain: domain.split(", ")),
+        (CIFAR100(episodes="classes", split="fc100"), lambda domain: domain.split(", ")),
         ("omniglot", lambda domain: [name.partition(" at ")[0] for name in domain.split(", ")]),
     ],
 )
 def test_classes_and_domains_of_the_splits_are_disjoint(source, parts, monkeypatch) -> None:
     """By the names that the report shows; a turned character is the same character."""
     monkeypatch.setattr("raymtl.data.omniglot.read_drawings", numbered_drawings)
+    monkeypatch.setattr("raymtl.data.cifar100.read_pictures", numbered_pictures)
     monkeypatch.setenv("RAYMTL_DATA", "drawn above")
     chosen = TypeAdapter(SourceSpec).validate_python({"name": source}) if source == "omniglot" else source
     arrays = chosen.load()
@@ -239,6 +258,8 @@ import sys
 from pathlib import Path
 import torch
 from raymtl import runs
+from raymtl.data.cifar100 import CIFAR_FS
+from raymtl.data.cifar100_files import Pictures
 from raymtl.data.episodes import generator, on_device
 from raymtl.evaluate import load_model
 

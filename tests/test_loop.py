@@ -122,3 +122,22 @@ def test_the_stitches_learn_faster_than_the_rest(arrays, tmp_path) -> None:
     moved = {name: float((after[name] - before[name].detach()).abs().max()) for name in after}
     assert moved["model.stitches"] == pytest.approx(0.01, rel=1e-2)
     assert moved["model.heads.left.weight"] == pytest.approx(0.001, rel=1e-2)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_weights_shrink_by_their_rate_beside_what_the_gradient_does(optimizer, arrays, tmp_path) -> None:
+    """One step with decay is one without it, less lr * weight_decay of what a weight was; biases and scales as before."""
+    chosen = short("uncertainty", train__steps=1, train__eval_every=1, train__optimizer=optimizer, train__lr=0.01)
+    chosen = chosen.override({"sharing.lr_scale": 10.0})
+    before = {name: value.detach() for name, value in chosen.build().init_params().items()}
+    after = []
+    for decay in (0.0, 0.5):
+        run(chosen.override({"train.weight_decay": decay}), arrays, tmp_path / str(decay))
+        after.append(load_file(tmp_path / str(decay) / "model.safetensors"))
+    for name, value in before.items():
+        rate = 0.01 * (10 if name == "model.stitches" else 1) * 0.5
+        shrinks = name.startswith("model.") and value.ndim > 1
+        lost = rate * value if shrinks else torch.zeros_like(value)
+        assert torch.allclose(after[0][name] - after[1][name], lost, atol=1e-7), name
+        assert not shrinks or lost.abs().max() > 1e-4
+    assert {name.split(".")[0] for name in before} == {"model", "weighting"}

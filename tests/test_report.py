@@ -1,6 +1,8 @@
 """The report of a small synthetic run: every section, self-contained, escaped, and no claim beyond the intervals."""
 
+import base64
 import copy
+import io
 import json
 import math
 import re
@@ -17,17 +19,24 @@ import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
+from PIL import Image
 
 from raymtl import runs
 from raymtl.config import Experiment, parse
 from raymtl.data.digits import Digits
+from raymtl.encoders import ConvSpec
+from raymtl.evaluate import _examples
 from raymtl.report import Estimate, outcome, protocol, result_rows, write_report
 from raymtl.report.collect import drawable, pareto_numbers, read_run
 from raymtl.report.parallel_plot import parallel_plot
+from raymtl.report.pictures import pictures
 from raymtl.report.search_plots import choices_plot, history_plot, importance_plot, pareto_plot
 from raymtl.report.tables import compare, gain_rows
 from raymtl.report.training_plots import smoothed
 from raymtl.search import suggest
+from tests.data.blood import write_voc
+from tests.tasks.shapes import Shapes
+from tests.tasks.test_mixes import problem_of
 
 HOSTILE = "<script>alert(1)</script>"
 METRICS = {("left", "accuracy"): True, ("right", "accuracy"): True, ("sum", "r2"): True, ("sum", "mae"): False}
@@ -519,3 +528,75 @@ def test_the_result_table_says_which_scores_are_transductive(transductive, sente
     names = ("winner", "default")
     models = [{"name": n, "transductive": t} for n, t in zip(names, transductive, strict=True)]
     assert protocol({"models": models}) == sentence
+
+
+def shapes() -> tuple[Shapes, list[dict[str, Any]], Any]:
+    """Held-out pictures with a label of every kind, and what a model that was never trained says of them."""
+    source = Shapes(unboxed=0.0)
+    problem = problem_of(source, encoder=ConvSpec(channels=(4, 4)), inner_steps=0)
+    chosen = Experiment.model_validate({"learner": {"name": "maml", "inner_steps": 0}}).model_copy(
+        update={"data": source}
+    )
+    with torch.no_grad():
+        rows = _examples(chosen, problem, problem.init_params(), {}, "test")
+    return source, rows, problem.tasks
+
+
+def test_what_has_pixels_or_boxes_is_drawn_and_the_rest_is_told() -> None:
+    source, rows, tasks = shapes()
+    for row, picture in zip(rows, pictures(rows, tasks, source), strict=True):
+        assert [panel.task for panel in picture.panels] == ["pixels", "far", "facing", "boxes"]
+        assert [line.task for line in picture.lines] == ["which", "disc", "shown", "amount", "place"]
+        assert len(picture.lines[4].target.split(", ")) == 2
+        assert picture.lines[0].after.right == (row["which.after"] == row["which.target"])
+        classes = np.array(row["pixels.target"]).reshape(24, 24)
+        panel = picture.panels[0]
+        content = base64.b64decode(panel.truth.source.partition(",")[2])
+        with Image.open(io.BytesIO(content)) as drawn:
+            colours = np.asarray(drawn.convert("RGB"))
+        assert (colours[classes < 0] == 0).all()
+        for name, colour in panel.legend:
+            here = np.unique(colours[classes == int(name)], axis=0)
+            assert [f"rgb({r},{g},{b})" for r, g, b in here.tolist()] in ([colour], [])
+
+
+def test_boxes_are_drawn_where_they_are_with_class_and_score(run: Path) -> None:
+    source, rows, tasks = shapes()
+    found = np.full((100, 6), -1.0)
+    found[:3] = [[1, 2, 3, 12, 9, 0.87], [0, 4, 4, 8, 8, 0.51], [0, 0, 0, 5, 5, 0.49]]
+    for row in rows:
+        row["boxes.after"], row["boxes.after.shape"] = found.ravel().tolist(), list(found.shape)
+    picture = pictures(rows, tasks, source)[0]
+    panel = picture.panels[-1]
+    assert [tuple(box) for box in panel.after.boxes] == [(2, 3, 10, 6, "1 0.87"), (4, 4, 4, 4, "0 0.51")]
+    truth = np.array(rows[0]["boxes.target"]).reshape(-1, 5)
+    truth = truth[truth[:, 0] >= 0]
+    assert panel.after.behind == panel.truth.boxes
+    np.testing.assert_allclose([box[:2] for box in panel.truth.boxes], truth[:, 1:3])
+    np.testing.assert_allclose([box[2:4] for box in panel.truth.boxes], truth[:, 3:] - truth[:, 1:3])
+    assert [box.text for box in panel.truth.boxes] == [str(int(label)) for label in truth[:, 0]]
+
+
+def test_the_page_draws_boxes_with_the_names_of_their_classes(run: Path, tmp_path: Path) -> None:
+    write_voc(tmp_path / "data")
+    chosen = Experiment.model_validate(
+        {
+            "data": {"name": "voc", "folder": str(tmp_path / "data"), "size": (36, 48), "tasks": ("boxes", "count")},
+            "encoder": {"name": "conv", "channels": [4]},
+            "learner": {"name": "maml", "inner_steps": 0},
+        }
+    )
+    arrays, problem = chosen.data.load(), chosen.build()
+    with torch.no_grad():
+        rows = _examples(chosen, problem, problem.init_params(), arrays, "test")
+    for row in rows:
+        found = np.full((100, 6), -1.0)
+        found[0] = [1, 2, 3, 12, 9, 0.87]
+        row["boxes.after"], row["boxes.after.shape"] = found.ravel().tolist(), [100, 6]
+    chosen.save(run / "config.yaml")
+    runs.write_rows(run / "best" / "examples.parquet", rows)
+    page = write_report(run).read_text()
+    assert page.count('<rect class="found" x="2.0" y="3.0" width="10.0" height="6.0"><title>square 0.87') == len(rows)
+    true = sum(np.array(row["boxes.target"])[::5].tolist().count(label) for row in rows for label in (0, 1))
+    assert page.count('<rect class="truth"') == page.count('<rect class="behind"') == true > 0
+    assert re.search(r"<td>disc \d, square \d</td>", page)

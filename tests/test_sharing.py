@@ -81,9 +81,23 @@ def test_every_parameter_serves_a_prediction_or_an_auxiliary_term(name: str, enc
 def test_own_inputs_give_what_a_shared_input_gives(name: str, encoder) -> None:
     model = build(name, encoder)
     own = {task: torch.randn(3 + i, *encoder[1]) for i, task in enumerate(NAMES)}
-    apart = model(own)
-    for task in NAMES:
-        torch.testing.assert_close(apart[task], model(own[task])[task])
+    for model.apart in (False, True):
+        apart = model(own)
+        for task in NAMES:
+            torch.testing.assert_close(apart[task], model(own[task])[task])
+
+
+@pytest.mark.parametrize(("weighting", "reached"), [("pcgrad", 4), ("equal", 12)])
+def test_where_gradients_are_asked_one_by_one_a_task_is_followed_through_its_own_examples_alone(
+    weighting: str, reached: int
+) -> None:
+    chosen = experiment(weighting__name=weighting)
+    problem = chosen.build()
+    inputs = {name: torch.randn(4, *chosen.data.input_shape) for name in chosen.data.task_names}
+    passed: list[int] = []
+    problem.model.encoders[0].stages[-1].register_full_backward_hook(lambda _, __, grads: passed.append(len(grads[0])))
+    problem.model(inputs)["left"].sum().backward()
+    assert passed == [reached]
 
 
 @over_the_encoders

@@ -74,6 +74,10 @@ class Source(Spec, ABC):
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input, without the leading axis of examples."""
 
+    def class_names(self, task: str) -> tuple[str, ...]:
+        """What the classes, labels or components of a task are called, in their order; none without names."""
+        return ()
+
     @abstractmethod
     def load(self) -> dict[str, np.ndarray]:
         """Everything that episodes are built from, read once and shared between processes."""

@@ -3,9 +3,9 @@
 import math
 import unicodedata
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,12 @@ from torch import Tensor
 from raymtl.data.base import SPLITS, Arrays, Source
 from raymtl.data.episodes import build_episodes
 from raymtl.data.files import Files, FittedColumn, FittedTask
+from raymtl.data.paint import PAINT, of_classes
 from raymtl.types import Batch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
 
 SHOWN = 24
 """Examples in the picture of a batch."""
@@ -30,7 +35,7 @@ def inspect(source: Source, seed: int) -> tuple[dict[str, Any], Arrays]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         arrays = source.load()
-    told = {
+    told: dict[str, Any] = {
         "input_shape": list(source.input_shape),
         "pictures": source.pictures,
         "tasks": {task.name: {"kind": task.kind, "metrics": list(task.metrics)} for task in source.make_tasks()},
@@ -39,6 +44,11 @@ def inspect(source: Source, seed: int) -> tuple[dict[str, Any], Arrays]:
     }
     if isinstance(source, Files):
         told |= _of_files(source, arrays)
+        told["notes"] += [
+            f"task '{name}': {', '.join(map(str, fitted.ignored))} in a map says nothing (data.tasks.{name}.ignore)."
+            for name, fitted in source.found.tasks.items()
+            if fitted.ignored and name in source.task_names
+        ]
     (stack, *_), domains = build_episodes(source, arrays, seed=seed, split="train", step=0, indices=[0])
     told["episode"] = {
         "domain": domains[0],
@@ -110,7 +120,13 @@ def _normalised(column: FittedColumn) -> str:
 
 
 def _balance(fitted: FittedTask, target: np.ndarray) -> dict[str, float]:
-    """Examples of each class or label; of numbers their mean, spread and ends."""
+    """Examples of each class or label; of numbers their mean, spread and ends; of boxes how many of each
+    class; of maps the share of labelled pixels.
+
+    That of each class, in a segmentation, or with what is labelled of the pixels their mean, spread and ends.
+    """
+    if fitted.kind in MAPS:
+        return MAPS[fitted.kind](fitted, target)
     if fitted.classes:
         counts = np.nansum(target, 0) if target.ndim == 2 else np.bincount(target, minlength=len(fitted.classes))
         return {name: int(count) for name, count in zip(fitted.classes, counts, strict=True)}
@@ -120,34 +136,78 @@ def _balance(fitted: FittedTask, target: np.ndarray) -> dict[str, float]:
     return {key: float(getattr(known, key)()) for key in ("mean", "std", "min", "max")}
 
 
+def _of_classes(fitted: FittedTask, target: np.ndarray) -> dict[str, float]:
+    counts = np.bincount(target[target >= 0], minlength=len(fitted.classes))
+    shares = counts / max(1, counts.sum())
+    return {"labelled": _share(target >= 0), **dict(zip(fitted.classes, shares.tolist(), strict=True))}
+
+
+def _of_depths(fitted: FittedTask, target: np.ndarray) -> dict[str, float]:
+    known = target[target > 0].astype(np.float64)
+    return {"labelled": _share(target > 0)} | {
+        key: float(getattr(known, key)()) for key in ("mean", "std", "min", "max") if known.size
+    }
+
+
+def _share(there: np.ndarray) -> float:
+    return float(there.mean()) if there.size else 0.0
+
+
+MAPS: Mapping[str, Callable[[FittedTask, np.ndarray], dict[str, float]]] = {
+    "segmentation": _of_classes,
+    "depth": _of_depths,
+    "normals": lambda fitted, target: {"labelled": _share((target != 0).any(1))},
+    "detection": lambda fitted, target: {
+        name: int((target[..., 0] == number).sum()) for number, name in enumerate(fitted.classes)
+    },
+}
+
+
 def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
     """Writes the query set of the first training episode as a picture: each input with its labels."""
     from PIL import Image, ImageDraw, ImageFont
 
     (stack, *_), _ = build_episodes(source, arrays, seed=seed, split="train", step=0, indices=[0])
     batch = stack.query
-    inputs = batch.inputs if isinstance(batch.inputs, Tensor) else next(iter(batch.inputs.values()))
-    inputs = inputs[0][:SHOWN]
-    labels = [_labels(source, batch, row) for row in range(len(inputs))]
+    if not isinstance(batch.inputs, Tensor):  # of the tasks with inputs of their own, those that share the first one's
+        own = batch.inputs
+        first = next(iter(own.values()))
+        alike = {name: own[name] is first or own[name].equal(first) for name in batch.targets}
+        batch = Batch(first, {n: t for n, t in batch.targets.items() if alike[n]}, batch.masks)
+    assert isinstance(batch.inputs, Tensor)
+    inputs = batch.inputs[0][:SHOWN]
+    painted = {t.name: PAINT[t.kind] for t in source.make_tasks() if t.kind in PAINT and t.name in batch.targets}
+    boxed = [t.name for t in source.make_tasks() if t.kind == "detection" and t.name in batch.targets]
+    kinds = {task.name: task.kind for task in source.make_tasks()}
+    labels = [_labels(source, batch, row, kinds, painted) for row in range(len(inputs))]
     font = ImageFont.load_default(12)
     if source.pictures:
-        across = min(6, len(inputs))
+        across = min(6 if not painted else max(1, 12 // (1 + len(painted))), len(inputs))
         down = math.ceil(len(inputs) / across)
-        height = SIDE + LINE * len(labels[0]) + MARGIN
-        width = max(SIDE, 7 * max(len(f"{n}: {v}"[:LETTERS]) for row in labels for n, v in row.items())) + MARGIN
+        tall = round(SIDE * min(1, inputs.shape[-2] / inputs.shape[-1]))
+        height = tall + LINE * max(len(labels[0]), int(bool(painted))) + MARGIN
+        text = 7 * max((len(f"{n}: {v}"[:LETTERS]) for row in labels for n, v in row.items()), default=0)
+        beside = max(SIDE, text) + MARGIN
+        width = beside + len(painted) * (SIDE + MARGIN)
         sheet = Image.new("RGB", (MARGIN + across * width, MARGIN + down * height), "white")
         pen = ImageDraw.Draw(sheet)
         for number, picture in enumerate(inputs):
             left, top = MARGIN + number % across * width, MARGIN + number // across * height
             pixels = picture.expand(3, -1, -1) if len(picture) == 1 else picture[:3]
-            shown = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-            shown.thumbnail((SIDE, SIDE)) if max(shown.size) > SIDE else None
-            scale = max(1, SIDE // max(shown.size))
-            sheet.paste(
-                shown.resize((shown.width * scale, shown.height * scale), Image.Resampling.NEAREST), (left, top)
-            )
+            shown = _enlarged(pixels.permute(1, 2, 0).contiguous().numpy())
+            sheet.paste(shown, (left, top))
+            for name in boxed:
+                if name not in batch.masks or bool(batch.masks[name][0, number]):
+                    _draw_boxes(pen, batch.targets[name][0, number].numpy(), shown.width / pixels.shape[-1], left, top)
             for line, (name, value) in enumerate(labels[number].items()):
-                pen.text((left, top + SIDE + LINE * line), _plain(f"{name}: {value}")[:LETTERS], "black", font)
+                pen.text((left, top + tall + LINE * line), _plain(f"{name}: {value}")[:LETTERS], "black", font)
+            for place, (name, paint) in enumerate(painted.items()):
+                right = left + beside + place * (SIDE + MARGIN)
+                there = bool(batch.masks[name][0, number]) if name in batch.masks else True
+                if there:
+                    sheet.paste(_enlarged(paint(batch.targets[name][0, number].numpy())), (right, top))
+                caption = _plain(name if there else f"{name}: -")[: SIDE // 7]
+                pen.text((right, top + tall), caption, "black", font)
     else:
         table = [{**_values(source, row), **labels[i]} for i, row in enumerate(inputs)]
         widths = {
@@ -165,28 +225,54 @@ def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
     sheet.save(path)
 
 
+def _draw_boxes(pen: "ImageDraw", boxes: np.ndarray, scale: float, left: int, top: int) -> None:
+    """The objects of a target [M, 5] on a picture that stands there, enlarged; each class in a colour of its own."""
+    for label, *corners in boxes[boxes[:, 0] != -1].tolist():
+        number = int(label) if label >= 0 else -2 - int(label)
+        x1, y1, x2, y2 = (scale * corner for corner in corners)
+        colour = tuple(of_classes(np.array([[number]]))[0, 0].tolist())
+        pen.rectangle((left + x1, top + y1, left + max(x2 - 1, x1), top + max(y2 - 1, y1)), outline=colour)
+
+
+def _enlarged(pixels: np.ndarray) -> "Image":
+    """[H, W, 3] uint8 as a picture whose longer side is about SIDE."""
+    from PIL import Image
+
+    shown = Image.fromarray(pixels)
+    if max(shown.size) > SIDE:
+        shown.thumbnail((SIDE, SIDE))
+    scale = max(1, SIDE // max(shown.size))
+    return shown.resize((shown.width * scale, shown.height * scale), Image.Resampling.NEAREST)
+
+
 def _plain(text: str) -> str:
     """In letters that Pillow's own font has."""
     return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode() or "?"
 
 
-def _labels(source: Source, batch: Batch, row: int) -> dict[str, str]:
-    """Of an example, task by task, as a person reads them."""
+def _labels(
+    source: Source, batch: Batch, row: int, kinds: Mapping[str, str], painted: Collection[str]
+) -> dict[str, str]:
+    """Of an example, task by task, as a person reads them; without those that are painted."""
     shown = {}
     for name, target in batch.targets.items():
+        if name in painted:
+            continue
         if name in batch.masks and not bool(batch.masks[name][0, row]):
             shown[name] = "-"
             continue
         value = target[0, row]
-        classes: Sequence[str] = ()
-        if isinstance(source, Files) and source.episodes != "classes":
-            classes = source.found.tasks[name].classes
+        classes = source.class_names(name)
         if value.ndim == 0:
             shown[name] = classes[int(value)] if classes else f"{float(value):.4g}"
-        elif value.ndim == 1 and classes:
+        elif kinds[name] == "multilabel" and classes:
             shown[name] = " ".join(label for label, there in zip(classes, value.tolist(), strict=True) if there == 1)
         elif value.ndim == 1 and len(value) <= 4:
             shown[name] = " ".join(f"{number:.3g}" for number in value.tolist())
+        elif kinds[name] == "detection":
+            shown[name] = ", ".join(
+                f"{count} {label}" for n, label in enumerate(classes) if (count := int((value[:, 0] == n).sum()))
+            )
         else:
             shown[name] = "x".join(str(side) for side in value.shape)
     return shown

@@ -115,8 +115,7 @@ class Omniglot(Source):
         if not root:
             raise UserError(
                 "data.folder: expected the folder that holds omniglot-py, got none. Give it, or set the environment "
-                "variable RAYMTL_DATA. torchvision.datasets.Omniglot(FOLDER, background=B, download=True) with B "
-                "True and False fetches the data."
+                "variable RAYMTL_DATA; `raymtl data fetch omniglot --root FOLDER` fetches the data."
             )
         return Path(root).expanduser()
 
@@ -162,14 +161,14 @@ def read_drawings(root: Path) -> tuple[np.ndarray, np.ndarray]:
         if len(characters) != expected:
             raise UserError(
                 f"data.folder: expected {expected} characters under {folder} (ALPHABET/characterNN), got "
-                f"{len(characters)}. torchvision.datasets.Omniglot('{root}', background="
-                f"{part == 'images_background'}, download=True) fetches them."
+                f"{len(characters)}. `raymtl data fetch omniglot --root {root}` fetches them."
             )
         for character in characters:
             files = sorted(character.glob("*.png"))
             if len(files) != DRAWINGS:
                 raise UserError(
-                    f"data.folder: expected {DRAWINGS} drawings in {character}, got {len(files)}. Fetch them again."
+                    f"data.folder: expected {DRAWINGS} drawings in {character}, got {len(files)}. Move {folder} "
+                    f"away and call `raymtl data fetch omniglot --root {root}`."
                 )
             for file in files:
                 with Image.open(file) as picture:

@@ -1,21 +1,29 @@
 """`several`: episodes of several sources in one meta-batch, one source an episode or all of them together."""
 
-from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 from torch import Tensor
 
 from raymtl.data.base import Arrays, Source, Split
+from raymtl.data.cifar100 import CIFAR100
 from raymtl.data.digits import Digits
+from raymtl.data.files import Files
 from raymtl.data.mixture import Mixture
+from raymtl.data.multimnist import MultiMNIST
+from raymtl.data.nyuv2 import NYUv2
 from raymtl.data.omniglot import Omniglot
 from raymtl.data.sinusoid import Sinusoid
+from raymtl.data.voc import VOC
 from raymtl.types import Batch, Episode, Task, UserError
 
-PartSpec = Annotated[Digits | Mixture | Omniglot | Sinusoid, Field(discriminator="name")]
+PartSpec = Annotated[
+    CIFAR100 | Digits | Files | Mixture | MultiMNIST | NYUv2 | Omniglot | Sinusoid | VOC, Field(discriminator="name")
+]
 PartName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$")]
 
 
@@ -24,7 +32,8 @@ class Several(Source):
 
     `episodes: one`: an episode is one part's, drawn with odds proportional to `odds` (equal by default); the tasks of
     the other parts are without labels in it. `episodes: together`: an episode holds the tasks of all parts, each with
-    its part's inputs, and is adapted to all of them at once. Inputs of all parts have the same shape.
+    its part's inputs, and is adapted to all of them at once. Inputs of all parts have the same shape, for one encoder
+    reads them all: pictures of one `size` and number of channels, or tables that become as many numbers.
     """
 
     name: Literal["several"] = "several"
@@ -34,6 +43,14 @@ class Several(Source):
     }
     episodes: Literal["one", "together"] = "one"
     odds: Mapping[str, Annotated[float, Field(gt=0)]] = {}
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _told_apart(cls, parts: Any) -> Any:
+        """Reads each part, so that what is wrong with one is said of it."""
+        if not isinstance(parts, Mapping):
+            return parts
+        return {name: _part(str(name), part) for name, part in parts.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -49,6 +66,12 @@ class Several(Source):
                     f"data.parts.{name}: expected inputs of shape {one.input_shape} as data.parts.{first} has, got "
                     f"{other.input_shape}. One encoder reads them all: take sources whose inputs are alike."
                 )
+        streamed = [name for name, part in self.parts.items() if isinstance(part, Files) and part.found.pool]
+        if len(streamed) > 1:
+            raise UserError(
+                f"data.parts.{streamed[1]}.in_memory_mb: expected one part that is larger than memory, got {streamed}. "
+                "Raise it for one of them."
+            )
         return self
 
     @property
@@ -85,7 +108,18 @@ class Several(Source):
         return next(iter(self.parts.values())).input_shape
 
     def load(self) -> dict[str, np.ndarray]:
-        return {f"{part}/{key}": array for part, source in self.parts.items() for key, array in source.load().items()}
+        arrays: dict[str, np.ndarray] = {}
+        for part, source in self.parts.items():
+            with _said_of(part):
+                arrays |= {f"{part}/{key}": array for key, array in source.load().items()}
+        return arrays
+
+    def window(self, arrays: Arrays, split: Split, seed: int, step: int) -> Arrays:
+        found: dict[str, np.ndarray] = {}
+        for part, source in self.parts.items():
+            own = source.window(_of(part, arrays), split, seed, step)
+            found |= {f"{part}/{key}": array for key, array in own.items()}
+        return found
 
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         return {
@@ -119,6 +153,26 @@ class Several(Source):
                 targets[name] = torch.zeros(number, *shapes[name], dtype=torch.int64)
                 masks[name] = torch.zeros(number, dtype=torch.bool)
         return Batch(batch.inputs, targets, masks)
+
+
+_PART: TypeAdapter[Source] = TypeAdapter(PartSpec)
+
+
+def _part(name: str, part: Any) -> Any:
+    with _said_of(name):
+        try:
+            return _PART.validate_python(part)
+        except ValidationError:
+            return part  # which is refused again with its place in the whole
+
+
+@contextmanager
+def _said_of(part: str) -> Iterator[None]:
+    """Names the part in what is said of its keys inside."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("data.", f"data.parts.{part}.")) from None
 
 
 def _of(part: str, arrays: Arrays) -> Arrays:

@@ -1,7 +1,8 @@
 """Residual network of 18 layers (He et al., 2015, arXiv:1512.03385), from torchvision."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import nn
 
 from raymtl.encoders.base import Encoder
@@ -18,13 +19,16 @@ class ResNet18Spec(NormedSpec):
     `stem: imagenet` is the 7x7 convolution of stride 2 with max pooling, for large pictures; `small` is a 3x3
     convolution of stride 1 in its place, for pictures under 64 pixels. The last stage ends in global average pooling,
     so that 512 features are left of a picture of any size; with `pooled: false` it leaves its maps, which tasks with
-    an output for every pixel need. `norm: group` has 32 groups. Deviation from the paper: that
-    is the default, where the paper has batch normalisation with running statistics.
+    an output for every pixel need. `dilated` is how many of the last groups keep the resolution of the one before,
+    their 3x3 convolutions spread over as much of the picture (Yu et al., 2017, arXiv:1705.09914): with `stem: imagenet`
+    2 gives maps of an eighth of the picture's sides, where 0 gives a 32nd. `norm: group` has 32 groups. Deviation from
+    the first paper: that is the default, where it has batch normalisation with running statistics.
     """
 
     name: Literal["resnet18"] = "resnet18"
     stem: Literal["imagenet", "small"] = "small"
     pooled: bool = True
+    dilated: Annotated[int, Field(ge=0, le=3)] = 0
 
     def build(self, input_shape: tuple[int, ...], inner_steps: int = 0) -> Encoder:
         """For pictures [N, channels, height, width]; `inner_steps` are those that norms tell apart.
@@ -41,6 +45,9 @@ class ResNet18Spec(NormedSpec):
         for module in network.modules():
             if isinstance(module, nn.ReLU):
                 module.inplace = False  # Transforms of functions have no place to overwrite.
+        groups = [network.layer2, network.layer3, network.layer4]
+        for step, group in enumerate(groups[len(groups) - self.dilated :]):
+            _dilate(group, 2 ** (step + 1))
         size, stride, padding = (7, 2, 3) if self.stem == "imagenet" else (3, 1, 1)
         convolution = nn.Conv2d(channels, 64, size, stride, padding, bias=False)
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
@@ -53,3 +60,16 @@ class ResNet18Spec(NormedSpec):
             nn.Sequential(network.layer4, *([network.avgpool] if self.pooled else [])),
         ]
         return Encoder(stages, input_shape)
+
+
+def _dilate(group: nn.Module, factor: int) -> None:
+    """Takes the stride of 2 away from a group of blocks; `factor` is how much finer its maps are then than they were.
+
+    What it made of every pixel it still makes of every `factor`-th one, where there are no norms.
+    """
+    for module in group.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            spread = factor // module.stride[0]  # what comes before the stride is not as much finer
+            module.dilation = module.padding = (spread, spread)
+        if isinstance(module, nn.Conv2d):
+            module.stride = (1, 1)

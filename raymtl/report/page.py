@@ -12,6 +12,7 @@ from raymtl import runs
 from raymtl.report import embedding_plots, parallel_plot, search_plots, training_plots, verdict
 from raymtl.report.collect import RunData, read_run, searched_names
 from raymtl.report.look import ACCENT, FONT, to_html
+from raymtl.report.panels import LEAST_SCORE
 from raymtl.report.pictures import pictures
 from raymtl.report.tables import duration, gain_rows, left_out_of_deltas, protocol, result_rows, show, value_rows
 
@@ -62,10 +63,11 @@ def _tables(run: RunData) -> dict[str, Any]:
         "values": value_rows(run.experiment, run.summary.get("best_values") or {}),
         "searched": searched_names(run.trials),
         "told_apart": embedding_plots.groups(run.embeddings).sentence,
-        "pictures": pictures(run.examples, run.experiment.data.make_tasks()),
+        "pictures": pictures(run.examples, run.experiment.data.make_tasks(), run.experiment.data),
         "configuration": yaml.safe_dump(
             run.experiment.model_dump(mode="json"), sort_keys=False, default_flow_style=None
         ),
+        "least_score": LEAST_SCORE,
         "num_complete": search_plots.num_complete(run.study),
     }
 

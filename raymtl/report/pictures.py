@@ -1,18 +1,18 @@
 """Held-out inputs as inline images, with what the best model said before and after adaptation."""
 
-import base64
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from raymtl.data import Source
 from raymtl.report.collect import Row
+from raymtl.report.panels import Panel, panels, png
 from raymtl.report.tables import show
 from raymtl.types import Task
 
 MOST = 12
+LISTED = 12  # numbers of a vector that a line shows
 
 
 class Answer(NamedTuple):
@@ -32,51 +32,68 @@ class Line(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture with its domain and a line a task."""
+    """A picture with its domain, a line a task, and a panel a task whose outputs are drawn."""
 
     source: str
     domain: str
     lines: Sequence[Line]
+    panels: Sequence[Panel]
 
 
-def pictures(examples: Sequence[Row], tasks: Sequence[Task]) -> list[Picture]:
+def pictures(examples: Sequence[Row], tasks: Sequence[Task], data: Source) -> list[Picture]:
     """The first examples; none where the inputs are no pictures."""
-    kinds = {task.name: task.kind for task in tasks}
     return [
-        Picture(_data_uri(row["input"], row["shape"]), str(row["domain"]), _lines(row, kinds))
+        Picture(
+            png(np.array(row["input"], np.uint8).reshape(row["shape"]).transpose(1, 2, 0)),
+            str(row["domain"]),
+            [line for task in tasks for line in _lines(row, task, data.class_names(task.name))],
+            [panel for task in tasks for panel in panels(row, task, data.class_names(task.name))],
+        )
         for row in examples[:MOST]
         if len(row["shape"]) == 3 and row["shape"][0] in (1, 3) and isinstance(row["input"][0], int)
     ]
 
 
-def _lines(row: Row, kinds: Mapping[str, str]) -> list[Line]:
-    return [
-        Line(
-            task=task,
-            target=_readable(row[f"{task}.target"], kind),
-            before=_answer(row.get(f"{task}.before"), row[f"{task}.target"], kind),
-            after=_answer(row.get(f"{task}.after"), row[f"{task}.target"], kind),
-        )
-        for task, kind in kinds.items()
-        if isinstance(row.get(f"{task}.target"), float)  # numbers and classes; maps, boxes and vectors are not lines
-    ]
+def _lines(row: Row, task: Task, names: Sequence[str]) -> list[Line]:
+    """One, or none of a task without a label here or whose outputs are drawn."""
+    target, before, after = (row.get(f"{task.name}.{part}") for part in ("target", "before", "after"))
+    if target is None or task.dense or (isinstance(target, list) and len(target) > LISTED):
+        return []
+    read = READERS.get(task.kind, _number)
+    said = [Answer(read(value, names), _right(task, value, target)) for value in (before, after)]
+    return [Line(task.name, read(target, names), *said)]
 
 
-def _answer(value: Any, target: Any, kind: str) -> Answer:
-    right = value == target if kind == "classification" and value is not None else None
-    return Answer(_readable(value, kind), right)
+def _right(task: Task, value: Any, target: Any) -> bool | None:
+    return value == target if task.kind in ("classification", "binary") and value is not None else None
 
 
-def _readable(value: Any, kind: str) -> str:
+def _class(value: Any, names: Sequence[str]) -> str:
+    if not isinstance(value, float):
+        return _number(value, names)
+    return names[int(value)] if int(value) < len(names) else str(int(value))
+
+
+def _labels(value: Any, names: Sequence[str]) -> str:
+    if not isinstance(value, list):
+        return _number(value, names)
+    called = names or [str(number) for number in range(len(value))]
+    return ", ".join(name for name, there in zip(called, value, strict=True) if there == 1) or "none"
+
+
+def _number(value: Any, names: Sequence[str]) -> str:
     if value is None:
         return "–"
-    if kind == "classification" and isinstance(value, float):
-        return str(int(value))
-    return f"{value:.3g}" if isinstance(value, float) else show(value)
+    if not isinstance(value, list):
+        return f"{value:.3g}" if isinstance(value, float) else show(value)
+    listed = ["–" if part is None or part != part else f"{part:.3g}" for part in value]
+    if len(names) == len(value):
+        return ", ".join(f"{name} {part}" for name, part in zip(names, listed, strict=True))
+    return ", ".join(listed)
 
 
-def _data_uri(values: Sequence[int], shape: Sequence[int]) -> str:
-    pixels = np.array(values, np.uint8).reshape(shape).transpose(1, 2, 0)
-    png = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if shape[0] == 1 else pixels).save(png, "PNG")
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+READERS: Mapping[str, Callable[[Any, Sequence[str]], str]] = {
+    "classification": _class,
+    "binary": _class,
+    "multilabel": _labels,
+}

@@ -25,6 +25,9 @@ class SharingArchitecture(nn.Module, ABC):
         self.task_names = tuple(task.name for task in tasks)
         self.out_features = {task.name: task.out_features for task in tasks}
         self.encoded = {task.name: task.encoded for task in tasks}
+        self.apart = False
+        """Whether tasks with inputs of their own take shared stages one by one: then no task's gradient passes through
+        the examples of the others."""
         self.lr_scale: Mapping[str, float] = {}  # of the outer learning rate, by the first part of a parameter's name
         shapes = shape if isinstance(shape, Mapping) else dict.fromkeys(self.task_names, shape)
         self.heads = nn.ModuleDict({task.name: task.head(shapes[task.name]) for task in tasks})

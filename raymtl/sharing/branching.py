@@ -71,7 +71,7 @@ class Branching(SharingArchitecture):
         x = dict(inputs)
         for depth, companies in enumerate(self._companies(tuple(inputs))):
             for owner, company in companies.items():
-                x |= in_one_pass(self._stage(owner, depth), {name: x[name] for name in company})
+                x |= in_one_pass(self._stage(owner, depth), {name: x[name] for name in company}, self.apart)
         return {name: x[name].flatten(1) for name in inputs}
 
     def _companies(self, tasks: Sequence[str]) -> list[dict[str, list[str]]]:

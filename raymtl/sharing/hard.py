@@ -29,7 +29,7 @@ class Hard(SharingArchitecture):
         return dict.fromkeys(tasks, self.encoders[0](inputs))
 
     def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return in_one_pass(self.encoders[0], inputs)
+        return in_one_pass(self.encoders[0], inputs, self.apart)
 
 
 class HardSpec(SharingSpecBase):
@@ -45,7 +45,9 @@ class HardSpec(SharingSpecBase):
         return Hard(tasks, encoders)
 
 
-def in_one_pass(module: Callable[[Tensor], Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`module` of each of `inputs` [N_t, ...], at the cost of one pass over all examples instead of one a task."""
+def in_one_pass(module: Callable[[Tensor], Tensor], inputs: Mapping[str, Tensor], apart: bool) -> dict[str, Tensor]:
+    """`module` of each of `inputs` [N_t, ...], at the cost of one pass over all examples; or of one a task, `apart`."""
+    if apart:
+        return {name: module(own) for name, own in inputs.items()}
     joint = module(torch.cat(list(inputs.values())))
     return dict(zip(inputs, joint.split([len(own) for own in inputs.values()]), strict=True))

@@ -44,7 +44,8 @@ class Hierarchical(SharingArchitecture):
     def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         x = dict(inputs)
         for level in range(1, self._highest(tuple(inputs)) + 1):
-            x |= in_one_pass(self.stages[level - 1], {name: x[name] for name in x if self.levels[name] >= level})
+            above = {name: x[name] for name in x if self.levels[name] >= level}
+            x |= in_one_pass(self.stages[level - 1], above, self.apart)
         return {name: own.flatten(1) for name, own in x.items()}
 
     def _highest(self, tasks: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 from raymtl.tasks.binary import binary
 from raymtl.tasks.classification import classification
+from raymtl.tasks.dense import over_places
 from raymtl.tasks.depth import depth
 from raymtl.tasks.detection import detection
 from raymtl.tasks.multilabel import multilabel
@@ -31,6 +32,7 @@ __all__ = [
     "metric_values",
     "multilabel",
     "normals",
+    "over_places",
     "regression",
     "segmentation",
     "task_loss_sums",

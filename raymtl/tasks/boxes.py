@@ -99,6 +99,13 @@ def matched(found: Tensor, truth: Tensor, thresholds: Tensor) -> Tensor:
     return torch.stack(hits, -1)
 
 
+def overlapping(found: Tensor, other: Tensor) -> Tensor:
+    """Which boxes found [N, D, >= 5] overlap one of `other` [N, M, 5] of their class by the least threshold, [N, D]."""
+    iou, _ = overlap(found[:, :, None, 1:5], other[:, None, :, 1:])
+    same = (found[:, :, None, 0] == other[:, None, :, 0]) & (other[:, None, :, 0] >= 0)
+    return (same & (iou >= IOU_THRESHOLDS[0])).any(-1)
+
+
 def average_precision(true: Tensor, found: Tensor, number: Tensor) -> Tensor:
     """COCO's average precision, the mean of the best precision at 101 recalls or beyond; nan where `number` is 0.
 

@@ -3,6 +3,11 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raymtl.types import Task
+
+GAIN = 5.0
+"""Of means over places, in most of which nothing is seen."""
+
 
 class Decoder(nn.Module):
     """Maps of an encoder, flattened [N, C * h * w] -> maps [N, channels, *size] of another resolution.
@@ -28,6 +33,36 @@ class Decoder(nn.Module):
                 maps = resized(maps, (2 * maps.shape[-2], 2 * maps.shape[-1]))
             maps = step(maps).relu()
         return resized(self.last(maps), self.size)
+
+
+class OverPlaces(nn.Module):
+    """Maps, flattened [N, C * h * w]: a 3x3 convolution and GELU, the mean over places, then a head of `width`."""
+
+    def __init__(self, shape: tuple[int, ...], head: nn.Module, width: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.own = nn.Conv2d(shape[0], width, 3, padding=1)
+        self.head = head
+
+    def forward(self, features: Tensor) -> Tensor:
+        # Not ReLU: what all places are told alike would soon leave none of its units alive.
+        found: Tensor = self.head(GAIN * F.gelu(self.own(features.unflatten(1, self.shape))).mean((2, 3)))
+        return found
+
+
+def over_places(task: Task, width: int = 64) -> Task:
+    """The same task, whose head reads the mean over the places of maps where an encoder keeps them.
+
+    What it says is then a sum of what the places say, as a count is, wherever things are; a head of the features of all
+    places has h * w times as many weights. Each place is read by a convolution of the head's own before the mean is
+    taken, for norms in the encoder take the mean and the spread over places out of the features, and with these how
+    much there is.
+    """
+
+    def head(shape: tuple[int, ...]) -> nn.Module:
+        return OverPlaces(shape, task.head((width,)), width) if len(shape) == 3 else task.head(shape)
+
+    return task._replace(head=head)
 
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,17 +13,51 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raymtl.tasks.boxes import IOU_THRESHOLDS, area, average_precision, generalised_iou, matched, suppressed
-from raymtl.tasks.dense import Decoder
+from raymtl.tasks.boxes import (
+    IOU_THRESHOLDS,
+    area,
+    average_precision,
+    generalised_iou,
+    matched,
+    overlapping,
+    suppressed,
+)
+from raymtl.tasks.dense import resized
 from raymtl.tasks.scores import counted
 from raymtl.types import Metric, Task
 
+IGNORED = -2
+"""Class of a difficult object, which counts neither as found nor as missed: -2 - c where it is of class c."""
 RADIUS = 1.5  # strides from the middle of a box, within which a place answers for it
 RARE = 0.01  # probability of a class at first: most places are background
 CANDIDATES = 300  # boxes a picture before suppression, and
 MOST = 100  # after it
 LEAST_SCORE = 0.05
+NUM_GROUPS = 8  # of channels that are normalised together
 NUM_BINS = 200  # of the score, for the average precision
+
+
+class Tower(nn.Module):
+    """Maps of an encoder, flattened [N, C * h * w] -> maps [N, channels, *places].
+
+    They are interpolated to the places first, so that small objects are told apart where places are denser than the
+    maps; then `depth` 3x3 convolutions, each with group norm and ReLU, and a 1x1 convolution.
+    """
+
+    def __init__(self, shape: tuple[int, ...], channels: int, places: tuple[int, int], width: int, depth: int) -> None:
+        super().__init__()
+        self.shape, self.places = shape, places
+        layers: list[nn.Module] = []
+        for index in range(depth):
+            convolution = nn.Conv2d(width if index else shape[0], width, 3, padding=1, bias=False)
+            layers += [convolution, nn.GroupNorm(math.gcd(NUM_GROUPS, width), width), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.last = nn.Conv2d(width, channels, 1)
+        nn.init.normal_(self.last.weight, std=0.01)
+
+    def forward(self, features: Tensor) -> Tensor:
+        found: Tensor = self.last(self.layers(resized(features.unflatten(1, self.shape), self.places)))
+        return found
 
 
 class Detection(NamedTuple):
@@ -36,12 +70,12 @@ class Detection(NamedTuple):
     """Rows and columns of the map."""
     overlap: float
 
-    def head(self, shape: tuple[int, ...], width: int) -> nn.Module:
+    def head(self, shape: tuple[int, ...], width: int, depth: int) -> nn.Module:
         """Maps [N, num_classes + 5, *places]: class logits, distances to the sides, centreness."""
-        decoder = Decoder(shape, self.num_classes + 5, self.places, width)
-        assert decoder.last.bias is not None
-        nn.init.constant_(decoder.last.bias[: self.num_classes], -math.log((1 - RARE) / RARE))
-        return decoder
+        tower = Tower(shape, self.num_classes + 5, self.places, width, depth)
+        assert tower.last.bias is not None
+        nn.init.constant_(tower.last.bias[: self.num_classes], -math.log((1 - RARE) / RARE))
+        return tower
 
     @property
     def stride(self) -> tuple[float, float]:
@@ -87,6 +121,14 @@ class Detection(NamedTuple):
         classes = label[..., None] == torch.arange(self.num_classes, device=target.device)
         return (classes & answers[..., None]).to(target), answers, own
 
+    def open(self, target: Tensor) -> Tensor:
+        """Where a difficult object of a class is, so that not to find it there is not wrong, [N, L, K]."""
+        middles = self.middles(target)[:, None]
+        inside = ((middles > target[:, None, :, 1:3]) & (middles < target[:, None, :, 3:])).all(-1)  # [N, L, M]
+        classes = torch.arange(self.num_classes, device=target.device)
+        of_class = IGNORED - target[..., 0, None] == classes  # [N, M, K]
+        return (inside[..., None] & of_class[:, None]).any(2)
+
     def centreness(self, boxes: Tensor) -> Tensor:
         """sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) of the places in their boxes [N, L, 4]."""
         middles = self.middles(boxes)
@@ -101,7 +143,7 @@ class Detection(NamedTuple):
         target = target.to(prediction)
         logits, boxes, centreness = self.parts(prediction)
         classes, answers, own = self.assigned(target)
-        focal = sigmoid_focal_loss(logits, classes).sum((1, 2))
+        focal = torch.where(self.open(target) & (classes == 0), 0.0, sigmoid_focal_loss(logits, classes)).sum((1, 2))
         apart = 1 - generalised_iou(boxes, own)
         off = F.binary_cross_entropy_with_logits(centreness, self.centreness(own), reduction="none")
         return (focal + torch.where(answers, apart + off, 0.0).sum(1)) / answers.sum(1).clamp(min=1)
@@ -128,7 +170,7 @@ class Detection(NamedTuple):
         def per_example(prediction: Tensor, target: Tensor) -> Tensor:
             found, target = self.found(prediction), target.to(prediction)
             true = matched(found[..., :5], target, target.new_tensor(thresholds))  # [N, T, D]
-            there = found[..., 0] >= 0
+            there = (found[..., 0] >= 0) & ~(overlapping(found, ignored(target)) & ~true.any(1))
             own = found[..., 0].clamp(min=0).long() * num_rows * NUM_BINS
             score = (found[..., 5] * NUM_BINS).long().clamp(0, NUM_BINS - 1)
             wanted = target[..., 0] >= 0
@@ -157,8 +199,20 @@ class Detection(NamedTuple):
         return {"map": self.precision(IOU_THRESHOLDS), "map_50": self.precision(IOU_THRESHOLDS[:1])}
 
 
+def ignored(target: Tensor) -> Tensor:
+    """The difficult objects of a target [N, M, 5] under their own classes, -1 in place of all others."""
+    return torch.cat([(IGNORED - target[..., :1]).clamp(min=-1), target[..., 1:]], -1)
+
+
 def detection(
-    name: str, num_classes: int, size: tuple[int, int], *, stride: int = 8, overlap: float = 0.6, width: int = 32
+    name: str,
+    num_classes: int,
+    size: tuple[int, int],
+    *,
+    stride: int = 8,
+    overlap: float = 0.6,
+    width: int = 64,
+    depth: int = 3,
 ) -> Task:
     """Boxes and their classes; targets [N, M, 5]: class, x1, y1, x2, y2 in pixels of a picture of `size`, height and
     width.
@@ -172,9 +226,14 @@ def detection(
     scores, across pictures by 200 bins of them: those that share a bin count as found together, which never makes the
     average precision higher. `readable` gives [N, 100, 6]: class or -1, corners, score.
 
+    A difficult object of class c has the class -2 - c: it is neither to be found nor is it wrong to find it, as Pascal
+    VOC scores. A box found is left out of the score where it overlaps one of its class by 0.5 or more and is true at no
+    threshold; COCO decides threshold by threshold.
+
     Deviations from the paper: one level of maps instead of five, so that boxes of all sizes share one map, the place
-    nearest to the middle of a box answers for it whatever its size; one tower of convolutions for all three outputs;
-    distances by softplus instead of exp; losses are divided by the places in objects of each picture, not of the batch.
+    nearest to the middle of a box answers for it whatever its size; one tower of `depth` convolutions of `width` for
+    all three outputs instead of two of four by 256; distances by softplus instead of exp; losses are divided by the
+    places in objects of each picture, not of the batch.
     """
     places = (math.ceil(size[0] / stride), math.ceil(size[1] / stride))
     spec = Detection(num_classes, size, places, overlap)
@@ -182,7 +241,7 @@ def detection(
         name=name,
         kind="detection",
         out_features=num_classes + 5,
-        head=lambda shape: spec.head(shape, width),
+        head=lambda shape: spec.head(shape, width, depth),
         loss=spec.loss,
         metrics=spec.metrics,
         readable=spec.found,

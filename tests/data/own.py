@@ -98,3 +98,51 @@ PICTURE_TASKS: Mapping[str, Any] = {
     "tags": {"kind": "multilabel"},
     "count": {},
 }
+
+
+def scene(rng: np.random.Generator, height: int, width: int) -> dict[str, np.ndarray]:
+    """A picture of a box and a disc on a floor, and what is known of each pixel: class 0, 1, 2, millimetres, normal."""
+    y, x = np.mgrid[:height, :width]
+    top, left = rng.integers(0, height // 2), rng.integers(0, width // 2)
+    box = (y >= top) & (y < top + height // 3) & (x >= left) & (x < left + width // 3)
+    middle = rng.integers(height // 3, height - height // 4), rng.integers(width // 3, width - width // 4)
+    disc = ((y - middle[0]) ** 2 + (x - middle[1]) ** 2 < (min(height, width) // 4) ** 2) & ~box
+    classes = np.where(box, 1, np.where(disc, 2, 0)).astype(np.uint8)
+    depth = (1000 + 3000 * (1 - y / height)).astype(np.uint16)
+    depth[box], depth[disc] = 900, 700
+    normals = np.zeros((height, width, 3), np.float32)
+    normals[..., 1] = 1
+    normals[box], normals[disc] = (0, 0, 1), (0.6, 0, 0.8)
+    colours = np.array([[90, 90, 90], [200, 60, 40], [40, 90, 200]])[classes] + rng.integers(
+        -20, 20, (height, width, 3)
+    )
+    return {"image": colours.astype(np.uint8), "mask": classes, "depth": depth, "normals": normals}
+
+
+def write_scenes(root: Path, number: int = 40, sides: tuple[int, int] = (24, 32)) -> Path:
+    """Scenes as a user has them: images, masks, depths in millimetres, normals in .npy; labels.csv beside them.
+
+    Its columns are a class, tags and a number, and the names of the masks; every fifth label of each is missing.
+    """
+    rng = np.random.default_rng(2)
+    for folder in ("images", "masks", "depths", "normals"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(number):
+        found = scene(rng, *sides)
+        Image.fromarray(found["image"]).save(root / "images" / f"{i:03d}.png")
+        Image.fromarray(found["mask"]).save(root / "masks" / f"{i:03d}_mask.png")
+        Image.fromarray(found["depth"]).save(root / "depths" / f"{i:03d}.png")
+        np.save(root / "normals" / f"{i:03d}.npy", found["normals"])
+        share = float((found["mask"] == 2).mean())
+        tags = "|".join(name for name, there in (("large", share > 0.1), ("odd", i % 2)) if there) or "small"
+        labels = [
+            "box" if (found["mask"] == 1).mean() > share else "disc",
+            tags,
+            round(share, 3),
+            f"masks/{i:03d}_mask.png",
+        ]
+        rows.append([f"images/{i:03d}.png", *(None if (i + k) % 5 == 0 else label for k, label in enumerate(labels))])
+    names = ("image", "larger", "tags", "share", "mask")
+    write_csv(root / "labels.csv", dict(zip(names, zip(*rows, strict=True), strict=True)))
+    return root

@@ -537,3 +537,13 @@ def test_hashes_do_not_change_between_versions(tmp_path) -> None:
     arrays = own_table(tmp_path).load()
     told = hashlib.sha256(b"".join(arrays[f"rows/{split}"].astype("<i8").tobytes() for split in SPLITS)).hexdigest()
     assert told[:16] == "f9add15712b6282e"
+
+
+def test_text_of_another_encoding_is_told(tmp_path) -> None:
+    path = tmp_path / "latin.csv"
+    rows = "".join(f"Zürich,{i},2\nGenève,{i},3\n" for i in range(30))
+    path.write_bytes(b"name,x,y\n" + rows.encode("latin1"))
+    with pytest.raises(UserError, match=r"latin.csv: column 'name': expected text in utf8, got another encoding"):
+        Files(path=str(path), tasks={"y": {"kind": "regression"}})
+    found = Files(path=str(path), tasks={"y": {"kind": "regression"}}, encoding="latin1").found
+    assert found.columns[0].categories == ("Genève", "Zürich")

@@ -187,7 +187,7 @@ def test_missing_data_is_answered_with_the_folder_and_the_remedy(small, tmp_path
         Omniglot().load()
     monkeypatch.setenv("RAYMTL_DATA", str(tmp_path / "empty"))
     with pytest.raises(
-        UserError, match=r"2 characters under .*empty/omniglot-py/images_background .*got 0.*download=True"
+        UserError, match=r"2 characters under .*empty/omniglot-py/images_background .*got 0.*raymtl data fetch omniglot"
     ):
         Omniglot().load()
     next((small / "omniglot-py" / "images_background" / "B" / "character01").glob("*.png")).unlink()

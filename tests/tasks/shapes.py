@@ -52,7 +52,7 @@ class Shapes(Source):
             "far": lambda name: depth(name, size, mean=2.0, std=0.5, width=8),
             "deep": lambda name: depth(name, size, width=8),
             "facing": lambda name: normals(name, size, width=8),
-            "boxes": lambda name: detection(name, 2, size, stride=4, width=8),
+            "boxes": lambda name: detection(name, 2, size, stride=4, width=8, depth=1),
         }
         return tuple(kinds[name](name) for name in self.tasks)
 

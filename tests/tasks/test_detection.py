@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import vmap
 from torchmetrics.detection import MeanAveragePrecision
 
-from raymtl.tasks import detection
+from raymtl.tasks import detection, over_places, regression
 from raymtl.tasks.boxes import IOU_THRESHOLDS, average_precision, generalised_iou, matched, overlap, suppressed
 from raymtl.tasks.detection import Detection
 
@@ -226,3 +226,41 @@ def test_pictures_without_boxes_count_what_is_found_on_them_as_wrong() -> None:
     assert both["map_50"] < alone["map_50"] - 0.05
     assert both["map_50"] == pytest.approx(exact["map_50"], abs=0.01)
     assert np.isnan(scored(task, prediction, empty)["map"])
+
+
+def test_a_difficult_object_is_neither_to_be_found_nor_wrong() -> None:
+    spec, task = Detection(2, SIZE, (6, 8), 0.6), detection("a", 2, SIZE, stride=4)
+    truth = random_truth(8, 3, 2)
+    prediction = near_the_truth(spec, truth, 0.1)
+    difficult, gone = truth.clone(), truth.clone()
+    difficult[:, 0, 0] = torch.where(truth[:, 0, 0] >= 0, -2 - truth[:, 0, 0], -1.0)
+    gone[:, 0, 0] = -1
+    scores = {name: scored(task, prediction, own)["map_50"] for name, own in (("d", difficult), ("g", gone))}
+    assert scores["d"] > scores["g"] + 0.05  # what is found of it is wrong where it is not there at all
+
+    # Found by none, it is missed by none.
+    kept = near_the_truth(spec, gone, 0.1)
+    assert scored(task, kept, difficult)["map_50"] >= scored(task, kept, gone)["map_50"]
+
+    # Its places are not told that nothing of its class is there; those of other classes, and all others, are.
+    prediction = prediction.requires_grad_()
+    one = torch.autograd.grad(task.loss(prediction, difficult).sum(), prediction)[0][:, :2].flatten(2)
+    other = torch.autograd.grad(task.loss(prediction, gone).sum(), prediction)[0][:, :2].flatten(2)
+    middles = spec.middles(truth)
+    inside = ((middles > truth[:, :1, 1:3]) & (middles < truth[:, :1, 3:])).all(-1)
+    hidden = torch.stack([inside & (truth[:, :1, 0] == label) for label in range(2)], 1)
+    free = hidden & (spec.assigned(gone)[0].transpose(1, 2) == 0)
+    assert free.any() and (one[free] == 0).all() and (other[free] != 0).all()
+    torch.testing.assert_close(one[~free], other[~free])
+
+
+def test_the_head_of_a_whole_picture_does_not_look_where_things_are() -> None:
+    task = over_places(regression("a", (0.0, 1.0), (1.0, 2.0)))
+    head = task.head((3, 6, 8))
+    inside = torch.zeros(2, 3, 6, 8)
+    inside[0, :, 1:3, 1:3] = torch.randn(3, 2, 2)
+    inside[1, :, 3:5, 5:7] = inside[0, :, 1:3, 1:3]
+    one, other = head(inside.flatten(1))
+    torch.testing.assert_close(one, other)
+    assert one.shape == (2,)
+    assert task.head((5,))(torch.randn(4, 5)).shape == (4, 2)  # of features that are no maps it is the plain one

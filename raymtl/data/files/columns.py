@@ -123,10 +123,10 @@ def vectors(column: pa.ChunkedArray, name: str, where: Where, size: int | None =
     return array
 
 
-def named_files(values: pa.Array) -> bool:
+def named_files(values: pa.Array, endings: tuple[str, ...] = SUFFIXES) -> bool:
     """Whether these texts are names of picture files, as nine of ten must be."""
     known = values.drop_null()[:1000]
-    ends = [value.lower().endswith(SUFFIXES) for value in known.to_pylist()]
+    ends = [value.lower().endswith(endings) for value in known.to_pylist()]
     return bool(ends) and sum(ends) >= 0.9 * len(ends)
 
 

@@ -7,12 +7,14 @@ import numpy as np
 import pyarrow as pa
 
 from raymtl.data.base import SPLITS
+from raymtl.data.files.boxes import fit_boxes
 from raymtl.data.files.columns import encode_column, fit_column, role_of, texts
 from raymtl.data.files.labels import encode_task, fit_task
 from raymtl.data.files.load import bucket_of, check_leak, sides_given, sides_of
+from raymtl.data.files.maps import bytes_a_row, fit_maps
 from raymtl.data.files.pictures import channels_of
 from raymtl.data.files.rows import Opened, Rows
-from raymtl.data.files.schema import Fitted, FittedColumn, Role
+from raymtl.data.files.schema import Fitted, FittedColumn, FittedTask, Role
 from raymtl.data.files.splits import UNKNOWN, sides_named
 from raymtl.types import UserError
 
@@ -30,15 +32,33 @@ def fit(source: "Files") -> Fitted:
     numbers = _sample(source, opened) if streamed else list(range(len(opened.blocks)))
     rows, where = opened.together(numbers)
     roles, left_out = _roles(source, opened, rows, where)
-    column = _split_column(source, opened, rows)
-    sides = _sides(source, opened, numbers, rows, list(roles), column, where, streamed)
+    split_column = _split_column(source, opened, rows)
+    sides = _sides(source, opened, numbers, rows, list(roles), split_column, where, streamed)
     train = sides == 0
     if not train.any():
         raise UserError("data.split: expected rows for training, got none. Correct data.split or the paths.")
-    tasks = {name: fit_task(name, task, rows.labels[name], train, where) for name, task in source.tasks.items()}
+    tasks: dict[str, FittedTask] = {}
+    masks: dict[str, np.ndarray] = {}
+    for name, task in source.tasks.items():
+        column = next(iter(rows.labels[name].values()))
+        about = "boxes" if name in opened.boxes else "maps" if opened.holds_maps(name, column) else ""
+        if about and "picture" not in roles.values():
+            raise UserError(
+                f"data.tasks.{name}: expected inputs that are pictures, which the {about} are about, got "
+                f"{', '.join(sorted(set(roles.values())))}. Correct data.inputs, or leave the task away."
+            )
+        if name in opened.boxes:
+            tasks[name] = fit_boxes(name, task, opened.boxes[name], column, train)
+            masks[name] = column.is_valid().to_numpy(zero_copy_only=False)
+        elif about:
+            cells, _ = opened.cells(name, numbers, column)
+            tasks[name] = fit_maps(name, task, cells, train)
+            masks[name] = np.array([cell is not None for cell in cells])
+        else:
+            tasks[name] = fit_task(name, task, rows.labels[name], train, where)
+            _, masks[name] = encode_task(name, tasks[name], rows.labels[name], where)
     if source.episodes == "rows":
-        for name, fitted in tasks.items():
-            _, mask = encode_task(name, fitted, rows.labels[name], where)
+        for name, mask in masks.items():
             for side in (1, 2):
                 if not streamed and (sides == side).any() and not mask[sides == side].any():
                     raise UserError(
@@ -73,8 +93,8 @@ def fit(source: "Files") -> Fitted:
         columns=tuple(columns),
         left_out=left_out,
         tasks=tasks,
-        split_by=_split_words(source, column, opened),
-        split_column=column,
+        split_by=_split_words(source, split_column, opened),
+        split_column=split_column,
         input_shape=shape,
         rows=opened.num_rows,
         pool=_pool(source, opened, shape) if streamed else None,
@@ -84,8 +104,20 @@ def fit(source: "Files") -> Fitted:
 def _too_large(source: "Files", opened: Opened) -> bool:
     if opened.format == "pictures":
         height, width = source.size if isinstance(source.size, tuple) else (source.size, source.size)
-        return opened.megabytes((source.channels or 3) * height * width) > source.in_memory_mb
+        row = (source.channels or 3) * height * width + _bytes_of_maps(source, opened)
+        return opened.megabytes(row) > source.in_memory_mb
     return opened.megabytes() > source.in_memory_mb
+
+
+def _bytes_of_maps(source: "Files", opened: Opened) -> int:
+    """What the labels of a row take that are maps."""
+    size = source.size if isinstance(source.size, tuple) else (source.size, source.size)
+    labels = opened.read(0).labels
+    return sum(
+        bytes_a_row(task.kind, size)
+        for name, task in source.tasks.items()
+        if opened.holds_maps(name, next(iter(labels[name].values())))
+    )
 
 
 def _sample(source: "Files", opened: Opened) -> list[int]:
@@ -107,7 +139,7 @@ def _sample(source: "Files", opened: Opened) -> list[int]:
 
 def _pool(source: "Files", opened: Opened, shape: tuple[int, ...]) -> int:
     """How many blocks fit into a quarter of the memory. Raises UserError where one does not."""
-    row = int(np.prod(shape)) * (1 if len(shape) > 1 else 4) + 16 * len(source.tasks)
+    row = int(np.prod(shape)) * (1 if len(shape) > 1 else 4) + 16 * len(source.tasks) + _bytes_of_maps(source, opened)
     largest = max(opened.blocks, key=lambda entry: entry[1].rows or 0)[1]
     block_mb = (largest.rows or 0) * row / 1e6
     if block_mb > source.in_memory_mb / 2:

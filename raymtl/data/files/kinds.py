@@ -4,21 +4,23 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 from raymtl.data.files.schema import FittedTask, KindName
-from raymtl.tasks import binary, classification, multilabel, regression
+from raymtl.tasks import binary, classification, depth, detection, multilabel, normals, regression, segmentation
 from raymtl.types import Task
 
-Form = Literal["class", "set", "number"]
-"""What a label is: one of several classes, some of several labels, or numbers."""
+Form = Literal["class", "set", "number", "map", "boxes"]
+"""What a label is: one of several classes, some of several labels, numbers, what every pixel is, or boxes."""
+Size = tuple[int, int]
+"""Height and width of the inputs, where they are pictures."""
 
 
 class Kind(NamedTuple):
     """The form of the labels, and what makes the task from what was found in them."""
 
     form: Form
-    make: Callable[[str, FittedTask], Task]
+    make: Callable[[str, FittedTask, Size], Task]
 
 
-def _regression(name: str, found: FittedTask) -> Task:
+def _regression(name: str, found: FittedTask, _: Size) -> Task:
     loss = found.asked.loss or "squared"
     if found.vector:
         return regression(name, found.means, found.stds, loss=loss)
@@ -26,8 +28,14 @@ def _regression(name: str, found: FittedTask) -> Task:
 
 
 KINDS: Mapping[KindName, Kind] = {
-    "classification": Kind("class", lambda name, found: classification(name, len(found.classes))),
-    "binary": Kind("class", lambda name, found: binary(name)),
-    "multilabel": Kind("set", lambda name, found: multilabel(name, len(found.classes))),
+    "classification": Kind("class", lambda name, found, _: classification(name, len(found.classes))),
+    "binary": Kind("class", lambda name, found, _: binary(name)),
+    "multilabel": Kind("set", lambda name, found, _: multilabel(name, len(found.classes))),
     "regression": Kind("number", _regression),
+    "segmentation": Kind("map", lambda name, found, size: segmentation(name, len(found.classes), size)),
+    "depth": Kind("map", lambda name, found, size: depth(name, size, mean=found.means[0], std=found.stds[0])),
+    "normals": Kind("map", lambda name, found, size: normals(name, size)),
+    "detection": Kind(
+        "boxes", lambda name, found, size: detection(name, len(found.classes), size, stride=found.asked.stride or 8)
+    ),
 }

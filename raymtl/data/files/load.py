@@ -11,9 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data.base import SPLITS, most
+from raymtl.data.files.boxes import encode_boxes
 from raymtl.data.files.columns import encode_column, texts
+from raymtl.data.files.kinds import KINDS
 from raymtl.data.files.labels import encode_task
-from raymtl.data.files.pictures import decoded
+from raymtl.data.files.maps import encode_maps
+from raymtl.data.files.pictures import measured
 from raymtl.data.files.rows import Opened, Rows
 from raymtl.data.files.splits import UNKNOWN, by_rank, by_threshold, hashes, leak, side_name, sides_named
 from raymtl.types import UserError
@@ -35,6 +38,8 @@ class Encoded(NamedTuple):
     bucket: pa.Array | None
     """The group or the class of each row, as text."""
     unreadable: Sequence[str]
+    gone: Sequence[str]
+    """Maps that are named and not there."""
 
 
 def encode(source: "Files", opened: Opened, number: int) -> Encoded:
@@ -44,18 +49,57 @@ def encode(source: "Files", opened: Opened, number: int) -> Encoded:
     def where(row: int) -> str:
         return opened.where(number, row)
 
-    inputs, readable, unreadable = encode_inputs(source, opened, number, rows)
-    arrays = {"inputs": inputs}
+    inputs = encode_inputs(source, opened, number, rows)
+    arrays = {"inputs": inputs.numbers}
+    unreadable, gone = list(inputs.unreadable), list[str]()
     for name in source.tasks:
-        target, mask = encode_task(name, source.found.tasks[name], rows.labels[name], where)
-        arrays[f"target/{name}"], arrays[f"mask/{name}"] = target, mask & readable
+        labels = encode_labels(source, opened, number, name, rows, inputs.shapes)
+        arrays[f"target/{name}"], arrays[f"mask/{name}"] = labels.target, labels.mask & inputs.readable
+        unreadable += labels.unreadable
+        gone += labels.gone
     columns = [column.column for column in source.found.columns]
     given, hashed = sides_given(source, rows, opened.side(number), columns, source.found.split_column, where)
-    return Encoded(arrays, given, hashed, bucket_of(source, rows, where), unreadable)
+    return Encoded(arrays, given, hashed, bucket_of(source, rows, where), unreadable, gone)
 
 
-def encode_inputs(source: "Files", opened: Opened, number: int, rows: Rows) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Inputs [N, ...], which of them could be read, and the names of those that could not."""
+class Inputs(NamedTuple):
+    """`numbers` [N, ...] and which rows could be read; `shapes` [N, 2] of their pictures, 0 where there is none."""
+
+    numbers: np.ndarray
+    readable: np.ndarray
+    shapes: np.ndarray
+    unreadable: Sequence[str]
+
+
+class Labels(NamedTuple):
+    """`target` [N, ...] and `mask` [N] of a task; its maps that could not be read, and those that are not there."""
+
+    target: np.ndarray
+    mask: np.ndarray
+    unreadable: Sequence[str] = ()
+    gone: Sequence[str] = ()
+
+
+def encode_labels(source: "Files", opened: Opened, number: int, name: str, rows: Rows, shapes: np.ndarray) -> Labels:
+    """The labels of a task in a block, whose pictures had these shapes. Raises UserError for what cannot be one."""
+    fitted = source.found.tasks[name]
+    if name in opened.boxes:
+        ((_, index),) = rows.labels[name].items()
+        size = source.input_shape[-2:]
+        found = encode_boxes(fitted, opened.boxes[name], index, shapes, (size[0], size[1]), source.resize)
+        return Labels(found.target, found.mask, found.faults)
+    if KINDS[fitted.kind].form != "map":
+        return Labels(*encode_task(name, fitted, rows.labels[name], lambda row: opened.where(number, row)))
+    ((column, values),) = rows.labels[name].items()
+    cells, gone = opened.cells(name, [number], values)
+    height, width = source.input_shape[-2:]
+    shown = None if name in opened.maps and not fitted.asked.column else column
+    target, mask, unreadable = encode_maps(name, fitted, shown, cells, shapes, (height, width), source.resize)
+    return Labels(target, mask, unreadable, [f"{one} of task '{name}'" for one in gone])
+
+
+def encode_inputs(source: "Files", opened: Opened, number: int, rows: Rows) -> Inputs:
+    """The inputs of a block. Raises UserError, naming file, row and column, for what cannot be a number."""
     fitted = source.found.columns
     size = len(rows.table)
     if fitted[0].role == "picture":
@@ -71,20 +115,19 @@ def encode_inputs(source: "Files", opened: Opened, number: int, rows: Rows) -> t
             impute=source.missing_inputs == "mean",
         )
         start += column.size
-    return out, np.ones(size, bool), []
+    return Inputs(out, np.ones(size, bool), np.zeros((size, 2), np.int64), [])
 
 
-def _pictures(
-    source: "Files", opened: Opened, number: int, column: pa.ChunkedArray
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _pictures(source: "Files", opened: Opened, number: int, column: pa.ChunkedArray) -> Inputs:
     channels, height, width = source.input_shape
     reads = opened.contents(number, column)
     out = np.zeros((len(reads), channels, height, width), np.uint8)
     readable = np.ones(len(reads), bool)
+    shapes = np.zeros((len(reads), 2), np.int64)
 
     def fill(row: int) -> str | None:
         try:
-            out[row] = decoded(reads[row](), (height, width), channels, source.resize)
+            out[row], shapes[row] = measured(reads[row](), (height, width), channels, source.resize)
         except OSError as error:
             readable[row] = False
             value = column[row].as_py()
@@ -94,7 +137,7 @@ def _pictures(
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
         problems = [problem for problem in threads.map(fill, range(len(reads))) if problem]
-    return out, readable, problems
+    return Inputs(out, readable, shapes, problems)
 
 
 def sides_given(
@@ -189,6 +232,7 @@ def load(source: "Files") -> dict[str, np.ndarray]:
     given, hashed = (np.concatenate(parts) for parts in zip(*((e.given, e.hashed) for e in encoded), strict=True))
     side = np.concatenate(sides) if streamed else sides_of(source, given, hashed, each_by_itself=False)
     tell(source, [name for one in encoded for name in one.unreadable], seen)
+    tell_gone([name for one in encoded for name in one.gone])
     buckets = [one.bucket for one in encoded if one.bucket is not None]
     bucket = pa.concat_arrays(buckets) if buckets else None
     arrays |= _pools(source, arrays, side, bucket)
@@ -214,7 +258,7 @@ def _some(one: Encoded, rows: np.ndarray) -> Encoded:
     bucket = None if one.bucket is None else one.bucket.take(pa.array(rows))
     return Encoded(
         {key: values[rows] for key, values in one.arrays.items()}, one.given[rows], one.hashed[rows], bucket,
-        one.unreadable,
+        one.unreadable, one.gone,
     )  # fmt: skip
 
 
@@ -229,6 +273,13 @@ def tell(source: "Files", unreadable: Sequence[str], number: int) -> None:
             f"data.max_corrupt: {says}, which is over {source.max_corrupt:.1%} of them. Restore them, or raise it."
         )
     warnings.warn(f"{says}; they are left out.", stacklevel=3)
+
+
+def tell_gone(gone: Sequence[str]) -> None:
+    """Says which maps are named and not there; their rows have no label of the task."""
+    if gone:
+        named = "; ".join(gone[:NAMED]) + (f" and {len(gone) - NAMED} more" * (len(gone) > NAMED))
+        warnings.warn(f"{len(gone)} maps are not there: {named}; these rows have no label of it.", stacklevel=3)
 
 
 def _pools(

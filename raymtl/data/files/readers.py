@@ -9,7 +9,7 @@ import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raymtl.data.files.columns import SUFFIXES, texts
+from raymtl.data.files.columns import SUFFIXES, is_text, named_files, texts
 from raymtl.data.files.schema import Format
 from raymtl.data.files.splits import ALIASES
 from raymtl.redact import holds_secret, redacted
@@ -33,6 +33,8 @@ ENDINGS: Mapping[Format, tuple[str, ...]] = {
     "mat": (".mat",),
     "pictures": SUFFIXES,
 }
+TABLES = (*ENDINGS["parquet"], *ENDINGS["csv"])
+MAPS = (*SUFFIXES, ".npy")
 FILE, FOLDER = "file", "folder"
 """Columns of a folder of pictures: the name of the file below it, and of the folder it is in."""
 
@@ -269,7 +271,7 @@ def _read_csv(place: Place, file: str, reading: Reading) -> pa.Table:
         raise UserError(f"{file}: expected a header and rows, got an empty file.")
     head = content[: content.find(b"\n") if b"\n" in content else None].decode(reading.encoding, "replace")
     delimiter = reading.delimiter or max(",\t;|", key=head.count)
-    return csv.read_csv(
+    table = csv.read_csv(
         pa.BufferReader(content),
         read_options=csv.ReadOptions(encoding=reading.encoding),
         parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
@@ -277,6 +279,13 @@ def _read_csv(place: Place, file: str, reading: Reading) -> pa.Table:
             null_values=list(reading.missing_values), strings_can_be_null=True, quoted_strings_can_be_null=True
         ),
     )
+    for field in table.schema:
+        if pa.types.is_binary(field.type):  # what pyarrow makes of text that it cannot decode
+            raise UserError(
+                f"{file}: column '{field.name}': expected text in {reading.encoding}, got another encoding. "
+                "Set data.encoding, such as latin1."
+            )
+    return table
 
 
 def _read_arff(content: bytes, file: str) -> pa.Table:
@@ -321,15 +330,43 @@ def _read_mat(content: bytes, file: str) -> pa.Table:
     return pa.table({**columns, "task": np.repeat(np.arange(len(x)), [len(part) for part in x])})
 
 
-def open_pictures(place: Place, reading: Reading, key: str) -> Table:
+def open_pictures(place: Place, reading: Reading, key: str, labels_in: Collection[str] = ()) -> Table:
     """The pictures below a folder, with what a table of labels beside them says of each, if there is one.
 
     Columns: `file`, the path below the folder; `folder`, the name of the folder that it is in, and where folders are
     nested `folder1`, `folder2` ... from the outermost on; those of the table. Folders named as the splits are none of
-    these: they say the split.
+    these: they say the split. Pictures that the columns `labels_in` of the table name are labels and no
+    rows, as are others in a folder of such.
     """
-    pictures = [name for name in place.files if name.lower().endswith(SUFFIXES)]
-    tables = [name for name in place.files if name.lower().endswith(ENDINGS["parquet"] + ENDINGS["csv"])]
+    tables = [name for name in place.files if name.lower().endswith(TABLES)]
+    labels: pa.Table | None = None
+    if len(tables) > 1:
+        raise UserError(
+            f"{key}: expected one table of labels beside the pictures, got {', '.join(tables[:3])}. Give data.path the "
+            "table that is meant, with a column of the pictures' names."
+        )
+    taken: set[str | None] = set()
+    inputs: set[str | None] = set()
+    if tables:
+        form: Format = "parquet" if tables[0].lower().endswith(ENDINGS["parquet"]) else "csv"
+        opened = open_table(Place(place.fs, (tables[0],), place.root, tables[0]), form, reading, key)
+        labels = pa.concat_tables([opened.read(block) for block in opened.blocks])
+        listing = Listing(place)
+        for name in labels.column_names:
+            if is_text(labels[name].type) and named_files(texts(labels[name])):
+                found = listing.found(texts(labels[name]).to_pylist())
+                (taken if name in labels_in else inputs).update(found)
+    # A folder with the labels of some pictures and no inputs holds labels alone.
+    of_labels = {posixpath.dirname(name) for name in taken if name} - {posixpath.dirname(n) for n in inputs if n}
+    pictures = [
+        name
+        for name in place.files
+        if name.lower().endswith(SUFFIXES)
+        and name not in taken - inputs
+        and (name in inputs or posixpath.dirname(name) not in of_labels)
+    ]
+    if not pictures:
+        raise UserError(f"{key}: {place.shown}: expected pictures, got none that are no labels. Correct the path.")
     paths = [name.removeprefix(place.root).strip("/") for name in pictures]
     sides, folders = [], []
     for path in paths:
@@ -343,15 +380,8 @@ def open_pictures(place: Place, reading: Reading, key: str) -> Table:
         for level in range(depth):
             columns[f"{FOLDER}{level + 1}"] = [parts[level] if level < len(parts) else None for parts in folders]
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-    if len(tables) > 1:
-        raise UserError(
-            f"{key}: expected one table of labels beside the pictures, got {', '.join(tables[:3])}. Give data.path the "
-            "table that is meant, with a column of the pictures' names."
-        )
-    if tables:
-        form: Format = "parquet" if tables[0].lower().endswith(ENDINGS["parquet"]) else "csv"
-        labels = open_table(Place(place.fs, (tables[0],), place.root, tables[0]), form, reading, key)
-        table = _with_labels(table, pa.concat_tables([labels.read(block) for block in labels.blocks]), tables[0])
+    if labels is not None:
+        table = _with_labels(table, labels, tables[0], labels_in)
     order = np.argsort(np.array([-1 if side is None else side for side in sides]), kind="stable")
     table = table.take(order)
     sides = [sides[i] for i in order]
@@ -366,13 +396,56 @@ def open_pictures(place: Place, reading: Reading, key: str) -> Table:
     return Table(blocks, table.column_names, lambda block: table.slice(block.start, block.rows))
 
 
-def _key_of(name: str) -> str:
+def key_of(name: str) -> str:
+    """The name of a file in the form that names are compared in."""
     return unicodedata.normalize("NFC", name.replace("\\", "/").strip().removeprefix("./"))
 
 
-def _with_labels(table: pa.Table, labels: pa.Table, source: str) -> pa.Table:
-    """The pictures and their labels, joined by the column that names most of the pictures."""
-    paths = [_key_of(path) for path in table[FILE].to_pylist()]
+class Listing:
+    """The files of a place, to be found by their names."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.by_path = {key_of(file.removeprefix(place.root).strip("/")): file for file in place.files}
+        self.by_name: dict[str, str | None] = {}
+        for path, file in self.by_path.items():
+            alone = path.rpartition("/")[2]
+            self.by_name[alone] = None if alone in self.by_name else file
+
+    def found(self, names: Iterable[str | None]) -> list[str | None]:
+        """The files of these names, each below the place or of this name anywhere in it; None without."""
+        keys = [None if name is None else key_of(name) for name in names]
+        return [
+            None if key is None else self.by_path.get(key) or self.by_name.get(key.rpartition("/")[2]) for key in keys
+        ]
+
+
+def stems_below(place: Place) -> dict[str, str]:
+    """Name without folders and ending -> file, of maps; of a pattern such as `*_mask.png` what the star stands for.
+
+    Those in folders have their path below the place too. A name that two files have is none.
+    """
+    before, star, after = posixpath.basename(place.shown).partition("*")
+    named: dict[str, str] = {}
+    twice: set[str] = set()
+    for file in place.files:
+        if not file.lower().endswith(MAPS):
+            continue
+        path = key_of(file.removeprefix(place.root).strip("/"))
+        folder, _, name = path.rpartition("/")
+        if star and name.startswith(before) and name.endswith(after):
+            stem = name[len(before) : len(name) - len(after)]
+        else:
+            stem = name.rpartition(".")[0]
+        for key in {stem, f"{folder}/{stem}".lstrip("/")}:
+            if named.setdefault(key, file) != file:
+                twice.add(key)
+    return {key: file for key, file in named.items() if key not in twice}
+
+
+def _with_labels(table: pa.Table, labels: pa.Table, source: str, labels_in: Collection[str]) -> pa.Table:
+    """The pictures and their labels, joined by the column that names most of the pictures, which is no label."""
+    paths = [key_of(path) for path in table[FILE].to_pylist()]
     ways: tuple[Callable[[str], str], ...] = (
         lambda path: path,
         lambda path: path.rpartition("/")[2],
@@ -384,8 +457,8 @@ def _with_labels(table: pa.Table, labels: pa.Table, source: str) -> pa.Table:
         own = [way(path) for path in paths]
         if len(set(own)) < len(own):
             continue  # names that two pictures have say nothing
-        for name in labels.column_names:
-            found = {_key_of(v) for v in texts(labels[name]).drop_null().to_pylist()} & set(own)
+        for name in [name for name in labels.column_names if name not in labels_in]:
+            found = {key_of(v) for v in texts(labels[name]).drop_null().to_pylist()} & set(own)
             if len(found) > best[0]:
                 best = (len(found), name, own)
     count, name, own = best
@@ -394,7 +467,7 @@ def _with_labels(table: pa.Table, labels: pa.Table, source: str) -> pa.Table:
             f"{source}: expected a column with the names of the pictures beside it, got {labels.column_names}. "
             "Write the path of each picture below the folder."
         )
-    values = [None if v is None else _key_of(v) for v in texts(labels[name]).to_pylist()]
+    values = [None if v is None else key_of(v) for v in texts(labels[name]).to_pylist()]
     seen: dict[str, int] = {}
     for row, value in enumerate(values):
         if value in seen:

@@ -2,27 +2,36 @@
 
 import difflib
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from raymtl.data.base import SPLITS
-from raymtl.data.files.columns import texts
+from raymtl.data.files.boxes import Boxes, holds_boxes, read_boxes, sources_of
+from raymtl.data.files.columns import is_bytes, is_list, is_text, named_files, plain, texts
+from raymtl.data.files.maps import Cell, array_of, array_of_lists, is_dense
 from raymtl.data.files.readers import (
     FILE,
+    MAPS,
+    TABLES,
     Block,
+    Listing,
     Place,
     Reading,
     Table,
     absolute,
     format_of,
     joined,
+    key_of,
     locate,
     open_pictures,
     open_table,
+    stems_below,
 )
 from raymtl.data.files.schema import Format, TaskColumn
 from raymtl.types import UserError
@@ -57,6 +66,33 @@ class Opened:
         self.source = source
         self.reading = Reading(source.missing_values, source.delimiter, source.encoding)
         self.parts: list[_Part] = []
+        self.maps: dict[str, Place] = {}
+        """Of the tasks whose maps lie in a folder of their own."""
+        self.listings: dict[int, tuple[Listing, set[str]]] = {}
+        """Of the places that maps are looked for in, by the identity of the place."""
+        self.stems: dict[str, dict[str, str]] = {}
+        """Of the tasks in `maps`: name -> file."""
+        self.alone: Counter[str] | None = None
+        """How many pictures are called so, without folder and ending."""
+        self.boxes: dict[str, Boxes] = {}
+        """Of the tasks that are detections."""
+        self.every: list[str] | None = None
+        """The names of all pictures of a folder, once they were asked for."""
+        beside: set[str] = set()  # files of boxes, which are no tables of labels
+        for name, task in source.tasks.items():
+            if task.path:
+                place = locate(absolute(task.path, f"data.tasks.{name}.path"), f"data.tasks.{name}.path")
+                if holds_boxes(place, task):
+                    self.boxes[name] = read_boxes(place, task, self.reading, f"data.tasks.{name}.path")
+                    beside |= set(sources_of(place))
+                elif _holds_maps(place, task):
+                    self.maps[name] = place
+            elif task.kind == "detection":
+                raise UserError(
+                    f"data.tasks.{name}.path: expected where the boxes are, a folder of XML, JSON of COCO or a table, "
+                    "got none. Add it."
+                )
+        self._beside = frozenset(beside)
         if isinstance(source.path, Mapping):
             for split, path in source.path.items():
                 self._add(path, f"data.path.{split}", side=SPLITS.index(split))
@@ -64,13 +100,15 @@ class Opened:
             for path in (source.path,) if isinstance(source.path, str) else source.path:
                 if path:
                     self._add(path, "data.path")
-        self.joined: dict[str, tuple[pa.Table, str]] = {}
+        self.joined: dict[str, tuple[pa.Table, str, Place]] = {}
         for name, task in source.tasks.items():
+            if name in self.maps or name in self.boxes:
+                continue
             if task.path and source.key:
                 place = locate(absolute(task.path, f"data.tasks.{name}.path"), f"data.tasks.{name}.path")
                 table = open_table(place, self._form(place), self.reading, f"data.tasks.{name}.path")
                 whole = pa.concat_tables([table.read(block) for block in table.blocks], promote_options="permissive")
-                self.joined[name] = whole, place.shown
+                self.joined[name] = whole, place.shown, place
             elif task.path:
                 self._add(task.path, f"data.tasks.{name}.path", task=name)
         if not self.parts:
@@ -85,8 +123,14 @@ class Opened:
     def _add(self, path: str, key: str, side: int | None = None, task: str | None = None) -> None:
         place = locate(absolute(path, key), key)
         form = self._form(place)
-        opened = open_pictures if form == "pictures" else None
-        table = opened(place, self.reading, key) if opened else open_table(place, form, self.reading, key)
+        if form == "pictures":
+            tasks = [(n, t) for n, t in self.source.tasks.items() if t.kind is None or is_dense(t.kind)]
+            labels = {file for maps in self.maps.values() for file in maps.files} | self._beside
+            place = place._replace(files=tuple(file for file in place.files if file not in labels))
+            columns = {column for n, t in tasks for column in label_columns(n, t)}
+            table = open_pictures(place, self.reading, key, columns)
+        else:
+            table = open_table(place, form, self.reading, key)
         self.parts.append(_Part(place, table, side, task))
         self.format: Format = form
 
@@ -114,13 +158,14 @@ class Opened:
         ):
             if name is not None:
                 self._check_name(f"data.{key}", name, self.names, shown)
-        for task, (table, path) in self.joined.items():
+        for task, (table, path, _) in self.joined.items():
             for name in (source.key, *label_columns(task, source.tasks[task])):
                 self._check_name(f"data.tasks.{task}", str(name), table.column_names, path)
             self._check_name("data.key", str(source.key), self.names, shown)
         for task, asked in source.tasks.items():
-            for column in label_columns(task, asked):
-                holders = [p for p in self.parts if p.task == task] if asked.path else list(self.parts)
+            for column in label_columns(task, asked) if self._in_columns(task, asked) else ():
+                own = asked.path and task not in self.maps
+                holders = [p for p in self.parts if p.task == task] if own else list(self.parts)
                 for part in holders if task not in self.joined else []:
                     if part.task in (None, task):
                         self._check_name(f"data.tasks.{task}", column, part.table.names, part.place.shown)
@@ -128,6 +173,10 @@ class Opened:
             for name in source.inputs:
                 if name not in self.names and not any(fnmatchcase(other, name) for other in self.names):
                     self._check_name("data.inputs", name, self.names, shown)
+
+    def _in_columns(self, task: str, asked: TaskColumn) -> bool:
+        """Whether the labels stand in columns of a table, not in files that are found by the names of pictures."""
+        return task not in self.boxes and (task not in self.maps or asked.column is not None)
 
     def _check_name(self, key: str, name: str, names: Sequence[str], shown: str) -> None:
         if name in names:
@@ -163,6 +212,12 @@ class Opened:
             if name in self.joined:
                 found = dict(joined(table, self.joined[name][0], str(self.source.key), self.joined[name][1]))
                 labels[name] = {column: found[column] for column in columns}
+            elif name in self.boxes:
+                names = self._names(name, table)
+                index = self.boxes[name].of(names, self._every(names))
+                labels[name] = {columns[0]: pa.chunked_array([index])}
+            elif name in self.maps and not task.column:
+                labels[name] = {columns[0]: pa.chunked_array([self._maps_of(name, table)])}
             elif part.task in (None, name) and all(column in table.column_names for column in columns):
                 labels[name] = {column: table[column] for column in columns}
             else:
@@ -230,6 +285,107 @@ class Opened:
             for path in texts(column).to_pylist()
         ]
 
+    def _maps_of(self, task: str, table: pa.Table) -> pa.Array:
+        """The map of each row out of the task's own folder: of the name that its picture has."""
+        names = self._names(task, table)
+        if task not in self.stems:
+            self.stems[task] = stems_below(self.maps[task])
+        stems = self.stems[task]
+        if self.alone is None and self.format == "pictures":
+            tables = [part.table.read(block) for part in self.parts for block in part.table.blocks]
+            self.alone = Counter(_stem(file) for table in tables for file in table[FILE].to_pylist())
+        alone = self.alone or Counter(_stem(name) for name in names if name)
+        found = [
+            name
+            and (
+                stems.get(key_of(name))
+                or stems.get(_path(name))
+                or (stems.get(_stem(name)) if alone[_stem(name)] == 1 else None)
+            )
+            for name in names
+        ]
+        return pa.array(found, pa.string())
+
+    def _every(self, names: Sequence[str | None]) -> Sequence[str | None]:
+        """The names of all pictures, as far as they are known: of tables those at hand."""
+        if self.format != "pictures":
+            return names
+        if self.every is None:
+            tables = [part.table.read(block) for part in self.parts for block in part.table.blocks]
+            self.every = [file for table in tables for file in table[FILE].to_pylist()]
+        return self.every
+
+    def _names(self, task: str, table: pa.Table) -> list[str | None]:
+        """What the rows are called: by their key, or by the names of their pictures."""
+        if self.source.key:
+            self._check_name("data.key", self.source.key, table.column_names, self.parts[0].place.shown)
+            named = [self.source.key]
+        elif self.format == "pictures":
+            named = [FILE]
+        else:
+            own = {column for each in self.source.tasks.items() for column in label_columns(*each)}
+            kept = [n for n in table.column_names if n not in own and is_text(plain(table[n]).type)]
+            named = [n for n in kept if named_files(texts(table[n]))]
+        if not named:
+            raise UserError(
+                f"data.tasks.{task}.path: expected a column with the names of pictures, after which the maps are "
+                f"called, got {table.column_names}. Say data.key, the column that names the maps."
+            )
+        names: list[str | None] = texts(table[named[0]]).to_pylist()
+        return names
+
+    def holds_maps(self, task: str, column: pa.ChunkedArray) -> bool:
+        """Whether these labels are maps, by what was asked for or by how they look."""
+        kind = self.source.tasks[task].kind
+        if task in self.maps or task in self.boxes or kind is not None:
+            return task in self.maps or is_dense(kind)
+        values = plain(column)
+        if is_list(values.type):
+            return is_list(values.type.value_type)
+        return is_bytes(values.type) or (is_text(values.type) and named_files(texts(values), MAPS))
+
+    def cells(self, task: str, numbers: Sequence[int], column: pa.ChunkedArray) -> tuple[list[Cell | None], list[str]]:
+        """The maps in the label column of these blocks, and the names of those that are not there."""
+        found: list[Cell | None] = []
+        gone: list[str] = []
+        start = 0
+        for number in numbers:
+            size = self.blocks[number][1].rows or 0
+            part = plain(column.slice(start, size))
+            start += size
+            if is_text(part.type) or pa.types.is_null(part.type):
+                found += self._named_cells(task, number, texts(part).to_pylist(), gone)
+                continue
+            if pa.types.is_struct(part.type) and not any(value and value.get("bytes") for value in part.to_pylist()):
+                names = [value and value.get("path") for value in part.to_pylist()]
+                found += self._named_cells(task, number, names, gone)
+                continue
+            for row, value in enumerate(part):
+                found.append(_cell(f"{self.where(number, row)}", value) if value.is_valid else None)
+        return found, gone
+
+    def _named_cells(
+        self, task: str, number: int, names: Sequence[str | None], gone: list[str]
+    ) -> Iterator[Cell | None]:
+        place = self.parts[self.blocks[number][0]].place
+        if task in self.joined:
+            place = self.joined[task][2]
+        if task in self.maps:
+            place = self.maps[task]
+        if id(place) not in self.listings:
+            self.listings[id(place)] = Listing(place), set(place.files)
+        listing, there = self.listings[id(place)]
+        listed = listing.found(names)
+        paths = [file or (name and posixpath.join(place.root, name.replace("\\", "/")))
+                 for file, name in zip(listed, names, strict=True)]  # fmt: skip
+        unlisted = [path for file, path in zip(listed, paths, strict=True) if path and not file]
+        if unlisted:
+            there = there | {info.path for info in place.fs.get_file_info(unlisted) if info.is_file}
+        for name, path in zip(names, paths, strict=True):
+            if path and path not in there:
+                gone.append(str(name))
+            yield Cell(path, partial(_read, place, path)) if path and path in there else None
+
     def megabytes(self, numbers_a_row: int | None = None) -> float:
         """Of all rows, by the sizes of the files or, where it is known, by what a row becomes."""
         if numbers_a_row is not None:
@@ -242,6 +398,38 @@ class Opened:
     def num_rows(self) -> int:
         """Of all blocks."""
         return sum(block.rows or 0 for _, block in self.blocks)
+
+
+def _holds_maps(place: Place, task: TaskColumn) -> bool:
+    """Whether the path of a task means maps, and no table or data set of its own."""
+    maps = any(file.lower().endswith(MAPS) for file in place.files)
+    tables = any(file.lower().endswith(TABLES) for file in place.files)
+    return maps and (is_dense(task.kind) or (task.kind is None and not (task.column or task.columns or tables)))
+
+
+def _cell(name: str, value: pa.Scalar) -> Cell:
+    def read() -> np.ndarray:
+        content = value.as_py()
+        if isinstance(content, dict):
+            content = content.get("bytes")
+        return array_of_lists(content) if isinstance(content, list) else array_of(content or b"")
+
+    return Cell(name, read)
+
+
+def _read(place: Place, path: str) -> np.ndarray:
+    return array_of(place.read(path))
+
+
+def _path(name: str) -> str:
+    """Without its ending."""
+    folder, _, last = key_of(name).rpartition("/")
+    stem = last.rpartition(".")[0] or last
+    return f"{folder}/{stem}".lstrip("/")
+
+
+def _stem(name: str) -> str:
+    return _path(name).rpartition("/")[2]
 
 
 def _nothing() -> bytes:

@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, StringConstraints
+from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints
 
 from raymtl.types import Spec
 
 Role = Literal["number", "category", "text", "vector", "picture"]
 Format = Literal["parquet", "csv", "arff", "mat", "pictures"]
-KindName = Literal["classification", "binary", "multilabel", "regression"]
+KindName = Literal[
+    "classification", "binary", "multilabel", "regression", "segmentation", "depth", "normals", "detection"
+]
 TaskName = Annotated[str, StringConstraints(pattern=r"^\w[\w -]*$")]
 Label = bool | int | float | str
 
@@ -39,7 +41,10 @@ class TaskColumn(Spec):
     column: str | None = None
     """The name of the task, unless given."""
     columns: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Several: the components of a vector, or labels that are each there or not."""
+    """Several: the components of a vector, or labels that are each there or not.
+
+    Of a table of boxes the six that hold picture, class, x1, y1, x2 and y2; of these names, unless given.
+    """
     kind: KindName | None = None
     """Inferred, unless given."""
     classes: Annotated[tuple[Label, ...], Field(min_length=2)] | None = None
@@ -49,7 +54,19 @@ class TaskColumn(Spec):
     loss: Literal["squared", "absolute", "huber"] | None = None
     """Of a regression; squared, unless given."""
     path: str | None = None
-    """A file of its own: joined to the table by data.key, or with rows of its own where there is no such key."""
+    """A file of its own: joined to the table by data.key, or with rows of its own where there is no such key.
+
+    Of boxes a folder of Pascal VOC's XML, JSON of COCO or a table; found by the names of pictures.
+    Of maps a folder, or a pattern such as `masks/*_mask.png`: each is named as its picture is, or as `column` says.
+    """
+    stride: PositiveInt | None = None
+    """Of a detection: pixels between the places that say what is there; 8 unless given."""
+    values: Annotated[tuple[int, ...], Field(min_length=2)] | None = None
+    """Of a segmentation: the numbers, or colours 0xRRGGBB, that stand for `classes`; 0, 1, 2 ... unless given."""
+    ignore: int | tuple[int, ...] | None = None
+    """Of a segmentation: the numbers that say nothing; found, unless given. Negative ones never do."""
+    scale: PositiveFloat | None = None
+    """Of a depth: what 1 in a map stands for, such as 0.001 where maps hold millimetres; 1 unless given."""
 
 
 class FittedColumn(Spec):
@@ -73,10 +90,16 @@ class FittedTask(Spec):
     """Whether the kind was."""
     classes: tuple[str, ...] = ()
     """By their numbers; of a multi-label task the labels."""
+    values: tuple[int, ...] = ()
+    """What stands for the classes in a map."""
+    ignored: tuple[int, ...] = ()
+    """What says nothing in a map."""
+    colours: bool = False
+    """Whether both are colours, written 0xRRGGBB."""
     separator: str | None = None
     means: tuple[float, ...] = ()
     stds: tuple[float, ...] = ()
-    """Of the components of a regression's target."""
+    """Of the components of a regression's target; of the depths of all pixels."""
     vector: bool = False
     labelled: float
     """Share of the rows for training that have a label."""

@@ -159,11 +159,16 @@ class Files(Source):
         found = self.found
         if self.episodes == "classes":
             return tuple(classification(name, most(self.ways)) for name in self.tasks)
-        return tuple(KINDS[found.tasks[name].kind].make(name, found.tasks[name]) for name in self.tasks)
+        size = shape_of(self.size)
+        return tuple(KINDS[found.tasks[name].kind].make(name, found.tasks[name], size) for name in self.tasks)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         return self.found.input_shape
+
+    def class_names(self, task: str) -> tuple[str, ...]:
+        # Episodes of classes number their own.
+        return self.found.tasks[task].classes if self.episodes != "classes" else ()
 
     def load(self) -> dict[str, np.ndarray]:
         from raymtl.data.files.load import load

@@ -1,0 +1,150 @@
+"""Blood cells, found and counted, on one trunk and alone: `python -m benchmarks.detection`.
+
+The data are those of tune_configs/detection.yaml: 364 pictures in the layout of Pascal VOC with the lists of
+ImageSets/Main, 205 for training, 87 for validation and 72 for the test. Every row trains that configuration with some
+of its tasks, for as many steps of as many pictures; the checkpoint that scores best on the validation pictures is the
+one that is scored, once, on all pictures of the test. `--unboxed 0.7` withholds the boxes of that share of the pictures
+for training. One process, one thread.
+
+`always the mean` is what a count is off by that says the mean of the training pictures of every one. About half of the
+red cells in the pictures have no box, and which ones do follows no rule that could be learned: how many of them have
+one is predicted no better than that, from a count of the boxes found neither.
+"""
+
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from raymtl import config, runs
+from raymtl.config import Experiment
+from raymtl.data import VOC, Arrays, Split
+from raymtl.loop import Host, local_batches, train_loop
+from raymtl.step import Problem
+from raymtl.tasks import label_counts, metric_parts, metric_sums, metric_values
+from raymtl.tasks.boxes import average_precision
+from raymtl.types import Params
+
+CONFIG = Path(__file__).parent.parent / "tune_configs" / "detection.yaml"
+ROWS: tuple[tuple[str, ...], ...] = (("boxes", "count"), ("boxes",), ("count",))
+AT_ONCE = 24  # pictures that are scored together
+
+
+def chosen(tasks: Sequence[str], *, seed: int, steps: int | None, unboxed: float) -> Experiment:
+    """The configuration of a row."""
+    values: dict[str, Any] = {"seed": seed, "data.tasks": list(tasks), "data.unboxed": unboxed}
+    if len(tasks) == 1:
+        values["weighting.weights"] = {}
+    if steps is not None:
+        values |= {"train.steps": steps, "train.eval_every": min(200, steps), "tune.asha": None}
+    return config.load(CONFIG).override({"train.device": "cpu", **values})
+
+
+def scores(experiment: Experiment, problem: Problem, params: Params, arrays: Arrays, split: Split) -> dict[str, float]:
+    """All scores on every picture of a split, once each; and the average precision of each class at an IoU of 0.5."""
+    source = experiment.data
+    assert isinstance(source, VOC)
+    rows = arrays[f"rows/{split}"]
+    sums: Any = 0.0
+    counts: Any = 0
+    for start in range(0, len(rows), AT_ONCE):
+        batch = source.batch(arrays, rows[start : start + AT_ONCE], (), np.random.default_rng(0))
+        assert isinstance(batch.inputs, torch.Tensor)
+        batch = batch._replace(inputs=batch.inputs.float() / 255)
+        with torch.no_grad():
+            found = problem.predict(params, batch.inputs)
+            sums = sums + metric_sums(problem.tasks, found, batch)
+            counts = counts + label_counts(problem.tasks, batch)
+    told = {name: float(value) for name, value in metric_values(problem.tasks, sums, counts).items()}
+    parts = metric_parts(problem.tasks, sums)
+    names = source.class_names("boxes")
+    if "boxes.map_50" in parts:
+        true, every, number = parts["boxes.map_50"].unflatten(-1, (len(names), 3, -1)).unbind(1)
+        precisions = average_precision(true, every, number[:, 0])
+        told |= {f"boxes.ap_50 {name}": float(value) for name, value in zip(names, precisions, strict=True)}
+    if "count.mae" in parts:
+        above, below = parts["count.mae"].chunk(2)
+        told |= {f"count.mae {name}": float(value) for name, value in zip(names, above / below, strict=True)}
+        away = np.abs(arrays["target/count"][rows] - np.array(source.found.means if source.found else 0)).mean(0)
+        told |= {f"count.mae {name}, always the mean": float(value) for name, value in zip(names, away, strict=True)}
+    return told
+
+
+def train(experiment: Experiment, arrays: Arrays, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    """The test scores of the checkpoint that scores best in validation, and how it was trained."""
+    problem = experiment.build()
+    best: dict[str, Any] = {"score": -np.inf}
+
+    def keep(told: dict[str, float], kept: Path | None) -> None:
+        if kept is None:
+            return
+        params = runs.load_params(kept / "model.safetensors", problem.init_params())
+        own = scores(experiment, problem, params, arrays, "val")
+        score = float(np.mean([own[f"{task.name}.{next(iter(task.metrics))}"] for task in problem.tasks]))
+        if score > best["score"]:
+            best.update(score=score, params=params, step=told["step"], val=own)
+
+    start = time.perf_counter()
+    steps = iter(track(range(experiment.train.steps), ", ".join(experiment.data.task_names), transient=True))
+    host = Host(keep, lambda row: next(steps, None) and None)
+    train_loop(experiment, arrays, local_batches(experiment, arrays), host, folder)
+    seconds = time.perf_counter() - start
+    about = {"seconds": seconds, "step": best["step"], "val": best["val"]}
+    about["parameters"] = sum(value.numel() for value in best["params"].values())
+    return scores(experiment, problem, best["params"], arrays, "test"), about
+
+
+def main(
+    seed: Annotated[list[int], typer.Option(help="Of the initialisation and the batches; several give a mean.")] = [0],  # noqa: B006
+    steps: Annotated[int | None, typer.Option(min=1, help="Of each training; the configuration's by default.")] = None,
+    unboxed: Annotated[float, typer.Option(min=0, max=0.95, help="Share of pictures whose boxes are withheld.")] = 0.0,
+    data: Annotated[Path | None, typer.Option(help="The folder with VOCdevkit; else $RAYMTL_DATA.")] = None,
+    save: Annotated[Path | None, typer.Option("--json", help="Where to write the rows.")] = None,
+) -> None:
+    """Prints the average precisions and the errors of the counts on the test pictures."""
+    if data:
+        os.environ["RAYMTL_DATA"] = str(data.absolute())
+    torch.set_num_threads(1)
+    warnings.simplefilter("once")
+    measured = []
+    for number in seed:
+        for tasks in ROWS:
+            experiment = chosen(tasks, seed=number, steps=steps, unboxed=unboxed)
+            with tempfile.TemporaryDirectory() as folder:
+                found, about = train(experiment, experiment.data.load(), Path(folder))
+            measured.append({"tasks": list(tasks), "seed": number, "test": found, **about})
+            if save:
+                save.write_text(json.dumps(measured, indent=2))
+    Console().print(table(measured))
+
+
+def table(measured: Sequence[dict[str, Any]]) -> Table:
+    """A line a row, the mean over seeds, with the standard deviation where there are several."""
+    names = list(dict.fromkeys(name for row in measured for name in row["test"]))
+    shown = Table("test, 72 pictures", *(" + ".join(tasks) for tasks in ROWS), title="Blood cells")
+    for name in names:
+        cells = []
+        for tasks in ROWS:
+            values = [row["test"][name] for row in measured if row["tasks"] == list(tasks) and name in row["test"]]
+            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.3f}{spread}" if values else "")
+        shown.add_row(name, *cells)
+    for key in ("seconds", "parameters", "step"):
+        values = [np.mean([row[key] for row in measured if row["tasks"] == list(tasks)]) for tasks in ROWS]
+        shown.add_row(key, *(f"{value:,.0f}" for value in values))
+    return shown
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,239 @@
+"""`cifar100`: small pictures of 100 classes in 20 superclasses (Krizhevsky, 2009), in the layout of torchvision."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from torch import Tensor
+
+from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, Ways, drawn, most, usual
+from raymtl.data.cifar100_files import CLASSES, COARSE, FOLDER, PARTS, SIDE, SUPERCLASSES, Pictures, read_pictures
+from raymtl.tasks import classification
+from raymtl.types import Batch, Episode, Task, UserError
+
+PADDING = 4  # of the random crop, pixels on each side
+TASK = "class"  # of few-shot episodes
+
+CIFAR_FS: Mapping[Split, tuple[str, ...]] = {
+    "val": (
+        *("beaver", "beetle", "butterfly", "camel", "cattle", "crab", "crocodile", "flatfish"),
+        *("lamp", "maple_tree", "motorcycle", "otter", "sea", "shark", "television", "tractor"),
+    ),
+    "test": (
+        *("baby", "bed", "bicycle", "chimpanzee", "fox", "leopard", "man", "pickup_truck", "plain", "poppy"),
+        *("rocket", "rose", "snail", "sweet_pepper", "table", "telephone", "wardrobe", "whale", "woman", "worm"),
+    ),
+}
+"""Classes of CIFAR-FS (Bertinetto et al., 2018, arXiv:1805.08136); the other 64 are for training."""
+
+FC100: Mapping[Split, tuple[int, ...]] = {"val": (8, 11, 13, 16), "test": (0, 7, 12, 14)}
+"""Superclasses of FC100 (Oreshkin et al., 2018, arXiv:1805.10123); the other 12 are for training."""
+
+Episodes = Literal["superclasses", "fine_and_coarse", "classes"]
+TASKS: Mapping[Episodes, tuple[str, ...]] = {
+    "superclasses": COARSE,
+    "fine_and_coarse": ("fine", "coarse"),
+    "classes": (TASK,),
+}
+NUM_CLASSES: Mapping[Literal["cifar_fs", "fc100"], Mapping[Split, int]] = {
+    "cifar_fs": {"train": 64, "val": 16, "test": 20},
+    "fc100": {"train": 60, "val": 20, "test": 20},
+}
+
+
+class CIFAR100(Source):
+    """Pictures [3, 32, 32] in colour, in one of three forms.
+
+    `episodes: superclasses`: a task for each of the 20 superclasses, which of its 5 classes it is. Every task has
+    inputs of its own, `shots` and `queries` pictures of its classes, drawn with equal odds.
+    `episodes: fine_and_coarse`: `shots` and `queries` pictures of any class; which of 100 it is, `fine`, and of
+    which superclass, `coarse`. In both forms `held_out` pictures of each class, drawn from those for training by
+    `split_seed`, are for validation; the test is the test set.
+    `episodes: classes`: few-shot learning; the one task, `class`, is which of `ways` classes it is, of each of which
+    there are `shots` and `queries` pictures. The classes of the splits are disjoint, as `split` has them: `cifar_fs`
+    64, 16 and 20 classes, `fc100` 12, 4 and 4 superclasses. A class has its 600 pictures, those of the test set too.
+
+    `tasks` are some of the tasks of the form, all by default. No picture comes twice in a task of an episode. With
+    `augment` pictures of training episodes are padded by 4 black pixels, cropped at random and flipped at even odds.
+
+    `folder` is what torchvision calls `root`, the folder with `cifar-100-python`; if not given, the environment
+    variable RAYMTL_DATA names it.
+    """
+
+    name: Literal["cifar100"] = "cifar100"
+    folder: str | None = None
+    episodes: Episodes = "superclasses"
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    split: Literal["cifar_fs", "fc100"] = "cifar_fs"
+    split_seed: NonNegativeInt = 0
+    held_out: PositiveInt = 50
+    ways: Ways = 5
+    shots: Count = 1
+    queries: PositiveInt = 15
+    augment: bool = True
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        known = TASKS[self.episodes]
+        unknown = [name for name in self.task_names if name not in known]
+        if unknown:
+            raise UserError(
+                f"data.tasks: expected some of {', '.join(known)}, which data.episodes: {self.episodes} has, got "
+                f"'{unknown[0]}'. Correct the name."
+            )
+        if len(set(self.task_names)) < len(self.task_names):
+            raise UserError(
+                f"data.tasks: expected every task once, got {list(self.task_names)}. Remove the repetition."
+            )
+        if self.held_out >= PARTS["train"]:
+            raise UserError(
+                f"data.held_out: expected at most {PARTS['train'] - 1} of the {PARTS['train']} pictures of a class, "
+                f"for training needs one, got {self.held_out}. Lower data.held_out."
+            )
+        fewest = min(NUM_CLASSES[self.split].values())
+        if self.episodes == "classes" and most(self.ways) > fewest:
+            raise UserError(
+                f"data.ways: expected at most the {fewest} classes of the smallest split, got {self.ways}. "
+                "Lower data.ways."
+            )
+        pictures = self._fewest_pictures
+        if most(self.shots) + self.queries > pictures:
+            raise UserError(
+                f"data.queries: expected at most {pictures} pictures together with data.shots: {self.shots}, for the "
+                f"smallest split has no more, got {self.queries}. Lower one of them."
+            )
+        return self
+
+    @property
+    def _fewest_pictures(self) -> int:
+        """Of a split, in one draw."""
+        if self.episodes == "classes":
+            return sum(PARTS.values())
+        of_class = min(PARTS["train"] - self.held_out, self.held_out, PARTS["test"])
+        return of_class * (CLASSES // SUPERCLASSES if self.episodes == "superclasses" else CLASSES)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return self.tasks or TASKS[self.episodes]
+
+    def with_tasks(self, names: tuple[str, ...]) -> Self:
+        return self if names == self.task_names else self.model_copy(update={"tasks": names})
+
+    def without_support(self) -> Self:
+        # A support set of one is drawn all the same: an episode has both parts.
+        queries = min(self.queries + usual(self.shots), self._fewest_pictures - 1)
+        return self.model_copy(update={"shots": 1, "queries": queries})
+
+    def make_tasks(self) -> tuple[Task, ...]:
+        sizes = {**dict.fromkeys(COARSE, CLASSES // SUPERCLASSES), "fine": CLASSES, "coarse": SUPERCLASSES}
+        return tuple(classification(name, sizes.get(name, most(self.ways))) for name in self.task_names)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (3, SIDE, SIDE)
+
+    def load(self) -> dict[str, np.ndarray]:
+        read = read_pictures(self._root())
+        of_training, of_test = (read.members[part] for part in PARTS)  # [100, pictures]
+        arrays = {"pictures": read.pictures, "coarse": read.coarse}
+        if self.episodes == "classes":
+            everything = np.concatenate([of_training, of_test], 1)
+            classes = self._classes(read)
+            names = {f"names/{split}": read.names[own] for split, own in classes.items()}
+            return arrays | names | {split: everything[own] for split, own in classes.items()}
+        shuffled = np.random.default_rng(self.split_seed).permuted(of_training, axis=1)
+        held_out, rest = np.split(shuffled, [self.held_out], axis=1)
+        return arrays | dict(zip(SPLITS, (rest, held_out, of_test), strict=True))
+
+    def _classes(self, read: Pictures) -> dict[Split, np.ndarray]:
+        """The numbers of the classes of each split, ascending."""
+        held: dict[Split, np.ndarray] = {}
+        for split in ("val", "test"):
+            if self.split == "cifar_fs":
+                held[split] = np.flatnonzero(np.isin(read.names, CIFAR_FS[split]))
+            else:
+                held[split] = np.flatnonzero(np.isin(read.coarse, FC100[split]))
+        rest = np.setdiff1d(np.arange(CLASSES), np.concatenate(list(held.values())))
+        return {"train": rest, **held}
+
+    def _root(self) -> Path:
+        root = self.folder or os.environ.get("RAYMTL_DATA")
+        if not root:
+            raise UserError(
+                f"data.folder: expected the folder that holds {FOLDER}, got none. Give it, or set the environment "
+                "variable RAYMTL_DATA; `raymtl data fetch cifar100 --root FOLDER` fetches the data."
+            )
+        return Path(root).expanduser()
+
+    def sizes(self, arrays: Arrays) -> Mapping[str, int]:
+        of_class = arrays["train"].shape[1]
+        number = CLASSES // SUPERCLASSES if self.episodes == "superclasses" else len(arrays["train"])
+        return dict.fromkeys(self.task_names, number * of_class)
+
+    def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
+        shots = drawn(self.shots, rng)
+        if self.episodes == "classes":
+            return self._few_shot(arrays, split, shots, rng)
+        coarse, members = arrays["coarse"], arrays[split]
+        number, of_class = shots + self.queries, members.shape[1]
+        if self.episodes == "fine_and_coarse":
+            chosen = rng.choice(members.size, number, replace=False)
+            fine = chosen // of_class
+            labels = {"fine": fine, "coarse": coarse[fine]}
+            pictures = self._pictures(arrays, members.reshape(-1)[chosen], split, rng)
+            targets = {name: torch.from_numpy(labels[name]) for name in self.task_names}
+            return _episode(pictures, targets, shots), f"{split} pictures"
+        rows, labels = [], {}
+        for name in self.task_names:
+            own = members[coarse == COARSE.index(name)]  # [5, pictures]
+            chosen = rng.choice(own.size, number, replace=False)
+            rows.append(own.reshape(-1)[chosen])
+            labels[name] = torch.from_numpy(chosen // of_class)
+        together = self._pictures(arrays, np.concatenate(rows), split, rng).split(number)
+        return _episode(dict(zip(self.task_names, together, strict=True)), labels, shots), f"{split} pictures"
+
+    def _few_shot(self, arrays: Arrays, split: Split, shots: int, rng: np.random.Generator) -> tuple[Episode, str]:
+        members = arrays[split]
+        classes = rng.choice(len(members), drawn(self.ways, rng), replace=False)
+        number = shots + self.queries
+        # Class after class within the support, and then within the query.
+        columns = np.stack([rng.choice(members.shape[1], number, replace=False) for _ in classes])
+        chosen = members[classes[:, None], columns]
+        parts = chosen[:, :shots], chosen[:, shots:]
+        label = np.arange(len(classes))
+        targets = torch.from_numpy(np.concatenate([np.repeat(label, part.shape[1]) for part in parts]))
+        pictures = self._pictures(arrays, np.concatenate([part.reshape(-1) for part in parts]), split, rng)
+        return _episode(pictures, {TASK: targets}, shots * len(classes)), ", ".join(arrays[f"names/{split}"][classes])
+
+    def _pictures(self, arrays: Arrays, rows: np.ndarray, split: Split, rng: np.random.Generator) -> Tensor:
+        pictures = arrays["pictures"][rows]
+        if self.augment and split == "train":
+            pictures = augmented(pictures, rng)
+        return torch.from_numpy(pictures)
+
+
+def _episode(pictures: Tensor | Mapping[str, Tensor], targets: Mapping[str, Tensor], shots: int) -> Episode:
+    """The first `shots` pictures and labels are the support, the others the query."""
+
+    def part(some: slice) -> Batch:
+        inputs = pictures[some] if isinstance(pictures, Tensor) else {name: own[some] for name, own in pictures.items()}
+        return Batch(inputs, {name: target[some] for name, target in targets.items()}, {})
+
+    return Episode(part(slice(shots)), part(slice(shots, None)))
+
+
+def augmented(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Pictures [N, C, H, W], each moved by up to 4 pixels either way with black behind it, and flipped at even odds."""
+    number, channels, height, width = pictures.shape
+    padded = np.zeros((number, channels, height + 2 * PADDING, width + 2 * PADDING), pictures.dtype)
+    padded[..., PADDING:-PADDING, PADDING:-PADDING] = pictures
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (2, 3))
+    down, right = rng.integers(2 * PADDING + 1, size=(2, number))
+    cropped = windows[np.arange(number), :, down, right]
+    flipped = rng.random(number) < 0.5
+    cropped[flipped] = cropped[flipped, ..., ::-1]
+    return cropped

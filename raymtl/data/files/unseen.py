@@ -1,0 +1,176 @@
+"""Rows that no run has seen: in the form of the table it was trained on, encoded by what was found in that one."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymtl.data.base import most
+from raymtl.data.files.columns import in_order, numbers, plain, texts
+from raymtl.data.files.kinds import KINDS
+from raymtl.data.files.load import encode_inputs, encode_labels
+from raymtl.data.files.readers import FILE, FOLDER
+from raymtl.data.files.rows import Opened, Rows, label_columns
+from raymtl.data.files.schema import SplitRule, TaskColumn
+from raymtl.types import UserError
+
+if TYPE_CHECKING:
+    from raymtl.data.files.source import Files
+
+
+class Unseen(NamedTuple):
+    """Inputs [N, ...], and of the tasks that the file has labels of targets [N, ...] and where these are, [N]."""
+
+    inputs: np.ndarray
+    targets: Mapping[str, np.ndarray]
+    masks: Mapping[str, np.ndarray]
+    classes: Mapping[str, tuple[str, ...]]
+    """Of tasks of classes or labels, by their numbers."""
+
+
+class NewLabels(NamedTuple):
+    """Inputs [N, ...], and labels [N] of a task that the run does not have: nan where there is none."""
+
+    column: str
+    inputs: np.ndarray
+    targets: np.ndarray
+    classes: tuple[str, ...]
+    """By their numbers; none where labels are numbers."""
+
+
+def read_unseen(source: "Files", path: str, classes: Mapping[str, tuple[str, ...]] | None = None) -> Unseen:
+    """Reads a table or a folder in the form of the one that `source` was fitted on; columns of labels may be missing.
+
+    In episodes of classes the task is which of its file's own classes a row is of: `classes` gives those of the
+    support set to the rows that are to be predicted. Raises UserError, naming file, row and column.
+    """
+    opened = _open(source, path)
+    bare = opened.source
+    known = dict(classes or {name: fitted.classes for name, fitted in source.found.tasks.items() if fitted.classes})
+    if source.episodes == "classes" and classes is None:
+        known = {name: _found_classes(source, opened, name) for name in bare.tasks}
+    parts: list[tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]] = []
+    for number in range(len(opened.blocks)):
+        rows = opened.read(number)
+        inputs = encode_inputs(bare, opened, number, rows)
+        _refuse_unreadable(inputs.unreadable)
+        targets, masks = {}, {}
+        for name in bare.tasks:
+            targets[name], masks[name] = _labels(bare, opened, number, name, rows, inputs.shapes, known.get(name, ()))
+        parts.append((inputs.numbers, targets, masks))
+    return Unseen(
+        np.concatenate([part[0] for part in parts]),
+        {name: np.concatenate([part[1][name] for part in parts]) for name in bare.tasks},
+        {name: np.concatenate([part[2][name] for part in parts]) for name in bare.tasks},
+        known,
+    )
+
+
+def read_new_labels(source: "Files", path: str, column: str | None, *, of_classes: bool) -> NewLabels:
+    """The same with the labels of a new task, in `column`, or in the only column that the run does not know.
+
+    Classes are those found, in their order, but for a task that the run has too. Raises UserError.
+    """
+    found = source.found
+    opened = _open(source, path, labelled=False)
+    known = {c.column for c in found.columns} | {*found.left_out} | {source.group, source.key, found.split_column}
+    known |= {name for task in source.tasks.items() for name in label_columns(*task)}
+    if opened.format == "pictures":
+        known |= {name for name in opened.names if name.rstrip("0123456789") in (FILE, FOLDER)}
+    others = [name for name in opened.names if name not in known]
+    if column is None and len(others) != 1:
+        raise UserError(
+            f"{path}: expected task.name to say which column holds the labels, got several that the run does not know, "
+            f"or none: {others}."
+        )
+    name = column or others[0]
+    if name not in opened.names:
+        raise UserError(f"{path}: task.name: expected one of the columns {opened.names}, got '{name}'.")
+    inputs, labels = [], []
+    for number in range(len(opened.blocks)):
+        rows = opened.read(number)
+        block = encode_inputs(opened.source, opened, number, rows)
+        _refuse_unreadable(block.unreadable)
+        inputs.append(block.numbers)
+        labels.append(rows.table[name])
+    if not of_classes:
+        values = [
+            numbers(own, name, lambda row, number=number: opened.where(number, row))  # type: ignore[misc]
+            for number, own in enumerate(labels)
+        ]
+        return NewLabels(name, np.concatenate(inputs), np.concatenate(values), ())
+    text = pa.concat_arrays([texts(own).cast(pa.string()) for own in labels])
+    fitted = found.tasks.get(name)
+    classes = fitted.classes if fitted else in_order(pc.unique(text).drop_null().to_pylist())
+    index = pc.index_in(text, value_set=pa.array(classes, pa.string()))
+    if index.null_count > text.null_count:
+        odd = next(v for v, i in zip(text.to_pylist(), index.to_pylist(), strict=True) if v is not None and i is None)
+        raise UserError(f"{path}: column '{name}': expected one of {list(classes)}, as in the run, got '{odd}'.")
+    return NewLabels(name, np.concatenate(inputs), pc.cast(index, pa.float64()).to_numpy(zero_copy_only=False), classes)
+
+
+def _open(source: "Files", path: str, *, labelled: bool = True) -> Opened:
+    """The file with the inputs of the run, and those of its tasks that it has labels of."""
+    found = source.found
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such file. Give a file or a folder in the form of the run's own.")
+    settings: dict[str, Any] = {
+        "path": path, "format": None, "tasks": {}, "exclude": (), "key": None, "group": None, "split": SplitRule(),
+        "inputs": tuple(column.column for column in found.columns),
+    }  # fmt: skip
+    bare = source.model_copy(update=settings)
+    opened = Opened(bare)
+    own: dict[str, TaskColumn] = {}
+    for name, task in source.tasks.items() if labelled else ():
+        in_folder = bool(task.path) and KINDS[found.tasks[name].kind].form not in ("class", "set", "number")
+        if in_folder and not task.column:
+            own[name] = task.model_copy(update={"kind": found.tasks[name].kind})
+        elif all(column in opened.names for column in label_columns(name, task)):
+            own[name] = task if in_folder else task.model_copy(update={"path": None})
+    return Opened(bare.model_copy(update={"tasks": own})) if own else opened
+
+
+def _found_classes(source: "Files", opened: Opened, name: str) -> tuple[str, ...]:
+    labels = [texts(next(iter(opened.read(n).labels[name].values()))) for n in range(len(opened.blocks))]
+    classes = in_order({label for part in labels for label in part.drop_null().to_pylist()})
+    if not 2 <= len(classes) <= most(source.ways):
+        raise UserError(
+            f"{opened.parts[0].place.shown}: column "
+            f"'{label_columns(name, source.tasks[name])[0]}': expected labels of 2 to {most(source.ways)} classes, as "
+            f"many as the run learned to tell apart (data.ways), got {list(classes)}."
+        )
+    return classes
+
+
+def _labels(
+    source: "Files", opened: Opened, number: int, name: str, rows: Rows, shapes: np.ndarray, classes: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    columns = rows.labels[name]
+    size = len(rows.table)
+    if all(plain(column).null_count == size for column in columns.values()):
+        (task,) = (task for task in source.make_tasks() if task.name == name)
+        whole = task.kind in ("classification", "segmentation")
+        return np.zeros((size, *task.target_shape), np.int64 if whole else np.float32), np.zeros(size, bool)
+    if source.episodes != "classes":
+        labels = encode_labels(source, opened, number, name, rows, shapes)
+        _refuse_unreadable(labels.unreadable)
+        return labels.target, labels.mask
+    ((column, values),) = columns.items()
+    text = texts(values)
+    index = pc.index_in(text, value_set=pa.array(classes, pa.string()))
+    odd = pc.and_(pc.is_valid(text), pc.is_null(index)).to_numpy(zero_copy_only=False)
+    if odd.any():
+        row = int(odd.argmax())
+        raise UserError(
+            f"{opened.where(number, row)}, column '{column}': expected one of the classes of the support set, "
+            f"{list(classes)}, got '{text[row].as_py()}'."
+        )
+    return pc.fill_null(index, 0).to_numpy(zero_copy_only=False).astype(np.int64), pc.is_valid(text).to_numpy(False)
+
+
+def _refuse_unreadable(names: Sequence[str]) -> None:
+    if names:
+        raise UserError(f"{names[0]}: expected a picture that can be read. Restore it, or leave its row away.")
