@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from raymtl import config, runs
+from raymtl import checkpoint, config, runs
 from raymtl.config import Experiment
 from raymtl.data import VOC, Arrays, Split
 from raymtl.loop import Host, local_batches, train_loop
@@ -86,9 +86,9 @@ def train(experiment: Experiment, arrays: Arrays, folder: Path) -> tuple[dict[st
     problem = experiment.build()
     best: dict[str, Any] = {"score": -np.inf}
 
-    def keep(told: dict[str, float], kept: Path | None) -> None:
-        if kept is None:
-            return
+    def keep(told: dict[str, float]) -> None:
+        kept = checkpoint.newest(folder / checkpoint.FOLDER, print)
+        assert kept is not None
         params = runs.load_params(kept / "model.safetensors", problem.init_params())
         own = scores(experiment, problem, params, arrays, "val")
         score = float(np.mean([own[f"{task.name}.{next(iter(task.metrics))}"] for task in problem.tasks]))

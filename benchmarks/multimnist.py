@@ -215,7 +215,7 @@ def train(
 
     folder.mkdir(parents=True)
     arrays = experiment.data.load()
-    host = Host(lambda scores, kept: None, observe, device=torch.device(device))
+    host = Host(lambda scores: None, observe, device=torch.device(device))
     try:
         train_loop(experiment, arrays, local_batches(experiment, arrays), host, folder)
     except DivergedError as error:
