@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from raymtl import runs
 from raymtl.config import Experiment
-from raymtl.data import CIFAR100, SPLITS, Digits, Files, NYUv2, Several, SourceSpec
+from raymtl.data import CIFAR100, SPLITS, VOC, Digits, Files, NYUv2, Several, SourceSpec
 from raymtl.data.base import Arrays, Source, Split
 from raymtl.data.cifar100 import CIFAR_FS
 from raymtl.data.cifar100_files import Pictures
@@ -30,6 +30,7 @@ from raymtl.tasks import classification
 from raymtl.types import Batch, Episode
 from raymtl.weighting import StaticSpec
 from tests.conftest import LEARNERS, axes, experiment, perturbed
+from tests.data.blood import small_cells
 from tests.data.own import own_table
 from tests.data.rooms import numbered_frame, small_rooms
 from tests.data.test_sinusoid import FLOOR
@@ -161,6 +162,12 @@ def numbered_drawings(root: Path) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(0, 256, (1623, 20, 28, 28), np.uint8), np.array([f"character {n}" for n in range(1623)])
 
 
+def numbered_digits(root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """MNIST's shapes, one of a kind."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (70_000, 28, 28), np.uint8), np.arange(70_000) % 10
+
+
 def numbered_pictures(root: Path) -> Pictures:
     """CIFAR-100's numbers of smaller pictures, again one of a kind."""
     rng = np.random.default_rng(0)
@@ -196,7 +203,7 @@ def _upright(pictures: np.ndarray) -> set[bytes]:
     return {min(rotation[row].tobytes() for rotation in turned) for row in range(len(pictures))}
 
 
-OF_FILES: dict[type[Source], Callable[[Path], Source]] = {Files: own_table, NYUv2: small_rooms}
+OF_FILES: dict[type[Source], Callable[[Path], Source]] = {Files: own_table, NYUv2: small_rooms, VOC: small_cells}
 """Sources that have nothing to read from by default, and what makes them of a folder."""
 SOURCES: list[tuple[str, Callable[[Path], Source]]] = [
     *(
@@ -215,6 +222,7 @@ SOURCES: list[tuple[str, Callable[[Path], Source]]] = [
 def test_no_input_stands_in_support_and_query_or_in_two_splits(name, make, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("raymtl.data.omniglot.read_drawings", numbered_drawings)
     monkeypatch.setattr("raymtl.data.cifar100.read_pictures", numbered_pictures)
+    monkeypatch.setattr("raymtl.data.multimnist.read_digits", numbered_digits)
     monkeypatch.setattr("raymtl.data.nyuv2.read_frame", numbered_frame)
     monkeypatch.setenv("RAYMTL_DATA", "drawn above")
     source = make(tmp_path)

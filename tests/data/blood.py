@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from raymtl.data import VOC
+
 Object = tuple[str, float, float, float, float]
 COLOURS = {"disc": (200, 40, 40), "square": (40, 40, 200)}
 SIDES = (36, 48)
@@ -62,3 +64,9 @@ def write_voc(root: Path, number: int = 40, *, sets: bool = True, year: str = "2
         for split, start, stop in zip(("train", "val", "test"), cuts, cuts[1:], strict=False):
             (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names[start:stop]) + "\n")
     return written
+
+
+def small_cells(folder: Path) -> VOC:
+    """The source of such folders."""
+    write_voc(folder)
+    return VOC(folder=str(folder))

@@ -182,3 +182,35 @@ def test_names_may_stand_without_folder_or_ending(tmp_path) -> None:
     number = np.where(brightness % 4 == 2, (brightness - 100) / 2, brightness / 2)
     np.testing.assert_allclose(arrays["target/y"], number * 1.5)
     assert torch.is_tensor(torch.from_numpy(brightness))
+
+
+def test_pictures_that_a_table_names_are_found_in_folders_below_it_beside_masks_and_boxes_of_the_same_names(
+    tmp_path,
+) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"p{i:02d}.png" for i in range(30)]
+    for folder in ("pictures", "masks"):
+        (tmp_path / folder).mkdir()
+    boxes = {"image": names, "what": ["a", "b"] * 15, "left": [1] * 30, "top": [2] * 30, "x2": [9] * 30, "y2": [9] * 30}
+    write_csv(tmp_path / "labels.csv", {"image": names, "number": list(range(30))})
+    write_csv(tmp_path.parent / f"{tmp_path.name}-boxes.csv", boxes)
+    for i, name in enumerate(names):
+        Image.fromarray(np.full((16, 16, 3), 8 * i, np.uint8)).save(tmp_path / "pictures" / name)
+        Image.fromarray(rng.integers(0, 2, (16, 16), np.uint8)).save(tmp_path / "masks" / name)
+    source = Files(
+        path=str(tmp_path / "labels.csv"),
+        size=16,
+        tasks={
+            "number": {"kind": "regression"},
+            "mask": {"path": str(tmp_path / "masks"), "kind": "segmentation"},
+            "things": {
+                "path": str(tmp_path.parent / f"{tmp_path.name}-boxes.csv"),
+                "kind": "detection",
+                "columns": ["image", "what", "left", "top", "x2", "y2"],
+            },
+        },
+    )
+    arrays = source.load()
+    (stack,), _ = build_episodes(source, arrays, seed=0, split="train", step=0, indices=[0])
+    assert torch.equal(stack.query.inputs[0, :, 0, 0, 0].long(), 8 * stack.query.targets["number"][0].long())
+    assert all(mask.all() for mask in stack.query.masks.values())

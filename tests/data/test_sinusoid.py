@@ -161,9 +161,9 @@ def test_scores_and_examples_of_inputs_that_are_no_pictures(run) -> None:
     held_out = build(chosen.data, len(rows), "test")
     assert [row["input"] for row in rows] == held_out.query.inputs[:, 0].tolist()
     assert [row["y.target"] for row in rows] == held_out.query.targets["y"][:, 0].tolist()
-    assert pictures(rows, problem.tasks) == []
+    assert pictures(rows, problem.tasks, chosen.data) == []
     # Numbers in the shape of a picture are none either.
-    assert pictures([{**row, "input": [0.5] * 4, "shape": [1, 2, 2]} for row in rows], problem.tasks) == []
+    assert pictures([{**row, "input": [0.5] * 4, "shape": [1, 2, 2]} for row in rows], problem.tasks, chosen.data) == []
 
 
 def test_adapting_to_a_file_is_adapting_to_its_numbers(run, tmp_path) -> None:

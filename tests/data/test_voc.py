@@ -286,7 +286,7 @@ def test_a_picture_on_two_sides_is_refused(own) -> None:
 def test_without_a_folder_the_remedy_is_told(monkeypatch) -> None:
     monkeypatch.delenv("RAYMTL_DATA", raising=False)
     with pytest.raises(
-        UserError, match=r"data.folder: expected the folder that holds VOCdevkit, got none.*download=True"
+        UserError, match=r"data.folder: expected the folder that holds VOCdevkit, got none.*raymtl data fetch voc2007"
     ):
         VOC().make_tasks()
 

@@ -13,7 +13,7 @@ from raymtl.data.files.labels import encode_task, fit_task
 from raymtl.data.files.load import bucket_of, check_leak, sides_given, sides_of
 from raymtl.data.files.maps import bytes_a_row, fit_maps
 from raymtl.data.files.pictures import channels_of
-from raymtl.data.files.rows import Opened, Rows
+from raymtl.data.files.rows import Opened, Rows, label_columns
 from raymtl.data.files.schema import Fitted, FittedColumn, FittedTask, Role
 from raymtl.data.files.splits import UNKNOWN, sides_named
 from raymtl.types import UserError
@@ -187,7 +187,7 @@ def _roles(
     if not roles:
         raise UserError(f"data.inputs: expected a column to learn from, got none of {list(candidates)}: {left_out}.")
     for name, task in source.tasks.items():
-        both = sorted(set(task.columns or (task.column or name,)) & set(roles))
+        both = sorted(set(label_columns(name, task)) & set(roles))
         if both:
             raise UserError(f"data.inputs: expected no label among them, got '{both[0]}' of task '{name}'. Remove it.")
     if source.inputs == "auto":
@@ -195,7 +195,7 @@ def _roles(
             if name not in roles and name not in left_out and name not in opened.candidates():
                 if name in (source.group, source.key, source.split.column, source.split.key):
                     left_out[name] = "group, key or split"
-                elif not any(name in (t.columns or (t.column or n,)) for n, t in source.tasks.items()):
+                elif not any(name in label_columns(n, t) for n, t in source.tasks.items()):
                     left_out[name] = "excluded" if opened.format != "pictures" else "beside the pictures"
     column = _split_column(source, opened, rows)
     if column in roles and not candidates[column]:
@@ -214,7 +214,7 @@ def _split_column(source: "Files", opened: Opened, rows: Rows) -> str | None:
     """The column that names the splits: the given one, or `split` where all of its values are names of splits."""
     if source.split.column:
         return source.split.column
-    if "split" in opened.names and not any("split" in (t.columns or (t.column or n,)) for n, t in source.tasks.items()):
+    if "split" in opened.names and not any("split" in label_columns(n, t) for n, t in source.tasks.items()):
         found = sides_named(texts(rows.table["split"]))
         if (found != UNKNOWN).all() and len(np.unique(found)) > 1:
             return "split"

@@ -66,6 +66,10 @@ class Place(NamedTuple):
             content: bytes = stream.read()
         return content
 
+    def is_there(self, file: str) -> bool:
+        """Whether there is such a file."""
+        return bool(self.fs.get_file_info(file).type == pafs.FileType.File)
+
 
 def absolute(path: str, key: str) -> str:
     """The path from the root of the disk; a URL, or the variable that holds it, as it is. Raises UserError.
@@ -106,14 +110,14 @@ def locate(path: str, key: str) -> Place:
             found = []
             if any(mark in root for mark in "*?["):
                 fixed = root[: min(root.index(mark) for mark in "*?[" if mark in root)].rpartition("/")[0]
-                found = [name for name in _below(fs, fixed) if Path(name).match(root)]
+                found = [name for name in files_below(fs, fixed) if Path(name).match(root)]
                 root = fixed
         files = []
         for name in found or [root]:
             info = fs.get_file_info(name)
             if info.type == pafs.FileType.NotFound:
                 raise UserError(f"{key}: expected a file, a folder or a URL, got {shown}, where there is none.")
-            files += _below(fs, name) if info.type == pafs.FileType.Directory else [name]
+            files += files_below(fs, name) if info.type == pafs.FileType.Directory else [name]
     except (OSError, ImportError, ValueError, pa.ArrowException) as error:
         raise UserError(
             f"{key}: {shown} cannot be read ({redacted(_reason(error))}). Correct it, or see to the access."
@@ -136,7 +140,7 @@ def _remote(url: str) -> tuple[pafs.FileSystem, str]:
     return fs, root
 
 
-def _below(fs: pafs.FileSystem, folder: str) -> list[str]:
+def files_below(fs: pafs.FileSystem, folder: str) -> list[str]:
     """The files below a folder, other than hidden ones."""
     found = []
     for info in fs.get_file_info(pafs.FileSelector(folder, recursive=True)):

@@ -25,6 +25,7 @@ from raymtl.data.files.readers import (
     Reading,
     Table,
     absolute,
+    files_below,
     format_of,
     joined,
     key_of,
@@ -55,7 +56,9 @@ class _Part(NamedTuple):
 
 
 def label_columns(name: str, task: TaskColumn) -> tuple[str, ...]:
-    """The columns that hold the labels of the task of this name."""
+    """The columns that hold the labels of the task of this name. (Those of boxes are of a table of their own.)"""
+    if task.kind == "detection":
+        return (name,)
     return task.columns or (task.column or name,)
 
 
@@ -70,6 +73,8 @@ class Opened:
         """Of the tasks whose maps lie in a folder of their own."""
         self.listings: dict[int, tuple[Listing, set[str]]] = {}
         """Of the places that maps are looked for in, by the identity of the place."""
+        self.pictures: dict[int, Listing] = {}
+        """The same of tables whose pictures are not where their names say."""
         self.stems: dict[str, dict[str, str]] = {}
         """Of the tasks in `maps`: name -> file."""
         self.alone: Counter[str] | None = None
@@ -279,11 +284,20 @@ class Opened:
         if pa.types.is_struct(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
             values = [value.get("bytes") if isinstance(value, dict) else value for value in column.to_pylist()]
             return [lambda value=value: value or _nothing() for value in values]  # type: ignore[misc]
-        root = place.root
-        return [
-            lambda path=path: place.read(posixpath.join(root, path.replace("\\", "/"))) if path else _nothing()  # type: ignore[misc]
-            for path in texts(column).to_pylist()
-        ]
+        paths = self._paths(place, texts(column).to_pylist())
+        return [lambda path=path: place.read(path) if path else _nothing() for path in paths]  # type: ignore[misc]
+
+    def _paths(self, place: Place, names: Sequence[str | None]) -> list[str | None]:
+        """Below the folder of the table; where the first is not, all of them are looked for by their names."""
+        below = [name and posixpath.join(place.root, name.replace("\\", "/")) for name in names]
+        first = next((path for path in below if path), None)
+        if first is None or place.is_there(first):
+            return below
+        if id(place) not in self.pictures:
+            labels = {file for maps in self.maps.values() for file in maps.files}
+            files = tuple(file for file in files_below(place.fs, place.root) if file not in labels)
+            self.pictures[id(place)] = Listing(place._replace(files=files))
+        return [found or path for found, path in zip(self.pictures[id(place)].found(names), below, strict=True)]
 
     def _maps_of(self, task: str, table: pa.Table) -> pa.Array:
         """The map of each row out of the task's own folder: of the name that its picture has."""
