@@ -1,14 +1,16 @@
 """What every source of episodes offers: arrays to be shared, and an episode drawn from them by a generator."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import AfterValidator
 
-from raymtl.types import Episode, Spec, Task
+from raymtl.types import Episode, Spec, Task, UserError
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -27,6 +29,27 @@ Count = Annotated[int | tuple[int, int], AfterValidator(partial(_numbers, least=
 
 Ways = Annotated[int | tuple[int, int], AfterValidator(partial(_numbers, least=2))]
 """The same of classes, of which there are two at least."""
+
+
+def each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The tasks that were chosen of a source. Raises UserError where one was chosen twice."""
+    if len(set(names)) < len(names):
+        raise UserError(f"data.tasks: expected every task once, got {list(names)}. Remove the repetition.")
+    return names
+
+
+def data_folder(folder: str | None, holds: str, name: str) -> Path:
+    """`data.folder`, or else what RAYMTL_DATA names.
+
+    Raises UserError where neither is given, which says what it `holds` and the `name` by which it is fetched.
+    """
+    root = folder or os.environ.get("RAYMTL_DATA")
+    if not root:
+        raise UserError(
+            f"data.folder: expected the folder that holds {holds}, got none. Give it, or set the environment variable "
+            f"RAYMTL_DATA; `raymtl data fetch {name} --root FOLDER` fetches the data."
+        )
+    return Path(root).expanduser()
 
 
 def most(count: int | tuple[int, int]) -> int:

@@ -1,16 +1,14 @@
 """`cifar100`: small pictures of 100 classes in 20 superclasses (Krizhevsky, 2009), in the layout of torchvision."""
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
-from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, Ways, drawn, most, usual
+from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, Ways, data_folder, drawn, each_once, most, usual
 from raymtl.data.cifar100_files import CLASSES, COARSE, FOLDER, PARTS, SIDE, SUPERCLASSES, Pictures, read_pictures
 from raymtl.tasks import classification
 from raymtl.types import Batch, Episode, Task, UserError
@@ -67,7 +65,7 @@ class CIFAR100(Source):
     name: Literal["cifar100"] = "cifar100"
     folder: str | None = None
     episodes: Episodes = "superclasses"
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    tasks: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(each_once)] | None = None
     split: Literal["cifar_fs", "fc100"] = "cifar_fs"
     split_seed: NonNegativeInt = 0
     held_out: PositiveInt = 50
@@ -84,10 +82,6 @@ class CIFAR100(Source):
             raise UserError(
                 f"data.tasks: expected some of {', '.join(known)}, which data.episodes: {self.episodes} has, got "
                 f"'{unknown[0]}'. Correct the name."
-            )
-        if len(set(self.task_names)) < len(self.task_names):
-            raise UserError(
-                f"data.tasks: expected every task once, got {list(self.task_names)}. Remove the repetition."
             )
         if self.held_out >= PARTS["train"]:
             raise UserError(
@@ -137,7 +131,7 @@ class CIFAR100(Source):
         return (3, SIDE, SIDE)
 
     def load(self) -> dict[str, np.ndarray]:
-        read = read_pictures(self._root())
+        read = read_pictures(data_folder(self.folder, FOLDER, "cifar100"))
         of_training, of_test = (read.members[part] for part in PARTS)  # [100, pictures]
         arrays = {"pictures": read.pictures, "coarse": read.coarse}
         if self.episodes == "classes":
@@ -159,15 +153,6 @@ class CIFAR100(Source):
                 held[split] = np.flatnonzero(np.isin(read.coarse, FC100[split]))
         rest = np.setdiff1d(np.arange(CLASSES), np.concatenate(list(held.values())))
         return {"train": rest, **held}
-
-    def _root(self) -> Path:
-        root = self.folder or os.environ.get("RAYMTL_DATA")
-        if not root:
-            raise UserError(
-                f"data.folder: expected the folder that holds {FOLDER}, got none. Give it, or set the environment "
-                "variable RAYMTL_DATA; `raymtl data fetch cifar100 --root FOLDER` fetches the data."
-            )
-        return Path(root).expanduser()
 
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         of_class = arrays["train"].shape[1]

@@ -6,10 +6,10 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from torch.nn import functional as F
 
-from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, Ways, drawn, most, usual
+from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, Ways, drawn, each_once, most, usual
 from raymtl.tasks import classification, regression
 from raymtl.types import Batch, Episode, Task, UserError
 
@@ -39,7 +39,7 @@ class Digits(Source):
 
     name: Literal["digits"] = "digits"
     episodes: Literal["domains", "classes"] = "domains"
-    tasks: Annotated[tuple[DigitTask, ...], Field(min_length=1)] = ("left", "right", "sum")
+    tasks: Annotated[tuple[DigitTask, ...], Field(min_length=1), AfterValidator(each_once)] = ("left", "right", "sum")
     shots: Count = 2
     queries: PositiveInt = 2
     ways: Ways = 5
@@ -49,8 +49,6 @@ class Digits(Source):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if len(set(self.tasks)) < len(self.tasks):
-            raise UserError(f"data.tasks: expected every task once, got {list(self.tasks)}. Remove the repetition.")
         for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
             both = set(self.angles(one)) & set(self.angles(other))
             if both:

@@ -1,6 +1,5 @@
 """`multimnist`: pictures of two digits of MNIST (Sabour et al., 2017, arXiv:1710.09829), as torchvision keeps it."""
 
-import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -8,9 +7,9 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from raymtl.data.base import Arrays, Count, Source, Split, drawn, most, usual
+from raymtl.data.base import Arrays, Count, Source, Split, data_folder, drawn, each_once, most, usual
 from raymtl.tasks import classification
 from raymtl.types import Batch, Episode, Task, UserError
 
@@ -43,14 +42,12 @@ class MultiMNIST(Source):
     folder: str | None = None
     pairs: Literal["fixed", "fresh"] = "fixed"
     pairs_seed: NonNegativeInt = 0
-    tasks: Annotated[tuple[DigitTask, ...], Field(min_length=1)] = ("left", "right")
+    tasks: Annotated[tuple[DigitTask, ...], Field(min_length=1), AfterValidator(each_once)] = ("left", "right")
     shots: Count = 1
     queries: PositiveInt = 256
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if len(set(self.tasks)) < len(self.tasks):
-            raise UserError(f"data.tasks: expected every task once, got {list(self.tasks)}. Remove the repetition.")
         fewest = min(PAIRS.values())
         if most(self.shots) + self.queries > fewest:
             raise UserError(
@@ -79,21 +76,12 @@ class MultiMNIST(Source):
         return (1, SIDE, SIDE)
 
     def load(self) -> dict[str, np.ndarray]:
-        digits, labels = read_digits(self._root())
+        digits, labels = read_digits(data_folder(self.folder, "MNIST/raw", "mnist"))
         rng = np.random.default_rng(self.pairs_seed)
         held_out, rest = np.split(rng.permutation(FILES["train"]), [HELD_OUT])
         members = {"train": rest, "val": held_out, "test": np.arange(FILES["train"], len(digits))}
         pairs = {split: _paired(members[split], number, rng) for split, number in PAIRS.items()}
         return {"digits": digits, "labels": labels, "train_digits": rest, **pairs}
-
-    def _root(self) -> Path:
-        root = self.folder or os.environ.get("RAYMTL_DATA")
-        if not root:
-            raise UserError(
-                "data.folder: expected the folder that holds MNIST/raw, got none. Give it, or set the environment "
-                "variable RAYMTL_DATA. `raymtl data fetch mnist --root FOLDER` fetches the data, 11 MB."
-            )
-        return Path(root).expanduser()
 
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         return dict.fromkeys(self.task_names, len(arrays["train" if self.pairs == "fixed" else "train_digits"]))

@@ -7,11 +7,11 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from raymtl.data.base import Arrays, Count, Source, Split, drawn, most, usual
+from raymtl.data.base import Arrays, Count, Source, Split, drawn, each_once, most, usual
 from raymtl.tasks import depth, normals, segmentation
 from raymtl.types import Batch, Episode, Task, UserError
 
@@ -55,7 +55,11 @@ class NYUv2(Source):
 
     name: Literal["nyuv2"] = "nyuv2"
     folder: str | None = None
-    tasks: Annotated[tuple[RoomTask, ...], Field(min_length=1)] = ("segmentation", "depth", "normals")
+    tasks: Annotated[tuple[RoomTask, ...], Field(min_length=1), AfterValidator(each_once)] = (
+        "segmentation",
+        "depth",
+        "normals",
+    )
     size: tuple[Side, Side] = (HEIGHT, WIDTH)
     augment: bool = False
     held_out: PositiveInt = 80
@@ -67,8 +71,6 @@ class NYUv2(Source):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if len(set(self.tasks)) < len(self.tasks):
-            raise UserError(f"data.tasks: expected every task once, got {list(self.tasks)}. Remove the repetition.")
         if self.size[0] > HEIGHT or self.size[1] > WIDTH:
             raise UserError(
                 f"data.size: expected at most {HEIGHT} x {WIDTH}, as the files are, got {list(self.size)}. Lower it."

@@ -1,6 +1,5 @@
 """`omniglot`: handwritten characters (Lake et al., 2015, doi:10.1126/science.aab3050), in the layout of torchvision."""
 
-import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
-from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, Ways, drawn, most, usual
+from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, Ways, data_folder, drawn, most, usual
 from raymtl.tasks import classification
 from raymtl.types import Batch, Episode, Task, UserError
 
@@ -100,7 +99,7 @@ class Omniglot(Source):
         return (1, SIDE, SIDE)
 
     def load(self) -> dict[str, np.ndarray]:
-        drawings, names = read_drawings(self._root())
+        drawings, names = read_drawings(data_folder(self.folder, "omniglot-py", "omniglot"))
         rng = np.random.default_rng(self.split_seed)
         if self.split == "random":
             parts = np.split(rng.permutation(len(drawings)), [TRAIN, TRAIN + VAL])
@@ -109,15 +108,6 @@ class Omniglot(Source):
             held_out, rest = np.split(rng.permutation(background), [VAL])
             parts = [rest, held_out, np.arange(background, len(drawings))]
         return {"drawings": drawings, "names": names, **dict(zip(SPLITS, parts, strict=True))}
-
-    def _root(self) -> Path:
-        root = self.folder or os.environ.get("RAYMTL_DATA")
-        if not root:
-            raise UserError(
-                "data.folder: expected the folder that holds omniglot-py, got none. Give it, or set the environment "
-                "variable RAYMTL_DATA; `raymtl data fetch omniglot --root FOLDER` fetches the data."
-            )
-        return Path(root).expanduser()
 
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         return dict.fromkeys(self.task_names, len(arrays["train"]) * self._turns * DRAWINGS)

@@ -9,10 +9,10 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from raymtl.data.annotations import Annotation, Seen, fault, mirrored, read_xml, rows_of, stacked
-from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, drawn, usual
+from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, drawn, each_once, usual
 from raymtl.tasks import classification, detection, multilabel, over_places, regression
 from raymtl.types import Batch, Episode, Spec, Task, UserError
 
@@ -32,6 +32,18 @@ class FoundVOC(Spec):
     means: tuple[float, ...]
     stds: tuple[float, ...]
     """Of the number of objects of each class in a picture for training."""
+
+
+class Labels(NamedTuple):
+    """Of N pictures and K classes: `pictures` [N, 3, H, W] uint8, `boxes` [N, M, 5], `numbers` of objects [N, K] with
+    nan, which classes are `shown` [N, K] with nan, the `main` class [N] or -1, and what is `readable` [N]."""
+
+    pictures: np.ndarray
+    boxes: np.ndarray
+    numbers: np.ndarray
+    shown: np.ndarray
+    main: np.ndarray
+    readable: np.ndarray
 
 
 class VOC(Source):
@@ -56,7 +68,7 @@ class VOC(Source):
     name: Literal["voc"] = "voc"
     folder: str | None = None
     year: Annotated[str, Field(pattern=r"^\d{4}$")] = "2007"
-    tasks: Annotated[tuple[VOCTask, ...], Field(min_length=1)] = ("boxes", "count")
+    tasks: Annotated[tuple[VOCTask, ...], Field(min_length=1), AfterValidator(each_once)] = ("boxes", "count")
     classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """In the order of their numbers; all that the annotations name, by their letters, unless given."""
     size: PositiveInt | tuple[PositiveInt, PositiveInt] = 96
@@ -78,8 +90,6 @@ class VOC(Source):
 
     @model_validator(mode="after")
     def _read(self) -> Self:
-        if len(set(self.tasks)) < len(self.tasks):
-            raise UserError(f"data.tasks: expected every task once, got {list(self.tasks)}. Remove the repetition.")
         if self.classes and len(set(self.classes)) < len(self.classes):
             raise UserError(f"data.classes: expected every class once, got {list(self.classes)}.")
         if self._root is not None and (self.found is None or self.found.settings != self._settings):
@@ -206,13 +216,36 @@ class VOC(Source):
         return numbers
 
     def load(self) -> dict[str, np.ndarray]:
-        read, classes, size = read_folder(self._folder), self._known.classes, self._size
+        read = read_folder(self._folder)
         parts = self._parts(read)
-        names = [name for names in parts for name in names]
-        pictures = np.zeros((len(names), 3, *size), np.uint8)
-        faults: dict[str, str] = {
-            name: f"{read.xml(name)}: {why}" for name, why in read.damaged.items() if name in set(names)
+        names = [name for own in parts for name in own]
+        seen = self._seen(read, names)
+        boxed = seen.readable & np.isin(names, list(read.annotations))
+        number = len(parts[0])
+        withheld = np.random.default_rng([self.split_seed, 1]).permutation(number)[: round(self.unboxed * number)]
+        masks = {
+            "boxes": boxed.copy(),
+            "count": boxed & ~np.isnan(seen.numbers).any(1),
+            "present": seen.readable & ~np.isnan(seen.shown).all(1),
+            "main": boxed & (seen.main >= 0),
         }
+        masks["boxes"][withheld] = False
+        targets = {
+            "boxes": seen.boxes,
+            "count": np.nan_to_num(seen.numbers),
+            "present": seen.shown,
+            "main": seen.main.clip(min=0),
+        }
+        arrays = {"pictures": seen.pictures, "names": np.array(names), **self._rows(parts, masks)}
+        for task in self.tasks:
+            arrays[f"target/{task}"], arrays[f"mask/{task}"] = targets[task], masks[task]
+        return arrays
+
+    def _seen(self, read: "Folder", names: Sequence[str]) -> "Labels":
+        """The pictures of these names and what their annotations say; tells their faults, or raises UserError."""
+        classes, size = self._known.classes, self._size
+        pictures = np.zeros((len(names), 3, *size), np.uint8)
+        faults = {name: f"{read.xml(name)}: {read.damaged[name]}" for name in names if name in read.damaged}
         boxes: list[np.ndarray] = []
         numbers, shown = np.full((2, len(names), len(classes)), np.nan, np.float32)
         main = np.full(len(names), -1)
@@ -250,38 +283,27 @@ class VOC(Source):
             else:
                 shown[row] = [read.says.get((label, name), np.nan) for label in classes]
         tell(faults, len(names), self.max_corrupt)
-        target = stacked(boxes, max([1, *(len(own) for own in boxes)]))
-        boxed = readable & np.isin(names, list(read.annotations))
-        number_train = len(parts[0])
-        withheld = np.random.default_rng([self.split_seed, 1]).permutation(number_train)[
-            : round(self.unboxed * number_train)
-        ]
-        masks = {
-            "boxes": boxed.copy(),
-            "count": boxed & ~np.isnan(numbers).any(1),
-            "present": readable & ~np.isnan(shown).all(1),
-            "main": boxed & (main >= 0),
-        }
-        masks["boxes"][withheld] = False
-        targets = {"boxes": target, "count": np.nan_to_num(numbers), "present": shown, "main": main.clip(min=0)}
-        arrays = {"pictures": pictures, "names": np.array(names)}
+        most_boxes = max([1, *(len(own) for own in boxes)])
+        return Labels(pictures, stacked(boxes, most_boxes), numbers, shown, main, readable)
+
+    def _rows(self, parts: Sequence[Sequence[str]], masks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The rows of each split that have a label of any task, and of each. Raises UserError where these are none."""
         labelled = np.any([masks[task] for task in self.tasks], axis=0)
+        rows: dict[str, np.ndarray] = {}
         start = 0
-        for split, own_names in zip(SPLITS, parts, strict=True):
-            rows = np.arange(start, start + len(own_names))
-            start += len(own_names)
-            arrays[f"rows/{split}"] = rows[labelled[rows]]
+        for split, names in zip(SPLITS, parts, strict=True):
+            every = np.arange(start, start + len(names))
+            start += len(names)
+            rows[f"rows/{split}"] = every[labelled[every]]
             for task in self.tasks:
-                arrays[f"rows/{split}/{task}"] = rows[masks[task][rows]]
-                if not len(arrays[f"rows/{split}/{task}"]) or len(arrays[f"rows/{split}"]) < 2:
+                own = rows[f"rows/{split}/{task}"] = every[masks[task][every]]
+                if not len(own) or len(rows[f"rows/{split}"]) < 2:
                     raise UserError(
                         f"data.tasks: expected two pictures and a label of '{task}' at least in {split}, got "
-                        f"{len(arrays[f'rows/{split}'])} and {len(arrays[f'rows/{split}/{task}'])} of "
-                        f"{self._folder}. Correct ImageSets/Main, or leave the task away."
+                        f"{len(rows[f'rows/{split}'])} and {len(own)} of {self._folder}. Correct ImageSets/Main, or "
+                        "leave the task away."
                     )
-        for task in self.tasks:
-            arrays[f"target/{task}"], arrays[f"mask/{task}"] = targets[task], masks[task]
-        return arrays
+        return rows
 
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         return {task: len(arrays[f"rows/train/{task}"]) for task in self.tasks}

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from raymtl.tasks.dense import Decoder
-from raymtl.tasks.scores import pixel_mean
+from raymtl.tasks.scores import mean_where, pixel_mean
 from raymtl.types import Task
 
 CLOSE = 1.25  # either of the two divided by the other, at most
@@ -30,9 +30,7 @@ def depth(name: str, size: tuple[int, int], *, mean: float = 0.0, std: float = 1
         return (readable(prediction) - torch.where(valid(target), target, 1.0)).abs()
 
     def loss(prediction: Tensor, target: Tensor) -> Tensor:
-        there = valid(target)
-        own = torch.where(there, error(prediction, target) / std, 0.0)
-        return own.flatten(1).sum(1) / there.flatten(1).sum(1).clamp(min=1)
+        return mean_where(error(prediction, target) / std, valid(target))
 
     def close(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         own, truth = readable(prediction), torch.where(valid(target), target, 1.0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raymtl.tasks.scores import auroc, f1, mean_ratio
+from raymtl.tasks.scores import auroc, f1, mean_ratio, mean_where
 from raymtl.types import Metric, Task
 
 
@@ -26,7 +26,7 @@ def multilabel(name: str, num_labels: int) -> Task:
         entropies = F.binary_cross_entropy_with_logits(
             logits, torch.where(there, target, 0.0).to(logits), reduction="none"
         )
-        return torch.where(there, entropies, 0.0).sum(1) / there.sum(1).clamp(min=1)
+        return mean_where(entropies, there)
 
     def decided(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return logits > 0, target > 0.5, known(target)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from raymtl.tasks.dense import Decoder
-from raymtl.tasks.scores import median, pixel_mean
+from raymtl.tasks.scores import mean_where, median, pixel_mean
 from raymtl.types import Task
 
 WITHIN = {"within_22": 22.5, "within_11": 11.25, "within_30": 30.0}  # degrees
@@ -34,9 +34,7 @@ def normals(name: str, size: tuple[int, int], *, width: int = 32) -> Task:
         return (direction(prediction) * direction(truth)).sum(1)
 
     def loss(prediction: Tensor, target: Tensor) -> Tensor:
-        there = valid(target)
-        own = torch.where(there, 1 - cosine(prediction, target), 0.0)
-        return own.flatten(1).sum(1) / there.flatten(1).sum(1).clamp(min=1)
+        return mean_where(1 - cosine(prediction, target), valid(target))
 
     def angle(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         return cosine(prediction, target).clamp(-1, 1).acos().rad2deg(), valid(target)

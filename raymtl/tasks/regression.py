@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from raymtl.tasks.scores import mean_ratio
+from raymtl.tasks.scores import mean_ratio, mean_where
 from raymtl.types import Metric, Task
 
 Loss = Literal["squared", "absolute", "huber"]
@@ -89,7 +89,7 @@ def _vector(name: str, mean: tuple[float, ...], std: tuple[float, ...], loss: Ca
         return torch.where(known(target), prediction - standardised(target), 0.0)
 
     def losses(prediction: Tensor, target: Tensor) -> Tensor:
-        return loss(error(prediction, target)).sum(1) / known(target).sum(1).clamp(min=1)
+        return mean_where(loss(error(prediction, target)), known(target))
 
     def absolute(prediction: Tensor, target: Tensor) -> Tensor:
         values = error(prediction, target).abs()

@@ -25,6 +25,11 @@ def share(of: Tensor, among: Tensor) -> Tensor:
     return torch.stack([torch.where(among, of, 0.0).flatten(1).sum(1), among.flatten(1).sum(1).to(of)], 1)
 
 
+def mean_where(of: Tensor, there: Tensor) -> Tensor:
+    """The mean of each example's values where they are there, 0 where none is: values and a mask [N, ...] -> [N]."""
+    return torch.where(there, of, 0.0).flatten(1).sum(1) / there.flatten(1).sum(1).clamp(min=1)
+
+
 def ratio(sums: Tensor, _: Tensor) -> Tensor:
     """Of the first number and the second: what `share` gives."""
     return sums[..., 0] / sums[..., 1]

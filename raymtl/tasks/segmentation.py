@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from raymtl.tasks.dense import Decoder
-from raymtl.tasks.scores import counted, pixel_mean
+from raymtl.tasks.scores import counted, mean_where, pixel_mean
 from raymtl.types import Metric, Task
 
 
@@ -26,7 +26,7 @@ def segmentation(name: str, num_classes: int, size: tuple[int, int], *, width: i
         own = torch.where(there, target, 0).long()
         # Not F.cross_entropy, whose ignore_index is one value.
         entropies = -logits.log_softmax(1).gather(1, own[:, None])[:, 0]
-        return torch.where(there, entropies, 0.0).flatten(1).sum(1) / there.flatten(1).sum(1).clamp(min=1)
+        return mean_where(entropies, there)
 
     def confusion(logits: Tensor, target: Tensor) -> Tensor:
         there = valid(target)

@@ -1,6 +1,6 @@
 """What is in the user's files: roles, classes, statistics, splits; found once, before anything starts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,34 +37,9 @@ def fit(source: "Files") -> Fitted:
     train = sides == 0
     if not train.any():
         raise UserError("data.split: expected rows for training, got none. Correct data.split or the paths.")
-    tasks: dict[str, FittedTask] = {}
-    masks: dict[str, np.ndarray] = {}
-    for name, task in source.tasks.items():
-        column = next(iter(rows.labels[name].values()))
-        about = "boxes" if name in opened.boxes else "maps" if opened.holds_maps(name, column) else ""
-        if about and "picture" not in roles.values():
-            raise UserError(
-                f"data.tasks.{name}: expected inputs that are pictures, which the {about} are about, got "
-                f"{', '.join(sorted(set(roles.values())))}. Correct data.inputs, or leave the task away."
-            )
-        if name in opened.boxes:
-            tasks[name] = fit_boxes(name, task, opened.boxes[name], column, train)
-            masks[name] = column.is_valid().to_numpy(zero_copy_only=False)
-        elif about:
-            cells, _ = opened.cells(name, numbers, column)
-            tasks[name] = fit_maps(name, task, cells, train)
-            masks[name] = np.array([cell is not None for cell in cells])
-        else:
-            tasks[name] = fit_task(name, task, rows.labels[name], train, where)
-            _, masks[name] = encode_task(name, tasks[name], rows.labels[name], where)
-    if source.episodes == "rows":
-        for name, mask in masks.items():
-            for side in (1, 2):
-                if not streamed and (sides == side).any() and not mask[sides == side].any():
-                    raise UserError(
-                        f"data.tasks.{name}: expected labels in the rows for {SPLITS[side]}, got none in "
-                        f"{int((sides == side).sum())} rows. Change data.split, or leave the task away."
-                    )
+    tasks, masks = _tasks(source, opened, numbers, rows, set(roles.values()), train, where)
+    if source.episodes == "rows" and not streamed:
+        _check_splits(masks, sides)
     columns = []
     for name, role in roles.items():
         own = rows.table[name].filter(pa.array(train))
@@ -99,6 +74,50 @@ def fit(source: "Files") -> Fitted:
         rows=opened.num_rows,
         pool=_pool(source, opened, shape) if streamed else None,
     )
+
+
+def _tasks(
+    source: "Files",
+    opened: Opened,
+    numbers: Sequence[int],
+    rows: Rows,
+    roles: Collection[str],
+    train: np.ndarray,
+    where: Callable[[int], str],
+) -> tuple[dict[str, FittedTask], dict[str, np.ndarray]]:
+    """What the labels of each task are, and which rows have one, [N]. Raises UserError for labels of no kind."""
+    tasks: dict[str, FittedTask] = {}
+    masks: dict[str, np.ndarray] = {}
+    for name, task in source.tasks.items():
+        column = next(iter(rows.labels[name].values()))
+        about = "boxes" if name in opened.boxes else "maps" if opened.holds_maps(name, column) else ""
+        if about and "picture" not in roles:
+            raise UserError(
+                f"data.tasks.{name}: expected inputs that are pictures, which the {about} are about, got "
+                f"{', '.join(sorted(roles))}. Correct data.inputs, or leave the task away."
+            )
+        if name in opened.boxes:
+            tasks[name] = fit_boxes(name, task, opened.boxes[name], column, train)
+            masks[name] = column.is_valid().to_numpy(zero_copy_only=False)
+        elif about:
+            cells, _ = opened.cells(name, numbers, column)
+            tasks[name] = fit_maps(name, task, cells, train)
+            masks[name] = np.array([cell is not None for cell in cells])
+        else:
+            tasks[name] = fit_task(name, task, rows.labels[name], train, where)
+            _, masks[name] = encode_task(name, tasks[name], rows.labels[name], where)
+    return tasks, masks
+
+
+def _check_splits(masks: Mapping[str, np.ndarray], sides: np.ndarray) -> None:
+    """Raises UserError for a task without labels in the rows for validation or for testing."""
+    for name, mask in masks.items():
+        for side in (1, 2):
+            if (sides == side).any() and not mask[sides == side].any():
+                raise UserError(
+                    f"data.tasks.{name}: expected labels in the rows for {SPLITS[side]}, got none in "
+                    f"{int((sides == side).sum())} rows. Change data.split, or leave the task away."
+                )
 
 
 def _too_large(source: "Files", opened: Opened) -> bool:
