@@ -39,6 +39,8 @@ def cifar100_of_noise() -> Pictures:
     return Pictures(pictures, members, np.arange(100) % 20, np.array(held + [f"kind {i}" for i in range(64)]))
 
 
+# Real pictures have faults, which are told and left out: two of the blood cells' boxes have no area.
+@pytest.mark.filterwarnings("ignore:.* are left out")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_shipped_configuration_loads_round_trips_and_takes_a_step(
     path: Path, tmp_path: Path, monkeypatch
