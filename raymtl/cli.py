@@ -583,6 +583,8 @@ def _print_plan(experiment: Experiment, as_json: bool, *, searching: bool) -> No
             "num_parameters": sum(v.numel() for v in experiment.build().init_params().values()),
         },
     }
+    if train_settings.min_workers:
+        content["train"]["min_workers"] = train_settings.min_workers
     if experiment.stages:
         content["train"]["steps_of_stages"] = [part.experiment.train.steps for part in experiment.parts()]
     if searching:

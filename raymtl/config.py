@@ -49,6 +49,8 @@ class Train(Spec):
     That is decoupled as in AdamW (arXiv:1711.05101). Biases and scales, which have one dimension, lose nothing.
     """
     workers: PositiveInt = 1
+    min_workers: PositiveInt | None = None
+    """Fewest workers to train on, where machines come and go: as many train as fit, `workers` of them at most."""
     cpus_per_worker: PositiveFloat = 1.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU for each worker where the cluster has them."""
@@ -65,6 +67,11 @@ class Train(Spec):
     """How long to wait for machines that an autoscaling cluster does not have yet; they are asked for first."""
     max_failures: NonNegativeInt = 3
     """How often a lost worker or trial is started again from its last checkpoint."""
+
+    @property
+    def fewest(self) -> int:
+        """How many workers there must be room for."""
+        return self.min_workers or self.workers
 
 
 class Evaluate(Spec):
@@ -243,6 +250,11 @@ class Experiment(Spec):
             raise UserError(
                 f"train.meta_batch: expected an episode for each of train.workers: {train.workers}, got "
                 f"{train.meta_batch}. Raise it or take fewer workers."
+            )
+        if train.fewest > train.workers:
+            raise UserError(
+                f"train.min_workers: expected at most train.workers: {train.workers}, got {train.min_workers}. "
+                "Lower it, or raise train.workers."
             )
         if tune.asha and tune.asha.grace > train.steps:
             raise UserError(

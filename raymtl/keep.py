@@ -35,7 +35,9 @@ class Host(NamedTuple):
     workers: Workers = Workers()
     device: torch.device = torch.device("cpu")
     leaving: Callable[[], bool] = lambda: False
-    """Whether a worker's machine is about to be taken away; asked on all workers at the same steps."""
+    """Whether a worker's machine or process is about to be taken away; asked on all workers at the same steps."""
+    kept: Callable[[], None] = lambda: None
+    """Told on a worker that is leaving, after the first one kept a checkpoint for that."""
 
 
 class Recorder:

@@ -152,6 +152,7 @@ def _train_part(here: _Stretch, arrays: Arrays, keeper: Keeper, host: Host) -> d
             {
                 "step": done,
                 **stage,
+                "workers": host.workers.size,
                 **pace,
                 "data_wait_pct": 100 * waited / seconds,
                 **_by_task(problem, meta),
@@ -160,6 +161,8 @@ def _train_part(here: _Stretch, arrays: Arrays, keeper: Keeper, host: Host) -> d
         )
         leaving = ask and host.leaving()
         keeper.keep(problem, optimizer, Progress(done, params, str(task_axis), anchor), scored, leaving)
+        if leaving:
+            host.kept()
         if scored:
             count = sum(value.numel() for value in params.values())
             host.report({**scores, "step": done, "num_parameters": count, "seconds": keeper.recorder.seconds})

@@ -22,6 +22,7 @@ for _key, _value in QUIET.items():  # Ray reads them when it is imported
     os.environ.setdefault(_key, _value)
 
 import ray  # noqa: E402
+import ray.data  # noqa: E402
 import ray.train  # noqa: E402
 import torch  # noqa: E402
 from ray.autoscaler.sdk import request_resources  # noqa: E402
@@ -33,9 +34,17 @@ from raymtl.cluster import machines, refusal, resolve  # noqa: E402
 from raymtl.cluster.room import gpus_for, slots  # noqa: E402
 from raymtl.collective import Workers  # noqa: E402
 from raymtl.config import Experiment  # noqa: E402
-from raymtl.data.stream import BuildEpisodes, BuildParts, data_config, id_dataset, streamed  # noqa: E402
+from raymtl.data.stream import BuildEpisodes, BuildParts, streamed  # noqa: E402
+from raymtl.ids import Shares  # noqa: E402
 from raymtl.loop import Host, train_loop  # noqa: E402
+from raymtl.resizing import PAUSE, KeepBeforeResizing  # noqa: E402
 from raymtl.types import DivergedError, UserError  # noqa: E402
+
+LOOK_S = 60.0
+"""How often an elastic training looks whether there is room for more workers."""
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+ELASTIC_START_S = 25.0
+"""How long an elastic training waits for workers on machines that, as Ray sees every 20 s, may be gone."""
 
 
 def start_ray(address: str | None) -> None:
@@ -120,22 +129,30 @@ def train(
     workers: int,
     cpus: float,
     gpus: float,
+    fewest: int | None = None,
     callbacks: tuple[Any, ...] = (),
 ) -> None:
     """Meta-trains on Ray Train workers; the first writes the model folder.
 
-    The same `folder` and `ray_folder` again go on from the last checkpoint. Raises what the workers raise.
+    With `fewest`, it trains on as many of `workers` as there is room for, but no fewer than these. The same `folder`
+    and `ray_folder` again go on from the last checkpoint. Raises what the workers raise.
     """
+    elastic = fewest is not None and fewest < workers
+    if elastic:
+        os.environ.setdefault(START_TIMEOUT, str(ELASTIC_START_S))
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"experiment": experiment.model_dump(mode="json"), "arrays": arrays, "folder": str(folder)},
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=gpus > 0, resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+        # mypy reads the signatures of the first version of Ray Train here, Ray runs the second.
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
+            num_workers=(fewest, workers) if elastic else workers,  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=LOOK_S,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
         ),
         torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
-        datasets={"ids": id_dataset(experiment.train.steps, workers)},
-        dataset_config=data_config(),
-        # mypy reads the signatures of the first version of Ray Train here, Ray runs the second.
+        datasets={"ids": ray.data.range(experiment.train.steps)},
+        dataset_config=Shares(experiment.train.steps),
         run_config=RunConfig(  # type: ignore[call-arg]
             name=folder.name,
             storage_path=str(ray_folder),
@@ -143,7 +160,7 @@ def train(
                 max_failures=experiment.train.max_failures, controller_failure_limit=experiment.train.max_failures
             ),
             logging_config=LoggingConfig(log_level="ERROR"),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, KeepBeforeResizing()],  # type: ignore[list-item]
         ),
     )
     try:
@@ -182,5 +199,9 @@ def _worker(settings: dict[str, Any]) -> None:
 
     observe = observer(f"{folder.parent.name}/{folder.name}", experiment.data.task_names)
     # No checkpoint goes through Ray: the loop keeps its own in the run folder, with checksums, and goes on from them.
-    host = Host(ray.train.report, observe, workers, device, lambda: ray.train.get_preemption_info() is not None)
+    host = Host(ray.train.report, observe, workers, device, _leaving, PAUSE.kept)
     train_loop(experiment, arrays, batches, host, folder)
+
+
+def _leaving() -> bool:
+    return ray.train.get_preemption_info() is not None or PAUSE.asked

@@ -25,7 +25,7 @@ from raymtl import runs
 from raymtl.baselines import baselines, comparators, regret, table
 from raymtl.cluster import machines, resolve, survey
 from raymtl.cluster.machine import resources
-from raymtl.cluster.room import plan, shortfalls
+from raymtl.cluster.room import plan, shortfalls, workers_key
 from raymtl.config import Experiment
 from raymtl.data import Arrays, Source
 from raymtl.evaluate import evaluate_folder
@@ -79,7 +79,9 @@ def train_run(experiment: Experiment, run: Path, arrays: Arrays, address: str | 
     _begin(experiment, run, "train")
     with View(f"raymtl train {experiment.name}") as view, _ray(address, view):
         _ensure(experiment, run, searching=False)
-        view.say(f"{experiment.train.steps} steps on {experiment.train.workers} workers; run folder {run}")
+        least, most = experiment.train.fewest, experiment.train.workers
+        workers = most if least == most else f"{least} to {most}"
+        view.say(f"{experiment.train.steps} steps on {workers} workers; run folder {run}")
         shared = ray.put(arrays)
         _train_best(experiment, run, shared, view)
         about_regret = _regret(experiment, run, shared, experiment.train.cpus_per_worker, view)
@@ -115,10 +117,10 @@ def _ensure(experiment: Experiment, run: Path, *, searching: bool) -> None:
         ensure_resources(workers, tune.cpus_per_trial, gpus, key="tune.concurrency", wait_s=wait_s)
     train = experiment.train
     ensure_resources(
-        train.workers,
+        train.fewest,
         train.cpus_per_worker,
-        gpus_per_worker(experiment, train.workers),
-        key="train.workers",
+        gpus_per_worker(experiment, train.fewest),
+        key=workers_key(experiment),
         wait_s=wait_s,
     )
     # What an autoscaling cluster lacks, it is still to start.
@@ -148,9 +150,10 @@ def _train_best(experiment: Experiment, run: Path, arrays: ArraysRef, view: View
     if (folder / "metrics.json").exists():
         return
     folder.mkdir(exist_ok=True)
-    gpus = gpus_per_worker(experiment, experiment.train.workers)
+    gpus = gpus_per_worker(experiment, experiment.train.fewest)
     if not gpus and experiment.train.device == "auto" and ray.cluster_resources().get("GPU"):
-        view.say("fewer GPUs than train.workers, so they train on CPUs; lower train.workers to use the GPUs")
+        key = workers_key(experiment)
+        view.say(f"fewer GPUs than {key}, so they train on CPUs; lower {key} to use the GPUs")
     with _watched({folder: experiment}, view):
         train(
             experiment,
@@ -158,6 +161,7 @@ def _train_best(experiment: Experiment, run: Path, arrays: ArraysRef, view: View
             folder,
             ray_folder=run / ".ray",
             workers=experiment.train.workers,
+            fewest=experiment.train.fewest,
             cpus=experiment.train.cpus_per_worker,
             gpus=gpus,
         )

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "raymtl"
 LAYERS = [
-    {"types", "redact"},
+    {"types", "redact", "ids", "resizing"},
     {"tasks", "metrics", "encoders", "sharing", "weighting", "learners", "modes", "collective"},
     {"step", "data", "search", "transfer"},
     {"config", "methods"},
@@ -24,7 +24,8 @@ LAYERS = [
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 WITHIN = {("sharing", "encoders"), ("learners", "sharing"), ("learners", "encoders")}
-RAY = {"data/stream.py", "train.py", "tune.py", "workflow.py", "cluster/nodes.py", "cluster/launcher.py"}
+RAY = {"data/stream.py", "ids.py", "resizing.py", "train.py", "tune.py", "workflow.py"}
+RAY |= {"cluster/nodes.py", "cluster/launcher.py"}
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 

@@ -76,15 +76,15 @@ def test_one_two_and_three_train_workers_give_the_same_meta_gradient(
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from raymtl.data.stream import data_config, id_dataset
+    from raymtl.ids import Shares
 
     TorchTrainer(
         gradients_on_workers,
         train_loop_config={"arrays": ray.put(arrays), "folder": str(tmp_path)},
         scaling_config=ScalingConfig(num_workers=number),
         torch_config=TorchConfig(backend="gloo"),
-        datasets={"ids": id_dataset(2, number)},
-        dataset_config=data_config(),
+        datasets={"ids": ray.data.range(2)},
+        dataset_config=Shares(2),
         run_config=RunConfig(name="gradients", storage_path=str(tmp_path / "ray")),
     ).fit()
     for weighting in WEIGHTING:

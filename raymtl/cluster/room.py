@@ -49,6 +49,11 @@ def gpus_for(experiment: Experiment, machines: Machines, workers: int) -> int:
     return int(experiment.train.device == "cuda" or (experiment.train.device == "auto" and enough))
 
 
+def workers_key(experiment: Experiment) -> str:
+    """Which value says how many workers training needs at least."""
+    return "train.workers" if experiment.train.min_workers is None else "train.min_workers"
+
+
 def plan(experiment: Experiment, machines: Machines) -> Plan:
     """How many trials run at a time, so that none can wait for what another holds.
 
@@ -90,8 +95,8 @@ def needs(experiment: Experiment, machines: Machines, *, searching: bool) -> lis
             found.append(Need("drivers of trials", "tune.concurrency", chosen.concurrency, {"memory": DRIVER_MEMORY}))
         found.append(Need("a baseline", "tune.cpus_per_trial", 1, {"CPU": chosen.cpus, "GPU": alone}))
         cpus = chosen.cpus
-    each = {"CPU": train.cpus_per_worker, "GPU": gpus_for(experiment, machines, train.workers)}
-    found.append(Need("training", "train.workers", train.workers, each))
+    each = {"CPU": train.cpus_per_worker, "GPU": gpus_for(experiment, machines, train.fewest)}
+    found.append(Need("training", workers_key(experiment), train.fewest, each))
     if experiment.mode.comparisons(experiment.data.task_names, experiment.seed):
         key = "tune.cpus_per_trial" if searching else "train.cpus_per_worker"
         found.append(Need("a training to compare with", key, 1, {"CPU": cpus, "GPU": alone}))

@@ -1,48 +1,17 @@
-"""Ray Data around the sampler: ids are streamed and sharded, episodes are built beside the training step."""
+"""Ray Data around the sampler: ids come in a stream, episodes are built beside the training step."""
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import ray.data
-from ray.data import DataContext, DataIterator, ExecutionOptions
+from ray.data import DataIterator
 from ray.data.collate_fn import NumpyBatchCollateFn
-from ray.train import DataConfig
 
 from raymtl.data.base import Arrays, Source
 from raymtl.data.episodes import build_episodes
 from raymtl.types import MetaBatch
 
-STEPS_A_BLOCK = 64  # at least
-MOST_BLOCKS = 4096  # Ray keeps each as an object of its own, made before training starts
 PREFETCH = 4  # steps
-
-
-def id_dataset(steps: int, num_workers: int) -> ray.data.Dataset:
-    """One row (step, share) for each worker's share of each step.
-
-    Rows come in blocks of one share; Ray Data deals blocks out in turn, so that at every step the workers hold all
-    the shares between them. Which worker holds which does not matter.
-    """
-    DataContext.get_current().enable_progress_bars = False
-    return ray.data.from_arrow(id_blocks(steps, num_workers))
-
-
-def id_blocks(steps: int, num_workers: int) -> list[pa.Table]:
-    """The blocks in their order: those of all shares for some steps, then for the next ones."""
-    steps_a_block = max(STEPS_A_BLOCK, math.ceil(steps * num_workers / MOST_BLOCKS))
-    blocks = []
-    for start in range(0, steps, steps_a_block):
-        step = np.arange(start, min(start + steps_a_block, steps))
-        blocks += [pa.table({"step": step, "share": np.full_like(step, share)}) for share in range(num_workers)]
-    return blocks
-
-
-def data_config() -> DataConfig:
-    """Keeps the order of the blocks, on which the assignment of shares rests."""
-    return DataConfig(execution_options=ExecutionOptions(preserve_order=True))
 
 
 class BuildEpisodes(NumpyBatchCollateFn):

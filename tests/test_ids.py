@@ -2,7 +2,7 @@
 
 import pytest
 
-from raymtl.data.stream import MOST_BLOCKS, id_blocks
+from raymtl.ids import MOST_BLOCKS, id_blocks
 
 
 @pytest.mark.parametrize(("steps", "workers"), [(1, 1), (300, 2), (65, 3), (3001, 64), (20_000, 512)])

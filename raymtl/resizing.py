@@ -1,0 +1,80 @@
+"""A training that gets more workers, because machines have come, repeats no step.
+
+Ray ends all workers and starts as many as there is room for now; it does not ask whether they are in the middle of
+something. So its controller asks the first worker before: that one keeps a checkpoint after the step that it is at, and
+makes no other one.
+"""
+
+import threading
+import time
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.state import ResizingState, TrainControllerState
+
+PATIENCE_S = 600.0
+"""How long the controller waits for that checkpoint, at most."""
+POLL_S = 0.1
+
+
+class Pause:
+    """Between the thread of a worker that trains and the one that Ray calls it by."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._kept = threading.Event()
+
+    @property
+    def asked(self) -> bool:
+        """Whether a checkpoint is wanted, after which this process will be ended."""
+        return self._asked.is_set()
+
+    def ask(self) -> bool:
+        """Asks for it; whether it was kept."""
+        self._asked.set()
+        return self._kept.is_set()
+
+    def kept(self) -> None:
+        """Tells that a checkpoint was kept; where it was asked for, the process is ended in here."""
+        if self.asked:
+            self._kept.set()
+            threading.Event().wait()
+
+
+PAUSE = Pause()
+"""Of this worker process."""
+
+
+def ask_for_pause() -> bool:
+    """Runs in the process of the first worker, as often as the controller asks."""
+    return PAUSE.ask()
+
+
+class KeepBeforeResizing(ControllerCallback, WorkerGroupCallback):
+    """Has the first worker keep a checkpoint before Ray Train's controller, in whose process this is, ends them all."""
+
+    def __init__(self) -> None:
+        self.workers: Any = None
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        self.workers = worker_group
+
+    def after_controller_state_update(
+        self, previous_state: TrainControllerState, current_state: TrainControllerState
+    ) -> None:
+        if isinstance(current_state, ResizingState):
+            until = time.monotonic() + PATIENCE_S
+            while time.monotonic() < until and not self._kept():
+                time.sleep(POLL_S)
+
+    def _kept(self) -> bool:
+        # Its side effect is wanted, too: a worker that reports waits until the controller has taken that.
+        status = self.workers.poll_status(timeout=POLL_S)
+        if status.errors or status.finished:
+            return True  # what they keep, they have kept
+        try:
+            kept: bool = self.workers.execute_single(0, ask_for_pause)
+            return kept
+        except RayActorError:  # lost since: as after every loss, training goes on from the checkpoint before
+            return True
