@@ -97,6 +97,16 @@ def test_every_shipped_configuration_loads_round_trips_and_takes_a_step(
             "train: {meta_batch: 2, workers: 3}",
             ":1: train.meta_batch: expected an episode for each of train.workers: 3",
         ),
+        (
+            "train:\n  meta_batch: 8\n  min_workers: 3\n  workers: 2",
+            ":3: train.min_workers: expected at most train.workers: 2",
+        ),
+        ("train: {min_workers: 0}", ":1: train.min_workers: expected greater than 0, got 0."),
+        (
+            "train: {meta_batch: 3, workers: 4, min_workers: 2}",
+            ":1: train.meta_batch: expected an episode for each of train.workers: 4",
+        ),
+        ("tune: {workers_per_trial: [1, 2]}", ":1: tune.workers_per_trial: expected a valid integer, got [1, 2]."),
         ("learner: {name: protonet}", "learner.name: protonet cannot learn data.tasks"),
         ("learner: {name: reptile}\nweighting: {name: pcgrad}", ":2: weighting.name: pcgrad weighs gradients"),
         (

@@ -66,6 +66,14 @@ def test_shortfalls_are_what_no_placing_can_meet(seed: int) -> None:
     assert len(shortfalls(chosen, machines, searching=False)) == possible.count(False)
 
 
+def test_training_on_fewer_workers_than_it_would_take_needs_room_for_the_fewest_and_a_gpu_for_each() -> None:
+    elastic = experiment(train__workers=3, train__min_workers=2)
+    assert shortfalls(elastic, [{"CPU": 2.0}], searching=False) == []
+    for gpus in (1, 2):
+        (training, *_) = needs(elastic, [{"CPU": 4.0, "GPU": gpus}], searching=False)
+        assert (training.number, training.each["GPU"]) == (2, gpus == 2)
+
+
 def test_fitting_counts_pieces_by_trying_all_placings() -> None:
     machines = [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 2.0}]
     for cpus, gpus in itertools.product((0.5, 1, 1.5, 2), (0, 0.5, 1)):
@@ -88,6 +96,13 @@ def test_fitting_counts_pieces_by_trying_all_placings() -> None:
         ),
         # Enough CPUs together, but no machine has four for one worker.
         ({"train__cpus_per_worker": 4, "train__workers": 2}, [{"CPU": 3.0}] * 4, False, "train.workers: training"),
+        # One worker fits, which is fewer than there must be at least.
+        (
+            {"train__workers": 3, "train__min_workers": 2},
+            [{"CPU": 1.0}],
+            False,
+            "train.min_workers: training: expected room for 2 of 1 CPU",
+        ),
         # Ray gave all of the memory away, so that no driver of a trial with workers starts.
         (
             {"tune__workers_per_trial": 2, "search": SEARCH},
