@@ -1,19 +1,185 @@
 """Workers come and go: the number changes in the middle of a training, and the numbers that it computes do not."""
 
+import contextlib
 import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch import distributed as dist
 
-from raymtl import checkpoint, runs
+from raymtl import checkpoint, loop, runs
+from raymtl.collective import Workers
+from raymtl.config import Experiment
+from raymtl.data.episodes import build_episodes
 from raymtl.loop import Host, local_batches, train_loop
-from tests.conftest import experiment
+from raymtl.step import MetaGradient, meta_gradient
+from raymtl.types import MetaBatch
+from tests.conftest import axes, experiment
+
+CASES = [("cross_stitch", "db_mtl", "maml"), ("hard", "gradvac", "meta_sgd"), ("hard", "nash_mtl", "anil")]
+"""Gradient weightings that remember something from step to step, each with a learner."""
+PHASES = [(4, 3), (2, 6), (4, 9)]
+"""Numbers of workers, and the step after which they are stopped; 9 is the last."""
+
+
+class Stopped(Exception):
+    """Thrown into a training to interrupt it."""
+
+
+def ragged(case: tuple[str, str, str]) -> Experiment:
+    """Five episodes a step: ragged on four workers and on two."""
+    return axes(*case).override({"train.meta_batch": 5, "train.steps": 9, "train.eval_every": 3})
+
+
+def trained(
+    case: tuple[str, str, str], arrays: Any, folder: Path, workers: Workers, stop_at: int
+) -> dict[int, dict[str, Tensor]]:
+    """Trains to a step; the meta-gradients by step."""
+    chosen = ragged(case)
+    found: dict[int, dict[str, Tensor]] = {}
+
+    def batches(first_step: int) -> Iterator[tuple[int, int, MetaBatch]]:
+        for step in range(first_step, chosen.train.steps):
+            indices = workers.share(chosen.train.meta_batch)
+            built, _ = build_episodes(chosen.data, arrays, seed=chosen.seed, split="train", step=step, indices=indices)
+            yield step, workers.rank, built
+
+    def kept(*args: Any) -> MetaGradient:
+        meta = meta_gradient(*args)
+        found[args[-1]] = {name: gradient.clone() for name, gradient in meta.grads.items()}
+        return meta
+
+    def report(scores: dict[str, float]) -> None:
+        if scores["step"] == stop_at < chosen.train.steps:
+            raise Stopped
+
+    folder.mkdir(exist_ok=True)
+    with mock.patch.object(loop, "meta_gradient", kept), contextlib.suppress(Stopped):
+        train_loop(chosen, arrays, batches, Host(report, lambda row: None, workers), folder)
+    return found
+
+
+def on_one_of_four(rank: int, folder: str, arrays: Any) -> None:
+    """A process that is one of the workers in every phase that has as many."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    for phase, (size, stop_at) in enumerate(PHASES):
+        if rank >= size:
+            continue
+        torch.manual_seed(100 * phase + rank)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{phase}", rank=rank, world_size=size)
+        for number, case in enumerate(CASES):
+            found = trained(case, arrays, Path(folder) / str(number), Workers(rank, size), stop_at)
+            torch.save(found, f"{folder}/gradients-{number}-{phase}-{rank}.pt")
+        dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("float64")
+def test_on_four_workers_two_and_four_again_the_meta_gradients_are_those_of_one_that_never_stopped(
+    arrays, tmp_path: Path
+) -> None:
+    """To 1e-10, at every step and on every worker; and so are the parameters in the end."""
+    mp.spawn(on_one_of_four, (str(tmp_path), arrays), nprocs=4)
+    for number, case in enumerate(CASES):
+        alone = tmp_path / f"{number}-alone"
+        expected = trained(case, arrays, alone, Workers(), stop_at=9)
+        start = 0
+        for phase, (size, stop) in enumerate(PHASES):
+            for rank in range(size):
+                found = torch.load(tmp_path / f"gradients-{number}-{phase}-{rank}.pt", weights_only=True)
+                assert list(found) == list(range(start, stop))
+                for step, gradients in found.items():
+                    assert _off(gradients, expected[step]) <= 1e-10, (case, step, rank)
+            start = stop
+        ends = [runs.load_params(path / "model.safetensors") for path in (tmp_path / str(number), alone)]
+        assert _off(*ends) <= 1e-10, case
+        history = runs.read_rows(tmp_path / str(number) / "history.parquet")
+        assert [row["workers"] for row in history] == [4] * 3 + [2] * 3 + [4] * 3
+
+
+def _off(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """The relative error of all tensors together."""
+    assert found.keys() == expected.keys()
+    one, other = (torch.cat([tensors[name].flatten() for name in expected]) for tensors in (found, expected))
+    return float((one - other).norm() / other.norm())
+
+
+def test_a_checkpoint_that_is_asked_for_is_of_the_step_that_was_just_made(arrays, tmp_path: Path, monkeypatch) -> None:
+    """Asked before the third of eight steps ends, and none but the last is scored: that one is kept, and then told."""
+    monkeypatch.setattr(loop, "ASK_S", 0.0)
+    chosen = experiment(train__steps=8, train__eval_every=8, train__checkpoint_share=0)
+    made: list[Mapping[str, float | None]] = []
+
+    def kept() -> None:
+        assert (len(made), checkpoint.newest_step(tmp_path)) == (3, 3)
+        raise Stopped
+
+    host = Host(lambda scores: None, made.append, leaving=lambda: len(made) >= 3, kept=kept)
+    with pytest.raises(Stopped):
+        train_loop(chosen, arrays, local_batches(chosen, arrays), host, tmp_path)
+
+
+@pytest.fixture
+def resizing() -> Any:
+    pytest.importorskip("ray")
+    from raymtl import resizing
+
+    return resizing
+
+
+def test_a_worker_that_is_to_end_makes_no_step_after_its_checkpoint_and_another_goes_on(resizing) -> None:
+    pause = resizing.Pause()
+    pause.kept()  # of another reason: nobody asked
+    assert not pause.ask()
+    assert pause.asked
+    training = threading.Thread(target=pause.kept, daemon=True)
+    training.start()
+    training.join(0.5)
+    assert training.is_alive()
+    assert pause.ask()
+
+
+@pytest.mark.parametrize("end", ["kept", "failed", "finished", "lost"])
+def test_the_controller_waits_for_the_checkpoint_taking_reports_but_for_no_worker_that_ended(
+    end: str, resizing, monkeypatch
+) -> None:
+    from ray.exceptions import RayActorError
+    from ray.train.v2._internal.execution.controller.state import ResizingState, RunningState
+    from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
+
+    monkeypatch.setattr(resizing, "POLL_S", 0.001)
+    polls: list[float] = []
+
+    def poll_status(timeout: float) -> Any:
+        polls.append(timeout)
+        over = len(polls) > 3
+        return SimpleNamespace(errors={0: "it broke"} if over and end == "failed" else {},
+                               finished=over and end == "finished")  # fmt: skip
+
+    def execute_single(rank: int, asked: Any) -> bool:
+        assert (rank, asked) == (0, resizing.ask_for_pause)
+        if end == "lost" and len(polls) > 3:
+            raise RayActorError
+        return end == "kept" and len(polls) > 3
+
+    asks = resizing.KeepBeforeResizing()
+    asks.after_worker_group_start(SimpleNamespace(poll_status=poll_status, execute_single=execute_single))
+    asks.after_controller_state_update(RunningState(), RunningState())
+    assert polls == []
+    asks.after_controller_state_update(RunningState(), ResizingState(ResizeDecision(4, {"CPU": 1.0})))
+    assert len(polls) == 4
+
 
 STEPS, EVERY = 450, 200
 
