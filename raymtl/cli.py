@@ -577,14 +577,13 @@ def _print_plan(experiment: Experiment, as_json: bool, *, searching: bool) -> No
         "run": str(Path(experiment.output) / experiment.name),
         "train": {
             "workers": train_settings.workers,
+            **({"min_workers": train_settings.min_workers} if train_settings.min_workers else {}),
             "cpus_per_worker": train_settings.cpus_per_worker,
             "steps": train_settings.steps,
             "episodes_per_step": train_settings.meta_batch,
             "num_parameters": sum(v.numel() for v in experiment.build().init_params().values()),
         },
     }
-    if train_settings.min_workers:
-        content["train"]["min_workers"] = train_settings.min_workers
     if experiment.stages:
         content["train"]["steps_of_stages"] = [part.experiment.train.steps for part in experiment.parts()]
     if searching:
