@@ -93,7 +93,7 @@ def publish(path: Path, write: Callable[[Path], Any]) -> None:
 
     Where the storage is full or away, it tries again for `PATIENCE_S` before it raises what the storage does.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     until = time.monotonic() + PATIENCE_S
     told = False
     while True:
