@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from raymtl import runs
+from raymtl import runs, storage
 from raymtl.step import Problem
 from raymtl.types import UserError
 
@@ -76,7 +76,7 @@ def save(root: Path, settled: Settled, optimizer: torch.optim.Optimizer, progres
         _synced(aside / MANIFEST)
         shutil.rmtree(folder, ignore_errors=True)  # one of the same step, that was found damaged
 
-    runs.publish(folder, write)
+    storage.publish(folder, write)
     cut_off = [aside for aside in root.glob(".step_*") if aside.name[1:] < folder.name]
     for old in sorted(root.glob("step_*"))[:-KEPT] + cut_off:
         shutil.rmtree(old, ignore_errors=True)

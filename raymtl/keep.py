@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 
-from raymtl import checkpoint, runs
+from raymtl import checkpoint, runs, storage
 from raymtl.checkpoint import Progress, Settled, settled
 from raymtl.collective import Workers
 from raymtl.config import Experiment
+from raymtl.events import Events
 from raymtl.step import Problem
 from raymtl.types import UserError
 
@@ -49,15 +50,13 @@ class Recorder:
         self.host = host
         self.rows = list(unwritten)
         self.written = 0
-        self.writer: Any = None
+        self.events: Events | None = None
         if host.workers.rank == 0:
-            from torch.utils.tensorboard import SummaryWriter
-
             self.rows = [row for row in runs.read_rows(self.path) if row["step"] <= first_step]
             self.written = len(self.rows)
             last = self.rows[-1]["step"] if self.rows else 0
             self.rows += [row for row in unwritten if row["step"] > last]
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1, flush_secs=30)
+            self.events = Events(folder / "tensorboard", first_step)
 
     @property
     def seconds(self) -> float:
@@ -66,11 +65,9 @@ class Recorder:
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        if self.writer is None:
+        if self.events is None:
             return
-        for name, value in row.items():
-            if name != "step" and value is not None:
-                self.writer.add_scalar(name.replace(".", "/"), value, row["step"])
+        self.events.add(row)
         self.host.observe(row)
 
     @property
@@ -79,12 +76,12 @@ class Recorder:
         return self.rows[self.written :]
 
     def flush(self) -> None:
-        if self.writer is None:
+        if self.events is None:
             self.rows = []
             return
         runs.write_rows(self.path, self.rows)
         self.written = len(self.rows)
-        self.writer.flush()
+        self.events.flush()
 
 
 class _Whole(NamedTuple):
@@ -123,7 +120,7 @@ class Keeper:
             return
         start = time.perf_counter()
         if progress.step == self.experiment.train.steps:
-            runs.publish(self.folder / "config.yaml", self.experiment.model_copy(update={"search": {}}).save)
+            storage.publish(self.folder / "config.yaml", self.experiment.model_copy(update={"search": {}}).save)
             runs.save_params(self.folder / "model.safetensors", progress.params)
         checkpoint.save(self.folder / checkpoint.FOLDER, settled(problem), optimizer, progress)
         self.at = time.perf_counter()

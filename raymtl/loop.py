@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from raymtl import checkpoint
+from raymtl import checkpoint, storage
 from raymtl.checkpoint import Progress
 from raymtl.config import Experiment, Part
 from raymtl.data import Arrays
@@ -63,6 +63,7 @@ def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: H
 
 
 def _train(experiment: Experiment, arrays: Arrays, batches: Batches, host: Host, folder: Path) -> None:
+    storage.reach(folder)
     resume_from = agreed_checkpoint(folder, host)
     done, unwritten = checkpoint.steps_done(resume_from) if resume_from else (0, [])
     recorder = Recorder(folder, done, unwritten, host)
