@@ -250,7 +250,7 @@ def measured(sizes: Sequence[int] = (100, 1000, 3000), reports: int = 10) -> Con
             value.grad = torch.ones_like(value)
         optimizer.step()
         plain = {name: value.detach() for name, value in params.items()}
-        checkpoint.save(run / "checkpoint", problem, optimizer, Progress(1, plain, "vmap"))
+        checkpoint.save(run / "checkpoint", checkpoint.settled(problem), optimizer, Progress(1, plain, "vmap"))
         kept = sum(file.stat().st_size for file in (run / "checkpoint").rglob("*") if file.is_file())
         count = sum(value.numel() for value in params.values())
     slope, base = np.polyfit([size for size, *_ in taken], [asked for _, asked, _, _ in taken], 1)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from raymtl import runs
+from raymtl import runs, storage
 from raymtl.step import Problem
 from raymtl.types import UserError
 
@@ -39,7 +39,19 @@ class Progress(NamedTuple):
     rows: Sequence[dict[str, Any]] = ()
 
 
-def save(root: Path, problem: Problem, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
+class Settled(NamedTuple):
+    """Copies of what a step changes before it moves the parameters."""
+
+    weighting: dict[str, Tensor]
+    rng: Tensor
+
+
+def settled(problem: Problem) -> Settled:
+    """Between two steps, what `save` needs of this one."""
+    return Settled(problem.weighting.state(), torch.get_rng_state())
+
+
+def save(root: Path, settled: Settled, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
     """Writes `root/step_N` aside, its manifest last, and renames it into place; older ones go, all but `KEPT`."""
     folder = root / f"step_{progress.step:08d}"
 
@@ -51,9 +63,9 @@ def save(root: Path, problem: Problem, optimizer: torch.optim.Optimizer, progres
             "step": progress.step,
             "task_axis": progress.task_axis,
             "optimizer": optimizer.state_dict(),
-            "weighting": problem.weighting.state(),
+            "weighting": settled.weighting,
             "anchor": progress.anchor,
-            "rng": torch.get_rng_state(),
+            "rng": settled.rng,
             "rows": list(progress.rows),
         }
         with (aside / "state.pt").open("wb") as file:  # given the path, torch would not tell that the disk is full
@@ -64,8 +76,9 @@ def save(root: Path, problem: Problem, optimizer: torch.optim.Optimizer, progres
         _synced(aside / MANIFEST)
         shutil.rmtree(folder, ignore_errors=True)  # one of the same step, that was found damaged
 
-    runs.publish(folder, write)
-    for old in sorted(root.glob("step_*"))[:-KEPT]:
+    storage.publish(folder, write)
+    cut_off = [aside for aside in root.glob(".step_*") if aside.name[1:] < folder.name]
+    for old in sorted(root.glob("step_*"))[:-KEPT] + cut_off:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 
-from raymtl import checkpoint, runs
-from raymtl.checkpoint import Progress
+from raymtl import checkpoint, runs, storage
+from raymtl.checkpoint import Progress, Settled, settled
 from raymtl.collective import Workers
 from raymtl.config import Experiment
+from raymtl.events import Events
 from raymtl.step import Problem
 from raymtl.types import UserError
 
@@ -23,6 +24,8 @@ SEEN_S = 60.0
 """How long one machine may see later than another what is on their storage."""
 ASK_S = 1.0
 """How often a host is asked whether a machine of it is leaving, seconds."""
+TURN_S, LONGEST_TURN_S = 0.02, 0.5
+"""A worker leaves it for so long to each of those before it to write what is to be kept of a lost one, and at most."""
 
 
 class Host(NamedTuple):
@@ -41,35 +44,32 @@ class Host(NamedTuple):
 
 
 class Recorder:
-    """The first worker's record of every step: history.parquet, TensorBoard and the host's own metrics."""
+    """The record of every step. The first worker writes it: history.parquet, TensorBoard, the host's own metrics; the
+    others hold what the file lacks, should one of them have to keep what the first cannot any more."""
 
     def __init__(self, folder: Path, first_step: int, unwritten: Sequence[dict[str, Any]], host: Host) -> None:
         self.path = folder / "history.parquet"
         self.host = host
-        self.rows: list[dict[str, Any]] = []
+        self.rows = list(unwritten)
         self.written = 0
-        self.writer: Any = None
+        self.events: Events | None = None
         if host.workers.rank == 0:
-            from torch.utils.tensorboard import SummaryWriter
-
             self.rows = [row for row in runs.read_rows(self.path) if row["step"] <= first_step]
             self.written = len(self.rows)
             last = self.rows[-1]["step"] if self.rows else 0
             self.rows += [row for row in unwritten if row["step"] > last]
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1, flush_secs=30)
+            self.events = Events(folder / "tensorboard", first_step)
 
     @property
     def seconds(self) -> float:
-        """Training time so far, over all attempts."""
+        """Training time so far, over all attempts, on the first worker."""
         return sum(row["seconds"] for row in self.rows)
 
     def add(self, row: dict[str, Any]) -> None:
-        if self.writer is None:
-            return
         self.rows.append(row)
-        for name, value in row.items():
-            if name != "step" and value is not None:
-                self.writer.add_scalar(name.replace(".", "/"), value, row["step"])
+        if self.events is None:
+            return
+        self.events.add(row)
         self.host.observe(row)
 
     @property
@@ -78,39 +78,69 @@ class Recorder:
         return self.rows[self.written :]
 
     def flush(self) -> None:
-        if self.writer is not None:
-            runs.write_rows(self.path, self.rows)
-            self.written = len(self.rows)
-            self.writer.flush()
+        if self.events is None:
+            self.rows = []
+            return
+        runs.write_rows(self.path, self.rows)
+        self.written = len(self.rows)
+        self.events.flush()
+
+
+class _Whole(NamedTuple):
+    """All that a checkpoint is made of, as long as the parameters have not moved on."""
+
+    settled: Settled
+    optimizer: torch.optim.Optimizer
+    progress: Progress
 
 
 class Keeper:
-    """Keeps what would be lost, on the first worker: a checkpoint with every score and, between them, as often as costs
-    no more than `train.checkpoint_share` of the time; and one at once where the machine is about to be taken away."""
+    """Keeps what would be lost. The first worker writes a checkpoint with every score and, between them, as often as
+    costs no more than `train.checkpoint_share` of the time; and one at once where its machine is to be taken away.
+
+    Of several workers, all hold the same. Where one is lost, another writes what all had after the last step that they
+    made together, so that no more than the one at which it was lost is made again.
+    """
 
     def __init__(self, experiment: Experiment, folder: Path, host: Host, recorder: "Recorder") -> None:
         self.experiment, self.folder, self.host, self.recorder = experiment, folder, host, recorder
         self.short_of_memory = (folder / HALVED).exists()
         self.seconds = 0.0  # that the last one took
         self.at = -math.inf
+        self.whole: _Whole | None = None
 
     def keep(
         self, problem: Problem, optimizer: torch.optim.Optimizer, progress: Progress, with_scores: bool, now: bool
     ) -> None:
         """Writes a checkpoint, if it is time to; at the last step the model before it, for then nothing is left."""
+        if with_scores:
+            self.recorder.flush()  # before the checkpoint: what is recorded too much is cut off on resume
+        progress = progress._replace(rows=self.recorder.unwritten)
+        if self.host.workers.size > 1:
+            self.whole = _Whole(settled(problem), optimizer, progress)
         if self.host.workers.rank or not (with_scores or now or self._due()):
             return
         start = time.perf_counter()
-        if with_scores:
-            self.recorder.flush()  # before the checkpoint: what is recorded too much is cut off on resume
         if progress.step == self.experiment.train.steps:
-            runs.publish(self.folder / "config.yaml", self.experiment.model_copy(update={"search": {}}).save)
+            storage.publish(self.folder / "config.yaml", self.experiment.model_copy(update={"search": {}}).save)
             runs.save_params(self.folder / "model.safetensors", progress.params)
-        checkpoint.save(
-            self.folder / checkpoint.FOLDER, problem, optimizer, progress._replace(rows=self.recorder.unwritten)
-        )
+        checkpoint.save(self.folder / checkpoint.FOLDER, settled(problem), optimizer, progress)
         self.at = time.perf_counter()
         self.seconds = self.at - start
+
+    def moving(self) -> None:
+        """The parameters are about to move: from here to the next `keep` they are those of no whole step."""
+        self.whole = None
+
+    def rescue(self) -> None:
+        """Writes what all workers had after their last whole step, unless another does: one of them is lost."""
+        if self.whole is None:
+            return
+        time.sleep(min(self.host.workers.rank * TURN_S, LONGEST_TURN_S))
+        root = self.folder / checkpoint.FOLDER
+        step = self.whole.progress.step
+        if not any(root.glob(f"*step_{step:08d}*")):
+            checkpoint.save(root, *self.whole)
 
     def _due(self) -> bool:
         share = self.experiment.train.checkpoint_share

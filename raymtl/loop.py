@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from raymtl import checkpoint
+from raymtl import checkpoint, storage
 from raymtl.checkpoint import Progress
 from raymtl.config import Experiment, Part
 from raymtl.data import Arrays
@@ -20,7 +20,7 @@ from raymtl.evaluate import validation_scores
 from raymtl.keep import ASK_S, Host, Keeper, Recorder, agreed_checkpoint
 from raymtl.learners.diverging import divergence
 from raymtl.step import HowToRun, MetaGradient, Problem, TaskAxis, look_back, meta_gradient, stacks
-from raymtl.types import DivergedError, MetaBatch, Params
+from raymtl.types import DivergedError, MetaBatch, Params, UserError
 
 Batches = Callable[[int], Iterator[tuple[int, int, MetaBatch]]]
 """First step -> (step, share, this worker's episodes) of every step from there on."""
@@ -63,6 +63,7 @@ def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: H
 
 
 def _train(experiment: Experiment, arrays: Arrays, batches: Batches, host: Host, folder: Path) -> None:
+    storage.reach(folder)
     resume_from = agreed_checkpoint(folder, host)
     done, unwritten = checkpoint.steps_done(resume_from) if resume_from else (0, [])
     recorder = Recorder(folder, done, unwritten, host)
@@ -77,7 +78,13 @@ def _train(experiment: Experiment, arrays: Arrays, batches: Batches, host: Host,
             first_step = max(done, part.start)
             saved = resume_from if part.start < done else None
             here = _Stretch(part, number, first_step, islice(stream, part.stop - first_step), carried, saved)
-            params = _train_part(here, arrays, keeper, host)
+            try:
+                params = _train_part(here, arrays, keeper, host)
+            except (DivergedError, UserError, torch.OutOfMemoryError):
+                raise  # of all workers alike
+            except Exception:
+                keeper.rescue()
+                raise
 
 
 class _Stretch(NamedTuple):
@@ -128,6 +135,7 @@ def _train_part(here: _Stretch, arrays: Arrays, keeper: Keeper, host: Host) -> d
                 for name, value in params.items()
                 if mode.moves(step, name) and problem.learner.moves(step, name) and name not in still
             }
+            keeper.moving()
             norm = _move(optimizer, moving, meta, _schedule(experiment, step), settings.clip_norm)
             if experiment.weighting.looks_back:
                 look_back(problem, params, episodes, meta, host.workers, how, step)
@@ -160,12 +168,14 @@ def _train_part(here: _Stretch, arrays: Arrays, keeper: Keeper, host: Host) -> d
             }
         )
         leaving = ask and host.leaving()
-        keeper.keep(problem, optimizer, Progress(done, params, str(task_axis), anchor), scored, leaving)
-        if leaving:
-            host.kept()
+        # A worker that is lost while they score leaves no whole step behind, so the one before is kept.
+        next_scored = host.workers.size > 1 and (done + 1 == here.part.stop or (done + 1) % settings.eval_every == 0)
+        keeper.keep(problem, optimizer, Progress(done, params, str(task_axis), anchor), scored, leaving or next_scored)
         if scored:
             count = sum(value.numel() for value in params.values())
             host.report({**scores, "step": done, "num_parameters": count, "seconds": keeper.recorder.seconds})
+        if leaving:
+            host.kept()
     return params
 
 

@@ -1,6 +1,5 @@
 """The run folder on disk (docs/run-folder.md): every file is written aside and renamed into place."""
 
-import errno
 import json
 import os
 import platform
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,19 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from raymtl import __version__, config
+from raymtl import __version__, config, storage
 from raymtl.config import Experiment
 from raymtl.redact import redacted
 from raymtl.types import Params, UserError
-
-PATIENCE_S = 300.0
-"""How long a write waits for storage that is full or away."""
-RETRY_S = 2.0
-AWAY = frozenset(
-    getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH", "EROFS")
-)
-"""What the system says of such storage."""
 
 PACKAGES = ("ray", "torch", "torchvision", "optuna", "pyarrow", "pydantic", "numpy")
 
@@ -88,42 +77,6 @@ def existing(path: Path) -> Path:
     return path.absolute()
 
 
-def publish(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a path aside, then renames that to `path`: readers see the old file or the whole new one.
-
-    Where the storage is full or away, it tries again for `PATIENCE_S` before it raises what the storage does.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    until = time.monotonic() + PATIENCE_S
-    told = False
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(aside)
-            aside.replace(path)
-            return
-        except Exception as error:
-            if not _is_of_storage(error) or time.monotonic() >= until:
-                raise
-            if not told:
-                print(f"{path}: {error}; trying again for {PATIENCE_S:.0f} s.", file=sys.stderr)
-                told = True
-            # What is there of it fills the storage for nothing.
-            shutil.rmtree(aside, ignore_errors=True)
-            with suppress(OSError):
-                aside.unlink()
-            time.sleep(RETRY_S)
-
-
-def _is_of_storage(error: BaseException) -> bool:
-    """Whether it may be better another time, whatever a library made of what the system said."""
-    if isinstance(error, OSError) and error.errno:
-        return error.errno in AWAY
-    if any(f"os error {code}" in str(error) for code in AWAY):  # safetensors, which writes by itself
-        return True
-    return error.__context__ is not None and _is_of_storage(error.__context__)
-
-
 def publish_folder(parent: Path, name: str, write: Callable[[Path], Any]) -> Path:
     """Calls `write` with a folder aside, then renames that to `parent/name`, or name-2 ... where that is taken.
 
@@ -147,7 +100,7 @@ def publish_folder(parent: Path, name: str, write: Callable[[Path], Any]) -> Pat
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Publishes `content` as indented JSON."""
-    publish(path, lambda aside: aside.write_text(json.dumps(content, indent=2) + "\n"))
+    storage.publish(path, lambda aside: aside.write_text(json.dumps(content, indent=2) + "\n"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -163,16 +116,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def append_row(path: Path, content: Mapping[str, Any]) -> None:
     """Adds a line of JSON, with the time and the host."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps({"time": _now(), "host": socket.gethostname(), **content}) + "\n")
+    line = json.dumps({"time": _now(), "host": socket.gethostname(), **content}) + "\n"
+
+    def act() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        storage.append(path, line.encode())
+
+    storage.patiently(path, act)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Publishes rows as Parquet; a column that some rows lack is null in them."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = pa.table({key: pa.array([row.get(key) for row in rows]) for key in columns})
-    publish(path, lambda aside: pq.write_table(table, aside))
+    storage.publish(path, lambda aside: pq.write_table(table, aside))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -189,7 +147,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def save_params(path: Path, params: Params) -> None:
     """Publishes tensors as safetensors."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in params.items()}
-    publish(path, lambda aside: save_file(tensors, aside))
+    storage.publish(path, lambda aside: save_file(tensors, aside))
 
 
 def load_params(path: Path, expected: Params | None = None) -> dict[str, Tensor]:

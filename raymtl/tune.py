@@ -22,7 +22,6 @@ import ray
 import torch
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray import tune
@@ -30,10 +29,11 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raymtl import checkpoint, config, runs
+from raymtl import checkpoint, config, runs, storage
 from raymtl.cluster.room import DRIVER_MEMORY, Plan
 from raymtl.config import Experiment
 from raymtl.data import Arrays
+from raymtl.journal import Journal
 from raymtl.loop import Host, local_batches, train_loop
 from raymtl.progress import Row, View, described
 from raymtl.search import default_params, suggest
@@ -55,11 +55,11 @@ TABLE_SHARE = 0.02
 def open_study(run: Path, experiment: Experiment) -> optuna.Study:
     """The study of the run folder, made if there is none."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = JournalStorage(JournalFileBackend(str(run / "study.journal")))
+    journal = JournalStorage(Journal(run / "study.journal"))
     directions = [
         StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE for mode in experiment.tune.modes
     ]
-    return optuna.create_study(storage=storage, study_name=experiment.name, directions=directions, load_if_exists=True)
+    return optuna.create_study(storage=journal, study_name=experiment.name, directions=directions, load_if_exists=True)
 
 
 class Search(Searcher):
@@ -288,7 +288,7 @@ def run_trial(values: dict[str, Any], experiment: dict[str, Any], run: str, arra
     number = values["number"]
     chosen = config.parse(experiment).override({key: value for key, value in values.items() if key != "number"})
     folder = Path(run) / "trials" / f"{number:04d}"
-    runs.publish(folder / "config.yaml", chosen.model_copy(update={"search": {}}).save)
+    storage.publish(folder / "config.yaml", chosen.model_copy(update={"search": {}}).save)
     done = checkpoint.newest_step(folder)
     history = [row for row in runs.read_rows(folder / "history.parquet") if row["step"] <= done] if done else []
     earlier = [row for row in history if row.get("val.score") is not None]

@@ -21,7 +21,7 @@ from raymtl.train import (  # isort: skip  (sets what Ray reads when it is impor
 import ray
 import torch
 
-from raymtl import runs
+from raymtl import runs, storage
 from raymtl.baselines import baselines, comparators, regret, table
 from raymtl.cluster import machines, resolve, survey
 from raymtl.cluster.machine import resources
@@ -101,7 +101,7 @@ def refuse(experiment: Experiment, address: str | None, *, searching: bool) -> N
 def _begin(experiment: Experiment, run: Path, command: str) -> None:
     if not (run / "config.yaml").exists():
         runs.write_json(run / "environment.json", runs.environment(experiment, command))
-        runs.publish(run / "config.yaml", experiment.save)
+        storage.publish(run / "config.yaml", experiment.save)
 
 
 def _ensure(experiment: Experiment, run: Path, *, searching: bool) -> None:

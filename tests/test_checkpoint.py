@@ -1,6 +1,7 @@
 """Checkpoints that can be trusted: what is damaged is passed over and said, and what was trained is not lost."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -8,11 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import distributed as dist
+from torch import multiprocessing as mp
 
 from raymtl import checkpoint, loop, runs
+from raymtl.collective import Workers
 from raymtl.config import Experiment
+from raymtl.data.episodes import build_episodes
 from raymtl.keep import HALVED
-from raymtl.loop import Host, local_batches, train_loop
+from raymtl.loop import Batches, Host, local_batches, train_loop
 from raymtl.step import HowToRun, meta_gradient
 from raymtl.types import UserError
 from tests.conftest import axes
@@ -103,13 +108,16 @@ def test_with_every_checkpoint_damaged_training_starts_anew_and_ends_the_same(ar
     assert same(tmp_path / "straight", tmp_path / "broken")
 
 
-def test_what_is_aside_when_a_write_is_cut_off_is_no_checkpoint(arrays, tmp_path) -> None:
+def test_what_is_aside_when_a_write_is_cut_off_is_no_checkpoint_and_goes_with_the_next(arrays, tmp_path) -> None:
     chosen = short(train__checkpoint_share=0)
     with pytest.raises(Stopped):
         run(chosen, arrays, tmp_path, die_after=3)
     whole = tmp_path / "checkpoints" / "step_00000002"
-    shutil.copytree(whole, whole.with_name(".step_00000004.77"))
+    aside = whole.with_name(".step_00000004.here.77")
+    shutil.copytree(whole, aside)
     assert checkpoint.newest_step(tmp_path) == 2
+    run(chosen, arrays, tmp_path)
+    assert not aside.exists()
 
 
 def test_as_often_as_it_is_cheap_no_more_than_a_step_is_repeated(arrays, tmp_path) -> None:
@@ -134,6 +142,50 @@ def test_a_machine_that_is_leaving_has_its_work_kept_at_once(arrays, tmp_path, m
     with pytest.raises(Stopped):
         run(chosen, arrays, tmp_path / "leaves", die_after=5, leaving=lambda: True)
     assert steps(tmp_path / "leaves") == [3, 4]
+
+
+def shares(chosen: Experiment, arrays, workers: Workers, lost_at: int | None) -> Batches:
+    """A worker's share of each step's episodes; the last worker is lost at one of the steps, in mid-air."""
+
+    def batches(first_step: int):
+        for step in range(first_step, chosen.train.steps):
+            if step == lost_at and workers.rank == workers.size - 1:
+                os._exit(9)
+            indices = workers.share(chosen.train.meta_batch)
+            built, _ = build_episodes(chosen.data, arrays, seed=chosen.seed, split="train", step=step, indices=indices)
+            yield step, workers.rank, built
+
+    return batches
+
+
+def train_on_one_of(rank: int, size: int, folder: Path, arrays, plans: list[tuple[str, int | None]]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=size)
+    workers = Workers(rank, size)
+    for name, lost_at in plans:
+        chosen = short(train__eval_every=4, train__steps=8, train__checkpoint_share=0)
+        host = Host(lambda scores: None, lambda row: None, workers)
+        train_loop(chosen, arrays, shares(chosen, arrays, workers, lost_at), host, folder / name)
+    dist.destroy_process_group()
+
+
+def on_three_workers(*settings: object) -> list[int | None]:
+    """The exit status of each process; none is ended by the end of another."""
+    started = [mp.get_context("spawn").Process(target=train_on_one_of, args=(rank, 3, *settings)) for rank in range(3)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    return [process.exitcode for process in started]
+
+
+def test_of_a_lost_worker_one_step_is_repeated(arrays, tmp_path) -> None:
+    assert on_three_workers(tmp_path, arrays, [("straight", None), ("broken", 6)]) == [1, 1, 9]
+    assert steps(tmp_path / "broken") == [4, 6]  # with the score of step 4, and what was whole when it was lost
+    assert steps(tmp_path / "straight") == [7, 8]
+    (tmp_path / "rendezvous").unlink()
+    assert on_three_workers(tmp_path, arrays, [("broken", None)]) == [0, 0, 0]
+    assert same(tmp_path / "straight", tmp_path / "broken")
 
 
 def test_short_of_memory_half_of_the_episodes_run_at_a_time_with_the_same_numbers(

@@ -9,12 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "raymtl"
 LAYERS = [
-    {"types", "redact", "ids", "resizing"},
+    {"types", "redact", "storage", "ids", "resizing"},
     {"tasks", "metrics", "encoders", "sharing", "weighting", "learners", "modes", "collective"},
     {"step", "data", "search", "transfer"},
     {"config", "methods"},
     {"runs"},
-    {"checkpoint", "evaluate", "progress", "support"},
+    {"checkpoint", "evaluate", "events", "journal", "progress", "support"},
     {"keep"},
     {"loop", "adapt", "carry", "baselines", "cluster"},
     {"train", "report"},

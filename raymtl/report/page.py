@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from raymtl import runs
+from raymtl import storage
 from raymtl.report import embedding_plots, parallel_plot, search_plots, training_plots, verdict
 from raymtl.report.collect import RunData, read_run, searched_names
 from raymtl.report.look import ACCENT, FONT, to_html
@@ -25,7 +25,7 @@ def write_report(run: Path) -> Path:
     """
     page = render(read_run(run))
     path = run / "report.html"
-    runs.publish(path, lambda aside: aside.write_text(page, encoding="utf-8"))
+    storage.publish(path, lambda aside: aside.write_text(page, encoding="utf-8"))
     return path
 
 

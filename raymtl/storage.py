@@ -1,0 +1,114 @@
+"""Writing to storage that may be full or away for a while: files whole or not at all, lines whole or not at all."""
+
+import errno
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+PATIENCE_S = 300.0
+"""How long storage that is full or away is waited for."""
+RETRY_S = 2.0
+AWAY = frozenset(
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH", "EROFS")
+)
+"""What the system says of such storage."""
+LINE = b"\n"
+
+Result = TypeVar("Result")
+
+
+def patiently(path: Path, act: Callable[[], Result], *, there: bool = False) -> Result:
+    """What `act` returns, which reads or writes `path`.
+
+    Where the storage is full or away, it is called again until `PATIENCE_S` have passed; then what the storage does is
+    raised. `there`: it is known that `path` was there, so that not to find it means that the storage is away.
+    """
+    until = time.monotonic() + PATIENCE_S
+    told = False
+    while True:
+        try:
+            return act()
+        except Exception as error:
+            away = is_of_storage(error) or (there and isinstance(error, FileNotFoundError))
+            if not away or time.monotonic() >= until:
+                raise
+            if not told:
+                print(f"{path}: {error}; trying again for {PATIENCE_S:.0f} s.", file=sys.stderr)
+                told = True
+            time.sleep(RETRY_S)
+
+
+def is_of_storage(error: BaseException) -> bool:
+    """Whether it may be better another time, whatever a library made of what the system said."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno in AWAY
+    if any(f"os error {code}" in str(error) for code in AWAY):  # safetensors, which writes by itself
+        return True
+    return error.__context__ is not None and is_of_storage(error.__context__)
+
+
+def reach(folder: Path) -> None:
+    """Returns when the folder is there, and makes it if it never was: what is in it can be read, or is not there."""
+    patiently(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
+
+
+def publish(path: Path, write: Callable[[Path], Any]) -> None:
+    """Calls `write` with a path aside, then renames that to `path`: readers see the old file or the whole new one.
+
+    Waits for storage that is full or away.
+    """
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+
+    def act() -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(aside)
+            aside.replace(path)
+        except Exception:
+            # What is there of it fills the storage for nothing.
+            shutil.rmtree(aside, ignore_errors=True)
+            with suppress(OSError):
+                aside.unlink()
+            raise
+
+    patiently(path, act)
+
+
+def append(path: Path, lines: bytes) -> None:
+    """Adds lines to a file, all or none. Half a line, as a power cut may leave it, is cut off first.
+
+    Only one process may do so at a time. Raises what the storage does; the file is then as before.
+    """
+    with path.open("r+b") as file:
+        end = _end_of_lines(file)
+        file.truncate(end)
+        file.seek(end)
+        try:
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):  # of what is buffered still
+                file.close()
+            os.truncate(path, end)
+            raise
+
+
+def _end_of_lines(file: Any) -> int:
+    """Where the last whole line ends, in bytes."""
+    end = int(file.seek(0, os.SEEK_END))
+    while end:
+        start = max(0, end - 4096)
+        file.seek(start)
+        found = file.read(end - start).rfind(LINE)
+        if found >= 0:
+            return start + int(found) + 1
+        end = start
+    return 0
