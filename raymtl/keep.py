@@ -40,7 +40,7 @@ class Host(NamedTuple):
     leaving: Callable[[], bool] = lambda: False
     """Whether a worker's machine or process is about to be taken away; asked on all workers at the same steps."""
     kept: Callable[[], None] = lambda: None
-    """Told on a worker that is leaving, after the first one kept a checkpoint for that."""
+    """Told where `leaving` was true, after the checkpoint that the first worker keeps for that."""
 
 
 class Recorder:

@@ -99,6 +99,28 @@ def test_one_two_and_three_train_workers_give_the_same_meta_gradient(
                     assert (grads[name] - gradient).norm() <= 1e-10 * (gradient.norm() + 1e-12), (weighting, name)
 
 
+def test_ids_are_dealt_though_every_cpu_is_taken() -> None:
+    """As it is where the workers have all of the machine, so that a task that needs one would wait for ever."""
+    from raymtl.ids import id_dataset
+
+    @ray.remote(num_cpus=4)
+    class Everything:
+        def taken(self) -> bool:
+            return True
+
+    @ray.remote(num_cpus=0)
+    def dealt() -> list[tuple[int, int]]:
+        (shard,) = id_dataset(3, 2).streaming_split(1, equal=True)
+        return [(row["step"], row["share"]) for row in shard.iter_rows()]
+
+    holder = Everything.remote()
+    assert ray.get(holder.taken.remote())
+    asked = dealt.remote()
+    ready, _ = ray.wait([asked], timeout=60)
+    assert ready and ray.get(asked) == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
+    ray.kill(holder)
+
+
 def options(folder: Path, workers: int = 2) -> dict[str, Any]:
     return {"ray_folder": folder / "ray", "workers": workers, "cpus": 1.0, "gpus": 0.0}
 
