@@ -19,7 +19,7 @@ def ends_the_trial_alone() -> Iterator[None]:
     def failed(self: RayActorManager, task: Any, error: Exception) -> None:
         known(self, task, RayActorError(error_msg=str(error)) if isinstance(error, OutOfMemoryError) else error)
 
-    RayActorManager._actor_task_failed = failed  # type: ignore[method-assign]
+    RayActorManager._actor_task_failed = failed  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
