@@ -523,7 +523,7 @@ def _print_summary(summary: Mapping[str, Any], run: Path, as_json: bool) -> None
             f"{about['fixed_loss_per_step'][about['best']]:.4f}).",
             highlight=False,
         )
-    where = os.path.relpath(run)
+    where = os.path.relpath(run) if run.absolute().is_relative_to(Path.cwd()) else run
     console.print(
         f"\n{summary['seconds']:.0f} s; training waited for data {summary['data_wait_pct']:.1f} % of its time. "
         f"Open {where}/report.html; next: raymtl adapt {where}",

@@ -29,7 +29,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raymtl import checkpoint, config, runs, storage
+from raymtl import checkpoint, config, runs, shortage, storage
 from raymtl.cluster.room import DRIVER_MEMORY, Plan
 from raymtl.config import Experiment
 from raymtl.data import Arrays
@@ -245,7 +245,8 @@ def run_search(experiment: Experiment, run: Path, arrays: Arrays, settings: Plan
                 verbose=0,
             ),
         )
-        tuner.fit()
+        with shortage.ends_the_trial_alone():
+            tuner.fit()
     runs.write_rows(run / "trials.parquet", trial_rows(search.study))
     known = search.study.get_trials(deepcopy=False)
     if len(known) < experiment.tune.trials or not all(trial.state.is_finished() for trial in known):

@@ -17,14 +17,14 @@ LAYERS = [
     {"checkpoint", "evaluate", "events", "journal", "progress", "support"},
     {"keep"},
     {"loop", "adapt", "carry", "baselines", "cluster"},
-    {"train", "report"},
+    {"train", "report", "shortage"},
     {"tune"},
     {"workflow"},
     {"cli"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 WITHIN = {("sharing", "encoders"), ("learners", "sharing"), ("learners", "encoders")}
-RAY = {"data/stream.py", "ids.py", "resizing.py", "train.py", "tune.py", "workflow.py"}
+RAY = {"data/stream.py", "ids.py", "resizing.py", "shortage.py", "train.py", "tune.py", "workflow.py"}
 RAY |= {"cluster/nodes.py", "cluster/launcher.py"}
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 

@@ -182,6 +182,29 @@ def test_table_of_trials_is_written_in_a_small_share_of_the_time(
     assert 0.1 * len(written) <= 0.03 * now[0]
 
 
+def test_a_trial_that_ray_ends_for_its_memory_is_one_that_died_and_the_search_goes_on() -> None:
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    from raymtl.shortage import ends_the_trial_alone
+
+    told: list[Exception] = []
+    actor = SimpleNamespace(actor_id=7, _on_error=lambda actor, error: None)
+    task = SimpleNamespace(_tracked_actor=actor, _on_error=lambda actor, error: told.append(error))
+
+    def end(manager: RayActorManager) -> None:
+        manager._actor_task_failed(task, OutOfMemoryError("the node is low on memory"))
+
+    manager = RayActorManager(resource_manager=SimpleNamespace())
+    manager._cleanup_actor = lambda tracked_actor: None
+    with ends_the_trial_alone():
+        end(manager)
+    assert isinstance(told[0], RayActorError)
+    assert "the node is low on memory" in str(told[0])
+    with pytest.raises(RuntimeError, match="unexpected"):  # when Ray knows it, this is to go
+        end(manager)
+
+
 def test_without_a_complete_trial_there_is_no_winner(tmp_path: Path) -> None:
     search = Search(searching(), tmp_path)
     search.suggest("a")

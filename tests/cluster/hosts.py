@@ -6,7 +6,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ TOOLS = ("ip", "bridge", "sshd", "ssh", "rsync", "nsenter", "unshare", "setpriv"
 HEAD, FIRST_WORKER = 1, 2
 NUM_HOSTS = 3
 SHARED = "/srv/shared"
+SHARED_SIZE = "256m"
+MEMORY = "5g"
+MEMORY_CGROUP = Path("/sys/fs/cgroup/memory")
 ADDRESS = "10.77.0.{}"
 
 
@@ -51,6 +55,7 @@ class Hosts:
             "HOSTS_VENV": str(python),
             "HOSTS_SHARE": " ".join(shares),
             "HOSTS_PFX": f"rm{os.getpid() % 1000}",
+            "HOSTS_MEM": MEMORY if MEMORY_CGROUP.is_dir() else "",
         }
 
     def __call__(self, *arguments: str, check: bool = True, timeout: float = 120) -> str:
@@ -68,23 +73,49 @@ class Hosts:
         return done.stdout
 
     def up(self) -> None:
+        self.shared.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SHARED_SIZE}", "tmpfs", str(self.shared)], check=True)
         self("up", str(NUM_HOSTS))
 
     def down(self) -> None:
         self("down", check=False)
+        subprocess.run(["umount", "--lazy", str(self.shared)], check=True)
+
+    @contextmanager
+    def storage_full(self) -> Iterator[None]:
+        """No byte more can be written to the shared folder."""
+        filler = self.shared / "filler"
+        room = os.statvfs(self.shared)
+        filler.write_bytes(b"0" * room.f_bavail * room.f_bsize)
+        yield
+        filler.unlink()
+
+    @contextmanager
+    def storage_away(self) -> Iterator[None]:
+        """What is on the shared folder is out of reach of every host; what is open stays so."""
+        hosts = range(HEAD, HEAD + NUM_HOSTS)
+        for host in hosts:
+            self.sh(host, f"mount -t tmpfs -o ro tmpfs {SHARED}")
+        yield
+        for host in hosts:
+            self.sh(host, f"umount {SHARED}")
 
     def sh(self, host: int, text: str, *, check: bool = True, timeout: float = 120) -> str:
         """What a command prints on a host, in its login environment."""
         return self("exec", str(host), "bash", "-lc", text, check=check, timeout=timeout)
 
     def start(self, host: int, text: str, log: str) -> "subprocess.Popen[bytes]":
-        """Starts a command on a host and does not wait; its output goes to a file on the shared folder."""
+        """Starts a command on a host and does not wait; its output goes to a file in its home."""
         return subprocess.Popen(
-            ["bash", str(SCRIPT), "exec", str(host), "bash", "-lc", f"{text} > {SHARED}/{log} 2>&1"],
+            ["bash", str(SCRIPT), "exec", str(host), "bash", "-lc", f"{text} > ~/{log} 2>&1"],
             env=self.environment,
             cwd="/",
             start_new_session=True,
         )
+
+    def home(self, host: int) -> Path:
+        """The home of the user on a host, as it is called here."""
+        return self.folder / f"h{host}" / "root"
 
     @property
     def shared(self) -> Path:
@@ -97,6 +128,7 @@ class Cluster:
 
     def __init__(self, hosts: Hosts) -> None:
         self.hosts = hosts
+        self.up_s = 0.0
 
     def configure(self) -> None:
         """Fills clusters/local.yaml in for these hosts, on the driver.
@@ -124,7 +156,7 @@ class Cluster:
             ),
             ". ~/raymtl.env && cd ~/raymtl && python3 -c 'import raymtl.cli'",
         ]
-        file = self.hosts.folder / "h0" / "root" / "local.yaml"
+        file = self.hosts.home(0) / "local.yaml"
         file.write_text(yaml.safe_dump(tree))
         self.hosts.sh(
             0, "umask 077; mkdir -p ~/.ray; head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n' > ~/.ray/raymtl_token"
@@ -132,8 +164,10 @@ class Cluster:
 
     def up(self) -> None:
         """`ray up`, and waits until all hosts have joined."""
+        start = time.monotonic()
         self.hosts.sh(0, f"cd {ROOT} && RAY_UP_enable_autoscaler_v2=0 ray up -y ~/local.yaml", timeout=300)
         self.wait_for_nodes(NUM_HOSTS)
+        self.up_s = time.monotonic() - start
 
     def down(self) -> None:
         self.hosts.sh(0, f"cd {ROOT} && ray down -y ~/local.yaml", timeout=120)
@@ -144,17 +178,23 @@ class Cluster:
 
     def begin(self, command: str, output: str, *sets: str, resume: bool = False) -> "Run":
         """Starts `raymtl COMMAND` on the head, on tests/cluster/faults.yaml, and does not wait."""
+        return self.started(quoted(*self.raymtl(command, output, *sets), *(["--resume"] if resume else [])), output)
+
+    def raymtl(self, command: str, output: str, *sets: str) -> list[str]:
+        """The words of `raymtl COMMAND` on tests/cluster/faults.yaml."""
         if not (self.hosts.shared / "faults.yaml").exists():
             shutil.copy(ROOT / "tests" / "cluster" / "faults.yaml", self.hosts.shared)
         words = ["python3", "-m", "raymtl", command, f"{SHARED}/faults.yaml", "--address", "auto"]
         for value in (f"output={SHARED}/{output}", *sets):
             words += ["--set", value]
-        text = f". ~/raymtl.env && exec {quoted(*words, *(['--resume'] if resume else []))}"
-        number = len(list(self.hosts.shared.glob(f"{output}.*.log")))
-        log = f"{output}.{number}.log"
-        return Run(
-            self, self.hosts.start(HEAD, text, log), self.hosts.shared / output / "faults", self.hosts.shared / log
-        )
+        return words
+
+    def started(self, text: str, output: str) -> "Run":
+        """A command on the head, started, whose run folder will be `output/faults` on the shared folder."""
+        home = self.hosts.home(HEAD)
+        log = f"{output}.{len(list(home.glob(f'{output}.*.log')))}.log"
+        process = self.hosts.start(HEAD, f". ~/raymtl.env && exec {text}", log)
+        return Run(self, process, self.hosts.shared / output / "faults", home / log)
 
     def kill(self, host: int, pattern: str) -> int:
         """SIGKILL to the newest process of a host whose command line has the pattern; 0 if there was none."""

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from raymtl import runs
-from tests.cluster.hosts import HEAD, NUM_HOSTS, Cluster, Run, until
+from tests.cluster.hosts import HEAD, MEMORY_CGROUP, NUM_HOSTS, Cluster, Run, until
 
 pytestmark = pytest.mark.cluster
 
@@ -123,6 +123,82 @@ def test_a_host_that_is_cut_off_for_a_while_costs_no_result(cluster: Cluster, st
     run.finish()
     assert_same_training(run, straight)
     cluster.wait_for_nodes(NUM_HOSTS)
+
+
+def test_a_host_that_closes_its_connections_is_done_without(cluster: Cluster, straight: Run) -> None:
+    """All its processes end at once, and the system tells whoever was connected."""
+    run = cluster.begin("train", "closed")
+    run.reach(100)
+    step, since = run.step(), time.monotonic()
+    where = [host for host in cluster.hosts_of(WORKER) if host != HEAD]
+    cluster.hosts("kill", str(where[-1]))
+    taken = seconds_to_go_on(run, step + 20, since, 120)
+    run.finish()
+    assert_same_training(run, straight)
+    cluster.hosts("start", str(where[-1]))
+    cluster.wait_for_nodes(NUM_HOSTS)
+    print(f"connections closed: went on after {taken:.1f} s")
+
+
+def test_storage_that_is_away_for_a_minute_is_waited_for(cluster: Cluster, straight: Run) -> None:
+    run = cluster.begin("train", "away")
+    run.reach(100)
+    with cluster.hosts.storage_away():
+        step = run.step()
+        time.sleep(60)
+        assert run.step() == step
+    run.finish()
+    assert_same_training(run, straight)
+    assert not resumed(run), "no worker was lost for it"
+
+
+def test_storage_that_is_full_costs_a_search_no_trial(cluster: Cluster, searched: Run) -> None:
+    run = cluster.begin("tune", "full")
+    until(lambda: run.trials_ended() >= 2, "two trials", 240)
+    with cluster.hosts.storage_full():
+        time.sleep(20)
+    run.finish()
+    assert outcome(run) == outcome(searched)
+
+
+def test_a_damaged_checkpoint_is_passed_over_after_the_driver_was_killed(cluster: Cluster, straight: Run) -> None:
+    run = cluster.begin("train", "damaged")
+    run.reach(100)
+    assert cluster.kill(HEAD, "[r]aymtl train")
+    run.process.wait(60)
+    # The workers may still write while they are ended.
+    until(lambda: not cluster.hosts_of(WORKER), "the end of the workers", 60)
+    damaged = run.folder / "best" / "checkpoints" / f"step_{run.step():08d}" / "model.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    run = cluster.begin("train", "damaged", resume=True)
+    run.finish()
+    assert_same_training(run, straight)
+    (last,) = (row for row in resumed(run) if row["passed_over"])
+    assert "model.safetensors has another checksum" in last["passed_over"][0]
+    assert last["from"]
+
+
+@pytest.mark.skipif(not MEMORY_CGROUP.is_dir(), reason="hosts without a limit to their memory")
+def test_trials_that_diverge_or_fill_the_memory_fail_alone(cluster: Cluster) -> None:
+    """Of two values of each, one makes the loss blow up, and one takes more memory than a host has."""
+    run = cluster.begin(
+        "tune", "bad", "train.max_failures=1", "train.steps=50",
+        "search={learner.inner_lr: {choice: [0.05, 1.0e+30]}, encoder.hidden: {choice: [[32], [40000, 40000]]}}",
+    )  # fmt: skip
+    run.finish()
+    rows = runs.read_rows(run.folder / "trials.parquet")
+    kinds = {(len(row["encoder.hidden"]), row["learner.inner_lr"]): row for row in rows}
+    assert len(rows) == 8
+    assert len(kinds) == 4, "each of the four was drawn"
+    for (width, inner_lr), row in kinds.items():
+        reason = row["reason"] or ""
+        if width == 2:
+            assert "the trial's process ended with an error" in reason
+        elif inner_lr > 1:
+            assert "at step 1" in reason
+        assert row["state"] == ("complete" if (width, inner_lr) == (1, 0.05) else "failed")
 
 
 def test_two_searches_at_once_do_not_touch_each_other(cluster: Cluster, searched: Run) -> None:

@@ -1,0 +1,26 @@
+"""Trials that Ray ends because their machine's memory runs out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
+
+
+@contextmanager
+def ends_the_trial_alone() -> Iterator[None]:
+    """Within it Tune takes such a trial for one whose process died: it is tried again, or fails, and the others go on.
+
+    Ray 2.60 knows this error of its own not where Tune waits for its trials, and would end the whole search.
+    """
+    known = RayActorManager._actor_task_failed
+
+    def failed(self: RayActorManager, task: Any, error: Exception) -> None:
+        known(self, task, RayActorError(error_msg=str(error)) if isinstance(error, OutOfMemoryError) else error)
+
+    RayActorManager._actor_task_failed = failed  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = known  # type: ignore[method-assign]
