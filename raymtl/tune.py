@@ -287,7 +287,7 @@ def run_trial(values: dict[str, Any], experiment: dict[str, Any], run: str, arra
     """
     number = values["number"]
     chosen = config.parse(experiment).override({key: value for key, value in values.items() if key != "number"})
-    folder = Path(run) / "trials" / f"{number:04d}"
+    folder, name = Path(run) / "trials" / f"{number:04d}", f"{Path(run).name}/trial-{number:04d}"
     runs.publish(folder / "config.yaml", chosen.model_copy(update={"search": {}}).save)
     done = checkpoint.newest_step(folder)
     history = [row for row in runs.read_rows(folder / "history.parquet") if row["step"] <= done] if done else []
@@ -300,14 +300,13 @@ def run_trial(values: dict[str, Any], experiment: dict[str, Any], run: str, arra
     try:
         if plan.workers > 1:
             train(
-                chosen, ray.put(arrays), folder, ray_folder=Path(run) / ".ray" / "trials", workers=plan.workers,
-                cpus=plan.cpus, gpus=plan.gpus, callbacks=(TuneReportCallback(),),
+                chosen, ray.put(arrays), folder, name=name, ray_folder=Path(run) / ".ray" / "trials",
+                workers=plan.workers, cpus=plan.cpus, gpus=plan.gpus, callbacks=(TuneReportCallback(),),
             )  # fmt: skip
             return
         torch.set_num_threads(max(1, int(plan.cpus)))
         device = torch.device("cuda" if plan.gpus and torch.cuda.is_available() else "cpu")
-        observe = observer(f"{Path(run).name}/trial-{number:04d}", chosen.data.task_names)
-        host = Host(tune.report, observe, device=device)
+        host = Host(tune.report, observer(name, chosen.data.task_names), device=device)
         train_loop(chosen, arrays, local_batches(chosen, arrays), host, folder)
     except (DivergedError, UserError) as error:
         tune.report({"step": 0, "failed": str(error)})

@@ -156,6 +156,7 @@ def _train_best(experiment: Experiment, run: Path, arrays: ArraysRef, view: View
             experiment,
             arrays,
             folder,
+            name=f"{run.name}/best",
             ray_folder=run / ".ray",
             workers=experiment.train.workers,
             cpus=experiment.train.cpus_per_worker,

@@ -126,7 +126,7 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays) -> None:
     """kill -9 of one of two workers in the middle; the weights are those of an undisturbed run, to the bit."""
     chosen = small("pcgrad").override({"train.steps": 60, "train.eval_every": 5})
     (tmp_path / "alone").mkdir()
-    train(chosen, ray.put(arrays), tmp_path / "alone", **options(tmp_path))
+    train(chosen, ray.put(arrays), tmp_path / "alone", name="killing/alone", **options(tmp_path))
     folder = tmp_path / "killed"
     folder.mkdir()
     victims: list[int] = []
@@ -142,7 +142,7 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays) -> None:
 
     killer = threading.Thread(target=kill)
     killer.start()
-    train(chosen, ray.put(arrays), folder, **options(tmp_path))
+    train(chosen, ray.put(arrays), folder, name="killing/killed", **options(tmp_path))
     killer.join()
     assert victims
     alone, resumed = (runs.load_params(path / "model.safetensors") for path in (tmp_path / "alone", folder))
@@ -156,7 +156,7 @@ def test_divergence_on_workers_comes_out_as_what_it_is(tmp_path: Path, arrays) -
     folder = tmp_path / "wild"
     folder.mkdir()
     with pytest.raises(DivergedError, match="at step"):
-        train(wild, ray.put(arrays), folder, **options(tmp_path, workers=1))
+        train(wild, ray.put(arrays), folder, name="wild/best", **options(tmp_path, workers=1))
 
 
 def test_workers_that_can_never_start_are_refused() -> None:
