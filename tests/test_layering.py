@@ -17,14 +17,18 @@ LAYERS = [
     {"checkpoint", "evaluate", "progress", "support"},
     {"keep"},
     {"loop", "adapt", "carry", "baselines", "cluster"},
-    {"train", "report"},
+    {"train", "report", "board"},
     {"tune"},
     {"workflow"},
     {"cli"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 WITHIN = {("sharing", "encoders"), ("learners", "sharing"), ("learners", "encoders")}
-RAY = {"data/stream.py", "train.py", "tune.py", "workflow.py", "cluster/nodes.py", "cluster/launcher.py"}
+RAY = {"data/stream.py", "train.py", "tune.py", "workflow.py", "cluster/nodes.py", "cluster/launcher.py"} | {
+    "board/board.py",
+    "board/rows.py",
+    "board/train_runs.py",
+}
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 
