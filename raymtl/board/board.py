@@ -69,7 +69,7 @@ class Board:
             if name not in self.open or self.rows is None:
                 return []
             self.open.remove(name)
-            told = self.rows.end(name, f"{state} {outcome}".rstrip(), failed=state in ("failed", "restarting"))
+            told = self.rows.end(name, state, outcome, failed=state in ("failed", "restarting"))
             if name in self.as_runs and self.train_runs is not None:
                 self.as_runs.remove(name)
                 told += self.train_runs.end(name, state, outcome)

@@ -6,6 +6,8 @@ the actor's process needs Ray alone.
 """
 
 import asyncio
+from itertools import count
+from textwrap import shorten
 from typing import Any
 
 import ray
@@ -14,29 +16,36 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 MOST_AT_ONCE = 10_000
 """Trainings that can be under way at the same time."""
 
+MOST_LETTERS = 80
+"""Of an outcome in the name of its row; the error of a row that failed has them all."""
+
 
 class EndedError(Exception):
     """How the row of a training that failed ends; its text is the reason."""
 
 
 class Trainings:
-    """Holds a row for each training that is under way."""
+    """Holds a row for each training that is under way. Its calls may arrive in any order."""
 
     def __init__(self) -> None:
-        self.ends: dict[str, asyncio.Future[None]] = {}
+        self.ends: dict[int, asyncio.Future[None]] = {}
 
-    async def training(self, name: str) -> None:
+    def _end(self, row: int) -> "asyncio.Future[None]":
+        return self.ends.setdefault(row, asyncio.get_running_loop().create_future())
+
+    async def training(self, row: int) -> None:
         """Waits for its end. Raises EndedError with the reason where it failed."""
-        self.ends[name] = asyncio.get_running_loop().create_future()
-        await self.ends[name]
+        try:
+            await self._end(row)
+        finally:
+            del self.ends[row]
 
-    async def outcome(self, name: str, failed: str | None) -> None:
-        """Ends the row of the training, as failed where a reason is given."""
-        ended = self.ends.pop(name)
+    async def outcome(self, row: int, failed: str | None) -> None:
+        """Ends the row, as failed where a reason is given."""
         if failed is None:
-            ended.set_result(None)
+            self._end(row).set_result(None)
         else:
-            ended.set_exception(EndedError(failed))
+            self._end(row).set_exception(EndedError(failed))
 
 
 class Rows:
@@ -49,14 +58,17 @@ class Rows:
         self.shown = made.options(
             name=f"trainings of {run}", num_cpus=0, max_concurrency=MOST_AT_ONCE, scheduling_strategy=beside
         ).remote()
-        self.waiting: dict[str, ray.ObjectRef[None]] = {}
+        self.numbers = count()
+        self.open: dict[str, tuple[int, ray.ObjectRef[None]]] = {}
 
     def start(self, name: str, details: str) -> None:
         """A row that runs, named after the training."""
+        row = next(self.numbers)
         text = f"{self.run}/{name} {details}".rstrip()
-        self.waiting[name] = self.shown.training.options(name=text).remote(name)
+        self.open[name] = row, self.shown.training.options(name=text).remote(row)
 
-    def end(self, name: str, outcome: str, failed: bool) -> "list[ray.ObjectRef[None]]":
+    def end(self, name: str, state: str, outcome: str, failed: bool) -> "list[ray.ObjectRef[None]]":
         """Ends that row, and adds one whose name says how; returns what is done when the dashboard has it."""
-        told = self.shown.outcome.options(name=f"{self.run}/{name} {outcome}").remote(name, outcome if failed else None)
-        return [self.waiting.pop(name), told]
+        row, waiting = self.open.pop(name)
+        text = f"{self.run}/{name} {state} {shorten(outcome, MOST_LETTERS, placeholder=' ...')}".rstrip()
+        return [waiting, self.shown.outcome.options(name=text).remote(row, f"{state}: {outcome}" if failed else None)]

@@ -17,6 +17,8 @@ from ray.train.v2._internal.state import schema
 from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
 from ray.train.v2._internal.state.util import current_time_ns, mark_workers_dead
 
+from raymtl import runs
+
 STATUS = {
     "complete": schema.RunStatus.FINISHED,
     "pruned": schema.RunStatus.ABORTED,
@@ -37,6 +39,7 @@ class TrainRuns:
 
     def __init__(self, folder: Path, max_failures: int) -> None:
         self.folder, self.max_failures = folder, max_failures
+        self.begun = runs.read_json(folder / "environment.json")["started"]
         self.state = get_or_create_state_actor()
         self.known: dict[str, _Known] = {}
 
@@ -120,8 +123,8 @@ class TrainRuns:
             ),
         )
         return schema.TrainRun(
-            # The same for a trial that goes on in a resumed search; never that of a run folder of the same name.
-            id=uuid.uuid5(uuid.NAMESPACE_URL, f"{self.folder.resolve()}/{name}").hex,
+            # The same for a trial that goes on in a resumed search; never that of another run of the same name.
+            id=uuid.uuid5(uuid.NAMESPACE_URL, f"{self.folder.resolve()}/{name} {self.begun}").hex,
             name=shown,
             job_id=ray.get_runtime_context().get_job_id(),
             controller_actor_id=actor_id,
