@@ -13,7 +13,7 @@ QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # At the default of 2 s reports are throttled to one in 2 s, and a killed worker loses a committed checkpoint.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # Without it the Train tab of the dashboard is empty.
+    # Without it the dashboard knows of no run of Ray Train.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     # Workers would run at nice 15, behind everything else on the machine.
     "RAY_worker_niceness": "0",

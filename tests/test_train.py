@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from raymtl import runs
-from raymtl.config import Experiment
+from raymtl.config import Experiment, parse
 from raymtl.step import meta_gradient
 from raymtl.train import ensure_resources, start_ray, train
 from raymtl.types import DivergedError, UserError
@@ -151,12 +151,17 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays) -> None:
     assert [row["step"] for row in runs.read_rows(folder / "history.parquet")] == list(range(1, 61))
 
 
-def test_divergence_on_workers_comes_out_as_what_it_is(tmp_path: Path, arrays) -> None:
+def test_divergence_on_workers_comes_out_as_what_it_is_and_is_known_to_ray_by_name(tmp_path: Path, arrays) -> None:
     wild = experiment(learner__inner_lr=1e4, learner__inner_steps=8, train__steps=2, train__max_failures=0)
+    wild = parse(wild.model_dump(mode="json") | {"search": {"learner.inner_lr": {"log_uniform": [0.1, 1e5]}}})
     folder = tmp_path / "wild"
     folder.mkdir()
     with pytest.raises(DivergedError, match="at step"):
         train(wild, ray.put(arrays), folder, name="wild/best", **options(tmp_path, workers=1))
+    kept = ray.get_actor("train_v2_state_actor", namespace="_train_state_actor")
+    (run,) = (run for run in ray.get(kept.get_train_runs.remote()).values() if run.name == "wild/best")
+    assert run.status == "ERRORED"
+    assert run.run_settings.train_loop_config["learner.inner_lr"] == 1e4
 
 
 def test_workers_that_can_never_start_are_refused() -> None:
