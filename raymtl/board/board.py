@@ -23,7 +23,7 @@ LEAVE_S = 5.0
 class Board:
     """Shows every training under its name, with its searched values and how it ended.
 
-    Its calls wait for nothing. Should Ray refuse what is shown, that is said once, and nothing more is shown.
+    Its calls take milliseconds. Should Ray refuse what is shown, that is said once, and nothing more is shown.
     """
 
     def __init__(self, run: Path, max_failures: int, say: Callable[[str], None]) -> None:
