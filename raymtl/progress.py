@@ -10,15 +10,16 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from raymtl.search import searched_values
+
 LINES_EVERY_S = 10  # of a training that runs, where there is no terminal
 
 
 def described(row: Mapping[str, Any], searched: Iterable[str]) -> str:
     """The searched values of a trial in one line, with as many digits as a person wants to read."""
-    keys = tuple(searched)
-    values = {k: v for k, v in row.items() if v is not None and (k in keys or k.rpartition(".")[0] in keys)}
     return " ".join(
-        f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
+        f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in searched_values(searched, row).items()
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Discriminator, Field, JsonValue, PositiveFloat, Tag, model_validator
@@ -198,6 +198,12 @@ def suggest(space: Space, defaults: Mapping[str, Any], trial: "optuna.Trial") ->
         if domain.active({**defaults, **chosen}):
             chosen |= domain.suggest(trial, name)
     return chosen
+
+
+def searched_values(searched: Iterable[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the dotted values that the search decides, each weight of a simplex included; without those left out."""
+    keys = tuple(searched)
+    return {k: v for k, v in values.items() if v is not None and (k in keys or k.rpartition(".")[0] in keys)}
 
 
 def default_params(space: Space, defaults: Mapping[str, Any]) -> dict[str, Any] | None:

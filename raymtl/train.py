@@ -13,7 +13,7 @@ QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # At the default of 2 s reports are throttled to one in 2 s, and a killed worker loses a committed checkpoint.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # Without it the Train tab of the dashboard is empty.
+    # Without it the dashboard knows of no run of Ray Train.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     # Workers would run at nice 15, behind everything else on the machine.
     "RAY_worker_niceness": "0",
@@ -38,6 +38,7 @@ from raymtl.data.stream import BuildEpisodes, BuildParts, streamed  # noqa: E402
 from raymtl.ids import Shares  # noqa: E402
 from raymtl.loop import Host, train_loop  # noqa: E402
 from raymtl.resizing import PAUSE, KeepBeforeResizing  # noqa: E402
+from raymtl.search import searched_values  # noqa: E402
 from raymtl.types import DivergedError, UserError  # noqa: E402
 
 LOOK_S = 60.0
@@ -102,12 +103,13 @@ def release_resources() -> None:
 
 
 def observer(run: str, task_names: tuple[str, ...]) -> Callable[[Mapping[str, float | None]], None]:
-    """Puts the numbers of every step into Ray's metrics, tagged by run (and task)."""
+    """Puts the numbers of every step, and its scores, into Ray's metrics, tagged by run (and task or score)."""
     tags = {"run": run}
     plain = {name: Gauge(f"raymtl_{name}", description=f"{name} of the outer step", tag_keys=("run",)) for name in
              ("step", "lr", "grad_norm", "seconds", "data_wait_pct")}  # fmt: skip
     loss = Gauge("raymtl_loss", description="query loss of a task", tag_keys=("run", "task"))
     weight = Gauge("raymtl_weight", description="weight of a task", tag_keys=("run", "task"))
+    score = Gauge("raymtl_score", description="score on the validation split", tag_keys=("run", "score"))
 
     def observe(row: Mapping[str, float | None]) -> None:
         for name, gauge in plain.items():
@@ -116,6 +118,9 @@ def observer(run: str, task_names: tuple[str, ...]) -> Callable[[Mapping[str, fl
             if row[f"loss.{task}"] is not None:
                 loss.set(row[f"loss.{task}"], tags | {"task": task})
             weight.set(row[f"weight.{task}"], tags | {"task": task})
+        for name, value in row.items():
+            if name.startswith("val.") and value is not None:
+                score.set(value, tags | {"score": name})
 
     return observe
 
@@ -125,6 +130,7 @@ def train(
     arrays: "ray.ObjectRef[Any]",
     folder: Path,
     *,
+    name: str,
     ray_folder: Path,
     workers: int,
     cpus: float,
@@ -134,15 +140,22 @@ def train(
 ) -> None:
     """Meta-trains on Ray Train workers; the first writes the model folder.
 
-    With `fewest`, it trains on as many of `workers` as there is room for, but no fewer than these. The same `folder`
-    and `ray_folder` again go on from the last checkpoint. Raises what the workers raise.
+    With `fewest`, it trains on as many of `workers` as there is room for, but no fewer than these. Ray knows it as
+    `name`, and by its searched values under their dotted names. The same `folder`, `name` and `ray_folder` again go on
+    from the last checkpoint. Raises what the workers raise.
     """
     elastic = fewest is not None and fewest < workers
     if elastic:
         os.environ.setdefault(START_TIMEOUT, str(ELASTIC_START_S))
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"experiment": experiment.model_dump(mode="json"), "arrays": arrays, "folder": str(folder)},
+        train_loop_config={
+            **searched_values(experiment.search, experiment.flat()),  # for whoever looks at it
+            "name": name,
+            "experiment": experiment.model_dump(mode="json"),
+            "arrays": arrays,
+            "folder": str(folder),
+        },
         # mypy reads the signatures of the first version of Ray Train here, Ray runs the second.
         scaling_config=ScalingConfig(  # type: ignore[call-arg]
             num_workers=(fewest, workers) if elastic else workers,  # type: ignore[arg-type]
@@ -154,7 +167,7 @@ def train(
         datasets={"ids": ray.data.range(experiment.train.steps)},
         dataset_config=Shares(experiment.train.steps),
         run_config=RunConfig(  # type: ignore[call-arg]
-            name=folder.name,
+            name=name,
             storage_path=str(ray_folder),
             failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=experiment.train.max_failures, controller_failure_limit=experiment.train.max_failures
@@ -197,7 +210,7 @@ def _worker(settings: dict[str, Any]) -> None:
         }
         return streamed(ray.train.get_dataset_shard("ids"), BuildParts(builds))
 
-    observe = observer(f"{folder.parent.name}/{folder.name}", experiment.data.task_names)
+    observe = observer(settings["name"], experiment.data.task_names)
     # No checkpoint goes through Ray: the loop keeps its own in the run folder, with checksums, and goes on from them.
     host = Host(ray.train.report, observe, workers, device, _leaving, PAUSE.kept)
     train_loop(experiment, arrays, batches, host, folder)

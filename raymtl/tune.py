@@ -6,7 +6,7 @@ import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # The run folder has its own tables and event files; Tune's would be a second, slower copy of them.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -39,6 +39,9 @@ from raymtl.progress import Row, View, described
 from raymtl.search import default_params, suggest
 from raymtl.types import DivergedError, UserError
 
+if TYPE_CHECKING:  # the processes of trials, which import this, do not need it
+    from raymtl.board.board import Board
+
 STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -48,6 +51,7 @@ STATES = {
 }
 REPORT = "report."
 """Beginning of the names under which the study keeps what a trial reported, by the step."""
+PROCESS_ENDED = "the trial's process ended with an error"
 TABLE_SHARE = 0.02
 """Largest share of its time that a search spends on writing trials.parquet, which grows with every trial."""
 
@@ -141,7 +145,7 @@ class Search(Searcher):
         number = self.numbers.pop(trial_id)
         result = result or {}
         values = [result.get(metric) for metric in self.experiment.tune.metrics]
-        reason = result.get("failed") or ("the trial's process ended with an error" if error else None)
+        reason = result.get("failed") or (PROCESS_ENDED if error else None)
         if not reason and not all(value is not None and math.isfinite(value) for value in values):
             reason = "the trial ended without a finite objective"
         self._record(number, result)  # Tune passes the report that ends a trial on to here alone
@@ -210,7 +214,9 @@ def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
     return rows
 
 
-def run_search(experiment: Experiment, run: Path, arrays: Arrays, settings: Plan, view: View) -> optuna.Study:
+def run_search(
+    experiment: Experiment, run: Path, arrays: Arrays, settings: Plan, view: View, board: "Board"
+) -> optuna.Study:
     """Runs the trials that the study still lacks; returns it. Raises UserError if the search was interrupted."""
     search = Search(experiment, run)
     ended = [t for t in search.study.get_trials(deepcopy=False) if t.state.is_finished()]
@@ -241,7 +247,7 @@ def run_search(experiment: Experiment, run: Path, arrays: Arrays, settings: Plan
                 name=f"search-{len(ended)}",
                 storage_path=str(run / ".ray"),
                 failure_config=tune.FailureConfig(max_failures=experiment.train.max_failures),
-                callbacks=[Watcher(experiment, view)],
+                callbacks=[Watcher(experiment, settings, view, board)],
                 verbose=0,
             ),
         )
@@ -288,7 +294,7 @@ def run_trial(values: dict[str, Any], experiment: dict[str, Any], run: str, arra
     """
     number = values["number"]
     chosen = config.parse(experiment).override({key: value for key, value in values.items() if key != "number"})
-    folder = Path(run) / "trials" / f"{number:04d}"
+    folder, name = Path(run) / "trials" / f"{number:04d}", f"{Path(run).name}/trial-{number:04d}"
     storage.publish(folder / "config.yaml", chosen.model_copy(update={"search": {}}).save)
     done = checkpoint.newest_step(folder)
     history = [row for row in runs.read_rows(folder / "history.parquet") if row["step"] <= done] if done else []
@@ -301,14 +307,13 @@ def run_trial(values: dict[str, Any], experiment: dict[str, Any], run: str, arra
     try:
         if plan.workers > 1:
             train(
-                chosen, ray.put(arrays), folder, ray_folder=Path(run) / ".ray" / "trials", workers=plan.workers,
-                cpus=plan.cpus, gpus=plan.gpus, callbacks=(TuneReportCallback(),),
+                chosen, ray.put(arrays), folder, name=name, ray_folder=Path(run) / ".ray" / "trials",
+                workers=plan.workers, cpus=plan.cpus, gpus=plan.gpus, callbacks=(TuneReportCallback(),),
             )  # fmt: skip
             return
         torch.set_num_threads(max(1, int(plan.cpus)))
         device = torch.device("cuda" if plan.gpus and torch.cuda.is_available() else "cpu")
-        observe = observer(f"{Path(run).name}/trial-{number:04d}", chosen.data.task_names)
-        host = Host(tune.report, observe, device=device)
+        host = Host(tune.report, observer(name, chosen.data.task_names), device=device)
         train_loop(chosen, arrays, local_batches(chosen, arrays), host, folder)
     except (DivergedError, UserError) as error:
         tune.report({"step": 0, "failed": str(error)})
@@ -318,18 +323,27 @@ def _trial_name(trial: Any) -> str:
     return f"trial-{trial.config.get('number', 0):04d}"
 
 
-class Watcher(tune.Callback):
-    """Passes what Tune sees on to the view."""
+def _values(trial: Any) -> dict[str, Any]:
+    """Dotted name -> searched value."""
+    return {key: value for key, value in trial.config.items() if key != "number"}
 
-    def __init__(self, experiment: Experiment, view: View) -> None:
-        self.experiment, self.view = experiment, view
+
+class Watcher(tune.Callback):
+    """Passes what Tune sees on to the view and to the board."""
+
+    def __init__(self, experiment: Experiment, plan: Plan, view: View, board: "Board") -> None:
+        self.experiment, self.plan, self.view, self.board = experiment, plan, view, board
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune keeps a pickle of its parts, and a terminal has no place in it.
+        # Tune keeps a pickle of its parts, and neither a terminal nor the board has a place in it.
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._show(trial, {}, "running")
+        # Of several workers, it is a run of Ray Train by itself, and this actor waits for it.
+        actor = trial.temporary_state.ray_actor if self.plan.workers == 1 else None
+        resources = {"CPU": self.plan.cpus, "GPU": self.plan.gpus}
+        self.board.started(_trial_name(trial), _values(trial), actor, resources)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -340,15 +354,29 @@ class Watcher(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
         pruned = result.get("step", 0) < self.experiment.train.steps
-        self._show(trial, result, "failed" if "failed" in result else "pruned" if pruned else "complete")
+        state = "failed" if "failed" in result else "pruned" if pruned else "complete"
+        shown = self._show(trial, result, state)
+        at = f"at step {shown.step} of {shown.steps}"
+        self.board.ended(_trial_name(trial), state, result.get("failed") or f"{at} {shown.score}".rstrip())
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._show(trial, trial.last_result or {}, "failed")
+        self.board.ended(_trial_name(trial), "failed", PROCESS_ENDED)
 
-    def _show(self, trial: Any, result: dict[str, Any], state: str) -> None:
-        values = {key: value for key, value in trial.config.items() if key != "number"}
-        row = {"step": result.get("step", 0), "state": state, "reason": result.get("failed"), **result, **values}
-        self.view.show(f"trial {trial.config['number']}", _row(self.experiment, row))
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.board.ended(_trial_name(trial), "restarting", PROCESS_ENDED)
+
+    def _show(self, trial: Any, result: dict[str, Any], state: str) -> Row:
+        row = {
+            "step": result.get("step", 0),
+            "state": state,
+            "reason": result.get("failed"),
+            **result,
+            **_values(trial),
+        }
+        shown = _row(self.experiment, row)
+        self.view.show(f"trial {trial.config['number']}", shown)
+        return shown
 
 
 def _row(experiment: Experiment, row: dict[str, Any]) -> Row:

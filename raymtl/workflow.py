@@ -5,7 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 
 from raymtl import runs, storage
 from raymtl.baselines import baselines, comparators, regret, table
+from raymtl.board.board import Board
 from raymtl.cluster import machines, resolve, survey
 from raymtl.cluster.machine import resources
 from raymtl.cluster.room import plan, shortfalls, workers_key
@@ -32,6 +33,7 @@ from raymtl.evaluate import evaluate_folder
 from raymtl.loop import Host, local_batches, train_loop
 from raymtl.progress import Row, View
 from raymtl.report import write_report
+from raymtl.search import searched_values
 from raymtl.tune import STATES, run_search, winner
 from raymtl.types import DivergedError, UserError
 
@@ -47,17 +49,17 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
     """
     started = time.time()
     _begin(experiment, run, "tune")
-    with View(f"raymtl tune {experiment.name}") as view, _ray(address, view):
+    with View(f"raymtl tune {experiment.name}") as view, _ray(address, view), _board(experiment, run, view) as board:
         _ensure(experiment, run, searching=True)
         settings = plan(experiment, machines())
         view.say(f"{settings.trials} trials, {settings.concurrency} at a time; run folder {run}")
-        study = run_search(experiment, run, arrays, settings, view)
+        study = run_search(experiment, run, arrays, settings, view, board)
         best = winner(study, experiment)
         chosen = experiment.override(best.user_attrs["values"])
         view.say(f"trial {best.number} wins on the validation split; now its baselines, and itself on Ray Train")
         shared = ray.put(arrays)
         compared = _train_baselines(experiment, chosen, run, shared, settings.cpus, view)
-        _train_best(chosen, run, shared, view)
+        _train_best(chosen, run, shared, view, board)
         about_regret = _regret(chosen, run, shared, settings.cpus, view)
     states = [STATES[trial.state] for trial in study.trials]
     about = {
@@ -77,13 +79,13 @@ def train_run(experiment: Experiment, run: Path, arrays: Arrays, address: str | 
     """Trains the configuration itself on loaded data and evaluates it; returns the content of summary.json."""
     started = time.time()
     _begin(experiment, run, "train")
-    with View(f"raymtl train {experiment.name}") as view, _ray(address, view):
+    with View(f"raymtl train {experiment.name}") as view, _ray(address, view), _board(experiment, run, view) as board:
         _ensure(experiment, run, searching=False)
         least, most = experiment.train.fewest, experiment.train.workers
         workers = most if least == most else f"{least} to {most}"
         view.say(f"{experiment.train.steps} steps on {workers} workers; run folder {run}")
         shared = ray.put(arrays)
-        _train_best(experiment, run, shared, view)
+        _train_best(experiment, run, shared, view, board)
         about_regret = _regret(experiment, run, shared, experiment.train.cpus_per_worker, view)
     about = {"name": experiment.name, "command": "train", "seed": experiment.seed, **about_regret}
     return _finish(run, about, {"model": run / "best"}, started)
@@ -145,7 +147,11 @@ def _ray(address: str | None, view: View) -> Iterator[None]:
         ray.shutdown()
 
 
-def _train_best(experiment: Experiment, run: Path, arrays: ArraysRef, view: View) -> None:
+def _board(experiment: Experiment, run: Path, view: View) -> closing[Board]:
+    return closing(Board(run, experiment.train.max_failures, view.say))
+
+
+def _train_best(experiment: Experiment, run: Path, arrays: ArraysRef, view: View, board: Board) -> None:
     folder = run / "best"
     if (folder / "metrics.json").exists():
         return
@@ -154,19 +160,23 @@ def _train_best(experiment: Experiment, run: Path, arrays: ArraysRef, view: View
     if not gpus and experiment.train.device == "auto" and ray.cluster_resources().get("GPU"):
         key = workers_key(experiment)
         view.say(f"fewer GPUs than {key}, so they train on CPUs; lower {key} to use the GPUs")
+    board.started("best", searched_values(experiment.search, experiment.flat()))
     with _watched({folder: experiment}, view):
         train(
             experiment,
             arrays,
             folder,
+            name=f"{run.name}/best",
             ray_folder=run / ".ray",
             workers=experiment.train.workers,
             fewest=experiment.train.fewest,
             cpus=experiment.train.cpus_per_worker,
             gpus=gpus,
         )
+    board.ended("best", "complete", f"val.score {_last_score(folder):.4f}")
     view.say("scoring it on held-out episodes")
-    ray.get(_evaluate.options(num_cpus=experiment.tune.cpus_per_trial).remote(folder, arrays, experiment.data))
+    options = {"num_cpus": experiment.tune.cpus_per_trial, "name": f"{run.name}/best scoring"}
+    ray.get(_evaluate.options(**options).remote(folder, arrays, experiment.data))
 
 
 def _train_baselines(
@@ -192,7 +202,8 @@ def _train_baselines(
         if not (made[name] / "metrics.json").exists():
             shutil.copytree(folders[name, best], made[name], dirs_exist_ok=True)
             source = experiment.data.with_tasks(tried[best].data.task_names)
-            scored.append(_evaluate.options(num_cpus=cpus).remote(made[name], arrays, source))
+            options = {"num_cpus": cpus, "name": f"{run.name}/{name} scoring"}
+            scored.append(_evaluate.options(**options).remote(made[name], arrays, source))
     ray.get(scored)
     return made
 
@@ -205,8 +216,9 @@ def _train_all(models: Mapping[Path, Experiment], arrays: ArraysRef, cpus: float
         for folder, model in missing.items():
             folder.mkdir(parents=True, exist_ok=True)
             options = _train_here.options(
-                num_cpus=cpus, num_gpus=gpus_per_worker(model, 1), max_retries=model.train.max_failures
-            )
+                name=_name(folder), num_cpus=cpus, num_gpus=gpus_per_worker(model, 1),
+                max_retries=model.train.max_failures,
+            )  # fmt: skip
             tasks.append(options.remote(model.model_dump(mode="json"), folder, arrays, cpus))
         for folder, reason in zip(missing, ray.get(tasks), strict=True):
             if reason:
@@ -233,6 +245,11 @@ def _last_score(folder: Path) -> float:
     return float(runs.read_rows(folder / "history.parquet")[-1]["val.score"])
 
 
+def _name(folder: Path) -> str:
+    """RUN/NAME of a training that something is compared with, whose folder is RUN/baselines/candidates/NAME."""
+    return f"{folder.parents[2].name}/{folder.name}"
+
+
 @ray.remote
 def _train_here(tree: dict[str, Any], folder: Path, arrays: Arrays, cpus: float) -> str | None:
     """Trains in this process, from the last checkpoint if there is one; returns why it diverged, if it did."""
@@ -240,7 +257,7 @@ def _train_here(tree: dict[str, Any], folder: Path, arrays: Arrays, cpus: float)
     torch.set_num_threads(max(1, int(cpus)))
     host = Host(
         report=lambda metrics: None,
-        observe=observer(f"{folder.parents[2].name}/{folder.name}", experiment.data.task_names),
+        observe=observer(_name(folder), experiment.data.task_names),
         device=torch.device("cuda" if ray.get_gpu_ids() else "cpu"),
     )
     try:

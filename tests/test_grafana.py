@@ -29,7 +29,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
 
     monkeypatch.setattr(train, "Gauge", Recorder)
     observe = train.observer("quickstart/trial-0001", ("left",))
-    numbers = ("step", "lr", "grad_norm", "seconds", "data_wait_pct", "loss.left", "weight.left")
+    numbers = ("step", "lr", "grad_norm", "seconds", "data_wait_pct", "loss.left", "weight.left", "val.score")
     observe(dict.fromkeys(numbers, 1.0))
     return tags
 
@@ -47,14 +47,14 @@ def shown() -> dict[str, set[str]]:
 
 
 def test_every_metric_has_its_panel_and_every_panel_its_metric(exported: dict[str, set[str]]) -> None:
-    assert len(exported) == 7
+    assert len(exported) == 8
     assert shown() == exported
 
 
 def test_variables_read_metrics_that_there_are(exported: dict[str, set[str]]) -> None:
     variables = {v["name"]: v for v in DASHBOARD["templating"]["list"]}
-    assert set(variables) == {"datasource", "run", "task"}
-    for name in ("run", "task"):
+    assert set(variables) == {"datasource", "run", "task", "score"}
+    for name in ("run", "task", "score"):
         definition = variables[name]["definition"]
         assert definition == variables[name]["query"]["query"]
         metric, label = re.fullmatch(r"label_values\(ray_(\w+)(?:\{.+\})?, (\w+)\)", definition).groups()  # type: ignore[union-attr]

@@ -17,7 +17,7 @@ LAYERS = [
     {"checkpoint", "evaluate", "events", "journal", "progress", "support"},
     {"keep"},
     {"loop", "adapt", "carry", "baselines", "cluster"},
-    {"train", "report", "shortage"},
+    {"train", "report", "board", "shortage"},
     {"tune"},
     {"workflow"},
     {"cli"},
@@ -26,6 +26,7 @@ RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 WITHIN = {("sharing", "encoders"), ("learners", "sharing"), ("learners", "encoders")}
 RAY = {"data/stream.py", "ids.py", "resizing.py", "shortage.py", "train.py", "tune.py", "workflow.py"}
 RAY |= {"cluster/nodes.py", "cluster/launcher.py"}
+RAY |= {"board/board.py", "board/rows.py", "board/train_runs.py"}
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 

@@ -5,7 +5,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from raymtl.config import Experiment, check_space, parse
-from raymtl.search import Simplex, Space, default_params, suggest
+from raymtl.search import Simplex, Space, default_params, searched_values, suggest
 from raymtl.types import UserError
 
 SPACE = TypeAdapter(Space).validate_python(
@@ -114,3 +114,13 @@ def test_conditions_that_wait_for_each_other_are_refused() -> None:
     }
     with pytest.raises(UserError, match="wait for each other"):
         check_space(parse({"search": space}))
+
+
+def test_searched_values_are_what_the_search_suggests_and_nothing_else() -> None:
+    flat = Experiment().flat()
+    for drawn in suggestions():
+        values = Experiment().override({"encoder.name": "mlp"} | drawn).flat()
+        found = searched_values(SPACE, values)
+        assert found.keys() >= drawn.keys()
+        assert all(values[key] == value for key, value in found.items())
+    assert "train.lr" in flat and "train.lr" not in found

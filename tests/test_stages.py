@@ -205,7 +205,10 @@ def test_two_train_workers_take_the_stages_that_one_process_takes(arrays, tmp_pa
     )  # fmt: skip
     try:
         (tmp_path / "two").mkdir()
-        train(chosen, ray.put(arrays), tmp_path / "two", ray_folder=tmp_path / "ray", workers=2, cpus=1.0, gpus=0.0)
+        train(
+            chosen, ray.put(arrays), tmp_path / "two", name="stages/best", ray_folder=tmp_path / "ray", workers=2,
+            cpus=1.0, gpus=0.0,
+        )  # fmt: skip
     finally:
         ray.shutdown()
     together = load_file(tmp_path / "two" / "model.safetensors")

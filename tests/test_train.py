@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from raymtl import runs
-from raymtl.config import Experiment
+from raymtl.config import Experiment, parse
 from raymtl.step import meta_gradient
 from raymtl.train import ensure_resources, start_ray, train
 from raymtl.types import DivergedError, UserError
@@ -152,7 +152,7 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays) -> None:
     """
     chosen = small("pcgrad").override({"train.steps": 90, "train.eval_every": 30, "train.checkpoint_share": 0})
     (tmp_path / "alone").mkdir()
-    train(chosen, ray.put(arrays), tmp_path / "alone", **options(tmp_path))
+    train(chosen, ray.put(arrays), tmp_path / "alone", name="killing/alone", **options(tmp_path))
     folder = tmp_path / "killed"
     folder.mkdir()
     victims: list[int] = []
@@ -169,7 +169,7 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays) -> None:
 
     killer = threading.Thread(target=kill)
     killer.start()
-    train(chosen, ray.put(arrays), folder, **options(tmp_path))
+    train(chosen, ray.put(arrays), folder, name="killing/killed", **options(tmp_path))
     killer.join()
     assert victims
     alone, resumed = (runs.load_params(path / "model.safetensors") for path in (tmp_path / "alone", folder))
@@ -180,12 +180,17 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays) -> None:
     assert int(json.loads(line)["from"].removeprefix("step_")) not in (29, 30, 59, 60)
 
 
-def test_divergence_on_workers_comes_out_as_what_it_is(tmp_path: Path, arrays) -> None:
+def test_divergence_on_workers_comes_out_as_what_it_is_and_is_known_to_ray_by_name(tmp_path: Path, arrays) -> None:
     wild = experiment(learner__inner_lr=1e4, learner__inner_steps=8, train__steps=2, train__max_failures=0)
+    wild = parse(wild.model_dump(mode="json") | {"search": {"learner.inner_lr": {"log_uniform": [0.1, 1e5]}}})
     folder = tmp_path / "wild"
     folder.mkdir()
     with pytest.raises(DivergedError, match="at step"):
-        train(wild, ray.put(arrays), folder, **options(tmp_path, workers=1))
+        train(wild, ray.put(arrays), folder, name="wild/best", **options(tmp_path, workers=1))
+    kept = ray.get_actor("train_v2_state_actor", namespace="_train_state_actor")
+    (run,) = (run for run in ray.get(kept.get_train_runs.remote()).values() if run.name == "wild/best")
+    assert run.status == "ERRORED"
+    assert run.run_settings.train_loop_config["learner.inner_lr"] == 1e4
 
 
 def test_workers_that_can_never_start_are_refused() -> None:

@@ -166,7 +166,7 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 folder = Path(sys.argv[2])
 folder.mkdir()
-training.train(experiment, arrays, folder, ray_folder=folder / ".ray", workers=1, cpus=1, gpus=0)
+training.train(experiment, arrays, folder, name="stream/best", ray_folder=folder / ".ray", workers=1, cpus=1, gpus=0)
 done.set()
 spilled = sum(f.stat().st_size for f in Path("/tmp/ray").glob("session_latest/ray_spilled_objects*/**/*") if f.is_file())
 print(json.dumps({**peak, "spilled_mb": spilled / 1e6}))

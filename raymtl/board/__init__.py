@@ -1,0 +1,1 @@
+"""What the pages and the API of Ray's dashboard are told of the trainings of a run."""
