@@ -10,6 +10,9 @@ from tests.cluster.test_faults import TRIAL, WORKER, outcome
 
 pytestmark = pytest.mark.cluster
 SEED = 6
+RAYLET = "[r]aylet/raylet"
+REST_S = 60.0
+"""A host is hit again no sooner: Ray never again starts one of your own machines that it lost while starting it."""
 
 
 class Chaos:
@@ -19,6 +22,7 @@ class Chaos:
         self.cluster, self.every = cluster, every
         self.rng = random.Random(SEED)
         self.done: list[str] = []
+        self.host_hit = {host: -REST_S for host in range(HEAD + 1, HEAD + NUM_HOSTS)}
 
     def through(self, output: str, *sets: str, timeout: float) -> Run:
         """The run, once it has come to its end."""
@@ -46,9 +50,16 @@ class Chaos:
         elif what == "driver":
             what = what if self.cluster.kill(HEAD, "[r]aymtl tune") else "no driver"
         else:
-            host = str(self.rng.randrange(HEAD + 1, HEAD + NUM_HOSTS))
-            self.cluster.hosts("kill" if what == "host" else "poweroff", host)
-            self.cluster.hosts("start", host)
+            now = time.monotonic()
+            there = self.cluster.hosts_of(RAYLET)
+            hosts = [host for host, at in self.host_hit.items() if host in there and now - at >= REST_S]
+            if hosts:
+                host = self.rng.choice(hosts)
+                self.host_hit[host] = now
+                self.cluster.hosts("kill" if what == "host" else "poweroff", str(host))
+                self.cluster.hosts("start", str(host))
+            else:
+                what = f"no {what}"
         self.done.append(what)
 
 
