@@ -22,7 +22,7 @@ class Chaos:
         self.cluster, self.every = cluster, every
         self.rng = random.Random(SEED)
         self.done: list[str] = []
-        self.host_hit = {host: -REST_S for host in range(HEAD + 1, HEAD + NUM_HOSTS)}
+        self.host_hit = dict.fromkeys(range(HEAD + 1, HEAD + NUM_HOSTS), -REST_S)
 
     def through(self, output: str, *sets: str, timeout: float) -> Run:
         """The run, once it has come to its end."""
