@@ -38,6 +38,8 @@ from raymtl.tune import STATES, run_search, winner
 from raymtl.types import DivergedError, UserError
 
 POLL_S = 0.5
+NOTICE_S = 60.0
+"""Ray notices after about 65 s that a machine went silent, of which it waits 30 for its answers here."""
 ArraysRef = Any  # ray.ObjectRef of Arrays
 
 
@@ -50,7 +52,7 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
     started = time.time()
     _begin(experiment, run, "tune")
     with View(f"raymtl tune {experiment.name}") as view, _ray(address, view), _board(experiment, run, view) as board:
-        _ensure(experiment, run, searching=True)
+        _ensure(experiment, run, view, searching=True)
         settings = plan(experiment, machines())
         view.say(f"{settings.trials} trials, {settings.concurrency} at a time; run folder {run}")
         study = run_search(experiment, run, arrays, settings, view, board)
@@ -80,7 +82,7 @@ def train_run(experiment: Experiment, run: Path, arrays: Arrays, address: str | 
     started = time.time()
     _begin(experiment, run, "train")
     with View(f"raymtl train {experiment.name}") as view, _ray(address, view), _board(experiment, run, view) as board:
-        _ensure(experiment, run, searching=False)
+        _ensure(experiment, run, view, searching=False)
         least, most = experiment.train.fewest, experiment.train.workers
         workers = most if least == most else f"{least} to {most}"
         view.say(f"{experiment.train.steps} steps on {workers} workers; run folder {run}")
@@ -106,8 +108,25 @@ def _begin(experiment: Experiment, run: Path, command: str) -> None:
         storage.publish(run / "config.yaml", experiment.save)
 
 
-def _ensure(experiment: Experiment, run: Path, *, searching: bool) -> None:
-    """Waits for the machines that search and training will need, or refuses; then asks them all what they see."""
+def _ensure(experiment: Experiment, run: Path, view: View, *, searching: bool) -> None:
+    """Waits for the machines that search and training will need, or refuses; then asks them all what they see.
+
+    Where some went or came meanwhile, it does so again.
+    """
+    while True:
+        _ensure_room(experiment, searching=searching)
+        number = len(machines())
+        if number > 1:
+            view.say(f"asking {number} machines what they see")
+            for check in survey(run, NOTICE_S):
+                if check.ok is False:
+                    raise UserError(f"{check.name}: {check.found}. {check.advice}")
+        if len(machines()) == number:
+            return
+
+
+def _ensure_room(experiment: Experiment, *, searching: bool) -> None:
+    """Returns when the cluster has room for all that will be held at the same time. Raises UserError if it has not."""
     wait_s = experiment.train.wait_for_nodes_s
     if searching:
         tune = experiment.tune
@@ -129,10 +148,6 @@ def _ensure(experiment: Experiment, run: Path, *, searching: bool) -> None:
     missing = [] if wait_s else shortfalls(experiment, machines(), searching=searching)
     if missing:
         raise UserError(missing[0])
-    if len(machines()) > 1:
-        for check in survey(run):
-            if check.ok is False:
-                raise UserError(f"{check.name}: {check.found}. {check.advice}")
 
 
 @contextmanager

@@ -88,13 +88,21 @@ def machines() -> Machines:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def survey(folder: Path) -> list[Check]:
-    """Asks every node that is alive; Ray is connected."""
+def survey(folder: Path, notice_s: float = 0.0) -> list[Check]:
+    """Asks every node that is alive; Ray is connected.
+
+    One that does not answer may be gone already: Ray is given `notice_s` to notice that, and then it is none of them.
+    """
     import ray
 
     with _probe(folder) as probe:
         nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         answers = _answers(list(nodes), probe)
+    until = time.monotonic() + notice_s
+    while nodes.keys() - answers.keys() and time.monotonic() < until:
+        time.sleep(1)
+        gone = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+        nodes = {key: node for key, node in nodes.items() if key in answers or key not in gone}
     names = {key: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for key, node in nodes.items()}
     named = {names[key]: answer for key, answer in answers.items()}
     silent = [names[key] for key in nodes if key not in answers]

@@ -76,10 +76,10 @@ def left_behind(cluster: Cluster) -> list[str]:
 
 @pytest.mark.parametrize(
     ("trials", "every"),
-    [pytest.param(20, 15.0, id="20 trials"), pytest.param(100, 20.0, marks=pytest.mark.slow, id="100 trials")],
+    [pytest.param(20, 20.0, id="20 trials"), pytest.param(100, 20.0, marks=pytest.mark.slow, id="100 trials")],
 )
 def test_a_search_under_random_kills_is_the_undisturbed_one(cluster: Cluster, trials: int, every: float) -> None:
-    sets = (f"tune.trials={trials}", "train.steps=150")
+    sets = (f"tune.trials={trials}", "train.steps=150", "train.wait_for_nodes_s=120")
     straight = cluster.begin("tune", f"calm-{trials}", *sets)
     straight.finish(900)
     chaos = Chaos(cluster, every)
