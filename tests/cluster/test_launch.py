@@ -77,11 +77,3 @@ def test_what_trials_of_two_workers_hold_is_released_when_they_end(cluster: Clus
 
 def studied(run: Run) -> optuna.Study:
     return open_study(run.folder, load(run.folder / "config.yaml"))
-
-
-def test_down_ends_everything(cluster: Cluster) -> None:
-    start = time.monotonic()
-    cluster.down()
-    down = time.monotonic() - start
-    until(lambda: not cluster.hosts_of("[r]aylet"), "the workers to follow", 60)
-    print(f"ray down: {down:.0f} s")
