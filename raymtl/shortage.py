@@ -16,8 +16,9 @@ def ends_the_trial_alone() -> Iterator[None]:
     """
     known = RayActorManager._actor_task_failed
 
-    def failed(self: RayActorManager, task: Any, error: Exception) -> None:
-        known(self, task, RayActorError(error_msg=str(error)) if isinstance(error, OutOfMemoryError) else error)
+    def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        lost = RayActorError(error_msg=str(exception)) if isinstance(exception, OutOfMemoryError) else exception
+        known(self, tracked_actor_task=tracked_actor_task, exception=lost)
 
     RayActorManager._actor_task_failed = failed  # type: ignore[method-assign, assignment]
     try:

@@ -193,7 +193,7 @@ def test_a_trial_that_ray_ends_for_its_memory_is_one_that_died_and_the_search_go
     task = SimpleNamespace(_tracked_actor=actor, _on_error=lambda actor, error: told.append(error))
 
     def end(manager: RayActorManager) -> None:
-        manager._actor_task_failed(task, OutOfMemoryError("the node is low on memory"))
+        manager._actor_task_failed(tracked_actor_task=task, exception=OutOfMemoryError("the node is low on memory"))
 
     manager = RayActorManager(resource_manager=SimpleNamespace())
     manager._cleanup_actor = lambda tracked_actor: None

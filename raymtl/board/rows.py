@@ -55,8 +55,11 @@ class Rows:
         self.run = run
         beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         made: Any = ray.remote(Trainings)
+        taken = set(ray.util.list_named_actors())  # by an earlier run of this driver, whose end takes a while
+        names = (f"trainings of {run}{'' if number == 1 else f'-{number}'}" for number in count(1))
+        name = next(name for name in names if name not in taken)
         self.shown = made.options(
-            name=f"trainings of {run}", num_cpus=0, max_concurrency=MOST_AT_ONCE, scheduling_strategy=beside
+            name=name, num_cpus=0, max_concurrency=MOST_AT_ONCE, scheduling_strategy=beside
         ).remote()
         self.numbers = count()
         self.open: dict[str, tuple[int, ray.ObjectRef[None]]] = {}
