@@ -20,7 +20,7 @@ def ends_the_trial_alone() -> Iterator[None]:
         lost = RayActorError(error_msg=str(exception)) if isinstance(exception, OutOfMemoryError) else exception
         known(self, tracked_actor_task=tracked_actor_task, exception=lost)
 
-    RayActorManager._actor_task_failed = failed  # type: ignore[method-assign, assignment]
+    RayActorManager._actor_task_failed = failed  # type: ignore[method-assign]
     try:
         yield
     finally:
