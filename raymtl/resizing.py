@@ -1,8 +1,8 @@
-"""A training that gets more workers, because machines have come, repeats no step.
+"""What Ray Train's controller waits for before it ends all workers, to start as many as there is room for then.
 
-Ray ends all workers and starts as many as there is room for now; it does not ask whether they are in the middle of
-something. So its controller asks the first worker before: that one keeps a checkpoint after the step that it is at, and
-makes no other one.
+Ray does not ask whether they are in the middle of something. Where it wants more of them, because machines have come,
+the first is asked before: it keeps a checkpoint after the step that it is at, and makes no other one, so that no step
+is repeated. Where one was lost, the others are given the time to write what all had after the last whole step.
 """
 
 import threading
@@ -15,6 +15,8 @@ from ray.train.v2._internal.execution.controller.state import ResizingState, Tra
 
 PATIENCE_S = 600.0
 """How long the controller waits for that checkpoint, at most."""
+RESCUE_S = 10.0
+"""How long it waits for those that are left of a group, at most: they do not learn that a machine went silently."""
 POLL_S = 0.1
 
 
@@ -51,19 +53,32 @@ def ask_for_pause() -> bool:
     return PAUSE.ask()
 
 
-class KeepBeforeResizing(ControllerCallback, WorkerGroupCallback):
-    """Has the first worker keep a checkpoint before Ray Train's controller, in whose process this is, ends them all."""
+class KeepBeforeTheEnd(ControllerCallback, WorkerGroupCallback):
+    """Has the workers keep what they have done before Ray Train's controller, in whose process this is, ends them."""
 
     def __init__(self) -> None:
         self.workers: Any = None
+        self.resizing = False
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         self.workers = worker_group
+        self.resizing = False
+
+    def before_worker_group_shutdown(self, worker_group: Any) -> None:
+        until = time.monotonic() + RESCUE_S
+        while not self.resizing and time.monotonic() < until:
+            # One that has written what it had raises what it met, and then runs no more.
+            # Not `poll_status`, which tells other callbacks, who have ended already.
+            statuses = worker_group._poll_workers_and_collect_errors(POLL_S)
+            if not any(status.running for status in statuses):
+                return
+            time.sleep(POLL_S)
 
     def after_controller_state_update(
         self, previous_state: TrainControllerState, current_state: TrainControllerState
     ) -> None:
         if isinstance(current_state, ResizingState):
+            self.resizing = True
             until = time.monotonic() + PATIENCE_S
             while time.monotonic() < until and not self._kept():
                 time.sleep(POLL_S)

@@ -37,7 +37,7 @@ from raymtl.config import Experiment  # noqa: E402
 from raymtl.data.stream import BuildEpisodes, BuildParts, streamed  # noqa: E402
 from raymtl.ids import Shares  # noqa: E402
 from raymtl.loop import Host, train_loop  # noqa: E402
-from raymtl.resizing import PAUSE, KeepBeforeResizing  # noqa: E402
+from raymtl.resizing import PAUSE, KeepBeforeTheEnd  # noqa: E402
 from raymtl.search import searched_values  # noqa: E402
 from raymtl.types import DivergedError, UserError  # noqa: E402
 
@@ -173,7 +173,7 @@ def train(
                 max_failures=experiment.train.max_failures, controller_failure_limit=experiment.train.max_failures
             ),
             logging_config=LoggingConfig(log_level="ERROR"),
-            callbacks=[*callbacks, KeepBeforeResizing()],  # type: ignore[list-item]
+            callbacks=[*callbacks, KeepBeforeTheEnd()],  # type: ignore[list-item]
         ),
     )
     try:

@@ -173,7 +173,7 @@ def test_the_controller_waits_for_the_checkpoint_taking_reports_but_for_no_worke
             raise RayActorError
         return end == "kept" and len(polls) > 3
 
-    asks = resizing.KeepBeforeResizing()
+    asks = resizing.KeepBeforeTheEnd()
     asks.after_worker_group_start(SimpleNamespace(poll_status=poll_status, execute_single=execute_single))
     asks.after_controller_state_update(RunningState(), RunningState())
     assert polls == []
@@ -250,7 +250,15 @@ def test_four_workers_two_and_four_again_train_as_one_does_and_growing_repeats_n
     def fit() -> None:
         try:
             training.train(
-                chosen, ray.put(given), folder, ray_folder=tmp_path / "ray", workers=4, fewest=2, cpus=1.0, gpus=0.0
+                chosen,
+                ray.put(given),
+                folder,
+                name="elastic",
+                ray_folder=tmp_path / "ray",
+                workers=4,
+                fewest=2,
+                cpus=1.0,
+                gpus=0.0,
             )
         except BaseException:
             failed.set()

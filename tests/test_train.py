@@ -150,7 +150,7 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays) -> None:
 
     The next checkpoint is far away, so what was done is kept by the other worker or not at all.
     """
-    chosen = small("pcgrad").override({"train.steps": 90, "train.eval_every": 30, "train.checkpoint_share": 0})
+    chosen = small("pcgrad").override({"train.steps": 300, "train.eval_every": 100, "train.checkpoint_share": 0})
     (tmp_path / "alone").mkdir()
     train(chosen, ray.put(arrays), tmp_path / "alone", name="killing/alone", **options(tmp_path))
     folder = tmp_path / "killed"
@@ -160,8 +160,8 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays) -> None:
     def kill() -> None:
         until = time.monotonic() + 120
         while time.monotonic() < until and not victims:
-            if len(runs.read_rows(folder / "history.parquet")) >= 30:
-                time.sleep(0.3)
+            if len(runs.read_rows(folder / "history.parquet")) >= 100:
+                time.sleep(1.5)  # some steps further, and far from the next checkpoint
                 victims.extend(our_train_workers()[:1])
                 for pid in victims:
                     os.kill(pid, signal.SIGKILL)
@@ -175,9 +175,9 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays) -> None:
     alone, resumed = (runs.load_params(path / "model.safetensors") for path in (tmp_path / "alone", folder))
     for name, value in alone.items():
         assert torch.equal(resumed[name], value), name
-    assert [row["step"] for row in runs.read_rows(folder / "history.parquet")] == list(range(1, 91))
+    assert [row["step"] for row in runs.read_rows(folder / "history.parquet")] == list(range(1, 301))
     (line,) = (folder / "resumes.jsonl").read_text().splitlines()
-    assert int(json.loads(line)["from"].removeprefix("step_")) not in (29, 30, 59, 60)
+    assert int(json.loads(line)["from"].removeprefix("step_")) not in (99, 100, 199, 200, 299)
 
 
 def test_divergence_on_workers_comes_out_as_what_it_is_and_is_known_to_ray_by_name(tmp_path: Path, arrays) -> None:
