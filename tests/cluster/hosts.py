@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +85,13 @@ class Hosts:
     def storage_full(self) -> Iterator[None]:
         """No byte more can be written to the shared folder."""
         filler = self.shared / "filler"
-        room = os.statvfs(self.shared)
-        filler.write_bytes(b"0" * room.f_bavail * room.f_bsize)
-        yield
-        filler.unlink()
+        try:
+            with filler.open("wb", buffering=0) as file, suppress(OSError):  # it is full, or others were faster
+                while True:
+                    file.write(b"0" * 4096)
+            yield
+        finally:
+            filler.unlink()
 
     @contextmanager
     def storage_away(self) -> Iterator[None]:
@@ -96,9 +99,11 @@ class Hosts:
         hosts = range(HEAD, HEAD + NUM_HOSTS)
         for host in hosts:
             self.sh(host, f"mount -t tmpfs -o ro tmpfs {SHARED}")
-        yield
-        for host in hosts:
-            self.sh(host, f"umount {SHARED}")
+        try:
+            yield
+        finally:
+            for host in hosts:
+                self.sh(host, f"umount {SHARED}")
 
     def sh(self, host: int, text: str, *, check: bool = True, timeout: float = 120) -> str:
         """What a command prints on a host, in its login environment."""
