@@ -152,6 +152,7 @@ def test_storage_that_is_away_for_a_minute_is_waited_for(cluster: Cluster, strai
     assert not resumed(run), "no worker was lost for it"
 
 
+@pytest.mark.slow
 def test_storage_that_is_full_costs_a_search_no_trial(cluster: Cluster, searched: Run) -> None:
     run = cluster.begin("tune", "full")
     until(lambda: run.trials_ended() >= 2, "two trials", 240)
@@ -161,6 +162,7 @@ def test_storage_that_is_full_costs_a_search_no_trial(cluster: Cluster, searched
     assert outcome(run) == outcome(searched)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_after_the_driver_was_killed(cluster: Cluster, straight: Run) -> None:
     run = cluster.begin("train", "damaged")
     run.reach(100)
@@ -180,6 +182,7 @@ def test_a_damaged_checkpoint_is_passed_over_after_the_driver_was_killed(cluster
     assert last["from"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MEMORY_CGROUP.is_dir(), reason="hosts without a limit to their memory")
 def test_trials_that_diverge_or_fill_the_memory_fail_alone(cluster: Cluster) -> None:
     """Of two values of each, one makes the loss blow up, and one takes more memory than a host has."""
@@ -201,6 +204,7 @@ def test_trials_that_diverge_or_fill_the_memory_fail_alone(cluster: Cluster) -> 
         assert row["state"] == ("complete" if (width, inner_lr) == (1, 0.05) else "failed")
 
 
+@pytest.mark.slow
 def test_two_searches_at_once_do_not_touch_each_other(cluster: Cluster, searched: Run) -> None:
     both = [cluster.begin("tune", name) for name in ("one", "two")]
     for run in both:
@@ -208,6 +212,7 @@ def test_two_searches_at_once_do_not_touch_each_other(cluster: Cluster, searched
     assert outcome(both[0]) == outcome(both[1]) == outcome(searched)
 
 
+@pytest.mark.slow
 def test_a_lost_head_is_raised_again_and_the_search_resumed(cluster: Cluster, searched: Run) -> None:
     run = cluster.begin("tune", "head")
     until(lambda: run.trials_ended() >= 3, "three trials", 240)

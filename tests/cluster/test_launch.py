@@ -11,7 +11,7 @@ from raymtl.config import load
 from raymtl.tune import open_study
 from tests.cluster.hosts import SHARED, Cluster, Run, quoted, until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 RELEASED_S = 10.0
 WATCH = f"""
 import json, pathlib, time, ray
