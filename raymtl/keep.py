@@ -102,7 +102,7 @@ class Keeper:
     made together, so that no more than the one at which it was lost is made again.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path, host: Host, recorder: "Recorder") -> None:
+    def __init__(self, experiment: Experiment, folder: Path, host: Host, recorder: Recorder) -> None:
         self.experiment, self.folder, self.host, self.recorder = experiment, folder, host, recorder
         self.short_of_memory = (folder / HALVED).exists()
         self.seconds = 0.0  # that the last one took
@@ -115,16 +115,18 @@ class Keeper:
         """Writes a checkpoint, if it is time to; at the last step the model before it, for then nothing is left."""
         if with_scores:
             self.recorder.flush()  # before the checkpoint: what is recorded too much is cut off on resume
-        progress = progress._replace(rows=self.recorder.unwritten)
-        if self.host.workers.size > 1:
-            self.whole = _Whole(settled(problem), optimizer, progress)
-        if self.host.workers.rank or not (with_scores or now or self._due()):
+        workers = self.host.workers
+        writes = workers.rank == 0 and (with_scores or now or self._due())
+        if not writes and workers.size == 1:
+            return  # nobody is left to write later what is held now
+        self.whole = _Whole(settled(problem), optimizer, progress)
+        if not writes:
             return
         start = time.perf_counter()
         if progress.step == self.experiment.train.steps:
             storage.publish(self.folder / "config.yaml", self.experiment.model_copy(update={"search": {}}).save)
             runs.save_params(self.folder / "model.safetensors", progress.params)
-        checkpoint.save(self.folder / checkpoint.FOLDER, settled(problem), optimizer, progress)
+        self._write(self.whole)
         self.at = time.perf_counter()
         self.seconds = self.at - start
 
@@ -138,9 +140,12 @@ class Keeper:
             return
         time.sleep(min(self.host.workers.rank * TURN_S, LONGEST_TURN_S))
         root = self.folder / checkpoint.FOLDER
-        step = self.whole.progress.step
-        if not any(root.glob(f"*step_{step:08d}*")):
-            checkpoint.save(root, *self.whole)
+        if not any(root.glob(f"*step_{self.whole.progress.step:08d}*")):
+            self._write(self.whole)
+
+    def _write(self, whole: _Whole) -> None:
+        progress = whole.progress._replace(rows=self.recorder.unwritten)
+        checkpoint.save(self.folder / checkpoint.FOLDER, whole.settled, whole.optimizer, progress)
 
     def _due(self) -> bool:
         share = self.experiment.train.checkpoint_share

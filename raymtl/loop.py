@@ -19,6 +19,7 @@ from raymtl.data.episodes import build_episodes, on_device, with_labels_of
 from raymtl.evaluate import validation_scores
 from raymtl.keep import ASK_S, Host, Keeper, Recorder, agreed_checkpoint
 from raymtl.learners.diverging import divergence
+from raymtl.modes import Mode
 from raymtl.step import HowToRun, MetaGradient, Problem, TaskAxis, look_back, meta_gradient, stacks
 from raymtl.types import DivergedError, MetaBatch, Params, UserError
 
@@ -129,12 +130,7 @@ def _train_part(here: _Stretch, arrays: Arrays, keeper: Keeper, host: Host) -> d
             meta = meta_gradient(problem, params, episodes, host.workers, how, step)
             for name, value in anchor.items():
                 meta.grads[name] += 2 * mode.anchor_strength * (params[name].detach() - value)
-            still = _heads_at_rest(problem, meta)
-            moving = {
-                name: value
-                for name, value in params.items()
-                if mode.moves(step, name) and problem.learner.moves(step, name) and name not in still
-            }
+            moving = _moving(problem, params, mode, step, meta)
             keeper.moving()
             norm = _move(optimizer, moving, meta, _schedule(experiment, step), settings.clip_norm)
             if experiment.weighting.looks_back:
@@ -147,21 +143,21 @@ def _train_part(here: _Stretch, arrays: Arrays, keeper: Keeper, host: Host) -> d
             advice = f" ({why}). Lower learner.inner_lr." if why else ". Lower learner.inner_lr or train.lr."
             raise DivergedError(f"{error} at step {done_before + 1}{advice}") from None
         done = done_before + 1
-        scored = done == here.part.stop or done % settings.eval_every == 0
+        scored = _is_scored(here.part, done)
         scores: dict[str, float] = {}
         if scored:
             with torch.no_grad():
                 scores = validation_scores(experiment, problem, params, arrays, how, host.workers)
         seconds = time.perf_counter() - start
         start = time.perf_counter()
-        pace = {"lr": _schedule(experiment, step), "grad_norm": norm, "seconds": seconds}
-        stage = {"stage": here.number} if keeper.experiment.stages else {}
         keeper.recorder.add(
             {
                 "step": done,
-                **stage,
+                **({"stage": here.number} if keeper.experiment.stages else {}),
                 "workers": host.workers.size,
-                **pace,
+                "lr": _schedule(experiment, step),
+                "grad_norm": norm,
+                "seconds": seconds,
                 "data_wait_pct": 100 * waited / seconds,
                 **_by_task(problem, meta),
                 **scores,
@@ -169,14 +165,31 @@ def _train_part(here: _Stretch, arrays: Arrays, keeper: Keeper, host: Host) -> d
         )
         leaving = ask and host.leaving()
         # A worker that is lost while they score leaves no whole step behind, so the one before is kept.
-        next_scored = host.workers.size > 1 and (done + 1 == here.part.stop or (done + 1) % settings.eval_every == 0)
-        keeper.keep(problem, optimizer, Progress(done, params, str(task_axis), anchor), scored, leaving or next_scored)
+        now = leaving or (host.workers.size > 1 and _is_scored(here.part, done + 1))
+        keeper.keep(problem, optimizer, Progress(done, params, str(task_axis), anchor), scored, now)
         if scored:
             count = sum(value.numel() for value in params.values())
             host.report({**scores, "step": done, "num_parameters": count, "seconds": keeper.recorder.seconds})
         if leaving:
             host.kept()
     return params
+
+
+def _is_scored(part: Part, done: int) -> bool:
+    """Whether the validation split is scored after so many steps."""
+    return done == part.stop or done % part.experiment.train.eval_every == 0
+
+
+def _moving(
+    problem: Problem, params: Mapping[str, Tensor], mode: Mode, step: int, meta: MetaGradient
+) -> dict[str, Tensor]:
+    """The parameters that this step moves."""
+    still = _heads_at_rest(problem, meta)
+    return {
+        name: value
+        for name, value in params.items()
+        if mode.moves(step, name) and problem.learner.moves(step, name) and name not in still
+    }
 
 
 def _inner_divergence(problem: Problem, params: Params, episodes: MetaBatch) -> str | None:

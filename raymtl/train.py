@@ -179,14 +179,21 @@ def train(
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        # Diverging is an answer, not a failure of the cluster: it comes out as what the worker raised.
-        for failure in getattr(error, "worker_failures", {}).values():
-            cause = failure.__cause__ or failure
-            while isinstance(cause, ray.exceptions.RayTaskError):
-                cause = cause.cause
-            if isinstance(cause, DivergedError | UserError):
-                raise cause from None
-        raise
+        answer = _answer(error)
+        if answer is None:
+            raise
+        raise answer from None
+
+
+def _answer(error: ray.train.TrainingFailedError) -> DivergedError | UserError | None:
+    """What a worker raised that is an answer, such as diverging, and no failure of the cluster."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = failure.__cause__ or failure
+        while isinstance(cause, ray.exceptions.RayTaskError):
+            cause = cause.cause
+        if isinstance(cause, DivergedError | UserError):
+            return cause
+    return None
 
 
 def _worker(settings: dict[str, Any]) -> None:

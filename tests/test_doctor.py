@@ -258,6 +258,33 @@ def test_clock_is_off_where_asking_cannot_explain_it(told: float, ok: bool | Non
     assert replies.clocks(answers)[1:3] == (ok, found if ok is None else "none differs by over 2 s")
 
 
+def test_silent_node_that_ray_gives_up_in_time_is_none_of_them_and_another_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three, one answers; Ray notices at the third look that the second is gone, and of the third never."""
+    looks: list[int] = []
+
+    def seen() -> list[dict[str, Any]]:
+        looks.append(len(looks))
+        return [
+            {"NodeID": key, "Alive": key != "gone" or len(looks) < 3, "NodeManagerHostname": key,
+             "NodeManagerAddress": "10.0.0.1", "Resources": {"CPU": 1.0}}
+            for key in ("here", "gone", "mute")
+        ]  # fmt: skip
+
+    answer = replies.Answer(dict.fromkeys((*replies.PACKAGES, "raymtl", "python")))
+    monkeypatch.setattr(ray, "nodes", seen)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+    monkeypatch.setattr(nodes, "_answers", lambda asked, probe: {"here": answer})
+    monkeypatch.setattr(nodes.time, "sleep", lambda seconds: None)
+    for check in ("same_versions", "floors", "authentication", "clocks", "interfaces", "disks", "shared"):
+        monkeypatch.setattr(replies, check, lambda *_: Check("other", True, "", ""))
+    told = nodes.survey(tmp_path, notice_s=0.2)[0]
+    assert told.ok is False
+    assert "2 alive: here (10.0.0.1), mute (10.0.0.1)" in told.found
+    assert "no answer within 30 s from mute" in told.found
+
+
 def test_versions_with_known_holes_are_named_and_installed_ones_have_none() -> None:
     check = replies.floors(nodes_of(ray="2.54.1", torch="2.5.1+cu121"))
     assert check.ok is False

@@ -55,11 +55,6 @@ def resumed(run: Run, model: str = "best") -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def repeated(run: Run, before: int) -> int:
-    """How many steps were made again, where `before` was the last one known to be done."""
-    return before - int(resumed(run)[-1]["from"].removeprefix("step_"))
-
-
 def seconds_to_go_on(run: Run, killed_at_step: int, since: float, timeout: float) -> float:
     until(lambda: run.step() > killed_at_step or run.process.poll() is not None, "a further step", timeout, every=0.1)
     return time.monotonic() - since
@@ -72,10 +67,11 @@ def test_a_killed_worker_costs_seconds_and_no_result(cluster: Cluster, straight:
     where = cluster.hosts_of(WORKER)
     assert len(where) == 2, "the workers are on two hosts"
     assert cluster.kill(where[-1], WORKER)
-    taken = seconds_to_go_on(run, step + 20, since, 120)
+    taken = seconds_to_go_on(run, step + 20, since, 60)
     run.finish()
     assert_same_training(run, straight)
-    assert len(resumed(run)) == 1
+    (again,) = resumed(run)
+    assert int(again["from"].removeprefix("step_")) >= step
     print(f"worker killed: went on after {taken:.1f} s")
 
 
@@ -99,18 +95,22 @@ def test_a_killed_driver_goes_on_with_resume(cluster: Cluster, searched: Run) ->
     assert len(list(run.folder.parent.iterdir())) == 1
 
 
-def test_a_host_that_loses_power_is_done_without_and_comes_back(cluster: Cluster, straight: Run) -> None:
-    run = cluster.begin("train", "power")
+@pytest.mark.parametrize(
+    ("how", "within_s"),
+    [pytest.param("poweroff", 150, id="silently"), pytest.param("kill", 90, id="closing its connections")],
+)
+def test_a_lost_host_is_done_without_and_comes_back(how: str, within_s: int, cluster: Cluster, straight: Run) -> None:
+    run = cluster.begin("train", how)
     run.reach(100)
     step, since = run.step(), time.monotonic()
     where = [host for host in cluster.hosts_of(WORKER) if host != HEAD]
-    cluster.hosts("poweroff", str(where[-1]))
-    taken = seconds_to_go_on(run, step + 20, since, 200)
+    cluster.hosts(how, str(where[-1]))
+    taken = seconds_to_go_on(run, step + 20, since, within_s)
     run.finish()
     assert_same_training(run, straight)
     cluster.hosts("start", str(where[-1]))
     cluster.wait_for_nodes(NUM_HOSTS)
-    print(f"host without power: went on after {taken:.1f} s")
+    print(f"host lost by {how}: went on after {taken:.1f} s")
 
 
 def test_a_host_that_is_cut_off_for_a_while_costs_no_result(cluster: Cluster, straight: Run) -> None:
@@ -123,21 +123,6 @@ def test_a_host_that_is_cut_off_for_a_while_costs_no_result(cluster: Cluster, st
     run.finish()
     assert_same_training(run, straight)
     cluster.wait_for_nodes(NUM_HOSTS)
-
-
-def test_a_host_that_closes_its_connections_is_done_without(cluster: Cluster, straight: Run) -> None:
-    """All its processes end at once, and the system tells whoever was connected."""
-    run = cluster.begin("train", "closed")
-    run.reach(100)
-    step, since = run.step(), time.monotonic()
-    where = [host for host in cluster.hosts_of(WORKER) if host != HEAD]
-    cluster.hosts("kill", str(where[-1]))
-    taken = seconds_to_go_on(run, step + 20, since, 120)
-    run.finish()
-    assert_same_training(run, straight)
-    cluster.hosts("start", str(where[-1]))
-    cluster.wait_for_nodes(NUM_HOSTS)
-    print(f"connections closed: went on after {taken:.1f} s")
 
 
 def test_storage_that_is_away_for_a_minute_is_waited_for(cluster: Cluster, straight: Run) -> None:
