@@ -11,8 +11,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from raymtl import cli
 from raymtl.cli import app, main
+from raymtl.cli.cluster import ask
 from raymtl.cluster.audit import audit
 from raymtl.cluster.documents import PLACEHOLDER
 from raymtl.cluster.render import fill, render
@@ -373,7 +373,7 @@ def test_part_of_another_type_never_ends_in_a_traceback(target: str, first: int,
 def test_wrong_answers_are_asked_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     said = iter(["root", "learner"])
     monkeypatch.setattr("typer.prompt", lambda text, err: next(said))
-    assert cli._ask("user", SHIPPED["local"].questions["user"]) == "learner"
+    assert ask("user", SHIPPED["local"].questions["user"]) == "learner"
     assert "an account other than root" in capsys.readouterr().err
 
 

@@ -214,7 +214,7 @@ def test_override_of_an_unknown_key_is_refused(key: str) -> None:
 
 
 def test_dotted_names_are_those_of_the_configuration() -> None:
-    names = set(dotted_names())
+    names = set(dotted_names(Experiment))
     assert set(Experiment().flat()) - {"weighting.weights"} <= names
     assert {
         "learner.first_order",
@@ -237,8 +237,8 @@ def test_names_of_tasks_in_keys_may_be_set_beside_a_new_member() -> None:
         {"sharing.tree.sum.stages": 1, "sharing.tree.sum.follows": "right", "sharing.name": "branching"}
     )
     assert changed.flat()["sharing.tree.sum.follows"] == "right"
-    assert is_known("sharing.tree.sum.stages") and is_known("weighting.weights.any name")
-    assert not is_known("sharing.tree.sum.stage") and not is_known("sharing.strength.sum")
+    assert is_known("sharing.tree.sum.stages", Experiment) and is_known("weighting.weights.any name", Experiment)
+    assert not is_known("sharing.tree.sum.stage", Experiment) and not is_known("sharing.strength.sum", Experiment)
 
 
 def test_a_new_member_takes_over_what_was_set_and_not_what_was_a_default() -> None:

@@ -1,0 +1,47 @@
+"""The commands. Each validates everything that the user gave before anything is started."""
+
+import sys
+
+import typer
+
+from raymtl.cli.cluster import check_file, doctor, render_file
+from raymtl.cli.data import fetch_data, inspect_data
+from raymtl.cli.look import methods, report, trials
+from raymtl.cli.model import adapt, evaluate
+from raymtl.cli.whole import train, tune
+from raymtl.redact import redacted
+from raymtl.types import DivergedError, UserError
+
+app = typer.Typer(
+    name="raymtl",
+    help="Learn many tasks together, learn how to learn the next one, and search how.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+data_app = typer.Typer(
+    help="Look at the data of a configuration, or fetch data that have a name.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+cluster_app = typer.Typer(
+    help="Write and check the files that start a cluster.", no_args_is_help=True, add_completion=False
+)
+for command in (tune, train, evaluate, adapt, trials, methods, report, doctor):
+    app.command()(command)
+data_app.command("inspect")(inspect_data)
+data_app.command("fetch")(fetch_data)
+cluster_app.command("render")(render_file)
+cluster_app.command("check")(check_file)
+app.add_typer(data_app, name="data")
+app.add_typer(cluster_app, name="cluster")
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one sentence and exit status 2."""
+    try:
+        app()
+    except (UserError, DivergedError) as error:
+        print(f"raymtl: {redacted(str(error))}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,124 @@
+"""What becomes of a run's best model: `evaluate`, `adapt`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from raymtl import runs
+from raymtl.cli.options import AsJson, Run, overrides
+from raymtl.cli.tables import figure, print_scores
+from raymtl.types import UserError
+
+
+def evaluate(
+    run: Run,
+    split: Annotated[str, typer.Option(help="val or test.")] = "test",
+    episodes: Annotated[int | None, typer.Option(min=2, help="Episodes; the configuration's own by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the run's best model on held-out episodes, before and after adaptation."""
+    from raymtl.evaluate import evaluate as score
+    from raymtl.evaluate import load_model
+
+    if split not in ("val", "test"):
+        raise UserError(f"--split: expected val or test, got '{split}'.")
+    experiment, problem, params = load_model(runs.existing(run) / "best")
+    metrics, _ = score(experiment, problem, params, experiment.data.load(), split=split, episodes=episodes)  # type: ignore[arg-type]
+    if as_json:
+        print(json.dumps(metrics, indent=2))
+        return
+    print_scores([{"name": "best", "score": metrics["score"], "tasks": metrics["tasks"]}])
+    kind = "transductive" if metrics["transductive"] else "not transductive"
+    Console().print(f"{metrics['episodes']} {split} episodes, {kind}; +- is the 95 % interval over episodes.")
+
+
+def adapt(
+    run: Run,
+    support: Annotated[
+        Path | None, typer.Option(help="Examples: as the run's own files, or Parquet with `input` and one a task.")
+    ] = None,
+    query: Annotated[
+        Path | None, typer.Option(help="What to predict; the rows of --support without a label by default.")
+    ] = None,
+    episode: Annotated[
+        int, typer.Option(min=0, help="Without --support: which held-out test episode to adapt to.")
+    ] = 0,
+    steps: Annotated[int | None, typer.Option(min=0, help="Inner steps; the learner's own by default.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Folder under RUN/adapted; made from the support set by default.")
+    ] = None,
+    transfer: Annotated[
+        str | None, typer.Option(help="feature, model or target: to a task with a head of its own (docs/transfer.md).")
+    ] = None,
+    sets: Annotated[
+        list[str], typer.Option("--set", help="A value of the transfer: task.kind=regression, optimiser.lr=0.01.")
+    ] = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Adapt the run's best model to a new task; write the adapted model and its predictions."""
+    from raymtl.adapt import adapt_run
+
+    if support is not None and episode:
+        raise UserError("--episode: expected either --support or --episode, got both. Leave one away.")
+    if query is not None and support is None:
+        raise UserError("--query: expected --support beside it, the examples to adapt to, got none. Add it.")
+    if transfer is not None:
+        if steps is not None:
+            raise UserError("--steps: expected none with --transfer, which has --set optimiser.steps=N. Leave it away.")
+        _transfer(runs.existing(run), transfer, overrides(sets), support, query, episode, name, as_json)
+        return
+    if sets:
+        raise UserError(f"--set: expected --transfer, whose values it sets, got {sets[0]} alone. Add --transfer.")
+    written = adapt_run(runs.existing(run), support, episode, steps, name, query)
+    if as_json:
+        print(json.dumps(written, indent=2))
+        return
+    Console().print(f"adapted to {written['domain']} with {written['support_examples']} examples", highlight=False)
+    if written["scores"]:
+        table = Table(box=None, pad_edge=False)
+        for column in ("metric", "before", "after"):
+            table.add_column(column, justify="left" if column == "metric" else "right")
+        for metric, (before, after) in written["scores"].items():
+            table.add_row(metric, "-" if before is None else f"{before:.3f}", f"{after:.3f}")
+        Console().print(table)
+    Console().print(f"{written['folder']}: model.safetensors, predictions.parquet", highlight=False, soft_wrap=True)
+
+
+def _transfer(
+    run: Path,
+    way: str,
+    values: Mapping[str, Any],
+    support: Path | None,
+    query: Path | None,
+    episode: int,
+    name: str | None,
+    as_json: bool,
+) -> None:
+    from raymtl.carry import transfer_run
+    from raymtl.progress import View
+    from raymtl.transfer import parse_transfer
+
+    chosen = parse_transfer(way, values)
+    with View(f"raymtl adapt --transfer {way}") as view:
+        written = transfer_run(run, chosen, support, episode, name, view, query)
+    if as_json:
+        print(json.dumps(written, indent=2))
+        return
+    told = [f"{written['trained_on']} examples"]
+    told += [f"step {written['step']} chosen by {written['held_out']} held-out ones"] if written["held_out"] else []
+    console = Console(soft_wrap=True)
+    console.print(f"{way} transfer to {written['domain']}: {', '.join(told)}", highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("metric", "held out", "before", "after"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    parts = (written["validation"], *((written["test"] or {}).get(when) for when in ("before", "after")))
+    for metric in next((part for part in parts if part), {}):
+        table.add_row(metric, *(figure(part and part[metric]) for part in parts))
+    if table.rows:
+        console.print(table)
+    console.print(f"{written['folder']}: model.safetensors, predictions.parquet, scores.json", highlight=False)

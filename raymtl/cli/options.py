@@ -1,0 +1,36 @@
+"""Options that several commands have, and how the values of `--set` are read."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from raymtl.types import UserError
+
+Config = Annotated[Path, typer.Argument(help="A YAML configuration, such as tune_configs/quickstart.yaml.")]
+Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]
+Sets = Annotated[list[str], typer.Option("--set", help="Override a value by its dotted name: learner.inner_lr=0.05.")]
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster; else RAY_ADDRESS, else Ray starts here.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the newest run of this configuration.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan; start nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def assignment(text: str) -> tuple[str, str]:
+    """Key and value of `key=value`; raises UserError for another text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set: expected key=value, got '{text}'.")
+    return key, value
+
+
+def overrides(sets: list[str]) -> dict[str, Any]:
+    """Dotted name -> value, read as YAML; raises UserError."""
+    values: dict[str, Any] = {}
+    for key, value in map(assignment, sets):
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {key}: expected a YAML value, got '{value}'.") from None
+    return values

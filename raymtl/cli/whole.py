@@ -1,0 +1,133 @@
+"""Whole runs: `tune`, `train`."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from raymtl import runs
+from raymtl.cli.options import Address, AsJson, Config, DryRun, Resume, Sets, overrides
+from raymtl.cli.tables import print_scores
+from raymtl.config import Experiment, load
+from raymtl.data import Arrays
+from raymtl.types import UserError
+
+
+def tune(
+    config: Config,
+    sets: Sets = [],  # noqa: B006  (typer copies it)
+    address: Address = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search, train the winner on Ray Train workers, compare it with its baselines, write the report."""
+    experiment = load(config, overrides(sets))
+    if not experiment.search:
+        raise UserError(
+            f"{config}: search: expected something to search, got nothing. Use `raymtl train`, or add domains."
+        )
+    if dry_run:
+        _print_plan(experiment, as_json, searching=True)
+        return
+    _workflow().refuse(experiment, address, searching=True)
+    arrays = _loaded(experiment)
+    run = runs.latest(experiment, "tune") if resume else runs.create(experiment)
+    _print_summary(_workflow().tune(experiment, run, arrays, address), run, as_json)
+
+
+def train(
+    config: Config,
+    sets: Sets = [],  # noqa: B006
+    address: Address = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one configuration on Ray Train workers, evaluate it, write the report."""
+    experiment = load(config, overrides(sets))
+    if dry_run:
+        _print_plan(experiment, as_json, searching=False)
+        return
+    _workflow().refuse(experiment, address, searching=False)
+    arrays = _loaded(experiment)
+    run = runs.latest(experiment, "train") if resume else runs.create(experiment)
+    _print_summary(_workflow().train_run(experiment, run, arrays, address), run, as_json)
+
+
+def _workflow() -> Any:
+    from raymtl import workflow  # importing Ray takes seconds that a mistyped key should not cost
+
+    return workflow
+
+
+def _loaded(experiment: Experiment) -> Arrays:
+    """The data; read before anything is started or made, for there may be something wrong with them."""
+    with Console(stderr=True).status("reading the data"):
+        return experiment.data.load()
+
+
+def _print_summary(summary: Mapping[str, Any], run: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(summary, indent=2))
+        return
+    from raymtl.report import outcome, protocol, result_rows
+
+    console = Console(soft_wrap=True)
+    console.print()
+    print_scores(summary["models"])
+    console.print(f"\n{outcome(result_rows(summary))} {protocol(summary)}", highlight=False)
+    if "regret" in summary:
+        about = summary["regret"]
+        weights = ", ".join(f"{task} {weight:.2f}" for task, weight in about["best_weights"].items())
+        console.print(
+            f"\nRegret: {about['regret']:+.2f} summed over all steps ({about['loss_per_step']:.4f} a step, the best of "
+            f"{len(about['fixed_loss_per_step'])} fixed weights, {weights}: "
+            f"{about['fixed_loss_per_step'][about['best']]:.4f}).",
+            highlight=False,
+        )
+    where = os.path.relpath(run) if run.absolute().is_relative_to(Path.cwd()) else run
+    console.print(
+        f"\n{summary['seconds']:.0f} s; training waited for data {summary['data_wait_pct']:.1f} % of its time. "
+        f"Open {where}/report.html; next: raymtl adapt {where}",
+        highlight=False,
+    )
+
+
+def _print_plan(experiment: Experiment, as_json: bool, *, searching: bool) -> None:
+    train_settings, settings = experiment.train, experiment.tune
+    content: dict[str, Any] = {
+        "run": str(Path(experiment.output) / experiment.name),
+        "train": {
+            "workers": train_settings.workers,
+            **({"min_workers": train_settings.min_workers} if train_settings.min_workers else {}),
+            "cpus_per_worker": train_settings.cpus_per_worker,
+            "steps": train_settings.steps,
+            "episodes_per_step": train_settings.meta_batch,
+            "num_parameters": sum(v.numel() for v in experiment.build().init_params().values()),
+        },
+    }
+    if experiment.stages:
+        content["train"]["steps_of_stages"] = [part.experiment.train.steps for part in experiment.parts()]
+    if searching:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        each = settings.workers_per_trial * settings.cpus_per_trial
+        here = max(0, min(int(cores / each), settings.trials))
+        content["search"] = {
+            "trials": settings.trials,
+            "objectives": dict(zip(settings.metrics, settings.modes, strict=True)),
+            "concurrency": here if settings.concurrency == "auto" else min(here, settings.concurrency),
+            "concurrency_of": f"{cores} CPU of this machine",
+            "cpus_per_trial": each,
+            "workers_per_trial": settings.workers_per_trial,
+            "asha": settings.asha.model_dump() if settings.asha else None,
+            "space": {key: domain.model_dump(exclude_defaults=True) for key, domain in experiment.search.items()},
+        }
+    if as_json:
+        print(json.dumps(content, indent=2))
+    else:
+        print(yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False).rstrip())

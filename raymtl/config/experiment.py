@@ -1,0 +1,275 @@
+"""The Experiment: everything a run depends on."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Self
+
+import torch
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from raymtl.config.explain import explain
+from raymtl.config.names import as_values, dotted_names, members, nearest, open_names
+from raymtl.config.sections import Evaluate, Stage, Train, Tune
+from raymtl.data import Digits, SourceSpec
+from raymtl.encoders import ConvSpec, Encoder, EncoderSpec
+from raymtl.encoders.norm import BatchStatistics
+from raymtl.learners import MAML, LearnerSpec
+from raymtl.modes import ModeSpec, Weighted
+from raymtl.search import Domain
+from raymtl.sharing import HardSpec, SharingSpec
+from raymtl.step import Problem
+from raymtl.types import Spec, UserError
+from raymtl.weighting import StaticSpec, WeightingSpec
+
+SEARCHABLE_TRAIN = (
+    "train.meta_batch",
+    "train.optimizer",
+    "train.lr",
+    "train.schedule",
+    "train.clip_norm",
+    "train.weight_decay",
+)
+STAGED = ("learner.", "weighting.", "mode.")
+STAGED_VALUES = (*SEARCHABLE_TRAIN, "data.shots", "data.queries", "data.ways")
+
+
+class Part(NamedTuple):
+    """One of the trainings that a training consists of, as a configuration of its own, and the step it begins at."""
+
+    start: int
+    experiment: "Experiment"
+
+    @property
+    def stop(self) -> int:
+        """The step after its last one."""
+        return self.start + self.experiment.train.steps
+
+
+class Experiment(Spec):
+    """Everything a run depends on. The dotted path of a field is its name in YAML, `--set`, the search and reports."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    output: str = "runs"
+    """Folder of the run folders."""
+    data: SourceSpec = Digits()
+    encoder: EncoderSpec = ConvSpec()
+    sharing: SharingSpec = HardSpec()
+    weighting: WeightingSpec = StaticSpec()
+    learner: LearnerSpec = MAML()
+    mode: ModeSpec = Weighted()
+    train: Train = Train()
+    stages: tuple[Stage, ...] = ()
+    """What comes first, in this order; the configuration itself is the last stage and has the rest of the steps."""
+    evaluate: Evaluate = Evaluate()
+    tune: Tune = Tune()
+    search: Mapping[str, Domain] = {}
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        self._check_axes()
+        self._check_numbers()
+        self._check_stages()
+        return self
+
+    def _check_axes(self) -> None:
+        names, weighting, learner = self.data.task_names, self.weighting, self.learner
+        reason = learner.check(self.data.make_tasks())
+        if reason:
+            raise UserError(
+                f"learner.name: {learner.name} cannot learn data.tasks: {list(names)}, since {reason}. "
+                "Choose another learner or other tasks."
+            )
+        if weighting.needs_gradients and not learner.follows_query_gradient:
+            raise UserError(
+                f"weighting.name: {weighting.name} weighs gradients of the query losses, and learner.name: "
+                f"{learner.name} has none to weigh. Choose a weighting of losses such as static, or another learner."
+            )
+        if weighting.needs_gradients and len(names) == 1:
+            raise UserError(
+                f"weighting.name: {weighting.name} needs the gradients of several tasks, got data.tasks: "
+                f"{list(names)}. Choose weighting.name: static or add a task."
+            )
+        if weighting.needs_gradients and self.mode.one_task_a_step:
+            raise UserError(
+                f"weighting.name: {weighting.name} needs the gradients of several tasks, and mode.name: "
+                f"{self.mode.name} lets one task count in each step. Choose weighting.name: static or another mode."
+            )
+        if self.mode.divides_gradient and not learner.follows_query_gradient:
+            raise UserError(
+                f"mode.name: {self.mode.name} divides the gradient of the query losses, and learner.name: "
+                f"{learner.name} has none to divide. Choose mode.name: weighted or another learner."
+            )
+        if self.encoder.tells_steps_apart and not learner.tells_steps_apart:
+            raise UserError(
+                f"encoder.norm: {self.encoder.norm} has scales for every inner step, and learner.name: {learner.name}, "
+                "as it is set, has no steps to tell apart. Choose encoder.norm: batch or another learner."
+            )
+        with torch.device("meta"):
+            encoder = self._encoder()
+        for section, problem in (
+            ("learner", learner.check_parameters(self._parameter_names)),
+            ("weighting", weighting.check(names)),
+            ("mode", self.mode.check(names)),
+            ("sharing", self.sharing.check(self.data.make_tasks(), encoder)),
+        ):
+            if problem:
+                named = set(problem[0].split("."))
+                hint = "" if named & set(names) else nearest(problem[0], names)
+                raise UserError(f"{section}.{problem[0]}: {problem[1]}{hint}")
+
+    def _encoder(self) -> Encoder:
+        return self.encoder.build(self.data.input_shape, self.learner.num_steps)
+
+    def _parameter_names(self) -> list[str]:
+        """Of the model, which is not initialised for it."""
+        tasks = self.data.make_tasks()
+        with torch.device("meta"):
+            number = self.sharing.num_encoders(len(tasks))
+            encoders = [self._encoder() for _ in range(number)]
+            return [name for name, _ in self.sharing.build(tasks, encoders).named_parameters()]
+
+    def _check_numbers(self) -> None:
+        train, tune = self.train, self.tune
+        if train.meta_batch < train.workers:
+            raise UserError(
+                f"train.meta_batch: expected an episode for each of train.workers: {train.workers}, got "
+                f"{train.meta_batch}. Raise it or take fewer workers."
+            )
+        if train.fewest > train.workers:
+            raise UserError(
+                f"train.min_workers: expected at most train.workers: {train.workers}, got {train.min_workers}. "
+                "Lower it, or raise train.workers."
+            )
+        if tune.asha and tune.asha.grace > train.steps:
+            raise UserError(
+                f"tune.asha.grace: expected at most train.steps: {train.steps}, got {tune.asha.grace}. Lower it."
+            )
+        gpus = tune.gpus_per_trial
+        if gpus != "auto" and ((train.device == "cuda" and not gpus) or (train.device == "cpu" and gpus)):
+            raise UserError(
+                f"tune.gpus_per_trial: expected what train.device: {train.device} needs, got {gpus:g}. "
+                "Leave it at auto, or set train.device: auto."
+            )
+        if len(tune.modes) != len(tune.metrics):
+            raise UserError(
+                f"tune.mode: expected one for each of tune.metric: {list(tune.metrics)}, got {list(tune.modes)}."
+            )
+        known = self.metric_names()
+        for key, metric in [("tune.metric", m) for m in tune.metrics] + [("tune.asha.metric", tune.asha_metric)]:
+            if metric not in known:
+                raise UserError(f"{key}: expected one of {', '.join(known)}, got '{metric}'.{nearest(metric, known)}")
+
+    def _check_stages(self) -> None:
+        taken = sum(stage.steps for stage in self.stages)
+        if taken >= self.train.steps:
+            raise UserError(
+                f"stages: expected fewer steps together than train.steps: {self.train.steps}, the rest of which is the "
+                f"configuration's own, got {taken}. Raise train.steps or shorten the stages."
+            )
+        if self.stages and self.mode.comparisons(self.data.task_names, self.seed):
+            raise UserError(
+                f"stages: expected none with mode.name: {self.mode.name}, which compares whole trainings, got "
+                f"{len(self.stages)}. Leave one of them away."
+            )
+        for number, stage in enumerate(self.stages):
+            for key in stage.set:
+                if not key.startswith(STAGED) and key not in STAGED_VALUES:
+                    raise UserError(
+                        f"stages.{number}.set: {key}: expected a value that stages may differ in ({', '.join(STAGED)}, "
+                        f"{', '.join(STAGED_VALUES)}), got another. Set it for all stages alike."
+                    )
+        self.parts()
+
+    def parts(self) -> tuple[Part, ...]:
+        """The trainings that this one consists of, one after the other: the stages, then the configuration itself."""
+        alone = self.model_copy(update={"stages": (), "tune": Tune(), "search": {}})
+        parts: list[Part] = []
+        start = 0
+        for number, stage in enumerate(self.stages):
+            try:
+                own = alone.override({**stage.set, "train.steps": stage.steps})
+            except UserError as error:
+                raise UserError(f"stages.{number}.set: {error}") from None
+            parts.append(Part(start, own))
+            start += stage.steps
+        rest = self.train.model_copy(update={"steps": self.train.steps - start})
+        return (*parts, Part(start, alone.model_copy(update={"train": rest})))
+
+    def metric_names(self) -> list[str]:
+        """What a trial reports and a search can optimise."""
+        return list(self.metric_directions())
+
+    def metric_directions(self) -> dict[str, bool]:
+        """What a trial reports -> whether higher is better."""
+        own = {
+            f"val.{task.name}.{name}": metric.higher_is_better
+            for task in self.data.make_tasks()
+            for name, metric in task.metrics.items()
+        }
+        return {"val.score": True, "val.loss": False, **own, "num_parameters": False, "seconds": False}
+
+    def build(self) -> Problem:
+        """The three axes on the tasks, initialised from `seed`; raises nothing that validation has not."""
+        tasks = self.data.make_tasks()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            encoders = [self._encoder() for _ in range(self.sharing.num_encoders(len(tasks)))]
+            model = self.sharing.build(tasks, encoders)
+        # Batch norms are of the examples that pass together.
+        normalises = any(isinstance(part, BatchStatistics) for part in model.parts())
+        model.apart = self.weighting.needs_gradients and not normalises
+        return Problem(tasks, model, self.weighting.build(tasks), self.learner, self.seed)
+
+    def override(self, values: Mapping[str, Any]) -> "Experiment":
+        """The experiment with these dotted values, validated.
+
+        A changed `SECTION.name` keeps what was set of the old member, other than its defaults, and the new one has too.
+        Raises UserError.
+        """
+        tree = self.model_dump(mode="json")
+        for key, value in sorted(values.items(), key=lambda item: not item[0].endswith(".name")):
+            *path, last = key.split(".")
+            node = _at(tree, path, key)
+            if last == "name" and len(path) == 1 and value != node.get("name"):
+                known = members(path[0], Experiment)
+                old, new = known[node["name"]]().model_dump(mode="json"), known.get(str(value))
+                kept = {k: v for k, v in node.items() if new and k in new.model_fields and v != old[k]}
+                tree[path[0]] = kept | {"name": value}
+            else:
+                node[last] = value
+        return parse(tree)
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted path -> value, for all that is not the search itself."""
+        return dict(as_values(self.model_dump(exclude={"search", "tune"})))
+
+    def save(self, path: Path) -> None:
+        """Writes the complete configuration, which `load` gives back unchanged."""
+        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+
+def parse(tree: Mapping[str, Any]) -> Experiment:
+    """Validates a plain tree; raises UserError that begins with the dotted key."""
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(explain(error, tree, Experiment)) from None
+
+
+def _at(tree: dict[str, Any], path: Sequence[str], key: str) -> dict[str, Any]:
+    """The mapping at the path, begun where the user names what is in it; raises UserError if there can be none."""
+    node: Any = tree
+    for depth, part in enumerate(path):
+        named_by_user = {f"{'.'.join(path[:end])}.*" for end in (depth, depth + 1)} & {*open_names(Experiment)}
+        if isinstance(node, dict) and part not in node and named_by_user:
+            node[part] = {}
+        if not isinstance(node, dict) or part not in node:
+            raise UserError(f"{key}: unknown key.{nearest(key, dotted_names(Experiment))}")
+        if node[part] is None:  # an optional part, such as tune.asha, that a value in it begins
+            node[part] = {}
+        node = node[part]
+    if not isinstance(node, dict):
+        raise UserError(f"{key}: unknown key.{nearest(key, dotted_names(Experiment))}")
+    return node
