@@ -9,7 +9,7 @@ import pytest
 from raymtl import runs
 from raymtl.cli import main
 from raymtl.config import load, parse
-from raymtl.data.files.readers import absolute
+from raymtl.data.files.places import absolute
 from raymtl.redact import redacted
 from raymtl.types import UserError
 from tests.conftest import experiment

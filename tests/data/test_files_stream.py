@@ -93,7 +93,7 @@ def test_inputs_of_a_stream_are_those_of_the_same_rows_in_memory(tmp_path) -> No
 
 
 def test_pictures_and_csv_files_are_streamed_too(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("raymtl.data.files.readers.PICTURES_A_BLOCK", 10)
+    monkeypatch.setattr("raymtl.data.files.folders.PICTURES_A_BLOCK", 10)
     root = write_pictures(tmp_path / "pictures")
     source = Files(path=str(root), tasks=PICTURE_TASKS, size=8, in_memory_mb=0.0035, channels=1, shots=2, queries=4)
     assert source.found.pool == 1

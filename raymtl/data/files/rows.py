@@ -14,26 +14,21 @@ import pyarrow as pa
 from raymtl.data.base import SPLITS
 from raymtl.data.files.boxes import Boxes, holds_boxes, read_boxes, sources_of
 from raymtl.data.files.columns import is_bytes, is_list, is_text, named_files, plain, texts
+from raymtl.data.files.folders import FILE, joined, open_pictures
 from raymtl.data.files.maps import Cell, array_of, array_of_lists, is_dense
-from raymtl.data.files.readers import (
-    FILE,
+from raymtl.data.files.places import (
     MAPS,
     TABLES,
-    Block,
     Listing,
     Place,
-    Reading,
-    Table,
     absolute,
     files_below,
     format_of,
-    joined,
     key_of,
     locate,
-    open_pictures,
-    open_table,
     stems_below,
 )
+from raymtl.data.files.readers import Block, Reading, Table, open_table
 from raymtl.data.files.schema import Format, TaskColumn
 from raymtl.types import UserError
 

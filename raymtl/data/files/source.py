@@ -84,7 +84,7 @@ class Files(Source):
         self._check()
         if self.fitted is not None and not self._stale(self.fitted):
             return self  # of a run: its paths stand as they were found, and a worker need not know their variables
-        from raymtl.data.files.readers import absolute
+        from raymtl.data.files.places import absolute
 
         paths = self.path if isinstance(self.path, Mapping) else {"": self.path}
         shown = {key: f"data.path{key and '.'}{key}" for key in paths}

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 
 from raymtl.data.base import most
 from raymtl.data.files.columns import in_order, numbers, plain, texts
+from raymtl.data.files.folders import FILE, FOLDER
 from raymtl.data.files.kinds import KINDS
 from raymtl.data.files.load import encode_inputs, encode_labels
-from raymtl.data.files.readers import FILE, FOLDER
 from raymtl.data.files.rows import Opened, Rows, label_columns
 from raymtl.data.files.schema import SplitRule, TaskColumn
 from raymtl.types import UserError

@@ -1,0 +1,191 @@
+"""Where files are: on a disk, behind a pattern, below a folder or at a URL."""
+
+import glob
+import os
+import posixpath
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from raymtl.data.files.columns import SUFFIXES
+from raymtl.data.files.schema import Format
+from raymtl.redact import holds_secret, redacted
+from raymtl.types import UserError
+
+ENDINGS: Mapping[Format, tuple[str, ...]] = {
+    "parquet": (".parquet", ".pq"),
+    "csv": (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.bz2", ".csv.zst"),
+    "arff": (".arff", ".arff.gz"),
+    "mat": (".mat",),
+    "pictures": SUFFIXES,
+}
+TABLES = (*ENDINGS["parquet"], *ENDINGS["csv"])
+MAPS = (*SUFFIXES, ".npy")
+
+
+class Place(NamedTuple):
+    """Files somewhere, by their paths there."""
+
+    fs: pafs.FileSystem
+    files: tuple[str, ...]
+    root: str
+    shown: str
+    """As the user wrote it."""
+
+    def read(self, file: str) -> bytes:
+        """All of a file. Raises OSError."""
+        with self.fs.open_input_file(file) as stream:
+            content: bytes = stream.read()
+        return content
+
+    def is_there(self, file: str) -> bool:
+        """Whether there is such a file."""
+        return bool(self.fs.get_file_info(file).type == pafs.FileType.File)
+
+
+def absolute(path: str, key: str) -> str:
+    """The path from the root of the disk; a URL, or the variable that holds it, as it is. Raises UserError.
+
+    A configuration is kept and shown: a URL's password or signature has to come from the environment at every reading.
+    """
+    found = _expanded(path, key)
+    if "://" not in found:
+        return os.path.abspath(found)
+    if holds_secret(re.sub(r"\$\{?\w+\}?", "", path)):
+        raise UserError(
+            f"{key}: expected the password or signature in an environment variable, as in $MY_DATA_URL, got it in "
+            f"{redacted(path)} itself, which config.yaml would keep. Set the variable to the URL, and give its name."
+        )
+    return path
+
+
+def _expanded(path: str, key: str) -> str:
+    found = os.path.expanduser(os.path.expandvars(path))
+    if "$" in found:
+        name = found.partition("$")[2].partition("/")[0].strip("{}")
+        raise UserError(f"{key}: expected the environment variable {name} to be set, got none: {path}. Set it.")
+    return found
+
+
+def locate(path: str, key: str) -> Place:
+    """The files that a path, a pattern, a folder or a URL means, in the order of their names. Raises UserError."""
+    shown, path = path, _expanded(path, key)
+    try:
+        if "://" not in path:
+            fs: pafs.FileSystem = pafs.LocalFileSystem()
+            found = sorted(glob.glob(path, recursive=True)) if not os.path.exists(path) and glob.has_magic(path) else []
+            if not found and not os.path.exists(path):
+                raise UserError(f"{key}: expected a file, a folder or a URL, got {shown}, where there is none.")
+            root = path
+        else:
+            fs, root = _remote(path)
+            found = []
+            if any(mark in root for mark in "*?["):
+                fixed = root[: min(root.index(mark) for mark in "*?[" if mark in root)].rpartition("/")[0]
+                found = [name for name in files_below(fs, fixed) if Path(name).match(root)]
+                root = fixed
+        files = []
+        for name in found or [root]:
+            info = fs.get_file_info(name)
+            if info.type == pafs.FileType.NotFound:
+                raise UserError(f"{key}: expected a file, a folder or a URL, got {shown}, where there is none.")
+            files += files_below(fs, name) if info.type == pafs.FileType.Directory else [name]
+    except (OSError, ImportError, ValueError, pa.ArrowException) as error:
+        raise UserError(
+            f"{key}: {shown} cannot be read ({redacted(reason(error))}). Correct it, or see to the access."
+        ) from None
+    folder = root if len(files) != 1 or files[0] != root else posixpath.dirname(root)
+    if found and "://" not in path:
+        folder = os.path.commonpath([os.path.dirname(name) for name in found])
+    return Place(fs, tuple(files), folder, shown)
+
+
+def _remote(url: str) -> tuple[pafs.FileSystem, str]:
+    """pyarrow's own file systems first, which read without the lock of Python; else those of fsspec."""
+    try:
+        fs, root = pafs.FileSystem.from_uri(url)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        import fsspec
+
+        found, root = fsspec.core.url_to_fs(url)
+        fs = pafs.PyFileSystem(pafs.FSSpecHandler(found))
+    return fs, root
+
+
+def files_below(fs: pafs.FileSystem, folder: str) -> list[str]:
+    """The files below a folder, other than hidden ones."""
+    found = []
+    for info in fs.get_file_info(pafs.FileSelector(folder, recursive=True)):
+        inside = info.path.removeprefix(folder).strip("/").split("/")
+        if info.type == pafs.FileType.File and not any(part.startswith((".", "_")) for part in inside):
+            found.append(info.path)
+    return sorted(found)
+
+
+def reason(error: BaseException) -> str:
+    """What a library says, on one line."""
+    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+
+
+def format_of(place: Place, key: str) -> Format:
+    """What most of the files are by their endings. Raises UserError where that is not clear."""
+    counts = {form: sum(name.lower().endswith(endings) for name in place.files) for form, endings in ENDINGS.items()}
+    if counts["pictures"]:
+        return "pictures"
+    found = [form for form, count in counts.items() if count]
+    if len(found) == 1:
+        return found[0]
+    got = " and ".join(found) if found else f"{len(place.files)} files of another kind"
+    raise UserError(f"{key}: expected files of one known kind in {place.shown}, got {got}. Say data.format.")
+
+
+def key_of(name: str) -> str:
+    """The name of a file in the form that names are compared in."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/").strip().removeprefix("./"))
+
+
+class Listing:
+    """The files of a place, to be found by their names."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.by_path = {key_of(file.removeprefix(place.root).strip("/")): file for file in place.files}
+        self.by_name: dict[str, str | None] = {}
+        for path, file in self.by_path.items():
+            alone = path.rpartition("/")[2]
+            self.by_name[alone] = None if alone in self.by_name else file
+
+    def found(self, names: Iterable[str | None]) -> list[str | None]:
+        """The files of these names, each below the place or of this name anywhere in it; None without."""
+        keys = [None if name is None else key_of(name) for name in names]
+        return [
+            None if key is None else self.by_path.get(key) or self.by_name.get(key.rpartition("/")[2]) for key in keys
+        ]
+
+
+def stems_below(place: Place) -> dict[str, str]:
+    """Name without folders and ending -> file, of maps; of a pattern such as `*_mask.png` what the star stands for.
+
+    Those in folders have their path below the place too. A name that two files have is none.
+    """
+    before, star, after = posixpath.basename(place.shown).partition("*")
+    named: dict[str, str] = {}
+    twice: set[str] = set()
+    for file in place.files:
+        if not file.lower().endswith(MAPS):
+            continue
+        path = key_of(file.removeprefix(place.root).strip("/"))
+        folder, _, name = path.rpartition("/")
+        if star and name.startswith(before) and name.endswith(after):
+            stem = name[len(before) : len(name) - len(after)]
+        else:
+            stem = name.rpartition(".")[0]
+        for key in {stem, f"{folder}/{stem}".lstrip("/")}:
+            if named.setdefault(key, file) != file:
+                twice.add(key)
+    return {key: file for key, file in named.items() if key not in twice}
