@@ -17,15 +17,16 @@ LAYERS = [
     {"checkpoint", "evaluate", "events", "journal", "progress", "support"},
     {"keep"},
     {"loop", "adapt", "carry", "baselines", "cluster"},
-    {"train", "report", "board", "shortage"},
+    {"train", "report", "board"},
     {"tune"},
     {"workflow"},
     {"cli"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 WITHIN = {("sharing", "encoders"), ("learners", "sharing"), ("learners", "encoders")}
-RAY = {"data/stream.py", "ids.py", "resizing.py", "shortage.py", "train.py", "tune.py", "workflow.py"}
+RAY = {"data/stream.py", "ids.py", "resizing.py", "train.py", "workflow.py"}
 RAY |= {"cluster/nodes.py", "cluster/launcher.py"}
+RAY |= {"tune/run.py", "tune/searcher.py", "tune/shortage.py", "tune/trial.py", "tune/watcher.py"}
 RAY |= {"board/board.py", "board/rows.py", "board/train_runs.py"}
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 

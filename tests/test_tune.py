@@ -186,7 +186,7 @@ def test_a_trial_that_ray_ends_for_its_memory_is_one_that_died_and_the_search_go
     from ray.air.execution._internal.actor_manager import RayActorManager
     from ray.exceptions import OutOfMemoryError, RayActorError
 
-    from raymtl.shortage import ends_the_trial_alone
+    from raymtl.tune.shortage import ends_the_trial_alone
 
     told: list[Exception] = []
     actor = SimpleNamespace(actor_id=7, _on_error=lambda actor, error: None)

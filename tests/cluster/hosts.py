@@ -206,6 +206,21 @@ class Cluster:
         out = self.hosts.sh(host, f"pkill -KILL --newest --full {shlex.quote(pattern)} && echo 1 || echo 0")
         return int(out)
 
+    def node_id(self, host: int) -> str:
+        """What Ray calls a host."""
+        address = ADDRESS.format(10 + host)
+        return self.on_head(
+            "python3 - <<'PY'\nimport ray\nray.init(address='auto', logging_level='ERROR', log_to_driver=False)\n"
+            f"print(*(n['NodeID'] for n in ray.nodes() if n['Alive'] and n['NodeManagerAddress'] == '{address}'))\nPY"
+        ).strip()
+
+    def give_notice(self, node_id: str, seconds: int) -> None:
+        """Tells Ray that a node will be taken after so long, as what runs a cloud's spot machines does."""
+        self.on_head(
+            f"ray drain-node --address auto --node-id {node_id} --deadline-remaining-seconds {seconds} "
+            "--reason DRAIN_NODE_REASON_PREEMPTION --reason-message spot"
+        )
+
     def hosts_of(self, pattern: str) -> list[int]:
         """Where such processes are."""
         return [

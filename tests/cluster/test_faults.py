@@ -15,6 +15,7 @@ pytestmark = pytest.mark.cluster
 # A letter in brackets, so that the shell that looks does not find itself.
 WORKER = "[r]ay::RayTrainWorker"
 TRIAL = "[r]ay::ImplicitFunc"
+NOTICE_S = 8
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,25 @@ def test_a_lost_host_is_done_without_and_comes_back(how: str, within_s: int, clu
     cluster.hosts("start", str(where[-1]))
     cluster.wait_for_nodes(NUM_HOSTS)
     print(f"host lost by {how}: went on after {taken:.1f} s")
+
+
+def test_a_host_that_is_taken_after_a_notice_has_its_work_kept_before(cluster: Cluster, straight: Run) -> None:
+    """Without a notice, checkpoints would be kept with the scores and one step before them alone."""
+    node_ids = {host: cluster.node_id(host) for host in range(HEAD + 1, HEAD + NUM_HOSTS)}
+    run = cluster.begin("train", "spot", "train.checkpoint_share=0", "train.max_failures=0")
+    run.reach(49)
+    where = [host for host in cluster.hosts_of(WORKER) if host != HEAD]
+    cluster.give_notice(node_ids[where[-1]], NOTICE_S)
+    given = time.monotonic()
+    until(lambda: run.step() % 50 not in (0, 49), "a checkpoint because of the notice", NOTICE_S, every=0.1)
+    time.sleep(max(0.0, given + NOTICE_S - time.monotonic()))
+    step = run.step()
+    cluster.hosts("kill", str(where[-1]))
+    run.finish()
+    assert_same_training(run, straight)
+    assert int(resumed(run)[0]["from"].removeprefix("step_")) >= step
+    cluster.hosts("start", str(where[-1]))
+    cluster.wait_for_nodes(NUM_HOSTS)
 
 
 def test_a_host_that_is_cut_off_for_a_while_costs_no_result(cluster: Cluster, straight: Run) -> None:

@@ -1,0 +1,97 @@
+"""The search: Ray Tune around the trials that the study still lacks."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+
+from raymtl import runs
+from raymtl.cluster.room import DRIVER_MEMORY, Plan
+from raymtl.config import Experiment
+from raymtl.data import Arrays
+from raymtl.progress import View
+from raymtl.tune import shortage
+from raymtl.tune.searcher import Search
+from raymtl.tune.study import reports, trial_rows
+from raymtl.tune.trial import run_trial
+from raymtl.tune.watcher import Watcher, row_of, trial_name
+from raymtl.types import UserError
+
+if TYPE_CHECKING:
+    from raymtl.board.board import Board
+
+
+def run_search(
+    experiment: Experiment, run: Path, arrays: Arrays, settings: Plan, view: View, board: "Board"
+) -> optuna.Study:
+    """Runs the trials that the study still lacks; returns it. Raises UserError if the search was interrupted."""
+    search = Search(experiment, run)
+    ended = [t for t in search.study.get_trials(deepcopy=False) if t.state.is_finished()]
+    remaining = experiment.tune.trials - len(ended)
+    for trial in ended:
+        view.show(f"trial {trial.number}", row_of(experiment, trial_rows(search.study)[trial.number]))
+    if remaining > 0:
+        nested = settings.workers > 1
+        # Drivers of nested trainings take no CPU: the workers that they wait for need them. Ray wants them to take
+        # something, so it is some memory.
+        bundle = {"memory": DRIVER_MEMORY} if nested else {"CPU": settings.cpus, "GPU": settings.gpus}
+        resources = tune.PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}])
+        runnable = tune.with_parameters(
+            run_trial, experiment=experiment.model_dump(mode="json"), run=str(run), arrays=arrays, plan=settings
+        )
+        tuner = tune.Tuner(
+            tune.with_resources(runnable, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=scheduler(experiment, search.study),
+                num_samples=remaining,
+                max_concurrent_trials=settings.concurrency,
+                reuse_actors=not nested,
+                trial_name_creator=trial_name,
+                trial_dirname_creator=trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name=f"search-{len(ended)}",
+                storage_path=str(run / ".ray"),
+                failure_config=tune.FailureConfig(max_failures=experiment.train.max_failures),
+                callbacks=[Watcher(experiment, settings, view, board)],
+                verbose=0,
+            ),
+        )
+        with shortage.ends_the_trial_alone():
+            tuner.fit()
+    runs.write_rows(run / "trials.parquet", trial_rows(search.study))
+    known = search.study.get_trials(deepcopy=False)
+    if len(known) < experiment.tune.trials or not all(trial.state.is_finished() for trial in known):
+        raise UserError(f"{run}: the search was interrupted. Continue it with --resume.")
+    return search.study
+
+
+def scheduler(experiment: Experiment, study: optuna.Study) -> TrialScheduler:
+    """ASHA with the rungs that the study's earlier trials left, or none."""
+    asha = experiment.tune.asha
+    if asha is None:
+        return FIFOScheduler()
+    metric = experiment.tune.asha_metric
+    modes = dict(zip(experiment.tune.metrics, experiment.tune.modes, strict=True))
+    made = ASHAScheduler(
+        time_attr="step",
+        metric=metric,
+        mode=modes.get(metric, "max" if experiment.metric_directions()[metric] else "min"),
+        max_t=experiment.train.steps,
+        grace_period=asha.grace,
+        reduction_factor=asha.reduction,
+        # Otherwise ASHA stops trials at their last step, before they are told as complete.
+        stop_last_trials=False,
+    )
+    controller: Any = None  # ASHA does not look at it
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.is_finished():
+            earlier: Any = SimpleNamespace(trial_id=f"earlier-{trial.number}")
+            made.on_trial_add(controller, earlier)
+            for step, metrics in reports(trial).items():
+                made.on_trial_result(controller, earlier, {"step": step, **metrics})
+    return made

@@ -1,0 +1,77 @@
+"""The study: what Optuna's journal holds of a search."""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from raymtl.config import Experiment
+from raymtl.journal import Journal
+from raymtl.types import UserError
+
+STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "running",
+}
+REPORT = "report."
+"""Beginning of the names under which the study keeps what a trial reported, by the step."""
+
+
+def open_study(run: Path, experiment: Experiment) -> optuna.Study:
+    """The study of the run folder, made if there is none."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    journal = JournalStorage(Journal(run / "study.journal"))
+    directions = [
+        StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE for mode in experiment.tune.modes
+    ]
+    return optuna.create_study(storage=journal, study_name=experiment.name, directions=directions, load_if_exists=True)
+
+
+def reports(trial: optuna.trial.FrozenTrial) -> dict[int, dict[str, float]]:
+    """Step -> what the trial reported then, in order."""
+    found = {int(key[len(REPORT) :]): value for key, value in trial.user_attrs.items() if key.startswith(REPORT)}
+    return dict(sorted(found.items()))
+
+
+def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
+    """The rows of trials.parquet."""
+    rows = []
+    for trial in study.get_trials(deepcopy=False):
+        told = reports(trial)
+        step = max(told, default=0)
+        last = told.get(step, {})
+        rows.append(
+            {
+                "number": trial.number,
+                "state": STATES[trial.state],
+                "step": step,
+                "seconds": last.get("seconds"),
+                "reason": trial.user_attrs.get("reason"),
+                **trial.user_attrs.get("values", {}),
+                **{key: value for key, value in last.items() if key != "seconds"},
+            }
+        )
+    return rows
+
+
+def winner(study: optuna.Study, experiment: Experiment) -> optuna.trial.FrozenTrial:
+    """The trial with the best first objective among those that reached the full number of steps.
+
+    Raises UserError where no trial did.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        reasons = [t.user_attrs["reason"] for t in study.trials if "reason" in t.user_attrs]
+        raise UserError(
+            f"tune.trials: none of {len(study.trials)} trials reached step {experiment.train.steps}"
+            + (f"; the first failed because {reasons[0]}" if reasons else "")
+            + ". Narrow the ranges under `search`."
+        )
+    sign = 1 if experiment.tune.modes[0] == "max" else -1
+    return max(complete, key=lambda trial: (sign * trial.values[0], -trial.number))

@@ -1,0 +1,83 @@
+"""What Tune sees of its trials, passed on."""
+
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from raymtl.cluster.room import Plan
+from raymtl.config import Experiment
+from raymtl.progress import Row, View, described
+from raymtl.tune.searcher import PROCESS_ENDED
+
+if TYPE_CHECKING:  # the processes of trials, which import this, do not need it
+    from raymtl.board.board import Board
+
+
+class Watcher(tune.Callback):
+    """Passes what Tune sees on to the view and to the board."""
+
+    def __init__(self, experiment: Experiment, plan: Plan, view: View, board: "Board") -> None:
+        self.experiment, self.plan, self.view, self.board = experiment, plan, view, board
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune keeps a pickle of its parts, and neither a terminal nor the board has a place in it.
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._show(trial, {}, "running")
+        # Of several workers, it is a run of Ray Train by itself, and this actor waits for it.
+        actor = trial.temporary_state.ray_actor if self.plan.workers == 1 else None
+        resources = {"CPU": self.plan.cpus, "GPU": self.plan.gpus}
+        self.board.started(trial_name(trial), _values(trial), actor, resources)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "failed" not in result:
+            self._show(trial, result, "running")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result or {}
+        pruned = result.get("step", 0) < self.experiment.train.steps
+        state = "failed" if "failed" in result else "pruned" if pruned else "complete"
+        shown = self._show(trial, result, state)
+        at = f"at step {shown.step} of {shown.steps}"
+        self.board.ended(trial_name(trial), state, result.get("failed") or f"{at} {shown.score}".rstrip())
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._show(trial, trial.last_result or {}, "failed")
+        self.board.ended(trial_name(trial), "failed", PROCESS_ENDED)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.board.ended(trial_name(trial), "restarting", PROCESS_ENDED)
+
+    def _show(self, trial: Any, result: dict[str, Any], state: str) -> Row:
+        row = {
+            "step": result.get("step", 0),
+            "state": state,
+            "reason": result.get("failed"),
+            **result,
+            **_values(trial),
+        }
+        shown = row_of(self.experiment, row)
+        self.view.show(f"trial {trial.config['number']}", shown)
+        return shown
+
+
+def trial_name(trial: Any) -> str:
+    """What Tune, the board and the view call it."""
+    return f"trial-{trial.config.get('number', 0):04d}"
+
+
+def _values(trial: Any) -> dict[str, Any]:
+    """Dotted name -> searched value."""
+    return {key: value for key, value in trial.config.items() if key != "number"}
+
+
+def row_of(experiment: Experiment, row: dict[str, Any]) -> Row:
+    """What the view shows of a row of trials.parquet."""
+    metric = experiment.tune.metrics[0]
+    score = f"{metric} {row[metric]:.4f}" if row.get(metric) is not None else ""
+    return Row(
+        row["step"], experiment.train.steps, row["state"], score, row.get("reason") or described(row, experiment.search)
+    )
