@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -143,10 +143,34 @@ def _answers(node_ids: list[str], probe: Path | None) -> dict[str, Answer]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    packages = ("raymtl", *replies.PACKAGES)
+    describe = ray.remote(num_cpus=0, max_retries=0)(_describing(("raymtl", *replies.PACKAGES), probe))
+    read = ray.remote(num_cpus=0, max_retries=0)(_reading(probe))
+    on = {key: NodeAffinitySchedulingStrategy(key, soft=False) for key in node_ids}
+    pending = {describe.options(scheduling_strategy=on[key]).remote(key): key for key in node_ids}
+    done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=NODE_S)
+    told: dict[str, dict[str, Any]] = {}
+    for ref in done:
+        with contextlib.suppress(ray.exceptions.RayError):  # the node went away: it is missing, and named as silent
+            told[pending[ref]] = ray.get(ref)
+    written = [key for key, about in told.items() if about["writes"]]
+    answers = {}
+    for key, about in told.items():  # one after the other: by how long it took, the clocks are compared
+        with contextlib.suppress(ray.exceptions.RayError):
+            asked = time.time()
+            now, found = ray.get(
+                read.options(scheduling_strategy=on[key]).remote(_beside(key, written)), timeout=NODE_S
+            )
+            unread = [other for other in _beside(key, written) if other not in found]
+            answers[key] = Answer(about, asked, now, time.time(), unread)
+    return answers
 
-    # Not at the top of the module: there they would go by their names, which a node without raymtl could not look up.
-    @ray.remote(num_cpus=0, max_retries=0)
+
+# What a node runs is made inside of a function: it travels whole, and a node without raymtl can run it too.
+
+
+def _describing(packages: tuple[str, ...], probe: Path | None) -> Callable[[str], dict[str, Any]]:
+    """A function that a node runs: what it is, and whether it could write its file."""
+
     def describe(node: str) -> dict[str, Any]:
         import os
         import pathlib
@@ -186,7 +210,12 @@ def _answers(node_ids: list[str], probe: Path | None) -> dict[str, Answer]:
                 about["writes"] = False
         return about
 
-    @ray.remote(num_cpus=0, max_retries=0)
+    return describe
+
+
+def _reading(probe: Path | None) -> Callable[[list[str]], tuple[float, list[str]]]:
+    """A function that a node runs: its time, and which of the files it reads."""
+
     def read(written: list[str]) -> tuple[float, list[str]]:
         import pathlib
         import time
@@ -200,24 +229,7 @@ def _answers(node_ids: list[str], probe: Path | None) -> dict[str, Answer]:
                 continue  # it is missing from the answer, and named
         return now, found
 
-    on = {key: NodeAffinitySchedulingStrategy(key, soft=False) for key in node_ids}
-    pending = {describe.options(scheduling_strategy=on[key]).remote(key): key for key in node_ids}
-    done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=NODE_S)
-    told: dict[str, dict[str, Any]] = {}
-    for ref in done:
-        with contextlib.suppress(ray.exceptions.RayError):  # the node went away: it is missing, and named as silent
-            told[pending[ref]] = ray.get(ref)
-    written = [key for key, about in told.items() if about["writes"]]
-    answers = {}
-    for key, about in told.items():  # one after the other: by how long it took, the clocks are compared
-        with contextlib.suppress(ray.exceptions.RayError):
-            asked = time.time()
-            now, found = ray.get(
-                read.options(scheduling_strategy=on[key]).remote(_beside(key, written)), timeout=NODE_S
-            )
-            unread = [other for other in _beside(key, written) if other not in found]
-            answers[key] = Answer(about, asked, now, time.time(), unread)
-    return answers
+    return read
 
 
 def _beside(node: str, written: list[str]) -> list[str]:
