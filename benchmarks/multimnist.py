@@ -28,7 +28,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from benchmarks.sharing import ARCHITECTURES, SINGLE
-from raymtl.config import Evaluate, Experiment, Train
+from raymtl.config import Experiment
+from raymtl.config.sections import Evaluate, Train
 from raymtl.data import MultiMNIST, Split
 from raymtl.data.episodes import on_device
 from raymtl.data.multimnist import PAIRS

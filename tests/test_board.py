@@ -169,11 +169,11 @@ def test_every_trial_is_a_row_of_the_table_of_tasks_and_its_end_another(searched
 
 def trial_that_stays(folder: str) -> None:
     """Runs a trial, as Ray Tune does, in a process that stays: what it sets goes with it."""
-    from raymtl import tune
+    from raymtl.tune import trial
 
-    tune.tune = SimpleNamespace(report=lambda metrics: None)  # type: ignore[assignment]
+    trial.tune = SimpleNamespace(report=lambda metrics: None)  # type: ignore[assignment]
     values = {"number": 3, "learner.inner_lr": 0.05}
-    tune.run_trial(values, CHOSEN.model_dump(mode="json"), folder, Digits().load(), Plan(6, 1, 1, 1.0, 0.0))
+    trial.run_trial(values, CHOSEN.model_dump(mode="json"), folder, Digits().load(), Plan(6, 1, 1, 1.0, 0.0))
     time.sleep(300)
 
 
