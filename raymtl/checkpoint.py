@@ -4,6 +4,7 @@ A checkpoint is a folder `step_00000100` of files and a manifest with their chec
 without a manifest that is true of it is no checkpoint: the one before is taken, and it is said.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -52,7 +53,10 @@ def settled(problem: Problem) -> Settled:
 
 
 def save(root: Path, settled: Settled, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
-    """Writes `root/step_N` aside, its manifest last, and renames it into place; older ones go, all but `KEPT`."""
+    """Writes `root/step_N` aside, its manifest last, and renames it into place.
+
+    Older ones go, all but `KEPT` with this one, and those of later steps, from which nobody went on: they were damaged.
+    """
     folder = root / f"step_{progress.step:08d}"
 
     def write(aside: Path) -> None:
@@ -74,13 +78,24 @@ def save(root: Path, settled: Settled, optimizer: torch.optim.Optimizer, progres
         files = {path.name: {"bytes": path.stat().st_size, "sha256": _synced(path)} for path in sorted(aside.iterdir())}
         (aside / MANIFEST).write_text(json.dumps({"step": progress.step, "files": files}, indent=2) + "\n")
         _synced(aside / MANIFEST)
-        shutil.rmtree(folder, ignore_errors=True)  # one of the same step, that was found damaged
+        if _damage(folder) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
-    storage.publish(folder, write)
+    try:
+        storage.publish(folder, write)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or _damage(folder) is not None:
+            raise  # else another worker has written the same step meanwhile
+    kept = sorted(other for other in root.glob("step_*") if other.name <= folder.name)[-KEPT:]
     cut_off = [aside for aside in root.glob(".step_*") if aside.name[1:] < folder.name]
-    for old in sorted(root.glob("step_*"))[:-KEPT] + cut_off:
+    for old in [*(other for other in root.glob("step_*") if other not in kept), *cut_off]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def is_kept(root: Path, step: int) -> bool:
+    """Whether there is a checkpoint of this step that is whole."""
+    return _damage(root / f"step_{step:08d}") is None
 
 
 def _synced(path: Path) -> str:
@@ -112,7 +127,11 @@ def step_of(folder: Path) -> int:
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with it; None where its manifest is true of it."""
+    """What is wrong with it; None where its manifest is true of it. Waits for storage that is away."""
+    return storage.patiently(folder, lambda: _difference(folder))
+
+
+def _difference(folder: Path) -> str | None:
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         for name, expected in files.items():
@@ -127,6 +146,8 @@ def _damage(folder: Path) -> str | None:
     except FileNotFoundError:
         return "it has no manifest"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if storage.is_of_storage(error):
+            raise
         return f"its manifest cannot be read ({error})"
     return None
 
@@ -164,7 +185,8 @@ def steps_done(folder: Path) -> tuple[int, list[dict[str, Any]]]:
 
 def _state(folder: Path) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+        path = folder / "state.pt"
+        state: dict[str, Any] = storage.patiently(path, lambda: torch.load(path, weights_only=True, map_location="cpu"))
         return state
     except Exception as error:  # torch.load raises half a dozen kinds for a damaged file
         raise _damaged(folder, error) from None

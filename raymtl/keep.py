@@ -3,6 +3,7 @@
 import math
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,8 @@ class Host(NamedTuple):
     """Whether a worker's machine or process is about to be taken away; asked on all workers at the same steps."""
     kept: Callable[[], None] = lambda: None
     """Told where `leaving` was true, after the checkpoint that the first worker keeps for that."""
+    rescued_by: Callable[[Callable[[], bool]], None] = lambda rescue: None
+    """Given `Keeper.rescue`, for whoever can call it while the training waits for a worker that is lost."""
 
 
 class Recorder:
@@ -108,40 +111,69 @@ class Keeper:
         self.seconds = 0.0  # that the last one took
         self.at = -math.inf
         self.whole: _Whole | None = None
+        self.ending = False
+        self.turn = threading.Lock()
+        """Held by the thread that writes a checkpoint, or is about to change what one would be made of."""
 
     def keep(
-        self, problem: Problem, optimizer: torch.optim.Optimizer, progress: Progress, with_scores: bool, now: bool
-    ) -> None:
-        """Writes a checkpoint, if it is time to; at the last step the model before it, for then nothing is left."""
+        self,
+        problem: Problem,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        with_scores: bool,
+        soon: bool,
+        ask: bool,
+    ) -> bool:
+        """Writes a checkpoint, if it is time to; at the last step the model before it, for then nothing is left.
+
+        `soon`: whether the next step is scored. `ask`: whether all workers ask now if a machine of theirs is about to
+        be taken away; returns the answer.
+        """
         if with_scores:
             self.recorder.flush()  # before the checkpoint: what is recorded too much is cut off on resume
         workers = self.host.workers
-        writes = workers.rank == 0 and (with_scores or now or self._due())
-        if not writes and workers.size == 1:
-            return  # nobody is left to write later what is held now
-        self.whole = _Whole(settled(problem), optimizer, progress)
-        if not writes:
-            return
-        start = time.perf_counter()
-        if progress.step == self.experiment.train.steps:
-            storage.publish(self.folder / "config.yaml", self.experiment.model_copy(update={"search": {}}).save)
-            runs.save_params(self.folder / "model.safetensors", progress.params)
-        self._write(self.whole)
-        self.at = time.perf_counter()
-        self.seconds = self.at - start
+        if workers.size > 1:  # held before anything that may wait for a worker that is lost
+            self.whole = _Whole(settled(problem), optimizer, progress)
+        leaving = ask and self.host.leaving()
+        # A worker that is lost while they score leaves no whole step behind, so the one before is kept.
+        now = with_scores or leaving or (soon and workers.size > 1)
+        if workers.rank == 0 and (now or self._due()):
+            start = time.perf_counter()
+            with self.turn:
+                if progress.step == self.experiment.train.steps:
+                    config_of = self.experiment.model_copy(update={"search": {}})
+                    storage.publish(self.folder / "config.yaml", config_of.save)
+                    runs.save_params(self.folder / "model.safetensors", progress.params)
+                self._write(self.whole or _Whole(settled(problem), optimizer, progress))
+            self.at = time.perf_counter()
+            self.seconds = self.at - start
+        return leaving
 
     def moving(self) -> None:
         """The parameters are about to move: from here to the next `keep` they are those of no whole step."""
-        self.whole = None
+        with self.turn:
+            self.whole = None
+            if not self.ending:
+                return
+        threading.Event().wait()  # what was there is written, and this process is about to be ended
 
-    def rescue(self) -> None:
-        """Writes what all workers had after their last whole step, unless another does: one of them is lost."""
-        if self.whole is None:
-            return
+    def rescue(self) -> bool:
+        """Writes what all workers had after their last whole step, unless another did: one of them is lost.
+
+        Any thread may call it; the training then makes no other step. False where a step is just being made.
+        """
+        with self.turn:
+            if self.whole is None:
+                return False
+            self.ending = True
+            if not checkpoint.is_kept(self.folder / checkpoint.FOLDER, self.whole.progress.step):
+                self._write(self.whole)
+            return True
+
+    def rescue_in_turn(self) -> None:
+        """The same of the thread that trains, once it has learned of the loss; those before it go first."""
         time.sleep(min(self.host.workers.rank * TURN_S, LONGEST_TURN_S))
-        root = self.folder / checkpoint.FOLDER
-        if not any(root.glob(f"*step_{self.whole.progress.step:08d}*")):
-            self._write(self.whole)
+        self.rescue()
 
     def _write(self, whole: _Whole) -> None:
         progress = whole.progress._replace(rows=self.recorder.unwritten)

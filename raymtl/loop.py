@@ -69,6 +69,7 @@ def _train(experiment: Experiment, arrays: Arrays, batches: Batches, host: Host,
     done, unwritten = checkpoint.steps_done(resume_from) if resume_from else (0, [])
     recorder = Recorder(folder, done, unwritten, host)
     keeper = Keeper(experiment, folder, host, recorder)
+    host.rescued_by(keeper.rescue)
     stream = _agreed(batches(done), host)
     parts = experiment.parts()
     params: dict[str, Tensor] = {}
@@ -81,10 +82,10 @@ def _train(experiment: Experiment, arrays: Arrays, batches: Batches, host: Host,
             here = _Stretch(part, number, first_step, islice(stream, part.stop - first_step), carried, saved)
             try:
                 params = _train_part(here, arrays, keeper, host)
-            except (DivergedError, UserError, torch.OutOfMemoryError):
+            except (DivergedError, UserError):
                 raise  # of all workers alike
             except Exception:
-                keeper.rescue()
+                keeper.rescue_in_turn()
                 raise
 
 
@@ -146,8 +147,12 @@ def _train_part(here: _Stretch, arrays: Arrays, keeper: Keeper, host: Host) -> d
         scored = _is_scored(here.part, done)
         scores: dict[str, float] = {}
         if scored:
-            with torch.no_grad():
-                scores = validation_scores(experiment, problem, params, arrays, how, host.workers)
+            scoring = how._replace(chunk=1) if keeper.short_of_memory else how
+            try:
+                with torch.no_grad():
+                    scores = validation_scores(experiment, problem, params, arrays, scoring, host.workers)
+            except torch.OutOfMemoryError as error:
+                keeper.out_of_memory(error, done)
         seconds = time.perf_counter() - start
         start = time.perf_counter()
         keeper.recorder.add(
@@ -163,10 +168,8 @@ def _train_part(here: _Stretch, arrays: Arrays, keeper: Keeper, host: Host) -> d
                 **scores,
             }
         )
-        leaving = ask and host.leaving()
-        # A worker that is lost while they score leaves no whole step behind, so the one before is kept.
-        now = leaving or (host.workers.size > 1 and _is_scored(here.part, done + 1))
-        keeper.keep(problem, optimizer, Progress(done, params, str(task_axis), anchor), scored, now)
+        progress = Progress(done, params, str(task_axis), anchor)
+        leaving = keeper.keep(problem, optimizer, progress, scored, _is_scored(here.part, done + 1), ask)
         if scored:
             count = sum(value.numel() for value in params.values())
             host.report({**scores, "step": done, "num_parameters": count, "seconds": keeper.recorder.seconds})

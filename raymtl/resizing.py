@@ -2,21 +2,25 @@
 
 Ray does not ask whether they are in the middle of something. Where it wants more of them, because machines have come,
 the first is asked before: it keeps a checkpoint after the step that it is at, and makes no other one, so that no step
-is repeated. Where one was lost, the others are given the time to write what all had after the last whole step.
+is repeated. Where one was lost or is about to be taken, the others write what all had after the last whole step.
 """
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
-from ray.exceptions import RayActorError
+import ray
+from ray.exceptions import RayError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import ResizingState, TrainControllerState
 
 PATIENCE_S = 600.0
 """How long the controller waits for that checkpoint, at most."""
 RESCUE_S = 10.0
-"""How long it waits for those that are left of a group, at most: they do not learn that a machine went silently."""
+"""How long it waits for those that are left of a group to come to the end of a step, at most."""
+WRITE_S = 60.0
+"""How long each of them may take to write what it has."""
 POLL_S = 0.1
 
 
@@ -26,6 +30,7 @@ class Pause:
     def __init__(self) -> None:
         self._asked = threading.Event()
         self._kept = threading.Event()
+        self._rescue: Callable[[], bool] = lambda: True
 
     @property
     def asked(self) -> bool:
@@ -43,6 +48,14 @@ class Pause:
             self._kept.set()
             threading.Event().wait()
 
+    def rescued_by(self, rescue: Callable[[], bool]) -> None:
+        """Takes what writes the last whole step, which may be called while the other thread waits for a lost worker."""
+        self._rescue = rescue
+
+    def rescue(self) -> bool:
+        """Has it written, and the training stopped; whether that is done."""
+        return self._rescue()
+
 
 PAUSE = Pause()
 """Of this worker process."""
@@ -51,6 +64,11 @@ PAUSE = Pause()
 def ask_for_pause() -> bool:
     """Runs in the process of the first worker, as often as the controller asks."""
     return PAUSE.ask()
+
+
+def rescue() -> bool:
+    """Runs in the process of a worker that may not know yet that another is lost."""
+    return PAUSE.rescue()
 
 
 class KeepBeforeTheEnd(ControllerCallback, WorkerGroupCallback):
@@ -67,12 +85,23 @@ class KeepBeforeTheEnd(ControllerCallback, WorkerGroupCallback):
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
         until = time.monotonic() + RESCUE_S
         while not self.resizing and time.monotonic() < until:
-            # One that has written what it had raises what it met, and then runs no more.
             # Not `poll_status`, which tells other callbacks, who have ended already.
             statuses = worker_group._poll_workers_and_collect_errors(POLL_S)
-            if not any(status.running for status in statuses):
+            workers = worker_group.get_workers()
+            running = [worker for worker, status in zip(workers, statuses, strict=True) if status.running]
+            rescued = [self._rescued(worker) for worker in running]
+            if all(rescued):
                 return
             time.sleep(POLL_S)
+
+    @staticmethod
+    def _rescued(worker: Any) -> bool:
+        """Whether a worker whose training still runs, or waits, has nothing more to keep."""
+        try:
+            done: bool = ray.get(worker.execute_async(rescue), timeout=WRITE_S)
+            return done
+        except RayError:  # lost, or it does not answer in time
+            return True
 
     def after_controller_state_update(
         self, previous_state: TrainControllerState, current_state: TrainControllerState
@@ -91,5 +120,5 @@ class KeepBeforeTheEnd(ControllerCallback, WorkerGroupCallback):
         try:
             kept: bool = self.workers.execute_single(0, ask_for_pause)
             return kept
-        except RayActorError:  # lost since: as after every loss, training goes on from the checkpoint before
+        except RayError:  # lost since: as after every loss, training goes on from the checkpoint before
             return True

@@ -1,10 +1,15 @@
 """Checkpoints that can be trusted: what is damaged is passed over and said, and what was trained is not lost."""
 
+import itertools
 import json
 import os
 import re
 import shutil
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +17,7 @@ from safetensors.torch import load_file
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
-from raymtl import checkpoint, loop, runs
+from raymtl import checkpoint, keep, loop, runs
 from raymtl.collective import Workers
 from raymtl.config import Experiment
 from raymtl.data.episodes import build_episodes
@@ -108,6 +113,18 @@ def test_with_every_checkpoint_damaged_training_starts_anew_and_ends_the_same(ar
     assert same(tmp_path / "straight", tmp_path / "broken")
 
 
+def test_damaged_checkpoints_of_later_steps_do_not_take_the_place_of_whole_ones(arrays, tmp_path) -> None:
+    with pytest.raises(Stopped):
+        run(short(train__checkpoint_share=0), arrays, tmp_path, die_after=5)
+    for path in (tmp_path / "checkpoints").iterdir():
+        flipped(path / "state.pt")
+    assert steps(tmp_path) == [2, 4]
+    with pytest.raises(Stopped):
+        run(short(train__eval_every=1), arrays, tmp_path, die_after=2)
+    assert steps(tmp_path) == [1]
+    assert checkpoint.newest_step(tmp_path) == 1
+
+
 def test_what_is_aside_when_a_write_is_cut_off_is_no_checkpoint_and_goes_with_the_next(arrays, tmp_path) -> None:
     chosen = short(train__checkpoint_share=0)
     with pytest.raises(Stopped):
@@ -120,13 +137,19 @@ def test_what_is_aside_when_a_write_is_cut_off_is_no_checkpoint_and_goes_with_th
     assert not aside.exists()
 
 
-def test_as_often_as_it_is_cheap_no_more_than_a_step_is_repeated(arrays, tmp_path) -> None:
+def test_as_often_as_it_is_cheap_no_more_than_a_step_is_repeated(arrays, tmp_path, monkeypatch) -> None:
+    """By a clock on which a step takes as long as a checkpoint."""
+    monkeypatch.setattr(
+        keep,
+        "time",
+        SimpleNamespace(perf_counter=itertools.count().__next__, sleep=time.sleep, monotonic=time.monotonic),
+    )
     chosen = short(train__eval_every=6, train__checkpoint_share=1)
     run(chosen, arrays, tmp_path / "straight")
     with pytest.raises(Stopped):
         run(chosen, arrays, tmp_path / "broken", die_after=5)
     # It died while step 5 was recorded, before that could be kept.
-    assert steps(tmp_path / "broken")[-1] >= 3
+    assert steps(tmp_path / "broken") == [3, 4]
     assert not (tmp_path / "broken" / "history.parquet").exists()
     run(chosen, arrays, tmp_path / "broken")
     assert same(tmp_path / "straight", tmp_path / "broken")
@@ -144,13 +167,13 @@ def test_a_machine_that_is_leaving_has_its_work_kept_at_once(arrays, tmp_path, m
     assert steps(tmp_path / "leaves") == [3, 4]
 
 
-def shares(chosen: Experiment, arrays, workers: Workers, lost_at: int | None) -> Batches:
-    """A worker's share of each step's episodes; the last worker is lost at one of the steps, in mid-air."""
+def shares(chosen: Experiment, arrays, workers: Workers, lose: Callable[[int], None]) -> Batches:
+    """A worker's share of each step's episodes; the last worker may be lost at one of the steps, in mid-air."""
 
     def batches(first_step: int):
         for step in range(first_step, chosen.train.steps):
-            if step == lost_at and workers.rank == workers.size - 1:
-                os._exit(9)
+            if workers.rank == workers.size - 1:
+                lose(step)
             indices = workers.share(chosen.train.meta_batch)
             built, _ = build_episodes(chosen.data, arrays, seed=chosen.seed, split="train", step=step, indices=indices)
             yield step, workers.rank, built
@@ -158,33 +181,66 @@ def shares(chosen: Experiment, arrays, workers: Workers, lost_at: int | None) ->
     return batches
 
 
-def train_on_one_of(rank: int, size: int, folder: Path, arrays, plans: list[tuple[str, int | None]]) -> None:
+RESCUED, UNSAVED = 7, 8
+"""Exit statuses of a worker that was asked for what it has while it waited for another."""
+
+
+def train_on_one_of(rank: int, size: int, folder: Path, arrays, plans: list[tuple[str, int | None]], how: str) -> None:
+    """Trains what is planned; at the step where the last worker is lost, it ends or only falls silent."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=size)
     workers = Workers(rank, size)
+    silent = folder / "silent"
+
+    def asked_by_another(rescue: Callable[[], bool]) -> None:
+        def ask() -> None:
+            while not silent.exists():
+                time.sleep(0.05)
+            time.sleep(1 + 0.2 * rank)
+            os._exit(RESCUED if rescue() else UNSAVED)
+
+        if rank < size - 1:
+            threading.Thread(target=ask, daemon=True).start()
+
     for name, lost_at in plans:
         chosen = short(train__eval_every=4, train__steps=8, train__checkpoint_share=0)
-        host = Host(lambda scores: None, lambda row: None, workers)
-        train_loop(chosen, arrays, shares(chosen, arrays, workers, lost_at), host, folder / name)
+
+        def lose(step: int, lost_at: int | None = lost_at) -> None:
+            if step == lost_at and how == "ends":
+                os._exit(9)
+            if step == lost_at:
+                silent.touch()
+                time.sleep(600)
+
+        host = Host(lambda scores: None, lambda row: None, workers, rescued_by=asked_by_another)
+        train_loop(chosen, arrays, shares(chosen, arrays, workers, lose), host, folder / name)
     dist.destroy_process_group()
 
 
 def on_three_workers(*settings: object) -> list[int | None]:
-    """The exit status of each process; none is ended by the end of another."""
+    """The exit status of each process; none is ended by the end of another, and the last at the latest here."""
     started = [mp.get_context("spawn").Process(target=train_on_one_of, args=(rank, 3, *settings)) for rank in range(3)]
     for process in started:
         process.start()
-    for process in started:
+    for process in started[:2]:
         process.join(60)
+    started[2].join(10)
+    if started[2].is_alive():
+        started[2].kill()
+        started[2].join()
     return [process.exitcode for process in started]
 
 
-def test_of_a_lost_worker_one_step_is_repeated(arrays, tmp_path) -> None:
-    assert on_three_workers(tmp_path, arrays, [("straight", None), ("broken", 6)]) == [1, 1, 9]
+@pytest.mark.parametrize(("how", "ended"), [("ends", [1, 1, 9]), ("falls silent", [RESCUED, RESCUED, -9])])
+def test_of_a_lost_worker_one_step_is_repeated(how: str, ended: list[int], arrays, tmp_path) -> None:
+    # Of one that was lost while it wrote that very step: it must not keep the others from it.
+    (tmp_path / "broken" / "checkpoints" / ".step_00000006.elsewhere.1").mkdir(parents=True)
+    assert on_three_workers(tmp_path, arrays, [("straight", None), ("broken", 6)], how) == ended
     assert steps(tmp_path / "broken") == [4, 6]  # with the score of step 4, and what was whole when it was lost
     assert steps(tmp_path / "straight") == [7, 8]
     (tmp_path / "rendezvous").unlink()
-    assert on_three_workers(tmp_path, arrays, [("broken", None)]) == [0, 0, 0]
+    (tmp_path / "silent").unlink(missing_ok=True)
+    assert on_three_workers(tmp_path, arrays, [("broken", None)], how) == [0, 0, 0]
     assert same(tmp_path / "straight", tmp_path / "broken")
 
 
@@ -216,3 +272,22 @@ def test_short_of_memory_for_a_half_too_it_says_what_to_lower(arrays, tmp_path, 
     monkeypatch.setattr(loop, "meta_gradient", none)
     with pytest.raises(UserError, match=r"^train.meta_batch: at step 1 the memory did not suffice, though half"):
         run(short(), arrays, tmp_path)
+
+
+def test_memory_that_does_not_suffice_for_a_score_has_one_episode_scored_at_a_time(
+    arrays, tmp_path, monkeypatch
+) -> None:
+    chosen = short(train__checkpoint_share=0)
+    straight = run(chosen, arrays, tmp_path / "straight")
+    scores = loop.validation_scores
+
+    def small(experiment, problem, params, arrays, how: HowToRun, workers):
+        if how.chunk != 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return scores(experiment, problem, params, arrays, how, workers)
+
+    monkeypatch.setattr(loop, "validation_scores", small)
+    halved = run(chosen, arrays, tmp_path / "halved")
+    assert [row["step"] for row in halved] == [row["step"] for row in straight]
+    assert halved[-1]["val.score"] == pytest.approx(straight[-1]["val.score"], abs=1e-5)
+    assert json.loads((tmp_path / "halved" / HALVED).read_text())["step"] == 2

@@ -181,6 +181,43 @@ def test_the_controller_waits_for_the_checkpoint_taking_reports_but_for_no_worke
     assert len(polls) == 4
 
 
+def test_the_controller_has_those_that_are_left_write_what_they_have(resizing, monkeypatch) -> None:
+    """Of four workers one is lost, one knows of it, one still makes a step, and one does not answer."""
+    from ray.exceptions import GetTimeoutError
+
+    monkeypatch.setattr(resizing, "POLL_S", 0.001)
+    asked: list[int] = []
+
+    class Worker:
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+        def execute_async(self, what: Any) -> int:
+            assert what is resizing.rescue
+            return self.rank
+
+    def get(rank: int, timeout: float) -> bool:
+        asked.append(rank)
+        if rank == 3:
+            raise GetTimeoutError
+        return asked.count(2) > 1
+
+    monkeypatch.setattr(resizing.ray, "get", get)
+    group = SimpleNamespace(
+        get_workers=lambda: [Worker(rank) for rank in range(4)],
+        _poll_workers_and_collect_errors=lambda timeout: [SimpleNamespace(running=rank > 1) for rank in range(4)],
+    )
+    resizing.KeepBeforeTheEnd().before_worker_group_shutdown(group)
+    assert asked == [2, 3, 2, 3]
+
+
+def test_what_is_asked_for_is_what_the_training_gave(resizing) -> None:
+    pause = resizing.Pause()
+    assert pause.rescue()  # nothing is trained yet
+    pause.rescued_by(lambda: False)
+    assert not pause.rescue()
+
+
 STEPS, EVERY = 450, 200
 
 
