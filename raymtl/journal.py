@@ -27,11 +27,15 @@ class Journal(JournalFileBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Adds entries, all or none."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        storage.patiently(self.path, lambda: self._append(lines), there=True)
-
-    def _append(self, lines: bytes) -> None:
-        self.lock.acquire()
+        storage.patiently(self.path, self.lock.acquire, there=True)
         try:
             storage.append(self.path, lines)
         finally:
+            storage.patiently(self.path, self._release)
+
+    def _release(self) -> None:
+        try:
             self.lock.release()
+        except RuntimeError as error:  # by which Optuna says whatever the system said
+            if not isinstance(error.__context__, FileNotFoundError):
+                raise  # else it was released by an attempt before

@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from torch import Tensor
 
 from raymtl import __version__, config, storage
 from raymtl.config import Experiment
-from raymtl.redact import redacted
+from raymtl.redact import redacted_word
 from raymtl.types import Params, UserError
 
+LOCK = ".lock"
+"""In a run folder: the file that whoever is at work on it has locked."""
 PACKAGES = ("ray", "torch", "torchvision", "optuna", "pyarrow", "pydantic", "numpy")
 
 
@@ -50,7 +53,11 @@ def create(experiment: Experiment) -> Path:
 
 
 def latest(experiment: Experiment, command: str) -> Path:
-    """The newest run folder of this command and configuration, for `--resume`. Raises UserError where there is none."""
+    """The run folder of this command and configuration to go on with, for `--resume`.
+
+    That is the newest that has not come to its end and that nobody is at work on; or else the newest. Raises UserError
+    where there is none.
+    """
     parent = Path(experiment.output).absolute()
     found = []
     for saved in parent.glob(f"{experiment.name}*/config.yaml"):
@@ -65,7 +72,30 @@ def latest(experiment: Experiment, command: str) -> Path:
             f"--resume: expected a run of `raymtl {command}` with this very configuration in {parent}, got none. "
             "Leave --resume away to start one, or undo what was changed since."
         )
-    return max(found, key=lambda path: path.stat().st_mtime).parent
+    newest = [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+    unfinished = [run for run in newest if not (run / "summary.json").exists()]
+    for run in unfinished:
+        with suppress(OSError), storage.held(run / LOCK) as free:  # of somebody else, perhaps
+            if free:
+                return run
+    return (unfinished or newest)[0]
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """While the caller is at work on a run, no other process can be. Raises UserError where one is."""
+    path = run / LOCK
+    with ExitStack() as stack:
+        try:
+            free = storage.patiently(path, lambda: stack.enter_context(storage.held(path)))
+        except OSError as error:
+            raise UserError(f"{run}: expected a folder that you may write to ({error.strerror}).") from None
+        if not free:
+            raise UserError(
+                f"{run}: expected a run that nobody is at work on, got one that another process goes on with. Wait for "
+                "it, or end it; of a machine that is lost, storage knows after a minute or two."
+            )
+        yield
 
 
 def existing(path: Path) -> Path:
@@ -106,7 +136,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Raises UserError for a file that is missing or not JSON."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(storage.patiently(path, path.read_text))
         return content
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; the run has not come so far. Continue it with --resume.") from None
@@ -118,12 +148,12 @@ def append_row(path: Path, content: Mapping[str, Any]) -> None:
     """Adds a line of JSON, with the time and the host."""
     line = json.dumps({"time": _now(), "host": socket.gethostname(), **content}) + "\n"
 
-    def act() -> None:
+    def begin() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        storage.append(path, line.encode())
 
-    storage.patiently(path, act)
+    storage.patiently(path, begin)
+    storage.append(path, line.encode())
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -138,7 +168,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        rows: list[dict[str, Any]] = storage.patiently(path, lambda: pq.read_table(path)).to_pylist()
         return rows
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: expected a Parquet file, got something else ({error}). It is damaged.") from None
@@ -156,7 +186,8 @@ def load_params(path: Path, expected: Params | None = None) -> dict[str, Tensor]
         raise UserError(f"{path}: no such file; the run has no trained model yet. Continue it with --resume.")
     try:
         # Copies, for what is read is aligned as the file is, and products of it may differ in their last bit.
-        params = {name: value.clone() for name, value in load_file(path).items()}
+        read = storage.patiently(path, lambda: load_file(path))
+        params = {name: value.clone() for name, value in read.items()}
     except Exception as error:  # safetensors raises its own kinds, and OSError for a truncated file
         raise UserError(
             f"{path}: expected safetensors, got a damaged file ({error}). Restore or train again."
@@ -195,7 +226,7 @@ def environment(experiment: Experiment, command: str) -> dict[str, Any]:
         "git_commit": git.stdout.strip() or None,
         "seed": experiment.seed,
         "run": command,
-        "command": ["raymtl", *map(redacted, sys.argv[1:])],
+        "command": ["raymtl", *map(redacted_word, sys.argv[1:])],
         "started": _now(),
         "host": socket.gethostname(),
         "cpus": os.cpu_count(),

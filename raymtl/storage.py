@@ -1,13 +1,14 @@
 """Writing to storage that may be full or away for a while: files whole or not at all, lines whole or not at all."""
 
 import errno
+import fcntl
 import os
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ AWAY = frozenset(
 )
 """What the system says of such storage."""
 LINE = b"\n"
+TAKEN = frozenset({errno.EACCES, errno.EAGAIN})
+"""What the system says of a lock that another process has."""
 
 Result = TypeVar("Result")
 
@@ -62,7 +65,7 @@ def reach(folder: Path) -> None:
 def publish(path: Path, write: Callable[[Path], Any]) -> None:
     """Calls `write` with a path aside, then renames that to `path`: readers see the old file or the whole new one.
 
-    Waits for storage that is full or away.
+    What was published before is on the disk before this is. Waits for storage that is full or away.
     """
     aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
 
@@ -70,6 +73,8 @@ def publish(path: Path, write: Callable[[Path], Any]) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(aside)
+            if aside.is_file():  # who writes a folder sees to the files in it
+                sync(aside)
             aside.replace(path)
         except Exception:
             # What is there of it fills the storage for nothing.
@@ -77,28 +82,46 @@ def publish(path: Path, write: Callable[[Path], Any]) -> None:
             with suppress(OSError):
                 aside.unlink()
             raise
+        with suppress(OSError):  # not every file system can
+            sync(path.parent)
 
     patiently(path, act)
 
 
-def append(path: Path, lines: bytes) -> None:
-    """Adds lines to a file, all or none. Half a line, as a power cut may leave it, is cut off first.
+def sync(path: Path) -> None:
+    """Returns when the disk has what is in a file, or which names are in a folder."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
-    Only one process may do so at a time. Raises what the storage does; the file is then as before.
+
+def append(path: Path, lines: bytes) -> None:
+    """Adds lines to a file that is there, all or none. Half a line, as a power cut may leave it, is cut off first.
+
+    Waits for storage that is full or away. Only one process may do so at a time.
     """
-    with path.open("r+b") as file:
-        end = _end_of_lines(file)
-        file.truncate(end)
-        file.seek(end)
-        try:
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError:
-            with suppress(OSError):  # of what is buffered still
-                file.close()
-            os.truncate(path, end)
-            raise
+    end: int | None = None
+
+    def act() -> None:
+        nonlocal end
+        with path.open("r+b") as file:
+            if end is None:  # what an attempt leaves that failed only half is not taken for a part of the file
+                end = _end_of_lines(file)
+            file.truncate(end)
+            file.seek(end)
+            try:
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):  # of what is buffered still
+                    file.close()
+                os.truncate(path, end)
+                raise
+
+    patiently(path, act, there=True)
 
 
 def _end_of_lines(file: Any) -> int:
@@ -112,3 +135,18 @@ def _end_of_lines(file: Any) -> int:
             return start + int(found) + 1
         end = start
     return 0
+
+
+@contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Locks a file, made if there is none, while the caller goes on; whether no other process has it locked.
+
+    The system takes the lock back when the process ends, however it does. Storage that knows no locks always says yes.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            yield error.errno not in TAKEN
+            return
+        yield True

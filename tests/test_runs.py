@@ -1,6 +1,8 @@
 """The run folder on disk: names, atomic files, damaged files."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,35 @@ def test_a_taken_name_gets_a_number_and_resume_finds_the_newest(tmp_path: Path) 
     for other, command in ((chosen.override({"seed": 9}), "tune"), (chosen, "train")):
         with pytest.raises(UserError, match="this very configuration"):
             runs.latest(other, command)
+
+
+HOLD = (
+    "import sys, pathlib; from raymtl import runs\nwith runs.held(pathlib.Path(sys.argv[1])): print(); sys.stdin.read()"
+)
+
+
+def test_resume_takes_no_run_that_is_at_its_end_or_that_another_process_goes_on_with(tmp_path: Path) -> None:
+    chosen = experiment(name="mine", output=str(tmp_path / "out"))
+    made = [runs.create(chosen) for _ in range(3)]
+    for path in made:
+        chosen.save(path / "config.yaml")
+        runs.write_json(path / "environment.json", runs.environment(chosen, "tune"))
+    (made[2] / "summary.json").write_text("{}")
+    assert runs.latest(chosen, "tune") == made[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(made[1])], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        assert runs.latest(chosen, "tune") == made[0]
+        with pytest.raises(UserError, match="another process goes on with"), runs.held(made[1]):
+            pass
+        other.kill()
+    assert runs.latest(chosen, "tune") == made[1]
+    with runs.held(made[1]):
+        pass
+    for path in made:
+        (path / "summary.json").write_text("{}")
+    assert runs.latest(chosen, "tune") == made[2]
 
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:

@@ -148,14 +148,71 @@ def test_half_a_line_is_cut_off_before_the_next_one_and_nothing_else_is(tmp_path
     assert path.read_bytes() == b"four\n"
 
 
-def test_a_line_for_which_there_is_no_room_is_not_begun(disk) -> None:
+def test_a_line_for_which_there_is_no_room_is_not_begun(disk, monkeypatch) -> None:
     path = disk / "lines"
     path.write_bytes(b"one\n" * 1000)
     filler = fill(disk)
+    monkeypatch.setattr(storage, "PATIENCE_S", 0.0)
     with pytest.raises(OSError, match="No space left"):
         storage.append(path, b"2" * 9000 + b"\n")
     assert path.read_bytes() == b"one\n" * 1000
     filler.unlink()
+
+
+def test_lines_that_arrived_though_the_storage_said_otherwise_are_not_added_twice(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b"one\n")
+    monkeypatch.setattr(storage, "RETRY_S", 0.0)
+    sync, tries = os.fsync, []
+
+    def away(opened: int) -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(opened)
+
+    def stays(path, size) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", away)
+    monkeypatch.setattr(os, "truncate", stays)
+    storage.append(path, b"two\n")
+    assert len(tries) == 3
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
+def test_a_journal_whose_lock_cannot_be_released_at_first_has_its_entries_once(tmp_path, monkeypatch) -> None:
+    kept = study(tmp_path / "study.journal")
+    monkeypatch.setattr(storage, "RETRY_S", 0.0)
+    rename, failed = os.rename, []
+
+    def away(*paths) -> None:
+        if not failed:
+            failed.append(paths)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        rename(*paths)
+
+    monkeypatch.setattr(os, "rename", away)
+    kept.add_trial(optuna.trial.create_trial(value=1.0))
+    assert failed
+    assert [trial.value for trial in study(tmp_path / "study.journal").trials] == [1.0]
+
+
+def test_what_cannot_be_read_for_a_while_is_no_damage(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "rows.parquet"
+    runs.write_rows(path, [{"step": 1}])
+    monkeypatch.setattr(storage, "RETRY_S", 0.0)
+    read, failed = runs.pq.read_table, []
+
+    def away(given):
+        if not failed:
+            failed.append(given)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(given)
+
+    monkeypatch.setattr(runs.pq, "read_table", away)
+    assert runs.read_rows(path) == [{"step": 1}]
+    assert failed
 
 
 def study(path: Path) -> optuna.Study:
