@@ -1,6 +1,7 @@
 """Ray Train around the loop: TorchTrainer, shards of Ray Data, checkpoints, metrics of the cluster."""
 
 import logging
+import math
 import os
 import time
 import warnings
@@ -28,9 +29,15 @@ import torch  # noqa: E402
 from ray.autoscaler.sdk import request_resources  # noqa: E402
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # noqa: E402
 from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
+from ray.train.v2._internal.exceptions import (  # noqa: E402
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
+from ray.train.v2.api.exceptions import ControllerError  # noqa: E402
 from ray.util.metrics import Gauge  # noqa: E402
 
 from raymtl.cluster import machines, refusal, resolve  # noqa: E402
+from raymtl.cluster.checks import first_line  # noqa: E402
 from raymtl.cluster.room import gpus_for, slots  # noqa: E402
 from raymtl.collective import Workers  # noqa: E402
 from raymtl.config import Experiment  # noqa: E402
@@ -41,9 +48,17 @@ from raymtl.resizing import PAUSE, KeepBeforeTheEnd  # noqa: E402
 from raymtl.search import searched_values  # noqa: E402
 from raymtl.types import DivergedError, UserError  # noqa: E402
 
+LOST = (ray.exceptions.RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
+"""What Ray Train says of a worker whose process or machine is gone."""
+ASK_AGAIN_S = 10.0
+"""How often an autoscaling cluster is asked while it grows: another search's asking takes the place of this one's."""
 LOOK_S = 60.0
 """How often an elastic training looks whether there is room for more workers."""
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+START_S = 60.0
+"""Ray's own value of that."""
+REPLACED_S = 900.0
+"""How long there is, at least, for a machine to come in the place of one that was lost: it may have to be set up."""
 ELASTIC_START_S = 25.0
 """How long an elastic training waits for workers on machines that, as Ray sees every 20 s, may be gone."""
 
@@ -82,24 +97,26 @@ def ensure_resources(workers: int, cpus: float, gpus: float, *, key: str, wait_s
 
     An autoscaling cluster is asked for them and given `wait_s`. Raises UserError where they do not come.
     """
-
-    if slots(machines(), cpus, gpus) < workers and wait_s:  # asked for until `release_resources`
-        request_resources(bundles=[{"CPU": cpus} | ({"GPU": gpus} if gpus else {})] * workers)
+    asked = -math.inf
     until = time.monotonic() + wait_s
-    while (room := slots(machines(), cpus, gpus)) < workers:
-        if time.monotonic() >= until:
-            have = ray.cluster_resources()
-            raise UserError(
-                f"{key}: expected room for {workers} at {cpus:g} CPU and {gpus:g} GPU each, got room for {room} in a "
-                f"cluster of {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU. Lower it or what each takes, "
-                "or on a cluster that grows set train.wait_for_nodes_s."
-            )
-        time.sleep(1)
-
-
-def release_resources() -> None:
-    """Takes back what an autoscaling cluster was asked for, so that idle machines may go."""
-    request_resources(bundles=[])
+    try:
+        while (room := slots(machines(), cpus, gpus)) < workers:
+            now = time.monotonic()
+            if now >= until:
+                have = ray.cluster_resources()
+                raise UserError(
+                    f"{key}: expected room for {workers} at {cpus:g} CPU and {gpus:g} GPU each, got room for {room} in "
+                    f"a cluster of {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU. Lower it or what each "
+                    "takes, or on a cluster that grows set train.wait_for_nodes_s."
+                )
+            if now - asked >= ASK_AGAIN_S:
+                request_resources(bundles=[{"CPU": cpus} | ({"GPU": gpus} if gpus else {})] * workers)
+                asked = now
+            time.sleep(1)
+    finally:
+        # What takes the room asks for it by itself; and this would outlive the process, should that be killed.
+        if asked > -math.inf:
+            request_resources(bundles=[])
 
 
 def observer(run: str, task_names: tuple[str, ...]) -> Callable[[Mapping[str, float | None]], None]:
@@ -147,6 +164,8 @@ def train(
     elastic = fewest is not None and fewest < workers
     if elastic:
         os.environ.setdefault(START_TIMEOUT, str(ELASTIC_START_S))
+    start_s = float(os.environ.get(START_TIMEOUT, START_S))
+    patience_s = max(REPLACED_S, experiment.train.wait_for_nodes_s)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
@@ -170,7 +189,9 @@ def train(
             name=name,
             storage_path=str(ray_folder),
             failure_config=FailureConfig(  # type: ignore[call-arg]
-                max_failures=experiment.train.max_failures, controller_failure_limit=experiment.train.max_failures
+                max_failures=experiment.train.max_failures,
+                # A start for which there is no room counts as one.
+                controller_failure_limit=experiment.train.max_failures + math.ceil(patience_s / start_s),
             ),
             logging_config=LoggingConfig(log_level="ERROR"),
             callbacks=[*callbacks, KeepBeforeTheEnd()],  # type: ignore[list-item]
@@ -193,6 +214,16 @@ def _answer(error: ray.train.TrainingFailedError) -> DivergedError | UserError |
             cause = cause.cause
         if isinstance(cause, DivergedError | UserError):
             return cause
+    return None
+
+
+def why_given_up(error: ray.train.TrainingFailedError) -> str | None:
+    """What the cluster lacked; None where what failed is not the cluster."""
+    if isinstance(error, ControllerError):
+        return f"its workers found no room ({first_line(error.controller_failure)})"
+    failures = getattr(error, "worker_failures", {}).values()
+    if failures and all(isinstance(failure, LOST) for failure in failures):
+        return f"its workers were lost more often than train.max_failures allows ({first_line(next(iter(failures)))})"
     return None
 
 
@@ -219,8 +250,13 @@ def _worker(settings: dict[str, Any]) -> None:
 
     observe = observer(settings["name"], experiment.data.task_names)
     # No checkpoint goes through Ray: the loop keeps its own in the run folder, with checksums, and goes on from them.
-    host = Host(ray.train.report, observe, workers, device, _leaving, PAUSE.kept)
+    host = Host(ray.train.report, observe, workers, device, _leaving, PAUSE.kept, PAUSE.rescued_by)
     train_loop(experiment, arrays, batches, host, folder)
+
+
+def machine_leaving() -> bool:
+    """Whether the machine of this process is about to be taken away, as Ray was told."""
+    return ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
 
 
 def _leaving() -> bool:

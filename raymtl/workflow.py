@@ -12,10 +12,11 @@ from typing import Any
 from raymtl.train import (  # isort: skip  (sets what Ray reads when it is imported)
     ensure_resources,
     gpus_per_worker,
+    machine_leaving,
     observer,
-    release_resources,
     start_ray,
     train,
+    why_given_up,
 )
 
 import ray
@@ -50,8 +51,12 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
     `run` may be a folder in which this stopped half-way: what is done is not done again.
     """
     started = time.time()
-    _begin(experiment, run, "tune")
-    with View(f"raymtl tune {experiment.name}") as view, _ray(address, view), _board(experiment, run, view) as board:
+    with (
+        _at_work(experiment, run, "tune"),
+        View(f"raymtl tune {experiment.name}") as view,
+        _ray(address, view),
+        _board(experiment, run, view) as board,
+    ):
         _ensure(experiment, run, view, searching=True)
         settings = plan(experiment, machines())
         view.say(f"{settings.trials} trials, {settings.concurrency} at a time; run folder {run}")
@@ -80,8 +85,12 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
 def train_run(experiment: Experiment, run: Path, arrays: Arrays, address: str | None) -> dict[str, Any]:
     """Trains the configuration itself on loaded data and evaluates it; returns the content of summary.json."""
     started = time.time()
-    _begin(experiment, run, "train")
-    with View(f"raymtl train {experiment.name}") as view, _ray(address, view), _board(experiment, run, view) as board:
+    with (
+        _at_work(experiment, run, "train"),
+        View(f"raymtl train {experiment.name}") as view,
+        _ray(address, view),
+        _board(experiment, run, view) as board,
+    ):
         _ensure(experiment, run, view, searching=False)
         least, most = experiment.train.fewest, experiment.train.workers
         workers = most if least == most else f"{least} to {most}"
@@ -102,10 +111,14 @@ def refuse(experiment: Experiment, address: str | None, *, searching: bool) -> N
         raise UserError(f"{missing[0]} Or give --address of a cluster.")
 
 
-def _begin(experiment: Experiment, run: Path, command: str) -> None:
-    if not (run / "config.yaml").exists():
-        runs.write_json(run / "environment.json", runs.environment(experiment, command))
-        storage.publish(run / "config.yaml", experiment.save)
+@contextmanager
+def _at_work(experiment: Experiment, run: Path, command: str) -> Iterator[None]:
+    """Holds the run, and begins it if it is new."""
+    with runs.held(run):
+        if not (run / "config.yaml").exists():
+            runs.write_json(run / "environment.json", runs.environment(experiment, command))
+            storage.publish(run / "config.yaml", experiment.save)
+        yield
 
 
 def _ensure(experiment: Experiment, run: Path, view: View, *, searching: bool) -> None:
@@ -157,8 +170,6 @@ def _ray(address: str | None, view: View) -> Iterator[None]:
     try:
         yield
     finally:
-        if address:
-            release_resources()
         ray.shutdown()
 
 
@@ -177,17 +188,26 @@ def _train_best(experiment: Experiment, run: Path, arrays: ArraysRef, view: View
         view.say(f"fewer GPUs than {key}, so they train on CPUs; lower {key} to use the GPUs")
     board.started("best", searched_values(experiment.search, experiment.flat()))
     with _watched({folder: experiment}, view):
-        train(
-            experiment,
-            arrays,
-            folder,
-            name=f"{run.name}/best",
-            ray_folder=run / ".ray",
-            workers=experiment.train.workers,
-            fewest=experiment.train.fewest,
-            cpus=experiment.train.cpus_per_worker,
-            gpus=gpus,
-        )
+        try:
+            train(
+                experiment,
+                arrays,
+                folder,
+                name=f"{run.name}/best",
+                ray_folder=run / ".ray",
+                workers=experiment.train.workers,
+                fewest=experiment.train.fewest,
+                cpus=experiment.train.cpus_per_worker,
+                gpus=gpus,
+            )
+        except ray.train.TrainingFailedError as error:
+            why = why_given_up(error)
+            if why is None:
+                raise
+            raise UserError(
+                f"{folder}: the training was given up, since {why}. When the cluster has room for its workers, give "
+                "the same command with --resume."
+            ) from None
     board.ended("best", "complete", f"val.score {_last_score(folder):.4f}")
     view.say("scoring it on held-out episodes")
     options = {"num_cpus": experiment.tune.cpus_per_trial, "name": f"{run.name}/best scoring"}
@@ -274,6 +294,7 @@ def _train_here(tree: dict[str, Any], folder: Path, arrays: Arrays, cpus: float)
         report=lambda metrics: None,
         observe=observer(_name(folder), experiment.data.task_names),
         device=torch.device("cuda" if ray.get_gpu_ids() else "cpu"),
+        leaving=machine_leaving,
     )
     try:
         train_loop(experiment, arrays, local_batches(experiment, arrays), host, folder)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from raymtl import runs
 from raymtl.config import Experiment, parse
 from raymtl.step import meta_gradient
-from raymtl.train import ensure_resources, start_ray, train
+from raymtl.train import ensure_resources, machine_leaving, start_ray, train
 from raymtl.types import DivergedError, UserError
 from tests.conftest import WEIGHTING, axes, episodes_of, experiment, perturbed
 
@@ -196,6 +197,54 @@ def test_divergence_on_workers_comes_out_as_what_it_is_and_is_known_to_ray_by_na
 def test_workers_that_can_never_start_are_refused() -> None:
     with pytest.raises(UserError, match=r"train.workers: expected room for 9 at 1 CPU and 0 GPU each, got room for 4"):
         ensure_resources(9, 1.0, 0.0, key="train.workers", wait_s=0)
+
+
+def test_a_cluster_that_grows_is_asked_until_it_has_and_then_asked_for_nothing(monkeypatch) -> None:
+    """Another search's asking takes the place of this one's; and what is asked for would outlive the process."""
+    from raymtl import train as training
+
+    asked: list[int] = []
+    monkeypatch.setattr(training, "request_resources", lambda bundles: asked.append(len(bundles)))
+    monkeypatch.setattr(training, "machines", lambda: [{"CPU": 2.0}] * (1 if len(asked) < 3 else 2))
+    monkeypatch.setattr(training, "ASK_AGAIN_S", 0.0)
+    monkeypatch.setattr(training.time, "sleep", lambda seconds: None)
+    ensure_resources(4, 1.0, 0.0, key="train.workers", wait_s=60)
+    assert asked == [4, 4, 4, 0]
+    with pytest.raises(UserError, match=r"train.workers: expected room for 9"):
+        ensure_resources(9, 1.0, 0.0, key="train.workers", wait_s=0.05)  # type: ignore[arg-type]
+    assert asked[-2:] == [9, 0]
+    ensure_resources(2, 1.0, 0.0, key="train.workers", wait_s=60)
+    assert asked[-1] == 0
+
+
+def test_a_training_that_the_cluster_has_no_room_for_ends_in_a_sentence_and_a_fault_of_ours_does_not(
+    tmp_path: Path, monkeypatch
+) -> None:
+    from ray.exceptions import RayActorError
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    from raymtl import workflow
+
+    seen = SimpleNamespace(show=lambda *row: None, say=print, started=lambda *about: None)
+    for error, says in (
+        (ControllerError(TimeoutError("not within 60 s")), r"its workers found no room \(not within 60 s\)\. When"),
+        (WorkerGroupError("they died", {0: RayActorError()}), "lost more often than train.max_failures allows"),
+        (WorkerGroupError("a bug", {0: RayActorError(), 1: KeyError("a bug")}), None),
+    ):
+
+        def given_up(*settings: object, error: Exception = error, **more: object) -> None:
+            raise error
+
+        monkeypatch.setattr(workflow, "train", given_up)
+        with pytest.raises(UserError if says else WorkerGroupError, match=says):
+            workflow._train_best(experiment(), tmp_path, None, seen, seen)  # type: ignore[arg-type]
+
+
+def test_a_machine_is_leaving_once_ray_was_told(monkeypatch) -> None:
+    assert not machine_leaving()
+    here = ray.get_runtime_context().get_node_id()
+    monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", lambda: {"another": 0, here: 7})
+    assert machine_leaving()
 
 
 def test_an_address_where_nothing_listens_is_one_sentence() -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +16,13 @@ import optuna
 import pytest
 import yaml
 
-from raymtl import runs, tune
-from raymtl.cluster.room import plan
+from raymtl import runs
+from raymtl.cluster.room import Plan, plan
 from raymtl.config import Experiment, load, parse
+from raymtl.loop import Host, local_batches, train_loop
 from raymtl.tune import Search, open_study, reports, scheduler, trial_rows, winner
 from raymtl.types import UserError
+from tests.conftest import experiment
 
 SPACE = {
     "learner.name": {"choice": ["maml", "reptile"]},
@@ -170,7 +173,7 @@ def test_table_of_trials_is_written_in_a_small_share_of_the_time(
         written.append((now[0], len(rows)))
         now[0] += 0.1
 
-    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("raymtl.tune.searcher.time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(runs, "write_rows", slow)
     search = Search(searching(trials=200), tmp_path)
     for number in range(120):
@@ -180,6 +183,40 @@ def test_table_of_trials_is_written_in_a_small_share_of_the_time(
     assert written[0][1] == 1
     assert len(written) == 3
     assert 0.1 * len(written) <= 0.03 * now[0]
+
+
+def test_what_the_workers_of_a_trial_report_in_vain_is_reported_again(
+    arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when one is lost between a checkpoint and the report of its score."""
+    from raymtl.tune import trial
+
+    told: list[dict] = []
+    monkeypatch.setattr(trial, "tune", SimpleNamespace(report=told.append))
+    monkeypatch.setattr(trial, "TuneReportCallback", lambda: None)
+    monkeypatch.setattr(trial, "ray", SimpleNamespace(put=lambda value: value))
+    dies = [True]
+
+    def train(chosen, arrays, folder, **options) -> None:
+        def observe(row) -> None:
+            if row["step"] == 5 and dies:
+                raise RuntimeError("a machine is lost")
+
+        train_loop(chosen, arrays, local_batches(chosen, arrays), Host(lambda scores: None, observe), folder)
+
+    monkeypatch.setattr(trial, "train", train)
+    chosen = experiment(train__steps=6, train__eval_every=2, train__checkpoint_share=0)
+    trial_of = partial(
+        trial.run_trial, {"number": 0}, chosen.model_dump(mode="json"), str(tmp_path), arrays, Plan(1, 1, 2, 1.0, 0.0)
+    )
+    with pytest.raises(RuntimeError, match="a machine is lost"):
+        trial_of()
+    assert told == []
+    dies.clear()
+    trial_of()
+    assert [row["step"] for row in told] == [2, 4, 6]
+    scores = {row["step"]: row for row in runs.read_rows(tmp_path / "trials" / "0000" / "history.parquet")}
+    assert [row["val.score"] for row in told] == [scores[step]["val.score"] for step in (2, 4, 6)]
 
 
 def test_a_trial_that_ray_ends_for_its_memory_is_one_that_died_and_the_search_goes_on() -> None:
