@@ -12,9 +12,11 @@ _ENDS = (
     "sig|signature|token|secret|password|passwd|pwd|credentials?|auth|(?:api|access|secret|private)[-_]?key(?:[-_]?id)?"
 )
 _QUERY = re.compile(rf"(?i)([?&;](?:[\w.-]*[-_.])?(?:aws)?(?:{_ENDS}|key)=)[^&;#\s]+")
-_PAIR = re.compile(rf"(?i)((?:^|[\s,{{])(?:[\w.-]*[-_.])?(?:{_ENDS})=)(?!\*\*\*)[^\s,}}]+")
+_VALUE = r"""(?!\*\*\*)(?:"[^"]*"|'[^']*'|[^\s,}]+)"""
+_PAIR = re.compile(rf"(?i)((?:^|[\s,{{])(?:[\w.-]*[-_.])?(?:{_ENDS})=){_VALUE}")
 # In a mapping in one line; `key: expected ...` of a message is none.
-_FLOW = re.compile(rf"(?i)([{{,]\s*(?:[\w.-]*[-_.])?(?:{_ENDS}):\s*)(?!\*\*\*)[^\s,}}]+")
+_FLOW = re.compile(rf"""(?i)([{{,]\s*(["']?)(?:[\w.-]*[-_.])?(?:{_ENDS})\2\s*:\s*){_VALUE}""")
+_WORD = re.compile(rf"(?is)^((?:[\w.-]*[-_.])?(?:{_ENDS})=).+")
 
 
 def redacted(text: str) -> str:
@@ -23,6 +25,11 @@ def redacted(text: str) -> str:
     text = _QUERY.sub(rf"\1{HIDDEN}", text)
     text = _PAIR.sub(rf"\1{HIDDEN}", text)
     return _FLOW.sub(rf"\1{HIDDEN}", text)
+
+
+def redacted_word(word: str) -> str:
+    """The same of one word of a command line, all of which after the = is the value of a telling key."""
+    return redacted(_WORD.sub(rf"\1{HIDDEN}", word))
 
 
 def holds_secret(text: str) -> bool:

@@ -216,8 +216,13 @@ FAULTS: dict[str, list[tuple[str, Any, str]]] = {
         (f"{WORKER}.node_config.InstanceTyp", "x", f"{WORKER}.node_config.InstanceTyp: unknown key"),
         (
             f"{WORKER}.node_config.NetworkInterfaces",
-            [{"AssociatePublicIpAddress": True}],
-            f"{WORKER}.node_config.NetworkInterfaces: ",
+            [{"AssociatePublicIpAddress": True, "Groups": ["sg-1"], "SubnetId": "subnet-1"}],
+            f"{WORKER}.node_config.NetworkInterfaces: expected no public address",
+        ),
+        (
+            f"{WORKER}.node_config.NetworkInterfaces",
+            [{"SubnetId": "subnet-1"}],
+            f"{WORKER}.node_config.NetworkInterfaces: expected Groups",
         ),
     ],
     "gcp": [
@@ -296,6 +301,7 @@ FAULTS: dict[str, list[tuple[str, Any, str]]] = {
         (f"{POD}.volumes.1", {"name": "ray", "hostPath": {"path": "/"}}, f"{POD}.volumes.ray: "),
         (f"{POD}.volumes.1.name", "other", f"{POD}.containers.0.volumeMounts: "),
         (f"{POD}.containers.0.image", "raymtl:latest", f"{POD}.containers.0.image: "),
+        (f"{POD}.initContainers", [{"name": "x", "image": "y"}], f"{POD}.initContainers.0.securityContext"),
         (f"{POD}.containers.0.resources.limits", GONE, f"{POD}.containers.0.resources.limits.cpu: "),
         (f"{POD}.containers.0.securityContext", GONE, f"{POD}.containers.0.securityContext"),
         (f"{POD}.containers.0.securityContext.privileged", True, f"{POD}.containers.0.securityContext.privileged: "),

@@ -301,8 +301,10 @@ def test_what_the_package_requires_has_no_known_hole() -> None:
         assert least >= Version(floor), f"{package}: {hole}"
 
 
-def test_open_ray_and_full_disks_are_told() -> None:
-    assert replies.authentication(nodes_of(token=False))[1:3] == (None, "not asked for on b")
+def test_open_ray_and_full_disks_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert replies.authentication(nodes_of(token=False))[1:3] == (False, "not asked for on b")
+    monkeypatch.setenv("RAYMTL_ALLOW_OPEN_CLUSTER", "1")
+    assert replies.authentication(nodes_of(token=False)).ok is None
     assert replies.authentication(nodes_of(token=None)).ok is None
     assert replies.disks(nodes_of(disk_share=0.97))[1:3] == (None, "b: 97% full, 50.0 GiB free")
 

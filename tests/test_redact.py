@@ -35,6 +35,8 @@ SECRET = "s3cr3t-v4lue"
         f"RAY_AUTH_TOKEN={SECRET}",
         f"db.password={SECRET}",
         f"data={{name: files, api_key: {SECRET}}}",
+        f'data={{"name": "files", "api_key": "{SECRET}"}}',
+        f'data.token="a,{SECRET}"',
         f"cannot be read (403 for https://me:{SECRET}@example.com/a.parquet)",
     ],
 )
@@ -66,6 +68,7 @@ def test_what_is_no_secret_stays(text: str) -> None:
 
 def test_the_environment_of_a_run_keeps_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     given = ["raymtl", "tune", "mine.yaml", "--set", f"data.token={SECRET}", "--address", f"https://a:{SECRET}@b"]
+    given += ["--set", f"db.password=correct horse, {SECRET}"]
     monkeypatch.setattr("sys.argv", given)
     monkeypatch.setenv("SOME_PASSWORD", SECRET)
     about = str(runs.environment(experiment(), "tune"))

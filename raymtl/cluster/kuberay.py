@@ -151,8 +151,9 @@ def _pod(template: Tree, where: str, documents: Sequence[Tree], *, head: bool) -
     containers = spec.get("containers") or []
     if not containers:
         yield f"{at}.containers: expected one, got none."
-    for index, container in enumerate(containers):
-        yield from _container(container, f"{at}.containers.{index}", spec, volumes)
+    for kind in ("initContainers", "containers"):
+        for index, container in enumerate(spec.get(kind) or []):
+            yield from _container(container, f"{at}.{kind}.{index}", spec, volumes)
     if head and containers and TOKEN_FOLDER not in {m["mountPath"] for m in containers[0].get("volumeMounts") or []}:
         yield (
             f"{at}.containers.0.volumeMounts: expected an empty folder at {TOKEN_FOLDER}, got none; the search could "

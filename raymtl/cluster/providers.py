@@ -61,7 +61,10 @@ def _aws(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"{where}.SecurityGroupIds: expected groups of your own, got none; Ray would make one open to SSH."
         if not (node.get("SubnetIds") or node.get("SubnetId") or "NetworkInterfaces" in node):
             yield f"{where}.SubnetIds: expected a subnet, got none; Ray would choose a public one."
-        for interface in node.get("NetworkInterfaces", []):
+        for interface in node.get("NetworkInterfaces") or []:
+            for key in ("Groups", "SubnetId"):
+                if not interface.get(key):
+                    yield f"{where}.NetworkInterfaces: expected {key} of your own, got none; AWS would take defaults."
             if interface.get("AssociatePublicIpAddress") and not is_head:
                 yield f"{where}.NetworkInterfaces: expected no public address for a worker, got one; take it away."
         if node.get("MetadataOptions", {}).get("HttpTokens") != "required":
