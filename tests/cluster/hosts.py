@@ -206,20 +206,12 @@ class Cluster:
         out = self.hosts.sh(host, f"pkill -KILL --newest --full {shlex.quote(pattern)} && echo 1 || echo 0")
         return int(out)
 
-    def node_id(self, host: int) -> str:
-        """What Ray calls a host."""
-        address = ADDRESS.format(10 + host)
-        return self.on_head(
-            "python3 - <<'PY'\nimport ray\nray.init(address='auto', logging_level='ERROR', log_to_driver=False)\n"
-            f"print(*(n['NodeID'] for n in ray.nodes() if n['Alive'] and n['NodeManagerAddress'] == '{address}'))\nPY"
-        ).strip()
-
-    def give_notice(self, node_id: str, seconds: int) -> None:
-        """Tells Ray that a node will be taken after so long, as what runs a cloud's spot machines does."""
-        self.on_head(
-            f"ray drain-node --address auto --node-id {node_id} --deadline-remaining-seconds {seconds} "
-            "--reason DRAIN_NODE_REASON_PREEMPTION --reason-message spot"
+    def give_notice(self, host: int, seconds: int) -> None:
+        """Has a host tell Ray that it will be taken after so long, as raymtl.cluster.notice does where a cloud says so."""
+        told = self.hosts.sh(
+            host, f". ~/raymtl.env && python3 -c 'from raymtl.cluster.notice import drain; drain({seconds})'"
         )
+        assert told == f"taken in {seconds} s: told\n"
 
     def hosts_of(self, pattern: str) -> list[int]:
         """Where such processes are."""

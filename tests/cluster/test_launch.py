@@ -11,7 +11,7 @@ from raymtl.config import load
 from raymtl.tune import open_study
 from tests.cluster.hosts import NUM_HOSTS, SHARED, Cluster, Run, quoted, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = pytest.mark.cluster
 RELEASED_S = 10.0
 UP_AND_SEARCH_S = 420.0
 """Of eight minutes, one is left for `ray down`."""
@@ -46,6 +46,7 @@ def test_twelve_trials_and_a_training_on_two_nodes_from_up_to_down(cluster: Clus
     assert cluster.up_s + searched < UP_AND_SEARCH_S
 
 
+@pytest.mark.slow
 def test_what_trials_of_two_workers_hold_is_released_when_they_end(cluster: Cluster) -> None:
     """Some of them are stopped by ASHA, which ends a trial while its Ray Train workers are at work."""
     watcher = cluster.started(f"python3 -c {quoted(WATCH)}", "watch")

@@ -13,6 +13,8 @@ SEED = 6
 HITS = {"worker": 3, "trial": 4, "driver": 2, "host": 1, "silent host": 1}
 """What is hit, and how often relative to each other: a host needs more than a minute to come back."""
 RAYLET = "[r]aylet/raylet"
+LEFT_S = 20.0
+"""Within which all is released, and has been looked at."""
 REST_S = 60.0
 """A host is hit again no sooner: Ray never again starts one of your own machines that it lost while starting it."""
 
@@ -36,6 +38,7 @@ class Chaos:
             if status == 0:
                 return run
             if status is not None:
+                assert self.done[-1:] == ["driver"], f"ended though it was not hit, after {self.done}:\n{run.told}"
                 run = self.cluster.begin("tune", output, *sets, resume=(run.folder / "config.yaml").exists())
             if time.monotonic() - hit >= self.every:
                 self.hit()
@@ -77,19 +80,27 @@ def left_behind(cluster: Cluster) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("trials", "every"),
-    [pytest.param(12, 30.0, id="12 trials"), pytest.param(100, 20.0, marks=pytest.mark.slow, id="100 trials")],
+    ("trials", "workers", "every"),
+    [
+        pytest.param(12, 1, 30.0, id="12 trials"),
+        pytest.param(12, 2, 30.0, marks=pytest.mark.slow, id="12 trials of two workers"),
+        pytest.param(100, 1, 20.0, marks=pytest.mark.slow, id="100 trials"),
+    ],
 )
-def test_a_search_under_random_kills_is_the_undisturbed_one(cluster: Cluster, trials: int, every: float) -> None:
-    sets = (f"tune.trials={trials}", "train.steps=150", "train.wait_for_nodes_s=120")
-    straight = cluster.begin("tune", f"calm-{trials}", *sets)
+def test_a_search_under_random_kills_is_the_undisturbed_one(
+    cluster: Cluster, trials: int, workers: int, every: float
+) -> None:
+    sets = (
+        f"tune.trials={trials}", f"tune.workers_per_trial={workers}", "train.steps=150", "train.wait_for_nodes_s=120",
+    )  # fmt: skip
+    straight = cluster.begin("tune", f"calm-{trials}-{workers}", *sets)
     straight.finish(900)
     chaos = Chaos(cluster, every)
     start = time.monotonic()
-    run = chaos.through(f"chaos-{trials}", *sets, timeout=20 * trials + 600)
+    run = chaos.through(f"chaos-{trials}-{workers}", *sets, timeout=20 * trials + 600)
     print(f"{trials} trials in {time.monotonic() - start:.0f} s under {chaos.done}")
     assert len([what for what in chaos.done if not what.startswith("no ")]) >= 3
     assert [row[0] for row in outcome(run)] == list(range(trials))
     assert outcome(run) == outcome(straight)
     cluster.wait_for_nodes(NUM_HOSTS)
-    until(lambda: not left_behind(cluster), "nothing to be left behind", 60)
+    until(lambda: not left_behind(cluster), "nothing to be left behind", LEFT_S)
