@@ -91,7 +91,8 @@ def test_a_search_under_random_kills_is_the_undisturbed_one(
     cluster: Cluster, trials: int, workers: int, every: float
 ) -> None:
     sets = (
-        f"tune.trials={trials}", f"tune.workers_per_trial={workers}", "train.steps=150", "train.wait_for_nodes_s=120",
+        f"tune.trials={trials}", f"tune.workers_per_trial={workers}", f"tune.concurrency={4 // workers}",
+        "train.steps=150", "train.wait_for_nodes_s=120",
     )  # fmt: skip
     straight = cluster.begin("tune", f"calm-{trials}-{workers}", *sets)
     straight.finish(900)
