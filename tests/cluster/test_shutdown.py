@@ -7,7 +7,8 @@ import pytest
 from tests.cluster.hosts import Cluster, until
 
 pytestmark = pytest.mark.cluster
-RAY = "[r]aylet/raylet|[r]ay::|[g]cs_server"
+RAY = "[r]aylet/raylet|[g]cs_server|[r]ay::(IDLE|RayTrain|ImplicitFunc|TrainController)"
+"""Not its agents, which stay on the workers until Ray is started or stopped there (docs/cluster.md)."""
 
 
 def test_down_ends_everything(cluster: Cluster) -> None:
