@@ -199,8 +199,7 @@ def train_on_one_of(rank: int, size: int, folder: Path, arrays, plans: list[tupl
             time.sleep(1 + 0.2 * rank)
             os._exit(RESCUED if rescue() else UNSAVED)
 
-        if rank < size - 1:
-            threading.Thread(target=ask, daemon=True).start()
+        threading.Thread(target=ask, daemon=True).start()
 
     for name, lost_at in plans:
         chosen = short(train__eval_every=4, train__steps=8, train__checkpoint_share=0)
@@ -212,7 +211,9 @@ def train_on_one_of(rank: int, size: int, folder: Path, arrays, plans: list[tupl
                 silent.touch()
                 time.sleep(600)
 
-        host = Host(lambda scores: None, lambda row: None, workers, rescued_by=asked_by_another)
+        host = Host(lambda scores: None, lambda row: None, workers)
+        if lost_at is not None and rank < size - 1:
+            host = host._replace(rescued_by=asked_by_another)
         train_loop(chosen, arrays, shares(chosen, arrays, workers, lose), host, folder / name)
     dist.destroy_process_group()
 
@@ -231,7 +232,10 @@ def on_three_workers(*settings: object) -> list[int | None]:
     return [process.exitcode for process in started]
 
 
-@pytest.mark.parametrize(("how", "ended"), [("ends", [1, 1, 9]), ("falls silent", [RESCUED, RESCUED, -9])])
+@pytest.mark.parametrize(
+    ("how", "ended"),
+    [("ends", [1, 1, 9]), pytest.param("falls silent", [RESCUED, RESCUED, -9], marks=pytest.mark.slow)],
+)
 def test_of_a_lost_worker_one_step_is_repeated(how: str, ended: list[int], arrays, tmp_path) -> None:
     # Of one that was lost while it wrote that very step: it must not keep the others from it.
     (tmp_path / "broken" / "checkpoints" / ".step_00000006.elsewhere.1").mkdir(parents=True)
