@@ -66,11 +66,9 @@ ELASTIC_START_S = 25.0
 def start_ray(address: str | None) -> None:
     """Connects to `address` or `RAY_ADDRESS`, else starts Ray on this machine. Raises UserError."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray|torch.distributed")
+    check_address(address)
     address = resolve(address)
-    reason = refusal(address) if address else None
     try:
-        if reason:
-            raise ConnectionError(reason)
         ray.init(
             address=address or "local",
             logging_level=logging.ERROR,
@@ -78,13 +76,26 @@ def start_ray(address: str | None) -> None:
             runtime_env={"env_vars": QUIET} if address else None,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
         if address is None:
-            raise UserError(f"Ray does not start on this machine ({reason}). Ask `raymtl doctor` why.") from None
-        raise UserError(
-            f"--address: cannot reach Ray at {address} ({reason}). Start the cluster, or leave --address and "
-            "RAY_ADDRESS away to start Ray here."
-        ) from None
+            raise UserError(
+                f"Ray does not start on this machine ({first_line(error)}). Ask `raymtl doctor` why."
+            ) from None
+        raise _unreachable(address, first_line(error)) from None
+
+
+def check_address(address: str | None) -> None:
+    """Raises UserError where nothing listens at `address` or `RAY_ADDRESS`."""
+    address = resolve(address)
+    reason = refusal(address) if address else None
+    if address and reason:
+        raise _unreachable(address, reason)
+
+
+def _unreachable(address: str, reason: str) -> UserError:
+    return UserError(
+        f"--address: cannot reach Ray at {address} ({reason}). Start the cluster, or leave --address and RAY_ADDRESS "
+        "away to start Ray here."
+    )
 
 
 def gpus_per_worker(experiment: Experiment, workers: int) -> int:

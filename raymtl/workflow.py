@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raymtl.train import (  # isort: skip  (sets what Ray reads when it is imported)
+    check_address,
     ensure_resources,
     gpus_per_worker,
     machine_leaving,
@@ -103,7 +104,8 @@ def train_run(experiment: Experiment, run: Path, arrays: Arrays, address: str | 
 
 
 def refuse(experiment: Experiment, address: str | None, *, searching: bool) -> None:
-    """Raises UserError, before Ray is started here, for what this machine has no room for."""
+    """Raises UserError, before anything is made, where nothing listens or this machine, alone, has no room."""
+    check_address(address)
     if resolve(address):
         return
     missing = shortfalls(experiment, [resources()], searching=searching)

@@ -247,10 +247,22 @@ def test_a_machine_is_leaving_once_ray_was_told(monkeypatch) -> None:
     assert machine_leaving()
 
 
-def test_an_address_where_nothing_listens_is_one_sentence() -> None:
-    ray.shutdown()
-    try:
-        with pytest.raises(UserError, match=r"--address: cannot reach Ray at 127\.0\.0\.1:1"):
-            start_ray("127.0.0.1:1")
-    finally:
-        begin()
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("127.0.0.1:1", r"127\.0\.0\.1:1 \(Connection refused\)"),
+        ("127.0.0.1:99999", r"127\.0\.0\.1:99999 \(expected HOST:PORT, ray://HOST:PORT or auto\)"),
+        ("somewhere", r"somewhere \(expected HOST:PORT"),
+    ],
+)
+def test_an_address_where_nothing_listens_is_one_sentence_before_anything_is_made(
+    address: str, says: str, tmp_path: Path
+) -> None:
+    from raymtl.cli.whole import train as command
+
+    with pytest.raises(UserError, match=f"--address: cannot reach Ray at {says}"):
+        start_ray(address)
+    experiment(output=str(tmp_path / "runs")).save(tmp_path / "mine.yaml")
+    with pytest.raises(UserError, match="--address: cannot reach Ray"):
+        command(tmp_path / "mine.yaml", address=address)
+    assert not (tmp_path / "runs").exists()

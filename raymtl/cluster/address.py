@@ -19,16 +19,19 @@ def resolve(address: str | None) -> str | None:
 
 
 def refusal(address: str) -> str | None:
-    """Why no connection to the address comes about; None where something listens, or it names no host and port.
+    """Why no connection to the address comes about; None where something listens, or Ray is to find it (`auto`).
 
     To be asked before ray.init, which tries a dead address for minutes.
     """
+    if address == "auto":
+        return None
     where = endpoint(address)
-    if where:
-        try:
-            socket.create_connection(where, timeout=TCP_S).close()
-        except OSError as error:
-            return error.strerror or first_line(error)
+    if where is None:
+        return "expected HOST:PORT, ray://HOST:PORT or auto"
+    try:
+        socket.create_connection(where, timeout=TCP_S).close()
+    except OSError as error:
+        return error.strerror or first_line(error)
     return None
 
 
