@@ -1,8 +1,10 @@
 """Ray Train around the loop: TorchTrainer, shards of Ray Data, checkpoints, metrics of the cluster."""
 
+import contextlib
 import logging
 import math
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -26,6 +28,7 @@ import ray  # noqa: E402
 import ray.data  # noqa: E402
 import ray.train  # noqa: E402
 import torch  # noqa: E402
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # noqa: E402
 from ray.autoscaler.sdk import request_resources  # noqa: E402
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # noqa: E402
 from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
@@ -50,6 +53,8 @@ from raymtl.types import DivergedError, UserError  # noqa: E402
 
 LOST = (ray.exceptions.RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 """What Ray Train says of a worker whose process or machine is gone."""
+ANSWER_S = 20.0
+"""How long Ray may take to answer at an address where something listens."""
 ASK_AGAIN_S = 10.0
 """How often an autoscaling cluster is asked while it grows: another search's asking takes the place of this one's."""
 LOOK_S = 60.0
@@ -86,9 +91,26 @@ def start_ray(address: str | None) -> None:
 def check_address(address: str | None) -> None:
     """Raises UserError where nothing listens at `address` or `RAY_ADDRESS`."""
     address = resolve(address)
-    reason = refusal(address) if address else None
+    reason = (refusal(address) or _silence(address)) if address else None
     if address and reason:
         raise _unreachable(address, reason)
+
+
+def _silence(address: str) -> str | None:
+    """What there is instead of Ray, which `ray.init` would try to talk to for minutes; None where Ray answers."""
+    if "://" in address or address == "auto":
+        return None
+    answered = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # another version, or no token: ray.init says that
+            GcsClient(address=address)
+        answered.set()
+
+    threading.Thread(target=ask, daemon=True).start()
+    return (
+        None if answered.wait(ANSWER_S) else f"something listens there that is not Ray's, or not after {ANSWER_S:g} s"
+    )
 
 
 def _unreachable(address: str, reason: str) -> UserError:

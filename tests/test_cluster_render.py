@@ -210,6 +210,13 @@ FAULTS: dict[str, list[tuple[str, Any, str]]] = {
         (f"{WORKER}.node_config.SecurityGroupIds", [], f"{WORKER}.node_config.SecurityGroupIds: "),
         (f"{HEAD}.node_config.SubnetIds", GONE, f"{HEAD}.node_config.SubnetIds: "),
         (f"{HEAD}.node_config.IamInstanceProfile", GONE, f"{HEAD}.node_config.IamInstanceProfile: "),
+        (f"{WORKER}.node_config.IamInstanceProfile", {"Name": "x"}, f"{WORKER}.node_config.IamInstanceProfile: "),
+        ("auth.ssh_user", GONE, "auth.ssh_user: "),
+        (
+            "head_start_ray_commands.1",
+            ". ~/raymtl.env || exit 1; RAY_AUTH_MODE=disabled ray start --head --dashboard-host=127.0.0.1",
+            "head_start_ray_commands.1: expected RAY_AUTH_MODE=token, got RAY_AUTH_MODE=disabled",
+        ),
         (f"{WORKER}.node_config.MetadataOptions", {"HttpTokens": "optional"}, f"{WORKER}.node_config.MetadataOptions"),
         (f"{HEAD}.node_config.BlockDeviceMappings.0.Ebs.Encrypted", False, f"{HEAD}.node_config.BlockDeviceMappings: "),
         (f"{WORKER}.node_config.BlockDeviceMappings", GONE, f"{WORKER}.node_config.BlockDeviceMappings: "),
@@ -331,6 +338,49 @@ def broken(tree: Any, path: Sequence[str], value: Any) -> None:
         del tree[key]
     else:
         tree[key] = value
+
+
+@pytest.mark.parametrize(
+    ("ingress", "index"),
+    [
+        ([{}], 0),
+        ([{"from": []}], 0),
+        ([{"from": [{"podSelector": {}}]}, {"from": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}], 1),
+        ([{"from": [{"namespaceSelector": {}}]}], 0),
+    ],
+)
+def test_a_policy_that_lets_everybody_in_is_found(ingress: list, index: int) -> None:
+    documents = list(yaml.safe_load_all(filled("kuberay")))
+    (policy,) = (document for document in documents if document["kind"] == "NetworkPolicy")
+    policy["spec"]["ingress"] = ingress
+    assert audit(written(documents), Path("file"), ROOT) == [
+        f"file: NetworkPolicy: ingress.{index}: expected who may reach the pods, got all; name them."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("cluster_name: a\nmax_workers: 1\nmax_workers: 9\n", r"file:3: max_workers: the key stands twice"),
+        ("rsync_exclude: &r [*r]\n", r"over 20\. Remove the alias that contains itself"),
+        (
+            "a0: &a0 {k: 1}\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)),
+            "Remove aliases that multiply",
+        ),
+    ],
+)
+def test_a_file_whose_keys_repeat_or_multiply_is_one_sentence(text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        audit(text, Path("file"), ROOT)
+
+
+def test_a_token_that_is_empty_or_open_to_others_is_found(home: Path) -> None:
+    token = home / ".ray" / "raymtl_token"
+    for content, mode, says in (("", 0o600, "which is empty"), ("secret", 0o644, "chmod 600")):
+        token.write_text(content)
+        token.chmod(mode)
+        (sentence,) = audit(filled("local"), Path("file"), ROOT)
+        assert sentence.startswith("file: file_mounts.~/.ray/raymtl_token: expected") and says in sentence
 
 
 class Plain(yaml.SafeDumper):

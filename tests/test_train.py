@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import torch
 from raymtl import runs
 from raymtl.config import Experiment, parse
 from raymtl.step import meta_gradient
-from raymtl.train import ensure_resources, machine_leaving, start_ray, train
+from raymtl.train import check_address, ensure_resources, machine_leaving, start_ray, train
 from raymtl.types import DivergedError, UserError
 from tests.conftest import WEIGHTING, axes, episodes_of, experiment, perturbed
 
@@ -238,6 +239,18 @@ def test_a_training_that_the_cluster_has_no_room_for_ends_in_a_sentence_and_a_fa
         monkeypatch.setattr(workflow, "train", given_up)
         with pytest.raises(UserError if says else WorkerGroupError, match=says):
             workflow._train_best(experiment(), tmp_path, None, seen, seen)  # type: ignore[arg-type]
+
+
+def test_an_address_where_something_else_listens_is_one_sentence_too(monkeypatch) -> None:
+    from raymtl import train as training
+
+    monkeypatch.setattr(training, "ANSWER_S", 1.0)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(UserError, match=r"cannot reach Ray at 127\.0\.0\.1:\d+ \(something listens there that is not"),
+    ):
+        check_address(f"127.0.0.1:{other.getsockname()[1]}")
+    check_address(ray.get_runtime_context().gcs_address)
 
 
 def test_a_machine_is_leaving_once_ray_was_told(monkeypatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from raymtl.config.lines import lines_of
 from raymtl.types import UserError
 
 PLACEHOLDER = re.compile(r"REPLACE_WITH_([A-Z_]*[A-Z])")
@@ -15,6 +16,8 @@ PLACEHOLDER = re.compile(r"REPLACE_WITH_([A-Z_]*[A-Z])")
 def read(text: str, path: Path) -> list[dict[str, Any]]:
     """The documents, each a mapping. Raises UserError that names `path`."""
     try:
+        for node in yaml.compose_all(text, yaml.SafeLoader):
+            lines_of(node, path)
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}. Correct it.") from None

@@ -179,6 +179,9 @@ def _container(container: Tree, where: str, pod: Tree, volumes: Tree) -> Iterato
         if resource not in limits:
             yield f"{where}.resources.limits.{resource}: expected a limit, got none; Ray takes all of the machine."
     yield from _security(container.get("securityContext") or {}, pod.get("securityContext") or {}, where)
+    for port in container.get("ports") or []:
+        if "hostPort" in port:
+            yield f"{where}.ports: expected no hostPort, got {port['hostPort']}; it opens the port on the machine."
     for mount in container.get("volumeMounts") or []:
         if mount["name"] not in volumes:
             yield f"{where}.volumeMounts: expected one of the pod's volumes, got {mount['name']}."
@@ -205,8 +208,22 @@ def _security(own: Tree, pod: Tree, where: str) -> Iterator[str]:
         yield f"{at}.seccompProfile.type: expected RuntimeDefault, got none."
 
 
+def _open_to_all(peer: Tree) -> bool:
+    if str((peer.get("ipBlock") or {}).get("cidr")).endswith("/0"):
+        return True
+    everywhere = peer.get("namespaceSelector") == {}
+    return everywhere and not peer.get("podSelector")
+
+
 def _network(documents: Sequence[Tree], *templates: Tree) -> Iterator[str]:
     """Whether a policy keeps others away from every pod."""
+    for document in documents:
+        for index, rule in enumerate(
+            document["spec"].get("ingress") or [] if document.get("kind") == "NetworkPolicy" else []
+        ):
+            peers = rule.get("from") or []
+            if not peers or any(_open_to_all(peer) for peer in peers):
+                yield f"NetworkPolicy: ingress.{index}: expected who may reach the pods, got all; name them."
     chosen = [
         document["spec"].get("podSelector", {}).get("matchLabels", {})
         for document in documents

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import io
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -78,13 +77,22 @@ def _numbers(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _mounts(config: Mapping[str, Any], folder: Path) -> Iterator[str]:
     for target, source in config.get("file_mounts", {}).items():
-        there = os.path.exists(folder / Path(str(source)).expanduser())
-        if not there and not PLACEHOLDER.search(str(source)):
-            advice = MAKE_TOKEN if "token" in Path(str(source)).name else f"it is looked for from {folder}"
+        path = folder / Path(str(source)).expanduser()
+        token = "token" in path.name
+        if PLACEHOLDER.search(str(source)):
+            continue
+        if not path.exists():
+            advice = MAKE_TOKEN if token else f"it is looked for from {folder}"
             yield f"file_mounts.{target}: expected a file or folder, got {source}, which does not exist; {advice}."
+        elif token and not path.stat().st_size:
+            yield f"file_mounts.{target}: expected a token, got {source}, which is empty; {MAKE_TOKEN}."
+        elif token and path.stat().st_mode & 0o077:
+            yield f"file_mounts.{target}: expected a file that is yours alone, got an open one; chmod 600 {source}."
 
 
 def _key(config: Mapping[str, Any]) -> Iterator[str]:
+    if not config.get("auth", {}).get("ssh_user"):
+        yield "auth.ssh_user: expected the account on the machines, got none; add it."
     given = config.get("auth", {}).get("ssh_private_key")
     if given is None or PLACEHOLDER.search(given):
         return
@@ -111,6 +119,9 @@ def _token(config: Mapping[str, Any]) -> Iterator[str]:
         )
         return
     for key, command in every.items():
+        other = re.search(r"RAY_AUTH_MODE=(?!token\b)\S*", command)
+        if other:
+            yield f"{key}: expected RAY_AUTH_MODE=token, got {other[0]}; others could run programs there."
         if re.search(r"RAY_AUTH_TOKEN=(?!\$)\S", command):
             yield f"{key}: expected RAY_AUTH_TOKEN_PATH, got the token itself; mount a file with it instead."
         for path in re.findall(r"RAY_AUTH_TOKEN_PATH=(?:\$HOME|~)/([^\s'\"]+)", command):

@@ -67,11 +67,17 @@ def _aws(config: Mapping[str, Any]) -> Iterator[str]:
                     yield f"{where}.NetworkInterfaces: expected {key} of your own, got none; AWS would take defaults."
             if interface.get("AssociatePublicIpAddress") and not is_head:
                 yield f"{where}.NetworkInterfaces: expected no public address for a worker, got one; take it away."
-        if node.get("MetadataOptions", {}).get("HttpTokens") != "required":
-            yield f"{where}.MetadataOptions.HttpTokens: expected required, so that only IMDSv2 answers; got none."
+        tokens = node.get("MetadataOptions", {}).get("HttpTokens")
+        if tokens != "required":
+            yield (
+                f"{where}.MetadataOptions.HttpTokens: expected required, so that only IMDSv2 answers, got "
+                f"{tokens or 'none'}."
+            )
         disks = node.get("BlockDeviceMappings") or []
         if not disks or any(disk.get("Ebs", {}).get("Encrypted") is not True for disk in disks):
             yield f"{where}.BlockDeviceMappings: expected Ebs.Encrypted: true for every disk, got one without."
+        if not is_head and "IamInstanceProfile" in node:
+            yield f"{where}.IamInstanceProfile: expected none for a worker, got some; trials could use it."
         if is_head and "IamInstanceProfile" not in node:
             yield f"{where}.IamInstanceProfile: expected one, got none; Ray would make a role for all of EC2 and S3."
 

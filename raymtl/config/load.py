@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from raymtl.config.experiment import Experiment, parse
+from raymtl.config.lines import lines_of
 from raymtl.config.space import check_space
 from raymtl.types import UserError
 
@@ -24,7 +25,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error}). Give the path of a YAML configuration.") from None
     try:
-        lines = _lines(yaml.compose(text, yaml.SafeLoader), path)
+        lines = lines_of(yaml.compose(text, yaml.SafeLoader), path)
         tree = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
@@ -73,21 +74,3 @@ def _located(action: Any, path: Path, lines: Mapping[str, int], given: frozenset
         while key and key not in lines:
             key = key.rpartition(".")[0]
         raise UserError(f"{path}{f':{lines[key]}' if key else ''}: {error}") from None
-
-
-def _lines(node: yaml.Node | None, path: Path, before: str = "") -> dict[str, int]:
-    """Dotted key -> line in the file. Raises UserError for a key that stands twice."""
-    lines: dict[str, int] = {}
-    if before.count(".") > 20:
-        raise UserError(f"{path}: expected a few levels of keys, got over 20. Remove the alias that contains itself.")
-    children: list[tuple[str, yaml.Node, yaml.Node]] = []
-    if isinstance(node, yaml.MappingNode):
-        children = [(str(key.value), key, value) for key, value in node.value]
-    elif isinstance(node, yaml.SequenceNode):
-        children = [(str(index), value, value) for index, value in enumerate(node.value)]
-    for name, key, value in children:
-        line = key.start_mark.line + 1
-        if before + name in lines:
-            raise UserError(f"{path}:{line}: {before}{name}: the key stands twice. Remove one of them.")
-        lines |= {before + name: line} | _lines(value, path, f"{before}{name}.")
-    return lines

@@ -15,7 +15,7 @@ from raymtl.data.base import SPLITS, Arrays, Source
 from raymtl.data.episodes import build_episodes
 from raymtl.data.files import Files, FittedColumn, FittedTask
 from raymtl.data.paint import PAINT, of_classes
-from raymtl.types import Batch
+from raymtl.types import Batch, UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -221,8 +221,11 @@ def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
                 ink = "black" if number == 0 else "firebrick" if key in labels[0] else "dimgray"
                 pen.text((left, MARGIN + LINE * number), _plain(line_of[key])[:LETTERS], ink, font)
                 left += width
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: expected where a picture can be written, such as batch.png ({error}).") from None
 
 
 def _draw_boxes(pen: "ImageDraw", boxes: np.ndarray, scale: float, left: int, top: int) -> None:

@@ -93,3 +93,15 @@ def test_a_mistake_is_one_sentence_and_status_2(tmp_path, monkeypatch, capsys) -
         main()
     assert ended.value.code == 2
     assert "data.path: expected a file, a folder or a URL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("picture", ["batch.docx", "folder", "data.csv/batch.png"])
+def test_a_picture_that_cannot_be_written_there_is_one_sentence(picture: str, tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "data.csv").write_text("x,y\n" + "".join(f"{i * 7 % 11 + 0.5},{i % 2}\n" for i in range(80)))
+    path = config(tmp_path, tmp_path / "data.csv", {"y": {}})
+    monkeypatch.setattr(sys, "argv", ["raymtl", "data", "inspect", path, "--picture", str(tmp_path / picture)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert f"{tmp_path / picture}: expected where a picture can be written" in capsys.readouterr().err
