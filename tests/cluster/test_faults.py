@@ -90,6 +90,7 @@ def test_a_killed_worker_costs_seconds_and_no_result(cluster: Cluster, straight:
     print(f"worker killed: went on after {taken:.1f} s")
 
 
+@pytest.mark.slow
 def test_a_killed_trial_is_run_on_under_its_number(cluster: Cluster, searched: Run) -> None:
     run = cluster.begin("tune", "trial")
     until(lambda: run.trials_ended() >= 2, "two trials", 240)
@@ -99,6 +100,7 @@ def test_a_killed_trial_is_run_on_under_its_number(cluster: Cluster, searched: R
     assert outcome(run) == outcome(searched)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_goes_on_with_resume(cluster: Cluster, searched: Run) -> None:
     run = cluster.begin("tune", "driver")
     until(lambda: run.trials_ended() >= 3, "three trials", 240)
@@ -163,6 +165,7 @@ def test_a_host_that_is_cut_off_for_a_while_costs_no_result(cluster: Cluster, st
     cluster.wait_for_nodes(NUM_HOSTS)
 
 
+@pytest.mark.slow
 def test_storage_that_is_away_for_a_minute_is_waited_for(cluster: Cluster, straight: Run) -> None:
     run = cluster.begin("train", "away")
     run.reach(100)
