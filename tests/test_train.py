@@ -250,6 +250,7 @@ def test_an_address_where_something_else_listens_is_one_sentence_too(monkeypatch
         pytest.raises(UserError, match=r"cannot reach Ray at 127\.0\.0\.1:\d+ \(something listens there that is not"),
     ):
         check_address(f"127.0.0.1:{other.getsockname()[1]}")
+    monkeypatch.undo()
     check_address(ray.get_runtime_context().gcs_address)
 
 
