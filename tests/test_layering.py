@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "raymtl"
 LAYERS = [
     {"types", "redact", "storage", "ids", "resizing"},
+    {"notes"},
     {"tasks", "metrics", "encoders", "sharing", "weighting", "learners", "modes", "collective"},
     {"step", "data", "search", "transfer"},
     {"config", "methods"},

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import AfterValidator
 
+from raymtl.notes import ARRAY, Note, unpack
 from raymtl.types import Episode, Spec, Task, UserError
 
 Split = Literal["train", "val", "test"]
@@ -108,6 +109,10 @@ class Source(Spec, ABC):
     @abstractmethod
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         """How many labelled examples of each task meta-training can draw from, in the order of `task_names`."""
+
+    def notes(self, arrays: Arrays) -> tuple[Note, ...]:
+        """What was decided for the user while the data were found and loaded."""
+        return unpack(arrays[ARRAY]) if ARRAY in arrays else ()
 
     def window(self, arrays: Arrays, split: Split, seed: int, step: int) -> Arrays:
         """What the episodes of a step are drawn from: all of it, other than of a source that streams."""
