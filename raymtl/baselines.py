@@ -9,6 +9,7 @@ from raymtl import runs
 from raymtl.config import Experiment, parse
 from raymtl.data import Source
 from raymtl.metrics import delta_m, delta_p
+from raymtl.notes import Note
 
 SINGLE = "single-"
 ROW = ("score", "tasks", "transductive", "num_parameters", "steps", "train_seconds")
@@ -107,6 +108,26 @@ def table(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
         row["delta_m"] = delta_m(_after(row["tasks"]), _after(single)) if single else None
         row["delta_p"] = delta_p(_after(row["tasks"]), _after(single)) if single else None
     return rows
+
+
+def notes_of_models(folders: Mapping[str, Path]) -> list[Note]:
+    """The `notes` of the models' metrics.json, in their order: NAME -> folder, the run's own model first.
+
+    Those of the other models name the model; one that the first has too is not repeated.
+    """
+    (_, best), *others = folders.items()
+    first = _notes_of(best)
+    notes = [*first]
+    for name, folder in others:
+        own = [note for note in _notes_of(folder) if note not in first]
+        notes += [note.model_copy(update={"place": f"{name}, {note.place}"}) for note in own]
+    return notes
+
+
+def _notes_of(folder: Path) -> list[Note]:
+    path = folder / "metrics.json"
+    found = runs.read_json(path) if path.exists() else {}
+    return [Note(**note) for note in found.get("notes") or ()]
 
 
 def _joined_score(single: Mapping[str, Any]) -> dict[str, Any]:

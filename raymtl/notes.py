@@ -1,5 +1,6 @@
 """Notes: what the program decided for its user, about which column, row or file, and the key that changes it."""
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -23,6 +24,15 @@ class Note(Spec):
     def __str__(self) -> str:
         key = f" ({self.key})" if self.key else ""
         return f"{self.place}: {self.text}{key}"
+
+    def of_part(self, part: str, places: str) -> "Note":
+        """The same note of a part of what was read, whose keys stand below `places` instead of `data`."""
+
+        def below(text: str) -> str:
+            return re.sub(r"\bdata\.", f"{places}.", text)
+
+        key = below(self.key) if self.key else None
+        return Note(place=f"{part}: {self.place}", text=below(self.text), key=key)
 
 
 def pack(notes: Iterable[Note]) -> np.ndarray:

@@ -4,7 +4,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import ray
 import torch
 
 from raymtl import runs, storage
-from raymtl.baselines import baselines, comparators, regret, table
+from raymtl.baselines import baselines, comparators, notes_of_models, regret, table
 from raymtl.board.board import Board
 from raymtl.cluster import machines, resolve, survey
 from raymtl.cluster.machine import resources
@@ -33,6 +33,7 @@ from raymtl.config import Experiment
 from raymtl.data import Arrays, Source
 from raymtl.evaluate import evaluate_folder
 from raymtl.loop import Host, local_batches, train_loop
+from raymtl.notes import Note
 from raymtl.progress import Row, View
 from raymtl.report import write_report
 from raymtl.search import searched_values
@@ -80,7 +81,8 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
         "best_values": best.user_attrs["values"],
         "pareto": sorted(trial.number for trial in study.best_trials),
     }
-    return _finish(run, about | about_regret, {"winner": run / "best"} | compared, started)
+    notes = experiment.data.notes(arrays)
+    return _finish(run, about | about_regret, {"winner": run / "best"} | compared, started, notes)
 
 
 def train_run(experiment: Experiment, run: Path, arrays: Arrays, address: str | None) -> dict[str, Any]:
@@ -100,7 +102,7 @@ def train_run(experiment: Experiment, run: Path, arrays: Arrays, address: str | 
         _train_best(experiment, run, shared, view, board)
         about_regret = _regret(experiment, run, shared, experiment.train.cpus_per_worker, view)
     about = {"name": experiment.name, "command": "train", "seed": experiment.seed, **about_regret}
-    return _finish(run, about, {"model": run / "best"}, started)
+    return _finish(run, about, {"model": run / "best"}, started, experiment.data.notes(arrays))
 
 
 def refuse(experiment: Experiment, address: str | None, *, searching: bool) -> None:
@@ -338,7 +340,9 @@ def _watched(models: Mapping[Path, Experiment], view: View) -> Iterator[None]:
         watcher.join()
 
 
-def _finish(run: Path, about: dict[str, Any], folders: dict[str, Path], started: float) -> dict[str, Any]:
+def _finish(
+    run: Path, about: dict[str, Any], folders: dict[str, Path], started: float, notes: Sequence[Note]
+) -> dict[str, Any]:
     best = next(iter(folders.values()))
     history = runs.read_rows(best / "history.parquet")
     runs.write_rows(run / "history.parquet", history)
@@ -348,7 +352,8 @@ def _finish(run: Path, about: dict[str, Any], folders: dict[str, Path], started:
     for row in rows:
         row["folder"] = str(Path(row["folder"]).relative_to(run)) if row["folder"] else None
     waited = sum(row["seconds"] * row["data_wait_pct"] for row in history) / sum(row["seconds"] for row in history)
-    summary = {**about, "seconds": time.time() - started, "data_wait_pct": waited, "models": rows}
+    said = [note.model_dump() for note in (*notes, *notes_of_models(folders))]
+    summary = {**about, "seconds": time.time() - started, "data_wait_pct": waited, "models": rows, "notes": said}
     runs.write_json(run / "summary.json", summary)
     write_report(run)
     return summary

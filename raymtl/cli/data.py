@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from raymtl.cli.notes import print_notes
 from raymtl.cli.options import AsJson, Config, Sets, overrides
 from raymtl.config import load
+from raymtl.notes import Note
 from raymtl.types import UserError
 
 
@@ -124,6 +126,5 @@ def _print_data(told: Mapping[str, Any]) -> None:
         f"{max(episode['support'].values())} examples of support, {max(episode['query'].values())} of query.",
         markup=False,
     )
-    for note in told["notes"]:
-        console.print(note, markup=False)
+    print_notes(console, [Note(**note) for note in told["notes"]])
     console.print(told["picture"], markup=False)

@@ -10,6 +10,7 @@ import yaml
 from rich.console import Console
 
 from raymtl import runs
+from raymtl.cli.notes import print_notes
 from raymtl.cli.options import Address, AsJson, Config, DryRun, Resume, Sets, overrides
 from raymtl.cli.tables import print_scores
 from raymtl.config import Experiment, load
@@ -35,7 +36,7 @@ def tune(
         _print_plan(experiment, as_json, searching=True)
         return
     _workflow().refuse(experiment, address, searching=True)
-    arrays = _loaded(experiment)
+    arrays = _loaded(experiment, config)
     run = runs.latest(experiment, "tune") if resume else runs.create(experiment)
     _print_summary(_workflow().tune(experiment, run, arrays, address), run, as_json)
 
@@ -54,7 +55,7 @@ def train(
         _print_plan(experiment, as_json, searching=False)
         return
     _workflow().refuse(experiment, address, searching=False)
-    arrays = _loaded(experiment)
+    arrays = _loaded(experiment, config)
     run = runs.latest(experiment, "train") if resume else runs.create(experiment)
     _print_summary(_workflow().train_run(experiment, run, arrays, address), run, as_json)
 
@@ -65,10 +66,16 @@ def _workflow() -> Any:
     return workflow
 
 
-def _loaded(experiment: Experiment) -> Arrays:
-    """The data; read before anything is started or made, for there may be something wrong with them."""
-    with Console(stderr=True).status("reading the data"):
-        return experiment.data.load()
+def _loaded(experiment: Experiment, config: Path) -> Arrays:
+    """The data; read before anything is started or made, for there may be something wrong with them.
+
+    Prints what was decided while they were read, in some lines.
+    """
+    console = Console(stderr=True)
+    with console.status("reading the data"):
+        arrays = experiment.data.load()
+    print_notes(console, experiment.data.notes(arrays), config)
+    return arrays
 
 
 def _print_summary(summary: Mapping[str, Any], run: Path, as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 import math
 import unicodedata
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,25 +29,18 @@ LETTERS = 22  # of a cell of text
 def inspect(source: Source, seed: int) -> tuple[dict[str, Any], Arrays]:
     """Shapes, tasks and splits, and of files all that was found in them; and the arrays that this was told from.
 
-    `notes` says what was left out while they were read. Raises UserError for what cannot be learned from.
+    `notes` says what was decided for the user. Raises UserError for what cannot be learned from.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        arrays = source.load()
+    arrays = source.load()
     told: dict[str, Any] = {
         "input_shape": list(source.input_shape),
         "pictures": source.pictures,
         "tasks": {task.name: {"kind": task.kind, "metrics": list(task.metrics)} for task in source.make_tasks()},
         "labelled_for_training": dict(source.sizes(arrays)),
-        "notes": [str(one.message) for one in caught if issubclass(one.category, UserWarning)],
+        "notes": [note.model_dump() for note in source.notes(arrays)],
     }
     if isinstance(source, Files):
         told |= _of_files(source, arrays)
-        told["notes"] += [
-            f"task '{name}': {', '.join(map(str, fitted.ignored))} in a map says nothing (data.tasks.{name}.ignore)."
-            for name, fitted in source.found.tasks.items()
-            if fitted.ignored and name in source.task_names
-        ]
     (stack, *_), domains = build_episodes(source, arrays, seed=seed, split="train", step=0, indices=[0])
     told["episode"] = {
         "domain": domains[0],

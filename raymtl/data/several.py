@@ -19,6 +19,7 @@ from raymtl.data.nyuv2 import NYUv2
 from raymtl.data.omniglot import Omniglot
 from raymtl.data.sinusoid import Sinusoid
 from raymtl.data.voc import VOC
+from raymtl.notes import Note
 from raymtl.types import Batch, Episode, Task, UserError
 
 PartSpec = Annotated[
@@ -113,6 +114,13 @@ class Several(Source):
             with _said_of(part):
                 arrays |= {f"{part}/{key}": array for key, array in source.load().items()}
         return arrays
+
+    def notes(self, arrays: Arrays) -> tuple[Note, ...]:
+        return tuple(
+            note.of_part(part, f"data.parts.{part}")
+            for part, source in self.parts.items()
+            for note in source.notes(_of(part, arrays))
+        )
 
     def window(self, arrays: Arrays, split: Split, seed: int, step: int) -> Arrays:
         found: dict[str, np.ndarray] = {}

@@ -1,7 +1,6 @@
 """`voc`: pictures with boxes in the folders of Pascal VOC (Everingham et al., 2010, doi:10.1007/s11263-009-0275-4)."""
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 
 from raymtl.data.annotations import Annotation, Seen, fault, mirrored, read_xml, rows_of, stacked
 from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, drawn, each_once, usual
+from raymtl.notes import ARRAY, Note, pack
 from raymtl.tasks import classification, detection, multilabel, over_places, regression
 from raymtl.types import Batch, Episode, Spec, Task, UserError
 
@@ -36,7 +36,8 @@ class FoundVOC(Spec):
 
 class Labels(NamedTuple):
     """Of N pictures and K classes: `pictures` [N, 3, H, W] uint8, `boxes` [N, M, 5], `numbers` of objects [N, K] with
-    nan, which classes are `shown` [N, K] with nan, the `main` class [N] or -1, and what is `readable` [N]."""
+    nan, which classes are `shown` [N, K] with nan, the `main` class [N] or -1, what is `readable` [N],
+    and the notes on what is wrong with them."""
 
     pictures: np.ndarray
     boxes: np.ndarray
@@ -44,6 +45,7 @@ class Labels(NamedTuple):
     shown: np.ndarray
     main: np.ndarray
     readable: np.ndarray
+    notes: Sequence[Note]
 
 
 class VOC(Source):
@@ -237,12 +239,13 @@ class VOC(Source):
             "main": seen.main.clip(min=0),
         }
         arrays = {"pictures": seen.pictures, "names": np.array(names), **self._rows(parts, masks)}
+        arrays[ARRAY] = pack(seen.notes)
         for task in self.tasks:
             arrays[f"target/{task}"], arrays[f"mask/{task}"] = targets[task], masks[task]
         return arrays
 
     def _seen(self, read: "Folder", names: Sequence[str]) -> "Labels":
-        """The pictures of these names and what their annotations say; tells their faults, or raises UserError."""
+        """The pictures of these names and what their annotations say; raises UserError for too many faults."""
         classes, size = self._known.classes, self._size
         pictures = np.zeros((len(names), 3, *size), np.uint8)
         faults = {name: f"{read.xml(name)}: {read.damaged[name]}" for name in names if name in read.damaged}
@@ -282,9 +285,9 @@ class VOC(Source):
                 main[row] = _main(own, len(classes))
             else:
                 shown[row] = [read.says.get((label, name), np.nan) for label in classes]
-        tell(faults, len(names), self.max_corrupt)
+        notes = fault_notes(faults, len(names), self.max_corrupt)
         most_boxes = max([1, *(len(own) for own in boxes)])
-        return Labels(pictures, stacked(boxes, most_boxes), numbers, shown, main, readable)
+        return Labels(pictures, stacked(boxes, most_boxes), numbers, shown, main, readable, notes)
 
     def _rows(self, parts: Sequence[Sequence[str]], masks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The rows of each split that have a label of any task, and of each. Raises UserError where these are none."""
@@ -344,16 +347,16 @@ def _main(boxes: np.ndarray, num_classes: int) -> int:
     return int(areas.argmax()) if areas.any() else -1
 
 
-def tell(faults: Mapping[str, str], number: int, allowed: float) -> None:
-    """Says which of this number of pictures have faults. Raises UserError where there are more than this share."""
+def fault_notes(faults: Mapping[str, str], number: int, allowed: float) -> list[Note]:
+    """Which of this number of pictures have faults. Raises UserError where there are more than this share."""
     if not faults:
-        return
+        return []
     told = list(faults.values())
     named = "; ".join(told[:NAMED]) + (f" and {len(told) - NAMED} more" * (len(told) > NAMED))
     says = f"{len(told)} of {number} pictures have faults: {named}"
     if len(told) > allowed * number:
         raise UserError(f"data.max_corrupt: {says}, which is over {allowed:.1%} of them. Correct them, or raise it.")
-    warnings.warn(f"{says}; these boxes or pictures are left out.", stacklevel=3)
+    return [Note(place="pictures", text=f"{says}; these boxes or pictures are left out", key="data.max_corrupt")]
 
 
 class Folder(NamedTuple):

@@ -12,6 +12,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from raymtl import config, runs
+from raymtl.baselines import notes_of_models
 from raymtl.config import Experiment
 
 TRIAL_FACTS = ("number", "state", "step", "seconds", "reason", "num_parameters")
@@ -117,10 +118,12 @@ def _so_far(folder: Path, experiment: Experiment, trials: Sequence[Row]) -> dict
     searched = bool(trials) or (folder / "study.journal").exists()
     best = "winner" if searched else "model"
     folders = {best: "best", "default": "baselines/default", "joint": "baselines/joint"}
+    scored = {name: folder / inside for name, inside in folders.items()}
     summary: dict[str, Any] = {
         "name": experiment.name,
         "command": "tune" if searched else "train",
         "seed": experiment.seed,
+        "notes": [note.model_dump() for note in (*experiment.data.notes({}), *notes_of_models(scored))],
         "models": [
             {"name": name, "folder": inside, **{key: scores[key] for key in ("score", "tasks", "transductive")}}
             for name, inside in folders.items()

@@ -70,7 +70,9 @@ def test_pictures_are_drawn_with_their_labels_and_what_was_left_out_is_said(tmp_
     (root / "broken.png").write_bytes(b"no picture")
     path = config(tmp_path, root, dict(PICTURE_TASKS), size=8, max_corrupt=0.1)
     told = json.loads(inspected(monkeypatch, capsys, path, "--json", "--picture", str(tmp_path / "batch.png")))
-    assert told["notes"] == ["1 of 61 pictures cannot be read: broken.png (no picture); they are left out."]
+    (note,) = told["notes"]
+    assert note["text"] == "1 of 61 pictures cannot be read: broken.png (no picture); they are left out"
+    assert (note["place"], note["key"]) == ("pictures", "data.max_corrupt")
     assert told["input_shape"] == [3, 8, 8]
     assert set(told["tasks"]["tags"]["splits"]["train"]["balance"]) == {"small", "tall", "wide"}
     with Image.open(tmp_path / "batch.png") as picture:

@@ -16,6 +16,7 @@ from raymtl.data.files.pictures import channels_of
 from raymtl.data.files.rows import Opened, Rows, label_columns
 from raymtl.data.files.schema import Fitted, FittedColumn, FittedTask, Role
 from raymtl.data.files.splits import UNKNOWN, sides_named
+from raymtl.notes import Note
 from raymtl.types import UserError
 
 if TYPE_CHECKING:
@@ -68,11 +69,25 @@ def fit(source: "Files") -> Fitted:
         columns=tuple(columns),
         left_out=left_out,
         tasks=tasks,
+        notes=_ignored_notes(tasks),
         split_by=_split_words(source, split_column, opened),
         split_column=split_column,
         input_shape=shape,
         rows=opened.num_rows,
         pool=_pool(source, opened, shape) if streamed else None,
+    )
+
+
+def _ignored_notes(tasks: Mapping[str, FittedTask]) -> tuple[Note, ...]:
+    """The numbers in maps that say nothing."""
+    return tuple(
+        Note(
+            place=f"task '{name}'",
+            text=f"{', '.join(map(str, fitted.ignored))} in a map says nothing",
+            key=f"data.tasks.{name}.ignore",
+        )
+        for name, fitted in tasks.items()
+        if fitted.ignored
     )
 
 

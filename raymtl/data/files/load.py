@@ -1,7 +1,6 @@
 """Rows of the user's files as arrays: encoded block by block, and told apart into splits."""
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +18,7 @@ from raymtl.data.files.maps import encode_maps
 from raymtl.data.files.pictures import measured
 from raymtl.data.files.rows import Opened, Rows
 from raymtl.data.files.splits import UNKNOWN, by_rank, by_threshold, hashes, leak, side_name, sides_named
+from raymtl.notes import ARRAY, Note, pack
 from raymtl.types import UserError
 
 if TYPE_CHECKING:
@@ -231,8 +231,10 @@ def load(source: "Files") -> dict[str, np.ndarray]:
     }
     given, hashed = (np.concatenate(parts) for parts in zip(*((e.given, e.hashed) for e in encoded), strict=True))
     side = np.concatenate(sides) if streamed else sides_of(source, given, hashed, each_by_itself=False)
-    tell(source, [name for one in encoded for name in one.unreadable], seen)
-    tell_gone([name for one in encoded for name in one.gone])
+    notes = [
+        *unreadable_notes(source, [name for one in encoded for name in one.unreadable], seen),
+        *gone_notes([name for one in encoded for name in one.gone]),
+    ]
     buckets = [one.bucket for one in encoded if one.bucket is not None]
     bucket = pa.concat_arrays(buckets) if buckets else None
     arrays |= _pools(source, arrays, side, bucket)
@@ -242,7 +244,7 @@ def load(source: "Files") -> dict[str, np.ndarray]:
         counts = [round(source.found.tasks[name].labelled * source.found.rows) for name in names]
     elif all(arrays[f"mask/{name}"].all() for name in names):
         arrays["complete"] = np.array(True)
-    return arrays | {"side": side, "tasks": np.array(names), "sizes": np.array(counts)}
+    return arrays | {"side": side, "tasks": np.array(names), "sizes": np.array(counts), ARRAY: pack(notes)}
 
 
 def _blocks(source: "Files", opened: Opened) -> Iterator[Encoded]:
@@ -262,24 +264,25 @@ def _some(one: Encoded, rows: np.ndarray) -> Encoded:
     )  # fmt: skip
 
 
-def tell(source: "Files", unreadable: Sequence[str], number: int) -> None:
-    """Says which of this number of pictures could not be read. Raises UserError where there are too many."""
+def unreadable_notes(source: "Files", unreadable: Sequence[str], number: int) -> list[Note]:
+    """Which of this number of pictures could not be read. Raises UserError where there are too many."""
     if not unreadable:
-        return
+        return []
     named = "; ".join(unreadable[:NAMED]) + (f" and {len(unreadable) - NAMED} more" * (len(unreadable) > NAMED))
     says = f"{len(unreadable)} of {number} pictures cannot be read: {named}"
     if len(unreadable) > source.max_corrupt * number:
         raise UserError(
             f"data.max_corrupt: {says}, which is over {source.max_corrupt:.1%} of them. Restore them, or raise it."
         )
-    warnings.warn(f"{says}; they are left out.", stacklevel=3)
+    return [Note(place="pictures", text=f"{says}; they are left out", key="data.max_corrupt")]
 
 
-def tell_gone(gone: Sequence[str]) -> None:
-    """Says which maps are named and not there; their rows have no label of the task."""
-    if gone:
-        named = "; ".join(gone[:NAMED]) + (f" and {len(gone) - NAMED} more" * (len(gone) > NAMED))
-        warnings.warn(f"{len(gone)} maps are not there: {named}; these rows have no label of it.", stacklevel=3)
+def gone_notes(gone: Sequence[str]) -> list[Note]:
+    """Which maps are named and not there; their rows have no label of the task."""
+    if not gone:
+        return []
+    named = "; ".join(gone[:NAMED]) + (f" and {len(gone) - NAMED} more" * (len(gone) > NAMED))
+    return [Note(place="maps", text=f"{len(gone)} maps are not there: {named}; these rows have no label of it")]
 
 
 def _pools(

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints
 
+from raymtl.notes import Note
 from raymtl.types import Spec
 
 Role = Literal["number", "category", "text", "vector", "picture"]
@@ -115,6 +116,8 @@ class Fitted(Spec):
     left_out: Mapping[str, str] = {}
     """Columns that are no inputs, and why."""
     tasks: Mapping[str, FittedTask]
+    notes: tuple[Note, ...] = ()
+    """What was decided while the files were looked at."""
     split_by: str
     """In words."""
     split_column: str | None = None

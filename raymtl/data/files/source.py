@@ -13,6 +13,7 @@ from raymtl.data.base import Arrays, Count, Source, Split, Ways, most, usual
 from raymtl.data.files.draw import draw
 from raymtl.data.files.kinds import KINDS
 from raymtl.data.files.schema import Fitted, Format, Role, SplitRule, TaskColumn, TaskName
+from raymtl.notes import Note
 from raymtl.tasks import classification
 from raymtl.types import Episode, Task, UserError
 
@@ -178,6 +179,9 @@ class Files(Source):
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         counts = dict(zip(arrays["tasks"].tolist(), arrays["sizes"].tolist(), strict=True))
         return {name: counts[name] for name in self.task_names}
+
+    def notes(self, arrays: Arrays) -> tuple[Note, ...]:
+        return (*self.found.notes, *super().notes(arrays))
 
     def window(self, arrays: Arrays, split: Split, seed: int, step: int) -> Arrays:
         if split != "train" or self.found.pool is None:

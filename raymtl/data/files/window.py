@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from raymtl.data.base import Arrays
-from raymtl.data.files.load import encode, sides_of, tell
+from raymtl.data.files.load import encode, sides_of, unreadable_notes
 from raymtl.data.files.rows import Opened
 from raymtl.types import UserError
 
@@ -74,7 +74,9 @@ class _Reader:
         self.seen[number] = (list(one.unreadable), len(one.given))
         if one.unreadable and len(self.seen) >= MIN_SEEN:
             told = list(self.seen.values())
-            tell(self.source, [name for names, _ in told for name in names], sum(rows for _, rows in told))
+            unreadable_notes(
+                self.source, [name for names, _ in told for name in names], sum(rows for _, rows in told)
+            )  # for what it raises
         sides = sides_of(self.source, one.given, one.hashed, each_by_itself=True)
         labelled = np.any([one.arrays[f"mask/{name}"] for name in self.source.tasks], axis=0)
         return _Held(one.arrays, np.flatnonzero(labelled & (sides == 0)))

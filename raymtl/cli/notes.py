@@ -1,0 +1,23 @@
+"""Notes as commands print them: what was decided for the user, and the key that changes it."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from raymtl.notes import Note
+
+MOST_LINES = 8
+"""Of the notes that are printed before a training."""
+
+
+def print_notes(console: Console, notes: Sequence[Note], config: object = None) -> None:
+    """One line a note: all of them, or where the path of a configuration is given the first ones.
+
+    The last line then says how many more `raymtl data inspect` prints.
+    """
+    lines = [f"note: {note}" for note in notes]
+    if config is not None and len(lines) > MOST_LINES:
+        more = len(lines) - MOST_LINES + 1
+        lines = [*lines[: MOST_LINES - 1], f"{more} more notes: raymtl data inspect {config}"]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
