@@ -18,15 +18,23 @@ from raymtl.types import Batch, Params, Task, UserError
 
 
 def adapt_run(
-    run: Path, support: Path | None, episode: int, steps: int | None, name: str | None, query: Path | None = None
+    run: Path,
+    support: Path | None,
+    episode: int,
+    steps: int | None,
+    name: str | None,
+    query: Path | None = None,
+    moved: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Adapts RUN/best and writes RUN/adapted/NAME: a model folder and predictions.parquet.
 
     The support set is a held-out test episode of the source, whose query set is predicted and scored, or a file
     (docs/adapt.md): its labelled rows are the support set, the others are predicted, or those of the file `query`.
-    What has labels of these is scored.
+    What has labels of these is scored. `moved` says where the run's own data are now (`Source.moved`).
     """
     experiment, problem, params = load_model(run / "best")
+    if moved:
+        experiment = experiment.model_copy(update={"data": experiment.data.moved(moved)})
     if name is not None and (Path(name).name != name or name in (".", "..")):
         raise UserError(f"--name: expected a plain name for a folder, got '{name}'.")
     if support is None:

@@ -50,6 +50,7 @@ def transfer_run(
     name: str | None,
     view: View,
     query: Path | None = None,
+    moved: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Carries RUN/best to a new task and writes RUN/adapted/NAME; returns what was written and scored.
 
@@ -60,6 +61,8 @@ def transfer_run(
     if name is not None and (Path(name).name != name or name in (".", "..")):
         raise UserError(f"--name: expected a plain name for a folder, got '{name}'.")
     experiment, problem, params = load_model(run / "best")
+    if moved:
+        experiment = experiment.model_copy(update={"data": experiment.data.moved(moved)})
     for section, encoder in (("encoder", experiment.encoder), ("student", getattr(transfer, "student", None))):
         if encoder is not None and encoder.norm in WITH_BATCH_STATISTICS:
             raise UserError(

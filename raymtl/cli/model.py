@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raymtl import runs
-from raymtl.cli.options import AsJson, Run, overrides
+from raymtl.cli.options import AsJson, Data, Run, overrides, places
 from raymtl.cli.tables import figure, print_scores
 from raymtl.types import UserError
 
@@ -19,6 +19,7 @@ def evaluate(
     run: Run,
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
     episodes: Annotated[int | None, typer.Option(min=2, help="Episodes; the configuration's own by default.")] = None,
+    data: Data = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
     """Score the run's best model on held-out episodes, before and after adaptation."""
@@ -28,6 +29,8 @@ def evaluate(
     if split not in ("val", "test"):
         raise UserError(f"--split: expected val or test, got '{split}'.")
     experiment, problem, params = load_model(runs.existing(run) / "best")
+    if data:
+        experiment = experiment.model_copy(update={"data": experiment.data.moved(places(data))})
     metrics, _ = score(experiment, problem, params, experiment.data.load(), split=split, episodes=episodes)  # type: ignore[arg-type]
     if as_json:
         print(json.dumps(metrics, indent=2))
@@ -58,6 +61,7 @@ def adapt(
     sets: Annotated[
         list[str], typer.Option("--set", help="A value of the transfer: task.kind=regression, optimiser.lr=0.01.")
     ] = [],  # noqa: B006
+    data: Data = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
     """Adapt the run's best model to a new task; write the adapted model and its predictions."""
@@ -70,11 +74,11 @@ def adapt(
     if transfer is not None:
         if steps is not None:
             raise UserError("--steps: expected none with --transfer, which has --set optimiser.steps=N. Leave it away.")
-        _transfer(runs.existing(run), transfer, overrides(sets), support, query, episode, name, as_json)
+        _transfer(runs.existing(run), transfer, overrides(sets), support, query, episode, name, places(data), as_json)
         return
     if sets:
         raise UserError(f"--set: expected --transfer, whose values it sets, got {sets[0]} alone. Add --transfer.")
-    written = adapt_run(runs.existing(run), support, episode, steps, name, query)
+    written = adapt_run(runs.existing(run), support, episode, steps, name, query, places(data))
     if as_json:
         print(json.dumps(written, indent=2))
         return
@@ -97,6 +101,7 @@ def _transfer(
     query: Path | None,
     episode: int,
     name: str | None,
+    moved: Mapping[str, str],
     as_json: bool,
 ) -> None:
     from raymtl.carry import transfer_run
@@ -105,7 +110,7 @@ def _transfer(
 
     chosen = parse_transfer(way, values)
     with View(f"raymtl adapt --transfer {way}") as view:
-        written = transfer_run(run, chosen, support, episode, name, view, query)
+        written = transfer_run(run, chosen, support, episode, name, view, query, moved)
     if as_json:
         print(json.dumps(written, indent=2))
         return

@@ -1,5 +1,6 @@
 """Options that several commands have, and how the values of `--set` are read."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,20 @@ Address = Annotated[str | None, typer.Option(help="A running Ray cluster; else R
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the newest run of this configuration.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan; start nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Data = Annotated[
+    list[str],
+    typer.Option("--data", help="Where the run's data are now: PATH, or KEY=PATH such as tasks.boxes.path=PATH."),
+]
+PLACE = re.compile(r"(?P<key>(?:path|tasks|parts)\.[^=/]+)=(?P<path>.+)")
+
+
+def places(data: list[str]) -> dict[str, str]:
+    """Key below `data` -> the place that its files have moved to."""
+    found: dict[str, str] = {}
+    for text in data:
+        keyed = PLACE.fullmatch(text)
+        found |= {keyed["key"]: keyed["path"]} if keyed else {"path": text}
+    return found
 
 
 def assignment(text: str) -> tuple[str, str]:

@@ -110,6 +110,15 @@ class Source(Spec, ABC):
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         """How many labelled examples of each task meta-training can draw from, in the order of `task_names`."""
 
+    def moved(self, places: Mapping[str, str]) -> Self:
+        """The same data in other places, each by its key below `data`. Raises UserError for a key that says none."""
+        if "folder" not in type(self).model_fields or set(places) != {"path"}:
+            raise UserError(
+                f"--data: expected a run on files or on a folder, got one on {getattr(self, 'name', 'another source')} "
+                f"and the key {', '.join(places)}. Leave it away."
+            )
+        return self.model_copy(update={"folder": places["path"]})
+
     def notes(self, arrays: Arrays) -> tuple[Note, ...]:
         """What was decided for the user while the data were found and loaded."""
         return unpack(arrays[ARRAY]) if ARRAY in arrays else ()

@@ -115,6 +115,19 @@ class Several(Source):
                 arrays |= {f"{part}/{key}": array for key, array in source.load().items()}
         return arrays
 
+    def moved(self, places: Mapping[str, str]) -> Self:
+        parts = dict(self.parts)
+        for key, place in places.items():
+            _, _, rest = key.partition("parts.")
+            part, _, inside = rest.partition(".")
+            if part not in parts:
+                raise UserError(
+                    f"--data {key}: expected --data parts.NAME.path=PATH with the name of a part, one of "
+                    f"{', '.join(parts)}, got another. Correct the key."
+                )
+            parts[part] = parts[part].moved({inside: place})
+        return self.model_copy(update={"parts": parts})
+
     def notes(self, arrays: Arrays) -> tuple[Note, ...]:
         return tuple(
             note.of_part(part, f"data.parts.{part}")

@@ -383,7 +383,7 @@ class Folder(NamedTuple):
 
         if name not in self.pictures:
             raise OSError("no such picture")
-        return measured(self.pictures[name].read_bytes(), size, 3, "stretch")
+        return measured(self.pictures[name].read_bytes(), size, 3, "stretch")[:2]
 
 
 @cache

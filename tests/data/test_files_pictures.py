@@ -1,6 +1,9 @@
 """Folders of the user's own pictures: decoding, labels beside them, and what cannot be read."""
 
 import io
+import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,9 @@ from raymtl.config import Experiment
 from raymtl.data import SPLITS, Files
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.data.files.pictures import channels_of, decoded
+from raymtl.data.files.rows import Opened
+from raymtl.data.files.schema import Shades
+from raymtl.data.files.unseen import read_unseen
 from raymtl.step import meta_gradient
 from raymtl.types import UserError
 from tests.data.own import PICTURE_TASKS, write_csv, write_pictures
@@ -115,7 +121,8 @@ def test_what_is_transparent_is_white_and_16_bits_become_8() -> None:
     shown = decoded(png(half), (6, 6), 3, "stretch")
     assert (shown[:, :, 0] == 255).all() and (shown[:, :, 5] == 0).all()
     deep = (np.arange(36).reshape(6, 6) * 1800).astype(np.uint16)
-    np.testing.assert_allclose(decoded(png(deep), (6, 6), 1, "stretch")[0], deep / 257, atol=1)
+    scale = Shades(black=0, white=65535)
+    np.testing.assert_allclose(decoded(png(deep), (6, 6), 1, "stretch", scale)[0], deep / 257, atol=0.5)
     palette = Image.fromarray(half[..., :3]).convert("P")
     stream = io.BytesIO()
     palette.save(stream, "png", transparency=palette.getpixel((0, 0)))
@@ -214,3 +221,148 @@ def test_pictures_that_a_table_names_are_found_in_folders_below_it_beside_masks_
     (stack,), _ = build_episodes(source, arrays, seed=0, split="train", step=0, indices=[0])
     assert torch.equal(stack.query.inputs[0, :, 0, 0, 0].long(), 8 * stack.query.targets["number"][0].long())
     assert all(mask.all() for mask in stack.query.masks.values())
+
+
+def saved(root: Path, arrays: dict[str, np.ndarray]) -> Path:
+    """Pictures by their names below the root, half of them in the folder `a`."""
+    for i, (name, pixels) in enumerate(arrays.items()):
+        folder = root / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / name)
+    return root
+
+
+def ramps(number: int, most: float, kind: type = np.uint16) -> list[np.ndarray]:
+    """Pictures [6, 6] whose lightest pixel is `most` in the last and a part of it in the others."""
+    ramp = np.linspace(0, 1, 36).reshape(6, 6)
+    return [(ramp * most * (i + 1) / number).astype(kind) for i in range(number)]
+
+
+def source_of(root: Path, **values) -> Files:
+    return Files(path=str(root), size=6, tasks={"folder": {}}, **values)
+
+
+def by_name(source: Files) -> dict[str, np.ndarray]:
+    """Each picture [H, W] as the model sees it, of grey ones."""
+    arrays = source.load()
+    files = Opened(source).together(range(len(Opened(source).blocks)))[0].table["file"].to_pylist()
+    return {name.rpartition("/")[2]: pixels[0] for name, pixels in zip(files, arrays["inputs"], strict=True)}
+
+
+@pytest.mark.parametrize(("most", "white"), [(200, 255), (299, 1023), (4095, 4095), (16000, 16383), (40000, 65535)])
+def test_deep_pictures_are_scaled_alike_by_the_bits_that_the_set_has(tmp_path, most, white) -> None:
+    pictures = {f"{i:02d}.png": pixels for i, pixels in enumerate(ramps(40, most))}
+    source = source_of(saved(tmp_path, pictures))
+    assert source.found.shades == Shades(black=0, white=white, fractions=False)
+    seen = by_name(source)
+    for name, pixels in pictures.items():
+        np.testing.assert_array_equal(seen[name], np.rint(pixels / white * 255))
+    (note,) = source.notes(source.load())
+    assert note.key == "data.value_range" and f"0 is black and {white} white" in note.text
+
+
+def test_pictures_of_8_bits_beside_deeper_ones_keep_their_own_white(tmp_path) -> None:
+    deep = {f"{i:02d}.png": pixels for i, pixels in enumerate(ramps(20, 4000))}
+    flat = {f"{i:02d}f.png": pixels for i, pixels in enumerate(ramps(20, 255, np.uint8))}
+    source = source_of(saved(tmp_path, {**deep, **flat}))
+    seen = by_name(source)
+    np.testing.assert_array_equal(seen["05f.png"], flat["05f.png"])
+    np.testing.assert_array_equal(seen["05.png"], np.rint(deep["05.png"] / 4095 * 255))
+    (note,) = source.notes(source.load())
+    assert "255 in the" in note.text
+
+
+def test_floats_are_taken_from_0_to_1_or_in_the_range_that_is_said(tmp_path) -> None:
+    unit = {f"{i:02d}.tif": pixels for i, pixels in enumerate(ramps(20, 1.0, np.float32))}
+    seen = by_name(source_of(saved(tmp_path / "unit", unit)))
+    np.testing.assert_array_equal(seen["07.tif"], np.rint(unit["07.tif"].astype(float) * 255))
+    wide = {name: 500 * pixels - 100 for name, pixels in unit.items()}
+    root = saved(tmp_path / "wide", wide)
+    with pytest.raises(UserError, match=r"data\.value_range: .*\.tif: expected fractions from 0 to 1, got values from"):
+        source_of(root)
+    seen = by_name(source_of(root, value_range=(-100, 400)))
+    np.testing.assert_array_equal(seen["07.tif"], np.rint((wide["07.tif"].astype(float) + 100) / 500 * 255))
+    mixed = saved(root, {f"{i:02d}.png": pixels for i, pixels in enumerate(ramps(6, 4000))})
+    with pytest.raises(UserError, match=r"expected pictures of one kind of numbers, got .* in .* and .* in "):
+        source_of(mixed)
+
+
+def test_values_beyond_the_range_are_cut_off_and_told(tmp_path) -> None:
+    pictures = {f"{i:02d}.png": pixels for i, pixels in enumerate(ramps(20, 4000))}
+    source = source_of(saved(tmp_path, pictures), value_range=(0, 3000))
+    arrays = source.load()
+    (note,) = source.notes(arrays)
+    assert note.key == "data.value_range" and "5 have values outside 0 to 3000, which are cut off" in note.text
+    assert arrays["inputs"].max() == 255
+    with pytest.raises(UserError, match=r"data\.value_range: expected \[black, white\], the smaller first"):
+        source_of(tmp_path, value_range=(3000, 0))
+
+
+def test_colours_of_16_bits_keep_what_is_in_their_lower_8(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    colours = {f"{i:02d}.png": rng.integers(0, 4096, (6, 6, 3)).astype(np.uint16) for i in range(20)}
+    for i, (name, pixels) in enumerate(colours.items()):
+        folder = tmp_path / "ab"[i % 2]
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(png16(pixels))
+    source = source_of(tmp_path)
+    arrays = source.load()
+    assert source.input_shape == (3, 6, 6) and source.found.shades == Shades(black=0, white=4095, fractions=False)
+    np.testing.assert_array_equal(arrays["inputs"][0], np.rint(colours["00.png"] / 4095 * 255).transpose(2, 0, 1))
+
+
+def png16(pixels: np.ndarray) -> bytes:
+    """A PNG of three times 16 bits, which Pillow does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, _ = pixels.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_new_pictures_are_seen_in_the_scale_of_the_run(tmp_path) -> None:
+    source = source_of(saved(tmp_path / "run", {f"{i:02d}.png": p for i, p in enumerate(ramps(20, 4000))}))
+    dark = {f"{i:02d}.png": pixels for i, pixels in enumerate(ramps(4, 200))}
+    found = read_unseen(source.with_tasks(()), str(saved(tmp_path / "new", dark)))
+    np.testing.assert_array_equal(found.inputs[0, 0], np.rint(dark["00.png"] / 4095 * 255))
+    flat = source_of(plain_pictures(tmp_path / "flat"))
+    with pytest.raises(UserError, match="it has more than 8 bits, the pictures for training have not"):
+        read_unseen(flat.with_tasks(()), str(tmp_path / "new"))
+
+
+def test_an_oversized_picture_counts_as_unreadable_in_grey_and_colour(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
+    root = plain_pictures(tmp_path, 40)  # of 108 pixels
+    for path in root.rglob("*.png"):
+        path.write_bytes(png(np.full((5, 6), 3, np.uint8)))
+    (root / "dark" / "huge.png").write_bytes(png(np.zeros((40, 40), np.uint8)))
+    source = Files(path=str(root), size=4, tasks={"folder": {}}, max_corrupt=0.05)
+    (note,) = source.notes(source.load())
+    assert "1 of 41 pictures cannot be read: dark/huge.png (Image size" in note.text
+
+
+def test_names_with_an_underscore_are_read_and_hidden_ones_told(tmp_path) -> None:
+    root = plain_pictures(tmp_path, 20)
+    for i, path in enumerate(sorted(root.rglob("*.png"))):
+        path.rename(path.with_name(f"_DSC{i:04d}.JPG"))
+    shutil.copytree(root / "dark", root / "_unsure")
+    (root / "dark" / "._DSC0001.JPG").write_bytes(b"macOS")
+    (root / "__MACOSX").mkdir()
+    (root / "__MACOSX" / "_x.jpg").write_bytes(b"macOS")
+    (root / "_SUCCESS").touch()
+    source = source_of(root)
+    assert source.found.rows == 30 and source.found.tasks["folder"].classes == ("_unsure", "dark", "light")
+    (note,) = source.notes(source.load())
+    assert note.text.startswith("2 are passed over, since their names or folders begin with . or _: ")
+    assert "._DSC0001.JPG" in note.text
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    for i in range(3):
+        (hidden / f".{i}.jpg").touch()
+    with pytest.raises(
+        UserError, match=r"beside 3 whose names or folders begin with \. or _ and are passed over \(\.0"
+    ):
+        source_of(hidden)

@@ -8,13 +8,14 @@ import pyarrow as pa
 
 from raymtl.data.base import SPLITS
 from raymtl.data.files.boxes import fit_boxes
-from raymtl.data.files.columns import encode_column, fit_column, role_of, texts
+from raymtl.data.files.columns import encode_column, fit_column, is_text, role_of, texts
 from raymtl.data.files.labels import encode_task, fit_task
 from raymtl.data.files.load import bucket_of, check_leak, sides_given, sides_of
 from raymtl.data.files.maps import bytes_a_row, fit_maps
 from raymtl.data.files.pictures import channels_of
 from raymtl.data.files.rows import Opened, Rows, label_columns
-from raymtl.data.files.schema import Fitted, FittedColumn, FittedTask, Role
+from raymtl.data.files.schema import Fitted, FittedColumn, FittedTask, Role, Shades
+from raymtl.data.files.shades import Unread, fit_shades
 from raymtl.data.files.splits import UNKNOWN, sides_named
 from raymtl.notes import Note
 from raymtl.types import UserError
@@ -56,6 +57,7 @@ def fit(source: "Files") -> Fitted:
             )
         )
     shape = _shape(source, opened, columns)
+    shades, shade_notes = _shades(source, opened, numbers, rows, columns[0], train)
     if not streamed:
         _check_inputs(source, columns, rows, where)
     if source.episodes == "classes" and next(iter(tasks.values())).kind not in ("classification", "binary"):
@@ -65,14 +67,16 @@ def fit(source: "Files") -> Fitted:
         )
     return Fitted(
         settings=source.digest(),
+        path=source.path,
         format=opened.format,
         columns=tuple(columns),
         left_out=left_out,
         tasks=tasks,
-        notes=_ignored_notes(tasks),
+        notes=(*_ignored_notes(tasks), *opened.skipped_notes(), *shade_notes),
         split_by=_split_words(source, split_column, opened),
         split_column=split_column,
         input_shape=shape,
+        shades=shades,
         rows=opened.num_rows,
         pool=_pool(source, opened, shape) if streamed else None,
     )
@@ -308,6 +312,26 @@ def _channels(opened: Opened, column: str) -> int:
             except OSError:
                 continue  # told when all are read
     return channels_of(contents)
+
+
+def _shades(
+    source: "Files", opened: Opened, numbers: Sequence[int], rows: Rows, column: FittedColumn, train: np.ndarray
+) -> tuple[Shades | None, tuple[Note, ...]]:
+    """What is black and white in the pictures for training; None where inputs are no pictures, or of 8 bits."""
+    if column.role != "picture":
+        return None, ()
+    pictures: list[Unread] = []
+    start = 0
+    for number in numbers:
+        size = opened.blocks[number][1].rows or 0
+        own = rows.table[column.column].slice(start, size)
+        named = texts(own).to_pylist() if is_text(own.type) else [opened.where(number, row) for row in range(size)]
+        reads = opened.contents(number, own)
+        pictures += [
+            Unread(str(named[row]), reads[row]) for row in np.flatnonzero(train[start : start + size]).tolist()
+        ]
+        start += size
+    return fit_shades(pictures, source.value_range)
 
 
 def _check_inputs(source: "Files", columns: list[FittedColumn], rows: Rows, where: Callable[[int], str]) -> None:

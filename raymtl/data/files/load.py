@@ -40,6 +40,8 @@ class Encoded(NamedTuple):
     unreadable: Sequence[str]
     gone: Sequence[str]
     """Maps that are named and not there."""
+    beyond: Sequence[str]
+    """Pictures with values darker than black or lighter than white."""
 
 
 def encode(source: "Files", opened: Opened, number: int) -> Encoded:
@@ -59,7 +61,7 @@ def encode(source: "Files", opened: Opened, number: int) -> Encoded:
         gone += labels.gone
     columns = [column.column for column in source.found.columns]
     given, hashed = sides_given(source, rows, opened.side(number), columns, source.found.split_column, where)
-    return Encoded(arrays, given, hashed, bucket_of(source, rows, where), unreadable, gone)
+    return Encoded(arrays, given, hashed, bucket_of(source, rows, where), unreadable, gone, inputs.beyond)
 
 
 class Inputs(NamedTuple):
@@ -69,6 +71,8 @@ class Inputs(NamedTuple):
     readable: np.ndarray
     shapes: np.ndarray
     unreadable: Sequence[str]
+    beyond: Sequence[str] = ()
+    """Pictures with values darker than black or lighter than white."""
 
 
 class Labels(NamedTuple):
@@ -125,19 +129,25 @@ def _pictures(source: "Files", opened: Opened, number: int, column: pa.ChunkedAr
     readable = np.ones(len(reads), bool)
     shapes = np.zeros((len(reads), 2), np.int64)
 
+    beyond = np.zeros(len(reads), bool)
+
+    def named(row: int) -> str:
+        value = column[row].as_py()
+        return value if isinstance(value, str) else opened.where(number, row)
+
     def fill(row: int) -> str | None:
         try:
-            out[row], shapes[row] = measured(reads[row](), (height, width), channels, source.resize)
+            content = reads[row]()
+            found = measured(content, (height, width), channels, source.resize, source.found.shades)
         except OSError as error:
             readable[row] = False
-            value = column[row].as_py()
-            named = value if isinstance(value, str) else opened.where(number, row)
-            return f"{named} ({' '.join(str(error).split())[:80] or type(error).__name__})"
+            return f"{named(row)} ({' '.join(str(error).split())[:120] or type(error).__name__})"
+        out[row], shapes[row], beyond[row] = found
         return None
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
         problems = [problem for problem in threads.map(fill, range(len(reads))) if problem]
-    return Inputs(out, readable, shapes, problems)
+    return Inputs(out, readable, shapes, problems, [named(row) for row in np.flatnonzero(beyond).tolist()])
 
 
 def sides_given(
@@ -208,6 +218,7 @@ def check_leak(bucket: pa.Array | None, sides: np.ndarray, what: str, where: Any
 def load(source: "Files") -> dict[str, np.ndarray]:
     """All rows, or where they are streamed those that are held out; and which of them are on which side."""
     opened = Opened(source)
+    opened.check_fitted(source.found)
     streamed = source.found.pool is not None
     encoded: list[Encoded] = []
     sides: list[np.ndarray] = []
@@ -234,6 +245,7 @@ def load(source: "Files") -> dict[str, np.ndarray]:
     notes = [
         *unreadable_notes(source, [name for one in encoded for name in one.unreadable], seen),
         *gone_notes([name for one in encoded for name in one.gone]),
+        *_beyond_notes(source, [name for one in encoded for name in one.beyond]),
     ]
     buckets = [one.bucket for one in encoded if one.bucket is not None]
     bucket = pa.concat_arrays(buckets) if buckets else None
@@ -260,7 +272,7 @@ def _some(one: Encoded, rows: np.ndarray) -> Encoded:
     bucket = None if one.bucket is None else one.bucket.take(pa.array(rows))
     return Encoded(
         {key: values[rows] for key, values in one.arrays.items()}, one.given[rows], one.hashed[rows], bucket,
-        one.unreadable, one.gone,
+        one.unreadable, one.gone, one.beyond,
     )  # fmt: skip
 
 
@@ -283,6 +295,16 @@ def gone_notes(gone: Sequence[str]) -> list[Note]:
         return []
     named = "; ".join(gone[:NAMED]) + (f" and {len(gone) - NAMED} more" * (len(gone) > NAMED))
     return [Note(place="maps", text=f"{len(gone)} maps are not there: {named}; these rows have no label of it")]
+
+
+def _beyond_notes(source: "Files", beyond: Sequence[str]) -> list[Note]:
+    """Which pictures have values beyond black or white, which the pictures for training have not, or few of them."""
+    if not beyond or source.found.shades is None:
+        return []
+    named = "; ".join(beyond[:NAMED]) + (f" and {len(beyond) - NAMED} more" * (len(beyond) > NAMED))
+    ends = f"{source.found.shades.black:g} to {source.found.shades.white:g}"
+    text = f"{len(beyond)} have values outside {ends}, which are cut off: {named}"
+    return [Note(place="pictures", text=text, key="data.value_range")]
 
 
 def _pools(

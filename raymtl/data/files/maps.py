@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from raymtl.data.files.pictures import Resize, fitted_into, picture_of
+from raymtl.data.files.decode import picture_of
+from raymtl.data.files.pictures import Resize, fitted_into
 from raymtl.data.files.schema import FittedTask, KindName, TaskColumn
 from raymtl.types import UserError
 

@@ -2,13 +2,14 @@
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from raymtl.data.files.decode import deep_of, opened
+from raymtl.data.files.schema import Shades
+from raymtl.data.files.shades import in_shades
 
 Resize = Literal["stretch", "crop"]
 
@@ -20,26 +21,11 @@ def channels_of(contents: Sequence[bytes]) -> int:
     for content in contents:
         try:
             with Image.open(io.BytesIO(content)) as picture:
-                if picture.mode not in ("1", "L", "LA", "I", "I;16", "I;16B", "F"):
+                if picture.mode not in ("1", "L", "LA", "F") and not picture.mode.startswith("I"):
                     return 3
-        except (OSError, ValueError, SyntaxError):
+        except Exception:  # Pillow raises many kinds for damaged files, and its own for oversized ones
             continue
     return 1
-
-
-def picture_of(content: bytes) -> "Image":
-    """The picture, upright; the first one where there are several. Raises OSError for what is no whole picture."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            picture.load()
-    except UnidentifiedImageError:
-        raise OSError("no picture") from None
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for damaged files
-        raise OSError(str(error)) from None
-    return picture
 
 
 def fitted_into(tensor: Tensor, size: tuple[int, int], resize: Resize, *, nearest: bool = False) -> Tensor:
@@ -60,26 +46,39 @@ def fitted_into(tensor: Tensor, size: tuple[int, int], resize: Resize, *, neares
     return stretched
 
 
-def decoded(content: bytes, size: tuple[int, int], channels: int, resize: Resize) -> np.ndarray:
+def decoded(
+    content: bytes, size: tuple[int, int], channels: int, resize: Resize, shades: Shades | None = None
+) -> np.ndarray:
     """The picture as uint8 [channels, *size]. Raises OSError for what is no whole picture."""
-    return measured(content, size, channels, resize)[0]
+    return measured(content, size, channels, resize, shades).pixels
+
+
+class Measured(NamedTuple):
+    """The picture as uint8 [channels, *size], and the height and width that it had."""
+
+    pixels: np.ndarray
+    shape: tuple[int, int]
+    beyond: bool
+    """Whether it has values darker than black or lighter than white, which are cut off."""
 
 
 def measured(
-    content: bytes, size: tuple[int, int], channels: int, resize: Resize
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """The picture as uint8 [channels, *size], and the height and width that it had.
+    content: bytes, size: tuple[int, int], channels: int, resize: Resize, shades: Shades | None = None
+) -> Measured:
+    """The picture brought to one shape. What is transparent is put on white.
 
-    What is transparent is put on white; depths of 16 bits become 8. Raises OSError for what is no whole picture.
+    `shades` says what is black and white in pictures of more than 8 bits, which become 8. Raises OSError for what is
+    no whole picture, and without `shades` for one of more than 8 bits.
     """
     from PIL import Image
     from torchvision.transforms import v2
 
-    picture = picture_of(content)
+    picture, bits = opened(content)
+    beyond = False
+    if bits > 8:
+        shaded, beyond = in_shades(deep_of(content, picture), shades)
+        picture = Image.fromarray(shaded)
     try:
-        if picture.mode in ("I", "I;16", "I;16B", "F"):
-            deep = np.asarray(picture, np.float64)
-            picture = Image.fromarray((deep / (257 if deep.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
         if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
             picture = picture.convert("RGBA")
             white = Image.new("RGBA", picture.size, "white")
@@ -88,4 +87,4 @@ def measured(
     except ValueError as error:
         raise OSError(str(error)) from None
     array: np.ndarray = fitted_into(v2.functional.pil_to_tensor(picture), size, resize).numpy()
-    return array, (picture.height, picture.width)
+    return Measured(array, (picture.height, picture.width), beyond)

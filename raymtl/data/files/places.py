@@ -5,7 +5,7 @@ import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ ENDINGS: Mapping[Format, tuple[str, ...]] = {
 }
 TABLES = (*ENDINGS["parquet"], *ENDINGS["csv"])
 MAPS = (*SUFFIXES, ".npy")
+KNOWN = (*MAPS, *(ending for endings in ENDINGS.values() for ending in endings))
 
 
 class Place(NamedTuple):
@@ -36,6 +37,8 @@ class Place(NamedTuple):
     root: str
     shown: str
     """As the user wrote it."""
+    skipped: tuple[str, ...] = ()
+    """Files of known kinds that are passed over for their names."""
 
     def read(self, file: str) -> bytes:
         """All of a file. Raises OSError."""
@@ -87,14 +90,17 @@ def locate(path: str, key: str) -> Place:
             found = []
             if any(mark in root for mark in "*?["):
                 fixed = root[: min(root.index(mark) for mark in "*?[" if mark in root)].rpartition("/")[0]
-                found = [name for name in files_below(fs, fixed) if Path(name).match(root)]
+                found = [name for name in files_below(fs, fixed).files if Path(name).match(root)]
                 root = fixed
-        files = []
+        files: list[str] = []
+        skipped: list[str] = []
         for name in found or [root]:
             info = fs.get_file_info(name)
             if info.type == pafs.FileType.NotFound:
                 raise UserError(f"{key}: expected a file, a folder or a URL, got {shown}, where there is none.")
-            files += files_below(fs, name) if info.type == pafs.FileType.Directory else [name]
+            below = files_below(fs, name) if info.type == pafs.FileType.Directory else Below([name], [])
+            files += below.files
+            skipped += below.skipped
     except (OSError, ImportError, ValueError, pa.ArrowException) as error:
         raise UserError(
             f"{key}: {shown} cannot be read ({redacted(reason(error))}). Correct it, or see to the access."
@@ -102,7 +108,7 @@ def locate(path: str, key: str) -> Place:
     folder = root if len(files) != 1 or files[0] != root else posixpath.dirname(root)
     if found and "://" not in path:
         folder = os.path.commonpath([os.path.dirname(name) for name in found])
-    return Place(fs, tuple(files), folder, shown)
+    return Place(fs, tuple(files), folder, shown, tuple(skipped))
 
 
 def _remote(url: str) -> tuple[pafs.FileSystem, str]:
@@ -117,14 +123,37 @@ def _remote(url: str) -> tuple[pafs.FileSystem, str]:
     return fs, root
 
 
-def files_below(fs: pafs.FileSystem, folder: str) -> list[str]:
-    """The files below a folder, other than hidden ones."""
-    found = []
+class Below(NamedTuple):
+    """The files below a folder, and those of known kinds that are passed over for their names."""
+
+    files: list[str]
+    skipped: list[str]
+
+
+def files_below(fs: pafs.FileSystem, folder: str) -> Below:
+    """The files below a folder, in the order of their names.
+
+    Passed over is what begins with a dot or lies in a folder that does, what macOS adds to archives (`__MACOSX`), and
+    tables that begin with `_`, as those do that Spark and Hive write beside their data.
+    """
+    below = Below([], [])
     for info in fs.get_file_info(pafs.FileSelector(folder, recursive=True)):
+        if info.type != pafs.FileType.File:
+            continue
         inside = info.path.removeprefix(folder).strip("/").split("/")
-        if info.type == pafs.FileType.File and not any(part.startswith((".", "_")) for part in inside):
-            found.append(info.path)
-    return sorted(found)
+        if not _is_hidden(inside):
+            below.files.append(info.path)
+        elif inside[-1].lower().endswith(KNOWN):
+            below.skipped.append(info.path)
+    return Below(sorted(below.files), sorted(below.skipped))
+
+
+def _is_hidden(inside: Sequence[str]) -> bool:
+    """Whether a file of this path below a folder is none of the user's data."""
+    if any(part.startswith(".") or part == "__MACOSX" for part in inside):
+        return True
+    is_shown = inside[-1].lower().endswith((*MAPS, ".xml", ".json"))
+    return not is_shown and any(part.startswith("_") for part in inside)
 
 
 def reason(error: BaseException) -> str:
@@ -141,6 +170,11 @@ def format_of(place: Place, key: str) -> Format:
     if len(found) == 1:
         return found[0]
     got = " and ".join(found) if found else f"{len(place.files)} files of another kind"
+    if place.skipped and not found:
+        got += (
+            f", beside {len(place.skipped)} whose names or folders begin with . or _ and are passed over "
+            f"({posixpath.basename(place.skipped[0])})"
+        )
     raise UserError(f"{key}: expected files of one known kind in {place.shown}, got {got}. Say data.format.")
 
 

@@ -29,11 +29,15 @@ from raymtl.data.files.places import (
     stems_below,
 )
 from raymtl.data.files.readers import Block, Reading, Table, open_table
-from raymtl.data.files.schema import Format, TaskColumn
+from raymtl.data.files.schema import Fitted, Format, TaskColumn
+from raymtl.notes import Note
 from raymtl.types import UserError
 
 if TYPE_CHECKING:
     from raymtl.data.files.source import Files
+
+
+NAMED = 3  # files that a note names
 
 
 class Rows(NamedTuple):
@@ -134,6 +138,16 @@ class Opened:
         self.parts.append(_Part(place, table, side, task))
         self.format: Format = form
 
+    def skipped_notes(self) -> list[Note]:
+        """Of the files that are passed over for their names."""
+        places = [*(part.place for part in self.parts), *self.maps.values()]
+        skipped = list(dict.fromkeys(file for place in places for file in place.skipped))
+        if not skipped:
+            return []
+        named = ", ".join(skipped[:NAMED]) + (f" and {len(skipped) - NAMED} more" * (len(skipped) > NAMED))
+        text = f"{len(skipped)} are passed over, since their names or folders begin with . or _: {named}"
+        return [Note(place="files", text=text, key="data.path")]
+
     def _form(self, place: Place) -> Format:
         return self.source.format or format_of(place, "data.path")
 
@@ -173,6 +187,13 @@ class Opened:
             for name in source.inputs:
                 if name not in self.names and not any(fnmatchcase(other, name) for other in self.names):
                     self._check_name("data.inputs", name, self.names, shown)
+
+    def check_fitted(self, found: Fitted) -> None:
+        """Raises UserError where files that have moved lack a column of those that the inputs were found in."""
+        for column in found.columns:
+            self._check_name("data.path", column.column, self.names, self.parts[0].place.shown)
+        if found.split_column is not None:
+            self._check_name("data.path", found.split_column, self.names, self.parts[0].place.shown)
 
     def _in_columns(self, task: str, asked: TaskColumn) -> bool:
         """Whether the labels stand in columns of a table, not in files that are found by the names of pictures."""
@@ -290,7 +311,7 @@ class Opened:
             return below
         if id(place) not in self.pictures:
             labels = {file for maps in self.maps.values() for file in maps.files}
-            files = tuple(file for file in files_below(place.fs, place.root) if file not in labels)
+            files = tuple(file for file in files_below(place.fs, place.root).files if file not in labels)
             self.pictures[id(place)] = Listing(place._replace(files=files))
         return [found or path for found, path in zip(self.pictures[id(place)].found(names), below, strict=True)]
 

@@ -82,6 +82,15 @@ class FittedColumn(Spec):
     """The column is then one-hot over these, the last number being for all others."""
 
 
+class Shades(Spec):
+    """What is black and what is white in pictures of more than 8 bits, the same in all of them."""
+
+    black: float
+    white: float
+    fractions: bool | None = None
+    """Whether their values are floats; these and whole numbers alike where the range was given."""
+
+
 class FittedTask(Spec):
     """What the labels of a task are; `asked` is what was given, from which it was inferred."""
 
@@ -111,6 +120,8 @@ class Fitted(Spec):
 
     settings: str
     """A digest of what it was found by; another one finds it anew."""
+    path: str | tuple[str, ...] | Mapping[str, str] = ""
+    """Where; files that have moved since are encoded by what was found here."""
     format: Format
     columns: Annotated[tuple[FittedColumn, ...], Field(min_length=1)]
     left_out: Mapping[str, str] = {}
@@ -122,6 +133,8 @@ class Fitted(Spec):
     """In words."""
     split_column: str | None = None
     input_shape: tuple[PositiveInt, ...]
+    shades: Shades | None = None
+    """None where no picture for training has more than 8 bits."""
     rows: PositiveInt
     pool: PositiveInt | None = None
     """How many blocks are in memory at a time, where the files are streamed."""

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import nn
 
-from raymtl.data.base import Arrays, Count, Source, Split, Ways, most, usual
+from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, Ways, most, usual
 from raymtl.data.files.draw import draw
 from raymtl.data.files.kinds import KINDS
 from raymtl.data.files.schema import Fitted, Format, Role, SplitRule, TaskColumn, TaskName
@@ -18,8 +18,8 @@ from raymtl.tasks import classification
 from raymtl.types import Episode, Task, UserError
 
 Side = PositiveInt | tuple[PositiveInt, PositiveInt]
-DRAWING = ("tasks", "shots", "queries", "hold_steps", "held_out_rows", "max_corrupt", "fitted")
-"""Fields that change nothing of what is found in the files."""
+DRAWING = ("path", "tasks", "shots", "queries", "hold_steps", "held_out_rows", "max_corrupt", "fitted")
+"""Fields that change nothing of what is found in the files, and where these are: files may move."""
 
 
 class Files(Source):
@@ -64,6 +64,8 @@ class Files(Source):
     """Of pictures: side, or [height, width]."""
     channels: Literal[1, 3] | None = None
     """Of pictures; 1 where all are grey, unless given."""
+    value_range: tuple[float, float] | None = None
+    """What is black and what is white in pictures of more than 8 bits; found, unless given."""
     resize: Literal["stretch", "crop"] = "stretch"
     max_corrupt: Annotated[float, Field(ge=0, le=1)] = 0.01
     """The share of pictures that may be unreadable; these are left out."""
@@ -120,19 +122,52 @@ class Files(Source):
             raise UserError(
                 f"data.tasks: expected one task of classes for data.episodes: classes, got {list(self.tasks)}."
             )
+        if self.value_range is not None and self.value_range[0] >= self.value_range[1]:
+            raise UserError(
+                f"data.value_range: expected [black, white], the smaller first, got {list(self.value_range)}."
+            )
         if self.group and self.split.key:
             raise UserError("data.split.key: expected none beside data.group, by which rows are split. Leave it away.")
 
     def digest(self) -> str:
-        """Of all that the findings depend on, other than the files."""
-        content = self.model_dump(mode="json", exclude=set(DRAWING))
+        """Of all that the findings depend on, other than the files and the place where they are."""
+        content = self.model_dump(mode="json", exclude=set(DRAWING), exclude_defaults=True)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def _stale(self, fitted: Fitted) -> bool:
         known = fitted.tasks
         return fitted.settings != self.digest() or any(
-            name not in known or known[name].asked != task for name, task in self.tasks.items()
+            name not in known or _without_place(known[name].asked) != _without_place(task)
+            for name, task in self.tasks.items()
         )
+
+    def moved(self, places: Mapping[str, str]) -> Self:
+        """The same data in other places: `path`, `path.SPLIT` or `tasks.NAME.path` -> path. Nothing is found anew.
+
+        Raises UserError for another key, and for a task that has no files of its own.
+        """
+        from raymtl.data.files.places import absolute
+
+        path: Any = self.path
+        tasks = dict(self.tasks)
+        for key, place in places.items():
+            where = absolute(place, f"--data {key}" if key != "path" else "--data")
+            head, _, rest = key.partition(".")
+            name = rest.removesuffix(".path")
+            if key == "path":
+                path = where
+            elif head == "path" and rest in SPLITS:
+                path = {**(path if isinstance(path, Mapping) else {}), rest: where}
+            elif head == "tasks" and name in tasks and tasks[name].path:
+                tasks[name] = tasks[name].model_copy(update={"path": where})
+            else:
+                raise UserError(f"--data {key}: expected one of {', '.join(self.places())}, got another. Correct it.")
+        return self.model_copy(update={"path": path, "tasks": tasks})
+
+    def places(self) -> tuple[str, ...]:
+        """The keys that say where files are."""
+        own = [f"tasks.{name}.path" for name, task in self.tasks.items() if task.path]
+        return ("path", *(f"path.{split}" for split in SPLITS), *own)
 
     @property
     def found(self) -> Fitted:
@@ -181,7 +216,14 @@ class Files(Source):
         return {name: counts[name] for name in self.task_names}
 
     def notes(self, arrays: Arrays) -> tuple[Note, ...]:
-        return (*self.found.notes, *super().notes(arrays))
+        return (*self.found.notes, *self._moved_notes(), *super().notes(arrays))
+
+    def _moved_notes(self) -> tuple[Note, ...]:
+        found = self.found.path
+        if found in ("", self.path):
+            return ()
+        text = f"statistics and classes are those found in {_shown(found)}; null finds them anew"
+        return (Note(place=f"files in {_shown(self.path)}", text=text, key="data.fitted"),)
 
     def window(self, arrays: Arrays, split: Split, seed: int, step: int) -> Arrays:
         if split != "train" or self.found.pool is None:
@@ -192,6 +234,17 @@ class Files(Source):
 
     def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
         return draw(self, arrays, split, rng)
+
+
+def _shown(path: str | tuple[str, ...] | Mapping[Any, str]) -> str:
+    if isinstance(path, str):
+        return path
+    return ", ".join(path.values() if isinstance(path, Mapping) else path)
+
+
+def _without_place(task: TaskColumn) -> TaskColumn:
+    """What is asked of a task, wherever its own files are."""
+    return task.model_copy(update={"path": "here"}) if task.path else task
 
 
 def shape_of(size: Any) -> tuple[int, int]:

@@ -50,6 +50,7 @@ class _Reader:
 
     def __init__(self, source: "Files") -> None:
         self.source, self.opened = source, Opened(source)
+        self.opened.check_fitted(source.found)
         self.rows = np.array([block.rows or 0 for _, block in self.opened.blocks])
         self.blocks: dict[int, Future[_Held]] = {}
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raymtl-read")
@@ -87,7 +88,7 @@ _READERS: dict[str, _Reader] = {}
 
 
 def _reader(source: "Files") -> _Reader:
-    own = f"{source.digest()} {source.task_names} {source.hold_steps}"
+    own = f"{source.digest()} {source.path} {source.tasks} {source.hold_steps}"
     if own not in _READERS:
         _READERS.clear()
         _READERS[own] = _Reader(source)
