@@ -63,7 +63,7 @@ def texts(column: pa.ChunkedArray) -> pa.Array:
         whole = pc.and_(pc.less(pc.abs(values), 1e15), pc.equal(values, pc.round(values)))
         as_whole = pc.cast(pc.cast(pc.if_else(whole, values, 0), pa.int64(), safe=False), pa.string())
         values = pc.if_else(whole, as_whole, pc.cast(values, pa.string()))
-    if is_bytes(values.type) or is_list(values.type) or pa.types.is_struct(values.type):
+    if is_bytes(values.type) or pa.types.is_nested(values.type):
         values = pa.array([None if v is None else repr(v) for v in values.to_pylist()], pa.string())
     text = pc.utf8_trim_whitespace(pc.cast(values, pa.string()))
     return pc.if_else(pc.equal(text, ""), None, text)
@@ -90,8 +90,24 @@ def numbers(column: pa.ChunkedArray, name: str, where: Where) -> np.ndarray:
         raise UserError(f"{where(0)}, column '{name}': expected numbers, got {kind}.")
     if pa.types.is_boolean(kind):
         values = pc.cast(values, pa.uint8())
-    array: np.ndarray = pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False)
+    # Whole numbers beyond 2^53 become the nearest float64.
+    array: np.ndarray = pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    if pa.types.is_integer(kind) and _all_alike(array, values):
+        raise UserError(
+            f"{where(0).rpartition(': ')[0]}: column '{name}': expected numbers that 64-bit floats tell apart, got "
+            f"whole numbers beyond 2^53 that differ by as little as they are rounded by, such as {values[0]}. Subtract "
+            "a number from all of them, leave the column away, or take it for a category."
+        )
     return array
+
+
+def _all_alike(array: np.ndarray, values: pa.Array) -> bool:
+    """Whether float64 rounds these whole numbers [N] by more than a thousandth of the distance between them."""
+    known = array[~np.isnan(array)]
+    if not len(known) or np.abs(known).max() < 2**53:
+        return False
+    least, most = pc.min_max(values).as_py().values()
+    return 0 < most - least < 1000 * float(np.spacing(np.abs(known).max()))
 
 
 def _parses(text: str) -> bool:
@@ -118,7 +134,7 @@ def vectors(column: pa.ChunkedArray, name: str, where: Where, size: int | None =
             f"{int(lengths[odd[0]])}."
         )
     array = np.full((len(values), size), np.nan)
-    flat = pc.cast(pc.list_flatten(values), pa.float64()).to_numpy(zero_copy_only=False)
+    flat = pc.cast(pc.list_flatten(values), pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     array[known] = flat.reshape(-1, size)
     return array
 
@@ -137,7 +153,7 @@ def role_of(column: pa.ChunkedArray, max_categories: int) -> tuple[Role | None, 
     if len(values) == values.null_count:
         return None, "no values"
     if is_bytes(kind):
-        return "picture", ""
+        return ("picture", "") if holds_pictures(values) else (None, "bytes that are neither pictures nor texts")
     if is_list(kind):
         lengths = pc.unique(pc.list_value_length(values.drop_null()))
         if not is_number(kind.value_type):
@@ -153,6 +169,8 @@ def role_of(column: pa.ChunkedArray, max_categories: int) -> tuple[Role | None, 
         return None, f"always {different[0].as_py()!r}"
     if pa.types.is_integer(kind) and not missing and _counts_rows(values):
         return None, "the number of the row"
+    if pa.types.is_integer(kind) and _all_alike(_nearest(values), values):
+        return None, "whole numbers beyond 2^53 that differ less than 64-bit floats are exact: keys, perhaps"
     if is_number(kind):
         return ("number", "") if len(different) > 1 else (None, f"always {different[0].as_py()!r}, or missing")
     if named_files(texts(values)):
@@ -163,6 +181,22 @@ def role_of(column: pa.ChunkedArray, max_categories: int) -> tuple[Role | None, 
     if len(different) > 0.9 * len(values) and words < 2:
         return None, "a name of the row: almost all are different"
     return "text", ""
+
+
+def _nearest(values: pa.Array) -> np.ndarray:
+    array: np.ndarray = pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return array
+
+
+def holds_pictures(values: pa.Array) -> bool:
+    """Whether some of the first of these bytes, or of the `bytes` in these structs, begin as pictures do."""
+    from raymtl.data.files.pictures import is_picture
+
+    known = values.drop_null()[:20].to_pylist()
+    contents = [value.get("bytes") if isinstance(value, dict) else value for value in known]
+    if not any(contents):
+        return True  # names of pictures beside empty bytes
+    return any(is_picture(content) for content in contents if content)
 
 
 def _counts_rows(values: pa.Array) -> bool:

@@ -83,7 +83,7 @@ def open_pictures(place: Place, reading: Reading, key: str, labels_in: Collectio
             stop += 1
         blocks.append(Block(place.root, None, start, stop - start, sides[start]))
         start = stop
-    return Table(blocks, table.column_names, lambda block: table.slice(block.start, block.rows))
+    return Table(blocks, table.column_names, lambda block, _: table.slice(block.start, block.rows))
 
 
 def _with_labels(table: pa.Table, labels: pa.Table, source: str, labels_in: Collection[str]) -> pa.Table:

@@ -71,7 +71,7 @@ def _inferred(name: str, asked: TaskColumn, columns: Columns, where: Where) -> K
     if len(columns) > 1:
         flags = all(set(pc.unique(pc.utf8_lower(texts(c))).drop_null().to_pylist()) <= _FLAGS for c in columns.values())
         return "multilabel" if flags else "regression"
-    if is_list(kind):
+    if is_list(kind) and not pa.types.is_nested(kind.value_type):
         return "regression" if is_number(kind.value_type) else "multilabel"
     known = texts(first).drop_null()
     different = pc.unique(known)
@@ -102,7 +102,7 @@ def _inferred(name: str, asked: TaskColumn, columns: Columns, where: Where) -> K
         return "regression"  # and so refused, since it has no labels
     raise UserError(
         f"data.tasks.{name}: {where(0).rpartition(': ')[0]}: column '{next(iter(columns))}': expected labels that are "
-        f"numbers, texts or lists of them, got {'pictures' if is_bytes(kind) else kind}."
+        f"numbers, texts or lists of them, got {'bytes that are no texts' if is_bytes(kind) else kind}."
     )
 
 

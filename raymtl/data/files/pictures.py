@@ -28,6 +28,19 @@ def channels_of(contents: Sequence[bytes]) -> int:
     return 1
 
 
+def is_picture(content: bytes) -> bool:
+    """Whether it begins as a picture does, or an array of NumPy."""
+    from PIL import Image
+
+    if content.startswith(b"\x93NUMPY"):
+        return True
+    try:
+        with Image.open(io.BytesIO(content)):
+            return True
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+
+
 def fitted_into(tensor: Tensor, size: tuple[int, int], resize: Resize, *, nearest: bool = False) -> Tensor:
     """Pictures or maps [C, H, W] -> [C, *size]; maps by the nearest pixel, which makes no value of two.
 

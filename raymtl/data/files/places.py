@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raymtl.data.files.columns import SUFFIXES
+from raymtl.data.files.contents import HEAD, signature_of
 from raymtl.data.files.schema import Format
 from raymtl.redact import holds_secret, redacted
 from raymtl.types import UserError
@@ -68,11 +69,19 @@ def absolute(path: str, key: str) -> str:
 
 
 def _expanded(path: str, key: str) -> str:
+    if "://" not in path and _is_there(path):
+        return path
     found = os.path.expanduser(os.path.expandvars(path))
-    if "$" in found:
+    if "$" in found and not ("://" not in found and _is_there(found)):
         name = found.partition("$")[2].partition("/")[0].strip("{}")
         raise UserError(f"{key}: expected the environment variable {name} to be set, got none: {path}. Set it.")
     return found
+
+
+def _is_there(path: str) -> bool:
+    """Whether there is such a file or folder, or such a folder below which a pattern begins; `$` is in some names."""
+    fixed, star, _ = path.partition("*")
+    return os.path.lexists(os.path.dirname(fixed) if star and "$" in fixed else path)
 
 
 def locate(path: str, key: str) -> Place:
@@ -158,7 +167,8 @@ def _is_hidden(inside: Sequence[str]) -> bool:
 
 def reason(error: BaseException) -> str:
     """What a library says, on one line."""
-    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+    letters = (letter if letter.isprintable() else "?" for letter in " ".join(str(error).split()))
+    return "".join(letters).rstrip(".")[:200] or type(error).__name__
 
 
 def format_of(place: Place, key: str) -> Format:
@@ -169,13 +179,29 @@ def format_of(place: Place, key: str) -> Format:
     found = [form for form, count in counts.items() if count]
     if len(found) == 1:
         return found[0]
+    if not found:
+        _refuse_known(place, key)
     got = " and ".join(found) if found else f"{len(place.files)} files of another kind"
     if place.skipped and not found:
         got += (
             f", beside {len(place.skipped)} whose names or folders begin with . or _ and are passed over "
             f"({posixpath.basename(place.skipped[0])})"
         )
-    raise UserError(f"{key}: expected files of one known kind in {place.shown}, got {got}. Say data.format.")
+    raise UserError(
+        f"{key}: expected files of one known kind in {place.shown}, got {got}. Set data.format, such as csv."
+    )
+
+
+def _refuse_known(place: Place, key: str) -> None:
+    """Raises UserError for a file whose first bytes say what it is, so that no data.format would help."""
+    for file in place.files[:1]:
+        try:
+            with place.fs.open_input_stream(file, compression=None) as stream:
+                found = signature_of(stream.read(HEAD))
+        except (OSError, pa.ArrowException):
+            return
+        if found is not None:
+            raise UserError(f"{key}: {file}: expected a table or pictures, got {found.what}. {found.advice}")
 
 
 def key_of(name: str) -> str:

@@ -4,16 +4,31 @@ A block is a row group of a Parquet file, or another file as a whole. It is read
 memory can be read in any order.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raymtl.data.files.arff import read_arff
+from raymtl.data.files.columns import is_number, is_text, texts
+from raymtl.data.files.contents import decoded, refuse_others, uncompressed
 from raymtl.data.files.places import ENDINGS, Place, reason
 from raymtl.data.files.schema import Format
 from raymtl.data.files.splits import ALIASES
+from raymtl.data.files.stored import (
+    as_type,
+    codes_in,
+    common,
+    holds_texts,
+    kind_of_bytes,
+    numbers_in,
+    plainer,
+    refusal,
+)
 from raymtl.types import UserError
 
 
@@ -37,18 +52,35 @@ class Reading(NamedTuple):
     encoding: str
 
 
+Kinds = Mapping[str, pa.DataType]
+"""The types of columns, by their names."""
+SAMPLED = 64_000  # characters of a CSV file that its delimiter is found by
+DELIMITERS = ("\t", ";", "|", ",")  # the comma last, for it stands in numbers and texts too
+READY_MB = 64  # of tables that are kept from opening until they are read
+
+
 class Table:
     """Blocks of rows with the same columns."""
 
-    def __init__(self, blocks: Sequence[Block], names: Sequence[str], read: Callable[[Block], pa.Table]) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        names: Sequence[str],
+        read: Callable[[Block, Kinds], pa.Table],
+        kinds: Mapping[str, Kinds] | None = None,
+    ) -> None:
         self.blocks = list(blocks)
         self.names = list(names)
         """Of the columns."""
+        self.kinds = dict(kinds or {})
+        """Of the columns of each file."""
+        self.wanted: dict[str, pa.DataType] = {}
+        """The types that columns are read as whose types differ between files."""
         self._read = read
 
     def read(self, block: Block) -> pa.Table:
         """The rows of a block. Raises UserError where the file cannot be read, or has other columns than others."""
-        return self._read(block)
+        return self._read(block, self.wanted)
 
     @staticmethod
     def where(block: Block, row: int) -> str:
@@ -61,14 +93,17 @@ def open_table(place: Place, form: Format, reading: Reading, key: str) -> Table:
     files = [name for name in place.files if form == "csv" or name.lower().endswith(ENDINGS[form])] or [*place.files]
     blocks: list[Block] = []
     names: list[str] = []
+    kinds: dict[str, Kinds] = {}
+    ready: dict[str, pa.Table] = {}
+    """Of text files, which are read as a whole to be opened."""
     for file in files:
         inside = file.removeprefix(place.root).strip("/").split("/")[:-1]
         side = next((ALIASES[part.lower()] for part in inside if part.lower() in ALIASES), None)
-        own, rows_of = _contents(place, file, form, reading)
-        repeated = next((name for name in own if own.count(name) > 1), None)
+        schema, rows_of = _contents(place, file, form, reading, ready)
+        repeated = _repeated(schema.names)
         if repeated is not None:
             raise UserError(f"{file}: expected different names of columns, got '{repeated}' twice. Rename one.")
-        own = [*own, *_of_folders(inside)]
+        own = [*schema.names, *_of_folders(inside)]
         if names and set(own) != set(names):
             odd = sorted(set(own) ^ set(names))[0]
             has = "has" if odd in own else "lacks"
@@ -77,6 +112,7 @@ def open_table(place: Place, form: Format, reading: Reading, key: str) -> Table:
                 "All parts must have the same columns."
             )
         names = names or own
+        kinds[file] = dict(zip(schema.names, schema.types, strict=True))
         start = 0
         for row_group, rows in rows_of:
             if rows != 0:
@@ -85,14 +121,87 @@ def open_table(place: Place, form: Format, reading: Reading, key: str) -> Table:
     if not blocks:
         raise UserError(f"{key}: {files[0] if len(files) == 1 else place.shown}: expected rows, got an empty file.")
 
-    def read(block: Block) -> pa.Table:
-        table = _read_block(place, block, form, reading)
+    def read(block: Block, wanted: Kinds) -> pa.Table:
+        own = kinds[block.file]
+        as_text = frozenset(name for name, kind in wanted.items() if is_text(kind) and not is_text(own[name]))
+        table = None if as_text else ready.pop(block.file, None)
+        if table is None:
+            table = _read_block(place, block, form, reading, as_text if form == "csv" else frozenset())
+        table = _as_types(table, {**own, **wanted}, block, reading)
         inside = block.file.removeprefix(place.root).strip("/").split("/")[:-1]
         for name, value in _of_folders(inside).items():
             table = table.append_column(name, pa.array([value] * len(table)))
         return table.select(names)
 
-    return Table(blocks, names, read)
+    return Table(blocks, names, read, kinds)
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    if len(set(names)) == len(names):
+        return None
+    seen: set[str] = set()
+    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+
+
+def agree(tables: Iterable[Table], may_be_text: Callable[[str], bool]) -> None:
+    """Has columns whose types differ between files read as one type that holds the values of all.
+
+    Numbers beside texts are numbers where the texts are written so, and texts where these are codes such as 01067 or
+    where they may be. Raises UserError for others.
+    """
+    tables = list(tables)
+    kinds: dict[str, dict[pa.DataType, str]] = {}
+    for table in tables:
+        for file, own in table.kinds.items():
+            for name, kind in own.items():
+                kinds.setdefault(name, {}).setdefault(kind, file)
+    for name, files in kinds.items():
+        if len(files) == 1:
+            continue
+        wanted = common(list(files)) or _number_or_text(name, tables)
+        if wanted is None and may_be_text(name):
+            wanted = pa.string()
+        if wanted is None:
+            (first, one), *others = files.items()
+            kind, other = next(pair for pair in others if common([first, pair[0]]) is None)
+            raise refusal(name, other, kind, one, first)
+        for table in tables:
+            table.wanted[name] = wanted
+
+
+def _number_or_text(name: str, tables: Sequence[Table]) -> pa.DataType | None:
+    """The type of a column with numbers in some files and texts in others; None where it cannot be told."""
+    every = {own[name] for table in tables for own in table.kinds.values() if name in own}
+    if not all(is_text(kind) or pa.types.is_null(kind) or is_number(kind) for kind in every):
+        return None
+    columns = [
+        table.read(block)[name]
+        for table in tables
+        for block in table.blocks
+        if is_text(table.kinds.get(block.file, {}).get(name, pa.null()))
+    ]
+    if any(pa.types.is_boolean(kind) or pa.types.is_temporal(kind) for kind in every):
+        return None
+    if all(numbers_in(column) for column in columns):
+        return pa.float64()
+    return pa.string() if all(codes_in(column) for column in columns) else None
+
+
+def _as_types(table: pa.Table, wanted: Kinds, block: Block, reading: Reading) -> pa.Table:
+    """The same columns in these types. Raises UserError for a value that cannot be of the type."""
+    for place, field in enumerate(table.schema):
+        if field.type == wanted[field.name]:
+            continue
+        column = table.column(place)
+        try:
+            cast = as_type(column, wanted[field.name], reading.encoding)
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{block.file}: column '{field.name}': expected {wanted[field.name]} in all rows, got others "
+                f"({reason(error)}). Correct them, or set data.encoding for bytes that are texts."
+            ) from None
+        table = table.set_column(place, field.name, cast)
+    return table
 
 
 def _of_folders(folders: Sequence[str]) -> dict[str, str]:
@@ -101,79 +210,130 @@ def _of_folders(folders: Sequence[str]) -> dict[str, str]:
 
 
 def _contents(
-    place: Place, file: str, form: Format, reading: Reading
-) -> tuple[list[str], list[tuple[int | None, int | None]]]:
-    """Names of the columns, and (row group, rows) of each block; rows are None where only reading would tell."""
+    place: Place, file: str, form: Format, reading: Reading, ready: dict[str, pa.Table]
+) -> tuple[pa.Schema, list[tuple[int | None, int | None]]]:
+    """Names and plain types of the columns, and (row group, rows) of each block.
+
+    What was read to know this goes into `ready` as long as it is small.
+    """
     if form == "parquet":
         try:
             with place.fs.open_input_file(file) as stream:
                 about = pq.ParquetFile(stream)
                 rows = [about.metadata.row_group(i).num_rows for i in range(about.num_row_groups)]
-                return list(about.schema_arrow.names), list(enumerate(rows))
+                return _plain_schema(about, file, reading), list(enumerate(rows))
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{file}: expected a Parquet file, got something else ({reason(error)}).") from None
+            raise UserError(
+                f"{file}: expected a Parquet file, got something else ({reason(error)}). Correct data.format or the "
+                "file."
+            ) from None
     table = _read_block(place, Block(file), form, reading)
-    return table.column_names, [(None, len(table))]
+    if table.nbytes + sum(one.nbytes for one in ready.values()) < READY_MB * 1e6:
+        ready[file] = table
+    return pa.schema([field.with_type(plainer(field.type)) for field in table.schema]), [(None, len(table))]
 
 
-def _read_block(place: Place, block: Block, form: Format, reading: Reading) -> pa.Table:
+def _plain_schema(about: pq.ParquetFile, file: str, reading: Reading) -> pa.Schema:
+    """Names and plain types; bytes that are texts in the first row group are texts."""
+    try:
+        stored = about.schema_arrow
+        fields = [field.with_type(plainer(field.type)) for field in stored]
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: expected names of columns in utf8, got others. Write the file again.") from None
+    if about.num_row_groups and len({field.name for field in fields}) == len(fields):
+        named = [field.name for field in fields if kind_of_bytes(field.type)]
+        first = about.read_row_group(0, columns=named) if named else None
+        for place, field in enumerate(fields):
+            if first is not None and field.name in named:
+                values = as_type(first[field.name], pa.binary())
+                fields[place] = field.with_type(pa.string() if holds_texts(values, reading.encoding) else pa.binary())
+    return pa.schema(fields)
+
+
+def _read_block(
+    place: Place, block: Block, form: Format, reading: Reading, as_text: frozenset[str] = frozenset()
+) -> pa.Table:
     try:
         if form == "parquet":
             with place.fs.open_input_file(block.file) as stream:
                 return pq.ParquetFile(stream).read_row_group(block.row_group)
+        content = uncompressed(place.read(block.file), block.file, form.upper()) if form != "mat" else b""
         if form == "csv":
-            return _read_csv(place, block.file, reading)
-        content = place.read(block.file)
-        return _read_arff(content, block.file) if form == "arff" else _read_mat(content, block.file)
+            return _read_csv(decoded(content, reading.encoding, block.file), block.file, reading, as_text)
+        if form == "arff":
+            return read_arff(decoded(content, reading.encoding, block.file), block.file)
+        return _read_mat(place.read(block.file), block.file)
     except (pa.ArrowException, OSError, EOFError) as error:
         raise UserError(f"{block.file}: cannot be read as {form} ({reason(error)}). Correct the file.") from None
 
 
-def _read_csv(place: Place, file: str, reading: Reading) -> pa.Table:
+def _read_csv(text: str, file: str, reading: Reading, as_text: frozenset[str]) -> pa.Table:
     from pyarrow import csv
 
-    with place.fs.open_input_stream(file) as stream:  # by its ending it is decompressed
-        content = stream.read()
-    if not content.strip():
+    if not text.strip():
         raise UserError(f"{file}: expected a header and rows, got an empty file.")
-    head = content[: content.find(b"\n") if b"\n" in content else None].decode(reading.encoding, "replace")
-    delimiter = reading.delimiter or max(",\t;|", key=head.count)
-    table = csv.read_csv(
-        pa.BufferReader(content),
-        read_options=csv.ReadOptions(encoding=reading.encoding),
-        parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=csv.ConvertOptions(
-            null_values=list(reading.missing_values), strings_can_be_null=True, quoted_strings_can_be_null=True
-        ),
-    )
-    for field in table.schema:
-        if pa.types.is_binary(field.type):  # what pyarrow makes of text that it cannot decode
-            raise UserError(
-                f"{file}: column '{field.name}': expected text in {reading.encoding}, got another encoding. "
-                "Set data.encoding, such as latin1."
-            )
+    delimiter = reading.delimiter or delimiter_of(text)
+    content = pa.py_buffer(text.encode())
+
+    def read(types: Mapping[str, pa.DataType]) -> pa.Table:
+        return csv.read_csv(
+            pa.BufferReader(content),
+            parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=csv.ConvertOptions(
+                null_values=list(reading.missing_values),
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=True,
+                column_types=dict(types),
+            ),
+        )
+
+    try:
+        table = read(dict.fromkeys(as_text, pa.string()))
+        numbers = [field.name for field in table.schema if pa.types.is_float64(field.type)]
+        wide = [name for name in numbers if table.column_names.count(name) == 1 and _may_be_rounded(table[name])]
+        if not wide:
+            return table
+        exact = read(dict.fromkeys({*as_text, *wide}, pa.string()))
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{file}: cannot be read as csv with the delimiter {delimiter!r} ({reason(error)}). Correct the row, or "
+            "set data.delimiter."
+        ) from None
+    for name in wide:
+        if _rounded_together(exact[name], table[name]):
+            table = table.set_column(table.column_names.index(name), name, exact[name])
     return table
 
 
-def _read_arff(content: bytes, file: str) -> pa.Table:
-    import gzip
-    import io
+def _may_be_rounded(column: pa.ChunkedArray) -> bool:
+    """Whether float64 cannot hold all whole numbers of this size."""
+    least, most = pc.min_max(column).as_py().values()
+    return least is not None and max(-least, most) >= 2**53
 
-    from scipy.io import arff
 
-    text = (gzip.decompress(content) if file.endswith(".gz") else content).decode()
-    try:
-        rows, about = arff.loadarff(io.StringIO(text))
-    except (arff.ArffError, NotImplementedError, ValueError, StopIteration) as error:
-        raise UserError(f"{file}: expected an ARFF file, got something else ({reason(error)}).") from None
-    columns = {}
-    for name, kind in zip(about.names(), about.types(), strict=True):
-        values = rows[name]
-        if kind == "nominal":
-            columns[name] = pa.array([None if v == b"?" else v.decode() for v in values])
-        else:
-            columns[name] = pa.array(values, from_pandas=True)
-    return pa.table(columns)
+def _rounded_together(written: pa.ChunkedArray, read: pa.ChunkedArray) -> bool:
+    """Whether different whole numbers, such as keys of 20 digits, became the same float64."""
+    whole = pc.match_substring_regex(texts(written), r"^[+-]?\d+$")
+    as_written, as_read = pc.filter(texts(written), whole), pc.filter(read, whole)
+    return bool(len(pc.unique(as_written)) > len(pc.unique(as_read)))
+
+
+def delimiter_of(text: str) -> str:
+    """The character between the values of a CSV text: the one that the header and each of the first rows have as often.
+
+    What is in quotes does not count.
+    """
+    sample = text[:SAMPLED]
+    lines = re.sub(r'(?:^|(?<=[,;|\t\n\r]))"(?:[^"]|"")*"', '""', sample).splitlines()
+    if len(text) > SAMPLED:
+        lines = lines[:-1] or lines
+    lines = [line for line in lines if line.strip()][:100]
+    header, *rows = lines or [""]
+    among = [mark for mark in DELIMITERS if mark in header]
+    if not among:
+        return next((mark for mark in (",", *DELIMITERS) if not any(mark in row for row in rows)), ",")
+    alike = [mark for mark in among if all(row.count(mark) == header.count(mark) for row in rows)]
+    return max(alike or among, key=header.count)
 
 
 def _read_mat(content: bytes, file: str) -> pa.Table:
@@ -182,6 +342,8 @@ def _read_mat(content: bytes, file: str) -> pa.Table:
 
     from scipy.io import loadmat
 
+    if not content.startswith(b"MATLAB 5.0"):
+        refuse_others(content, file, "MATLAB cells")
     try:
         cells = {name: value for name, value in loadmat(io.BytesIO(content)).items() if not name.startswith("__")}
     except (ValueError, NotImplementedError) as error:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from raymtl.data.base import SPLITS
 from raymtl.data.files.boxes import Boxes, holds_boxes, read_boxes, sources_of
-from raymtl.data.files.columns import is_bytes, is_list, is_text, named_files, plain, texts
+from raymtl.data.files.columns import holds_pictures, is_bytes, is_list, is_text, named_files, plain, texts
 from raymtl.data.files.folders import FILE, joined, open_pictures
 from raymtl.data.files.maps import Cell, array_of, array_of_lists, is_dense
 from raymtl.data.files.places import (
@@ -28,8 +28,9 @@ from raymtl.data.files.places import (
     locate,
     stems_below,
 )
-from raymtl.data.files.readers import Block, Reading, Table, open_table
+from raymtl.data.files.readers import Block, Reading, Table, agree, open_table
 from raymtl.data.files.schema import Fitted, Format, TaskColumn
+from raymtl.data.files.stored import as_type, common
 from raymtl.notes import Note
 from raymtl.types import UserError
 
@@ -111,6 +112,7 @@ class Opened:
             if task.path and source.key:
                 place = locate(absolute(task.path, f"data.tasks.{name}.path"), f"data.tasks.{name}.path")
                 table = open_table(place, self._form(place), self.reading, f"data.tasks.{name}.path")
+                agree([table], lambda _: True)
                 whole = pa.concat_tables([table.read(block) for block in table.blocks], promote_options="permissive")
                 self.joined[name] = whole, place.shown, place
             elif task.path:
@@ -123,6 +125,14 @@ class Opened:
         ]
         self.names = [name for name in self.parts[0].table.names if all(name in p.table.names for p in self.parts)]
         self._check_names()
+        agree([part.table for part in self.parts], self._may_be_text)
+
+    def _may_be_text(self, name: str) -> bool:
+        """Whether a column that is numbers in one file and texts in another can be texts in both: it is no input."""
+        given = self.source.inputs
+        if isinstance(given, Mapping) and name in given:
+            return given[name] in ("category", "text")
+        return name not in self.candidates()
 
     def _add(self, path: str, key: str, side: int | None = None, task: str | None = None) -> None:
         place = locate(absolute(path, key), key)
@@ -277,20 +287,15 @@ class Opened:
         return Rows(pa.table(whole), labels), where
 
     def _concatenated(self, columns: Sequence[pa.ChunkedArray], numbers: Sequence[int], name: str) -> pa.ChunkedArray:
-        kinds = [column.type for column in columns]
-        wanted = kinds[0]
-        for number, kind in zip(numbers, kinds, strict=True):
-            if kind == wanted:
-                continue
-            try:
-                fields = [pa.schema([(name, wanted)]), pa.schema([(name, kind)])]
-                wanted = pa.unify_schemas(fields, promote_options="permissive").field(0).type
-            except pa.ArrowException:
-                raise UserError(
-                    f"{self.blocks[number][1].file}: column '{name}': expected {wanted} as in "
-                    f"{self.blocks[numbers[0]][1].file}, got {kind}. All parts must have the same columns."
-                ) from None
-        chunks = [chunk for column in columns for chunk in column.cast(wanted, safe=False).chunks]
+        """One column. Labels are null in the blocks of other tasks; else types agree already."""
+        wanted = common([column.type for column in columns])
+        if wanted is None:
+            kinds = sorted({str(column.type) for column in columns})
+            raise UserError(
+                f"{self.blocks[numbers[0]][1].file}: column '{name}': expected one type in all parts, got "
+                f"{' and '.join(kinds)}. Correct the parts."
+            )
+        chunks = [chunk for column in columns for chunk in as_type(column, wanted).chunks]
         return pa.chunked_array(chunks, wanted)
 
     def contents(self, number: int, column: pa.ChunkedArray) -> list[Callable[[], bytes]]:
@@ -371,8 +376,11 @@ class Opened:
             return task in self.maps or is_dense(kind)
         values = plain(column)
         if is_list(values.type):
-            return is_list(values.type.value_type)
-        return is_bytes(values.type) or (is_text(values.type) and named_files(texts(values), MAPS))
+            inner = values.type.value_type
+            return is_list(inner) and not is_text(inner.value_type)
+        return (is_bytes(values.type) and holds_pictures(values)) or (
+            is_text(values.type) and named_files(texts(values), MAPS)
+        )
 
     def cells(self, task: str, numbers: Sequence[int], column: pa.ChunkedArray) -> tuple[list[Cell | None], list[str]]:
         """The maps in the label column of these blocks, and the names of those that are not there."""

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import nn
 
 from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, Ways, most, usual
+from raymtl.data.files.contents import check_encoding
 from raymtl.data.files.draw import draw
 from raymtl.data.files.kinds import KINDS
 from raymtl.data.files.schema import Fitted, Format, Role, SplitRule, TaskColumn, TaskName
@@ -57,6 +58,7 @@ class Files(Source):
     """What stands for nothing in text files."""
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
     encoding: str = "utf8"
+    """Of text files, and of bytes that are texts; a byte order mark says more."""
     max_categories: Annotated[int, Field(ge=2)] = 64
     text_size: PositiveInt = 64
     """Into how many numbers the words of a text are hashed."""
@@ -108,6 +110,7 @@ class Files(Source):
     def _check(self) -> None:
         if not self.tasks:
             raise UserError("data.tasks: expected a task at least, such as `price: {column: price}`, got none. Add it.")
+        check_encoding(self.encoding)
         reserved = nn.ModuleDict()
         for name, task in self.tasks.items():
             if hasattr(reserved, name):
