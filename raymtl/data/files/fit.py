@@ -1,22 +1,24 @@
 """What is in the user's files: roles, classes, statistics, splits; found once, before anything starts."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from raymtl.data.base import SPLITS
 from raymtl.data.files.boxes import fit_boxes
-from raymtl.data.files.columns import encode_column, fit_column, is_text, role_of, texts
+from raymtl.data.files.columns import Where, encode_column, fit_column, is_text, texts
+from raymtl.data.files.findings import copy_notes, label_notes
 from raymtl.data.files.labels import encode_task, fit_task
 from raymtl.data.files.load import bucket_of, check_leak, sides_given, sides_of
 from raymtl.data.files.maps import bytes_a_row, fit_maps
 from raymtl.data.files.pictures import channels_of
-from raymtl.data.files.rows import Opened, Rows, label_columns
+from raymtl.data.files.roles import choose_inputs, left_out_notes, split_column_of, without_constants
+from raymtl.data.files.rows import Opened, Rows
 from raymtl.data.files.schema import Fitted, FittedColumn, FittedTask, Role, Shades
 from raymtl.data.files.shades import Unread, fit_shades
-from raymtl.data.files.splits import UNKNOWN, sides_named
+from raymtl.data.files.splits import UNKNOWN
 from raymtl.notes import Note
 from raymtl.types import UserError
 
@@ -27,52 +29,53 @@ LOOKED_AT = 64  # pictures, for whether they are grey
 MOST_IN_POOL = 16  # blocks of a stream in memory at a time
 
 
+class Looked(NamedTuple):
+    """The rows that findings are made of, and what they are."""
+
+    rows: Rows
+    where: Where
+    sides: np.ndarray
+    """[N]"""
+    train: np.ndarray
+    """[N] bool"""
+
+
 def fit(source: "Files") -> Fitted:
     """What was found. Raises UserError for what cannot be learned from."""
     opened = Opened(source)
     streamed = _too_large(source, opened)
     numbers = _sample(source, opened) if streamed else list(range(len(opened.blocks)))
     rows, where = opened.together(numbers)
-    roles, left_out = _roles(source, opened, rows, where)
-    split_column = _split_column(source, opened, rows)
-    sides = _sides(source, opened, numbers, rows, list(roles), split_column, where, streamed)
+    chosen = choose_inputs(source, opened, rows, where)
+    split_column = split_column_of(source, opened, rows)
+    sides = _sides(source, opened, numbers, rows, list(chosen.roles), split_column, where, streamed)
     train = sides == 0
     if not train.any():
         raise UserError("data.split: expected rows for training, got none. Correct data.split or the paths.")
-    tasks, masks = _tasks(source, opened, numbers, rows, set(roles.values()), train, where)
-    if source.episodes == "rows" and not streamed:
-        _check_splits(masks, sides)
-    columns = []
-    for name, role in roles.items():
-        own = rows.table[name].filter(pa.array(train))
-        found = np.flatnonzero(train)
-        columns.append(
-            fit_column(
-                own,
-                name,
-                role,
-                lambda row, found=found: where(int(found[row])),  # type: ignore[misc]
-                max_categories=source.max_categories,
-                text_size=source.text_size,
-            )
-        )
+    looked = Looked(rows, where, sides, train)
+    hashed = tuple(chosen.roles)
+    chosen = without_constants(chosen, rows, train)
+    tasks, task_notes = _tasks(source, opened, numbers, looked, set(chosen.roles.values()), streamed)
+    columns = _fit_columns(source, looked, chosen.roles)
     shape = _shape(source, opened, columns)
     shades, shade_notes = _shades(source, opened, numbers, rows, columns[0], train)
     if not streamed:
         _check_inputs(source, columns, rows, where)
-    if source.episodes == "classes" and next(iter(tasks.values())).kind not in ("classification", "binary"):
-        raise UserError(
-            f"data.episodes: expected a task with classes for classes, got one of kind "
-            f"{next(iter(tasks.values())).kind}. Set data.tasks.{next(iter(tasks))}.kind: classification."
-        )
+    notes = (
+        *chosen.notes,
+        *left_out_notes(chosen.left_out),
+        *task_notes,
+        *_copies(source, looked, chosen.roles),
+    )
     return Fitted(
         settings=source.digest(),
         path=source.path,
         format=opened.format,
         columns=tuple(columns),
-        left_out=left_out,
+        left_out=chosen.left_out,
+        hashed=hashed if len(hashed) > len(chosen.roles) else (),
         tasks=tasks,
-        notes=(*_ignored_notes(tasks), *opened.skipped_notes(), *shade_notes),
+        notes=(*notes, *_ignored_notes(tasks), *opened.skipped_notes(), *shade_notes),
         split_by=_split_words(source, split_column, opened),
         split_column=split_column,
         input_shape=shape,
@@ -80,6 +83,32 @@ def fit(source: "Files") -> Fitted:
         rows=opened.num_rows,
         pool=_pool(source, opened, shape) if streamed else None,
     )
+
+
+def _fit_columns(source: "Files", looked: Looked, roles: Mapping[str, Role]) -> list[FittedColumn]:
+    """What has to be known to encode the inputs, of the rows for training."""
+    found = np.flatnonzero(looked.train)
+    return [
+        fit_column(
+            looked.rows.table[name].filter(pa.array(looked.train)),
+            name,
+            role,
+            lambda row: looked.where(int(found[row])),
+            max_categories=source.max_categories,
+            text_size=source.text_size,
+        )
+        for name, role in roles.items()
+    ]
+
+
+def _copies(source: "Files", looked: Looked, roles: Mapping[str, Role]) -> list[Note]:
+    """On rows of val and test that training has too, in their inputs and labels."""
+    if "picture" in roles.values() or source.episodes == "classes":
+        return []
+    columns = {name: looked.rows.table[name] for name in roles}
+    for name, labels in looked.rows.labels.items():
+        columns |= {f"{name} {column}": values for column, values in labels.items()}
+    return copy_notes(columns, looked.sides, looked.where)
 
 
 def _ignored_notes(tasks: Mapping[str, FittedTask]) -> tuple[Note, ...]:
@@ -96,19 +125,14 @@ def _ignored_notes(tasks: Mapping[str, FittedTask]) -> tuple[Note, ...]:
 
 
 def _tasks(
-    source: "Files",
-    opened: Opened,
-    numbers: Sequence[int],
-    rows: Rows,
-    roles: Collection[str],
-    train: np.ndarray,
-    where: Callable[[int], str],
-) -> tuple[dict[str, FittedTask], dict[str, np.ndarray]]:
-    """What the labels of each task are, and which rows have one, [N]. Raises UserError for labels of no kind."""
+    source: "Files", opened: Opened, numbers: Sequence[int], looked: Looked, roles: Collection[str], streamed: bool
+) -> tuple[dict[str, FittedTask], list[Note]]:
+    """What the labels of each task are, and the notes on them. Raises UserError for labels of no kind."""
     tasks: dict[str, FittedTask] = {}
     masks: dict[str, np.ndarray] = {}
+    notes: list[Note] = []
     for name, task in source.tasks.items():
-        column = next(iter(rows.labels[name].values()))
+        column = next(iter(looked.rows.labels[name].values()))
         about = "boxes" if name in opened.boxes else "maps" if opened.holds_maps(name, column) else ""
         if about and "picture" not in roles:
             raise UserError(
@@ -116,16 +140,32 @@ def _tasks(
                 f"{', '.join(sorted(roles))}. Correct data.inputs, or leave the task away."
             )
         if name in opened.boxes:
-            tasks[name] = fit_boxes(name, task, opened.boxes[name], column, train)
+            tasks[name] = fit_boxes(name, task, opened.boxes[name], column, looked.train)
             masks[name] = column.is_valid().to_numpy(zero_copy_only=False)
         elif about:
             cells, _ = opened.cells(name, numbers, column)
-            tasks[name] = fit_maps(name, task, cells, train)
+            tasks[name] = fit_maps(name, task, cells, looked.train)
             masks[name] = np.array([cell is not None for cell in cells])
         else:
-            tasks[name] = fit_task(name, task, rows.labels[name], train, where)
-            _, masks[name] = encode_task(name, tasks[name], rows.labels[name], where)
-    return tasks, masks
+            own = looked.rows.labels[name]
+            tasks[name] = fit_task(name, task, own, looked.train, looked.where)
+            target, masks[name] = encode_task(name, tasks[name], own, looked.where)
+            if source.episodes != "classes":
+                notes += label_notes(name, tasks[name], target, masks[name], looked.sides)
+    if source.episodes == "rows" and not streamed:
+        _check_splits(masks, looked.sides)
+    _check_kind(source, tasks)
+    return tasks, notes
+
+
+def _check_kind(source: "Files", tasks: Mapping[str, FittedTask]) -> None:
+    """Raises UserError where episodes are of classes and the task has none."""
+    name, task = next(iter(tasks.items()))
+    if source.episodes == "classes" and task.kind not in ("classification", "binary"):
+        raise UserError(
+            f"data.episodes: expected a task with classes for classes, got one of kind {task.kind}. "
+            f"Set data.tasks.{name}.kind: classification."
+        )
 
 
 def _check_splits(masks: Mapping[str, np.ndarray], sides: np.ndarray) -> None:
@@ -186,77 +226,6 @@ def _pool(source: "Files", opened: Opened, shape: tuple[int, ...]) -> int:
             f"of {largest.rows} rows, {block_mb:.0f} MB. Write Parquet with smaller row groups, or raise it."
         )
     return int(min(MOST_IN_POOL, len(opened.blocks), max(1, source.in_memory_mb / 4 // max(block_mb, 1e-9))))
-
-
-def _roles(
-    source: "Files", opened: Opened, rows: Rows, where: Callable[[int], str]
-) -> tuple[dict[str, Role], dict[str, str]]:
-    """The columns that are inputs, with their roles, and why others are none. Raises UserError."""
-    given = source.inputs if not isinstance(source.inputs, str | tuple) else {}
-    roles: dict[str, Role] = {}
-    left_out: dict[str, str] = {}
-    candidates = opened.candidates()
-    for name, named in candidates.items():
-        role = next((r for pattern, r in given.items() if pattern == name), None) or next(
-            (r for pattern, r in given.items() if pattern not in opened.names and _matches(name, pattern)), None
-        )
-        if role is None:
-            role, why = role_of(rows.table[name], source.max_categories)
-            if role is None:
-                if named:
-                    raise UserError(
-                        f"data.inputs: {where(0).rpartition(': ')[0]}: column '{name}': expected values to learn from, "
-                        f"got {why}. Leave it away, or give it a role."
-                    )
-                left_out[name] = why
-                continue
-        roles[name] = role
-    pictures = [name for name, role in roles.items() if role == "picture"]
-    if pictures:
-        others = [name for name in roles if name != pictures[0]]
-        for name in others:
-            if candidates[name]:
-                raise UserError(
-                    f"data.inputs: expected one column of pictures, or columns of values, got '{pictures[0]}' and "
-                    f"'{name}'. Name one of them."
-                )
-            left_out[name] = f"beside the pictures of '{pictures[0]}'"
-            del roles[name]
-    if not roles:
-        raise UserError(f"data.inputs: expected a column to learn from, got none of {list(candidates)}: {left_out}.")
-    for name, task in source.tasks.items():
-        both = sorted(set(label_columns(name, task)) & set(roles))
-        if both:
-            raise UserError(f"data.inputs: expected no label among them, got '{both[0]}' of task '{name}'. Remove it.")
-    if source.inputs == "auto":
-        for name in opened.names:
-            if name not in roles and name not in left_out and name not in opened.candidates():
-                if name in (source.group, source.key, source.split.column, source.split.key):
-                    left_out[name] = "group, key or split"
-                elif not any(name in label_columns(n, t) for n, t in source.tasks.items()):
-                    left_out[name] = "excluded" if opened.format != "pictures" else "beside the pictures"
-    column = _split_column(source, opened, rows)
-    if column in roles and not candidates[column]:
-        del roles[column]
-        left_out[str(column)] = "names the splits"
-    return roles, left_out
-
-
-def _matches(name: str, pattern: str) -> bool:
-    from fnmatch import fnmatchcase
-
-    return fnmatchcase(name, pattern)
-
-
-def _split_column(source: "Files", opened: Opened, rows: Rows) -> str | None:
-    """The column that names the splits: the given one, or `split` where all of its values are names of splits."""
-    if source.split.column:
-        return source.split.column
-    if "split" in opened.names and not any("split" in label_columns(n, t) for n, t in source.tasks.items()):
-        found = sides_named(texts(rows.table["split"]))
-        if (found != UNKNOWN).all() and len(np.unique(found)) > 1:
-            return "split"
-    return None
 
 
 def _sides(

@@ -24,6 +24,8 @@ from raymtl.data.files.kinds import KINDS
 from raymtl.data.files.schema import FittedTask, KindName, TaskColumn
 from raymtl.types import UserError
 
+LARGEST = 1e38
+"""Labels beyond it have squares and sums that no number can hold."""
 FEW = 20
 """Whole numbers that are no more different ones than this are taken for classes."""
 SEPARATORS = (";", "|", ",")
@@ -225,9 +227,14 @@ def encode_task(name: str, fitted: FittedTask, columns: Columns, where: Where) -
                     target[row, places[label]] = 1
         return target, np.asarray(~np.isnan(target).all(1))
     values = _vectors(columns, where)
-    if np.isinf(values).any():
-        row = int(np.isinf(values).any(1).argmax())
-        raise UserError(f"{where(row)}, column '{first}': expected a finite number, got {values[row].tolist()}.")
+    extreme = (np.abs(np.nan_to_num(values)) > LARGEST).any(1)
+    if extreme.any():
+        row = int(extreme.argmax())
+        got = values[row].tolist() if fitted.vector else values[row, 0]
+        raise UserError(
+            f"{where(row)}, column '{first}': expected a finite number of less than 1e38, got {got}. Correct the "
+            "label, or divide all of them."
+        )
     mask = ~np.isnan(values).all(1)
     if fitted.vector:
         if values.shape[1] != len(fitted.means):

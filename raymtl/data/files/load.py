@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from raymtl.data.base import SPLITS, most
 from raymtl.data.files.boxes import encode_boxes
 from raymtl.data.files.columns import encode_column, texts
+from raymtl.data.files.findings import small_class_note, small_group_note
 from raymtl.data.files.kinds import KINDS
 from raymtl.data.files.labels import encode_task
 from raymtl.data.files.maps import encode_maps
@@ -59,7 +60,7 @@ def encode(source: "Files", opened: Opened, number: int) -> Encoded:
         arrays[f"target/{name}"], arrays[f"mask/{name}"] = labels.target, labels.mask & inputs.readable
         unreadable += labels.unreadable
         gone += labels.gone
-    columns = [column.column for column in source.found.columns]
+    columns = source.found.hashed or [column.column for column in source.found.columns]
     given, hashed = sides_given(source, rows, opened.side(number), columns, source.found.split_column, where)
     return Encoded(arrays, given, hashed, bucket_of(source, rows, where), unreadable, gone, inputs.beyond)
 
@@ -249,7 +250,7 @@ def load(source: "Files") -> dict[str, np.ndarray]:
     ]
     buckets = [one.bucket for one in encoded if one.bucket is not None]
     bucket = pa.concat_arrays(buckets) if buckets else None
-    arrays |= _pools(source, arrays, side, bucket)
+    arrays |= _pools(source, arrays, side, bucket, notes)
     names = list(source.tasks)
     counts = [int(arrays[f"mask/{name}"][side == 0].sum()) for name in names]
     if streamed:
@@ -308,9 +309,12 @@ def _beyond_notes(source: "Files", beyond: Sequence[str]) -> list[Note]:
 
 
 def _pools(
-    source: "Files", arrays: Mapping[str, np.ndarray], sides: np.ndarray, bucket: pa.Array | None
+    source: "Files", arrays: Mapping[str, np.ndarray], sides: np.ndarray, bucket: pa.Array | None, notes: list[Note]
 ) -> dict[str, np.ndarray]:
-    """Which rows are drawn from: those with a label, of each side; by group or class where episodes are of these."""
+    """Which rows are drawn from: those with a label, of each side; by group or class where episodes are of these.
+
+    Adds notes on groups and classes that are too small to be drawn.
+    """
     labelled = np.any([arrays[f"mask/{name}"] for name in source.tasks], axis=0)
     pools: dict[str, np.ndarray] = {}
     for number, split in enumerate(SPLITS):
@@ -333,6 +337,7 @@ def _pools(
             names, least = np.array(encoded.dictionary.to_pylist()), 2
         counts = np.bincount(codes[rows], minlength=len(names))
         kept = sorted(np.flatnonzero(counts >= least), key=lambda code: names[code])
+        notes += _small(source, split, names[(counts > 0) & (counts < least)].tolist(), int((counts > 0).sum()), least)
         members = [rows[codes[rows] == code] for code in kept]
         what = f"groups of {least} rows" if source.episodes == "groups" else f"classes of {least} rows"
         _need(source, split, len(kept), most(source.ways) if source.episodes == "classes" else 1, what)
@@ -340,6 +345,15 @@ def _pools(
         pools[f"starts/{split}"] = np.cumsum([0, *(len(m) for m in members)])
         pools[f"names/{split}"] = names[kept]
     return pools
+
+
+def _small(source: "Files", split: str, small: Sequence[str], number: int, least: int) -> list[Note]:
+    """A note on the groups or classes, of this number in the split, that have fewer than the least number of rows."""
+    if not small:
+        return []
+    if source.episodes == "classes":
+        return [small_class_note(source.task_names[0], split, small, number, least)]
+    return [small_group_note(str(source.group), split, small, number, least)]
 
 
 def _need(source: "Files", split: str, got: int, least: int, what: str) -> None:

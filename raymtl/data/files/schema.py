@@ -15,6 +15,9 @@ KindName = Literal[
 ]
 TaskName = Annotated[str, StringConstraints(pattern=r"^\w[\w -]*$")]
 Label = bool | int | float | str
+Decimal = Literal[".", ","]
+Thousands = Literal[",", ".", " ", "'", "_"]
+DateOrder = Literal["ymd", "dmy", "mdy"]
 
 
 class SplitRule(Spec):
@@ -68,6 +71,19 @@ class TaskColumn(Spec):
     """Of a segmentation: the numbers that say nothing; found, unless given. Negative ones never do."""
     scale: PositiveFloat | None = None
     """Of a depth: what 1 in a map stands for, such as 0.001 where maps hold millimetres; 1 unless given."""
+
+
+class TextForm(Spec):
+    """How the texts of a column are read: as numbers, dates, or texts."""
+
+    kind: Literal["text", "flag", "whole", "number", "date", "moment", "time"]
+    """A flag is true or false; a moment a date with a time; a time one without a date."""
+    decimal: Decimal = "."
+    thousands: Thousands | None = None
+    unit: str = ""
+    """What stands beside every number, such as `%`, `kg` or a sign of a currency."""
+    order: DateOrder | None = None
+    """Of day, month and year; none where they are written as ISO 8601 says."""
 
 
 class FittedColumn(Spec):
@@ -126,6 +142,8 @@ class Fitted(Spec):
     columns: Annotated[tuple[FittedColumn, ...], Field(min_length=1)]
     left_out: Mapping[str, str] = {}
     """Columns that are no inputs, and why."""
+    hashed: tuple[str, ...] = ()
+    """The columns whose hash splits the rows, where these are others than the inputs."""
     tasks: Mapping[str, FittedTask]
     notes: tuple[Note, ...] = ()
     """What was decided while the files were looked at."""

@@ -1,0 +1,211 @@
+"""Notes on tables: what was found in the rows that their owner will want to know before anything is trained."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymtl.data.base import SPLITS
+from raymtl.data.files.columns import is_number, moments, plain, texts
+from raymtl.data.files.kinds import KINDS
+from raymtl.data.files.schema import FittedTask
+from raymtl.data.files.splits import hashes
+from raymtl.notes import Note
+
+NAMED = 5
+"""Classes or columns that a note names."""
+ROWS = 3
+"""Rows that a note names."""
+INDEX = re.compile(r"(unnamed: ?\d+|__index_level_\d+__|level_0|index|rownames?|row\.names)?", re.IGNORECASE)
+"""Names of columns that hold the index of a data frame."""
+Where = Callable[[int], str]
+
+
+def shown(value: object) -> str:
+    """A cell or a name in quotes, on one line and not too long."""
+    text = " ".join(str(value).split())
+    return f"'{text[:40]}...'" if len(text) > 40 else f"'{text}'"
+
+
+def listed(values: Sequence[object]) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(values) - NAMED} more" if len(values) > NAMED else ""
+    return ", ".join(shown(value) for value in values[:NAMED]) + more
+
+
+def columns_named(names: Sequence[str]) -> str:
+    """The place of a note on these columns."""
+    return f"column{'s' * (len(names) > 1)} {listed(names)}"
+
+
+def is_index(name: str, column: pa.ChunkedArray) -> bool:
+    """Whether a column is the index that a data frame left: by its name, and where many have it by its numbers."""
+    if INDEX.fullmatch(name.strip()) is None:
+        return False
+    if name.strip() == "" or name.lower().startswith(("unnamed", "__index")):
+        return True
+    values = plain(column)
+    return bool(pa.types.is_integer(values.type)) and bool((np.diff(values.to_numpy(zero_copy_only=False)) > 0).all())
+
+
+def is_constant(column: pa.ChunkedArray, train: np.ndarray) -> bool:
+    """Whether a column of numbers is always the same in the rows for training [N] and something else in others."""
+    values = plain(column)
+    if not is_number(values.type) or train.all():
+        return False
+    every = pc.min_max(values).as_py()
+    own = pc.min_max(values.filter(pa.array(train))).as_py()
+    return bool(own["min"] == own["max"] and own["min"] is not None and every != own)
+
+
+def constant_note(name: str, column: pa.ChunkedArray, train: np.ndarray, *, stays: bool) -> Note:
+    """On a column of which `is_constant` holds."""
+    values = plain(column)
+    ends, value = pc.min_max(values).as_py(), pc.min_max(values.filter(pa.array(train))).as_py()["min"]
+    text = f"always {value} in the rows for training, and {ends['min']} to {ends['max']} in all"
+    if stays:
+        return Note(place=columns_named([name]), text=f"{text}; a model cannot learn what it means", key="data.inputs")
+    return Note(place=columns_named([name]), text=f"{text}, so it is left out", key="data.inputs")
+
+
+def label_notes(name: str, fitted: FittedTask, target: np.ndarray, mask: np.ndarray, sides: np.ndarray) -> list[Note]:
+    """On the labels [N, ...] of a task: classes that training never has, and targets that never change."""
+    form = KINDS[fitted.kind].form
+    if form == "number":
+        return _constant_targets(name, fitted, target, mask & (sides == 0))
+    if form not in ("class", "set"):
+        return []
+    counts = np.stack([_counts(fitted, target[mask & (sides == side)]) for side in range(len(SPLITS))])
+    missing = [place for place in range(len(fitted.classes)) if counts[0, place] == 0]
+    notes = []
+    for side in (1, 2):
+        odd = [place for place in missing if counts[side, place]]
+        if odd:
+            notes.append(_of_unseen_classes(name, fitted, odd, SPLITS[side], int(counts[side, odd].sum())))
+    unused = [fitted.classes[place] for place in missing if not counts[:, place].any()]
+    if unused:
+        text = f"no row has the class{'es' * (len(unused) > 1)} {listed(unused)}"
+        notes.append(Note(place=f"task '{name}'", text=text, key=f"data.tasks.{name}.classes"))
+    if form == "class" and (counts[0] > 0).sum() == 1:
+        only = fitted.classes[int(counts[0].argmax())]
+        text = f"every row for training has the class {shown(only)}, so there is nothing to learn"
+        notes.append(Note(place=f"task '{name}'", text=text, key="data.split"))
+    return notes
+
+
+def _counts(fitted: FittedTask, target: np.ndarray) -> np.ndarray:
+    """How many of these rows are of each class, or have each label."""
+    if target.ndim == 2:
+        found: np.ndarray = np.nansum(target, 0).astype(np.int64)
+        return found
+    return np.bincount(target.astype(np.int64), minlength=len(fitted.classes))
+
+
+def _of_unseen_classes(name: str, fitted: FittedTask, odd: Sequence[int], split: str, rows: int) -> Note:
+    classes = [fitted.classes[place] for place in odd]
+    several = len(classes) > 1
+    text = (
+        f"the class{'es' * several} {listed(classes)} {'are' if several else 'is'} in {split} ({rows} rows) and in no "
+        "row for training"
+    )
+    plain_names = {_letters(known): known for place, known in enumerate(fitted.classes) if place not in odd}
+    twin = next((known for label in classes if (known := plain_names.get(_letters(label)))), None)
+    if twin is not None:
+        text += f"; perhaps {shown(twin)} is meant, written in another way"
+    return Note(place=f"task '{name}'", text=text, key="data.split")
+
+
+def _letters(label: str) -> str:
+    """Without case, spaces and marks, but for signs of comparison."""
+    return re.sub(r"[^\w<>=+-]", "", label).casefold()
+
+
+def _constant_targets(name: str, fitted: FittedTask, target: np.ndarray, train: np.ndarray) -> list[Note]:
+    values = target[train].reshape(int(train.sum()), -1)
+    constant = [place for place, own in enumerate(values.T) if moments(own[np.isfinite(own)])[1] == 0]
+    if not constant:
+        return []
+    which = "" if values.shape[1] == 1 else f"number {constant[0]} of the target is "
+    text = f"{which}always {fitted.means[constant[0]]:.6g} in the rows for training, so there is nothing to learn"
+    return [Note(place=f"task '{name}'", text=text, key=f"data.tasks.{name}")]
+
+
+def copy_notes(columns: Mapping[str, pa.ChunkedArray], sides: np.ndarray, where: Where) -> list[Note]:
+    """On rows of val that are in training too, and of test that are in either, in all of these columns [N].
+
+    Where rows of training are like one another as well, as those of a few categories are, such rows say nothing.
+    """
+    if not columns or not (sides == 0).any() or (sides == 0).all():
+        return []
+    hashed = hashes(list(columns.items()), 0)
+    _, counts = np.unique(hashed[sides == 0], return_counts=True)
+    alike = float(counts[counts > 1].sum() / counts.sum())
+    notes = []
+    for side, others in ((1, "train"), (2, "train or val")):
+        rows = np.flatnonzero(sides == side)
+        copies = rows[np.isin(hashed[rows], hashed[sides < side])]
+        if len(copies) == 0 or len(copies) <= 2 * alike * len(rows):
+            continue
+        first = rows_named(copies, where)
+        text = f"{len(copies)} of {len(rows)} rows are in {others} too, with inputs and labels: {first}"
+        notes.append(Note(place=SPLITS[side], text=text, key="data.split"))
+    return notes
+
+
+def rows_named(rows: Sequence[int] | np.ndarray, where: Where) -> str:
+    """The first of these rows, each file once."""
+    parts: list[str] = []
+    before = ""
+    for row in rows[:ROWS]:
+        file, _, place = where(int(row)).rpartition(": ")
+        parts.append(place if file == before else f"{file}: {place}")
+        before = file
+    return ", ".join(parts) + (" ..." if len(rows) > ROWS else "")
+
+
+def small_class_note(name: str, split: str, small: Sequence[str], number: int, least: int) -> Note:
+    """On classes, of this number in a split, that have too few rows for an episode."""
+    text = (
+        f"{len(small)} of {number} classes have fewer than {least} rows (shots + queries), so episodes of {split} "
+        f"never have them: {listed(small)}"
+    )
+    return Note(place=f"task '{name}'", text=text, key="data.queries")
+
+
+def small_group_note(column: str, split: str, small: Sequence[str], number: int, least: int) -> Note:
+    """The same on groups."""
+    text = f"{len(small)} of {number} groups have fewer than {least} rows, so {split} never has them: {listed(small)}"
+    return Note(place=f"column '{column}'", text=text, key="data.group")
+
+
+def header_note(file: str, names: Sequence[str], table: pa.Table) -> Note | None:
+    """On a header that looks like a row of data; None for one that does not."""
+    alike = [name for name in names if _could_be_cell(name, table[name])]
+    numbers = [name for name in alike if _number(name) is not None]
+    if 2 * len(alike) <= len(names) or _counted(numbers):
+        return None
+    text = f"the header looks like a row of data: {listed(list(names))}; name the columns of a file without a header"
+    return Note(place=file, text=text, key="data.columns")
+
+
+def _could_be_cell(name: str, column: pa.ChunkedArray) -> bool:
+    """Whether the name of a column is like its cells: a number among numbers, or one of its texts."""
+    if is_number(column.type):
+        return _number(name) is not None
+    return bool(pc.any(pc.equal(texts(column), name.strip())).as_py())
+
+
+def _counted(names: Sequence[str]) -> bool:
+    """Whether names are whole numbers that go up by the same step, as those of columns without names do, or years."""
+    numbers = [float(name) for name in names]
+    steps = set(np.diff(numbers))
+    return len(steps) == 1 and bool(min(steps) > 0) and all(number.is_integer() for number in numbers)
+
+
+def _number(name: str) -> float | None:
+    try:
+        return float(name)
+    except ValueError:
+        return None

@@ -1,0 +1,154 @@
+"""Which columns of the user's tables are inputs, in which role, and why others are none."""
+
+import re
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from raymtl.data.files.columns import role_of, texts
+from raymtl.data.files.findings import columns_named, constant_note, is_constant, is_index
+from raymtl.data.files.folders import FILE, FOLDER
+from raymtl.data.files.rows import Opened, Rows, label_columns
+from raymtl.data.files.schema import Role
+from raymtl.data.files.splits import UNKNOWN, sides_named
+from raymtl.notes import Note
+from raymtl.types import UserError
+
+if TYPE_CHECKING:
+    from raymtl.data.files.source import Files
+
+EXCLUDED, OTHERWISE, SPLITS_ROWS = "excluded", "group, key or split", "names the splits"
+BESIDE = "beside the pictures"
+CONSTANT = "always the same in the rows for training"
+EXPLAINED = (EXCLUDED, OTHERWISE, SPLITS_ROWS, CONSTANT)
+"""Reasons that the user gave, or that have a note of their own."""
+OF_PICTURES = re.compile(rf"{FILE}|{FOLDER}\d*")
+
+
+class Inputs(NamedTuple):
+    """The columns that are inputs, with their roles; why others are none; and the notes on both."""
+
+    roles: dict[str, Role]
+    left_out: dict[str, str]
+    notes: list[Note]
+    named: Mapping[str, bool]
+    """Whether columns were named in the configuration."""
+
+
+def choose_inputs(source: "Files", opened: Opened, rows: Rows, where: Callable[[int], str]) -> Inputs:
+    """Raises UserError where no column can be learned from, or one that was named."""
+    candidates = opened.candidates()
+    chosen = Inputs({}, {}, [], candidates)
+    for name, named in candidates.items():
+        role: Role | None = _given(source, opened, name)
+        why = ""
+        if role is None and not named and is_index(name, rows.table[name]):
+            why = "an index that a data frame left"
+        elif role is None:
+            role, why = role_of(rows.table[name], source.max_categories)
+        if role is not None:
+            chosen.roles[name] = role
+        elif named:
+            raise UserError(
+                f"data.inputs: {where(0).rpartition(': ')[0]}: column '{name}': expected values to learn from, "
+                f"got {why}. Leave it away, or give it a role."
+            )
+        else:
+            chosen.left_out[name] = why
+    _leave_pictures_alone(chosen)
+    if not chosen.roles:
+        raise UserError(
+            f"data.inputs: expected a column to learn from, got none of {list(candidates)}: {chosen.left_out}."
+        )
+    _refuse_labels(source, chosen)
+    _explain_others(source, opened, chosen)
+    column = split_column_of(source, opened, rows)
+    if column in chosen.roles and not candidates[column]:
+        del chosen.roles[column]
+        chosen.left_out[str(column)] = SPLITS_ROWS
+    return chosen
+
+
+def _given(source: "Files", opened: Opened, name: str) -> Role | None:
+    """The role that the configuration gives a column, by its name or else by a pattern."""
+    given = source.inputs if not isinstance(source.inputs, str | tuple) else {}
+    if name in given:
+        return given[name]
+    return next((r for pattern, r in given.items() if pattern not in opened.names and fnmatchcase(name, pattern)), None)
+
+
+def _leave_pictures_alone(chosen: Inputs) -> None:
+    """Leaves out the columns beside those of pictures. Raises UserError where they were named."""
+    pictures = [name for name, role in chosen.roles.items() if role == "picture"]
+    for name in [name for name in chosen.roles if pictures and name != pictures[0]]:
+        if chosen.named[name]:
+            raise UserError(
+                f"data.inputs: expected one column of pictures, or columns of values, got '{pictures[0]}' and "
+                f"'{name}'. Name one of them."
+            )
+        chosen.left_out[name] = f"{BESIDE} of '{pictures[0]}'"
+        del chosen.roles[name]
+
+
+def _refuse_labels(source: "Files", chosen: Inputs) -> None:
+    for name, task in source.tasks.items():
+        both = sorted(set(label_columns(name, task)) & set(chosen.roles))
+        if both:
+            raise UserError(f"data.inputs: expected no label among them, got '{both[0]}' of task '{name}'. Remove it.")
+
+
+def _explain_others(source: "Files", opened: Opened, chosen: Inputs) -> None:
+    """Why columns that were no candidates are no inputs."""
+    if source.inputs != "auto":
+        return
+    labels = {column for name, task in source.tasks.items() for column in label_columns(name, task)}
+    for name in opened.names:
+        if name in chosen.roles or name in chosen.left_out or name in chosen.named:
+            continue
+        if name in (source.group, source.key, source.split.column, source.split.key):
+            chosen.left_out[name] = OTHERWISE
+        elif name not in labels:
+            chosen.left_out[name] = EXCLUDED if opened.format != "pictures" else BESIDE
+
+
+def split_column_of(source: "Files", opened: Opened, rows: Rows) -> str | None:
+    """The column that names the splits: the given one, or `split` where all of its values are names of splits."""
+    if source.split.column:
+        return source.split.column
+    if "split" in opened.names and not any("split" in label_columns(n, t) for n, t in source.tasks.items()):
+        found = sides_named(texts(rows.table["split"]))
+        if (found != UNKNOWN).all() and len(np.unique(found)) > 1:
+            return "split"
+    return None
+
+
+def without_constants(chosen: Inputs, rows: Rows, train: np.ndarray) -> Inputs:
+    """Leaves out numbers that are always the same in the rows for training [N], unless they were named.
+
+    Raises UserError where no input remains.
+    """
+    roles, left_out, notes = dict(chosen.roles), dict(chosen.left_out), list(chosen.notes)
+    for name, role in chosen.roles.items():
+        if role != "number" or not is_constant(rows.table[name], train):
+            continue
+        notes.append(constant_note(name, rows.table[name], train, stays=chosen.named[name]))
+        if not chosen.named[name]:
+            left_out[name] = CONSTANT
+            del roles[name]
+    if not roles:
+        raise UserError(f"data.inputs: expected a column to learn from, got none: {left_out}.")
+    return Inputs(roles, left_out, notes, chosen.named)
+
+
+def left_out_notes(left_out: Mapping[str, str]) -> list[Note]:
+    """On the columns that are no inputs, one note for each reason that the user did not give."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in left_out.items():
+        if why in EXPLAINED or (why.startswith(BESIDE) and OF_PICTURES.fullmatch(name)):
+            continue
+        by_reason.setdefault("always the same" if why.startswith("always ") else why, []).append(name)
+    return [
+        Note(place=columns_named(names), text=f"left out: {why}", key="data.inputs") for why, names in by_reason.items()
+    ]

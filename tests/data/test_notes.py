@@ -1,0 +1,166 @@
+"""Nothing in a table goes away in silence: what was left out, never learned or seen before is a note with its key."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raymtl.data.files import Files
+from raymtl.data.files.findings import header_note
+from raymtl.types import UserError
+from tests.data.own import write_csv
+
+ROWS = 60
+
+
+def numbers(seed: int = 0, rows: int = ROWS) -> list[float]:
+    return [round(float(value), 3) for value in np.random.default_rng(seed).normal(size=rows)]
+
+
+def source(path: Path | dict[str, str], tasks: dict[str, Any] | None = None, **more: Any) -> Files:
+    place = {key: str(value) for key, value in path.items()} if isinstance(path, dict) else str(path)
+    return Files.model_validate({"path": place, "tasks": tasks or {"y": {}}, **more})
+
+
+def notes(files: Files) -> list[str]:
+    return [str(note) for note in files.notes(files.load())]
+
+
+def halves(folder: Path, train: dict[str, list[Any]], test: dict[str, list[Any]]) -> dict[str, str]:
+    return {
+        "train": str(write_csv(folder / "train.csv", train)),
+        "test": str(write_csv(folder / "test.csv", test)),
+    }
+
+
+def test_classes_that_training_never_has_are_named_and_counted(tmp_path: Path) -> None:
+    labels = ["no", "yes"] * (ROWS // 2)
+    paths = halves(
+        tmp_path, {"a": numbers(0), "y": labels}, {"a": numbers(1), "y": [label.upper() + "." for label in labels]}
+    )
+    (note,) = notes(source(paths, {"y": {"kind": "classification"}}))
+    assert note == (
+        "task 'y': the classes 'NO.', 'YES.' are in test (60 rows) and in no row for training; perhaps 'no' is meant, "
+        "written in another way (data.split)"
+    )
+    tags = {"y": {"kind": "multilabel", "separator": ";"}}
+    paths = halves(tmp_path, {"a": numbers(0), "y": ["p;q"] * ROWS}, {"a": numbers(1), "y": ["p;r"] * ROWS})
+    assert any("the class 'r' is in test (60 rows)" in note for note in notes(source(paths, tags)))
+    named = {"y": {"kind": "classification", "classes": ["no", "yes", "perhaps"]}}
+    path = write_csv(tmp_path / "d.csv", {"a": numbers(), "y": labels})
+    assert notes(source(path, named)) == ["task 'y': no row has the class 'perhaps' (data.tasks.y.classes)"]
+
+
+def test_a_target_that_never_changes_is_noted(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "d.csv", {"a": numbers(), "y": [5.5] * ROWS})
+    expected = "task 'y': always 5.5 in the rows for training, so there is nothing to learn (data.tasks.y)"
+    assert notes(source(path, {"y": {"kind": "regression"}})) == [expected]
+    paths = halves(tmp_path, {"a": numbers(0), "y": ["p"] * ROWS}, {"a": numbers(1), "y": ["p", "q"] * (ROWS // 2)})
+    told = notes(source(paths))
+    assert any("every row for training has the class 'p'" in note for note in told)
+
+
+@pytest.mark.parametrize("by", ["files", "hash"])
+def test_a_column_that_is_constant_in_training_alone_is_left_out(tmp_path: Path, by: str) -> None:
+    labels = ["p", "q"] * (ROWS // 2)
+    if by == "files":
+        data = halves(
+            tmp_path,
+            {"k": [5] * ROWS, "a": numbers(0), "y": labels},
+            {"k": list(range(ROWS)), "a": numbers(1), "y": labels},
+        )
+        files = source(data)
+        expected = "column 'k': always 5 in the rows for training, and 0 to 59 in all, so it is left out (data.inputs)"
+        assert expected in notes(files)
+    else:  # the only row that differs is not for training under one of these seeds
+        path = write_csv(tmp_path / "d.csv", {"k": [5] * (ROWS - 1) + [6], "a": numbers(0), "y": labels})
+        every = [source(path, split={"seed": seed}) for seed in range(20)]
+        files = next(files for files in every if "k" in files.found.left_out)
+    assert [column.column for column in files.found.columns] == ["a"]
+    arrays = files.load()  # the rows that it was found in are those that are trained on
+    train = arrays["inputs"][arrays["side"] == 0]
+    assert train.mean() == pytest.approx(0, abs=1e-6) and train.std() == pytest.approx(1, abs=1e-6)
+    if by == "files":
+        named = source(data, inputs=["k", "a"])
+        assert [column.column for column in named.found.columns] == ["k", "a"]
+        assert any("a model cannot learn what it means" in note for note in notes(named))
+
+
+def test_rows_of_the_test_that_are_in_training_are_counted(tmp_path: Path) -> None:
+    content = {"a": numbers(0), "y": ["p", "q", "q"] * (ROWS // 3)}
+    told = notes(source(halves(tmp_path, content, content)))
+    assert any(note.startswith("test: 60 of 60 rows are in train or val too") for note in told)
+    fresh = {"a": [*numbers(1)[:-1], content["a"][0]], "y": [*content["y"][:-1], content["y"][0]]}
+    (note,) = notes(source(halves(tmp_path, content, fresh)))
+    assert note.startswith("test: 1 of 60 rows are in train or val too") and "test.csv: row 59" in note
+    few = {"a": ["red", "blue"] * (ROWS // 2), "y": ["p", "q", "q"] * (ROWS // 3)}  # alike by chance
+    assert notes(source(halves(tmp_path, few, few))) == []
+    assert notes(source(write_csv(tmp_path / "d.csv", content))) == []
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "index", "__index_level_0__"])
+def test_the_index_of_a_data_frame_is_left_out_unless_it_is_named(tmp_path: Path, name: str) -> None:
+    content = {name: [3 * i for i in range(ROWS)], "a": numbers(), "y": ["p", "q"] * (ROWS // 2)}
+    path = tmp_path / "d.parquet"
+    pq.write_table(pa.table({key: pa.array(values) for key, values in content.items()}), path)
+    files = source(path)
+    assert [column.column for column in files.found.columns] == ["a"]
+    assert notes(files) == [f"column '{name}': left out: an index that a data frame left (data.inputs)"]
+    assert [column.column for column in source(path, inputs=[name, "a"]).found.columns] == [name, "a"]
+
+
+def test_what_is_left_out_is_noted_by_its_reason(tmp_path: Path) -> None:
+    content = {
+        "id": [f"p{i}" for i in range(ROWS)],
+        "name": [f"n{i}" for i in range(ROWS)],
+        "one": ["same"] * ROWS,
+        "mine": numbers(3),
+        "a": numbers(),
+        "y": ["p", "q"] * (ROWS // 2),
+    }
+    told = notes(source(write_csv(tmp_path / "d.csv", content), exclude=["mine"]))
+    assert told == [
+        "columns 'id', 'name': left out: a name of the row: almost all are different (data.inputs)",
+        "column 'one': left out: always the same (data.inputs)",
+    ]
+
+
+def test_classes_and_groups_that_are_too_small_to_be_drawn_are_noted(tmp_path: Path) -> None:
+    sizes = [20] * 15 + [3] * 10
+    labels = [f"c{number:02d}" for number, size in enumerate(sizes) for _ in range(size)]
+    path = write_csv(tmp_path / "d.csv", {"a": numbers(rows=len(labels)), "y": labels})
+    told = notes(source(path, episodes="classes", ways=2, shots=2, queries=5))
+    small = [int(note.split("task 'y': ")[1].split(" of ")[0]) for note in told if "fewer than 7 rows" in note]
+    assert sum(small) == 10 and all("(data.queries)" in note for note in told if "fewer than 7" in note)
+    groups = [f"g{i // 6}" for i in range(120)] + ["alone"]
+    path = write_csv(tmp_path / "g.csv", {"a": numbers(rows=121), "y": numbers(1, 121), "g": groups})
+    told = notes(source(path, group="g", episodes="groups", shots=2, queries=2))
+    assert any("1 of" in note and "never has them: 'alone' (data.group)" in note for note in told)
+
+
+def test_a_label_that_no_number_can_square_is_refused(tmp_path: Path) -> None:
+    labels = [*numbers()[:-1], 1e300]
+    path = write_csv(tmp_path / "d.csv", {"a": numbers(), "y": labels})
+    with pytest.raises(UserError, match=r"d.csv: row 59, column 'y': expected a finite number of less than 1e38, got"):
+        source(path, {"y": {"kind": "regression"}})
+
+
+@pytest.mark.parametrize(
+    ("header", "columns", "is_data"),
+    [
+        (["5.1", "3.5", "setosa"], [[4.9, 4.7], [3.0, 3.2], ["setosa", "virginica"]], True),
+        (["5", "116", "74", "0"], [[1, 2], [3, 4], [5, 6], [7, 8]], True),
+        (["0", "1", "2"], [[1, 2], [3, 4], [5, 6]], False),
+        (["country", "1990", "1991", "1992"], [["de", "fr"], [1, 2], [3, 4], [5, 6]], False),
+        (["age", "y"], [[1, 2], ["p", "q"]], False),
+        (["red", "y"], [["red", "blue"], ["y", "n"]], True),
+    ],
+)
+def test_a_header_that_looks_like_data_is_noted(header, columns, is_data) -> None:
+    table = pa.table({name: pa.array(values) for name, values in zip(header, columns, strict=True)})
+    note = header_note("d.csv", header, table)
+    assert (note is not None) == is_data
+    assert note is None or note.key == "data.columns"
