@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from raymtl import runs
-from raymtl.data.episodes import build_episodes, on_device
-from raymtl.evaluate import load_model, told
+from raymtl.data import Source
+from raymtl.data.episodes import on_device
+from raymtl.evaluate import load_model
+from raymtl.predictions import Said, placed_of, said_of, write_predictions
 from raymtl.step import Problem
-from raymtl.support import read_support
+from raymtl.support import Given, count_of, drawn_episode, read_support
 from raymtl.tasks import label_counts, metric_sums, metric_values
 from raymtl.types import Batch, Params, Task, UserError
 
@@ -25,12 +26,14 @@ def adapt_run(
     name: str | None,
     query: Path | None = None,
     moved: Mapping[str, str] | None = None,
+    task: str | None = None,
 ) -> dict[str, Any]:
     """Adapts RUN/best and writes RUN/adapted/NAME: a model folder and predictions.parquet.
 
     The support set is a held-out test episode of the source, whose query set is predicted and scored, or a file
     (docs/adapt.md): its labelled rows are the support set, the others are predicted, or those of the file `query`.
-    What has labels of these is scored. `moved` says where the run's own data are now (`Source.moved`).
+    What has labels of these is scored. `moved` says where the run's own data are now (`Source.moved`), `task` of which
+    task alone the file has labels.
     """
     experiment, problem, params = load_model(run / "best")
     if moved:
@@ -38,70 +41,67 @@ def adapt_run(
     if name is not None and (Path(name).name != name or name in (".", "..")):
         raise UserError(f"--name: expected a plain name for a folder, got '{name}'.")
     if support is None:
-        arrays = experiment.data.load()
-        drawn, domains = build_episodes(
-            experiment.data, arrays, seed=experiment.seed, split="test", step=0, indices=[episode]
-        )
-        task = tree_map(lambda leaf: leaf[0], drawn[0])
-        domain, folder_name = domains[0], f"episode-{episode}"
-        classes: Mapping[str, tuple[str, ...]] = {}
+        given = drawn_episode(experiment, episode)
     else:
-        task, classes = read_support(support, experiment, problem, query)
-        domain, folder_name = str(support), support.stem
-    task = on_device(task, "cpu")
+        read = read_support(support, experiment, problem, query, task)
+        given = Given(str(support), support.stem, read.episode, read.classes, read.asked)
+    part = on_device(given.episode, "cpu")
     with torch.no_grad():
-        adapted = problem.adapt(params, task.support, steps)
-        after = problem.predict(adapted, task.query.inputs) if len(task.query.inputs) else {}
-        unadapted = problem.normalised(params, task.support)
-        before = problem.predict(unadapted, task.query.inputs) if after and problem.learner.predicts_unadapted else None
+        adapted = problem.adapt(params, part.support, steps)
+        after = problem.predict(adapted, part.query.inputs) if count_of(part.query) else {}
+        unadapted = problem.normalised(params, part.support)
+        before = problem.predict(unadapted, part.query.inputs) if after and problem.learner.predicts_unadapted else None
     for key, value in adapted.items():
         if not value.isfinite().all():
             raise UserError(
-                f"{domain}: adapting made {key} infinite or no number. Take fewer --steps, or train with a lower "
+                f"{given.domain}: adapting made {key} infinite or no number. Take fewer --steps, or train with a lower "
                 "learner.inner_lr."
             )
+    said = [
+        _said(experiment.data, one, part.query, before, after, given.classes)
+        for one in problem.tasks
+        if one.name in after
+    ]
 
     def write(folder: Path) -> None:
         experiment.save(folder / "config.yaml")
         runs.save_params(folder / "model.safetensors", adapted)
-        runs.write_rows(folder / "predictions.parquet", _predictions(problem, task.query, before, after, classes))
+        write_predictions(folder / "predictions.parquet", said, given.asked, placed_of(experiment.data))
 
-    folder = runs.publish_folder(run / "adapted", name or folder_name, write)
+    folder = runs.publish_folder(run / "adapted", name or given.folder, write)
     return {
         "folder": str(folder),
-        "domain": domain,
-        "support_examples": len(task.support.inputs),
-        "predicted_examples": len(task.query.inputs),
-        "scores": _scores(problem, task.query, before, after) if after else {},
+        "domain": given.domain,
+        "adapted": not _same(params, adapted),
+        "support_examples": count_of(part.support),
+        "predicted_examples": count_of(part.query),
+        "scores": _scores(problem, part.query, before, after) if after else {},
     }
 
 
-def _predictions(
-    problem: Problem, query: Batch, before: Any, after: Any, classes: Mapping[str, tuple[str, ...]]
-) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [{"row": index} for index in range(len(query.inputs))]
-    for task in problem.tasks:
-        names = classes.get(task.name, ())
-        for index, row in enumerate(rows):
-            known = not query.masks or bool(query.masks[task.name][index])
-            row |= _named(task, "target", query.targets[task.name][index] if known else None, names)
-            read = {when: None if of is None else task.readable(of[task.name][index : index + 1])[0]
-                    for when, of in (("before", before), ("after", after))}  # fmt: skip
-            for when, value in read.items():
-                row |= _named(task, when, value, names)
-            if task.kind == "classification":
-                row[f"{task.name}.probability"] = float(after[task.name][index].softmax(-1).max())
-    return rows
+def _same(params: Params, adapted: Params) -> bool:
+    """Whether nothing was learned from the support set."""
+    return set(params) == set(adapted) and all(torch.equal(value, adapted[key]) for key, value in params.items())
 
 
-def _named(task: Task, when: str, value: Tensor | None, names: tuple[str, ...]) -> dict[str, Any]:
-    """A class by its name and labels by theirs, where they have any; else as `told` has it."""
-    column = f"{task.name}.{when}"
-    if value is None or not names or value.ndim > 1:
-        return told(column, value)
-    if value.ndim:
-        return {column: [name for name, there in zip(names, value.tolist(), strict=True) if there == 1]}
-    return {column: names[int(value)] if int(value) < len(names) else None}
+def _said(
+    source: Source,
+    task: Task,
+    query: Batch,
+    before: Mapping[str, Tensor] | None,
+    after: Mapping[str, Tensor],
+    classes: Mapping[str, tuple[str, ...]],
+) -> Said:
+    known = query.masks.get(task.name)
+    return said_of(
+        source,
+        task,
+        query.targets.get(task.name),
+        known,
+        None if before is None else before[task.name],
+        after[task.name],
+        classes.get(task.name, ()),
+    )
 
 
 def _scores(problem: Problem, query: Batch, before: Any, after: Params | Any) -> dict[str, tuple[float | None, float]]:

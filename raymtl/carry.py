@@ -6,20 +6,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import yaml
 from pydantic import ValidationError
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from raymtl import config, runs
 from raymtl.config import Experiment
-from raymtl.data.episodes import build_episodes, on_device
+from raymtl.data.episodes import on_device
+from raymtl.data.files.asked import Asked
 from raymtl.encoders.norm import WITH_BATCH_STATISTICS
 from raymtl.evaluate import load_model, scores_of
+from raymtl.predictions import said_of, write_predictions
 from raymtl.progress import Row, View
 from raymtl.step import Problem
-from raymtl.support import read_examples
+from raymtl.support import drawn_episode, read_examples
 from raymtl.transfer import Examples, Network, Result, TargetTransfer, Teacher, Transfer, Trunk, load_transfer, named
 from raymtl.transfer.base import as_prediction
 from raymtl.transfer.descent import Look
@@ -37,9 +39,16 @@ class NewData(NamedTuple):
     task: str
     labelled: Examples
     inputs: Tensor
-    targets: Tensor | None
+    targets: Tensor
+    """[N] of these, nan where there is none."""
+    asked: Asked
     classes: tuple[str, ...] = ()
-    """By their numbers, where the file names them."""
+    """By their numbers, where the file or the run names them."""
+
+    @property
+    def known(self) -> Tensor:
+        """Which of the inputs have a label, [N]."""
+        return ~self.targets.double().isnan()
 
 
 def transfer_run(
@@ -51,6 +60,7 @@ def transfer_run(
     view: View,
     query: Path | None = None,
     moved: Mapping[str, str] | None = None,
+    task: str | None = None,
 ) -> dict[str, Any]:
     """Carries RUN/best to a new task and writes RUN/adapted/NAME; returns what was written and scored.
 
@@ -69,7 +79,7 @@ def transfer_run(
                 f"{section}.norm: expected one that predicts of each example alone, such as group, got "
                 f"{encoder.norm}, whose statistics are those of a support set. Choose another norm."
             )
-    data = _read(experiment, problem, transfer, support, episode, query)
+    data = _read(experiment, problem, transfer, support, episode, query, task)
     transfer = transfer.model_copy(update={"task": transfer.task.model_copy(update={"name": data.task})})
     reads = transfer.reads or problem.tasks[0].name
     if reads not in experiment.data.task_names:
@@ -89,14 +99,14 @@ def transfer_run(
             if teacher.predict and same and same.out_features == result.task.out_features:
                 before = as_prediction(result.task, teacher.predict(data.inputs))
     scores = _scores(result, data, before, after)
-    rows = _rows(result.task, data, before, after)
+    said = said_of(experiment.data, result.task, data.targets, data.known, before, after, data.classes)
 
     def write(folder: Path) -> None:
         experiment.save(folder / "config.yaml")
         told = {"transfer": transfer.model_dump(mode="json"), "reads": reads}
         (folder / "transfer.yaml").write_text(yaml.safe_dump(told, sort_keys=False))
         runs.save_params(folder / "model.safetensors", named(result.network, data.task))
-        runs.write_rows(folder / "predictions.parquet", rows)
+        write_predictions(folder / "predictions.parquet", [said], data.asked)
         runs.write_rows(folder / "curve.parquet", result.course.rows)
         runs.write_json(folder / "scores.json", scores)
 
@@ -141,46 +151,49 @@ def _read(
     support: Path | None,
     episode: int,
     query: Path | None,
+    task: str | None,
 ) -> NewData:
     """The user's file, or a task of a held-out episode: learned from its support set, scored by its query set."""
     if support is not None:
         of_classes = transfer.task.kind == "classification"
-        new = read_examples(support, experiment, transfer.task.name, of_classes=of_classes, query=query)
+        new = read_examples(support, experiment, transfer.task.name, of_classes=of_classes, query=query, task=task)
         labelled = new.examples._replace(targets=_typed(new.examples, transfer))
-        return NewData(str(support), support.stem, new.column, labelled, new.asked, None, new.classes)
+        classes = new.classes
+        return NewData(str(support), support.stem, new.column, labelled, new.inputs, new.targets, new.asked, classes)
     wanted = transfer.task.name or problem.tasks[0].name
     if wanted not in experiment.data.task_names:
         raise UserError(
             f"task.name: expected one of the tasks of an episode, {list(experiment.data.task_names)}, got '{wanted}'. "
             "Give your own task by --support."
         )
-    drawn, domains = build_episodes(
-        experiment.data, experiment.data.load(), seed=experiment.seed, split="test", step=0, indices=[episode]
-    )
-    parts = on_device(tree_map(lambda leaf: leaf[0], drawn[0]), "cpu")
-    support_part, query_part = (_of_task(batch, wanted) for batch in parts)
+    given = drawn_episode(experiment, episode)
+    parts = on_device(given.episode, "cpu")
+    (support_part, _), (query_part, there) = (_of_task(batch, wanted) for batch in parts)
     labelled = support_part._replace(targets=_typed(support_part, transfer))
     if not len(labelled.targets):
-        raise UserError(f"--episode: expected one with labels of '{wanted}', got none in {domains[0]}. Take another.")
-    return NewData(domains[0], f"episode-{episode}", wanted, labelled, query_part.inputs, _typed(query_part, transfer))
+        raise UserError(f"--episode: expected one with labels of '{wanted}', got none in {given.domain}. Take another.")
+    names = given.classes.get(wanted) or experiment.data.class_names(wanted)
+    targets = _typed(query_part, transfer)
+    return NewData(
+        given.domain, given.folder, wanted, labelled, query_part.inputs, targets, given.asked.at(there), names
+    )
 
 
-def _of_task(batch: Batch, task: str) -> Examples:
-    """The examples of one task that have a label."""
+def _of_task(batch: Batch, task: str) -> tuple[Examples, np.ndarray]:
+    """The examples of one task that have a label, and their numbers in the batch."""
     if task not in batch.targets:
-        return Examples(torch.zeros(0), torch.zeros(0))
+        return Examples(torch.zeros(0), torch.zeros(0)), np.zeros(0, np.int64)
     inputs = batch.inputs if isinstance(batch.inputs, Tensor) else batch.inputs[task]
     mask = batch.masks.get(task, torch.ones(len(inputs), dtype=torch.bool))
-    return Examples(inputs[mask], batch.targets[task][mask])
+    return Examples(inputs[mask], batch.targets[task][mask]), np.flatnonzero(mask.numpy())
 
 
 def _typed(examples: Examples, transfer: Transfer) -> Tensor:
     """Classes as whole numbers where they are; what is not is for the task's own check to refuse."""
     targets = examples.targets.double()
-    whole = bool((targets == targets.round()).all())
-    if transfer.task.kind == "classification" and whole:
+    if transfer.task.kind == "classification" and bool((targets == targets.round()).all()):
         return targets.long()
-    return targets.to(torch.get_default_dtype())
+    return targets
 
 
 def _load(problem: Problem, params: Mapping[str, Tensor]) -> None:
@@ -212,7 +225,7 @@ def _with_the_task(
 
     def predict(inputs: Tensor, fitted: Params = params) -> Tensor:
         predicted = problem.predict(fitted, inputs)[task.name]
-        return predicted if task.kind == "classification" else task.readable(predicted)
+        return predicted if task.kind == "classification" else task.readable(predicted.double())
 
     def adapt(examples: Examples) -> Predict:
         none = torch.zeros(len(examples.targets), dtype=torch.bool)
@@ -252,28 +265,16 @@ def _scores(result: Result, data: NewData, before: Tensor | None, after: Tensor)
             scores_of(task, result.network(held_out.inputs), held_out.targets) if len(held_out.targets) else None
         )
     test = None
-    if data.targets is not None and len(data.targets):
+    known = data.known
+    if known.any():
+        targets = _as_learned(data.targets[known], task)
         test = {
-            "before": None if before is None else scores_of(task, before, data.targets),
-            "after": scores_of(task, after, data.targets),
+            "before": None if before is None else scores_of(task, before[known], targets),
+            "after": scores_of(task, after[known], targets),
         }
     counts = {"trained_on": len(result.trained_on.targets), "held_out": len(held_out.targets)}
     return {"task": about, "step": result.course.step, **counts, "validation": validation, "test": test}
 
 
-def _rows(task: Task, data: NewData, before: Tensor | None, after: Tensor) -> list[dict[str, Any]]:
-    readable = {"before": None if before is None else task.readable(before), "after": task.readable(after)}
-    rows = []
-    for index in range(len(data.inputs)):
-        row: dict[str, Any] = {"row": index}
-        row[f"{task.name}.target"] = None if data.targets is None else float(data.targets[index])
-        for when, values in readable.items():
-            row[f"{task.name}.{when}"] = None if values is None else _told(values[index], data.classes)
-        if task.kind == "classification":
-            row[f"{task.name}.probability"] = float(after[index].softmax(-1).max())
-        rows.append(row)
-    return rows
-
-
-def _told(value: Tensor, classes: tuple[str, ...]) -> float | str:
-    return classes[int(value)] if classes else float(value)
+def _as_learned(targets: Tensor, task: Task) -> Tensor:
+    return targets.long() if task.kind == "classification" else targets

@@ -1,21 +1,29 @@
 """Examples of a user's own: files of inputs and labels, read and refused (docs/adapt.md)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from raymtl.config import Experiment
-from raymtl.data import Files
+from raymtl.data import Files, Several, Source
 from raymtl.data.checks import repeated
+from raymtl.data.episodes import build_episodes, generator
+from raymtl.data.files.asked import Asked, held_out
+from raymtl.data.files.draw import query_rows
 from raymtl.step import Problem
 from raymtl.transfer import Examples
 from raymtl.types import Batch, Episode, UserError
+
+LARGEST = torch.finfo(torch.float32).max
+"""Of a label that a model can learn."""
 
 
 class Support(NamedTuple):
@@ -23,6 +31,20 @@ class Support(NamedTuple):
 
     episode: Episode
     classes: Mapping[str, tuple[str, ...]]
+    asked: Asked
+    """Which rows are predicted."""
+
+
+class Given(NamedTuple):
+    """What is adapted to and what is predicted."""
+
+    domain: str
+    folder: str
+    """Its name below RUN/adapted, unless one is given."""
+    episode: Episode
+    classes: Mapping[str, tuple[str, ...]]
+    """Of the tasks whose classes the examples name."""
+    asked: Asked
 
 
 class _Rows(NamedTuple):
@@ -30,6 +52,7 @@ class _Rows(NamedTuple):
     targets: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
     classes: Mapping[str, tuple[str, ...]]
+    asked: Asked
 
     def part(self, rows: Tensor) -> Batch:
         return Batch(
@@ -44,15 +67,22 @@ class _Rows(NamedTuple):
         return torch.stack([*self.masks.values()]).any(0)
 
 
-def read_support(path: Path, experiment: Experiment, problem: Problem, query: Path | None = None) -> Support:
+def read_support(
+    path: Path, experiment: Experiment, problem: Problem, query: Path | None = None, task: str | None = None
+) -> Support:
     """Rows with a label of any task are the support set; those without are to be predicted, or all of another file.
 
-    For a run on the user's own files both are in the form of these. Raises UserError naming the file, the column and
-    the row for what does not fit the run's tasks and inputs.
+    For a run on the user's own files both are in the form of these; `task` says of which task alone they have labels.
+    Raises UserError naming the file, the column and the row for what does not fit the run's tasks and inputs.
     """
-    own = isinstance(experiment.data, Files)
-    read = _own_rows if own else _rows
-    rows = read(path, experiment, problem, {})
+    form = form_of(experiment.data, path, task)
+
+    def read(file: Path, classes: Mapping[str, tuple[str, ...]]) -> _Rows:
+        if form is None:
+            return _rows(file, experiment, problem)
+        return _own_rows(file, form, problem, classes)
+
+    rows = read(path, {})
     labelled = rows.labelled
     missing = [name for name, mask in rows.masks.items() if not mask.any()]
     if missing and labelled.any() and not problem.learner.predicts_unadapted:
@@ -63,33 +93,93 @@ def read_support(path: Path, experiment: Experiment, problem: Problem, query: Pa
     if not labelled.any():
         raise UserError(f"{path}: expected rows with labels to adapt to, got none in {list(rows.masks)}.")
     # Rows of a table may well be alike: few columns of few values say little else.
-    if not own or experiment.data.pictures:
+    if form is None or form.files.pictures:
         _check_apart(path, rows.inputs, labelled)
-    asked = rows.part(~labelled)
-    if query is not None:
-        others = read(query, experiment, problem, rows.classes)
-        asked = others.part(torch.ones(len(others.inputs), dtype=torch.bool))
-    return Support(Episode(rows.part(labelled), asked), rows.classes)
+    if query is None:
+        return Support(
+            Episode(rows.part(labelled), rows.part(~labelled)), rows.classes, rows.asked.at((~labelled).numpy())
+        )
+    others = read(query, rows.classes)
+    everything = others.part(torch.ones(len(others.inputs), dtype=torch.bool))
+    return Support(Episode(rows.part(labelled), everything), rows.classes, others.asked)
 
 
-def _own_rows(path: Path, experiment: Experiment, problem: Problem, classes: Mapping[str, tuple[str, ...]]) -> _Rows:
+class Form(NamedTuple):
+    """In the form of which files examples are given, and what stands before the names of their tasks in the run."""
+
+    files: Files
+    prefix: str = ""
+
+
+def form_of(data: Source, path: Path, task: str | None) -> Form | None:
+    """That of the run's files, with `task` alone where it is given; None where a run is on none of the user's.
+
+    Raises UserError where only `--task` can say in the form of which part, or of which task, the examples are.
+    """
+    if task is not None and task not in data.task_names:
+        raise UserError(f"--task: expected one of {', '.join(data.task_names)}, got '{task}'. Correct the name.")
+    if isinstance(data, Files):
+        if task is None:
+            _check_told_apart(data, path)
+        return Form(data if task is None else data.with_tasks((task,)))
+    if not isinstance(data, Several):
+        if task is not None:
+            raise UserError("--task: expected a run on files of its user's, whose tasks have files of their own.")
+        return None
+    parts = {name: part for name, part in data.parts.items() if isinstance(part, Files)}
+    if task is None:
+        if not parts:
+            return None
+        if len(parts) > 1:
+            raise UserError(
+                f"{path}: expected --task to say in the form of which of the parts {', '.join(parts)} it is, got none. "
+                f"Add --task with one of {', '.join(data.task_names)}."
+            )
+        ((name, part),) = parts.items()
+        return Form(part, f"{name}_")
+    name, own = data.part_of(task)
+    if name not in parts:
+        raise UserError(f"--task: expected a task of one of {', '.join(parts)}, got '{task}'. Correct the name.")
+    return Form(parts[name].with_tasks((own,)), f"{name}_")
+
+
+def _check_told_apart(data: Files, path: Path) -> None:
+    """Raises UserError where the labels of tasks that have files of their own stand in columns of the same name."""
+    from raymtl.data.files.rows import label_columns
+
+    owners: dict[tuple[str, ...], str] = {}
+    for name, asked in data.tasks.items():
+        if not asked.path or data.key:
+            continue
+        columns = label_columns(name, asked)
+        other = owners.setdefault(columns, name)
+        if other != name:
+            raise UserError(
+                f"{path}: expected --task to say of which task the labels in '{columns[0]}' are, for '{other}' and "
+                f"'{name}' each have a file of their own with this column. Add --task {other} or --task {name}."
+            )
+
+
+def _own_rows(path: Path, form: Form, problem: Problem, classes: Mapping[str, tuple[str, ...]]) -> _Rows:
     """Of a table or a folder as the run was trained on."""
     from raymtl.data.files.unseen import read_unseen
 
-    assert isinstance(experiment.data, Files)
-    found = read_unseen(experiment.data, str(path), classes or None)
+    given = {name.removeprefix(form.prefix): labels for name, labels in classes.items()}
+    found = read_unseen(form.files, str(path), given or None)
     number = len(found.inputs)
     targets, masks = {}, {}
     for task in problem.tasks:
+        own = task.name.removeprefix(form.prefix)
         whole = task.kind in ("classification", "segmentation")
         nothing = torch.zeros(number, *task.target_shape, dtype=torch.int64 if whole else torch.get_default_dtype())
-        there = task.name in found.targets
-        targets[task.name] = torch.from_numpy(found.targets[task.name]) if there else nothing
-        masks[task.name] = torch.from_numpy(found.masks[task.name]) if there else torch.zeros(number, dtype=torch.bool)
-    return _Rows(torch.from_numpy(found.inputs), targets, masks, found.classes)
+        there = own in found.targets and task.name == form.prefix + own
+        targets[task.name] = torch.from_numpy(found.targets[own]) if there else nothing
+        masks[task.name] = torch.from_numpy(found.masks[own]) if there else torch.zeros(number, dtype=torch.bool)
+    named = {form.prefix + name: labels for name, labels in found.classes.items()}
+    return _Rows(torch.from_numpy(found.inputs), targets, masks, named, found.asked)
 
 
-def _rows(path: Path, experiment: Experiment, problem: Problem, classes: Mapping[str, tuple[str, ...]]) -> _Rows:
+def _rows(path: Path, experiment: Experiment, problem: Problem) -> _Rows:
     """Of a Parquet file with the column `input` and one a task."""
     table = read_table(path)
     for task in problem.tasks:
@@ -121,58 +211,133 @@ def _rows(path: Path, experiment: Experiment, problem: Problem, classes: Mapping
         for row, value in enumerate(columns[task.name]):
             _check_label(path, task, row, value)
         masks[task.name] = torch.tensor([value is not None for value in columns[task.name]])
-        kind = torch.int64 if task.kind == "classification" else torch.get_default_dtype()
+        kind = torch.int64 if task.kind == "classification" else torch.float64
         targets[task.name] = torch.tensor([value or 0 for value in columns[task.name]], dtype=kind)
-    return _Rows(inputs, targets, masks, {})
+    return _Rows(inputs, targets, masks, {}, Asked(np.arange(len(inputs))))
+
+
+def drawn_episode(experiment: Experiment, episode: int) -> Given:
+    """A held-out test episode of the source, with the names of its query rows where these are of the user's files."""
+    data = experiment.data
+    arrays = data.load()
+    drawn, domains = build_episodes(data, arrays, seed=experiment.seed, split="test", step=0, indices=[episode])
+    one = tree_map(lambda leaf: leaf[0], drawn[0])
+    asked = Asked(np.arange(count_of(one.query)))
+    classes: Mapping[str, tuple[str, ...]] = {}
+    if isinstance(data, Files):
+        rows, names = query_rows(data, arrays, "test", generator(experiment.seed, "test", 0, episode))
+        asked = held_out(data, rows) or asked
+        classes = dict.fromkeys(data.task_names, names) if names else {}
+    return Given(domains[0], f"episode-{episode}", one, classes, asked)
+
+
+def count_of(batch: Batch) -> int:
+    """Examples; of tasks with inputs of their own the most that one has."""
+    if isinstance(batch.inputs, Tensor):
+        return len(batch.inputs)
+    return max(len(inputs) for inputs in batch.inputs.values())
 
 
 class NewTask(NamedTuple):
-    """The column of a new task's labels, the examples that have one, and the inputs [N, ...] of those to predict."""
+    """The column of a new task's labels, the examples that have one, and the rows that are to be predicted."""
 
     column: str
     examples: Examples
-    asked: Tensor
+    inputs: Tensor
+    """[N, ...], of what is to be predicted."""
+    targets: Tensor
+    """[N] of these, nan where there is none."""
+    asked: Asked
     classes: tuple[str, ...]
     """By their numbers; none where labels are numbers."""
 
 
 def read_examples(
-    path: Path, experiment: Experiment, column: str | None, *, of_classes: bool, query: Path | None = None
+    path: Path,
+    experiment: Experiment,
+    column: str | None,
+    *,
+    of_classes: bool,
+    query: Path | None = None,
+    task: str | None = None,
 ) -> NewTask:
     """Rows with a label, and those that are to be predicted: without one, or all of another file.
 
     `column` may be left away where there is only one beside the inputs. Labels are any numbers, and for a run on the
-    user's own files any classes. Raises UserError naming the file, the column and the row.
+    user's own files any classes; `task` says in the form of whose files they are, as for `read_support`. Raises
+    UserError naming the file, the column and the row.
     """
-    if isinstance(experiment.data, Files):
-        return _own_examples(path, experiment.data, column, of_classes, query)
-    chosen, inputs, labels = _labelled(path, experiment, column)
-    known = torch.tensor([value is not None for value in labels])
-    _check_apart(path, inputs, known)
-    targets = torch.tensor([value for value in labels if value is not None], dtype=torch.float64)
-    asked = inputs[~known] if query is None else _scaled(_inputs(query, read_table(query), experiment))
-    return NewTask(chosen, Examples(inputs[known], targets), asked, ())
-
-
-def _own_examples(path: Path, data: Files, column: str | None, of_classes: bool, query: Path | None) -> NewTask:
-    from raymtl.data.files.unseen import read_new_labels, read_unseen
-
-    found = read_new_labels(data, str(path), column, of_classes=of_classes)
-    known = ~torch.from_numpy(found.targets).isnan()
+    if task is None and isinstance(experiment.data, Files):
+        form: Form | None = Form(experiment.data)  # whose tasks need not be told apart: none of them is read
+    else:
+        form = form_of(experiment.data, path, task)
+    read = _own_labels(form.files, of_classes) if form else _plain_labels(experiment)
+    found = read(path, column, None)
+    known = ~found.targets.isnan()
     if not known.any():
         raise UserError(f"{path}: column `{found.column}`: expected rows with labels to learn from, got none.")
-    inputs = _scaled(torch.from_numpy(found.inputs))
-    asked = inputs[~known]
-    if query is not None:
-        asked = _scaled(torch.from_numpy(read_unseen(data.with_tasks(()), str(query)).inputs))
-    return NewTask(found.column, Examples(inputs[known], torch.from_numpy(found.targets)[known]), asked, found.classes)
+    if form is None:
+        _check_apart(path, found.inputs, known)
+    if len(found.classes) == 1:
+        raise UserError(
+            f"{path}: column `{found.column}`: expected labels of at least two classes, got '{found.classes[0]}' "
+            "alone. Give examples of another class too."
+        )
+    examples = Examples(found.inputs[known], found.targets[known])
+    if query is None:
+        asked, inputs, targets = found.asked.at((~known).numpy()), found.inputs[~known], found.targets[~known]
+    else:
+        others = read(query, found.column, found)
+        asked, inputs, targets = others.asked, others.inputs, others.targets
+    return NewTask(found.column, examples, inputs, targets, asked, found.classes)
 
 
-def _labelled(path: Path, experiment: Experiment, column: str | None) -> tuple[str, Tensor, list[Any]]:
+class _Labels(NamedTuple):
+    column: str
+    inputs: Tensor
+    targets: Tensor
+    """[N] float64, nan where there is none."""
+    classes: tuple[str, ...]
+    asked: Asked
+
+
+_Read = Callable[[Path, str | None, _Labels | None], _Labels]
+"""File, column and, where the file is that to be predicted, the examples -> its rows."""
+
+
+def _own_labels(data: Files, of_classes: bool) -> _Read:
+    from raymtl.data.files.unseen import read_new_labels
+
+    def read(path: Path, column: str | None, examples: _Labels | None) -> _Labels:
+        classes = None if examples is None or not of_classes else examples.classes
+        found = read_new_labels(
+            data, str(path), column, of_classes=of_classes, classes=classes, optional=examples is not None
+        )
+        inputs, targets = _scaled(torch.from_numpy(found.inputs)), torch.from_numpy(found.targets)
+        return _Labels(found.column, inputs, targets, found.classes, found.asked)
+
+    return read
+
+
+def _plain_labels(experiment: Experiment) -> _Read:
+    def read(path: Path, column: str | None, examples: _Labels | None) -> _Labels:
+        chosen, inputs, labels = _labelled(path, experiment, column, optional=examples is not None)
+        targets = torch.tensor([math.nan if value is None else value for value in labels], dtype=torch.float64)
+        return _Labels(chosen, inputs, targets, (), Asked(np.arange(len(inputs))))
+
+    return read
+
+
+def _labelled(
+    path: Path, experiment: Experiment, column: str | None, *, optional: bool
+) -> tuple[str, Tensor, list[Any]]:
+    """The column, the inputs [N, ...] and the labels, of which there need be none where they are `optional`."""
     table = read_table(path)
     others = [name for name in table.column_names if name != "input"]
-    if "input" not in table.column_names or not others:
+    if "input" not in table.column_names or not (others or optional):
         raise UserError(f"{path}: expected the column `input` and one of labels, got {table.column_names}.")
+    if optional and column is not None and column not in others:
+        return column, _scaled(_inputs(path, table, experiment)), [None] * len(table)
     if column is None and len(others) > 1:
         raise UserError(f"{path}: expected task.name to say which of the columns {others} holds the labels, got none.")
     chosen = column or others[0]
@@ -182,7 +347,11 @@ def _labelled(path: Path, experiment: Experiment, column: str | None) -> tuple[s
     for row, value in enumerate(labels):
         if value is not None and not is_number(value):
             raise UserError(f"{path}: row {row}, column `{chosen}`: expected a number or null, got {value!r}.")
-    if all(value is None for value in labels):
+        if value is not None and abs(value) > LARGEST:
+            raise UserError(
+                f"{path}: row {row}, column `{chosen}`: expected a number below {LARGEST:.1e}, got {value!r}."
+            )
+    if not optional and all(value is None for value in labels):
         raise UserError(f"{path}: column `{chosen}`: expected rows with labels to learn from, got none.")
     return chosen, _scaled(_inputs(path, table, experiment)), labels
 
@@ -218,7 +387,7 @@ def _inputs(path: Path, table: pa.Table, experiment: Experiment) -> Tensor:
             raise UserError(f"{path}: row {row}, column `input`: expected numbers, got {odd!r}.")
     inputs = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), *experiment.data.input_shape)
     if experiment.data.pictures:
-        if inputs.min() < 0 or inputs.max() > 255:
+        if ((inputs < 0) | (inputs > 255)).any():
             raise UserError(f"{path}: column `input`: expected numbers from 0 to 255, got others.")
         return inputs.round().byte()
     inputs = inputs.to(torch.get_default_dtype())
@@ -242,6 +411,8 @@ def _check_label(path: Path, task: Any, row: int, value: Any) -> None:
     where = f"{path}: row {row}, column `{task.name}`"
     if not is_number(value):
         raise UserError(f"{where}: expected a number or null, got {value!r}.")
+    if abs(value) > LARGEST:
+        raise UserError(f"{where}: expected a number below {LARGEST:.1e}, got {value!r}.")
     if task.kind == "binary" and value not in (0, 1):
         raise UserError(f"{where}: expected 0 or 1, got {value!r}.")
     if task.kind == "classification" and (value != int(value) or not 0 <= value < task.out_features):

@@ -41,9 +41,10 @@ TASKS = {"rent": {}, "state": {"classes": ["poor", "fair", "good"]}, "has": {"ki
 
 def trained(folder: Path, data: dict, steps: int = 2, inner: int = 1, **more) -> Path:
     """A run folder as `raymtl train` leaves it."""
+    source = data if "name" in data else {"name": "files", "shots": 2, "queries": 4, **data}
     chosen = Experiment.model_validate(
         {
-            "data": {"name": "files", "shots": 2, "queries": 4, **data},
+            "data": source,
             "encoder": {"name": "mlp", "hidden": [8]},
             "learner": {"name": "maml", "inner_steps": inner, "inner_lr": 0.01},
             "train": {"steps": steps, "eval_every": steps, "meta_batch": 2},
@@ -188,7 +189,7 @@ def test_pictures_with_masks_are_adapted_to_and_predicted(tmp_path) -> None:
     assert (told["support_examples"], told["predicted_examples"]) == (12, 12)
     assert 0 <= told["scores"]["mask.miou"][1] <= 1
     row = predictions(told)[1]
-    assert row["mask.after.shape"] == [12, 16] and len(row["mask.after"]) == 12 * 16
+    assert row["mask.after.shape"] == [24, 32] and len(row["mask.after"]) == 24 * 32
     assert row["larger.after"] in ("box", "disc")
     only = predictions(adapt_run(run, new, 0, 1, "only", new / "images"))
     # The same pictures without anything beside them are answered as before.

@@ -15,7 +15,7 @@ LAYERS = [
     {"step", "data", "search", "transfer"},
     {"config", "methods"},
     {"runs"},
-    {"checkpoint", "evaluate", "events", "journal", "progress", "support"},
+    {"checkpoint", "evaluate", "events", "journal", "predictions", "progress", "support"},
     {"keep"},
     {"loop", "adapt", "carry", "baselines", "cluster"},
     {"train", "report", "board"},

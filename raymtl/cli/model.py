@@ -1,7 +1,8 @@
 """What becomes of a run's best model: `evaluate`, `adapt`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,9 @@ from raymtl import runs
 from raymtl.cli.options import AsJson, Data, Run, overrides, places
 from raymtl.cli.tables import figure, print_scores
 from raymtl.types import UserError
+
+GONE = "where there is none."
+"""The end of what is said of files that are not there."""
 
 
 def evaluate(
@@ -31,7 +35,9 @@ def evaluate(
     experiment, problem, params = load_model(runs.existing(run) / "best")
     if data:
         experiment = experiment.model_copy(update={"data": experiment.data.moved(places(data))})
-    metrics, _ = score(experiment, problem, params, experiment.data.load(), split=split, episodes=episodes)  # type: ignore[arg-type]
+    with _found(data):
+        arrays = experiment.data.load()
+    metrics, _ = score(experiment, problem, params, arrays, split=split, episodes=episodes)  # type: ignore[arg-type]
     if as_json:
         print(json.dumps(metrics, indent=2))
         return
@@ -55,6 +61,9 @@ def adapt(
     name: Annotated[
         str | None, typer.Option(help="Folder under RUN/adapted; made from the support set by default.")
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The only task that --support has labels of; where several have their own files.")
+    ] = None,
     transfer: Annotated[
         str | None, typer.Option(help="feature, model or target: to a task with a head of its own (docs/transfer.md).")
     ] = None,
@@ -71,18 +80,23 @@ def adapt(
         raise UserError("--episode: expected either --support or --episode, got both. Leave one away.")
     if query is not None and support is None:
         raise UserError("--query: expected --support beside it, the examples to adapt to, got none. Add it.")
+    if task is not None and support is None:
+        raise UserError("--task: expected --support beside it, the examples of the task, got none. Add it.")
     if transfer is not None:
         if steps is not None:
             raise UserError("--steps: expected none with --transfer, which has --set optimiser.steps=N. Leave it away.")
-        _transfer(runs.existing(run), transfer, overrides(sets), support, query, episode, name, places(data), as_json)
+        _transfer(
+            runs.existing(run), transfer, overrides(sets), support, query, episode, name, places(data), task, as_json
+        )
         return
     if sets:
         raise UserError(f"--set: expected --transfer, whose values it sets, got {sets[0]} alone. Add --transfer.")
-    written = adapt_run(runs.existing(run), support, episode, steps, name, query, places(data))
+    with _found(data):
+        written = adapt_run(runs.existing(run), support, episode, steps, name, query, places(data), task)
     if as_json:
         print(json.dumps(written, indent=2))
         return
-    Console().print(f"adapted to {written['domain']} with {written['support_examples']} examples", highlight=False)
+    Console(soft_wrap=True).print(_said(written), highlight=False)
     if written["scores"]:
         table = Table(box=None, pad_edge=False)
         for column in ("metric", "before", "after"):
@@ -91,6 +105,27 @@ def adapt(
             table.add_row(metric, "-" if before is None else f"{before:.3f}", f"{after:.3f}")
         Console().print(table)
     Console().print(f"{written['folder']}: model.safetensors, predictions.parquet", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _found(data: list[str]) -> Iterator[None]:
+    """Names --data where the files of the run are not where they were."""
+    try:
+        yield
+    except UserError as error:
+        if data or not str(error).endswith(GONE):
+            raise
+        raise UserError(f"{error} Where they have moved, add --data PATH.") from None
+
+
+def _said(written: Mapping[str, Any]) -> str:
+    examples = f"{written['domain']} with {written['support_examples']} examples"
+    if written["adapted"]:
+        return f"adapted to {examples}"
+    return (
+        f"nothing was adapted to {examples}: no inner steps are taken (learner.inner_steps), and the predictions are "
+        "those of the trained model. --steps N takes some, --transfer model trains on the examples (docs/transfer.md)."
+    )
 
 
 def _transfer(
@@ -102,6 +137,7 @@ def _transfer(
     episode: int,
     name: str | None,
     moved: Mapping[str, str],
+    task: str | None,
     as_json: bool,
 ) -> None:
     from raymtl.carry import transfer_run
@@ -109,8 +145,8 @@ def _transfer(
     from raymtl.transfer import parse_transfer
 
     chosen = parse_transfer(way, values)
-    with View(f"raymtl adapt --transfer {way}") as view:
-        written = transfer_run(run, chosen, support, episode, name, view, query, moved)
+    with _found(list(moved)), View(f"raymtl adapt --transfer {way}") as view:
+        written = transfer_run(run, chosen, support, episode, name, view, query, moved, task)
     if as_json:
         print(json.dumps(written, indent=2))
         return

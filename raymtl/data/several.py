@@ -108,6 +108,18 @@ class Several(Source):
     def input_shape(self) -> tuple[int, ...]:
         return next(iter(self.parts.values())).input_shape
 
+    def part_of(self, task: str) -> tuple[str, str]:
+        """The part that has a task of this name, and what it is called there. Raises UserError for another name."""
+        for part, source in self.parts.items():
+            own = task.removeprefix(f"{part}_")
+            if own != task and own in source.task_names:
+                return part, own
+        raise UserError(f"task: expected one of {', '.join(self.task_names)}, got '{task}'. Correct the name.")
+
+    def class_names(self, task: str) -> tuple[str, ...]:
+        part, own = self.part_of(task)
+        return self.parts[part].class_names(own)
+
     def load(self) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
         for part, source in self.parts.items():

@@ -155,19 +155,32 @@ class NewTask(Spec):
             task = classification(name, self.classes(targets))
             loss = self.loss or CrossEntropy()
             return task._replace(loss=lambda prediction, target: loss(prediction, target))
-        std = float(targets.std(correction=0))
+        mean, std = _moments(targets)
         if not std:
             raise UserError(
                 f"held_out: expected different values among the {len(targets)} examples that are trained on, got "
                 f"{targets[0].item():g} alone. Hold out fewer, or give more examples."
             )
-        return self.standardised(float(targets.mean()), std)
+        return self.standardised(mean, std)
 
     def standardised(self, mean: float, std: float) -> Task:
         """The regression task of targets with this mean and spread."""
         loss = self.loss or Squared()
         task = regression(self.name or "new", mean, std)
-        return task._replace(loss=lambda prediction, target: loss(prediction, (target - mean) / std))
+
+        def of_standardised(prediction: Tensor, target: Tensor) -> Tensor:
+            # In float64 first: numbers of 1e9 that differ by 1 are the same in float32.
+            return loss(prediction, ((target.double() - mean) / std).to(prediction))
+
+        return task._replace(loss=of_standardised)
+
+
+def _moments(targets: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation; of scaled numbers, for the squares of their own could be too small or large."""
+    values = targets.double()
+    scale = float(values.abs().max()) or 1.0
+    scaled = values / scale
+    return scale * float(scaled.mean()), scale * float(scaled.std(correction=0))
 
 
 def split(examples: Examples, held_out: float, seed: int, kind: Kind) -> tuple[Examples, Examples]:

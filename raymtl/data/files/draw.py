@@ -1,7 +1,7 @@
 """Episodes from rows: at random, of a group, or of some classes."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -13,14 +13,42 @@ if TYPE_CHECKING:
     from raymtl.data.files.source import Files
 
 
+class Chosen(NamedTuple):
+    """The rows of an episode, [N] each; `classes` are those of the query rows where an episode is some classes."""
+
+    support: np.ndarray
+    query: np.ndarray
+    domain: str
+    classes: np.ndarray | None = None
+
+
 def draw(source: "Files", arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
     """One episode, and the name of its domain.
 
     Where a group or a split has fewer rows than are asked for, the query set gets fewer, then the support set.
     """
+    chosen = _choose(source, arrays, split, rng)
+    if chosen.classes is None:
+        batches = [_batch(source, arrays, rows) for rows in (chosen.support, chosen.query)]
+    else:
+        batches = [_few_shot_batch(source, arrays, rows, len(chosen.classes)) for rows in chosen[:2]]
+    return Episode(*batches), chosen.domain
+
+
+def query_rows(
+    source: "Files", arrays: Arrays, split: Split, rng: np.random.Generator
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The query rows of an episode, and the names of its classes where it is of some."""
+    chosen = _choose(source, arrays, split, rng)
+    classes = () if chosen.classes is None else tuple(arrays[f"names/{split}"][chosen.classes].tolist())
+    return chosen.query, classes
+
+
+def _choose(source: "Files", arrays: Arrays, split: Split, rng: np.random.Generator) -> Chosen:
+    """All chances of an episode."""
     shots = drawn(source.shots, rng)
     if source.episodes == "classes":
-        return _of_classes(source, arrays, split, shots, rng)
+        return _choose_classes(source, arrays, split, shots, rng)
     rows, starts = arrays[f"rows/{split}"], arrays.get(f"starts/{split}")
     domain = "rows"
     if source.episodes == "groups" and starts is not None:
@@ -31,27 +59,23 @@ def draw(source: "Files", arrays: Arrays, split: Split, rng: np.random.Generator
         rows = arrays[f"rows/{split}/{source.task_names[0]}"]
     taken = rows[rng.choice(len(rows), min(len(rows), shots + source.queries), replace=False)]
     shots = min(shots, len(taken) - 1)
-    return Episode(_batch(source, arrays, taken[:shots]), _batch(source, arrays, taken[shots:])), domain
+    return Chosen(taken[:shots], taken[shots:], domain)
 
 
-def _of_classes(
-    source: "Files", arrays: Arrays, split: Split, shots: int, rng: np.random.Generator
-) -> tuple[Episode, str]:
+def _choose_classes(source: "Files", arrays: Arrays, split: Split, shots: int, rng: np.random.Generator) -> Chosen:
     rows, starts, names = (arrays[f"{key}/{split}"] for key in ("rows", "starts", "names"))
     classes = rng.choice(len(names), drawn(source.ways, rng), replace=False)
-    taken = np.stack(
-        [rng.choice(rows[starts[c] : starts[c + 1]], shots + source.queries, replace=False) for c in classes]
-    )
+    number = shots + source.queries
+    taken = np.stack([rng.choice(rows[starts[c] : starts[c + 1]], number, replace=False) for c in classes])
+    domain = ", ".join(names[classes].tolist())
+    return Chosen(taken[:, :shots].ravel(), taken[:, shots:].ravel(), domain, classes)
+
+
+def _few_shot_batch(source: "Files", arrays: Arrays, rows: np.ndarray, num_classes: int) -> Batch:
+    """Rows of one class after the other, as many of each; classes are numbered in this order."""
     (task,) = source.task_names
-    support, query = (
-        Batch(
-            torch.from_numpy(arrays["inputs"][part.ravel()]),
-            {task: torch.arange(len(classes)).repeat_interleave(part.shape[1])},
-            {},
-        )
-        for part in (taken[:, :shots], taken[:, shots:])
-    )
-    return Episode(support, query), ", ".join(names[classes].tolist())
+    target = torch.arange(num_classes).repeat_interleave(len(rows) // num_classes)
+    return Batch(torch.from_numpy(arrays["inputs"][rows]), {task: target}, {})
 
 
 def _batch(source: "Files", arrays: Arrays, rows: np.ndarray) -> Batch:

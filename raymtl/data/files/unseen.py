@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data.base import most
+from raymtl.data.files.asked import Asked, asked_of, together
 from raymtl.data.files.columns import in_order, numbers, plain, texts
 from raymtl.data.files.folders import FILE, FOLDER
 from raymtl.data.files.kinds import KINDS
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from raymtl.data.files.source import Files
 
 
+LARGEST = float(np.finfo(np.float32).max)
+"""Of a number that a model can learn."""
+
+
 class Unseen(NamedTuple):
     """Inputs [N, ...], and of the tasks that the file has labels of targets [N, ...] and where these are, [N]."""
 
@@ -29,6 +34,7 @@ class Unseen(NamedTuple):
     masks: Mapping[str, np.ndarray]
     classes: Mapping[str, tuple[str, ...]]
     """Of tasks of classes or labels, by their numbers."""
+    asked: Asked
 
 
 class NewLabels(NamedTuple):
@@ -39,6 +45,7 @@ class NewLabels(NamedTuple):
     targets: np.ndarray
     classes: tuple[str, ...]
     """By their numbers; none where labels are numbers."""
+    asked: Asked
 
 
 def read_unseen(source: "Files", path: str, classes: Mapping[str, tuple[str, ...]] | None = None) -> Unseen:
@@ -53,6 +60,7 @@ def read_unseen(source: "Files", path: str, classes: Mapping[str, tuple[str, ...
     if source.episodes == "classes" and classes is None:
         known = {name: _found_classes(source, opened, name) for name in bare.tasks}
     parts: list[tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]] = []
+    asked: list[Asked] = []
     for number in range(len(opened.blocks)):
         rows = opened.read(number)
         inputs = encode_inputs(bare, opened, number, rows)
@@ -61,21 +69,58 @@ def read_unseen(source: "Files", path: str, classes: Mapping[str, tuple[str, ...
         for name in bare.tasks:
             targets[name], masks[name] = _labels(bare, opened, number, name, rows, inputs.shapes, known.get(name, ()))
         parts.append((inputs.numbers, targets, masks))
+        asked.append(asked_of(source, opened, number, rows, inputs.shapes))
     return Unseen(
         np.concatenate([part[0] for part in parts]),
         {name: np.concatenate([part[1][name] for part in parts]) for name in bare.tasks},
         {name: np.concatenate([part[2][name] for part in parts]) for name in bare.tasks},
         known,
+        together(asked),
     )
 
 
-def read_new_labels(source: "Files", path: str, column: str | None, *, of_classes: bool) -> NewLabels:
+def read_new_labels(
+    source: "Files",
+    path: str,
+    column: str | None,
+    *,
+    of_classes: bool,
+    classes: tuple[str, ...] | None = None,
+    optional: bool = False,
+) -> NewLabels:
     """The same with the labels of a new task, in `column`, or in the only column that the run does not know.
 
-    Classes are those found, in their order, but for a task that the run has too. Raises UserError.
+    Classes are those given, or found, in their order, but for a task that the run has too. Where the column is
+    `optional` and not there, no row has a label. Raises UserError, naming file, row and column.
     """
-    found = source.found
     opened = _open(source, path, labelled=False)
+    name = column if optional and column else _label_column(source, opened, path, column)
+    inputs, labels, asked = [], [], []
+    for number in range(len(opened.blocks)):
+        rows = opened.read(number)
+        block = encode_inputs(opened.source, opened, number, rows)
+        _refuse_unreadable(block.unreadable)
+        inputs.append(block.numbers)
+        asked.append(asked_of(source, opened, number, rows, block.shapes))
+        there = name in rows.table.column_names
+        labels.append(rows.table[name] if there else pa.chunked_array([pa.nulls(len(rows.table))]))
+    targets = []
+    if not of_classes:
+        for number, own in enumerate(labels):
+            targets.append(_values(opened, number, name, own))
+        return NewLabels(name, np.concatenate(inputs), np.concatenate(targets), (), together(asked))
+    known = source.found.tasks.get(name)
+    if classes is None:
+        found = {label for own in labels for label in pc.unique(texts(own)).drop_null().to_pylist()}
+        classes = known.classes if known and known.classes else in_order(found)
+    for number, own in enumerate(labels):
+        targets.append(_classes(opened, number, name, own, classes))
+    return NewLabels(name, np.concatenate(inputs), np.concatenate(targets), classes, together(asked))
+
+
+def _label_column(source: "Files", opened: Opened, path: str, column: str | None) -> str:
+    """The given one, or the only one that the run does not know. Raises UserError."""
+    found = source.found
     known = {c.column for c in found.columns} | {*found.left_out} | {source.group, source.key, found.split_column}
     known |= {name for task in source.tasks.items() for name in label_columns(*task)}
     if opened.format == "pictures":
@@ -89,27 +134,39 @@ def read_new_labels(source: "Files", path: str, column: str | None, *, of_classe
     name = column or others[0]
     if name not in opened.names:
         raise UserError(f"{path}: task.name: expected one of the columns {opened.names}, got '{name}'.")
-    inputs, labels = [], []
-    for number in range(len(opened.blocks)):
-        rows = opened.read(number)
-        block = encode_inputs(opened.source, opened, number, rows)
-        _refuse_unreadable(block.unreadable)
-        inputs.append(block.numbers)
-        labels.append(rows.table[name])
-    if not of_classes:
-        values = [
-            numbers(own, name, lambda row, number=number: opened.where(number, row))  # type: ignore[misc]
-            for number, own in enumerate(labels)
-        ]
-        return NewLabels(name, np.concatenate(inputs), np.concatenate(values), ())
-    text = pa.concat_arrays([texts(own).cast(pa.string()) for own in labels])
-    fitted = found.tasks.get(name)
-    classes = fitted.classes if fitted else in_order(pc.unique(text).drop_null().to_pylist())
+    return name
+
+
+def _values(opened: Opened, number: int, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    """Labels that are numbers, [N], nan where there is none. Raises UserError for those that float32 cannot hold."""
+
+    def where(row: int) -> str:
+        return opened.where(number, row)
+
+    values = numbers(column, name, where)
+    odd = np.abs(np.nan_to_num(values, posinf=np.inf)) > LARGEST
+    if odd.any():
+        row = int(odd.argmax())
+        raise UserError(
+            f"{where(row)}, column '{name}': expected a number below {LARGEST:.1e}, got {values[row]:g}. Correct the "
+            "row, or leave it away."
+        )
+    return values
+
+
+def _classes(opened: Opened, number: int, name: str, column: pa.ChunkedArray, classes: tuple[str, ...]) -> np.ndarray:
+    """Labels that are classes by their numbers, [N], nan where there is none. Raises UserError for one of no class."""
+    text = texts(column)
     index = pc.index_in(text, value_set=pa.array(classes, pa.string()))
-    if index.null_count > text.null_count:
-        odd = next(v for v, i in zip(text.to_pylist(), index.to_pylist(), strict=True) if v is not None and i is None)
-        raise UserError(f"{path}: column '{name}': expected one of {list(classes)}, as in the run, got '{odd}'.")
-    return NewLabels(name, np.concatenate(inputs), pc.cast(index, pa.float64()).to_numpy(zero_copy_only=False), classes)
+    odd = pc.and_(pc.is_valid(text), pc.is_null(index)).to_numpy(zero_copy_only=False)
+    if odd.any():
+        row = int(odd.argmax())
+        raise UserError(
+            f"{opened.where(number, row)}, column '{name}': expected one of the classes {list(classes)}, got "
+            f"'{text[row].as_py()}'. Correct the row, or leave it away."
+        )
+    found: np.ndarray = pc.cast(index, pa.float64()).to_numpy(zero_copy_only=False)
+    return found
 
 
 def _open(source: "Files", path: str, *, labelled: bool = True) -> Opened:
