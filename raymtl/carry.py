@@ -124,7 +124,7 @@ def load_network(folder: Path) -> tuple[Network, Task]:
     """The network that `raymtl adapt --transfer` wrote, and its task. Raises UserError for what is damaged."""
     experiment = config.load(folder / "config.yaml")
     try:
-        told = yaml.safe_load((folder / "transfer.yaml").read_text())
+        told = yaml.safe_load((folder / "transfer.yaml").read_text(encoding="utf8"))
         transfer = load_transfer(told["transfer"])
         reads = str(told["reads"])
     except (OSError, yaml.YAMLError, ValidationError, KeyError, TypeError) as error:

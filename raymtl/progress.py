@@ -5,12 +5,12 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from raymtl.search import searched_values
+from raymtl.terminal import plain_console
 
 LINES_EVERY_S = 10  # of a training that runs, where there is no terminal
 
@@ -41,7 +41,7 @@ class View:
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.console = Console(stderr=True)
+        self.console = plain_console(stderr=True)
         self.rows: dict[str, Row] = {}
         self._printed: dict[str, float] = {}
         self._live = Live(console=self.console, get_renderable=self._table, refresh_per_second=4)

@@ -1,9 +1,11 @@
 """The shared vocabulary: Spec, Task, Batch, Episode, Params. Needs torch and pydantic alone."""
 
+import datetime
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 from torch import Tensor, nn
 
 Params = Mapping[str, Tensor]
@@ -22,6 +24,34 @@ class Spec(BaseModel):
     """A part of the configuration, which is also the hyperparameters of the algorithm it names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+def matching(pattern: str, words: str) -> AfterValidator:
+    """What a text of a configuration must match as a whole, with the words that say so to its user."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"expected {words}, got {text!r}")
+        return text
+
+    return AfterValidator(check)
+
+
+def as_written(value: Any) -> Any:
+    """A whole number as the text that it is written as; raises ValueError for what YAML may write in several ways."""
+    if isinstance(value, bool):
+        words = "yes and on" if value else "no and off"
+        raise ValueError(f"expected a text, got {value}, as which YAML reads {words}: put it in quotes")
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float | datetime.date):
+        what = "a number" if isinstance(value, float) else "a date"
+        raise ValueError(f"expected a text, got {value}, which YAML reads as {what}: put it in quotes")
+    return value
+
+
+WRITTEN = BeforeValidator(as_written)
+"""Of texts that a user may write as numbers: names of columns, what stands for nothing."""
 
 
 Kind = Literal["classification", "binary", "multilabel", "regression", "segmentation", "depth", "normals", "detection"]

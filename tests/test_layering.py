@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "raymtl"
 LAYERS = [
-    {"types", "redact", "storage", "ids", "resizing"},
+    {"types", "redact", "storage", "ids", "resizing", "terminal"},
     {"notes"},
     {"tasks", "metrics", "encoders", "sharing", "weighting", "learners", "modes", "collective"},
     {"step", "data", "search", "transfer"},

@@ -10,6 +10,7 @@ from raymtl.cli.look import methods, report, trials
 from raymtl.cli.model import adapt, evaluate
 from raymtl.cli.whole import train, tune
 from raymtl.redact import redacted
+from raymtl.terminal import print_any_letter
 from raymtl.types import DivergedError, UserError
 
 app = typer.Typer(
@@ -40,6 +41,7 @@ app.add_typer(cluster_app, name="cluster")
 
 def main() -> None:
     """Runs the command line; a user's mistake is one sentence and exit status 2."""
+    print_any_letter()
     try:
         app()
     except (UserError, DivergedError) as error:

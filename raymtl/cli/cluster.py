@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from raymtl.cli.options import Address, AsJson, Sets, assignment, overrides
 from raymtl.config import load
+from raymtl.terminal import plain_console
 from raymtl.types import UserError
 
 
@@ -33,10 +34,10 @@ def doctor(
         table = Table(box=None, pad_edge=False)
         for column in ("", "check", "found", "what to do"):
             table.add_column(column, overflow="fold")
-        marks = {True: "[green]ok[/]", None: "[yellow]look[/]", False: "[red]fails[/]"}
+        marks = {True: Text("ok", "green"), None: Text("look", "yellow"), False: Text("fails", "red")}
         for check in checks:
             table.add_row(marks[check.ok], check.name, check.found, "" if check.ok else check.advice)
-        Console().print(table)
+        plain_console().print(table)
     if any(check.ok is False for check in checks):
         raise typer.Exit(1)
 
@@ -61,7 +62,7 @@ def render_file(
         print(text, end="")
         return
     try:
-        output.write_text(text)
+        output.write_text(text, encoding="utf8")
     except OSError as error:
         raise UserError(f"--output: {output} cannot be written ({error.strerror}). Choose another.") from None
     print(output)
@@ -74,7 +75,7 @@ def check_file(
     from raymtl.cluster.audit import audit
 
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read ({error}). Give a cluster file such as cluster.yaml.") from None
     _refuse(audit(text, file, Path.cwd()))

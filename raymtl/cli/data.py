@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -16,6 +15,7 @@ from raymtl.cli.notes import print_notes
 from raymtl.cli.options import AsJson, Config, Sets, overrides
 from raymtl.config import load
 from raymtl.notes import Note
+from raymtl.terminal import plain_console
 from raymtl.types import UserError
 
 
@@ -57,7 +57,7 @@ def fetch_data(
     if folder is None:
         raise UserError("--root: expected the folder of the data, got none. Give it, or set RAYMTL_DATA.")
     folder = folder.expanduser()
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console(highlight=False, soft_wrap=True)
     lacking = missing(named, folder)
     if not lacking:
         console.print(f"{name}: {', '.join(part.path for part in named.parts)} in {folder}: complete and right.")
@@ -73,7 +73,7 @@ def fetch_data(
         if not typer.confirm(f"Fetch {sum(archive.num_bytes for archive in archives) / 1e6:.1f} MB?"):
             raise typer.Exit(1)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=plain_console(stderr=True)) as progress:
         bars: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:
@@ -88,7 +88,7 @@ def fetch_data(
 
 
 def _print_data(told: Mapping[str, Any]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console(highlight=False, soft_wrap=True)
     if "columns" in told:
         console.print(f"{told['format']}, {told['rows']} rows{', streamed' if told['streamed'] else ''}")
         columns = Table(box=None, pad_edge=False, title="\nInputs", title_justify="left")
@@ -99,7 +99,7 @@ def _print_data(told: Mapping[str, Any]) -> None:
         for row in told["columns"]:
             missing = f"{row['missing']:.1%}"
             columns.add_row(row["column"], row["type"], row["role"], str(row["numbers"]), missing, row["normalised_by"])
-        Console(highlight=False).print(columns)
+        plain_console(highlight=False).print(columns)
         for name, why in told["left_out"].items():
             console.print(f"left out: {name} ({why})", markup=False)
         splits = ", ".join(f"{split} {rows}" for split, rows in told["splits"].items())
@@ -119,7 +119,7 @@ def _print_data(told: Mapping[str, Any]) -> None:
             balance = ", ".join(f"{k} {v:.4g}" for k, v in list(about["balance"].items())[:12])
             tasks.add_row(*first, split, str(about["labelled"]), balance)
             first = ("", "", "")
-    Console(highlight=False).print(tasks)
+    plain_console(highlight=False).print(tasks)
     episode = told["episode"]
     console.print(
         f"\nInputs of shape {told['input_shape']}. The first episode ({episode['domain']}): "

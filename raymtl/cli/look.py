@@ -4,13 +4,13 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from raymtl import runs
 from raymtl.cli.options import AsJson, Run
 from raymtl.config import Experiment, load
 from raymtl.progress import described
+from raymtl.terminal import plain_console
 from raymtl.types import UserError
 
 
@@ -35,7 +35,7 @@ def trials(
         return
     if number is not None:
         for key, value in rows[0].items():
-            Console().print(f"{key}: {value}", highlight=False)
+            plain_console().print(f"{key}: {value}", highlight=False)
         return
     _print_trials(rows, load(run / "config.yaml"))
 
@@ -50,7 +50,7 @@ def _print_trials(rows: list[dict[str, Any]], experiment: Experiment) -> None:
         scores = ("" if row.get(metric) is None else f"{row[metric]:.5g}" for metric in metrics)
         values = described(row, experiment.search)
         table.add_row(str(row["number"]), row["state"], str(row["step"]), *scores, row.get("reason") or values)
-    Console(highlight=False).print(table)
+    plain_console(highlight=False).print(table)
 
 
 def methods(
@@ -73,7 +73,7 @@ def methods(
             table.add_column(column, overflow="fold")
         for row in known.methods(name):
             table.add_row(row.name, row.what, row.cost, row.helps)
-        Console(highlight=False).print(table)
+        plain_console(highlight=False).print(table)
 
 
 def report(run: Run) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from raymtl import runs
 from raymtl.cli.options import AsJson, Data, Run, overrides, places
 from raymtl.cli.tables import figure, print_scores
+from raymtl.terminal import plain_console
 from raymtl.types import UserError
 
 GONE = "where there is none."
@@ -43,7 +43,7 @@ def evaluate(
         return
     print_scores([{"name": "best", "score": metrics["score"], "tasks": metrics["tasks"]}])
     kind = "transductive" if metrics["transductive"] else "not transductive"
-    Console().print(f"{metrics['episodes']} {split} episodes, {kind}; +- is the 95 % interval over episodes.")
+    plain_console().print(f"{metrics['episodes']} {split} episodes, {kind}; +- is the 95 % interval over episodes.")
 
 
 def adapt(
@@ -96,15 +96,16 @@ def adapt(
     if as_json:
         print(json.dumps(written, indent=2))
         return
-    Console(soft_wrap=True).print(_said(written), highlight=False)
+    console = plain_console(highlight=False, soft_wrap=True)
+    console.print(_said(written))
     if written["scores"]:
         table = Table(box=None, pad_edge=False)
         for column in ("metric", "before", "after"):
             table.add_column(column, justify="left" if column == "metric" else "right")
         for metric, (before, after) in written["scores"].items():
             table.add_row(metric, "-" if before is None else f"{before:.3f}", f"{after:.3f}")
-        Console().print(table)
-    Console().print(f"{written['folder']}: model.safetensors, predictions.parquet", highlight=False, soft_wrap=True)
+        plain_console().print(table)
+    console.print(f"{written['folder']}: model.safetensors, predictions.parquet")
 
 
 @contextmanager
@@ -152,7 +153,7 @@ def _transfer(
         return
     told = [f"{written['trained_on']} examples"]
     told += [f"step {written['step']} chosen by {written['held_out']} held-out ones"] if written["held_out"] else []
-    console = Console(soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     console.print(f"{way} transfer to {written['domain']}: {', '.join(told)}", highlight=False)
     table = Table(box=None, pad_edge=False)
     for column in ("metric", "held out", "before", "after"):

@@ -1,5 +1,6 @@
 """Options that several commands have, and how the values of `--set` are read."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,6 +8,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from raymtl.config.yaml_text import read_yaml
 from raymtl.types import UserError
 
 Config = Annotated[Path, typer.Argument(help="A YAML configuration, such as tune_configs/quickstart.yaml.")]
@@ -43,9 +45,21 @@ def assignment(text: str) -> tuple[str, str]:
 def overrides(sets: list[str]) -> dict[str, Any]:
     """Dotted name -> value, read as YAML; raises UserError."""
     values: dict[str, Any] = {}
-    for key, value in map(assignment, sets):
+    for key, value in map(assignment, map(_in_utf8, sets)):
         try:
-            values[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            values[key] = value if _MARK.fullmatch(value) else read_yaml(value)
+        except (yaml.YAMLError, ValueError):
             raise UserError(f"--set {key}: expected a YAML value, got '{value}'.") from None
     return values
+
+
+_MARK = re.compile(r"[^\w\s~\[\]{}'\"]")
+"""A delimiter or separator such as `|` or `,`, which YAML would take for a sign of its own."""
+
+
+def _in_utf8(word: str) -> str:
+    """A word of the command line, of which Python in the locale C keeps what is not ASCII as bytes."""
+    try:
+        return os.fsencode(word).decode()
+    except UnicodeError:
+        return word

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from raymtl.terminal import plain_console
 
 
 def print_scores(models: list[dict[str, Any]]) -> None:
@@ -23,7 +24,7 @@ def print_scores(models: list[dict[str, Any]]) -> None:
     for key, better in (("delta_m", "lower"), ("delta_p", "higher")):
         if best.get(key) is not None:
             table.add_row(f"{key} % ({better})", "", *(f"{round(model[key], 1) or 0.0:+.1f}" for model in models))
-    Console(width=max(100, Console().width)).print(table)
+    plain_console(width=max(100, plain_console().width)).print(table)
 
 
 def _mean(value: Mapping[str, float] | None) -> str:

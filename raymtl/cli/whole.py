@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from raymtl import runs
 from raymtl.cli.notes import print_notes
@@ -15,6 +14,7 @@ from raymtl.cli.options import Address, AsJson, Config, DryRun, Resume, Sets, ov
 from raymtl.cli.tables import print_scores
 from raymtl.config import Experiment, load
 from raymtl.data import Arrays
+from raymtl.terminal import plain_console
 from raymtl.types import UserError
 
 
@@ -71,7 +71,7 @@ def _loaded(experiment: Experiment, config: Path) -> Arrays:
 
     Prints what was decided while they were read, in some lines.
     """
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     with console.status("reading the data"):
         arrays = experiment.data.load()
     print_notes(console, experiment.data.notes(arrays), config)
@@ -84,7 +84,7 @@ def _print_summary(summary: Mapping[str, Any], run: Path, as_json: bool) -> None
         return
     from raymtl.report import outcome, protocol, result_rows
 
-    console = Console(soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     console.print()
     print_scores(summary["models"])
     console.print(f"\n{outcome(result_rows(summary))} {protocol(summary)}", highlight=False)

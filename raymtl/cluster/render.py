@@ -42,9 +42,8 @@ def render(target: str, given: Mapping[str, str], ask: Ask | None, folder: Path)
         if why:
             raise UserError(f"{name}: {why}")
         answers[name] = _values(question, answer)
-    return (
-        f"# Written by `raymtl cluster render {target}`: nothing is left to replace.\n{fill(path.read_text(), answers)}"
-    )
+    filled = fill(path.read_text(encoding="utf8"), answers)
+    return f"# Written by `raymtl cluster render {target}`: nothing is left to replace.\n{filled}"
 
 
 def refused(question: Question, answer: str) -> str | None:

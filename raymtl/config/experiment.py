@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
 import torch
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from raymtl.config.explain import explain
 from raymtl.config.names import as_values, dotted_names, members, nearest, open_names
 from raymtl.config.sections import Evaluate, Stage, Train, Tune
+from raymtl.config.yaml_text import write_yaml
 from raymtl.data import Digits, SourceSpec
 from raymtl.encoders import ConvSpec, Encoder, EncoderSpec
 from raymtl.encoders.norm import BatchStatistics
@@ -19,7 +19,7 @@ from raymtl.modes import ModeSpec, Weighted
 from raymtl.search import Domain
 from raymtl.sharing import HardSpec, SharingSpec
 from raymtl.step import Problem
-from raymtl.types import Spec, UserError
+from raymtl.types import Spec, UserError, matching
 from raymtl.weighting import StaticSpec, WeightingSpec
 
 SEARCHABLE_TRAIN = (
@@ -49,7 +49,7 @@ class Part(NamedTuple):
 class Experiment(Spec):
     """Everything a run depends on. The dotted path of a field is its name in YAML, `--set`, the search and reports."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "run"
+    name: Annotated[str, matching(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "ASCII letters, digits, and _ . - within")] = "run"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     output: str = "runs"
     """Folder of the run folders."""
@@ -228,7 +228,8 @@ class Experiment(Spec):
         A changed `SECTION.name` keeps what was set of the old member, other than its defaults, and the new one has too.
         Raises UserError.
         """
-        tree = self.model_dump(mode="json")
+        of_data = any(key.partition(".")[0] == "data" for key in values)
+        tree = self.model_dump(mode="json", exclude=set() if of_data else {"data"})
         for key, value in sorted(values.items(), key=lambda item: not item[0].endswith(".name")):
             *path, last = key.split(".")
             node = _at(tree, path, key)
@@ -239,7 +240,8 @@ class Experiment(Spec):
                 tree[path[0]] = kept | {"name": value}
             else:
                 node[last] = value
-        return parse(tree)
+        # Data that stay as they are need not be read, or validated, again.
+        return parse(tree if of_data else {**tree, "data": self.data})
 
     def flat(self) -> dict[str, Any]:
         """Dotted path -> value, for all that is not the search itself."""
@@ -247,7 +249,7 @@ class Experiment(Spec):
 
     def save(self, path: Path) -> None:
         """Writes the complete configuration, which `load` gives back unchanged."""
-        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+        path.write_text(write_yaml(self.model_dump(mode="json")), encoding="utf8")
 
 
 def parse(tree: Mapping[str, Any]) -> Experiment:

@@ -11,7 +11,7 @@ from raymtl.types import Spec
 
 def explain(error: ValidationError, tree: Mapping[str, Any], root: type[Spec]) -> str:
     """The first problem in one sentence that begins with the dotted key."""
-    first = error.errors()[0]
+    first = _most_telling(error, tree)
     kind, got = first["type"], first.get("input")
     key, section = _dotted(first["loc"], tree)
     context = first.get("ctx", {})
@@ -36,10 +36,19 @@ def explain(error: ValidationError, tree: Mapping[str, Any], root: type[Spec]) -
         return f"{key}: expected a value, got none. Add it."
     if kind == "literal_error":
         return f"{key}: expected {context['expected']}, got {got!r}.{nearest(str(got), _quoted(context['expected']))}"
+    if kind == "string_type" and not isinstance(got, Mapping | list | tuple):
+        return f"{key}: expected a text, got {got!r}. Put it in quotes, for YAML reads it as something else."
     says = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     says = says[0].lower() + says[1:]
     says = says if says.startswith("expected") else f"expected {says}"
     return f"{key}: {says}." if ", got " in says else f"{key}: {says}, got {got!r}."
+
+
+def _most_telling(error: ValidationError, tree: Mapping[str, Any]) -> Any:
+    """The first problem; of a value that may have several forms the one within the form that it has."""
+    first, *others = error.errors()
+    key, _ = _dotted(first["loc"], tree)
+    return next((other for other in others if _dotted(other["loc"], tree)[0].startswith(f"{key}.")), first)
 
 
 def _quoted(text: str) -> list[str]:

@@ -20,12 +20,12 @@ from raymtl.data.omniglot import Omniglot
 from raymtl.data.sinusoid import Sinusoid
 from raymtl.data.voc import VOC
 from raymtl.notes import Note
-from raymtl.types import Batch, Episode, Task, UserError
+from raymtl.types import Batch, Episode, Task, UserError, matching
 
 PartSpec = Annotated[
     CIFAR100 | Digits | Files | Mixture | MultiMNIST | NYUv2 | Omniglot | Sinusoid | VOC, Field(discriminator="name")
 ]
-PartName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]*$")]
+PartName = Annotated[str, matching(r"[A-Za-z][A-Za-z0-9]*", "letters and digits, a letter first")]
 
 
 class Several(Source):

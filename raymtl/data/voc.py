@@ -14,7 +14,7 @@ from raymtl.data.annotations import Annotation, Seen, fault, mirrored, read_xml,
 from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, drawn, each_once, usual
 from raymtl.notes import ARRAY, Note, pack
 from raymtl.tasks import classification, detection, multilabel, over_places, regression
-from raymtl.types import Batch, Episode, Spec, Task, UserError
+from raymtl.types import WRITTEN, Batch, Episode, Spec, Task, UserError, matching
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 VOCTask = Literal["boxes", "count", "present", "main"]
@@ -69,7 +69,7 @@ class VOC(Source):
 
     name: Literal["voc"] = "voc"
     folder: str | None = None
-    year: Annotated[str, Field(pattern=r"^\d{4}$")] = "2007"
+    year: Annotated[str, WRITTEN, matching(r"\d{4}", "a year of four digits")] = "2007"
     tasks: Annotated[tuple[VOCTask, ...], Field(min_length=1), AfterValidator(each_once)] = ("boxes", "count")
     classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """In the order of their numbers; all that the annotations name, by their letters, unless given."""
@@ -407,7 +407,7 @@ def read_folder(root: Path) -> Folder:
     says: dict[tuple[str, str], float] = {}
     value = {"1": 1.0, "-1": 0.0, "0": np.nan}
     for file in sorted((root / "ImageSets" / "Main").glob("*.txt")):
-        lines = [line.split() for line in file.read_text().splitlines() if line.strip()]
+        lines = [line.split() for line in file.read_text(encoding="utf8").splitlines() if line.strip()]
         label, _, _ = file.stem.rpartition("_")
         if not label:
             sets[file.stem] = [line[0] for line in lines]

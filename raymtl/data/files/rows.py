@@ -215,6 +215,8 @@ class Opened:
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
         listed = ", ".join(f"'{known}'" for known in names[:12]) + (" ..." if len(names) > 12 else "")
         hint = f" Did you mean '{close[0]}'?" if close else ""
+        if name.isdigit() and not close:
+            hint = " YAML reads 010 and 1_000 as other numbers: put such a name in quotes."
         raise UserError(f"{key}: {shown}: expected the column '{name}', got {listed}.{hint}")
 
     def candidates(self) -> dict[str, bool]:

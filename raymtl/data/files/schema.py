@@ -1,19 +1,34 @@
 """What is asked of a user's files, and what was found in them: the roles of columns, the labels of tasks."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from raymtl.notes import Note
-from raymtl.types import Spec
+from raymtl.types import WRITTEN, Spec
 
 Role = Literal["number", "category", "text", "vector", "picture"]
 Format = Literal["parquet", "csv", "arff", "mat", "pictures"]
 KindName = Literal[
     "classification", "binary", "multilabel", "regression", "segmentation", "depth", "normals", "detection"
 ]
-TaskName = Annotated[str, StringConstraints(pattern=r"^\w[\w -]*$")]
+Written = Annotated[str, WRITTEN]
+"""The name of a column, or a text in the files, which YAML may take for a number."""
+
+
+def _task_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w -]*", name):
+        close = re.sub(r"[^\w -]+", "_", name).strip("_ -") or "NAME"
+        raise ValueError(
+            f"expected a name of letters, digits, _, - and spaces, got {name!r}: write {close}: {{column: {name!r}}}, "
+            "or another name"
+        )
+    return name
+
+
+TaskName = Annotated[str, WRITTEN, AfterValidator(_task_name)]
 Label = bool | int | float | str
 Decimal = Literal[".", ","]
 Thousands = Literal[",", ".", " ", "'", "_"]
@@ -28,8 +43,8 @@ class SplitRule(Spec):
     not named there takes its share out of the rows for training.
     """
 
-    column: str | None = None
-    key: str | None = None
+    column: Written | None = None
+    key: Written | None = None
     fractions: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
         0.7,
         0.15,
@@ -42,9 +57,9 @@ class SplitRule(Spec):
 class TaskColumn(Spec):
     """The labels of a task: a column, of the table of all or of a file of its own."""
 
-    column: str | None = None
+    column: Written | None = None
     """The name of the task, unless given."""
-    columns: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    columns: Annotated[tuple[Written, ...], Field(min_length=1)] | None = None
     """Several: the components of a vector, or labels that are each there or not.
 
     Of a table of boxes the six that hold picture, class, x1, y1, x2 and y2; of these names, unless given.

@@ -13,7 +13,7 @@ from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, Ways, most, u
 from raymtl.data.files.contents import check_encoding
 from raymtl.data.files.draw import draw
 from raymtl.data.files.kinds import KINDS
-from raymtl.data.files.schema import Fitted, Format, Role, SplitRule, TaskColumn, TaskName
+from raymtl.data.files.schema import Fitted, Format, Role, SplitRule, TaskColumn, TaskName, Written
 from raymtl.notes import Note
 from raymtl.tasks import classification
 from raymtl.types import Episode, Task, UserError
@@ -39,14 +39,14 @@ class Files(Source):
     """A file, a folder, a pattern or a URL, or several; or one for each of train, val and test."""
     format: Format | None = None
     """By the files' names, unless given."""
-    inputs: Literal["auto"] | tuple[str, ...] | Mapping[str, Role] = "auto"
+    inputs: Literal["auto"] | tuple[Written, ...] | Mapping[Written, Role] = "auto"
     """Columns, or patterns of their names; with their roles where these are not to be inferred."""
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[Written, ...] = ()
     """Columns, or patterns of their names, that `auto` is to leave out."""
     tasks: Mapping[TaskName, TaskColumn] = {}
-    key: str | None = None
+    key: Written | None = None
     """The column that joins the rows with the files of tasks that have their own."""
-    group: str | None = None
+    group: Written | None = None
     """The column of which no value is in two splits: a patient, a school."""
     split: SplitRule = SplitRule()
     episodes: Literal["rows", "classes", "groups"] = "rows"
@@ -54,7 +54,7 @@ class Files(Source):
     queries: PositiveInt = 16
     ways: Ways = 5
     missing_inputs: Literal["refuse", "mean"] = "refuse"
-    missing_values: tuple[str, ...] = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "#N/A", "?")
+    missing_values: tuple[Written, ...] = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "#N/A", "?")
     """What stands for nothing in text files."""
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
     encoding: str = "utf8"
