@@ -114,7 +114,10 @@ def _print_data(told: Mapping[str, Any]) -> None:
         if "splits" not in task:
             tasks.add_row(name, task["kind"], "", "train", str(told["labelled_for_training"][name]), "")
             continue
-        first = (name, f"{task['kind']}{' (inferred)' if task['inferred'] else ''}", f"{task['missing']:.1%}")
+        kind = f"{task['kind']}{' (inferred)' if task['inferred'] else ''}"
+        if task["yes"] is not None:
+            kind += f", yes: {task['yes']}"
+        first = (name, kind, f"{task['missing']:.1%}")
         for split, about in task["splits"].items():
             balance = ", ".join(f"{k} {v:.4g}" for k, v in list(about["balance"].items())[:12])
             tasks.add_row(*first, split, str(about["labelled"]), balance)

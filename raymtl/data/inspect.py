@@ -79,6 +79,7 @@ def _of_files(source: Files, arrays: Arrays) -> dict[str, Any]:
             "columns": list(label_columns(name, fitted.asked)),
             "kind": fitted.kind,
             "inferred": fitted.inferred,
+            "yes": fitted.classes[1] if fitted.kind == "binary" else None,
             "missing": 1 - fitted.labelled,
             "splits": {
                 split: {

@@ -14,7 +14,12 @@ BELOW = 10.0  # nats
 
 def needs_classes(tasks: Sequence[Task], reason: str) -> str | None:
     """The reason and the first task that is no classification; None where all are."""
-    return next((f"{reason}, and task '{t.name}' is a {t.kind}" for t in tasks if t.kind != "classification"), None)
+    odd = next((task for task in tasks if task.kind != "classification"), None)
+    if odd is None:
+        return None
+    if odd.kind == "binary":
+        return f"{reason}, and task '{odd.name}' is binary (its `kind: classification` makes it one of two classes)"
+    return f"{reason}, and task '{odd.name}' is a {odd.kind}"
 
 
 def needs_linear_heads(tasks: Sequence[Task]) -> str | None:

@@ -48,7 +48,7 @@ def test_twelve_tasks_with_missing_labels_train_from_yaml_alone(tmp_path) -> Non
     experiment.save(tmp_path / "saved.yaml")
     assert load(tmp_path / "saved.yaml") == experiment
     source = experiment.data
-    assert [task.kind for task in source.make_tasks()[:3]] == ["regression", "classification", "classification"]
+    assert [task.kind for task in source.make_tasks()[:3]] == ["regression", "binary", "classification"]
     assert all(0.7 < fitted.labelled < 0.9 for fitted in source.fitted.tasks.values())
     episodes, _ = build_episodes(source, source.load(), seed=0, split="train", step=0, indices=range(2))
     problem = experiment.build()
@@ -141,7 +141,11 @@ def test_roles_can_be_given(tmp_path) -> None:
     ("labels", "kind", "classes"),
     [
         ([0.5 * i for i in range(60)], "regression", ()),
-        (["a", "b", ""] * 20, "classification", ("a", "b")),
+        (["a", "b", ""] * 20, "binary", ("a", "b")),
+        (["a", "b", "c"] * 20, "classification", ("a", "b", "c")),
+        (["ja", "nein", "ja"] * 20, "binary", ("nein", "ja")),
+        (["sick", "not sick", "sick"] * 20, "binary", ("not sick", "sick")),
+        (["+", "-", "+"] * 20, "binary", ("-", "+")),
         ([True, False, None] * 20, "binary", ("false", "true")),
         ([1, 0] * 30, "binary", ("0", "1")),
         ([3, 10, 2] * 20, "classification", ("2", "3", "10")),

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raymtl.config import parse
 from raymtl.data.files import Files
 from raymtl.data.files.findings import header_note
 from raymtl.types import UserError
@@ -164,3 +165,29 @@ def test_a_header_that_looks_like_data_is_noted(header, columns, is_data) -> Non
     note = header_note("d.csv", header, table)
     assert (note is not None) == is_data
     assert note is None or note.key == "data.columns"
+
+
+def test_two_texts_are_binary_and_learners_of_classes_say_the_key(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "d.csv", {"a": numbers(), "y": ["sick", "well", "sick"] * (ROWS // 3)})
+    files = source(path)
+    assert files.found.tasks["y"].kind == "binary" and files.class_names("y") == ("sick", "well")
+    named = source(path, {"y": {"classes": ["well", "sick"]}})
+    assert named.found.tasks["y"].kind == "binary" and named.class_names("y") == ("well", "sick")
+    experiment = {"data": files.model_dump(mode="json"), "encoder": {"name": "mlp"}, "learner": {"name": "protonet"}}
+    with pytest.raises(UserError, match=r"task 'y' is binary \(its `kind: classification` makes it one"):
+        parse(experiment)
+    experiment["data"]["tasks"]["y"]["kind"] = "classification"
+    parse(experiment)
+
+
+@pytest.mark.parametrize("words", [("no", "yes"), ("N", "Y"), ("False", "TRUE"), ("0", "1"), ("nein", "ja")])
+def test_columns_of_yes_and_no_are_the_flags_of_a_multilabel_task(tmp_path: Path, words) -> None:
+    truth = np.random.default_rng(0).integers(0, 2, (ROWS, 2))
+    content = {"a": numbers(), "t1": [words[v] for v in truth[:, 0]], "t2": ["NY"[v] for v in truth[:, 1]]}
+    content["t1"][3] = ""
+    files = source(write_csv(tmp_path / "d.csv", content), {"tags": {"columns": ["t1", "t2"]}})
+    assert files.found.tasks["tags"].kind == "multilabel" and files.class_names("tags") == ("t1", "t2")
+    target = files.load()["target/tags"]
+    assert np.isnan(target[3, 0])
+    target[3, 0] = truth[3, 0]
+    np.testing.assert_array_equal(target, truth)

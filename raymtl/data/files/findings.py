@@ -1,14 +1,14 @@
 """Notes on tables: what was found in the rows that their owner will want to know before anything is trained."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data.base import SPLITS
-from raymtl.data.files.columns import is_number, moments, plain, texts
+from raymtl.data.files.columns import Where, is_number, moments, plain, texts
 from raymtl.data.files.kinds import KINDS
 from raymtl.data.files.schema import FittedTask
 from raymtl.data.files.splits import hashes
@@ -20,7 +20,6 @@ ROWS = 3
 """Rows that a note names."""
 INDEX = re.compile(r"(unnamed: ?\d+|__index_level_\d+__|level_0|index|rownames?|row\.names)?", re.IGNORECASE)
 """Names of columns that hold the index of a data frame."""
-Where = Callable[[int], str]
 
 
 def shown(value: object) -> str:
@@ -50,24 +49,21 @@ def is_index(name: str, column: pa.ChunkedArray) -> bool:
     return bool(pa.types.is_integer(values.type)) and bool((np.diff(values.to_numpy(zero_copy_only=False)) > 0).all())
 
 
-def is_constant(column: pa.ChunkedArray, train: np.ndarray) -> bool:
-    """Whether a column of numbers is always the same in the rows for training [N] and something else in others."""
-    values = plain(column)
-    if not is_number(values.type) or train.all():
-        return False
-    every = pc.min_max(values).as_py()
-    own = pc.min_max(values.filter(pa.array(train))).as_py()
-    return bool(own["min"] == own["max"] and own["min"] is not None and every != own)
+def is_constant(values: np.ndarray, train: np.ndarray) -> bool:
+    """Whether numbers [N] are always the same in the rows for training [N], and others elsewhere."""
+    own, other = values[train & ~np.isnan(values)], values[~train & ~np.isnan(values)]
+    return bool(len(own) and len(other) and (own == own[0]).all() and (other != own[0]).any())
 
 
-def constant_note(name: str, column: pa.ChunkedArray, train: np.ndarray, *, stays: bool) -> Note:
-    """On a column of which `is_constant` holds."""
-    values = plain(column)
-    ends, value = pc.min_max(values).as_py(), pc.min_max(values.filter(pa.array(train))).as_py()["min"]
-    text = f"always {value} in the rows for training, and {ends['min']} to {ends['max']} in all"
-    if stays:
-        return Note(place=columns_named([name]), text=f"{text}; a model cannot learn what it means", key="data.inputs")
-    return Note(place=columns_named([name]), text=f"{text}, so it is left out", key="data.inputs")
+def constant_note(name: str, column: pa.ChunkedArray, values: np.ndarray, train: np.ndarray, *, stays: bool) -> Note:
+    """On a column whose `values` [N] are constant in the rows for training."""
+    written = texts(column)
+    value, least, most = (
+        written[int(row)] for row in ((train & ~np.isnan(values)).argmax(), np.nanargmin(values), np.nanargmax(values))
+    )
+    text = f"always {value} in the rows for training, and {least} to {most} in all"
+    end = "; a model cannot learn what it means" if stays else ", so it is left out"
+    return Note(place=columns_named([name]), text=text + end, key="data.inputs")
 
 
 def label_notes(name: str, fitted: FittedTask, target: np.ndarray, mask: np.ndarray, sides: np.ndarray) -> list[Note]:
@@ -77,9 +73,9 @@ def label_notes(name: str, fitted: FittedTask, target: np.ndarray, mask: np.ndar
         return _constant_targets(name, fitted, target, mask & (sides == 0))
     if form not in ("class", "set"):
         return []
+    notes = []
     counts = np.stack([_counts(fitted, target[mask & (sides == side)]) for side in range(len(SPLITS))])
     missing = [place for place in range(len(fitted.classes)) if counts[0, place] == 0]
-    notes = []
     for side in (1, 2):
         odd = [place for place in missing if counts[side, place]]
         if odd:

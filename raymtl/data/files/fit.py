@@ -54,7 +54,7 @@ def fit(source: "Files") -> Fitted:
         raise UserError("data.split: expected rows for training, got none. Correct data.split or the paths.")
     looked = Looked(rows, where, sides, train)
     hashed = tuple(chosen.roles)
-    chosen = without_constants(chosen, rows, train)
+    chosen = without_constants(chosen, rows, train, where)
     tasks, task_notes = _tasks(source, opened, numbers, looked, set(chosen.roles.values()), streamed)
     columns = _fit_columns(source, looked, chosen.roles)
     shape = _shape(source, opened, columns)
@@ -148,7 +148,8 @@ def _tasks(
             masks[name] = np.array([cell is not None for cell in cells])
         else:
             own = looked.rows.labels[name]
-            tasks[name] = fit_task(name, task, own, looked.train, looked.where)
+            few_shot = source.episodes == "classes"
+            tasks[name] = fit_task(name, task, own, looked.train, looked.where, few_shot=few_shot)
             target, masks[name] = encode_task(name, tasks[name], own, looked.where)
             if source.episodes != "classes":
                 notes += label_notes(name, tasks[name], target, masks[name], looked.sides)

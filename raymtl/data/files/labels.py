@@ -20,6 +20,7 @@ from raymtl.data.files.columns import (
     texts,
     vectors,
 )
+from raymtl.data.files.flags import NO_WORDS, YES_WORDS, holds_flags, no_then_yes
 from raymtl.data.files.kinds import KINDS
 from raymtl.data.files.schema import FittedTask, KindName, TaskColumn
 from raymtl.types import UserError
@@ -34,12 +35,17 @@ Columns = Mapping[str, pa.ChunkedArray]
 """Those that hold the labels of a task, by their names."""
 
 
-def fit_task(name: str, asked: TaskColumn, columns: Columns, train: np.ndarray, where: Where) -> FittedTask:
+def fit_task(
+    name: str, asked: TaskColumn, columns: Columns, train: np.ndarray, where: Where, *, few_shot: bool = False
+) -> FittedTask:
     """What the labels are: classes of all rows, means and spreads of those for training [N].
 
+    `few_shot` says that episodes are of classes, of which two are no binary task.
     Raises UserError for labels of no kind, for ones outside the given classes and for a task without any.
     """
     kind = asked.kind or _inferred(name, asked, columns, where)
+    if few_shot and asked.kind is None and kind == "binary":
+        kind = "classification"
     form = KINDS[kind].form
     key = f"data.tasks.{name}"
     if asked.classes and form == "number":
@@ -71,14 +77,15 @@ def _inferred(name: str, asked: TaskColumn, columns: Columns, where: Where) -> K
     first = next(iter(columns.values()))
     kind = plain(first).type
     if len(columns) > 1:
-        flags = all(set(pc.unique(pc.utf8_lower(texts(c))).drop_null().to_pylist()) <= _FLAGS for c in columns.values())
+        flags = all(holds_flags(column) for column in columns.values())
         return "multilabel" if flags else "regression"
     if is_list(kind) and not pa.types.is_nested(kind.value_type):
         return "regression" if is_number(kind.value_type) else "multilabel"
     known = texts(first).drop_null()
     different = pc.unique(known)
     if asked.classes:
-        return "binary" if len(asked.classes) == 2 and set(different.to_pylist()) <= _FLAGS else "classification"
+        of_two = len(asked.classes) == 2 and (is_text(kind) or holds_flags(first))
+        return "binary" if of_two else "classification"
     if pa.types.is_boolean(kind) or (len(different) == 2 and set(different.to_pylist()) == {"0", "1"}):
         return "binary"
     if is_number(kind):
@@ -88,6 +95,8 @@ def _inferred(name: str, asked: TaskColumn, columns: Columns, where: Where) -> K
     if is_text(kind):
         if _reused(different.to_pylist()):
             return "multilabel"
+        if len(different) == 2 and len(known) > 2:
+            return "binary"
         if 2 <= len(different) <= max(FEW, len(known) / 5):
             return "classification"
         if len(different) < 2:
@@ -106,9 +115,6 @@ def _inferred(name: str, asked: TaskColumn, columns: Columns, where: Where) -> K
         f"data.tasks.{name}: {where(0).rpartition(': ')[0]}: column '{next(iter(columns))}': expected labels that are "
         f"numbers, texts or lists of them, got {'bytes that are no texts' if is_bytes(kind) else kind}."
     )
-
-
-_FLAGS = {"0", "1", "true", "false"}
 
 
 def _reused(different: Sequence[str]) -> bool:
@@ -164,7 +170,7 @@ def _classes(name: str, asked: TaskColumn, columns: Columns, kind: KindName, sep
     elif kind == "multilabel":
         classes = in_order({label for labels in _sets(column, separator) for label in labels or ()})
     else:
-        classes = in_order(pc.unique(texts(column)).drop_null().to_pylist())
+        classes = no_then_yes(in_order(pc.unique(texts(column)).drop_null().to_pylist()))
         if len(classes) == 1 and kind == "binary":
             classes = tuple(sorted({*classes, "0" if classes[0] == "1" else "1"})) if classes[0] in "01" else classes
     least = 1 if kind == "multilabel" else 2
@@ -247,13 +253,15 @@ def encode_task(name: str, fitted: FittedTask, columns: Columns, where: Where) -
 
 def _flags(label: str, column: pa.ChunkedArray, where: Where) -> np.ndarray:
     text = pc.utf8_lower(texts(column))
-    index = pc.index_in(text, value_set=pa.array(["0", "false", "1", "true"]))
+    index = pc.index_in(text, value_set=pa.array([*NO_WORDS, *YES_WORDS]))
     outside = pc.and_(pc.is_valid(text), pc.is_null(index)).to_numpy(zero_copy_only=False)
     if outside.any():
         row = int(outside.argmax())
-        raise UserError(f"{where(row)}, column '{label}': expected 0, 1, true or false, got {text[row].as_py()!r}.")
+        raise UserError(
+            f"{where(row)}, column '{label}': expected 0 or 1, true or false, yes or no, got {text[row].as_py()!r}."
+        )
     values = pc.cast(index, pa.float64()).to_numpy(zero_copy_only=False)
-    flags: np.ndarray = np.where(np.isnan(values), np.nan, values >= 2)
+    flags: np.ndarray = np.where(np.isnan(values), np.nan, values >= len(NO_WORDS))
     return flags
 
 

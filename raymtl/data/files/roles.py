@@ -1,13 +1,13 @@
 """Which columns of the user's tables are inputs, in which role, and why others are none."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from raymtl.data.files.columns import role_of, texts
+from raymtl.data.files.columns import Where, numbers, role_of, texts
 from raymtl.data.files.findings import columns_named, constant_note, is_constant, is_index
 from raymtl.data.files.folders import FILE, FOLDER
 from raymtl.data.files.rows import Opened, Rows, label_columns
@@ -37,7 +37,7 @@ class Inputs(NamedTuple):
     """Whether columns were named in the configuration."""
 
 
-def choose_inputs(source: "Files", opened: Opened, rows: Rows, where: Callable[[int], str]) -> Inputs:
+def choose_inputs(source: "Files", opened: Opened, rows: Rows, where: Where) -> Inputs:
     """Raises UserError where no column can be learned from, or one that was named."""
     candidates = opened.candidates()
     chosen = Inputs({}, {}, [], candidates)
@@ -124,16 +124,19 @@ def split_column_of(source: "Files", opened: Opened, rows: Rows) -> str | None:
     return None
 
 
-def without_constants(chosen: Inputs, rows: Rows, train: np.ndarray) -> Inputs:
+def without_constants(chosen: Inputs, rows: Rows, train: np.ndarray, where: Where) -> Inputs:
     """Leaves out numbers that are always the same in the rows for training [N], unless they were named.
 
     Raises UserError where no input remains.
     """
     roles, left_out, notes = dict(chosen.roles), dict(chosen.left_out), list(chosen.notes)
     for name, role in chosen.roles.items():
-        if role != "number" or not is_constant(rows.table[name], train):
+        if role != "number" or train.all():
             continue
-        notes.append(constant_note(name, rows.table[name], train, stays=chosen.named[name]))
+        values = numbers(rows.table[name], name, where)
+        if not is_constant(values, train):
+            continue
+        notes.append(constant_note(name, rows.table[name], values, train, stays=chosen.named[name]))
         if not chosen.named[name]:
             left_out[name] = CONSTANT
             del roles[name]
