@@ -104,7 +104,8 @@ def _said(
     )
 
 
-def _scores(problem: Problem, query: Batch, before: Any, after: Params | Any) -> dict[str, tuple[float | None, float]]:
+def _scores(problem: Problem, query: Batch, before: Any, after: Any) -> dict[str, tuple[float | None, float | None]]:
+    """Of each metric of the tasks that have labels, before and after; None for one that these do not define."""
     counts = label_counts(problem.tasks, query)
     found = [
         None if p is None else metric_values(problem.tasks, metric_sums(problem.tasks, p, query), counts)
@@ -112,7 +113,11 @@ def _scores(problem: Problem, query: Batch, before: Any, after: Params | Any) ->
     ]
     labelled = {task.name for task, count in zip(problem.tasks, counts.tolist(), strict=True) if count}
     return {
-        name: (None if found[0] is None else float(found[0][name]), float(value))
+        name: (None if found[0] is None else _finite(found[0][name]), _finite(value))
         for name, value in (found[1] or {}).items()
         if name.rpartition(".")[0] in labelled
     }
+
+
+def _finite(value: Tensor) -> float | None:
+    return float(value) if bool(value.isfinite()) else None

@@ -1,5 +1,6 @@
 """Carries a trained run's knowledge to a new task, `raymtl adapt --transfer`; starts no Ray."""
 
+import math
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -273,7 +274,16 @@ def _scores(result: Result, data: NewData, before: Tensor | None, after: Tensor)
             "after": scores_of(task, after[known], targets),
         }
     counts = {"trained_on": len(result.trained_on.targets), "held_out": len(held_out.targets)}
-    return {"task": about, "step": result.course.step, **counts, "validation": validation, "test": test}
+    return _without_nan({"task": about, "step": result.course.step, **counts, "validation": validation, "test": test})
+
+
+def _without_nan(tree: Any) -> Any:
+    """None in place of what is no finite number, which JSON does not have."""
+    if isinstance(tree, Mapping):
+        return {key: _without_nan(value) for key, value in tree.items()}
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return None
+    return tree
 
 
 def _as_learned(targets: Tensor, task: Task) -> Tensor:

@@ -103,7 +103,7 @@ def adapt(
         for column in ("metric", "before", "after"):
             table.add_column(column, justify="left" if column == "metric" else "right")
         for metric, (before, after) in written["scores"].items():
-            table.add_row(metric, "-" if before is None else f"{before:.3f}", f"{after:.3f}")
+            table.add_row(metric, *("-" if value is None else f"{value:.3f}" for value in (before, after)))
         plain_console().print(table)
     console.print(f"{written['folder']}: model.safetensors, predictions.parquet")
 
@@ -127,6 +127,14 @@ def _said(written: Mapping[str, Any]) -> str:
         f"nothing was adapted to {examples}: no inner steps are taken (learner.inner_steps), and the predictions are "
         "those of the trained model. --steps N takes some, --transfer model trains on the examples (docs/transfer.md)."
     )
+
+
+def _figure(scores: Mapping[str, Any] | None, metric: str) -> str:
+    """The score with its interval; alone where too few examples give it none, and a dash where there is none."""
+    value = scores[metric] if scores else None
+    if value is None or value["mean"] is None:
+        return "-"
+    return figure(value) if value["ci95"] is not None else f"{value['mean']:.3f}"
 
 
 def _transfer(
@@ -160,7 +168,9 @@ def _transfer(
         table.add_column(column, justify="left" if column == "metric" else "right")
     parts = (written["validation"], *((written["test"] or {}).get(when) for when in ("before", "after")))
     for metric in next((part for part in parts if part), {}):
-        table.add_row(metric, *(figure(part and part[metric]) for part in parts))
+        table.add_row(metric, *(_figure(part, metric) for part in parts))
     if table.rows:
         console.print(table)
-    console.print(f"{written['folder']}: model.safetensors, predictions.parquet, scores.json", highlight=False)
+    console.print(
+        f"{written['folder']}: model.safetensors, predictions.parquet, scores.json", highlight=False, markup=False
+    )

@@ -124,13 +124,13 @@ class NewTask(Spec):
         odd = targets[(targets != targets.round()) | (targets < 0)]
         if self.kind == "classification" and len(odd):
             raise UserError(
-                f"task.kind: classification takes classes, whole numbers from 0 on, got the label {odd[0].item():g}. "
+                f"task.kind: classification takes classes, whole numbers from 0 on, got the label {_shown(odd[0])}. "
                 "For other numbers set task.kind: regression."
             )
         different = len(targets.unique())
         if different < 2:
             what = "classes" if self.kind == "classification" else "values"
-            raise UserError(f"task.name: expected labels of at least two {what}, got {targets[0].item():g} alone.")
+            raise UserError(f"task.name: expected labels of at least two {what}, got {_shown(targets[0])} alone.")
         if self.kind == "regression":
             return
         classes = self.classes(targets)
@@ -159,7 +159,7 @@ class NewTask(Spec):
         if not std:
             raise UserError(
                 f"held_out: expected different values among the {len(targets)} examples that are trained on, got "
-                f"{targets[0].item():g} alone. Hold out fewer, or give more examples."
+                f"{_shown(targets[0])} alone. Hold out fewer, or give more examples."
             )
         return self.standardised(mean, std)
 
@@ -173,6 +173,11 @@ class NewTask(Spec):
             return loss(prediction, ((target.double() - mean) / std).to(prediction))
 
         return task._replace(loss=of_standardised)
+
+
+def _shown(target: Tensor) -> str:
+    """In all of its digits."""
+    return f"{target.item():.15g}"
 
 
 def _moments(targets: Tensor) -> tuple[float, float]:

@@ -366,3 +366,28 @@ def test_names_with_an_underscore_are_read_and_hidden_ones_told(tmp_path) -> Non
         UserError, match=r"beside 3 whose names or folders begin with \. or _ and are passed over \(\.0"
     ):
         source_of(hidden)
+
+
+def test_files_of_other_kinds_and_rows_without_a_picture_are_noted(tmp_path) -> None:
+    root = plain_pictures(tmp_path, 20)
+    for name in ("a.heic", "b.heic", "Thumbs.db", "c.psd"):
+        (root / "dark" / name).touch()
+    names = [f"{('dark', 'light')[i % 2]}/{i}.png" for i in range(20)] + ["dark/lost.png", "dark/gone.png"]
+    write_csv(root / "labels.csv", {"name": names, "y": [i / 2 for i in range(22)]})
+    source = Files(path=str(root), size=4, tasks={"y": {}})
+    others, lost = source.notes(source.load())
+    assert others.text.startswith("4 are of no known kind of pictures, and are passed over: ")
+    assert others.text.endswith("and 1 more") and "Thumbs.db" in others.text
+    assert lost.text == "2 rows name no picture that is there, and are left out: dark/gone.png, dark/lost.png"
+    assert lost.place.endswith("labels.csv")
+
+
+@pytest.mark.parametrize("ending", ["jfif", "jp2", "avif", "tga", "pbm"])
+def test_less_common_kinds_of_pictures_are_read(tmp_path, ending) -> None:
+    for i in range(20):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8), 255 * (i % 2), np.uint8)).save(
+            tmp_path / "ab"[i % 2] / f"{i}.{ending}", {"jfif": "JPEG", "pbm": "PPM"}.get(ending)
+        )
+    arrays = Files(path=str(tmp_path), size=4, tasks={"folder": {}}).load()
+    np.testing.assert_array_equal(arrays["inputs"][:, 0, 0, 0] > 100, arrays["target/folder"])

@@ -12,7 +12,11 @@ import pyarrow.compute as pc
 from raymtl.data.files.schema import FittedColumn, Role
 from raymtl.types import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".jp2"),
+    *(".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""Endings of pictures that Pillow reads."""
 DAY_US = 86_400e6
 
 Where = Callable[[int], str]

@@ -1,7 +1,7 @@
 """Folders of pictures as tables, with what a table beside them says of each."""
 
 import posixpath
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,19 +9,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data.files.columns import SUFFIXES, is_text, named_files, texts
-from raymtl.data.files.places import ENDINGS, TABLES, Listing, Place, key_of
+from raymtl.data.files.places import ANNOTATIONS, ENDINGS, KNOWN, TABLES, Listing, Place, key_of
 from raymtl.data.files.readers import Block, Reading, Table, open_table
 from raymtl.data.files.schema import Format
 from raymtl.data.files.splits import ALIASES
+from raymtl.notes import Note
 from raymtl.types import UserError
 
 PICTURES_A_BLOCK = 64
+NAMED = 3  # files that a note names
 FILE, FOLDER = "file", "folder"
 """Columns of a folder of pictures: the name of the file below it, and of the folder it is in."""
 
 
-def open_pictures(place: Place, reading: Reading, key: str, labels_in: Collection[str] = ()) -> Table:
-    """The pictures below a folder, with what a table of labels beside them says of each, if there is one.
+def open_pictures(
+    place: Place, reading: Reading, key: str, labels_in: Collection[str] = ()
+) -> tuple[Table, list[Note]]:
+    """The pictures below a folder, with what a table of labels beside them says of each, if there is one; and notes.
 
     Columns: `file`, the path below the folder; `folder`, the name of the folder that it is in, and where folders are
     nested `folder1`, `folder2` ... from the outermost on; those of the table. Folders named as the splits are none of
@@ -70,8 +74,12 @@ def open_pictures(place: Place, reading: Reading, key: str, labels_in: Collectio
         for level in range(depth):
             columns[f"{FOLDER}{level + 1}"] = [parts[level] if level < len(parts) else None for parts in folders]
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    notes = _other_notes(place)
     if labels is not None:
-        table = _with_labels(table, labels, tables[0], labels_in)
+        table, gone = _with_labels(table, labels, tables[0], labels_in)
+        if gone:
+            text = f"{len(gone)} rows name no picture that is there, and are left out: {named_first(gone)}"
+            notes.append(Note(place=tables[0], text=text, key=key))
     order = np.argsort(np.array([-1 if side is None else side for side in sides]), kind="stable")
     table = table.take(order)
     sides = [sides[i] for i in order]
@@ -83,11 +91,31 @@ def open_pictures(place: Place, reading: Reading, key: str, labels_in: Collectio
             stop += 1
         blocks.append(Block(place.root, None, start, stop - start, sides[start]))
         start = stop
-    return Table(blocks, table.column_names, lambda block, _: table.slice(block.start, block.rows))
+    table_of = Table(blocks, table.column_names, lambda block, _: table.slice(block.start, block.rows))
+    return table_of, notes
 
 
-def _with_labels(table: pa.Table, labels: pa.Table, source: str, labels_in: Collection[str]) -> pa.Table:
-    """The pictures and their labels, joined by the column that names most of the pictures, which is no label."""
+def _other_notes(place: Place) -> list[Note]:
+    """Of files in a folder of pictures that are neither pictures nor labels of any kind."""
+    others = [name for name in place.files if not name.lower().endswith((*KNOWN, *ANNOTATIONS))]
+    if not others:
+        return []
+    text = f"{len(others)} are of no known kind of pictures, and are passed over: {named_first(others)}"
+    return [Note(place="files", text=text, key="data.path")]
+
+
+def named_first(names: Sequence[str]) -> str:
+    """The first of these names, and how many more there are."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" * (len(names) > NAMED))
+
+
+def _with_labels(
+    table: pa.Table, labels: pa.Table, source: str, labels_in: Collection[str]
+) -> tuple[pa.Table, list[str]]:
+    """The pictures and their labels, joined by the column that names most of the pictures, which is no label.
+
+    And what that column names beside pictures.
+    """
     paths = [key_of(path) for path in table[FILE].to_pylist()]
     ways: tuple[Callable[[str], str], ...] = (
         lambda path: path,
@@ -123,7 +151,7 @@ def _with_labels(table: pa.Table, labels: pa.Table, source: str, labels_in: Coll
             continue
         label = other if other not in table.column_names else f"{other} (table)"
         table = table.append_column(label, labels[other].take(rows))
-    return table
+    return table, sorted(set(seen) - set(own))
 
 
 def joined(table: pa.Table, labels: pa.Table, key: str, source: str) -> Iterator[tuple[str, pa.ChunkedArray]]:

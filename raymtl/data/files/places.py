@@ -27,6 +27,7 @@ ENDINGS: Mapping[Format, tuple[str, ...]] = {
 }
 TABLES = (*ENDINGS["parquet"], *ENDINGS["csv"])
 MAPS = (*SUFFIXES, ".npy")
+ANNOTATIONS = (".xml", ".json")
 KNOWN = (*MAPS, *(ending for endings in ENDINGS.values() for ending in endings))
 
 
@@ -161,7 +162,7 @@ def _is_hidden(inside: Sequence[str]) -> bool:
     """Whether a file of this path below a folder is none of the user's data."""
     if any(part.startswith(".") or part == "__MACOSX" for part in inside):
         return True
-    is_shown = inside[-1].lower().endswith((*MAPS, ".xml", ".json"))
+    is_shown = inside[-1].lower().endswith((*MAPS, *ANNOTATIONS))
     return not is_shown and any(part.startswith("_") for part in inside)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from raymtl.data.base import SPLITS
 from raymtl.data.files.boxes import Boxes, holds_boxes, read_boxes, sources_of
 from raymtl.data.files.columns import holds_pictures, is_bytes, is_list, is_text, named_files, plain, texts
-from raymtl.data.files.folders import FILE, joined, open_pictures
+from raymtl.data.files.folders import FILE, joined, named_first, open_pictures
 from raymtl.data.files.maps import Cell, array_of, array_of_lists, is_dense
 from raymtl.data.files.places import (
     MAPS,
@@ -36,9 +36,6 @@ from raymtl.types import UserError
 
 if TYPE_CHECKING:
     from raymtl.data.files.source import Files
-
-
-NAMED = 3  # files that a note names
 
 
 class Rows(NamedTuple):
@@ -83,6 +80,8 @@ class Opened:
         """Of the tasks that are detections."""
         self.every: list[str] | None = None
         """The names of all pictures of a folder, once they were asked for."""
+        self.folder_notes: list[Note] = []
+        """What is to be said of the folders of pictures."""
         beside: set[str] = set()  # files of boxes, which are no tables of labels
         for name, task in source.tasks.items():
             if task.path:
@@ -142,21 +141,21 @@ class Opened:
             labels = {file for maps in self.maps.values() for file in maps.files} | self._beside
             place = place._replace(files=tuple(file for file in place.files if file not in labels))
             columns = {column for n, t in tasks for column in label_columns(n, t)}
-            table = open_pictures(place, self.reading, key, columns)
+            table, notes = open_pictures(place, self.reading, key, columns)
+            self.folder_notes += notes
         else:
             table = open_table(place, form, self.reading, key)
         self.parts.append(_Part(place, table, side, task))
         self.format: Format = form
 
     def skipped_notes(self) -> list[Note]:
-        """Of the files that are passed over for their names."""
+        """Of the files that are passed over, for their names or their kind."""
         places = [*(part.place for part in self.parts), *self.maps.values()]
         skipped = list(dict.fromkeys(file for place in places for file in place.skipped))
         if not skipped:
-            return []
-        named = ", ".join(skipped[:NAMED]) + (f" and {len(skipped) - NAMED} more" * (len(skipped) > NAMED))
-        text = f"{len(skipped)} are passed over, since their names or folders begin with . or _: {named}"
-        return [Note(place="files", text=text, key="data.path")]
+            return self.folder_notes
+        text = f"{len(skipped)} are passed over, since their names or folders begin with . or _: {named_first(skipped)}"
+        return [*self.folder_notes, Note(place="files", text=text, key="data.path")]
 
     def _form(self, place: Place) -> Format:
         return self.source.format or format_of(place, "data.path")
