@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from raymtl import runs, storage
+from raymtl.fence import Attempt
 from raymtl.step import Problem
 from raymtl.types import UserError
 
@@ -52,45 +53,71 @@ def settled(problem: Problem) -> Settled:
     return Settled(problem.weighting.state(), torch.get_rng_state())
 
 
-def save(root: Path, settled: Settled, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
-    """Writes `root/step_N` aside, its manifest last, and renames it into place.
+class Saved(NamedTuple):
+    """What was read of a checkpoint."""
 
-    Older ones go, all but `KEPT` with this one, and those of later steps, from which nobody went on: they were damaged.
+    folder: Path
+    params: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class Choice(NamedTuple):
+    """The newest checkpoint that is whole, if there is one, and why each that looks newer, by its name, is none."""
+
+    folder: Path | None
+    passed_over: dict[str, str]
+
+
+def save(
+    attempt: Attempt,
+    settled: Settled,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    passed_over: Collection[str] = (),
+) -> Path:
+    """Publishes `checkpoints/step_N` of a model folder, its manifest written last.
+
+    Older ones go, all but `KEPT` with this one, and those that this attempt has `passed_over`, by name. Raises
+    Superseded, with nothing written or removed, where another attempt took the place of this one.
     """
+    root = attempt.folder / FOLDER
     folder = root / f"step_{progress.step:08d}"
 
     def write(aside: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        runs.save_params(aside / "model.safetensors", progress.params)
-        state = {
-            "step": progress.step,
-            "task_axis": progress.task_axis,
-            "optimizer": optimizer.state_dict(),
-            "weighting": settled.weighting,
-            "anchor": progress.anchor,
-            "rng": settled.rng,
-            "rows": list(progress.rows),
-        }
-        with (aside / "state.pt").open("wb") as file:  # given the path, torch would not tell that the disk is full
-            torch.save(state, file)
-        # On the disk before the manifest is, or a power cut could leave a manifest of files that never arrived.
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": _synced(path)} for path in sorted(aside.iterdir())}
-        (aside / MANIFEST).write_text(json.dumps({"step": progress.step, "files": files}, indent=2) + "\n")
-        _synced(aside / MANIFEST)
-        if _damage(folder) is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        aside.mkdir()
+        _write(aside, settled, optimizer, progress)
+        if folder.exists() and _damage(folder) is not None:
+            attempt.remove(folder)
 
     try:
-        storage.publish(folder, write)
+        attempt.publish(folder, write)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or _damage(folder) is not None:
             raise  # else another worker has written the same step meanwhile
-    kept = sorted(other for other in root.glob("step_*") if other.name <= folder.name)[-KEPT:]
-    cut_off = [aside for aside in root.glob(".step_*") if aside.name[1:] < folder.name]
-    for old in [*(other for other in root.glob("step_*") if other not in kept), *cut_off]:
-        shutil.rmtree(old, ignore_errors=True)
+    older = sorted(other for other in root.glob("step_*") if other.name <= folder.name)[:-KEPT]
+    for old in {*older, *(root / name for name in passed_over)} - {folder}:
+        attempt.remove(old)
     return folder
+
+
+def _write(folder: Path, settled: Settled, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    runs.save_params(folder / "model.safetensors", progress.params)
+    state = {
+        "step": progress.step,
+        "task_axis": progress.task_axis,
+        "optimizer": optimizer.state_dict(),
+        "weighting": settled.weighting,
+        "anchor": progress.anchor,
+        "rng": settled.rng,
+        "rows": list(progress.rows),
+    }
+    with (folder / "state.pt").open("wb") as file:  # given the path, torch would not tell that the disk is full
+        torch.save(state, file)
+    # On the disk before the manifest is, or a power cut could leave a manifest of files that never arrived.
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _synced(path)} for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps({"step": progress.step, "files": files}, indent=2) + "\n")
+    _synced(folder / MANIFEST)
 
 
 def is_kept(root: Path, step: int) -> bool:
@@ -105,19 +132,20 @@ def _synced(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def newest(root: Path, passed_over: Callable[[str], object]) -> Path | None:
-    """The newest checkpoint there is. What looks like one and is none is told to `passed_over`, in a sentence."""
-    for folder in sorted(root.glob("step_*"), reverse=True):
-        damage = _damage(folder)
+def choose(folder: Path) -> Choice:
+    """What to go on from in a model folder."""
+    passed_over: dict[str, str] = {}
+    for found in sorted((folder / FOLDER).glob("step_*"), reverse=True):
+        damage = _damage(found)
         if damage is None:
-            return folder
-        passed_over(f"{folder}: {damage}, so this checkpoint is passed over.")
-    return None
+            return Choice(found, passed_over)
+        passed_over[found.name] = f"{found}: {damage}, so this checkpoint is passed over."
+    return Choice(None, passed_over)
 
 
 def newest_step(folder: Path) -> int:
     """The step of the newest checkpoint in a model folder, 0 where there is none."""
-    found = newest(folder / FOLDER, lambda sentence: None)
+    found = choose(folder).folder
     return step_of(found) if found else 0
 
 
@@ -152,13 +180,26 @@ def _difference(folder: Path) -> str | None:
     return None
 
 
-def restore(folder: Path, problem: Problem, params: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> Progress:
+def read(folder: Path) -> Saved | None:
+    """What is in a checkpoint; None where it is gone, or not what its manifest says any more.
+
+    Raises UserError for one whose manifest is true of it, but which cannot be read.
+    """
+    try:
+        return Saved(folder, runs.load_params(folder / "model.safetensors"), _state(folder))
+    except UserError:
+        if _damage(folder) is None:
+            raise
+        return None
+
+
+def restore(saved: Saved, problem: Problem, params: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> Progress:
     """Puts a checkpoint into parameters, optimiser, weighting and generator; returns where it stands.
 
     Raises UserError for a checkpoint that is damaged or of another configuration.
     """
-    saved = runs.load_params(folder / "model.safetensors", params)
-    state = _state(folder)
+    values = runs.as_expected(saved.folder / "model.safetensors", saved.params, params)
+    state = saved.state
     try:
         optimizer.load_state_dict(state["optimizer"])
         problem.weighting.restore(state["weighting"])
@@ -167,20 +208,19 @@ def restore(folder: Path, problem: Problem, params: dict[str, Tensor], optimizer
         for name, value in progress.anchor.items():
             progress.anchor[name] = value.to(params[name].device)
     except Exception as error:  # what is in it may be anything
-        raise _damaged(folder, error) from None
+        raise _damaged(saved.folder, error) from None
     with torch.no_grad():
         for name, value in params.items():
-            value.copy_(saved[name])
+            value.copy_(values[name])
     return progress
 
 
-def steps_done(folder: Path) -> tuple[int, list[dict[str, Any]]]:
+def steps_done(saved: Saved) -> tuple[int, list[dict[str, Any]]]:
     """The step that a checkpoint stands at, and its `rows`. Raises UserError for one that is damaged."""
     try:
-        state = _state(folder)
-        return int(state["step"]), list(state["rows"])
+        return int(saved.state["step"]), list(saved.state["rows"])
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(folder, error) from None
+        raise _damaged(saved.folder, error) from None
 
 
 def _state(folder: Path) -> dict[str, Any]:

@@ -8,15 +8,20 @@ from typing import Any
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from raymtl import storage
+from raymtl.fence import Attempt
 
 
 class Journal(JournalFileBackend):
     """Optuna's journal of JSON lines, which it reads; but it would leave half a line when the storage is full or the
-    power goes, write the next one behind it, and then read the study no more."""
+    power goes, write the next one behind it, and then read the study no more.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    With an `attempt` at the run, entries are added as long as that is the last one; then Superseded is raised."""
+
+    def __init__(self, path: Path, attempt: Attempt | None = None) -> None:
+        self.path, self.attempt = path, attempt
         self.lock = JournalFileSymlinkLock(str(path))
+        if attempt is not None:
+            attempt.renew(path)
         storage.patiently(path, lambda: super(Journal, self).__init__(str(path), self.lock))
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
@@ -27,11 +32,19 @@ class Journal(JournalFileBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Adds entries, all or none."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        storage.patiently(self.path, self.lock.acquire, there=True)
+        storage.patiently(self.path, self._acquire, there=True)
         try:
-            storage.append(self.path, lines)
+            if self.attempt is None:
+                storage.append(self.path, lines)
+            else:
+                self.attempt.append(self.path, lines)
         finally:
             storage.patiently(self.path, self._release)
+
+    def _acquire(self) -> None:
+        if self.attempt is not None:
+            self.attempt.check()
+        self.lock.acquire()
 
     def _release(self) -> None:
         try:

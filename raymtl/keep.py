@@ -6,16 +6,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 
-from raymtl import checkpoint, runs, storage
-from raymtl.checkpoint import Progress, Settled, settled
+from raymtl import checkpoint, fence, runs, storage
+from raymtl.checkpoint import Progress, Saved, Settled, settled
 from raymtl.collective import Workers
 from raymtl.config import Experiment
 from raymtl.events import Events
+from raymtl.fence import Attempt, Superseded
 from raymtl.step import Problem
 from raymtl.types import UserError
 
@@ -50,9 +52,9 @@ class Recorder:
     """The record of every step. The first worker writes it: history.parquet, TensorBoard, the host's own metrics; the
     others hold what the file lacks, should one of them have to keep what the first cannot any more."""
 
-    def __init__(self, folder: Path, first_step: int, unwritten: Sequence[dict[str, Any]], host: Host) -> None:
-        self.path = folder / "history.parquet"
-        self.host = host
+    def __init__(self, attempt: Attempt, first_step: int, unwritten: Sequence[dict[str, Any]], host: Host) -> None:
+        self.attempt, self.host = attempt, host
+        self.path = attempt.folder / "history.parquet"
         self.rows = list(unwritten)
         self.written = 0
         self.events: Events | None = None
@@ -61,7 +63,7 @@ class Recorder:
             self.written = len(self.rows)
             last = self.rows[-1]["step"] if self.rows else 0
             self.rows += [row for row in unwritten if row["step"] > last]
-            self.events = Events(folder / "tensorboard", first_step)
+            self.events = Events(attempt.folder / "tensorboard", first_step)
 
     @property
     def seconds(self) -> float:
@@ -69,6 +71,8 @@ class Recorder:
         return sum(row["seconds"] for row in self.rows)
 
     def add(self, row: dict[str, Any]) -> None:
+        """Takes the record of a step. Raises Superseded."""
+        self.attempt.check_now_and_then()
         self.rows.append(row)
         if self.events is None:
             return
@@ -81,10 +85,11 @@ class Recorder:
         return self.rows[self.written :]
 
     def flush(self) -> None:
+        """Writes the file. Raises Superseded."""
         if self.events is None:
             self.rows = []
             return
-        runs.write_rows(self.path, self.rows)
+        runs.write_rows(self.path, self.rows, self.attempt.publish)
         self.written = len(self.rows)
         self.events.flush()
 
@@ -105,9 +110,11 @@ class Keeper:
     made together, so that no more than the one at which it was lost is made again.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path, host: Host, recorder: Recorder) -> None:
-        self.experiment, self.folder, self.host, self.recorder = experiment, folder, host, recorder
-        self.short_of_memory = (folder / HALVED).exists()
+    def __init__(self, experiment: Experiment, begin: "Begin", host: Host, recorder: Recorder) -> None:
+        self.experiment, self.host, self.recorder = experiment, host, recorder
+        self.attempt, self.passed_over = begin.attempt, begin.passed_over
+        self.folder = begin.attempt.folder
+        self.short_of_memory = (self.folder / HALVED).exists()
         self.seconds = 0.0  # that the last one took
         self.at = -math.inf
         self.whole: _Whole | None = None
@@ -142,8 +149,9 @@ class Keeper:
             with self.turn:
                 if progress.step == self.experiment.train.steps:
                     config_of = self.experiment.model_copy(update={"search": {}})
-                    storage.publish(self.folder / "config.yaml", config_of.save)
-                    runs.save_params(self.folder / "model.safetensors", progress.params)
+                    publish = self.attempt.publish
+                    publish(self.folder / "config.yaml", config_of.save)
+                    runs.save_params(self.folder / "model.safetensors", progress.params, publish)
                 self._write(self.whole or _Whole(settled(problem), optimizer, progress))
             self.at = time.perf_counter()
             self.seconds = self.at - start
@@ -160,14 +168,16 @@ class Keeper:
     def rescue(self) -> bool:
         """Writes what all workers had after their last whole step, unless another did: one of them is lost.
 
-        Any thread may call it; the training then makes no other step. False where a step is just being made.
+        Any thread may call it; the training then makes no other step. False where a step is just being made. Where
+        another attempt took the place of this one, there is nothing to write.
         """
         with self.turn:
             if self.whole is None:
                 return False
             self.ending = True
             if not checkpoint.is_kept(self.folder / checkpoint.FOLDER, self.whole.progress.step):
-                self._write(self.whole)
+                with suppress(Superseded):
+                    self._write(self.whole)
             return True
 
     def rescue_in_turn(self) -> None:
@@ -177,7 +187,8 @@ class Keeper:
 
     def _write(self, whole: _Whole) -> None:
         progress = whole.progress._replace(rows=self.recorder.unwritten)
-        checkpoint.save(self.folder / checkpoint.FOLDER, whole.settled, whole.optimizer, progress)
+        checkpoint.save(self.attempt, whole.settled, whole.optimizer, progress, self.passed_over)
+        self.passed_over = ()
 
     def _due(self) -> bool:
         share = self.experiment.train.checkpoint_share
@@ -190,30 +201,79 @@ class Keeper:
                 f"train.meta_batch: at step {step} the memory did not suffice, though half of a worker's episodes were "
                 "run at a time. Lower it, or take learner.gradient: checkpointed."
             ) from None
-        runs.write_json(self.folder / HALVED, {"step": step, "reason": str(error).partition("\n")[0]})
+        about = {"step": step, "reason": str(error).partition("\n")[0]}
+        runs.write_json(self.folder / HALVED, about, self.attempt.publish)
         raise error
 
 
-def agreed_checkpoint(folder: Path, host: Host) -> Path | None:
-    """The newest checkpoint that the first worker finds whole, on all workers; what it finds is put on record."""
-    told: list[str] = []
-    root = folder / checkpoint.FOLDER
-    found = checkpoint.newest(root, told.append) if host.workers.rank == 0 else None
-    if found or told:
-        runs.append_row(folder / "resumes.jsonl", {"from": found.name if found else None, "passed_over": told})
+class Begin(NamedTuple):
+    """What an attempt at a training begins from."""
+
+    attempt: Attempt
+    saved: Saved | None
+    passed_over: tuple[str, ...]
+    """Names of what looked like newer checkpoints, on the first worker."""
+
+
+def begin(folder: Path, host: Host) -> Begin:
+    """A new attempt at the training of a model folder, and the newest checkpoint that the first worker finds whole.
+
+    All workers agree on both. What is found is put on record. One that is gone before all have read it is chosen anew.
+    Raises UserError where a worker does not see what the first one sees.
+    """
+    workers = host.workers
+    attempt = _agreed_attempt(folder, host)
+    while True:
+        chosen = _chosen(attempt) if workers.rank == 0 else checkpoint.Choice(None, {})
+        step = _from_the_first(checkpoint.step_of(chosen.folder) if chosen.folder else 0, host)
+        path = folder / checkpoint.FOLDER / f"step_{step:08d}"
+        saved = _read_when_seen(path, host) if step else None
+        if not step or _sum(saved is not None, host) == workers.size:
+            break
+        if _from_the_first(checkpoint.is_kept(path.parent, step), host):
+            raise UserError(
+                f"{path}: expected the checkpoint that the first worker sees on every machine, got none on one of them "
+                f"({socket.gethostname()} tells it). `output` must be on storage that all machines see."
+            )
+    if chosen.folder or chosen.passed_over:
+        told = list(chosen.passed_over.values())
+        about = {"from": chosen.folder.name if chosen.folder else None, "passed_over": told}
+        runs.append_row(folder / "resumes.jsonl", about, attempt.publish)
         for sentence in told:
             print(sentence, file=sys.stderr)
-    step = torch.tensor(checkpoint.step_of(found) if found else 0, device=host.device)
-    agreed = int(host.workers.sum(step))
-    if not agreed:
-        return None
-    path = root / f"step_{agreed:08d}"
+    return Begin(attempt, saved, tuple(chosen.passed_over))
+
+
+def _agreed_attempt(folder: Path, host: Host) -> Attempt:
+    """Made by the first worker; the others wait for its folder when they first write."""
+    made = fence.claim(folder) if host.workers.rank == 0 else None
+    number = _from_the_first(made.number if made else 0, host)
+    return made or Attempt(folder, number)
+
+
+def _chosen(attempt: Attempt) -> checkpoint.Choice:
+    """What there is to go on from, looked up while the storage is there."""
+
+    def act() -> checkpoint.Choice:
+        chosen = checkpoint.choose(attempt.folder)
+        attempt.check()
+        return chosen
+
+    return storage.patiently(attempt.folder, act, there=True)
+
+
+def _sum(value: int, host: Host) -> int:
+    return int(host.workers.sum(torch.tensor(value, dtype=torch.int64, device=host.device)))
+
+
+def _from_the_first(value: int, host: Host) -> int:
+    """What the first worker gives, on all workers."""
+    return _sum(int(value) if host.workers.rank == 0 else 0, host)
+
+
+def _read_when_seen(path: Path, host: Host) -> Saved | None:
+    """A checkpoint that the first worker has chosen; None where it is gone, or not seen here in time."""
     until = time.monotonic() + SEEN_S
-    while not (path / checkpoint.MANIFEST).exists():
-        if time.monotonic() >= until:
-            raise UserError(
-                f"{path}: expected the checkpoint that the first worker sees here, got none on {socket.gethostname()}. "
-                "`output` must be on storage that all machines see."
-            )
+    while host.workers.rank > 0 and not (path / checkpoint.MANIFEST).exists() and time.monotonic() < until:
         time.sleep(0.5)
-    return path
+    return checkpoint.read(path)

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from raymtl import checkpoint, storage
-from raymtl.checkpoint import Progress
+from raymtl import checkpoint
+from raymtl.checkpoint import Progress, Saved
 from raymtl.config import Experiment, Part
 from raymtl.data import Arrays
 from raymtl.data.episodes import build_episodes, on_device, with_labels_of
 from raymtl.evaluate import validation_scores
-from raymtl.keep import ASK_S, Host, Keeper, Recorder, agreed_checkpoint
+from raymtl.fence import Superseded
+from raymtl.keep import ASK_S, Host, Keeper, Recorder, begin
 from raymtl.learners.diverging import divergence
 from raymtl.modes import Mode
 from raymtl.step import HowToRun, MetaGradient, Problem, TaskAxis, look_back, meta_gradient, stacks
@@ -47,7 +48,8 @@ def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: H
     Stages follow each other: a parameter goes on where the one of the same name and shape ended, a learner's and a
     weighting's own only where the next stage has the same learner or weighting. The optimiser, the weighting's state
     and the schedules start anew. Every worker makes the same move from the same summed meta-gradient, so parameters
-    need no broadcast. Raises DivergedError, naming task and step, where a loss is not finite.
+    need no broadcast. Raises DivergedError, naming task and step, where a loss is not finite, and Superseded where
+    another attempt at the same folder took the place of this one.
 
     Where the memory does not suffice, it goes on from the last checkpoint with half of the episodes at a time, once;
     of several workers all must be started again for that, so there the error is raised.
@@ -64,11 +66,10 @@ def train_loop(experiment: Experiment, arrays: Arrays, batches: Batches, host: H
 
 
 def _train(experiment: Experiment, arrays: Arrays, batches: Batches, host: Host, folder: Path) -> None:
-    storage.reach(folder)
-    resume_from = agreed_checkpoint(folder, host)
-    done, unwritten = checkpoint.steps_done(resume_from) if resume_from else (0, [])
-    recorder = Recorder(folder, done, unwritten, host)
-    keeper = Keeper(experiment, folder, host, recorder)
+    begun = begin(folder, host)
+    done, unwritten = checkpoint.steps_done(begun.saved) if begun.saved else (0, [])
+    recorder = Recorder(begun.attempt, done, unwritten, host)
+    keeper = Keeper(experiment, begun, host, recorder)
     host.rescued_by(keeper.rescue)
     stream = _agreed(batches(done), host)
     parts = experiment.parts()
@@ -78,12 +79,12 @@ def _train(experiment: Experiment, arrays: Arrays, batches: Batches, host: Host,
             lasting = _lasting(parts[number - 1].experiment, part.experiment) if number else ()
             carried = {name: value for name, value in params.items() if name.startswith(lasting)}
             first_step = max(done, part.start)
-            saved = resume_from if part.start < done else None
+            saved = begun.saved if part.start < done else None
             here = _Stretch(part, number, first_step, islice(stream, part.stop - first_step), carried, saved)
             try:
                 params = _train_part(here, arrays, keeper, host)
-            except (DivergedError, UserError):
-                raise  # of all workers alike
+            except (DivergedError, UserError, Superseded):
+                raise  # of all workers alike, or there is nothing to keep
             except Exception:
                 keeper.rescue_in_turn()
                 raise
@@ -97,7 +98,7 @@ class _Stretch(NamedTuple):
     first_step: int
     batches: Iterator["_Given"]
     carried: Mapping[str, Tensor]
-    resume_from: Path | None
+    resume_from: Saved | None
 
 
 def _train_part(here: _Stretch, arrays: Arrays, keeper: Keeper, host: Host) -> dict[str, Tensor]:

@@ -20,13 +20,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from raymtl import __version__, config, storage
+from raymtl import __version__, config, fence, storage
 from raymtl.config import Experiment
+from raymtl.fence import Attempt
 from raymtl.redact import redacted_word
+from raymtl.storage import Lock
 from raymtl.types import Params, UserError
 
 LOCK = ".lock"
 """In a run folder: the file that whoever is at work on it has locked."""
+Publish = Callable[[Path, Callable[[Path], Any]], None]
+"""`storage.publish`, or that of an attempt (fence.py)."""
 PACKAGES = ("ray", "torch", "torchvision", "optuna", "pyarrow", "pydantic", "numpy")
 
 
@@ -75,27 +79,38 @@ def latest(experiment: Experiment, command: str) -> Path:
     newest = [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
     unfinished = [run for run in newest if not (run / "summary.json").exists()]
     for run in unfinished:
-        with suppress(OSError), storage.held(run / LOCK) as free:  # of somebody else, perhaps
-            if free:
+        with suppress(OSError), storage.held(run / LOCK) as lock:  # of somebody else, perhaps
+            if lock is not Lock.TAKEN:
                 return run
     return (unfinished or newest)[0]
 
 
 @contextmanager
-def held(run: Path) -> Iterator[None]:
-    """While the caller is at work on a run, no other process can be. Raises UserError where one is."""
+def held(run: Path) -> Iterator[Attempt]:
+    """While the caller is at work on a run, no other process can be; the attempt by which the caller writes it.
+
+    Raises UserError where another process is at work on it. Storage without locks cannot tell, which is said: there the
+    later of two processes goes on, and the earlier ends as Superseded when it next writes.
+    """
     path = run / LOCK
     with ExitStack() as stack:
         try:
-            free = storage.patiently(path, lambda: stack.enter_context(storage.held(path)))
+            lock = storage.patiently(path, lambda: stack.enter_context(storage.held(path)))
+            if lock is Lock.TAKEN:
+                raise UserError(
+                    f"{run}: expected a run that nobody is at work on, got one that another process goes on with. Wait "
+                    "for it, or end it; of a machine that is lost, storage knows after a minute or two."
+                )
+            attempt = fence.claim(run)
         except OSError as error:
             raise UserError(f"{run}: expected a folder that you may write to ({error.strerror}).") from None
-        if not free:
-            raise UserError(
-                f"{run}: expected a run that nobody is at work on, got one that another process goes on with. Wait for "
-                "it, or end it; of a machine that is lost, storage knows after a minute or two."
+        if lock is Lock.UNKNOWN:
+            print(
+                f"{run}: the storage has no locks. If another process is at work on this run, it ends when it next "
+                "writes, and this one goes on.",
+                file=sys.stderr,
             )
-        yield
+        yield attempt
 
 
 def existing(path: Path) -> Path:
@@ -128,9 +143,9 @@ def publish_folder(parent: Path, name: str, write: Callable[[Path], Any]) -> Pat
         raise UserError(f"{parent / name}: cannot be made ({error.strerror}). Choose another name.") from None
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any], publish: Publish = storage.publish) -> None:
     """Publishes `content` as indented JSON."""
-    storage.publish(path, lambda aside: aside.write_text(json.dumps(content, indent=2) + "\n"))
+    publish(path, lambda aside: aside.write_text(json.dumps(content, indent=2) + "\n"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -144,23 +159,19 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: expected JSON, got something else ({error}). The file is damaged.") from None
 
 
-def append_row(path: Path, content: Mapping[str, Any]) -> None:
-    """Adds a line of JSON, with the time and the host."""
+def append_row(path: Path, content: Mapping[str, Any], publish: Publish = storage.publish) -> None:
+    """Adds a line of JSON, with the time and the host, to a file of few lines."""
     line = json.dumps({"time": _now(), "host": socket.gethostname(), **content}) + "\n"
-
-    def begin() -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-    storage.patiently(path, begin)
-    storage.append(path, line.encode())
+    before = storage.patiently(path, path.read_bytes) if path.exists() else b""
+    before = before[: before.rfind(b"\n") + 1]  # half a line, as a power cut may leave it, is no line
+    publish(path, lambda aside: aside.write_bytes(before + line.encode()))
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: list[dict[str, Any]], publish: Publish = storage.publish) -> None:
     """Publishes rows as Parquet; a column that some rows lack is null in them."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = pa.table({key: pa.array([row.get(key) for row in rows]) for key in columns})
-    storage.publish(path, lambda aside: pq.write_table(table, aside))
+    publish(path, lambda aside: pq.write_table(table, aside))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -174,10 +185,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: expected a Parquet file, got something else ({error}). It is damaged.") from None
 
 
-def save_params(path: Path, params: Params) -> None:
+def save_params(path: Path, params: Params, publish: Publish = storage.publish) -> None:
     """Publishes tensors as safetensors."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in params.items()}
-    storage.publish(path, lambda aside: save_file(tensors, aside))
+    publish(path, lambda aside: save_file(tensors, aside))
 
 
 def load_params(path: Path, expected: Params | None = None) -> dict[str, Tensor]:
@@ -195,19 +206,22 @@ def load_params(path: Path, expected: Params | None = None) -> dict[str, Tensor]
     for name, value in params.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise UserError(f"{path}: {name}: expected finite numbers, got others. The model diverged; train it again.")
-    if expected is not None:
-        params = {name: value.to(expected[name].dtype) if name in expected else value for name, value in params.items()}
-        shapes = {name: tuple(value.shape) for name, value in params.items()}
-        wanted = {name: tuple(value.shape) for name, value in expected.items()}
-        if shapes != wanted:
-            name = next(n for n in sorted({*shapes, *wanted}) if shapes.get(n) != wanted.get(n))
-            raise UserError(
-                f"{path}: {name}: expected shape {wanted.get(name)}, got {shapes.get(name)}. "
-                "The file belongs to another configuration than the config.yaml beside it."
-            )
-        # In the order in which they were made: sums over parameters round by it.
-        params = {name: params[name] for name in expected}
-    return params
+    return params if expected is None else as_expected(path, params, expected)
+
+
+def as_expected(path: Path, params: Params, expected: Params) -> dict[str, Tensor]:
+    """Tensors read from `path` as what is `expected`. Raises UserError for names and shapes other than those."""
+    params = {name: value.to(expected[name].dtype) if name in expected else value for name, value in params.items()}
+    shapes = {name: tuple(value.shape) for name, value in params.items()}
+    wanted = {name: tuple(value.shape) for name, value in expected.items()}
+    if shapes != wanted:
+        name = next(n for n in sorted({*shapes, *wanted}) if shapes.get(n) != wanted.get(n))
+        raise UserError(
+            f"{path}: {name}: expected shape {wanted.get(name)}, got {shapes.get(name)}. "
+            "The file belongs to another configuration than the config.yaml beside it."
+        )
+    # In the order in which they were made: sums over parameters round by it.
+    return {name: params[name] for name in expected}
 
 
 def environment(experiment: Experiment, command: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,22 +71,27 @@ def publish(path: Path, write: Callable[[Path], Any]) -> None:
     aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
 
     def act() -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(aside)
-            if aside.is_file():  # who writes a folder sees to the files in it
-                sync(aside)
-            aside.replace(path)
-        except Exception:
-            # What is there of it fills the storage for nothing.
-            shutil.rmtree(aside, ignore_errors=True)
-            with suppress(OSError):
-                aside.unlink()
-            raise
-        with suppress(OSError):  # not every file system can
-            sync(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        put(path, aside, write)
 
     patiently(path, act)
+
+
+def put(path: Path, aside: Path, write: Callable[[Path], Any]) -> None:
+    """Calls `write` with `aside`, then renames that to `path`, once; what is left of a failure is removed."""
+    try:
+        write(aside)
+        if aside.is_file():  # who writes a folder sees to the files in it
+            sync(aside)
+        aside.replace(path)
+    except Exception:
+        # What is there of it fills the storage for nothing.
+        shutil.rmtree(aside, ignore_errors=True)
+        with suppress(OSError):
+            aside.unlink()
+        raise
+    with suppress(OSError):  # not every file system can
+        sync(path.parent)
 
 
 def sync(path: Path) -> None:
@@ -97,31 +103,36 @@ def sync(path: Path) -> None:
         os.close(opened)
 
 
-def append(path: Path, lines: bytes) -> None:
+def append(path: Path, lines: bytes, opened: Callable[[], None] = lambda: None) -> None:
     """Adds lines to a file that is there, all or none. Half a line, as a power cut may leave it, is cut off first.
 
-    Waits for storage that is full or away. Only one process may do so at a time.
+    Waits for storage that is full or away. Only one process may do so at a time. `opened` is called when the file is
+    open and nothing is written; what it raises is raised.
     """
     end: int | None = None
 
     def act() -> None:
         nonlocal end
-        with path.open("r+b") as file:
+        with path.open("r+b", buffering=0) as file:
+            opened()
             if end is None:  # what an attempt leaves that failed only half is not taken for a part of the file
                 end = _end_of_lines(file)
             file.truncate(end)
             file.seek(end)
             try:
-                file.write(lines)
-                file.flush()
+                _write_all(file, lines)
                 os.fsync(file.fileno())
             except OSError:
-                with suppress(OSError):  # of what is buffered still
-                    file.close()
-                os.truncate(path, end)
+                os.ftruncate(file.fileno(), end)  # this very file, whatever stands in its place meanwhile
                 raise
 
     patiently(path, act, there=True)
+
+
+def _write_all(file: Any, lines: bytes) -> None:
+    left = memoryview(lines)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _end_of_lines(file: Any) -> int:
@@ -137,16 +148,28 @@ def _end_of_lines(file: Any) -> int:
     return 0
 
 
-@contextmanager
-def held(path: Path) -> Iterator[bool]:
-    """Locks a file, made if there is none, while the caller goes on; whether no other process has it locked.
+class Lock(Enum):
+    """What became of the wish to lock a file."""
 
-    The system takes the lock back when the process ends, however it does. Storage that knows no locks always says yes.
+    OURS = "ours"
+    TAKEN = "taken"
+    """Another process has it."""
+    UNKNOWN = "unknown"
+    """The storage has no locks."""
+
+
+@contextmanager
+def held(path: Path) -> Iterator[Lock]:
+    """Locks a file, made if there is none, while the caller goes on, unless another process has it locked.
+
+    The system takes the lock back when the process ends, however it does. Raises OSError where the storage is away.
     """
     with path.open("a") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = Lock.OURS
         except OSError as error:
-            yield error.errno not in TAKEN
-            return
-        yield True
+            if is_of_storage(error):
+                raise
+            lock = Lock.TAKEN if error.errno in TAKEN else Lock.UNKNOWN
+        yield lock

@@ -23,7 +23,7 @@ from raymtl.train import (  # isort: skip  (sets what Ray reads when it is impor
 import ray
 import torch
 
-from raymtl import runs, storage
+from raymtl import runs
 from raymtl.baselines import baselines, comparators, notes_of_models, regret, table
 from raymtl.board.board import Board
 from raymtl.cluster import machines, resolve, survey
@@ -32,6 +32,7 @@ from raymtl.cluster.room import plan, shortfalls, workers_key
 from raymtl.config import Experiment
 from raymtl.data import Arrays, Source
 from raymtl.evaluate import evaluate_folder
+from raymtl.fence import PREFIX, Attempt, Superseded
 from raymtl.loop import Host, local_batches, train_loop
 from raymtl.notes import Note
 from raymtl.progress import Row, View
@@ -54,7 +55,7 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
     """
     started = time.time()
     with (
-        _at_work(experiment, run, "tune"),
+        _at_work(experiment, run, "tune") as attempt,
         View(f"raymtl tune {experiment.name}") as view,
         _ray(address, view),
         _board(experiment, run, view) as board,
@@ -62,14 +63,14 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
         _ensure(experiment, run, view, searching=True)
         settings = plan(experiment, machines())
         view.say(f"{settings.trials} trials, {settings.concurrency} at a time; run folder {run}")
-        study = run_search(experiment, run, arrays, settings, view, board)
+        study = run_search(experiment, attempt, arrays, settings, view, board)
         best = winner(study, experiment)
         chosen = experiment.override(best.user_attrs["values"])
         view.say(f"trial {best.number} wins on the validation split; now its baselines, and itself on Ray Train")
         shared = ray.put(arrays)
-        compared = _train_baselines(experiment, chosen, run, shared, settings.cpus, view)
+        compared = _train_baselines(experiment, chosen, attempt, shared, settings.cpus, view)
         _train_best(chosen, run, shared, view, board)
-        about_regret = _regret(chosen, run, shared, settings.cpus, view)
+        about_regret = _regret(chosen, attempt, shared, settings.cpus, view)
     states = [STATES[trial.state] for trial in study.trials]
     about = {
         "name": experiment.name,
@@ -82,14 +83,14 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
         "pareto": sorted(trial.number for trial in study.best_trials),
     }
     notes = experiment.data.notes(arrays)
-    return _finish(run, about | about_regret, {"winner": run / "best"} | compared, started, notes)
+    return _finish(attempt, about | about_regret, {"winner": run / "best"} | compared, started, notes)
 
 
 def train_run(experiment: Experiment, run: Path, arrays: Arrays, address: str | None) -> dict[str, Any]:
     """Trains the configuration itself on loaded data and evaluates it; returns the content of summary.json."""
     started = time.time()
     with (
-        _at_work(experiment, run, "train"),
+        _at_work(experiment, run, "train") as attempt,
         View(f"raymtl train {experiment.name}") as view,
         _ray(address, view),
         _board(experiment, run, view) as board,
@@ -100,9 +101,9 @@ def train_run(experiment: Experiment, run: Path, arrays: Arrays, address: str | 
         view.say(f"{experiment.train.steps} steps on {workers} workers; run folder {run}")
         shared = ray.put(arrays)
         _train_best(experiment, run, shared, view, board)
-        about_regret = _regret(experiment, run, shared, experiment.train.cpus_per_worker, view)
+        about_regret = _regret(experiment, attempt, shared, experiment.train.cpus_per_worker, view)
     about = {"name": experiment.name, "command": "train", "seed": experiment.seed, **about_regret}
-    return _finish(run, about, {"model": run / "best"}, started, experiment.data.notes(arrays))
+    return _finish(attempt, about, {"model": run / "best"}, started, experiment.data.notes(arrays))
 
 
 def refuse(experiment: Experiment, address: str | None, *, searching: bool) -> None:
@@ -116,13 +117,13 @@ def refuse(experiment: Experiment, address: str | None, *, searching: bool) -> N
 
 
 @contextmanager
-def _at_work(experiment: Experiment, run: Path, command: str) -> Iterator[None]:
+def _at_work(experiment: Experiment, run: Path, command: str) -> Iterator[Attempt]:
     """Holds the run, and begins it if it is new."""
-    with runs.held(run):
+    with runs.held(run) as attempt:
         if not (run / "config.yaml").exists():
-            runs.write_json(run / "environment.json", runs.environment(experiment, command))
-            storage.publish(run / "config.yaml", experiment.save)
-        yield
+            runs.write_json(run / "environment.json", runs.environment(experiment, command), attempt.publish)
+            attempt.publish(run / "config.yaml", experiment.save)
+        yield attempt
 
 
 def _ensure(experiment: Experiment, run: Path, view: View, *, searching: bool) -> None:
@@ -219,13 +220,14 @@ def _train_best(experiment: Experiment, run: Path, arrays: ArraysRef, view: View
 
 
 def _train_baselines(
-    experiment: Experiment, chosen: Experiment, run: Path, arrays: ArraysRef, cpus: float, view: View
+    experiment: Experiment, chosen: Experiment, attempt: Attempt, arrays: ArraysRef, cpus: float, view: View
 ) -> dict[str, Path]:
     """Trains every candidate in a task of its own, as many at a time as the cluster has room for; NAME -> folder.
 
     The candidate with the best last validation score becomes the baseline, and it alone is scored on test episodes.
     A baseline of which every candidate diverged is said, and left out.
     """
+    run = attempt.folder
     models = baselines(experiment, chosen)
     folders = {
         (name, i): run / "baselines" / "candidates" / f"{name}-{i}" for name in models for i in range(len(models[name]))
@@ -239,12 +241,18 @@ def _train_baselines(
             continue
         made[name] = run / "baselines" / name
         if not (made[name] / "metrics.json").exists():
-            shutil.copytree(folders[name, best], made[name], dirs_exist_ok=True)
+            _copy(attempt, folders[name, best], made[name])
             source = experiment.data.with_tasks(tried[best].data.task_names)
             options = {"num_cpus": cpus, "name": f"{run.name}/{name} scoring"}
             scored.append(_evaluate.options(**options).remote(made[name], arrays, source))
     ray.get(scored)
     return made
+
+
+def _copy(attempt: Attempt, folder: Path, to: Path) -> None:
+    """Publishes a copy of a model folder, without the attempts at its training."""
+    attempt.remove(to)
+    attempt.publish(to, lambda aside: shutil.copytree(folder, aside, ignore=shutil.ignore_patterns(f"{PREFIX}*")))
 
 
 def _train_all(models: Mapping[Path, Experiment], arrays: ArraysRef, cpus: float, view: View) -> None:
@@ -256,7 +264,7 @@ def _train_all(models: Mapping[Path, Experiment], arrays: ArraysRef, cpus: float
             folder.mkdir(parents=True, exist_ok=True)
             options = _train_here.options(
                 name=_name(folder), num_cpus=cpus, num_gpus=gpus_per_worker(model, 1),
-                max_retries=model.train.max_failures,
+                max_retries=model.train.max_failures, retry_exceptions=[Superseded],
             )  # fmt: skip
             tasks.append(options.remote(model.model_dump(mode="json"), folder, arrays, cpus))
         for folder, reason in zip(missing, ray.get(tasks), strict=True):
@@ -264,8 +272,9 @@ def _train_all(models: Mapping[Path, Experiment], arrays: ArraysRef, cpus: float
                 view.say(f"{folder.parent.name[:-1]} {folder.name} diverged: {reason}")
 
 
-def _regret(experiment: Experiment, run: Path, arrays: ArraysRef, cpus: float, view: View) -> dict[str, Any]:
+def _regret(experiment: Experiment, attempt: Attempt, arrays: ArraysRef, cpus: float, view: View) -> dict[str, Any]:
     """Trains what the mode wants to be compared with; `regret` for the summary, or nothing."""
+    run = attempt.folder
     models = comparators(experiment)
     folders = {name: run / "baselines" / "comparators" / name for name in models}
     _train_all({folders[name]: model for name, model in models.items()}, arrays, cpus, view)
@@ -273,7 +282,8 @@ def _regret(experiment: Experiment, run: Path, arrays: ArraysRef, cpus: float, v
     if found is None:
         return {}
     curve = found.pop("curve")
-    runs.write_rows(run / "regret.parquet", [{"step": i, "regret": value} for i, value in enumerate(curve, start=1)])
+    rows = [{"step": i, "regret": value} for i, value in enumerate(curve, start=1)]
+    runs.write_rows(run / "regret.parquet", rows, attempt.publish)
     return {"regret": found | {"best_weights": models[found["best"]].weighting.model_dump()["weights"]}}
 
 
@@ -341,11 +351,12 @@ def _watched(models: Mapping[Path, Experiment], view: View) -> Iterator[None]:
 
 
 def _finish(
-    run: Path, about: dict[str, Any], folders: dict[str, Path], started: float, notes: Sequence[Note]
+    attempt: Attempt, about: dict[str, Any], folders: dict[str, Path], started: float, notes: Sequence[Note]
 ) -> dict[str, Any]:
+    run = attempt.folder
     best = next(iter(folders.values()))
     history = runs.read_rows(best / "history.parquet")
-    runs.write_rows(run / "history.parquet", history)
+    runs.write_rows(run / "history.parquet", history, attempt.publish)
     if not (run / "tensorboard").exists():
         (run / "tensorboard").symlink_to("best/tensorboard")
     rows = table(folders)
@@ -354,6 +365,6 @@ def _finish(
     waited = sum(row["seconds"] * row["data_wait_pct"] for row in history) / sum(row["seconds"] for row in history)
     said = [note.model_dump() for note in (*notes, *notes_of_models(folders))]
     summary = {**about, "seconds": time.time() - started, "data_wait_pct": waited, "models": rows, "notes": said}
-    runs.write_json(run / "summary.json", summary)
+    runs.write_json(run / "summary.json", summary, attempt.publish)
     write_report(run)
     return summary

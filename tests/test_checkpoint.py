@@ -130,7 +130,7 @@ def test_what_is_aside_when_a_write_is_cut_off_is_no_checkpoint_and_goes_with_th
     with pytest.raises(Stopped):
         run(chosen, arrays, tmp_path, die_after=3)
     whole = tmp_path / "checkpoints" / "step_00000002"
-    aside = whole.with_name(".step_00000004.here.77")
+    aside = tmp_path / ".attempt-0001" / "step_00000004.here.77"
     shutil.copytree(whole, aside)
     assert checkpoint.newest_step(tmp_path) == 2
     run(chosen, arrays, tmp_path)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "raymtl"
 LAYERS = [
     {"types", "redact", "storage", "ids", "resizing", "terminal"},
-    {"notes"},
+    {"notes", "fence"},
     {"tasks", "metrics", "encoders", "sharing", "weighting", "learners", "modes", "collective"},
     {"step", "data", "search", "transfer"},
     {"config", "methods"},

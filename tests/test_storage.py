@@ -171,11 +171,11 @@ def test_lines_that_arrived_though_the_storage_said_otherwise_are_not_added_twic
             raise OSError(errno.EIO, "Input/output error")
         sync(opened)
 
-    def stays(path, size) -> None:
+    def stays(opened, size) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", away)
-    monkeypatch.setattr(os, "truncate", stays)
+    monkeypatch.setattr(os, "ftruncate", stays)
     storage.append(path, b"two\n")
     assert len(tries) == 3
     assert path.read_bytes() == b"one\ntwo\n"

@@ -9,6 +9,7 @@ from raymtl.cli.data import fetch_data, inspect_data
 from raymtl.cli.look import methods, report, trials
 from raymtl.cli.model import adapt, evaluate
 from raymtl.cli.whole import train, tune
+from raymtl.fence import Superseded
 from raymtl.redact import redacted
 from raymtl.terminal import print_any_letter
 from raymtl.types import DivergedError, UserError
@@ -44,6 +45,6 @@ def main() -> None:
     print_any_letter()
     try:
         app()
-    except (UserError, DivergedError) as error:
+    except (UserError, DivergedError, Superseded) as error:
         print(f"raymtl: {redacted(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -1,17 +1,18 @@
 """The search: Ray Tune around the trials that the study still lacks."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from ray import tune
+from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from raymtl import runs
 from raymtl.cluster.room import DRIVER_MEMORY, Plan
 from raymtl.config import Experiment
 from raymtl.data import Arrays
+from raymtl.fence import Attempt
 from raymtl.progress import View
 from raymtl.tune import shortage
 from raymtl.tune.searcher import Search
@@ -25,10 +26,14 @@ if TYPE_CHECKING:
 
 
 def run_search(
-    experiment: Experiment, run: Path, arrays: Arrays, settings: Plan, view: View, board: "Board"
+    experiment: Experiment, attempt: Attempt, arrays: Arrays, settings: Plan, view: View, board: "Board"
 ) -> optuna.Study:
-    """Runs the trials that the study still lacks; returns it. Raises UserError if the search was interrupted."""
-    search = Search(experiment, run)
+    """Runs the trials that the study still lacks, as an attempt at the run; returns it.
+
+    Raises UserError if the search was interrupted, and Superseded if another attempt took the place of this one.
+    """
+    run = attempt.folder
+    search = Search(experiment, run, attempt)
     ended = [t for t in search.study.get_trials(deepcopy=False) if t.state.is_finished()]
     remaining = experiment.tune.trials - len(ended)
     for trial in ended:
@@ -61,9 +66,13 @@ def run_search(
                 verbose=0,
             ),
         )
-        with shortage.ends_the_trial_alone():
-            tuner.fit()
-    runs.write_rows(run / "trials.parquet", trial_rows(search.study))
+        try:
+            with shortage.ends_the_trial_alone():
+                tuner.fit()
+        except TuneError:  # as which Tune raises whatever the searcher raised
+            attempt.check()
+            raise
+    runs.write_rows(run / "trials.parquet", trial_rows(search.study), attempt.publish)
     known = search.study.get_trials(deepcopy=False)
     if len(known) < experiment.tune.trials or not all(trial.state.is_finished() for trial in known):
         raise UserError(f"{run}: the search was interrupted. Continue it with --resume.")

@@ -11,8 +11,9 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from raymtl import runs
+from raymtl import runs, storage
 from raymtl.config import Experiment
+from raymtl.fence import Attempt
 from raymtl.search import default_params, suggest
 from raymtl.tune.study import REPORT, open_study, trial_rows
 
@@ -30,11 +31,12 @@ class Search(Searcher):
     if it had never stopped. Trials that a killed driver left unfinished are run again under their own number.
     """
 
-    def __init__(self, experiment: Experiment, run: Path) -> None:
+    def __init__(self, experiment: Experiment, run: Path, attempt: Attempt | None = None) -> None:
         super().__init__()  # metric and mode are the study's own
         self.experiment, self.run = experiment, run
+        self.publish = attempt.publish if attempt else storage.publish
         self.defaults = experiment.flat()
-        self.study = open_study(run, experiment)
+        self.study = open_study(run, experiment, attempt)
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self.unfinished = [trial.number for trial in running]
         self.numbers: dict[str, int] = {}
@@ -118,7 +120,7 @@ class Search(Searcher):
         """Writes trials.parquet, whole, in at most `TABLE_SHARE` of the time; `run_search` writes it at the end."""
         began = time.monotonic()
         if began >= self.write_from:
-            runs.write_rows(self.run / "trials.parquet", trial_rows(self.study))
+            runs.write_rows(self.run / "trials.parquet", trial_rows(self.study), self.publish)
             ended = time.monotonic()
             self.write_from = ended + (ended - began) / TABLE_SHARE
 

@@ -9,6 +9,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from raymtl.config import Experiment
+from raymtl.fence import Attempt
 from raymtl.journal import Journal
 from raymtl.types import UserError
 
@@ -23,10 +24,10 @@ REPORT = "report."
 """Beginning of the names under which the study keeps what a trial reported, by the step."""
 
 
-def open_study(run: Path, experiment: Experiment) -> optuna.Study:
-    """The study of the run folder, made if there is none."""
+def open_study(run: Path, experiment: Experiment, attempt: Attempt | None = None) -> optuna.Study:
+    """The study of the run folder, made if there is none; written by the `attempt` at the run, if one is given."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    journal = JournalStorage(Journal(run / "study.journal"))
+    journal = JournalStorage(Journal(run / "study.journal", attempt))
     directions = [
         StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE for mode in experiment.tune.modes
     ]

@@ -10,7 +10,7 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from raymtl import checkpoint, config, runs, storage
+from raymtl import checkpoint, config, fence, runs
 from raymtl.cluster.room import Plan
 from raymtl.config import Experiment
 from raymtl.data import Arrays
@@ -27,7 +27,9 @@ def run_trial(values: dict[str, Any], experiment: dict[str, Any], run: str, arra
     number = values["number"]
     chosen = config.parse(experiment).override({key: value for key, value in values.items() if key != "number"})
     folder, name = Path(run) / "trials" / f"{number:04d}", f"{Path(run).name}/trial-{number:04d}"
-    storage.publish(folder / "config.yaml", chosen.model_copy(update={"search": {}}).save)
+    # From here on nothing of an earlier attempt arrives, so what is reported again is all that was ever scored.
+    attempt = fence.claim(folder)
+    attempt.publish(folder / "config.yaml", chosen.model_copy(update={"search": {}}).save)
     done = checkpoint.newest_step(folder)
     _report_again(chosen, folder, range(1, done + 1))
     try:
