@@ -105,9 +105,21 @@ class Attempt:
         storage.append(path, lines, opened=self.check)
 
     def renew(self, path: Path) -> None:
-        """Puts a copy of a file, if it is there, in its place, so that earlier attempts have another one open."""
-        if path.exists():
-            self.publish(path, lambda aside: shutil.copyfile(path, aside))
+        """Puts a copy of a file, if it is there, in its place, so that earlier attempts have another one open.
+
+        What one of those adds until it is there is copied too; what it adds later stood in its place at no time.
+        """
+        try:
+            before = path.open("rb")
+        except FileNotFoundError:
+            return
+        with before:
+            copied = -1
+            while copied < os.fstat(before.fileno()).st_size:
+                before.seek(0)
+                content = before.read()
+                self.publish(path, lambda aside, content=content: aside.write_bytes(content))  # type: ignore[misc]
+                copied = len(content)
 
     def _aside(self, path: Path) -> Path:
         return self.own / f"{path.name}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
