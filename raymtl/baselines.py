@@ -1,18 +1,24 @@
 """What a winner is measured against, trained by us with the same budget; and the table that sets them side by side."""
 
 import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from raymtl import runs
 from raymtl.config import Experiment, parse
 from raymtl.data import Source
-from raymtl.metrics import delta_m, delta_p
+from raymtl.evaluate import SCORE, difference, read_estimators
+from raymtl.intervals import Estimator, combine
+from raymtl.metrics import delta_estimator, delta_m, delta_p
 from raymtl.notes import Note
 
 SINGLE = "single-"
-ROW = ("score", "tasks", "transductive", "num_parameters", "steps", "train_seconds")
+ALONE = "single-task"
+ROW = ("score", "tasks", "scored", "transductive", "num_parameters", "steps", "train_seconds")
 
 
 def baselines(experiment: Experiment, winner: Experiment) -> dict[str, tuple[Experiment, ...]]:
@@ -90,24 +96,53 @@ def _changed(model: Experiment, data: Source, values: Mapping[str, Any]) -> Expe
 
 
 def table(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """`models` of summary.json from model folders that have been evaluated: NAME -> folder, in their order."""
+    """`models` of summary.json from model folders that have been evaluated: NAME -> folder, in their order.
+
+    Single-task models stand together as one. Every model has `against`: what its scores are above those of every other
+    model, with intervals on the same held-out examples. Its deltas are against the single-task models.
+    """
     metrics = {name: runs.read_json(folder / "metrics.json") for name, folder in folders.items()}
-    rows = [
-        {"name": name, "folder": str(folders[name]), **{key: metrics[name][key] for key in ROW}}
+    estimators = {name: read_estimators(folders[name], own) for name, own in metrics.items()}
+    rows: list[dict[str, Any]] = [
+        {"name": name, "folder": str(folders[name]), **{key: metrics[name].get(key) for key in ROW}}
         for name in metrics
         if not name.startswith(SINGLE)
     ]
-    single = {task: m["tasks"][task] for name, m in metrics.items() if name.startswith(SINGLE) for task in m["tasks"]}
-    if set(single) != set(rows[0]["tasks"]):
-        single = {}  # a single-task model diverged: what it would have scored nobody knows
-    if single:
-        seen = any(m["transductive"] for name, m in metrics.items() if name.startswith(SINGLE))
-        score = _joined_score(single)
-        rows.append({"name": "single-task", "folder": None, "score": score, "tasks": single, "transductive": seen})
+    single = {name: own for name, own in metrics.items() if name.startswith(SINGLE)}
+    tasks = {task: own["tasks"][task] for own in single.values() for task in own["tasks"]}
+    if tasks and set(tasks) == set(rows[0]["tasks"]):  # else one diverged: what it would have scored nobody knows
+        together = {key: one for name in single for key, one in estimators[name].items() if key != SCORE}
+        score, together[SCORE] = _joined_score(tasks, together)
+        seen = any(own["transductive"] for own in single.values())
+        rows.append({"name": ALONE, "folder": None, "score": score, "tasks": tasks, "transductive": seen})
+        estimators[ALONE] = together
     for row in rows:
-        row["delta_m"] = delta_m(_after(row["tasks"]), _after(single)) if single else None
-        row["delta_p"] = delta_p(_after(row["tasks"]), _after(single)) if single else None
+        own = estimators[row["name"]]
+        others = [other["name"] for other in rows if other is not row]
+        row["against"] = {other: _differences(own, estimators[other]) for other in others}
+        row |= _deltas(row["tasks"], own, tasks, estimators.get(ALONE))
     return rows
+
+
+def _differences(own: Mapping[str, Estimator], other: Mapping[str, Estimator]) -> dict[str, Any]:
+    """Score -> what it is above the other's, with the interval; without those that one of them lacks."""
+    return {name: difference(own[name], other[name]) for name in own if name in other}
+
+
+def _deltas(
+    tasks: Mapping[str, Any],
+    own: Mapping[str, Estimator],
+    alone: Mapping[str, Any],
+    baseline: Mapping[str, Estimator] | None,
+) -> dict[str, float | None]:
+    """`delta_m` and `delta_p` against the single-task models, with half of their 95 % intervals."""
+    found: dict[str, float | None] = {}
+    for name, delta in (("delta_m", delta_m), ("delta_p", delta_p)):
+        value = delta(_after(tasks, tasks), _after(alone, tasks)) if baseline is not None else None
+        estimator = None if baseline is None else delta_estimator(delta, _named(tasks), own, baseline)
+        found[name] = value
+        found[f"{name}_ci95"] = None if estimator is None else estimator.interval("any")["ci95"]
+    return found
 
 
 def notes_of_models(folders: Mapping[str, Path]) -> list[Note]:
@@ -130,23 +165,41 @@ def _notes_of(folder: Path) -> list[Note]:
     return [Note(**note) for note in found.get("notes") or ()]
 
 
-def _joined_score(single: Mapping[str, Any]) -> dict[str, Any]:
-    """The mean over tasks of their first metrics.
+def _joined_score(tasks: Mapping[str, Any], estimators: Mapping[str, Estimator]) -> tuple[dict[str, Any], Estimator]:
+    """The mean over tasks of their first metrics, an error with a minus; as a `score`, and to be compared."""
+    first = {task: next(iter(named.items())) for task, named in tasks.items()}
+    known = [(task, name, one) for task, (name, one) in first.items() if one["after"]["mean"] is not None]
+    signs = [1 if one["higher_is_better"] else -1 for _, _, one in known]
+    own = [estimators.get(f"{task}.{name}") for task, name, _ in known]
+    if not known or not all(own):
+        values = [sign * one["after"]["mean"] for sign, (_, _, one) in zip(signs, known, strict=True)]
+        mean = sum(values) / len(values) if values else None
+        return {"before": None, "after": {"mean": mean, "ci95": None}, "gain": None}, Estimator(mean or math.nan, {})
+    joined = combine(
+        lambda values: np.mean([sign * value for sign, value in zip(signs, values, strict=True)], axis=0),
+        [one for one in own if one is not None],
+    )
+    return {"before": None, "after": joined.interval("any"), "gain": None}, joined
 
-    The models' errors in the same episodes are not independent; the mean half-width bounds the interval whatever they
-    have in common.
-    """
-    first = [next(iter(metrics.values()))["after"] for metrics in single.values()]
-    mean, ci95 = (sum(value[key] for value in first) / len(first) for key in ("mean", "ci95"))
-    return {"before": None, "after": {"mean": mean, "ci95": ci95}, "gain": None}
 
-
-def _after(tasks: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, bool]]]:
+def _counted(tasks: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Task -> the metrics that the deltas are made of: those on a ratio scale that tables show."""
     return {
-        task: {
-            name: (metric["after"]["mean"], metric["higher_is_better"])
-            for name, metric in metrics.items()
-            if metric["ratio_scale"]
-        }
-        for task, metrics in tasks.items()
+        task: [name for name, one in named.items() if one["ratio_scale"] and one.get("shown", True)]
+        for task, named in tasks.items()
+        if next(iter(named.values()))["after"]["mean"] is not None
+    }
+
+
+def _after(tasks: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, bool]]]:
+    return {
+        task: {name: (tasks[task][name]["after"]["mean"], tasks[task][name]["higher_is_better"]) for name in names}
+        for task, names in _counted(like).items()
+    }
+
+
+def _named(tasks: Mapping[str, Any]) -> dict[str, dict[str, tuple[str, bool]]]:
+    return {
+        task: {name: (f"{task}.{name}", tasks[task][name]["higher_is_better"]) for name in names}
+        for task, names in _counted(tasks).items()
     }

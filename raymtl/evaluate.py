@@ -1,87 +1,35 @@
-"""Adapt, then score: on validation episodes while training, on test episodes in the end. Starts no Ray."""
+"""Scores of a trained model with intervals, on every held-out example or on test episodes. Starts no Ray."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from raymtl import config, runs
-from raymtl.collective import Workers
 from raymtl.config import Experiment
 from raymtl.data import Arrays, Source, Split
 from raymtl.data.episodes import build_episodes, on_device
+from raymtl.held_out import NUM_GROUPS, HeldOutSplit, Scored, held_out_split, scored
+from raymtl.intervals import Estimator, Partition, Range, combine
+from raymtl.notes import Note
+from raymtl.scoring import Tally, primary_metrics, range_of, signs
 from raymtl.step import HowToRun, Problem, over_episodes
-from raymtl.tasks import label_counts, loss_sums, metric_parts, metric_sums, metric_values
-from raymtl.types import Episode, MetaBatch, Metric, Params, Task, UserError
+from raymtl.tasks import label_counts
+from raymtl.types import Batch, Episode, Metric, Params, Task, UserError
 
-EPISODES_AT_ONCE = 20
 EXAMPLES = 12
 RELATED = 120
 """Tasks that are compared with each other at most; the comparisons are their square."""
-RESAMPLES = 500
-"""Of the episodes, for the interval of a score that is no mean."""
-RESAMPLES_AT_ONCE = 100  # of which the sums are in memory
 SHOWN_NUMBERS = 16384
 """Of an output with values for pixels in examples.parquet; of larger ones every second pixel is kept, or fewer."""
-
-
-def validation_scores(
-    experiment: Experiment, problem: Problem, params: Params, arrays: Arrays, how: HowToRun, workers: Workers
-) -> dict[str, float]:
-    """`val.*` after adaptation, equal on all workers: each scores its share, sums and counts are added up."""
-    tasks = problem.tasks
-    device = next(iter(params.values())).device
-    share = workers.share(experiment.evaluate.val_episodes)
-    sizes = _sizes(tasks)
-    sums = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
-    for episodes, _ in _episodes(experiment, arrays, "val", share, device):
-        sums += over_episodes(partial(_sums, problem, params, steps=None), episodes, how).sum(0)
-    metrics, losses, counts = workers.sum(sums).split(sizes)
-    scores = {name: float(value) for name, value in metric_values(tasks, metrics, counts).items()}
-    return {
-        "val.score": sum(scores[name] for name in primary_metrics(problem)) / len(tasks),
-        "val.loss": float((losses / counts).sum()),
-        **{f"val.{name}": value for name, value in scores.items()},
-    }
-
-
-def primary_metrics(problem: Problem) -> list[str]:
-    """The first metric of each task, those that a score is the mean of."""
-    return [f"{task.name}.{next(iter(task.metrics))}" for task in problem.tasks]
-
-
-def _sums(problem: Problem, params: Params, episode: Episode, *, steps: int | None) -> Tensor:
-    """Metric sums, loss sums and label counts on the query set after `steps` inner steps, [S + 2 K], float64."""
-    unadapted = steps == 0 and problem.learner.predicts_unadapted
-    support = episode.support
-    adapted = problem.normalised(params, support) if unadapted else problem.adapt(params, support, steps)
-    predictions = problem.predict(adapted, episode.query.inputs)
-    tasks, query = problem.tasks, episode.query
-    parts = (metric_sums(tasks, predictions, query), loss_sums(tasks, predictions, query), label_counts(tasks, query))
-    return torch.cat([part.double() for part in parts])
-
-
-def _sizes(tasks: Sequence[Task]) -> list[int]:
-    """Of the three parts of `_sums`."""
-    return [sum(metric.size for task in tasks for metric in task.metrics.values()), len(tasks), len(tasks)]
-
-
-def _episodes(
-    experiment: Experiment, arrays: Arrays, split: Split, indices: range, device: torch.device | str
-) -> Iterator[tuple[MetaBatch, list[str]]]:
-    """Held-out episodes in groups; they are those of step 0, whatever was trained."""
-    for start in range(indices.start, indices.stop, EPISODES_AT_ONCE):
-        group = range(start, min(start + EPISODES_AT_ONCE, indices.stop))
-        episodes, domains = build_episodes(
-            experiment.data, arrays, seed=experiment.seed, split=split, step=0, indices=group
-        )
-        yield on_device(episodes, device), domains
+JACKKNIFE = "jackknife.parquet"
+SCORE = "score"
 
 
 def load_model(folder: Path) -> tuple[Experiment, Problem, dict[str, Tensor]]:
@@ -102,152 +50,155 @@ def evaluate(
     *,
     split: Split = "test",
     episodes: int | None = None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The scores of docs/run-folder.md's metrics.json, and the rows of its examples.parquet.
+) -> "Evaluation":
+    """Scores a model on a split: on every example once, or where it adapts on `episodes` episodes.
 
     Adapted parameters see the support set alone. The scores are transductive where batch norms take the statistics of
     the query set, by `encoder.transductive`.
     """
-    number = episodes or experiment.evaluate.test_episodes
     own = problem.learner.num_steps
-    steps = list(range(2 * own + 1)) if own else [0]
+    steps: list[int | None] = list(range(2 * own + 1)) if own else [None]
+    number = episodes or experiment.evaluate.test_episodes
+    held = held_out_split(experiment, problem, arrays, split, number, steps=len(steps))
     device = next(iter(params.values())).device
-    # [steps, episodes, S + 2 K]
-    table = torch.cat(
-        [
-            torch.stack(
-                [
-                    over_episodes(partial(_sums, problem, params, steps=s if own else None), group, HowToRun())
-                    for s in steps
-                ]
-            )
-            for group, _ in _episodes(experiment, arrays, split, range(number), device)
-        ],
-        dim=1,
-    )
-    result: dict[str, Any] = {
+    tallies = {step: Tally(problem.tasks, held.num_groups, device) for step in steps}
+    for one in scored(held, problem, params, steps=steps):
+        tallies[one.steps].add(one)
+    estimators = {
+        step or 0: _with_score(problem.tasks, tally.estimators(held.whole)) for step, tally in tallies.items()
+    }
+    after, tally = estimators[own], tallies[own or None]
+    metrics: dict[str, Any] = {
         "split": split,
-        "episodes": number,
+        "episodes": None if held.sections else number,
+        "scored": _scored(held, tally),
         "transductive": problem.transductive,
         "inner_steps": own,
         "num_parameters": sum(value.numel() for value in params.values()),
-        **_intervals(problem, table.cpu(), steps),
+        **_intervals(problem, estimators),
+        "whole": sorted(held.whole),
+        "notes": [note.model_dump() for note in score_notes(problem.tasks, after, tally, split)],
     }
-    return result, _examples(experiment, problem, params, arrays, split)
+    return Evaluation(metrics, _examples(experiment, problem, params, arrays, split), after)
 
 
-def _intervals(problem: Problem, table: Tensor, steps: Sequence[int]) -> dict[str, Any]:
-    """Scores with 95 % intervals, before and after adaptation and along the inner steps.
+class Evaluation(NamedTuple):
+    """The content of metrics.json, the rows of examples.parquet, and the scores after adaptation by their names."""
 
-    A metric that is a mean has the mean over episodes of its means; any other that of all their examples together.
-    """
-    tasks = problem.tasks
-    sums, _, counts = table.split(_sizes(tasks), -1)
-    parts = metric_parts(tasks, sums)
-    after = steps.index(problem.learner.num_steps)
+    metrics: dict[str, Any]
+    examples: list[dict[str, Any]]
+    estimators: Mapping[str, Estimator]
+
+
+def _with_score(tasks: Sequence[Task], estimators: Mapping[str, Estimator]) -> dict[str, Estimator]:
+    """The same and `score`, the mean over the tasks that have one of their first metrics."""
+    first = [
+        (sign, estimators[name])
+        for sign, name in zip(signs(tasks), primary_metrics(tasks), strict=True)
+        if not math.isnan(estimators[name].value)
+    ]
+    if not first:
+        return {**estimators, SCORE: Estimator(math.nan, {})}
+
+    def mean(values: Sequence[np.ndarray]) -> np.ndarray:
+        return np.mean([sign * value for (sign, _), value in zip(first, values, strict=True)], axis=0)
+
+    return {**estimators, SCORE: combine(mean, [estimator for _, estimator in first])}
+
+
+def _scored(held: HeldOutSplit, tally: Tally) -> dict[str, Any]:
+    """What stands behind the scores: how many members of each population, labelled examples, and a sentence."""
+    source, split = held.source, held.split
+    examples = {task.name: int(count) for task, count in zip(tally.tasks, tally.counts.tolist(), strict=True)}
+    populations = {own.name: own.size for own in source.populations(held.arrays, split)}
+    members = ", ".join(_number(size, name) for name, size in populations.items() if size is not None)
+    if held.sections:
+        number = sum(len(section.rows) for section in held.sections)
+        text = f"Every one of the {number} {split} examples was scored once"
+        text += f" ({members})." if list(populations) != ["row"] else "."
+    else:
+        text = f"{held.num_episodes} {split} episodes were scored; an episode is {source.about_episodes}"
+        text += f". Behind them stand {members}." if members else "."
+    return {"examples": examples, "populations": populations, "text": text}
+
+
+def _number(size: int | None, name: str) -> str:
+    """`74 rows`, `1 row`, `12 classes of kind`."""
+    if size == 1:
+        return f"1 {name}"
+    first, of, rest = name.partition(" of ")
+    plural = first + ("es" if first.endswith(("s", "x", "ch")) else "s")
+    return f"{size} {plural}{of}{rest}"
+
+
+def score_notes(tasks: Sequence[Task], estimators: Mapping[str, Estimator], tally: Tally, split: str) -> Iterable[Note]:
+    """What a reader of the scores should know: tasks without one, and predictions that are all one class."""
+    for task, count in zip(tasks, tally.counts.tolist(), strict=True):
+        name, place = f"{task.name}.{next(iter(task.metrics))}", f"task '{task.name}'"
+        if not count:
+            text = f"no label among the scored examples of {split}, so it has no score and is left out of the mean"
+            yield Note(place=place, text=text, key="data.split")
+        elif math.isnan(estimators[name].value):
+            metric = name.rpartition(".")[2]
+            text = f"{metric} is not defined on the {split} labels, which are all alike, and is left out of the mean"
+            yield Note(place=place, text=text, key=f"data.tasks.{task.name}.metric")
+        if len(tally.decisions.get(task.name, ())) == 1:
+            text = f"every prediction on {split} is the same class"
+            yield Note(place=place, text=text, key="train.steps")
+
+
+def _intervals(problem: Problem, estimators: Mapping[int, Mapping[str, Estimator]]) -> dict[str, Any]:
+    """Scores with 95 % intervals, before and after adaptation and along the inner steps."""
+    after = problem.learner.num_steps
     before = 0 if problem.learner.predicts_unadapted else None
-    scores: dict[str, Any] = {}
-    curve: dict[str, Any] = {"steps": list(steps)}
-    for index, task in enumerate(tasks):
-        scores[task.name] = {}
+    scores: dict[str, Any] = {task.name: {} for task in problem.tasks}
+    curve: dict[str, Any] = {"steps": list(estimators)}
+    for task in problem.tasks:
         for name, metric in task.metrics.items():
-            found = _found(metric, parts[f"{task.name}.{name}"], counts[..., index])
+            key, kind = f"{task.name}.{name}", range_of(metric)
+            along = [own[key] for own in estimators.values()]
             scores[task.name][name] = {
                 "higher_is_better": metric.higher_is_better,
                 "ratio_scale": metric.ratio_scale,
-                **_around(found, before, after),
+                "shown": metric.shown or name == next(iter(task.metrics)),
+                **_around(along, before, after, kind),
             }
-            along = [_estimate(at) for at in found]
-            curve[f"{task.name}.{name}"] = {key: [point[key] for point in along] for key in ("mean", "ci95")}
-    return {"tasks": scores, "score": _around(_found_scores(problem, parts, counts), before, after), "curve": curve}
+            points = [estimator.interval(kind) for estimator in along]
+            curve[key] = {part: [point[part] for point in points] for part in ("mean", "ci95")}
+    kinds = {range_of(next(iter(task.metrics.values()))) for task in problem.tasks}
+    kind = "unit" if kinds == {"unit"} else "any"
+    score = _around([own[SCORE] for own in estimators.values()], before, after, kind)
+    return {"tasks": scores, "score": score, "curve": curve}
 
 
-class _Found(NamedTuple):
-    """A score at one number of inner steps: of each episode, [E], or of all and of their resamples, [1 + R]."""
-
-    values: Tensor
-    per_episode: bool
-
-    def less(self, other: "_Found") -> "_Found":
-        """What it is above the other, in the same episodes."""
-        return _Found(self.values - other.values, self.per_episode)
-
-
-def _found(metric: Metric, sums: Tensor, counts: Tensor) -> list[_Found]:
-    """At each number of steps, of sums [steps, E, size] and counts [steps, E]."""
-    per_episode = metric.is_mean
-    values = metric.value(sums, counts) if per_episode else _resampled(metric, sums, counts)
-    return [_Found(at, per_episode) for at in values]
-
-
-def _found_scores(problem: Problem, parts: Mapping[str, Tensor], counts: Tensor) -> list[_Found]:
-    """The mean over tasks of their first metrics."""
-    first = [next(iter(task.metrics.values())) for task in problem.tasks]
-    per_episode = all(metric.is_mean for metric in first)
-    values = []
-    for metric, name, count in zip(first, primary_metrics(problem), counts.unbind(-1), strict=True):
-        if not metric.is_mean:
-            values.append(_resampled(metric, parts[name], count))
-        elif per_episode:
-            values.append(metric.value(parts[name], count))
-        else:
-            own = metric.value(parts[name], count)
-            values.append(_resampled(metric, own.nan_to_num(0.0)[..., None], (~own.isnan()).double()))
-    return [_Found(at, per_episode) for at in torch.stack(values).nanmean(0)]
-
-
-def _resampled(metric: Metric, sums: Tensor, counts: Tensor) -> Tensor:
-    """The score of all episodes, and of as many drawn with replacement, again and again: [steps, 1 + R].
-
-    The same draws for every metric and number of steps.
-    """
-    number = counts.shape[-1]
-    drawn = torch.randint(number, (RESAMPLES, number), generator=torch.Generator().manual_seed(0))
-    times = torch.zeros(RESAMPLES, number, dtype=sums.dtype).scatter_add(1, drawn, torch.ones_like(drawn).to(sums))
-    times = torch.cat([torch.ones_like(times[:1]), times])
-    return torch.stack(
-        [
-            torch.cat([metric.value(some @ own, some @ count) for some in times.split(RESAMPLES_AT_ONCE)])
-            for own, count in zip(sums, counts, strict=True)
-        ]
-    )
-
-
-def _around(found: Sequence[_Found], before: int | None, after: int) -> dict[str, Any]:
+def _around(along: Sequence[Estimator], before: int | None, after: int, kind: Range) -> dict[str, Any]:
+    adapted = along[after]
     if before is None:
-        return {"before": None, "after": _estimate(found[after]), "gain": None}
+        return {"before": None, "after": adapted.interval(kind), "gain": None}
     return {
-        "before": _estimate(found[before]),
-        "after": _estimate(found[after]),
-        "gain": _estimate(found[after].less(found[before])),
+        "before": along[before].interval(kind),
+        "after": adapted.interval(kind),
+        "gain": difference(adapted, along[before]),
     }
 
 
-def _estimate(found: _Found) -> dict[str, float]:
-    """The score and the half-width of its 95 % interval."""
-    if found.per_episode:
-        return mean_and_interval(found.values)
-    low, high = found.values[1:].nanquantile(found.values.new_tensor([0.025, 0.975]))
-    return {"mean": float(found.values[0]), "ci95": float(high - low) / 2}
+def difference(one: Estimator, other: Estimator) -> dict[str, float | None]:
+    """What the first is above the second, with the interval of the difference on the same examples."""
+    return combine(lambda values: values[0] - values[1], [one, other]).interval("any")
 
 
-def scores_of(task: Task, prediction: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
-    """Each metric and the loss of these examples, all labelled, with the half-widths of their 95 % intervals."""
-    one = torch.ones(1, len(prediction), dtype=torch.float64)
-    found = {}
-    for name, metric in task.metrics.items():
-        values = metric.per_example(prediction, target).double().cpu().reshape(1, -1, metric.size)
-        found[name] = _estimate(_found(metric, values, one)[0])
-    return {**found, "loss": mean_and_interval(task.loss(prediction, target).double())}
-
-
-def mean_and_interval(values: Tensor) -> dict[str, float]:
-    """Mean of [N] and the half-width of its 95 % interval, 1.96 standard errors.
-
-    nan in `values`, an episode without labels of the task, does not count.
-    """
-    values = values[~values.isnan()]
-    return {"mean": float(values.mean()), "ci95": 1.96 * float(values.std()) / math.sqrt(len(values))}
+def scores_of(task: Task, prediction: Tensor, target: Tensor) -> dict[str, dict[str, float | None]]:
+    """Each metric and the loss of these examples [N], all labelled, with their 95 % intervals over examples."""
+    scored_by = task._replace(metrics={**task.metrics, "loss": Metric(task.loss, False)})
+    number = min(len(target), NUM_GROUPS[0])
+    tally = Tally([scored_by], {"row": number}, "cpu")
+    rows = torch.arange(len(target))[:, None] % number
+    batch = Batch(torch.zeros(len(target)), {task.name: target.cpu()}, {})
+    tally.add(Scored(None, {task.name: prediction.cpu()}, batch, {task.name: {"row": rows}}))
+    estimators = tally.estimators(frozenset())
+    return {
+        name: estimators[f"{task.name}.{name}"].interval(range_of(metric)) for name, metric in scored_by.metrics.items()
+    }
 
 
 def _examples(
@@ -356,10 +307,12 @@ def evaluate_folder(folder: Path, arrays: Arrays, source: Source) -> None:
     """Scores a model folder on the test episodes of `source`; writes its metrics.json and what is beside it."""
     experiment, problem, params = load_model(folder)
     experiment = experiment.model_copy(update={"data": source})
-    metrics, examples = evaluate(experiment, problem, params, arrays)
+    metrics, examples, estimators = evaluate(experiment, problem, params, arrays)
+    runs.write_rows(folder / JACKKNIFE, jackknife_rows(estimators))
     history = runs.read_rows(folder / "history.parquet")
     metrics["steps"] = len(history)
     metrics["train_seconds"] = sum(row["seconds"] for row in history)
+    metrics["notes"] += [note.model_dump() for note in history_notes(problem.tasks, history)]
     runs.write_rows(folder / "examples.parquet", examples)
     number = experiment.evaluate.test_episodes
     val, test = (
@@ -371,3 +324,44 @@ def evaluate_folder(folder: Path, arrays: Arrays, source: Source) -> None:
     if related:
         runs.write_rows(folder / "relations.parquet", related)
     runs.write_json(folder / "metrics.json", metrics)
+
+
+def history_notes(tasks: Sequence[Task], history: Sequence[Mapping[str, Any]]) -> Iterable[Note]:
+    """Which scores never moved while the model was trained."""
+    for name in primary_metrics(tasks):
+        values = [row[f"val.{name}"] for row in history if row.get(f"val.{name}") is not None]
+        if len(values) > 2 and len(set(values)) == 1:
+            task, _, metric = name.rpartition(".")
+            text = f"{metric} on validation was {values[0]:.4g} at every one of {len(values)} scorings"
+            yield Note(place=f"task '{task}'", text=text, key="train.lr")
+
+
+def jackknife_rows(estimators: Mapping[str, Estimator]) -> list[dict[str, Any]]:
+    """The rows of jackknife.parquet: what each score is without a group of the held-out examples."""
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for name, estimator in estimators.items():
+        for partition, own in estimator.partitions.items():
+            for group, (value, share) in enumerate(zip(own.left_out.tolist(), own.shares.tolist(), strict=True)):
+                row = rows.setdefault((partition, group), {"partition": partition, "group": group})
+                row |= {name: value, f"share.{name}": share}
+    return list(rows.values())
+
+
+def read_estimators(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Estimator]:
+    """The scores of a model folder that has been evaluated, by their names; empty where no jackknife was kept."""
+    rows = runs.read_rows(folder / JACKKNIFE)
+    found = {}
+    values = {SCORE: metrics["score"]["after"]["mean"]}
+    for task, named in metrics["tasks"].items():
+        values |= {f"{task}.{name}": own["after"]["mean"] for name, own in named.items()}
+    for name, value in values.items():
+        if not rows or value is None:
+            continue
+        partitions = {}
+        for partition in dict.fromkeys(row["partition"] for row in rows):
+            own = [row for row in rows if row["partition"] == partition and row.get(name) is not None]
+            if own:
+                left_out, shares = (np.array([row[key] for row in own]) for key in (name, f"share.{name}"))
+                partitions[partition] = Partition(left_out, shares)
+        found[name] = Estimator(value, partitions, frozenset(metrics.get("whole", ())))
+    return found

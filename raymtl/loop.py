@@ -16,11 +16,11 @@ from raymtl.checkpoint import Progress, Saved
 from raymtl.config import Experiment, Part
 from raymtl.data import Arrays
 from raymtl.data.episodes import build_episodes, on_device, with_labels_of
-from raymtl.evaluate import validation_scores
 from raymtl.fence import Superseded
 from raymtl.keep import ASK_S, Host, Keeper, Recorder, begin
 from raymtl.learners.diverging import divergence
 from raymtl.modes import Mode
+from raymtl.scoring import validation_scores
 from raymtl.step import HowToRun, MetaGradient, Problem, TaskAxis, look_back, meta_gradient, stacks
 from raymtl.types import DivergedError, MetaBatch, Params, UserError
 
@@ -146,7 +146,7 @@ def _train_part(here: _Stretch, arrays: Arrays, keeper: Keeper, host: Host) -> d
             raise DivergedError(f"{error} at step {done_before + 1}{advice}") from None
         done = done_before + 1
         scored = _is_scored(here.part, done)
-        scores: dict[str, float] = {}
+        scores: dict[str, float | None] = {}
         if scored:
             scoring = how._replace(chunk=1) if keeper.short_of_memory else how
             try:
@@ -173,7 +173,8 @@ def _train_part(here: _Stretch, arrays: Arrays, keeper: Keeper, host: Host) -> d
         leaving = keeper.keep(problem, optimizer, progress, scored, _is_scored(here.part, done + 1), ask)
         if scored:
             count = sum(value.numel() for value in params.values())
-            host.report({**scores, "step": done, "num_parameters": count, "seconds": keeper.recorder.seconds})
+            known: dict[str, float] = {name: value for name, value in scores.items() if value is not None}
+            host.report({**known, "step": done, "num_parameters": count, "seconds": keeper.recorder.seconds})
         if leaving:
             host.kept()
     return params

@@ -93,6 +93,11 @@ class Problem(NamedTuple):
             found |= {f"support.norms.{index}": each for index, each in enumerate(maps)}
         return {**params, **found} if found else params
 
+    @property
+    def uses_support(self) -> bool:
+        """Whether what is predicted of an example depends on the support set, or on the other queries."""
+        return self.learner.uses_support or bool(self._norms)
+
     def predict(self, params: Params, inputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predictions of every task from parameters that are adapted, or at least `normalised`."""
         with after_steps(params.get("support.steps", 0)):

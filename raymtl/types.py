@@ -62,25 +62,31 @@ def mean_over_examples(sums: Tensor, count: Tensor) -> Tensor:
     return sums[..., 0] / count
 
 
+class Counts(NamedTuple):
+    """What each of N examples adds to a long row of numbers: `weights` [N, M] at `places` [N, M]."""
+
+    places: Tensor
+    weights: Tensor
+
+
 class Metric(NamedTuple):
     """A score made of numbers that add up, so that it is exact over masks, episodes and workers.
 
-    `per_example` takes a prediction [N, ...] and a target [N, ...] and returns [N], or [N, size]; `value` makes the
-    score, [...], of their sums over examples, [..., size], and of the number of examples, [...]. It is nan where these
-    say nothing, such as where there are none. Without a `value` the score is the mean over examples.
+    `per_example` takes a prediction [N, ...] and a target [N, ...] and returns [N], or [N, size], or `Counts` of places
+    below `size`; `value` makes the score, [...], of their sums over examples, [..., size], and of the number of
+    examples, [...]. It is nan where these say nothing, such as where there are none. Without a `value` the score is the
+    mean over examples.
     """
 
-    per_example: Callable[[Tensor, Tensor], Tensor]
+    per_example: Callable[[Tensor, Tensor], Tensor | Counts]
     higher_is_better: bool
     ratio_scale: bool = True
-    """Whether its zero means nothing at all (accuracy, errors), so that a relative change of it says something."""
+    """Whether a relative change of it belongs into the deltas: its zero means nothing at all (accuracy, errors), and no
+    other metric of the task says the same in other units."""
     size: int = 1
     value: Callable[[Tensor, Tensor], Tensor] = mean_over_examples
-
-    @property
-    def is_mean(self) -> bool:
-        """Whether it is a mean over examples, so that it has a mean over episodes too."""
-        return self.value is mean_over_examples
+    shown: bool = True
+    """Whether tables show it even where it is not the metric that the task is chosen by."""
 
 
 class Task(NamedTuple):
@@ -88,7 +94,7 @@ class Task(NamedTuple):
 
     `head` builds the module [N, F] -> [N, out_features, ...] for features of one shape, of which each example's are
     given flattened: F is the product of the shape. `loss` returns one value per example, [N]. The first metric is the
-    one that the task is chosen by, and higher is better there.
+    one that the task is chosen by.
     """
 
     name: str

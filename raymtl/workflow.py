@@ -288,10 +288,11 @@ def _regret(experiment: Experiment, attempt: Attempt, arrays: ArraysRef, cpus: f
 
 
 def _last_score(folder: Path) -> float:
-    """The validation score at the last step; one that did not get there loses to every other."""
+    """The validation score at the last step; a training that did not get there, or has none, loses to every other."""
     if not (folder / "model.safetensors").exists():
         return -math.inf
-    return float(runs.read_rows(folder / "history.parquet")[-1]["val.score"])
+    score = runs.read_rows(folder / "history.parquet")[-1]["val.score"]
+    return -math.inf if score is None else float(score)
 
 
 def _name(folder: Path) -> str:

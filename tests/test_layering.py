@@ -11,10 +11,11 @@ ROOT = Path(__file__).parent.parent / "raymtl"
 LAYERS = [
     {"types", "redact", "storage", "ids", "resizing", "terminal"},
     {"notes", "fence"},
-    {"tasks", "metrics", "encoders", "sharing", "weighting", "learners", "modes", "collective"},
+    {"tasks", "metrics", "intervals", "encoders", "sharing", "weighting", "learners", "modes", "collective"},
     {"step", "data", "search", "transfer"},
     {"config", "methods"},
-    {"runs"},
+    {"runs", "held_out"},
+    {"scoring"},
     {"checkpoint", "evaluate", "events", "journal", "predictions", "progress", "support"},
     {"keep"},
     {"loop", "adapt", "carry", "baselines", "cluster"},
@@ -24,7 +25,7 @@ LAYERS = [
     {"cli"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
-WITHIN = {("sharing", "encoders"), ("learners", "sharing"), ("learners", "encoders")}
+WITHIN = {("metrics", "intervals"), ("sharing", "encoders"), ("learners", "sharing"), ("learners", "encoders")}
 RAY = {"data/stream.py", "ids.py", "resizing.py", "train.py", "workflow.py"}
 RAY |= {"cluster/nodes.py", "cluster/launcher.py", "cluster/notice.py"}
 RAY |= {"tune/run.py", "tune/searcher.py", "tune/shortage.py", "tune/trial.py", "tune/watcher.py"}

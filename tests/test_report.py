@@ -363,7 +363,7 @@ def test_outcome_claims_no_more_than_the_intervals(summary: dict[str, Any], riva
     summary["models"][3] |= scores(rival) | {"score": None}
     sentence = outcome(result_rows(summary))
     assert sentence.startswith(says)
-    assert ("intervals overlap" in sentence) is (rival == 0.925)
+    assert ("difference holds 0" in sentence) is (rival == 0.925)
     assert ("worse than single-task models (0.990 ± 0.010)" in sentence) is (rival == 0.99)
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from raymtl import runs
 from raymtl.cli.options import AsJson, Data, Run, overrides, places
 from raymtl.cli.tables import figure, print_scores
+from raymtl.notes import Note
 from raymtl.terminal import plain_console
 from raymtl.types import UserError
 
@@ -37,13 +38,20 @@ def evaluate(
         experiment = experiment.model_copy(update={"data": experiment.data.moved(places(data))})
     with _found(data):
         arrays = experiment.data.load()
-    metrics, _ = score(experiment, problem, params, arrays, split=split, episodes=episodes)  # type: ignore[arg-type]
+    found = score(experiment, problem, params, arrays, split=split, episodes=episodes)  # type: ignore[arg-type]
+    metrics = found.metrics
     if as_json:
         print(json.dumps(metrics, indent=2))
         return
     print_scores([{"name": "best", "score": metrics["score"], "tasks": metrics["tasks"]}])
-    kind = "transductive" if metrics["transductive"] else "not transductive"
-    plain_console().print(f"{metrics['episodes']} {split} episodes, {kind}; +- is the 95 % interval over episodes.")
+    kind = "Transductive" if metrics["transductive"] else "Not transductive"
+    text = f"{metrics['scored']['text']} {kind}; ± is half of the 95 % interval."
+    if episodes and metrics["episodes"] is None:
+        text += " --episodes has nothing to choose: this model does not adapt."
+    console = plain_console(soft_wrap=True)
+    console.print(text)
+    for note in metrics["notes"]:
+        console.print(str(Note(**note)))
 
 
 def adapt(

@@ -15,7 +15,9 @@ def print_scores(models: list[dict[str, Any]]) -> None:
     table.add_column("held-out test" if len(models) > 1 else "", no_wrap=True)
     for heading in (f"{best['name']}\nbefore", f"{best['name']}\nadapted", *(f"{m['name']}\n" for m in models[1:])):
         table.add_column(heading, justify="right", no_wrap=True)
-    metrics = [(task, metric) for task, scores in best["tasks"].items() for metric in scores]
+    metrics = [
+        (task, name) for task, named in best["tasks"].items() for name, one in named.items() if one.get("shown", True)
+    ]
     for task, metric in metrics:
         scores = [model["tasks"][task][metric] for model in models]
         table.add_row(f"{task} {metric}", _mean(scores[0]["before"]), *(figure(score["after"]) for score in scores))
@@ -23,14 +25,23 @@ def print_scores(models: list[dict[str, Any]]) -> None:
     table.add_row("score", _mean(totals[0].get("before")), *(figure(total.get("after")) for total in totals))
     for key, better in (("delta_m", "lower"), ("delta_p", "higher")):
         if best.get(key) is not None:
-            table.add_row(f"{key} % ({better})", "", *(f"{round(model[key], 1) or 0.0:+.1f}" for model in models))
+            table.add_row(f"{key} % ({better})", "", *(_delta(model, key) for model in models))
     plain_console(width=max(100, plain_console().width)).print(table)
 
 
-def _mean(value: Mapping[str, float] | None) -> str:
-    return f"{value['mean']:.3f}" if value else "-"
+def _delta(model: Mapping[str, Any], key: str) -> str:
+    value, ci95 = model[key], model.get(f"{key}_ci95")
+    if value is None:
+        return "-"
+    return f"{round(value, 1) or 0.0:+.1f}" + (f"±{ci95:.1f}" if value and ci95 is not None else "")
 
 
-def figure(value: Mapping[str, float] | None) -> str:
-    """A mean with its 95 % interval; a dash for none."""
-    return f"{value['mean']:.3f}±{value['ci95']:.3f}" if value else "-"
+def _mean(value: Mapping[str, float | None] | None) -> str:
+    mean = value["mean"] if value else None
+    return "-" if mean is None else f"{mean:.3f}"
+
+
+def figure(value: Mapping[str, float | None] | None) -> str:
+    """A score with its 95 % interval; a dash for none."""
+    ci95 = value.get("ci95") if value else None
+    return _mean(value) if ci95 is None else f"{_mean(value)}±{ci95:.3f}"

@@ -14,6 +14,7 @@ from raymtl.cli.options import Address, AsJson, Config, DryRun, Resume, Sets, ov
 from raymtl.cli.tables import print_scores
 from raymtl.config import Experiment, load
 from raymtl.data import Arrays
+from raymtl.scoring import refuse_unscored
 from raymtl.terminal import plain_console
 from raymtl.types import UserError
 
@@ -74,6 +75,7 @@ def _loaded(experiment: Experiment, config: Path) -> Arrays:
     console = plain_console(stderr=True)
     with console.status("reading the data"):
         arrays = experiment.data.load()
+        refuse_unscored(experiment, arrays)
     print_notes(console, experiment.data.notes(arrays), config)
     return arrays
 

@@ -208,7 +208,8 @@ class Experiment(Spec):
             for task in self.data.make_tasks()
             for name, metric in task.metrics.items()
         }
-        return {"val.score": True, "val.loss": False, **own, "num_parameters": False, "seconds": False}
+        means = {f"val.{name.rpartition('.')[2]}": higher for name, higher in own.items()}
+        return {"val.score": True, "val.loss": False, **own, **means, "num_parameters": False, "seconds": False}
 
     def build(self) -> Problem:
         """The three axes on the tasks, initialised from `seed`; raises nothing that validation has not."""

@@ -2,16 +2,16 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import AfterValidator
 
 from raymtl.notes import ARRAY, Note, unpack
-from raymtl.types import Episode, Spec, Task, UserError
+from raymtl.types import Batch, Episode, Spec, Task, UserError
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -66,6 +66,30 @@ def usual(count: int | tuple[int, int]) -> int:
 def drawn(count: int | tuple[int, int], rng: np.random.Generator) -> int:
     """The number itself, or one of those between the bounds, with equal odds."""
     return count if isinstance(count, int) else int(rng.integers(count[0], count[1] + 1))
+
+
+class Population(NamedTuple):
+    """What the examples of a split were sampled from, by which their scores have intervals."""
+
+    name: str
+    """Of a member: row, patient, class, domain."""
+    size: int | None
+    """How many the split has; None where every episode is a new one."""
+    whole: bool = False
+    """Whether an episode takes all its examples from the same members, such as classes."""
+
+
+Members = Mapping[str, np.ndarray]
+"""Population -> which of its members N examples are of, [N] or [N, k]; -1 where they are of none."""
+
+
+class HeldOut(NamedTuple):
+    """Examples of a split that can stand in one batch: `rows` [N], each once, and whose they are."""
+
+    rows: np.ndarray
+    members: Members
+    batch: Callable[[np.ndarray], Batch]
+    """Some of the rows -> the examples with their labels."""
 
 
 class Source(Spec, ABC):
@@ -126,6 +150,26 @@ class Source(Spec, ABC):
     def window(self, arrays: Arrays, split: Split, seed: int, step: int) -> Arrays:
         """What the episodes of a step are drawn from: all of it, other than of a source that streams."""
         return arrays
+
+    @property
+    def about_episodes(self) -> str:
+        """What an episode is, in a few words that go on after `an episode is`."""
+        return f"what data.name: {getattr(self, 'name', '?')} draws"
+
+    def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
+        """What the examples of a split were sampled from."""
+        return (Population("episode", None),)
+
+    def query_members(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> Mapping[str, Members]:
+        """Task -> whose the query examples are in the episode that `episode` draws with an equal generator.
+
+        Empty where every episode is a new one. Splits for evaluation alone.
+        """
+        return {}
+
+    def every_example(self, arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
+        """Every example of a split for evaluation, once; none where they are made by chance."""
+        return ()
 
     @abstractmethod
     def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:

@@ -8,7 +8,22 @@ import torch
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
-from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, Ways, data_folder, drawn, each_once, most, usual
+from raymtl.data.base import (
+    SPLITS,
+    Arrays,
+    Count,
+    HeldOut,
+    Members,
+    Population,
+    Source,
+    Split,
+    Ways,
+    data_folder,
+    drawn,
+    each_once,
+    most,
+    usual,
+)
 from raymtl.data.cifar100_files import CLASSES, COARSE, FOLDER, PARTS, SIDE, SUPERCLASSES, Pictures, read_pictures
 from raymtl.tasks import classification
 from raymtl.types import Batch, Episode, Task, UserError
@@ -124,7 +139,10 @@ class CIFAR100(Source):
 
     def make_tasks(self) -> tuple[Task, ...]:
         sizes = {**dict.fromkeys(COARSE, CLASSES // SUPERCLASSES), "fine": CLASSES, "coarse": SUPERCLASSES}
-        return tuple(classification(name, sizes.get(name, most(self.ways))) for name in self.task_names)
+        few_shot = self.episodes == "classes"
+        return tuple(
+            classification(name, sizes.get(name, most(self.ways)), few_shot=few_shot) for name in self.task_names
+        )
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -159,31 +177,90 @@ class CIFAR100(Source):
         number = CLASSES // SUPERCLASSES if self.episodes == "superclasses" else len(arrays["train"])
         return dict.fromkeys(self.task_names, number * of_class)
 
+    @property
+    def about_episodes(self) -> str:
+        if self.episodes == "classes":
+            return f"{self.ways} classes, {self.shots} pictures of each to adapt to, {self.queries} to predict"
+        each = "of each task" if self.episodes == "superclasses" else "of any class"
+        return f"{self.shots} pictures {each} to adapt to and {self.queries} to predict, drawn at random"
+
+    def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
+        if self.episodes == "classes":
+            return (Population("class", len(arrays[split]), whole=True),)
+        return (Population("picture", arrays[split].size),)
+
+    def query_members(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> Mapping[str, Members]:
+        shots = drawn(self.shots, rng)
+        if self.episodes == "classes":
+            classes = self._draw_classes(arrays, split, rng)
+            return {TASK: {"class": np.tile(classes, (len(classes) * self.queries, 1))}}
+        chosen = self._choose(arrays, split, shots + self.queries, rng)
+        return {name: {"picture": own[shots:]} for name, own in chosen.items()}
+
+    def every_example(self, arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
+        if self.episodes == "classes":
+            return ()
+        everything = np.arange(arrays[split].size)
+        if self.episodes == "fine_and_coarse":
+            return (self._section(arrays, split, everything, self.task_names),)
+        own = arrays["coarse"][everything // arrays[split].shape[1]]
+        return tuple(
+            self._section(arrays, split, everything[own == COARSE.index(name)], (name,)) for name in self.task_names
+        )
+
+    def _section(self, arrays: Arrays, split: Split, places: np.ndarray, names: tuple[str, ...]) -> HeldOut:
+        """Pictures by their places in the split, with the labels of these tasks."""
+
+        def batch(some: np.ndarray) -> Batch:
+            pictures = torch.from_numpy(arrays["pictures"][arrays[split].reshape(-1)[some]])
+            shared = self.episodes == "fine_and_coarse"
+            inputs = pictures if shared else dict.fromkeys(names, pictures)
+            return Batch(inputs, {name: self._labels(arrays, split, name, some) for name in names}, {})
+
+        return HeldOut(places, {"picture": places}, batch)
+
+    def _labels(self, arrays: Arrays, split: Split, task: str, places: np.ndarray) -> Tensor:
+        fine, coarse = places // arrays[split].shape[1], arrays["coarse"]
+        if task == "fine":
+            return torch.from_numpy(fine)
+        if task == "coarse":
+            return torch.from_numpy(coarse[fine])
+        # Which of the superclass's own classes, in their order.
+        return torch.from_numpy(np.searchsorted(np.flatnonzero(coarse == COARSE.index(task)), fine))
+
+    def _choose(self, arrays: Arrays, split: Split, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Task -> the places [number] of its pictures in the split; the same ones of tasks that share their inputs."""
+        members, coarse = arrays[split], arrays["coarse"]
+        if self.episodes == "fine_and_coarse":
+            places = rng.choice(members.size, number, replace=False)
+            return dict.fromkeys(self.task_names, places)
+        chosen = {}
+        for name in self.task_names:
+            own = np.arange(members.size).reshape(members.shape)[coarse == COARSE.index(name)].reshape(-1)
+            chosen[name] = own[rng.choice(own.size, number, replace=False)]
+        return chosen
+
     def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
         shots = drawn(self.shots, rng)
         if self.episodes == "classes":
             return self._few_shot(arrays, split, shots, rng)
-        coarse, members = arrays["coarse"], arrays[split]
-        number, of_class = shots + self.queries, members.shape[1]
+        number = shots + self.queries
+        chosen = self._choose(arrays, split, number, rng)
+        targets = {name: self._labels(arrays, split, name, own) for name, own in chosen.items()}
+        members = arrays[split].reshape(-1)
         if self.episodes == "fine_and_coarse":
-            chosen = rng.choice(members.size, number, replace=False)
-            fine = chosen // of_class
-            labels = {"fine": fine, "coarse": coarse[fine]}
-            pictures = self._pictures(arrays, members.reshape(-1)[chosen], split, rng)
-            targets = {name: torch.from_numpy(labels[name]) for name in self.task_names}
+            pictures = self._pictures(arrays, members[next(iter(chosen.values()))], split, rng)
             return _episode(pictures, targets, shots), f"{split} pictures"
-        rows, labels = [], {}
-        for name in self.task_names:
-            own = members[coarse == COARSE.index(name)]  # [5, pictures]
-            chosen = rng.choice(own.size, number, replace=False)
-            rows.append(own.reshape(-1)[chosen])
-            labels[name] = torch.from_numpy(chosen // of_class)
-        together = self._pictures(arrays, np.concatenate(rows), split, rng).split(number)
-        return _episode(dict(zip(self.task_names, together, strict=True)), labels, shots), f"{split} pictures"
+        together = self._pictures(arrays, np.concatenate([members[own] for own in chosen.values()]), split, rng)
+        inputs = dict(zip(chosen, together.split(number), strict=True))
+        return _episode(inputs, targets, shots), f"{split} pictures"
+
+    def _draw_classes(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> np.ndarray:
+        return rng.choice(len(arrays[split]), drawn(self.ways, rng), replace=False)
 
     def _few_shot(self, arrays: Arrays, split: Split, shots: int, rng: np.random.Generator) -> tuple[Episode, str]:
         members = arrays[split]
-        classes = rng.choice(len(members), drawn(self.ways, rng), replace=False)
+        classes = self._draw_classes(arrays, split, rng)
         number = shots + self.queries
         # Class after class within the support, and then within the query.
         columns = np.stack([rng.choice(members.shape[1], number, replace=False) for _ in classes])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 
-from raymtl.data.base import Arrays, Count, Source, Split, drawn, usual
+from raymtl.data.base import Arrays, Count, Population, Source, Split, drawn, usual
 from raymtl.tasks import regression
 from raymtl.types import Batch, Episode, Metric, Task
 
@@ -113,6 +113,13 @@ class Curves(Source):
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         # There is no end of them; only the proportion between tasks counts, and there is one task.
         return dict.fromkeys(self.task_names, usual(self.shots) + self.queries)
+
+    @property
+    def about_episodes(self) -> str:
+        return "a curve of its own, drawn from a continuum"
+
+    def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
+        return (Population("curve", None),)
 
     def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
         name = self.family_names[rng.integers(len(self.family_names))]

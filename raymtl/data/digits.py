@@ -2,14 +2,27 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from torch.nn import functional as F
 
-from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, Ways, drawn, each_once, most, usual
+from raymtl.data.base import (
+    SPLITS,
+    Arrays,
+    Count,
+    Members,
+    Population,
+    Source,
+    Split,
+    Ways,
+    drawn,
+    each_once,
+    most,
+    usual,
+)
 from raymtl.tasks import classification, regression
 from raymtl.types import Batch, Episode, Task, UserError
 
@@ -82,7 +95,7 @@ class Digits(Source):
 
     def make_tasks(self) -> tuple[Task, ...]:
         if self.episodes == "classes":
-            return (classification("number", most(self.ways)),)
+            return (classification("number", most(self.ways), few_shot=True),)
         # The sum of two independent uniform digits has mean 9 and variance 2 * 8.25.
         kinds = {"left": classification("left", 10), "right": classification("right", 10)}
         return tuple(kinds.get(name) or regression("sum", 9.0, 16.5**0.5) for name in self.tasks)
@@ -111,35 +124,83 @@ class Digits(Source):
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         return dict.fromkeys(self.task_names, arrays["train_members"].size)
 
+    @property
+    def about_episodes(self) -> str:
+        if self.episodes == "classes":
+            return "some of the two-digit numbers of the split, with pictures of digits of the split"
+        return "one of the angles of the split, with pictures of digits of the split"
+
+    def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
+        digits = Population("digit", arrays[f"{split}_members"].size)
+        if self.episodes == "classes":
+            return Population("number", len(arrays["numbers"][CLASS_SPLIT[split]]), whole=True), digits
+        return Population("angle", len(self.angles(split)), whole=True), digits
+
+    def query_members(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> Mapping[str, Members]:
+        drawn_here = self._draw(arrays, split, rng)
+        left, right = drawn_here.query.glyphs
+        order = np.argsort(arrays[f"{split}_members"], axis=None)
+        digits = np.searchsorted(arrays[f"{split}_members"].ravel(), np.stack([left, right], 1), sorter=order)
+        if self.episodes == "classes":
+            known = arrays["numbers"][CLASS_SPLIT[split]]
+            whole = {"number": np.tile((known[:, None] == drawn_here.domain).argmax(0), (len(left), 1))}
+        else:
+            whole = {"angle": np.full(len(left), self.angles(split).index(drawn_here.domain[0]))}
+        return {task: {**whole, "digit": digits} for task in self.task_names}
+
     def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
+        drawn_here = self._draw(arrays, split, rng)
+        batches = [self._batch(arrays["glyphs"], part, drawn_here.domain) for part in drawn_here[:2]]
+        if self.episodes == "classes":
+            return Episode(*batches), "numbers " + " ".join(f"{number:02d}" for number in drawn_here.domain)
+        return Episode(*batches), f"{drawn_here.domain[0]:g} degrees"
+
+    def _draw(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> "Drawn":
+        """All chances of an episode."""
         shuffled = rng.permuted(arrays[f"{split}_members"], axis=1)
-        for_support, for_query = np.array_split(shuffled, 2, axis=1)
+        pools = np.array_split(shuffled, 2, axis=1)
         shots = drawn(self.shots, rng)
         if self.episodes == "classes":
             numbers = rng.choice(arrays["numbers"][CLASS_SPLIT[split]], drawn(self.ways, rng), replace=False)
-            support = self._number_batch(arrays["glyphs"], for_support, numbers, shots, rng)
-            query = self._number_batch(arrays["glyphs"], for_query, numbers, self.queries, rng)
-            return Episode(support, query), "numbers " + " ".join(f"{number:02d}" for number in numbers)
+            support = _draw_numbers(pools[0], numbers, shots, rng)
+            return Drawn(support, _draw_numbers(pools[1], numbers, self.queries, rng), numbers)
         angle = float(rng.choice(self.angles(split)))
-        support = self._digit_batch(arrays["glyphs"], for_support, angle, shots, rng)
-        query = self._digit_batch(arrays["glyphs"], for_query, angle, self.queries, rng)
-        return Episode(support, query), f"{angle:g} degrees"
+        support = _draw_digits(pools[0], shots, rng)
+        return Drawn(support, _draw_digits(pools[1], self.queries, rng), np.array([angle]))
 
-    def _digit_batch(
-        self, glyphs: np.ndarray, pool: np.ndarray, angle: float, per_class: int, rng: np.random.Generator
-    ) -> Batch:
-        left, right = (rng.permutation(np.repeat(np.arange(10), per_class)) for _ in range(2))
-        inputs = rotated(compose(glyphs, _draw(pool, left, rng), _draw(pool, right, rng)), angle)
-        labels = {"left": left, "right": right, "sum": left + right}
-        return Batch(inputs, {name: torch.from_numpy(labels[name]) for name in self.tasks}, {})
+    def _batch(self, glyphs: np.ndarray, part: "Pairs", domain: np.ndarray) -> Batch:
+        inputs = compose(glyphs, *part.glyphs)
+        if self.episodes == "classes":
+            return Batch(inputs, {"number": torch.from_numpy(part.labels["number"])}, {})
+        targets: dict[str, torch.Tensor] = {name: torch.from_numpy(part.labels[name]) for name in self.tasks}
+        return Batch(rotated(inputs, float(domain[0])), targets, {})
 
-    def _number_batch(
-        self, glyphs: np.ndarray, pool: np.ndarray, numbers: np.ndarray, per_class: int, rng: np.random.Generator
-    ) -> Batch:
-        target = np.repeat(np.arange(len(numbers)), per_class)
-        tens, units = numbers[target] // 10, numbers[target] % 10
-        inputs = compose(glyphs, _draw(pool, tens, rng), _draw(pool, units, rng))
-        return Batch(inputs, {"number": torch.from_numpy(target)}, {})
+
+class Pairs(NamedTuple):
+    """Pictures to be made: the glyphs on their left and right, indices [N] each, and their labels [N]."""
+
+    glyphs: tuple[np.ndarray, np.ndarray]
+    labels: Mapping[str, np.ndarray]
+
+
+class Drawn(NamedTuple):
+    """An episode to be made; `domain` is its angle, or its numbers."""
+
+    support: Pairs
+    query: Pairs
+    domain: np.ndarray
+
+
+def _draw_digits(pool: np.ndarray, per_class: int, rng: np.random.Generator) -> Pairs:
+    left, right = (rng.permutation(np.repeat(np.arange(10), per_class)) for _ in range(2))
+    glyphs = _draw(pool, left, rng), _draw(pool, right, rng)
+    return Pairs(glyphs, {"left": left, "right": right, "sum": left + right})
+
+
+def _draw_numbers(pool: np.ndarray, numbers: np.ndarray, per_class: int, rng: np.random.Generator) -> Pairs:
+    target = np.repeat(np.arange(len(numbers)), per_class)
+    tens, units = numbers[target] // 10, numbers[target] % 10
+    return Pairs((_draw(pool, tens, rng), _draw(pool, units, rng)), {"number": target})
 
 
 def _draw(pool: np.ndarray, digits: np.ndarray, rng: np.random.Generator) -> np.ndarray:

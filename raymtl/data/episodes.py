@@ -1,7 +1,7 @@
 """The seeded sampler: an episode is a function of (seed, split, step, index) and of nothing else."""
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from raymtl.data.base import SPLITS, Arrays, Source, Split
 from raymtl.types import Batch, Episode, MetaBatch
 
-Episodes = TypeVar("Episodes", bound=MetaBatch)
+Examples = TypeVar("Examples", bound=MetaBatch | Batch)
 
 
 def generator(seed: int, split: Split, step: int, index: int) -> np.random.Generator:
@@ -26,18 +26,38 @@ def build_episodes(
 
     A bucket is a stack [E, ...] of the episodes that are alike in their tasks and their numbers of examples.
     """
+    buckets = build_buckets(source, arrays, seed=seed, split=split, step=step, indices=indices)
+    domains = [domain for bucket in buckets for domain in bucket.domains]
+    return tuple(bucket.episodes for bucket in buckets), domains
+
+
+class Bucket(NamedTuple):
+    """Episodes that are alike in their tasks and their numbers of examples."""
+
+    episodes: Episode
+    """A stack [E, ...]."""
+    domains: Sequence[str]
+    indices: Sequence[int]
+    """Which episodes of the meta-batch they are."""
+
+
+def build_buckets(
+    source: Source, arrays: Arrays, *, seed: int, split: Split, step: int, indices: Sequence[int]
+) -> list[Bucket]:
+    """The episodes with these indices in the meta-batch of a step."""
     arrays = source.window(arrays, split, seed, step)
-    drawn = [source.episode(arrays, split, generator(seed, split, step, index)) for index in indices]
-    buckets: dict[Any, list[tuple[Episode, str]]] = {}
-    for episode, domain in drawn:
+    alike: dict[Any, list[tuple[Episode, str, int]]] = {}
+    for index in indices:
+        episode, domain = source.episode(arrays, split, generator(seed, split, step, index))
         leaves, structure = tree_flatten(episode)
         # As text: the shapes say what can be stacked, the structure which tasks there are.
         kind = (str(structure), *((leaf.shape, leaf.dtype) for leaf in leaves))
-        buckets.setdefault(kind, []).append((episode, domain))
-    stacks = tuple(
-        tree_map(lambda *leaves: torch.stack(leaves), *(episode for episode, _ in alike)) for alike in buckets.values()
-    )
-    return stacks, [domain for alike in buckets.values() for _, domain in alike]
+        alike.setdefault(kind, []).append((episode, domain, index))
+    buckets = []
+    for drawn in alike.values():
+        episodes, domains, numbers = zip(*drawn, strict=True)
+        buckets.append(Bucket(tree_map(lambda *leaves: torch.stack(leaves), *episodes), domains, numbers))
+    return buckets
 
 
 def with_labels_of(episodes: MetaBatch, arrived: frozenset[str], counted: frozenset[str]) -> MetaBatch:
@@ -56,14 +76,26 @@ def _with_labels_of(episodes: Episode, arrived: frozenset[str], counted: frozens
     return Episode(hidden(episodes.support, arrived), hidden(episodes.query, counted))
 
 
-def on_device(episodes: Episodes, device: torch.device | str) -> Episodes:
-    """Moves episodes to where it is computed, in the default precision; pictures, uint8, become [0, 1] there."""
+def on_device(episodes: Examples, device: torch.device | str) -> Examples:
+    """Moves episodes, or a batch, to where it is computed, in the default precision.
 
-    def move(leaf: Tensor) -> Tensor:
-        leaf = leaf.to(device, non_blocking=True)
-        if leaf.dtype == torch.uint8:
-            return leaf.to(torch.get_default_dtype()) / 255
-        return leaf.to(torch.get_default_dtype()) if leaf.is_floating_point() else leaf
+    Pictures, uint8, become [0, 1] there. Labels in float64 stay so: their task standardises them before it rounds.
+    """
+    moved: Any
+    if isinstance(episodes, Batch):
+        labels = tree_map(lambda leaf: _moved(leaf, device, keep=torch.float64), (episodes.targets, episodes.masks))
+        moved = Batch(tree_map(lambda leaf: _moved(leaf, device), episodes.inputs), *labels)
+    elif isinstance(episodes, Episode):
+        moved = Episode(on_device(episodes.support, device), on_device(episodes.query, device))
+    else:
+        moved = tuple(on_device(stack, device) for stack in episodes)
+    result: Examples = moved
+    return result
 
-    moved: Episodes = tree_map(move, episodes)
-    return moved
+
+def _moved(leaf: Tensor, device: torch.device | str, keep: torch.dtype | None = None) -> Tensor:
+    leaf = leaf.to(device, non_blocking=True)
+    if leaf.dtype == torch.uint8:
+        return leaf.to(torch.get_default_dtype()) / 255
+    rounded = leaf.is_floating_point() and leaf.dtype != keep
+    return leaf.to(torch.get_default_dtype()) if rounded else leaf

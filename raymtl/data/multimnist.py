@@ -9,7 +9,20 @@ import numpy as np
 import torch
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from raymtl.data.base import Arrays, Count, Source, Split, data_folder, drawn, each_once, most, usual
+from raymtl.data.base import (
+    Arrays,
+    Count,
+    HeldOut,
+    Members,
+    Population,
+    Source,
+    Split,
+    data_folder,
+    drawn,
+    each_once,
+    most,
+    usual,
+)
 from raymtl.tasks import classification
 from raymtl.types import Batch, Episode, Task, UserError
 
@@ -86,15 +99,39 @@ class MultiMNIST(Source):
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         return dict.fromkeys(self.task_names, len(arrays["train" if self.pairs == "fixed" else "train_digits"]))
 
+    @property
+    def about_episodes(self) -> str:
+        return f"{self.queries} pairs of digits of the split, drawn at random, beside those to adapt to"
+
+    def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
+        return (Population("digit", len(np.unique(arrays[split]))),)
+
+    def query_members(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> Mapping[str, Members]:
+        _, query = self._draw(arrays, split, rng)
+        members = self._members(arrays, split, query)
+        return dict.fromkeys(self.tasks, members)
+
+    def every_example(self, arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
+        pairs = arrays[split]
+        rows = np.arange(len(pairs))
+        return (HeldOut(rows, self._members(arrays, split, pairs), lambda some: self.batch(arrays, pairs[some])),)
+
+    def _members(self, arrays: Arrays, split: Split, pairs: np.ndarray) -> Members:
+        return {"digit": np.searchsorted(np.unique(arrays[split]), pairs)}
+
     def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
+        support, query = (self.batch(arrays, pairs) for pairs in self._draw(arrays, split, rng))
+        return Episode(support, query), "pairs of digits"
+
+    def _draw(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs [N, 2] of the support and of the query."""
         shots = drawn(self.shots, rng)
         number = shots + self.queries
         if split == "train" and self.pairs == "fresh":
             pairs = rng.choice(arrays["train_digits"], (number, 2))
         else:
             pairs = arrays[split][rng.choice(len(arrays[split]), number, replace=False)]
-        support, query = (self.batch(arrays, part) for part in (pairs[:shots], pairs[shots:]))
-        return Episode(support, query), "pairs of digits"
+        return pairs[:shots], pairs[shots:]
 
     def batch(self, arrays: Arrays, pairs: np.ndarray) -> Batch:
         """The pictures of these pairs [N, 2], rows of `arrays["digits"]`, with their labels."""

@@ -1,7 +1,7 @@
 """`nyuv2`: classes, depth and normals of rooms (Silberman et al., 2012), prepared for MTAN (arXiv:1803.10704)."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 from torch import Tensor
 from torch.nn import functional as F
 
-from raymtl.data.base import Arrays, Count, Source, Split, drawn, each_once, most, usual
+from raymtl.data.base import Arrays, Count, HeldOut, Members, Population, Source, Split, drawn, each_once, most, usual
 from raymtl.tasks import depth, normals, segmentation
 from raymtl.types import Batch, Episode, Task, UserError
 
@@ -126,20 +126,43 @@ class NYUv2(Source):
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         return dict.fromkeys(self.task_names, len(arrays["train"]))
 
+    @property
+    def about_episodes(self) -> str:
+        return f"{self.shots} frames to adapt to and {self.queries} to predict of the split, drawn at random"
+
+    def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
+        return (Population("frame", len(arrays[split])),)
+
+    def query_members(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> Mapping[str, Members]:
+        shots, numbers = self._draw(arrays, split, rng)
+        frames = np.searchsorted(arrays[split], numbers[shots:])
+        return {task: {"frame": frames} for task in self.tasks}
+
+    def every_example(self, arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
+        numbers, folder = arrays[split], _folder_of(arrays, split)
+
+        def batch(some: np.ndarray) -> Batch:
+            return self._batch([self._frame(folder, int(number), None) for number in some])
+
+        return (HeldOut(numbers, {"frame": np.arange(len(numbers))}, batch),)
+
     def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
-        shots = drawn(self.shots, rng)
-        numbers = rng.choice(arrays[split], shots + self.queries, replace=False)
-        folder = Path(str(arrays["root"])) / ("val" if split == "test" else "train")
+        shots, numbers = self._draw(arrays, split, rng)
+        folder = _folder_of(arrays, split)
         frames = [self._frame(folder, int(number), rng if split == "train" else None) for number in numbers]
-        support, query = (
-            Batch(
-                torch.stack([frame.image for frame in part]),
-                {name: torch.stack([getattr(frame, name) for frame in part]) for name in self.tasks},
-                {},
-            )
-            for part in (frames[:shots], frames[shots:])
-        )
+        support, query = (self._batch(part) for part in (frames[:shots], frames[shots:]))
         return Episode(support, query), f"frames of {folder.name}"
+
+    def _draw(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[int, np.ndarray]:
+        """How many frames are the support, and the numbers of all."""
+        shots = drawn(self.shots, rng)
+        return shots, rng.choice(arrays[split], shots + self.queries, replace=False)
+
+    def _batch(self, frames: Sequence["Frame"]) -> Batch:
+        targets: dict[str, Tensor] = {
+            name: torch.stack([getattr(frame, name) for frame in frames]) for name in self.tasks
+        }
+        return Batch(torch.stack([frame.image for frame in frames]), targets, {})
 
     def _frame(self, folder: Path, number: int, rng: np.random.Generator | None) -> "Frame":
         """One frame of `size`; its crop and whether it is mirrored are drawn from `rng`, if that is given."""
@@ -158,6 +181,10 @@ class NYUv2(Source):
             (image * 255).round().clamp(0, 255).byte(), classes[0].to(torch.int16), metres[0] / scale, vectors
         )
         return mirror(frame) if mirrored else frame
+
+
+def _folder_of(arrays: Arrays, split: Split) -> Path:
+    return Path(str(arrays["root"])) / ("val" if split == "test" else "train")
 
 
 class Frame(NamedTuple):

@@ -9,7 +9,20 @@ import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
-from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, Ways, data_folder, drawn, most, usual
+from raymtl.data.base import (
+    SPLITS,
+    Arrays,
+    Count,
+    Members,
+    Population,
+    Source,
+    Split,
+    Ways,
+    data_folder,
+    drawn,
+    most,
+    usual,
+)
 from raymtl.tasks import classification
 from raymtl.types import Batch, Episode, Task, UserError
 
@@ -92,7 +105,7 @@ class Omniglot(Source):
         return self.model_copy(update={"shots": 1, "queries": queries})
 
     def make_tasks(self) -> tuple[Task, ...]:
-        return (classification("character", max(most(self._ways("train")), most(self.ways))),)
+        return (classification("character", max(most(self._ways("train")), most(self.ways)), few_shot=True),)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -112,10 +125,28 @@ class Omniglot(Source):
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         return dict.fromkeys(self.task_names, len(arrays["train"]) * self._turns * DRAWINGS)
 
+    @property
+    def about_episodes(self) -> str:
+        return f"{self.ways} characters, {self.shots} drawings of each to adapt to, {self.queries} to predict"
+
+    def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
+        return (Population("character", len(arrays[split]), whole=True),)
+
+    def query_members(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> Mapping[str, Members]:
+        classes, _ = self._draw(arrays, split, rng)
+        # A character is one member, whichever way its drawings are turned.
+        characters = np.tile(classes // self._turns, (len(classes) * self.queries, 1))
+        return {"character": {"character": characters}}
+
+    def _draw(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        """The classes of an episode, and its shots."""
+        ways, shots = drawn(self._ways(split), rng), drawn(self.shots, rng)
+        return rng.choice(len(arrays[split]) * self._turns, ways, replace=False), shots
+
     def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
         members = arrays[split]
-        ways, shots = drawn(self._ways(split), rng), drawn(self.shots, rng)
-        classes = rng.choice(len(members) * self._turns, ways, replace=False)
+        classes, shots = self._draw(arrays, split, rng)
+        ways = len(classes)
         characters, turns = members[classes // self._turns], classes % self._turns
         order = rng.permuted(np.tile(np.arange(DRAWINGS), (ways, 1)), axis=1)[:, : shots + self.queries]
         upright = arrays["drawings"][characters[:, None], order]  # [ways, shots + queries, 28, 28]

@@ -1,5 +1,6 @@
 """`several`: episodes of several sources in one meta-batch, one source an episode or all of them together."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Self
@@ -9,7 +10,7 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 from torch import Tensor
 
-from raymtl.data.base import Arrays, Source, Split
+from raymtl.data.base import Arrays, HeldOut, Members, Population, Source, Split
 from raymtl.data.cifar100 import CIFAR100
 from raymtl.data.digits import Digits
 from raymtl.data.files import Files
@@ -161,14 +162,58 @@ class Several(Source):
             for task, size in source.sizes(_of(part, arrays)).items()
         }
 
+    @property
+    def about_episodes(self) -> str:
+        each = "; ".join(f"{part}: {source.about_episodes}" for part, source in self.parts.items())
+        return f"one of each part together ({each})" if self.episodes == "together" else f"one of a part ({each})"
+
+    def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
+        return tuple(
+            own._replace(name=f"{part} {own.name}")
+            for part, source in self.parts.items()
+            for own in source.populations(_of(part, arrays), split)
+        )
+
+    def query_members(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> Mapping[str, Members]:
+        found: dict[str, Members] = {}
+        for part in self._parts_of(rng):
+            own = _of(part, arrays)
+            for task, members in self.parts[part].query_members(own, split, copy.deepcopy(rng)).items():
+                found[f"{part}_{task}"] = {f"{part} {name}": values for name, values in members.items()}
+            self.parts[part].episode(own, split, rng)  # which takes its chances before those of the next part
+        return found
+
+    def every_example(self, arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
+        sections: list[HeldOut] = []
+        for part, source in self.parts.items():
+            own = source.every_example(_of(part, arrays), split)
+            if not own:
+                return ()
+            sections += [self._section(part, section) for section in own]
+        return tuple(sections)
+
+    def _section(self, part: str, section: HeldOut) -> HeldOut:
+        def batch(rows: np.ndarray) -> Batch:
+            own = section.batch(rows)
+            return _joined({part: own}) if self.episodes == "together" else self._completed(part, own)
+
+        members = {f"{part} {name}": values for name, values in section.members.items()}
+        return HeldOut(section.rows, members, batch)
+
+    def _parts_of(self, rng: np.random.Generator) -> list[str]:
+        """The parts of an episode."""
+        if self.episodes == "together":
+            return list(self.parts)
+        odds = np.array([self.odds.get(part, 1.0) for part in self.parts])
+        return [list(self.parts)[rng.choice(len(odds), p=odds / odds.sum())]]
+
     def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
         if self.episodes == "together":
             own = {part: source.episode(_of(part, arrays), split, rng) for part, source in self.parts.items()}
             support = _joined({part: episode.support for part, (episode, _) in own.items()})
             query = _joined({part: episode.query for part, (episode, _) in own.items()})
             return Episode(support, query), " + ".join(f"{part} {domain}" for part, (_, domain) in own.items())
-        odds = np.array([self.odds.get(part, 1.0) for part in self.parts])
-        part = list(self.parts)[rng.choice(len(odds), p=odds / odds.sum())]
+        (part,) = self._parts_of(rng)
         episode, domain = self.parts[part].episode(_of(part, arrays), split, rng)
         return Episode(*(self._completed(part, batch) for batch in episode)), f"{part} {domain}"
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from raymtl.data.annotations import Annotation, Seen, fault, mirrored, read_xml, rows_of, stacked
-from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, drawn, each_once, usual
+from raymtl.data.base import SPLITS, Arrays, Count, HeldOut, Members, Population, Source, Split, drawn, each_once, usual
 from raymtl.notes import ARRAY, Note, pack
 from raymtl.tasks import classification, detection, multilabel, over_places, regression
 from raymtl.types import WRITTEN, Batch, Episode, Spec, Task, UserError, matching
@@ -311,12 +311,34 @@ class VOC(Source):
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         return {task: len(arrays[f"rows/train/{task}"]) for task in self.tasks}
 
-    def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
+    @property
+    def about_episodes(self) -> str:
+        return f"{self.shots} pictures to adapt to and {self.queries} to predict of the split, drawn at random"
+
+    def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
+        return (Population("picture", len(arrays[f"rows/{split}"])),)
+
+    def query_members(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> Mapping[str, Members]:
+        shots, taken = self._draw(arrays, split, rng)
+        pictures = np.searchsorted(arrays[f"rows/{split}"], taken[shots:])
+        return {task: {"picture": pictures} for task in self.tasks}
+
+    def every_example(self, arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
+        rows = arrays[f"rows/{split}"]
+        unturned = np.random.default_rng(0)
+        members = {"picture": np.arange(len(rows))}
+        return (HeldOut(rows, members, lambda some: self.batch(arrays, some, (), unturned)),)
+
+    def _draw(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[int, np.ndarray]:
+        """How many pictures are the support, and the rows of all."""
         # Of a single task, all of them labelled, so that it has as many labels as are drawn.
         rows = arrays[f"rows/{split}/{self.tasks[0]}"] if len(self.tasks) == 1 else arrays[f"rows/{split}"]
         shots = drawn(self.shots, rng)
         taken = rows[rng.choice(len(rows), min(len(rows), shots + self.queries), replace=False)]
-        shots = min(shots, len(taken) - 1)
+        return min(shots, len(taken) - 1), taken
+
+    def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
+        shots, taken = self._draw(arrays, split, rng)
         flips = self.flips if split == "train" else ()
         parts = (self.batch(arrays, part, flips, rng) for part in (taken[:shots], taken[shots:]))
         return Episode(*parts), f"VOC{self.year}"

@@ -44,6 +44,11 @@ class MetaLearner(Spec, ABC):
     predicts_unadapted: ClassVar[bool] = True
     """Whether parameters that saw no support set predict at all."""
 
+    @property
+    def uses_support(self) -> bool:
+        """Whether predictions depend on the support set."""
+        return self.num_steps > 0 or not self.predicts_unadapted
+
     def check(self, tasks: Sequence[Task]) -> str | None:
         """Why the learner cannot learn these tasks, as half a sentence; None where it can."""
         return None

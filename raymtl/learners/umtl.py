@@ -152,6 +152,10 @@ class UMTL(UnrolledLearner):
         at = min(step, self.inner_steps - 1)
         return {f"model.{name}": log[at].exp() for name, log in select(params, f"{EMITTED}.log_inner_lr").items()}
 
+    @property
+    def uses_support(self) -> bool:
+        return True  # it is read off the support set what to begin with, whatever the number of inner steps
+
     def adapt(
         self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
     ) -> Params:

@@ -20,7 +20,7 @@ PHASES = ("before", "after", "gain")
 
 
 class Estimate(NamedTuple):
-    """A mean over episodes and the half-width of its 95 % interval."""
+    """A score and the half-width of its 95 % interval."""
 
     mean: float
     ci95: float
@@ -32,7 +32,7 @@ class Estimate(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One model's value of one metric. `best` only where the interval excludes every other model's."""
+    """One model's value of one metric. `best` only where it is better than every other model's beyond chance."""
 
     before: Estimate | None
     after: Estimate | None
@@ -66,6 +66,10 @@ class ResultRow(NamedTuple):
     cells: Mapping[str, Cell]
     delta_m: float | None
     delta_p: float | None
+    delta_m_ci95: float | None = None
+    delta_p_ci95: float | None = None
+    against: Mapping[str, Mapping[str, Any]] = {}
+    """Other model -> score -> what this model's is above the other's, on the same held-out examples."""
 
 
 class GainRow(NamedTuple):
@@ -80,22 +84,27 @@ def result_rows(summary: Mapping[str, Any]) -> list[ResultRow]:
     """The result table of a summary.json: a row a model; before, after with its 95 % interval, and the deltas."""
     models = summary["models"]
     columns = dict.fromkeys(name for model in models for name in _scores(model))
-    table = {column: _column([_scores(model).get(column, {}) for model in models]) for column in columns}
+    table = {column: _column(column, models) for column in columns}
     return [
         ResultRow(
             name=model["name"],
             label=LABELS.get(model["name"], model["name"]),
             cells={column: cells[index] for column, cells in table.items()},
-            delta_m=model.get("delta_m"),
-            delta_p=model.get("delta_p"),
+            against=model.get("against") or {},
+            **{key: model.get(key) for key in ("delta_m", "delta_p", "delta_m_ci95", "delta_p_ci95")},
         )
         for index, model in enumerate(models)
     ]
 
 
 def protocol(summary: Mapping[str, Any]) -> str:
-    """Whether the scores are transductive, a sentence."""
+    """What was scored of the first model, and whether the scores are transductive: a sentence each."""
     models = summary["models"]
+    scored = (models[0].get("scored") or {}).get("text") if models else None
+    return f"{scored} {_transductive(models)}" if scored else _transductive(models)
+
+
+def _transductive(models: Sequence[Mapping[str, Any]]) -> str:
     seen = [model["name"] for model in models if model["transductive"]]
     if not seen:
         return "Not transductive: no statistic of the query set was used."
@@ -104,11 +113,22 @@ def protocol(summary: Mapping[str, Any]) -> str:
     return f"Transductive, the query set was seen as a whole: {', '.join(seen)}. The other models are not transductive."
 
 
-def compare(one: Estimate, other: Estimate, higher_is_better: bool) -> int:
-    """1 where `one` is better and the intervals do not overlap, -1 where it is worse so, else 0."""
-    distance = (one.mean - other.mean) * (1 if higher_is_better else -1)
-    apart = abs(distance) > one.ci95 + other.ci95
-    return (1 if distance > 0 else -1) if apart else 0
+def compare(one: Estimate, other: Estimate, higher_is_better: bool, difference: Estimate | None = None) -> int:
+    """1 where `one` is better beyond chance, -1 where it is worse so, else 0.
+
+    By whether the 95 % interval of the `difference` on the same examples excludes 0; in a run that kept none, by
+    whether the two intervals are apart.
+    """
+    if difference is None:
+        difference = Estimate(one.mean - other.mean, one.ci95 + other.ci95)
+    if not abs(difference.mean) > difference.ci95:
+        return 0
+    return 1 if (difference.mean > 0) == higher_is_better else -1
+
+
+def difference(model: Mapping[str, Any], other: str, column: str) -> Estimate | None:
+    """What a model's score is above the other model's; None in a run that kept none."""
+    return _estimate((model.get("against") or {}).get(other, {}).get(column))
 
 
 def gain_rows(row: ResultRow) -> list[GainRow]:
@@ -169,18 +189,25 @@ def duration(seconds: float) -> str:
 def left_out_of_deltas(summary: Mapping[str, Any]) -> list[str]:
     """The metrics whose relative change says nothing, so that the deltas do without them."""
     columns = {name: scores for model in summary["models"] for name, scores in _scores(model).items()}
-    return [name for name, scores in columns.items() if not scores.get("ratio_scale", True)]
+    return [
+        name
+        for name, scores in columns.items()
+        if not scores.get("ratio_scale", True) and not name.endswith(".rrmse")  # which rmse stands for
+    ]
 
 
 def _scores(model: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """`score` and each `TASK.METRIC` -> before, after, gain."""
     tasks = {task: named for task, named in (model.get("tasks") or {}).items() if named}
     firsts = [next(iter(named.values())) for named in tasks.values()]
-    # A score is the mean of the tasks' first metrics, so it runs their way.
-    higher = not firsts or any(scores.get("higher_is_better", True) for scores in firsts)
     score = model.get("score") or {key: _mean([first.get(key) for first in firsts]) for key in PHASES}
-    metrics = {f"{task}.{name}": scores for task, named in tasks.items() for name, scores in named.items()}
-    return {"score": {**score, "higher_is_better": higher}, **metrics}
+    metrics = {
+        f"{task}.{name}": scores
+        for task, named in tasks.items()
+        for name, scores in named.items()
+        if scores.get("shown", True)
+    }
+    return {"score": {**score, "higher_is_better": True}, **metrics}
 
 
 def _mean(values: Sequence[Any]) -> dict[str, float] | None:
@@ -194,7 +221,8 @@ def _mean(values: Sequence[Any]) -> dict[str, float] | None:
     return {key: statistics.fmean(getattr(estimate, key) for estimate in estimates) for key in ("mean", "ci95")}
 
 
-def _column(values: Sequence[Mapping[str, Any]]) -> list[Cell]:
+def _column(column: str, models: Sequence[Mapping[str, Any]]) -> list[Cell]:
+    values = [_scores(model).get(column, {}) for model in models]
     cells = [
         Cell(
             before=_estimate(value.get("before")),
@@ -207,15 +235,19 @@ def _column(values: Sequence[Mapping[str, Any]]) -> list[Cell]:
     ]
     decimals = _decimals(cell.after.ci95 for cell in cells if cell.after)
     return [
-        cell._replace(decimals=decimals, best=_best(cell, cells[:index] + cells[index + 1 :]))
-        for index, cell in enumerate(cells)
+        cell._replace(decimals=decimals, best=_best(column, index, models, cells)) for index, cell in enumerate(cells)
     ]
 
 
-def _best(cell: Cell, others: Sequence[Cell]) -> bool:
-    rivals = [other.after for other in others if other.after]
-    return bool(cell.after and rivals) and all(
-        cell.after is not None and compare(cell.after, rival, cell.higher_is_better) > 0 for rival in rivals
+def _best(column: str, index: int, models: Sequence[Mapping[str, Any]], cells: Sequence[Cell]) -> bool:
+    own, name = cells[index].after, models[index]["name"]
+    rivals = {model["name"]: cell.after for model, cell in zip(models, cells, strict=True) if cell.after}
+    rivals.pop(name, None)
+    if own is None or not rivals:
+        return False
+    higher = cells[index].higher_is_better
+    return all(
+        compare(own, rival, higher, difference(models[index], other, column)) > 0 for other, rival in rivals.items()
     )
 
 

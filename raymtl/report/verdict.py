@@ -3,27 +3,28 @@
 from collections.abc import Mapping, Sequence
 
 from raymtl.report.collect import RunData, finite
-from raymtl.report.tables import Estimate, GainRow, ResultRow, compare, show
+from raymtl.report.tables import Estimate, GainRow, ResultRow, compare, difference, show
 
 SHORT = {"single-task": "single-task models"}
 
 
 def outcome(rows: Sequence[ResultRow]) -> str:
-    """One sentence: the first model's score against each other one, by whether their intervals overlap."""
+    """One sentence: the first model's score against each other one, by the interval of their difference."""
     own = rows[0].cells["score"] if rows else None
     if own is None or own.after is None:
         return "No model has been scored yet."
     scores = {row.name: cell.after for row in rows[1:] if (cell := row.cells["score"]).after}
-    reached = f"reaches a score of {own.after_text} on held-out test episodes"
+    reached = f"reaches a score of {own.after_text} on held-out test examples"
     if not scores:
         gain = f", {own.gain.text(own.decimals, signed=True)} by adaptation" if own.gain and own.before_text else ""
         return f"The {rows[0].name} {reached}{gain}; there is no other model in this run to compare it with."
     groups: dict[int, dict[str, Estimate]] = {1: {}, 0: {}, -1: {}}
     for name, score in scores.items():
-        groups[compare(own.after, score, own.higher_is_better)][name] = score
+        above = difference({"against": rows[0].against}, name, "score")
+        groups[compare(own.after, score, own.higher_is_better, above)][name] = score
     words = {
         1: "better than {}",
-        0: "not distinguishable from {} (the 95 % intervals overlap)",
+        0: "not distinguishable from {} (the 95 % interval of the difference holds 0)",
         -1: "worse than {}",
     }
     parts = [words[side].format(_listed(groups[side], own.decimals)) for side in words if groups[side]]

@@ -1,6 +1,7 @@
 """The kinds of task: head, loss per example, metrics; and their losses and scores as sums and counts."""
 
 from raymtl.tasks.binary import binary
+from raymtl.tasks.choice import chosen_by
 from raymtl.tasks.classification import classification
 from raymtl.tasks.dense import over_places
 from raymtl.tasks.depth import depth
@@ -10,21 +11,27 @@ from raymtl.tasks.normals import normals
 from raymtl.tasks.regression import regression
 from raymtl.tasks.segmentation import segmentation
 from raymtl.tasks.sums import (
+    grouped_sums,
     label_counts,
+    label_mask,
     loss_sums,
     metric_names,
     metric_parts,
     metric_sums,
     metric_values,
+    num_sums,
     task_loss_sums,
 )
 
 __all__ = [
     "binary",
+    "chosen_by",
     "classification",
     "depth",
     "detection",
+    "grouped_sums",
     "label_counts",
+    "label_mask",
     "loss_sums",
     "metric_names",
     "metric_parts",
@@ -32,6 +39,7 @@ __all__ = [
     "metric_values",
     "multilabel",
     "normals",
+    "num_sums",
     "over_places",
     "regression",
     "segmentation",

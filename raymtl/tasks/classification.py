@@ -6,37 +6,49 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raymtl.tasks.scores import mean_ratio
+from raymtl.tasks.scores import mean_ratio, true_and_false
 from raymtl.types import Metric, Task
 
 
-def classification(name: str, num_classes: int, *, balanced: bool = False) -> Task:
-    """Cross-entropy over `num_classes`; targets are integers [N]; metric: accuracy in [0, 1].
+def classification(name: str, num_classes: int, *, few_shot: bool = False) -> Task:
+    """Cross-entropy over `num_classes`; targets are integers [N].
 
-    With `balanced` also `balanced_accuracy`, the mean over the classes that occur of the share of each that is right.
+    Metrics: `accuracy`; `balanced_accuracy`, the mean over the classes that occur of the share of each that is right;
+    `f1`, the mean over the classes that occur or are predicted of 2 TP / (2 TP + FP + FN); `log_loss` in nats. With
+    `few_shot` classes are numbered anew in every episode, so that `accuracy` and `log_loss` alone mean something.
     """
 
-    def one_hot(target: Tensor) -> Tensor:
+    def member(target: Tensor) -> Tensor:
         # Not F.one_hot, which looks at the values and so cannot run under vmap.
-        return (target[:, None] == torch.arange(num_classes, device=target.device)).float()
+        return target[:, None] == torch.arange(num_classes, device=target.device)
 
     def hits(logits: Tensor, target: Tensor) -> Tensor:
         return (logits.argmax(-1) == target).float()
 
     def recalls(logits: Tensor, target: Tensor) -> Tensor:
-        member = one_hot(target)
-        return torch.cat([member * hits(logits, target)[:, None], member], 1)
+        of_class = member(target).float()
+        return torch.cat([of_class * hits(logits, target)[:, None], of_class], 1)
 
+    def f1_parts(logits: Tensor, target: Tensor) -> Tensor:
+        truth = member(target)
+        return true_and_false(member(logits.argmax(-1)), truth, torch.ones_like(truth))
+
+    def entropy(logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits, target, reduction="none")
+
+    size = 2 * num_classes
     metrics = {"accuracy": Metric(hits, True)}
-    if balanced:
-        metrics["balanced_accuracy"] = Metric(recalls, True, size=2 * num_classes, value=mean_ratio)
+    if not few_shot:
+        metrics["balanced_accuracy"] = Metric(recalls, True, size=size, value=mean_ratio, shown=False)
+        metrics["f1"] = Metric(f1_parts, True, size=size, value=mean_ratio, shown=False)
+    metrics["log_loss"] = Metric(entropy, False, shown=False)
     return Task(
         name=name,
         kind="classification",
         out_features=num_classes,
         head=lambda shape: nn.Linear(math.prod(shape), num_classes),
-        loss=lambda logits, target: F.cross_entropy(logits, target, reduction="none"),
+        loss=entropy,
         metrics=metrics,
         readable=lambda logits: logits.argmax(-1),
-        encoded=one_hot,
+        encoded=lambda target: member(target).float(),
     )

@@ -6,7 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raymtl.tasks.scores import auroc, f1, mean_ratio, mean_where
+from raymtl.tasks.scores import (
+    auroc,
+    average_precision,
+    balanced_accuracy,
+    f1,
+    log_loss,
+    mean_ratio,
+    mean_where,
+)
 from raymtl.types import Metric, Task
 
 
@@ -14,8 +22,9 @@ def multilabel(name: str, num_labels: int) -> Task:
     """Binary cross-entropy of each label; targets are 0, 1 and nan, which is unknown: floating, [N, num_labels].
 
     The loss of an example is the mean over its known labels; one without any counts as unlabelled. Metrics, each a
-    mean over labels: `f1` of the ones at a probability of 1/2, where labels neither there nor predicted are left out;
-    `accuracy`; `auroc` from a histogram (see `scores.auroc`).
+    mean over labels: `auroc` and `average_precision` from a histogram (see `scores.auroc`); at a probability of 1/2
+    `f1` of the ones, where labels neither there nor predicted are left out, `accuracy` and `balanced_accuracy`;
+    `log_loss`.
     """
 
     def known(target: Tensor) -> Tensor:
@@ -45,9 +54,12 @@ def multilabel(name: str, num_labels: int) -> Task:
         head=lambda shape: nn.Linear(math.prod(shape), num_labels),
         loss=loss,
         metrics={
+            "auroc": auroc(num_labels, scored),
             "f1": f1(num_labels, decided),
             "accuracy": Metric(right, True, size=2 * num_labels, value=mean_ratio),
-            "auroc": auroc(num_labels, scored),
+            "average_precision": average_precision(num_labels, scored),
+            "balanced_accuracy": balanced_accuracy(num_labels, decided),
+            "log_loss": log_loss(num_labels, scored),
         },
         readable=lambda logits: (logits > 0).long(),
         # Half-way between the two for what is unknown.

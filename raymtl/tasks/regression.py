@@ -7,10 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from raymtl.tasks.scores import mean_ratio, mean_where
+from raymtl.tasks.scores import mean_where
 from raymtl.types import Metric, Task
 
 Loss = Literal["squared", "absolute", "huber"]
+CONSTANT = 1e-13
+"""Targets whose sum of squares about their mean is a smaller share of their sum of squares than this are all equal."""
 
 
 def _squared(error: Tensor) -> Tensor:
@@ -39,8 +41,12 @@ def regression(
     for a component that is missing. The loss is the squared error (no factor 1/2), the absolute one, or Huber's, of
     the standardised target, a mean over the components that are there.
 
-    Metrics: `r2` = 1 - squared error / std^2, that is R^2 against the training variance, so that it is a mean over
-    examples; `mae` and `rmse` in the target's own unit. Those of a vector are means over its components.
+    Targets may be float64, which they are best: they are standardised before they are rounded to what predictions
+    have, so that 1e9 +- 10 is learned and scored as 0 +- 10 is.
+
+    Metrics: `r2` = 1 - sum of squared errors / sum of squares about the mean of the scored targets, none where these
+    are all equal; `mae` and `rmse` in the target's own unit; `rrmse`, `rmse` divided by that of always predicting
+    `mean`, so that 1 is of no use whatever the unit. Those of a vector are means over its components.
     """
     if isinstance(mean, float | int) and isinstance(std, float | int):
         return _scalar(name, mean, std, LOSSES[loss])
@@ -49,28 +55,28 @@ def regression(
 
 
 def _scalar(name: str, mean: float, std: float, loss: Callable[[Tensor], Tensor]) -> Task:
-    def error(prediction: Tensor, target: Tensor) -> Tensor:
-        return prediction.squeeze(-1) - (target - mean) / std
+    vector = _vector(name, (mean,), (std,), loss)
 
-    return Task(
-        name=name,
-        kind="regression",
-        out_features=1,
-        head=lambda shape: nn.Linear(math.prod(shape), 1),
-        loss=lambda prediction, target: loss(error(prediction, target)),
-        metrics={
-            "r2": Metric(lambda prediction, target: 1 - error(prediction, target).square(), True, ratio_scale=False),
-            "mae": Metric(lambda prediction, target: error(prediction, target).abs() * std, False),
-            "rmse": Metric(
-                lambda prediction, target: error(prediction, target).square() * std**2,
-                False,
-                value=lambda sums, count: (sums[..., 0] / count).sqrt(),
-            ),
-        },
-        readable=lambda prediction: prediction.squeeze(-1) * std + mean,
-        encoded=lambda target: (target[:, None] - mean) / std,
-        quadratic=loss is _squared,
+    def column(target: Tensor) -> Tensor:
+        return target[:, None]
+
+    def of_columns(metric: Metric) -> Metric:
+        return metric._replace(per_example=lambda prediction, target: metric.per_example(prediction, column(target)))
+
+    return vector._replace(
+        loss=lambda prediction, target: vector.loss(prediction, column(target)),
+        metrics={key: of_columns(metric) for key, metric in vector.metrics.items()},
+        readable=lambda prediction: vector.readable(prediction)[:, 0],
+        encoded=lambda target: _standardised(column(target), (mean,), (std,)),
+        target_shape=(),
+        labelled=None,
     )
+
+
+def _standardised(target: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Targets [N, D] -> as many standardised ones in the default precision, or float64 as the tests have it."""
+    values = target.double()  # what stands in for a masked label may be whole numbers
+    return ((values - values.new_tensor(mean)) / values.new_tensor(std)).to(torch.get_default_dtype())
 
 
 def _vector(name: str, mean: tuple[float, ...], std: tuple[float, ...], loss: Callable[[Tensor], Tensor]) -> Task:
@@ -81,28 +87,49 @@ def _vector(name: str, mean: tuple[float, ...], std: tuple[float, ...], loss: Ca
 
     def standardised(target: Tensor) -> Tensor:
         """0, which is the mean, where a component is missing."""
-        values = 1.0 * target  # what stands in for a masked label may be whole numbers
-        values = (values - values.new_tensor(mean)) / values.new_tensor(std)
-        return torch.where(known(target), values, 0.0)
+        return torch.where(known(target), _standardised(target, mean, std), 0.0)
 
     def error(prediction: Tensor, target: Tensor) -> Tensor:
-        return torch.where(known(target), prediction - standardised(target), 0.0)
+        return torch.where(known(target), prediction - standardised(target).to(_at_least_single(prediction)), 0.0)
 
     def losses(prediction: Tensor, target: Tensor) -> Tensor:
         return mean_where(loss(error(prediction, target)), known(target))
 
-    def absolute(prediction: Tensor, target: Tensor) -> Tensor:
-        values = error(prediction, target).abs()
-        return torch.cat([values * values.new_tensor(std), known(target).to(values)], 1)
+    def parts(*columns: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        """Columns [N, D] of errors and targets in units of `std`, then which components are there, all in float64."""
 
-    def squared(prediction: Tensor, target: Tensor) -> Tensor:
-        values = error(prediction, target).square()
-        return torch.cat([values, known(target).to(values)], 1)
+        def per_example(prediction: Tensor, target: Tensor) -> Tensor:
+            off, own = error(prediction, target).double(), standardised(target).double()
+            return torch.cat([*(column(off, own) for column in columns), known(target).double()], 1)
+
+        return per_example
+
+    def squared(off: Tensor, _: Tensor) -> Tensor:
+        return off.square()
+
+    def r2(sums: Tensor, _: Tensor) -> Tensor:
+        errors, total, squares, count = sums.chunk(4, -1)
+        about_mean = squares - total.square() / count
+        constant = about_mean <= CONSTANT * squares
+        return torch.where(constant, torch.nan, 1 - errors / about_mean).nanmean(-1)
+
+    def relative(sums: Tensor, _: Tensor) -> Tensor:
+        errors, squares, _count = sums.chunk(3, -1)
+        return torch.where(squares > 0, (errors / squares).sqrt(), torch.nan).nanmean(-1)
+
+    def absolute(sums: Tensor, _: Tensor) -> Tensor:
+        errors, count = sums.chunk(2, -1)
+        return (errors / count * errors.new_tensor(std)).nanmean(-1)
 
     def root(sums: Tensor, _: Tensor) -> Tensor:
-        above, below = sums.chunk(2, -1)
-        return ((above / below).sqrt() * above.new_tensor(std)).nanmean(-1)
+        errors, count = sums.chunk(2, -1)
+        return ((errors / count).sqrt() * errors.new_tensor(std)).nanmean(-1)
 
+    def readable(prediction: Tensor) -> Tensor:
+        values = prediction.double()
+        return values * values.new_tensor(std) + values.new_tensor(mean)
+
+    squares = parts(squared, lambda _, own: own, lambda _, own: own.square())
     return Task(
         name=name,
         kind="regression",
@@ -110,19 +137,25 @@ def _vector(name: str, mean: tuple[float, ...], std: tuple[float, ...], loss: Ca
         head=lambda shape: nn.Linear(math.prod(shape), number),
         loss=losses,
         metrics={
-            "r2": Metric(
-                squared,
-                True,
-                ratio_scale=False,
-                size=2 * number,
-                value=lambda sums, count: 1 - mean_ratio(sums, count),
+            "r2": Metric(squares, True, ratio_scale=False, size=4 * number, value=r2),
+            "mae": Metric(parts(lambda off, _: off.abs()), False, size=2 * number, value=absolute),
+            "rmse": Metric(parts(squared), False, size=2 * number, value=root),
+            "rrmse": Metric(
+                parts(squared, lambda _, own: own.square()),
+                False,
+                ratio_scale=False,  # its relative change is that of rmse
+                size=3 * number,
+                value=relative,
             ),
-            "mae": Metric(absolute, False, size=2 * number, value=mean_ratio),
-            "rmse": Metric(squared, False, size=2 * number, value=root),
         },
-        readable=lambda prediction: prediction * prediction.new_tensor(std) + prediction.new_tensor(mean),
+        readable=readable,
         encoded=standardised,
         target_shape=(number,),
         labelled=lambda target: known(target).any(1),
         quadratic=loss is _squared,
     )
+
+
+def _at_least_single(prediction: Tensor) -> torch.dtype:
+    """float32 where the prediction has fewer digits, as under autocast."""
+    return torch.promote_types(prediction.dtype, torch.float32)

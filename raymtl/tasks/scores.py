@@ -3,15 +3,24 @@
 Everything per example runs under vmap; `value` functions take sums [..., size], whatever stands before.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from raymtl.types import Metric
+from raymtl.types import Counts, Metric
 
-NUM_BINS = 200
-"""Of a logit, in equal parts of x / (1 + |x|): 0.02 wide at 0, 0.2 at 3, 1.2 at 10."""
+NUM_BINS = 8192
+"""Of a logit x, in equal steps of asinh(64 x): 0.00005 wide at 0, then 0.3 % of the logit."""
+FEWEST_BINS = 512
+"""Of each label where there are many: they share `NUM_BINS`."""
+LARGEST_LOGIT = 1000.0
+"""What lies beyond falls into the outermost bins."""
+
+Decisions = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Prediction and target -> decisions or logits [N, L], labels [N, L], and which of these are known [N, L]."""
 
 
 def counted(index: Tensor, weights: Tensor, number: int) -> Tensor:
@@ -56,37 +65,101 @@ def true_and_false(predicted: Tensor, truth: Tensor, known: Tensor) -> Tensor:
     return torch.cat([2 * both, either], 1)
 
 
-def f1(num_labels: int, decided: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> Metric:
+def f1(num_labels: int, decided: Decisions, *, shown: bool = True) -> Metric:
     """The mean over labels of 2 TP / (2 TP + FP + FN); labels that are neither there nor predicted are left out."""
-    return Metric(lambda p, t: true_and_false(*decided(p, t)), True, size=2 * num_labels, value=mean_ratio)
+    size = 2 * num_labels
+    return Metric(lambda p, t: true_and_false(*decided(p, t)), True, size=size, value=mean_ratio, shown=shown)
 
 
-def logit_bin(logits: Tensor) -> Tensor:
-    """Which of `NUM_BINS` bins a logit falls into."""
-    return ((logits / (1 + logits.abs()) + 1) / 2 * NUM_BINS).long().clamp(0, NUM_BINS - 1)
+def balanced_accuracy(num_labels: int, decided: Decisions, *, shown: bool = False) -> Metric:
+    """The mean over labels of (TP / (TP + FN) + TN / (TN + FP)) / 2; labels without both are left out."""
+
+    def per_example(prediction: Tensor, target: Tensor) -> Tensor:
+        predicted, truth, known = decided(prediction, target)
+        right = (predicted == truth) & known
+        columns = [right & truth, right & ~truth, truth & known, ~truth & known]
+        return torch.cat([column.float() for column in columns], 1)
+
+    def value(sums: Tensor, _: Tensor) -> Tensor:
+        found_yes, found_no, yes, no = sums.chunk(4, -1)
+        return ((found_yes / yes + found_no / no) / 2).nanmean(-1)
+
+    return Metric(per_example, True, size=4 * num_labels, value=value, shown=shown)
 
 
-def auroc(num_labels: int, scored: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> Metric:
-    """The mean over labels of the area under the ROC curve, the odds that a positive example is ranked higher.
-
-    `scored` gives logits [N, L], labels [N, L] and which of these are known. Two examples in one of the `NUM_BINS` bins
-    of the logit count as ranked alike, so that the area is off by at most half the share of such pairs among all pairs
-    of a positive and a negative one. Labels without both are left out.
-    """
+def log_loss(num_labels: int, scored: Decisions) -> Metric:
+    """The mean over labels of the mean binary cross-entropy, in nats."""
 
     def per_example(prediction: Tensor, target: Tensor) -> Tensor:
         logits, truth, known = scored(prediction, target)
-        # Label, then negative or positive, then bin.
+        entropy = F.binary_cross_entropy_with_logits(logits, truth.to(logits), reduction="none")
+        return torch.cat([torch.where(known, entropy, 0.0), known.to(entropy)], 1)
+
+    return Metric(per_example, False, size=2 * num_labels, value=mean_ratio, shown=False)
+
+
+def logit_bin(logits: Tensor, num_bins: int = NUM_BINS) -> Tensor:
+    """Which of the bins a logit falls into."""
+    place = (torch.asinh(64 * logits.double()) / math.asinh(64 * LARGEST_LOGIT) + 1) / 2 * num_bins
+    return place.nan_to_num(0.0).clamp(0, num_bins - 1).long()
+
+
+def bins_of(num_labels: int) -> int:
+    """How many bins each of so many labels has."""
+    return max(FEWEST_BINS, NUM_BINS // num_labels)
+
+
+def _histogram(num_labels: int, scored: Decisions) -> Callable[[Tensor, Tensor], Counts]:
+    """Counts by label, then negative or positive, then bin of the logit."""
+
+    def per_example(prediction: Tensor, target: Tensor) -> Counts:
+        logits, truth, known = scored(prediction, target)
         place = torch.arange(num_labels, device=logits.device) * 2 + truth.long()
-        return counted(place * NUM_BINS + logit_bin(logits), known.to(logits), num_labels * 2 * NUM_BINS)
+        bins = bins_of(num_labels)
+        return Counts(place * bins + logit_bin(logits, bins), known.to(logits))
+
+    return per_example
+
+
+def _negatives_and_positives(sums: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
+    """[..., num_labels, bins] each."""
+    negatives, positives = sums.unflatten(-1, (num_labels, 2, bins_of(num_labels))).unbind(-2)
+    return negatives, positives
+
+
+def auroc(num_labels: int, scored: Decisions) -> Metric:
+    """The mean over labels of the area under the ROC curve, the odds that a positive example is ranked higher.
+
+    `scored` gives logits [N, L], labels [N, L] and which of these are known. Two examples whose logits are in one bin
+    (`logit_bin`) count as ranked alike, so that the area is off by at most half the share of such pairs among all pairs
+    of a positive and a negative one. Labels without both are left out.
+    """
 
     def value(sums: Tensor, _: Tensor) -> Tensor:
-        negatives, positives = sums.unflatten(-1, (num_labels, 2, NUM_BINS)).unbind(-2)
+        negatives, positives = _negatives_and_positives(sums, num_labels)
         below = negatives.cumsum(-1) - negatives / 2
         pairs = positives.sum(-1) * negatives.sum(-1)
         return ((positives * below).sum(-1) / pairs).nanmean(-1)
 
-    return Metric(per_example, True, size=num_labels * 2 * NUM_BINS, value=value)
+    size = num_labels * 2 * bins_of(num_labels)
+    return Metric(_histogram(num_labels, scored), True, size=size, value=value)
+
+
+def average_precision(num_labels: int, scored: Decisions) -> Metric:
+    """The mean over labels of sum (R_n - R_(n-1)) P_n over thresholds of the logit, as scikit-learn defines it.
+
+    The examples in one of the bins of the logit share a threshold. Labels without a positive are left out.
+    """
+
+    def value(sums: Tensor, _: Tensor) -> Tensor:
+        negatives, positives = _negatives_and_positives(sums, num_labels)
+        above = positives.flip(-1).cumsum(-1)
+        precision = above / (above + negatives.flip(-1).cumsum(-1)).clamp(min=1)
+        gained = positives.flip(-1) / positives.sum(-1, keepdim=True)
+        return (gained * precision).sum(-1).nanmean(-1)
+
+    size = num_labels * 2 * bins_of(num_labels)
+    return Metric(_histogram(num_labels, scored), True, size=size, value=value, shown=False)
 
 
 def median(of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], most: float, num_bins: int) -> Metric:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from raymtl.types import Batch, Task
+from raymtl.types import Batch, Counts, Metric, Task
 
 
 def label_counts(tasks: Sequence[Task], batch: Batch) -> Tensor:
@@ -41,21 +41,69 @@ def loss_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: B
     return torch.stack(task_loss_sums(tasks, predictions, batch))
 
 
-def metric_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
+def metric_sums(
+    tasks: Sequence[Task],
+    predictions: Mapping[str, Tensor],
+    batch: Batch,
+    groups: Mapping[str, Tensor] | None = None,
+    num_groups: int = 1,
+) -> Tensor:
     """Sums over the labelled examples of what every metric of every task is made of, [sum of their sizes], float64.
 
     In the order of `metric_names`. In float64 because pixels of many pictures are more than float32 can count.
+    `groups` name for each task the groups that its examples are in, [N, k], -1 for none; there is then a sum for each
+    group, [num_groups, sum of the sizes]. A task that is not in `groups` adds nothing.
     """
     device = next(iter(predictions.values())).device
     sums = []
     for task in tasks:
         for metric in task.metrics.values():
-            if task.name in batch.targets:
-                values = metric.per_example(predictions[task.name], _labels(batch, task.name))
-                sums.append(_labelled_sum(batch, task, values.double().reshape(len(values), metric.size)))
-            else:
-                sums.append(torch.zeros(metric.size, dtype=torch.float64, device=device))
-    return torch.cat(sums)
+            own = groups.get(task.name) if groups is not None else None
+            if task.name not in batch.targets or (groups is not None and own is None):
+                sums.append(torch.zeros(num_groups, metric.size, dtype=torch.float64, device=device))
+                continue
+            values = metric.per_example(predictions[task.name], _labels(batch, task.name))
+            sums.append(_metric_sum(batch, task, metric, values, own, num_groups))
+    together = torch.cat(sums, 1)
+    return together[0] if groups is None else together
+
+
+def _metric_sum(
+    batch: Batch, task: Task, metric: Metric, values: Tensor | Counts, groups: Tensor | None, num_groups: int
+) -> Tensor:
+    """The sums over the labelled examples of what `per_example` gave, [num_groups, size], float64."""
+    if not isinstance(values, Counts):
+        dense = _where_labelled(batch, task, values.double().reshape(len(values), metric.size))
+        return dense.sum(0, keepdim=True) if groups is None else grouped_sums(dense, groups, num_groups)
+    weights = _where_labelled(batch, task, values.weights.double())
+    out = weights.new_zeros(num_groups * metric.size)
+    for column in range(1 if groups is None else groups.shape[1]):
+        group, here = (0, 1.0) if groups is None else _column(groups, column)
+        start = group[:, None] * metric.size if isinstance(group, Tensor) else 0
+        own = weights * here[:, None] if isinstance(here, Tensor) else weights
+        out = out.scatter_add(0, (values.places + start).flatten(), own.flatten())
+    return out.reshape(num_groups, metric.size)
+
+
+def grouped_sums(values: Tensor, groups: Tensor, num_groups: int) -> Tensor:
+    """Sums of values [N, S] over the examples of each group, [num_groups, S]; groups are [N, k], -1 for none."""
+    out = values.new_zeros(num_groups, values.shape[1])
+    for column in range(groups.shape[1]):
+        group, here = _column(groups, column)
+        out = out.index_add(0, group, values * here[:, None])
+    return out
+
+
+def _column(groups: Tensor, column: int) -> tuple[Tensor, Tensor]:
+    """The groups [N] of one column, and which examples count in it: once a group, and not where there is none."""
+    group = groups[:, column]
+    repeated = (groups[:, :column] == group[:, None]).any(1)
+    return group.clamp(min=0), ((group >= 0) & ~repeated).double()
+
+
+def num_sums(tasks: Sequence[Task]) -> int:
+    """How many sums all metrics of the tasks are made of."""
+    return sum(metric.size for task in tasks for metric in task.metrics.values())
 
 
 def metric_names(tasks: Sequence[Task]) -> list[str]:
@@ -79,6 +127,13 @@ def metric_values(tasks: Sequence[Task], sums: Tensor, counts: Tensor) -> dict[s
     }
 
 
+def label_mask(batch: Batch, task: Task) -> Tensor:
+    """Which examples of the batch have a label of the task, [N]."""
+    known = _known(batch, task)
+    target = batch.targets[task.name]
+    return torch.ones(len(target), dtype=torch.bool, device=target.device) if known is None else known
+
+
 def _known(batch: Batch, task: Task) -> Tensor | None:
     """Which examples have a label of the task, [N]; None where all have one."""
     mask = batch.masks.get(task.name)
@@ -90,10 +145,15 @@ def _known(batch: Batch, task: Task) -> Tensor | None:
 
 def _labelled_sum(batch: Batch, task: Task, values: Tensor) -> Tensor:
     """Sum of `values` [N, ...] over the examples whose label of the task is there."""
+    return _where_labelled(batch, task, values).sum(0)
+
+
+def _where_labelled(batch: Batch, task: Task, values: Tensor) -> Tensor:
+    """The same values [N, ...], 0 for the examples whose label of the task is missing."""
     known = _known(batch, task)
-    if known is not None:
-        values = torch.where(known.reshape(known.shape + (1,) * (values.ndim - 1)), values, 0.0)
-    return values.sum(0)
+    if known is None:
+        return values
+    return torch.where(known.reshape(known.shape + (1,) * (values.ndim - 1)), values, 0.0)
 
 
 def _labels(batch: Batch, task: str) -> Tensor:

@@ -95,8 +95,9 @@ class Search(Searcher):
         trial = self._trial(number)
         # Each under a name of its own: the journal would repeat all of them with every one.
         trial.set_user_attr(f"{REPORT}{step}", {key: value for key, value in result.items() if _is_metric(key)})
-        if len(self.experiment.tune.metrics) == 1:
-            trial.report(result[self.experiment.tune.metrics[0]], step)
+        objective = result.get(self.experiment.tune.metrics[0])
+        if len(self.experiment.tune.metrics) == 1 and objective is not None:
+            trial.report(objective, step)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self.numbers.pop(trial_id)

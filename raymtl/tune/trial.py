@@ -55,5 +55,5 @@ def _report_again(chosen: Experiment, folder: Path, steps: range) -> None:
     for row in history:
         if row["step"] in steps and row.get("val.score") is not None:
             seconds = sum(r["seconds"] for r in history if r["step"] <= row["step"])
-            scores = {key: value for key, value in row.items() if key.startswith("val.")}
+            scores = {key: value for key, value in row.items() if key.startswith("val.") and value is not None}
             tune.report({**scores, "step": row["step"], "num_parameters": params, "seconds": seconds})

@@ -156,7 +156,7 @@ def test_adapting_goes_below_the_floor_and_not_adapting_does_not(run) -> None:
 def test_scores_and_examples_of_inputs_that_are_no_pictures(run) -> None:
     chosen, problem, _ = load_model(run / "best")
     evaluate_folder(run / "best", {}, chosen.data)
-    assert list(runs.read_json(run / "best" / "metrics.json")["tasks"]["y"]) == ["r2", "mae", "rmse", "mse"]
+    assert list(runs.read_json(run / "best" / "metrics.json")["tasks"]["y"]) == ["r2", "mae", "rmse", "rrmse", "mse"]
     rows = runs.read_rows(run / "best" / "examples.parquet")
     held_out = build(chosen.data, len(rows), "test")
     assert [row["input"] for row in rows] == held_out.query.inputs[:, 0].tolist()
@@ -178,7 +178,7 @@ def test_adapting_to_a_file_is_adapting_to_its_numbers(run, tmp_path) -> None:
     told = adapt_run(run, tmp_path / "mine.parquet", 0, None, None)
     assert (told["support_examples"], told["predicted_examples"]) == (10, 10)
     own = adapt_run(run, None, 0, None, None)
-    assert set(own["scores"]) == {"y.r2", "y.mae", "y.rmse", "y.mse"}
+    assert set(own["scores"]) == {"y.r2", "y.mae", "y.rmse", "y.rrmse", "y.mse"}
     files = [runs.read_rows(run / "adapted" / name / "predictions.parquet") for name in ("mine", "episode-0")]
     by_file, by_episode = ([row["y.after"] for row in rows] for rows in files)
     assert by_file == by_episode

@@ -43,7 +43,7 @@ class Shapes(Source):
     def make_tasks(self) -> tuple[Task, ...]:
         size, middle, spread = (self.side, self.side), (self.side / 2,) * 2, (self.side / 6,) * 2
         kinds = {
-            "which": lambda name: classification(name, 2, balanced=True),
+            "which": lambda name: classification(name, 2),
             "disc": binary,
             "shown": lambda name: multilabel(name, 2),
             "amount": lambda name: regression(name, 2.0, 0.8),

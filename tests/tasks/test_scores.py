@@ -7,52 +7,84 @@ import pytest
 import sklearn.metrics
 import torch
 import torchmetrics.functional as tm
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from raymtl.tasks import binary, classification, depth, multilabel, normals, regression, segmentation
+from raymtl.tasks import (
+    binary,
+    classification,
+    depth,
+    metric_sums,
+    metric_values,
+    multilabel,
+    normals,
+    regression,
+    segmentation,
+)
 from raymtl.tasks.normals import NUM_BINS as ANGLE_BINS
-from raymtl.tasks.scores import NUM_BINS, logit_bin
-from raymtl.types import Task
+from raymtl.tasks.scores import NUM_BINS, bins_of, logit_bin
+from raymtl.types import Batch, Task
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 def scores(task: Task, prediction: Tensor, target: Tensor) -> dict[str, float]:
     """From the sums of batches of ragged sizes."""
-    found = {}
-    for name, metric in task.metrics.items():
-        parts = [
-            metric.per_example(p, t).reshape(len(t), metric.size).sum(0)
-            for p, t in zip(
-                prediction.split([1, 3, len(target) - 4]), target.split([1, 3, len(target) - 4]), strict=True
-            )
-        ]
-        found[name] = float(metric.value(sum(parts), torch.tensor(float(len(target)))))
-    return found
+    sizes = [1, 3, len(target) - 4]
+    batches = [
+        (p, Batch(torch.zeros(len(t)), {task.name: t}, {}))
+        for p, t in zip(prediction.split(sizes), target.split(sizes), strict=True)
+    ]
+    sums = sum(metric_sums([task], {task.name: p}, batch) for p, batch in batches)
+    values = metric_values([task], sums, torch.tensor([float(len(target))]))
+    return {name: float(values[f"{task.name}.{name}"]) for name in task.metrics}
 
 
-def test_accuracies_of_classes() -> None:
+def test_scores_of_classes() -> None:
     logits, target = torch.randn(60, 4), torch.randint(3, (60,))  # the fourth class does not occur
-    found = scores(classification("a", 4, balanced=True), logits, target)
-    assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(target, logits.argmax(-1)), abs=1e-7)
-    expected = np.mean([float((logits.argmax(-1) == c)[target == c].double().mean()) for c in range(3)])
-    assert found["balanced_accuracy"] == pytest.approx(expected, abs=1e-7)
+    found, guess = scores(classification("a", 4), logits, target), logits.argmax(-1)
+    assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(target, guess), abs=1e-7)
+    recalls = [float((guess == c)[target == c].double().mean()) for c in range(3)]
+    assert found["balanced_accuracy"] == pytest.approx(np.mean(recalls), abs=1e-7)
+    assert found["f1"] == pytest.approx(sklearn.metrics.f1_score(target, guess, average="macro"), abs=1e-7)
+    entropy = sklearn.metrics.log_loss(target, logits.softmax(-1), labels=range(4))
+    assert found["log_loss"] == pytest.approx(entropy, abs=1e-9)
 
 
-def test_scores_of_yes_and_no() -> None:
-    target = torch.randint(2, (80,))
-    logits = torch.randn(80, 1) + target[:, None]
+def test_classes_of_few_shot_episodes_have_no_scores_by_class() -> None:
+    assert list(classification("a", 4, few_shot=True).metrics) == ["accuracy", "log_loss"]
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_scores_of_yes_and_no(scale: float) -> None:
+    target = (torch.rand(500) < 0.15).long()
+    logits = scale * (torch.randn(500, 1) + target[:, None] - 1)
+    probability, guess = logits[:, 0].sigmoid(), logits[:, 0] > 0
     found = scores(binary("a"), logits, target)
-    assert found["accuracy"] == pytest.approx(float(tm.classification.binary_accuracy(logits[:, 0].sigmoid(), target)))
-    assert found["f1"] == pytest.approx(float(tm.classification.binary_f1_score(logits[:, 0].sigmoid(), target)))
-    exact = sklearn.metrics.roc_auc_score(target, logits[:, 0])
+    assert next(iter(found)) == "auroc"
+    expected = {
+        "accuracy": sklearn.metrics.accuracy_score(target, guess),
+        "balanced_accuracy": sklearn.metrics.balanced_accuracy_score(target, guess),
+        "f1": sklearn.metrics.f1_score(target, guess),
+        "log_loss": float(torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], target.double())),
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-6), name
+    if scale == 1:
+        assert found["log_loss"] == pytest.approx(sklearn.metrics.log_loss(target, probability), abs=1e-9)
+    # Ranked by the bins alone both areas are exact, ties included; and the bins are fine enough for three digits.
     bins = logit_bin(logits[:, 0])
-    positive, negative = bins[target == 1], bins[target == 0]
-    bound = 0.5 * float((positive[:, None] == negative).double().mean())
-    assert 0 < bound < 0.02
-    assert abs(found["auroc"] - exact) <= bound
-    # Ranked by the bins alone it is exact, ties included.
-    assert found["auroc"] == pytest.approx(sklearn.metrics.roc_auc_score(target, bins), abs=1e-12)
+    for name, exact in (("auroc", sklearn.metrics.roc_auc_score), ("average_precision", average_precision_score)):
+        assert found[name] == pytest.approx(exact(target, bins), abs=1e-12)
+        assert found[name] == pytest.approx(exact(target, logits[:, 0]), abs=5e-4), name
+
+
+def test_the_area_of_rare_positives_with_low_probabilities_is_that_of_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(1)
+    target = (torch.rand(20_000, generator=generator) < 0.01).long()
+    logits = -5 + 0.5 * torch.randn(20_000, 1, generator=generator) + 0.5 * target[:, None]
+    found = scores(binary("a"), logits, target)["auroc"]
+    assert found == pytest.approx(sklearn.metrics.roc_auc_score(target, logits[:, 0]), abs=5e-4)
 
 
 def test_bins_of_logits_keep_their_order_and_reach_from_end_to_end() -> None:
@@ -76,13 +108,17 @@ def test_scores_of_several_labels_some_of_them_unknown() -> None:
             (
                 float(tm.classification.binary_accuracy(p.sigmoid(), t)),
                 float(tm.classification.binary_f1_score(p.sigmoid(), t)),
-                sklearn.metrics.roc_auc_score(t, logit_bin(p)) if label < 4 else math.nan,
+                sklearn.metrics.roc_auc_score(t, logit_bin(p, bins_of(5))) if label < 4 else math.nan,
+                average_precision_score(t, logit_bin(p, bins_of(5))) if label < 4 else math.nan,
+                sklearn.metrics.balanced_accuracy_score(t, p > 0) if label < 4 else math.nan,
             )
         )
-    accuracy, f1, area = zip(*per_label, strict=True)
+    accuracy, f1, area, precision, balanced = zip(*per_label, strict=True)
     assert found["accuracy"] == pytest.approx(np.mean(accuracy))
     assert found["f1"] == pytest.approx(np.mean(f1[:4]))
     assert found["auroc"] == pytest.approx(np.nanmean(area), abs=1e-12)
+    assert found["average_precision"] == pytest.approx(np.nanmean(precision), abs=1e-12)
+    assert found["balanced_accuracy"] == pytest.approx(np.nanmean(balanced), abs=1e-7)
     marked = torch.where(known, truth, -1.0).long()
     macro = tm.classification.multilabel_accuracy(logits.sigmoid(), marked, num_labels=5, ignore_index=-1)
     assert found["accuracy"] == pytest.approx(float(macro), abs=1e-6)
@@ -90,13 +126,47 @@ def test_scores_of_several_labels_some_of_them_unknown() -> None:
 
 def test_scores_of_numbers() -> None:
     target = 3 + 2 * torch.randn(40)
-    mean, std = float(target.mean()), float(target.std(correction=0))
+    mean, std = 2.5, 1.7  # of the targets for training, which are others
     prediction = ((target - mean) / std + 0.3 * torch.randn(40))[:, None]
     task = regression("a", mean, std)
     found, values = scores(task, prediction, target), task.readable(prediction)
     assert found["r2"] == pytest.approx(sklearn.metrics.r2_score(target, values), abs=1e-12)
     assert found["mae"] == pytest.approx(sklearn.metrics.mean_absolute_error(target, values), abs=1e-12)
-    assert found["rmse"] == pytest.approx(sklearn.metrics.root_mean_squared_error(target, values), abs=1e-12)
+    rmse = sklearn.metrics.root_mean_squared_error(target, values)
+    assert found["rmse"] == pytest.approx(rmse, abs=1e-12)
+    useless = sklearn.metrics.root_mean_squared_error(target, torch.full((40,), mean))
+    assert found["rrmse"] == pytest.approx(rmse / useless, abs=1e-12)
+
+
+@pytest.mark.parametrize("spread", [1.0, 20.0])
+def test_a_constant_prediction_is_never_better_than_the_mean_of_the_scored_rows(spread: float) -> None:
+    """On a heavy tail the variance of the training rows may be many times that of the scored ones."""
+    target = torch.randn(200).mul(spread).exp().clamp(max=1e6)
+    task = regression("a", float(target.mean()), 50 * float(target.std()))
+    found = scores(task, torch.zeros(200, 1), target)
+    assert found["r2"] == pytest.approx(0, abs=1e-9) and found["rrmse"] == pytest.approx(1, abs=1e-9)
+
+
+def test_targets_that_are_all_equal_have_no_r2() -> None:
+    found = scores(regression("a", 5.5, 2.0), torch.randn(30, 1), torch.full((30,), 7.3))
+    assert math.isnan(found["r2"]) and found["rmse"] > 0
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(1e9, 10.0), (1e8, 1.0), (0.0, 1e-30), (-3e12, 1.0)])
+def test_labels_far_from_zero_or_tiny_score_as_those_centred_and_scaled(offset: float, scale: float) -> None:
+    torch.set_default_dtype(torch.float32)
+    standard, off = torch.randn(60, dtype=torch.float64), 0.3 * torch.randn(60, 1)
+    target = offset + scale * standard
+    task, plain = regression("a", offset, scale), regression("a", 0.0, 1.0)
+    prediction = plain.encoded(standard) + off
+    found, expected = scores(task, prediction, target), scores(plain, prediction, standard)
+    tolerance = 1e-3 if offset == -3e12 else 1e-5
+    assert found["r2"] == pytest.approx(expected["r2"], abs=tolerance)
+    assert found["mae"] == pytest.approx(scale * expected["mae"], rel=tolerance)
+    torch.testing.assert_close(
+        task.loss(prediction, target), plain.loss(prediction, standard), rtol=1e-2, atol=tolerance
+    )
+    assert task.readable(prediction).dtype == torch.float64
 
 
 def test_scores_of_vectors_are_means_over_components_of_the_examples_that_have_them() -> None:

@@ -1,4 +1,4 @@
-"""Episodes from rows: at random, of a group, or of some classes."""
+"""Examples of rows: episodes at random, of a group, or of some classes; and every row of a split once."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from raymtl.data.base import Arrays, Split, drawn
+from raymtl.data.base import Arrays, HeldOut, Members, Population, Split, drawn
 from raymtl.types import Batch, Episode
 
 if TYPE_CHECKING:
@@ -44,6 +44,48 @@ def query_rows(
     return chosen.query, classes
 
 
+def query_members(source: "Files", arrays: Arrays, split: Split, rng: np.random.Generator) -> Mapping[str, Members]:
+    """Whose the query rows of an episode are: of the group, of the classes, or each its own."""
+    chosen = _choose(source, arrays, split, rng)
+    if chosen.classes is None:
+        members = members_of(source, arrays, split, chosen.query)
+    else:
+        members = {_class_population(source): np.tile(chosen.classes, (len(chosen.query), 1))}
+    return dict.fromkeys(source.task_names, members)
+
+
+def populations(source: "Files", arrays: Arrays, split: Split) -> tuple[Population, ...]:
+    """What the rows of a split were sampled from."""
+    if source.episodes == "classes":
+        return (Population(_class_population(source), len(arrays[f"names/{split}"]), whole=True),)
+    if source.episodes == "groups":
+        return (Population(source.group or "group", len(arrays[f"names/{split}"]), whole=True),)
+    rows = arrays[f"rows/{split}"]
+    if source.group is None:
+        return (Population("row", len(rows)),)
+    return (Population(source.group, len(np.unique(arrays["group"][rows]))),)
+
+
+def every_example(source: "Files", arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
+    """All labelled rows of a split; none where classes are numbered anew in every episode."""
+    if source.episodes == "classes":
+        return ()
+    rows = np.sort(arrays[f"rows/{split}"])
+    return (HeldOut(rows, members_of(source, arrays, split, rows), lambda some: _batch(source, arrays, some)),)
+
+
+def members_of(source: "Files", arrays: Arrays, split: Split, rows: np.ndarray) -> Members:
+    """Whose each of these rows [N] of a split is: its group's, or its own."""
+    if source.group is None:
+        return {"row": np.searchsorted(arrays[f"rows/{split}"], rows)}
+    known = np.unique(arrays["group"][arrays[f"rows/{split}"]])
+    return {source.group: np.searchsorted(known, arrays["group"][rows])}
+
+
+def _class_population(source: "Files") -> str:
+    return f"class of {source.task_names[0]}"
+
+
 def _choose(source: "Files", arrays: Arrays, split: Split, rng: np.random.Generator) -> Chosen:
     """All chances of an episode."""
     shots = drawn(source.shots, rng)
@@ -56,7 +98,8 @@ def _choose(source: "Files", arrays: Arrays, split: Split, rng: np.random.Genera
         rows = rows[starts[group] : starts[group + 1]]
         domain = f"{source.group} {arrays[f'names/{split}'][group]}"
     elif len(source.task_names) == 1:  # all of them labelled, so that a single task has as many labels as are drawn
-        rows = arrays[f"rows/{split}/{source.task_names[0]}"]
+        labelled = arrays[f"rows/{split}/{source.task_names[0]}"]
+        rows = labelled if len(labelled) > 1 else rows
     taken = rows[rng.choice(len(rows), min(len(rows), shots + source.queries), replace=False)]
     shots = min(shots, len(taken) - 1)
     return Chosen(taken[:shots], taken[shots:], domain)

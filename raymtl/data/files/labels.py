@@ -201,7 +201,7 @@ def _sets(column: pa.ChunkedArray, separator: str | None) -> Sequence[Sequence[s
 
 
 def encode_task(name: str, fitted: FittedTask, columns: Columns, where: Where) -> tuple[np.ndarray, np.ndarray]:
-    """Targets [N] int64, [N] float32 or [N, D] float32 with nan, as the task takes them; and where they are, [N] bool.
+    """Targets [N] int64, [N] or [N, D] float64 with nan, as the task takes them; and where they are, [N] bool.
 
     Raises UserError, with file, row and column, for a label outside the classes or one that is no number.
     """
@@ -247,8 +247,8 @@ def encode_task(name: str, fitted: FittedTask, columns: Columns, where: Where) -
             raise UserError(
                 f"{where(0)}, column '{first}': expected {len(fitted.means)} numbers, got {values.shape[1]}."
             )
-        return values.astype(np.float32), mask
-    return np.nan_to_num(values[:, 0], nan=fitted.means[0]).astype(np.float32), mask
+        return values, mask
+    return np.nan_to_num(values[:, 0], nan=fitted.means[0]), mask
 
 
 def _flags(label: str, column: pa.ChunkedArray, where: Where) -> np.ndarray:

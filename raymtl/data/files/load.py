@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymtl.data.base import SPLITS, most
+from raymtl.data.base import SPLITS, Arrays, most
 from raymtl.data.files.boxes import encode_boxes
 from raymtl.data.files.columns import encode_column, texts
 from raymtl.data.files.findings import small_class_note, small_group_note
@@ -257,6 +257,7 @@ def load(source: "Files") -> dict[str, np.ndarray]:
         counts = [round(source.found.tasks[name].labelled * source.found.rows) for name in names]
     elif all(arrays[f"mask/{name}"].all() for name in names):
         arrays["complete"] = np.array(True)
+    notes += _unlabelled_notes(source, arrays, side)
     return arrays | {"side": side, "tasks": np.array(names), "sizes": np.array(counts), ARRAY: pack(notes)}
 
 
@@ -290,6 +291,20 @@ def unreadable_notes(source: "Files", unreadable: Sequence[str], number: int) ->
     return [Note(place="pictures", text=f"{says}; they are left out", key="data.max_corrupt")]
 
 
+def _unlabelled_notes(source: "Files", arrays: Arrays, side: np.ndarray) -> list[Note]:
+    """Which tasks have no label in the rows of validation or test."""
+    return [
+        Note(
+            place=f"task '{name}'",
+            text=f"no row of {split} has a label, so that it is trained, but has no score there",
+            key="data.split",
+        )
+        for name in source.tasks
+        for number, split in enumerate(SPLITS)
+        if split != "train" and not arrays[f"mask/{name}"][side == number].any()
+    ]
+
+
 def gone_notes(gone: Sequence[str]) -> list[Note]:
     """Which maps are named and not there; their rows have no label of the task."""
     if not gone:
@@ -317,6 +332,8 @@ def _pools(
     """
     labelled = np.any([arrays[f"mask/{name}"] for name in source.tasks], axis=0)
     pools: dict[str, np.ndarray] = {}
+    if source.group is not None:
+        pools["group"] = pc.dictionary_encode(bucket).indices.to_numpy(zero_copy_only=False)
     for number, split in enumerate(SPLITS):
         rows = np.flatnonzero(labelled & (sides == number))
         if source.episodes == "rows":

@@ -72,6 +72,8 @@ class TaskColumn(Spec):
     """Between the labels that stand in one text; found, unless given."""
     loss: Literal["squared", "absolute", "huber"] | None = None
     """Of a regression; squared, unless given."""
+    metric: str | None = None
+    """The score of its kind that the task is chosen by, such as `f1`; the first one in docs/tasks.md, unless given."""
     path: str | None = None
     """A file of its own: joined to the table by data.key, or with rows of its own where there is no such key.
 

@@ -9,13 +9,13 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import nn
 
-from raymtl.data.base import SPLITS, Arrays, Count, Source, Split, Ways, most, usual
+from raymtl.data.base import SPLITS, Arrays, Count, HeldOut, Members, Population, Source, Split, Ways, most, usual
+from raymtl.data.files import draw as drawing
 from raymtl.data.files.contents import check_encoding
-from raymtl.data.files.draw import draw
 from raymtl.data.files.kinds import KINDS
 from raymtl.data.files.schema import Fitted, Format, Role, SplitRule, TaskColumn, TaskName, Written
 from raymtl.notes import Note
-from raymtl.tasks import classification
+from raymtl.tasks import chosen_by, classification
 from raymtl.types import Episode, Task, UserError
 
 Side = PositiveInt | tuple[PositiveInt, PositiveInt]
@@ -197,9 +197,15 @@ class Files(Source):
     def make_tasks(self) -> tuple[Task, ...]:
         found = self.found
         if self.episodes == "classes":
-            return tuple(classification(name, most(self.ways)) for name in self.tasks)
+            return tuple(
+                chosen_by(
+                    classification(name, most(self.ways), few_shot=True), task.metric, f"data.tasks.{name}.metric"
+                )
+                for name, task in self.tasks.items()
+            )
         size = shape_of(self.size)
-        return tuple(KINDS[found.tasks[name].kind].make(name, found.tasks[name], size) for name in self.tasks)
+        tasks = [KINDS[found.tasks[name].kind].make(name, found.tasks[name], size) for name in self.tasks]
+        return tuple(chosen_by(task, self.tasks[task.name].metric, f"data.tasks.{task.name}.metric") for task in tasks)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -236,7 +242,24 @@ class Files(Source):
         return window(self, arrays, seed, step)
 
     def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
-        return draw(self, arrays, split, rng)
+        return drawing.draw(self, arrays, split, rng)
+
+    @property
+    def about_episodes(self) -> str:
+        shots = _words(self.shots)
+        if self.episodes == "classes":
+            return f"{_words(self.ways)} classes, {shots} rows of each to adapt to, {self.queries} to predict"
+        of = f"one {self.group}" if self.episodes == "groups" else "the split, drawn at random"
+        return f"{shots} rows to adapt to and {self.queries} to predict of {of}"
+
+    def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
+        return drawing.populations(self, arrays, split)
+
+    def query_members(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> Mapping[str, Members]:
+        return drawing.query_members(self, arrays, split, rng)
+
+    def every_example(self, arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
+        return drawing.every_example(self, arrays, split)
 
 
 def _shown(path: str | tuple[str, ...] | Mapping[Any, str]) -> str:
@@ -246,8 +269,12 @@ def _shown(path: str | tuple[str, ...] | Mapping[Any, str]) -> str:
 
 
 def _without_place(task: TaskColumn) -> TaskColumn:
-    """What is asked of a task, wherever its own files are."""
-    return task.model_copy(update={"path": "here"}) if task.path else task
+    """What is asked of a task's labels, wherever its own files are, and whatever score it is chosen by."""
+    return task.model_copy(update={"path": "here" if task.path else None, "metric": None})
+
+
+def _words(count: int | tuple[int, int]) -> str:
+    return str(count) if isinstance(count, int) else f"{count[0]} to {count[1]}"
 
 
 def shape_of(size: Any) -> tuple[int, int]:
