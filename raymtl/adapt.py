@@ -44,7 +44,7 @@ def adapt_run(
         given = drawn_episode(experiment, episode)
     else:
         read = read_support(support, experiment, problem, query, task)
-        given = Given(str(support), support.stem, read.episode, read.classes, read.asked)
+        given = Given(str(support), support.stem, read.episode, read.classes, read.asked, read.notes)
     part = on_device(given.episode, "cpu")
     with torch.no_grad():
         adapted = problem.adapt(params, part.support, steps)
@@ -75,6 +75,7 @@ def adapt_run(
         "adapted": not _same(params, adapted),
         "support_examples": count_of(part.support),
         "predicted_examples": count_of(part.query),
+        "notes": [note.model_dump() for note in given.notes],
         "scores": _scores(problem, part.query, before, after) if after else {},
     }
 

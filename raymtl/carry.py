@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from raymtl.data.episodes import on_device
 from raymtl.data.files.asked import Asked
 from raymtl.encoders.norm import WITH_BATCH_STATISTICS
 from raymtl.evaluate import load_model, scores_of
+from raymtl.notes import Note
 from raymtl.predictions import said_of, write_predictions
 from raymtl.progress import Row, View
 from raymtl.step import Problem
@@ -45,6 +46,7 @@ class NewData(NamedTuple):
     asked: Asked
     classes: tuple[str, ...] = ()
     """By their numbers, where the file or the run names them."""
+    notes: Sequence[Note] = ()
 
     @property
     def known(self) -> Tensor:
@@ -117,6 +119,7 @@ def transfer_run(
         "domain": data.domain,
         "support_examples": len(data.labelled.targets),
         "predicted_examples": len(data.inputs),
+        "notes": [note.model_dump() for note in data.notes],
         **scores,
     }
 
@@ -159,8 +162,9 @@ def _read(
         of_classes = transfer.task.kind == "classification"
         new = read_examples(support, experiment, transfer.task.name, of_classes=of_classes, query=query, task=task)
         labelled = new.examples._replace(targets=_typed(new.examples, transfer))
-        classes = new.classes
-        return NewData(str(support), support.stem, new.column, labelled, new.inputs, new.targets, new.asked, classes)
+        return NewData(
+            str(support), support.stem, new.column, labelled, new.inputs, new.targets, new.asked, new.classes, new.notes
+        )
     wanted = transfer.task.name or problem.tasks[0].name
     if wanted not in experiment.data.task_names:
         raise UserError(

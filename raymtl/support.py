@@ -1,7 +1,7 @@
 """Examples of a user's own: files of inputs and labels, read and refused (docs/adapt.md)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from raymtl.data.checks import repeated
 from raymtl.data.episodes import build_episodes, generator
 from raymtl.data.files.asked import Asked, held_out
 from raymtl.data.files.draw import query_rows
+from raymtl.notes import Note
 from raymtl.step import Problem
 from raymtl.transfer import Examples
 from raymtl.types import Batch, Episode, UserError
@@ -33,6 +34,7 @@ class Support(NamedTuple):
     classes: Mapping[str, tuple[str, ...]]
     asked: Asked
     """Which rows are predicted."""
+    notes: Sequence[Note]
 
 
 class Given(NamedTuple):
@@ -45,6 +47,7 @@ class Given(NamedTuple):
     classes: Mapping[str, tuple[str, ...]]
     """Of the tasks whose classes the examples name."""
     asked: Asked
+    notes: Sequence[Note] = ()
 
 
 class _Rows(NamedTuple):
@@ -53,6 +56,7 @@ class _Rows(NamedTuple):
     masks: Mapping[str, Tensor]
     classes: Mapping[str, tuple[str, ...]]
     asked: Asked
+    notes: Sequence[Note] = ()
 
     def part(self, rows: Tensor) -> Batch:
         return Batch(
@@ -96,12 +100,12 @@ def read_support(
     if form is None or form.files.pictures:
         _check_apart(path, rows.inputs, labelled)
     if query is None:
-        return Support(
-            Episode(rows.part(labelled), rows.part(~labelled)), rows.classes, rows.asked.at((~labelled).numpy())
-        )
+        own = Episode(rows.part(labelled), rows.part(~labelled))
+        return Support(own, rows.classes, rows.asked.at((~labelled).numpy()), rows.notes)
     others = read(query, rows.classes)
     everything = others.part(torch.ones(len(others.inputs), dtype=torch.bool))
-    return Support(Episode(rows.part(labelled), everything), rows.classes, others.asked)
+    notes = list(dict.fromkeys((*rows.notes, *others.notes)))
+    return Support(Episode(rows.part(labelled), everything), rows.classes, others.asked, notes)
 
 
 class Form(NamedTuple):
@@ -176,7 +180,7 @@ def _own_rows(path: Path, form: Form, problem: Problem, classes: Mapping[str, tu
         targets[task.name] = torch.from_numpy(found.targets[own]) if there else nothing
         masks[task.name] = torch.from_numpy(found.masks[own]) if there else torch.zeros(number, dtype=torch.bool)
     named = {form.prefix + name: labels for name, labels in found.classes.items()}
-    return _Rows(torch.from_numpy(found.inputs), targets, masks, named, found.asked)
+    return _Rows(torch.from_numpy(found.inputs), targets, masks, named, found.asked, found.notes)
 
 
 def _rows(path: Path, experiment: Experiment, problem: Problem) -> _Rows:
@@ -250,6 +254,7 @@ class NewTask(NamedTuple):
     asked: Asked
     classes: tuple[str, ...]
     """By their numbers; none where labels are numbers."""
+    notes: Sequence[Note] = ()
 
 
 def read_examples(
@@ -289,7 +294,8 @@ def read_examples(
     else:
         others = read(query, found.column, found)
         asked, inputs, targets = others.asked, others.inputs, others.targets
-    return NewTask(found.column, examples, inputs, targets, asked, found.classes)
+        found = found._replace(notes=list(dict.fromkeys((*found.notes, *others.notes))))
+    return NewTask(found.column, examples, inputs, targets, asked, found.classes, found.notes)
 
 
 class _Labels(NamedTuple):
@@ -299,6 +305,7 @@ class _Labels(NamedTuple):
     """[N] float64, nan where there is none."""
     classes: tuple[str, ...]
     asked: Asked
+    notes: Sequence[Note] = ()
 
 
 _Read = Callable[[Path, str | None, _Labels | None], _Labels]
@@ -314,7 +321,7 @@ def _own_labels(data: Files, of_classes: bool) -> _Read:
             data, str(path), column, of_classes=of_classes, classes=classes, optional=examples is not None
         )
         inputs, targets = _scaled(torch.from_numpy(found.inputs)), torch.from_numpy(found.targets)
-        return _Labels(found.column, inputs, targets, found.classes, found.asked)
+        return _Labels(found.column, inputs, targets, found.classes, found.asked, found.notes)
 
     return read
 

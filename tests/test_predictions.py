@@ -309,3 +309,33 @@ def test_files_that_have_gone_name_the_option_that_says_where(home, tmp_path, mo
         assert "add --data PATH" in mistake(monkeypatch, capsys, command, str(run))
     with pytest.raises(UserError, match="no such file"):
         adapt_run(run, tmp_path / "gone.csv", 0, None, None)
+
+
+def test_a_broken_picture_among_new_ones_is_left_out_and_said(tmp_path, monkeypatch, capsys) -> None:
+    root, new = write_scenes(tmp_path / "scenes", 30), write_scenes(tmp_path / "new", 20)
+    for folder in ("depths", "normals", "masks"):
+        for path in [*(root / folder).iterdir(), *(new / folder).iterdir()]:
+            path.unlink()
+    for path in (root, new):
+        with (path / "labels.csv").open() as file:
+            table = list(csv.DictReader(file))
+        write_csv(path / "labels.csv", {name: [row[name] for row in table] for name in ("image", "larger")})
+    run = trained(tmp_path / "run", {"path": str(root), "size": 8, "tasks": {"larger": {}}})
+    (new / "images" / "003.png").write_bytes(b"no picture")
+    (new / "images" / ".hidden.png").touch()
+    out = answer(monkeypatch, capsys, "adapt", str(run), "--support", str(new), "--query", str(new))
+    assert "note: pictures: 1 cannot be read, and are left out: images/003.png (no picture)" in out
+    assert "note: files: 1 are passed over" in out
+    words = ("--support", str(new), "--query", str(new / "images"), "--transfer", "feature", "--json")
+    told = json.loads(answer(monkeypatch, capsys, "adapt", str(run), *words, "--set", "task.name=larger"))
+    assert [name[-7:] for name in read(told)["picture"]] == [f"{i:03d}.png" for i in range(20) if i != 3]
+    assert "003.png (no picture)" in told["notes"][1]["text"]
+    one = new / "images" / "004.png"
+    told = json.loads(
+        answer(monkeypatch, capsys, "adapt", str(run), "--support", str(new), "--query", str(one), "--json")
+    )
+    assert read(told)["picture"].tolist() == ["004.png"]
+    message = mistake(
+        monkeypatch, capsys, "adapt", str(run), "--support", str(new), "--query", str(new / "images" / "003.png")
+    )
+    assert "expected pictures that can be read, got none: 003.png (no picture)" in message

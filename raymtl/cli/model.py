@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from raymtl import runs
+from raymtl.cli.notes import print_notes
 from raymtl.cli.options import AsJson, Data, Run, overrides, places
 from raymtl.cli.tables import figure, print_scores
 from raymtl.notes import Note
@@ -113,6 +114,7 @@ def adapt(
         for metric, (before, after) in written["scores"].items():
             table.add_row(metric, *("-" if value is None else f"{value:.3f}" for value in (before, after)))
         plain_console().print(table)
+    print_notes(console, [Note(**note) for note in written["notes"]])
     console.print(f"{written['folder']}: model.safetensors, predictions.parquet")
 
 

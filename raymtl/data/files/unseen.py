@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 from raymtl.data.base import most
 from raymtl.data.files.asked import Asked, asked_of, together
 from raymtl.data.files.columns import in_order, numbers, plain, texts
-from raymtl.data.files.folders import FILE, FOLDER
+from raymtl.data.files.folders import FILE, FOLDER, named_first
 from raymtl.data.files.kinds import KINDS
-from raymtl.data.files.load import encode_inputs, encode_labels
+from raymtl.data.files.load import Labels, encode_inputs, encode_labels
 from raymtl.data.files.rows import Opened, Rows, label_columns
 from raymtl.data.files.schema import SplitRule, TaskColumn
+from raymtl.notes import Note
 from raymtl.types import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Unseen(NamedTuple):
     classes: Mapping[str, tuple[str, ...]]
     """Of tasks of classes or labels, by their numbers."""
     asked: Asked
+    notes: Sequence[Note] = ()
 
 
 class NewLabels(NamedTuple):
@@ -46,6 +48,7 @@ class NewLabels(NamedTuple):
     classes: tuple[str, ...]
     """By their numbers; none where labels are numbers."""
     asked: Asked
+    notes: Sequence[Note] = ()
 
 
 def read_unseen(source: "Files", path: str, classes: Mapping[str, tuple[str, ...]] | None = None) -> Unseen:
@@ -59,24 +62,72 @@ def read_unseen(source: "Files", path: str, classes: Mapping[str, tuple[str, ...
     known = dict(classes or {name: fitted.classes for name, fitted in source.found.tasks.items() if fitted.classes})
     if source.episodes == "classes" and classes is None:
         known = {name: _found_classes(source, opened, name) for name in bare.tasks}
-    parts: list[tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]] = []
-    asked: list[Asked] = []
+    blocks = _read_blocks(source, opened, path)
+    targets: dict[str, list[np.ndarray]] = {name: [] for name in bare.tasks}
+    masks: dict[str, list[np.ndarray]] = {name: [] for name in bare.tasks}
+    damaged: list[str] = []
+    for block in blocks.each:
+        for name in bare.tasks:
+            labels = _labels(bare, opened, block, name, known.get(name, ()))
+            targets[name].append(labels.target[block.readable])
+            masks[name].append(labels.mask[block.readable])
+            damaged += labels.unreadable
+    notes = [*blocks.notes, *_notes_of_damaged("labels", damaged)]
+    return Unseen(
+        blocks.inputs,
+        {name: np.concatenate(parts) for name, parts in targets.items()},
+        {name: np.concatenate(parts) for name, parts in masks.items()},
+        known,
+        blocks.asked,
+        notes,
+    )
+
+
+class _Block(NamedTuple):
+    """The rows of a block, which of them can be read [N], and the shapes [N, 2] of their pictures."""
+
+    number: int
+    rows: Rows
+    readable: np.ndarray
+    shapes: np.ndarray
+
+
+class _Blocks(NamedTuple):
+    """All blocks of a file; inputs and names are those of the rows that can be read."""
+
+    each: Sequence[_Block]
+    inputs: np.ndarray
+    asked: Asked
+    notes: Sequence[Note]
+
+
+def _read_blocks(source: "Files", opened: Opened, path: str) -> _Blocks:
+    """Rows whose pictures cannot be read are left out. Raises UserError where none can be."""
+    each, numbers, asked = [], [], []
+    unreadable: list[str] = []
+    beyond: list[str] = []
     for number in range(len(opened.blocks)):
         rows = opened.read(number)
-        inputs = encode_inputs(bare, opened, number, rows)
-        _refuse_unreadable(inputs.unreadable)
-        targets, masks = {}, {}
-        for name in bare.tasks:
-            targets[name], masks[name] = _labels(bare, opened, number, name, rows, inputs.shapes, known.get(name, ()))
-        parts.append((inputs.numbers, targets, masks))
-        asked.append(asked_of(source, opened, number, rows, inputs.shapes))
-    return Unseen(
-        np.concatenate([part[0] for part in parts]),
-        {name: np.concatenate([part[1][name] for part in parts]) for name in bare.tasks},
-        {name: np.concatenate([part[2][name] for part in parts]) for name in bare.tasks},
-        known,
-        together(asked),
-    )
+        inputs = encode_inputs(opened.source, opened, number, rows)
+        each.append(_Block(number, rows, inputs.readable, inputs.shapes))
+        numbers.append(inputs.numbers[inputs.readable])
+        asked.append(asked_of(source, opened, number, rows, inputs.shapes).at(inputs.readable))
+        unreadable += inputs.unreadable
+        beyond += inputs.beyond
+    if unreadable and not any(block.readable.any() for block in each):
+        raise UserError(f"{path}: expected pictures that can be read, got none: {unreadable[0]}. Restore them.")
+    notes = [*opened.skipped_notes(), *_notes_of_damaged("pictures", unreadable)]
+    if beyond:
+        text = f"{len(beyond)} have values outside the range of the run's own, which are cut off: {named_first(beyond)}"
+        notes.append(Note(place="pictures", text=text))
+    return _Blocks(each, np.concatenate(numbers), together(asked), notes)
+
+
+def _notes_of_damaged(place: str, names: Sequence[str]) -> list[Note]:
+    if not names:
+        return []
+    text = f"{len(names)} cannot be read, and are left out: {named_first(names)}"
+    return [Note(place=place, text=text)]
 
 
 def read_new_labels(
@@ -95,27 +146,26 @@ def read_new_labels(
     """
     opened = _open(source, path, labelled=False)
     name = column if optional and column else _label_column(source, opened, path, column)
-    inputs, labels, asked = [], [], []
-    for number in range(len(opened.blocks)):
-        rows = opened.read(number)
-        block = encode_inputs(opened.source, opened, number, rows)
-        _refuse_unreadable(block.unreadable)
-        inputs.append(block.numbers)
-        asked.append(asked_of(source, opened, number, rows, block.shapes))
-        there = name in rows.table.column_names
-        labels.append(rows.table[name] if there else pa.chunked_array([pa.nulls(len(rows.table))]))
-    targets = []
+    blocks = _read_blocks(source, opened, path)
+    labels = []
+    for block in blocks.each:
+        there = name in block.rows.table.column_names
+        labels.append(block.rows.table[name] if there else pa.chunked_array([pa.nulls(len(block.rows.table))]))
     if not of_classes:
-        for number, own in enumerate(labels):
-            targets.append(_values(opened, number, name, own))
-        return NewLabels(name, np.concatenate(inputs), np.concatenate(targets), (), together(asked))
+        targets = [
+            _values(opened, block.number, name, own)[block.readable]
+            for block, own in zip(blocks.each, labels, strict=True)
+        ]
+        return NewLabels(name, blocks.inputs, np.concatenate(targets), (), blocks.asked, blocks.notes)
     known = source.found.tasks.get(name)
     if classes is None:
         found = {label for own in labels for label in pc.unique(texts(own)).drop_null().to_pylist()}
         classes = known.classes if known and known.classes else in_order(found)
-    for number, own in enumerate(labels):
-        targets.append(_classes(opened, number, name, own, classes))
-    return NewLabels(name, np.concatenate(inputs), np.concatenate(targets), classes, together(asked))
+    targets = [
+        _classes(opened, block.number, name, own, classes)[block.readable]
+        for block, own in zip(blocks.each, labels, strict=True)
+    ]
+    return NewLabels(name, blocks.inputs, np.concatenate(targets), classes, blocks.asked, blocks.notes)
 
 
 def _label_column(source: "Files", opened: Opened, path: str, column: str | None) -> str:
@@ -202,19 +252,15 @@ def _found_classes(source: "Files", opened: Opened, name: str) -> tuple[str, ...
     return classes
 
 
-def _labels(
-    source: "Files", opened: Opened, number: int, name: str, rows: Rows, shapes: np.ndarray, classes: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    columns = rows.labels[name]
-    size = len(rows.table)
+def _labels(source: "Files", opened: Opened, block: _Block, name: str, classes: tuple[str, ...]) -> Labels:
+    columns = block.rows.labels[name]
+    size = len(block.rows.table)
     if all(plain(column).null_count == size for column in columns.values()):
         (task,) = (task for task in source.make_tasks() if task.name == name)
         whole = task.kind in ("classification", "segmentation")
-        return np.zeros((size, *task.target_shape), np.int64 if whole else np.float32), np.zeros(size, bool)
+        return Labels(np.zeros((size, *task.target_shape), np.int64 if whole else np.float32), np.zeros(size, bool))
     if source.episodes != "classes":
-        labels = encode_labels(source, opened, number, name, rows, shapes)
-        _refuse_unreadable(labels.unreadable)
-        return labels.target, labels.mask
+        return encode_labels(source, opened, block.number, name, block.rows, block.shapes)
     ((column, values),) = columns.items()
     text = texts(values)
     index = pc.index_in(text, value_set=pa.array(classes, pa.string()))
@@ -222,12 +268,8 @@ def _labels(
     if odd.any():
         row = int(odd.argmax())
         raise UserError(
-            f"{opened.where(number, row)}, column '{column}': expected one of the classes of the support set, "
+            f"{opened.where(block.number, row)}, column '{column}': expected one of the classes of the support set, "
             f"{list(classes)}, got '{text[row].as_py()}'."
         )
-    return pc.fill_null(index, 0).to_numpy(zero_copy_only=False).astype(np.int64), pc.is_valid(text).to_numpy(False)
-
-
-def _refuse_unreadable(names: Sequence[str]) -> None:
-    if names:
-        raise UserError(f"{names[0]}: expected a picture that can be read. Restore it, or leave its row away.")
+    numbered = pc.fill_null(index, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return Labels(numbered, pc.is_valid(text).to_numpy(False))
