@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from raymtl import runs, storage
+from raymtl import runs, storage, strict_json
 from raymtl.fence import Attempt
 from raymtl.step import Problem
 from raymtl.types import UserError
@@ -116,7 +116,7 @@ def _write(folder: Path, settled: Settled, optimizer: torch.optim.Optimizer, pro
         torch.save(state, file)
     # On the disk before the manifest is, or a power cut could leave a manifest of files that never arrived.
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _synced(path)} for path in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(json.dumps({"step": progress.step, "files": files}, indent=2) + "\n")
+    (folder / MANIFEST).write_text(strict_json.dumps({"step": progress.step, "files": files}, indent=2) + "\n")
     _synced(folder / MANIFEST)
 
 

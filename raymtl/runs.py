@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from raymtl import __version__, config, fence, storage
+from raymtl import __version__, config, fence, storage, strict_json
 from raymtl.config import Experiment
 from raymtl.fence import Attempt
 from raymtl.redact import redacted_word
@@ -145,7 +145,7 @@ def publish_folder(parent: Path, name: str, write: Callable[[Path], Any]) -> Pat
 
 def write_json(path: Path, content: Mapping[str, Any], publish: Publish = storage.publish) -> None:
     """Publishes `content` as indented JSON."""
-    publish(path, lambda aside: aside.write_text(json.dumps(content, indent=2) + "\n"))
+    publish(path, lambda aside: aside.write_text(strict_json.dumps(content, indent=2) + "\n"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def append_row(path: Path, content: Mapping[str, Any], publish: Publish = storage.publish) -> None:
     """Adds a line of JSON, with the time and the host, to a file of few lines."""
-    line = json.dumps({"time": _now(), "host": socket.gethostname(), **content}) + "\n"
+    line = strict_json.dumps({"time": _now(), "host": socket.gethostname(), **content}) + "\n"
     before = storage.patiently(path, path.read_bytes) if path.exists() else b""
     before = before[: before.rfind(b"\n") + 1]  # half a line, as a power cut may leave it, is no line
     publish(path, lambda aside: aside.write_bytes(before + line.encode()))

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "raymtl"
 LAYERS = [
-    {"types", "redact", "storage", "ids", "resizing", "terminal"},
+    {"types", "redact", "storage", "strict_json", "ids", "resizing", "terminal"},
     {"notes", "fence"},
     {"tasks", "metrics", "intervals", "encoders", "sharing", "weighting", "learners", "modes", "collective"},
     {"step", "data", "search", "transfer"},

@@ -1,6 +1,5 @@
 """The cluster: `doctor`, `cluster render`, `cluster check`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from raymtl import strict_json
 from raymtl.cli.options import Address, AsJson, Sets, assignment, overrides
 from raymtl.config import load
 from raymtl.terminal import plain_console
@@ -29,7 +29,7 @@ def doctor(
         raise UserError(f"--set: expected --config, whose values it sets, got {sets[0]} alone. Add --config.")
     checks = examine(output, address, load(config, overrides(sets)) if config else None)
     if as_json:
-        print(json.dumps([check._asdict() for check in checks], indent=2))
+        print(strict_json.dumps([check._asdict() for check in checks], indent=2))
     else:
         table = Table(box=None, pad_edge=False)
         for column in ("", "check", "found", "what to do"):

@@ -1,6 +1,5 @@
 """The data: `data inspect`, `data fetch`."""
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from raymtl import strict_json
 from raymtl.cli.notes import print_notes
 from raymtl.cli.options import AsJson, Config, Sets, overrides
 from raymtl.config import load
@@ -37,7 +37,7 @@ def inspect_data(
     draw_batch(experiment.data, arrays, experiment.seed, path)
     told["picture"] = str(path)
     if as_json:
-        print(json.dumps(told, indent=2))
+        print(strict_json.dumps(told, indent=2))
         return
     _print_data(told)
 

@@ -1,12 +1,11 @@
 """What there is, and what a run came to: `trials`, `methods`, `report`."""
 
-import json
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from raymtl import runs
+from raymtl import runs, strict_json
 from raymtl.cli.options import AsJson, Run
 from raymtl.config import Experiment, load
 from raymtl.progress import described
@@ -31,7 +30,7 @@ def trials(
             raise UserError(f"{run}: trial {number}: expected 0 to {rows[-1]['number']}, got {number}.")
         rows = [{key: value for key, value in chosen.items() if value is not None}]
     if as_json:
-        print(json.dumps(rows if number is None else rows[0], indent=2))
+        print(strict_json.dumps(rows if number is None else rows[0], indent=2))
         return
     if number is not None:
         for key, value in rows[0].items():

@@ -1,6 +1,5 @@
 """What becomes of a run's best model: `evaluate`, `adapt`."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from raymtl import runs
+from raymtl import runs, strict_json
 from raymtl.cli.notes import print_notes
 from raymtl.cli.options import AsJson, Data, Run, overrides, places
 from raymtl.cli.tables import figure, print_scores
@@ -42,7 +41,7 @@ def evaluate(
     found = score(experiment, problem, params, arrays, split=split, episodes=episodes)  # type: ignore[arg-type]
     metrics = found.metrics
     if as_json:
-        print(json.dumps(metrics, indent=2))
+        print(strict_json.dumps(metrics, indent=2))
         return
     print_scores([{"name": "best", "score": metrics["score"], "tasks": metrics["tasks"]}])
     kind = "Transductive" if metrics["transductive"] else "Not transductive"
@@ -103,7 +102,7 @@ def adapt(
     with _found(data):
         written = adapt_run(runs.existing(run), support, episode, steps, name, query, places(data), task)
     if as_json:
-        print(json.dumps(written, indent=2))
+        print(strict_json.dumps(written, indent=2))
         return
     console = plain_console(highlight=False, soft_wrap=True)
     console.print(_said(written))
@@ -167,7 +166,7 @@ def _transfer(
     with _found(list(moved)), View(f"raymtl adapt --transfer {way}") as view:
         written = transfer_run(run, chosen, support, episode, name, view, query, moved, task)
     if as_json:
-        print(json.dumps(written, indent=2))
+        print(strict_json.dumps(written, indent=2))
         return
     told = [f"{written['trained_on']} examples"]
     told += [f"step {written['step']} chosen by {written['held_out']} held-out ones"] if written["held_out"] else []

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from raymtl import runs
+from raymtl import runs, strict_json
 from raymtl.cli.notes import print_notes
 from raymtl.cli.options import Address, AsJson, Config, DryRun, Resume, Sets, overrides
 from raymtl.cli.tables import print_scores
@@ -82,7 +82,7 @@ def _loaded(experiment: Experiment, config: Path) -> Arrays:
 
 def _print_summary(summary: Mapping[str, Any], run: Path, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(summary, indent=2))
+        print(strict_json.dumps(summary, indent=2))
         return
     from raymtl.report import outcome, protocol, result_rows
 
@@ -137,6 +137,6 @@ def _print_plan(experiment: Experiment, as_json: bool, *, searching: bool) -> No
             "space": {key: domain.model_dump(exclude_defaults=True) for key, domain in experiment.search.items()},
         }
     if as_json:
-        print(json.dumps(content, indent=2))
+        print(strict_json.dumps(content, indent=2))
     else:
-        print(yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False).rstrip())
+        print(yaml.safe_dump(json.loads(strict_json.dumps(content)), sort_keys=False).rstrip())

@@ -1,9 +1,12 @@
 """The bytes of a file: what kind of file they are, and the text in them whatever its encoding."""
 
 import codecs
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from raymtl.types import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -101,7 +104,7 @@ def uncompressed(content: bytes, file: str, form: str) -> bytes:
             advice = "Rename it without that ending." if found is None else found.advice
             raise UserError(f"{file}: expected a file compressed as its ending {ending} says, got {got}. {advice}")
         try:
-            content = pa.CompressedInputStream(pa.BufferReader(content), ways[ending]).read()
+            content = pa.CompressedInputStream(arrow_stream(content), ways[ending]).read()
         except OSError as error:
             raise UserError(
                 f"{file}: cannot be decompressed ({' '.join(str(error).split())[:120]}), so it is damaged or cut off. "
@@ -116,6 +119,20 @@ def refuse_others(content: bytes, file: str, form: str) -> None:
     found = signature_of(content)
     if found is not None:
         raise UserError(f"{file}: expected {form}, got {found.what}. {found.advice}")
+
+
+def arrow_stream(content: bytes) -> "pa.BufferReader":
+    """A stream of these bytes, copied into memory that Arrow owns.
+
+    Arrow's threads release the memory that they read from a moment after the reader has returned or failed. To release
+    memory of Python they take the interpreter's lock. An interpreter that is about to exit refuses it, and the process
+    is aborted ("terminate called without an active exception", status 134).
+    """
+    import pyarrow as pa
+
+    memory = pa.allocate_buffer(len(content))
+    pa.FixedSizeBufferWriter(memory).write(content)
+    return pa.BufferReader(memory)
 
 
 def check_encoding(encoding: str) -> None:

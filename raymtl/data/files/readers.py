@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from raymtl.data.files.arff import read_arff
 from raymtl.data.files.columns import is_number, is_text, texts
-from raymtl.data.files.contents import decoded, refuse_others, uncompressed
+from raymtl.data.files.contents import arrow_stream, decoded, refuse_others, uncompressed
 from raymtl.data.files.places import ENDINGS, Place, reason
 from raymtl.data.files.schema import Format
 from raymtl.data.files.splits import ALIASES
@@ -273,11 +273,11 @@ def _read_csv(text: str, file: str, reading: Reading, as_text: frozenset[str]) -
     if not text.strip():
         raise UserError(f"{file}: expected a header and rows, got an empty file.")
     delimiter = reading.delimiter or delimiter_of(text)
-    content = pa.py_buffer(text.encode())
+    content = text.encode()
 
     def read(types: Mapping[str, pa.DataType]) -> pa.Table:
         return csv.read_csv(
-            pa.BufferReader(content),
+            arrow_stream(content),
             parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=csv.ConvertOptions(
                 null_values=list(reading.missing_values),
