@@ -15,11 +15,16 @@ import torch
 from torch import Tensor
 
 from raymtl import storage
-from raymtl.data import Files, Several, Source
-from raymtl.data.files.asked import Asked
-from raymtl.types import Task
+from raymtl.data import Arrays, Files, Several, Source, Split
+from raymtl.data.base import HeldOut
+from raymtl.data.episodes import on_device
+from raymtl.data.files.asked import Asked, held_out
+from raymtl.step import Problem
+from raymtl.types import Params, Task, UserError
 
 NUMBERS_AT_ONCE = 2**24  # of maps that are in memory
+EXAMPLES_AT_ONCE = 256
+"""Held-out rows that are predicted in one pass."""
 RESERVED = ("row", "file")
 BOX = pa.struct(
     [
@@ -102,18 +107,61 @@ def placed_of(source: Source) -> Placed | None:
     return None
 
 
+def write_held_out(path: Path, source: Source, problem: Problem, params: Params, arrays: Arrays, split: Split) -> int:
+    """Publishes what a model that does not adapt predicts of every row of a split; returns how many rows there are.
+
+    Raises UserError where the model adapts, or where the examples of the split are made by chance.
+    """
+    sections = () if problem.uses_support else source.every_example(arrays, split)
+    if not sections:
+        raise UserError(
+            "--predictions: expected a model that does not adapt and a split of rows, got one that is scored on "
+            "episodes. `raymtl adapt RUN --episode N` writes the predictions of one."
+        )
+
+    def tables(section: HeldOut) -> Iterator[pa.Table]:
+        whole = Asked(section.rows)
+        if isinstance(source, Files):
+            whole = held_out(source, section.rows, shapes=any(task.dense for task in problem.tasks)) or whole
+        for start in range(0, len(section.rows), EXAMPLES_AT_ONCE):
+            rows = np.arange(start, min(start + EXAMPLES_AT_ONCE, len(section.rows)))
+            batch = on_device(section.batch(section.rows[rows]), "cpu")
+            with torch.no_grad():
+                predicted = problem.predict(params, batch.inputs)
+            said = [
+                said_of(source, task, batch.targets[task.name], batch.masks.get(task.name), None, predicted[task.name])
+                for task in problem.tasks
+                if task.name in batch.targets
+            ]
+            yield from _tables(said, whole.at(rows), placed_of(source))
+
+    def write(aside: Path) -> None:
+        if len(sections) == 1:
+            _write(aside, tables(sections[0]))
+            return
+        parts = [table for section in sections for table in tables(section)]
+        _write(aside, iter([pa.concat_tables(parts, promote_options="default")]))
+
+    try:
+        storage.publish(path, write)
+    except OSError as error:
+        raise UserError(f"--predictions: {path} cannot be written ({error.strerror}). Choose another place.") from None
+    return sum(len(section.rows) for section in sections)
+
+
 def write_predictions(path: Path, said: Sequence[Said], asked: Asked, placed: Placed | None = None) -> None:
     """Publishes the predictions of these rows, some at a time."""
 
-    def write(aside: Path) -> None:
-        parts = _tables(said, asked, placed)
-        first = next(parts)
-        with pq.ParquetWriter(aside, first.schema) as writer:
-            writer.write_table(first)
-            for part in parts:
-                writer.write_table(part)
+    storage.publish(path, lambda aside: _write(aside, _tables(said, asked, placed)))
 
-    storage.publish(path, write)
+
+def _write(path: Path, tables: Iterator[pa.Table]) -> None:
+    """One after the other; there is one at least."""
+    first = next(tables)
+    with pq.ParquetWriter(path, first.schema) as writer:
+        writer.write_table(first)
+        for table in tables:
+            writer.write_table(table)
 
 
 def _tables(said: Sequence[Said], asked: Asked, placed: Placed | None) -> Iterator[pa.Table]:

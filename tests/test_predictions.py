@@ -21,7 +21,7 @@ from tests.data.own import write_csv, write_scenes
 from tests.test_adapt_files import flats, trained
 from tests.test_cli import answer, mistake
 
-EXACT = 1e-6
+EXACT = 1e-15
 TASKS = {"rent": {}, "state": {"classes": ["poor", "fair", "good"]}, "has": {"kind": "multilabel"}, "large": {}}
 
 
@@ -107,6 +107,30 @@ def test_held_out_rows_are_named_too(home) -> None:
             row: value for row, value in zip(found["row"], found[f"{name}.target"], strict=True) if not pd.isna(value)
         }
         assert told == (pytest.approx(own, rel=EXACT) if name == "rent" else own)
+
+
+def test_every_held_out_row_can_be_written_and_has_the_scores_that_are_printed(tmp_path, monkeypatch, capsys) -> None:
+    write_csv(tmp_path / "rooms.csv", rooms(900, 0))
+    data = {"path": str(tmp_path / "rooms.csv"), "tasks": TASKS, "split": {"key": "id"}}
+    run = trained(tmp_path / "run", data, steps=40, inner=0)
+    for split in ("test", "val"):
+        file = tmp_path / f"{split}.parquet"
+        words = ("evaluate", str(run), "--split", split, "--predictions", str(file), "--json")
+        scores = json.loads(answer(monkeypatch, capsys, *words))["tasks"]
+        found, content = pd.read_parquet(file), rooms(900, 0)
+        assert len(found) == 135 and found["id"].tolist() == [content["id"][row] for row in found["row"]]
+        state = found.dropna(subset="state.target")
+        mean = (state["state.target"] == state["state.after"]).mean()
+        assert scores["state"]["accuracy"]["after"]["mean"] == pytest.approx(mean)
+        rent = found.dropna(subset="rent.target")
+        r2 = sk.r2_score(rent["rent.target"], rent["rent.after"])
+        assert scores["rent"]["r2"]["after"]["mean"] == pytest.approx(r2, abs=1e-4)
+        large = found.dropna(subset="large.target")
+        area = sk.roc_auc_score(large["large.target"] == "1", large["large.probability.1"])
+        assert scores["large"]["auroc"]["after"]["mean"] == pytest.approx(area, abs=0.01)
+    adapting = trained(tmp_path / "adapting", data, inner=1)
+    message = mistake(monkeypatch, capsys, "evaluate", str(adapting), "--predictions", str(file))
+    assert "--predictions: expected a model that does not adapt" in message
 
 
 def test_labels_of_a_query_score_a_transfer(home, monkeypatch, capsys) -> None:
@@ -339,3 +363,69 @@ def test_a_broken_picture_among_new_ones_is_left_out_and_said(tmp_path, monkeypa
         monkeypatch, capsys, "adapt", str(run), "--support", str(new), "--query", str(new / "images" / "003.png")
     )
     assert "expected pictures that can be read, got none: 003.png (no picture)" in message
+
+
+FAR = [(1e9, 10.0), (1e8, 1.0), (0.0, 1e-30), (-3e12, 100.0)]
+
+
+def numbered(path: Path, offset: float, scale: float, rows: int, seed: int) -> Path:
+    """Inputs a and b, and labels y that are `offset` and some times `scale`, in all their digits."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(2, rows))
+    y = offset + scale * (a - b + 0.1 * rng.normal(size=rows))
+    return write_csv(path, {"a": a.tolist(), "b": b.tolist(), "y": y.tolist()})
+
+
+def close(found: pd.DataFrame, plain: pd.DataFrame, offset: float, scale: float) -> None:
+    """Predictions and labels are the plain ones, moved and stretched, to 4 digits of their spread."""
+    for column in ("y.target", "y.after"):
+        assert found[column].dtype == np.float64
+        np.testing.assert_allclose((found[column] - offset) / scale, plain[column], atol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> dict:
+    """A run on labels around 0, of which what it predicts of new rows, adapted and carried to a new task."""
+    root = tmp_path_factory.mktemp("plain")
+    run = trained(root / "run", {"path": str(numbered(root / "d.csv", 0, 1, 200, 0)), "tasks": {"y": {}}}, steps=20)
+    files = [numbered(root / f"{name}.csv", 0, 1, rows, seed) for name, rows, seed in (("s", 40, 1), ("q", 60, 2))]
+    adapted = adapt_run(run, files[0], 0, 3, "adapted", files[1])
+    return {"run": run, "root": root, "adapted": adapted}
+
+
+@pytest.mark.parametrize(("offset", "scale"), FAR)
+def test_far_and_small_labels_are_adapted_to_as_plain_ones(plain, tmp_path, offset, scale) -> None:
+    data = {"path": str(numbered(tmp_path / "d.csv", offset, scale, 200, 0)), "tasks": {"y": {}}}
+    run = trained(tmp_path / "run", data, steps=20)
+    files = [
+        numbered(tmp_path / f"{n}.csv", offset, scale, rows, seed) for n, rows, seed in (("s", 40, 1), ("q", 60, 2))
+    ]
+    told = adapt_run(run, files[0], 0, 3, None, files[1])
+    close(read(told), read(plain["adapted"]), offset, scale)
+    for name, (before, after) in plain["adapted"]["scores"].items():
+        unit = scale if name in ("y.mae", "y.rmse") else 1.0
+        assert np.array(told["scores"][name]) / unit == pytest.approx((before, after), rel=1e-3)
+    with files[1].open() as file:
+        assert read(told)["y.target"].tolist() == [float(row["y"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(("offset", "scale"), FAR)
+@pytest.mark.parametrize("way", ["feature", "model"])
+def test_far_and_small_labels_are_carried_to_as_plain_ones(
+    plain, tmp_path, monkeypatch, capsys, way, offset, scale
+) -> None:
+    def carried(offset: float, scale: float, name: str) -> dict:
+        files = [
+            numbered(tmp_path / f"{name}-{part}.csv", offset, scale, rows, seed)
+            for part, rows, seed in (("s", 40, 1), ("q", 60, 2))
+        ]
+        words = ("--support", str(files[0]), "--query", str(files[1]), "--transfer", way, "--json", "--name", name)
+        kind = ("--set", "task.kind=regression", "--set", "task.name=y", "--set", "optimiser.steps=60")
+        return json.loads(answer(monkeypatch, capsys, "adapt", str(plain["run"]), *words, *kind))
+
+    ordinary, told = carried(0, 1, f"plain-{way}"), carried(offset, scale, f"far-{way}-{offset:g}")
+    close(read(told), read(ordinary), offset, scale)
+    for metric, unit in (("mae", scale), ("r2", 1.0), ("loss", 1.0)):
+        expected = ordinary["test"]["after"][metric]["mean"]
+        assert told["test"]["after"][metric]["mean"] / unit == pytest.approx(expected, rel=1e-3)
+    assert told["task"]["std"] == pytest.approx(scale * ordinary["task"]["std"], rel=1e-4)

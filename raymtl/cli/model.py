@@ -25,11 +25,15 @@ def evaluate(
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
     episodes: Annotated[int | None, typer.Option(min=2, help="Episodes; the configuration's own by default.")] = None,
     data: Data = [],  # noqa: B006
+    predictions: Annotated[
+        Path | None, typer.Option(help="A Parquet file to write: what the model predicts of every row of the split.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score the run's best model on held-out episodes, before and after adaptation."""
     from raymtl.evaluate import evaluate as score
     from raymtl.evaluate import load_model
+    from raymtl.predictions import write_held_out
 
     if split not in ("val", "test"):
         raise UserError(f"--split: expected val or test, got '{split}'.")
@@ -38,6 +42,8 @@ def evaluate(
         experiment = experiment.model_copy(update={"data": experiment.data.moved(places(data))})
     with _found(data):
         arrays = experiment.data.load()
+    if predictions is not None:
+        rows = write_held_out(predictions, experiment.data, problem, params, arrays, split)  # type: ignore[arg-type]
     found = score(experiment, problem, params, arrays, split=split, episodes=episodes)  # type: ignore[arg-type]
     metrics = found.metrics
     if as_json:
@@ -52,6 +58,8 @@ def evaluate(
     console.print(text)
     for note in metrics["notes"]:
         console.print(str(Note(**note)))
+    if predictions is not None:
+        console.print(f"{predictions}: {rows} rows", highlight=False)
 
 
 def adapt(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from raymtl.data.files.source import Files
 
 PICTURE = "picture"
+NONE = np.zeros(0, np.int64)
 
 
 class Asked(NamedTuple):
@@ -77,8 +78,11 @@ def _naming_column(source: "Files", table: pa.Table) -> tuple[str, str] | None:
     return key, key
 
 
-def held_out(source: "Files", rows: np.ndarray) -> Asked | None:
-    """The rows with these numbers among all of the source's files; None where it is streamed and they are not known."""
+def held_out(source: "Files", rows: np.ndarray, *, shapes: bool = True) -> Asked | None:
+    """The rows with these numbers among all of the source's files; None where it is streamed and they are not known.
+
+    With the `shapes` of their pictures, which takes opening them.
+    """
     if source.found.pool is not None:
         return None
     opened = Opened(source)
@@ -88,7 +92,8 @@ def held_out(source: "Files", rows: np.ndarray) -> Asked | None:
     for number in np.unique(places).tolist():
         inside = rows[places == number] - starts[number]
         own = opened.read(number)
-        parts.append(asked_of(source, opened, number, own, _shapes(source, opened, number, own, inside)).at(inside))
+        found = asked_of(source, opened, number, own, _shapes(source, opened, number, own, inside if shapes else NONE))
+        parts.append((found if shapes else found._replace(shapes=None)).at(inside))
     order = np.argsort(places, kind="stable")  # of the rows as they stand in the parts
     return together(parts).at(np.argsort(order))
 
