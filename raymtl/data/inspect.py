@@ -123,10 +123,11 @@ def _balance(fitted: FittedTask, target: np.ndarray) -> dict[str, float]:
     if fitted.classes:
         counts = np.nansum(target, 0) if target.ndim == 2 else np.bincount(target, minlength=len(fitted.classes))
         return {name: int(count) for name, count in zip(fitted.classes, counts, strict=True)}
-    known = target[~np.isnan(target)]
+    known = target[~np.isnan(target)].astype(np.float64)
     if not len(known):
         return {}
-    return {key: float(getattr(known, key)()) for key in ("mean", "std", "min", "max")}
+    scale = float(np.abs(known).max()) or 1.0  # squares of the smallest numbers would be 0
+    return {key: scale * float(getattr(known / scale, key)()) for key in ("mean", "std", "min", "max")}
 
 
 def _of_classes(fitted: FittedTask, target: np.ndarray) -> dict[str, float]:

@@ -73,7 +73,7 @@ def test_seven_kinds_of_labels_train_a_step_from_yaml_alone(tmp_path) -> None:
     )
     source = chosen.data
     assert [fitted.kind for fitted in source.found.tasks.values()] == [
-        "classification", "multilabel", "regression", "segmentation", "depth", "normals",
+        "binary", "multilabel", "regression", "segmentation", "depth", "normals",
     ]  # fmt: skip
     assert source.found.rows == 40
     assert Experiment.model_validate(chosen.model_dump(mode="json")) == chosen

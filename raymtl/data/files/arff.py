@@ -120,6 +120,8 @@ def _unquoted(text: str) -> str:
 
 def _array(attribute: _Attribute, values: Sequence[str | None], file: str) -> pa.Array:
     texts = pa.array(values, pa.string())
+    if attribute.classes:
+        return texts.dictionary_encode()  # so that classes such as 1 and 2 stay classes
     if not attribute.number:
         return texts
     try:

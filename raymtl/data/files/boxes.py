@@ -11,11 +11,10 @@ import pyarrow as pa
 
 from raymtl.data.annotations import Seen, fault, read_xml, rows_of, stacked
 from raymtl.data.files.columns import in_order, numbers, texts
-from raymtl.data.files.labels import label_text
 from raymtl.data.files.pictures import Resize
 from raymtl.data.files.places import ENDINGS, Place, key_of
 from raymtl.data.files.readers import Reading, open_table
-from raymtl.data.files.schema import FittedTask, Format, KindName, TaskColumn
+from raymtl.data.files.schema import FittedTask, Format, KindName, TaskColumn, label_text
 from raymtl.types import UserError
 
 COLUMNS = ("picture", "class", "x1", "y1", "x2", "y2")

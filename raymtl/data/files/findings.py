@@ -156,7 +156,7 @@ def rows_named(rows: Sequence[int] | np.ndarray, where: Where) -> str:
     before = ""
     for row in rows[:ROWS]:
         file, _, place = where(int(row)).rpartition(": ")
-        parts.append(place if file == before else f"{file}: {place}")
+        parts.append(place if file == before else f"{'/'.join(file.split('/')[-2:])}: {place}")
         before = file
     return ", ".join(parts) + (" ..." if len(rows) > ROWS else "")
 

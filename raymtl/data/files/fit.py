@@ -14,6 +14,7 @@ from raymtl.data.files.labels import encode_task, fit_task
 from raymtl.data.files.load import bucket_of, check_leak, sides_given, sides_of
 from raymtl.data.files.maps import bytes_a_row, fit_maps
 from raymtl.data.files.pictures import channels_of
+from raymtl.data.files.readings import find_readings
 from raymtl.data.files.roles import choose_inputs, left_out_notes, split_column_of, without_constants
 from raymtl.data.files.rows import Opened, Rows
 from raymtl.data.files.schema import Fitted, FittedColumn, FittedTask, Role, Shades
@@ -45,8 +46,14 @@ def fit(source: "Files") -> Fitted:
     opened = Opened(source)
     streamed = _too_large(source, opened)
     numbers = _sample(source, opened) if streamed else list(range(len(opened.blocks)))
-    rows, where = opened.together(numbers)
-    chosen = choose_inputs(source, opened, rows, where)
+    opened.forms = None  # to see cells as they are written
+    raw, where = opened.together(numbers)
+    readings = find_readings(source, opened, raw, where)
+    opened.forms = readings.forms
+    opened.label_forms |= readings.label_forms
+    rows = opened.formed(raw, where)
+    del raw
+    chosen = choose_inputs(source, opened, rows, where, readings.oddities)
     split_column = split_column_of(source, opened, rows)
     sides = _sides(source, opened, numbers, rows, list(chosen.roles), split_column, where, streamed)
     train = sides == 0
@@ -62,6 +69,7 @@ def fit(source: "Files") -> Fitted:
     if not streamed:
         _check_inputs(source, columns, rows, where)
     notes = (
+        *readings.notes,
         *chosen.notes,
         *left_out_notes(chosen.left_out),
         *task_notes,
@@ -73,6 +81,7 @@ def fit(source: "Files") -> Fitted:
         format=opened.format,
         columns=tuple(columns),
         left_out=chosen.left_out,
+        forms=readings.forms,
         hashed=hashed if len(hashed) > len(chosen.roles) else (),
         tasks=tasks,
         notes=(*notes, *_ignored_notes(tasks), *opened.skipped_notes(), *shade_notes),
@@ -149,7 +158,8 @@ def _tasks(
         else:
             own = looked.rows.labels[name]
             few_shot = source.episodes == "classes"
-            tasks[name] = fit_task(name, task, own, looked.train, looked.where, few_shot=few_shot)
+            fitted = fit_task(name, task, own, looked.train, looked.where, few_shot=few_shot)
+            tasks[name] = fitted.model_copy(update={"forms": opened.label_forms.get(name, {})})
             target, masks[name] = encode_task(name, tasks[name], own, looked.where)
             if source.episodes != "classes":
                 notes += label_notes(name, tasks[name], target, masks[name], looked.sides)

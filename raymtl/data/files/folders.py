@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from raymtl.data.files.columns import SUFFIXES, is_text, named_files, texts
 from raymtl.data.files.places import ANNOTATIONS, ENDINGS, KNOWN, TABLES, Listing, Place, key_of
-from raymtl.data.files.readers import Block, Reading, Table, open_table
+from raymtl.data.files.readers import Block, Cells, Reading, Table, open_table
 from raymtl.data.files.schema import Format
 from raymtl.data.files.splits import ALIASES
 from raymtl.notes import Note
@@ -18,6 +18,8 @@ from raymtl.types import UserError
 
 PICTURES_A_BLOCK = 64
 NAMED = 3  # files that a note names
+OF_TABLE = " (table)"
+"""Behind the name of a column of the table, where the pictures have one of that name."""
 FILE, FOLDER = "file", "folder"
 """Columns of a folder of pictures: the name of the file below it, and of the folder it is in."""
 
@@ -34,6 +36,7 @@ def open_pictures(
     """
     tables = [name for name in place.files if name.lower().endswith(TABLES)]
     labels: pa.Table | None = None
+    written = Cells()
     if len(tables) > 1:
         raise UserError(
             f"{key}: expected one table of labels beside the pictures, got {', '.join(tables[:3])}. Give data.path the "
@@ -44,7 +47,8 @@ def open_pictures(
     if tables:
         form: Format = "parquet" if tables[0].lower().endswith(ENDINGS["parquet"]) else "csv"
         opened = open_table(Place(place.fs, (tables[0],), place.root, tables[0]), form, reading, key)
-        labels = pa.concat_tables([opened.read(block) for block in opened.blocks])
+        labels = pa.concat_tables([opened.raw(block) for block in opened.blocks])
+        written = opened.written
         listing = Listing(place)
         for name in labels.column_names:
             if is_text(labels[name].type) and named_files(texts(labels[name])):
@@ -91,7 +95,9 @@ def open_pictures(
             stop += 1
         blocks.append(Block(place.root, None, start, stop - start, sides[start]))
         start = stop
-    table_of = Table(blocks, table.column_names, lambda block, _: table.slice(block.start, block.rows))
+    of_table = {name for name in table.column_names if name.removesuffix(OF_TABLE) in written.columns}
+    written = written._replace(columns=frozenset(of_table - set(columns)), names=frozenset(columns))
+    table_of = Table(blocks, table.column_names, lambda block, _: table.slice(block.start, block.rows), written=written)
     return table_of, notes
 
 
@@ -149,7 +155,7 @@ def _with_labels(
     for other in labels.column_names:
         if other == name:
             continue
-        label = other if other not in table.column_names else f"{other} (table)"
+        label = other if other not in table.column_names else f"{other}{OF_TABLE}"
         table = table.append_column(label, labels[other].take(rows))
     return table, sorted(set(seen) - set(own))
 

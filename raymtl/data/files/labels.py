@@ -22,7 +22,7 @@ from raymtl.data.files.columns import (
 )
 from raymtl.data.files.flags import NO_WORDS, YES_WORDS, holds_flags, no_then_yes
 from raymtl.data.files.kinds import KINDS
-from raymtl.data.files.schema import FittedTask, KindName, TaskColumn
+from raymtl.data.files.schema import FittedTask, KindName, TaskColumn, label_text
 from raymtl.types import UserError
 
 LARGEST = 1e38
@@ -146,15 +146,6 @@ def _separator(columns: Columns) -> str | None:
         return None
     counts = [pc.sum(pc.count_substring(texts(first), mark)).as_py() or 0 for mark in SEPARATORS]
     return SEPARATORS[int(np.argmax(counts))]
-
-
-def label_text(value: object) -> str:
-    """A class as it is written in YAML, in the form that `texts` gives to those in the files."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
 
 
 def _classes(name: str, asked: TaskColumn, columns: Columns, kind: KindName, separator: str | None) -> tuple[str, ...]:

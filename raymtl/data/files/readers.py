@@ -4,18 +4,21 @@ A block is a row group of a Parquet file, or another file as a whole. It is read
 memory can be read in any order.
 """
 
+import csv as csv_module
+import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raymtl.data.files.arff import read_arff
-from raymtl.data.files.columns import is_number, is_text, texts
+from raymtl.data.files.cells import NOTHING, missing_words, plainly
+from raymtl.data.files.columns import is_number, is_text
 from raymtl.data.files.contents import arrow_stream, decoded, refuse_others, uncompressed
+from raymtl.data.files.findings import header_note
 from raymtl.data.files.places import ENDINGS, Place, reason
 from raymtl.data.files.schema import Format
 from raymtl.data.files.splits import ALIASES
@@ -29,6 +32,7 @@ from raymtl.data.files.stored import (
     plainer,
     refusal,
 )
+from raymtl.notes import Note
 from raymtl.types import UserError
 
 
@@ -50,12 +54,28 @@ class Reading(NamedTuple):
     missing_values: tuple[str, ...]
     delimiter: str | None
     encoding: str
+    columns: tuple[str, ...] = ()
+    """Their names, where text files have no header."""
+
+
+class Cells(NamedTuple):
+    """Which columns hold cells as they are written in text files."""
+
+    columns: frozenset[str] = frozenset()
+    missing: pa.Array = NOTHING
+    """The cells that stand for nothing."""
+    names: frozenset[str] = frozenset()
+    """Columns of names of files and folders, which are never numbers."""
+    commas_divide: bool | None = None
+    """Whether commas stand between the cells; None where nothing does."""
+    notes: tuple[Note, ...] = ()
 
 
 Kinds = Mapping[str, pa.DataType]
 """The types of columns, by their names."""
 SAMPLED = 64_000  # characters of a CSV file that its delimiter is found by
 DELIMITERS = ("\t", ";", "|", ",")  # the comma last, for it stands in numbers and texts too
+LOOKED_AT = 200  # columns, and rows, that tell whether a header is one
 READY_MB = 64  # of tables that are kept from opening until they are read
 
 
@@ -68,6 +88,7 @@ class Table:
         names: Sequence[str],
         read: Callable[[Block, Kinds], pa.Table],
         kinds: Mapping[str, Kinds] | None = None,
+        written: "Cells | None" = None,
     ) -> None:
         self.blocks = list(blocks)
         self.names = list(names)
@@ -76,11 +97,24 @@ class Table:
         """Of the columns of each file."""
         self.wanted: dict[str, pa.DataType] = {}
         """The types that columns are read as whose types differ between files."""
+        self.written = written or Cells()
         self._read = read
 
-    def read(self, block: Block) -> pa.Table:
-        """The rows of a block. Raises UserError where the file cannot be read, or has other columns than others."""
+    def raw(self, block: Block) -> pa.Table:
+        """The rows of a block, cells of text files as they are written there.
+
+        Raises UserError where the file cannot be read, or has other columns than others.
+        """
         return self._read(block, self.wanted)
+
+    def read(self, block: Block) -> pa.Table:
+        """The same with cells of text files as numbers, flags and dates where anybody would read them so."""
+        table = self.raw(block)
+        columns = [
+            plainly(column, self.written.missing) if name in self.written.columns and is_text(column.type) else column
+            for name, column in zip(table.column_names, table.columns, strict=True)
+        ]
+        return pa.table(columns, names=table.column_names)
 
     @staticmethod
     def where(block: Block, row: int) -> str:
@@ -96,13 +130,15 @@ def open_table(place: Place, form: Format, reading: Reading, key: str) -> Table:
     kinds: dict[str, Kinds] = {}
     ready: dict[str, pa.Table] = {}
     """Of text files, which are read as a whole to be opened."""
+    delimiters: set[bytes | None] = set()
+    missing = missing_words(reading.missing_values)
     for file in files:
         inside = file.removeprefix(place.root).strip("/").split("/")[:-1]
         side = next((ALIASES[part.lower()] for part in inside if part.lower() in ALIASES), None)
         schema, rows_of = _contents(place, file, form, reading, ready)
         repeated = _repeated(schema.names)
         if repeated is not None:
-            raise UserError(f"{file}: expected different names of columns, got '{repeated}' twice. Rename one.")
+            raise UserError(_of_repeated(file, repeated, form))
         own = [*schema.names, *_of_folders(inside)]
         if names and set(own) != set(names):
             odd = sorted(set(own) ^ set(names))[0]
@@ -112,6 +148,7 @@ def open_table(place: Place, form: Format, reading: Reading, key: str) -> Table:
                 "All parts must have the same columns."
             )
         names = names or own
+        delimiters.add((schema.metadata or {}).get(DELIMITER))
         kinds[file] = dict(zip(schema.names, schema.types, strict=True))
         start = 0
         for row_group, rows in rows_of:
@@ -122,18 +159,50 @@ def open_table(place: Place, form: Format, reading: Reading, key: str) -> Table:
         raise UserError(f"{key}: {files[0] if len(files) == 1 else place.shown}: expected rows, got an empty file.")
 
     def read(block: Block, wanted: Kinds) -> pa.Table:
-        own = kinds[block.file]
-        as_text = frozenset(name for name, kind in wanted.items() if is_text(kind) and not is_text(own[name]))
-        table = None if as_text else ready.pop(block.file, None)
+        table = ready.pop(block.file, None)
         if table is None:
-            table = _read_block(place, block, form, reading, as_text if form == "csv" else frozenset())
-        table = _as_types(table, {**own, **wanted}, block, reading)
+            table = _read_block(place, block, form, reading)
+        if form == "csv":
+            table = _plain_where(table, wanted, missing)
+        table = _as_types(table, {**kinds[block.file], **wanted}, block, reading)
         inside = block.file.removeprefix(place.root).strip("/").split("/")[:-1]
         for name, value in _of_folders(inside).items():
             table = table.append_column(name, pa.array([value] * len(table)))
         return table.select(names)
 
-    return Table(blocks, names, read, kinds)
+    folders = frozenset(name for name in names if name not in kinds[files[0]])
+    if form != "csv":
+        return Table(blocks, names, read, kinds, Cells(names=folders))
+    comma = b"," in delimiters
+    notes = () if reading.columns else _of_header(files[0], ready.get(files[0]), missing)
+    written = Cells(frozenset(names) - folders, missing, folders, comma, notes)
+    return Table(blocks, names, read, kinds, written)
+
+
+def _of_header(file: str, table: pa.Table | None, missing: pa.Array) -> tuple[Note, ...]:
+    """A note where the header of a text file looks like a row of data, by some of its columns."""
+    if table is None:
+        return ()
+    some = table.select(range(min(LOOKED_AT, table.num_columns)))[:LOOKED_AT]
+    plain = {name: plainly(some[name], missing) for name in some.column_names}
+    note = header_note(file, some.column_names, pa.table(plain))
+    return () if note is None else (note,)
+
+
+def _plain_where(table: pa.Table, wanted: Kinds, missing: pa.Array) -> pa.Table:
+    """With numbers and dates in the columns that files of other formats have as such."""
+    for place, name in enumerate(table.column_names):
+        if name in wanted and not is_text(wanted[name]):
+            table = table.set_column(place, name, plainly(table.column(place), missing))
+    return table
+
+
+def _of_repeated(file: str, name: str, form: Format) -> str:
+    """What is said of a name that two columns have: of a number that there is no header, perhaps."""
+    expected = f"{file}: expected different names of columns, got '{name}' twice."
+    if form == "csv" and re.fullmatch(r"[-+.,\deE %]*\d[-+.,\deE %]*", name):
+        return f"{expected} Where the file has no header, name its columns in data.columns; else rename one."
+    return f"{expected} Rename one, or name the columns of a file without a header in data.columns."
 
 
 def _repeated(names: Sequence[str]) -> str | None:
@@ -230,7 +299,8 @@ def _contents(
     table = _read_block(place, Block(file), form, reading)
     if table.nbytes + sum(one.nbytes for one in ready.values()) < READY_MB * 1e6:
         ready[file] = table
-    return pa.schema([field.with_type(plainer(field.type)) for field in table.schema]), [(None, len(table))]
+    fields = [field.with_type(plainer(field.type)) for field in table.schema]
+    return pa.schema(fields, table.schema.metadata), [(None, len(table))]
 
 
 def _plain_schema(about: pq.ParquetFile, file: str, reading: Reading) -> pa.Schema:
@@ -250,16 +320,14 @@ def _plain_schema(about: pq.ParquetFile, file: str, reading: Reading) -> pa.Sche
     return pa.schema(fields)
 
 
-def _read_block(
-    place: Place, block: Block, form: Format, reading: Reading, as_text: frozenset[str] = frozenset()
-) -> pa.Table:
+def _read_block(place: Place, block: Block, form: Format, reading: Reading) -> pa.Table:
     try:
         if form == "parquet":
             with place.fs.open_input_file(block.file) as stream:
                 return pq.ParquetFile(stream).read_row_group(block.row_group)
         content = uncompressed(place.read(block.file), block.file, form.upper()) if form != "mat" else b""
         if form == "csv":
-            return _read_csv(decoded(content, reading.encoding, block.file), block.file, reading, as_text)
+            return _read_csv(decoded(content, reading.encoding, block.file), block.file, reading)
         if form == "arff":
             return read_arff(decoded(content, reading.encoding, block.file), block.file)
         return _read_mat(place.read(block.file), block.file)
@@ -267,55 +335,43 @@ def _read_block(
         raise UserError(f"{block.file}: cannot be read as {form} ({reason(error)}). Correct the file.") from None
 
 
-def _read_csv(text: str, file: str, reading: Reading, as_text: frozenset[str]) -> pa.Table:
+def _read_csv(text: str, file: str, reading: Reading) -> pa.Table:
+    """The cells as they are written: all columns are texts."""
     from pyarrow import csv
 
     if not text.strip():
         raise UserError(f"{file}: expected a header and rows, got an empty file.")
     delimiter = reading.delimiter or delimiter_of(text)
-    content = text.encode()
-
-    def read(types: Mapping[str, pa.DataType]) -> pa.Table:
-        return csv.read_csv(
-            arrow_stream(content),
+    try:
+        first = _first_row(text, delimiter)
+        names = list(reading.columns) or first
+        if len(names) != len(first):
+            raise UserError(
+                f"data.columns: {file}: expected {len(first)} names, as many as there are columns, got {len(names)}."
+            )
+        table = csv.read_csv(
+            arrow_stream(text.encode()),
+            read_options=csv.ReadOptions(column_names=names if reading.columns else None),
             parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=csv.ConvertOptions(
-                null_values=list(reading.missing_values),
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=True,
-                column_types=dict(types),
+                null_values=[], strings_can_be_null=False, column_types=dict.fromkeys(names, pa.string())
             ),
         )
-
-    try:
-        table = read(dict.fromkeys(as_text, pa.string()))
-        numbers = [field.name for field in table.schema if pa.types.is_float64(field.type)]
-        wide = [name for name in numbers if table.column_names.count(name) == 1 and _may_be_rounded(table[name])]
-        if not wide:
-            return table
-        exact = read(dict.fromkeys({*as_text, *wide}, pa.string()))
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, csv_module.Error) as error:
         raise UserError(
             f"{file}: cannot be read as csv with the delimiter {delimiter!r} ({reason(error)}). Correct the row, or "
             "set data.delimiter."
         ) from None
-    for name in wide:
-        if _rounded_together(exact[name], table[name]):
-            table = table.set_column(table.column_names.index(name), name, exact[name])
-    return table
+    return table.replace_schema_metadata({DELIMITER: delimiter.encode()})
 
 
-def _may_be_rounded(column: pa.ChunkedArray) -> bool:
-    """Whether float64 cannot hold all whole numbers of this size."""
-    least, most = pc.min_max(column).as_py().values()
-    return least is not None and max(-least, most) >= 2**53
+DELIMITER = b"delimiter"
+"""In the metadata of a table that was read from a text file."""
 
 
-def _rounded_together(written: pa.ChunkedArray, read: pa.ChunkedArray) -> bool:
-    """Whether different whole numbers, such as keys of 20 digits, became the same float64."""
-    whole = pc.match_substring_regex(texts(written), r"^[+-]?\d+$")
-    as_written, as_read = pc.filter(texts(written), whole), pc.filter(read, whole)
-    return bool(len(pc.unique(as_written)) > len(pc.unique(as_read)))
+def _first_row(text: str, delimiter: str) -> list[str]:
+    rows = csv_module.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    return next((row for row in rows if row), [])
 
 
 def delimiter_of(text: str) -> str:
@@ -338,8 +394,6 @@ def delimiter_of(text: str) -> str:
 
 def _read_mat(content: bytes, file: str) -> pa.Table:
     """Cells X and Y with the inputs [N_t, D] and the labels of task t, as columns x0 ..., y (or y0 ...) and task."""
-    import io
-
     from scipy.io import loadmat
 
     if not content.startswith(b"MATLAB 5.0"):

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from raymtl.data.files.columns import Where, numbers, role_of, texts
-from raymtl.data.files.findings import columns_named, constant_note, is_constant, is_index
+from raymtl.data.files.findings import NAMED, columns_named, constant_note, is_constant, is_index
 from raymtl.data.files.folders import FILE, FOLDER
+from raymtl.data.files.readings import given_role
 from raymtl.data.files.rows import Opened, Rows, label_columns
 from raymtl.data.files.schema import Role
 from raymtl.data.files.splits import UNKNOWN, sides_named
@@ -24,6 +24,7 @@ BESIDE = "beside the pictures"
 CONSTANT = "always the same in the rows for training"
 EXPLAINED = (EXCLUDED, OTHERWISE, SPLITS_ROWS, CONSTANT)
 """Reasons that the user gave, or that have a note of their own."""
+ODD = "texts beside numbers"
 OF_PICTURES = re.compile(rf"{FILE}|{FOLDER}\d*")
 
 
@@ -37,17 +38,23 @@ class Inputs(NamedTuple):
     """Whether columns were named in the configuration."""
 
 
-def choose_inputs(source: "Files", opened: Opened, rows: Rows, where: Where) -> Inputs:
-    """Raises UserError where no column can be learned from, or one that was named."""
+def choose_inputs(source: "Files", opened: Opened, rows: Rows, where: Where, oddities: Mapping[str, str]) -> Inputs:
+    """`oddities` say why columns that are nearly all numbers are none.
+
+    Raises UserError where no column can be learned from, or one that was named.
+    """
     candidates = opened.candidates()
     chosen = Inputs({}, {}, [], candidates)
     for name, named in candidates.items():
-        role: Role | None = _given(source, opened, name)
+        role: Role | None = given_role(source, opened, name)
         why = ""
         if role is None and not named and is_index(name, rows.table[name]):
             why = "an index that a data frame left"
         elif role is None:
             role, why = role_of(rows.table[name], source.max_categories)
+            if name in oddities:
+                chosen.notes.append(_oddity_note(name, role, oddities[name]))
+                why = f"{ODD}: {oddities[name]}"
         if role is not None:
             chosen.roles[name] = role
         elif named:
@@ -59,9 +66,7 @@ def choose_inputs(source: "Files", opened: Opened, rows: Rows, where: Where) -> 
             chosen.left_out[name] = why
     _leave_pictures_alone(chosen)
     if not chosen.roles:
-        raise UserError(
-            f"data.inputs: expected a column to learn from, got none of {list(candidates)}: {chosen.left_out}."
-        )
+        raise _none_of(chosen.left_out)
     _refuse_labels(source, chosen)
     _explain_others(source, opened, chosen)
     column = split_column_of(source, opened, rows)
@@ -71,12 +76,20 @@ def choose_inputs(source: "Files", opened: Opened, rows: Rows, where: Where) -> 
     return chosen
 
 
-def _given(source: "Files", opened: Opened, name: str) -> Role | None:
-    """The role that the configuration gives a column, by its name or else by a pattern."""
-    given = source.inputs if not isinstance(source.inputs, str | tuple) else {}
-    if name in given:
-        return given[name]
-    return next((r for pattern, r in given.items() if pattern not in opened.names and fnmatchcase(name, pattern)), None)
+def _oddity_note(name: str, role: Role | None, oddity: str) -> Note:
+    """On a column that is no number because of some cells."""
+    became = {None: "it is left out", "category": "it is one-hot", "text": "its words are hashed"}
+    text = f"{oddity}, so {became.get(role, 'it is text')}"
+    return Note(place=columns_named([name]), text=text, key="data.missing_values")
+
+
+def _none_of(left_out: Mapping[str, str]) -> UserError:
+    """What is said where no column is left."""
+    listed = "; ".join(f"'{name}' ({why})" for name, why in list(left_out.items())[:NAMED]) or "none but labels"
+    hint = ""
+    if any(why.startswith(ODD) for why in left_out.values()):
+        hint = " Add the cell to data.missing_values if it stands for nothing, or give the column a role."
+    return UserError(f"data.inputs: expected a column to learn from, got none: {listed}.{hint}")
 
 
 def _leave_pictures_alone(chosen: Inputs) -> None:
@@ -141,7 +154,7 @@ def without_constants(chosen: Inputs, rows: Rows, train: np.ndarray, where: Wher
             left_out[name] = CONSTANT
             del roles[name]
     if not roles:
-        raise UserError(f"data.inputs: expected a column to learn from, got none: {left_out}.")
+        raise _none_of(left_out)
     return Inputs(roles, left_out, notes, chosen.named)
 
 
@@ -149,7 +162,7 @@ def left_out_notes(left_out: Mapping[str, str]) -> list[Note]:
     """On the columns that are no inputs, one note for each reason that the user did not give."""
     by_reason: dict[str, list[str]] = {}
     for name, why in left_out.items():
-        if why in EXPLAINED or (why.startswith(BESIDE) and OF_PICTURES.fullmatch(name)):
+        if why in EXPLAINED or why.startswith(ODD) or (why.startswith(BESIDE) and OF_PICTURES.fullmatch(name)):
             continue
         by_reason.setdefault("always the same" if why.startswith("always ") else why, []).append(name)
     return [

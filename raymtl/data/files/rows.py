@@ -3,7 +3,7 @@
 import difflib
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from raymtl.data.base import SPLITS
 from raymtl.data.files.boxes import Boxes, holds_boxes, read_boxes, sources_of
-from raymtl.data.files.columns import holds_pictures, is_bytes, is_list, is_text, named_files, plain, texts
+from raymtl.data.files.cells import formed, missing_words, plainly
+from raymtl.data.files.columns import Where, holds_pictures, is_bytes, is_list, is_text, named_files, plain, texts
 from raymtl.data.files.folders import FILE, joined, named_first, open_pictures
 from raymtl.data.files.maps import Cell, array_of, array_of_lists, is_dense
 from raymtl.data.files.places import (
@@ -28,8 +29,8 @@ from raymtl.data.files.places import (
     locate,
     stems_below,
 )
-from raymtl.data.files.readers import Block, Reading, Table, agree, open_table
-from raymtl.data.files.schema import Fitted, Format, TaskColumn
+from raymtl.data.files.readers import Block, Cells, Reading, Table, agree, open_table
+from raymtl.data.files.schema import Fitted, Format, TaskColumn, TextForm, label_text
 from raymtl.data.files.stored import as_type, common
 from raymtl.notes import Note
 from raymtl.types import UserError
@@ -64,7 +65,14 @@ class Opened:
 
     def __init__(self, source: "Files") -> None:
         self.source = source
-        self.reading = Reading(source.missing_values, source.delimiter, source.encoding)
+        self.reading = Reading(source.missing_values, source.delimiter, source.encoding, source.columns)
+        fitted = source.fitted
+        self.forms: Mapping[str, TextForm] | None = fitted.forms if fitted else {}
+        """How the texts of columns are read; None before that is found, when cells stay as they are written."""
+        self.label_forms: dict[str, Mapping[str, TextForm]] = {}
+        """The same of the labels of tasks."""
+        if fitted:
+            self.label_forms |= {name: task.forms for name, task in fitted.tasks.items()}
         self.parts: list[_Part] = []
         self.maps: dict[str, Place] = {}
         """Of the tasks whose maps lie in a folder of their own."""
@@ -104,16 +112,20 @@ class Opened:
             for path in (source.path,) if isinstance(source.path, str) else source.path:
                 if path:
                     self._add(path, "data.path")
+        labels = self.reading._replace(columns=())  # of files of their own, which have a header
         self.joined: dict[str, tuple[pa.Table, str, Place]] = {}
+        self.written: dict[str, Cells] = {}
+        """Of the tasks in `joined`."""
         for name, task in source.tasks.items():
             if name in self.maps or name in self.boxes:
                 continue
             if task.path and source.key:
                 place = locate(absolute(task.path, f"data.tasks.{name}.path"), f"data.tasks.{name}.path")
-                table = open_table(place, self._form(place), self.reading, f"data.tasks.{name}.path")
+                table = open_table(place, self._form(place), labels, f"data.tasks.{name}.path")
                 agree([table], lambda _: True)
-                whole = pa.concat_tables([table.read(block) for block in table.blocks], promote_options="permissive")
-                self.joined[name] = whole, place.shown, place
+                whole = pa.concat_tables([table.raw(block) for block in table.blocks], promote_options="permissive")
+                self.joined[name] = _with_key(whole, str(source.key), table.written), place.shown, place
+                self.written[name] = table.written
             elif task.path:
                 self._add(task.path, f"data.tasks.{name}.path", task=name)
         if not self.parts:
@@ -234,15 +246,67 @@ class Opened:
         return dict.fromkeys(left, False)
 
     def read(self, number: int) -> Rows:
-        """The rows of the block with this number."""
+        """The rows of the block with this number. Raises UserError for a cell that is not of the form of its column."""
+        rows = self._raw(number)
+        return rows if self.forms is None else self.formed(rows, lambda row: self.where(number, row))
+
+    def formed(self, rows: Rows, where: Where) -> Rows:
+        """The same rows with texts read in the forms of their columns."""
+        forms = self.forms or {}
+        written = [part.table.written for part in self.parts]
+        table = {
+            name: _formed(rows.table[name], name, forms.get(name), _written(written, name), where)
+            for name in rows.table.column_names
+        }
+        labels = {}
+        for task, columns in rows.labels.items():
+            of_task = self.label_forms.get(task, {})
+            labels[task] = {
+                name: _formed(column, name, of_task.get(name), self.cells_of(task, name), where)
+                for name, column in columns.items()
+            }
+        return Rows(pa.table(table), labels)
+
+    @property
+    def names_of_files(self) -> frozenset[str]:
+        """Columns of names of files and folders, which are never numbers."""
+        return frozenset(name for part in self.parts for name in part.table.written.names)
+
+    @property
+    def written_columns(self) -> frozenset[str]:
+        """Columns of cells as they are written in text files."""
+        return frozenset(name for part in self.parts for name in part.table.written.columns)
+
+    @property
+    def commas_divide(self) -> bool | None:
+        """Whether commas stand between the cells of a text file; None where there is none."""
+        said = {part.table.written.commas_divide for part in self.parts} - {None}
+        return any(said) if said else None
+
+    @property
+    def header_notes(self) -> tuple[Note, ...]:
+        """On headers that look like a row of data."""
+        return tuple(note for part in self.parts for note in part.table.written.notes)
+
+    def cells_of(self, task: str, column: str) -> Cells:
+        """How the cells of a column of labels are written."""
+        own = [self.written[task]] if task in self.written else [part.table.written for part in self.parts]
+        return _written(own, column, self.classes_of(task))
+
+    def classes_of(self, task: str) -> tuple[str, ...]:
+        """The classes that the configuration names, as they are written in files."""
+        return tuple(label_text(value) for value in self.source.tasks[task].classes or ())
+
+    def _raw(self, number: int) -> Rows:
         part_number, block = self.blocks[number]
         part = self.parts[part_number]
-        table = part.table.read(block)
+        table = part.table.raw(block)
         labels: dict[str, Mapping[str, pa.ChunkedArray]] = {}
         for name, task in self.source.tasks.items():
             columns = label_columns(name, task)
             if name in self.joined:
-                found = dict(joined(table, self.joined[name][0], str(self.source.key), self.joined[name][1]))
+                keyed = _with_key(table, str(self.source.key), part.table.written)
+                found = dict(joined(keyed, self.joined[name][0], str(self.source.key), self.joined[name][1]))
                 labels[name] = {column: found[column] for column in columns}
             elif name in self.boxes:
                 names = self._names(name, table)
@@ -437,6 +501,35 @@ class Opened:
     def num_rows(self) -> int:
         """Of all blocks."""
         return sum(block.rows or 0 for _, block in self.blocks)
+
+
+def _with_key(table: pa.Table, key: str, written: Cells) -> pa.Table:
+    """With keys as anybody would read them, so that 7 and 7.0 are one."""
+    if key not in written.columns or key not in table.column_names:
+        return table
+    place = table.column_names.index(key)
+    return table.set_column(place, key, plainly(table[key], written.missing))
+
+
+def _written(tables: Sequence[Cells], name: str, kept: Collection[str] = ()) -> Cells:
+    """How the cells of a column are written, those that are kept counting as values."""
+    names = frozenset(one for table in tables for one in table.names)
+    found = next((table for table in tables if name in table.columns), Cells())
+    if not kept:
+        return found._replace(names=names)
+    missing = missing_words(word for word in found.missing.to_pylist() if word not in kept)
+    return found._replace(names=names, missing=missing)
+
+
+def _formed(column: pa.ChunkedArray, name: str, form: TextForm | None, written: Cells, where: Where) -> pa.ChunkedArray:
+    """A column in its form, or where it has none as anybody would read the cells of text files."""
+    if name in written.names or not is_text(column.type):
+        return column
+    if form is None:
+        values = plainly(column, written.missing) if name in written.columns else column
+    else:
+        values = formed(column, form, written.missing, lambda row: f"{where(row)}, column '{name}'")
+    return values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([values])
 
 
 def _holds_maps(place: Place, task: TaskColumn) -> bool:

@@ -133,6 +133,8 @@ class FittedTask(Spec):
     """Whether the kind was."""
     classes: tuple[str, ...] = ()
     """By their numbers; of a multi-label task the labels."""
+    forms: Mapping[str, TextForm] = {}
+    """How the texts of its columns are read, where that is not as anybody would."""
     values: tuple[int, ...] = ()
     """What stands for the classes in a map."""
     ignored: tuple[int, ...] = ()
@@ -159,6 +161,8 @@ class Fitted(Spec):
     columns: Annotated[tuple[FittedColumn, ...], Field(min_length=1)]
     left_out: Mapping[str, str] = {}
     """Columns that are no inputs, and why."""
+    forms: Mapping[str, TextForm] = {}
+    """How the texts of columns are read, where that is not as anybody would: as whole numbers, flags ..."""
     hashed: tuple[str, ...] = ()
     """The columns whose hash splits the rows, where these are others than the inputs."""
     tasks: Mapping[str, FittedTask]
@@ -173,3 +177,12 @@ class Fitted(Spec):
     rows: PositiveInt
     pool: PositiveInt | None = None
     """How many blocks are in memory at a time, where the files are streamed."""
+
+
+def label_text(value: object) -> str:
+    """A class as it is written in YAML, in the form that `texts` gives to those in the files."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()

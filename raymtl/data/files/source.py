@@ -13,7 +13,18 @@ from raymtl.data.base import SPLITS, Arrays, Count, HeldOut, Members, Population
 from raymtl.data.files import draw as drawing
 from raymtl.data.files.contents import check_encoding
 from raymtl.data.files.kinds import KINDS
-from raymtl.data.files.schema import Fitted, Format, Role, SplitRule, TaskColumn, TaskName, Written
+from raymtl.data.files.schema import (
+    DateOrder,
+    Decimal,
+    Fitted,
+    Format,
+    Role,
+    SplitRule,
+    TaskColumn,
+    TaskName,
+    Thousands,
+    Written,
+)
 from raymtl.notes import Note
 from raymtl.tasks import chosen_by, classification
 from raymtl.types import Episode, Task, UserError
@@ -55,7 +66,15 @@ class Files(Source):
     ways: Ways = 5
     missing_inputs: Literal["refuse", "mean"] = "refuse"
     missing_values: tuple[Written, ...] = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "#N/A", "?")
-    """What stands for nothing in text files."""
+    """What stands for nothing in text files, unless it is a class that `classes` names."""
+    decimal: Decimal | None = None
+    """The decimal sign; found, unless given."""
+    thousands: Thousands | None = None
+    """What stands between groups of three digits; found, unless given."""
+    dates: DateOrder | None = None
+    """The order of year, month and day; found, unless given."""
+    columns: tuple[Written, ...] = ()
+    """The names of the columns of text files that have no header."""
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
     encoding: str = "utf8"
     """Of text files, and of bytes that are texts; a byte order mark says more."""

@@ -1,0 +1,264 @@
+"""How the columns of the user's files are written: found before their roles and tasks, and told where it was found."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymtl.data.files.cells import NOTHING, blanked, missing_words
+from raymtl.data.files.columns import Where, is_text, plain
+from raymtl.data.files.findings import columns_named, rows_named, shown
+from raymtl.data.files.forms import TEXT, Finding, Keys, find_forms, read_as
+from raymtl.data.files.labels import FEW
+from raymtl.data.files.rows import Opened, Rows
+from raymtl.data.files.schema import Role, TaskColumn, TextForm
+from raymtl.notes import Note
+from raymtl.types import UserError
+
+if TYPE_CHECKING:
+    from raymtl.data.files.source import Files
+
+PLAIN = tuple(TextForm(kind=kind) for kind in ("flag", "whole", "number"))
+"""What anybody would read so: the cells of text files in these forms need no word about it."""
+
+
+class Readings(NamedTuple):
+    """The forms of columns, those of the labels of tasks, and why columns that are nearly all numbers are none."""
+
+    forms: dict[str, TextForm]
+    label_forms: dict[str, dict[str, TextForm]]
+    oddities: dict[str, str]
+    notes: list[Note]
+
+
+def find_readings(source: "Files", opened: Opened, raw: Rows, where: Where) -> Readings:
+    """Looks at the cells as they are written. Raises UserError for labels of which it is in doubt what they are."""
+    keys = Keys(source.decimal, source.thousands, source.dates)
+    missing = missing_words(source.missing_values)
+    columns = {
+        name: blanked(raw.table[name], missing)
+        for name in raw.table.column_names
+        if is_text(raw.table[name].type) and name not in opened.names_of_files
+    }
+    findings = find_forms(columns, keys, commas_divide=opened.commas_divide)
+    found = Readings({}, {}, {}, list(opened.header_notes))
+    look = _Look(source, opened, keys, where, found)
+    candidates = opened.candidates()
+    for name, finding in findings.items():
+        role = given_role(source, opened, name)
+        form = look.of_input(name, columns[name], finding, role) if name in candidates else _plain_or_text(finding)
+        if form not in PLAIN or name not in opened.written_columns:
+            found.forms[name] = form
+    look.note_forms(columns, [name for name in candidates if name in found.forms])
+    for name, task in source.tasks.items():
+        if name not in opened.maps and name not in opened.boxes:
+            found.label_forms[name] = look.of_labels(name, task, raw.labels[name])
+    return found
+
+
+def given_role(source: "Files", opened: Opened, name: str) -> Role | None:
+    """The role that the configuration gives a column, by its name or else by a pattern."""
+    given = source.inputs if not isinstance(source.inputs, str | tuple) else {}
+    if name in given:
+        return given[name]
+    return next((r for pattern, r in given.items() if pattern not in opened.names and fnmatchcase(name, pattern)), None)
+
+
+def _plain_or_text(finding: Finding) -> TextForm:
+    """Of a column that is no input, such as a key: as it is written but for plain numbers."""
+    return finding.form if finding.form in PLAIN else TEXT
+
+
+class _Look(NamedTuple):
+    """What the columns of a source are looked at with, and what is found."""
+
+    source: "Files"
+    opened: Opened
+    keys: Keys
+    where: Where
+    found: Readings
+
+    def of_input(self, name: str, column: pa.Array, finding: Finding, role: Role | None) -> TextForm:
+        """The form of an input, and the notes on it. Raises UserError for a doubt where the role is given."""
+        if role == "number":
+            return self._of_number(name, column, finding, "data.inputs")
+        if role is not None:
+            return TEXT
+        place = columns_named([name])
+        if finding.codes:
+            first = rows_named(finding.codes, self.where)
+            text = f"has codes that begin with 0, such as {shown(column[finding.codes[0]])} ({first}), so it is text"
+            self.found.notes.append(Note(place=place, text=text, key="data.inputs"))
+        if finding.form == TEXT and finding.others:
+            text = f"{doubt(column, finding)}, so it is text"
+            self.found.notes.append(Note(place=place, text=text, key=key_of_doubt(finding)))
+        if finding.odd:
+            self.found.oddities[name] = self.oddity(column, finding)
+        return finding.form
+
+    def _of_number(self, name: str, column: pa.Array, finding: Finding, key: str) -> TextForm:
+        """The form of a column that the user takes for numbers, whatever its cells are."""
+        if finding.form != TEXT:
+            return finding.form
+        if finding.codes:
+            return TextForm(kind="whole")
+        if finding.others:
+            raise UserError(
+                f"{key}: {self.where(finding.first)}, column '{name}': expected numbers or dates that leave no doubt, "
+                f"got {doubt(column, finding)}. Say {key_of_doubt(finding)}."
+            )
+        return finding.best or TextForm(kind="number")
+
+    def oddity(self, column: pa.Array, finding: Finding) -> str:
+        """Which cells keep a column from being read as numbers or dates."""
+        known = len(column) - column.null_count
+        good = round(finding.share * known)
+        what = "dates" if finding.best and finding.best.kind in ("date", "moment") else "numbers"
+        first = rows_named(finding.odd, self.where)
+        return f"{good} of {known} cells are {what}, but not {shown(column[finding.odd[0]])} ({first})"
+
+    def note_forms(self, columns: Mapping[str, pa.Array], names: Sequence[str]) -> None:
+        """Notes on forms that were found, one for all columns of a form."""
+        by_form: dict[TextForm, list[str]] = {}
+        for name in names:
+            by_form.setdefault(self.found.forms[name], []).append(name)
+        for form, own in by_form.items():
+            self._note_form(columns_named(own), columns[own[0]], form, own[0] in self.opened.written_columns)
+
+    def _note_form(self, place: str, column: pa.Array, form: TextForm, written: bool) -> None:
+        key = key_of(form, self.keys) or (None if written or form == TEXT else "data.inputs")
+        if key is None:
+            return
+        first = column.drop_null()[:1]
+        value = _as_written(read_as(first, form).values[0])
+        text = f"{_in_words(form)}: {shown(first[0])} is read as {value}"
+        self.found.notes.append(Note(place=place, text=text, key=key))
+
+    def of_labels(self, name: str, task: TaskColumn, labels: Mapping[str, pa.ChunkedArray]) -> dict[str, TextForm]:
+        """The forms of the columns of a task, as far as they are not plain."""
+        forms = {}
+        for column, values in labels.items():
+            if not is_text(values.type) or column in self.opened.names_of_files:
+                continue
+            written = self.opened.cells_of(name, column)
+            text = blanked(values, written.missing if written.columns else NOTHING)
+            form = self._of_label(name, task, column, text, len(labels) > 1)
+            if form not in PLAIN or column not in written.columns:
+                forms[column] = form
+            if form == TEXT and written.columns:
+                self._note_missing(name, values, text)
+        return forms
+
+    def _of_label(self, name: str, task: TaskColumn, column: str, text: pa.Array, several: bool) -> TextForm:
+        if task.kind == "multilabel" and not several:
+            return TEXT
+        finding = find_forms({column: text}, self.keys, commas_divide=self.opened.commas_divide)[column]
+        if task.kind == "regression":
+            form = self._of_number(column, text, finding, f"data.tasks.{name}")
+        elif task.classes:
+            return _of_classes(finding.form, text, self.opened.classes_of(name))
+        elif task.kind is not None:
+            return _plain_or_text(finding)
+        else:
+            form = self._inferred(name, column, text, finding)
+        self._note_form(f"task '{name}'", text, form, True)
+        return form
+
+    def _inferred(self, name: str, column: str, text: pa.Array, finding: Finding) -> TextForm:
+        """Of labels whose kind is not given: few different ones are classes, and stay as they are written."""
+        different = len(pc.unique(text.drop_null()))
+        few = different <= FEW and len(text) - text.null_count >= 3 * different
+        if finding.form != TEXT:
+            return TEXT if few and finding.form not in PLAIN else finding.form
+        place = f"data.tasks.{name}: {self.where(finding.first)}, column '{column}'"
+        if finding.odd and few:
+            note = f"{self.oddity(text, finding)}, so they are classes"
+            self.found.notes.append(Note(place=f"task '{name}'", text=note, key="data.missing_values"))
+        elif finding.odd:
+            row, cell = finding.odd[0], text[finding.odd[0]]
+            raise UserError(
+                f"data.tasks.{name}: {self.where(row)}, column '{column}': expected a number or date as in most rows, "
+                f"got {shown(cell)}: {self.oddity(text, finding)}. Correct it, or add it to data.missing_values if it "
+                "stands for nothing."
+            )
+        elif finding.others and not few:
+            raise UserError(
+                f"{place}: expected labels that leave no doubt, got {doubt(text, finding)}. "
+                f"Say {key_of_doubt(finding)}."
+            )
+        return TEXT
+
+    def _note_missing(self, name: str, values: pa.ChunkedArray, text: pa.Array) -> None:
+        """A note on labels that were taken for missing values."""
+        trimmed = pc.utf8_trim_whitespace(plain(values))
+        taken = pc.and_(pc.is_null(text), pc.not_equal(trimmed, ""))
+        words = pc.value_counts(trimmed.filter(pc.fill_null(taken, False))).to_pylist()
+        if not words:
+            return
+        number = sum(entry["counts"] for entry in words)
+        which = ", ".join(shown(entry["values"]) for entry in words[:3])
+        text_of = f"{number} of {len(trimmed)} labels are {which}, which counts as missing unless `classes` names it"
+        self.found.notes.append(Note(place=f"task '{name}'", text=text_of, key="data.missing_values"))
+
+
+def _of_classes(form: TextForm, text: pa.Array, classes: Sequence[str]) -> TextForm:
+    """Plain numbers where the classes are written as numbers are read; else texts."""
+    if form not in PLAIN:
+        return TEXT
+    known = pc.unique(text.drop_null())
+    return TEXT if set(known.to_pylist()) <= set(classes) else form
+
+
+def doubt(column: pa.Array, finding: Finding) -> str:
+    """Between which values of its first cell a column leaves a doubt."""
+    cell = column.slice(finding.first, 1)
+    values = [_as_written(read_as(cell, form).values[0]) for form in finding.others]
+    if len(set(values)) < 2:  # the first cell is none of those that differ
+        cells = pc.unique(column.drop_null())
+        read = [read_as(cells, form).values for form in finding.others[:2]]
+        place = int(np.argmax(pc.not_equal(*read).to_numpy(zero_copy_only=False)))
+        cell, values = cells.slice(place, 1), [_as_written(part[place]) for part in read]
+    return f"{shown(cell[0])} can be {' or '.join(values)}"
+
+
+def key_of_doubt(finding: Finding) -> str:
+    """The key that settles it."""
+    return "data.dates" if finding.others[0].order else "data.decimal"
+
+
+def key_of(form: TextForm, keys: Keys) -> str | None:
+    """The key that changes a form that was found; None for one that the user gave or anybody would read so."""
+    if form.kind in ("date", "moment") and form.order:
+        return None if keys.dates else "data.dates"
+    if form.kind != "number":
+        return None
+    if form.decimal == "," and keys.decimal is None:
+        return "data.decimal"
+    if form.thousands is not None and keys.thousands is None and keys.decimal is None:
+        return "data.thousands"
+    return "data.inputs" if form.unit else None
+
+
+def _in_words(form: TextForm) -> str:
+    """What cells of a form that was found are."""
+    if form.kind in ("date", "moment") and form.order:
+        order = {"ymd": "year, month, day", "dmy": "day, month, year", "mdy": "month, day, year"}
+        return f"dates in the order {order[form.order]}"
+    if form.kind != "number":
+        return "texts that are numbers or dates"
+    marks = []
+    if form.decimal == ",":
+        marks.append("a decimal comma")
+    if form.thousands is not None:
+        marks.append(f"{shown(form.thousands)} between groups of digits")
+    if form.unit:
+        marks.append(f"{shown(form.unit)} beside them")
+    return "numbers with " + " and ".join(marks) if marks else "texts that are numbers"
+
+
+def _as_written(value: pa.Scalar) -> str:
+    read = value.as_py()
+    return f"{read:.15g}" if isinstance(read, float) else str(read)
