@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,14 +29,41 @@ def baselines(experiment: Experiment, winner: Experiment) -> dict[str, tuple[Exp
     last one for all the steps; no baseline but `default` has stages. Of several candidates the best on the validation
     split stands for the baseline: with the rates as written and with the winner's, which were searched, so that a
     baseline is not made weak by its rates.
+
+    `tune.baselines` chooses among them; `one-stage` goes with `default`.
     """
-    names = experiment.data.task_names
-    models = {"default": (experiment,), "joint": (_joint(experiment), _joint(winner))}
-    if winner.stages:
+    names, chosen = experiment.data.task_names, experiment.tune.chosen_baselines
+    models: dict[str, tuple[Experiment, ...]] = {}
+    if "default" in chosen:
+        models["default"] = (experiment,)
+    if "joint" in chosen:
+        models["joint"] = (_joint(experiment), _joint(winner))
+    if "default" in chosen and winner.stages:
         models["one-stage"] = (_changed(winner, winner.data, {}),)
-    if len(names) > 1:
+    if "single" in chosen and len(names) > 1:
         models |= {f"{SINGLE}{name}": (_alone(experiment, name), _alone(winner, name)) for name in names}
     return models
+
+
+class Trainings(NamedTuple):
+    """Trainings that a run will hold for one purpose, each of `steps` outer steps at most."""
+
+    name: str
+    number: int
+    steps: int
+
+
+def planned(experiment: Experiment, *, searching: bool) -> list[Trainings]:
+    """Every training that `raymtl tune`, or `raymtl train`, will hold. ASHA ends trials sooner.
+
+    A baseline's number is that of its candidates.
+    """
+    numbers = {"model": 1}
+    if searching:
+        candidates = {name: len(models) for name, models in baselines(experiment, experiment).items()}
+        numbers = {"trials": experiment.tune.trials, "winner": 1, **candidates}
+    numbers |= dict.fromkeys(comparators(experiment), 1)
+    return [Trainings(name, number, experiment.train.steps) for name, number in numbers.items()]
 
 
 def comparators(experiment: Experiment) -> dict[str, Experiment]:

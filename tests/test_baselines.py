@@ -3,8 +3,9 @@
 import pytest
 
 from raymtl import runs
-from raymtl.baselines import baselines, table
+from raymtl.baselines import baselines, comparators, planned, table
 from raymtl.config import parse
+from raymtl.report import outcome, result_rows
 from tests.conftest import experiment
 
 
@@ -41,6 +42,52 @@ def test_every_baseline_is_a_valid_configuration_of_the_same_budget() -> None:
     assert models["joint"][0].learner.num_steps == 0
     assert models["single-sum"][1].learner.inner_lr == 0.5
     assert models["single-sum"][1].data.task_names == ("sum",)
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ("all", {"default", "joint", "single-left", "single-right", "single-sum"}),
+        ("none", set()),
+        ("joint", {"joint"}),
+        (["default", "joint"], {"default", "joint"}),
+        (["single"], {"single-left", "single-right", "single-sum"}),
+    ],
+)
+def test_baselines_are_those_that_are_asked_for(asked: str | list[str], names: set[str]) -> None:
+    chosen = experiment().override({"tune.baselines": asked})
+    assert set(baselines(chosen, chosen)) == names
+
+
+def test_the_plan_holds_every_training_and_its_steps() -> None:
+    chosen = experiment(train__steps=6).override({"tune.trials": 5, "tune.baselines": ["default", "single"]})
+    trainings = planned(chosen, searching=True)
+    assert trainings == [
+        ("trials", 5, 6), ("winner", 1, 6), ("default", 1, 6),
+        ("single-left", 2, 6), ("single-right", 2, 6), ("single-sum", 2, 6),
+    ]  # fmt: skip
+    assert planned(chosen, searching=False) == [("model", 1, 6)]
+
+
+def test_the_plan_holds_what_a_mode_is_compared_with() -> None:
+    chosen = experiment(mode__name="online", train__steps=6)
+    names = {each.name for each in planned(chosen, searching=False)}
+    assert names == {"model", *comparators(chosen)} and len(names) > 1
+
+
+def test_without_baselines_the_winner_stands_alone(tmp_path) -> None:
+    (row,) = table(made(tmp_path, winner=scores(a=0.6, b=0.5)))
+    assert (row["delta_m"], row["delta_p"], row["against"]) == (None, None, {})
+    assert "no other model in this run to compare it with" in outcome(result_rows({"models": [row]}))
+
+
+def test_a_baseline_alone_is_compared_without_deltas(tmp_path) -> None:
+    rows = table(made(tmp_path, winner=scores(a=0.6, b=0.5), joint=scores(a=0.5, b=0.5)))
+    assert [(row["name"], row["delta_m"], row["delta_p"]) for row in rows] == [
+        ("winner", None, None),
+        ("joint", None, None),
+    ]
+    assert "joint (0.500" in outcome(result_rows({"models": rows}))
 
 
 def made(tmp_path, **models: dict) -> dict:

@@ -86,6 +86,10 @@ def test_dry_run_tells_the_plan_and_makes_nothing(monkeypatch, capsys, tmp_path)
     assert plan["search"]["trials"] >= 12
     assert plan["search"]["space"]["sharing.name"]["choice"] == ["hard", "soft", "cross_stitch"]
     assert plan["train"]["workers"] == 2
+    names = [each["name"] for each in plan["trainings"]]
+    assert names == ["trials", "winner", "default", "joint", "single-left", "single-right", "single-sum"]
+    assert plan["total"]["trainings"] == plan["search"]["trials"] + 10
+    assert plan["total"]["outer_steps"] == plan["total"]["trainings"] * plan["train"]["steps"]
     assert not (tmp_path / "o").exists()
 
 

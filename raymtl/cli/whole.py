@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from raymtl import runs, strict_json
+from raymtl.baselines import planned
 from raymtl.cli.notes import print_notes
 from raymtl.cli.options import Address, AsJson, Config, DryRun, Resume, Sets, overrides
 from raymtl.cli.tables import print_scores
@@ -136,6 +137,12 @@ def _print_plan(experiment: Experiment, as_json: bool, *, searching: bool) -> No
             "asha": settings.asha.model_dump() if settings.asha else None,
             "space": {key: domain.model_dump(exclude_defaults=True) for key, domain in experiment.search.items()},
         }
+    trainings = planned(experiment, searching=searching)
+    content["trainings"] = [{"name": name, "number": number, "steps": steps} for name, number, steps in trainings]
+    content["total"] = {
+        "trainings": sum(each.number for each in trainings),
+        "outer_steps": sum(each.number * each.steps for each in trainings),
+    }
     if as_json:
         print(strict_json.dumps(content, indent=2))
     else:

@@ -93,7 +93,8 @@ def needs(experiment: Experiment, machines: Machines, *, searching: bool) -> lis
         found.append(Need("trials", "tune.cpus_per_trial", chosen.concurrency * chosen.workers, trial))
         if chosen.workers > 1 and any("memory" in have for have in machines):
             found.append(Need("drivers of trials", "tune.concurrency", chosen.concurrency, {"memory": DRIVER_MEMORY}))
-        found.append(Need("a baseline", "tune.cpus_per_trial", 1, {"CPU": chosen.cpus, "GPU": alone}))
+        if tune.chosen_baselines:
+            found.append(Need("a baseline", "tune.cpus_per_trial", 1, {"CPU": chosen.cpus, "GPU": alone}))
         cpus = chosen.cpus
     each = {"CPU": train.cpus_per_worker, "GPU": gpus_for(experiment, machines, train.fewest)}
     found.append(Need("training", workers_key(experiment), train.fewest, each))

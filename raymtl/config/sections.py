@@ -80,6 +80,9 @@ class TPE(Spec):
     """Model the parameters jointly, in groups that occur together where `when` makes them conditional."""
 
 
+Baseline = Literal["default", "joint", "single"]
+
+
 class Tune(Spec):
     """The search. `metric` and `mode` are lists where several objectives are searched."""
 
@@ -97,6 +100,17 @@ class Tune(Spec):
     """GPUs of each worker of a trial; `auto` is one where the cluster has any and `train.device` allows it."""
     sampler: TPE = TPE()
     asha: ASHA | None = None
+    baselines: Literal["all", "none", "default", "joint", "single"] | tuple[Baseline, ...] = "all"
+    """What the winner is compared with, each trained for as many steps as it."""
+
+    @property
+    def chosen_baselines(self) -> tuple[Baseline, ...]:
+        """The kinds of baselines that are trained."""
+        if self.baselines == "all":
+            return ("default", "joint", "single")
+        if self.baselines == "none":
+            return ()
+        return self.baselines if isinstance(self.baselines, tuple) else (self.baselines,)
 
     @property
     def metrics(self) -> tuple[str, ...]:
