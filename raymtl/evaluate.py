@@ -77,7 +77,7 @@ def evaluate(
         "num_parameters": sum(value.numel() for value in params.values()),
         **_intervals(problem, estimators),
         "whole": sorted(held.whole),
-        "notes": [note.model_dump() for note in score_notes(problem.tasks, after, tally, split)],
+        "notes": [note.model_dump() for note in score_notes(held, after, tally)],
     }
     return Evaluation(metrics, _examples(experiment, problem, params, arrays, split), after)
 
@@ -131,8 +131,9 @@ def _number(size: int | None, name: str) -> str:
     return f"{size} {plural}{of}{rest}"
 
 
-def score_notes(tasks: Sequence[Task], estimators: Mapping[str, Estimator], tally: Tally, split: str) -> Iterable[Note]:
+def score_notes(held: HeldOutSplit, estimators: Mapping[str, Estimator], tally: Tally) -> Iterable[Note]:
     """What a reader of the scores should know: tasks without one, and predictions that are all one class."""
+    tasks, split = tally.tasks, held.split
     for task, count in zip(tasks, tally.counts.tolist(), strict=True):
         name, place = f"{task.name}.{next(iter(task.metrics))}", f"task '{task.name}'"
         if not count:
@@ -142,9 +143,18 @@ def score_notes(tasks: Sequence[Task], estimators: Mapping[str, Estimator], tall
             metric = name.rpartition(".")[2]
             text = f"{metric} is not defined on the {split} labels, which are all alike, and is left out of the mean"
             yield Note(place=place, text=text, key=f"data.tasks.{task.name}.metric")
-        if len(tally.decisions.get(task.name, ())) == 1:
-            text = f"every prediction on {split} is the same class"
+        decided = tally.decisions.get(task.name, set())
+        if len(decided) == 1:
+            (number,), names = decided, held.source.class_names(task.name)
+            text = f"every prediction on {split} is {_class_name(task, names, number)}"
             yield Note(place=place, text=text, key="train.steps")
+
+
+def _class_name(task: Task, names: Sequence[str], number: int) -> str:
+    """The name of a class in quotes, or its number; of a multi-label task whether the labels are there."""
+    if task.target_shape and not task.dense:
+        return "that every label is there" if number else "that no label is there"
+    return f"'{names[number]}'" if names else f"class {number}"
 
 
 def _intervals(problem: Problem, estimators: Mapping[int, Mapping[str, Estimator]]) -> dict[str, Any]:

@@ -56,8 +56,7 @@ def evaluate(
         text += " --episodes has nothing to choose: this model does not adapt."
     console = plain_console(soft_wrap=True)
     console.print(text)
-    for note in metrics["notes"]:
-        console.print(str(Note(**note)))
+    print_notes(console, [Note(**note) for note in metrics["notes"]])
     if predictions is not None:
         console.print(f"{predictions}: {rows} rows", highlight=False)
 

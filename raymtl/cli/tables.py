@@ -20,9 +20,9 @@ def print_scores(models: list[dict[str, Any]]) -> None:
     ]
     for task, metric in metrics:
         scores = [model["tasks"][task][metric] for model in models]
-        table.add_row(f"{task} {metric}", _mean(scores[0]["before"]), *(figure(score["after"]) for score in scores))
+        table.add_row(f"{task} {metric}", _before(scores[0]), *(figure(score["after"]) for score in scores))
     totals = [model["score"] or {} for model in models]
-    table.add_row("score", _mean(totals[0].get("before")), *(figure(total.get("after")) for total in totals))
+    table.add_row("score", _before(totals[0]), *(figure(total.get("after")) for total in totals))
     for key, better in (("delta_m", "lower"), ("delta_p", "higher")):
         if best.get(key) is not None:
             table.add_row(f"{key} % ({better})", "", *(_delta(model, key) for model in models))
@@ -34,6 +34,13 @@ def _delta(model: Mapping[str, Any], key: str) -> str:
     if value is None:
         return "-"
     return f"{round(value, 1) or 0.0:+.1f}" + (f"±{ci95:.1f}" if value and ci95 is not None else "")
+
+
+def _before(score: Mapping[str, Any]) -> str:
+    """The score before adaptation; a dash for a model that does not adapt."""
+    gain = score.get("gain")
+    moved = gain is None or gain["mean"] != 0 or gain["ci95"] != 0
+    return _mean(score.get("before")) if moved else "-"
 
 
 def _mean(value: Mapping[str, float | None] | None) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from raymtl.cli.options import Address, AsJson, Config, DryRun, Resume, Sets, ov
 from raymtl.cli.tables import print_scores
 from raymtl.config import Experiment, load
 from raymtl.data import Arrays
+from raymtl.notes import Note
 from raymtl.scoring import refuse_unscored
 from raymtl.terminal import plain_console
 from raymtl.types import UserError
@@ -40,7 +41,7 @@ def tune(
     _workflow().refuse(experiment, address, searching=True)
     arrays = _loaded(experiment, config)
     run = runs.latest(experiment, "tune") if resume else runs.create(experiment)
-    _print_summary(_workflow().tune(experiment, run, arrays, address), run, as_json)
+    _print_summary(_workflow().tune(experiment, run, arrays, address), run, as_json, experiment.data.notes(arrays))
 
 
 def train(
@@ -59,7 +60,7 @@ def train(
     _workflow().refuse(experiment, address, searching=False)
     arrays = _loaded(experiment, config)
     run = runs.latest(experiment, "train") if resume else runs.create(experiment)
-    _print_summary(_workflow().train_run(experiment, run, arrays, address), run, as_json)
+    _print_summary(_workflow().train_run(experiment, run, arrays, address), run, as_json, experiment.data.notes(arrays))
 
 
 def _workflow() -> Any:
@@ -81,7 +82,8 @@ def _loaded(experiment: Experiment, config: Path) -> Arrays:
     return arrays
 
 
-def _print_summary(summary: Mapping[str, Any], run: Path, as_json: bool) -> None:
+def _print_summary(summary: Mapping[str, Any], run: Path, as_json: bool, printed: Sequence[Note]) -> None:
+    """The scores and what they say; of the notes those that are not `printed` yet."""
     if as_json:
         print(strict_json.dumps(summary, indent=2))
         return
@@ -91,6 +93,7 @@ def _print_summary(summary: Mapping[str, Any], run: Path, as_json: bool) -> None
     console.print()
     print_scores(summary["models"])
     console.print(f"\n{outcome(result_rows(summary))} {protocol(summary)}", highlight=False)
+    print_notes(console, [note for one in summary["notes"] if (note := Note(**one)) not in printed])
     if "regret" in summary:
         about = summary["regret"]
         weights = ", ".join(f"{task} {weight:.2f}" for task, weight in about["best_weights"].items())

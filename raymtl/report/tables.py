@@ -68,6 +68,8 @@ class ResultRow(NamedTuple):
     delta_p: float | None
     delta_m_ci95: float | None = None
     delta_p_ci95: float | None = None
+    scored: bool = True
+    """Whether it has been evaluated, though its score may not be defined."""
     against: Mapping[str, Mapping[str, Any]] = {}
     """Other model -> score -> what this model's is above the other's, on the same held-out examples."""
 
@@ -90,6 +92,7 @@ def result_rows(summary: Mapping[str, Any]) -> list[ResultRow]:
             name=model["name"],
             label=LABELS.get(model["name"], model["name"]),
             cells={column: cells[index] for column, cells in table.items()},
+            scored=bool(model.get("score") or model.get("tasks")),
             against=model.get("against") or {},
             **{key: model.get(key) for key in ("delta_m", "delta_p", "delta_m_ci95", "delta_p_ci95")},
         )

@@ -11,8 +11,10 @@ SHORT = {"single-task": "single-task models"}
 def outcome(rows: Sequence[ResultRow]) -> str:
     """One sentence: the first model's score against each other one, by the interval of their difference."""
     own = rows[0].cells["score"] if rows else None
-    if own is None or own.after is None:
+    if own is None or not rows[0].scored:
         return "No model has been scored yet."
+    if own.after is None:
+        return f"The {rows[0].name} has no score: none is defined on the test labels."
     scores = {row.name: cell.after for row in rows[1:] if (cell := row.cells["score"]).after}
     reached = f"reaches a score of {own.after_text} on held-out test examples"
     if not scores:
