@@ -80,9 +80,11 @@ def test_scores_are_those_of_all_test_rows(tmp_path) -> None:
         ("sold", "auroc"): sklearn.metrics.roc_auc_score(arrays["target/sold"][rows], said["sold"][:, 0]),
     }
     for (task, metric), value in expected.items():
-        assert found["tasks"][task][metric]["after"]["mean"] == pytest.approx(value, abs=5e-4), metric
+        # Two logits in one bin count as ranked alike.
+        tolerance = 2e-3 if metric == "auroc" else 1e-6
+        assert found["tasks"][task][metric]["after"]["mean"] == pytest.approx(value, abs=tolerance), metric
     mean = np.mean(list(expected.values()))
-    assert found["score"]["after"]["mean"] == pytest.approx(mean, abs=5e-4)
+    assert found["score"]["after"]["mean"] == pytest.approx(mean, abs=1e-3)
     assert found["scored"]["examples"] == dict.fromkeys(THREE, len(rows)) and found["episodes"] is None
     assert found["scored"]["text"] == f"Every one of the {len(rows)} test examples was scored once."
 
@@ -179,7 +181,8 @@ def sparse(folder: Path) -> Path:
     """A task with labels in ten rows for training alone."""
     part = ["train"] * 200 + ["val"] * 50 + ["test"] * 50
     rare: list[Any] = [float(row % 7) if row < 10 else None for row in range(ROWS)]
-    return table_of(folder, part=part, rare=rare)
+    same = [float(row % 5) if row < 200 else 1.0 for row in range(ROWS)]
+    return table_of(folder, part=part, rare=rare, same=same)
 
 
 def test_a_task_without_labels_is_trained_and_has_no_score(tmp_path) -> None:
@@ -200,11 +203,14 @@ def test_a_task_without_labels_is_trained_and_has_no_score(tmp_path) -> None:
 def test_a_search_by_a_task_without_validation_labels_is_refused(tmp_path) -> None:
     tasks = {"price": {}, "rare": {"kind": "regression"}}
     chosen = files(sparse(tmp_path), tasks, split={"column": "part"})
-    chosen = chosen.override({"search.train.lr": {"uniform": [0.001, 0.01]}, "tune.metric": "val.rare.r2"})
+    search = {"search": {"train.lr": {"uniform": [0.001, 0.01]}}, "tune": {"metric": "val.rare.r2"}}
+    chosen = Experiment.model_validate(chosen.model_dump(mode="json") | search)
     with pytest.raises(UserError, match=r"^tune\.metric: .*got val\.rare\.r2"):
         refuse_unscored(chosen, chosen.data.load())
-    alone = files(sparse(tmp_path), {"rare": {"kind": "regression"}}, split={"column": "part"}, episodes="rows")
-    with pytest.raises(UserError, match="data.split"):
+    alone = files(sparse(tmp_path), {"same": {"kind": "regression"}}, split={"column": "part"})
+    with pytest.raises(
+        UserError, match=r"^data\.split: expected rows for validation with labels that differ.*same\.r2"
+    ):
         refuse_unscored(alone, alone.data.load())
 
 

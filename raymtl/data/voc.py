@@ -300,7 +300,7 @@ class VOC(Source):
             rows[f"rows/{split}"] = every[labelled[every]]
             for task in self.tasks:
                 own = rows[f"rows/{split}/{task}"] = every[masks[task][every]]
-                if not len(own) or len(rows[f"rows/{split}"]) < 2:
+                if (split == "train" and not len(own)) or len(rows[f"rows/{split}"]) < 2:
                     raise UserError(
                         f"data.tasks: expected two pictures and a label of '{task}' at least in {split}, got "
                         f"{len(rows[f'rows/{split}'])} and {len(own)} of {self._folder}. Correct ImageSets/Main, or "
@@ -332,7 +332,8 @@ class VOC(Source):
     def _draw(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[int, np.ndarray]:
         """How many pictures are the support, and the rows of all."""
         # Of a single task, all of them labelled, so that it has as many labels as are drawn.
-        rows = arrays[f"rows/{split}/{self.tasks[0]}"] if len(self.tasks) == 1 else arrays[f"rows/{split}"]
+        labelled = arrays[f"rows/{split}/{self.tasks[0]}"]
+        rows = labelled if len(self.tasks) == 1 and len(labelled) > 1 else arrays[f"rows/{split}"]
         shots = drawn(self.shots, rng)
         taken = rows[rng.choice(len(rows), min(len(rows), shots + self.queries), replace=False)]
         return min(shots, len(taken) - 1), taken

@@ -184,7 +184,7 @@ def test_adapting_to_a_file_is_adapting_to_its_numbers(run, tmp_path) -> None:
     assert by_file == by_episode
     adapted = problem.adapt(params, support._replace(inputs=support.inputs[0], targets={"y": support.targets["y"][0]}))
     by_hand = problem.tasks[0].readable(problem.predict(adapted, query.inputs[0])["y"])
-    torch.testing.assert_close(torch.tensor(by_file), by_hand.detach())
+    torch.testing.assert_close(torch.tensor(by_file, dtype=torch.float64), by_hand.detach())
 
 
 def test_an_input_beyond_the_precision_is_refused(run, tmp_path) -> None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from raymtl.data.base import SPLITS
 from raymtl.data.files.boxes import fit_boxes
 from raymtl.data.files.columns import Where, encode_column, fit_column, is_text, texts
 from raymtl.data.files.findings import copy_notes, label_notes
@@ -62,7 +61,7 @@ def fit(source: "Files") -> Fitted:
     looked = Looked(rows, where, sides, train)
     hashed = tuple(chosen.roles)
     chosen = without_constants(chosen, rows, train, where)
-    tasks, task_notes = _tasks(source, opened, numbers, looked, set(chosen.roles.values()), streamed)
+    tasks, task_notes = _tasks(source, opened, numbers, looked, set(chosen.roles.values()))
     columns = _fit_columns(source, looked, chosen.roles)
     shape = _shape(source, opened, columns)
     shades, shade_notes = _shades(source, opened, numbers, rows, columns[0], train)
@@ -134,11 +133,10 @@ def _ignored_notes(tasks: Mapping[str, FittedTask]) -> tuple[Note, ...]:
 
 
 def _tasks(
-    source: "Files", opened: Opened, numbers: Sequence[int], looked: Looked, roles: Collection[str], streamed: bool
+    source: "Files", opened: Opened, numbers: Sequence[int], looked: Looked, roles: Collection[str]
 ) -> tuple[dict[str, FittedTask], list[Note]]:
     """What the labels of each task are, and the notes on them. Raises UserError for labels of no kind."""
     tasks: dict[str, FittedTask] = {}
-    masks: dict[str, np.ndarray] = {}
     notes: list[Note] = []
     for name, task in source.tasks.items():
         column = next(iter(looked.rows.labels[name].values()))
@@ -150,21 +148,17 @@ def _tasks(
             )
         if name in opened.boxes:
             tasks[name] = fit_boxes(name, task, opened.boxes[name], column, looked.train)
-            masks[name] = column.is_valid().to_numpy(zero_copy_only=False)
         elif about:
             cells, _ = opened.cells(name, numbers, column)
             tasks[name] = fit_maps(name, task, cells, looked.train)
-            masks[name] = np.array([cell is not None for cell in cells])
         else:
             own = looked.rows.labels[name]
             few_shot = source.episodes == "classes"
             fitted = fit_task(name, task, own, looked.train, looked.where, few_shot=few_shot)
             tasks[name] = fitted.model_copy(update={"forms": opened.label_forms.get(name, {})})
-            target, masks[name] = encode_task(name, tasks[name], own, looked.where)
+            target, mask = encode_task(name, tasks[name], own, looked.where)
             if source.episodes != "classes":
-                notes += label_notes(name, tasks[name], target, masks[name], looked.sides)
-    if source.episodes == "rows" and not streamed:
-        _check_splits(masks, looked.sides)
+                notes += label_notes(name, tasks[name], target, mask, looked.sides)
     _check_kind(source, tasks)
     return tasks, notes
 
@@ -177,17 +171,6 @@ def _check_kind(source: "Files", tasks: Mapping[str, FittedTask]) -> None:
             f"data.episodes: expected a task with classes for classes, got one of kind {task.kind}. "
             f"Set data.tasks.{name}.kind: classification."
         )
-
-
-def _check_splits(masks: Mapping[str, np.ndarray], sides: np.ndarray) -> None:
-    """Raises UserError for a task without labels in the rows for validation or for testing."""
-    for name, mask in masks.items():
-        for side in (1, 2):
-            if (sides == side).any() and not mask[sides == side].any():
-                raise UserError(
-                    f"data.tasks.{name}: expected labels in the rows for {SPLITS[side]}, got none in "
-                    f"{int((sides == side).sum())} rows. Change data.split, or leave the task away."
-                )
 
 
 def _too_large(source: "Files", opened: Opened) -> bool:
