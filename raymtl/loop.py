@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from raymtl import checkpoint
 from raymtl.checkpoint import Progress, Saved
+from raymtl.collective import COMMUNICATION
 from raymtl.config import Experiment, Part
 from raymtl.data import Arrays
 from raymtl.data.episodes import build_episodes, on_device, with_labels_of
@@ -119,6 +120,7 @@ def _train_part(here: _Stretch, arrays: Arrays, keeper: Keeper, host: Host) -> d
             task_axis = restored.task_axis  # type: ignore[assignment]
     passes = mode.passes * (2 if keeper.short_of_memory else 1)
     start = time.perf_counter()
+    COMMUNICATION.taken()  # what was before the first step
     for done_before, raw, waited, ask in here.batches:
         step = done_before - here.part.start  # of this part, by which everything in it is scheduled
         arrived, counted = mode.arrived(step, tuple(sizes)), mode.counted(step, experiment.seed, sizes)
@@ -165,6 +167,7 @@ def _train_part(here: _Stretch, arrays: Arrays, keeper: Keeper, host: Host) -> d
                 "grad_norm": norm,
                 "seconds": seconds,
                 "data_wait_pct": 100 * waited / seconds,
+                "communication_pct": 100 * COMMUNICATION.taken() / seconds,
                 **_by_task(problem, meta),
                 **scores,
             }

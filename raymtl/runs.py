@@ -64,13 +64,24 @@ def latest(experiment: Experiment, command: str) -> Path:
     """
     parent = Path(experiment.output).absolute()
     found = []
-    for saved in parent.glob(f"{experiment.name}*/config.yaml"):
+    unreadable: list[str] = []
+    for saved in _saved_configurations(parent, experiment.name):
+        about = saved.with_name("environment.json")
+        closed = _why_closed(saved) or _why_closed(about)
+        if closed:
+            unreadable.append(closed)
+            continue
         try:
-            same = config.load(saved) == experiment and read_json(saved.with_name("environment.json"))["run"] == command
+            same = _same(config.load(saved), experiment) and read_json(about)["run"] == command
         except (UserError, KeyError):
             continue  # a folder of another version, or of somebody else
         if same:
             found.append(saved)
+    if not found and unreadable:
+        raise UserError(
+            f"--resume: {unreadable[0]}, so nobody can tell whether it is of the run to go on with. Make it readable "
+            "or move its run folder elsewhere."
+        )
     if not found:
         raise UserError(
             f"--resume: expected a run of `raymtl {command}` with this very configuration in {parent}, got none. "
@@ -83,6 +94,30 @@ def latest(experiment: Experiment, command: str) -> Path:
             if lock is not Lock.TAKEN:
                 return run
     return (unfinished or newest)[0]
+
+
+def _saved_configurations(parent: Path, name: str) -> list[Path]:
+    """Where the configurations of runs of this name stand; whether they are there is not asked."""
+    try:
+        return sorted(parent / folder / "config.yaml" for folder in os.listdir(parent) if folder.startswith(name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _why_closed(path: Path) -> str | None:
+    """Why a file cannot be read, as the beginning of a sentence; None where it can, or is not there."""
+    try:
+        path.open("rb").close()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+    return None
+
+
+def _same(one: Experiment, other: Experiment) -> bool:
+    """Whether the two say the same but for `output`, so that a run folder can be copied and gone on with."""
+    return one.model_copy(update={"output": other.output}) == other
 
 
 @contextmanager

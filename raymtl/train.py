@@ -156,7 +156,7 @@ def observer(run: str, task_names: tuple[str, ...]) -> Callable[[Mapping[str, fl
     """Puts the numbers of every step, and its scores, into Ray's metrics, tagged by run (and task or score)."""
     tags = {"run": run}
     plain = {name: Gauge(f"raymtl_{name}", description=f"{name} of the outer step", tag_keys=("run",)) for name in
-             ("step", "lr", "grad_norm", "seconds", "data_wait_pct")}  # fmt: skip
+             ("step", "lr", "grad_norm", "seconds", "data_wait_pct", "communication_pct")}  # fmt: skip
     loss = Gauge("raymtl_loss", description="query loss of a task", tag_keys=("run", "task"))
     weight = Gauge("raymtl_weight", description="weight of a task", tag_keys=("run", "task"))
     score = Gauge("raymtl_score", description="score on the validation split", tag_keys=("run", "score"))

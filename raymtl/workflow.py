@@ -352,6 +352,12 @@ def _watched(models: Mapping[Path, Experiment], view: View) -> Iterator[None]:
         watcher.join()
 
 
+def _share_of_time(history: Sequence[Mapping[str, Any]], name: str) -> float:
+    """The mean of a percentage over the steps, each as long as it took; of steps of older versions 0."""
+    seconds = sum(row["seconds"] for row in history)
+    return float(sum(row["seconds"] * (row.get(name) or 0.0) for row in history) / seconds)
+
+
 def _finish(
     attempt: Attempt, about: dict[str, Any], folders: dict[str, Path], started: float, notes: Sequence[Note]
 ) -> dict[str, Any]:
@@ -364,9 +370,9 @@ def _finish(
     rows = table(folders)
     for row in rows:
         row["folder"] = str(Path(row["folder"]).relative_to(run)) if row["folder"] else None
-    waited = sum(row["seconds"] * row["data_wait_pct"] for row in history) / sum(row["seconds"] for row in history)
+    shares = {name: _share_of_time(history, name) for name in ("data_wait_pct", "communication_pct")}
     said = [note.model_dump() for note in (*notes, *notes_of_models(folders))]
-    summary = {**about, "seconds": time.time() - started, "data_wait_pct": waited, "models": rows, "notes": said}
+    summary = {**about, "seconds": time.time() - started, **shares, "models": rows, "notes": said}
     runs.write_json(run / "summary.json", summary, attempt.publish)
     write_report(run)
     return summary

@@ -55,9 +55,12 @@ def steps(folder: Path) -> list[int]:
     return [checkpoint.step_of(path) for path in sorted((folder / "checkpoints").glob("step_*"))]
 
 
+TIMES = ("seconds", "data_wait_pct", "communication_pct")
+
+
 def same(one: Path, other: Path) -> bool:
     first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
-    rows = [[{k: v for k, v in row.items() if k not in ("seconds", "data_wait_pct")} for row in
+    rows = [[{k: v for k, v in row.items() if k not in TIMES} for row in
              runs.read_rows(folder / "history.parquet")] for folder in (one, other)]  # fmt: skip
     return all(torch.equal(first[name], second[name]) for name in first) and rows[0] == rows[1]
 
@@ -242,6 +245,8 @@ def test_of_a_lost_worker_one_step_is_repeated(how: str, ended: list[int], array
     assert on_three_workers(tmp_path, arrays, [("straight", None), ("broken", 6)], how) == ended
     assert steps(tmp_path / "broken") == [4, 6]  # with the score of step 4, and what was whole when it was lost
     assert steps(tmp_path / "straight") == [7, 8]
+    shares = [row["communication_pct"] for row in runs.read_rows(tmp_path / "straight" / "history.parquet")]
+    assert len(shares) == 8 and all(0 < share < 100 for share in shares)
     (tmp_path / "rendezvous").unlink()
     (tmp_path / "silent").unlink(missing_ok=True)
     assert on_three_workers(tmp_path, arrays, [("broken", None)], how) == [0, 0, 0]

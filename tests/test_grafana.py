@@ -29,8 +29,8 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
 
     monkeypatch.setattr(train, "Gauge", Recorder)
     observe = train.observer("quickstart/trial-0001", ("left",))
-    numbers = ("step", "lr", "grad_norm", "seconds", "data_wait_pct", "loss.left", "weight.left", "val.score")
-    observe(dict.fromkeys(numbers, 1.0))
+    numbers = ("step", "lr", "grad_norm", "seconds", "data_wait_pct", "communication_pct")
+    observe(dict.fromkeys((*numbers, "loss.left", "weight.left", "val.score"), 1.0))
     return tags
 
 
@@ -47,7 +47,7 @@ def shown() -> dict[str, set[str]]:
 
 
 def test_every_metric_has_its_panel_and_every_panel_its_metric(exported: dict[str, set[str]]) -> None:
-    assert len(exported) == 8
+    assert len(exported) == 9
     assert shown() == exported
 
 

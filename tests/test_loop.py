@@ -69,7 +69,8 @@ def test_training_lowers_the_loss_and_the_record_is_whole(arrays, tmp_path) -> N
     rows = runs.read_rows(tmp_path / "run" / "history.parquet")
     total = [sum(row[f"loss.{task}"] for task in chosen.data.task_names) for row in rows]
     assert sum(total[-10:]) < 0.98 * sum(total[:10])
-    assert {"lr", "grad_norm", "seconds", "data_wait_pct", "weight.sum"} <= set(rows[0])
+    assert {"lr", "grad_norm", "seconds", "data_wait_pct", "communication_pct", "weight.sum"} <= set(rows[0])
+    assert all(row["communication_pct"] == 0 for row in rows)
     assert [row["step"] for row in rows if row["val.score"] is not None] == [30, 60]
     assert [report["step"] for report in reports] == [30, 60]
     assert rows[0]["lr"] == pytest.approx(0.003)

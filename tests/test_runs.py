@@ -1,6 +1,8 @@
 """The run folder on disk: names, atomic files, damaged files."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from raymtl import runs, storage
+from raymtl.fence import Superseded
 from raymtl.types import UserError
 from tests.conftest import experiment
 
@@ -54,6 +57,26 @@ def test_resume_takes_no_run_that_is_at_its_end_or_that_another_process_goes_on_
     for path in made:
         (path / "summary.json").write_text("{}")
     assert runs.latest(chosen, "tune") == made[2]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_storage_without_locks_says_so_once_and_the_later_of_two_goes_on(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unsupported(file: object, how: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(storage.fcntl, "lockf", unsupported)
+    chosen = experiment(name="mine", output=str(tmp_path / "out"))
+    run = runs.create(chosen)
+    chosen.save(run / "config.yaml")
+    runs.write_json(run / "environment.json", runs.environment(chosen, "tune"))
+    assert runs.latest(chosen, "tune") == run
+    with runs.held(run) as earlier, runs.held(run) as later:
+        with pytest.raises(Superseded):
+            earlier.publish(run / "summary.json", lambda aside: aside.write_text("{}"))
+        later.publish(run / "summary.json", lambda aside: aside.write_text("{}"))
+    assert capsys.readouterr().err.count("the storage has no locks. If another process is at work on this run") == 2
 
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:

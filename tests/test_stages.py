@@ -158,10 +158,9 @@ def test_an_episode_is_of_its_stage_wherever_it_is_built(arrays) -> None:
 def test_a_damaged_checkpoint_is_named_whatever_the_stage(arrays, tmp_path) -> None:
     with pytest.raises(Stopped):
         run(staged(HYBRID), arrays, tmp_path / "run", stop_at=4)
-    state = tmp_path / "run" / "checkpoints" / "step_00000004" / "state.pt"
-    torch.save({"something": 1}, state)
+    saved = checkpoint.Saved(tmp_path / "run" / "checkpoints" / "step_00000004", {}, {"something": 1})
     with pytest.raises(UserError, match=r"state\.pt: expected a checkpoint"):
-        checkpoint.steps_done(state.parent)
+        checkpoint.steps_done(saved)
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_table_of_trials_is_written_in_a_small_share_of_the_time(
 ) -> None:
     now, written = [0.0], []
 
-    def slow(path: Path, rows: list) -> None:
+    def slow(path: Path, rows: list, publish: object) -> None:
         written.append((now[0], len(rows)))
         now[0] += 0.1
 

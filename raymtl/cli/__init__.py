@@ -48,3 +48,8 @@ def main() -> None:
     except (UserError, DivergedError, Superseded) as error:
         print(f"raymtl: {redacted(str(error))}", file=sys.stderr)
         sys.exit(2)
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        print(f"raymtl: {error.filename}: {error.strerror}. Give this user access to it.", file=sys.stderr)
+        sys.exit(2)

@@ -104,9 +104,11 @@ def _print_summary(summary: Mapping[str, Any], run: Path, as_json: bool, printed
             highlight=False,
         )
     where = os.path.relpath(run) if run.absolute().is_relative_to(Path.cwd()) else run
+    shares = f"waited for data {summary['data_wait_pct']:.1f} % of its time"
+    if summary["communication_pct"]:
+        shares += f", and communicated with other workers {summary['communication_pct']:.1f} %"
     console.print(
-        f"\n{summary['seconds']:.0f} s; training waited for data {summary['data_wait_pct']:.1f} % of its time. "
-        f"Open {where}/report.html; next: raymtl adapt {where}",
+        f"\n{summary['seconds']:.0f} s; training {shares}. Open {where}/report.html; next: raymtl adapt {where}",
         highlight=False,
     )
 

@@ -8,16 +8,18 @@ import pytest
 
 from raymtl import checkpoint, runs
 from tests.cluster.hosts import HEAD, Cluster, Run, until
-from tests.cluster.test_faults import TRIAL, WORKER, assert_same_training, outcome, resumed, searched, straight
+from tests.cluster.test_faults import TRIAL, WORKER, assert_same_training, outcome, resumed, straight
 
-__all__ = ["searched", "straight"]
+__all__ = ["straight"]
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 FROZEN_S = 90.0
 AFTER_S = 20.0
 """How long the host is watched once it is awake: its processes live some seconds until its Ray ends them."""
-LONG = ("train.steps=6000", "train.eval_every=500", "train.checkpoint_share=0.05")
-"""Steps enough that the new attempt is at work when the host wakes."""
+ENDLESS = ("train.steps=100000", "train.eval_every=100")
+"""Steps enough that the new attempt is at work when the host wakes; the test ends the run."""
+BEGUN = 60
+"""The step from which on a host is frozen."""
 
 
 class Seen:
@@ -49,10 +51,6 @@ def freeze(cluster: Cluster, pattern: str) -> int:
     return host
 
 
-def thaw(cluster: Cluster, host: int) -> None:
-    cluster.hosts("thaw", str(host))
-
-
 def come_back(cluster: Cluster, host: int) -> None:
     """Boots the host again: Ray has given it up, and its own Ray has ended for that."""
     cluster.hosts("kill", str(host))
@@ -60,53 +58,78 @@ def come_back(cluster: Cluster, host: int) -> None:
     cluster.wait_for_nodes(3)
 
 
-@pytest.mark.parametrize("ended", [False, True], ids=["the new attempt runs", "the new attempt has ended"])
-def test_a_frozen_host_changes_no_training_when_it_wakes(ended: bool, cluster: Cluster) -> None:
-    sets = LONG if not ended else ("train.steps=1500", "train.eval_every=500", "train.checkpoint_share=0.05")
-    calm = cluster.begin("train", f"calm-{ended}", *sets)
-    calm.finish(600)
-    run = cluster.begin("train", f"frozen-{ended}", *sets)
-    run.reach(300)
+def frozen_while(cluster: Cluster, run: Run, pattern: str, seen: Seen, goes_on: Callable[[], bool]) -> int:
+    """Freezes a host of a run for `FROZEN_S`, and until the run goes on without it; then watches it awake."""
+    host = freeze(cluster, pattern)
+    try:
+        seen.watch(FROZEN_S)
+        seen.watch(600, goes_on)
+        assert goes_on(), run.told
+    finally:
+        cluster.hosts("thaw", str(host))
+    seen.watch(AFTER_S)
+    return host
+
+
+def end(cluster: Cluster, run: Run, command: str) -> None:
+    """Ends the driver, as a user would, and waits until what it started has ended."""
+    assert run.process.poll() is None, run.told
+    assert cluster.kill(HEAD, f"[r]aymtl {command}")
+    run.process.wait(60)
+    until(lambda: not cluster.hosts_of(WORKER) and not cluster.hosts_of(TRIAL), "the end of the workers", 120)
+
+
+def test_a_frozen_host_changes_no_training_that_goes_on_when_it_wakes(cluster: Cluster) -> None:
+    run = cluster.begin("train", "frozen", *ENDLESS)
+    run.reach(BEGUN)
     seen = Seen(lambda: [run.folder / "best"])
-    host = freeze(cluster, WORKER)
-    try:
-        seen.watch(FROZEN_S)
-        if ended:
-            seen.watch(400, lambda: run.process.poll() is not None)
-        else:
-            until(lambda: bool(resumed(run)), "the new attempt", 60)
-            assert run.process.poll() is None, run.told
-    finally:
-        thaw(cluster, host)
-    seen.watch(AFTER_S)
-    seen.watch(600, lambda: run.process.poll() is not None)
-    run.finish()
-    seen.look()
-    assert_same_training(run, calm)
-    assert len(resumed(run)) >= 1
+    at = run.step()
+    host = frozen_while(cluster, run, WORKER, seen, lambda: bool(resumed(run)) and run.step() > at + 5)
+    assert run.step() > at + 5
+    assert len(resumed(run)) == 1
+    end(cluster, run, "train")
     come_back(cluster, host)
 
 
-@pytest.mark.parametrize("ended", [False, True], ids=["the new attempt runs", "the new attempt has ended"])
-def test_a_frozen_host_changes_no_search_when_it_wakes(ended: bool, cluster: Cluster) -> None:
-    sets = ("tune.trials=4", *(LONG if not ended else ("train.steps=1000", "train.checkpoint_share=0.05")))
-    run = cluster.begin("tune", f"search-{ended}", *sets)
-    until(lambda: min((checkpoint.newest_step(each) for each in trials(run)), default=0) >= 100, "all trials", 240)
+def test_a_frozen_host_changes_no_training_that_has_ended_when_it_wakes(cluster: Cluster, straight: Run) -> None:
+    run = cluster.begin("train", "frozen-ended")
+    run.reach(BEGUN)
+    seen = Seen(lambda: [run.folder / "best"])
+    host = frozen_while(cluster, run, WORKER, seen, lambda: run.process.poll() is not None)
+    run.finish()
+    assert_same_training(run, straight)
+    come_back(cluster, host)
+
+
+def test_a_frozen_host_changes_no_search_that_goes_on_when_it_wakes(cluster: Cluster) -> None:
+    run = cluster.begin("tune", "frozen-search", "tune.trials=3", *ENDLESS)
+    until(lambda: len(trials(run)) == 3 and min(steps(run)) >= BEGUN, "all trials", 300)
+    at = steps(run)
     seen = Seen(lambda: trials(run))
-    host = freeze(cluster, TRIAL)
-    try:
-        seen.watch(FROZEN_S)
-        if ended:
-            seen.watch(400, lambda: run.process.poll() is not None)
-    finally:
-        thaw(cluster, host)
-    seen.watch(AFTER_S)
-    seen.watch(900, lambda: run.process.poll() is not None)
-    run.finish()
-    seen.look()
-    assert [row[1] for row in outcome(run)] == ["complete"] * 4
-    assert all(checkpoint.newest_step(each) == outcome(run)[0][2] for each in trials(run))
+    host = frozen_while(
+        cluster, run, TRIAL, seen, lambda: all(now > then + 5 for now, then in zip(steps(run), at, strict=True))
+    )
+    end(cluster, run, "tune")
     come_back(cluster, host)
+
+
+def test_a_frozen_host_changes_no_search_that_has_ended_when_it_wakes(cluster: Cluster) -> None:
+    sets = ("tune.trials=3", "train.steps=150", "train.eval_every=25", "evaluate.test_episodes=4")
+    calm = cluster.begin("tune", "calm-search", *sets)
+    calm.finish(900)
+    run = cluster.begin("tune", "frozen-search-ended", *sets)
+    until(lambda: len(trials(run)) == 3 and min(steps(run)) >= BEGUN, "all trials", 300)
+    seen = Seen(lambda: trials(run))
+    host = frozen_while(cluster, run, TRIAL, seen, lambda: run.process.poll() is not None)
+    run.finish()
+    assert outcome(run) == outcome(calm)
+    assert steps(run) == [150] * 3
+    come_back(cluster, host)
+
+
+def steps(run: Run) -> list[int]:
+    """The newest steps of the trials."""
+    return [checkpoint.newest_step(each) for each in trials(run)]
 
 
 def trials(run: Run) -> list[Path]:
