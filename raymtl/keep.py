@@ -18,6 +18,7 @@ from raymtl.collective import Workers
 from raymtl.config import Experiment
 from raymtl.events import Events
 from raymtl.fence import Attempt, Superseded
+from raymtl.pulse import Pulse
 from raymtl.step import Problem
 from raymtl.types import UserError
 
@@ -54,6 +55,7 @@ class Recorder:
 
     def __init__(self, attempt: Attempt, first_step: int, unwritten: Sequence[dict[str, Any]], host: Host) -> None:
         self.attempt, self.host = attempt, host
+        self.pulse = Pulse(attempt, host.workers, first_step)
         self.path = attempt.folder / "history.parquet"
         self.rows = list(unwritten)
         self.written = 0
@@ -73,6 +75,7 @@ class Recorder:
     def add(self, row: dict[str, Any]) -> None:
         """Takes the record of a step. Raises Superseded."""
         self.attempt.check_now_and_then()
+        self.pulse.made(row["step"])
         self.rows.append(row)
         if self.events is None:
             return

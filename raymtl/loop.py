@@ -18,9 +18,10 @@ from raymtl.config import Experiment, Part
 from raymtl.data import Arrays
 from raymtl.data.episodes import build_episodes, on_device, with_labels_of
 from raymtl.fence import Superseded
-from raymtl.keep import ASK_S, Host, Keeper, Recorder, begin
+from raymtl.keep import ASK_S, Begin, Host, Keeper, Recorder, begin
 from raymtl.learners.diverging import divergence
 from raymtl.modes import Mode
+from raymtl.pulse import Pulse, felt
 from raymtl.scoring import validation_scores
 from raymtl.step import HowToRun, MetaGradient, Problem, TaskAxis, look_back, meta_gradient, stacks
 from raymtl.types import DivergedError, MetaBatch, Params, UserError
@@ -72,7 +73,15 @@ def _train(experiment: Experiment, arrays: Arrays, batches: Batches, host: Host,
     recorder = Recorder(begun.attempt, done, unwritten, host)
     keeper = Keeper(experiment, begun, host, recorder)
     host.rescued_by(keeper.rescue)
-    stream = _agreed(batches(done), host)
+    with felt(recorder.pulse):
+        _train_parts(experiment, arrays, _agreed(batches(done), host, recorder.pulse), begun, keeper)
+
+
+def _train_parts(
+    experiment: Experiment, arrays: Arrays, stream: Iterator["_Given"], begun: Begin, keeper: Keeper
+) -> None:
+    """Trains what is left of the parts, one after the other."""
+    done = keeper.recorder.pulse.done
     parts = experiment.parts()
     params: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
@@ -83,7 +92,7 @@ def _train(experiment: Experiment, arrays: Arrays, batches: Batches, host: Host,
             saved = begun.saved if part.start < done else None
             here = _Stretch(part, number, first_step, islice(stream, part.stop - first_step), carried, saved)
             try:
-                params = _train_part(here, arrays, keeper, host)
+                params = _train_part(here, arrays, keeper, keeper.host)
             except (DivergedError, UserError, Superseded):
                 raise  # of all workers alike, or there is nothing to keep
             except Exception:
@@ -311,10 +320,12 @@ class _Given(NamedTuple):
     ask: bool
 
 
-def _agreed(batches: Iterator[tuple[int, int, MetaBatch]], host: Host) -> Iterator[_Given]:
+def _agreed(batches: Iterator[tuple[int, int, MetaBatch]], host: Host, pulse: Pulse) -> Iterator[_Given]:
     """Passes the episodes on; makes sure that the workers are at the same step and hold all of its shares."""
     start = asked = time.perf_counter()
+    pulse.wants_episodes = True
     for step, share, episodes in batches:
+        pulse.wants_episodes = False
         waited = time.perf_counter() - start
         held = torch.zeros(host.workers.size + 2, dtype=torch.int64, device=host.device)
         held[share] = 1
@@ -328,3 +339,4 @@ def _agreed(batches: Iterator[tuple[int, int, MetaBatch]], host: Host) -> Iterat
             raise RuntimeError(f"step {step}: the workers do not hold one share each of the same step: {total}")
         yield _Given(step, episodes, waited, bool(ask))
         start = time.perf_counter()  # not of what the step took
+        pulse.wants_episodes = True

@@ -21,6 +21,8 @@ AWAY = frozenset(
     for name in ("ENOSPC", "EDQUOT", "EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH", "EROFS")
 )
 """What the system says of such storage."""
+AWAITED: list[Path] = []
+"""What is being waited for in this process because its storage is full or away."""
 LINE = b"\n"
 TAKEN = frozenset({errno.EACCES, errno.EAGAIN})
 """What the system says of a lock that another process has."""
@@ -36,17 +38,22 @@ def patiently(path: Path, act: Callable[[], Result], *, there: bool = False) -> 
     """
     until = time.monotonic() + PATIENCE_S
     told = False
-    while True:
-        try:
-            return act()
-        except Exception as error:
-            away = is_of_storage(error) or (there and isinstance(error, FileNotFoundError))
-            if not away or time.monotonic() >= until:
-                raise
-            if not told:
-                print(f"{path}: {error}; trying again for {PATIENCE_S:.0f} s.", file=sys.stderr)
-                told = True
-            time.sleep(RETRY_S)
+    try:
+        while True:
+            try:
+                return act()
+            except Exception as error:
+                away = is_of_storage(error) or (there and isinstance(error, FileNotFoundError))
+                if not away or time.monotonic() >= until:
+                    raise
+                if not told:
+                    print(f"{path}: {error}; trying again for {PATIENCE_S:.0f} s.", file=sys.stderr)
+                    AWAITED.append(path)
+                    told = True
+                time.sleep(RETRY_S)
+    finally:
+        if told:
+            AWAITED.remove(path)
 
 
 def is_of_storage(error: BaseException) -> bool:

@@ -36,6 +36,7 @@ from raymtl.fence import PREFIX, Attempt, Superseded
 from raymtl.loop import Host, local_batches, train_loop
 from raymtl.notes import Note
 from raymtl.progress import Row, View
+from raymtl.pulse import Lookout
 from raymtl.report import write_report
 from raymtl.search import searched_values
 from raymtl.tune import STATES, run_search, winner
@@ -327,8 +328,9 @@ def _evaluate(folder: Path, arrays: Arrays, source: Source) -> None:
 
 @contextmanager
 def _watched(models: Mapping[Path, Experiment], view: View) -> Iterator[None]:
-    """Shows how far the trainings in these folders are, from the histories that they write."""
+    """Shows how far the trainings in these folders are, from the histories that they write; says which stand still."""
     ended = threading.Event()
+    lookout = Lookout(view.say)
 
     def look() -> None:
         for folder, model in models.items():
@@ -337,6 +339,9 @@ def _watched(models: Mapping[Path, Experiment], view: View) -> Iterator[None]:
             step, steps = (history[-1]["step"] if history else 0), model.train.steps
             state = "waiting" if not history else "complete" if step == steps else "running"
             view.show(folder.name, Row(step, steps, state, f"val.score {scores[-1]:.4f}" if scores else "", ""))
+
+            if state != "complete":
+                lookout.look(folder.name, folder)
 
     def follow() -> None:
         while not ended.wait(POLL_S):

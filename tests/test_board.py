@@ -18,6 +18,7 @@ from raymtl.board.board import Board
 from raymtl.cluster.room import Plan
 from raymtl.config import Experiment, parse
 from raymtl.data import Digits
+from raymtl.fence import claim
 from raymtl.progress import View, described
 from raymtl.tune import run_search, trial_rows
 
@@ -73,7 +74,7 @@ def search(experiment: Experiment, folder: Path) -> Searched:
     board = Board(folder, 1, said.append)
     try:
         plan = Plan(experiment.tune.trials, 1, 1, 1.0, 0.0)
-        study = run_search(experiment, folder, Digits().load(), plan, View("test"), board)
+        study = run_search(experiment, claim(folder), Digits().load(), plan, View("test"), board)
     finally:
         board.close()
     return Searched(trial_rows(study), said)

@@ -16,7 +16,7 @@ LAYERS = [
     {"config", "methods"},
     {"runs", "held_out"},
     {"scoring"},
-    {"checkpoint", "evaluate", "events", "journal", "predictions", "progress", "support"},
+    {"checkpoint", "evaluate", "events", "journal", "predictions", "progress", "pulse", "support"},
     {"keep"},
     {"loop", "adapt", "carry", "baselines", "cluster"},
     {"train", "report", "board"},

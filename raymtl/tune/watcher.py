@@ -1,23 +1,34 @@
 """What Tune sees of its trials, passed on."""
 
+import math
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
+from ray.tune.experiment import Trial
 
 from raymtl.cluster.room import Plan
 from raymtl.config import Experiment
 from raymtl.progress import Row, View, described
+from raymtl.pulse import Lookout
 from raymtl.tune.searcher import PROCESS_ENDED
 
 if TYPE_CHECKING:  # the processes of trials, which import this, do not need it
     from raymtl.board.board import Board
 
+LOOK_S = 2.0
+"""How often it is looked whether a trial stands still."""
+
 
 class Watcher(tune.Callback):
     """Passes what Tune sees on to the view and to the board."""
 
-    def __init__(self, experiment: Experiment, plan: Plan, view: View, board: "Board") -> None:
+    def __init__(self, experiment: Experiment, run: Path, plan: Plan, view: View, board: "Board") -> None:
         self.experiment, self.plan, self.view, self.board = experiment, plan, view, board
+        self.run = run
+        self.lookout = Lookout(view.say)
+        self.looked = -math.inf
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune keeps a pickle of its parts, and neither a terminal nor the board has a place in it.
@@ -29,6 +40,16 @@ class Watcher(tune.Callback):
         actor = trial.temporary_state.ray_actor if self.plan.workers == 1 else None
         resources = {"CPU": self.plan.cpus, "GPU": self.plan.gpus}
         self.board.started(trial_name(trial), _values(trial), actor, resources)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        now = time.monotonic()
+        if now - self.looked < LOOK_S:
+            return
+        self.looked = now
+        for trial in trials:
+            if trial.status == Trial.RUNNING:
+                number = trial.config["number"]
+                self.lookout.look(f"trial {number}", self.run / "trials" / f"{number:04d}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
