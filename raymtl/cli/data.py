@@ -11,12 +11,16 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from rich.table import Table
 
 from raymtl import strict_json
+from raymtl.cli.columns import MOST_LINES, left_out, lines
 from raymtl.cli.notes import print_notes
 from raymtl.cli.options import AsJson, Config, Sets, overrides
 from raymtl.config import load
 from raymtl.notes import Note
 from raymtl.terminal import plain_console
 from raymtl.types import UserError
+
+MOST_TASKS = 12
+"""That are printed, each in three lines."""
 
 
 def inspect_data(
@@ -96,12 +100,11 @@ def _print_data(told: Mapping[str, Any]) -> None:
             columns.add_column(
                 heading, overflow="fold", justify="right" if heading in ("numbers", "missing") else "left"
             )
-        for row in told["columns"]:
-            missing = f"{row['missing']:.1%}"
-            columns.add_row(row["column"], row["type"], row["role"], str(row["numbers"]), missing, row["normalised_by"])
+        for line in lines(told["columns"]):
+            columns.add_row(*line)
         plain_console(highlight=False).print(columns)
-        for name, why in told["left_out"].items():
-            console.print(f"left out: {name} ({why})", markup=False)
+        for left in left_out(told["left_out"]):
+            console.print(left)
         splits = ", ".join(f"{split} {rows}" for split, rows in told["splits"].items())
         console.print(f"\nSplit by {told['split_by']}: {splits} rows", markup=False)
         for what in ("groups", "classes"):
@@ -110,7 +113,7 @@ def _print_data(told: Mapping[str, Any]) -> None:
     tasks = Table(box=None, pad_edge=False, title="\nTasks", title_justify="left")
     for heading in ("task", "kind", "missing", "split", "labelled", "balance"):
         tasks.add_column(heading, overflow="fold", justify="right" if heading in ("missing", "labelled") else "left")
-    for name, task in told["tasks"].items():
+    for name, task in list(told["tasks"].items())[:MOST_TASKS]:
         if "splits" not in task:
             tasks.add_row(name, task["kind"], "", "train", str(told["labelled_for_training"][name]), "")
             continue
@@ -123,11 +126,16 @@ def _print_data(told: Mapping[str, Any]) -> None:
             tasks.add_row(*first, split, str(about["labelled"]), balance)
             first = ("", "", "")
     plain_console(highlight=False).print(tasks)
+    if len(told["tasks"]) > MOST_TASKS:
+        console.print(f"and {len(told['tasks']) - MOST_TASKS:,} more tasks (--json prints all)")
     episode = told["episode"]
     console.print(
         f"\nInputs of shape {told['input_shape']}. The first episode ({episode['domain']}): "
         f"{max(episode['support'].values())} examples of support, {max(episode['query'].values())} of query.",
         markup=False,
     )
-    print_notes(console, [Note(**note) for note in told["notes"]])
+    notes = [Note(**note) for note in told["notes"]]
+    print_notes(console, notes[:MOST_LINES])
+    if len(notes) > MOST_LINES:
+        console.print(f"{len(notes) - MOST_LINES:,} more notes (--json prints all)")
     console.print(told["picture"], markup=False)

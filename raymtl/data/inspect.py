@@ -17,11 +17,14 @@ from raymtl.data.paint import PAINT, of_classes
 from raymtl.types import Batch, UserError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
 
 SHOWN = 24
 """Examples in the picture of a batch."""
+MOST_COLUMNS = 40
+"""Of a table in it."""
 SIDE, LINE, MARGIN = 96, 15, 8  # of a picture in it, of a line of text, between pictures: pixels
 LETTERS = 22  # of a cell of text
 
@@ -51,23 +54,25 @@ def inspect(source: Source, seed: int) -> tuple[dict[str, Any], Arrays]:
 
 
 def _of_files(source: Files, arrays: Arrays) -> dict[str, Any]:
-    from raymtl.data.files.columns import plain
     from raymtl.data.files.rows import Opened, label_columns
 
     found = source.found
     opened = Opened(source)
     rows, _ = opened.together(range(len(opened.blocks)) if found.pool is None else [0])
     columns = []
+    kinds = dict(zip(rows.table.schema.names, rows.table.schema.types, strict=True))
+    every = dict(zip(rows.table.column_names, rows.table.columns, strict=True))
     for column in found.columns:
-        values = plain(rows.table[column.column])
+        values = every[column.column]
         columns.append(
             {
                 "column": column.column,
-                "type": str(values.type),
+                "type": str(_of_values(kinds[column.column])),
                 "role": column.role,
                 "numbers": math.prod(source.input_shape) if column.role == "picture" else column.size,
                 "missing": values.null_count / len(values),
                 "normalised_by": _normalised(column),
+                **({"mean": column.mean, "spread": column.std} if column.role in ("number", "vector") else {}),
             }
         )
     side = arrays["side"]
@@ -102,6 +107,11 @@ def _of_files(source: Files, arrays: Arrays) -> dict[str, Any]:
     if source.episodes != "rows":
         told[source.episodes] = {split: len(arrays[f"names/{split}"]) for split in SPLITS}
     return told
+
+
+def _of_values(kind: "pa.DataType") -> "pa.DataType":
+    """Without the dictionary that values were stored by."""
+    return getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind
 
 
 def _normalised(column: FittedColumn) -> str:
@@ -286,7 +296,7 @@ def _values(source: Source, row: Tensor) -> dict[str, str]:
         "vector": lambda column, part: f"{float(torch.linalg.vector_norm(part)):.3g} long",
     }
     shown, start = {}, 0
-    for column in source.found.columns:
+    for column in source.found.columns[:MOST_COLUMNS]:
         shown[column.column] = read[column.role](column, row[start : start + column.size])
         start += column.size
     return shown

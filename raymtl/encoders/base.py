@@ -1,5 +1,6 @@
 """What an encoder is to the sharing architectures: a row of stages."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,10 +14,16 @@ class Encoder(nn.Module):
     an input, then of what each stage makes of it, without the axis of examples: one more than there are stages.
     """
 
-    def __init__(self, stages: Sequence[nn.Module], input_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, stages: Sequence[nn.Module], input_shape: tuple[int, ...], shapes: Sequence[tuple[int, ...]] = ()
+    ) -> None:
+        """`shapes` are those of what each stage makes; where none are given the stages are applied to find out."""
         super().__init__()
         self.stages = nn.ModuleList(stages)
-        self.shapes = [tuple(input_shape)]
+        self.shapes = [tuple(input_shape), *shapes]
+        self.out_features = math.prod(self.shapes[-1])
+        if shapes:
+            return
         with torch.no_grad():
             x = torch.zeros(2, *input_shape)  # two, for one has no statistics
             for stage in stages:

@@ -19,6 +19,7 @@ from raymtl.data.files.rows import Opened, Rows
 from raymtl.data.files.schema import Fitted, FittedColumn, FittedTask, Role, Shades
 from raymtl.data.files.shades import Unread, fit_shades
 from raymtl.data.files.splits import UNKNOWN
+from raymtl.data.files.wide import complete, fit_columns
 from raymtl.notes import Note
 from raymtl.types import UserError
 
@@ -96,8 +97,11 @@ def fit(source: "Files") -> Fitted:
 def _fit_columns(source: "Files", looked: Looked, roles: Mapping[str, Role]) -> list[FittedColumn]:
     """What has to be known to encode the inputs, of the rows for training."""
     found = np.flatnonzero(looked.train)
+    numbers = [name for name, role in roles.items() if role == "number"]
+    done = fit_columns(looked.rows.table, numbers, looked.train)
     return [
-        fit_column(
+        done.get(name)
+        or fit_column(
             looked.rows.table[name].filter(pa.array(looked.train)),
             name,
             role,
@@ -113,7 +117,8 @@ def _copies(source: "Files", looked: Looked, roles: Mapping[str, Role]) -> list[
     """On rows of val and test that training has too, in their inputs and labels."""
     if "picture" in roles.values() or source.episodes == "classes":
         return []
-    columns = {name: looked.rows.table[name] for name in roles}
+    every = dict(zip(looked.rows.table.column_names, looked.rows.table.columns, strict=True))
+    columns = {name: every[name] for name in roles}
     for name, labels in looked.rows.labels.items():
         columns |= {f"{name} {column}": values for column, values in labels.items()}
     return copy_notes(columns, looked.sides, looked.where)
@@ -299,7 +304,8 @@ def _shades(
 
 def _check_inputs(source: "Files", columns: list[FittedColumn], rows: Rows, where: Callable[[int], str]) -> None:
     """Raises UserError for inputs that are no numbers, before anything has started."""
+    sure = complete(rows.table, [column.column for column in columns])
     for column in columns:
-        if column.role in ("number", "vector"):
+        if column.role in ("number", "vector") and column.column not in sure:
             out = np.empty((len(rows.table), column.size), np.float32)
             encode_column(column, rows.table[column.column], out, where, impute=source.missing_inputs == "mean")

@@ -19,6 +19,7 @@ from raymtl.data.files.maps import encode_maps
 from raymtl.data.files.pictures import measured
 from raymtl.data.files.rows import Opened, Rows
 from raymtl.data.files.splits import UNKNOWN, by_rank, by_threshold, hashes, leak, side_name, sides_named
+from raymtl.data.files.wide import encode_columns
 from raymtl.notes import ARRAY, Note, pack
 from raymtl.types import UserError
 
@@ -110,15 +111,17 @@ def encode_inputs(source: "Files", opened: Opened, number: int, rows: Rows) -> I
     if fitted[0].role == "picture":
         return _pictures(source, opened, number, rows.table[fitted[0].column])
     out = np.empty((size, *source.input_shape), np.float32)
+    done = encode_columns(fitted, rows.table, out, impute=source.missing_inputs == "mean")
     start = 0
     for column in fitted:
-        encode_column(
-            column,
-            rows.table[column.column],
-            out[:, start : start + column.size],
-            lambda row: opened.where(number, row),
-            impute=source.missing_inputs == "mean",
-        )
+        if column.column not in done:
+            encode_column(
+                column,
+                rows.table[column.column],
+                out[:, start : start + column.size],
+                lambda row: opened.where(number, row),
+                impute=source.missing_inputs == "mean",
+            )
         start += column.size
     return Inputs(out, np.ones(size, bool), np.zeros((size, 2), np.int64), [])
 
@@ -168,8 +171,10 @@ def sides_given(
             )
     bucket = bucket_of(source, rows, where)
     names = [source.split.key] if source.split.key else inputs
-    by = [("", pa.chunked_array([bucket]))] if bucket is not None else [(name, rows.table[name]) for name in names]
-    return given, hashes(by, source.split.seed)
+    if bucket is not None:
+        return given, hashes([("", pa.chunked_array([bucket]))], source.split.seed)
+    columns = dict(zip(rows.table.column_names, rows.table.columns, strict=True))
+    return given, hashes([(name, columns[name]) for name in names], source.split.seed)
 
 
 def bucket_of(source: "Files", rows: Rows, where: Any) -> pa.Array | None:

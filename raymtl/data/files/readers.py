@@ -7,7 +7,8 @@ memory can be read in any order.
 import csv as csv_module
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -76,7 +77,7 @@ Kinds = Mapping[str, pa.DataType]
 SAMPLED = 64_000  # characters of a CSV file that its delimiter is found by
 DELIMITERS = ("\t", ";", "|", ",")  # the comma last, for it stands in numbers and texts too
 LOOKED_AT = 200  # columns, and rows, that tell whether a header is one
-READY_MB = 64  # of tables that are kept from opening until they are read
+RECENT_MB = 64  # of tables out of text files that are kept, since looking at data reads a file several times
 
 
 class Table:
@@ -128,14 +129,12 @@ def open_table(place: Place, form: Format, reading: Reading, key: str) -> Table:
     blocks: list[Block] = []
     names: list[str] = []
     kinds: dict[str, Kinds] = {}
-    ready: dict[str, pa.Table] = {}
-    """Of text files, which are read as a whole to be opened."""
     delimiters: set[bytes | None] = set()
     missing = missing_words(reading.missing_values)
     for file in files:
         inside = file.removeprefix(place.root).strip("/").split("/")[:-1]
         side = next((ALIASES[part.lower()] for part in inside if part.lower() in ALIASES), None)
-        schema, rows_of = _contents(place, file, form, reading, ready)
+        schema, rows_of = _contents(place, file, form, reading)
         repeated = _repeated(schema.names)
         if repeated is not None:
             raise UserError(_of_repeated(file, repeated, form))
@@ -159,9 +158,7 @@ def open_table(place: Place, form: Format, reading: Reading, key: str) -> Table:
         raise UserError(f"{key}: {files[0] if len(files) == 1 else place.shown}: expected rows, got an empty file.")
 
     def read(block: Block, wanted: Kinds) -> pa.Table:
-        table = ready.pop(block.file, None)
-        if table is None:
-            table = _read_block(place, block, form, reading)
+        table = _read_block(place, block, form, reading)
         if form == "csv":
             table = _plain_where(table, wanted, missing)
         table = _as_types(table, {**kinds[block.file], **wanted}, block, reading)
@@ -174,7 +171,9 @@ def open_table(place: Place, form: Format, reading: Reading, key: str) -> Table:
     if form != "csv":
         return Table(blocks, names, read, kinds, Cells(names=folders))
     comma = b"," in delimiters
-    notes = () if reading.columns else _of_header(files[0], ready.get(files[0]), missing)
+    notes = (
+        () if reading.columns else _of_header(files[0], _recent.get(_key_of(place, files[0], form, reading)), missing)
+    )
     written = Cells(frozenset(names) - folders, missing, folders, comma, notes)
     return Table(blocks, names, read, kinds, written)
 
@@ -219,6 +218,8 @@ def agree(tables: Iterable[Table], may_be_text: Callable[[str], bool]) -> None:
     where they may be. Raises UserError for others.
     """
     tables = list(tables)
+    if sum(len(table.kinds) for table in tables) < 2:
+        return
     kinds: dict[str, dict[pa.DataType, str]] = {}
     for table in tables:
         for file, own in table.kinds.items():
@@ -258,19 +259,18 @@ def _number_or_text(name: str, tables: Sequence[Table]) -> pa.DataType | None:
 
 def _as_types(table: pa.Table, wanted: Kinds, block: Block, reading: Reading) -> pa.Table:
     """The same columns in these types. Raises UserError for a value that cannot be of the type."""
+    columns = table.columns
     for place, field in enumerate(table.schema):
         if field.type == wanted[field.name]:
             continue
-        column = table.column(place)
         try:
-            cast = as_type(column, wanted[field.name], reading.encoding)
+            columns[place] = as_type(columns[place], wanted[field.name], reading.encoding)
         except (pa.ArrowException, UnicodeDecodeError) as error:
             raise UserError(
                 f"{block.file}: column '{field.name}': expected {wanted[field.name]} in all rows, got others "
                 f"({reason(error)}). Correct them, or set data.encoding for bytes that are texts."
             ) from None
-        table = table.set_column(place, field.name, cast)
-    return table
+    return pa.Table.from_arrays(columns, names=table.column_names)
 
 
 def _of_folders(folders: Sequence[str]) -> dict[str, str]:
@@ -279,12 +279,9 @@ def _of_folders(folders: Sequence[str]) -> dict[str, str]:
 
 
 def _contents(
-    place: Place, file: str, form: Format, reading: Reading, ready: dict[str, pa.Table]
+    place: Place, file: str, form: Format, reading: Reading
 ) -> tuple[pa.Schema, list[tuple[int | None, int | None]]]:
-    """Names and plain types of the columns, and (row group, rows) of each block.
-
-    What was read to know this goes into `ready` as long as it is small.
-    """
+    """Names and plain types of the columns, and (row group, rows) of each block."""
     if form == "parquet":
         try:
             with place.fs.open_input_file(file) as stream:
@@ -297,8 +294,6 @@ def _contents(
                 "file."
             ) from None
     table = _read_block(place, Block(file), form, reading)
-    if table.nbytes + sum(one.nbytes for one in ready.values()) < READY_MB * 1e6:
-        ready[file] = table
     fields = [field.with_type(plainer(field.type)) for field in table.schema]
     return pa.schema(fields, table.schema.metadata), [(None, len(table))]
 
@@ -325,14 +320,46 @@ def _read_block(place: Place, block: Block, form: Format, reading: Reading) -> p
         if form == "parquet":
             with place.fs.open_input_file(block.file) as stream:
                 return pq.ParquetFile(stream).read_row_group(block.row_group)
-        content = uncompressed(place.read(block.file), block.file, form.upper()) if form != "mat" else b""
-        if form == "csv":
-            return _read_csv(decoded(content, reading.encoding, block.file), block.file, reading)
-        if form == "arff":
-            return read_arff(decoded(content, reading.encoding, block.file), block.file)
-        return _read_mat(place.read(block.file), block.file)
+        key = _key_of(place, block.file, form, reading)
+        found = _recent.get(key)
+        return found if found is not None else _recent.keep(key, _read_text(place, block.file, form, reading))
     except (pa.ArrowException, OSError, EOFError) as error:
         raise UserError(f"{block.file}: cannot be read as {form} ({reason(error)}). Correct the file.") from None
+
+
+class _Recent:
+    """The tables that were read last, out of files that have not changed since."""
+
+    def __init__(self) -> None:
+        self.tables: dict[Hashable, pa.Table] = {}
+        self.lock = Lock()
+
+    def get(self, key: Hashable) -> pa.Table | None:
+        return self.tables.get(key)
+
+    def keep(self, key: Hashable, table: pa.Table) -> pa.Table:
+        """The same table; the oldest ones are given up where there is no room for it."""
+        with self.lock:
+            self.tables[key] = table
+            while self.tables and sum(one.nbytes for one in self.tables.values()) > RECENT_MB * 1e6:
+                del self.tables[next(iter(self.tables))]
+        return table
+
+
+_recent = _Recent()
+
+
+def _key_of(place: Place, file: str, form: Format, reading: Reading) -> Hashable:
+    info = place.fs.get_file_info(file)
+    return file, info.size, info.mtime_ns, form, reading
+
+
+def _read_text(place: Place, file: str, form: Format, reading: Reading) -> pa.Table:
+    content = place.read(file)
+    if form == "mat":
+        return _read_mat(content, file)
+    text = decoded(uncompressed(content, file, form.upper()), reading.encoding, file)
+    return _read_csv(text, file, reading) if form == "csv" else read_arff(text, file)
 
 
 def _read_csv(text: str, file: str, reading: Reading) -> pa.Table:

@@ -13,6 +13,7 @@ from raymtl.data.files.readings import given_role
 from raymtl.data.files.rows import Opened, Rows, label_columns
 from raymtl.data.files.schema import Role
 from raymtl.data.files.splits import UNKNOWN, sides_named
+from raymtl.data.files.wide import changing, numbers_without_doubt
 from raymtl.notes import Note
 from raymtl.types import UserError
 
@@ -45,13 +46,17 @@ def choose_inputs(source: "Files", opened: Opened, rows: Rows, where: Where, odd
     """
     candidates = opened.candidates()
     chosen = Inputs({}, {}, [], candidates)
+    sure = numbers_without_doubt(rows.table, candidates)
+    columns = dict(zip(rows.table.column_names, rows.table.columns, strict=True))
     for name, named in candidates.items():
         role: Role | None = given_role(source, opened, name)
         why = ""
-        if role is None and not named and is_index(name, rows.table[name]):
+        if role is None and name in sure and (named or not is_index(name, columns[name])):
+            role = "number"
+        elif role is None and not named and is_index(name, columns[name]):
             why = "an index that a data frame left"
         elif role is None:
-            role, why = role_of(rows.table[name], source.max_categories)
+            role, why = role_of(columns[name], source.max_categories)
             if name in oddities:
                 chosen.notes.append(_oddity_note(name, role, oddities[name]))
                 why = f"{ODD}: {oddities[name]}"
@@ -143,8 +148,9 @@ def without_constants(chosen: Inputs, rows: Rows, train: np.ndarray, where: Wher
     Raises UserError where no input remains.
     """
     roles, left_out, notes = dict(chosen.roles), dict(chosen.left_out), list(chosen.notes)
+    sure = changing(rows.table, chosen.roles, train)
     for name, role in chosen.roles.items():
-        if role != "number" or train.all():
+        if role != "number" or train.all() or name in sure:
             continue
         values = numbers(rows.table[name], name, where)
         if not is_constant(values, train):

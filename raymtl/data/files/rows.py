@@ -134,7 +134,8 @@ class Opened:
         self.blocks: list[tuple[int, Block]] = [
             (number, block) for number, part in enumerate(self.parts) for block in part.table.blocks
         ]
-        self.names = [name for name in self.parts[0].table.names if all(name in p.table.names for p in self.parts)]
+        self.known = frozenset.intersection(*(frozenset(part.table.names) for part in self.parts))
+        self.names = [name for name in self.parts[0].table.names if name in self.known]
         self._check_names()
         agree([part.table for part in self.parts], self._may_be_text)
 
@@ -206,13 +207,13 @@ class Opened:
                         self._check_name(f"data.tasks.{task}", column, part.table.names, part.place.shown)
         if not isinstance(source.inputs, str):
             for name in source.inputs:
-                if name not in self.names and not any(fnmatchcase(other, name) for other in self.names):
+                if name not in self.known and not any(fnmatchcase(other, name) for other in self.names):
                     self._check_name("data.inputs", name, self.names, shown)
 
     def check_fitted(self, found: Fitted) -> None:
         """Raises UserError where files that have moved lack a column of those that the inputs were found in."""
         for column in found.columns:
-            self._check_name("data.path", column.column, self.names, self.parts[0].place.shown)
+            self._check_name("data.path", column.column, self.known, self.parts[0].place.shown)
         if found.split_column is not None:
             self._check_name("data.path", found.split_column, self.names, self.parts[0].place.shown)
 
@@ -220,9 +221,10 @@ class Opened:
         """Whether the labels stand in columns of a table, not in files that are found by the names of pictures."""
         return task not in self.boxes and (task not in self.maps or asked.column is not None)
 
-    def _check_name(self, key: str, name: str, names: Sequence[str], shown: str) -> None:
+    def _check_name(self, key: str, name: str, names: Collection[str], shown: str) -> None:
         if name in names:
             return
+        names = list(names)
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
         listed = ", ".join(f"'{known}'" for known in names[:12]) + (" ..." if len(names) > 12 else "")
         hint = f" Did you mean '{close[0]}'?" if close else ""
@@ -236,7 +238,7 @@ class Opened:
         if not isinstance(source.inputs, str):
             chosen: list[str] = []
             for name in source.inputs:
-                chosen += [name] if name in self.names else [n for n in self.names if fnmatchcase(n, name)]
+                chosen += [name] if name in self.known else [n for n in self.names if fnmatchcase(n, name)]
             return dict.fromkeys(chosen, True)
         taken = {name for task in source.tasks.items() for name in label_columns(*task)}
         taken |= {source.group, source.key, source.split.column, source.split.key}  # type: ignore[arg-type]
@@ -348,7 +350,11 @@ class Opened:
             }
             for task in self.source.tasks
         }
-        whole = {name: self._concatenated([table[name] for table in tables], numbers, name) for name in self.names}
+        # By their places, for a table looks through all names for each.
+        whole = {
+            name: self._concatenated(columns, numbers, name)
+            for name, *columns in zip(self.names, *(table.columns for table in tables), strict=True)
+        }
         return Rows(pa.table(whole), labels), where
 
     def _concatenated(self, columns: Sequence[pa.ChunkedArray], numbers: Sequence[int], name: str) -> pa.ChunkedArray:

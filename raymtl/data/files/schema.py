@@ -1,10 +1,11 @@
 """What is asked of a user's files, and what was found in them: the roles of columns, the labels of tasks."""
 
+import json
 import re
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, TypeAdapter, field_serializer, field_validator
 
 from raymtl.notes import Note
 from raymtl.types import WRITTEN, Spec
@@ -150,6 +151,46 @@ class FittedTask(Spec):
     """Share of the rows for training that have a label."""
 
 
+MANY = 64
+"""Findings of a kind that are listed in YAML; more of them are one text of JSON there, which is read a hundred times as
+fast."""
+
+
+_PLAIN: TypeAdapter[Any] = TypeAdapter(Any)
+
+
+def _packed(findings: Sequence[Any] | Mapping[str, Any]) -> Any:
+    """Findings as YAML holds them: many columns as the names of their fields, then the values of each.
+
+    What equals the defaults at the end of a column's fields is left away.
+    """
+    plain = _PLAIN.dump_python(findings, mode="json")
+    if len(findings) <= MANY:
+        return plain
+    if isinstance(findings, Mapping) or not isinstance(findings[0], FittedColumn):
+        return json.dumps(plain)
+    fields = list(plain[0])
+    defaults = [FittedColumn.model_fields[name].get_default(call_default_factory=True) for name in fields]
+    usual = _PLAIN.dump_python(defaults, mode="json", fallback=lambda _: None)
+    rows = []
+    for column in plain:
+        row = list(column.values())
+        while row[-1] == usual[len(row) - 1]:
+            row.pop()
+        rows.append(row)
+    return json.dumps([fields, *rows])
+
+
+def _unpacked(findings: Any) -> Any:
+    if not isinstance(findings, str):
+        return findings
+    found = json.loads(findings)
+    if isinstance(found, list) and found and isinstance(found[0], list):
+        fields, *rows = found
+        return [dict(zip(fields, row, strict=False)) for row in rows]
+    return found
+
+
 class Fitted(Spec):
     """What was found in the files, of the rows for training where it is a statistic. A run keeps it."""
 
@@ -177,6 +218,15 @@ class Fitted(Spec):
     rows: PositiveInt
     pool: PositiveInt | None = None
     """How many blocks are in memory at a time, where the files are streamed."""
+
+    @field_validator("columns", "left_out", "hashed", "notes", mode="before")
+    @classmethod
+    def _read(cls, findings: Any) -> Any:
+        return _unpacked(findings)
+
+    @field_serializer("columns", "left_out", "hashed", "notes", when_used="json")
+    def _write(self, findings: Any) -> Any:
+        return _packed(findings)
 
 
 def label_text(value: object) -> str:

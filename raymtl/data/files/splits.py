@@ -48,14 +48,13 @@ def _joined(total: np.ndarray, bits: np.ndarray) -> np.ndarray:
 
 def _of_column(column: pa.ChunkedArray) -> np.ndarray:
     kind = column.type
+    if pa.types.is_float64(kind):
+        return _of_numbers(column.to_numpy())
     if is_number(kind) and not (pa.types.is_temporal(kind) or pa.types.is_decimal(kind)):
         values = plain(column)
         if pa.types.is_boolean(kind):
             values = pc.cast(values, pa.uint8())
-        found = pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False) + 0.0  # -0 is 0
-        if np.isnan(found.sum()):  # there are many bit patterns of nan
-            found = np.where(np.isnan(found), np.nan, found)
-        return found.view(np.uint64)
+        return _of_numbers(pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False))
     if is_list(kind) and is_number(kind.value_type) and len(pc.unique(pc.list_value_length(plain(column)))) == 1:
         total = np.zeros(len(column), np.uint64)
         for values in vectors(column, "", lambda row: "").T:
@@ -67,6 +66,13 @@ def _of_column(column: pa.ChunkedArray) -> np.ndarray:
     encoded = pc.dictionary_encode(texts(column), null_encoding="encode")
     of_value = np.array([_of_bytes((value or "").encode()) for value in encoded.dictionary.to_pylist()], np.uint64)
     return of_value[encoded.indices.to_numpy(zero_copy_only=False)]
+
+
+def _of_numbers(values: np.ndarray) -> np.ndarray:
+    found = values + 0.0  # -0 is 0
+    if np.isnan(found.sum()):  # there are many bit patterns of nan
+        found = np.where(np.isnan(found), np.nan, found)
+    return found.view(np.uint64)
 
 
 def _of_bytes(content: bytes) -> int:

@@ -1,0 +1,201 @@
+"""Tables of ten thousand columns: the same findings, in seconds, on a page, and a configuration that loads at once."""
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from raymtl.cli import app
+from raymtl.cli.columns import MOST_LINES, left_out, lines
+from raymtl.config import Experiment, load
+from raymtl.data import Files
+from raymtl.data.files import wide
+from raymtl.data.files.columns import encode_column, fit_column, role_of
+from raymtl.data.files.findings import is_constant
+from raymtl.encoders import MLPSpec
+from raymtl.encoders.base import Encoder
+
+N = 70
+CONFIG = "data:\n  name: files\n  path: {path}\n  tasks: {{y: {{}}}}\n{more}encoder: {{name: mlp, hidden: [16]}}\nlearner: {{name: maml, inner_steps: 0}}\n"
+
+
+def odd_columns() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    gaps = [None if i % 9 == 4 else float(v) for i, v in enumerate(rng.normal(size=N))]
+    found: dict[str, Any] = {f"x{i}": rng.normal(size=N) * 10.0 ** rng.integers(-30, 30) for i in range(40)}
+    return found | {
+        "float32": rng.normal(size=N).astype(np.float32),
+        "with gaps": gaps,
+        "nan": [np.nan if v is None else v for v in gaps],
+        "whole": rng.integers(-5, 5, N),
+        "whole with gaps": pa.array([None if i % 7 == 2 else i * i for i in range(N)]),
+        "uint8": rng.integers(0, 255, N).astype(np.uint8),
+        "offset": 1e9 + rng.normal(size=N),
+        "far": 3e15 + rng.integers(0, 5, N),
+        "rows": rng.permutation(N),
+        "constant": np.full(N, 3.0),
+        "constant or missing": pa.array([None if i % 2 else 4 for i in range(N)]),
+        "constant in training": np.where(np.arange(N) < 50, 7.0, 1.0),
+        "huge": pa.array([2**60 + i * 2**50 for i in range(N)]),
+        "infinite": np.where(np.arange(N) == 3, np.inf, 1.0 * np.arange(N)),
+        "nothing": pa.nulls(N, pa.float64()),
+        "largest": np.where(np.arange(N) % 2, 1.7e308, -1.7e308),
+        "zeros": np.zeros(N),
+        "flag": np.arange(N) % 2 == 0,
+        "word": [f"w{i % 3}" for i in range(N)],
+    }
+
+
+def where(row: int) -> str:
+    return f"t: row {row}"
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+@pytest.mark.parametrize("numbers", [wide.NUMBERS, 5 * N])
+def test_what_is_found_of_many_columns_is_what_is_found_of_each(chunks, numbers, monkeypatch) -> None:
+    monkeypatch.setattr(wide, "NUMBERS", numbers)
+    table = pa.table(odd_columns())
+    table = pa.concat_tables([table.slice(start, N // chunks + 1) for start in range(0, N, N // chunks + 1)])
+    train = np.arange(N) < 50
+    sure = wide.numbers_without_doubt(table, table.column_names)
+    assert {"x3", "float32", "with gaps", "nan", "whole", "whole with gaps", "uint8", "offset", "far"} <= sure
+    assert all(role_of(table[name], 64) == ("number", "") for name in sure)
+    changing = wide.changing(table, table.column_names, train)
+    assert "constant in training" in sure and "constant in training" not in changing
+    assert not any(is_constant(table[name].to_numpy().astype(float), train) for name in changing & sure)
+    fitted = wide.fit_columns(table, sure, train)
+    out = np.zeros((N, len(table.column_names)), np.float32)
+    for name in sure:
+        one = fit_column(table[name].filter(pa.array(train)), name, "number", where, max_categories=64, text_size=64)
+        assert fitted[name] == one, name
+    for impute in (True, False):
+        columns = [fitted[name] for name in sorted(sure)]
+        out = np.zeros((N, len(columns)), np.float32)
+        done = wide.encode_columns(columns, table, out, impute=impute)
+        assert ("with gaps" in done) == impute and "x3" in done
+        for place, column in enumerate(columns):
+            if column.column in done:
+                alone = np.zeros((N, 1), np.float32)
+                encode_column(column, table[column.column], alone, where, impute=impute)
+                np.testing.assert_array_equal(out[:, [place]], alone)
+    assert wide.complete(table, sure) == sure - {"with gaps", "nan", "whole with gaps"}
+
+
+def wide_table(folder: Path, columns: int, kind: str) -> Path:
+    """A Parquet file of 80 rows; the labels are classes."""
+    rng = np.random.default_rng(0)
+    make = {
+        "numbers": lambda i: rng.normal(size=80),
+        "gaps": lambda i: np.where(rng.random(80) < 0.1, np.nan, rng.normal(size=80)),
+        "wholes": lambda i: rng.integers(0, 3, 80),
+        "constants": lambda i: np.full(80, i),
+        "words": lambda i: np.array(["AA", "AG", "GG"])[rng.integers(0, 3, 80)],
+    }[kind]
+    table = {f"g{i}": make(i) for i in range(columns)}
+    pq.write_table(pa.table({**table, "x": rng.normal(size=80), "y": ["p", "q"] * 40}), folder / "t.parquet")
+    return folder / "t.parquet"
+
+
+@pytest.mark.parametrize("kind", ["numbers", "gaps", "wholes", "constants"])
+def test_ten_thousand_columns_are_inspected_in_seconds_and_on_a_page(tmp_path, kind, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = wide_table(tmp_path, 10_000, kind)
+    (tmp_path / "c.yaml").write_text(CONFIG.format(path=path, more="  missing_inputs: mean\n"))
+    started = time.process_time()
+    done = CliRunner().invoke(app, ["data", "inspect", "c.yaml"], env={"COLUMNS": "120"})
+    assert done.exit_code == 0, done.output
+    assert time.process_time() - started < 10  # of this process: other ones share the machine
+    assert len(done.output.splitlines()) < 100
+    assert re.search("9,99[67] more", done.output)
+
+
+def test_a_saved_configuration_of_ten_thousand_columns_loads_at_once_and_equals(tmp_path) -> None:
+    path = wide_table(tmp_path, 10_000, "numbers")
+    (tmp_path / "c.yaml").write_text(
+        CONFIG.format(path=path, more="") + "search: {train.lr: {log_uniform: [0.001, 0.01]}}\n"
+    )
+    experiment = load(tmp_path / "c.yaml")
+    experiment.save(tmp_path / "saved.yaml")
+    started = time.process_time()
+    again = load(tmp_path / "saved.yaml")
+    assert time.process_time() - started < 2
+    assert again == experiment and len(again.data.found.columns) == 10_001
+    started = time.process_time()
+    assert again.override({"train.lr": 0.002}).data is again.data
+    assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize("columns", [3, 64, 65, 200])
+def test_findings_of_any_number_of_columns_come_back_as_they_were(tmp_path, columns) -> None:
+    names = ["a: b", "c, 'd'", 'e"f', "größe", " g ", "h\ni", "#j", "[k]", "- l", "null"]
+    rng = np.random.default_rng(0)
+    table: dict[str, Any] = {f"{names[i % 10]} {i}": rng.normal(size=60) for i in range(columns)}
+    table |= {f"always {i}": ["s, 't': {u}"] * 60 for i in range(columns)}
+    table |= {
+        "kind": ["no", "yes", "a: b"] * 20,
+        "text": [f"two words {i}" for i in range(60)],
+        "y": rng.normal(size=60),
+    }
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    experiment = Experiment.model_validate(
+        {"data": {"name": "files", "path": str(tmp_path / "t.parquet"), "tasks": {"y": {}}}, "encoder": {"name": "mlp"}}
+    )
+    experiment.save(tmp_path / "saved.yaml")
+    again = load(tmp_path / "saved.yaml")
+    assert again == experiment and again.data.fitted.left_out == experiment.data.fitted.left_out
+    assert len(again.data.fitted.left_out) == columns
+
+
+def test_a_configuration_of_an_older_version_lists_its_columns_and_loads(tmp_path) -> None:
+    path = wide_table(tmp_path, 100, "numbers")
+    (tmp_path / "c.yaml").write_text(CONFIG.format(path=path, more=""))
+    experiment = load(tmp_path / "c.yaml")
+    tree = experiment.model_dump(mode="json")
+    assert isinstance(tree["data"]["fitted"]["columns"], str)
+    assert isinstance(experiment.data, Files)
+    tree["data"]["fitted"]["columns"] = [column.model_dump() for column in experiment.data.found.columns]
+    tree["data"]["fitted"]["left_out"] = dict(experiment.data.found.left_out)
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(tree, sort_keys=False, default_flow_style=False))
+    (tmp_path / "t.parquet").unlink()  # nothing is found anew
+    assert load(tmp_path / "old.yaml") == experiment
+
+
+def test_few_columns_have_a_line_each_and_many_one_for_those_that_are_alike() -> None:
+    def column(i: int, role: str = "number", size: int = 1) -> dict[str, Any]:
+        told = {
+            "column": f"c{i}",
+            "type": "double",
+            "role": role,
+            "numbers": size,
+            "missing": i / 100,
+            "normalised_by": f"by {i}",
+        }
+        return {**told, "mean": float(i), "spread": 1.0} if role == "number" else told
+
+    few = [column(i) for i in range(MOST_LINES)]
+    assert [line[0] for line in lines(few)] == [f"c{i}" for i in range(MOST_LINES)]
+    many = [column(i) for i in range(50)] + [column(50, "category", 3), column(51, "category", 5)]
+    assert list(lines(many)) == [
+        ("c0, c1, c2, c3 and 46 more", "double", "number", "1", "0.0% to 49.0%", "means 0 to 49, spreads 1"),
+        ("c50, c51", "double", "category", "3 to 5", "50.0% to 51.0%", "by 50"),
+    ]
+    reasons = {f"c{i}": f"always '{i}'" for i in range(50)} | {"id": "the number of the row"}
+    assert list(left_out(reasons)) == [
+        "left out: c0, c1, c2, c3 and 46 more (always the same)",
+        "left out: id (the number of the row)",
+    ]
+
+
+@pytest.mark.parametrize("hidden", [(5,), (7, 3)])
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_the_shapes_of_linear_layers_are_what_they_make(hidden, norm) -> None:
+    built = MLPSpec(hidden=hidden, norm=norm).build((2, 3))
+    found = Encoder(list(built.stages), (2, 3))
+    assert (built.shapes, built.out_features) == (found.shapes, found.out_features)
