@@ -22,11 +22,13 @@ from raymtl.train import (  # isort: skip  (sets what Ray reads when it is impor
 
 import ray
 import torch
+from ray.exceptions import RayError, RayTaskError
 
 from raymtl import runs
 from raymtl.baselines import baselines, comparators, notes_of_models, regret, table
 from raymtl.board.board import Board
 from raymtl.cluster import machines, resolve, survey
+from raymtl.cluster.checks import first_line
 from raymtl.cluster.machine import resources
 from raymtl.cluster.room import plan, shortfalls, workers_key
 from raymtl.config import Experiment
@@ -218,7 +220,7 @@ def _train_best(experiment: Experiment, run: Path, arrays: ArraysRef, view: View
     board.ended("best", "complete", f"val.score {_last_score(folder):.4f}")
     view.say("scoring it on held-out episodes")
     options = {"num_cpus": experiment.tune.cpus_per_trial, "name": f"{run.name}/best scoring"}
-    ray.get(_evaluate.options(**options).remote(folder, arrays, experiment.data))
+    _results([_evaluate.options(**options).remote(folder, arrays, experiment.data)])
 
 
 def _train_baselines(
@@ -247,8 +249,21 @@ def _train_baselines(
             source = experiment.data.with_tasks(tried[best].data.task_names)
             options = {"num_cpus": cpus, "name": f"{run.name}/{name} scoring"}
             scored.append(_evaluate.options(**options).remote(made[name], arrays, source))
-    ray.get(scored)
+    _results(scored)
     return made
+
+
+def _results(tasks: Sequence[Any]) -> list[Any]:
+    """What tasks return. Raises UserError where a process of theirs is lost more often than Ray starts it again."""
+    try:
+        return list(ray.get(list(tasks)))
+    except RayTaskError:
+        raise  # what a task raised is a fault of ours
+    except RayError as error:
+        raise UserError(
+            "train.max_failures: expected fewer losses, got one more of a process or machine "
+            f"({first_line(error).rstrip('.')}). Give the same command with --resume."
+        ) from None
 
 
 def _copy(attempt: Attempt, folder: Path, to: Path) -> None:
@@ -269,7 +284,7 @@ def _train_all(models: Mapping[Path, Experiment], arrays: ArraysRef, cpus: float
                 max_retries=model.train.max_failures, retry_exceptions=[Superseded],
             )  # fmt: skip
             tasks.append(options.remote(model.model_dump(mode="json"), folder, arrays, cpus))
-        for folder, reason in zip(missing, ray.get(tasks), strict=True):
+        for folder, reason in zip(missing, _results(tasks), strict=True):
             if reason:
                 view.say(f"{folder.parent.name[:-1]} {folder.name} diverged: {reason}")
 

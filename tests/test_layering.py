@@ -28,7 +28,7 @@ RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 WITHIN = {("metrics", "intervals"), ("sharing", "encoders"), ("learners", "sharing"), ("learners", "encoders")}
 RAY = {"data/stream.py", "ids.py", "resizing.py", "train.py", "workflow.py"}
 RAY |= {"cluster/nodes.py", "cluster/launcher.py", "cluster/notice.py"}
-RAY |= {"tune/run.py", "tune/searcher.py", "tune/shortage.py", "tune/trial.py", "tune/watcher.py"}
+RAY |= {"tune/run.py", "tune/searcher.py", "tune/lost.py", "tune/shortage.py", "tune/trial.py", "tune/watcher.py"}
 RAY |= {"board/board.py", "board/rows.py", "board/train_runs.py"}
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 

@@ -242,6 +242,26 @@ def test_a_trial_that_ray_ends_for_its_memory_is_one_that_died_and_the_search_go
         end(manager)
 
 
+def test_a_lost_trial_is_one_line_and_a_fault_of_ours_keeps_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    import logging
+
+    from ray.exceptions import RayActorError
+
+    from raymtl.tune.lost import LOGGER, lost_in_one_line
+
+    told: list[str] = []
+    logger = logging.getLogger(LOGGER)
+    logger.propagate = True
+    with caplog.at_level(logging.ERROR), lost_in_one_line(told.append):
+        for error in (RayActorError(error_msg="The actor died because its node has died.\nmore"), KeyError("a bug")):
+            logger.error("Trial task failed for trial trial-0003", exc_info=error)
+    assert told == [
+        "trial-0003: its process or machine is lost (The actor died because its node has died). It goes on from its "
+        "last checkpoint, at most train.max_failures times."
+    ]
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [KeyError]
+
+
 def test_without_a_complete_trial_there_is_no_winner(tmp_path: Path) -> None:
     search = Search(searching(), tmp_path)
     search.suggest("a")

@@ -15,6 +15,7 @@ from raymtl.data import Arrays
 from raymtl.fence import Attempt
 from raymtl.progress import View
 from raymtl.tune import shortage
+from raymtl.tune.lost import lost_in_one_line
 from raymtl.tune.searcher import Search
 from raymtl.tune.study import reports, trial_rows
 from raymtl.tune.trial import run_trial
@@ -67,7 +68,7 @@ def run_search(
             ),
         )
         try:
-            with shortage.ends_the_trial_alone():
+            with shortage.ends_the_trial_alone(), lost_in_one_line(view.say):
                 tuner.fit()
         except TuneError:  # as which Tune raises whatever the searcher raised
             attempt.check()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raymtl import checkpoint, runs
-from tests.cluster.hosts import HEAD, Cluster, Run, until
+from tests.cluster.hosts import ADDRESS, HEAD, NUM_HOSTS, Cluster, Run, until
 from tests.cluster.test_faults import TRIAL, WORKER, assert_same_training, outcome, resumed, straight
 
 __all__ = ["straight"]
@@ -52,10 +52,11 @@ def freeze(cluster: Cluster, pattern: str) -> int:
 
 
 def come_back(cluster: Cluster, host: int) -> None:
-    """Boots the host again: Ray has given it up, and its own Ray has ended for that."""
+    """Boots the host again: Ray has given it up, and does not start one a second time that it lost while starting it."""
     cluster.hosts("kill", str(host))
     cluster.hosts("start", str(host))
-    cluster.wait_for_nodes(3)
+    cluster.hosts.sh(host, f". ~/raymtl.env && ray start --address={ADDRESS.format(10 + HEAD)}:6379", check=False)
+    cluster.wait_for_nodes(NUM_HOSTS)
 
 
 def frozen_while(cluster: Cluster, run: Run, pattern: str, seen: Seen, goes_on: Callable[[], bool]) -> int:

@@ -1,0 +1,42 @@
+"""A trial whose process or machine is lost is one line."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ray.exceptions import RayActorError
+
+from raymtl.cluster.checks import first_line
+
+LOGGER = "ray.tune.execution.tune_controller"
+"""Where Tune logs each trial that failed, with the whole traceback. Its name is not of Ray's interface: where it is
+another one, the traceback comes back. Of Ray 2.60."""
+
+
+class _OneLine(logging.Filter):
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__()
+        self.say = say
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, RayActorError):
+            return True  # a fault of ours, whose traceback is wanted
+        trial = record.getMessage().rpartition(" ")[2]
+        self.say(
+            f"{trial}: its process or machine is lost ({first_line(error).rstrip('.')}). It goes on from its last "
+            "checkpoint, at most train.max_failures times."
+        )
+        return False
+
+
+@contextmanager
+def lost_in_one_line(say: Callable[[str], None]) -> Iterator[None]:
+    """Within it a lost trial is said in a line, and not as Ray's traceback."""
+    logger = logging.getLogger(LOGGER)
+    one_line = _OneLine(say)
+    logger.addFilter(one_line)
+    try:
+        yield
+    finally:
+        logger.removeFilter(one_line)
