@@ -90,7 +90,7 @@ def transfer_run(
     _load(problem, params)
     teacher = Teacher(Trunk(problem.model, reads), tuple(experiment.data.input_shape), None)
     _check_plain(problem, params, teacher, reads, data.labelled.inputs[:2])
-    same = next((t for t in problem.tasks if t.name == data.task and t.kind == transfer.task.kind), None)
+    same = next((t for t in problem.tasks if t.name == data.task and _kind_of(t) == transfer.task.kind), None)
     if same is not None:
         transfer, teacher = _with_the_task(problem, params, transfer, teacher, same)
     result = transfer.fit(teacher, data.labelled, _shown(data, transfer, view))
@@ -99,7 +99,7 @@ def transfer_run(
     if len(data.inputs):
         with torch.no_grad():
             after = result.network(data.inputs)
-            if teacher.predict and same and same.out_features == result.task.out_features:
+            if teacher.predict and same and _num_outputs(same) == result.task.out_features:
                 before = as_prediction(result.task, teacher.predict(data.inputs))
     scores = _scores(result, data, before, after)
     said = said_of(experiment.data, result.task, data.targets, data.known, before, after, data.classes)
@@ -220,16 +220,27 @@ def _check_plain(problem: Problem, params: Params, teacher: Teacher, reads: str,
         )
 
 
+def _kind_of(task: Task) -> str:
+    """Of a new task that is the same: yes or no is one of two classes."""
+    return "classification" if task.kind == "binary" else task.kind
+
+
+def _num_outputs(task: Task) -> int:
+    return 2 if task.kind == "binary" else task.out_features
+
+
 def _with_the_task(
     problem: Problem, params: Params, transfer: Transfer, teacher: Teacher, task: Task
 ) -> tuple[Transfer, Teacher]:
     """Where the trained model has the task: as many classes as it, unless told, and its predictions."""
-    if task.kind == "classification" and transfer.task.num_classes is None:
-        new = transfer.task.model_copy(update={"num_classes": task.out_features})
+    if _kind_of(task) == "classification" and transfer.task.num_classes is None:
+        new = transfer.task.model_copy(update={"num_classes": _num_outputs(task)})
         transfer = transfer.model_copy(update={"task": new})
 
     def predict(inputs: Tensor, fitted: Params = params) -> Tensor:
         predicted = problem.predict(fitted, inputs)[task.name]
+        if task.kind == "binary":  # as logits of two classes
+            return torch.cat([torch.zeros_like(predicted), predicted], 1)
         return predicted if task.kind == "classification" else task.readable(predicted.double())
 
     def adapt(examples: Examples) -> Predict:

@@ -23,8 +23,8 @@ from raymtl.step import Problem
 from raymtl.transfer import Examples
 from raymtl.types import Batch, Episode, UserError
 
-LARGEST = torch.finfo(torch.float32).max
-"""Of a label that a model can learn."""
+LARGEST = 1e38
+"""Of a label that a model can learn, in float32."""
 
 
 class Support(NamedTuple):
@@ -356,7 +356,7 @@ def _labelled(
             raise UserError(f"{path}: row {row}, column `{chosen}`: expected a number or null, got {value!r}.")
         if value is not None and abs(value) > LARGEST:
             raise UserError(
-                f"{path}: row {row}, column `{chosen}`: expected a number below {LARGEST:.1e}, got {value!r}."
+                f"{path}: row {row}, column `{chosen}`: expected a number of less than {LARGEST:g}, got {value!r}."
             )
     if not optional and all(value is None for value in labels):
         raise UserError(f"{path}: column `{chosen}`: expected rows with labels to learn from, got none.")
@@ -419,7 +419,7 @@ def _check_label(path: Path, task: Any, row: int, value: Any) -> None:
     if not is_number(value):
         raise UserError(f"{where}: expected a number or null, got {value!r}.")
     if abs(value) > LARGEST:
-        raise UserError(f"{where}: expected a number below {LARGEST:.1e}, got {value!r}.")
+        raise UserError(f"{where}: expected a number of less than {LARGEST:g}, got {value!r}.")
     if task.kind == "binary" and value not in (0, 1):
         raise UserError(f"{where}: expected 0 or 1, got {value!r}.")
     if task.kind == "classification" and (value != int(value) or not 0 <= value < task.out_features):

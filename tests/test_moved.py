@@ -37,6 +37,7 @@ def test_a_run_is_scored_where_its_files_are_now(home, monkeypatch, capsys) -> N
     (home / "flats.csv").rename(home / "moved.csv")
     moved = ("--data", str(home / "moved.csv"))
     assert json.loads(answer(monkeypatch, capsys, "evaluate", str(home / "run"), "--json", *moved)) == before
+    assert "are those found in" in answer(monkeypatch, capsys, "evaluate", str(home / "run"), *moved)
     told = json.loads(answer(monkeypatch, capsys, "adapt", str(home / "run"), "--json", *moved))
     assert told["predicted_examples"] == 4
     message = mistake(monkeypatch, capsys, "evaluate", str(home / "run"), "--data", str(home / "gone.csv"))

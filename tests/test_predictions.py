@@ -110,15 +110,15 @@ def test_held_out_rows_are_named_too(home) -> None:
 
 
 def test_every_held_out_row_can_be_written_and_has_the_scores_that_are_printed(tmp_path, monkeypatch, capsys) -> None:
-    write_csv(tmp_path / "rooms.csv", rooms(900, 0))
+    write_csv(tmp_path / "rooms.csv", rooms(400, 0))
     data = {"path": str(tmp_path / "rooms.csv"), "tasks": TASKS, "split": {"key": "id"}}
-    run = trained(tmp_path / "run", data, steps=40, inner=0)
+    run = trained(tmp_path / "run", data, steps=20, inner=0)
     for split in ("test", "val"):
         file = tmp_path / f"{split}.parquet"
         words = ("evaluate", str(run), "--split", split, "--predictions", str(file), "--json")
         scores = json.loads(answer(monkeypatch, capsys, *words))["tasks"]
-        found, content = pd.read_parquet(file), rooms(900, 0)
-        assert len(found) == 135 and found["id"].tolist() == [content["id"][row] for row in found["row"]]
+        found, content = pd.read_parquet(file), rooms(400, 0)
+        assert len(found) == 60 and found["id"].tolist() == [content["id"][row] for row in found["row"]]
         state = found.dropna(subset="state.target")
         mean = (state["state.target"] == state["state.after"]).mean()
         assert scores["state"]["accuracy"]["after"]["mean"] == pytest.approx(mean)
@@ -164,11 +164,29 @@ def test_labels_of_a_query_score_a_transfer(home, monkeypatch, capsys) -> None:
     assert "row 7, column 'fits': expected one of the classes ['no', 'yes'], got 'perhaps'" in message
 
 
+def test_a_task_of_yes_and_no_can_be_carried_on_as_two_classes(home, monkeypatch, capsys) -> None:
+    words = ("--support", str(home / "support.csv"), "--query", str(home / "query.csv"), "--json")
+    plain = read(adapt_run(home / "run", home / "support.csv", 0, None, "plain", home / "query.csv"))
+    sets = ("--set", "task.name=large", "--set", "optimiser.steps=20")
+    for way in ("model", "target"):
+        student = ("--set", "student.name=mlp") if way == "target" else ()
+        told = json.loads(
+            answer(monkeypatch, capsys, "adapt", str(home / "run"), *words, "--transfer", way, *sets, *student)
+        )
+        found = read(told)
+        assert found["large.before"].tolist() == plain["large.before"].tolist()
+        assert told["task"]["classes"] == ["0", "1"] and told["test"]["before"]["accuracy"]["mean"] <= 1
+
+
 @pytest.mark.parametrize(
     ("labels", "kind", "says"),
     [
         (["x"] * 30, "classification", "column `fits`: expected labels of at least two classes, got 'x' alone"),
-        ([1.0, 2.0, 1e300] * 10, "regression", "row 2, column 'fits': expected a number below 3.4e+38, got 1e+300"),
+        (
+            [1.0, 2.0, 1e300] * 10,
+            "regression",
+            "row 2, column 'fits': expected a finite number of less than 1e+38, got 1e+300",
+        ),
     ],
 )
 def test_labels_of_a_new_task_are_named_as_the_file_has_them(home, monkeypatch, capsys, labels, kind, says) -> None:

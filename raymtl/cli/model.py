@@ -57,6 +57,8 @@ def evaluate(
     console = plain_console(soft_wrap=True)
     console.print(text)
     print_notes(console, [Note(**note) for note in metrics["notes"]])
+    if data:
+        print_notes(console, experiment.data.notes(arrays))
     if predictions is not None:
         console.print(f"{predictions}: {rows} rows", highlight=False)
 

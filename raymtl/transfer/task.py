@@ -202,11 +202,13 @@ def split(examples: Examples, held_out: float, seed: int, kind: Kind) -> tuple[E
         if len(chosen) < wanted and (kind == "regression" or left[label] > 1):
             chosen.append(row)
             left[label] -= 1
+    each_once = kind == "classification" and number > 2 and max(left.values()) == 1 and not chosen
     if held_out and (len(chosen) < 2 or len(chosen) == number):
         raise UserError(
             f"held_out: expected two examples at least to select by, and some to train on, got {len(chosen)} of "
             f"{number} at {held_out:g}{', with one of each class kept' if kind == 'classification' else ''}. Change "
             "it, give more examples, or set held_out: 0 to take the last step without a selection."
+            f"{' For labels that are numbers set task.kind: regression.' if each_once else ''}"
         )
     kept = torch.ones(number, dtype=torch.bool)
     kept[chosen] = False

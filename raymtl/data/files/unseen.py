@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from raymtl.data.files.source import Files
 
 
-LARGEST = float(np.finfo(np.float32).max)
-"""Of a number that a model can learn."""
+LARGEST = 1e38
+"""Of a label that a model can learn, in float32."""
 
 
 class Unseen(NamedTuple):
@@ -198,8 +198,8 @@ def _values(opened: Opened, number: int, name: str, column: pa.ChunkedArray) -> 
     if odd.any():
         row = int(odd.argmax())
         raise UserError(
-            f"{where(row)}, column '{name}': expected a number below {LARGEST:.1e}, got {values[row]:g}. Correct the "
-            "row, or leave it away."
+            f"{where(row)}, column '{name}': expected a finite number of less than {LARGEST:g}, got {values[row]:g}. "
+            "Correct the row, or leave it away."
         )
     return values
 
