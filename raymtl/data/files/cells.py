@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data.files.columns import plain
-from raymtl.data.files.forms import TEXT, plain_form, read_as
+from raymtl.data.files.forms import NO_NUMBER, TEXT, plain_form, read_as
 from raymtl.data.files.schema import TextForm
 from raymtl.types import UserError
 
@@ -35,19 +35,21 @@ def plainly(column: pa.ChunkedArray, missing: pa.Array) -> pa.Array:
     known = text.drop_null()
     if not len(known):
         return pa.nulls(len(text))
-    return read_as(text, plain_form(known) or TEXT).values
+    return read_as(text, plain_form(known, days=False) or TEXT).values
 
 
 def _at_once(column: pa.ChunkedArray) -> pa.Array | None:
-    """Whole numbers where all cells are such and none is a code: most columns need nothing else."""
+    """Numbers where all cells are such and none is a code: most columns need nothing else."""
     if not len(column):
         return None
-    try:
-        whole = pc.cast(plain(column), pa.int64())
-    except pa.ArrowInvalid:
-        return None
-    form = plain_form(plain(column))
-    return whole if form is not None and form.kind == "whole" else None
+    values = plain(column)
+    for kind in (pa.int64(), pa.float64()):
+        try:
+            found = pc.cast(values, kind)
+        except pa.ArrowInvalid:
+            continue
+        return None if pc.any(pc.match_substring_regex(values, NO_NUMBER)).as_py() else found
+    return None
 
 
 def formed(column: pa.ChunkedArray, form: TextForm, missing: pa.Array, where: Callable[[int], str]) -> pa.Array:

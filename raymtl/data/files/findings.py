@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raymtl.data.base import SPLITS
-from raymtl.data.files.columns import Where, is_number, moments, plain, texts
+from raymtl.data.files.columns import Where, moments, plain, texts
 from raymtl.data.files.kinds import KINDS
 from raymtl.data.files.schema import FittedTask
 from raymtl.data.files.splits import hashes
@@ -176,21 +175,22 @@ def small_group_note(column: str, split: str, small: Sequence[str], number: int,
     return Note(place=f"column '{column}'", text=text, key="data.group")
 
 
-def header_note(file: str, names: Sequence[str], table: pa.Table) -> Note | None:
-    """On a header that looks like a row of data; None for one that does not."""
-    alike = [name for name in names if _could_be_cell(name, table[name])]
+def header_note(file: str, cells: Mapping[str, Sequence[str]]) -> Note | None:
+    """On a header that looks like a row of data, given the first cells below each name; None for one that does not."""
+    alike = [name for name, own in cells.items() if _could_be_cell(name, own)]
     numbers = [name for name in alike if _number(name) is not None]
-    if 2 * len(alike) <= len(names) or _counted(numbers):
+    if 2 * len(alike) <= len(cells) or _counted(numbers):
         return None
-    text = f"the header looks like a row of data: {listed(list(names))}; name the columns of a file without a header"
+    text = f"the header looks like a row of data: {listed(list(cells))}; name the columns of a file without a header"
     return Note(place=file, text=text, key="data.columns")
 
 
-def _could_be_cell(name: str, column: pa.ChunkedArray) -> bool:
+def _could_be_cell(name: str, cells: Sequence[str]) -> bool:
     """Whether the name of a column is like its cells: a number among numbers, or one of its texts."""
-    if is_number(column.type):
+    known = [cell.strip() for cell in cells if cell.strip()]
+    if known and all(_number(cell) is not None for cell in known):
         return _number(name) is not None
-    return bool(pc.any(pc.equal(texts(column), name.strip())).as_py())
+    return name.strip() in known
 
 
 def _counted(names: Sequence[str]) -> bool:

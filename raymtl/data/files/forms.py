@@ -27,6 +27,8 @@ MANY = 3
 TEXT = TextForm(kind="text")
 _FLAGS = pa.array(["true", "false"])
 _CODE = r"^[+-]?0[0-9xX]+$"
+NO_NUMBER = rf"{_CODE}|^[+-]?\d{{19,}}$"
+"""Codes with zeros before them, and names of digits, of which different ones would be the same 64-bit float."""
 
 
 class Keys(NamedTuple):
@@ -118,18 +120,20 @@ def _rows_of(rows: np.ndarray, odd: Iterable[int]) -> tuple[int, ...]:
     return tuple(np.flatnonzero(np.isin(rows, list(odd)))[:NAMED].tolist())
 
 
-def plain_form(known: pa.Array, keys: Keys = Keys()) -> TextForm | None:  # noqa: B008
-    """The form of trimmed texts [N], none of them null, that anybody would read alike; None where they have none."""
+def plain_form(known: pa.Array, keys: Keys = Keys(), *, days: bool = True) -> TextForm | None:  # noqa: B008
+    """The form of trimmed texts [N], none of them null, that anybody would read alike; None where they have none.
+
+    `days` says whether whole numbers such as 20241231 may be dates.
+    """
     if pc.is_in(pc.utf8_lower(known[:1]), value_set=_FLAGS)[0].as_py():
         flags = pc.all(pc.is_in(pc.utf8_lower(known), value_set=_FLAGS)).as_py()
         return TextForm(kind="flag") if flags else None
     whole = _cast(known, pa.int64())
     if whole is not None and not pc.any(pc.match_substring_regex(known, _CODE)).as_py():
-        return TextForm(kind="date", order="ymd") if _days_of_eight_digits(known, whole, keys) else _WHOLE
+        return TextForm(kind="date", order="ymd") if days and _days_of_eight_digits(known, whole, keys) else _WHOLE
     if whole is None and keys.decimal != "," and keys.thousands != ".":
         number = _cast(known, pa.float64())
-        long = r"^[+-]?\d{19,}$"  # such numbers are names: as floating-point numbers different ones would be the same
-        if number is not None and not pc.any(pc.match_substring_regex(known, f"{_CODE}|{long}")).as_py():
+        if number is not None and not pc.any(pc.match_substring_regex(known, NO_NUMBER)).as_py():
             return TextForm(kind="number")
     for kind, target in (
         ("date", pa.date32()),

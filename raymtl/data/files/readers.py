@@ -68,7 +68,7 @@ class Cells(NamedTuple):
     names: frozenset[str] = frozenset()
     """Columns of names of files and folders, which are never numbers."""
     commas_divide: bool | None = None
-    """Whether commas stand between the cells; None where nothing does."""
+    """Whether commas stand between the cells, or semicolons in their place; None where that is open."""
     notes: tuple[Note, ...] = ()
 
 
@@ -76,7 +76,7 @@ Kinds = Mapping[str, pa.DataType]
 """The types of columns, by their names."""
 SAMPLED = 64_000  # characters of a CSV file that its delimiter is found by
 DELIMITERS = ("\t", ";", "|", ",")  # the comma last, for it stands in numbers and texts too
-LOOKED_AT = 200  # columns, and rows, that tell whether a header is one
+LOOKED_AT = 100  # columns, and rows, that tell whether a header is one
 RECENT_MB = 64  # of tables out of text files that are kept, since looking at data reads a file several times
 
 
@@ -170,21 +170,19 @@ def open_table(place: Place, form: Format, reading: Reading, key: str) -> Table:
     folders = frozenset(name for name in names if name not in kinds[files[0]])
     if form != "csv":
         return Table(blocks, names, read, kinds, Cells(names=folders))
-    comma = b"," in delimiters
-    notes = (
-        () if reading.columns else _of_header(files[0], _recent.get(_key_of(place, files[0], form, reading)), missing)
-    )
+    # Semicolons are taken where the comma is the decimal sign.
+    comma = {b",": True, b";": False}.get(delimiters.pop() or b"") if len(delimiters) == 1 else None
+    notes = () if reading.columns else _of_header(files[0], _recent.get(_key_of(place, files[0], form, reading)))
     written = Cells(frozenset(names) - folders, missing, folders, comma, notes)
     return Table(blocks, names, read, kinds, written)
 
 
-def _of_header(file: str, table: pa.Table | None, missing: pa.Array) -> tuple[Note, ...]:
-    """A note where the header of a text file looks like a row of data, by some of its columns."""
+def _of_header(file: str, table: pa.Table | None) -> tuple[Note, ...]:
+    """A note where the header of a text file looks like a row of data, by some of its columns and rows."""
     if table is None:
         return ()
     some = table.select(range(min(LOOKED_AT, table.num_columns)))[:LOOKED_AT]
-    plain = {name: plainly(some[name], missing) for name in some.column_names}
-    note = header_note(file, some.column_names, pa.table(plain))
+    note = header_note(file, some.to_pydict())
     return () if note is None else (note,)
 
 

@@ -45,7 +45,7 @@ def find_readings(source: "Files", opened: Opened, raw: Rows, where: Where) -> R
     }
     findings = find_forms(columns, keys, commas_divide=opened.commas_divide)
     found = Readings({}, {}, {}, list(opened.header_notes))
-    look = _Look(source, opened, keys, where, found)
+    look = _Look(source, opened, keys, where, findings, found)
     candidates = opened.candidates()
     for name, finding in findings.items():
         role = given_role(source, opened, name)
@@ -79,6 +79,7 @@ class _Look(NamedTuple):
     opened: Opened
     keys: Keys
     where: Where
+    findings: Mapping[str, Finding]
     found: Readings
 
     def of_input(self, name: str, column: pa.Array, finding: Finding, role: Role | None) -> TextForm:
@@ -155,7 +156,7 @@ class _Look(NamedTuple):
     def _of_label(self, name: str, task: TaskColumn, column: str, text: pa.Array, several: bool) -> TextForm:
         if task.kind == "multilabel" and not several:
             return TEXT
-        finding = find_forms({column: text}, self.keys, commas_divide=self.opened.commas_divide)[column]
+        finding = self._finding(name, column, text)
         if task.kind == "regression":
             form = self._of_number(column, text, finding, f"data.tasks.{name}")
         elif task.classes:
@@ -166,6 +167,12 @@ class _Look(NamedTuple):
             form = self._inferred(name, column, text, finding)
         self._note_form(f"task '{name}'", text, form, True)
         return form
+
+    def _finding(self, name: str, column: str, text: pa.Array) -> Finding:
+        """How labels are written: as was found beside the other columns of their table, if they are of it."""
+        if column in self.findings and name not in self.opened.joined and not self.opened.classes_of(name):
+            return self.findings[column]
+        return find_forms({column: text}, self.keys, commas_divide=self.opened.commas_divide)[column]
 
     def _inferred(self, name: str, column: str, text: pa.Array, finding: Finding) -> TextForm:
         """Of labels whose kind is not given: few different ones are classes, and stay as they are written."""

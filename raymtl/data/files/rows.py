@@ -5,7 +5,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -269,19 +269,19 @@ class Opened:
             }
         return Rows(pa.table(table), labels)
 
-    @property
+    @cached_property
     def names_of_files(self) -> frozenset[str]:
         """Columns of names of files and folders, which are never numbers."""
         return frozenset(name for part in self.parts for name in part.table.written.names)
 
-    @property
+    @cached_property
     def written_columns(self) -> frozenset[str]:
         """Columns of cells as they are written in text files."""
         return frozenset(name for part in self.parts for name in part.table.written.columns)
 
     @property
     def commas_divide(self) -> bool | None:
-        """Whether commas stand between the cells of a text file; None where there is none."""
+        """Whether commas stand between the cells of text files, or semicolons; None where that is open."""
         said = {part.table.written.commas_divide for part in self.parts} - {None}
         return any(said) if said else None
 
@@ -519,7 +519,7 @@ def _with_key(table: pa.Table, key: str, written: Cells) -> pa.Table:
 
 def _written(tables: Sequence[Cells], name: str, kept: Collection[str] = ()) -> Cells:
     """How the cells of a column are written, those that are kept counting as values."""
-    names = frozenset(one for table in tables for one in table.names)
+    names = frozenset().union(*(table.names for table in tables))
     found = next((table for table in tables if name in table.columns), Cells())
     if not kept:
         return found._replace(names=names)
