@@ -47,7 +47,7 @@ def measured(chosen: Experiment) -> dict[str, Any]:
         train_loop(chosen, arrays, local_batches(chosen, arrays), Host(lambda _: None, lambda _: None), folder)
         seconds = time.perf_counter() - started
         params = load_params(folder / "model.safetensors")
-    scores = evaluate(chosen, chosen.build(), params, arrays)[0]["score"]
+    scores = evaluate(chosen, chosen.build(), params, arrays).metrics["score"]
     before, after = (scores[when] and scores[when]["mean"] for when in ("before", "after"))
     return {"before": before, "after": after, "seconds": seconds}
 

@@ -27,7 +27,8 @@ from raymtl.collective import Workers
 from raymtl.config import Experiment
 from raymtl.data import Split
 from raymtl.data.episodes import build_episodes, on_device
-from raymtl.evaluate import evaluate, validation_scores
+from raymtl.evaluate import evaluate
+from raymtl.scoring import validation_scores
 from raymtl.step import HowToRun, Problem, meta_gradient, over_episodes
 from raymtl.types import DivergedError, Params, Spec
 
@@ -129,6 +130,7 @@ def train(chosen: Experiment, setting: int, protocol: Protocol) -> Try:
         if done * protocol.looks // protocol.steps > step * protocol.looks // protocol.steps:
             with torch.no_grad():
                 val = validation_scores(chosen, problem, params, {}, HowToRun(), Workers())["val.y.mse"]
+            assert val is not None
             if val < best.val:
                 best = Try(val, done, {name: value.detach().clone() for name, value in params.items()}, setting)
     return best
@@ -170,7 +172,7 @@ def result(row: str, values: Mapping[str, Any], seed: int, tries: Sequence[Try],
     best = min(tries, key=lambda found: found.val)
     chosen = experiment(protocol, seed, dict(values) | SETTINGS[best.setting])
     problem = chosen.build()
-    scores, _ = evaluate(chosen, problem, best.params, {})
+    scores = evaluate(chosen, problem, best.params, {}).metrics
     found = {
         "row": row,
         "seed": seed,

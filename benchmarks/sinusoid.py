@@ -21,7 +21,7 @@ from raymtl import config, runs
 from raymtl.config import Experiment
 from raymtl.data.curves import AMPLITUDE
 from raymtl.data.episodes import build_episodes
-from raymtl.evaluate import evaluate, load_model, mean_and_interval
+from raymtl.evaluate import evaluate, load_model
 
 CONFIG = Path(__file__).parent.parent / "tune_configs" / "sinusoid.yaml"
 STEPS = (0, 1, 5, 10)
@@ -55,7 +55,7 @@ def scores(folder: Path) -> list[dict[str, float]]:
     if 2 * problem.learner.num_steps < STEPS[-1]:  # scores go up to twice the steps of training
         experiment = experiment.override({"learner.inner_steps": STEPS[-1]})
         problem = experiment.build()
-    curve = evaluate(experiment, problem, params, experiment.data.load())[0]["curve"]
+    curve = evaluate(experiment, problem, params, experiment.data.load()).metrics["curve"]
     return [{key: curve["y.mse"][key][curve["steps"].index(step)] for key in ("mean", "ci95")} for step in STEPS]
 
 
@@ -68,7 +68,8 @@ def unadapted(count: int) -> dict[str, float]:
     x = episodes.query.inputs
     assert isinstance(x, Tensor)
     mean = -2 / math.pi * sum(AMPLITUDE) / 2 * x[..., 0].cos()
-    return mean_and_interval((mean - episodes.query.targets["y"]).square().mean(1))
+    errors = (mean - episodes.query.targets["y"]).square().mean(1)
+    return {"mean": float(errors.mean()), "ci95": 1.96 * float(errors.std()) / math.sqrt(len(errors))}
 
 
 def measure(row: str, workers: int, quick: bool, output: Path) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def test_trials_lists_and_shows_one(run, monkeypatch, capsys) -> None:
 def test_evaluate_prints_scores_and_says_that_they_are_not_transductive(run, monkeypatch, capsys) -> None:
     out = answer(monkeypatch, capsys, "evaluate", str(run), "--episodes", "4", "--split", "val")
     assert "left accuracy" in out
-    assert "4 val episodes, not transductive" in out
+    assert "4 val episodes were scored; an episode is" in out and "Not transductive" in out
     assert json.loads(answer(monkeypatch, capsys, "evaluate", str(run), "--episodes", "3", "--json"))["episodes"] == 3
     assert "expected val or test" in mistake(monkeypatch, capsys, "evaluate", str(run), "--split", "train")
 
