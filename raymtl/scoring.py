@@ -16,13 +16,13 @@ from raymtl.held_out import EXAMPLES_AT_ONCE, NUMBERS_AT_ONCE, Scored, held_out_
 from raymtl.intervals import Estimator, Partition, Range
 from raymtl.step import HowToRun, Problem
 from raymtl.tasks import (
+    grouped_metric_sums,
     grouped_sums,
     label_counts,
     label_mask,
     loss_sums,
     metric_names,
     metric_parts,
-    metric_sums,
     metric_values,
     num_sums,
 )
@@ -35,6 +35,10 @@ RANGES: Mapping[tuple[bool, bool], Range] = {
     (False, False): "positive",
 }
 """(higher is better, on a ratio scale) -> the values that a metric can have."""
+
+
+ALL = "all"
+"""The partition of a single group, in which every example is."""
 
 
 class Tally:
@@ -51,20 +55,23 @@ class Tally:
     def add(self, one: Scored) -> None:
         """Counts what is scored."""
         tasks, batch = self.tasks, one.batch
-        self.sums += metric_sums(tasks, one.predictions, batch)
         self.losses += loss_sums(tasks, one.predictions, batch).double()
         self.counts += label_counts(tasks, batch).double()
+        groups: dict[str, Mapping[str, Tensor]] = {}
         for index, task in enumerate(tasks):
             if task.name not in batch.targets:
                 continue
             self._decide(task, one)
-            for name, groups in one.groups[task.name].items():
-                known = label_mask(batch, task).double()[:, None]
-                self.group_counts[name][:, index] += grouped_sums(known, groups, len(self.grouped[name]))[:, 0]
-        for name in self.grouped:
-            own = {task: groups[name] for task, groups in one.groups.items() if name in groups}
-            if own:
-                self.grouped[name] += metric_sums(tasks, one.predictions, batch, own, len(self.grouped[name]))
+            known = label_mask(batch, task).double()[:, None]
+            own = one.groups[task.name]
+            for name, numbers in own.items():
+                self.group_counts[name][:, index] += grouped_sums(known, numbers, len(self.grouped[name]))[:, 0]
+            groups[task.name] = {ALL: torch.zeros_like(known, dtype=torch.int64), **own}
+        sizes = {ALL: 1, **{name: len(sums) for name, sums in self.grouped.items()}}
+        found = grouped_metric_sums(tasks, one.predictions, batch, groups, sizes)
+        self.sums += found[ALL][0]
+        for name, sums in self.grouped.items():
+            sums += found[name]
 
     def _decide(self, task: Task, one: Scored) -> None:
         decided = task.readable(one.predictions[task.name])

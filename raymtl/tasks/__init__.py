@@ -11,6 +11,7 @@ from raymtl.tasks.normals import normals
 from raymtl.tasks.regression import regression
 from raymtl.tasks.segmentation import segmentation
 from raymtl.tasks.sums import (
+    grouped_metric_sums,
     grouped_sums,
     label_counts,
     label_mask,
@@ -29,6 +30,7 @@ __all__ = [
     "classification",
     "depth",
     "detection",
+    "grouped_metric_sums",
     "grouped_sums",
     "label_counts",
     "label_mask",

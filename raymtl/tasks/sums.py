@@ -41,48 +41,66 @@ def loss_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: B
     return torch.stack(task_loss_sums(tasks, predictions, batch))
 
 
-def metric_sums(
-    tasks: Sequence[Task],
-    predictions: Mapping[str, Tensor],
-    batch: Batch,
-    groups: Mapping[str, Tensor] | None = None,
-    num_groups: int = 1,
-) -> Tensor:
+def metric_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
     """Sums over the labelled examples of what every metric of every task is made of, [sum of their sizes], float64.
 
     In the order of `metric_names`. In float64 because pixels of many pictures are more than float32 can count.
-    `groups` name for each task the groups that its examples are in, [N, k], -1 for none; there is then a sum for each
-    group, [num_groups, sum of the sizes]. A task that is not in `groups` adds nothing.
+    """
+    every: dict[str, Mapping[str, Tensor]] = {
+        name: {"": torch.zeros(len(prediction), 1, dtype=torch.int64, device=prediction.device)}
+        for name, prediction in predictions.items()
+    }
+    return grouped_metric_sums(tasks, predictions, batch, every, {"": 1})[""][0]
+
+
+def grouped_metric_sums(
+    tasks: Sequence[Task],
+    predictions: Mapping[str, Tensor],
+    batch: Batch,
+    groups: Mapping[str, Mapping[str, Tensor]],
+    num_groups: Mapping[str, int],
+) -> dict[str, Tensor]:
+    """The same sums for each group of several partitions: partition -> [groups, sum of the sizes], float64.
+
+    `groups` are task -> partition -> numbers of the groups that its examples are in, [N, k], -1 for none. A task that a
+    partition lacks adds nothing to it.
     """
     device = next(iter(predictions.values())).device
-    sums = []
+    sums: dict[str, list[Tensor]] = {name: [] for name in num_groups}
     for task in tasks:
         for metric in task.metrics.values():
-            own = groups.get(task.name) if groups is not None else None
-            if task.name not in batch.targets or (groups is not None and own is None):
-                sums.append(torch.zeros(num_groups, metric.size, dtype=torch.float64, device=device))
-                continue
-            values = metric.per_example(predictions[task.name], _labels(batch, task.name))
-            sums.append(_metric_sum(batch, task, metric, values, own, num_groups))
-    together = torch.cat(sums, 1)
-    return together[0] if groups is None else together
+            found = {}
+            if task.name in batch.targets:
+                values = metric.per_example(predictions[task.name], _labels(batch, task.name))
+                found = _sums_by_group(batch, task, metric, values, groups[task.name], num_groups)
+            for name, number in num_groups.items():
+                none = torch.zeros(number, metric.size, dtype=torch.float64, device=device)
+                sums[name].append(found.get(name, none))
+    return {name: torch.cat(columns, 1) for name, columns in sums.items()}
 
 
-def _metric_sum(
-    batch: Batch, task: Task, metric: Metric, values: Tensor | Counts, groups: Tensor | None, num_groups: int
-) -> Tensor:
-    """The sums over the labelled examples of what `per_example` gave, [num_groups, size], float64."""
+def _sums_by_group(
+    batch: Batch,
+    task: Task,
+    metric: Metric,
+    values: Tensor | Counts,
+    groups: Mapping[str, Tensor],
+    num_groups: Mapping[str, int],
+) -> dict[str, Tensor]:
+    """Partition -> the sums of what `per_example` gave for the labelled examples, [groups, size]."""
     if not isinstance(values, Counts):
         dense = _where_labelled(batch, task, values.double().reshape(len(values), metric.size))
-        return dense.sum(0, keepdim=True) if groups is None else grouped_sums(dense, groups, num_groups)
+        return {name: grouped_sums(dense, own, num_groups[name]) for name, own in groups.items()}
     weights = _where_labelled(batch, task, values.weights.double())
-    out = weights.new_zeros(num_groups * metric.size)
-    for column in range(1 if groups is None else groups.shape[1]):
-        group, here = (0, 1.0) if groups is None else _column(groups, column)
-        start = group[:, None] * metric.size if isinstance(group, Tensor) else 0
-        own = weights * here[:, None] if isinstance(here, Tensor) else weights
-        out = out.scatter_add(0, (values.places + start).flatten(), own.flatten())
-    return out.reshape(num_groups, metric.size)
+    found = {}
+    for name, own in groups.items():
+        out = weights.new_zeros(num_groups[name] * metric.size)
+        for column in range(own.shape[1]):
+            group, here = _column(own, column)
+            places = (values.places + group[:, None] * metric.size).flatten()
+            out = out.scatter_add(0, places, (weights * here[:, None]).flatten())
+        found[name] = out.reshape(num_groups[name], metric.size)
+    return found
 
 
 def grouped_sums(values: Tensor, groups: Tensor, num_groups: int) -> Tensor:
