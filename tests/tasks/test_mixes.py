@@ -283,7 +283,11 @@ def test_a_file_of_examples_is_refused_where_labels_are_no_single_numbers(tmp_pa
 def test_learners_of_classes_refuse_other_kinds() -> None:
     for name in NAMES[1:]:
         (task,) = Shapes(tasks=(name,)).make_tasks()
-        kind = "binary (its `kind: classification` makes it one of two classes)" if task.kind == "binary" else f"a {task.kind}"
+        kind = (
+            "binary (its `kind: classification` makes it one of two classes)"
+            if task.kind == "binary"
+            else f"a {task.kind}"
+        )
         assert f"task '{name}' is {kind}" in str(ProtoNet().check([task]))
 
 
