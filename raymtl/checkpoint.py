@@ -102,7 +102,8 @@ def save(
 
 
 def _write(folder: Path, settled: Settled, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    runs.save_params(folder / "model.safetensors", progress.params)
+    # `storage.publish` would make the parents of what it publishes, and with them an attempt's folder that is gone.
+    runs.save_params(folder / "model.safetensors", progress.params, lambda path, write: write(path))
     state = {
         "step": progress.step,
         "task_axis": progress.task_axis,

@@ -10,7 +10,8 @@ lock is needed; a host that freezes while it has a lock would only stop those af
 1. A new attempt moves the folders of all attempts before it into its own and removes them. Only then does it read.
 2. What an attempt publishes, it writes in its own folder and renames from there to its place. What it removes, it
    renames into its own folder first. Once a later attempt has moved that folder away, each such rename fails: the
-   system looks the name up in the same step. So there is no moment between a check and a write.
+   system looks the name up in the same step. So there is no moment between a check and a write. Nobody makes the folder
+   a second time; what is written aside is written without making parents.
 3. A file that lines are added to (the study's journal) is given a new inode by each attempt. An attempt opens it, then
    checks that it is the last, then writes: what it has open is no longer the file if it was the last no more.
 
@@ -81,7 +82,8 @@ class Attempt:
         aside = self._aside(path)
 
         def act() -> None:
-            path.parent.mkdir(exist_ok=True)
+            if path.parent != self.own:
+                path.parent.mkdir(exist_ok=True)
             storage.put(path, aside, write)
 
         self._as_the_last(path, act)

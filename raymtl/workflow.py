@@ -269,7 +269,17 @@ def _results(tasks: Sequence[Any]) -> list[Any]:
 def _copy(attempt: Attempt, folder: Path, to: Path) -> None:
     """Publishes a copy of a model folder, without the attempts at its training."""
     attempt.remove(to)
-    attempt.publish(to, lambda aside: shutil.copytree(folder, aside, ignore=shutil.ignore_patterns(f"{PREFIX}*")))
+    attempt.publish(to, lambda aside: _copy_files(folder, aside))
+
+
+def _copy_files(folder: Path, to: Path) -> None:
+    """As shutil.copytree, which would make the parents of `to`, and with them an attempt's folder that is gone."""
+    to.mkdir()
+    for path in folder.iterdir():
+        if path.is_dir() and not path.name.startswith(PREFIX):
+            _copy_files(path, to / path.name)
+        elif path.is_file():
+            shutil.copy2(path, to / path.name)
 
 
 def _train_all(models: Mapping[Path, Experiment], arrays: ArraysRef, cpus: float, view: View) -> None:

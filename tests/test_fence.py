@@ -64,6 +64,50 @@ def test_what_was_being_written_goes_with_its_attempt(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == [".attempt-0004"]
 
 
+def test_a_folder_that_was_taken_away_is_made_by_nobody_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each passes the check and is superseded before it writes."""
+    source = tmp_path / "source"
+    (source / "checkpoints").mkdir(parents=True)
+    (source / "checkpoints" / "file").write_text("")
+    workflow = pytest.importorskip("raymtl.workflow")
+    run = tmp_path / "run"
+    problem = short().build()
+    params = problem.init_params()
+    whole = checkpoint.settled(problem), torch.optim.SGD(params.values()), checkpoint.Progress(2, params, "vmap")
+    writers: list[Callable[[Attempt], object]] = [
+        lambda attempt: checkpoint.save(attempt, *whole),
+        lambda attempt: attempt.publish(attempt.own / "word", text("")),
+        lambda attempt: attempt.publish(run / "copy", lambda aside: workflow._copy_files(source, aside)),
+        lambda attempt: attempt.publish(run / "copy", lambda aside: aside.mkdir()),
+        lambda attempt: runs.write_rows(run / "rows", [{"a": 1}], attempt.publish),
+        lambda attempt: runs.save_params(run / "tensors", {"a": torch.zeros(1)}, attempt.publish),
+        lambda attempt: attempt.publish(run / "config.yaml", short().save),
+    ]
+    for write in writers:
+        attempt = claim(run)
+        check = attempt.check
+
+        def passed(check: Callable[[], None] = check, attempt: Attempt = attempt) -> None:
+            check()
+            claim(run)
+            monkeypatch.setattr(attempt, "check", check)
+
+        monkeypatch.setattr(attempt, "check", passed)
+        with pytest.raises(Superseded):
+            write(attempt)
+        assert not attempt.own.exists()
+    written, attempt = checkpoint._write, claim(run)
+
+    def late(*given: Any) -> None:
+        claim(run)
+        written(*given)
+
+    monkeypatch.setattr(checkpoint, "_write", late)
+    with pytest.raises(Superseded):
+        checkpoint.save(attempt, *whole)
+    assert sorted(path.name for path in run.rglob("*")) == [".attempt-0016", "checkpoints"]
+
+
 def test_lines_of_an_earlier_attempt_go_into_a_file_that_is_no_longer_the_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

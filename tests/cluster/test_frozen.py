@@ -8,9 +8,8 @@ import pytest
 
 from raymtl import checkpoint, runs
 from tests.cluster.hosts import ADDRESS, HEAD, NUM_HOSTS, Cluster, Run, until
-from tests.cluster.test_faults import TRIAL, WORKER, assert_same_training, outcome, resumed, straight
+from tests.cluster.test_faults import TRIAL, WORKER, assert_same_training, outcome, resumed
 
-__all__ = ["straight"]
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 FROZEN_S = 90.0
@@ -18,7 +17,8 @@ AFTER_S = 20.0
 """How long the host is watched once it is awake: its processes live some seconds until its Ray ends them."""
 ENDLESS = ("train.steps=100000", "train.eval_every=100")
 """Steps enough that the new attempt is at work when the host wakes; the test ends the run."""
-BEGUN = 60
+SHORT = ("train.steps=120", "train.eval_every=20")
+BEGUN = 40
 """The step from which on a host is frozen."""
 
 
@@ -80,6 +80,18 @@ def end(cluster: Cluster, run: Run, command: str) -> None:
     until(lambda: not cluster.hosts_of(WORKER) and not cluster.hosts_of(TRIAL), "the end of the workers", 120)
 
 
+def test_a_frozen_host_changes_no_training_that_has_ended_when_it_wakes(cluster: Cluster) -> None:
+    calm = cluster.begin("train", "calm", *SHORT)
+    calm.finish()
+    run = cluster.begin("train", "frozen-ended", *SHORT)
+    run.reach(BEGUN)
+    seen = Seen(lambda: [run.folder / "best"])
+    host = frozen_while(cluster, run, WORKER, seen, lambda: run.process.poll() is not None)
+    run.finish()
+    assert_same_training(run, calm)
+    come_back(cluster, host)
+
+
 def test_a_frozen_host_changes_no_training_that_goes_on_when_it_wakes(cluster: Cluster) -> None:
     run = cluster.begin("train", "frozen", *ENDLESS)
     run.reach(BEGUN)
@@ -89,16 +101,6 @@ def test_a_frozen_host_changes_no_training_that_goes_on_when_it_wakes(cluster: C
     assert run.step() > at + 5
     assert len(resumed(run)) == 1
     end(cluster, run, "train")
-    come_back(cluster, host)
-
-
-def test_a_frozen_host_changes_no_training_that_has_ended_when_it_wakes(cluster: Cluster, straight: Run) -> None:
-    run = cluster.begin("train", "frozen-ended")
-    run.reach(BEGUN)
-    seen = Seen(lambda: [run.folder / "best"])
-    host = frozen_while(cluster, run, WORKER, seen, lambda: run.process.poll() is not None)
-    run.finish()
-    assert_same_training(run, straight)
     come_back(cluster, host)
 
 
@@ -115,7 +117,7 @@ def test_a_frozen_host_changes_no_search_that_goes_on_when_it_wakes(cluster: Clu
 
 
 def test_a_frozen_host_changes_no_search_that_has_ended_when_it_wakes(cluster: Cluster) -> None:
-    sets = ("tune.trials=3", "train.steps=150", "train.eval_every=25", "evaluate.test_episodes=4")
+    sets = ("tune.trials=3", "evaluate.test_episodes=4", *SHORT)
     calm = cluster.begin("tune", "calm-search", *sets)
     calm.finish(900)
     run = cluster.begin("tune", "frozen-search-ended", *sets)
@@ -124,7 +126,7 @@ def test_a_frozen_host_changes_no_search_that_has_ended_when_it_wakes(cluster: C
     host = frozen_while(cluster, run, TRIAL, seen, lambda: run.process.poll() is not None)
     run.finish()
     assert outcome(run) == outcome(calm)
-    assert steps(run) == [150] * 3
+    assert steps(run) == [120] * 3
     come_back(cluster, host)
 
 
