@@ -391,3 +391,15 @@ def test_less_common_kinds_of_pictures_are_read(tmp_path, ending) -> None:
         )
     arrays = Files(path=str(tmp_path), size=4, tasks={"folder": {}}).load()
     np.testing.assert_array_equal(arrays["inputs"][:, 0, 0, 0] > 100, arrays["target/folder"])
+
+
+def test_colours_that_a_set_of_greys_hides_are_noted(tmp_path) -> None:
+    root = saved(tmp_path, {f"{i:03d}.png": np.full((9, 12), i % 250, np.uint8) for i in range(200)})
+    path = sorted(root.rglob("*.png"))[1]  # which is not among those that are looked at
+    path.write_bytes(png(np.dstack([np.full((9, 12), level, np.uint8) for level in (200, 10, 10)])))
+    source = Files(path=str(root), size=4, tasks={"folder": {}})
+    assert source.input_shape[0] == 1
+    (note,) = (note for note in source.notes(source.load()) if note.key == "data.channels")
+    assert note.text.startswith("1 are in colour and are seen as greys") and path.name in note.text
+    said = Files(path=str(root), size=4, tasks={"folder": {}}, channels=1)
+    assert not [note for note in said.notes(said.load()) if note.key == "data.channels"]

@@ -44,6 +44,8 @@ class Encoded(NamedTuple):
     """Maps that are named and not there."""
     beyond: Sequence[str]
     """Pictures with values darker than black or lighter than white."""
+    faded: Sequence[str]
+    """Pictures whose colours are seen as greys."""
 
 
 def encode(source: "Files", opened: Opened, number: int) -> Encoded:
@@ -63,7 +65,7 @@ def encode(source: "Files", opened: Opened, number: int) -> Encoded:
         gone += labels.gone
     columns = source.found.hashed or [column.column for column in source.found.columns]
     given, hashed = sides_given(source, rows, opened.side(number), columns, source.found.split_column, where)
-    return Encoded(arrays, given, hashed, bucket_of(source, rows, where), unreadable, gone, inputs.beyond)
+    return Encoded(arrays, given, hashed, bucket_of(source, rows, where), unreadable, gone, inputs.beyond, inputs.faded)
 
 
 class Inputs(NamedTuple):
@@ -75,6 +77,8 @@ class Inputs(NamedTuple):
     unreadable: Sequence[str]
     beyond: Sequence[str] = ()
     """Pictures with values darker than black or lighter than white."""
+    faded: Sequence[str] = ()
+    """Pictures whose colours are seen as greys."""
 
 
 class Labels(NamedTuple):
@@ -133,7 +137,7 @@ def _pictures(source: "Files", opened: Opened, number: int, column: pa.ChunkedAr
     readable = np.ones(len(reads), bool)
     shapes = np.zeros((len(reads), 2), np.int64)
 
-    beyond = np.zeros(len(reads), bool)
+    beyond, faded = np.zeros((2, len(reads)), bool)
 
     def named(row: int) -> str:
         value = column[row].as_py()
@@ -146,12 +150,13 @@ def _pictures(source: "Files", opened: Opened, number: int, column: pa.ChunkedAr
         except OSError as error:
             readable[row] = False
             return f"{named(row)} ({' '.join(str(error).split())[:120] or type(error).__name__})"
-        out[row], shapes[row], beyond[row] = found
+        out[row], shapes[row], beyond[row], faded[row] = found
         return None
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
         problems = [problem for problem in threads.map(fill, range(len(reads))) if problem]
-    return Inputs(out, readable, shapes, problems, [named(row) for row in np.flatnonzero(beyond).tolist()])
+    names = [[named(row) for row in np.flatnonzero(flags).tolist()] for flags in (beyond, faded)]
+    return Inputs(out, readable, shapes, problems, *names)
 
 
 def sides_given(
@@ -252,6 +257,7 @@ def load(source: "Files") -> dict[str, np.ndarray]:
         *unreadable_notes(source, [name for one in encoded for name in one.unreadable], seen),
         *gone_notes([name for one in encoded for name in one.gone]),
         *_beyond_notes(source, [name for one in encoded for name in one.beyond]),
+        *_faded_notes(source, [name for one in encoded for name in one.faded]),
     ]
     buckets = [one.bucket for one in encoded if one.bucket is not None]
     bucket = pa.concat_arrays(buckets) if buckets else None
@@ -279,7 +285,7 @@ def _some(one: Encoded, rows: np.ndarray) -> Encoded:
     bucket = None if one.bucket is None else one.bucket.take(pa.array(rows))
     return Encoded(
         {key: values[rows] for key, values in one.arrays.items()}, one.given[rows], one.hashed[rows], bucket,
-        one.unreadable, one.gone, one.beyond,
+        one.unreadable, one.gone, one.beyond, one.faded,
     )  # fmt: skip
 
 
@@ -316,6 +322,15 @@ def gone_notes(gone: Sequence[str]) -> list[Note]:
         return []
     named = "; ".join(gone[:NAMED]) + (f" and {len(gone) - NAMED} more" * (len(gone) > NAMED))
     return [Note(place="maps", text=f"{len(gone)} maps are not there: {named}; these rows have no label of it")]
+
+
+def _faded_notes(source: "Files", faded: Sequence[str]) -> list[Note]:
+    """Which pictures are in colour though those that were looked at are grey."""
+    if not faded or source.channels is not None:
+        return []
+    named = "; ".join(faded[:NAMED]) + (f" and {len(faded) - NAMED} more" * (len(faded) > NAMED))
+    text = f"{len(faded)} are in colour and are seen as greys, since those that were looked at first are grey: {named}"
+    return [Note(place="pictures", text=text, key="data.channels")]
 
 
 def _beyond_notes(source: "Files", beyond: Sequence[str]) -> list[Note]:

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -11,7 +11,12 @@ from raymtl.data.files.decode import deep_of, opened
 from raymtl.data.files.schema import Shades
 from raymtl.data.files.shades import in_shades
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Resize = Literal["stretch", "crop"]
+GREY = ("1", "L", "LA", "La", "I", "F")
+"""Pillow's modes of one number a pixel."""
 
 
 def channels_of(contents: Sequence[bytes]) -> int:
@@ -73,6 +78,8 @@ class Measured(NamedTuple):
     shape: tuple[int, int]
     beyond: bool
     """Whether it has values darker than black or lighter than white, which are cut off."""
+    faded: bool = False
+    """Whether it has colours that are seen as greys."""
 
 
 def measured(
@@ -96,8 +103,15 @@ def measured(
             picture = picture.convert("RGBA")
             white = Image.new("RGBA", picture.size, "white")
             picture = Image.alpha_composite(white, picture)
+        faded = channels == 1 and picture.mode not in GREY and _has_colours(picture.convert("RGB"))
         picture = picture.convert("L" if channels == 1 else "RGB")
     except ValueError as error:
         raise OSError(str(error)) from None
     array: np.ndarray = fitted_into(v2.functional.pil_to_tensor(picture), size, resize).numpy()
-    return Measured(array, (picture.height, picture.width), beyond)
+    return Measured(array, (picture.height, picture.width), beyond, faded)
+
+
+def _has_colours(picture: "Image") -> bool:
+    """Whether some pixel of an RGB picture is no grey."""
+    pixels = np.asarray(picture)
+    return not bool((pixels == pixels[..., :1]).all())
