@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from pyarrow.csv import write_csv
 from typer.testing import CliRunner
 
 from raymtl.cli import app
@@ -103,10 +104,14 @@ def wide_table(folder: Path, columns: int, kind: str) -> Path:
     return folder / "t.parquet"
 
 
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
 @pytest.mark.parametrize("kind", ["numbers", "gaps", "wholes", "constants"])
-def test_ten_thousand_columns_are_inspected_in_seconds_and_on_a_page(tmp_path, kind, monkeypatch) -> None:
+def test_ten_thousand_columns_are_inspected_in_seconds_and_on_a_page(tmp_path, kind, ending, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = wide_table(tmp_path, 10_000, kind)
+    if ending == "csv":
+        table, path = pq.read_table(path), path.with_suffix(".csv")
+        write_csv(table, path)
     (tmp_path / "c.yaml").write_text(CONFIG.format(path=path, more="  missing_inputs: mean\n"))
     started = time.process_time()
     done = CliRunner().invoke(app, ["data", "inspect", "c.yaml"], env={"COLUMNS": "120"})

@@ -56,13 +56,20 @@ class Finding(NamedTuple):
     """The row of the first cell."""
 
 
-def find_forms(columns: Mapping[str, pa.Array], keys: Keys, *, commas_divide: bool | None) -> dict[str, Finding]:
-    """How each of these columns of trimmed texts is written, null where a cell is missing.
+def find_forms(
+    columns: Mapping[str, pa.Array],
+    keys: Keys,
+    *,
+    commas_divide: bool | None,
+    known: Mapping[str, Finding] | None = None,
+) -> dict[str, Finding]:
+    """How each of these columns of trimmed texts is written, null where a cell is missing; of some it is known.
 
     `commas_divide` says whether commas stand between cells of the file, so that one in a cell is hardly a decimal sign;
     None where it has no delimiters.
     """
-    findings = {name: find_form(column, keys) for name, column in columns.items()}
+    known = known or {}
+    findings = {name: known.get(name) or find_form(columns[name], keys) for name in columns}
     sure = [finding.form for finding in findings.values() if not finding.others]
     comma = any(form.decimal == "," for form in sure)
     orders = {form.order for form in sure if form.order and form.order != "ymd"}

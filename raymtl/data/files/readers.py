@@ -21,6 +21,7 @@ from raymtl.data.files.columns import is_number, is_text
 from raymtl.data.files.contents import arrow_stream, decoded, refuse_others, uncompressed
 from raymtl.data.files.findings import header_note
 from raymtl.data.files.places import ENDINGS, Place, reason
+from raymtl.data.files.plain_cells import plain_cells
 from raymtl.data.files.schema import Format
 from raymtl.data.files.splits import ALIASES
 from raymtl.data.files.stored import (
@@ -111,10 +112,16 @@ class Table:
     def read(self, block: Block) -> pa.Table:
         """The same with cells of text files as numbers, flags and dates where anybody would read them so."""
         table = self.raw(block)
-        columns = [
-            plainly(column, self.written.missing) if name in self.written.columns and is_text(column.type) else column
-            for name, column in zip(table.column_names, table.columns, strict=True)
+        columns = table.columns
+        written = [
+            place
+            for place, field in enumerate(table.schema)
+            if field.name in self.written.columns and is_text(field.type)
         ]
+        found = plain_cells([columns[place] for place in written], self.written.missing)
+        for number, place in enumerate(written):
+            numbers = found.numbers.get(number)
+            columns[place] = plainly(columns[place], self.written.missing) if numbers is None else numbers
         return pa.table(columns, names=table.column_names)
 
     @staticmethod

@@ -1,6 +1,6 @@
 """How the columns of the user's files are written: found before their roles and tasks, and told where it was found."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,6 +13,7 @@ from raymtl.data.files.columns import Where, is_text, plain
 from raymtl.data.files.findings import columns_named, rows_named, shown
 from raymtl.data.files.forms import TEXT, Finding, Keys, find_forms, read_as
 from raymtl.data.files.labels import FEW
+from raymtl.data.files.plain_cells import plain_cells
 from raymtl.data.files.rows import Opened, Rows
 from raymtl.data.files.schema import Role, TaskColumn, TextForm
 from raymtl.notes import Note
@@ -23,6 +24,36 @@ if TYPE_CHECKING:
 
 PLAIN = tuple(TextForm(kind=kind) for kind in ("flag", "whole", "number"))
 """What anybody would read so: the cells of text files in these forms need no word about it."""
+
+
+class Blanked(Mapping[str, pa.Array]):
+    """Trimmed texts of columns, null where a cell is missing, each made when it is asked for."""
+
+    def __init__(self, columns: Mapping[str, pa.ChunkedArray], missing: pa.Array) -> None:
+        self.columns = columns
+        self.missing = missing
+        self.made: dict[str, pa.Array] = {}
+
+    def __getitem__(self, name: str) -> pa.Array:
+        if name not in self.made:
+            self.made[name] = blanked(self.columns[name], self.missing)
+        return self.made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def plain(self) -> dict[str, Finding]:
+        """Of the columns that are plain numbers without doubt: how they are written."""
+        names = list(self.columns)
+        found = plain_cells(list(self.columns.values()), self.missing)
+        whole, real = TextForm(kind="whole"), TextForm(kind="number")
+        return {
+            names[place]: Finding(whole if pa.types.is_int64(values.type) else real, first=found.first[place])
+            for place, values in found.numbers.items()
+        }
 
 
 class Readings(NamedTuple):
@@ -38,17 +69,23 @@ def find_readings(source: "Files", opened: Opened, raw: Rows, where: Where) -> R
     """Looks at the cells as they are written. Raises UserError for labels of which it is in doubt what they are."""
     keys = Keys(source.decimal, source.thousands, source.dates)
     missing = missing_words(source.missing_values)
-    columns = {
-        name: blanked(raw.table[name], missing)
-        for name in raw.table.column_names
-        if is_text(raw.table[name].type) and name not in opened.names_of_files
-    }
-    findings = find_forms(columns, keys, commas_divide=opened.commas_divide)
+    columns = Blanked(
+        {
+            name: column
+            for name, column in zip(raw.table.column_names, raw.table.columns, strict=True)
+            if is_text(column.type) and name not in opened.names_of_files
+        },
+        missing,
+    )
+    plain = columns.plain() if keys == Keys() else {}
+    findings = find_forms(columns, keys, commas_divide=opened.commas_divide, known=plain)
     found = Readings({}, {}, {}, list(opened.header_notes))
     look = _Look(source, opened, keys, where, findings, found)
     candidates = opened.candidates()
     for name, finding in findings.items():
         role = given_role(source, opened, name)
+        if name in plain and role is None and name in opened.written_columns:
+            continue  # read so by everybody
         form = look.of_input(name, columns[name], finding, role) if name in candidates else _plain_or_text(finding)
         if form not in PLAIN or name not in opened.written_columns:
             found.forms[name] = form

@@ -29,6 +29,7 @@ from raymtl.data.files.places import (
     locate,
     stems_below,
 )
+from raymtl.data.files.plain_cells import plain_cells
 from raymtl.data.files.readers import Block, Cells, Reading, Table, agree, open_table
 from raymtl.data.files.schema import Fitted, Format, TaskColumn, TextForm, label_text
 from raymtl.data.files.stored import as_type, common
@@ -256,10 +257,16 @@ class Opened:
         """The same rows with texts read in the forms of their columns."""
         forms = self.forms or {}
         written = [part.table.written for part in self.parts]
-        table = {
-            name: _formed(rows.table[name], name, forms.get(name), _written(written, name), where)
-            for name in rows.table.column_names
-        }
+        table = dict(zip(rows.table.column_names, rows.table.columns, strict=True))
+        cells = {name: _written(written, name) for name in table if name in forms or name in self.written_columns}
+        plain = [name for name in cells if name not in forms and is_text(table[name].type)]
+        done: set[str] = set()
+        if plain:
+            found = plain_cells([table[name] for name in plain], cells[plain[0]].missing)
+            done = {plain[place] for place in found.numbers}
+            table |= {plain[place]: pa.chunked_array([values]) for place, values in found.numbers.items()}
+        for name in cells.keys() - done:
+            table[name] = _formed(table[name], name, forms.get(name), cells[name], where)
         labels = {}
         for task, columns in rows.labels.items():
             of_task = self.label_forms.get(task, {})
