@@ -49,6 +49,7 @@ def test_numbers_in_every_style_are_read_as_what_was_written(decimal, thousands,
         (["1,5", "2,25e3", "-3"], None, [1.5, 2250, -3]),
         (["−5", "+5", ".5", "5."], None, [-5, 5, 0.5, 5]),
         (["1 234", "56"], None, [1234, 56]),
+        (["3,460e-01", "2,118e+00"], True, [0.346, 2.118]),
     ],
 )
 def test_a_doubt_is_settled_by_the_delimiter_or_by_nothing(cells, divide, expected) -> None:
@@ -143,6 +144,16 @@ def test_the_first_cells_that_are_no_number_are_named() -> None:
     assert found.form == TEXT and found.odd == (7, 12, 15) and found.share == pytest.approx(16 / 19)
     assert finding("01234", "10115", *[str(i) for i in range(10000, 10020)]).codes == (0,)
     assert not finding("a", "b", "c", "1", "2").odd
+    assert finding("5 kg", "300 g", "7 kg", "20 g").odd == (1, 3)  # numbers, of two units
+    assert not finding("12 Main Street", "7 Side Road", "3 Low Way", "5 High Way", "9 Old Road", "4 New Way").odd
+
+
+def test_points_in_groups_of_three_beside_semicolons_are_a_doubt() -> None:
+    cells = ["1.000", "1.997", "850", "59.823"]
+    found = finding(*cells, divide=False)
+    assert found.form == TextForm(kind="number") and len(found.others) == 2
+    assert not finding(*cells, divide=True).others
+    assert not finding("1.000", "1.99", divide=False).others
 
 
 def test_flags_and_whole_numbers_stay_what_they_were() -> None:

@@ -113,6 +113,7 @@ def _parts_seen(files: Files) -> set[int]:
         ([" yes", "no ", "yes"], {}, "binary", ("no", "yes")),
         (["1.0", "2.0", "3.0"], {}, "classification", ("1", "2", "3")),
         (["1", "2", "3"], {"classes": [1, 2, 3]}, "classification", ("1", "2", "3")),
+        (["2", "1", "1"], {}, "classification", ("1", "2")),
         (["5%", "10%", "15%"], {}, "classification", ("10%", "15%", "5%")),
         (["True", "False", "True"], {}, "binary", ("false", "true")),
         (["True", "False", "True"], {"classes": [True, False]}, "binary", ("true", "false")),

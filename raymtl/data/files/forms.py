@@ -17,14 +17,16 @@ from raymtl.data.files.schema import DateOrder, Decimal, TextForm, Thousands
 
 SAMPLE = 64
 """Cells that are looked at first: a column of texts is not to cost more."""
-NEARLY_ALL = 0.8
+NEARLY_ALL = 0.6
 """A share of cells that could be numbers or dates, from which on it is said why the column is none."""
+FEW_UNITS = 5
+"""Of a column of numbers with units, which is none because of them."""
 NAMED = 3
 """Cells that are named."""
 MANY = 3
 """Cells with groups of three digits, from which on small numbers beside them show that groups are meant."""
 
-TEXT = TextForm(kind="text")
+TEXT, POINT = TextForm(kind="text"), TextForm(kind="number")
 _FLAGS = pa.array(["true", "false"])
 _CODE = r"^[+-]?0[0-9xX]+$"
 NO_NUMBER = rf"{_CODE}|^[+-]?\d{{19,}}$"
@@ -82,8 +84,12 @@ def find_forms(
             divides = commas_divide or (point and not comma)
             decimal = "," if comma or (commas_divide is False and not point) else "." if divides else None
             findings[name] = _chosen(finding, [form for form in finding.others if form.decimal == decimal])
-        elif comma and keys.decimal is None and finding.form == TextForm(kind="number"):
-            findings[name] = finding._replace(form=_with_groups(columns[name]) or finding.form)
+        elif finding.form == POINT and not keys.decimal and not keys.thousands and (comma or commas_divide is False):
+            form = _with_groups(columns[name])
+            if form is not None and comma:
+                findings[name] = finding._replace(form=form)
+            elif form is not None:
+                findings[name] = finding._replace(others=(POINT, form))
     return findings
 
 
@@ -110,7 +116,7 @@ def find_form(column: pa.Array, keys: Keys) -> Finding:
     if form is not None:
         return Finding(form, first=first)
     places = np.unique(np.linspace(0, len(known) - 1, SAMPLE).astype(int))
-    if _like(known.take(pa.array(places))) < NEARLY_ALL / 2:
+    if _like(known.take(pa.array(places))) < 0.7 * NEARLY_ALL:
         return Finding(first=first)
     encoded = pc.dictionary_encode(column)
     codes = encoded.indices.drop_null().to_numpy(zero_copy_only=False)
@@ -200,7 +206,10 @@ def _tried(texts: pa.Array, counts: np.ndarray, keys: Keys) -> Finding:
     zeros = pc.fill_null(pc.match_substring_regex(parts.body, _CODE), False).to_numpy(zero_copy_only=False)
     if (best.good | zeros).all():
         return Finding(best=best.form, codes=tuple(np.flatnonzero(zeros).tolist()))
-    odd = np.flatnonzero(~(best.good | zeros)).tolist() if share >= NEARLY_ALL else ()
+    of_units = len(pc.unique(parts.unit.drop_null())) <= FEW_UNITS
+    share_like = float(counts[parts.body.is_valid().to_numpy(zero_copy_only=False)].sum() / counts.sum())
+    told = share >= NEARLY_ALL or (of_units and share_like >= NEARLY_ALL)
+    odd = np.flatnonzero(~(best.good | zeros)).tolist() if told else ()
     return Finding(share=share, best=best.form, odd=tuple(odd))
 
 

@@ -161,7 +161,8 @@ def _classes(name: str, asked: TaskColumn, columns: Columns, kind: KindName, sep
     elif kind == "multilabel":
         classes = in_order({label for labels in _sets(column, separator) for label in labels or ()})
     else:
-        classes = no_then_yes(in_order(pc.unique(texts(column)).drop_null().to_pylist()))
+        classes = in_order(pc.unique(texts(column)).drop_null().to_pylist())
+        classes = no_then_yes(classes) if kind == "binary" else classes
         if len(classes) == 1 and kind == "binary":
             classes = tuple(sorted({*classes, "0" if classes[0] == "1" else "1"})) if classes[0] in "01" else classes
     least = 1 if kind == "multilabel" else 2

@@ -50,6 +50,8 @@ def fits(parts: Numerals, form: TextForm) -> np.ndarray:
     good = pc.match_substring_regex(parts.body, _pattern(form.decimal, form.thousands))
     good = pc.and_(good, pc.equal(parts.unit, form.unit))
     good = pc.and_(good, pc.less(pc.utf8_length(parts.sign), 2))
+    if form.thousands is not None:
+        good = pc.and_(good, pc.equal(parts.exponent, ""))  # nobody groups the digits of 1.234e5
     found: np.ndarray = pc.fill_null(good, False).to_numpy(zero_copy_only=False)
     return found
 
@@ -103,9 +105,8 @@ def _pattern(decimal: str, thousands: str | None) -> str:
 def grouped(parts: Numerals, mark: str) -> np.ndarray:
     """Which numbers [N] have groups of three digits after this mark and nothing else, so that it could be either."""
     pattern = rf"^[1-9]\d{{0,2}}(?:{re.escape(mark)}\d{{3}})+$"
-    found: np.ndarray = pc.fill_null(pc.match_substring_regex(parts.body, pattern), False).to_numpy(
-        zero_copy_only=False
-    )
+    good = pc.and_(pc.match_substring_regex(parts.body, pattern), pc.equal(parts.exponent, ""))
+    found: np.ndarray = pc.fill_null(good, False).to_numpy(zero_copy_only=False)
     return found
 
 

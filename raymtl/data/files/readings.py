@@ -130,8 +130,9 @@ class _Look(NamedTuple):
             first = rows_named(finding.codes, self.where)
             text = f"has codes that begin with 0, such as {shown(column[finding.codes[0]])} ({first}), so it is text"
             self.found.notes.append(Note(place=place, text=text, key="data.inputs"))
-        if finding.form == TEXT and finding.others:
-            text = f"{doubt(column, finding)}, so it is text"
+        if finding.others:
+            became = "text" if finding.form == TEXT else "the first"
+            text = f"{doubt(column, finding)}, and is taken for {became}"
             self.found.notes.append(Note(place=place, text=text, key=key_of_doubt(finding)))
         if finding.odd:
             self.found.oddities[name] = self.oddity(column, finding)
@@ -183,6 +184,7 @@ class _Look(NamedTuple):
                 continue
             written = self.opened.cells_of(name, column)
             text = blanked(values, written.missing if written.columns else NOTHING)
+            self._refuse_missing(name, task, column, values, text)
             form = self._of_label(name, task, column, text, len(labels) > 1)
             if form not in PLAIN or column not in written.columns:
                 forms[column] = form
@@ -203,6 +205,9 @@ class _Look(NamedTuple):
         else:
             form = self._inferred(name, column, text, finding)
         self._note_form(f"task '{name}'", text, form, True)
+        if finding.others and form == finding.form != TEXT:
+            said = f"{doubt(text, finding)}, and is taken for the first"
+            self.found.notes.append(Note(place=f"task '{name}'", text=said, key=key_of_doubt(finding)))
         return form
 
     def _finding(self, name: str, column: str, text: pa.Array) -> Finding:
@@ -214,11 +219,13 @@ class _Look(NamedTuple):
     def _inferred(self, name: str, column: str, text: pa.Array, finding: Finding) -> TextForm:
         """Of labels whose kind is not given: few different ones are classes, and stay as they are written."""
         different = len(pc.unique(text.drop_null()))
-        few = different <= FEW and len(text) - text.null_count >= 3 * different
+        known = len(text) - text.null_count
+        few = different <= FEW and known >= 3 * different
+        come_again = 2 <= different <= max(FEW, known / 5)
         if finding.form != TEXT:
             return TEXT if few and finding.form not in PLAIN else finding.form
         place = f"data.tasks.{name}: {self.where(finding.first)}, column '{column}'"
-        if finding.odd and few:
+        if finding.odd and come_again:
             note = f"{self.oddity(text, finding)}, so they are classes"
             self.found.notes.append(Note(place=f"task '{name}'", text=note, key="data.missing_values"))
         elif finding.odd:
@@ -237,15 +244,45 @@ class _Look(NamedTuple):
 
     def _note_missing(self, name: str, values: pa.ChunkedArray, text: pa.Array) -> None:
         """A note on labels that were taken for missing values."""
-        trimmed = pc.utf8_trim_whitespace(plain(values))
-        taken = pc.and_(pc.is_null(text), pc.not_equal(trimmed, ""))
-        words = pc.value_counts(trimmed.filter(pc.fill_null(taken, False))).to_pylist()
-        if not words:
-            return
-        number = sum(entry["counts"] for entry in words)
-        which = ", ".join(shown(entry["values"]) for entry in words[:3])
-        text_of = f"{number} of {len(trimmed)} labels are {which}, which counts as missing unless `classes` names it"
-        self.found.notes.append(Note(place=f"task '{name}'", text=text_of, key="data.missing_values"))
+        taken = _taken(values, text)
+        if taken:
+            said = f"{taken}, which counts as missing unless `classes` names it"
+            self.found.notes.append(Note(place=f"task '{name}'", text=said, key="data.missing_values"))
+
+    def _refuse_missing(
+        self, name: str, task: TaskColumn, column: str, values: pa.ChunkedArray, text: pa.Array
+    ) -> None:
+        """Raises UserError where one class is left because the others count as missing."""
+        if task.kind is None and len(pc.unique(text.drop_null())) == 1 and _taken(values, text):
+            raise UserError(
+                f"data.tasks.{name}: {self.where(0).rpartition(': ')[0]}: column '{column}': expected labels of two "
+                f"classes at least, got {shown(text.drop_null()[0])} alone: {_taken(values, text)}, which counts as "
+                f"missing. Name it in data.tasks.{name}.classes if it is a class."
+            )
+
+
+def _taken(values: pa.ChunkedArray, text: pa.Array) -> str:
+    """How many labels count as missing for their words; nothing where there are none."""
+    trimmed = pc.utf8_trim_whitespace(plain(values))
+    taken = pc.and_(pc.is_null(text), pc.not_equal(trimmed, ""))
+    words = pc.value_counts(trimmed.filter(pc.fill_null(taken, False))).to_pylist()
+    which = ", ".join(shown(entry["values"]) for entry in words[:3])
+    return f"{sum(entry['counts'] for entry in words)} of {len(trimmed)} labels are {which}" if words else ""
+
+
+def form_of_new_labels(source: "Files", opened: Opened, name: str) -> TextForm | None:
+    """The form of a column of numbers that is no input of a run: as its task has it, or found; None for a plain one."""
+    known = source.found.tasks.get(name)
+    if known is not None and name in known.forms:
+        return known.forms[name]
+    columns = [opened.parts[part].table.raw(block)[name] for part, block in opened.blocks]
+    if not all(is_text(column.type) for column in columns):
+        return None
+    missing = missing_words(source.missing_values)
+    text = pa.concat_arrays([blanked(column, missing) for column in columns])
+    keys = Keys(source.decimal, source.thousands, source.dates)
+    finding = find_forms({name: text}, keys, commas_divide=opened.commas_divide)[name]
+    return None if finding.form in (TEXT, *PLAIN) else finding.form
 
 
 def _of_classes(form: TextForm, text: pa.Array, classes: Sequence[str]) -> TextForm:

@@ -14,6 +14,7 @@ from raymtl.data.files.columns import in_order, numbers, plain, texts
 from raymtl.data.files.folders import FILE, FOLDER, named_first
 from raymtl.data.files.kinds import KINDS
 from raymtl.data.files.load import Labels, encode_inputs, encode_labels
+from raymtl.data.files.readings import form_of_new_labels
 from raymtl.data.files.rows import Opened, Rows, label_columns
 from raymtl.data.files.schema import SplitRule, TaskColumn
 from raymtl.notes import Note
@@ -146,6 +147,9 @@ def read_new_labels(
     """
     opened = _open(source, path, labelled=False)
     name = column if optional and column else _label_column(source, opened, path, column)
+    form = form_of_new_labels(source, opened, name) if name in opened.names and not of_classes else None
+    if form is not None:
+        opened.forms = {**(opened.forms or {}), name: form}
     blocks = _read_blocks(source, opened, path)
     labels = []
     for block in blocks.each:
