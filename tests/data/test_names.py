@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import raymtl
 from raymtl.cli import app
 from raymtl.cli.options import overrides
 from raymtl.config import Experiment, load
@@ -181,3 +183,8 @@ def test_yaml_is_read_by_its_byte_order_mark(tmp_path, encoding) -> None:
     text = f"data:\n  name: files\n  path: {tmp_path / 't.csv'}\n  tasks: {{größe: {{}}}}\n{MODEL}"
     (tmp_path / "c.yaml").write_bytes((("\ufeff" if encoding == "utf-16-be" else "") + text).encode(encoding))
     assert load(tmp_path / "c.yaml").data.task_names == ("größe",)
+
+
+def test_nothing_is_printed_by_a_console_that_takes_names_for_markup() -> None:
+    own = [path for path in Path(raymtl.__file__).parent.rglob("*.py") if path.name != "terminal.py"]
+    assert [path.name for path in own if re.search(r"(?<!plain_)\bConsole\(", path.read_text(encoding="utf8"))] == []

@@ -1,6 +1,7 @@
 """Pictures of any kind of file, decoded and resized to one shape."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -40,9 +41,13 @@ def is_picture(content: bytes) -> bool:
     if content.startswith(b"\x93NUMPY"):
         return True
     try:
-        with Image.open(io.BytesIO(content)):
-            return True
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its size is judged where it is read
+            with Image.open(io.BytesIO(content)):
+                return True
+    except Image.DecompressionBombError:
+        return True
+    except (OSError, ValueError, SyntaxError):
         return False
 
 

@@ -363,7 +363,9 @@ def _read_text(place: Place, file: str, form: Format, reading: Reading) -> pa.Ta
     content = place.read(file)
     if form == "mat":
         return _read_mat(content, file)
-    text = decoded(uncompressed(content, file, form.upper()), reading.encoding, file)
+    content = uncompressed(content, file, form.upper())
+    text = decoded(content, reading.encoding, file)
+    del content  # which is as large as the text
     return _read_csv(text, file, reading) if form == "csv" else read_arff(text, file)
 
 
