@@ -85,6 +85,13 @@ def test_a_column_that_is_constant_in_training_alone_is_left_out(tmp_path: Path,
     train = arrays["inputs"][arrays["side"] == 0]
     assert train.mean() == pytest.approx(0, abs=1e-6) and train.std() == pytest.approx(1, abs=1e-6)
     if by == "files":
+        paths = halves(
+            tmp_path / "categories",
+            {"c": ["red"] * ROWS, "a": numbers(0), "y": labels},
+            {"c": ["blue"] * ROWS, "a": numbers(1), "y": labels},
+        )
+        expected = "column 'c': always red in the rows for training, and blue elsewhere; a model cannot learn what it means (data.inputs)"
+        assert expected in notes(source(paths))
         named = source(data, inputs=["k", "a"])
         assert [column.column for column in named.found.columns] == ["k", "a"]
         assert any("a model cannot learn what it means" in note for note in notes(named))
@@ -97,7 +104,11 @@ def test_rows_of_the_test_that_are_in_training_are_counted(tmp_path: Path) -> No
     fresh = {"a": [*numbers(1)[:-1], content["a"][0]], "y": [*content["y"][:-1], content["y"][0]]}
     (note,) = notes(source(halves(tmp_path, content, fresh)))
     assert note.startswith("test: 1 of 60 rows are in train or val too") and "test.csv: row 59" in note
-    few = {"a": ["red", "blue"] * (ROWS // 2), "y": ["p", "q", "q"] * (ROWS // 3)}  # alike by chance
+    few = {
+        "a": ["red", "blue"] * (ROWS // 2),
+        "b": [i // 2 % 5 for i in range(ROWS)],
+        "y": ["p", "q", "q"] * (ROWS // 3),
+    }  # alike by chance
     assert notes(source(halves(tmp_path, few, few))) == []
     assert notes(source(write_csv(tmp_path / "d.csv", content))) == []
 

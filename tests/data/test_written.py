@@ -126,6 +126,20 @@ def test_classes_are_as_they_are_written(tmp_path: Path, labels, task, kind, cla
     assert files.load()["mask/y"].all()
 
 
+def test_what_yaml_makes_of_codes_and_what_a_wrong_key_leaves_is_said(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "d.csv", {"x": X, "y": ["01", "02", "02"] * (ROWS // 3)})
+    with pytest.raises(UserError, match=r"got '01'. YAML reads 01 as 1: put the classes in quotes"):
+        source(path, {"y": {"classes": [1, 2]}})
+    path = write_csv(tmp_path / "e.csv", {"x": X, "n": list(range(0, 2 * ROWS, 2)), "y": CLASSES})
+    told = notes(source(path, decimal=","))
+    assert any("cells are numbers as data.decimal says, and not '0.126'" in note for note in told)
+    path = write_csv(tmp_path / "f.csv", {"x": X, "y": ["null", "full"] * (ROWS // 2)})
+    with pytest.raises(
+        UserError, match=r"30 of 60 labels are 'null', which counts as missing. Name it in data.tasks.y"
+    ):
+        source(path)
+
+
 def test_labels_that_count_as_missing_are_noted(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "d.csv", {"x": X, "y": ["None", "Minor", "Severe"] * (ROWS // 3)})
     assert notes(source(path)) == [
@@ -192,6 +206,9 @@ def test_columns_of_a_file_without_a_header_can_be_named(tmp_path: Path) -> None
         UserError, match=r"data.columns: .*d.csv: expected 3 names, as many as there are columns, got 2"
     ):
         source(tmp_path / "d.csv", columns=["a", "y"])
+    (tmp_path / "g.csv").write_text("a,b,y\n" + lines)
+    with pytest.raises(UserError, match=r"data.columns: .*g.csv: expected no header, got one of these names"):
+        source(tmp_path / "g.csv", columns=["a", "b", "y"])
     (tmp_path / "e.csv").write_text("1,1,0\n" + "".join(f"{x},{i},{i % 2}\n" for i, x in enumerate(X)))
     with pytest.raises(
         UserError, match=r"got '1' twice. Where the file has no header, name its columns in data.columns"

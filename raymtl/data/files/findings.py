@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raymtl.data.base import SPLITS
-from raymtl.data.files.columns import Where, moments, plain, texts
+from raymtl.data.files.columns import Where, is_number, moments, plain, texts
 from raymtl.data.files.kinds import KINDS
 from raymtl.data.files.schema import FittedTask
 from raymtl.data.files.splits import hashes
@@ -48,6 +49,13 @@ def is_index(name: str, column: pa.ChunkedArray) -> bool:
     return bool(pa.types.is_integer(values.type)) and bool((np.diff(values.to_numpy(zero_copy_only=False)) > 0).all())
 
 
+def codes_of(column: pa.ChunkedArray) -> np.ndarray:
+    """Texts as numbers that tell them apart, [N], nan where there is none."""
+    codes = pc.dictionary_encode(texts(column)).indices
+    found: np.ndarray = pc.cast(codes, pa.float64()).to_numpy(zero_copy_only=False)
+    return found
+
+
 def is_constant(values: np.ndarray, train: np.ndarray) -> bool:
     """Whether numbers [N] are always the same in the rows for training [N], and others elsewhere."""
     own, other = values[train & ~np.isnan(values)], values[~train & ~np.isnan(values)]
@@ -60,7 +68,9 @@ def constant_note(name: str, column: pa.ChunkedArray, values: np.ndarray, train:
     value, least, most = (
         written[int(row)] for row in ((train & ~np.isnan(values)).argmax(), np.nanargmin(values), np.nanargmax(values))
     )
-    text = f"always {value} in the rows for training, and {least} to {most} in all"
+    other = least if str(most) == str(value) else most
+    others = f"{least} to {most} in all" if is_number(plain(column).type) else f"{other} elsewhere"
+    text = f"always {value} in the rows for training, and {others}"
     end = "; a model cannot learn what it means" if stays else ", so it is left out"
     return Note(place=columns_named([name]), text=text + end, key="data.inputs")
 

@@ -206,9 +206,9 @@ def _tried(texts: pa.Array, counts: np.ndarray, keys: Keys) -> Finding:
     zeros = pc.fill_null(pc.match_substring_regex(parts.body, _CODE), False).to_numpy(zero_copy_only=False)
     if (best.good | zeros).all():
         return Finding(best=best.form, codes=tuple(np.flatnonzero(zeros).tolist()))
-    of_units = len(pc.unique(parts.unit.drop_null())) <= FEW_UNITS
+    of_units = 2 <= len(pc.unique(parts.unit.drop_null())) <= FEW_UNITS or keys.decimal or keys.thousands
     share_like = float(counts[parts.body.is_valid().to_numpy(zero_copy_only=False)].sum() / counts.sum())
-    told = share >= NEARLY_ALL or (of_units and share_like >= NEARLY_ALL)
+    told = share >= NEARLY_ALL or (bool(of_units) and share_like >= NEARLY_ALL)
     odd = np.flatnonzero(~(best.good | zeros)).tolist() if told else ()
     return Finding(share=share, best=best.form, odd=tuple(odd))
 

@@ -266,4 +266,6 @@ def _outside(name: str, fitted: FittedTask, where: str, label: str) -> str:
         if any(isinstance(value, bool) for value in given)
         else f" Correct the label, or add it to data.tasks.{name}.classes."
     )
+    if label.lstrip("0") in fitted.classes:
+        hint = f" YAML reads {label} as {label.lstrip('0')}: put the classes in quotes."
     return f"{where}: expected a label of task '{name}', one of {classes}{more}, got '{label}'.{hint}"

@@ -379,6 +379,10 @@ def _read_csv(text: str, file: str, reading: Reading) -> pa.Table:
     try:
         first = _first_row(text, delimiter)
         names = list(reading.columns) or first
+        if reading.columns and names == first:
+            raise UserError(
+                f"data.columns: {file}: expected no header, got one of these names. Leave data.columns away."
+            )
         if len(names) != len(first):
             raise UserError(
                 f"data.columns: {file}: expected {len(first)} names, as many as there are columns, got {len(names)}."

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from raymtl.data.files.cells import NOTHING, blanked, missing_words
 from raymtl.data.files.columns import Where, is_text, plain
 from raymtl.data.files.findings import columns_named, rows_named, shown
-from raymtl.data.files.forms import TEXT, Finding, Keys, find_forms, read_as
+from raymtl.data.files.forms import NEARLY_ALL, TEXT, Finding, Keys, find_forms, read_as
 from raymtl.data.files.labels import FEW
 from raymtl.data.files.plain_cells import plain_cells
 from raymtl.data.files.rows import Opened, Rows
@@ -157,6 +157,11 @@ class _Look(NamedTuple):
         good = round(finding.share * known)
         what = "dates" if finding.best and finding.best.kind in ("date", "moment") else "numbers"
         first = rows_named(finding.odd, self.where)
+        if finding.share < NEARLY_ALL / 2 and (self.keys.decimal or self.keys.thousands):
+            keys = " and ".join(f"data.{key}" for key in ("decimal", "thousands") if getattr(self.keys, key))
+            return (
+                f"{good} of {known} cells are numbers as {keys} says, and not {shown(column[finding.odd[0]])} ({first})"
+            )
         return f"{good} of {known} cells are {what}, but not {shown(column[finding.odd[0]])} ({first})"
 
     def note_forms(self, columns: Mapping[str, pa.Array], names: Sequence[str]) -> None:
@@ -334,7 +339,8 @@ def _in_words(form: TextForm) -> str:
     if form.decimal == ",":
         marks.append("a decimal comma")
     if form.thousands is not None:
-        marks.append(f"{shown(form.thousands)} between groups of digits")
+        mark = "a space" if form.thousands == " " else shown(form.thousands)
+        marks.append(f"{mark} between groups of digits")
     if form.unit:
         marks.append(f"{shown(form.unit)} beside them")
     return "numbers with " + " and ".join(marks) if marks else "texts that are numbers"

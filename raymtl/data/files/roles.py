@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from raymtl.data.files.columns import Where, numbers, role_of, texts
-from raymtl.data.files.findings import NAMED, columns_named, constant_note, is_constant, is_index
+from raymtl.data.files.findings import NAMED, codes_of, columns_named, constant_note, is_constant, is_index
 from raymtl.data.files.folders import FILE, FOLDER
 from raymtl.data.files.readings import given_role
 from raymtl.data.files.rows import Opened, Rows, label_columns
@@ -150,13 +150,14 @@ def without_constants(chosen: Inputs, rows: Rows, train: np.ndarray, where: Wher
     roles, left_out, notes = dict(chosen.roles), dict(chosen.left_out), list(chosen.notes)
     sure = changing(rows.table, chosen.roles, train)
     for name, role in chosen.roles.items():
-        if role != "number" or train.all() or name in sure:
+        if role not in ("number", "category") or train.all() or name in sure:
             continue
-        values = numbers(rows.table[name], name, where)
+        values = numbers(rows.table[name], name, where) if role == "number" else codes_of(rows.table[name])
         if not is_constant(values, train):
             continue
-        notes.append(constant_note(name, rows.table[name], values, train, stays=chosen.named[name]))
-        if not chosen.named[name]:
+        stays = chosen.named[name] or role == "category"  # a category that is unknown is a value of its own
+        notes.append(constant_note(name, rows.table[name], values, train, stays=stays))
+        if not stays:
             left_out[name] = CONSTANT
             del roles[name]
     if not roles:
