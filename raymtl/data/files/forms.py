@@ -177,7 +177,10 @@ def _days_of_eight_digits(known: pa.Array, whole: pa.Array, keys: Keys) -> bool:
 
 
 def _like(sample: pa.Array) -> float:
-    """The share of these texts that could be numbers or dates of some form."""
+    """The share of these texts that could be numbers or dates of some form, all of which have digits."""
+    digits = pc.match_substring_regex(sample, r"\d")
+    if pc.mean(digits).as_py() < NEARLY_ALL / 2:
+        return 0.0
     good = numerals(sample).body.is_valid().to_numpy(zero_copy_only=False) | times(sample)[1]
     for order in ORDERS:
         good = good | dates(sample, order).known
