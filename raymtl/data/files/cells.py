@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data.files.columns import plain
-from raymtl.data.files.forms import NO_NUMBER, TEXT, plain_form, read_as
+from raymtl.data.files.forms import NO_NUMBER, TEXT, plain_form, read_as, some_of
 from raymtl.data.files.schema import TextForm
 from raymtl.types import UserError
 
@@ -45,6 +45,7 @@ def _at_once(column: pa.ChunkedArray) -> pa.Array | None:
     values = plain(column)
     for kind in (pa.int64(), pa.float64()):
         try:
+            pc.cast(some_of(values), kind)
             found = pc.cast(values, kind)
         except pa.ArrowInvalid:
             continue

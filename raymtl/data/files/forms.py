@@ -97,8 +97,18 @@ def _chosen(finding: Finding, forms: list[TextForm]) -> Finding:
     return finding._replace(form=forms[0], others=()) if len(forms) == 1 else finding
 
 
+def some_of(texts: pa.Array) -> pa.Array:
+    """Some of the texts of a column, evenly spaced: what fails for one of them fails for all."""
+    if len(texts) <= SAMPLE:
+        return texts
+    return texts.take(pa.array(np.unique(np.linspace(0, len(texts) - 1, SAMPLE).astype(int))))
+
+
 def _with_groups(column: pa.Array) -> TextForm | None:
     """The form with points between groups of digits, where all numbers of a column could be of it."""
+    some = numerals(some_of(column.drop_null()))
+    if not (grouped(some, ".") | small_wholes(some)).all():
+        return None
     parts = numerals(column.drop_null())
     groups = grouped(parts, ".")
     if groups.sum() >= 1 and (groups | small_wholes(parts)).all():
@@ -115,8 +125,7 @@ def find_form(column: pa.Array, keys: Keys) -> Finding:
     form = plain_form(known, keys)
     if form is not None:
         return Finding(form, first=first)
-    places = np.unique(np.linspace(0, len(known) - 1, SAMPLE).astype(int))
-    if _like(known.take(pa.array(places))) < 0.7 * NEARLY_ALL:
+    if _like(some_of(known)) < 0.7 * NEARLY_ALL:
         return Finding(first=first)
     encoded = pc.dictionary_encode(column)
     codes = encoded.indices.drop_null().to_numpy(zero_copy_only=False)
@@ -163,6 +172,7 @@ _WHOLE = TextForm(kind="whole")
 
 def _cast(known: pa.Array, target: pa.DataType) -> pa.Array | None:
     try:
+        pc.cast(some_of(known), target)  # every cell that cannot be cast costs a message
         return pc.cast(known, target)
     except pa.ArrowInvalid:
         return None
