@@ -117,7 +117,7 @@ def test_a_frozen_host_changes_no_search_that_goes_on_when_it_wakes(cluster: Clu
 
 
 def test_a_frozen_host_changes_no_search_that_has_ended_when_it_wakes(cluster: Cluster) -> None:
-    sets = ("tune.trials=3", "evaluate.test_episodes=4", *SHORT)
+    sets = ("tune.trials=3", "evaluate.test_episodes=4", "train.workers=1", "train.steps=1500", "train.eval_every=250")
     calm = cluster.begin("tune", "calm-search", *sets)
     calm.finish(900)
     run = cluster.begin("tune", "frozen-search-ended", *sets)
@@ -126,7 +126,7 @@ def test_a_frozen_host_changes_no_search_that_has_ended_when_it_wakes(cluster: C
     host = frozen_while(cluster, run, TRIAL, seen, lambda: run.process.poll() is not None)
     run.finish()
     assert outcome(run) == outcome(calm)
-    assert steps(run) == [120] * 3
+    assert steps(run) == [1500] * 3
     come_back(cluster, host)
 
 
