@@ -140,6 +140,11 @@ class Below(NamedTuple):
     skipped: list[str]
 
 
+def has_threads(fs: pafs.FileSystem) -> bool:
+    """Whether Arrow's threads may read from it. From one of fsspec they would get memory of Python (`arrow_stream`)."""
+    return not isinstance(fs, pafs.PyFileSystem)
+
+
 def files_below(fs: pafs.FileSystem, folder: str) -> Below:
     """The files below a folder, in the order of their names.
 

@@ -20,7 +20,7 @@ from raymtl.data.files.cells import NOTHING, missing_words, plainly
 from raymtl.data.files.columns import is_number, is_text
 from raymtl.data.files.contents import arrow_stream, decoded, refuse_others, uncompressed
 from raymtl.data.files.findings import header_note
-from raymtl.data.files.places import ENDINGS, Place, reason
+from raymtl.data.files.places import ENDINGS, Place, has_threads, reason
 from raymtl.data.files.plain_cells import plain_cells
 from raymtl.data.files.schema import Format
 from raymtl.data.files.splits import ALIASES
@@ -290,9 +290,9 @@ def _contents(
     if form == "parquet":
         try:
             with place.fs.open_input_file(file) as stream:
-                about = pq.ParquetFile(stream)
+                about = pq.ParquetFile(stream, pre_buffer=has_threads(place.fs))
                 rows = [about.metadata.row_group(i).num_rows for i in range(about.num_row_groups)]
-                return _plain_schema(about, file, reading), list(enumerate(rows))
+                return _plain_schema(about, place, file, reading), list(enumerate(rows))
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{file}: expected a Parquet file, got something else ({reason(error)}). Correct data.format or the "
@@ -303,7 +303,7 @@ def _contents(
     return pa.schema(fields, table.schema.metadata), [(None, len(table))]
 
 
-def _plain_schema(about: pq.ParquetFile, file: str, reading: Reading) -> pa.Schema:
+def _plain_schema(about: pq.ParquetFile, where: Place, file: str, reading: Reading) -> pa.Schema:
     """Names and plain types; bytes that are texts in the first row group are texts."""
     try:
         stored = about.schema_arrow
@@ -312,7 +312,7 @@ def _plain_schema(about: pq.ParquetFile, file: str, reading: Reading) -> pa.Sche
         raise UserError(f"{file}: expected names of columns in utf8, got others. Write the file again.") from None
     if about.num_row_groups and len({field.name for field in fields}) == len(fields):
         named = [field.name for field in fields if kind_of_bytes(field.type)]
-        first = about.read_row_group(0, columns=named) if named else None
+        first = about.read_row_group(0, columns=named, use_threads=has_threads(where.fs)) if named else None
         for place, field in enumerate(fields):
             if first is not None and field.name in named:
                 values = as_type(first[field.name], pa.binary())
@@ -324,7 +324,9 @@ def _read_block(place: Place, block: Block, form: Format, reading: Reading) -> p
     try:
         if form == "parquet":
             with place.fs.open_input_file(block.file) as stream:
-                return pq.ParquetFile(stream).read_row_group(block.row_group)
+                threads = has_threads(place.fs)
+                opened = pq.ParquetFile(stream, pre_buffer=threads)
+                return opened.read_row_group(block.row_group, use_threads=threads)
         key = _key_of(place, block.file, form, reading)
         found = _recent.get(key)
         return found if found is not None else _recent.keep(key, _read_text(place, block.file, form, reading))
