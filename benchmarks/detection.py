@@ -87,7 +87,7 @@ def train(experiment: Experiment, arrays: Arrays, folder: Path) -> tuple[dict[st
     best: dict[str, Any] = {"score": -np.inf}
 
     def keep(told: dict[str, float]) -> None:
-        kept = checkpoint.newest(folder / checkpoint.FOLDER, print)
+        kept = checkpoint.choose(folder).folder
         assert kept is not None
         params = runs.load_params(kept / "model.safetensors", problem.init_params())
         own = scores(experiment, problem, params, arrays, "val")

@@ -41,7 +41,7 @@ from raymtl.metrics import delta_m
 from raymtl.sharing import BranchingSpec, HierarchicalSpec, SoftSpec
 from raymtl.sharing.base import SharingSpecBase
 from raymtl.step import Precision
-from raymtl.tasks import metric_sums
+from raymtl.tasks import metric_sums, metric_values
 from raymtl.types import DivergedError, Episode, Spec, UserError
 from raymtl.weighting import EqualSpec
 
@@ -185,14 +185,17 @@ def accuracies(folder: Path, split: Split, device: str) -> dict[str, float]:
     problem.model.to(device)
     source = experiment.data
     arrays = source.load()
-    hits = torch.zeros(len(problem.tasks), dtype=torch.float64, device=device)
+    sums: torch.Tensor | float = 0.0
     for start in range(0, len(arrays[split]), AT_ONCE):
         batch = source.batch(arrays, arrays[split][start : start + AT_ONCE])
         seen = on_device(Episode(batch, batch), device).query
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=experiment.train.precision == "bfloat16"):
             predictions = problem.predict(params, seen.inputs)
-        hits += metric_sums(problem.tasks, predictions, seen)
-    return dict(zip(source.task_names, (hits / len(arrays[split])).tolist(), strict=True))
+        sums = sums + metric_sums(problem.tasks, predictions, seen)
+    assert isinstance(sums, torch.Tensor)
+    counts = sums.new_full((len(problem.tasks),), len(arrays[split]))
+    scores = metric_values(problem.tasks, sums, counts)
+    return {name: float(scores[f"{name}.accuracy"]) for name in source.task_names}
 
 
 def train(

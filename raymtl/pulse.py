@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from raymtl import fence, storage
+from raymtl import fence, storage, strict_json
 from raymtl.collective import COMMUNICATION, Workers
 from raymtl.fence import Attempt, Superseded
 
@@ -59,7 +59,7 @@ class Pulse:
         word = {"worker": self.workers.rank, "workers": self.workers.size, "host": socket.gethostname()}
         word |= {"step": self.done, "waits_for": self.waits_for}
         if word != self._told:
-            self.attempt.publish(self.path, lambda aside: aside.write_text(json.dumps(word)))
+            self.attempt.publish(self.path, lambda aside: aside.write_text(strict_json.dumps(word)))
             self._told = word
 
     def beat(self, number: int) -> None:

@@ -193,7 +193,7 @@ def test_the_error_is_the_rmse_in_training_spreads() -> None:
             readable = task.readable(problem.predict(params, data.test.inputs)[task.name])
         spread = data.train.targets[task.name].std(correction=0)
         rmse = (readable - data.test.targets[task.name]).square().mean().sqrt()
-        torch.testing.assert_close(found[index], rmse / spread, rtol=1e-4, atol=0)
+        torch.testing.assert_close(found[index], (rmse / spread).to(found.dtype), rtol=1e-4, atol=0)
 
 
 def test_a_run_too_slow_for_its_limit_is_given_up() -> None:

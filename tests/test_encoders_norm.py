@@ -386,7 +386,7 @@ def test_maml_through_batch_norm_is_a_plain_loop_of_autograd_with_torchs_batch_n
 def test_scores_say_whether_they_are_transductive(transductive: bool, arrays) -> None:
     chosen = conv("maml", encoder__transductive=transductive)
     problem = chosen.build()
-    metrics, examples = evaluate(chosen, problem, problem.init_params(), arrays, episodes=3)
+    metrics, examples, _ = evaluate(chosen, problem, problem.init_params(), arrays, episodes=3)
     assert metrics["transductive"] is transductive
     assert metrics["score"]["before"] is not None
     assert examples[0]["left.before"] is not None

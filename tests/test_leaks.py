@@ -22,7 +22,7 @@ from raymtl.data.cifar100 import CIFAR_FS
 from raymtl.data.cifar100_files import Pictures
 from raymtl.data.episodes import generator, on_device
 from raymtl.encoders import ConvSpec, MLPSpec
-from raymtl.evaluate import evaluate, mean_and_interval
+from raymtl.evaluate import evaluate
 from raymtl.learners import LearnerSpec
 from raymtl.sharing import HardSpec
 from raymtl.step import HowToRun, Problem, meta_gradient, over_episodes
@@ -78,8 +78,8 @@ def accuracy_after_training(learner: str, values: dict[str, object], labels: Lab
         return (predicted.argmax(-1) == episode.query.targets["number"]).float().mean()
 
     with torch.no_grad():
-        found = mean_and_interval(over_episodes(hits, clouds(300, 10**6, labels), HowToRun()))
-    return found["mean"], found["ci95"]
+        found = over_episodes(hits, clouds(300, 10**6, labels), HowToRun())
+    return float(found.mean()), 1.96 * float(found.std()) / len(found) ** 0.5
 
 
 @pytest.mark.parametrize(("learner", "values"), VARIANTS)
@@ -127,7 +127,7 @@ def test_predictions_are_the_same_to_the_bit_whatever_the_query_labels_are(shari
     mislabelled = chosen.model_copy(update={"data": Mislabelled.model_validate(chosen.data.model_dump())})
     problem = chosen.build()
     params = problem.init_params()
-    (_, rows), (_, others) = (evaluate(e, problem, params, arrays) for e in (chosen, mislabelled))
+    rows, others = (evaluate(e, problem, params, arrays).examples for e in (chosen, mislabelled))
     targets = [f"{task}.target" for task in chosen.data.task_names]
     assert all([row[name] for row in rows] != [other[name] for other in others] for name in targets)
     for row, other in zip(rows, others, strict=True):
@@ -151,7 +151,7 @@ def test_nothing_that_does_not_adapt_goes_below_the_floor_of_the_sinusoids() -> 
         for name, value in params.items():
             value.grad = grads[name]
         optimizer.step()
-    mse = evaluate(chosen, problem, params, {}, episodes=1000)[0]["tasks"]["y"]["mse"]["after"]
+    mse = evaluate(chosen, problem, params, {}, episodes=1000).metrics["tasks"]["y"]["mse"]["after"]
     assert mse["mean"] + mse["ci95"] > FLOOR
     assert mse["mean"] < FLOOR + 0.3  # near enough for a leak to be seen
 

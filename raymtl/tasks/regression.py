@@ -55,7 +55,8 @@ def regression(
 
 
 def _scalar(name: str, mean: float, std: float, loss: Callable[[Tensor], Tensor]) -> Task:
-    vector = _vector(name, (mean,), (std,), loss)
+    # Nothing of a number is missing: one that is nan is a mistake, which the loss shows.
+    vector = _vector(name, (mean,), (std,), loss, lambda target: torch.ones_like(target, dtype=torch.bool))
 
     def column(target: Tensor) -> Tensor:
         return target[:, None]
@@ -79,11 +80,19 @@ def _standardised(target: Tensor, mean: Sequence[float], std: Sequence[float]) -
     return ((values - values.new_tensor(mean)) / values.new_tensor(std)).to(torch.get_default_dtype())
 
 
-def _vector(name: str, mean: tuple[float, ...], std: tuple[float, ...], loss: Callable[[Tensor], Tensor]) -> Task:
-    number = len(mean)
+def _there(target: Tensor) -> Tensor:
+    """Which components of targets [N, D] are there."""
+    return ~target.isnan()
 
-    def known(target: Tensor) -> Tensor:
-        return ~target.isnan()
+
+def _vector(
+    name: str,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    loss: Callable[[Tensor], Tensor],
+    known: Callable[[Tensor], Tensor] = _there,
+) -> Task:
+    number = len(mean)
 
     def standardised(target: Tensor) -> Tensor:
         """0, which is the mean, where a component is missing."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, TypeAdapter, field_serializer, field_validator
 
+from raymtl import strict_json
 from raymtl.notes import Note
 from raymtl.types import WRITTEN, Spec
 
@@ -168,7 +169,7 @@ def _packed(findings: Sequence[Any] | Mapping[str, Any]) -> Any:
     if len(findings) <= MANY:
         return plain
     if isinstance(findings, Mapping) or not isinstance(findings[0], FittedColumn):
-        return json.dumps(plain)
+        return strict_json.dumps(plain)
     fields = list(plain[0])
     defaults = [FittedColumn.model_fields[name].get_default(call_default_factory=True) for name in fields]
     usual = _PLAIN.dump_python(defaults, mode="json", fallback=lambda _: None)
@@ -178,7 +179,7 @@ def _packed(findings: Sequence[Any] | Mapping[str, Any]) -> Any:
         while row[-1] == usual[len(row) - 1]:
             row.pop()
         rows.append(row)
-    return json.dumps([fields, *rows])
+    return strict_json.dumps([fields, *rows])
 
 
 def _unpacked(findings: Any) -> Any:
