@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from raymtl.tasks.scores import mean_where
+from raymtl.tasks.scores import mean_ratio, mean_where
 from raymtl.types import Metric, Task
 
 Loss = Literal["squared", "absolute", "huber"]
@@ -126,9 +126,8 @@ def _vector(
         errors, squares, _count = sums.chunk(3, -1)
         return torch.where(squares > 0, (errors / squares).sqrt(), torch.nan).nanmean(-1)
 
-    def absolute(sums: Tensor, _: Tensor) -> Tensor:
-        errors, count = sums.chunk(2, -1)
-        return (errors / count * errors.new_tensor(std)).nanmean(-1)
+    def absolute(off: Tensor, _: Tensor) -> Tensor:
+        return off.abs() * off.new_tensor(std)
 
     def root(sums: Tensor, _: Tensor) -> Tensor:
         errors, count = sums.chunk(2, -1)
@@ -147,7 +146,7 @@ def _vector(
         loss=losses,
         metrics={
             "r2": Metric(squares, True, ratio_scale=False, size=4 * number, value=r2),
-            "mae": Metric(parts(lambda off, _: off.abs()), False, size=2 * number, value=absolute),
+            "mae": Metric(parts(absolute), False, size=2 * number, value=mean_ratio),
             "rmse": Metric(parts(squared), False, size=2 * number, value=root),
             "rrmse": Metric(
                 parts(squared, lambda _, own: own.square()),
