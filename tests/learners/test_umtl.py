@@ -374,9 +374,9 @@ def test_each_phase_moves_exactly_what_it_says(second_phase: str, arrays, tmp_pa
         kept_at = tmp_path / "checkpoints" / f"step_{metrics['step']:08d}"
         problem = chosen.build()
         params = problem.init_params()
-        saved = checkpoint.read(kept_at)
-        assert saved is not None
-        checkpoint.restore(saved, problem, params, _adam(params))
+        found = checkpoint.read(kept_at)
+        assert found is not None
+        checkpoint.restore(found, problem, params, _adam(params))
         saved.append({name: value.detach().clone() for name, value in params.items()})
 
     train_loop(chosen, arrays, local_batches(chosen, arrays), Host(report, lambda row: None), tmp_path)
