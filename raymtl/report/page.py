@@ -80,7 +80,7 @@ def _plots(run: RunData) -> dict[str, Markup | None]:
         "parallel": parallel_plot.parallel_plot(run) if run.searched else None,
         "pareto": search_plots.pareto_plot(run) if run.searched else None,
         "losses": training_plots.loss_plot(run.history),
-        "validation": training_plots.validation_plot(run.history),
+        "validation": training_plots.validation_plot(run.history, training_plots.hidden_scores(run)),
         "curves": training_plots.adaptation_plot(run),
         "embeddings": embedding_plots.embedding_plot(run.embeddings),
         "relations": embedding_plots.relation_plot(run.relations),

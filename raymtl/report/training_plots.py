@@ -93,9 +93,21 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return np.where(count > 0.5, total / np.maximum(count, 1), np.nan)
 
 
-def validation_plot(history: Sequence[Row]) -> go.Figure | None:
-    """`val.*` at the steps at which the validation split was scored, a panel each."""
-    columns = _columns(history, "val.")
+def hidden_scores(run: RunData) -> frozenset[str]:
+    """The scores that no table shows: those in metrics.json that no task is chosen by, and means over tasks."""
+    found = {
+        f"{task}.{name}": one.get("shown", True)
+        for metrics in run.metrics.values()
+        for task, named in metrics["tasks"].items()
+        for name, one in named.items()
+    }
+    means = {name.rpartition(".")[2] for name in found}
+    return frozenset(means | {name for name, shown in found.items() if not shown})
+
+
+def validation_plot(history: Sequence[Row], hidden: frozenset[str] = frozenset()) -> go.Figure | None:
+    """`val.*` at the steps at which the validation split was scored, a panel each, but for those that are `hidden`."""
+    columns = {name: values for name, values in _columns(history, "val.").items() if name not in hidden}
     if not columns:
         return None
     figure = panels([f"val.{name}" for name in columns], height=190)
@@ -122,7 +134,8 @@ def adaptation_plot(run: RunData) -> go.Figure | None:
     own = next((name for name in ("winner", "model") if name in curves), None)
     if own is None or len(curves[own]["curve"]["steps"]) < 2:
         return None
-    names = [name for name in curves[own]["curve"] if name != "steps"]
+    hidden = hidden_scores(run)
+    names = [name for name in curves[own]["curve"] if name != "steps" and name not in hidden]
     last = max(curves[own]["curve"]["steps"])
     figure = panels([f"{name} ({_direction(curves[own], name)})" for name in names], columns=2, legend=1)
     for index, name in enumerate(names):
