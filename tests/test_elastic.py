@@ -248,7 +248,7 @@ def cluster(monkeypatch) -> Iterator[Any]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_health_check_initial_delay_ms", "1000")
     monkeypatch.setenv("RAY_health_check_period_ms", "1000")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": True})
     try:
         ray.init(
             address=made.address, log_to_driver=False, logging_level="ERROR",

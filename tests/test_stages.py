@@ -199,7 +199,7 @@ def test_two_train_workers_take_the_stages_that_one_process_takes(arrays, tmp_pa
     alone = trained(chosen, arrays, tmp_path / "alone")
     root = str(Path(__file__).parent.parent)
     ray.init(
-        address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        address="local", num_cpus=3, include_dashboard=True, log_to_driver=False, logging_level="ERROR",
         runtime_env={"env_vars": {"PYTHONPATH": root}},
     )  # fmt: skip
     try:

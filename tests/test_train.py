@@ -26,8 +26,10 @@ ray = pytest.importorskip("ray")
 
 def begin() -> None:
     root = str(Path(__file__).parent.parent)  # workers import this file
+    # Without a dashboard of its own, Ray Train asks that of another Ray on this machine whether its controller lives, is
+    # told that there is none, and ends the workers.
     ray.init(
-        address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        address="local", num_cpus=4, include_dashboard=True, log_to_driver=False, logging_level="ERROR",
         runtime_env={"env_vars": {"PYTHONPATH": root}},
     )  # fmt: skip
 
