@@ -264,10 +264,3 @@ def test_data_that_moved_are_read_with_the_statistics_of_the_run(case: Path, tra
     assert edited.status == 0, edited.text
     assert told.told["tasks"] == edited.told["tasks"]
     assert pq.read_table(case / "told.parquet").equals(pq.read_table(case / "edited.parquet"))
-
-
-@pytest.mark.parametrize("name", FOUND)
-def test_every_known_case_is_tested(name: str) -> None:
-    """A case without an expectation is walked all the same; this says which have none."""
-    if name not in INSPECTED and name not in OTHERS:
-        pytest.skip("no expectation but that it ends well, or in one sentence")
