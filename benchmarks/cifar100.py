@@ -29,9 +29,10 @@ from torch import Tensor
 from benchmarks.sharing import ARCHITECTURES, SINGLE, interval, read_rows, summarise, write_rows
 from raymtl.config import Experiment
 from raymtl.data import Arrays, Split
-from raymtl.data.cifar100_files import COARSE
 from raymtl.data.episodes import build_episodes, on_device
-from raymtl.step import HowToRun, Problem, look_back, meta_gradient
+from raymtl.data.formats.cifar100 import COARSE
+from raymtl.step.algorithm import Algorithm
+from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient, update_after_step
 from raymtl.types import Batch, DivergedError, Params, Spec
 
 DATASET = "cifar100"
@@ -116,40 +117,54 @@ def experiment(method: str, seed: int, protocol: Protocol) -> Experiment:
 def whole(arrays: Arrays, split: Split, at_once: int) -> list[Batch]:
     """All pictures of a split, so many of each task in a batch."""
     parts = []
-    members = {name: arrays[split][arrays["coarse"] == number] for number, name in enumerate(COARSE)}
+    members = {
+        name: arrays[split][arrays["coarse"] == number] for number, name in enumerate(COARSE)
+    }
     rows = {name: own.reshape(-1) for name, own in members.items()}
     labels = {name: np.repeat(np.arange(len(own)), own.shape[1]) for name, own in members.items()}
     for start in range(0, len(rows[COARSE[0]]), at_once):
         some = slice(start, start + at_once)
-        inputs = {name: torch.from_numpy(arrays["pictures"][own[some]]) for name, own in rows.items()}
-        parts.append(Batch(inputs, {name: torch.from_numpy(own[some]) for name, own in labels.items()}, {}))
+        inputs = {
+            name: torch.from_numpy(arrays["pictures"][own[some]]) for name, own in rows.items()
+        }
+        parts.append(
+            Batch(inputs, {name: torch.from_numpy(own[some]) for name, own in labels.items()}, {})
+        )
     return parts
 
 
 @torch.no_grad()
-def errors(problem: Problem, params: Params, parts: Sequence[Batch], how: HowToRun) -> dict[str, float]:
+def errors(
+    algorithm: Algorithm, params: Params, parts: Sequence[Batch], execution: ExecutionConfig
+) -> dict[str, float]:
     """Share of pictures of each task that are taken for another of its classes."""
     device = next(iter(params.values())).device
     wrong = dict.fromkeys(COARSE, 0)
     for part in parts:
         batch = on_device(part, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bfloat16"):
-            predictions = problem.predict(params, batch.inputs)
+        with torch.autocast(device.type, torch.bfloat16, enabled=execution.precision == "bfloat16"):
+            predictions = algorithm.predict(params, batch.inputs)
         for name, target in batch.targets.items():
             wrong[name] += int((predictions[name].argmax(-1) != target).sum())
     number = {name: sum(len(part.targets[name]) for part in parts) for name in COARSE}
     return {name: wrong[name] / number[name] for name in COARSE}
 
 
-def optimiser(problem: Problem, params: Mapping[str, Tensor], protocol: Protocol) -> torch.optim.Optimizer:
+def optimiser(
+    algorithm: Algorithm, params: Mapping[str, Tensor], protocol: Protocol
+) -> torch.optim.Optimizer:
     """What is not the model's, such as a weighting's own parameters, does not decay."""
     groups: list[dict[str, Any]] = []
     for name, value in params.items():
         prefix, first = name.split(".")[:2]
         of_model = prefix == "model"
-        scale = problem.model.lr_scale.get(first, 1.0) if of_model else 1.0
+        scale = algorithm.model.lr_scale.get(first, 1.0) if of_model else 1.0
         groups.append(
-            {"params": [value], "lr_scale": scale, "weight_decay": protocol.weight_decay if of_model else 0.0}
+            {
+                "params": [value],
+                "lr_scale": scale,
+                "weight_decay": protocol.weight_decay if of_model else 0.0,
+            }
         )
     if protocol.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=protocol.lr, momentum=0.9, nesterov=True)
@@ -164,10 +179,10 @@ def train(
     Raises TimeoutError as soon as the first steps say that all of them will take too long, and DivergedError where
     that happens before the first look.
     """
-    problem = chosen.build()
-    params = problem.init_params(device)
-    optimizer = optimiser(problem, params, protocol)
-    how = HowToRun("loop", precision=protocol.precision)
+    algorithm = chosen.build()
+    params = algorithm.init_params(device)
+    optimizer = optimiser(algorithm, params, protocol)
+    execution = ExecutionConfig("loop", precision=protocol.precision)
     validation = whole(arrays, "val", protocol.tested)
     best: tuple[float, dict[str, float], dict[str, Tensor], int] | None = None
     for step in range(protocol.steps):
@@ -177,10 +192,12 @@ def train(
             each = (time.process_time() - start) / 5
             if each * protocol.steps > protocol.most_seconds:
                 raise TimeoutError(f"{each * 1000:.0f} ms of a core a step")
-        built, _ = build_episodes(chosen.data, arrays, seed=chosen.seed, split="train", step=step, indices=[0])
+        built, _ = build_episodes(
+            chosen.data, arrays, seed=chosen.seed, split="train", step=step, indices=[0]
+        )
         episodes = on_device(built, device)
         try:
-            meta = meta_gradient(problem, params, episodes, how=how, step=step)
+            meta = meta_gradient(algorithm, params, episodes, execution=execution, step=step)
         except DivergedError:
             if best is None:
                 raise
@@ -189,19 +206,29 @@ def train(
             value.grad = meta.grads[name]
         torch.nn.utils.clip_grad_norm_(params.values(), protocol.clip_norm)
         for group in optimizer.param_groups:
-            group["lr"] = group["lr_scale"] * protocol.lr * (1 + math.cos(math.pi * step / protocol.steps)) / 2
+            group["lr"] = (
+                group["lr_scale"]
+                * protocol.lr
+                * (1 + math.cos(math.pi * step / protocol.steps))
+                / 2
+            )
         optimizer.step()
-        if chosen.weighting.looks_back:
-            look_back(problem, params, episodes, meta, how=how, step=step)
+        if chosen.weighting.needs_post_step_losses:
+            update_after_step(algorithm, params, episodes, meta, execution=execution, step=step)
         done = step + 1
         if done * protocol.looks // protocol.steps > step * protocol.looks // protocol.steps:
-            found = errors(problem, params, validation, how)
+            found = errors(algorithm, params, validation, execution)
             mean = sum(found.values()) / len(found)
             if best is None or mean < best[0]:
-                best = mean, found, {name: value.detach().clone() for name, value in params.items()}, done
+                best = (
+                    mean,
+                    found,
+                    {name: value.detach().clone() for name, value in params.items()},
+                    done,
+                )
     assert best is not None
     _, val, kept, at = best
-    return val, errors(problem, kept, whole(arrays, "test", protocol.tested), how), at
+    return val, errors(algorithm, kept, whole(arrays, "test", protocol.tested), execution), at
 
 
 def cell(seed: int, method: str, protocol: Protocol, device: str) -> dict[str, Any]:
@@ -257,23 +284,42 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     reasons = {row["method"]: row["not_run"] for row in rows if "not_run" in row}
-    return "\n".join([*lines, "", *(f"- {method}: {reason}" for method, reason in reasons.items())]).rstrip() + "\n"
+    return (
+        "\n".join(
+            [*lines, "", *(f"- {method}: {reason}" for method, reason in reasons.items())]
+        ).rstrip()
+        + "\n"
+    )
 
 
 def main(
-    protocol: Annotated[str, typer.Option(help="cpu (20 minutes on two cores) or gpu (hours).")] = "cpu",
-    data: Annotated[Path | None, typer.Option(help="The folder with cifar-100-python; else $RAYMTL_DATA.")] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Results; what it holds is not run again.")] = None,
-    methods: Annotated[list[str], typer.Option("--method", help="Some of the rows; all by default.")] = list(METHODS),  # noqa: B006
+    protocol: Annotated[
+        str, typer.Option(help="cpu (20 minutes on two cores) or gpu (hours).")
+    ] = "cpu",
+    data: Annotated[
+        Path | None, typer.Option(help="The folder with cifar-100-python; else $RAYMTL_DATA.")
+    ] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Results; what it holds is not run again.")
+    ] = None,
+    methods: Annotated[
+        list[str], typer.Option("--method", help="Some of the rows; all by default.")
+    ] = list(METHODS),  # noqa: B006
     seeds: Annotated[int, typer.Option(help="Of split, initialisation and pictures.", min=1)] = 1,
-    processes: Annotated[int | None, typer.Option(help="2 on a CPU, 1 on a GPU by default.", min=1)] = None,
-    scale: Annotated[float, typer.Option(help="Multiplies the steps; under 1 the numbers say nothing.")] = 1.0,
+    processes: Annotated[
+        int | None, typer.Option(help="2 on a CPU, 1 on a GPU by default.", min=1)
+    ] = None,
+    scale: Annotated[
+        float, typer.Option(help="Multiplies the steps; under 1 the numbers say nothing.")
+    ] = 1.0,
 ) -> None:
     """Prints the test accuracy of architectures and weightings beside that of single tasks, at an equal budget."""
     for name, given, known in (("protocol", [protocol], PROTOCOLS), ("method", methods, METHODS)):
         for one in given:
             if one not in known:
-                raise typer.BadParameter(f"--{name}: expected one of {', '.join(known)}, got '{one}'.")
+                raise typer.BadParameter(
+                    f"--{name}: expected one of {', '.join(known)}, got '{one}'."
+                )
     if protocol == "gpu" and not torch.cuda.is_available():
         raise typer.BadParameter("--protocol: expected cpu where there is no GPU, got gpu.")
     if data:
@@ -286,7 +332,12 @@ def main(
     todo = [key for key in wanted if key not in done]
     todo.sort(key=lambda key: DEAREST.index(key[1]) if key[1] in DEAREST else len(DEAREST))
     number = processes or (1 if device == "cuda" else 2)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with (
         ProcessPoolExecutor(number, get_context("spawn"), torch.set_num_threads, (1,)) as pool,
         Progress(*columns, console=Console(stderr=True)) as progress,

@@ -27,13 +27,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from raymtl import checkpoint, config, runs
+from raymtl import config
 from raymtl.config import Experiment
 from raymtl.data import VOC, Arrays, Split
-from raymtl.loop import Host, local_batches, train_loop
-from raymtl.step import Problem
+from raymtl.step.algorithm import Algorithm
+from raymtl.storage import formats
 from raymtl.tasks import label_counts, metric_parts, metric_sums, metric_values
 from raymtl.tasks.boxes import average_precision
+from raymtl.training import checkpoint
+from raymtl.training.loop import TrainContext, local_batches, train_loop
 from raymtl.types import Params
 
 CONFIG = Path(__file__).parent.parent / "tune_configs" / "detection.yaml"
@@ -51,7 +53,9 @@ def chosen(tasks: Sequence[str], *, seed: int, steps: int | None, unboxed: float
     return config.load(CONFIG).override({"train.device": "cpu", **values})
 
 
-def scores(experiment: Experiment, problem: Problem, params: Params, arrays: Arrays, split: Split) -> dict[str, float]:
+def scores(
+    experiment: Experiment, algorithm: Algorithm, params: Params, arrays: Arrays, split: Split
+) -> dict[str, float]:
     """All scores on every picture of a split, once each; and the average precision of each class at an IoU of 0.5."""
     source = experiment.data
     assert isinstance(source, VOC)
@@ -63,53 +67,80 @@ def scores(experiment: Experiment, problem: Problem, params: Params, arrays: Arr
         assert isinstance(batch.inputs, torch.Tensor)
         batch = batch._replace(inputs=batch.inputs.float() / 255)
         with torch.no_grad():
-            found = problem.predict(params, batch.inputs)
-            sums = sums + metric_sums(problem.tasks, found, batch)
-            counts = counts + label_counts(problem.tasks, batch)
-    told = {name: float(value) for name, value in metric_values(problem.tasks, sums, counts).items()}
-    parts = metric_parts(problem.tasks, sums)
+            found = algorithm.predict(params, batch.inputs)
+            sums = sums + metric_sums(algorithm.tasks, found, batch)
+            counts = counts + label_counts(algorithm.tasks, batch)
+    told = {
+        name: float(value) for name, value in metric_values(algorithm.tasks, sums, counts).items()
+    }
+    parts = metric_parts(algorithm.tasks, sums)
     names = source.class_names("boxes")
     if "boxes.map_50" in parts:
         true, every, number = parts["boxes.map_50"].unflatten(-1, (len(names), 3, -1)).unbind(1)
         precisions = average_precision(true, every, number[:, 0])
-        told |= {f"boxes.ap_50 {name}": float(value) for name, value in zip(names, precisions, strict=True)}
+        told |= {
+            f"boxes.ap_50 {name}": float(value)
+            for name, value in zip(names, precisions, strict=True)
+        }
     if "count.mae" in parts:
         above, below = parts["count.mae"].chunk(2)
-        told |= {f"count.mae {name}": float(value) for name, value in zip(names, above / below, strict=True)}
-        away = np.abs(arrays["target/count"][rows] - np.array(source.found.means if source.found else 0)).mean(0)
-        told |= {f"count.mae {name}, always the mean": float(value) for name, value in zip(names, away, strict=True)}
+        told |= {
+            f"count.mae {name}": float(value)
+            for name, value in zip(names, above / below, strict=True)
+        }
+        away = np.abs(
+            arrays["target/count"][rows] - np.array(source.found.means if source.found else 0)
+        ).mean(0)
+        told |= {
+            f"count.mae {name}, always the mean": float(value)
+            for name, value in zip(names, away, strict=True)
+        }
     return told
 
 
-def train(experiment: Experiment, arrays: Arrays, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
+def train(
+    experiment: Experiment, arrays: Arrays, folder: Path
+) -> tuple[dict[str, float], dict[str, Any]]:
     """The test scores of the checkpoint that scores best in validation, and how it was trained."""
-    problem = experiment.build()
+    algorithm = experiment.build()
     best: dict[str, Any] = {"score": -np.inf}
 
     def keep(told: dict[str, float]) -> None:
         kept = checkpoint.choose(folder).folder
         assert kept is not None
-        params = runs.load_params(kept / "model.safetensors", problem.init_params())
-        own = scores(experiment, problem, params, arrays, "val")
-        score = float(np.mean([own[f"{task.name}.{next(iter(task.metrics))}"] for task in problem.tasks]))
+        params = formats.load_params(kept / "model.safetensors", algorithm.init_params())
+        own = scores(experiment, algorithm, params, arrays, "val")
+        score = float(
+            np.mean([own[f"{task.name}.{next(iter(task.metrics))}"] for task in algorithm.tasks])
+        )
         if score > best["score"]:
             best.update(score=score, params=params, step=told["step"], val=own)
 
     start = time.perf_counter()
-    steps = iter(track(range(experiment.train.steps), ", ".join(experiment.data.task_names), transient=True))
-    host = Host(keep, lambda row: next(steps, None) and None)
-    train_loop(experiment, arrays, local_batches(experiment, arrays), host, folder)
+    steps = iter(
+        track(range(experiment.train.steps), ", ".join(experiment.data.task_names), transient=True)
+    )
+    context = TrainContext(keep, lambda row: next(steps, None) and None)
+    train_loop(experiment, arrays, local_batches(experiment, arrays), context, folder)
     seconds = time.perf_counter() - start
     about = {"seconds": seconds, "step": best["step"], "val": best["val"]}
     about["parameters"] = sum(value.numel() for value in best["params"].values())
-    return scores(experiment, problem, best["params"], arrays, "test"), about
+    return scores(experiment, algorithm, best["params"], arrays, "test"), about
 
 
 def main(
-    seed: Annotated[list[int], typer.Option(help="Of the initialisation and the batches; several give a mean.")] = [0],  # noqa: B006
-    steps: Annotated[int | None, typer.Option(min=1, help="Of each training; the configuration's by default.")] = None,
-    unboxed: Annotated[float, typer.Option(min=0, max=0.95, help="Share of pictures whose boxes are withheld.")] = 0.0,
-    data: Annotated[Path | None, typer.Option(help="The folder with VOCdevkit; else $RAYMTL_DATA.")] = None,
+    seed: Annotated[
+        list[int], typer.Option(help="Of the initialisation and the batches; several give a mean.")
+    ] = [0],  # noqa: B006
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of each training; the configuration's by default.")
+    ] = None,
+    unboxed: Annotated[
+        float, typer.Option(min=0, max=0.95, help="Share of pictures whose boxes are withheld.")
+    ] = 0.0,
+    data: Annotated[
+        Path | None, typer.Option(help="The folder with VOCdevkit; else $RAYMTL_DATA.")
+    ] = None,
     save: Annotated[Path | None, typer.Option("--json", help="Where to write the rows.")] = None,
 ) -> None:
     """Prints the average precisions and the errors of the counts on the test pictures."""
@@ -136,12 +167,18 @@ def table(measured: Sequence[dict[str, Any]]) -> Table:
     for name in names:
         cells = []
         for tasks in ROWS:
-            values = [row["test"][name] for row in measured if row["tasks"] == list(tasks) and name in row["test"]]
+            values = [
+                row["test"][name]
+                for row in measured
+                if row["tasks"] == list(tasks) and name in row["test"]
+            ]
             spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.3f}{spread}" if values else "")
         shown.add_row(name, *cells)
     for key in ("seconds", "parameters", "step"):
-        values = [np.mean([row[key] for row in measured if row["tasks"] == list(tasks)]) for tasks in ROWS]
+        values = [
+            np.mean([row[key] for row in measured if row["tasks"] == list(tasks)]) for tasks in ROWS
+        ]
         shown.add_row(key, *(f"{value:,.0f}" for value in values))
     return shown
 

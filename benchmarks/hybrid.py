@@ -19,9 +19,9 @@ import torch
 from scipy import stats
 
 from raymtl.config import Experiment, load
-from raymtl.evaluate import evaluate
-from raymtl.loop import Host, local_batches, train_loop
-from raymtl.runs import load_params
+from raymtl.evaluation.evaluate import evaluate
+from raymtl.storage.formats import load_params
+from raymtl.training.loop import TrainContext, local_batches, train_loop
 
 
 def with_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -44,7 +44,13 @@ def measured(chosen: Experiment) -> dict[str, Any]:
     arrays = chosen.data.load()
     with tempfile.TemporaryDirectory() as name:
         folder, started = Path(name), time.perf_counter()
-        train_loop(chosen, arrays, local_batches(chosen, arrays), Host(lambda _: None, lambda _: None), folder)
+        train_loop(
+            chosen,
+            arrays,
+            local_batches(chosen, arrays),
+            TrainContext(lambda _: None, lambda _: None),
+            folder,
+        )
         seconds = time.perf_counter() - started
         params = load_params(folder / "model.safetensors")
     scores = evaluate(chosen, chosen.build(), params, arrays).metrics["score"]
@@ -53,7 +59,9 @@ def measured(chosen: Experiment) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", type=Path, default=Path("tune_configs/hybrid.yaml"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, nargs="+", default=[0, 100, 200, 300])
@@ -61,16 +69,23 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     written = load(options.config)
-    rows = {first: [measured(plans(written, first, seed)) for seed in range(options.seeds)] for first in options.first}
+    rows = {
+        first: [measured(plans(written, first, seed)) for seed in range(options.seeds)]
+        for first in options.first
+    }
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))
-    print("| first stage | score, adapted | against none | score, unadapted | seconds |\n|---|---|---|---|---|")
+    print(
+        "| first stage | score, adapted | against none | score, unadapted | seconds |\n|---|---|---|---|---|"
+    )
     for first, runs in rows.items():
         after = [run["after"] for run in runs]
         apart = [a - run["after"] for a, run in zip(after, rows[options.first[0]], strict=True)]
         columns = (after, apart, [run["before"] for run in runs])
         cells = (f"{mean:.3f} ± {half:.3f}" for mean, half in map(with_interval, columns))
-        print(f"| {first} | {' | '.join(cells)} | {sum(run['seconds'] for run in runs) / len(runs):.0f} |")
+        print(
+            f"| {first} | {' | '.join(cells)} | {sum(run['seconds'] for run in runs) / len(runs):.0f} |"
+        )
 
 
 if __name__ == "__main__":

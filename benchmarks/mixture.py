@@ -23,13 +23,14 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from benchmarks.sharing import interval
-from raymtl.collective import Workers
 from raymtl.config import Experiment
 from raymtl.data import Split
 from raymtl.data.episodes import build_episodes, on_device
-from raymtl.evaluate import evaluate
-from raymtl.scoring import validation_scores
-from raymtl.step import HowToRun, Problem, meta_gradient, over_episodes
+from raymtl.evaluation.evaluate import evaluate
+from raymtl.evaluation.scores import validation_scores
+from raymtl.step.algorithm import Algorithm
+from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient, over_episodes
+from raymtl.step.workers import Workers
 from raymtl.types import DivergedError, Params, Spec
 
 MAML, UMTL = "maml", "umtl"
@@ -101,78 +102,105 @@ def widened(protocol: Protocol, seed: int, like: int) -> dict[str, Any]:
 
     estimate = math.isqrt(like)
     widths = range(max(1, estimate - 10), estimate + 3)
-    best = min(widths, key=lambda width: abs(num_parameters(experiment(protocol, seed, of(width))) - like))
+    best = min(
+        widths, key=lambda width: abs(num_parameters(experiment(protocol, seed, of(width))) - like)
+    )
     return of(best)
 
 
 def train(chosen: Experiment, setting: int, protocol: Protocol) -> Try:
     """Adam with a rate that falls to 0 along half a cosine, as `raymtl train` has it."""
-    problem = chosen.build()
-    params = problem.init_params()
+    algorithm = chosen.build()
+    params = algorithm.init_params()
     optimizer = torch.optim.Adam(list(params.values()))
     best = Try(math.inf, 0, {}, setting)
     for step in range(protocol.steps):
         episodes, _ = build_episodes(
-            chosen.data, {}, seed=chosen.seed, split="train", step=step, indices=range(protocol.meta_batch)
+            chosen.data,
+            {},
+            seed=chosen.seed,
+            split="train",
+            step=step,
+            indices=range(protocol.meta_batch),
         )
         try:
-            meta = meta_gradient(problem, params, on_device(episodes, "cpu"), step=step)
+            meta = meta_gradient(algorithm, params, on_device(episodes, "cpu"), step=step)
         except DivergedError:
             return best  # of the looks before, none of which may be: then another setting stands
         optimizer.zero_grad()
-        moving = {name: value for name, value in params.items() if problem.learner.moves(step, name)}
+        moving = {
+            name: value for name, value in params.items() if algorithm.learner.moves(step, name)
+        }
         for name, value in moving.items():
             value.grad = meta.grads[name]
         torch.nn.utils.clip_grad_norm_(moving.values(), chosen.train.clip_norm or math.inf)
-        optimizer.param_groups[0]["lr"] = chosen.train.lr * (1 + math.cos(math.pi * step / protocol.steps)) / 2
+        optimizer.param_groups[0]["lr"] = (
+            chosen.train.lr * (1 + math.cos(math.pi * step / protocol.steps)) / 2
+        )
         optimizer.step()
         done = step + 1
         if done * protocol.looks // protocol.steps > step * protocol.looks // protocol.steps:
             with torch.no_grad():
-                val = validation_scores(chosen, problem, params, {}, HowToRun(), Workers())["val.y.mse"]
+                val = validation_scores(
+                    chosen, algorithm, params, {}, ExecutionConfig(), Workers()
+                )["val.y.mse"]
             assert val is not None
             if val < best.val:
-                best = Try(val, done, {name: value.detach().clone() for name, value in params.items()}, setting)
+                best = Try(
+                    val,
+                    done,
+                    {name: value.detach().clone() for name, value in params.items()},
+                    setting,
+                )
     return best
 
 
 @torch.no_grad()
 def embeddings(
-    chosen: Experiment, problem: Problem, params: Params, split: Split, count: int
+    chosen: Experiment, algorithm: Algorithm, params: Params, split: Split, count: int
 ) -> tuple[Tensor, list[str]]:
     """[count, D], and the family of each episode."""
-    episodes, families = build_episodes(chosen.data, {}, seed=chosen.seed, split=split, step=0, indices=range(count))
+    episodes, families = build_episodes(
+        chosen.data, {}, seed=chosen.seed, split=split, step=0, indices=range(count)
+    )
     z = over_episodes(
-        lambda episode: problem.learner.embed(problem.model, params, episode.support),
+        lambda episode: algorithm.learner.embed(algorithm.model, params, episode.support),
         on_device(episodes, "cpu"),
-        HowToRun(),
+        ExecutionConfig(),
     )
     return z.flatten(0, 1), families
 
 
-def probed(chosen: Experiment, problem: Problem, params: Params, protocol: Protocol) -> float:
+def probed(chosen: Experiment, algorithm: Algorithm, params: Params, protocol: Protocol) -> float:
     """Share of test episodes whose family logistic regression tells from the embedding."""
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=100, max_iter=5000))
-    probe.fit(*embeddings(chosen, problem, params, "val", protocol.probe_episodes))
-    return float(probe.score(*embeddings(chosen, problem, params, "test", protocol.test_episodes)))
+    probe.fit(*embeddings(chosen, algorithm, params, "val", protocol.probe_episodes))
+    return float(
+        probe.score(*embeddings(chosen, algorithm, params, "test", protocol.test_episodes))
+    )
 
 
-def related(chosen: Experiment, problem: Problem, params: Params) -> dict[str, float]:
+def related(chosen: Experiment, algorithm: Algorithm, params: Params) -> dict[str, float]:
     """Mean learned relation of test episodes of the same family, and of different ones."""
-    z, families = embeddings(chosen, problem, params, "test", 200)
-    relations = problem.learner.relations(params, z)
+    z, families = embeddings(chosen, algorithm, params, "test", 200)
+    relations = algorithm.learner.relations(params, z)
     assert relations is not None
     same = torch.tensor([[a == b for b in families] for a in families])
     others = ~torch.eye(len(z), dtype=torch.bool)
-    return {"within": float(relations[same & others].mean()), "between": float(relations[~same].mean())}
+    return {
+        "within": float(relations[same & others].mean()),
+        "between": float(relations[~same].mean()),
+    }
 
 
-def result(row: str, values: Mapping[str, Any], seed: int, tries: Sequence[Try], protocol: Protocol) -> dict[str, Any]:
+def result(
+    row: str, values: Mapping[str, Any], seed: int, tries: Sequence[Try], protocol: Protocol
+) -> dict[str, Any]:
     """The row of the JSON file: the best of the tries on the test episodes."""
     best = min(tries, key=lambda found: found.val)
     chosen = experiment(protocol, seed, dict(values) | SETTINGS[best.setting])
-    problem = chosen.build()
-    scores = evaluate(chosen, problem, best.params, {}).metrics
+    algorithm = chosen.build()
+    scores = evaluate(chosen, algorithm, best.params, {}).metrics
     found = {
         "row": row,
         "seed": seed,
@@ -186,9 +214,9 @@ def result(row: str, values: Mapping[str, Any], seed: int, tries: Sequence[Try],
         "num_parameters": num_parameters(chosen),
     }
     if chosen.learner.name == UMTL:
-        found |= {"probe": probed(chosen, problem, best.params, protocol)}
-        found |= {"untrained": probed(chosen, problem, problem.init_params(), protocol)}
-        found |= related(chosen, problem, best.params)
+        found |= {"probe": probed(chosen, algorithm, best.params, protocol)}
+        found |= {"untrained": probed(chosen, algorithm, algorithm.init_params(), protocol)}
+        found |= related(chosen, algorithm, best.params)
     return found
 
 
@@ -232,41 +260,68 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         count = [row["num_parameters"] for row in rows if row["row"] == name]
         if count:
             probes = (told(name, "probe", 1, 100), told(name, "untrained", 1, 100))
-            cells = (told(name, "mse", 3), *probes, told(name, "within", 2), told(name, "between", 2))
+            cells = (
+                told(name, "mse", 3),
+                *probes,
+                told(name, "within", 2),
+                told(name, "between", 2),
+            )
             lines.append(f"| {name} | {count[0]} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def main(
-    json_path: Annotated[Path | None, typer.Option("--json", help="Results; what it holds is not run again.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Results; what it holds is not run again.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     processes: Annotated[int, typer.Option(min=1)] = 2,
     steps: Annotated[int, typer.Option(help="Outer steps of every try.", min=1)] = Protocol().steps,
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke run; its numbers say nothing.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A smoke run; its numbers say nothing.")
+    ] = False,
 ) -> None:
     """Prints the test error of MAML, of UMTL and of UMTL without its parts, and what a probe finds in embeddings."""
     protocol = Protocol(steps=steps)
     if quick:
-        few = {"steps": 10, "looks": 1, "val_episodes": 20, "test_episodes": 20, "probe_episodes": 60, "settings": 1}
+        few = {
+            "steps": 10,
+            "looks": 1,
+            "val_episodes": 20,
+            "test_episodes": 20,
+            "probe_episodes": 60,
+            "settings": 1,
+        }
         protocol, seeds = Protocol.model_validate(few), 1
     rows: list[dict[str, Any]] = []
     if json_path and json_path.exists():
         found = json.loads(json_path.read_text())
         if found["protocol"] != protocol.model_dump(mode="json"):
-            raise typer.BadParameter(f"{json_path} holds results of another protocol. Name another file.")
+            raise typer.BadParameter(
+                f"{json_path} holds results of another protocol. Name another file."
+            )
         rows = found["results"]
     done = {(row["row"], row["seed"]) for row in rows}
-    todo = [(learner, seed) for seed in range(seeds) for learner in LEARNERS if (learner, seed) not in done]
+    todo = [
+        (learner, seed)
+        for seed in range(seeds)
+        for learner in LEARNERS
+        if (learner, seed) not in done
+    ]
     with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         for future in as_completed([pool.submit(of_seed, *key, protocol) for key in todo]):
             rows += future.result()
             if json_path:
                 partial = json_path.with_suffix(".partial")
                 partial.write_text(
-                    json.dumps({"protocol": protocol.model_dump(mode="json"), "results": rows}, indent=1)
+                    json.dumps(
+                        {"protocol": protocol.model_dump(mode="json"), "results": rows}, indent=1
+                    )
                 )
                 partial.replace(json_path)
-    Console(stderr=True).print(f"{seeds} seeds, 95 % intervals; {protocol.settings} settings for maml and umtl each")
+    Console(stderr=True).print(
+        f"{seeds} seeds, 95 % intervals; {protocol.settings} settings for maml and umtl each"
+    )
     print(markdown(sorted(rows, key=lambda row: row["seed"])), end="")
 
 

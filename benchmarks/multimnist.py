@@ -32,16 +32,16 @@ from raymtl.config import Experiment
 from raymtl.config.sections import Evaluate, Train
 from raymtl.data import MultiMNIST, Split
 from raymtl.data.episodes import on_device
-from raymtl.data.multimnist import PAIRS
+from raymtl.data.sources.multimnist import PAIRS
 from raymtl.encoders import ConvSpec, EncoderSpec, LeNetSpec, ResNet18Spec
-from raymtl.evaluate import load_model
+from raymtl.evaluation.evaluate import load_model
+from raymtl.evaluation.relative import delta_m
 from raymtl.learners import MAML
-from raymtl.loop import Host, local_batches, train_loop
-from raymtl.metrics import delta_m
 from raymtl.sharing import BranchingSpec, HierarchicalSpec, SoftSpec
 from raymtl.sharing.base import SharingSpecBase
-from raymtl.step import Precision
+from raymtl.step.meta_gradient import Precision
 from raymtl.tasks import metric_sums, metric_values
+from raymtl.training.loop import TrainContext, local_batches, train_loop
 from raymtl.types import DivergedError, Episode, Spec, UserError
 from raymtl.weighting import EqualSpec
 
@@ -99,7 +99,11 @@ FIXED = Protocol(
 FRESH = Protocol(
     pairs="fresh",
     encoder=ConvSpec(channels=(32, 64, 128)),
-    narrower=(ConvSpec(channels=(24, 48, 96)), ConvSpec(channels=(16, 32, 64)), ConvSpec(channels=(12, 24, 48))),
+    narrower=(
+        ConvSpec(channels=(24, 48, 96)),
+        ConvSpec(channels=(16, 32, 64)),
+        ConvSpec(channels=(12, 24, 48)),
+    ),
     wider=ConvSpec(channels=(48, 96, 192)),
     most_parameters=500_000,
     rates=(0.002, 0.004),
@@ -120,14 +124,18 @@ RESNET: dict[str, Any] = {
 """What the protocol for a GPU has other than those for two CPU cores."""
 
 
-def protocol_of(pairs: Literal["fixed", "fresh"], size: Literal["cpu", "resnet"], quick: bool) -> Protocol:
+def protocol_of(
+    pairs: Literal["fixed", "fresh"], size: Literal["cpu", "resnet"], quick: bool
+) -> Protocol:
     """The protocol; `quick` leaves it two steps of four pairs and one rate."""
     chosen = FIXED if pairs == "fixed" else FRESH
     if size == "resnet":
         chosen = chosen.model_copy(update=RESNET)
     if quick:
         least = Budget(steps=2, batch=4)
-        chosen = chosen.model_copy(update={"rates": chosen.rates[:1], "short": least, "long": least})
+        chosen = chosen.model_copy(
+            update={"rates": chosen.rates[:1], "short": least, "long": least}
+        )
     return chosen
 
 
@@ -138,7 +146,9 @@ class Try(NamedTuple):
     rate: float
     long: bool
 
-    def experiment(self, protocol: Protocol, encoder: EncoderSpec, device: str = "cpu") -> Experiment:
+    def experiment(
+        self, protocol: Protocol, encoder: EncoderSpec, device: str = "cpu"
+    ) -> Experiment:
         """Its configuration."""
         budget = protocol.long if self.long else protocol.short
         return Experiment(
@@ -169,32 +179,48 @@ def encoder_of(protocol: Protocol, method: str) -> tuple[EncoderSpec, int]:
 
     Raises UserError where there is none.
     """
-    candidates = (protocol.wider,) if method == WIDE and protocol.wider else (protocol.encoder, *protocol.narrower)
+    candidates = (
+        (protocol.wider,)
+        if method == WIDE and protocol.wider
+        else (protocol.encoder, *protocol.narrower)
+    )
     for encoder in candidates:
-        params = Try(method, protocol.rates[0], False).experiment(protocol, encoder).build().init_params()
+        params = (
+            Try(method, protocol.rates[0], False)
+            .experiment(protocol, encoder)
+            .build()
+            .init_params()
+        )
         number = sum(value.numel() for value in params.values())
         if protocol.most_parameters is None or number <= protocol.most_parameters:
             return encoder, number
-    raise UserError(f"{method}: expected at most {protocol.most_parameters:,} parameters, got {number:,}.")
+    raise UserError(
+        f"{method}: expected at most {protocol.most_parameters:,} parameters, got {number:,}."
+    )
 
 
 def accuracies(folder: Path, split: Split, device: str) -> dict[str, float]:
     """The share that is right of all fixed pairs of a split, of each task, by the model in a folder."""
-    experiment, problem, params = load_model(folder)
+    experiment, algorithm, params = load_model(folder)
     params = {name: value.to(device) for name, value in params.items()}
-    problem.model.to(device)
+    algorithm.model.to(device)
     source = experiment.data
     arrays = source.load()
     sums: torch.Tensor | float = 0.0
     for start in range(0, len(arrays[split]), AT_ONCE):
         batch = source.batch(arrays, arrays[split][start : start + AT_ONCE])
         seen = on_device(Episode(batch, batch), device).query
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=experiment.train.precision == "bfloat16"):
-            predictions = problem.predict(params, seen.inputs)
-        sums = sums + metric_sums(problem.tasks, predictions, seen)
+        with (
+            torch.no_grad(),
+            torch.autocast(
+                device, torch.bfloat16, enabled=experiment.train.precision == "bfloat16"
+            ),
+        ):
+            predictions = algorithm.predict(params, seen.inputs)
+        sums = sums + metric_sums(algorithm.tasks, predictions, seen)
     assert isinstance(sums, torch.Tensor)
-    counts = sums.new_full((len(problem.tasks),), len(arrays[split]))
-    scores = metric_values(problem.tasks, sums, counts)
+    counts = sums.new_full((len(algorithm.tasks),), len(arrays[split]))
+    scores = metric_values(algorithm.tasks, sums, counts)
     return {name: float(scores[f"{name}.accuracy"]) for name in source.task_names}
 
 
@@ -219,9 +245,9 @@ def train(
 
     folder.mkdir(parents=True)
     arrays = experiment.data.load()
-    host = Host(lambda scores: None, observe, device=torch.device(device))
+    context = TrainContext(lambda scores: None, observe, device=torch.device(device))
     try:
-        train_loop(experiment, arrays, local_batches(experiment, arrays), host, folder)
+        train_loop(experiment, arrays, local_batches(experiment, arrays), context, folder)
     except DivergedError as error:
         return row | {"val": None, "diverged": str(error)}
     row["val"] = accuracies(folder, "val", device)
@@ -236,7 +262,10 @@ def mean(scores: Mapping[str, float] | None) -> float:
 def best_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The row of each method that is best on the validation pairs, in the order of the methods."""
     methods = dict.fromkeys(row["method"] for row in rows)
-    return [max((row for row in rows if row["method"] == m), key=lambda row: mean(row["val"])) for m in methods]
+    return [
+        max((row for row in rows if row["method"] == m), key=lambda row: mean(row["val"]))
+        for m in methods
+    ]
 
 
 def long_tries(short: Sequence[Mapping[str, Any]], protocol: Protocol) -> list[Try]:
@@ -245,10 +274,14 @@ def long_tries(short: Sequence[Mapping[str, Any]], protocol: Protocol) -> list[T
     Where hard sharing itself is best, the next best one too.
     """
     rates = {row["method"]: row["rate"] for row in short}
-    ranked = sorted((row for row in short if row["method"] != SINGLE), key=lambda row: -mean(row["val"]))
+    ranked = sorted(
+        (row for row in short if row["method"] != SINGLE), key=lambda row: -mean(row["val"])
+    )
     best = next((row["method"] for row in ranked if row["method"] != HARD), None)
     methods = [best, SINGLE, *([WIDE] if protocol.wider else []), HARD]  # the slowest first
-    return [Try(m, rates[HARD if m == WIDE else m], True) for m in methods if m == WIDE or m in rates]
+    return [
+        Try(m, rates[HARD if m == WIDE else m], True) for m in methods if m == WIDE or m in rates
+    ]
 
 
 class Pool:
@@ -272,10 +305,17 @@ class Pool:
         steps_done = self.manager.dict()
         budget = self.protocol.long if tries[0].long else self.protocol.short
         futures = [
-            self.workers.submit(train, tried, self.protocol, self._model(tried), self.device, steps_done)
+            self.workers.submit(
+                train, tried, self.protocol, self._model(tried), self.device, steps_done
+            )
             for tried in tries
         ]
-        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=Console(stderr=True)) as progress:
             bar = progress.add_task(title, total=len(tries) * budget.steps)
             left = set(futures)
@@ -288,7 +328,10 @@ class Pool:
         best = [row for row in best_of(rows) if row["val"] is not None]
         scores = [
             self.workers.submit(
-                accuracies, self._model(Try(row["method"], row["rate"], row["long"])), "test", self.device
+                accuracies,
+                self._model(Try(row["method"], row["rate"], row["long"])),
+                "test",
+                self.device,
             )
             for row in best
         ]
@@ -302,7 +345,10 @@ class Pool:
 
 def _told(row: Mapping[str, Any]) -> str:
     """A line about a try that is done."""
-    said = row.get("diverged") or f"{100 * mean(row['val']):.2f} % of the validation pairs, {row['cpu_seconds']:.0f} s"
+    said = (
+        row.get("diverged")
+        or f"{100 * mean(row['val']):.2f} % of the validation pairs, {row['cpu_seconds']:.0f} s"
+    )
     return f"{row['method']}, rate {row['rate']:g}: {said}"
 
 
@@ -313,12 +359,24 @@ def interval(accuracy: float, number: int) -> float:
 
 def table(rows: Sequence[Mapping[str, Any]], pairs: int) -> tuple[list[str], list[list[str]]]:
     """Header and rows, the best on the validation pairs first; `pairs` are those of the test."""
-    header = ["method", "parameters", "rate", "val, %", "left, %", "right, %", "delta_m", "ms/step", "CPU s"]
+    header = [
+        "method",
+        "parameters",
+        "rate",
+        "val, %",
+        "left, %",
+        "right, %",
+        "delta_m",
+        "ms/step",
+        "CPU s",
+    ]
     alone = next((row for row in rows if row["method"] == SINGLE and row["val"] is not None), None)
     lines = []
     for row in sorted(rows, key=lambda row: -mean(row["val"])):
         if row["val"] is None:
-            lines.append([row["method"], f"{row['num_parameters']:,}", "every rate diverged", *[""] * 6])
+            lines.append(
+                [row["method"], f"{row['num_parameters']:,}", "every rate diverged", *[""] * 6]
+            )
             continue
         test = row["test"]
         change = delta_m(_scores(test), _scores(alone["test"])) if alone else None
@@ -328,7 +386,10 @@ def table(rows: Sequence[Mapping[str, Any]], pairs: int) -> tuple[list[str], lis
                 f"{row['num_parameters']:,}",
                 f"{row['rate']:g}",
                 f"{100 * mean(row['val']):.2f}",
-                *(f"{100 * test[t]:.2f} ± {100 * interval(test[t], pairs):.2f}" for t in ("left", "right")),
+                *(
+                    f"{100 * test[t]:.2f} ± {100 * interval(test[t], pairs):.2f}"
+                    for t in ("left", "right")
+                ),
                 "-" if change is None else f"{change:+.2f}",
                 f"{1000 * row['cpu_seconds'] / row['steps']:.0f}",
                 f"{row['cpu_seconds']:.0f}",
@@ -355,7 +416,10 @@ def show(title: str, rows: Sequence[Mapping[str, Any]], console: Console) -> Non
                 [
                     f"{title}:",
                     "",
-                    *("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *lines]),
+                    *(
+                        "| " + " | ".join(line) + " |"
+                        for line in [header, ["---"] * len(header), *lines]
+                    ),
                     "",
                 ]
             )
@@ -368,14 +432,20 @@ def _write(path: Path | None, found: Mapping[str, Any]) -> None:
 
 
 def main(
-    pairs: Annotated[str, typer.Option(help="fixed: 60,000 for training; fresh: others in every step.")] = "fixed",
+    pairs: Annotated[
+        str, typer.Option(help="fixed: 60,000 for training; fresh: others in every step.")
+    ] = "fixed",
     protocol: Annotated[str, typer.Option(help="cpu, or resnet for a GPU.")] = "cpu",
-    data: Annotated[Path | None, typer.Option(help="The folder with MNIST/raw; else $RAYMTL_DATA.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The folder with MNIST/raw; else $RAYMTL_DATA.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     processes: Annotated[int, typer.Option(min=1, help="Of one thread each.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Of initialisation and batches.")] = 0,
-    methods: Annotated[list[str], typer.Option("--method")] = list(SHORT_METHODS),  # noqa: B006  (typer copies it)
-    quick: Annotated[bool, typer.Option("--quick", help="Two steps a try; its numbers say nothing.")] = False,
+    methods: Annotated[list[str], typer.Option("--method")] = list(SHORT_METHODS),  # noqa: B006
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two steps a try; its numbers say nothing.")
+    ] = False,
     save: Annotated[Path | None, typer.Option("--json", help="Where to write the rows.")] = None,
 ) -> None:
     """Prints the test accuracy of every sharing architecture and of single tasks at equal budget, then of the best."""
@@ -397,8 +467,13 @@ def main(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, Pool(chosen, processes, device, Path(folder)) as pool:
-        short = pool.run([Try(m, rate, False) for rate in chosen.rates for m in methods], "short tries")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Pool(chosen, processes, device, Path(folder)) as pool,
+    ):
+        short = pool.run(
+            [Try(m, rate, False) for rate in chosen.rates for m in methods], "short tries"
+        )
         found = {"protocol": chosen.model_dump(mode="json"), "device": device, "short": short}
         _write(save, found)
         long = pool.run(long_tries(best_of(short), chosen), "long tries")
@@ -406,12 +481,17 @@ def main(
     cpu_seconds = sum(row.get("cpu_seconds", 0.0) for row in (*short, *long))
     _write(save, {**found, "long": long, "seconds": seconds, "cpu_seconds": cpu_seconds})
     console = Console()
-    for title, rows, budget in (("Short", best_of(short), chosen.short), ("Long", long, chosen.long)):
+    for title, rows, budget in (
+        ("Short", best_of(short), chosen.short),
+        ("Long", long, chosen.long),
+    ):
         show(f"{title} tries, {budget.steps} steps of {budget.batch} {pairs} pairs", rows, console)
     if pairs in PUBLISHED:
         left, right = PUBLISHED[pairs]
         print(f"MGDA as published: {100 * left:.2f} left, {100 * right:.2f} right.")
-    print(f"{seconds / 60:.1f} minutes, {cpu_seconds / 60:.1f} of them of CPU in {processes} processes.")
+    print(
+        f"{seconds / 60:.1f} minutes, {cpu_seconds / 60:.1f} of them of CPU in {processes} processes."
+    )
 
 
 if __name__ == "__main__":

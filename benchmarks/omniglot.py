@@ -16,23 +16,39 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from raymtl import config, runs
+from raymtl import config, run_folder
 from raymtl.config import Experiment
+from raymtl.storage import formats
 
 FOLDER = Path(__file__).parent.parent / "tune_configs"
 CONFIGS = {"protonet": "omniglot.yaml", "maml": "omniglot-maml.yaml"}
-QUICK = {"train.steps": 4, "train.eval_every": 4, "evaluate.val_episodes": 2, "evaluate.test_episodes": 4}
+QUICK = {
+    "train.steps": 4,
+    "train.eval_every": 4,
+    "evaluate.val_episodes": 2,
+    "evaluate.test_episodes": 4,
+}
 FULL: dict[str, dict[str, Any]] = {
     # Snell et al., 2017, arXiv:1703.05175: 60 ways in training.
     "protonet": {"data.train_ways": 60, "train.steps": 20_000, "train.meta_batch": 4},
     # Antoniou et al., 2019, arXiv:1810.09502: 64 filters, 5 inner steps, 16 tasks a step.
-    "maml": {"encoder.width": 64, "learner.inner_steps": 5, "train.steps": 60_000, "train.meta_batch": 16},
+    "maml": {
+        "encoder.width": 64,
+        "learner.inner_steps": 5,
+        "train.steps": 60_000,
+        "train.meta_batch": 16,
+    },
 }
 """What the papers' protocols change, for a GPU."""
 
 
 def chosen(
-    learner: str, ways: int, shots: int, device: str, workers: int, length: Literal["quick", "cpu", "full"]
+    learner: str,
+    ways: int,
+    shots: int,
+    device: str,
+    workers: int,
+    length: Literal["quick", "cpu", "full"],
 ) -> Experiment:
     """The configuration of a row."""
     values = {
@@ -49,34 +65,42 @@ def chosen(
 def measure(experiment: Experiment, output: Path) -> dict[str, Any]:
     """Trains and scores a configuration: its part of the JSON file."""
     # Here and not above: what Ray reads is set where it is imported first.
-    from raymtl.workflow import train_run
+    from raymtl.pipeline.pipeline import train_run
 
     experiment = experiment.override({"output": str(output)})
     start = time.perf_counter()
-    run = runs.create(experiment)
+    run = run_folder.create(experiment)
     train_run(experiment, run, experiment.data.load(), None)
     seconds = time.perf_counter() - start
-    metrics = runs.read_json(run / "best" / "metrics.json")
+    metrics = formats.read_json(run / "best" / "metrics.json")
     return {
         "accuracy": metrics["tasks"]["character"]["accuracy"]["after"],
         "episodes": metrics["episodes"],
         "transductive": metrics["transductive"],
         "train_seconds": metrics["train_seconds"],
         "seconds": seconds,
-        "tasks_per_second": experiment.train.steps * experiment.train.meta_batch / metrics["train_seconds"],
+        "tasks_per_second": experiment.train.steps
+        * experiment.train.meta_batch
+        / metrics["train_seconds"],
         "config": experiment.model_dump(mode="json"),
     }
 
 
 def main(
-    learner: Annotated[list[str], typer.Option(help="protonet or maml; both by default.")] = list(CONFIGS),  # noqa: B006
+    learner: Annotated[list[str], typer.Option(help="protonet or maml; both by default.")] = list(  # noqa: B006
+        CONFIGS
+    ),
     ways: Annotated[int, typer.Option(min=2, help="Classes of a test episode.")] = 5,
     shots: Annotated[int, typer.Option(min=1, help="Labelled drawings of each.")] = 1,
-    data: Annotated[Path | None, typer.Option(help="The folder with omniglot-py; else $RAYMTL_DATA.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The folder with omniglot-py; else $RAYMTL_DATA.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 2,
     full: Annotated[bool, typer.Option("--full", help="The papers' protocol, for a GPU.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="4 steps; its numbers say nothing.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="4 steps; its numbers say nothing.")
+    ] = False,
     save: Annotated[Path | None, typer.Option("--json", help="Where to write the rows.")] = None,
 ) -> None:
     """Prints the accuracies with 95 % intervals over test episodes."""
@@ -90,7 +114,15 @@ def main(
             measured.append({"learner": name, **measure(experiment, Path(output))})
     if save:
         save.write_text(json.dumps(measured, indent=2))
-    table = Table("learner", f"{ways}-way {shots}-shot, %", "episodes", "transductive", "train s", "all s", "tasks/s")
+    table = Table(
+        "learner",
+        f"{ways}-way {shots}-shot, %",
+        "episodes",
+        "transductive",
+        "train s",
+        "all s",
+        "tasks/s",
+    )
     for row in measured:
         accuracy = row["accuracy"]
         table.add_row(

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from raymtl.data import Files
 from raymtl.data.episodes import build_episodes
-from raymtl.data.files.load import encode
-from raymtl.data.files.rows import Opened
+from raymtl.data.tables.dataset import Opened
+from raymtl.data.tables.encode import encode
 
 GROUP = 20_000
 
@@ -34,7 +34,13 @@ def write(path: Path, rows: int, columns: int) -> None:
     writer = None
     for start in range(0, rows, GROUP):
         x = rng.normal(size=(min(GROUP, rows - start), columns))
-        table = pa.table({**{f"x{i}": own for i, own in enumerate(x.T)}, "y": x.sum(1), "c": (x[:, 0] > 0).astype(int)})
+        table = pa.table(
+            {
+                **{f"x{i}": own for i, own in enumerate(x.T)},
+                "y": x.sum(1),
+                "c": (x[:, 0] > 0).astype(int),
+            }
+        )
         writer = writer or pq.ParquetWriter(path, table.schema)
         writer.write_table(table)
     assert writer is not None
@@ -100,7 +106,9 @@ def measure(rows: int, columns: int, turns: int, ray_too: bool) -> dict[str, Any
                 of_cores[name].append(rows / cores)
 
         def first() -> None:
-            fresh = Files(**settings, in_memory_mb=max(1.0, path.stat().st_size / 8e6), fit_rows=100_000)
+            fresh = Files(
+                **settings, in_memory_mb=max(1.0, path.stat().st_size / 8e6), fit_rows=100_000
+            )
             build_episodes(fresh, fresh.load(), seed=0, split="train", step=0, indices=range(8))
 
         return {
@@ -114,7 +122,9 @@ def measure(rows: int, columns: int, turns: int, ray_too: bool) -> dict[str, Any
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=500_000)
     parser.add_argument("--columns", type=int, default=40)
     parser.add_argument("--turns", type=int, default=3)
@@ -126,7 +136,9 @@ def main() -> None:
         given.json.write_text(json.dumps(told, indent=2))
     print("| reader | rows/s | rows/core-s | raymtl over it |\n|---|---|---|---|")
     for name, values in told["rows_per_s"].items():
-        ratio = statistics.median(o / v for o, v in zip(told["rows_per_s"]["raymtl"], values, strict=True))
+        ratio = statistics.median(
+            o / v for o, v in zip(told["rows_per_s"]["raymtl"], values, strict=True)
+        )
         cores = statistics.median(told["rows_per_core_s"][name])
         print(f"| {name} | {statistics.median(values):,.0f} | {cores:,.0f} | {ratio:.2f} |")
     wall, cores = told["first_batch_s"]

@@ -94,8 +94,8 @@ def reduce_s(constants: Constants, gpus: int, scattered: float, gathered: float)
     """A ring's reduce-scatter of so many bytes and all-gather of so many, with the latency of a tree."""
     if gpus == 1:
         return 0.0
-    passes = (gpus - 1) / gpus * (scattered + gathered) / link(constants, gpus)
-    return passes + 2 * math.ceil(math.log2(gpus)) * constants.latency_s
+    micro_batches = (gpus - 1) / gpus * (scattered + gathered) / link(constants, gpus)
+    return micro_batches + 2 * math.ceil(math.log2(gpus)) * constants.latency_s
 
 
 def step(constants: Constants, gpus: int, *, gradients: bool) -> Step:
@@ -103,11 +103,13 @@ def step(constants: Constants, gpus: int, *, gradients: bool) -> Step:
     flat = 4 * constants.parameters
     rows = constants.tasks if gradients else 1
     # The backward pass takes about twice the forward pass.
-    passes = (1 + 2 * rows) / 3
-    compute = constants.episodes_a_gpu * constants.episode_s * passes
+    micro_batches = (1 + 2 * rows) / 3
+    compute = constants.episodes_a_gpu * constants.episode_s * micro_batches
     kept = constants.checkpoint_bytes_a_parameter * constants.parameters / constants.storage_bytes_s
     jacobian = flat * rows * (1 + 1 / gpus) if gradients else 0.0
-    return Step(compute, reduce_s(constants, gpus, flat * rows, flat), kept / constants.eval_every, jacobian)
+    return Step(
+        compute, reduce_s(constants, gpus, flat * rows, flat), kept / constants.eval_every, jacobian
+    )
 
 
 class Searched(NamedTuple):
@@ -125,13 +127,17 @@ def ask_s(constants: Constants, asked: int) -> float:
     return constants.ask_s + constants.ask_s_a_trial * asked
 
 
-def search(constants: Constants, trials: int, slots: int, trial_s: float, reports: int, overhead_s: float) -> Searched:
+def search(
+    constants: Constants, trials: int, slots: int, trial_s: float, reports: int, overhead_s: float
+) -> Searched:
     """Simulates a search: every event waits for the driver, which takes them in the order of their coming.
 
     A slot asks for a trial; has it when the driver has answered; starts after `overhead_s`; reports at even distances,
     without waiting for the driver; and asks again when the driver has taken note of its end.
     """
-    events: list[tuple[float, int, str, int]] = [(0.0, slot, "ask", slot) for slot in range(min(slots, trials))]
+    events: list[tuple[float, int, str, int]] = [
+        (0.0, slot, "ask", slot) for slot in range(min(slots, trials))
+    ]
     heapq.heapify(events)
     order = len(events)
     free = busy = last = 0.0
@@ -174,9 +180,10 @@ def measured(sizes: Sequence[int] = (100, 1000, 3000), reports: int = 10) -> Con
     import optuna
     import torch
 
-    from raymtl import checkpoint, runs
-    from raymtl.checkpoint import Progress
     from raymtl.config import Experiment
+    from raymtl.storage import formats
+    from raymtl.training import checkpoint
+    from raymtl.training.checkpoint import Progress
     from raymtl.tune import Search, trial_rows
 
     space = {
@@ -188,7 +195,14 @@ def measured(sizes: Sequence[int] = (100, 1000, 3000), reports: int = 10) -> Con
     experiment = Experiment().override({"tune.trials": 10**6, "train.steps": 100 * reports})
     experiment = experiment.model_validate(experiment.model_dump(mode="json") | {"search": space})
     rng = np.random.default_rng(0)
-    names = ("val.score", "val.loss", "val.left.accuracy", "val.right.accuracy", "val.sum.r2", "val.sum.mae")
+    names = (
+        "val.score",
+        "val.loss",
+        "val.left.accuracy",
+        "val.right.accuracy",
+        "val.sum.r2",
+        "val.sum.mae",
+    )
     taken: list[tuple[int, float, float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
@@ -212,7 +226,12 @@ def measured(sizes: Sequence[int] = (100, 1000, 3000), reports: int = 10) -> Con
 
         searched.suggest("first")
         before = journal.stat().st_size
-        first = {**dict.fromkeys(names, 0.123456789), "step": 1, "num_parameters": 1000, "seconds": 1.0}
+        first = {
+            **dict.fromkeys(names, 0.123456789),
+            "step": 1,
+            "num_parameters": 1000,
+            "seconds": 1.0,
+        }
         searched.on_trial_result("first", first)
         a_report = journal.stat().st_size - before
         for number in range(8):
@@ -222,8 +241,12 @@ def measured(sizes: Sequence[int] = (100, 1000, 3000), reports: int = 10) -> Con
             while len(searched.study.get_trials(deepcopy=False)) < size:
                 chosen = like[int(rng.integers(len(like)))]
                 params = {
-                    key: type(value)(np.clip(value * rng.uniform(0.8, 1.2), domain.low, domain.high))
-                    for (key, value), domain in zip(chosen.params.items(), chosen.distributions.values(), strict=True)
+                    key: type(value)(
+                        np.clip(value * rng.uniform(0.8, 1.2), domain.low, domain.high)
+                    )
+                    for (key, value), domain in zip(
+                        chosen.params.items(), chosen.distributions.values(), strict=True
+                    )
                 }
                 made = optuna.trial.create_trial(
                     params=params, distributions=chosen.distributions, user_attrs=chosen.user_attrs,
@@ -236,22 +259,29 @@ def measured(sizes: Sequence[int] = (100, 1000, 3000), reports: int = 10) -> Con
         cycle("last")
         a_trial = journal.stat().st_size - before - reports * a_report
         began = time.process_time()
-        runs.write_rows(run / "trials.parquet", trial_rows(searched.study))
+        formats.write_rows(run / "trials.parquet", trial_rows(searched.study))
         a_trial_row = (time.process_time() - began) / len(searched.study.get_trials(deepcopy=False))
         numbers = ("lr", "grad_norm", "seconds", *(f"x{number}" for number in range(10)))
         rows = [{"step": number, **dict.fromkeys(numbers, 0.5)} for number in range(20_000)]
         began = time.process_time()
-        runs.write_rows(run / "history.parquet", rows)
+        formats.write_rows(run / "history.parquet", rows)
         a_row = (time.process_time() - began) / len(rows)
-        problem = experiment.build()
-        params = problem.init_params()
+        algorithm = experiment.build()
+        params = algorithm.init_params()
         optimizer = torch.optim.Adam(params.values())
         for value in params.values():
             value.grad = torch.ones_like(value)
         optimizer.step()
         plain = {name: value.detach() for name, value in params.items()}
-        checkpoint.save(run / "checkpoint", checkpoint.settled(problem), optimizer, Progress(1, plain, "vmap"))
-        kept = sum(file.stat().st_size for file in (run / "checkpoint").rglob("*") if file.is_file())
+        checkpoint.save(
+            run / "checkpoint",
+            checkpoint.snapshot(algorithm),
+            optimizer,
+            Progress(1, plain, "vmap"),
+        )
+        kept = sum(
+            file.stat().st_size for file in (run / "checkpoint").rglob("*") if file.is_file()
+        )
         count = sum(value.numel() for value in params.values())
     slope, base = np.polyfit([size for size, *_ in taken], [asked for _, asked, _, _ in taken], 1)
     last = taken[-1]
@@ -345,8 +375,16 @@ def _growth(constants: Constants) -> Table:
             f"{constants.steps:,.0f} steps, every {constants.eval_every:g}",
             f"{history:.0f} s",
         ),
-        ("trials.parquet, if written at every end", f"{trials:,} trials", f"{table:.0f} s (as it is, 2 % of the time)"),
-        ("asking Optuna", f"{trials:,} trials", f"{asks:.0f} s, the last {ask_s(constants, trials):.2f} s"),
+        (
+            "trials.parquet, if written at every end",
+            f"{trials:,} trials",
+            f"{table:.0f} s (as it is, 2 % of the time)",
+        ),
+        (
+            "asking Optuna",
+            f"{trials:,} trials",
+            f"{asks:.0f} s, the last {ask_s(constants, trials):.2f} s",
+        ),
         ("study.journal", f"{trials:,} trials of 10 reports", f"{journal / 1e6:.0f} MB"),
         ("a checkpoint", f"{constants.parameters:,.0f} parameters", f"{kept / 1e6:.0f} MB"),
     ]
@@ -363,23 +401,35 @@ def printed(found: dict[str, Table]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true", help="measure the constants of this machine first")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a constant of your own")
-    parser.add_argument("--json", type=Path, help="where the constants and the tables are written too")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--measure", action="store_true", help="measure the constants of this machine first"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a constant of your own"
+    )
+    parser.add_argument(
+        "--json", type=Path, help="where the constants and the tables are written too"
+    )
     given = parser.parse_args()
     constants = measured() if given.measure else Constants()
     for text in given.set:
         name, equals, value = text.partition("=")
         if not equals or name not in Constants._fields:
-            parser.error(f"--set: expected NAME=VALUE with one of {', '.join(Constants._fields)}, got '{text}'.")
+            parser.error(
+                f"--set: expected NAME=VALUE with one of {', '.join(Constants._fields)}, got '{text}'."
+            )
         constants = constants._replace(**{name: float(value)})
     found = tables(constants)
     if given.measure:
         print(json.dumps(constants._asdict(), indent=2), end="\n\n")
     print(printed(found))
     if given.json:
-        given.json.write_text(json.dumps({"constants": constants._asdict(), "tables": found}, indent=2) + "\n")
+        given.json.write_text(
+            json.dumps({"constants": constants._asdict(), "tables": found}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -29,11 +29,12 @@ from torch.utils._pytree import tree_map
 
 from benchmarks.tabular import LOADERS, Dataset, draw
 from raymtl.encoders import MLPSpec
+from raymtl.evaluation.relative import delta_m, delta_p
 from raymtl.learners import MAML
-from raymtl.metrics import delta_m, delta_p
 from raymtl.sharing import HardSpec, SharingSpec, SoftSpec
 from raymtl.sharing.base import SharingSpecBase
-from raymtl.step import HowToRun, Problem, meta_gradient
+from raymtl.step.algorithm import Algorithm
+from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient
 from raymtl.tasks import loss_sums, metric_sums, metric_values
 from raymtl.types import Batch, DivergedError, Episode, Params, Spec, Task
 from raymtl.weighting import EqualSpec, StaticSpec
@@ -124,14 +125,20 @@ def settings(method: str, tasks: Sequence[Task], seed: int, protocol: Protocol) 
     if method == SINGLE:
         found = [Setting(lr, SoftSpec(strength=0), EqualSpec()) for lr in ALONE_RATES]
     elif method == SCALARIZED:
-        found = [Setting(lr, HardSpec(), weights) for weights in _weightings(names, seed) for lr in RATES]
+        found = [
+            Setting(lr, HardSpec(), weights) for weights in _weightings(names, seed) for lr in RATES
+        ]
     elif method in MAIN or method in STRUCTURE:
         if method in MAIN:
             key, values = MAIN[method]
         else:
             key, make = STRUCTURE[method]
             values = tuple(make(names, len(protocol.hidden)))
-        found = [Setting(lr, ARCHITECTURES[method](**{key: value}), EqualSpec()) for value in values for lr in RATES]
+        found = [
+            Setting(lr, ARCHITECTURES[method](**{key: value}), EqualSpec())
+            for value in values
+            for lr in RATES
+        ]
     else:
         found = [Setting(lr, ARCHITECTURES[method](), EqualSpec()) for lr in ALONE_RATES]
     return found[: protocol.settings]
@@ -139,8 +146,13 @@ def settings(method: str, tasks: Sequence[Task], seed: int, protocol: Protocol) 
 
 def _weightings(names: Sequence[str], seed: int) -> list[StaticSpec]:
     """Equal weights, then points drawn uniformly from the simplex."""
-    draws = np.random.default_rng(seed).dirichlet(np.ones(len(names)), NUM_SETTINGS // len(RATES) - 1)
-    return [StaticSpec(), *(StaticSpec(weights=dict(zip(names, map(float, row), strict=True))) for row in draws)]
+    draws = np.random.default_rng(seed).dirichlet(
+        np.ones(len(names)), NUM_SETTINGS // len(RATES) - 1
+    )
+    return [
+        StaticSpec(),
+        *(StaticSpec(weights=dict(zip(names, map(float, row), strict=True))) for row in draws),
+    ]
 
 
 def refusal(method: str, data: Dataset, protocol: Protocol) -> str | None:
@@ -153,28 +165,30 @@ def refusal(method: str, data: Dataset, protocol: Protocol) -> str | None:
     return None
 
 
-def build(data: Dataset, setting: Setting, protocol: Protocol, seed: int) -> Problem:
+def build(data: Dataset, setting: Setting, protocol: Protocol, seed: int) -> Algorithm:
     """Plain multi-task training of a small network: the query loss after no inner step."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         copies = setting.sharing.num_encoders(len(data.tasks))
         encoders = [MLPSpec(hidden=protocol.hidden).build(data.input_shape) for _ in range(copies)]
         model = setting.sharing.build(data.tasks, encoders)
-    return Problem(data.tasks, model, setting.weighting.build(data.tasks), MAML(inner_steps=0))
+    return Algorithm(data.tasks, model, setting.weighting.build(data.tasks), MAML(inner_steps=0))
 
 
-def errors(problem: Problem, params: Params, batch: Batch) -> Tensor:
+def errors(algorithm: Algorithm, params: Params, batch: Batch) -> Tensor:
     """[K]: for regression the RMSE in units of the training spread, for classification the share of errors."""
     with torch.no_grad():
-        predictions = problem.predict(params, batch.inputs)
-        losses = loss_sums(problem.tasks, predictions, batch)
-        sums = metric_sums(problem.tasks, predictions, batch)
-    counts = losses.new_tensor([len(batch.targets[task.name]) for task in problem.tasks])
-    scores = metric_values(problem.tasks, sums, counts)
+        predictions = algorithm.predict(params, batch.inputs)
+        losses = loss_sums(algorithm.tasks, predictions, batch)
+        sums = metric_sums(algorithm.tasks, predictions, batch)
+    counts = losses.new_tensor([len(batch.targets[task.name]) for task in algorithm.tasks])
+    scores = metric_values(algorithm.tasks, sums, counts)
     return torch.stack(
         [
-            (loss / count).sqrt() if task.kind == "regression" else 1 - scores[f"{task.name}.accuracy"]
-            for task, loss, count in zip(problem.tasks, losses, counts, strict=True)
+            (loss / count).sqrt()
+            if task.kind == "regression"
+            else 1 - scores[f"{task.name}.accuracy"]
+            for task, loss, count in zip(algorithm.tasks, losses, counts, strict=True)
         ]
     )
 
@@ -188,42 +202,58 @@ class Try(NamedTuple):
     num_parameters: int
 
 
-def train(data: Dataset, setting: Setting, protocol: Protocol, seed: int, limit_s: float = math.inf) -> Try:
+def train(
+    data: Dataset, setting: Setting, protocol: Protocol, seed: int, limit_s: float = math.inf
+) -> Try:
     """Adam with a learning rate that falls to 0 along half a cosine. A diverged run counts as it stood before.
 
     Raises TimeoutError as soon as the first steps say that all of them will take longer than `limit_s`.
     """
-    problem = build(data, setting, protocol, seed)
-    params = problem.init_params()
+    algorithm = build(data, setting, protocol, seed)
+    params = algorithm.init_params()
     scales: dict[float, list[Tensor]] = {}
     for name, value in params.items():
         prefix, first = name.split(".")[:2]
-        scales.setdefault(problem.model.lr_scale.get(first, 1.0) if prefix == "model" else 1.0, []).append(value)
-    optimizer = torch.optim.Adam([{"params": group, "lr_scale": scale} for scale, group in scales.items()])
+        scales.setdefault(
+            algorithm.model.lr_scale.get(first, 1.0) if prefix == "model" else 1.0, []
+        ).append(value)
+    optimizer = torch.optim.Adam(
+        [{"params": group, "lr_scale": scale} for scale, group in scales.items()]
+    )
     rows = protocol.rows if isinstance(data.train.inputs, Tensor) else protocol.own_rows
     generator = torch.Generator().manual_seed(seed)
-    best = Try(math.inf, [math.inf] * len(data.tasks), 0, sum(value.numel() for value in params.values()))
+    best = Try(
+        math.inf, [math.inf] * len(data.tasks), 0, sum(value.numel() for value in params.values())
+    )
     steps = protocol.steps[data.name]
     for step in range(steps):
         if step == 1:  # the first one pays for warming up
             start = time.perf_counter()
         if step == 6 and (time.perf_counter() - start) / 5 * steps > limit_s:
             raise TimeoutError(f"{(time.perf_counter() - start) / 5 * 1000:.0f} ms a step")
-        batch = tree_map(lambda leaf: leaf[None], draw(data.train, rows, generator))  # the axis of episodes
+        batch = tree_map(
+            lambda leaf: leaf[None], draw(data.train, rows, generator)
+        )  # the axis of episodes
         try:
-            meta = meta_gradient(problem, params, Episode(batch, batch), how=HowToRun("loop"))
+            meta = meta_gradient(
+                algorithm, params, Episode(batch, batch), execution=ExecutionConfig("loop")
+            )
         except DivergedError:
             break
         for name, value in params.items():
             value.grad = meta.grads[name]
         for group in optimizer.param_groups:
-            group["lr"] = group["lr_scale"] * setting.lr * (1 + math.cos(math.pi * step / steps)) / 2
+            group["lr"] = (
+                group["lr_scale"] * setting.lr * (1 + math.cos(math.pi * step / steps)) / 2
+            )
         optimizer.step()
         done = step + 1
         if done * protocol.checks // steps > step * protocol.checks // steps:
-            val = float(errors(problem, params, data.val).mean())
+            val = float(errors(algorithm, params, data.val).mean())
             if val < best.val:
-                best = best._replace(val=val, test=errors(problem, params, data.test).tolist(), step=done)
+                best = best._replace(
+                    val=val, test=errors(algorithm, params, data.test).tolist(), step=done
+                )
     return best
 
 
@@ -242,7 +272,9 @@ def cell(folder: str, dataset: str, seed: int, method: str, protocol: Protocol) 
         return row | {"not_run": refused}
     tried = settings(method, data.tasks, seed, protocol)
     try:
-        runs = [train(data, s, protocol, seed, protocol.most_seconds / protocol.settings) for s in tried]
+        runs = [
+            train(data, s, protocol, seed, protocol.most_seconds / protocol.settings) for s in tried
+        ]
     except TimeoutError as error:
         return row | {"not_run": f"too slow: {error}"}
     best = min(range(len(runs)), key=lambda index: runs[index].val)
@@ -281,7 +313,9 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
     Ranks are among the methods that ran, task by task; they and the deltas are averaged over the tasks of a data set
     and then over the data sets, so that many tasks do not outvote few.
     """
-    results = {(row["dataset"], row["seed"], row["method"]): row["test"] for row in rows if "test" in row}
+    results = {
+        (row["dataset"], row["seed"], row["method"]): row["test"] for row in rows if "test" in row
+    }
     methods = list(dict.fromkeys(row["method"] for row in rows))
     seeds = sorted({seed for _, seed, _ in results})
     datasets = list(dict.fromkeys(dataset for dataset, _, _ in results))
@@ -292,7 +326,9 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
             table = [list(results[dataset, seed, method].values()) for method in ran]
             if ran:
                 mean_ranks = rankdata(np.array(table), axis=0).mean(1)
-                ranks |= {(dataset, seed, m): float(rank) for m, rank in zip(ran, mean_ranks, strict=True)}
+                ranks |= {
+                    (dataset, seed, m): float(rank) for m, rank in zip(ran, mean_ranks, strict=True)
+                }
 
     def mean(per_dataset: Mapping[str, float | None]) -> list[float]:
         values = [value for value in per_dataset.values() if value is not None]
@@ -301,23 +337,40 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
     summaries = []
     for method in methods:
         by_dataset = {
-            d: [float(np.mean(list(results[d, s, method].values()))) for s in seeds if (d, s, method) in results]
+            d: [
+                float(np.mean(list(results[d, s, method].values())))
+                for s in seeds
+                if (d, s, method) in results
+            ]
             for d in datasets
         }
         deltas: dict[Any, list[float]] = {delta_m: [], delta_p: []}
         changes: dict[str, list[float]] = {}
         mean_rank: list[float] = []
         for seed in seeds:
-            both = [d for d in datasets if (d, seed, method) in results and (d, seed, SINGLE) in results]
+            both = [
+                d for d in datasets if (d, seed, method) in results and (d, seed, SINGLE) in results
+            ]
             for delta, found in deltas.items():
-                per_dataset = {d: delta(*(_scores(results[d, seed, m]) for m in (method, SINGLE))) for d in both}
+                per_dataset = {
+                    d: delta(*(_scores(results[d, seed, m]) for m in (method, SINGLE)))
+                    for d in both
+                }
                 found += mean(per_dataset)
                 if delta is delta_m:
                     for d, change in per_dataset.items():
                         changes.setdefault(d, []).extend([] if change is None else [change])
             mean_rank += mean({d: ranks.get((d, seed, method)) for d in datasets})
-        reasons = {row["dataset"]: row["not_run"] for row in rows if row["method"] == method and "not_run" in row}
-        summaries.append(Summary(method, by_dataset, changes, deltas[delta_m], deltas[delta_p], mean_rank, reasons))
+        reasons = {
+            row["dataset"]: row["not_run"]
+            for row in rows
+            if row["method"] == method and "not_run" in row
+        }
+        summaries.append(
+            Summary(
+                method, by_dataset, changes, deltas[delta_m], deltas[delta_p], mean_rank, reasons
+            )
+        )
     return sorted(summaries, key=lambda s: float(np.mean(s.ranks)) if s.ranks else math.inf)
 
 
@@ -341,16 +394,26 @@ def _told(values: Sequence[float], digits: int) -> str:
     return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
 
 
-def tables(summaries: Sequence[Summary], datasets: Sequence[str]) -> list[tuple[str, list[str], list[list[str]]]]:
+def tables(
+    summaries: Sequence[Summary], datasets: Sequence[str]
+) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, header and rows of each table."""
-    partly = [f" ({len(datasets) - len(s.not_run)} of {len(datasets)} sets)" if s.not_run else "" for s in summaries]
+    partly = [
+        f" ({len(datasets) - len(s.not_run)} of {len(datasets)} sets)" if s.not_run else ""
+        for s in summaries
+    ]
     names = [summary.method + note for summary, note in zip(summaries, partly, strict=True)]
     errors = [
         [name, *(_told(s.errors.get(d, ()), 3) for d in datasets), _told(s.ranks, 2)]
         for name, s in zip(names, summaries, strict=True)
     ]
     changes = [
-        [name, *(_told(s.changes.get(d, ()), 1) for d in datasets), _told(s.delta_m, 1), _told(s.delta_p, 1)]
+        [
+            name,
+            *(_told(s.changes.get(d, ()), 1) for d in datasets),
+            _told(s.delta_m, 1),
+            _told(s.delta_p, 1),
+        ]
         for name, s in zip(names, summaries, strict=True)
     ]
     return [
@@ -373,7 +436,9 @@ def markdown(summaries: Sequence[Summary], datasets: Sequence[str]) -> str:
 
 
 def _reasons(summaries: Sequence[Summary]) -> list[str]:
-    return [f"- {s.method}, {name}: {reason}" for s in summaries for name, reason in s.not_run.items()]
+    return [
+        f"- {s.method}, {name}: {reason}" for s in summaries for name, reason in s.not_run.items()
+    ]
 
 
 def read_rows(path: Path | None, protocol: Spec) -> list[dict[str, Any]]:
@@ -391,33 +456,55 @@ def write_rows(path: Path | None, protocol: Spec, rows: Sequence[Mapping[str, An
     if path is None:
         return
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"protocol": protocol.model_dump(mode="json"), "results": rows}, indent=1))
+    partial.write_text(
+        json.dumps({"protocol": protocol.model_dump(mode="json"), "results": rows}, indent=1)
+    )
     partial.replace(path)
 
 
 def main(
-    data: Annotated[Path | None, typer.Option(help="Folder of the data; else $RAYMTL_DATA/tabular.")] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Results; what it holds is not run again.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data; else $RAYMTL_DATA/tabular.")
+    ] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Results; what it holds is not run again.")
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A smoke run of two data sets; its numbers say nothing.")
     ] = False,
-    datasets: Annotated[list[str], typer.Option("--dataset")] = list(LOADERS),  # noqa: B006  (typer copies it)
+    datasets: Annotated[list[str], typer.Option("--dataset")] = list(LOADERS),  # noqa: B006
     methods: Annotated[list[str], typer.Option("--method")] = list(METHODS),  # noqa: B006
-    seeds: Annotated[int, typer.Option(help="Seeds, from 0 on: of split, initialisation and batches.", min=1)] = 3,
+    seeds: Annotated[
+        int, typer.Option(help="Seeds, from 0 on: of split, initialisation and batches.", min=1)
+    ] = 3,
     processes: Annotated[int, typer.Option(min=1)] = 2,
-    times: Annotated[int, typer.Option(help="Multiplies the gradient steps of every try.", min=1)] = 1,
-    most_tasks: Annotated[int | None, typer.Option(help="Schools, and patients, at most.", min=2)] = None,
+    times: Annotated[
+        int, typer.Option(help="Multiplies the gradient steps of every try.", min=1)
+    ] = 1,
+    most_tasks: Annotated[
+        int | None, typer.Option(help="Schools, and patients, at most.", min=2)
+    ] = None,
 ) -> None:
     """Prints the test error of every sharing architecture and of tuned scalarization, at equal budget."""
     for given, known in ((datasets, LOADERS), (methods, METHODS)):
         for name in given:
             if name not in known:
                 raise typer.BadParameter(f"expected one of {', '.join(known)}, got '{name}'.")
-    folder = data or (Path(os.environ["RAYMTL_DATA"]) / "tabular" if "RAYMTL_DATA" in os.environ else None)
+    folder = data or (
+        Path(os.environ["RAYMTL_DATA"]) / "tabular" if "RAYMTL_DATA" in os.environ else None
+    )
     if folder is None or not folder.is_dir():
-        raise typer.BadParameter(f"expected the data's folder in --data or $RAYMTL_DATA/tabular, got {folder}.")
-    most = Protocol().most_tasks if most_tasks is None else dict.fromkeys(Protocol().most_tasks, most_tasks)
-    protocol = Protocol(steps={name: times * steps for name, steps in STEPS.items()}, most_tasks=most)
+        raise typer.BadParameter(
+            f"expected the data's folder in --data or $RAYMTL_DATA/tabular, got {folder}."
+        )
+    most = (
+        Protocol().most_tasks
+        if most_tasks is None
+        else dict.fromkeys(Protocol().most_tasks, most_tasks)
+    )
+    protocol = Protocol(
+        steps={name: times * steps for name, steps in STEPS.items()}, most_tasks=most
+    )
     if quick:
         few = dict.fromkeys(most, 4)
         protocol = Protocol(steps=dict.fromkeys(STEPS, 20), settings=2, checks=2, most_tasks=few)
@@ -427,23 +514,38 @@ def main(
     wanted = [(d, s, m) for s in range(seeds) for d in datasets for m in methods]
     todo = [key for key in wanted if key not in done]
     console = Console()
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with (
         ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool,
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
         bar = progress.add_task("training", total=len(todo))
-        for future in as_completed([pool.submit(cell, str(folder), *key, protocol) for key in todo]):
+        for future in as_completed(
+            [pool.submit(cell, str(folder), *key, protocol) for key in todo]
+        ):
             row = future.result()
             rows.append(row)
             write_rows(json_path, protocol, rows)
-            progress.update(bar, advance=1, description=f"{row['dataset']}, seed {row['seed']}: {row['method']}")
+            progress.update(
+                bar, advance=1, description=f"{row['dataset']}, seed {row['seed']}: {row['method']}"
+            )
     rows = [row for row in rows if (row["dataset"], row["seed"], row["method"]) in set(wanted)]
     rows.sort(key=lambda row: wanted.index((row["dataset"], row["seed"], row["method"])))
     _show(console, summarise(rows), datasets, protocol, seeds)
 
 
-def _show(console: Console, found: Sequence[Summary], datasets: Sequence[str], protocol: Protocol, seeds: int) -> None:
+def _show(
+    console: Console,
+    found: Sequence[Summary],
+    datasets: Sequence[str],
+    protocol: Protocol,
+    seeds: int,
+) -> None:
     if not console.is_terminal:
         print(markdown(found, datasets), end="")
         return

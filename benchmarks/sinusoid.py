@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from raymtl import config, runs
+from raymtl import config, run_folder
 from raymtl.config import Experiment
-from raymtl.data.curves import AMPLITUDE
 from raymtl.data.episodes import build_episodes
-from raymtl.evaluate import evaluate, load_model
+from raymtl.data.sources.curves import AMPLITUDE
+from raymtl.evaluation.evaluate import evaluate, load_model
+from raymtl.storage import formats
 
 CONFIG = Path(__file__).parent.parent / "tune_configs" / "sinusoid.yaml"
 STEPS = (0, 1, 5, 10)
@@ -45,18 +46,26 @@ def chosen(row: str, workers: int, quick: bool) -> Experiment:
     """The configuration of a row."""
     values = {**ROWS[row], **BUDGET, "train.workers": workers, "name": f"sinusoid-{row}"}
     if quick:
-        values |= {"train.steps": 20, "train.eval_every": 20, "tune.asha": None, "evaluate.test_episodes": 20}
+        values |= {
+            "train.steps": 20,
+            "train.eval_every": 20,
+            "tune.asha": None,
+            "evaluate.test_episodes": 20,
+        }
     return config.load(CONFIG).override(values)
 
 
 def scores(folder: Path) -> list[dict[str, float]]:
     """`mean` and `ci95` of the MSE of a trained model after each of STEPS."""
-    experiment, problem, params = load_model(folder)
-    if 2 * problem.learner.num_steps < STEPS[-1]:  # scores go up to twice the steps of training
+    experiment, algorithm, params = load_model(folder)
+    if 2 * algorithm.learner.num_steps < STEPS[-1]:  # scores go up to twice the steps of training
         experiment = experiment.override({"learner.inner_steps": STEPS[-1]})
-        problem = experiment.build()
-    curve = evaluate(experiment, problem, params, experiment.data.load()).metrics["curve"]
-    return [{key: curve["y.mse"][key][curve["steps"].index(step)] for key in ("mean", "ci95")} for step in STEPS]
+        algorithm = experiment.build()
+    curve = evaluate(experiment, algorithm, params, experiment.data.load()).metrics["curve"]
+    return [
+        {key: curve["y.mse"][key][curve["steps"].index(step)] for key in ("mean", "ci95")}
+        for step in STEPS
+    ]
 
 
 def unadapted(count: int) -> dict[str, float]:
@@ -69,19 +78,22 @@ def unadapted(count: int) -> dict[str, float]:
     assert isinstance(x, Tensor)
     mean = -2 / math.pi * sum(AMPLITUDE) / 2 * x[..., 0].cos()
     errors = (mean - episodes.query.targets["y"]).square().mean(1)
-    return {"mean": float(errors.mean()), "ci95": 1.96 * float(errors.std()) / math.sqrt(len(errors))}
+    return {
+        "mean": float(errors.mean()),
+        "ci95": 1.96 * float(errors.std()) / math.sqrt(len(errors)),
+    }
 
 
 def measure(row: str, workers: int, quick: bool, output: Path) -> dict[str, Any]:
     """Trains and scores a row: its part of the JSON file."""
     # Here and not above: what Ray reads is set where it is imported first.
-    from raymtl.workflow import train_run
+    from raymtl.pipeline.pipeline import train_run
 
     experiment = chosen(row, workers, quick).override({"output": str(output)})
     start = time.perf_counter()
-    run = runs.create(experiment)
+    run = run_folder.create(experiment)
     train_run(experiment, run, experiment.data.load(), None)
-    metrics = runs.read_json(run / "best" / "metrics.json")
+    metrics = formats.read_json(run / "best" / "metrics.json")
     return {
         "row": row,
         "mse": dict(zip(map(str, STEPS), scores(run / "best"), strict=True)),
@@ -96,7 +108,9 @@ def measure(row: str, workers: int, quick: bool, output: Path) -> dict[str, Any]
 def main(
     row: Annotated[list[str], typer.Option(help="Rows to measure; all by default.")] = list(ROWS),  # noqa: B006
     workers: Annotated[int, typer.Option(min=1, help="Ray Train workers of one CPU each.")] = 2,
-    quick: Annotated[bool, typer.Option("--quick", help="20 steps; its numbers say nothing.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="20 steps; its numbers say nothing.")
+    ] = False,
     save: Annotated[Path | None, typer.Option("--json", help="Where to write the rows.")] = None,
 ) -> None:
     """Prints the mean squared errors with 95 % intervals over test sinusoids."""
@@ -107,7 +121,12 @@ def main(
     table = Table("", *(f"{step} steps" for step in STEPS), "train s", "steps/s")
     for result in measured:
         cells = [f"{score['mean']:.3f} ± {score['ci95']:.3f}" for score in result["mse"].values()]
-        table.add_row(result["row"], *cells, f"{result['train_seconds']:.0f}", f"{result['steps_per_second']:.0f}")
+        table.add_row(
+            result["row"],
+            *cells,
+            f"{result['train_seconds']:.0f}",
+            f"{result['steps_per_second']:.0f}",
+        )
     floor = unadapted(20 if quick else BUDGET["evaluate.test_episodes"])
     table.add_row("mean over sinusoids", f"{floor['mean']:.3f} ± {floor['ci95']:.3f}")
     for name, reference in REFERENCE.items():

@@ -53,24 +53,34 @@ class Rows(NamedTuple):
     group: np.ndarray  # [N]
 
 
-def split_rows(group: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def split_rows(
+    group: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Indices of the training, validation and test rows; whole groups go to one of them."""
     groups = rng.permutation(np.unique(group))
     first, second = round(TRAIN * len(groups)), round((TRAIN + VAL) * len(groups))
     parts = groups[:first], groups[first:second], groups[second:]
     if not all(len(part) for part in parts):
-        raise ValueError(f"expected enough groups of rows for three parts, got {len(groups)}. Leave the task out.")
+        raise ValueError(
+            f"expected enough groups of rows for three parts, got {len(groups)}. Leave the task out."
+        )
     train, val, test = (np.flatnonzero(np.isin(group, part)) for part in parts)
     return train, val, test
 
 
-def with_shared_inputs(name: str, inputs: np.ndarray, targets: Mapping[str, np.ndarray], seed: int) -> Dataset:
+def with_shared_inputs(
+    name: str, inputs: np.ndarray, targets: Mapping[str, np.ndarray], seed: int
+) -> Dataset:
     """Inputs [N, D] and for each task targets [N]: every row has all targets."""
     parts = split_rows(np.arange(len(inputs)), np.random.default_rng(seed))
     scale = _scale(inputs[parts[0]])
     tasks = tuple(_regression(task, target[parts[0]]) for task, target in targets.items())
     batches = [
-        Batch(_standardised(inputs[part], scale), {t: _tensor(target[part]) for t, target in targets.items()}, {})
+        Batch(
+            _standardised(inputs[part], scale),
+            {t: _tensor(target[part]) for t, target in targets.items()},
+            {},
+        )
         for part in parts
     ]
     return Dataset(name, tasks, (inputs.shape[1],), *batches)
@@ -97,8 +107,13 @@ def draw(batch: Batch, count: int, generator: torch.Generator) -> Batch:
     """`count` rows at random, with replacement; as many of each task where tasks have their own."""
     if isinstance(batch.inputs, Tensor):
         index = torch.randint(len(batch.inputs), (count,), generator=generator)
-        return Batch(batch.inputs[index], {name: target[index] for name, target in batch.targets.items()}, {})
-    where = {name: torch.randint(len(own), (count,), generator=generator) for name, own in batch.inputs.items()}
+        return Batch(
+            batch.inputs[index], {name: target[index] for name, target in batch.targets.items()}, {}
+        )
+    where = {
+        name: torch.randint(len(own), (count,), generator=generator)
+        for name, own in batch.inputs.items()
+    }
     return Batch(
         {name: own[where[name]] for name, own in batch.inputs.items()},
         {name: target[where[name]] for name, target in batch.targets.items()},
@@ -115,7 +130,9 @@ def jura(folder: Path, seed: int, most_tasks: int) -> Dataset:
 
 
 def water(folder: Path, seed: int, most_tasks: int) -> Dataset:
-    return _from_arff("water", folder / "mulan_wq.arff.gz", [f"species_{number}" for number in range(14)], seed)
+    return _from_arff(
+        "water", folder / "mulan_wq.arff.gz", [f"species_{number}" for number in range(14)], seed
+    )
 
 
 def school(folder: Path, seed: int, most_tasks: int) -> Dataset:
@@ -135,12 +152,18 @@ def parkinsons(folder: Path, seed: int, most_tasks: int) -> Dataset:
         header = file.readline().split()
         table = np.loadtxt(file)
     target = header.index("total_UPDRS")
-    kept = [i for i, column in enumerate(header) if column not in ("subject#", "total_UPDRS", "motor_UPDRS")]
+    kept = [
+        i
+        for i, column in enumerate(header)
+        if column not in ("subject#", "total_UPDRS", "motor_UPDRS")
+    ]
     patients = np.unique(table[:, 0])
     rows = {}
     for index in evenly(len(patients), most_tasks):
         own = table[table[:, 0] == patients[index]]
-        rows[f"patient_{index}"] = Rows(own[:, kept], own[:, target], visits(own[:, header.index("test_time")]))
+        rows[f"patient_{index}"] = Rows(
+            own[:, kept], own[:, target], visits(own[:, header.index("test_time")])
+        )
     return with_own_inputs("parkinsons", rows, seed)
 
 
@@ -197,7 +220,9 @@ def _from_arff(name: str, path: Path, targets: list[str], seed: int) -> Dataset:
 
 def _regression(name: str, target: np.ndarray) -> Task:
     if not target.std() > 0:
-        raise ValueError(f"task '{name}': expected training targets that differ, got {target[:3]}. Leave the task out.")
+        raise ValueError(
+            f"task '{name}': expected training targets that differ, got {target[:3]}. Leave the task out."
+        )
     return regression(name, float(target.mean()), float(target.std()))
 
 

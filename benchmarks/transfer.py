@@ -22,14 +22,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from benchmarks.hybrid import with_interval
-from raymtl.config import Experiment
-from raymtl.data import Digits
-from raymtl.data.base import Arrays
-from raymtl.data.episodes import build_episodes, on_device
-from raymtl.encoders import ConvSpec
-from raymtl.loop import Host, local_batches, train_loop
-from raymtl.runs import load_params
-from raymtl.transfer import (
+from raymtl.adaptation.transfer import (
     Examples,
     FeatureTransfer,
     ModelTransfer,
@@ -39,6 +32,13 @@ from raymtl.transfer import (
     Transfer,
     Trunk,
 )
+from raymtl.config import Experiment
+from raymtl.data import Digits
+from raymtl.data.base import Arrays
+from raymtl.data.episodes import build_episodes, on_device
+from raymtl.encoders import ConvSpec
+from raymtl.storage.formats import load_params
+from raymtl.training.loop import TrainContext, local_batches, train_loop
 from raymtl.types import Episode
 
 WAYS, QUERIES = 5, 20
@@ -52,16 +52,22 @@ STUDENT = ConvSpec(channels=(16, 32))
 
 def teacher_of(chosen: Experiment, arrays: Arrays, *, trained: bool) -> Teacher:
     """The source model as a teacher, trained or as it was initialised."""
-    problem = chosen.build()
+    algorithm = chosen.build()
     if trained:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            train_loop(chosen, arrays, local_batches(chosen, arrays), Host(lambda _: None, lambda _: None), folder)
+            train_loop(
+                chosen,
+                arrays,
+                local_batches(chosen, arrays),
+                TrainContext(lambda _: None, lambda _: None),
+                folder,
+            )
             params = load_params(folder / "model.safetensors")
         with torch.no_grad():
-            for key, value in problem.model.named_parameters():
+            for key, value in algorithm.model.named_parameters():
                 value.copy_(params[f"model.{key}"])
-    return Teacher(Trunk(problem.model, "left"), tuple(chosen.data.input_shape))
+    return Teacher(Trunk(algorithm.model, "left"), tuple(chosen.data.input_shape))
 
 
 def ways() -> dict[str, tuple[bool, Transfer]]:
@@ -72,8 +78,14 @@ def ways() -> dict[str, tuple[bool, Transfer]]:
         "model, plain": (True, ModelTransfer(l2_sp=0)),
         "model, L2-SP 0.01": (True, ModelTransfer(l2_sp=0.01)),
         "model, L2-SP 1": (True, ModelTransfer(l2_sp=1)),
-        "target (conv), hints": (True, TargetTransfer(student=STUDENT, match="features", alpha=0.8)),
-        "target (conv), scratch": (True, TargetTransfer(student=STUDENT, match="features", alpha=0)),
+        "target (conv), hints": (
+            True,
+            TargetTransfer(student=STUDENT, match="features", alpha=0.8),
+        ),
+        "target (conv), scratch": (
+            True,
+            TargetTransfer(student=STUDENT, match="features", alpha=0),
+        ),
     }
 
 
@@ -94,7 +106,9 @@ def accuracy(way: Transfer, teacher: Teacher, episode: Episode, seed: int) -> fl
 def episodes_of(shots: int, arrays: Arrays, seed: int, number: int) -> list[Episode]:
     """Of new numbers, the same for every way."""
     source = Digits(episodes="classes", ways=WAYS, shots=shots, queries=QUERIES)
-    stacks, _ = build_episodes(source, arrays, seed=seed, split="test", step=0, indices=range(number))
+    stacks, _ = build_episodes(
+        source, arrays, seed=seed, split="test", step=0, indices=range(number)
+    )
     (stack,) = on_device(stacks, "cpu")
     return [tree_map(lambda leaf, i=i: leaf[i], stack) for i in range(number)]
 
@@ -109,13 +123,17 @@ def table(results: Mapping[str, Mapping[int, list[float]]], shots: list[int]) ->
             apart = [a - b for a, b in zip(by_shots[k], results["scratch"][k], strict=True)]
             for values in (by_shots[k], apart):
                 mean, half = with_interval([100 * value for value in values])
-                cells.append(f"{mean:+.1f} ± {half:.1f}" if values is apart else f"{mean:.1f} ± {half:.1f}")
+                cells.append(
+                    f"{mean:+.1f} ± {half:.1f}" if values is apart else f"{mean:.1f} ± {half:.1f}"
+                )
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=4)
     parser.add_argument("--shots", type=int, nargs="+", default=[2, 10])
@@ -124,13 +142,22 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     arrays = Digits().load()
-    results: dict[str, dict[int, list[float]]] = {name: {k: [] for k in options.shots} for name in ways()}
+    results: dict[str, dict[int, list[float]]] = {
+        name: {k: [] for k in options.shots} for name in ways()
+    }
     for seed in range(options.seeds):
         started = time.perf_counter()
         chosen = Experiment().override(
-            {**SOURCE, "seed": seed, "train.steps": options.steps, "train.eval_every": options.steps}
+            {
+                **SOURCE,
+                "seed": seed,
+                "train.steps": options.steps,
+                "train.eval_every": options.steps,
+            }
         )
-        teachers = {trained: teacher_of(chosen, arrays, trained=trained) for trained in (True, False)}
+        teachers = {
+            trained: teacher_of(chosen, arrays, trained=trained) for trained in (True, False)
+        }
         for k in options.shots:
             episodes = episodes_of(k, arrays, seed, options.episodes)
             for name, (trained, way) in ways().items():

@@ -26,11 +26,13 @@ from torch.nn import functional as F
 from torchjd.aggregation import Aggregator
 from torchjd.autojac import jac_to_grad, mtl_backward
 
-from raymtl.collective import Losses, TaskGradients, Workers
 from raymtl.encoders import LeNetSpec, MLPSpec, ResNet18Spec
 from raymtl.learners import MAML
 from raymtl.sharing import HardSpec
-from raymtl.step import HowToRun, Problem, look_back, meta_gradient
+from raymtl.step.algorithm import Algorithm
+from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient, update_after_step
+from raymtl.step.task_gradients import Losses, TaskGradients
+from raymtl.step.workers import Workers
 from raymtl.tasks import regression
 from raymtl.types import Batch, Episode
 from raymtl.weighting import WeightingSpec
@@ -99,17 +101,23 @@ def aggregator(name: str, num_tasks: int) -> Aggregator:
 
 
 def weighting(name: str, num_tasks: int) -> LossWeighting:
-    return WEIGHTINGS[name]().build([regression(f"t{index}", 0.0, 1.0) for index in range(num_tasks)])
+    return WEIGHTINGS[name]().build(
+        [regression(f"t{index}", 0.0, 1.0) for index in range(num_tasks)]
+    )
 
 
 def conflicting_rows(num_tasks: int, width: int) -> Tensor:
     """Gradients of which many conflict and some nearly agree: an eighth of the variance is noise of their own."""
     generator = torch.Generator().manual_seed(0)
-    common = torch.randn(num_tasks, 7, generator=generator) @ torch.randn(7, width, generator=generator)
+    common = torch.randn(num_tasks, 7, generator=generator) @ torch.randn(
+        7, width, generator=generator
+    )
     return common + torch.randn(num_tasks, width, generator=generator)
 
 
-def aggregation(num_tasks: int, width: int, turns: int, methods: Sequence[str] = tuple(BOTH)) -> list[dict[str, Any]]:
+def aggregation(
+    num_tasks: int, width: int, turns: int, methods: Sequence[str] = tuple(BOTH)
+) -> list[dict[str, Any]]:
     """From rows [K, P] that are there to their combination [P]."""
     rows = conflicting_rows(num_tasks, width)
     theta = torch.zeros(width, requires_grad=True)
@@ -120,7 +128,9 @@ def aggregation(num_tasks: int, width: int, turns: int, methods: Sequence[str] =
         gradients = TaskGradients([], range(num_tasks), [theta], [], Workers())
 
         def ours(own: LossWeighting = own, gradients: TaskGradients = gradients) -> Tensor:
-            gradients.change(lambda _: rows)  # What a method changed in the last turn is taken back, at no cost.
+            gradients.change(
+                lambda _: rows
+            )  # What a method changed in the last turn is taken back, at no cost.
             return gradients.combine(own(losses, gradients, tasks))
 
         try:
@@ -186,14 +196,18 @@ def our_step(net: Network, method: str) -> Callable[[], Tensor]:
 
     def step() -> Tensor:
         losses = tuple(net.losses()[1])
-        passes = [lambda: Losses(losses, torch.zeros(()))]
-        gradients = TaskGradients(passes, range(num_tasks), net.shared, net.private, Workers())
+        micro_batches = [lambda: Losses(losses, torch.zeros(()))]
+        gradients = TaskGradients(
+            micro_batches, range(num_tasks), net.shared, net.private, Workers()
+        )
         return gradients.combine(own(torch.stack(losses).detach(), gradients, tasks))
 
     return step
 
 
-def their_step(net: Network, method: str, chunk: int | None, by_parts: bool = False) -> Callable[[], None]:
+def their_step(
+    net: Network, method: str, chunk: int | None, by_parts: bool = False
+) -> Callable[[], None]:
     """The same by `mtl_backward` and `jac_to_grad`; `by_parts` is the latter's optimize_gramian_computation."""
     peer = aggregator(method, len(net.heads))
 
@@ -208,7 +222,11 @@ def their_step(net: Network, method: str, chunk: int | None, by_parts: bool = Fa
 
 
 def gradients(
-    kind: ModelKind, num_tasks: int, methods: Sequence[str], turns: int, batch_size: int | None = None
+    kind: ModelKind,
+    num_tasks: int,
+    methods: Sequence[str],
+    turns: int,
+    batch_size: int | None = None,
 ) -> list[dict[str, Any]]:
     """A step each; theirs by default, with the chunk size that is fastest here, and that with Gramians by parts."""
     net = network(kind, num_tasks, batch_size)
@@ -226,7 +244,11 @@ def gradients(
             continue
         best = min((f"chunk {chunk}" for chunk in CHUNKS), key=lambda name: timed[name].median_ms)
         row["ours_ms"] = timed["ours"].median_ms
-        for column, name in (("default", f"chunk {None}"), ("best", best), ("by_parts", "by parts")):
+        for column, name in (
+            ("default", f"chunk {None}"),
+            ("best", best),
+            ("by_parts", "by parts"),
+        ):
             row[column] = {
                 "variant": name,
                 "ms": timed[name].median_ms,
@@ -241,7 +263,9 @@ def memory(kind: ModelKind, num_tasks: int, method: str) -> dict[str, Any]:
     row: dict[str, Any] = {"model": kind, "tasks": num_tasks, "method": method}
     variants = {"ours": "ours", "default": "None", "chunk_1": "1", "by_parts": "by_parts"}
     return row | {
-        name: peak_mib({"what": "step", "kind": kind, "tasks": num_tasks, "method": method, "variant": variant})
+        name: peak_mib(
+            {"what": "step", "kind": kind, "tasks": num_tasks, "method": method, "variant": variant}
+        )
         for name, variant in variants.items()
     }
 
@@ -252,7 +276,10 @@ def many_tasks(num_tasks: int, steps: int) -> list[dict[str, Any]]:
         name: peak_mib({"what": "train", "method": name, "tasks": num_tasks, "steps": steps})
         for name in ("equal", "famo")
     }
-    return [{"method": name, "mib": mib, "to_equal": mib / peaks["equal"]} for name, mib in peaks.items()]
+    return [
+        {"method": name, "mib": mib, "to_equal": mib / peaks["equal"]}
+        for name, mib in peaks.items()
+    ]
 
 
 def train(method: str, num_tasks: int, steps: int) -> Callable[[], None]:
@@ -260,30 +287,38 @@ def train(method: str, num_tasks: int, steps: int) -> Callable[[], None]:
     tasks = tuple(regression(f"t{index}", 0.0, 1.0) for index in range(num_tasks))
     spec = WEIGHTINGS[method]()
     model = HardSpec().build(tasks, [MLPSpec(hidden=(128, 128)).build((16,))])
-    problem = Problem(tasks, model, spec.build(tasks), MAML(inner_steps=0))
+    algorithm = Algorithm(tasks, model, spec.build(tasks), MAML(inner_steps=0))
     inputs = torch.randn(1, 256, 16)
     targets = inputs @ torch.randn(16, num_tasks)
     batch = Batch(inputs, {task.name: targets[..., index] for index, task in enumerate(tasks)}, {})
-    episodes, how = Episode(batch, batch), HowToRun()
+    episodes, execution = Episode(batch, batch), ExecutionConfig()
 
     def run() -> None:
-        params = problem.init_params()
+        params = algorithm.init_params()
         optimizer = torch.optim.Adam(params.values(), lr=1e-3)
         for _ in range(steps):
-            meta = meta_gradient(problem, params, episodes, how=how)
+            meta = meta_gradient(algorithm, params, episodes, execution=execution)
             for name, value in params.items():
                 value.grad = meta.grads[name]
             optimizer.step()
-            if spec.looks_back:
-                look_back(problem, params, episodes, meta, how=how)
+            if spec.needs_post_step_losses:
+                update_after_step(algorithm, params, episodes, meta, execution=execution)
 
     return run
 
 
 def peak_mib(measured: Mapping[str, Any]) -> float:
     """What a fresh process needs for it, in MiB."""
-    command = [sys.executable, "-m", "benchmarks.weighting", "--measure", json.dumps(dict(measured))]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.weighting",
+        "--measure",
+        json.dumps(dict(measured)),
+    ]
+    run = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1]
+    )
     if run.returncode:
         raise RuntimeError(f"{measured} failed:\n{run.stderr}")
     return float(run.stdout.splitlines()[-1])
@@ -310,7 +345,10 @@ def measure(what: str, method: str, tasks: int, **settings: Any) -> float:
 def _high_water_mib() -> float:
     # Not getrusage: there a process inherits the peak of the one that started it.
     status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+    return (
+        next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        / 1024
+    )
 
 
 def _spread(value: Mapping[str, float]) -> str:
@@ -322,36 +360,61 @@ def tables(found: Mapping[str, list[dict[str, Any]]]) -> list[Table]:
     made = []
     if "aggregation" in found:
         table = Table(
-            "method", "ours ms", "TorchJD ms", "ratio (quartiles)", title="Weights and sum of given gradients"
+            "method",
+            "ours ms",
+            "TorchJD ms",
+            "ratio (quartiles)",
+            title="Weights and sum of given gradients",
         )
         for row in found["aggregation"]:
             if "missing" in row:
                 table.add_row(row["method"], "", "", "[dim]its solver is not installed[/]")
             else:
-                table.add_row(row["method"], f"{row['ours_ms']:.2f}", f"{row['theirs_ms']:.2f}", _spread(row))
+                table.add_row(
+                    row["method"], f"{row['ours_ms']:.2f}", f"{row['theirs_ms']:.2f}", _spread(row)
+                )
         made.append(table)
     if "gradients" in found:
-        headers = ("model", "tasks", "method", "ours ms", "default", "best chunk size", "by parts, chunk 1")
+        headers = (
+            "model",
+            "tasks",
+            "method",
+            "ours ms",
+            "default",
+            "best chunk size",
+            "by parts, chunk 1",
+        )
         table = Table(*headers, title="Gradients and weighting: TorchJD ms, ratio (quartiles)")
         for row in found["gradients"]:
             start = (row["model"], str(row["tasks"]), row["method"])
             if "missing" in row:
                 table.add_row(*start, "", "[dim]its solver is not installed[/]")
                 continue
-            theirs = [f"{row[c]['ms']:.1f}, {_spread(row[c])}" for c in ("default", "best", "by_parts")]
+            theirs = [
+                f"{row[c]['ms']:.1f}, {_spread(row[c])}" for c in ("default", "best", "by_parts")
+            ]
             theirs[1] = f"{row['best']['variant']}: {theirs[1]}"
             table.add_row(*start, f"{row['ours_ms']:.1f}", *theirs)
         made.append(table)
     if "memory" in found:
         table = Table(
-            "model", "tasks", "method", "ours MiB", "default", "chunk 1", "by parts", title="Peak of one step"
+            "model",
+            "tasks",
+            "method",
+            "ours MiB",
+            "default",
+            "chunk 1",
+            "by parts",
+            title="Peak of one step",
         )
         for row in found["memory"]:
             peaks = [f"{row[column]:.0f}" for column in ("ours", "default", "chunk_1", "by_parts")]
             table.add_row(row["model"], str(row["tasks"]), row["method"], *peaks)
         made.append(table)
     if "many_tasks" in found:
-        table = Table("weighting", "peak MiB", "to equal", title="Training of many small regressions")
+        table = Table(
+            "weighting", "peak MiB", "to equal", title="Training of many small regressions"
+        )
         for row in found["many_tasks"]:
             table.add_row(row["method"], f"{row['mib']:.0f}", f"{row['to_equal']:.2f}")
         made.append(table)
@@ -360,9 +423,13 @@ def tables(found: Mapping[str, list[dict[str, Any]]]) -> list[Table]:
 
 def main(
     quick: Annotated[bool, typer.Option(help="Few turns and small sizes: minutes.")] = False,
-    part: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(PARTS)}; all by default.")] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(PARTS)}; all by default.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Of both sides.")] = 1,
-    to_json: Annotated[Path | None, typer.Option("--json", help="Where to write the numbers as well.")] = None,
+    to_json: Annotated[
+        Path | None, typer.Option("--json", help="Where to write the numbers as well.")
+    ] = None,
     measured: Annotated[str | None, typer.Option("--measure", hidden=True)] = None,
 ) -> None:
     """Compares weightings and per-task gradients with TorchJD."""
@@ -373,8 +440,12 @@ def main(
     os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes whose memory is measured
     parts = part or list(PARTS)
     if unknown := set(parts) - set(PARTS):
-        raise typer.BadParameter(f"expected parts out of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
-    methods = [name for name in ("pcgrad", "mgda", "upgrad") if name in BOTH][: 1 if quick else None]
+        raise typer.BadParameter(
+            f"expected parts out of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}"
+        )
+    methods = [name for name in ("pcgrad", "mgda", "upgrad") if name in BOTH][
+        : 1 if quick else None
+    ]
     found: dict[str, list[dict[str, Any]]] = {}
     if "aggregation" in parts:
         found["aggregation"] = aggregation(40, 250_000, turns=5 if quick else 15)
@@ -387,7 +458,9 @@ def main(
         ]
     if "memory" in parts:
         kinds: list[tuple[ModelKind, int]] = [("lenet", 8), ("resnet18", 8), ("resnet18_large", 8)]
-        found["memory"] = [memory(kind, tasks, "pcgrad") for kind, tasks in kinds[: 2 if quick else None]]
+        found["memory"] = [
+            memory(kind, tasks, "pcgrad") for kind, tasks in kinds[: 2 if quick else None]
+        ]
     if "many_tasks" in parts:
         found["many_tasks"] = many_tasks(1000, steps=3 if quick else 10)
     for table in tables(found):

@@ -1,4 +1,6 @@
-"""Notes: what the program decided for its user, about which column, row or file, and the key that changes it."""
+"""Notes: what the program decided for its user, about which column, row or file, and the key that
+changes it.
+"""
 
 import re
 from collections.abc import Iterable
@@ -12,7 +14,9 @@ ARRAY = "notes"
 
 
 class Note(Spec):
-    """One decision, for example `column 'zip': left out, since almost all values differ (data.inputs)`."""
+    """One decision, for example `column 'zip': left out, since almost all values differ
+    (data.inputs)`.
+    """
 
     place: str
     """What it is about: a column, a task, a file, a row of a file."""
@@ -22,16 +26,24 @@ class Note(Spec):
     """The dotted key that changes it."""
 
     def __str__(self) -> str:
-        key = f" ({self.key})" if self.key else ""
+        if self.key:
+            key = f" ({self.key})"
+        else:
+            key = ""
         return f"{self.place}: {self.text}{key}"
 
     def of_part(self, part: str, places: str) -> "Note":
-        """The same note of a part of what was read, whose keys stand below `places` instead of `data`."""
+        """The same note of a part of what was read, whose keys stand below `places` instead of
+        `data`.
+        """
 
         def below(text: str) -> str:
             return re.sub(r"\bdata\.", f"{places}.", text)
 
-        key = below(self.key) if self.key else None
+        if self.key:
+            key = below(self.key)
+        else:
+            key = None
         return Note(place=f"{part}: {self.place}", text=below(self.text), key=key)
 
 

@@ -46,7 +46,9 @@ class Seen(NamedTuple):
         """Class -> its rows in all splits."""
         splits = self.told["tasks"][task]["splits"]
         names = splits["train"]["balance"]
-        return {name: sum(splits[split]["balance"].get(name, 0) for split in SPLITS) for name in names}
+        return {
+            name: sum(splits[split]["balance"].get(name, 0) for split in SPLITS) for name in names
+        }
 
 
 Check = Callable[[Seen], None]
@@ -162,7 +164,9 @@ def _ten_thousand_columns(seen: Seen) -> None:
 
 def _small_classes(seen: Seen) -> None:
     found = re.findall(r"(\d+) of (\d+) classes have fewer than 7 rows", seen.notes_on("task 'y'"))
-    assert sum(int(few) for few, _ in found) == 10 and sum(int(all_) for _, all_ in found) == 25, seen.told["notes"]
+    assert sum(int(few) for few, _ in found) == 10 and sum(int(all_) for _, all_ in found) == 25, (
+        seen.told["notes"]
+    )
 
 
 def _spread_is_told(seen: Seen) -> None:
@@ -174,7 +178,10 @@ def _spread_is_told(seen: Seen) -> None:
 
 def pictures(seen: Seen) -> tuple[list[np.ndarray], np.ndarray]:
     """The pictures as their files have them, and as a model reads them, [N, ...]; each in an order of its own."""
-    files = [np.asarray(Image.open(path), np.float64) for path in sorted((seen.folder / "im").glob("*/*"))]
+    files = [
+        np.asarray(Image.open(path), np.float64)
+        for path in sorted((seen.folder / "im").glob("*/*"))
+    ]
     return files, load(seen.folder / "c.yaml", {}).data.load()["inputs"]
 
 
@@ -246,10 +253,14 @@ def _location_or_name(seen: Seen) -> None:
 
 
 INSPECTED: dict[str, Check] = {
-    "A01c-decimal-comma-input-only": both(inputs(area="number"), noted("column 'area'", "decimal comma")),
+    "A01c-decimal-comma-input-only": both(
+        inputs(area="number"), noted("column 'area'", "decimal comma")
+    ),
     "A01d-decimal-comma-few": both(inputs(area="number"), noted("column 'area'", "decimal comma")),
     "A02b-thousands-input": both(inputs(income="number"), noted("column 'income'", "51257")),
-    "A03-one-bad-cell": both(noted("column 'income'", "59 of 60", "unknown", "row 7"), never("name of the row")),
+    "A03-one-bad-cell": both(
+        noted("column 'income'", "59 of 60", "unknown", "row 7"), never("name of the row")
+    ),
     "A03b-one-bad-cell-few": noted("column 'rooms'", "59 of 60", "'-'", "row 7"),
     "A04-none-class": noted("task 'damage'", "20 of 60", "None", "missing"),
     "A04b-none-class-named": _missing_none,
@@ -262,7 +273,9 @@ INSPECTED: dict[str, Check] = {
     "A09g-const-label": noted("task 'y'", r"always 5\.5"),
     "A09i-yesno-columns": _flags,
     "A10b-pandas-index": both(left_out(""), noted("column ''", "index")),
-    "A10c-dots-spaces": both(inputs(**{"flipper [mm]": "number"}), shown("flipper [mm]", "bill.length mm")),
+    "A10c-dots-spaces": both(
+        inputs(**{"flipper [mm]": "number"}), shown("flipper [mm]", "bill.length mm")
+    ),
     "A10d-dot-taskname": refused(r"column: '?sp\.ecies", never=(r"\^", r"pattern", "regular")),
     "A10f-int-columns": quoted_or_read("0", "1", "2"),
     "A10g-yaml-bool-name": quoted_or_read("x", "no"),
@@ -276,7 +289,9 @@ INSPECTED: dict[str, Check] = {
     "B01-half": inputs(h="number"),
     "B06-largestring-view": inputs(c="category|text", d="category|text"),
     "B08-uint64": both(inputs(a="number"), noted("column 'u'", r"2\^53")),
-    "B11-index-level": both(left_out("__index_level_0__"), noted("column '__index_level_0__'", "index")),
+    "B11-index-level": both(
+        left_out("__index_level_0__"), noted("column '__index_level_0__'", "index")
+    ),
     "B12-bytes-text": both(inputs(a="number"), never("pictures", r"max_corrupt")),
     "B12b-bytes-label": both(balance("y", ("binary", "classification"), {}), never(r"\bmaps?\b")),
     "B20d-label-int-string": _all_three,
@@ -296,7 +311,9 @@ INSPECTED: dict[str, Check] = {
     "E14b-markup-class": shown("[/p]", "[bold]q"),
     "E14c-markup-category": shown("[/c]", "[d]"),
     "J1-nan-in-json": balance("y", ("binary",), {"1": 2}),
-    "K14-classes-int-vs-str": both(balance("y", ("binary", "classification"), {"01": 30, "02": 30}), shown("01", "02")),
+    "K14-classes-int-vs-str": both(
+        balance("y", ("binary", "classification"), {"01": 30, "02": 30}), shown("01", "02")
+    ),
     "K15c-arff-utf8": shown("größe", "süß"),
     "K16-arff-latin1-said": shown("süß"),
     "K18-header-bom-utf16be": both(rows(60), inputs(a="number")),

@@ -14,7 +14,7 @@ from raymtl.data.episodes import build_episodes, on_device
 from raymtl.learners import LearnerSpec
 from raymtl.modes import ModeSpec
 from raymtl.sharing import SharingSpec
-from raymtl.step import Problem
+from raymtl.step.algorithm import Algorithm
 from raymtl.types import Episode, UserError
 from raymtl.weighting import WeightingSpec
 
@@ -62,7 +62,11 @@ def experiment(**values: Any) -> Experiment:
         "evaluate.val_episodes": 4,
         "evaluate.test_episodes": 6,
     }
-    return Experiment().override(small).override({key.replace("__", "."): value for key, value in values.items()})
+    return (
+        Experiment()
+        .override(small)
+        .override({key.replace("__", "."): value for key, value in values.items()})
+    )
 
 
 def axes(sharing: str, weighting: str, learner: str) -> Experiment:
@@ -75,7 +79,7 @@ def axes(sharing: str, weighting: str, learner: str) -> Experiment:
 
 
 def possible(sharing: str, weighting: str, learner: str) -> bool:
-    """Whether the combination can run at all; what is refused is told by tests/test_config.py."""
+    """Whether the combination can run at all; what is refused is told by tests/config/test_config.py."""
     try:
         axes(sharing, weighting, learner)
     except UserError:
@@ -85,7 +89,9 @@ def possible(sharing: str, weighting: str, learner: str) -> bool:
 
 def combinations() -> list[tuple[str, str, str]]:
     """Every architecture, weighting and learner, each beside plain and intricate partners on the other two axes."""
-    pairs = [(s, w) for s, w in itertools.product(SHARING, WEIGHTING) if s in PARTNERS or w in PARTNERS]
+    pairs = [
+        (s, w) for s, w in itertools.product(SHARING, WEIGHTING) if s in PARTNERS or w in PARTNERS
+    ]
     every = [(s, w, learner) for s, w in pairs for learner in ("maml", "protonet", "reptile")]
     every += itertools.product(("hard", "cross_stitch"), ("static", "pcgrad"), LEARNERS)
     return [combination for combination in dict.fromkeys(every) if possible(*combination)]
@@ -95,7 +101,9 @@ def episodes_of(
     chosen: Experiment, arrays: Mapping[str, np.ndarray], step: int = 0, count: int | None = None
 ) -> Episode:
     indices = range(count or chosen.train.meta_batch)
-    built, _ = build_episodes(chosen.data, arrays, seed=chosen.seed, split="train", step=step, indices=indices)
+    built, _ = build_episodes(
+        chosen.data, arrays, seed=chosen.seed, split="train", step=step, indices=indices
+    )
     (stack,) = on_device(built, "cpu")
     return stack
 
@@ -105,18 +113,24 @@ def with_missing_labels(episodes: Episode, share: float = 0.3, support: bool = T
     generator = torch.Generator().manual_seed(3)
     parts = []
     for batch in episodes if support else episodes[1:]:
-        masks = {name: torch.rand(target.shape, generator=generator) > share for name, target in batch.targets.items()}
-        targets = {name: torch.where(masks[name], target, -7) for name, target in batch.targets.items()}
+        masks = {
+            name: torch.rand(target.shape, generator=generator) > share
+            for name, target in batch.targets.items()
+        }
+        targets = {
+            name: torch.where(masks[name], target, -7) for name, target in batch.targets.items()
+        }
         parts.append(batch._replace(targets=targets, masks=masks))
     return Episode(*parts) if support else Episode(episodes.support, *parts)
 
 
-def perturbed(problem: Problem, scale: float = 0.1) -> dict[str, torch.Tensor]:
+def perturbed(algorithm: Algorithm, scale: float = 0.1) -> dict[str, torch.Tensor]:
     """Initial parameters moved off the symmetric points, so that no gradient is zero by accident."""
     generator = torch.Generator().manual_seed(1)
     return {
         name: (
-            value.detach() + scale * torch.randn(value.shape, generator=generator, dtype=value.dtype)
+            value.detach()
+            + scale * torch.randn(value.shape, generator=generator, dtype=value.dtype)
         ).requires_grad_()
-        for name, value in problem.init_params().items()
+        for name, value in algorithm.init_params().items()
     }

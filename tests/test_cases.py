@@ -19,8 +19,8 @@ import pytest
 
 from raymtl.cli import main
 from raymtl.config import load
-from raymtl.evaluate import evaluate_folder
-from raymtl.loop import Host, local_batches, train_loop
+from raymtl.evaluation.evaluate import evaluate_folder
+from raymtl.training.loop import TrainContext, local_batches, train_loop
 from tests.cases import INSPECTED, OTHERS, Seen, never, refused
 
 CASES = Path(os.environ.get("RAYMTL_CASES") or "nowhere")
@@ -70,7 +70,11 @@ def call(*args: str) -> tuple[int, str, str, float]:
     out, err, before = io.StringIO(), io.StringIO(), time.process_time()
     argv, sys.argv = sys.argv, ["raymtl", *args]
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("error", UserWarning)
             warnings.simplefilter("error", RuntimeWarning)
             main()
@@ -144,7 +148,11 @@ def test_a_constant_target_has_no_r2(case: Path) -> None:
     assert metrics["score"]["after"]["mean"] is None
 
 
-OFFSETS = {"A12g-large-offset": 10**9, "L2-offset-2e+07-std-1": 2 * 10**7, "L3-offset-1e+08-std-1": 10**8}
+OFFSETS = {
+    "A12g-large-offset": 10**9,
+    "L2-offset-2e+07-std-1": 2 * 10**7,
+    "L3-offset-1e+08-std-1": 10**8,
+}
 
 
 @of(*OFFSETS)
@@ -169,7 +177,13 @@ def trained_here(case: Path, own: dict[str, Any]) -> dict[str, Any]:
     folder = case / "here"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    train_loop(experiment, arrays, local_batches(experiment, arrays), Host(lambda _: None, lambda _: None), folder)
+    train_loop(
+        experiment,
+        arrays,
+        local_batches(experiment, arrays),
+        TrainContext(lambda _: None, lambda _: None),
+        folder,
+    )
     evaluate_folder(folder, arrays, experiment.data)
     metrics: dict[str, Any] = strict((folder / "metrics.json").read_text())
     return metrics
@@ -254,11 +268,17 @@ def test_data_that_moved_are_read_with_the_statistics_of_the_run(case: Path, tra
     shutil.copytree(trained, case / "trained")
     (case / "trained" / "run-data" / "d.csv").unlink()
     run_folder = "trained/runs/t"
-    told = run(case, "evaluate", run_folder, "--data", "new.csv", "--predictions", "told.parquet", "--json")
+    told = run(
+        case, "evaluate", run_folder, "--data", "new.csv", "--predictions", "told.parquet", "--json"
+    )
     assert told.status == 0, told.text
     config = case / run_folder / "best" / "config.yaml"
     text = config.read_text()
-    old = next(line for line in text.splitlines() if line.strip().startswith("path: ") and line.endswith("d.csv"))
+    old = next(
+        line
+        for line in text.splitlines()
+        if line.strip().startswith("path: ") and line.endswith("d.csv")
+    )
     config.write_text(text.replace(old, f"{old.partition('path: ')[0]}path: {case / 'new.csv'}"))
     edited = run(case, "evaluate", run_folder, "--predictions", "edited.parquet", "--json")
     assert edited.status == 0, edited.text

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from raymtl import runs
-from raymtl.baselines import notes_of_models
 from raymtl.cli.notes import MOST_LINES, print_notes
-from raymtl.data.several import Several
+from raymtl.data.sources.combined import Several
+from raymtl.evaluation.baselines import notes_of_models
 from raymtl.notes import Note, pack, unpack
-from raymtl.report import write_report
+from raymtl.reporting.html import write_report
+from raymtl.storage import formats
 from tests.data.test_files_pictures import plain_pictures
-from tests.test_report import HOSTILE, make_run
+from tests.reporting.test_html import HOSTILE, make_run
 
 ZIP = Note(place="column 'zip'", text="left out, since almost all values differ", key="data.inputs")
 
@@ -25,12 +25,20 @@ def test_packed_notes_are_unpacked_as_they_were() -> None:
 
 
 def test_a_note_of_a_part_names_the_part_and_its_keys() -> None:
-    note = Note(place="pictures", text="see data.tasks.a", key="data.max_corrupt").of_part("lamps", "data.parts.lamps")
-    assert str(note) == "lamps: pictures: see data.parts.lamps.tasks.a (data.parts.lamps.max_corrupt)"
+    note = Note(place="pictures", text="see data.tasks.a", key="data.max_corrupt").of_part(
+        "lamps", "data.parts.lamps"
+    )
+    assert (
+        str(note) == "lamps: pictures: see data.parts.lamps.tasks.a (data.parts.lamps.max_corrupt)"
+    )
 
 
-@pytest.mark.parametrize(("number", "lines"), [(0, 0), (MOST_LINES, MOST_LINES), (MOST_LINES + 5, MOST_LINES)])
-def test_before_a_training_some_notes_are_printed_and_where_the_others_are(number, lines, capsys) -> None:
+@pytest.mark.parametrize(
+    ("number", "lines"), [(0, 0), (MOST_LINES, MOST_LINES), (MOST_LINES + 5, MOST_LINES)]
+)
+def test_before_a_training_some_notes_are_printed_and_where_the_others_are(
+    number, lines, capsys
+) -> None:
     notes = [ZIP.model_copy(update={"place": f"column {i}"}) for i in range(number)]
     print_notes(Console(), notes, "c.yaml")
     printed = capsys.readouterr().out.splitlines()
@@ -47,7 +55,13 @@ def test_several_names_the_part_of_a_note(tmp_path: Path) -> None:
         root = plain_pictures(tmp_path / name, 40)
         (root / "dark" / "0.png").write_bytes(b"no picture")
         tasks = {"light": {"column": "folder"}}
-        parts[name] = {"name": "files", "path": str(root), "size": 4, "tasks": tasks, "max_corrupt": 0.1}
+        parts[name] = {
+            "name": "files",
+            "path": str(root),
+            "size": 4,
+            "tasks": tasks,
+            "max_corrupt": 0.1,
+        }
     source = Several.model_validate({"name": "several", "parts": parts})
     notes = source.notes(source.load())
     assert [note.place for note in notes] == ["lamps: pictures", "suns: pictures"]
@@ -55,12 +69,20 @@ def test_several_names_the_part_of_a_note(tmp_path: Path) -> None:
 
 
 def test_notes_of_other_models_name_them_and_are_not_repeated(tmp_path: Path) -> None:
-    own, same, other = ({"place": "task 'a'", "text": text, "key": None} for text in ("one class", "one class", "R2"))
+    own, same, other = (
+        {"place": "task 'a'", "text": text, "key": None}
+        for text in ("one class", "one class", "R2")
+    )
     folders = {}
     for name, notes in (("winner", [own]), ("default", [same, other]), ("joint", None)):
         folders[name] = tmp_path / name
-        runs.write_json(folders[name] / "metrics.json", {} if notes is None else {"notes": notes})
-    assert [str(note) for note in notes_of_models(folders)] == ["task 'a': one class", "default, task 'a': R2"]
+        formats.write_json(
+            folders[name] / "metrics.json", {} if notes is None else {"notes": notes}
+        )
+    assert [str(note) for note in notes_of_models(folders)] == [
+        "task 'a': one class",
+        "default, task 'a': R2",
+    ]
 
 
 def test_the_report_shows_the_notes_of_a_run(tmp_path: Path) -> None:
@@ -68,7 +90,9 @@ def test_the_report_shows_the_notes_of_a_run(tmp_path: Path) -> None:
     assert 'id="notes"' not in write_report(run).read_text()
     summary = json.loads((run / "summary.json").read_text())
     hostile = ZIP.model_copy(update={"place": HOSTILE})
-    runs.write_json(run / "summary.json", summary | {"notes": [ZIP.model_dump(), hostile.model_dump()]})
+    formats.write_json(
+        run / "summary.json", summary | {"notes": [ZIP.model_dump(), hostile.model_dump()]}
+    )
     page = write_report(run).read_text()
     assert 'id="notes"' in page and ZIP.text in page and "data.<wbr>inputs" in page
     assert HOSTILE not in page

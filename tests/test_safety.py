@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from raymtl.cluster.checks import FLOORS
+from raymtl.cluster.doctor.check import FLOORS
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(p.relative_to(ROOT).as_posix() for part in ("raymtl", "benchmarks", "tests") for p in (ROOT / part).rglob("*.py"))  # fmt: skip
 # An unpickler that knows arrays of numbers alone, and its test, by name, so that another file has to be added here.
-PICKLES = {"raymtl/data/pickled.py", "tests/data/test_cifar100.py"}
+PICKLES = {"raymtl/data/formats/pickled.py", "tests/data/test_cifar100.py"}
 MODULES = {
     "pickle",
     "cPickle",
@@ -27,8 +27,20 @@ MODULES = {
 }
 UNSAFE_YAML = {"load", "load_all", "full_load", "full_load_all", "unsafe_load", "unsafe_load_all"}
 YAML_LOADERS = {"Loader", "FullLoader", "UnsafeLoader", "CLoader", "CFullLoader", "CUnsafeLoader"}
-SHELL = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "tempfile.mktemp"}
-READ_PICKLES = {"pandas.read_pickle", "pd.read_pickle", "ray.cloudpickle", "torch.hub.load", "torch.jit.load"}
+SHELL = {
+    "os.system",
+    "os.popen",
+    "subprocess.getoutput",
+    "subprocess.getstatusoutput",
+    "tempfile.mktemp",
+}
+READ_PICKLES = {
+    "pandas.read_pickle",
+    "pd.read_pickle",
+    "ray.cloudpickle",
+    "torch.hub.load",
+    "torch.jit.load",
+}
 
 
 def dotted(node: ast.expr) -> str:
@@ -42,7 +54,10 @@ def dotted(node: ast.expr) -> str:
 
 
 def is_true(call: ast.Call, keyword: str) -> bool:
-    return any(k.arg == keyword and isinstance(k.value, ast.Constant) and k.value.value is True for k in call.keywords)
+    return any(
+        k.arg == keyword and isinstance(k.value, ast.Constant) and k.value.value is True
+        for k in call.keywords
+    )
 
 
 def unsafe(source: str, *, pickles: bool = False) -> Iterator[str]:
@@ -55,12 +70,16 @@ def unsafe(source: str, *, pickles: bool = False) -> Iterator[str]:
             names = [node.module or "", *(f"{node.module}.{name.name}" for name in node.names)]
         if not pickles:
             yield from (
-                n for n in names if n.split(".")[0] in MODULES or n.split(".")[-1] in {"cloudpickle", "read_pickle"}
+                n
+                for n in names
+                if n.split(".")[0] in MODULES or n.split(".")[-1] in {"cloudpickle", "read_pickle"}
             )
         yield from (name for name in names if name in {"yaml.load", "os.system", "os.popen"})
         if isinstance(node, ast.Attribute):
             name = dotted(node)
-            if name in READ_PICKLES | SHELL or (name.startswith("yaml.") and node.attr in UNSAFE_YAML | YAML_LOADERS):
+            if name in READ_PICKLES | SHELL or (
+                name.startswith("yaml.") and node.attr in UNSAFE_YAML | YAML_LOADERS
+            ):
                 yield name
         if isinstance(node, ast.Call):
             name = dotted(node.func)
@@ -72,7 +91,9 @@ def unsafe(source: str, *, pickles: bool = False) -> Iterator[str]:
                 yield f"{name}(shell=True)"
             if is_true(node, "allow_pickle"):
                 yield f"{name}(allow_pickle=True)"
-            if name.endswith("import_module") and not (node.args and isinstance(node.args[0], ast.Constant)):
+            if name.endswith("import_module") and not (
+                node.args and isinstance(node.args[0], ast.Constant)
+            ):
                 yield f"{name} of a name that is not written here"
 
 
@@ -131,9 +152,15 @@ def test_a_pickle_is_allowed_in_its_files_and_nothing_else_there() -> None:
 
 def test_the_policy_states_the_floors_that_the_doctor_holds() -> None:
     rows = re.findall(r"^\| `?([\w-]+)`? \| ([\d.]+) \|", (ROOT / "SECURITY.md").read_text(), re.M)
-    assert {name.lower(): floor for name, floor in rows} == {name: floor for name, (floor, _) in FLOORS.items()}
+    assert {name.lower(): floor for name, floor in rows} == {
+        name: floor for name, (floor, _) in FLOORS.items()
+    }
 
 
 def test_every_shipped_yaml_is_plain_data() -> None:
-    for path in (ROOT / "cluster.yaml", *(ROOT / "clusters").glob("*.yaml"), *(ROOT / "tune_configs").glob("*.yaml")):
+    for path in (
+        ROOT / "cluster.yaml",
+        *(ROOT / "clusters").glob("*.yaml"),
+        *(ROOT / "tune_configs").glob("*.yaml"),
+    ):
         assert "!!" not in path.read_text()

@@ -6,12 +6,12 @@ import typer
 
 from raymtl.cli.cluster import check_file, doctor, render_file
 from raymtl.cli.data import fetch_data, inspect_data
-from raymtl.cli.look import methods, report, trials
-from raymtl.cli.model import adapt, evaluate
-from raymtl.cli.whole import train, tune
-from raymtl.fence import Superseded
-from raymtl.redact import redacted
-from raymtl.terminal import print_any_letter
+from raymtl.cli.run import train, tune
+from raymtl.cli.show import methods, report, trials
+from raymtl.cli.use import adapt, evaluate
+from raymtl.reporting.console import print_any_letter
+from raymtl.storage.fence import Superseded
+from raymtl.storage.redaction import redacted
 from raymtl.types import DivergedError, UserError
 
 app = typer.Typer(
@@ -28,7 +28,9 @@ data_app = typer.Typer(
     add_completion=False,
 )
 cluster_app = typer.Typer(
-    help="Write and check the files that start a cluster.", no_args_is_help=True, add_completion=False
+    help="Write and check the files that start a cluster.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 for command in (tune, train, evaluate, adapt, trials, methods, report, doctor):
     app.command()(command)
@@ -51,5 +53,8 @@ def main() -> None:
     except PermissionError as error:
         if error.filename is None:
             raise
-        print(f"raymtl: {error.filename}: {error.strerror}. Give this user access to it.", file=sys.stderr)
+        print(
+            f"raymtl: {error.filename}: {error.strerror}. Give this user access to it.",
+            file=sys.stderr,
+        )
         sys.exit(2)

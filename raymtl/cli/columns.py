@@ -1,4 +1,6 @@
-"""The columns of a table as `data inspect` prints them: each, or where there are many all that are alike in a line."""
+"""The columns of a table as `data inspect` prints them: each, or where there are many all that are
+alike in a line.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,15 +11,26 @@ NAMED = 4
 """Columns of a group that are named."""
 
 Line = tuple[str, str, str, str, str, str]
-"""Names, type, role, how many numbers a column becomes, what is missing, and what numbers are normalised by."""
+"""Names, type, role, how many numbers a column becomes, what is missing, and what numbers are
+normalised by.
+"""
 
 
 def lines(columns: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
-    """A line a column; where they are more than MOST_LINES a line for those of the same type and role."""
+    """A line a column; where they are more than MOST_LINES a line for those of the same type and
+    role.
+    """
     if len(columns) <= MOST_LINES:
         for one in columns:
             missing = f"{one['missing']:.1%}"
-            yield one["column"], one["type"], one["role"], str(one["numbers"]), missing, one["normalised_by"]
+            yield (
+                one["column"],
+                one["type"],
+                one["role"],
+                str(one["numbers"]),
+                missing,
+                one["normalised_by"],
+            )
         return
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for one in columns:
@@ -25,12 +38,22 @@ def lines(columns: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
     for (kind, role), group in groups.items():
         numbers = _range([one["numbers"] for one in group], str)
         missing = _range([one["missing"] for one in group], lambda share: f"{share:.1%}")
-        yield named([one["column"] for one in group]), kind, role, numbers, missing, _normalised(group)
+        yield (
+            named([one["column"] for one in group]),
+            kind,
+            role,
+            numbers,
+            missing,
+            _normalised(group),
+        )
 
 
 def named(names: Sequence[str]) -> str:
     """The first of the names, and how many more there are."""
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    if len(names) > NAMED:
+        more = f" and {len(names) - NAMED:,} more"
+    else:
+        more = ""
     return ", ".join(names[:NAMED]) + more
 
 
@@ -51,7 +74,9 @@ def left_out(reasons: Mapping[str, str]) -> Iterator[str]:
 
 def _range(values: Sequence[Any], text: Callable[[Any], str]) -> str:
     least, most = text(min(values)), text(max(values))
-    return least if least == most else f"{least} to {most}"
+    if least == most:
+        return least
+    return f"{least} to {most}"
 
 
 def _normalised(group: Sequence[Mapping[str, Any]]) -> str:

@@ -11,16 +11,28 @@ import yaml
 from raymtl.config.yaml_text import read_yaml
 from raymtl.types import UserError
 
-Config = Annotated[Path, typer.Argument(help="A YAML configuration, such as tune_configs/quickstart.yaml.")]
+Config = Annotated[
+    Path, typer.Argument(help="A YAML configuration, such as tune_configs/quickstart.yaml.")
+]
 Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]
-Sets = Annotated[list[str], typer.Option("--set", help="Override a value by its dotted name: learner.inner_lr=0.05.")]
-Address = Annotated[str | None, typer.Option(help="A running Ray cluster; else RAY_ADDRESS, else Ray starts here.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the newest run of this configuration.")]
+Sets = Annotated[
+    list[str],
+    typer.Option("--set", help="Override a value by its dotted name: learner.inner_lr=0.05."),
+]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray cluster; else RAY_ADDRESS, else Ray starts here.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the newest run of this configuration.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan; start nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Data = Annotated[
     list[str],
-    typer.Option("--data", help="Where the run's data are now: PATH, or KEY=PATH such as tasks.boxes.path=PATH."),
+    typer.Option(
+        "--data",
+        help="Where the run's data are now: PATH, or KEY=PATH such as tasks.boxes.path=PATH.",
+    ),
 ]
 PLACE = re.compile(r"(?P<key>(?:path|tasks|parts)\.[^=/]+)=(?P<path>.+)")
 
@@ -47,7 +59,10 @@ def overrides(sets: list[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in map(assignment, map(_in_utf8, sets)):
         try:
-            values[key] = value if _MARK.fullmatch(value) else read_yaml(value)
+            if _MARK.fullmatch(value):
+                values[key] = value
+            else:
+                values[key] = read_yaml(value)
         except (yaml.YAMLError, ValueError):
             raise UserError(f"--set {key}: expected a YAML value, got '{value}'.") from None
     return values

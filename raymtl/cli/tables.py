@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from raymtl.terminal import plain_console
+from raymtl.reporting.console import plain_console
 
 
 def print_scores(models: list[dict[str, Any]]) -> None:
@@ -13,14 +13,23 @@ def print_scores(models: list[dict[str, Any]]) -> None:
     best = models[0]
     table = Table(box=None, pad_edge=False)
     table.add_column("held-out test" if len(models) > 1 else "", no_wrap=True)
-    for heading in (f"{best['name']}\nbefore", f"{best['name']}\nadapted", *(f"{m['name']}\n" for m in models[1:])):
+    for heading in (
+        f"{best['name']}\nbefore",
+        f"{best['name']}\nadapted",
+        *(f"{m['name']}\n" for m in models[1:]),
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     metrics = [
-        (task, name) for task, named in best["tasks"].items() for name, one in named.items() if one.get("shown", True)
+        (task, name)
+        for task, named in best["tasks"].items()
+        for name, one in named.items()
+        if one.get("shown", True)
     ]
     for task, metric in metrics:
         scores = [model["tasks"][task][metric] for model in models]
-        table.add_row(f"{task} {metric}", _before(scores[0]), *(figure(score["after"]) for score in scores))
+        table.add_row(
+            f"{task} {metric}", _before(scores[0]), *(figure(score["after"]) for score in scores)
+        )
     totals = [model["score"] or {} for model in models]
     table.add_row("score", _before(totals[0]), *(figure(total.get("after")) for total in totals))
     for key, better in (("delta_m", "lower"), ("delta_p", "higher")):
@@ -40,15 +49,27 @@ def _before(score: Mapping[str, Any]) -> str:
     """The score before adaptation; a dash for a model that does not adapt."""
     gain = score.get("gain")
     moved = gain is None or gain["mean"] != 0 or gain["ci95"] != 0
-    return _mean(score.get("before")) if moved else "-"
+    if moved:
+        return _mean(score.get("before"))
+    return "-"
 
 
 def _mean(value: Mapping[str, float | None] | None) -> str:
-    mean = value["mean"] if value else None
-    return "-" if mean is None else f"{mean:.3f}"
+    if value:
+        mean = value["mean"]
+    else:
+        mean = None
+    if mean is None:
+        return "-"
+    return f"{mean:.3f}"
 
 
 def figure(value: Mapping[str, float | None] | None) -> str:
     """A score with its 95 % interval; a dash for none."""
-    ci95 = value.get("ci95") if value else None
-    return _mean(value) if ci95 is None else f"{_mean(value)}±{ci95:.3f}"
+    if value:
+        ci95 = value.get("ci95")
+    else:
+        ci95 = None
+    if ci95 is None:
+        return _mean(value)
+    return f"{_mean(value)}±{ci95:.3f}"

@@ -4,7 +4,7 @@ import os
 import socket
 from urllib.parse import urlsplit
 
-from raymtl.cluster.checks import first_line
+from raymtl.cluster.doctor.check import first_line
 
 # A refused connection comes back at once, a dropped one never.
 TCP_S = 3.0
@@ -15,11 +15,14 @@ def resolve(address: str | None) -> str | None:
     # As ray.init does it: RAY_ADDRESS says which cluster `auto` is, and `local` is none.
     if address in (None, "", "auto"):
         address = os.environ.get("RAY_ADDRESS") or address
-    return None if address in (None, "", "local") else address
+    if address in (None, "", "local"):
+        return None
+    return address
 
 
 def refusal(address: str) -> str | None:
-    """Why no connection to the address comes about; None where something listens, or Ray is to find it (`auto`).
+    """Why no connection to the address comes about; None where something listens, or Ray is to find
+    it (`auto`).
 
     To be asked before ray.init, which tries a dead address for minutes.
     """
@@ -39,6 +42,8 @@ def endpoint(address: str) -> tuple[str, int] | None:
     """Host and port, where the address has them."""
     try:
         parts = urlsplit(f"//{address.rpartition('://')[2]}")
-        return (parts.hostname, parts.port) if parts.hostname and parts.port else None
+        if parts.hostname and parts.port:
+            return (parts.hostname, parts.port)
+        return None
     except ValueError:
         return None

@@ -7,6 +7,7 @@ from typing import Annotated, Any, NamedTuple, Self
 import torch
 from pydantic import Field, ValidationError, model_validator
 
+from raymtl.config.domains import Domain
 from raymtl.config.explain import explain
 from raymtl.config.names import as_values, dotted_names, members, nearest, open_names
 from raymtl.config.sections import Evaluate, Stage, Train, Tune
@@ -16,9 +17,8 @@ from raymtl.encoders import ConvSpec, Encoder, EncoderSpec
 from raymtl.encoders.norm import BatchStatistics
 from raymtl.learners import MAML, LearnerSpec
 from raymtl.modes import ModeSpec, Weighted
-from raymtl.search import Domain
 from raymtl.sharing import HardSpec, SharingSpec
-from raymtl.step import Problem
+from raymtl.step.algorithm import Algorithm
 from raymtl.types import Spec, UserError, matching
 from raymtl.weighting import StaticSpec, WeightingSpec
 
@@ -35,7 +35,9 @@ STAGED_VALUES = (*SEARCHABLE_TRAIN, "data.shots", "data.queries", "data.ways")
 
 
 class Part(NamedTuple):
-    """One of the trainings that a training consists of, as a configuration of its own, and the step it begins at."""
+    """One of the trainings that a training consists of, as a configuration of its own, and the step
+    it begins at.
+    """
 
     start: int
     experiment: "Experiment"
@@ -47,9 +49,13 @@ class Part(NamedTuple):
 
 
 class Experiment(Spec):
-    """Everything a run depends on. The dotted path of a field is its name in YAML, `--set`, the search and reports."""
+    """Everything a run depends on. The dotted path of a field is its name in YAML, `--set`, the
+    search and reports.
+    """
 
-    name: Annotated[str, matching(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "ASCII letters, digits, and _ . - within")] = "run"
+    name: Annotated[
+        str, matching(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "ASCII letters, digits, and _ . - within")
+    ] = "run"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     output: str = "runs"
     """Folder of the run folders."""
@@ -61,7 +67,9 @@ class Experiment(Spec):
     mode: ModeSpec = Weighted()
     train: Train = Train()
     stages: tuple[Stage, ...] = ()
-    """What comes first, in this order; the configuration itself is the last stage and has the rest of the steps."""
+    """What comes first, in this order; the configuration itself is the last stage and has the rest
+    of the steps.
+    """
     evaluate: Evaluate = Evaluate()
     tune: Tune = Tune()
     search: Mapping[str, Domain] = {}
@@ -78,46 +86,53 @@ class Experiment(Spec):
         reason = learner.check(self.data.make_tasks())
         if reason:
             raise UserError(
-                f"learner.name: {learner.name} cannot learn data.tasks: {list(names)}, since {reason}. "
-                "Choose another learner or other tasks."
+                f"learner.name: {learner.name} cannot learn data.tasks: {list(names)}, since "
+                f"{reason}. Choose another learner or other tasks."
             )
-        if weighting.needs_gradients and not learner.follows_query_gradient:
+        if weighting.needs_gradients and not learner.uses_query_gradient:
             raise UserError(
-                f"weighting.name: {weighting.name} weighs gradients of the query losses, and learner.name: "
-                f"{learner.name} has none to weigh. Choose a weighting of losses such as static, or another learner."
+                f"weighting.name: {weighting.name} weighs gradients of the query losses, and "
+                f"learner.name: {learner.name} has none to weigh. Choose a weighting of losses "
+                "such as static, or another learner."
             )
         if weighting.needs_gradients and len(names) == 1:
             raise UserError(
-                f"weighting.name: {weighting.name} needs the gradients of several tasks, got data.tasks: "
-                f"{list(names)}. Choose weighting.name: static or add a task."
+                f"weighting.name: {weighting.name} needs the gradients of several tasks, got "
+                f"data.tasks: {list(names)}. Choose weighting.name: static or add a task."
             )
         if weighting.needs_gradients and self.mode.one_task_a_step:
             raise UserError(
-                f"weighting.name: {weighting.name} needs the gradients of several tasks, and mode.name: "
-                f"{self.mode.name} lets one task count in each step. Choose weighting.name: static or another mode."
+                f"weighting.name: {weighting.name} needs the gradients of several tasks, and "
+                f"mode.name: {self.mode.name} lets one task count in each step. Choose "
+                "weighting.name: static or another mode."
             )
-        if self.mode.divides_gradient and not learner.follows_query_gradient:
+        if self.mode.divides_gradient and not learner.uses_query_gradient:
             raise UserError(
-                f"mode.name: {self.mode.name} divides the gradient of the query losses, and learner.name: "
-                f"{learner.name} has none to divide. Choose mode.name: weighted or another learner."
+                f"mode.name: {self.mode.name} divides the gradient of the query losses, and "
+                f"learner.name: {learner.name} has none to divide. Choose mode.name: weighted or "
+                "another learner."
             )
-        if self.encoder.tells_steps_apart and not learner.tells_steps_apart:
+        if self.encoder.has_per_step_params and not learner.has_per_step_params:
             raise UserError(
-                f"encoder.norm: {self.encoder.norm} has scales for every inner step, and learner.name: {learner.name}, "
-                "as it is set, has no steps to tell apart. Choose encoder.norm: batch or another learner."
+                f"encoder.norm: {self.encoder.norm} has scales for every inner step, and "
+                f"learner.name: {learner.name}, as it is set, has no steps to tell apart. Choose "
+                "encoder.norm: batch or another learner."
             )
         with torch.device("meta"):
             encoder = self._encoder()
-        for section, problem in (
+        for section, algorithm in (
             ("learner", learner.check_parameters(self._parameter_names)),
             ("weighting", weighting.check(names)),
             ("mode", self.mode.check(names)),
             ("sharing", self.sharing.check(self.data.make_tasks(), encoder)),
         ):
-            if problem:
-                named = set(problem[0].split("."))
-                hint = "" if named & set(names) else nearest(problem[0], names)
-                raise UserError(f"{section}.{problem[0]}: {problem[1]}{hint}")
+            if algorithm:
+                named = set(algorithm[0].split("."))
+                if named & set(names):
+                    hint = ""
+                else:
+                    hint = nearest(algorithm[0], names)
+                raise UserError(f"{section}.{algorithm[0]}: {algorithm[1]}{hint}")
 
     def _encoder(self) -> Encoder:
         return self.encoder.build(self.data.input_shape, self.learner.num_steps)
@@ -134,56 +149,69 @@ class Experiment(Spec):
         train, tune = self.train, self.tune
         if train.meta_batch < train.workers:
             raise UserError(
-                f"train.meta_batch: expected an episode for each of train.workers: {train.workers}, got "
-                f"{train.meta_batch}. Raise it or take fewer workers."
+                "train.meta_batch: expected an episode for each of train.workers: "
+                f"{train.workers}, got {train.meta_batch}. Raise it or take fewer workers."
             )
         if train.fewest > train.workers:
             raise UserError(
-                f"train.min_workers: expected at most train.workers: {train.workers}, got {train.min_workers}. "
-                "Lower it, or raise train.workers."
+                f"train.min_workers: expected at most train.workers: {train.workers}, got "
+                f"{train.min_workers}. Lower it, or raise train.workers."
             )
         if tune.asha and tune.asha.grace > train.steps:
             raise UserError(
-                f"tune.asha.grace: expected at most train.steps: {train.steps}, got {tune.asha.grace}. Lower it."
+                f"tune.asha.grace: expected at most train.steps: {train.steps}, got "
+                f"{tune.asha.grace}. Lower it."
             )
         gpus = tune.gpus_per_trial
-        if gpus != "auto" and ((train.device == "cuda" and not gpus) or (train.device == "cpu" and gpus)):
+        if gpus != "auto" and (
+            (train.device == "cuda" and not gpus) or (train.device == "cpu" and gpus)
+        ):
             raise UserError(
-                f"tune.gpus_per_trial: expected what train.device: {train.device} needs, got {gpus:g}. "
-                "Leave it at auto, or set train.device: auto."
+                f"tune.gpus_per_trial: expected what train.device: {train.device} needs, got "
+                f"{gpus:g}. Leave it at auto, or set train.device: auto."
             )
         if len(tune.modes) != len(tune.metrics):
             raise UserError(
-                f"tune.mode: expected one for each of tune.metric: {list(tune.metrics)}, got {list(tune.modes)}."
+                f"tune.mode: expected one for each of tune.metric: {list(tune.metrics)}, got "
+                f"{list(tune.modes)}."
             )
         known = self.metric_names()
-        for key, metric in [("tune.metric", m) for m in tune.metrics] + [("tune.asha.metric", tune.asha_metric)]:
+        for key, metric in [("tune.metric", m) for m in tune.metrics] + [
+            ("tune.asha.metric", tune.asha_metric)
+        ]:
             if metric not in known:
-                raise UserError(f"{key}: expected one of {', '.join(known)}, got '{metric}'.{nearest(metric, known)}")
+                raise UserError(
+                    f"{key}: expected one of {', '.join(known)}, got "
+                    f"'{metric}'.{nearest(metric, known)}"
+                )
 
     def _check_stages(self) -> None:
         taken = sum(stage.steps for stage in self.stages)
         if taken >= self.train.steps:
             raise UserError(
-                f"stages: expected fewer steps together than train.steps: {self.train.steps}, the rest of which is the "
-                f"configuration's own, got {taken}. Raise train.steps or shorten the stages."
+                f"stages: expected fewer steps together than train.steps: {self.train.steps}, the "
+                f"rest of which is the configuration's own, got {taken}. Raise train.steps or "
+                "shorten the stages."
             )
         if self.stages and self.mode.comparisons(self.data.task_names, self.seed):
             raise UserError(
-                f"stages: expected none with mode.name: {self.mode.name}, which compares whole trainings, got "
-                f"{len(self.stages)}. Leave one of them away."
+                f"stages: expected none with mode.name: {self.mode.name}, which compares whole "
+                f"trainings, got {len(self.stages)}. Leave one of them away."
             )
         for number, stage in enumerate(self.stages):
             for key in stage.set:
                 if not key.startswith(STAGED) and key not in STAGED_VALUES:
                     raise UserError(
-                        f"stages.{number}.set: {key}: expected a value that stages may differ in ({', '.join(STAGED)}, "
-                        f"{', '.join(STAGED_VALUES)}), got another. Set it for all stages alike."
+                        f"stages.{number}.set: {key}: expected a value that stages may differ in "
+                        f"({', '.join(STAGED)}, {', '.join(STAGED_VALUES)}), got another. Set it "
+                        "for all stages alike."
                     )
         self.parts()
 
     def parts(self) -> tuple[Part, ...]:
-        """The trainings that this one consists of, one after the other: the stages, then the configuration itself."""
+        """The trainings that this one consists of, one after the other: the stages, then the
+        configuration itself.
+        """
         alone = self.model_copy(update={"stages": (), "tune": Tune(), "search": {}})
         parts: list[Part] = []
         start = 0
@@ -209,10 +237,19 @@ class Experiment(Spec):
             for name, metric in task.metrics.items()
         }
         means = {f"val.{name.rpartition('.')[2]}": higher for name, higher in own.items()}
-        return {"val.score": True, "val.loss": False, **own, **means, "num_parameters": False, "seconds": False}
+        return {
+            "val.score": True,
+            "val.loss": False,
+            **own,
+            **means,
+            "num_parameters": False,
+            "seconds": False,
+        }
 
-    def build(self) -> Problem:
-        """The three axes on the tasks, initialised from `seed`; raises nothing that validation has not."""
+    def build(self) -> Algorithm:
+        """The three axes on the tasks, initialised from `seed`; raises nothing that validation has
+        not.
+        """
         tasks = self.data.make_tasks()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -221,13 +258,13 @@ class Experiment(Spec):
         # Batch norms are of the examples that pass together.
         normalises = any(isinstance(part, BatchStatistics) for part in model.parts())
         model.apart = self.weighting.needs_gradients and not normalises
-        return Problem(tasks, model, self.weighting.build(tasks), self.learner, self.seed)
+        return Algorithm(tasks, model, self.weighting.build(tasks), self.learner, self.seed)
 
     def override(self, values: Mapping[str, Any]) -> "Experiment":
         """The experiment with these dotted values, validated.
 
-        A changed `SECTION.name` keeps what was set of the old member, other than its defaults, and the new one has too.
-        Raises UserError.
+        A changed `SECTION.name` keeps what was set of the old member, other than its defaults, and
+        the new one has too. Raises UserError.
         """
         of_data = any(key.partition(".")[0] == "data" for key in values)
         tree = self.model_dump(mode="json", exclude=set() if of_data else {"data"})
@@ -237,7 +274,9 @@ class Experiment(Spec):
             if last == "name" and len(path) == 1 and value != node.get("name"):
                 known = members(path[0], Experiment)
                 old, new = known[node["name"]]().model_dump(mode="json"), known.get(str(value))
-                kept = {k: v for k, v in node.items() if new and k in new.model_fields and v != old[k]}
+                kept = {
+                    k: v for k, v in node.items() if new and k in new.model_fields and v != old[k]
+                }
                 tree[path[0]] = kept | {"name": value}
             else:
                 node[last] = value
@@ -262,10 +301,14 @@ def parse(tree: Mapping[str, Any]) -> Experiment:
 
 
 def _at(tree: dict[str, Any], path: Sequence[str], key: str) -> dict[str, Any]:
-    """The mapping at the path, begun where the user names what is in it; raises UserError if there can be none."""
+    """The mapping at the path, begun where the user names what is in it; raises UserError if there
+    can be none.
+    """
     node: Any = tree
     for depth, part in enumerate(path):
-        named_by_user = {f"{'.'.join(path[:end])}.*" for end in (depth, depth + 1)} & {*open_names(Experiment)}
+        named_by_user = {f"{'.'.join(path[:end])}.*" for end in (depth, depth + 1)} & {
+            *open_names(Experiment)
+        }
         if isinstance(node, dict) and part not in node and named_by_user:
             node[part] = {}
         if not isinstance(node, dict) or part not in node:

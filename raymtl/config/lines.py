@@ -14,7 +14,8 @@ MOST_KEYS = 100_000
 def lines_of(node: yaml.Node | None, path: Path) -> dict[str, int]:
     """Dotted key -> line in the file.
 
-    Raises UserError for a key that stands twice, and for aliases that contain themselves or multiply without end.
+    Raises UserError for a key that stands twice, and for aliases that contain themselves or
+    multiply without end.
     """
     lines: dict[str, int] = {}
     for key, line in _keys(node, path):
@@ -22,14 +23,20 @@ def lines_of(node: yaml.Node | None, path: Path) -> dict[str, int]:
             raise UserError(f"{path}:{line}: {key}: the key stands twice. Remove one of them.")
         lines[key] = line
         if len(lines) > MOST_KEYS:
-            raise UserError(f"{path}: expected up to {MOST_KEYS:,} keys, got more. Remove aliases that multiply.")
+            raise UserError(
+                f"{path}: expected up to {MOST_KEYS:,} keys, got more. Remove aliases that "
+                "multiply."
+            )
     return lines
 
 
-def _keys(node: yaml.Node | None, path: Path, before: str = "", depth: int = 0) -> Iterator[tuple[str, int]]:
+def _keys(
+    node: yaml.Node | None, path: Path, before: str = "", depth: int = 0
+) -> Iterator[tuple[str, int]]:
     if depth > DEEPEST:
         raise UserError(
-            f"{path}: expected a few levels of keys, got over {DEEPEST}. Remove the alias that contains itself."
+            f"{path}: expected a few levels of keys, got over {DEEPEST}. Remove the alias that "
+            "contains itself."
         )
     children: list[tuple[str, yaml.Node, yaml.Node]] = []
     if isinstance(node, yaml.MappingNode):

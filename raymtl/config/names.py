@@ -1,4 +1,6 @@
-"""Dotted names: the path of a field in YAML, `--set`, the search and reports. `root` is the class at their top."""
+"""Dotted names: the path of a field in YAML, `--set`, the search and reports. `root` is the class
+at their top.
+"""
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,7 +11,9 @@ from raymtl.types import Spec
 
 
 def is_known(name: str, root: type[Spec]) -> bool:
-    """Whether a configuration can have the dotted name, the user's own in it included: `weighting.weights.left`."""
+    """Whether a configuration can have the dotted name, the user's own in it included:
+    `weighting.weights.left`.
+    """
     parts = name.split(".")
     patterns = {name} | {".".join([*parts[:i], "*", *parts[i + 1 :]]) for i in range(2, len(parts))}
     return bool(patterns & {*dotted_names(root), *open_names(root)})
@@ -41,8 +45,17 @@ def dotted_names(root: type[Spec]) -> list[str]:
         for member in kinds:
             for key, inner in member.model_fields.items():
                 names.append(f"{section}.{key}")
-                specs = [a for a in (inner.annotation, *get_args(inner.annotation)) if isinstance(a, type)]
-                names += [f"{section}.{key}.{k}" for s in specs if issubclass(s, Spec) for k in s.model_fields]
+                specs = [
+                    a
+                    for a in (inner.annotation, *get_args(inner.annotation))
+                    if isinstance(a, type)
+                ]
+                names += [
+                    f"{section}.{key}.{k}"
+                    for s in specs
+                    if issubclass(s, Spec)
+                    for k in s.model_fields
+                ]
     return list(dict.fromkeys(names))
 
 
@@ -53,7 +66,9 @@ def members(section: str, root: type[Spec]) -> dict[str, type[Spec]]:
         return {}
     kinds = [field.annotation, *get_args(field.annotation)]
     specs = [
-        kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Spec) and "name" in kind.model_fields
+        kind
+        for kind in kinds
+        if isinstance(kind, type) and issubclass(kind, Spec) and "name" in kind.model_fields
     ]
     return {kind.model_fields["name"].default: kind for kind in specs}
 
@@ -68,10 +83,17 @@ def as_values(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, 
 
 
 def nearest(key: str, names: Iterable[str]) -> str:
-    """The end of a sentence that says which of the names may have been meant; nothing where none is near."""
+    """The end of a sentence that says which of the names may have been meant; nothing where none is
+    near.
+    """
     names = list(names)
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     if not close and "." in key:
         close = difflib.get_close_matches(key.rpartition(".")[2], names, n=1, cutoff=0.6)
-        close = close or [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]][:1]
-    return f" Did you mean {close[0]}?" if close else ""
+        close = (
+            close
+            or [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+        )
+    if close:
+        return f" Did you mean {close[0]}?"
+    return ""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from raymtl.step import Precision
+from raymtl.step.meta_gradient import Precision
 from raymtl.types import Spec
 
 
@@ -22,19 +22,25 @@ class Train(Spec):
     clip_norm: PositiveFloat | None = 10.0
     """Longest meta-gradient that is followed as it is; longer ones are shortened to it."""
     weight_decay: NonNegativeFloat = 0.0
-    """What a weight of the model loses in a step is lr * weight_decay of itself, beside its gradient's share.
+    """What a weight of the model loses in a step is lr * weight_decay of itself, beside its
+    gradient's share.
 
-    That is decoupled as in AdamW (arXiv:1711.05101). Biases and scales, which have one dimension, lose nothing.
+    That is decoupled as in AdamW (arXiv:1711.05101). Biases and scales, which have one dimension,
+    lose nothing.
     """
     workers: PositiveInt = 1
     min_workers: PositiveInt | None = None
-    """Fewest workers to train on, where machines come and go: as many train as fit, `workers` of them at most."""
+    """Fewest workers to train on, where machines come and go: as many train as fit, `workers` of
+    them at most.
+    """
     cpus_per_worker: PositiveFloat = 1.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU for each worker where the cluster has them."""
     precision: Precision = "float32"
     task_axis: Literal["auto", "vmap", "loop"] = "auto"
-    """How the episodes of a step are run; `auto` measures both on the first one and keeps the faster."""
+    """How the episodes of a step are run; `auto` measures both on the first one and keeps the
+    faster.
+    """
     chunk: PositiveInt | None = None
     """Episodes that vmap takes at once; fewer need less memory."""
     eval_every: PositiveInt = 100
@@ -42,7 +48,9 @@ class Train(Spec):
     checkpoint_share: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Largest share of its time that training spends on more checkpoints, between the scores."""
     wait_for_nodes_s: NonNegativeInt = 0
-    """How long to wait for machines that an autoscaling cluster does not have yet; they are asked for first."""
+    """How long to wait for machines that an autoscaling cluster does not have yet; they are asked
+    for first.
+    """
     max_failures: NonNegativeInt = 3
     """How often a lost worker or trial is started again from its last checkpoint."""
 
@@ -62,7 +70,8 @@ class Evaluate(Spec):
 class ASHA(Spec):
     """Asynchronous successive halving (arXiv:1810.05934): stops a trial that is behind at a rung.
 
-    The rungs are at `grace` steps and its multiples by `reduction`; the best 1 / `reduction` of a rung go on.
+    The rungs are at `grace` steps and its multiples by `reduction`; the best 1 / `reduction` of a
+    rung go on.
     """
 
     grace: PositiveInt = 100
@@ -77,7 +86,9 @@ class TPE(Spec):
     startup_trials: PositiveInt = 6
     candidates: PositiveInt = 24
     multivariate: bool = True
-    """Model the parameters jointly, in groups that occur together where `when` makes them conditional."""
+    """Model the parameters jointly, in groups that occur together where `when` makes them
+    conditional.
+    """
 
 
 Baseline = Literal["default", "joint", "single"]
@@ -88,16 +99,21 @@ class Tune(Spec):
 
     trials: PositiveInt = 20
     metric: str | Annotated[tuple[str, ...], Field(min_length=1)] = "val.score"
-    mode: Literal["max", "min"] | Annotated[tuple[Literal["max", "min"], ...], Field(min_length=1)] = "max"
+    mode: (
+        Literal["max", "min"] | Annotated[tuple[Literal["max", "min"], ...], Field(min_length=1)]
+    ) = "max"
     default_first: bool = True
-    """Whether the first trial is the configuration's own values, where they lie inside the domains."""
+    """Whether the first trial is the configuration's own values, where they lie inside the domains.
+    """
     concurrency: PositiveInt | Literal["auto"] = "auto"
     """Trials at a time, never more than fit; `auto` is as many as fit when the search starts."""
     workers_per_trial: PositiveInt = 1
     """Ray Train workers of each trial; 1 runs the trial as a plain function."""
     cpus_per_trial: PositiveFloat = 1.0
     gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """GPUs of each worker of a trial; `auto` is one where the cluster has any and `train.device` allows it."""
+    """GPUs of each worker of a trial; `auto` is one where the cluster has any and `train.device`
+    allows it.
+    """
     sampler: TPE = TPE()
     asha: ASHA | None = None
     baselines: Literal["all", "none", "default", "joint", "single"] | tuple[Baseline, ...] = "all"
@@ -110,17 +126,23 @@ class Tune(Spec):
             return ("default", "joint", "single")
         if self.baselines == "none":
             return ()
-        return self.baselines if isinstance(self.baselines, tuple) else (self.baselines,)
+        if isinstance(self.baselines, tuple):
+            return self.baselines
+        return (self.baselines,)
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The objectives."""
-        return (self.metric,) if isinstance(self.metric, str) else self.metric
+        if isinstance(self.metric, str):
+            return (self.metric,)
+        return self.metric
 
     @property
     def modes(self) -> tuple[Literal["max", "min"], ...]:
         """One for each objective."""
-        return self.mode if isinstance(self.mode, tuple) else (self.mode,) * len(self.metrics)
+        if isinstance(self.mode, tuple):
+            return self.mode
+        return (self.mode,) * len(self.metrics)
 
     @property
     def asha_metric(self) -> str:
@@ -129,10 +151,12 @@ class Tune(Spec):
 
 
 class Stage(Spec):
-    """A training that comes before that of the configuration itself, such as multi-task pre-training.
+    """A training that comes before that of the configuration itself, such as multi-task
+    pre-training.
 
-    `set` holds the dotted values in which it differs from the configuration: of the learner, the weighting, the mode,
-    the outer optimiser, and how many examples an episode has. What the model is made of is the same in all stages.
+    `set` holds the dotted values in which it differs from the configuration: of the learner, the
+    weighting, the mode, the outer optimiser, and how many examples an episode has. What the model
+    is made of is the same in all stages.
     """
 
     steps: PositiveInt

@@ -1,4 +1,6 @@
-"""YAML as a configuration reads it: keys are texts as they are written, whatever YAML takes them for."""
+"""YAML as a configuration reads it: keys are texts as they are written, whatever YAML takes them
+for.
+"""
 
 from typing import Any
 
@@ -8,11 +10,15 @@ Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The loader in C, where PyYAML was built with it: some ten times as fast."""
 Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _TEXT = "tag:yaml.org,2002:str"
-_READ_OTHERWISE = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "null", "timestamp")}
+_READ_OTHERWISE = {
+    f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "null", "timestamp")
+}
 
 
 def decoded(content: bytes) -> str:
-    """Text in UTF-8, or in UTF-16 where a byte order mark says so, whatever the locale. Raises UnicodeDecodeError."""
+    """Text in UTF-8, or in UTF-16 where a byte order mark says so, whatever the locale. Raises
+    UnicodeDecodeError.
+    """
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return content.decode("utf-16")
     return content.decode("utf-8-sig")
@@ -29,7 +35,9 @@ def compose(text: str) -> yaml.Node | None:
 
 
 def values_of(node: yaml.Node | None) -> Any:
-    """The plain values of a document. Keys such as `on`, `0` and `2020-01-01` stay as they are written."""
+    """The plain values of a document. Keys such as `on`, `0` and `2020-01-01` stay as they are
+    written.
+    """
     if node is None:
         return None
     _keep_keys(node, set())

@@ -5,16 +5,16 @@ from typing import Annotated
 from pydantic import Field
 
 from raymtl.data.base import SPLITS, Arrays, Source, Split
-from raymtl.data.cifar100 import CIFAR100
-from raymtl.data.digits import Digits
-from raymtl.data.files import Files
-from raymtl.data.mixture import Mixture
-from raymtl.data.multimnist import MultiMNIST
-from raymtl.data.nyuv2 import NYUv2
-from raymtl.data.omniglot import Omniglot
-from raymtl.data.several import Several
-from raymtl.data.sinusoid import Sinusoid
-from raymtl.data.voc import VOC
+from raymtl.data.sources.cifar100 import CIFAR100
+from raymtl.data.sources.combined import Several
+from raymtl.data.sources.digits import Digits
+from raymtl.data.sources.mixture import Mixture
+from raymtl.data.sources.multimnist import MultiMNIST
+from raymtl.data.sources.nyuv2 import NYUv2
+from raymtl.data.sources.omniglot import Omniglot
+from raymtl.data.sources.sinusoid import Sinusoid
+from raymtl.data.sources.voc import VOC
+from raymtl.data.tables import Files
 
 SourceSpec = Annotated[
     Digits | CIFAR100 | Files | Mixture | MultiMNIST | NYUv2 | Omniglot | Several | Sinusoid | VOC,

@@ -1,4 +1,6 @@
-"""What every source of episodes offers: arrays to be shared, and an episode drawn from them by a generator."""
+"""What every source of episodes offers: arrays to be shared, and an episode drawn from them by a
+generator.
+"""
 
 import os
 from abc import ABC, abstractmethod
@@ -35,37 +37,47 @@ Ways = Annotated[int | tuple[int, int], AfterValidator(partial(_numbers, least=2
 def each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     """The tasks that were chosen of a source. Raises UserError where one was chosen twice."""
     if len(set(names)) < len(names):
-        raise UserError(f"data.tasks: expected every task once, got {list(names)}. Remove the repetition.")
+        raise UserError(
+            f"data.tasks: expected every task once, got {list(names)}. Remove the repetition."
+        )
     return names
 
 
 def data_folder(folder: str | None, holds: str, name: str) -> Path:
     """`data.folder`, or else what RAYMTL_DATA names.
 
-    Raises UserError where neither is given, which says what it `holds` and the `name` by which it is fetched.
+    Raises UserError where neither is given, which says what it `holds` and the `name` by which it
+    is fetched.
     """
     root = folder or os.environ.get("RAYMTL_DATA")
     if not root:
         raise UserError(
-            f"data.folder: expected the folder that holds {holds}, got none. Give it, or set the environment variable "
-            f"RAYMTL_DATA; `raymtl data fetch {name} --root FOLDER` fetches the data."
+            f"data.folder: expected the folder that holds {holds}, got none. Give it, or set the "
+            f"environment variable RAYMTL_DATA; `raymtl data fetch {name} --root FOLDER` fetches "
+            "the data."
         )
     return Path(root).expanduser()
 
 
 def most(count: int | tuple[int, int]) -> int:
     """The largest number that can be drawn."""
-    return count if isinstance(count, int) else count[1]
+    if isinstance(count, int):
+        return count
+    return count[1]
 
 
 def usual(count: int | tuple[int, int]) -> int:
     """The number itself, or the mean of those that can be drawn, rounded down."""
-    return count if isinstance(count, int) else sum(count) // 2
+    if isinstance(count, int):
+        return count
+    return sum(count) // 2
 
 
 def drawn(count: int | tuple[int, int], rng: np.random.Generator) -> int:
     """The number itself, or one of those between the bounds, with equal odds."""
-    return count if isinstance(count, int) else int(rng.integers(count[0], count[1] + 1))
+    if isinstance(count, int):
+        return count
+    return int(rng.integers(count[0], count[1] + 1))
 
 
 class Population(NamedTuple):
@@ -80,7 +92,8 @@ class Population(NamedTuple):
 
 
 Members = Mapping[str, np.ndarray]
-"""Population -> which of its members N examples are of, [N] or [N, k]; -1 where they are of none."""
+"""Population -> which of its members N examples are of, [N] or [N, k]; -1 where they are of none.
+"""
 
 
 class HeldOut(NamedTuple):
@@ -97,7 +110,9 @@ class Source(Spec, ABC):
 
     @property
     def pictures(self) -> bool:
-        """Whether inputs are pictures, uint8 from 0 to 255; if not, they are any finite numbers, float32."""
+        """Whether inputs are pictures, uint8 from 0 to 255; if not, they are any finite numbers,
+        float32.
+        """
         return True
 
     @property
@@ -106,12 +121,14 @@ class Source(Spec, ABC):
         """The tasks that every episode holds, in their order."""
 
     @abstractmethod
-    def with_tasks(self, names: tuple[str, ...]) -> Self:
+    def select_tasks(self, names: tuple[str, ...]) -> Self:
         """The same source with some of its tasks alone, as a single-task baseline needs it."""
 
     @abstractmethod
-    def without_support(self) -> Self:
-        """The same number of labelled examples an episode, all in the query set, for a learner that does not adapt."""
+    def as_supervised(self) -> Self:
+        """The same number of labelled examples an episode, all in the query set, for a learner that
+        does not adapt.
+        """
 
     @abstractmethod
     def make_tasks(self) -> tuple[Task, ...]:
@@ -123,7 +140,9 @@ class Source(Spec, ABC):
         """Shape of one input, without the leading axis of examples."""
 
     def class_names(self, task: str) -> tuple[str, ...]:
-        """What the classes, labels or components of a task are called, in their order; none without names."""
+        """What the classes, labels or components of a task are called, in their order; none without
+        names.
+        """
         return ()
 
     @abstractmethod
@@ -132,23 +151,32 @@ class Source(Spec, ABC):
 
     @abstractmethod
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
-        """How many labelled examples of each task meta-training can draw from, in the order of `task_names`."""
+        """How many labelled examples of each task meta-training can draw from, in the order of
+        `task_names`.
+        """
 
     def moved(self, places: Mapping[str, str]) -> Self:
-        """The same data in other places, each by its key below `data`. Raises UserError for a key that says none."""
+        """The same data in other places, each by its key below `data`. Raises UserError for a key
+        that says none.
+        """
         if "folder" not in type(self).model_fields or set(places) != {"path"}:
             raise UserError(
-                f"--data: expected a run on files or on a folder, got one on {getattr(self, 'name', 'another source')} "
-                f"and the key {', '.join(places)}. Leave it away."
+                "--data: expected a run on files or on a folder, got one on "
+                f"{getattr(self, 'name', 'another source')} and the key {', '.join(places)}. Leave "
+                "it away."
             )
         return self.model_copy(update={"folder": places["path"]})
 
     def notes(self, arrays: Arrays) -> tuple[Note, ...]:
         """What was decided for the user while the data were found and loaded."""
-        return unpack(arrays[ARRAY]) if ARRAY in arrays else ()
+        if ARRAY in arrays:
+            return unpack(arrays[ARRAY])
+        return ()
 
     def window(self, arrays: Arrays, split: Split, seed: int, step: int) -> Arrays:
-        """What the episodes of a step are drawn from: all of it, other than of a source that streams."""
+        """What the episodes of a step are drawn from: all of it, other than of a source that
+        streams.
+        """
         return arrays
 
     @property
@@ -160,8 +188,11 @@ class Source(Spec, ABC):
         """What the examples of a split were sampled from."""
         return (Population("episode", None),)
 
-    def query_members(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> Mapping[str, Members]:
-        """Task -> whose the query examples are in the episode that `episode` draws with an equal generator.
+    def query_members(
+        self, arrays: Arrays, split: Split, rng: np.random.Generator
+    ) -> Mapping[str, Members]:
+        """Task -> whose the query examples are in the episode that `episode` draws with an equal
+        generator.
 
         Empty where every episode is a new one. Splits for evaluation alone.
         """
@@ -172,5 +203,7 @@ class Source(Spec, ABC):
         return ()
 
     @abstractmethod
-    def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
+    def episode(
+        self, arrays: Arrays, split: Split, rng: np.random.Generator
+    ) -> tuple[Episode, str]:
         """One episode on the CPU, and a name for its domain. Takes all its chances from `rng`."""

@@ -22,9 +22,11 @@ def generator(seed: int, split: Split, step: int, index: int) -> np.random.Gener
 def build_episodes(
     source: Source, arrays: Arrays, *, seed: int, split: Split, step: int, indices: Sequence[int]
 ) -> tuple[tuple[Episode, ...], list[str]]:
-    """The episodes with these indices in the meta-batch of a step, in buckets, and their domains' names in that order.
+    """The episodes with these indices in the meta-batch of a step, in buckets, and their domains'
+    names in that order.
 
-    A bucket is a stack [E, ...] of the episodes that are alike in their tasks and their numbers of examples.
+    A bucket is a stack [E, ...] of the episodes that are alike in their tasks and their numbers of
+    examples.
     """
     buckets = build_buckets(source, arrays, seed=seed, split=split, step=step, indices=indices)
     domains = [domain for bucket in buckets for domain in bucket.domains]
@@ -56,12 +58,18 @@ def build_buckets(
     buckets = []
     for drawn in alike.values():
         episodes, domains, numbers = zip(*drawn, strict=True)
-        buckets.append(Bucket(tree_map(lambda *leaves: torch.stack(leaves), *episodes), domains, numbers))
+        buckets.append(
+            Bucket(tree_map(lambda *leaves: torch.stack(leaves), *episodes), domains, numbers)
+        )
     return buckets
 
 
-def with_labels_of(episodes: MetaBatch, arrived: frozenset[str], counted: frozenset[str]) -> MetaBatch:
-    """The episodes with the support labels of `arrived` tasks and the query labels of `counted` tasks alone."""
+def with_labels_of(
+    episodes: MetaBatch, arrived: frozenset[str], counted: frozenset[str]
+) -> MetaBatch:
+    """The episodes with the support labels of `arrived` tasks and the query labels of `counted`
+    tasks alone.
+    """
     if not isinstance(episodes, Episode):
         return tuple(_with_labels_of(stack, arrived, counted) for stack in episodes)
     return _with_labels_of(episodes, arrived, counted)
@@ -70,7 +78,11 @@ def with_labels_of(episodes: MetaBatch, arrived: frozenset[str], counted: frozen
 def _with_labels_of(episodes: Episode, arrived: frozenset[str], counted: frozenset[str]) -> Episode:
 
     def hidden(batch: Batch, names: frozenset[str]) -> Batch:
-        gone = {n: t.new_zeros(t.shape[:2], dtype=torch.bool) for n, t in batch.targets.items() if n not in names}
+        gone = {
+            n: t.new_zeros(t.shape[:2], dtype=torch.bool)
+            for n, t in batch.targets.items()
+            if n not in names
+        }
         return batch._replace(masks={**batch.masks, **gone})
 
     return Episode(hidden(episodes.support, arrived), hidden(episodes.query, counted))
@@ -79,11 +91,15 @@ def _with_labels_of(episodes: Episode, arrived: frozenset[str], counted: frozens
 def on_device(episodes: Examples, device: torch.device | str) -> Examples:
     """Moves episodes, or a batch, to where it is computed, in the default precision.
 
-    Pictures, uint8, become [0, 1] there. Labels in float64 stay so: their task standardises them before it rounds.
+    Pictures, uint8, become [0, 1] there. Labels in float64 stay so: their task standardises them
+    before it rounds.
     """
     moved: Any
     if isinstance(episodes, Batch):
-        labels = tree_map(lambda leaf: _moved(leaf, device, keep=torch.float64), (episodes.targets, episodes.masks))
+        labels = tree_map(
+            lambda leaf: _moved(leaf, device, keep=torch.float64),
+            (episodes.targets, episodes.masks),
+        )
         moved = Batch(tree_map(lambda leaf: _moved(leaf, device), episodes.inputs), *labels)
     elif isinstance(episodes, Episode):
         moved = Episode(on_device(episodes.support, device), on_device(episodes.query, device))
@@ -98,4 +114,6 @@ def _moved(leaf: Tensor, device: torch.device | str, keep: torch.dtype | None = 
     if leaf.dtype == torch.uint8:
         return leaf.to(torch.get_default_dtype()) / 255
     rounded = leaf.is_floating_point() and leaf.dtype != keep
-    return leaf.to(torch.get_default_dtype()) if rounded else leaf
+    if rounded:
+        return leaf.to(torch.get_default_dtype())
+    return leaf

@@ -12,7 +12,9 @@ from raymtl.encoders.mlp import MLPSpec
 from raymtl.encoders.norm import BatchNorm, PerStepNorm
 from raymtl.encoders.resnet18 import ResNet18Spec
 
-EncoderSpec = Annotated[ConvSpec | Conv4Spec | LeNetSpec | MLPSpec | ResNet18Spec, Field(discriminator="name")]
+EncoderSpec = Annotated[
+    ConvSpec | Conv4Spec | LeNetSpec | MLPSpec | ResNet18Spec, Field(discriminator="name")
+]
 
 __all__ = [
     "BatchNorm",

@@ -10,14 +10,20 @@ from torch import Tensor, nn
 class Encoder(nn.Module):
     """Applies its stages one after the other and flattens: [N, *input_shape] -> [N, out_features].
 
-    Architectures that part or mix tasks between the layers walk over `stages` themselves. `shapes` are the shapes of
-    an input, then of what each stage makes of it, without the axis of examples: one more than there are stages.
+    Architectures that part or mix tasks between the layers walk over `stages` themselves. `shapes`
+    are the shapes of an input, then of what each stage makes of it, without the axis of examples:
+    one more than there are stages.
     """
 
     def __init__(
-        self, stages: Sequence[nn.Module], input_shape: tuple[int, ...], shapes: Sequence[tuple[int, ...]] = ()
+        self,
+        stages: Sequence[nn.Module],
+        input_shape: tuple[int, ...],
+        shapes: Sequence[tuple[int, ...]] = (),
     ) -> None:
-        """`shapes` are those of what each stage makes; where none are given the stages are applied to find out."""
+        """`shapes` are those of what each stage makes; where none are given the stages are applied
+        to find out.
+        """
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.shapes = [tuple(input_shape), *shapes]

@@ -33,8 +33,8 @@ class ConvSpec(NormedSpec):
         for after in self.channels:
             if min(height, width) < 2:
                 raise UserError(
-                    f"encoder.channels: {len(self.channels)} stages halve a picture of {input_shape[1:]} to nothing. "
-                    "Name fewer channels."
+                    f"encoder.channels: {len(self.channels)} stages halve a picture of "
+                    f"{input_shape[1:]} to nothing. Name fewer channels."
                 )
             norm = self.norms(after, NUM_GROUPS, inner_steps)
             convolution = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=self.biased)

@@ -14,10 +14,11 @@ NUM_GROUPS = 4
 
 
 class Conv4Spec(NormedSpec):
-    """Four blocks of a 3x3 convolution, normalisation, ReLU and 2x2 max pooling; one stage per block.
+    """Four blocks of a 3x3 convolution, normalisation, ReLU and 2x2 max pooling; one stage per
+    block.
 
-    `width` is the number of channels of all of them; `norm: group` has 4 groups. Deviation from the paper: that is the
-    default, where the paper has batch normalisation with running statistics.
+    `width` is the number of channels of all of them; `norm: group` has 4 groups. Deviation from the
+    paper: that is the default, where the paper has batch normalisation with running statistics.
     """
 
     name: Literal["conv4"] = "conv4"
@@ -33,7 +34,12 @@ class Conv4Spec(NormedSpec):
         for _ in range(NUM_BLOCKS):
             convolution = nn.Conv2d(before, self.width, 3, padding=1, bias=self.biased)
             stages.append(
-                nn.Sequential(convolution, *self.norms(self.width, NUM_GROUPS, inner_steps), nn.ReLU(), nn.MaxPool2d(2))
+                nn.Sequential(
+                    convolution,
+                    *self.norms(self.width, NUM_GROUPS, inner_steps),
+                    nn.ReLU(),
+                    nn.MaxPool2d(2),
+                )
             )
             before = self.width
         return Encoder(stages, input_shape)

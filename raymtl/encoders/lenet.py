@@ -1,4 +1,6 @@
-"""LeNet-5 (LeCun et al., 1998, Proceedings of the IEEE 86): two convolutions with pooling, then linear layers."""
+"""LeNet-5 (LeCun et al., 1998, Proceedings of the IEEE 86): two convolutions with pooling, then
+linear layers.
+"""
 
 from itertools import pairwise
 from typing import Literal
@@ -15,12 +17,14 @@ LEAST = 16  # pixels a side: ((16 - 4) / 2 - 4) / 2 = 1 remains
 
 
 class LeNetSpec(NormedSpec):
-    """Two 5x5 convolutions without padding, each with ReLU and 2x2 max pooling, then linear layers with ReLU.
+    """Two 5x5 convolutions without padding, each with ReLU and 2x2 max pooling, then linear layers
+    with ReLU.
 
-    `maps` and `hidden` are their widths, and each is one stage. Pictures have at least 16 x 16 pixels; larger ones,
-    such as the 36 x 36 of MultiMNIST, widen the first linear layer alone. Deviations from the paper: ReLU for tanh,
-    max pooling for learned subsampling, and every map of the second convolution sees every map of the first. A
-    normalisation, of which `norm: group` has 2 groups, stands before each ReLU; there is none by default.
+    `maps` and `hidden` are their widths, and each is one stage. Pictures have at least 16 x 16
+    pixels; larger ones, such as the 36 x 36 of MultiMNIST, widen the first linear layer alone.
+    Deviations from the paper: ReLU for tanh, max pooling for learned subsampling, and every map of
+    the second convolution sees every map of the first. A normalisation, of which `norm: group` has
+    2 groups, stands before each ReLU; there is none by default.
     """
 
     name: Literal["lenet"] = "lenet"

@@ -29,6 +29,10 @@ class MLPSpec(NormedSpec):
         stages = []
         for before, after in pairwise(widths):
             linear = nn.Linear(before, after, bias=self.biased)
-            stages.append(nn.Sequential(nn.Flatten(1), linear, *self.norms(after, NUM_GROUPS, inner_steps), nn.ReLU()))
+            stages.append(
+                nn.Sequential(
+                    nn.Flatten(1), linear, *self.norms(after, NUM_GROUPS, inner_steps), nn.ReLU()
+                )
+            )
         # Linear layers without numbers load torch._dynamo, which takes seconds.
         return Encoder(stages, input_shape, [(width,) for width in self.hidden])

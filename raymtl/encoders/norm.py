@@ -1,9 +1,10 @@
 """Normalisation that is a function of parameters and examples alone: no running statistics.
 
-Batch (Ioffe & Szegedy, 2015, arXiv:1502.03167): y = gamma (x - mean) / sqrt(var + eps) + beta, over the examples and
-places of a channel. Group (Wu & He, 2018, arXiv:1803.08494) and layer: the same over the channels of a group, or all,
-of one example. Per step (Antoniou et al., 2019, arXiv:1810.09502): batch, with gamma_j and beta_j of their own for the
-parameters after j inner steps.
+Batch (Ioffe & Szegedy, 2015, arXiv:1502.03167): y = gamma (x - mean) / sqrt(var + eps) + beta, over
+the examples and places of a channel. Group (Wu & He, 2018, arXiv:1803.08494) and layer: the same
+over the channels of a group, or all, of one example. Per step (Antoniou et al., 2019,
+arXiv:1810.09502): batch, with gamma_j and beta_j of their own for the parameters after j inner
+steps.
 """
 
 from abc import ABC, abstractmethod
@@ -33,10 +34,11 @@ _step: ContextVar[int | Tensor] = ContextVar("step", default=0)
 class BatchStatistics(nn.Module, ABC):
     """Normalises [N, C, ...] -> [N, C, ...] by the statistics of the examples that it is given.
 
-    These are the support set's in an inner loop. Those of a query are judged by the support set's too: inside
-    `statistics_of` a module takes the statistics that it had where they were recorded, so that what is predicted of an
-    example does not depend on the others. A `transductive` one takes those of the examples at hand everywhere.
-    Deviation from the paper: there are no running statistics. The variance is the mean square, without a correction.
+    These are the support set's in an inner loop. Those of a query are judged by the support set's
+    too: inside `statistics_of` a module takes the statistics that it had where they were recorded,
+    so that what is predicted of an example does not depend on the others. A `transductive` one
+    takes those of the examples at hand everywhere. Deviation from the paper: there are no running
+    statistics. The variance is the mean square, without a correction.
     """
 
     def __init__(self, transductive: bool) -> None:
@@ -48,11 +50,15 @@ class BatchStatistics(nn.Module, ABC):
         """gamma and beta, [C] each."""
 
     def forward(self, x: Tensor) -> Tensor:
-        given = None if self.transductive else _given.get()
+        if self.transductive:
+            given = None
+        else:
+            given = _given.get()
         if given is not None:
             scale, shift = next(given).unbind()
         else:
-            # In the parameters' precision: the squares of many half-precision numbers add up to nothing exact.
+            # In the parameters' precision: the squares of many half-precision numbers add up to
+            # nothing exact.
             weight, bias = self.affine()
             x = x.to(weight.dtype)
             mean, rate = self._statistics(x)
@@ -67,8 +73,9 @@ class BatchStatistics(nn.Module, ABC):
         """The mean of each channel and 1 / sqrt(var + eps), [C]."""
         if x.numel() < 2 * x.shape[1]:
             raise UserError(
-                "encoder.norm: batch statistics take at least two values of a channel, got one example of one place. "
-                "Give more examples (data.shots), or choose encoder.norm: layer."
+                "encoder.norm: batch statistics take at least two values of a channel, got one "
+                "example of one place. Give more examples (data.shots), or choose encoder.norm: "
+                "layer."
             )
         mean, variance = _Moments.apply(x)
         return mean, (variance + EPS).rsqrt()
@@ -87,15 +94,18 @@ class BatchNorm(BatchStatistics):
 
 
 class PerStepNorm(BatchStatistics):
-    """With a gamma and beta [C] for each number of inner steps taken, from 0 to `inner_steps`; beyond them the last.
+    """With a gamma and beta [C] for each number of inner steps taken, from 0 to `inner_steps`;
+    beyond them the last.
 
-    An inner step moves those that are in use, which the next step no longer is. Deviation from the paper: statistics
-    are those of the examples at hand for every step, and none are kept from episode to episode.
+    An inner step moves those that are in use, which the next step no longer is. Deviation from the
+    paper: statistics are those of the examples at hand for every step, and none are kept from
+    episode to episode.
     """
 
     def __init__(self, channels: int, inner_steps: int, transductive: bool = False) -> None:
         super().__init__(transductive)
-        # Not one tensor of all: what asks for parameters of one dimension is to find scales and shifts.
+        # Not one tensor of all: what asks for parameters of one dimension is to find scales and
+        # shifts.
         self.weights = nn.ParameterList(torch.ones(channels) for _ in range(inner_steps + 1))
         self.biases = nn.ParameterList(torch.zeros(channels) for _ in range(inner_steps + 1))
 
@@ -105,12 +115,16 @@ class PerStepNorm(BatchStatistics):
             return self.weights[min(step, last)], self.biases[min(step, last)]
         # As a tensor it is from an adapted model's file, or one for each episode under vmap.
         row = step.clamp(max=last).view(1)
-        weight, bias = (torch.stack(list(each)).index_select(0, row)[0] for each in (self.weights, self.biases))
+        weight, bias = (
+            torch.stack(list(each)).index_select(0, row)[0] for each in (self.weights, self.biases)
+        )
         return weight, bias
 
 
 class _Moments(Function):
-    """x [N, C, ...] -> mean and variance [C]; by hand, which keeps one copy of x where autograd would keep two."""
+    """x [N, C, ...] -> mean and variance [C]; by hand, which keeps one copy of x where autograd
+    would keep two.
+    """
 
     generate_vmap_rule = True
 
@@ -142,7 +156,9 @@ def _beside(values: Tensor, x: Tensor) -> Tensor:
 
 @contextmanager
 def recorded_statistics() -> Iterator[list[Tensor]]:
-    """What every batch norm makes of what passes it inside: scale and shift [2, C], in the order of their calls."""
+    """What every batch norm makes of what passes it inside: scale and shift [2, C], in the order of
+    their calls.
+    """
     maps: list[Tensor] = []
     token = _recording.set(maps)
     try:
@@ -154,7 +170,8 @@ def recorded_statistics() -> Iterator[list[Tensor]]:
 @contextmanager
 def statistics_of(maps: Sequence[Tensor]) -> Iterator[None]:
     """Inside, the batch norms do what they did while `maps` was recorded, call by call."""
-    # By the order of calls and not by module: one that several tasks share is called for each, with other examples.
+    # By the order of calls and not by module: one that several tasks share is called for each, with
+    # other examples.
     left = iter(maps)
     token = _given.set(left)
     try:
@@ -162,17 +179,25 @@ def statistics_of(maps: Sequence[Tensor]) -> Iterator[None]:
     finally:
         _given.reset(token)
     if next(left, None) is not None:
-        raise ValueError(f"expected as many batch norms as where the {len(maps)} statistics were recorded, got fewer.")
+        raise ValueError(
+            f"expected as many batch norms as where the {len(maps)} statistics were recorded, got "
+            "fewer."
+        )
 
 
 def refuse_running_statistics(modules: Iterable[nn.Module]) -> None:
-    """Raises UserError where a module normalises by what it saw earlier, or by the queries without saying so."""
+    """Raises UserError where a module normalises by what it saw earlier, or by the queries without
+    saying so.
+    """
     for module in modules:
-        if isinstance(module, _BatchNorm) or (isinstance(module, _InstanceNorm) and module.track_running_stats):
+        if isinstance(module, _BatchNorm) or (
+            isinstance(module, _InstanceNorm) and module.track_running_stats
+        ):
             raise UserError(
-                f"encoder.norm: expected a model without running statistics, got a {type(module).__name__}: they are "
-                "no function of the parameters, so that no gradient is right with them, and they carry each support "
-                "set into the queries of the next. Use raymtl.encoders.BatchNorm, or nn.GroupNorm."
+                "encoder.norm: expected a model without running statistics, got a "
+                f"{type(module).__name__}: they are no function of the parameters, so that no "
+                "gradient is right with them, and they carry each support set into the queries of "
+                "the next. Use raymtl.encoders.BatchNorm, or nn.GroupNorm."
             )
 
 
@@ -191,15 +216,18 @@ class NormedSpec(Spec):
 
     norm: Norm = "group"
     transductive: bool = False
-    """Whether a query is normalised by the statistics of all queries, and not by those of the support set."""
+    """Whether a query is normalised by the statistics of all queries, and not by those of the
+    support set.
+    """
 
     @field_validator("norm", mode="before")
     @classmethod
     def _not_running(cls, value: Any) -> Any:
         if isinstance(value, str) and "running" in value:
             raise ValueError(
-                f"expected none, group, layer, batch or per_step, got '{value}': running statistics are no function of "
-                "the parameters, and carry each support set into the queries of the next. Choose batch"
+                f"expected none, group, layer, batch or per_step, got '{value}': running "
+                "statistics are no function of the parameters, and carry each support set into the "
+                "queries of the next. Choose batch"
             )
         return value
 
@@ -207,18 +235,21 @@ class NormedSpec(Spec):
     def _has_effect(self) -> Self:
         if self.transductive and self.norm not in WITH_BATCH_STATISTICS:
             raise UserError(
-                f"encoder.transductive: expected encoder.norm: {' or '.join(WITH_BATCH_STATISTICS)}, whose statistics "
-                f"can be those of the queries, got {self.norm}. Leave transductive out, or choose another norm."
+                "encoder.transductive: expected encoder.norm: "
+                f"{' or '.join(WITH_BATCH_STATISTICS)}, whose statistics can be those of the "
+                f"queries, got {self.norm}. Leave transductive out, or choose another norm."
             )
         return self
 
     @property
     def biased(self) -> bool:
-        """Whether a layer before a normalisation has a bias; batch statistics take away what it adds."""
+        """Whether a layer before a normalisation has a bias; batch statistics take away what it
+        adds.
+        """
         return self.norm not in WITH_BATCH_STATISTICS
 
     @property
-    def tells_steps_apart(self) -> bool:
+    def has_per_step_params(self) -> bool:
         """Whether the network after one inner step is another than after two."""
         return self.norm == "per_step"
 
@@ -234,7 +265,7 @@ class NormedSpec(Spec):
             return [nn.GroupNorm(1, channels)]
         if channels % groups:
             raise UserError(
-                f"encoder.norm: group takes widths that are multiples of {groups}, got {channels}. Change the width, "
-                "or choose encoder.norm: layer."
+                f"encoder.norm: group takes widths that are multiples of {groups}, got {channels}. "
+                "Change the width, or choose encoder.norm: layer."
             )
         return [nn.GroupNorm(groups, channels)]

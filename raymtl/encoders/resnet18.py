@@ -14,15 +14,18 @@ LEAST = {"small": 8, "imagenet": 32}  # pixels a side: what remains is one pixel
 
 
 class ResNet18Spec(NormedSpec):
-    """torchvision's resnet18, untrained, in five stages: the stem and the four groups of residual blocks.
+    """torchvision's resnet18, untrained, in five stages: the stem and the four groups of residual
+    blocks.
 
-    `stem: imagenet` is the 7x7 convolution of stride 2 with max pooling, for large pictures; `small` is a 3x3
-    convolution of stride 1 in its place, for pictures under 64 pixels. The last stage ends in global average pooling,
-    so that 512 features are left of a picture of any size; with `pooled: false` it leaves its maps, which tasks with
-    an output for every pixel need. `dilated` is how many of the last groups keep the resolution of the one before,
-    their 3x3 convolutions spread over as much of the picture (Yu et al., 2017, arXiv:1705.09914): with `stem: imagenet`
-    2 gives maps of an eighth of the picture's sides, where 0 gives a 32nd. `norm: group` has 32 groups. Deviation from
-    the first paper: that is the default, where it has batch normalisation with running statistics.
+    `stem: imagenet` is the 7x7 convolution of stride 2 with max pooling, for large pictures;
+    `small` is a 3x3 convolution of stride 1 in its place, for pictures under 64 pixels. The last
+    stage ends in global average pooling, so that 512 features are left of a picture of any size;
+    with `pooled: false` it leaves its maps, which tasks with an output for every pixel need.
+    `dilated` is how many of the last groups keep the resolution of the one before, their 3x3
+    convolutions spread over as much of the picture (Yu et al., 2017, arXiv:1705.09914): with `stem:
+    imagenet` 2 gives maps of an eighth of the picture's sides, where 0 gives a 32nd. `norm: group`
+    has 32 groups. Deviation from the first paper: that is the default, where it has batch
+    normalisation with running statistics.
     """
 
     name: Literal["resnet18"] = "resnet18"
@@ -33,14 +36,17 @@ class ResNet18Spec(NormedSpec):
     def build(self, input_shape: tuple[int, ...], inner_steps: int = 0) -> Encoder:
         """For pictures [N, channels, height, width]; `inner_steps` are those that norms tell apart.
 
-        Raises UserError if the inputs are not pictures, or too small: 8 pixels a side with the small stem, 32 with
-        that for ImageNet.
+        Raises UserError if the inputs are not pictures, or too small: 8 pixels a side with the
+        small stem, 32 with that for ImageNet.
         """
         # Here and not above: everything else runs where torchvision is not installed.
         from torchvision.models import resnet18
 
         channels, _, _ = picture_shape(self.name, input_shape, LEAST[self.stem])
-        norm_layer = lambda channels: next(iter(self.norms(channels, NUM_GROUPS, inner_steps)), nn.Identity())  # noqa: E731
+
+        def norm_layer(channels: int) -> nn.Module:
+            return next(iter(self.norms(channels, NUM_GROUPS, inner_steps)), nn.Identity())
+
         network = resnet18(weights=None, num_classes=1, norm_layer=norm_layer)
         for module in network.modules():
             if isinstance(module, nn.ReLU):
@@ -51,7 +57,10 @@ class ResNet18Spec(NormedSpec):
         size, stride, padding = (7, 2, 3) if self.stem == "imagenet" else (3, 1, 1)
         convolution = nn.Conv2d(channels, 64, size, stride, padding, bias=False)
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-        pooling = [network.maxpool] if self.stem == "imagenet" else []
+        if self.stem == "imagenet":
+            pooling = [network.maxpool]
+        else:
+            pooling = []
         stages = [
             nn.Sequential(convolution, network.bn1, network.relu, *pooling),
             network.layer1,
@@ -63,7 +72,8 @@ class ResNet18Spec(NormedSpec):
 
 
 def _dilate(group: nn.Module, factor: int) -> None:
-    """Takes the stride of 2 away from a group of blocks; `factor` is how much finer its maps are then than they were.
+    """Takes the stride of 2 away from a group of blocks; `factor` is how much finer its maps are
+    then than they were.
 
     What it made of every pixel it still makes of every `factor`-th one, where there are no norms.
     """

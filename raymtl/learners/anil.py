@@ -1,4 +1,6 @@
-"""ANIL, almost no inner loop (Raghu et al., 2020, arXiv:1909.09157): MAML whose inner loop moves the heads alone."""
+"""ANIL, almost no inner loop (Raghu et al., 2020, arXiv:1909.09157): MAML whose inner loop moves
+the heads alone.
+"""
 
 from typing import ClassVar, Literal
 
@@ -8,12 +10,14 @@ from raymtl.learners.maml import MAML
 class ANIL(MAML):
     """Learns features and heads of which only the heads are fitted to the support set.
 
-    The meta-gradient for the features is that of the query loss, and of the inner gradients that depend on them.
-    Deviation from the paper: none in training; its inference without any head (NIL) is `protonet`'s, with another
-    distance.
+    The meta-gradient for the features is that of the query loss, and of the inner gradients that
+    depend on them. Deviation from the paper: none in training; its inference without any head (NIL)
+    is `protonet`'s, with another distance.
     """
 
     name: Literal["anil"] = "anil"  # type: ignore[assignment]
-    helps: ClassVar[str] = "tasks can use the same features: adapts as maml at a fraction of the cost"
+    helps: ClassVar[str] = (
+        "tasks can use the same features: adapts as maml at a fraction of the cost"
+    )
     costs: ClassVar[str] = "one gradient, and k of the heads alone"
     adapts: tuple[Literal["heads.*"]] = ("heads.*",)

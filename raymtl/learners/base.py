@@ -1,4 +1,6 @@
-"""What every learner offers: a support set becomes parameters, parameters and inputs become predictions."""
+"""What every learner offers: a support set becomes parameters, parameters and inputs become
+predictions.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +22,9 @@ Objective = Callable[[Params, Mapping[str, Tensor], Batch], Tensor]
 
 
 class MetaLearner(Spec, ABC):
-    """The hyperparameters are the learner: it keeps no state, all that is learned is in the parameter mapping."""
+    """The hyperparameters are the learner: it keeps no state, all that is learned is in the
+    parameter mapping.
+    """
 
     helps: ClassVar[str]
     """When one would choose the method, half a sentence for docs/methods.md."""
@@ -28,45 +32,52 @@ class MetaLearner(Spec, ABC):
     costs: ClassVar[str]
     """What an episode costs in a step, in forward and backward passes."""
 
-    follows_query_gradient: ClassVar[bool] = True
-    """False if the meta-gradient is the displacement of the parameters, not a gradient of the query loss."""
+    uses_query_gradient: ClassVar[bool] = True
+    """False if the meta-gradient is the displacement of the parameters, not a gradient of the query
+    loss.
+    """
 
     @property
-    def recomputes(self) -> bool:
+    def rematerializes(self) -> bool:
         """Whether the backward pass evaluates the inner objective again."""
         return False
 
     @property
-    def tells_steps_apart(self) -> bool:
+    def has_per_step_params(self) -> bool:
         """Whether the function that is fitted may be another in each inner step."""
         return self.num_steps > 0
 
-    predicts_unadapted: ClassVar[bool] = True
+    supports_zero_shot: ClassVar[bool] = True
     """Whether parameters that saw no support set predict at all."""
 
     @property
     def uses_support(self) -> bool:
         """Whether predictions depend on the support set."""
-        return self.num_steps > 0 or not self.predicts_unadapted
+        return self.num_steps > 0 or not self.supports_zero_shot
 
     def check(self, tasks: Sequence[Task]) -> str | None:
         """Why the learner cannot learn these tasks, as half a sentence; None where it can."""
         return None
 
     def check_parameters(self, names: Callable[[], Sequence[str]]) -> tuple[str, str] | None:
-        """What cannot be with a model of these parameters: the key below `learner.` and a sentence; None if nothing.
+        """What cannot be with a model of these parameters: the key below `learner.` and a sentence;
+        None if nothing.
 
         The sentence goes on after the key: what was expected, what was got, what to do.
         """
         return None
 
     @property
-    def sees_the_batch(self) -> bool:
-        """Whether an episode's adaptation in training reads what `embed` makes of the whole meta-batch."""
+    def uses_batch_context(self) -> bool:
+        """Whether an episode's adaptation in training reads what `embed` makes of the whole
+        meta-batch.
+        """
         return False
 
     def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
-        """The learner's own outer parameters, such as learned inner rates; all chance is from `generator`."""
+        """The learner's own outer parameters, such as learned inner rates; all chance is from
+        `generator`.
+        """
         return {}
 
     def moves(self, step: int, parameter: str) -> bool:
@@ -74,22 +85,29 @@ class MetaLearner(Spec, ABC):
         return True
 
     def embed(self, model: SharingArchitecture, params: Params, support: Batch) -> Tensor | None:
-        """What the learner knows a task by, of each task of one support set: [K, D]; None where it knows none so.
+        """What the learner knows a task by, of each task of one support set: [K, D]; None where it
+        knows none so.
 
-        Where `sees_the_batch`, training gives the embeddings of all episodes of all workers, [E, K, D], to `adapt`
-        as `params[BATCH]`. No gradient follows them: they are the others', and read as they are.
+        Where `uses_batch_context`, training gives the embeddings of all episodes of all workers, [E, K,
+        D], to `adapt` as `params[BATCH]`. No gradient follows them: they are the others', and read
+        as they are.
         """
         return None
 
     def relations(self, params: Params, embeddings: Tensor) -> Tensor | None:
-        """What the learner holds tasks to be to each other, [M, M], by their embeddings [M, D]; None where nothing.
+        """What the learner holds tasks to be to each other, [M, M], by their embeddings [M, D];
+        None where nothing.
 
         The embeddings are rows of `embed`, of any tasks of any episodes.
         """
         return None
 
-    def auxiliary(self, model: SharingArchitecture, params: Params, support: Batch) -> Tensor | None:
-        """A term of the learner's own in the outer objective: a scalar of one support set, averaged over episodes."""
+    def auxiliary(
+        self, model: SharingArchitecture, params: Params, support: Batch
+    ) -> Tensor | None:
+        """A term of the learner's own in the outer objective: a scalar of one support set, averaged
+        over episodes.
+        """
         return None
 
     @property
@@ -99,19 +117,32 @@ class MetaLearner(Spec, ABC):
 
     @abstractmethod
     def adapt(
-        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
+        self,
+        model: SharingArchitecture,
+        params: Params,
+        support: Batch,
+        objective: Objective,
+        steps: int | None = None,
     ) -> Params:
-        """Parameters fitted to one support set [N, ...]; `steps` overrides the number of inner steps.
+        """Parameters fitted to one support set [N, ...]; `steps` overrides the number of inner
+        steps.
 
         Differentiable in `params`, and safe under vmap over the support sets.
         """
 
     def adaptations(
-        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, step: int
+        self,
+        model: SharingArchitecture,
+        params: Params,
+        support: Batch,
+        objective: Objective,
+        step: int,
     ) -> Sequence[tuple[float, Params]]:
-        """What the outer step `step` judges in training: parameters, each with the weight of its query loss.
+        """What the outer step `step` judges in training: parameters, each with the weight of its
+        query loss.
 
-        The adapted ones alone, unless a learner also judges the way to them or trains otherwise than it adapts.
+        The adapted ones alone, unless a learner also judges the way to them or trains otherwise
+        than it adapts.
         """
         return [(1.0, self.adapt(model, params, support, objective))]
 

@@ -1,4 +1,6 @@
-"""BOIL, body only update in the inner loop (Oh et al., 2021, arXiv:2008.08882): the heads stay where they are."""
+"""BOIL, body only update in the inner loop (Oh et al., 2021, arXiv:2008.08882): the heads stay
+where they are.
+"""
 
 from typing import ClassVar, Literal
 
@@ -8,7 +10,8 @@ from raymtl.learners.maml import MAML
 class BOIL(MAML):
     """Learns features that are fitted to the support set, under heads that are not.
 
-    All of the model that is not a head is moved in the inner loop. The outer loop moves the heads too.
+    All of the model that is not a head is moved in the inner loop. The outer loop moves the heads
+    too.
     """
 
     name: Literal["boil"] = "boil"  # type: ignore[assignment]

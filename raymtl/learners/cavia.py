@@ -14,28 +14,33 @@ from raymtl.types import Params, prefixed, select
 
 
 class CAVIA(UnrolledLearner):
-    """Fits a few numbers, the context, to the support set: a learned map of them shifts the biases of the model.
+    """Fits a few numbers, the context, to the support set: a learned map of them shifts the biases
+    of the model.
 
-    Every parameter of one dimension, b [D], becomes b + V c with a context c of `num_context` numbers, from 0 on, and
-    V [D, num_context] learned in the outer loop. For the bias of a layer that is the paper's concatenation of c to
-    the layer's inputs, W x + V c + b; for the scale and the shift of a norm it is the paper's feature-wise modulation.
-    Those that `adapts` leaves out stay as they are. Adapted parameters have V c added already, so they are those of an
-    ordinary model.
+    Every parameter of one dimension, b [D], becomes b + V c with a context c of `num_context`
+    numbers, from 0 on, and V [D, num_context] learned in the outer loop. For the bias of a layer
+    that is the paper's concatenation of c to the layer's inputs, W x + V c + b; for the scale and
+    the shift of a norm it is the paper's feature-wise modulation. Those that `adapts` leaves out
+    stay as they are. Adapted parameters have V c added already, so they are those of an ordinary
+    model.
 
-    Deviations from the paper: c enters every layer and not one; V starts with the variance 1 / num_context, so that
-    the first step lowers the loss as that of maml on the biases does, on average; `first_order` drops what c owes to
-    theta.
+    Deviations from the paper: c enters every layer and not one; V starts with the variance 1 /
+    num_context, so that the first step lowers the loss as that of maml on the biases does, on
+    average; `first_order` drops what c owes to theta.
     """
 
     name: Literal["cavia"] = "cavia"
-    helps: ClassVar[str] = "tasks differ in few respects: a support set cannot be overfitted by a few numbers"
+    helps: ClassVar[str] = (
+        "tasks differ in few respects: a support set cannot be overfitted by a few numbers"
+    )
     costs: ClassVar[str] = "as maml, with few numbers to store a task"
     num_context: PositiveInt = 8
 
     def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
         # Not from zero: neither V nor c would ever move.
         maps = {
-            name: torch.randn(len(value), self.num_context, generator=generator).to(value) / self.num_context**0.5
+            name: torch.randn(len(value), self.num_context, generator=generator).to(value)
+            / self.num_context**0.5
             for name, value in model_params.items()
             if value.ndim == 1 and chosen(name, self.adapts)
         }
@@ -46,4 +51,7 @@ class CAVIA(UnrolledLearner):
 
     def fitted(self, params: Params, phi: Params) -> Params:
         maps = prefixed(select(params, "learner.context_map"), "model")
-        return {**params, **{name: params[name] + map_to @ phi["context"] for name, map_to in maps.items()}}
+        return {
+            **params,
+            **{name: params[name] + map_to @ phi["context"] for name, map_to in maps.items()},
+        }

@@ -1,7 +1,8 @@
-"""A loop whose backward pass computes its steps again (gradient checkpointing: Chen et al., 2016, arXiv:1604.06174).
+"""A loop whose backward pass computes its steps again (gradient checkpointing: Chen et al., 2016,
+arXiv:1604.06174).
 
-Segments of ceil(sqrt k) steps keep where they began. Going back, a segment is run again, keeping where each of its
-steps began, and then each step is run once more with its graph.
+Segments of ceil(sqrt k) steps keep where they began. Going back, a segment is run again, keeping
+where each of its steps began, and then each step is run once more with its graph.
 """
 
 import math
@@ -20,12 +21,17 @@ Place = TypeVar("Place")
 
 
 def checkpointed(
-    step: Callable[[Place, Params, Batch, int], Place], start: Place, params: Params, support: Batch, steps: int
+    step: Callable[[Place, Params, Batch, int], Place],
+    start: Place,
+    params: Params,
+    support: Batch,
+    steps: int,
 ) -> Place:
-    """step(... step(start, params, support, 0) ..., params, support, steps - 1), with its exact gradient.
+    """step(... step(start, params, support, 0) ..., params, support, steps - 1), with its exact
+    gradient.
 
-    `step` may depend on no other tensor that the gradient is to reach: params and support have to hold them all. Safe
-    under vmap, where torch.utils.checkpoint is not.
+    `step` may depend on no other tensor that the gradient is to reach: params and support have to
+    hold them all. Safe under vmap, where torch.utils.checkpoint is not.
     """
     given, given_tree = tree_flatten((params, support))
     leaves, tree = tree_flatten(start)
@@ -33,7 +39,10 @@ def checkpointed(
     for first in range(0, steps, length):
         indices = range(first, min(first + length, steps))
         device = given[0].device.type
-        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        if torch.is_autocast_enabled(device):
+            precision = torch.get_autocast_dtype(device)
+        else:
+            precision = None
         segment = _Segment(step, indices, len(leaves), tree, given_tree, device, precision)
         leaves = list(_Segmented.apply(segment, *leaves, *given))
     return tree_unflatten(leaves, tree)
@@ -55,12 +64,18 @@ class _Segment(NamedTuple):
         """The leaves of the place one step on."""
         params, support = tree_unflatten(given, self.given_tree)
         # Its cache would keep casts of one transform's tensors for the next.
-        with torch.autocast(self.device, self.precision, enabled=self.precision is not None, cache_enabled=False):
-            return tree_flatten(self.step(tree_unflatten(leaves, self.tree), params, support, index))[0]
+        with torch.autocast(
+            self.device, self.precision, enabled=self.precision is not None, cache_enabled=False
+        ):
+            return tree_flatten(
+                self.step(tree_unflatten(leaves, self.tree), params, support, index)
+            )[0]
 
 
 class _Segmented(Function):
-    """(segment, leaves of the place, leaves of (params, support)) -> leaves of the place after the segment."""
+    """(segment, leaves of the place, leaves of (params, support)) -> leaves of the place after the
+    segment.
+    """
 
     generate_vmap_rule = True
 
@@ -87,7 +102,9 @@ class _Segmented(Function):
         back = list(cotangents)
         for index in reversed(segment.indices):
 
-            def after(leaves: list[Tensor], floats: list[Tensor], index: int = index) -> list[Tensor]:
+            def after(
+                leaves: list[Tensor], floats: list[Tensor], index: int = index
+            ) -> list[Tensor]:
                 merged = list(given)
                 for i, value in zip(followed, floats, strict=True):
                     merged[i] = value

@@ -1,4 +1,6 @@
-"""What learners that predict from support features have in common: features, members of classes, absent classes."""
+"""What learners that predict from support features have in common: features, members of classes,
+absent classes.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -32,20 +34,27 @@ def needs_linear_heads(tasks: Sequence[Task]) -> str | None:
     return None
 
 
-def features_of(model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+def features_of(
+    model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """What the heads would read, [N, in_features] of each task."""
     return functional_call(model, select(params, "model"), (inputs,), {"output": "features"})
 
 
 def members(support: Batch, task: str, num_classes: int, like: Tensor) -> Tensor:
-    """1 where the example is of the class, else 0, [N, C]; an example without a label is of no class."""
+    """1 where the example is of the class, else 0, [N, C]; an example without a label is of no
+    class.
+    """
     target = support.targets[task]
     member = (target[:, None] == torch.arange(num_classes, device=target.device)).to(like)
-    return torch.where(support.masks[task][:, None], member, 0.0) if task in support.masks else member
+    if task in support.masks:
+        return torch.where(support.masks[task][:, None], member, 0.0)
+    return member
 
 
 def below_shown(logits: Tensor, present: Tensor) -> Tensor:
-    """[N, C] with the classes that are not `present` [C] at `BELOW` under the least likely present one.
+    """[N, C] with the classes that are not `present` [C] at `BELOW` under the least likely present
+    one.
 
     All are 0 where no class is present. No gradient follows the absent classes.
     """

@@ -28,21 +28,25 @@ from raymtl.types import Batch, Params, Task, prefixed, select
 class CNP(MetaLearner):
     """Sums up a support set in `dim` numbers, which a learned decoder reads beside the query.
 
-    h and g are perceptrons with one hidden layer of `hidden` units, of each task its own, over the features f that the
-    model's heads would read; the heads are not used. For a regression h reads the features and the label. For a
-    classification there is an r for each class, the mean of h of its features, and g reads all of them; a class that
-    the support set does not show scores 10 nats less than the least likely class that it shows. Examples without a
-    label are not read, and with none at all r is 0.
+    h and g are perceptrons with one hidden layer of `hidden` units, of each task its own, over the
+    features f that the model's heads would read; the heads are not used. For a regression h reads
+    the features and the label. For a classification there is an r for each class, the mean of h of
+    its features, and g reads all of them; a class that the support set does not show scores 10 nats
+    less than the least likely class that it shows. Examples without a label are not read, and with
+    none at all r is 0.
 
-    Deviations from the paper: predictions are points and no distributions, under the loss of the task; h and g read
-    features that tasks share and not the inputs; classes are told by their number, as in the paper, so that their
-    order in an episode has to be random or to mean the same throughout.
+    Deviations from the paper: predictions are points and no distributions, under the loss of the
+    task; h and g read features that tasks share and not the inputs; classes are told by their
+    number, as in the paper, so that their order in an episode has to be random or to mean the same
+    throughout.
     """
 
     name: Literal["cnp"] = "cnp"
-    helps: ClassVar[str] = "there are very many tasks to learn from, and adapting has to take one forward pass"
+    helps: ClassVar[str] = (
+        "there are very many tasks to learn from, and adapting has to take one forward pass"
+    )
     costs: ClassVar[str] = "one gradient, of support and query together"
-    predicts_unadapted: ClassVar[bool] = False
+    supports_zero_shot: ClassVar[bool] = False
     dim: PositiveInt = 64
     hidden: PositiveInt = 64
 
@@ -65,7 +69,12 @@ class CNP(MetaLearner):
         return own
 
     def adapt(
-        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
+        self,
+        model: SharingArchitecture,
+        params: Params,
+        support: Batch,
+        objective: Objective,
+        steps: int | None = None,
     ) -> Params:
         own = select(params, "learner")
         known: dict[str, Tensor] = {}
@@ -82,7 +91,12 @@ class CNP(MetaLearner):
         predictions = {}
         for name, features in features_of(model, params, inputs).items():
             summary = own[f"summary.{name}"].flatten().expand(len(features), -1)
-            outputs = perceptron(own, f"decoder.{name}", torch.cat([features, summary], -1)).to(features)
+            outputs = perceptron(own, f"decoder.{name}", torch.cat([features, summary], -1)).to(
+                features
+            )
             present = own.get(f"present.{name}")
-            predictions[name] = outputs if present is None else below_shown(outputs, present)
+            if present is None:
+                predictions[name] = outputs
+            else:
+                predictions[name] = below_shown(outputs, present)
         return predictions

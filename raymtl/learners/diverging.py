@@ -17,10 +17,11 @@ HALVINGS = 20
 
 
 class Divergence(NamedTuple):
-    """`loss` is the support loss after the inner step `step`, the first of which is 1, and `before` without any.
+    """`loss` is the support loss after the inner step `step`, the first of which is 1, and `before`
+    without any.
 
-    `rate` is the largest of learner.inner_lr and its halves at which the first steps lower the support loss, one after
-    the other; None where none of them does, as where rates are learned.
+    `rate` is the largest of learner.inner_lr and its halves at which the first steps lower the
+    support loss, one after the other; None where none of them does, as where rates are learned.
     """
 
     step: int
@@ -29,9 +30,7 @@ class Divergence(NamedTuple):
     rate: float | None
 
     def __str__(self) -> str:
-        found = (
-            f"after inner step {self.step} the support loss is {self.loss:.3g}, from {self.before:.3g} before the first"
-        )
+        found = f"after inner step {self.step} the support loss is {self.loss:.3g}, from {self.before:.3g} before the first"
         if self.rate is None:
             return found
         return f"{found}; the first steps lower it with learner.inner_lr from {self.rate / 10:.2g} to {self.rate:.2g}"
@@ -39,12 +38,17 @@ class Divergence(NamedTuple):
 
 @torch.no_grad()
 def divergence(
-    learner: MetaLearner, model: SharingArchitecture, params: Params, support: Batch, objective: Objective
+    learner: MetaLearner,
+    model: SharingArchitecture,
+    params: Params,
+    support: Batch,
+    objective: Objective,
 ) -> Divergence | None:
-    """Of the inner loop on one support set; None where it arrives at a finite loss, no GROWTH times that it began with.
+    """Of the inner loop on one support set; None where it arrives at a finite loss, no GROWTH times
+    that it began with.
 
-    None, too, where the loss is not finite to begin with: then it is not the inner loop that diverges. A loop that has
-    diverged is taken to stay so: the step is found by bisection.
+    None, too, where the loss is not finite to begin with: then it is not the inner loop that
+    diverges. A loop that has diverged is taken to stay so: the step is found by bisection.
     """
 
     def after(steps: int, own: MetaLearner = learner) -> float:
@@ -74,7 +78,10 @@ def divergence(
     inner_lr: float = learner.inner_lr  # type: ignore[attr-defined]
     for halved in range(1, HALVINGS + 1):
         slower = learner.model_copy(update={"inner_lr": inner_lr / 2**halved})
-        way = [before, *(after(step, slower) for step in range(1, min(FIRST_STEPS, learner.num_steps) + 1))]
+        way = [
+            before,
+            *(after(step, slower) for step in range(1, min(FIRST_STEPS, learner.num_steps) + 1)),
+        ]
         if all(later < earlier for earlier, later in pairwise(way)):
             rate = inner_lr / 2**halved
             break

@@ -1,6 +1,7 @@
 """Fast weights by a hypernetwork with FiLM, after CNAPs (Requeima et al., 2019, arXiv:1906.07697).
 
-phi = h_psi(S) in one pass: z = mean_i e(f(x_i), y_i); units become (1 + gamma(z)) u + beta(z); heads from class means.
+phi = h_psi(S) in one pass: z = mean_i e(f(x_i), y_i); units become (1 + gamma(z)) u + beta(z);
+heads from class means.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,28 +28,34 @@ from raymtl.types import Batch, Params, Task, prefixed, select
 
 
 class Hyper(MetaLearner):
-    """Emits the weights that fit a support set, in one pass: scales and shifts of the model's units, and its heads.
+    """Emits the weights that fit a support set, in one pass: scales and shifts of the model's
+    units, and its heads.
 
-    The support set is read as features of the model as it is, for a regression with the label beside them; a
-    perceptron of each task and the mean over its labelled examples, then over tasks, make a code z, and a second
-    perceptron what the emitters read, `dim` numbers each. Of every parameter p of one dimension that is not a head's
-    they make (1 + gamma) p + beta, and of the weights of the layer whose bias p is, 1 + gamma times as much: the
-    feature-wise modulation of the layer's outputs. They start at 0.
+    The support set is read as features of the model as it is, for a regression with the label
+    beside them; a perceptron of each task and the mean over its labelled examples, then over tasks,
+    make a code z, and a second perceptron what the emitters read, `dim` numbers each. Of every
+    parameter p of one dimension that is not a head's they make (1 + gamma) p + beta, and of the
+    weights of the layer whose bias p is, 1 + gamma times as much: the feature-wise modulation of
+    the layer's outputs. They start at 0.
 
-    The head of a classification is read off the means c_n of the modulated features of the classes, with a learned
-    weight a of each feature, 1 at first: W_n = 2 a c_n and b_n = -sum a c_n^2, which score as the distances to c_n.
-    A class that the support set does not show scores 10 nats less than the least likely class that it shows. The head
-    of a regression is the model's own and what is emitted from z. Adapted parameters are those of an ordinary model.
+    The head of a classification is read off the means c_n of the modulated features of the classes,
+    with a learned weight a of each feature, 1 at first: W_n = 2 a c_n and b_n = -sum a c_n^2, which
+    score as the distances to c_n. A class that the support set does not show scores 10 nats less
+    than the least likely class that it shows. The head of a regression is the model's own and what
+    is emitted from z. Adapted parameters are those of an ordinary model.
 
-    Deviations from the paper: the set encoder reads features of the trunk and not pictures; the trunk is learned with
-    the rest and not before it; emitters are linear, and none reads what the layer before was modulated by; heads are
-    class means under a learned metric and no network's output; the paper has classifications alone.
+    Deviations from the paper: the set encoder reads features of the trunk and not pictures; the
+    trunk is learned with the rest and not before it; emitters are linear, and none reads what the
+    layer before was modulated by; heads are class means under a learned metric and no network's
+    output; the paper has classifications alone.
     """
 
     name: Literal["hyper"] = "hyper"
-    helps: ClassVar[str] = "adapting has to take no gradient, and the features too should fit the task"
+    helps: ClassVar[str] = (
+        "adapting has to take no gradient, and the features too should fit the task"
+    )
     costs: ClassVar[str] = "one gradient, of twice the support and the query together"
-    predicts_unadapted: ClassVar[bool] = False
+    supports_zero_shot: ClassVar[bool] = False
     dim: PositiveInt = 64
 
     @property
@@ -75,7 +82,12 @@ class Hyper(MetaLearner):
         return own
 
     def adapt(
-        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
+        self,
+        model: SharingArchitecture,
+        params: Params,
+        support: Batch,
+        objective: Objective,
+        steps: int | None = None,
     ) -> Params:
         own, theta = select(params, "learner"), select(params, "model")
         device = next(iter(params.values())).device.type
@@ -95,12 +107,16 @@ class Hyper(MetaLearner):
                     found[f"learner.present.{name}"] = groups.any(0)
                 else:
                     change = own[f"head.{name}"] @ emitted
-                    found[f"model.heads.{name}.weight"] = theta[f"heads.{name}.weight"] + change[:-1]
+                    found[f"model.heads.{name}.weight"] = (
+                        theta[f"heads.{name}.weight"] + change[:-1]
+                    )
                     found[f"model.heads.{name}.bias"] = theta[f"heads.{name}.bias"] + change[-1:]
         return {**phi, **found}
 
     def _emitted(self, own: Params, support: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
-        """What the emitters read, [dim]: no order of the examples moves it, and no example without a label."""
+        """What the emitters read, [dim]: no order of the examples moves it, and no example without
+        a label.
+        """
         codes, known = [], []
         for name, (rows, groups) in support.items():
             labelled = groups.sum(1, keepdim=True)
@@ -115,7 +131,10 @@ class Hyper(MetaLearner):
     ) -> dict[str, Tensor]:
         present = select(params, "learner.present")
         outputs = super().predict(model, params, inputs)
-        return {name: below_shown(of, present[name]) if name in present else of for name, of in outputs.items()}
+        return {
+            name: below_shown(of, present[name]) if name in present else of
+            for name, of in outputs.items()
+        }
 
 
 def _modulated(own: Params, theta: Params, emitted: Tensor) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """iMAML, implicit gradients (Rajeswaran et al., 2019, arXiv:1909.04630).
 
-phi* = argmin over phi of L_S(phi) + lambda/2 |phi - theta|^2; the meta-gradient is (I + H/lambda)^-1 grad L_Q(phi*),
-H the Hessian of L_S at phi*.
+phi* = argmin over phi of L_S(phi) + lambda/2 |phi - theta|^2; the meta-gradient is (I +
+H/lambda)^-1 grad L_Q(phi*), H the Hessian of L_S at phi*.
 """
 
 from typing import ClassVar, Literal
@@ -18,16 +18,19 @@ from raymtl.types import Batch, Params
 
 
 class IMAML(GradientLearner):
-    """Fits the model near its initialisation, with a gradient that does not pass through the steps but their goal.
+    """Fits the model near its initialisation, with a gradient that does not pass through the steps
+    but their goal.
 
-    `inner_steps` steps go down L_S + strength/2 |phi - theta|^2, `strength` being the paper's lambda. Memory does not
-    grow with them, so they may be many; the gradient is exact where they have arrived and `cg_steps` of conjugate
-    gradients solve the linear system, each at the cost of a Hessian-vector product and a task's gradient at a time.
-    The solution starts from grad L_Q(phi*) itself, so with `cg_steps: 0` that is the meta-gradient, and stays where
-    it is once the curvature is not positive, as it can be where L_S is not convex. The weighting's own parameters get
-    their implicit gradient too. Without any inner step it is plain multi-task training, as maml. With ReLU a goal can
-    lie on a kink, around which the steps go back and forth: the gradient is then that of the side they end on. The
-    inner loop runs in the parameters' precision, whatever `train.precision`.
+    `inner_steps` steps go down L_S + strength/2 |phi - theta|^2, `strength` being the paper's
+    lambda. Memory does not grow with them, so they may be many; the gradient is exact where they
+    have arrived and `cg_steps` of conjugate gradients solve the linear system, each at the cost of
+    a Hessian-vector product and a task's gradient at a time. The solution starts from grad
+    L_Q(phi*) itself, so with `cg_steps: 0` that is the meta-gradient, and stays where it is once
+    the curvature is not positive, as it can be where L_S is not convex. The weighting's own
+    parameters get their implicit gradient too. Without any inner step it is plain multi-task
+    training, as maml. With ReLU a goal can lie on a kink, around which the steps go back and forth:
+    the gradient is then that of the side they end on. The inner loop runs in the parameters'
+    precision, whatever `train.precision`.
     """
 
     name: Literal["imaml"] = "imaml"
@@ -38,28 +41,42 @@ class IMAML(GradientLearner):
     cg_steps: NonNegativeInt = 5
 
     @property
-    def recomputes(self) -> bool:
+    def rematerializes(self) -> bool:
         return True
 
     @property
-    def tells_steps_apart(self) -> bool:
+    def has_per_step_params(self) -> bool:
         return False  # there is one goal
 
     def adapt(
-        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
+        self,
+        model: SharingArchitecture,
+        params: Params,
+        support: Batch,
+        objective: Objective,
+        steps: int | None = None,
     ) -> Params:
-        steps = self.inner_steps if steps is None else steps
+        if steps is None:
+            steps = self.inner_steps
+        else:
+            steps = steps
         if steps == 0:
             return params
         loss = self.support_loss(model, objective)
 
         def minimum(theta: Params, params: Params, support: Batch) -> Params:
             def regularised(phi: Params) -> Tensor:
-                distance = torch.stack([(phi[name] - start).square().sum() for name, start in theta.items()]).sum()
+                distance = torch.stack(
+                    [(phi[name] - start).square().sum() for name, start in theta.items()]
+                ).sum()
                 return loss(phi, params, support) + self.strength / 2 * distance
 
             rates = dict.fromkeys(theta, self.inner_lr)
-            return inner_loop(regularised, theta, rates, steps, first_order=True, optimizer=self.inner_optimizer)
+            return inner_loop(
+                regularised, theta, rates, steps, first_order=True, optimizer=self.inner_optimizer
+            )
 
         back = to_a_minimum(self.strength, self.cg_steps)
-        return self.fitted(params, implicit(loss, minimum, back, self.start(params), params, support))
+        return self.fitted(
+            params, implicit(loss, minimum, back, self.start(params), params, support)
+        )

@@ -15,7 +15,9 @@ Product = Callable[[Tensor], Tensor]
 """x [P] -> H x, H the Hessian of the loss where the loop arrived."""
 
 Back = Callable[[Product, Tensor], tuple[Tensor, Tensor]]
-"""(product, the gradient for phi) -> that for theta, and u: that for anything w in the loss is (d grad L / dw)^T u."""
+"""(product, the gradient for phi) -> that for theta, and u: that for anything w in the loss is (d
+grad L / dw)^T u.
+"""
 
 
 def implicit(
@@ -28,9 +30,10 @@ def implicit(
 ) -> dict[str, Tensor]:
     """phi = find(theta, params, support), whose gradient is what `back` makes of it at phi.
 
-    `loss(phi, params, support)` and `find` may depend on no other tensor that the gradient is to reach; of `params` it
-    reaches what is not named as in theta. Runs in the parameters' precision, whatever that of the layers: the curvature
-    is taken where the backward pass runs, at a goal of the same function.
+    `loss(phi, params, support)` and `find` may depend on no other tensor that the gradient is to
+    reach; of `params` it reaches what is not named as in theta. Runs in the parameters' precision,
+    whatever that of the layers: the curvature is taken where the backward pass runs, at a goal of
+    the same function.
     """
     given = {name: value for name, value in params.items() if name not in theta}
     leaves, tree = tree_flatten((dict(theta), given, support))
@@ -45,7 +48,9 @@ class _Inner(NamedTuple):
     back: Back
     tree: TreeSpec
 
-    def pull_back(self, phi: Params, given: Params, support: Batch, cotangent: Params) -> tuple[Params, Params]:
+    def pull_back(
+        self, phi: Params, given: Params, support: Batch, cotangent: Params
+    ) -> tuple[Params, Params]:
         """The gradients for theta and for the floating-point values of `given`, from that for phi."""
         followed = {name: value for name, value in given.items() if value.is_floating_point()}
 
@@ -87,7 +92,9 @@ class _Arrived(Function):
         inner, saved = ctx.inner, ctx.saved_tensors
         theta, given, support = tree_unflatten(saved[: -len(cotangents)], inner.tree)
         phi = dict(zip(theta, saved[-len(cotangents) :], strict=True))
-        for_theta, followed = inner.pull_back(phi, given, support, dict(zip(theta, cotangents, strict=True)))
+        for_theta, followed = inner.pull_back(
+            phi, given, support, dict(zip(theta, cotangents, strict=True))
+        )
         gradients = [*for_theta.values(), *(followed.get(name) for name in given)]
         return None, *gradients, *[None] * (len(saved) - len(cotangents) - len(gradients))
 
@@ -95,7 +102,8 @@ class _Arrived(Function):
 def to_a_minimum(strength: float, cg_steps: int) -> Back:
     """For phi = argmin L + strength/2 |phi - theta|^2, by the implicit function theorem.
 
-    From grad L(phi, w) + lambda (phi - theta) = 0: for theta x = (I + H/lambda)^-1 cotangent, and u = -x/lambda.
+    From grad L(phi, w) + lambda (phi - theta) = 0: for theta x = (I + H/lambda)^-1 cotangent, and u
+    = -x/lambda.
     """
 
     def back(product: Product, cotangent: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,16 +114,20 @@ def to_a_minimum(strength: float, cg_steps: int) -> Back:
 
 
 def through_equal_steps(rate: float, momentum: float, steps: int, products: int) -> Back:
-    """For v <- momentum v + grad L(phi), phi <- phi - rate v, `steps` times from theta on, with H the same in all.
+    """For v <- momentum v + grad L(phi), phi <- phi - rate v, `steps` times from theta on, with H
+    the same in all.
 
-    For theta (I - rate H)^steps cotangent without momentum, and the like with it: a polynomial in H, taken within the
-    Krylov space of so many products. Exact for as many as H has different eigenvalues; its error falls as fast as that
-    of conjugate gradients, and it needs no curvature to be positive.
+    For theta (I - rate H)^steps cotangent without momentum, and the like with it: a polynomial in
+    H, taken within the Krylov space of so many products. Exact for as many as H has different
+    eigenvalues; its error falls as fast as that of conjugate gradients, and it needs no curvature
+    to be positive.
     """
 
     def back(product: Product, cotangent: Tensor) -> tuple[Tensor, Tensor]:
         basis, curvature = lanczos(product, cotangent, products)
-        a = basis @ cotangent  # the gradient for phi_j, from j = steps down to 0, as coordinates in the basis
+        a = (
+            basis @ cotangent
+        )  # the gradient for phi_j, from j = steps down to 0, as coordinates in the basis
         v = u = torch.zeros_like(a)
         for _ in range(steps):
             v = momentum * v - rate * a
@@ -126,7 +138,9 @@ def through_equal_steps(rate: float, momentum: float, steps: int, products: int)
 
 
 def lanczos(product: Product, b: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis [n, P] of b, H b, ... H^(n-1) b, and H in it [n, n]; rows are 0 where none is new."""
+    """An orthonormal basis [n, P] of b, H b, ... H^(n-1) b, and H in it [n, n]; rows are 0 where
+    none is new.
+    """
 
     def unit(x: Tensor) -> Tensor:
         length = x.norm()
@@ -136,7 +150,9 @@ def lanczos(product: Product, b: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     basis, images = [unit(b)], [product(unit(b))]
     for _ in range(min(steps, len(b)) - 1):
         rows, new = torch.stack(basis), images[-1]
-        for _ in range(2):  # once leaves a part of the order of the rounding over the length of what remains
+        for _ in range(
+            2
+        ):  # once leaves a part of the order of the rounding over the length of what remains
             new = new - (rows @ new) @ rows
         # What is but rounding would come back as a direction of its own.
         small = new.norm() <= torch.finfo(new.dtype).eps * len(b) ** 0.5 * images[-1].norm()
@@ -148,7 +164,9 @@ def lanczos(product: Product, b: Tensor, steps: int) -> tuple[Tensor, Tensor]:
 
 
 def conjugate_gradients(apply: Product, b: Tensor, steps: int) -> Tensor:
-    """Solves apply(x) = b for x [P] from x = b on, `apply` symmetric; exact after P steps where it is positive."""
+    """Solves apply(x) = b for x [P] from x = b on, `apply` symmetric; exact after P steps where it
+    is positive.
+    """
     x = b
     residual = b - apply(b)
     direction, norm = residual, residual @ residual

@@ -1,4 +1,6 @@
-"""The one inner loop: gradient steps on the support objective, batched by vmap or not, differentiable or not."""
+"""The one inner loop: gradient steps on the support objective, batched by vmap or not,
+differentiable or not.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -47,12 +49,16 @@ def inner_step(
 ) -> Place:
     """phi_{j+1} = phi_j - alpha * update(grad loss(phi_j)), j = `step`, of which the first is 0.
 
-    With `first_order` the Jacobian of the step is taken as the identity, and none of its graph is kept. "momentum" is
-    v <- 0.9 v + g, "adam" is Adam with beta1 = 0 and beta2 = 0.999.
+    With `first_order` the Jacobian of the step is taken as the identity, and none of its graph is
+    kept. "momentum" is v <- 0.9 v + g, "adam" is Adam with beta1 = 0 and beta2 = 0.999.
     """
     phi, moment = place
-    # Detached before and not after the gradient: nothing outside then records the inner backward pass.
-    at = {name: value.detach() for name, value in phi.items()} if first_order else phi
+    # Detached before and not after the gradient: nothing outside then records the inner backward
+    # pass.
+    if first_order:
+        at = {name: value.detach() for name, value in phi.items()}
+    else:
+        at = phi
     with after_steps(step):
         update = grad(loss)(at)
     if optimizer == "momentum":
@@ -73,11 +79,15 @@ def inner_path(
     first_order: bool = False,
     optimizer: InnerOptimizer = "sgd",
 ) -> Iterator[dict[str, Tensor]]:
-    """phi_0 = start, then phi after each `inner_step`, without end; `rates(j)` holds alpha_j for each tensor."""
+    """phi_0 = start, then phi after each `inner_step`, without end; `rates(j)` holds alpha_j for
+    each tensor.
+    """
     place, step = inner_start(start, optimizer), 0
     while True:
         yield place.phi
-        place = inner_step(loss, place, rates(step), step, first_order=first_order, optimizer=optimizer)
+        place = inner_step(
+            loss, place, rates(step), step, first_order=first_order, optimizer=optimizer
+        )
         step += 1
 
 
@@ -96,17 +106,21 @@ def inner_loop(
 
 
 def chosen(name: str, patterns: Sequence[str]) -> bool:
-    """Whether the last of the patterns that the name matches chooses it, and is not one with `-` that leaves it out."""
+    """Whether the last of the patterns that the name matches chooses it, and is not one with `-`
+    that leaves it out.
+    """
     last = next((p for p in reversed(patterns) if fnmatchcase(name, p.removeprefix("-"))), "-")
     return not last.startswith("-")
 
 
 class GradientLearner(MetaLearner):
-    """Takes gradient steps on the support objective; what they move, from where and how fast is for subclasses.
+    """Takes gradient steps on the support objective; what they move, from where and how fast is for
+    subclasses.
 
-    `adapts` are patterns over the names of the model's parameters, which a run's model.safetensors has with `model.`
-    before them: `heads.*`, `encoders.0.stages.1.*`, `*.bias`. The inner loop moves what they match, other than what a
-    later pattern with `-` before it leaves out: ["*", "-heads.*"] is all but the heads.
+    `adapts` are patterns over the names of the model's parameters, which a run's model.safetensors
+    has with `model.` before them: `heads.*`, `encoders.0.stages.1.*`, `*.bias`. The inner loop
+    moves what they match, other than what a later pattern with `-` before it leaves out: ["*",
+    "-heads.*"] is all but the heads.
     """
 
     name: str
@@ -126,13 +140,15 @@ class GradientLearner(MetaLearner):
         for pattern in self.adapts:
             if not any(fnmatchcase(name, pattern.removeprefix("-")) for name in existing):
                 return "adapts", (
-                    f"expected patterns of the model's parameters, and '{pattern}' matches none of the "
-                    f"{len(existing)}, such as {existing[0]} and {existing[-1]}. Correct the pattern."
+                    f"expected patterns of the model's parameters, and '{pattern}' matches none of "
+                    f"the {len(existing)}, such as {existing[0]} and {existing[-1]}. Correct the "
+                    "pattern."
                 )
         if not any(chosen(name, self.adapts) for name in existing):
             return (
                 "adapts",
-                f"expected to choose a parameter, got {list(self.adapts)}, which leave out all. Remove one.",
+                f"expected to choose a parameter, got {list(self.adapts)}, which leave out all. "
+                "Remove one.",
             )
         return None
 
@@ -160,18 +176,29 @@ class GradientLearner(MetaLearner):
     def support_loss(
         self, model: SharingArchitecture, objective: Objective
     ) -> Callable[[Params, Params, Batch], Tensor]:
-        """(phi, params, support) -> what the inner loop goes down, a scalar of its arguments and nothing else."""
+        """(phi, params, support) -> what the inner loop goes down, a scalar of its arguments and
+        nothing else.
+        """
 
         def loss(phi: Params, params: Params, support: Batch) -> Tensor:
-            return objective(params, self.predict(model, self.fitted(params, phi), support.inputs), support)
+            return objective(
+                params, self.predict(model, self.fitted(params, phi), support.inputs), support
+            )
 
         return loss
 
     def path(
-        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, *, first_order: bool
+        self,
+        model: SharingArchitecture,
+        params: Params,
+        support: Batch,
+        objective: Objective,
+        *,
+        first_order: bool,
     ) -> Iterator[Params]:
         """Parameters before the first inner step and after each, without end."""
-        # In first order nothing of the inner gradient is followed, its dependence on the weighting included.
+        # In first order nothing of the inner gradient is followed, its dependence on the weighting
+        # included.
         fixed = {name: value.detach() for name, value in params.items()} if first_order else params
         loss = self.support_loss(model, objective)
         steps = inner_path(
@@ -187,12 +214,13 @@ class GradientLearner(MetaLearner):
 class UnrolledLearner(GradientLearner):
     """Differentiates through its inner steps; `first_order` takes their Jacobian as the identity.
 
-    `gradient` is how it goes back through the steps. "unrolled" keeps what each of them computed. "checkpointed" keeps
-    some 2 sqrt(k) of the k inner parameters and computes each step again, twice, for the same gradient in the memory
-    of one step. "implicit" keeps the last inner parameters alone, and takes the second derivatives that the steps met
-    on their way as they are where they arrived: exact for the initialisation where the objective is quadratic, for all
-    else the nearer the longer the steps have been at their goal. It costs `curvature_products` products with the
-    curvature instead of k (docs/long-loops.md).
+    `gradient` is how it goes back through the steps. "unrolled" keeps what each of them computed.
+    "checkpointed" keeps some 2 sqrt(k) of the k inner parameters and computes each step again,
+    twice, for the same gradient in the memory of one step. "implicit" keeps the last inner
+    parameters alone, and takes the second derivatives that the steps met on their way as they are
+    where they arrived: exact for the initialisation where the objective is quadratic, for all else
+    the nearer the longer the steps have been at their goal. It costs `curvature_products` products
+    with the curvature instead of k (docs/long-loops.md).
     """
 
     first_order: bool = False
@@ -203,41 +231,67 @@ class UnrolledLearner(GradientLearner):
     def _gradient_that_exists(self) -> Self:
         if self.gradient != "unrolled" and self.first_order:
             raise UserError(
-                f"learner.gradient: expected unrolled with learner.first_order: true, which goes back through no "
-                f"step, got {self.gradient}. Leave out one of the two."
+                "learner.gradient: expected unrolled with learner.first_order: true, which goes "
+                f"back through no step, got {self.gradient}. Leave out one of the two."
             )
         if self.gradient == "implicit" and (self.learns_rates or self.inner_optimizer == "adam"):
-            given = "learned inner rates" if self.learns_rates else "learner.inner_optimizer: adam"
+            if self.learns_rates:
+                given = "learned inner rates"
+            else:
+                given = "learner.inner_optimizer: adam"
             raise UserError(
-                f"learner.gradient: expected unrolled or checkpointed with {given}, since implicit needs steps "
-                "that are linear in the gradient, of one rate. Take checkpointed, which needs no more memory."
+                f"learner.gradient: expected unrolled or checkpointed with {given}, since implicit "
+                "needs steps that are linear in the gradient, of one rate. Take checkpointed, "
+                "which needs no more memory."
             )
         return self
 
     @property
-    def recomputes(self) -> bool:
+    def rematerializes(self) -> bool:
         return self.gradient != "unrolled"
 
     @property
-    def tells_steps_apart(self) -> bool:
-        return self.inner_steps > 0 and self.gradient != "implicit"  # which takes all steps for alike
+    def has_per_step_params(self) -> bool:
+        return (
+            self.inner_steps > 0 and self.gradient != "implicit"
+        )  # which takes all steps for alike
 
     def adapt(
-        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
+        self,
+        model: SharingArchitecture,
+        params: Params,
+        support: Batch,
+        objective: Objective,
+        steps: int | None = None,
     ) -> Params:
-        steps = self.inner_steps if steps is None else steps
+        if steps is None:
+            steps = self.inner_steps
+        else:
+            steps = steps
         if self.gradient == "unrolled" or not steps:
-            return next(islice(self.path(model, params, support, objective, first_order=self.first_order), steps, None))
+            return next(
+                islice(
+                    self.path(model, params, support, objective, first_order=self.first_order),
+                    steps,
+                    None,
+                )
+            )
         loss, theta = self.support_loss(model, objective), self.start(params)
         if self.gradient == "checkpointed":
 
             def step(place: Place, params: Params, support: Batch, index: int) -> Place:
                 alpha = self.rates(params, index)
                 return inner_step(
-                    lambda phi: loss(phi, params, support), place, alpha, index, optimizer=self.inner_optimizer
+                    lambda phi: loss(phi, params, support),
+                    place,
+                    alpha,
+                    index,
+                    optimizer=self.inner_optimizer,
                 )
 
-            phi = checkpointed(step, inner_start(theta, self.inner_optimizer), params, support, steps).phi
+            phi = checkpointed(
+                step, inner_start(theta, self.inner_optimizer), params, support, steps
+            ).phi
         else:
 
             def find(theta: Params, params: Params, support: Batch) -> Params:
@@ -251,7 +305,10 @@ class UnrolledLearner(GradientLearner):
                     optimizer=self.inner_optimizer,
                 )
 
-            momentum = MOMENTUM if self.inner_optimizer == "momentum" else 0.0
+            if self.inner_optimizer == "momentum":
+                momentum = MOMENTUM
+            else:
+                momentum = 0.0
             back = through_equal_steps(self.inner_lr, momentum, steps, self.curvature_products)
             phi = implicit(loss, find, back, theta, params, support)
         return self.fitted(params, phi)

@@ -14,10 +14,11 @@ from raymtl.types import Params, prefixed, select
 class MAML(UnrolledLearner):
     """Learns an initialisation from which a few gradient steps on the support set solve a task.
 
-    The meta-gradient is that of the query loss through all `inner_steps`; `first_order` takes the Jacobian of the
-    steps as the identity (FOMAML). With `inner_steps: 0` it is plain multi-task training on the query sets.
-    `learn_inner_lr` learns one rate for each tensor from `inner_lr` on (as MAML++, arXiv:1810.09502, but one for
-    all steps); it is learned as its logarithm, so that it stays positive.
+    The meta-gradient is that of the query loss through all `inner_steps`; `first_order` takes the
+    Jacobian of the steps as the identity (FOMAML). With `inner_steps: 0` it is plain multi-task
+    training on the query sets. `learn_inner_lr` learns one rate for each tensor from `inner_lr` on
+    (as MAML++, arXiv:1810.09502, but one for all steps); it is learned as its logarithm, so that it
+    stays positive.
     """
 
     name: Literal["maml"] = "maml"
@@ -39,4 +40,7 @@ class MAML(UnrolledLearner):
     def rates(self, params: Params, step: int) -> Rates:
         if not self.learn_inner_lr:
             return super().rates(params, step)
-        return {f"model.{name}": rate.exp() for name, rate in select(params, "learner.log_inner_lr").items()}
+        return {
+            f"model.{name}": rate.exp()
+            for name, rate in select(params, "learner.log_inner_lr").items()
+        }

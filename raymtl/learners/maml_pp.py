@@ -1,6 +1,7 @@
 """MAML++ (Antoniou et al., 2019, arXiv:1810.09502).
 
-phi_{j+1} = phi_j - alpha_j grad L_S(phi_j); min over theta and alpha of sum_j v_j L_Q(phi_j), v annealed.
+phi_{j+1} = phi_j - alpha_j grad L_S(phi_j); min over theta and alpha of sum_j v_j L_Q(phi_j), v
+annealed.
 """
 
 from collections.abc import Sequence
@@ -18,15 +19,18 @@ from raymtl.types import Batch, Params, prefixed, select
 
 
 class MAMLPlusPlus(GradientLearner):
-    """MAML with a learned rate for each tensor and step, that at first judges every inner step and not the last alone.
+    """MAML with a learned rate for each tensor and step, that at first judges every inner step and
+    not the last alone.
 
-    The weights v of the k steps sum to 1. At outer step 0 they are equal; those of all but the last then fall
-    linearly and are 0 from `multi_step_until` on. Before `first_order_until` the Jacobian of the inner steps is taken
-    as the identity. More steps than `inner_steps` go on with the rates of the last.
+    The weights v of the k steps sum to 1. At outer step 0 they are equal; those of all but the last
+    then fall linearly and are 0 from `multi_step_until` on. Before `first_order_until` the Jacobian
+    of the inner steps is taken as the identity. More steps than `inner_steps` go on with the rates
+    of the last.
 
-    Deviations from the paper: rates are learned as their logarithms, so that they stay positive; the paper keeps a
-    small weight for the early steps. Its cosine outer rate is `train.schedule: cosine`. Its norms with scales
-    of each step are `encoder.norm: per_step`, which keep no statistics from episode to episode.
+    Deviations from the paper: rates are learned as their logarithms, so that they stay positive;
+    the paper keeps a small weight for the early steps. Its cosine outer rate is `train.schedule:
+    cosine`. Its norms with scales of each step are `encoder.norm: per_step`, which keep no
+    statistics from episode to episode.
     """
 
     name: Literal["maml_pp"] = "maml_pp"
@@ -38,32 +42,51 @@ class MAMLPlusPlus(GradientLearner):
 
     def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
         moved = select(self.start(prefixed(model_params, "model")), "model")
-        rates = {name: value.new_full((self.inner_steps,), self.inner_lr).log() for name, value in moved.items()}
+        rates = {
+            name: value.new_full((self.inner_steps,), self.inner_lr).log()
+            for name, value in moved.items()
+        }
         return prefixed(rates, "log_inner_lr")
 
     def rates(self, params: Params, step: int) -> Rates:
         at = min(step, self.inner_steps - 1)
         rates: dict[str, Tensor | float] = {
-            f"model.{name}": rates[at].exp() for name, rates in select(params, "learner.log_inner_lr").items()
+            f"model.{name}": rates[at].exp()
+            for name, rates in select(params, "learner.log_inner_lr").items()
         }
         return rates
 
     def adapt(
-        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
+        self,
+        model: SharingArchitecture,
+        params: Params,
+        support: Batch,
+        objective: Objective,
+        steps: int | None = None,
     ) -> Params:
         path = self.path(model, params, support, objective, first_order=False)
         return next(islice(path, self.inner_steps if steps is None else steps, None))
 
     def adaptations(
-        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, step: int
+        self,
+        model: SharingArchitecture,
+        params: Params,
+        support: Batch,
+        objective: Objective,
+        step: int,
     ) -> Sequence[tuple[float, Params]]:
-        path = self.path(model, params, support, objective, first_order=step < self.first_order_until)
+        path = self.path(
+            model, params, support, objective, first_order=step < self.first_order_until
+        )
         after = islice(path, 1, self.inner_steps + 1)
         judged = enumerate(zip(self.step_weights(step), after, strict=True), start=1)
         return [(v, {**phi, STEPS: torch.tensor(taken)}) for taken, (v, phi) in judged if v]
 
     def step_weights(self, step: int) -> list[float]:
         """Of the query losses after each inner step, in the outer step `step`."""
-        left = 1 - step / self.multi_step_until if step < self.multi_step_until else 0.0
+        if step < self.multi_step_until:
+            left = 1 - step / self.multi_step_until
+        else:
+            left = 0.0
         early = left / self.inner_steps
         return [early] * (self.inner_steps - 1) + [1 - early * (self.inner_steps - 1)]

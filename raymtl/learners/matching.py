@@ -1,8 +1,9 @@
 """Matching networks (Vinyals et al., 2016, arXiv:1606.04080).
 
-p(y | x, S) = sum_i a_i y_i with a = softmax_i cos(f(x, S), g(x_i, S)). In full context g(x_i, S) = h_i + h'_i + g(x_i)
-with the states h, h' of a bidirectional LSTM over the support set, and f(x, S) the last of K reads: h_k = LSTM(f(x),
-[h_{k-1}, r_{k-1}]) + f(x), where r_k = sum_i softmax_i(h_k . g(x_i, S)) g(x_i, S).
+p(y | x, S) = sum_i a_i y_i with a = softmax_i cos(f(x, S), g(x_i, S)). In full context g(x_i, S) =
+h_i + h'_i + g(x_i) with the states h, h' of a bidirectional LSTM over the support set, and f(x, S)
+the last of K reads: h_k = LSTM(f(x), [h_{k-1}, r_{k-1}]) + f(x), where r_k = sum_i softmax_i(h_k .
+g(x_i, S)) g(x_i, S).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,25 +15,35 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raymtl.learners.base import MetaLearner, Objective
-from raymtl.learners.classes import below_shown, features_of, members, needs_classes, needs_linear_heads
+from raymtl.learners.classes import (
+    below_shown,
+    features_of,
+    members,
+    needs_classes,
+    needs_linear_heads,
+)
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, Task, select
 
 
 class Matching(MetaLearner):
-    """Gives a query the labels of the support examples, each by the softmax of its cosine similarity.
+    """Gives a query the labels of the support examples, each by the softmax of its cosine
+    similarity.
 
-    Predictions are log-probabilities, so that the cross-entropy of them is that of the paper. `scale` multiplies the
-    similarities, which alone would leave every probability far from 0 and 1; the paper has 1. With `full_context`
-    support examples know of each other in the order in which they come, and a query of them by `reads` of them; each
-    task has its own LSTMs, which start at zero: as the plain matching network. The heads of the model are not used.
-    A class that the support set does not show scores 10 nats less than the least likely class that it shows.
+    Predictions are log-probabilities, so that the cross-entropy of them is that of the paper.
+    `scale` multiplies the similarities, which alone would leave every probability far from 0 and 1;
+    the paper has 1. With `full_context` support examples know of each other in the order in which
+    they come, and a query of them by `reads` of them; each task has its own LSTMs, which start at
+    zero: as the plain matching network. The heads of the model are not used. A class that the
+    support set does not show scores 10 nats less than the least likely class that it shows.
     """
 
     name: Literal["matching"] = "matching"
     helps: ClassVar[str] = "classes are new and of several looks each, which one mean would blur"
-    costs: ClassVar[str] = "one gradient, of support and query together; in full context also LSTMs over the support"
-    predicts_unadapted: ClassVar[bool] = False
+    costs: ClassVar[str] = (
+        "one gradient, of support and query together; in full context also LSTMs over the support"
+    )
+    supports_zero_shot: ClassVar[bool] = False
     full_context: bool = False
     reads: PositiveInt = 5
     scale: Annotated[float, Field(gt=0, le=40)] = 10.0
@@ -50,14 +61,23 @@ class Matching(MetaLearner):
         for name, weight in model_params.items():
             if self.full_context and name.startswith("heads.") and name.endswith(".weight"):
                 task, width = name.split(".")[1], weight.shape[1]
-                for cell, remembered in (("forward", width), ("backward", width), ("read", 2 * width)):
+                for cell, remembered in (
+                    ("forward", width),
+                    ("backward", width),
+                    ("read", 2 * width),
+                ):
                     own[f"{cell}.{task}.input"] = weight.new_zeros(4 * width, width)
                     own[f"{cell}.{task}.hidden"] = weight.new_zeros(4 * width, remembered)
                     own[f"{cell}.{task}.bias"] = weight.new_zeros(4 * width)
         return own
 
     def adapt(
-        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
+        self,
+        model: SharingArchitecture,
+        params: Params,
+        support: Batch,
+        objective: Objective,
+        steps: int | None = None,
     ) -> Params:
         shown: dict[str, Tensor] = {}
         for name, own in features_of(model, params, support.inputs).items():
@@ -67,7 +87,9 @@ class Matching(MetaLearner):
                 labelled = member.any(1)
                 with torch.autocast(own.device.type, enabled=False):
                     for cell, order in (("forward", 1), ("backward", -1)):
-                        known = known + _along(select(params, f"learner.{cell}.{name}"), own, labelled, order)
+                        known = known + _along(
+                            select(params, f"learner.{cell}.{name}"), own, labelled, order
+                        )
             # A copy: tasks may share their features, and a file holds no memory twice.
             shown[f"learner.support.{name}"] = known.clone()
             shown[f"learner.members.{name}"] = member
@@ -86,12 +108,16 @@ class Matching(MetaLearner):
                     query = _after_reading(cell, query, support, member.any(1), self.reads)
                 cosines = F.normalize(query, dim=-1) @ F.normalize(support, dim=-1).T
                 mass = (self.scale * cosines).exp() @ member  # [N, C]
-            predictions[name] = below_shown(torch.where(present, mass, 1.0).log(), present).log_softmax(-1)
+            predictions[name] = below_shown(
+                torch.where(present, mass, 1.0).log(), present
+            ).log_softmax(-1)
         return predictions
 
 
 def _lstm(cell: Params, x: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of an LSTM on the last axis, its gates in the order of torch: its new output and memory."""
+    """One step of an LSTM on the last axis, its gates in the order of torch: its new output and
+    memory.
+    """
     gates = x @ cell["input"].T + hidden @ cell["hidden"].T + cell["bias"]
     admit, forget, content, emit = gates.chunk(4, -1)
     memory = forget.sigmoid() * memory + admit.sigmoid() * content.tanh()
@@ -99,23 +125,29 @@ def _lstm(cell: Params, x: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tens
 
 
 def _along(cell: Params, features: Tensor, labelled: Tensor, order: int) -> Tensor:
-    """The outputs [N, d] of an LSTM over the labelled examples, first to last for `order` 1, backward for -1."""
+    """The outputs [N, d] of an LSTM over the labelled examples, first to last for `order` 1,
+    backward for -1.
+    """
     hidden = memory = features.new_zeros(features.shape[1])
     outputs = []
     for index in range(len(features))[::order]:
         new = _lstm(cell, features[index], hidden, memory)
         hidden, memory = (
-            torch.where(labelled[index], after, before) for after, before in zip(new, (hidden, memory), strict=True)
+            torch.where(labelled[index], after, before)
+            for after, before in zip(new, (hidden, memory), strict=True)
         )
         outputs.append(hidden)
     return torch.stack(outputs[::order])
 
 
-def _after_reading(cell: Params, query: Tensor, support: Tensor, labelled: Tensor, reads: int) -> Tensor:
+def _after_reading(
+    cell: Params, query: Tensor, support: Tensor, labelled: Tensor, reads: int
+) -> Tensor:
     """The queries [N, d] after so many reads of the labelled support examples, from h_0 = 0 on."""
     hidden = memory = torch.zeros_like(query)
     for _ in range(reads):
-        # The lowest number and not -inf: a support set without any label would give no number at all.
+        # The lowest number and not -inf: a support set without any label would give no number at
+        # all.
         scores = torch.where(labelled, hidden @ support.T, torch.finfo(query.dtype).min)
         read = scores.softmax(-1) @ support
         output, memory = _lstm(cell, query, torch.cat([hidden, read], -1), memory)

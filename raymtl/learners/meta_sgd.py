@@ -1,4 +1,6 @@
-"""Meta-SGD (Li et al., 2017, arXiv:1707.09835): phi_{j+1} = phi_j - alpha o grad L_S(phi_j), with alpha learned."""
+"""Meta-SGD (Li et al., 2017, arXiv:1707.09835): phi_{j+1} = phi_j - alpha o grad L_S(phi_j), with
+alpha learned.
+"""
 
 from typing import ClassVar, Literal
 
@@ -9,10 +11,12 @@ from raymtl.types import Params, prefixed, select
 
 
 class MetaSGD(UnrolledLearner):
-    """Learns an initialisation and, for every element of it, the rate at which the inner loop moves it.
+    """Learns an initialisation and, for every element of it, the rate at which the inner loop moves
+    it.
 
-    A rate may become negative: the inner loop then climbs. All begin at `inner_lr`, where the paper draws them from
-    an interval. Deviation from the paper, which takes one step: all `inner_steps` have the same rates.
+    A rate may become negative: the inner loop then climbs. All begin at `inner_lr`, where the paper
+    draws them from an interval. Deviation from the paper, which takes one step: all `inner_steps`
+    have the same rates.
     """
 
     name: Literal["meta_sgd"] = "meta_sgd"

@@ -1,8 +1,9 @@
 """MetaOptNet (Lee et al., 2019, arXiv:1904.03758).
 
 The head is the multi-class SVM (Crammer & Singer) on the support features X with one-hot labels Y:
-min_W 1/2 |W|^2 + C sum_n max_k (1 - Y_nk - x_n . (w_y - w_k)). Its dual has W = C X'(Y - P) with the rows of P in
-the simplex and P = argmin C/2 tr((Y - P)' XX' (Y - P)) + tr(Y' P). A query scores gamma x W.
+min_W 1/2 |W|^2 + C sum_n max_k (1 - Y_nk - x_n . (w_y - w_k)). Its dual has W = C X'(Y - P) with
+the rows of P in the simplex and P = argmin C/2 tr((Y - P)' XX' (Y - P)) + tr(Y' P). A query scores
+gamma x W.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,13 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from raymtl.learners.base import MetaLearner, Objective
-from raymtl.learners.classes import below_shown, features_of, members, needs_classes, needs_linear_heads
+from raymtl.learners.classes import (
+    below_shown,
+    features_of,
+    members,
+    needs_classes,
+    needs_linear_heads,
+)
 from raymtl.learners.r2d2 import woodbury
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, Task
@@ -22,21 +29,25 @@ CENTRAL = 1e-5
 
 
 class MetaOpt(MetaLearner):
-    """Replaces every head by a convex classifier of the support features, an SVM or a ridge regression.
+    """Replaces every head by a convex classifier of the support features, an SVM or a ridge
+    regression.
 
-    `cost` is C in the equation above, not learned; `head: ridge` has 1/2 |W|^2 + C/2 |X W - Y|^2, which is r2d2 with
-    lambda = 1 / C and no constant feature. gamma starts at `scale` and is learned, one for each task. Deviations: the
-    dual is solved by an interior-point method of its own, in `iterations` Newton steps of C systems of size N, and
-    for P_nk Z_nk = 1e-5 in place of 0, Z being the multipliers of P >= 0: W is then a smooth function of the
-    features, within C N (classes) 1e-5 of the least loss. Its gradient is the implicit one at that point, through one
-    more Newton step. Classes that the support set does not show take no part, and score 10 nats less than the least
-    likely class that it shows.
+    `cost` is C in the equation above, not learned; `head: ridge` has 1/2 |W|^2 + C/2 |X W - Y|^2,
+    which is r2d2 with lambda = 1 / C and no constant feature. gamma starts at `scale` and is
+    learned, one for each task. Deviations: the dual is solved by an interior-point method of its
+    own, in `iterations` Newton steps of C systems of size N, and for P_nk Z_nk = 1e-5 in place of
+    0, Z being the multipliers of P >= 0: W is then a smooth function of the features, within C N
+    (classes) 1e-5 of the least loss. Its gradient is the implicit one at that point, through one
+    more Newton step. Classes that the support set does not show take no part, and score 10 nats
+    less than the least likely class that it shows.
     """
 
     name: Literal["metaopt"] = "metaopt"
     helps: ClassVar[str] = "classes are new and of more than one example, and features many"
-    costs: ClassVar[str] = "one gradient, of support and query together, and 20 solves of size N for each class"
-    predicts_unadapted: ClassVar[bool] = False
+    costs: ClassVar[str] = (
+        "one gradient, of support and query together, and 20 solves of size N for each class"
+    )
+    supports_zero_shot: ClassVar[bool] = False
     head: Literal["svm", "ridge"] = "svm"
     cost: PositiveFloat = 0.1
     scale: Annotated[float, Field(gt=0, le=1000)] = 10.0
@@ -57,7 +68,12 @@ class MetaOpt(MetaLearner):
         }
 
     def adapt(
-        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
+        self,
+        model: SharingArchitecture,
+        params: Params,
+        support: Batch,
+        objective: Objective,
+        steps: int | None = None,
     ) -> Params:
         solved: dict[str, Tensor] = {}
         for name, x in features_of(model, params, support.inputs).items():
@@ -68,7 +84,8 @@ class MetaOpt(MetaLearner):
                     head = woodbury(x, y, x.new_tensor(1 / self.cost))
                 else:
                     head = self.cost * x.T @ (y - dual(x @ x.T, y, self.cost, self.iterations))
-            # A solution comes by columns, a saved tensor by rows, and products of the two differ in the last bit.
+            # A solution comes by columns, a saved tensor by rows, and products of the two differ in
+            # the last bit.
             solved[f"learner.head.{name}"] = head.contiguous()
             solved[f"learner.present.{name}"] = y.any(0)
         return {**params, **solved}
@@ -85,7 +102,9 @@ class MetaOpt(MetaLearner):
 
 
 class Point(NamedTuple):
-    """Where the interior-point method is: P and its multipliers Z, both [N, K] and positive, and those of the rows."""
+    """Where the interior-point method is: P and its multipliers Z, both [N, K] and positive, and
+    those of the rows.
+    """
 
     p: Tensor
     z: Tensor
@@ -93,11 +112,15 @@ class Point(NamedTuple):
 
 
 def dual(gram: Tensor, y: Tensor, cost: float, iterations: int) -> Tensor:
-    """P [N, K] of the SVM with these inner products [N, N] and labels [N, K]; 0 for classes that y does not show."""
+    """P [N, K] of the SVM with these inner products [N, N] and labels [N, K]; 0 for classes that y
+    does not show.
+    """
     shown = y.any(0)
     shown = shown | ~shown.any()  # without any label every P is a solution, and all give the head 0
     at = Point(
-        torch.where(shown, 1 / shown.sum(), 1.0).expand_as(y).to(y), torch.ones_like(y), torch.zeros_like(y[:, 0])
+        torch.where(shown, 1 / shown.sum(), 1.0).expand_as(y).to(y),
+        torch.ones_like(y),
+        torch.zeros_like(y[:, 0]),
     )
     fixed = gram.detach()
     for _ in range(iterations):
@@ -113,15 +136,20 @@ def dual(gram: Tensor, y: Tensor, cost: float, iterations: int) -> Tensor:
     return torch.where(shown, at.p + step.p, 0.0)
 
 
-def _newton(gram: Tensor, fixed: Tensor, y: Tensor, cost: float, shown: Tensor, at: Point, centre: Tensor) -> Point:
-    """The step to C gram (P - Y) + Y - Z - row = 0, P 1 = 1 and P Z = centre, linear in them but for P Z.
+def _newton(
+    gram: Tensor, fixed: Tensor, y: Tensor, cost: float, shown: Tensor, at: Point, centre: Tensor
+) -> Point:
+    """The step to C gram (P - Y) + Y - Z - row = 0, P 1 = 1 and P Z = centre, linear in them but
+    for P Z.
 
-    Only the first equation follows the gradient of `gram`; the matrices are of `fixed`, the same without one.
+    Only the first equation follows the gradient of `gram`; the matrices are of `fixed`, the same
+    without one.
     """
     p = torch.where(shown, at.p, 0.0)
     force = cost * gram @ (p - y) + y - at.z - at.row[:, None]
     rest = at.z - centre / at.p
-    # One N x N matrix for each class, not one of all N K unknowns: rows couple classes by their sums alone.
+    # One N x N matrix for each class, not one of all N K unknowns: rows couple classes by their
+    # sums alone.
     inverse = torch.linalg.inv(cost * fixed + torch.diag_embed((at.z / at.p).T))  # [K, N, N]
     inverse = torch.where(shown[:, None, None], inverse, 0.0)
     free = torch.einsum("knm,mk->nk", inverse, -force - rest)

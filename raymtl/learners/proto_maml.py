@@ -1,7 +1,7 @@
 """Proto-MAML (Triantafillou et al., 2019, arXiv:1903.03096).
 
-The head starts from the prototypes c_n = mean f(S_n): -|f - c_n|^2 = 2 c_n . f - |c_n|^2 - |f|^2, so that
-W_n = 2 c_n and b_n = -|c_n|^2 score as the distances do; then MAML.
+The head starts from the prototypes c_n = mean f(S_n): -|f - c_n|^2 = 2 c_n . f - |c_n|^2 - |f|^2,
+so that W_n = 2 c_n and b_n = -|c_n|^2 score as the distances do; then MAML.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,31 +11,48 @@ import torch
 from torch import Tensor
 
 from raymtl.learners.base import Objective
-from raymtl.learners.classes import below_shown, features_of, members, needs_classes, needs_linear_heads
+from raymtl.learners.classes import (
+    below_shown,
+    features_of,
+    members,
+    needs_classes,
+    needs_linear_heads,
+)
 from raymtl.learners.maml import MAML
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, Task, select
 
 
 class ProtoMAML(MAML):
-    """Starts every linear head from the class means of the support set, and adapts all of the model from there.
+    """Starts every linear head from the class means of the support set, and adapts all of the model
+    from there.
 
-    The starting heads depend on the encoder, and the meta-gradient follows them; with `first_order` it takes the
-    Jacobian of the steps alone as the identity. The model's own heads are not learned: they are replaced. With
-    `inner_steps: 0` it is protonet. A class that the support set does not show scores 10 nats less than the least
-    likely class that it shows, before, along and after the steps, as in protonet.
+    The starting heads depend on the encoder, and the meta-gradient follows them; with `first_order`
+    it takes the Jacobian of the steps alone as the identity. The model's own heads are not learned:
+    they are replaced. With `inner_steps: 0` it is protonet. A class that the support set does not
+    show scores 10 nats less than the least likely class that it shows, before, along and after the
+    steps, as in protonet.
     """
 
     name: Literal["proto_maml"] = "proto_maml"  # type: ignore[assignment]
-    helps: ClassVar[str] = "classes are new and examples few, and a few gradient steps are affordable"
+    helps: ClassVar[str] = (
+        "classes are new and examples few, and a few gradient steps are affordable"
+    )
     costs: ClassVar[str] = "k + 2 gradients, in second order through all of them"
-    predicts_unadapted: ClassVar[bool] = False
+    supports_zero_shot: ClassVar[bool] = False
 
     def check(self, tasks: Sequence[Task]) -> str | None:
-        return needs_classes(tasks, "a prototype is the mean of a class") or needs_linear_heads(tasks)
+        return needs_classes(tasks, "a prototype is the mean of a class") or needs_linear_heads(
+            tasks
+        )
 
     def adapt(
-        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
+        self,
+        model: SharingArchitecture,
+        params: Params,
+        support: Batch,
+        objective: Objective,
+        steps: int | None = None,
     ) -> Params:
         heads: dict[str, Tensor] = {}
         for name, features in features_of(model, params, support.inputs).items():
@@ -53,4 +70,7 @@ class ProtoMAML(MAML):
     ) -> dict[str, Tensor]:
         present = select(params, "learner.present")
         logits = super().predict(model, params, inputs)
-        return {name: below_shown(of, present[name]) if name in present else of for name, of in logits.items()}
+        return {
+            name: below_shown(of, present[name]) if name in present else of
+            for name, of in logits.items()
+        }

@@ -12,17 +12,19 @@ from raymtl.types import Batch, Params, Task
 
 
 class ProtoNet(MetaLearner):
-    """Classifies by the squared distance to the mean support feature of each class: logits -|f(x) - c_n|^2.
+    """Classifies by the squared distance to the mean support feature of each class: logits -|f(x) -
+    c_n|^2.
 
-    The heads of the model are not used. A class that the support set does not show, as happens where labels are
-    missing, scores 10 nats less than the least likely class that it shows: it is never predicted, and its loss is
-    finite. Nothing is learned from the support set by gradient, so there is no prediction before adaptation.
+    The heads of the model are not used. A class that the support set does not show, as happens
+    where labels are missing, scores 10 nats less than the least likely class that it shows: it is
+    never predicted, and its loss is finite. Nothing is learned from the support set by gradient, so
+    there is no prediction before adaptation.
     """
 
     name: Literal["protonet"] = "protonet"
     helps: ClassVar[str] = "classes are new and examples few; adapting takes one forward pass"
     costs: ClassVar[str] = "one gradient, of support and query together"
-    predicts_unadapted: ClassVar[bool] = False
+    supports_zero_shot: ClassVar[bool] = False
 
     @property
     def num_steps(self) -> int:
@@ -32,13 +34,20 @@ class ProtoNet(MetaLearner):
         return needs_classes(tasks, "a prototype is the mean of a class")
 
     def adapt(
-        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
+        self,
+        model: SharingArchitecture,
+        params: Params,
+        support: Batch,
+        objective: Objective,
+        steps: int | None = None,
     ) -> Params:
         prototypes: dict[str, Tensor] = {}
         for name, features in features_of(model, params, support.inputs).items():
             member = members(support, name, model.out_features[name], features)
             counts = member.sum(0)
-            prototypes[f"learner.prototypes.{name}"] = member.T @ features / counts.clamp(min=1)[:, None]
+            prototypes[f"learner.prototypes.{name}"] = (
+                member.T @ features / counts.clamp(min=1)[:, None]
+            )
             prototypes[f"learner.present.{name}"] = counts > 0
         return {**params, **prototypes}
 

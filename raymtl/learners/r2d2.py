@@ -1,7 +1,8 @@
 """R2-D2 (Bertinetto et al., 2018, arXiv:1805.08136).
 
-W = argmin |X W - Y|^2 + lambda |W|^2 = (X'X + lambda I)^-1 X'Y = X'(XX' + lambda I)^-1 Y over the support features X;
-a query scores alpha x W + beta; lambda, alpha and beta are learned with the encoder.
+W = argmin |X W - Y|^2 + lambda |W|^2 = (X'X + lambda I)^-1 X'Y = X'(XX' + lambda I)^-1 Y over the
+support features X; a query scores alpha x W + beta; lambda, alpha and beta are learned with the
+encoder.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,22 +22,28 @@ from raymtl.types import Batch, Params, Task
 class R2D2(MetaLearner):
     """Replaces every head by the ridge regression on the support features, solved in closed form.
 
-    Y is one-hot for a classification and the target, in the unit of the predictions, for a regression; a task with
-    one output is a regression. X holds a constant feature 1 beside the others, whose weight is penalised as theirs.
-    The d x d form is solved where there are at least as many support examples as features, else the N x N one.
-    `ridge` is where lambda starts (learned as its logarithm), `scale` where alpha does for a classification; for a
-    regression alpha starts at 1, and beta at 0 for both. Each task has its own three (the paper has one task). A
-    class that the support set does not show scores 10 nats less than the least likely class that it shows.
+    Y is one-hot for a classification and the target, in the unit of the predictions, for a
+    regression; a task with one output is a regression. X holds a constant feature 1 beside the
+    others, whose weight is penalised as theirs. The d x d form is solved where there are at least
+    as many support examples as features, else the N x N one. `ridge` is where lambda starts
+    (learned as its logarithm), `scale` where alpha does for a classification; for a regression
+    alpha starts at 1, and beta at 0 for both. Each task has its own three (the paper has one task).
+    A class that the support set does not show scores 10 nats less than the least likely class that
+    it shows.
 
-    The target of a regression is read off the objective, as the prediction at which the loss of the example is least
-    by one Newton step from 0: exact for squared errors. A task whose weight in the objective is 0 has no target, and
-    its head is the constant beta.
+    The target of a regression is read off the objective, as the prediction at which the loss of the
+    example is least by one Newton step from 0: exact for squared errors. A task whose weight in the
+    objective is 0 has no target, and its head is the constant beta.
     """
 
     name: Literal["r2d2"] = "r2d2"
-    helps: ClassVar[str] = "examples are few and tasks of any kind; adapting takes one forward pass and one solve"
-    costs: ClassVar[str] = "one gradient, of support and query together, and a solve of size min(d + 1, N)"
-    predicts_unadapted: ClassVar[bool] = False
+    helps: ClassVar[str] = (
+        "examples are few and tasks of any kind; adapting takes one forward pass and one solve"
+    )
+    costs: ClassVar[str] = (
+        "one gradient, of support and query together, and a solve of size min(d + 1, N)"
+    )
+    supports_zero_shot: ClassVar[bool] = False
     ridge: PositiveFloat = 1.0
     scale: Annotated[float, Field(gt=0, le=1000)] = 10.0
 
@@ -47,7 +54,10 @@ class R2D2(MetaLearner):
     def check(self, tasks: Sequence[Task]) -> str | None:
         for task in tasks:
             if task.kind != "classification" and not (task.quadratic and task.out_features == 1):
-                hint = " (its `kind: classification` makes it one of two classes)" if task.kind == "binary" else ""
+                if task.kind == "binary":
+                    hint = " (its `kind: classification` makes it one of two classes)"
+                else:
+                    hint = ""
                 reason = "it solves for classes and for numbers under squared error"
                 return f"{reason}, and task '{task.name}' has others{hint}"
         return needs_linear_heads(tasks)
@@ -63,7 +73,12 @@ class R2D2(MetaLearner):
         return own
 
     def adapt(
-        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
+        self,
+        model: SharingArchitecture,
+        params: Params,
+        support: Batch,
+        objective: Objective,
+        steps: int | None = None,
     ) -> Params:
         solved: dict[str, Tensor] = {}
         features = features_of(model, params, support.inputs)
@@ -77,10 +92,14 @@ class R2D2(MetaLearner):
                 solved[f"learner.present.{name}"] = y.any(0)
             if name in support.masks:
                 x, y = (torch.where(support.masks[name][:, None], of, 0.0) for of in (x, y))
-            solve = primal if x.shape[1] <= x.shape[0] else woodbury
+            if x.shape[1] <= x.shape[0]:
+                solve = primal
+            else:
+                solve = woodbury
             with torch.autocast(x.device.type, enabled=False):
                 head = solve(x, y, params[f"learner.log_ridge.{name}"].exp())
-            # A solution comes by columns, a saved tensor by rows, and products of the two differ in the last bit.
+            # A solution comes by columns, a saved tensor by rows, and products of the two differ in
+            # the last bit.
             solved[f"learner.head.{name}"] = head.contiguous()
         return {**params, **solved}
 
@@ -93,7 +112,10 @@ class R2D2(MetaLearner):
                 scores = _with_constant(x) @ params[f"learner.head.{name}"]
             scores = params[f"learner.scale.{name}"] * scores + params[f"learner.bias.{name}"]
             present = params.get(f"learner.present.{name}")
-            predictions[name] = scores if present is None else below_shown(scores, present)
+            if present is None:
+                predictions[name] = scores
+            else:
+                predictions[name] = below_shown(scores, present)
         return predictions
 
 
@@ -115,10 +137,20 @@ def _with_constant(features: Tensor) -> Tensor:
 
 
 def _regression_targets(
-    model: SharingArchitecture, params: Params, support: Batch, objective: Objective, features: Mapping[str, Tensor]
+    model: SharingArchitecture,
+    params: Params,
+    support: Batch,
+    objective: Objective,
+    features: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The prediction that each labelled example of each regression wants, [N, 1]; 0 where there is none."""
-    at = {name: x.new_zeros(len(x), num) for name, num in model.out_features.items() for x in [features[name]]}
+    """The prediction that each labelled example of each regression wants, [N, 1]; 0 where there is
+    none.
+    """
+    at = {
+        name: x.new_zeros(len(x), num)
+        for name, num in model.out_features.items()
+        for x in [features[name]]
+    }
     free = {name: zeros for name, zeros in at.items() if model.out_features[name] == 1}
     if not free:
         return {}
@@ -127,4 +159,7 @@ def _regression_targets(
     ones = {name: torch.ones_like(zeros) for name, zeros in free.items()}
     # Both from one call: a weighting may draw its weights anew in every one.
     slopes, curvatures = jvp(slope, (free,), (ones,))[:2]
-    return {name: torch.where(curvatures[name] != 0, -slopes[name] / curvatures[name], 0.0).detach() for name in free}
+    return {
+        name: torch.where(curvatures[name] != 0, -slopes[name] / curvatures[name], 0.0).detach()
+        for name in free
+    }

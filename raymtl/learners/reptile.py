@@ -14,12 +14,13 @@ from raymtl.types import Batch, Params
 class Reptile(MetaLearner):
     """Moves the initialisation toward the adapted parameters.
 
-    The meta-gradient is the mean over episodes of theta - phi_steps. With one step of "sgd" it equals inner_lr times
-    the support gradient. The paper's outer rule is `train.optimizer: sgd`, `train.lr: 1`, `train.schedule: linear`;
-    any other optimiser takes the displacement as its gradient. "adam" has beta1 = 0 and starts fresh in every
-    episode, where the paper carries its state from task to task: episodes then do not depend on their order.
-    The weighting acts through the inner objective; its own parameters follow their gradient at the query losses.
-    Auxiliary terms and penalties of an architecture add their gradient at theta to the displacement.
+    The meta-gradient is the mean over episodes of theta - phi_steps. With one step of "sgd" it
+    equals inner_lr times the support gradient. The paper's outer rule is `train.optimizer: sgd`,
+    `train.lr: 1`, `train.schedule: linear`; any other optimiser takes the displacement as its
+    gradient. "adam" has beta1 = 0 and starts fresh in every episode, where the paper carries its
+    state from task to task: episodes then do not depend on their order. The weighting acts through
+    the inner objective; its own parameters follow their gradient at the query losses. Auxiliary
+    terms and penalties of an architecture add their gradient at theta to the displacement.
     """
 
     name: Literal["reptile"] = "reptile"
@@ -28,14 +29,19 @@ class Reptile(MetaLearner):
     inner_lr: PositiveFloat = 0.02
     inner_steps: PositiveInt = 5
     inner_optimizer: InnerOptimizer = "sgd"
-    follows_query_gradient: ClassVar[bool] = False
+    uses_query_gradient: ClassVar[bool] = False
 
     @property
     def num_steps(self) -> int:
         return self.inner_steps
 
     def adapt(
-        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
+        self,
+        model: SharingArchitecture,
+        params: Params,
+        support: Batch,
+        objective: Objective,
+        steps: int | None = None,
     ) -> Params:
         theta = {name: value for name, value in params.items() if name.startswith("model.")}
 
@@ -44,7 +50,12 @@ class Reptile(MetaLearner):
         def loss(phi: Params) -> Tensor:
             return objective(fixed, self.predict(model, phi, support.inputs), support)
 
-        steps = self.inner_steps if steps is None else steps
+        if steps is None:
+            steps = self.inner_steps
+        else:
+            steps = steps
         rates = dict.fromkeys(theta, self.inner_lr)
-        phi = inner_loop(loss, theta, rates, steps, first_order=True, optimizer=self.inner_optimizer)
+        phi = inner_loop(
+            loss, theta, rates, steps, first_order=True, optimizer=self.inner_optimizer
+        )
         return {**params, **phi}

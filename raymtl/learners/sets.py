@@ -1,4 +1,6 @@
-"""What learners that read a support set in one pass have in common: what they read, perceptrons, means over groups."""
+"""What learners that read a support set in one pass have in common: what they read, perceptrons,
+means over groups.
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -24,20 +26,30 @@ def needs_readable_labels(tasks: Sequence[Task]) -> str | None:
 
 def head_widths(model_params: Params) -> dict[str, tuple[int, int]]:
     """The features and the outputs of each task, read off its linear head."""
-    weights = {n.split(".")[1]: w for n, w in model_params.items() if n.startswith("heads.") and n.endswith(".weight")}
+    weights = {
+        n.split(".")[1]: w
+        for n, w in model_params.items()
+        if n.startswith("heads.") and n.endswith(".weight")
+    }
     return {task: (weight.shape[1], weight.shape[0]) for task, weight in weights.items()}
 
 
 def width_read(features: int, outputs: int) -> int:
     """How many numbers `read` gives of an example."""
-    return features + 1 if outputs == 1 else features
+    if outputs == 1:
+        return features + 1
+    return features
 
 
-def read(model: SharingArchitecture, params: Params, support: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-    """What is read of the support set of each task: rows [N, width], and the groups that each is of, [N, G].
+def read(
+    model: SharingArchitecture, params: Params, support: Batch
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """What is read of the support set of each task: rows [N, width], and the groups that each is
+    of, [N, G].
 
-    For a classification a row is the features, and the groups are the classes; for a regression it is the features
-    and the label in the unit of the predictions, in one group. An example without a label is of no group.
+    For a classification a row is the features, and the groups are the classes; for a regression it
+    is the features and the label in the unit of the predictions, in one group. An example without a
+    label is of no group.
     """
     found = {}
     for name, features in features_of(model, params, support.inputs).items():
@@ -63,7 +75,9 @@ def perceptron_params(
     """Two linear layers, with the initial scale of He et al., 2015 (arXiv:1502.01852)."""
     own: dict[str, Tensor] = {}
     for index, (before, after) in enumerate(pairwise(widths)):
-        own[f"{name}.{index}.weight"] = torch.randn(after, before, generator=generator).to(like) * (2 / before) ** 0.5
+        own[f"{name}.{index}.weight"] = (
+            torch.randn(after, before, generator=generator).to(like) * (2 / before) ** 0.5
+        )
         own[f"{name}.{index}.bias"] = like.new_zeros(after)
     return own
 

@@ -1,7 +1,7 @@
 """T-net (Lee & Choi, 2018, arXiv:1801.05558).
 
-A layer applies T W; phi_{j+1} = phi_j - alpha grad_W L_S(T phi_j), T learned in the outer loop alone: T W then moves
-along T T^T times its gradient.
+A layer applies T W; phi_{j+1} = phi_j - alpha grad_W L_S(T phi_j), T learned in the outer loop
+alone: T W then moves along T T^T times its gradient.
 """
 
 from collections.abc import Mapping
@@ -19,16 +19,19 @@ TRANSFORM = "learner.transform"
 
 
 class TNet(MAML):
-    """MAML with a learned transformation after every layer, which the inner loop does not move but moves through.
+    """MAML with a learned transformation after every layer, which the inner loop does not move but
+    moves through.
 
-    Every parameter W [D, ...] of two dimensions or more that the inner loop adapts has a T [D, D] that mixes it along
-    its first axis, the outputs of a layer or the channels of a convolution; T starts as the identity, where this is
-    maml. In adapted parameters T W has taken the place of W and the identity that of T: they predict without T, and
-    fitting them once more goes on as maml does.
+    Every parameter W [D, ...] of two dimensions or more that the inner loop adapts has a T [D, D]
+    that mixes it along its first axis, the outputs of a layer or the channels of a convolution; T
+    starts as the identity, where this is maml. In adapted parameters T W has taken the place of W
+    and the identity that of T: they predict without T, and fitting them once more goes on as maml
+    does.
 
-    Deviations from the paper: parameters of two dimensions that are no layer's, such as those by which an architecture
-    mixes its towers, are transformed too; biases come after T and are not; the masks of MT-nets, which choose the
-    weights that adapt, are not learned (`adapts` names them).
+    Deviations from the paper: parameters of two dimensions that are no layer's, such as those by
+    which an architecture mixes its towers, are transformed too; biases come after T and are not;
+    the masks of MT-nets, which choose the weights that adapt, are not learned (`adapts` names
+    them).
     """
 
     name: Literal["t_net"] = "t_net"  # type: ignore[assignment]
@@ -37,10 +40,18 @@ class TNet(MAML):
 
     def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
         moved = select(self.start(prefixed(model_params, "model")), "model")
-        return {**super().init_params(model_params, generator), **prefixed(identities(moved), "transform")}
+        return {
+            **super().init_params(model_params, generator),
+            **prefixed(identities(moved), "transform"),
+        }
 
     def adapt(
-        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective, steps: int | None = None
+        self,
+        model: SharingArchitecture,
+        params: Params,
+        support: Batch,
+        objective: Objective,
+        steps: int | None = None,
     ) -> Params:
         return folded(super().adapt(model, params, support, objective, steps))
 
@@ -51,7 +62,9 @@ class TNet(MAML):
 
 
 def identities(weights: Params) -> dict[str, Tensor]:
-    """A transformation [D, D] that changes nothing, for each of the weights [D, ...] of two dimensions or more."""
+    """A transformation [D, D] that changes nothing, for each of the weights [D, ...] of two
+    dimensions or more.
+    """
     return {
         name: torch.eye(len(value), dtype=value.dtype, device=value.device)
         for name, value in weights.items()
@@ -64,7 +77,9 @@ def folded(params: Params) -> dict[str, Tensor]:
     transforms = select(params, TRANSFORM)
     with torch.autocast(next(iter(params.values())).device.type, enabled=False):
         weights = {
-            f"model.{name}": (transform @ params[f"model.{name}"].flatten(1)).view_as(params[f"model.{name}"])
+            f"model.{name}": (transform @ params[f"model.{name}"].flatten(1)).view_as(
+                params[f"model.{name}"]
+            )
             for name, transform in transforms.items()
         }
     return {**params, **weights, **prefixed(identities(transforms), TRANSFORM)}

@@ -11,6 +11,8 @@ from raymtl.modes.hierarchical import Hierarchical
 from raymtl.modes.online import Online
 from raymtl.modes.weighted import Weighted
 
-ModeSpec = Annotated[Accumulation | Alternating | Hierarchical | Online | Weighted, Field(discriminator="name")]
+ModeSpec = Annotated[
+    Accumulation | Alternating | Hierarchical | Online | Weighted, Field(discriminator="name")
+]
 
 __all__ = ["Accumulation", "Alternating", "Hierarchical", "Mode", "ModeSpec", "Online", "Weighted"]

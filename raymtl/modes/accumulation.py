@@ -1,4 +1,6 @@
-"""Gradient accumulation: the joint step, its gradient summed over parts of the meta-batch one after the other."""
+"""Gradient accumulation: the joint step, its gradient summed over parts of the meta-batch one after
+the other.
+"""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -8,10 +10,12 @@ from raymtl.modes.base import Mode
 
 
 class Accumulation(Mode):
-    """The joint step in less memory: each worker's episodes in `parts` passes, gradients summed before weighing.
+    """The joint step in less memory: each worker's episodes in `parts` passes, gradients summed
+    before weighing.
 
-    Equal to `weighted` up to rounding, with every weighting: no layer here has batch statistics. The losses must be
-    known before they are weighed, which costs one more forward pass without a graph.
+    Equal to `weighted` up to rounding, with every weighting: no layer here has batch statistics.
+    The losses must be known before they are weighed, which costs one more forward pass without a
+    graph.
     """
 
     name: Literal["accumulation"] = "accumulation"
@@ -20,5 +24,5 @@ class Accumulation(Mode):
     parts: Annotated[int, Field(ge=2)] = 2
 
     @property
-    def passes(self) -> int:
+    def micro_batches(self) -> int:
         return self.parts

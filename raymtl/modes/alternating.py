@@ -12,10 +12,11 @@ from raymtl.modes.base import Mode
 class Alternating(Mode):
     """Parts of the model, or the tasks, take turns: one a step.
 
-    `by: parts` moves everything but the heads in even steps (counted from 0) and the heads alone in odd ones. `by:
-    tasks` draws one task a step with p_t ~ N_t^power, N_t being its labelled training examples (power 1:
-    proportional to its size, 0: uniform, between them as in arXiv:1902.02671): only its query loss counts, while the
-    inner loop adapts to the labels of all tasks, as it will when the model is used.
+    `by: parts` moves everything but the heads in even steps (counted from 0) and the heads alone in
+    odd ones. `by: tasks` draws one task a step with p_t ~ N_t^power, N_t being its labelled
+    training examples (power 1: proportional to its size, 0: uniform, between them as in
+    arXiv:1902.02671): only its query loss counts, while the inner loop adapts to the labels of all
+    tasks, as it will when the model is used.
     """
 
     name: Literal["alternating"] = "alternating"
@@ -33,7 +34,9 @@ class Alternating(Mode):
             return frozenset(sizes)
         logarithms = self.power * np.log(np.array(list(sizes.values()), float))
         odds = np.exp(logarithms - logarithms.max())
-        return frozenset([str(np.random.default_rng([seed, step]).choice(list(sizes), p=odds / odds.sum()))])
+        return frozenset(
+            [str(np.random.default_rng([seed, step]).choice(list(sizes), p=odds / odds.sum()))]
+        )
 
     def moves(self, step: int, parameter: str) -> bool:
         return self.by == "tasks" or parameter.startswith("model.heads.") == bool(step % 2)

@@ -8,7 +8,9 @@ from raymtl.types import Spec
 
 
 class Mode(Spec, ABC):
-    """Every decision is a function of the step (and seed), so that all workers and a resumed run take the same."""
+    """Every decision is a function of the step (and seed), so that all workers and a resumed run
+    take the same.
+    """
 
     helps: ClassVar[str]
     """When one would choose the method, half a sentence for docs/methods.md."""
@@ -17,13 +19,15 @@ class Mode(Spec, ABC):
     """What a step costs against a joint one."""
 
     @property
-    def passes(self) -> int:
+    def micro_batches(self) -> int:
         """Into how many passes over its episodes a worker divides a step."""
         return 1
 
     @property
     def divides_gradient(self) -> bool:
-        """Whether the mode takes the gradient of the query losses apart, which a learner without one cannot do."""
+        """Whether the mode takes the gradient of the query losses apart, which a learner without
+        one cannot do.
+        """
         return True
 
     @property
@@ -33,11 +37,15 @@ class Mode(Spec, ABC):
 
     @property
     def anchor_strength(self) -> float:
-        """delta in delta |theta - theta'|^2, which draws the model to what it was at the last step that `anchors`."""
+        """delta in delta |theta - theta'|^2, which draws the model to what it was at the last step
+        that `anchors`.
+        """
         return 0.0
 
     def check(self, tasks: Sequence[str]) -> tuple[str, str] | None:
-        """What cannot be on these tasks: the key below `mode.` and a sentence; None where all is well."""
+        """What cannot be on these tasks: the key below `mode.` and a sentence; None where all is
+        well.
+        """
         return None
 
     def arrived(self, step: int, tasks: Sequence[str]) -> frozenset[str]:
@@ -45,11 +53,15 @@ class Mode(Spec, ABC):
         return frozenset(tasks)
 
     def counted(self, step: int, seed: int, sizes: Mapping[str, int]) -> frozenset[str]:
-        """The tasks whose query losses count in this step; `sizes` are the labelled training examples of each."""
+        """The tasks whose query losses count in this step; `sizes` are the labelled training
+        examples of each.
+        """
         return self.arrived(step, tuple(sizes))
 
     def comparisons(self, tasks: Sequence[str], seed: int) -> list[dict[str, float]]:
-        """Fixed weights by task, each of which a training of its own is to be made with for the regret; often none."""
+        """Fixed weights by task, each of which a training of its own is to be made with for the
+        regret; often none.
+        """
         return []
 
     def moves(self, step: int, parameter: str) -> bool:

@@ -9,11 +9,13 @@ from raymtl.modes.base import Mode
 
 
 class Hierarchical(Mode):
-    """The tasks take turns in `order`, `period` steps each, drawn by strength |theta - theta'|^2 to where they began.
+    """The tasks take turns in `order`, `period` steps each, drawn by strength |theta - theta'|^2 to
+    where they began.
 
-    theta' is the model at the beginning of the turn, so that a high task does not undo what a low one has learned
-    (the paper's successive regularisation; there over whole epochs, and over the layers below the task alone). Only
-    the task's query loss counts in its turn. Without `order` the tasks follow each other as the data names them.
+    theta' is the model at the beginning of the turn, so that a high task does not undo what a low
+    one has learned (the paper's successive regularisation; there over whole epochs, and over the
+    layers below the task alone). Only the task's query loss counts in its turn. Without `order` the
+    tasks follow each other as the data names them.
     """
 
     name: Literal["hierarchical"] = "hierarchical"
@@ -33,7 +35,11 @@ class Hierarchical(Mode):
 
     def check(self, tasks: Sequence[str]) -> tuple[str, str] | None:
         if self.order and sorted(self.order) != sorted(tasks):
-            return "order", f"expected every task of {list(tasks)} once, got {list(self.order)}. Correct the list."
+            return (
+                "order",
+                f"expected every task of {list(tasks)} once, got {list(self.order)}. Correct the "
+                "list.",
+            )
         return None
 
     def counted(self, step: int, seed: int, sizes: Mapping[str, int]) -> frozenset[str]:

@@ -1,4 +1,6 @@
-"""Online multi-task learning: tasks arrive as a stream, and what a step loses is counted before it learns from it."""
+"""Online multi-task learning: tasks arrive as a stream, and what a step loses is counted before it
+learns from it.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
@@ -10,11 +12,13 @@ from raymtl.modes.base import Mode
 
 
 class Online(Mode):
-    """Tasks arrive as a stream: before the step that `arrivals` names, 0 unless given, a task has no labels.
+    """Tasks arrive as a stream: before the step that `arrivals` names, 0 unless given, a task has
+    no labels.
 
-    Every step's losses are those of episodes not learned from yet. `raymtl train` reports the regret: the sum over
-    steps of the mean loss of the tasks that have arrived, minus that of the best of `comparators` trainings on the
-    same stream with fixed weights (equal ones and points drawn from the simplex; best in hindsight).
+    Every step's losses are those of episodes not learned from yet. `raymtl train` reports the
+    regret: the sum over steps of the mean loss of the tasks that have arrived, minus that of the
+    best of `comparators` trainings on the same stream with fixed weights (equal ones and points
+    drawn from the simplex; best in hindsight).
     """
 
     name: Literal["online"] = "online"
@@ -32,13 +36,18 @@ class Online(Mode):
             if name not in tasks:
                 return f"arrivals.{name}", f"expected one of the tasks {list(tasks)}, got '{name}'."
         if len(self.arrivals) == len(tasks) and min(self.arrivals.values()) > 0:
-            return "arrivals", f"expected a task at step 0, got {dict(self.arrivals)}. Leave one task out."
+            return (
+                "arrivals",
+                f"expected a task at step 0, got {dict(self.arrivals)}. Leave one task out.",
+            )
         return None
 
     def comparisons(self, tasks: Sequence[str], seed: int) -> list[dict[str, float]]:
         drawn = np.random.default_rng(seed).dirichlet(np.ones(len(tasks)), self.comparators - 1)
         rows = np.concatenate([np.full((1, len(tasks)), 1 / len(tasks)), drawn])
-        return [{task: float(weight) for task, weight in zip(tasks, row, strict=True)} for row in rows]
+        return [
+            {task: float(weight) for task, weight in zip(tasks, row, strict=True)} for row in rows
+        ]
 
     def arrived(self, step: int, tasks: Sequence[str]) -> frozenset[str]:
         return frozenset(name for name in tasks if self.arrivals.get(name, 0) <= step)

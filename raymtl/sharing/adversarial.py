@@ -1,7 +1,9 @@
-"""Adversarial shared-private learning (Liu et al., 2017, arXiv:1704.05742): L + lambda L_adv + gamma L_diff.
+"""Adversarial shared-private learning (Liu et al., 2017, arXiv:1704.05742): L + lambda L_adv +
+gamma L_diff.
 
 L_adv = min over the shared encoder of the max over the discriminator D of sum_t log D(S_t)_t;
-L_diff = sum_t |S_t^T H_t|_F^2, with the shared features S_t and the private ones H_t of task t's examples as rows.
+L_diff = sum_t |S_t^T H_t|_F^2, with the shared features S_t and the private ones H_t of task t's
+examples as rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,30 +19,40 @@ from raymtl.types import Task
 
 
 def reversed_gradient(x: Tensor, strength: float) -> Tensor:
-    """x itself, whose gradient is -strength times what comes back (Ganin & Lempitsky, 2015, arXiv:1409.7495)."""
+    """x itself, whose gradient is -strength times what comes back (Ganin & Lempitsky, 2015,
+    arXiv:1409.7495).
+    """
     # Not an autograd.Function, which the transforms of torch.func do not pass through.
     fixed = x.detach()
     return fixed + strength * (fixed - x)
 
 
 class Adversarial(SharingArchitecture):
-    """A trunk that all tasks share beside one of each task's own; the head reads both, twice the encoder's features.
+    """A trunk that all tasks share beside one of each task's own; the head reads both, twice the
+    encoder's features.
 
-    Two auxiliary terms shape what goes where. `adversarial` is the cross-entropy, a mean over examples, of a linear
-    discriminator that tells the task from the shared features: its own parameters descend it, and through gradient
-    reversal the shared trunk ascends it at lambda. `orthogonality` is gamma * sum_t |S_t^T H_t|_F^2 / N_t^2: the
-    shared and the private features of N_t examples are to have nothing in common.
+    Two auxiliary terms shape what goes where. `adversarial` is the cross-entropy, a mean over
+    examples, of a linear discriminator that tells the task from the shared features: its own
+    parameters descend it, and through gradient reversal the shared trunk ascends it at lambda.
+    `orthogonality` is gamma * sum_t |S_t^T H_t|_F^2 / N_t^2: the shared and the private features of
+    N_t examples are to have nothing in common.
 
-    Where all tasks share one input the discriminator sees the same features under every label: it can do no better
-    than guess, 1/K, and what reverses is its own departure from that. It says something where tasks bring inputs of
-    their own. Missing labels take nothing away from either term, which look at inputs alone.
+    Where all tasks share one input the discriminator sees the same features under every label: it
+    can do no better than guess, 1/K, and what reverses is its own departure from that. It says
+    something where tasks bring inputs of their own. Missing labels take nothing away from either
+    term, which look at inputs alone.
 
-    Deviations from the paper: lambda scales the reversed gradient alone and not the discriminator's; L_diff is
-    divided by N_t^2, so that it does not grow with the number of examples.
+    Deviations from the paper: lambda scales the reversed gradient alone and not the
+    discriminator's; L_diff is divided by N_t^2, so that it does not grow with the number of
+    examples.
     """
 
     def __init__(
-        self, tasks: Sequence[Task], encoders: Sequence[Encoder], reversal: float, orthogonality: float
+        self,
+        tasks: Sequence[Task],
+        encoders: Sequence[Encoder],
+        reversal: float,
+        orthogonality: float,
     ) -> None:
         super().__init__(tasks, several(2, encoders[0].shapes[-1]))
         self.shared_encoder = encoders[0]
@@ -75,13 +87,17 @@ class Adversarial(SharingArchitecture):
 
 
 class AdversarialSpec(SharingSpecBase):
-    """Each task has a trunk beside the shared one, from which a discriminator must not be able to tell the task.
+    """Each task has a trunk beside the shared one, from which a discriminator must not be able to
+    tell the task.
 
-    `reversal` is the paper's lambda, at 0 the shared trunk is not drawn; `orthogonality` is its gamma.
+    `reversal` is the paper's lambda, at 0 the shared trunk is not drawn; `orthogonality` is its
+    gamma.
     """
 
     name: Literal["adversarial"] = "adversarial"
-    helps: ClassVar[str] = "tasks come from different domains, whose common part should know nothing of the domain"
+    helps: ClassVar[str] = (
+        "tasks come from different domains, whose common part should know nothing of the domain"
+    )
     reversal: NonNegativeFloat = 0.05
     orthogonality: NonNegativeFloat = 0.01
 

@@ -1,6 +1,7 @@
 """Attention over tasks (scaled dot products as of Vaswani et al., 2017, arXiv:1706.03762).
 
-g_t(x) = sum_s a_ts(x) f_s(x), a_t = softmax_s <q_t, k_s> / sqrt(d), q_t = Q f_t(x) + u_t, k_s = K f_s(x) + v_s.
+g_t(x) = sum_s a_ts(x) f_s(x), a_t = softmax_s <q_t, k_s> / sqrt(d), q_t = Q f_t(x) + u_t, k_s = K
+f_s(x) + v_s.
 """
 
 import math
@@ -21,20 +22,25 @@ SPREAD = 0.1  # of the embeddings at first: small, so that all towers count abou
 class Attention(SharingArchitecture):
     """Every task has a tower and attends, input by input, to the towers of all tasks.
 
-    Query and key come from the features of the task's tower, through maps that all share, plus an embedding of the
-    task; values are the features themselves. Each of `heads` heads of `dim` numbers mixes its own part of the
-    features, as equal as they divide. Zero queries give every task the mean of the towers. Whichever tasks are asked
-    for, all towers see their inputs; where tasks bring inputs of their own, each tower sees those of all in one pass.
+    Query and key come from the features of the task's tower, through maps that all share, plus an
+    embedding of the task; values are the features themselves. Each of `heads` heads of `dim`
+    numbers mixes its own part of the features, as equal as they divide. Zero queries give every
+    task the mean of the towers. Whichever tasks are asked for, all towers see their inputs; where
+    tasks bring inputs of their own, each tower sees those of all in one pass.
     """
 
-    def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], heads: int, dim: int) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], heads: int, dim: int
+    ) -> None:
         width = encoders[0].out_features
         super().__init__(tasks, encoders[0].shapes[-1])
         self.num_heads, self.dim = heads, dim
         self.towers = nn.ModuleDict(dict(zip(self.task_names, encoders, strict=True)))
         self.query_map, self.key_map = (nn.Linear(width, heads * dim, bias=False) for _ in range(2))
         self.queries, self.keys = (
-            nn.ParameterDict({name: nn.Parameter(SPREAD * torch.randn(heads, dim)) for name in self.task_names})
+            nn.ParameterDict(
+                {name: nn.Parameter(SPREAD * torch.randn(heads, dim)) for name in self.task_names}
+            )
             for _ in range(2)
         )
 
@@ -43,7 +49,9 @@ class Attention(SharingArchitecture):
         return self._names("towers", "query_map", "key_map", "keys")
 
     def attention(self, inputs: Tensor) -> Tensor:
-        """What each task attends to, [N, heads, K, K]: each row over the last axis is in the simplex."""
+        """What each task attends to, [N, heads, K, K]: each row over the last axis is in the
+        simplex.
+        """
         values = self._values(inputs)
         keys = self._keys(values)
         return torch.stack([self._attention(name, values, keys) for name in self.task_names], 2)
@@ -54,9 +62,12 @@ class Attention(SharingArchitecture):
         return {name: self._mixture(name, values, keys) for name in tasks}
 
     def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        parts = self._values(torch.cat(list(inputs.values()))).split([len(own) for own in inputs.values()])
+        parts = self._values(torch.cat(list(inputs.values()))).split(
+            [len(own) for own in inputs.values()]
+        )
         return {
-            name: self._mixture(name, values, self._keys(values)) for name, values in zip(inputs, parts, strict=True)
+            name: self._mixture(name, values, self._keys(values))
+            for name, values in zip(inputs, parts, strict=True)
         }
 
     def _values(self, inputs: Tensor) -> Tensor:
@@ -68,7 +79,8 @@ class Attention(SharingArchitecture):
         keys = self.key_map(values).unflatten(-1, (self.num_heads, self.dim))
         return keys + torch.stack([self.keys[name] for name in self.task_names])
 
-    # One task at a time: in one product over all of them the graph of each task would reach the queries of the others.
+    # One task at a time: in one product over all of them the graph of each task would reach the
+    # queries of the others.
 
     def _attention(self, task: str, values: Tensor, keys: Tensor) -> Tensor:
         """What the task attends to, [N, heads, K]."""
@@ -80,14 +92,16 @@ class Attention(SharingArchitecture):
         """What the head of the task reads, [N, out_features]."""
         weights = self._attention(task, values, keys).unbind(1)
         parts = values.tensor_split(self.num_heads, -1)
-        return torch.cat([torch.einsum("ns,nsf->nf", w, part) for w, part in zip(weights, parts, strict=True)], 1)
+        return torch.cat(
+            [torch.einsum("ns,nsf->nf", w, part) for w, part in zip(weights, parts, strict=True)], 1
+        )
 
 
 class AttentionSpec(SharingSpecBase):
     """Every task has a tower, and reads the features of all towers by attention over the tasks.
 
-    `heads` is how many parts of the features are attended to apart from each other; `dim` is the length of the
-    queries and keys of one.
+    `heads` is how many parts of the features are attended to apart from each other; `dim` is the
+    length of the queries and keys of one.
     """
 
     name: Literal["attention"] = "attention"
@@ -99,8 +113,8 @@ class AttentionSpec(SharingSpecBase):
         if self.heads > encoder.out_features:
             return (
                 "heads",
-                f"expected at most the {encoder.out_features} features of the encoder, got {self.heads}. "
-                "Lower sharing.heads or widen the encoder.",
+                f"expected at most the {encoder.out_features} features of the encoder, got "
+                f"{self.heads}. Lower sharing.heads or widen the encoder.",
             )
         return super().check(tasks, encoder)
 

@@ -1,7 +1,7 @@
 """Branching: a tree over the encoder's stages (Vandenhende et al., 2019, arXiv:1904.02920).
 
-x_t^s = f_{o(t, s)}^s(x_t^(s-1)), where o(t, s) = o(follows(t), s) if s < stages(t) else t says whose copy of stage s
-task t passes through.
+x_t^s = f_{o(t, s)}^s(x_t^(s-1)), where o(t, s) = o(follows(t), s) if s < stages(t) else t says
+whose copy of stage s task t passes through.
 """
 
 import difflib
@@ -24,7 +24,9 @@ def _stage_of(parameter: str) -> str:
 
 
 class Branch(Spec):
-    """Where a task parts: it goes with the task it follows through the first `stages` stages, then on its own."""
+    """Where a task parts: it goes with the task it follows through the first `stages` stages, then
+    on its own.
+    """
 
     follows: str
     stages: NonNegativeInt
@@ -33,13 +35,17 @@ class Branch(Spec):
 class Branching(SharingArchitecture):
     """Tasks go together through the first stages of the encoder, and part in the form of a tree.
 
-    `owners[t][s]` names the task whose copy of stage s task t passes through. Stages that no task passes through do
-    not exist: there is one copy for each branch of the tree, named `trunks.OWNER.stages.S`. Deviation from the paper:
-    the tree is given, by hand or by the search, and not found by the affinity of single-task networks.
+    `owners[t][s]` names the task whose copy of stage s task t passes through. Stages that no task
+    passes through do not exist: there is one copy for each branch of the tree, named
+    `trunks.OWNER.stages.S`. Deviation from the paper: the tree is given, by hand or by the search,
+    and not found by the affinity of single-task networks.
     """
 
     def __init__(
-        self, tasks: Sequence[Task], encoders: Sequence[Encoder], owners: Mapping[str, tuple[str, ...]]
+        self,
+        tasks: Sequence[Task],
+        encoders: Sequence[Encoder],
+        owners: Mapping[str, tuple[str, ...]],
     ) -> None:
         super().__init__(tasks, encoders[0].shapes[-1])
         self.owners = owners
@@ -55,8 +61,14 @@ class Branching(SharingArchitecture):
 
     @property
     def shared(self) -> frozenset[str]:
-        users = Counter((owner, depth) for owners in self.owners.values() for depth, owner in enumerate(owners))
-        several = {f"trunks.{owner}.stages.{depth}" for (owner, depth), number in users.items() if number > 1}
+        users = Counter(
+            (owner, depth) for owners in self.owners.values() for depth, owner in enumerate(owners)
+        )
+        several = {
+            f"trunks.{owner}.stages.{depth}"
+            for (owner, depth), number in users.items()
+            if number > 1
+        }
         names = (name for name, _ in self.trunks.named_parameters(prefix="trunks"))
         return frozenset(name for name in names if _stage_of(name) in several)
 
@@ -71,11 +83,15 @@ class Branching(SharingArchitecture):
         x = dict(inputs)
         for depth, companies in enumerate(self._companies(tuple(inputs))):
             for owner, company in companies.items():
-                x |= in_one_pass(self._stage(owner, depth), {name: x[name] for name in company}, self.apart)
+                x |= in_one_pass(
+                    self._stage(owner, depth), {name: x[name] for name in company}, self.apart
+                )
         return {name: x[name].flatten(1) for name in inputs}
 
     def _companies(self, tasks: Sequence[str]) -> list[dict[str, list[str]]]:
-        """For each stage: owner -> those of `tasks` that pass through its copy. They came together to there."""
+        """For each stage: owner -> those of `tasks` that pass through its copy. They came together
+        to there.
+        """
         companies: list[dict[str, list[str]]] = [{} for _ in self.owners[self.task_names[0]]]
         for name in tasks:
             for depth, owner in enumerate(self.owners[name]):
@@ -87,11 +103,13 @@ class Branching(SharingArchitecture):
 
 
 class BranchingSpec(SharingSpecBase):
-    """A task goes with an earlier one for some stages of the encoder, then on its own: every tree can be said so.
+    """A task goes with an earlier one for some stages of the encoder, then on its own: every tree
+    can be said so.
 
-    `tree` says for a task which earlier one it follows (`sharing.tree.TASK.follows`) and for how many of the first
-    stages (`sharing.tree.TASK.stages`); 0 is a network of its own. A task that it does not name follows the first one
-    all the way, so that the empty tree is hard sharing. Earlier is as the data names the tasks.
+    `tree` says for a task which earlier one it follows (`sharing.tree.TASK.follows`) and for how
+    many of the first stages (`sharing.tree.TASK.stages`); 0 is a network of its own. A task that it
+    does not name follows the first one all the way, so that the empty tree is hard sharing. Earlier
+    is as the data names the tasks.
     """
 
     name: Literal["branching"] = "branching"
@@ -106,19 +124,27 @@ class BranchingSpec(SharingSpecBase):
                 return key, f"expected one of the tasks {names}, got '{name}'."
             earlier = names[: names.index(name)]
             if not earlier:
-                return key, f"expected no branch of '{name}', the first of the tasks {names}, got one. Remove it."
+                return (
+                    key,
+                    f"expected no branch of '{name}', the first of the tasks {names}, got one. "
+                    "Remove it.",
+                )
             if branch.follows not in earlier:
                 close = difflib.get_close_matches(branch.follows, earlier, n=1)
-                did_you_mean = f" Did you mean {close[0]}?" if close else ""
+                if close:
+                    did_you_mean = f" Did you mean {close[0]}?"
+                else:
+                    did_you_mean = ""
                 return (
                     f"{key}.follows",
-                    f"expected a task before '{name}', one of {earlier}, got '{branch.follows}'.{did_you_mean}",
+                    f"expected a task before '{name}', one of {earlier}, got "
+                    f"'{branch.follows}'.{did_you_mean}",
                 )
             if branch.stages > num_stages:
                 return (
                     f"{key}.stages",
-                    f"expected at most the {num_stages} stages of the encoder, got {branch.stages}. "
-                    "Lower it or deepen the encoder.",
+                    f"expected at most the {num_stages} stages of the encoder, got "
+                    f"{branch.stages}. Lower it or deepen the encoder.",
                 )
         return super().check(tasks, encoder)
 
@@ -126,7 +152,9 @@ class BranchingSpec(SharingSpecBase):
         return 1 + len(self.tree)
 
     def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> Branching:
-        return Branching(tasks, encoders, self.owners([task.name for task in tasks], len(encoders[0].stages)))
+        return Branching(
+            tasks, encoders, self.owners([task.name for task in tasks], len(encoders[0].stages))
+        )
 
     def owners(self, names: Sequence[str], num_stages: int) -> dict[str, tuple[str, ...]]:
         """Whose copy of each stage each task passes through."""
@@ -134,5 +162,7 @@ class BranchingSpec(SharingSpecBase):
         owners = {first: (first,) * num_stages}
         for name in names[1:]:
             branch = self.tree.get(name, Branch(follows=first, stages=num_stages))
-            owners[name] = owners[branch.follows][: branch.stages] + (name,) * (num_stages - branch.stages)
+            owners[name] = owners[branch.follows][: branch.stages] + (name,) * (
+                num_stages - branch.stages
+            )
         return owners

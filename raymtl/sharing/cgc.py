@@ -1,4 +1,6 @@
-"""Customized gate control (Tang et al., 2020, RecSys): f_t(x) = softmax(W_t x) over shared and own experts of x."""
+"""Customized gate control (Tang et al., 2020, RecSys): f_t(x) = softmax(W_t x) over shared and own
+experts of x.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
@@ -13,20 +15,29 @@ from raymtl.types import Task
 
 
 class CGC(SharingArchitecture):
-    """Experts that all tasks share, and experts of each task's own; its gate mixes these two groups.
+    """Experts that all tasks share, and experts of each task's own; its gate mixes these two
+    groups.
 
-    An expert is a whole encoder; the gates see the flattened input. The other tasks' own experts take no part.
+    An expert is a whole encoder; the gates see the flattened input. The other tasks' own experts
+    take no part.
     """
 
-    def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], num_shared_experts: int) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], num_shared_experts: int
+    ) -> None:
         super().__init__(tasks, encoders[0].shapes[-1])
         self.shared_experts = Experts(encoders[:num_shared_experts])
         own = encoders[num_shared_experts:]
         each, shape = len(own) // len(tasks), encoders[0].shapes[0]
         self.task_experts = nn.ModuleDict(
-            {name: Experts(own[i * each : (i + 1) * each]) for i, name in enumerate(self.task_names)}
+            {
+                name: Experts(own[i * each : (i + 1) * each])
+                for i, name in enumerate(self.task_names)
+            }
         )
-        self.gates = nn.ModuleDict({name: SoftmaxGate(shape, num_shared_experts + each) for name in self.task_names})
+        self.gates = nn.ModuleDict(
+            {name: SoftmaxGate(shape, num_shared_experts + each) for name in self.task_names}
+        )
 
     @property
     def shared(self) -> frozenset[str]:
@@ -34,7 +45,10 @@ class CGC(SharingArchitecture):
 
     def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
         common = self.shared_experts(inputs)
-        return {name: self.gates[name](inputs, common + self.task_experts[name](inputs)) for name in tasks}
+        return {
+            name: self.gates[name](inputs, common + self.task_experts[name](inputs))
+            for name in tasks
+        }
 
 
 class CGCSpec(SharingSpecBase):

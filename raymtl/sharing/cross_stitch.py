@@ -1,4 +1,6 @@
-"""Cross-stitch networks (Misra et al., 2016, arXiv:1604.03539): x~_t = sum_s a_ts x_s after every stage."""
+"""Cross-stitch networks (Misra et al., 2016, arXiv:1604.03539): x~_t = sum_s a_ts x_s after every
+stage.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
@@ -15,13 +17,15 @@ from raymtl.types import Task
 class CrossStitch(SharingArchitecture):
     """One tower per task; a learned matrix [K, K] mixes their activations after each stage.
 
-    With the identity the towers are independent networks. Whichever tasks are asked for, all towers see their inputs;
-    where tasks bring inputs of their own, each tower sees those of all in one pass. Deviation from the paper: one
-    unit per stage, not per channel, and the towers start from one random initialisation each instead of pre-trained
-    single-task networks.
+    With the identity the towers are independent networks. Whichever tasks are asked for, all towers
+    see their inputs; where tasks bring inputs of their own, each tower sees those of all in one
+    pass. Deviation from the paper: one unit per stage, not per channel, and the towers start from
+    one random initialisation each instead of pre-trained single-task networks.
     """
 
-    def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], own: float, lr_scale: float) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], own: float, lr_scale: float
+    ) -> None:
         super().__init__(tasks, encoders[0].shapes[-1])
         self.encoders = nn.ModuleList(encoders)
         self.stitches = nn.Parameter(mostly(own, len(tasks)).repeat(len(encoders[0].stages), 1, 1))
@@ -37,16 +41,22 @@ class CrossStitch(SharingArchitecture):
             stages = [encoder.get_submodule(f"stages.{depth}") for encoder in self.encoders]
             outputs = torch.stack([stage(x) for stage, x in zip(stages, towers, strict=True)])
             towers = list(torch.einsum("ts,s...->t...", stitch, outputs).unbind(0))
-        return {name: x.flatten(1) for name, x in zip(self.task_names, towers, strict=True) if name in tasks}
+        return {
+            name: x.flatten(1)
+            for name, x in zip(self.task_names, towers, strict=True)
+            if name in tasks
+        }
 
     def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return own_parts(self.features(torch.cat(list(inputs.values())), tuple(inputs)), inputs)
 
 
 class CrossStitchSpec(SharingSpecBase):
-    """Every task has a tower, and takes a learned share of what the others' towers make after each stage.
+    """Every task has a tower, and takes a learned share of what the others' towers make after each
+    stage.
 
-    `own` is the initial a_tt, the others share 1 - own; `lr_scale` multiplies the outer learning rate of a.
+    `own` is the initial a_tt, the others share 1 - own; `lr_scale` multiplies the outer learning
+    rate of a.
     """
 
     name: Literal["cross_stitch"] = "cross_stitch"
@@ -62,11 +72,17 @@ class CrossStitchSpec(SharingSpecBase):
 
 
 def mostly(own: float, size: int) -> Tensor:
-    """[size, size] with `own` on the diagonal and what is missing to 1 spread over the rest of each row."""
-    return torch.full((size, size), (1 - own) / max(size - 1, 1)).fill_diagonal_(own if size > 1 else 1.0)
+    """[size, size] with `own` on the diagonal and what is missing to 1 spread over the rest of each
+    row.
+    """
+    return torch.full((size, size), (1 - own) / max(size - 1, 1)).fill_diagonal_(
+        own if size > 1 else 1.0
+    )
 
 
 def own_parts(joint: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of what each task makes of the examples of all, joined [sum of N_t, ...], that of its own [N_t, ...]."""
+    """Of what each task makes of the examples of all, joined [sum of N_t, ...], that of its own
+    [N_t, ...].
+    """
     sizes = [len(own) for own in inputs.values()]
     return {name: joint[name].split(sizes)[i] for i, name in enumerate(inputs)}

@@ -1,7 +1,9 @@
-"""DSelect-k (Hazimeh et al., 2021, arXiv:2106.03760): f_t(x) = sum_i softmax(a)_i sum_e r(z_i)_e f_e(x).
+"""DSelect-k (Hazimeh et al., 2021, arXiv:2106.03760): f_t(x) = sum_i softmax(a)_i sum_e r(z_i)_e
+f_e(x).
 
-r(z)_e = prod_j S(z_j) where bit j of e is 1, 1 - S(z_j) where it is 0; S is a cubic step, exactly 0 below -gamma / 2
-and exactly 1 above gamma / 2: each of the k selectors z_i ends on one expert, written in binary.
+r(z)_e = prod_j S(z_j) where bit j of e is 1, 1 - S(z_j) where it is 0; S is a cubic step, exactly 0
+below -gamma / 2 and exactly 1 above gamma / 2: each of the k selectors z_i ends on one expert,
+written in binary.
 """
 
 import math
@@ -28,7 +30,9 @@ def smooth_step(z: Tensor, gamma: float) -> Tensor:
 
 
 def selectors(z: Tensor, num_experts: int, gamma: float) -> Tensor:
-    """Encodings [..., m], the lowest bit first -> weights [..., E] that sum to 1, where 2^(m-1) < E <= 2^m."""
+    """Encodings [..., m], the lowest bit first -> weights [..., E] that sum to 1, where 2^(m-1) < E
+    <= 2^m.
+    """
     weights = z.new_ones(*z.shape[:-1], 1)
     for bit in smooth_step(z, gamma).unbind(-1):
         weights = torch.cat([weights * (1 - bit)[..., None], weights * bit[..., None]], -1)
@@ -42,20 +46,31 @@ def selectors(z: Tensor, num_experts: int, gamma: float) -> Tensor:
 class SelectorGate(nn.Module):
     """The k selectors of one task, as a linear map of the flattened input or as they are."""
 
-    def __init__(self, input_shape: Sequence[int], num_experts: int, k: int, gamma: float, gates: Gates) -> None:
+    def __init__(
+        self, input_shape: Sequence[int], num_experts: int, k: int, gamma: float, gates: Gates
+    ) -> None:
         super().__init__()
         self.num_experts, self.k, self.gamma = num_experts, k, gamma
         num_bits = (num_experts - 1).bit_length()
         inputs = (math.prod(input_shape),) if gates == "per_input" else ()
         # Close to the middle of the step, outside of which there is no gradient.
-        self.codes = nn.Parameter(torch.empty(k, num_bits, *inputs).uniform_(-gamma / 100, gamma / 100))
+        self.codes = nn.Parameter(
+            torch.empty(k, num_bits, *inputs).uniform_(-gamma / 100, gamma / 100)
+        )
         self.scores = nn.Parameter(torch.empty(k, *inputs).uniform_(-0.05, 0.05))
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, ...] -> the weights [N, E], each row in the simplex, and what each selector chooses [N, k, E]."""
+        """[N, ...] -> the weights [N, E], each row in the simplex, and what each selector chooses
+        [N, k, E].
+        """
         flat, codes, scores = inputs.flatten(1), self.codes, self.scores
-        z = torch.einsum("kmd,nd->nkm", codes, flat) if codes.ndim == 3 else codes.expand(len(flat), -1, -1)
-        weights = (flat @ scores.T if scores.ndim == 2 else scores.expand(len(flat), -1)).softmax(-1)
+        if codes.ndim == 3:
+            z = torch.einsum("kmd,nd->nkm", codes, flat)
+        else:
+            z = codes.expand(len(flat), -1, -1)
+        weights = (flat @ scores.T if scores.ndim == 2 else scores.expand(len(flat), -1)).softmax(
+            -1
+        )
         chosen = selectors(z, self.num_experts, self.gamma)
         return torch.einsum("nk,nke->ne", weights, chosen), chosen
 
@@ -70,20 +85,26 @@ def entropy(selected: Tensor) -> Tensor:
 class DSelectK(SharingArchitecture):
     """All tasks share the experts; each mixes at most k of them, once its selectors have decided.
 
-    An expert is a whole encoder; all are computed, the sparsity is of the mixture alone. `entropy`, summed over tasks
-    and selectors and a mean over examples, draws the selectors to a decision: an auxiliary term where the gates see
-    the flattened input, a penalty where they are static. Deviation from the paper: where the number of experts is no
-    power of two, a code without an expert stands for that with its highest bit cleared, so that the weights sum to 1
-    all the time, and the paper's regulariser that keeps selectors off such codes has nothing to do.
+    An expert is a whole encoder; all are computed, the sparsity is of the mixture alone. `entropy`,
+    summed over tasks and selectors and a mean over examples, draws the selectors to a decision: an
+    auxiliary term where the gates see the flattened input, a penalty where they are static.
+    Deviation from the paper: where the number of experts is no power of two, a code without an
+    expert stands for that with its highest bit cleared, so that the weights sum to 1 all the time,
+    and the paper's regulariser that keeps selectors off such codes has nothing to do.
     """
 
-    def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], spec: "DSelectKSpec") -> None:
+    def __init__(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], spec: "DSelectKSpec"
+    ) -> None:
         super().__init__(tasks, encoders[0].shapes[-1])
         self.experts = Experts(encoders)
         self.strength, self.gamma, self.static = spec.entropy, spec.gamma, spec.gates == "static"
         shape = encoders[0].shapes[0]
         self.gates = nn.ModuleDict(
-            {name: SelectorGate(shape, len(encoders), spec.k, spec.gamma, spec.gates) for name in self.task_names}
+            {
+                name: SelectorGate(shape, len(encoders), spec.k, spec.gamma, spec.gates)
+                for name in self.task_names
+            }
         )
 
     @property
@@ -111,10 +132,11 @@ class DSelectK(SharingArchitecture):
 
 
 class DSelectKSpec(SharingSpecBase):
-    """All tasks share the experts, and each selects at most `k` of them by a smooth gate that becomes sparse.
+    """All tasks share the experts, and each selects at most `k` of them by a smooth gate that
+    becomes sparse.
 
-    `gates` decide for each input or once for all; `gamma` is the width of the step; `entropy` weighs the term that
-    draws the selectors to a decision.
+    `gates` decide for each input or once for all; `gamma` is the width of the step; `entropy`
+    weighs the term that draws the selectors to a decision.
     """
 
     name: Literal["dselect_k"] = "dselect_k"
@@ -129,8 +151,8 @@ class DSelectKSpec(SharingSpecBase):
     def _consistent(self) -> Self:
         if self.k > self.num_experts:
             raise UserError(
-                f"sharing.k: expected at most the {self.num_experts} experts of sharing.num_experts, got {self.k}. "
-                "Lower sharing.k or raise sharing.num_experts."
+                f"sharing.k: expected at most the {self.num_experts} experts of "
+                f"sharing.num_experts, got {self.k}. Lower sharing.k or raise sharing.num_experts."
             )
         return self
 

@@ -1,4 +1,6 @@
-"""What the mixtures of experts have in common: experts side by side, and a softmax gate over their outputs."""
+"""What the mixtures of experts have in common: experts side by side, and a softmax gate over their
+outputs.
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +17,9 @@ class Experts(nn.ModuleList):
 
 
 class SoftmaxGate(nn.Module):
-    """Mixes experts by softmax(W x) of the flattened input x, as Ma et al. (2018) do; there is no bias."""
+    """Mixes experts by softmax(W x) of the flattened input x, as Ma et al. (2018) do; there is no
+    bias.
+    """
 
     def __init__(self, input_shape: Sequence[int], num_experts: int) -> None:
         super().__init__()

@@ -14,7 +14,8 @@ from raymtl.types import Task
 class Hard(SharingArchitecture):
     """One trunk for all tasks, one head for each.
 
-    The gradient of the trunk is the weighted sum of the tasks' gradients; a head has that of its own task alone.
+    The gradient of the trunk is the weighted sum of the tasks' gradients; a head has that of its
+    own task alone.
     """
 
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> None:
@@ -45,8 +46,12 @@ class HardSpec(SharingSpecBase):
         return Hard(tasks, encoders)
 
 
-def in_one_pass(module: Callable[[Tensor], Tensor], inputs: Mapping[str, Tensor], apart: bool) -> dict[str, Tensor]:
-    """`module` of each of `inputs` [N_t, ...], at the cost of one pass over all examples; or of one a task, `apart`."""
+def in_one_pass(
+    module: Callable[[Tensor], Tensor], inputs: Mapping[str, Tensor], apart: bool
+) -> dict[str, Tensor]:
+    """`module` of each of `inputs` [N_t, ...], at the cost of one pass over all examples; or of one
+    a task, `apart`.
+    """
     if apart:
         return {name: module(own) for name, own in inputs.items()}
     joint = module(torch.cat(list(inputs.values())))

@@ -1,4 +1,5 @@
-"""Low tasks supervised at low layers (Søgaard & Goldberg, 2016, ACL; JMT: Hashimoto et al., 2017, arXiv:1611.01587).
+"""Low tasks supervised at low layers (Søgaard & Goldberg, 2016, ACL; JMT: Hashimoto et al., 2017,
+arXiv:1611.01587).
 
 y_t = h_t(f^(l_t) o ... o f^1 (x)), where l_t is the level of task t.
 """
@@ -18,13 +19,16 @@ from raymtl.types import Task
 class Hierarchical(SharingArchitecture):
     """One trunk for all tasks; the head of each reads the output of the stage at the task's level.
 
-    Levels count from 1, the first stage, and a head reads the whole flattened output there, which is wide where the
-    stage is a map. A task has no gradient above its level, and stages above the highest level do not exist. Where all
-    levels are the last stage it is hard sharing. Deviations from JMT: a higher task sees the stages below and not
-    the lower tasks' predictions; its successive regularisation is the mode of this name, `mode.name: hierarchical`.
+    Levels count from 1, the first stage, and a head reads the whole flattened output there, which
+    is wide where the stage is a map. A task has no gradient above its level, and stages above the
+    highest level do not exist. Where all levels are the last stage it is hard sharing. Deviations
+    from JMT: a higher task sees the stages below and not the lower tasks' predictions; its
+    successive regularisation is the mode of this name, `mode.name: hierarchical`.
     """
 
-    def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], levels: Mapping[str, int]) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], levels: Mapping[str, int]
+    ) -> None:
         super().__init__(tasks, {name: encoders[0].shapes[level] for name, level in levels.items()})
         self.levels = levels
         self.stages = nn.ModuleList(list(encoders[0].stages)[: max(levels.values())])
@@ -32,7 +36,9 @@ class Hierarchical(SharingArchitecture):
     @property
     def shared(self) -> frozenset[str]:
         # The second highest level: above it one task alone is left.
-        return self._names(*(f"stages.{depth}" for depth in range(sorted(self.levels.values())[-2:][0])))
+        return self._names(
+            *(f"stages.{depth}" for depth in range(sorted(self.levels.values())[-2:][0]))
+        )
 
     def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
         features: dict[str, Tensor] = {}
@@ -55,8 +61,8 @@ class Hierarchical(SharingArchitecture):
 class HierarchicalSpec(SharingSpecBase):
     """Each task is supervised after the stage of the shared trunk that its level says.
 
-    `levels` by task name, from 1 to the number of the encoder's stages; a task that it does not name is supervised
-    after the last.
+    `levels` by task name, from 1 to the number of the encoder's stages; a task that it does not
+    name is supervised after the last.
     """
 
     name: Literal["hierarchical"] = "hierarchical"
@@ -71,7 +77,8 @@ class HierarchicalSpec(SharingSpecBase):
             if level > num_stages:
                 return (
                     f"levels.{name}",
-                    f"expected a stage of the encoder, 1 to {num_stages}, got {level}. Lower it or deepen the encoder.",
+                    f"expected a stage of the encoder, 1 to {num_stages}, got {level}. Lower it or "
+                    "deepen the encoder.",
                 )
         return super().check(tasks, encoder)
 
@@ -83,4 +90,6 @@ class HierarchicalSpec(SharingSpecBase):
 
     def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> Hierarchical:
         last = len(encoders[0].stages)
-        return Hierarchical(tasks, encoders, {task.name: self.levels.get(task.name, last) for task in tasks})
+        return Hierarchical(
+            tasks, encoders, {task.name: self.levels.get(task.name, last) for task in tasks}
+        )

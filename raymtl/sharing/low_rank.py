@@ -1,8 +1,9 @@
-"""Low-rank sharing (GO-MTL: Kumar & Daumé, 2012, arXiv:1206.6417; deep: Yang & Hospedales, 2016, arXiv:1605.06391).
+"""Low-rank sharing (GO-MTL: Kumar & Daumé, 2012, arXiv:1206.6417; deep: Yang & Hospedales, 2016,
+arXiv:1605.06391).
 
-W = L S, the stacked weights of all tasks [numel, K] from a basis L [numel, k] that they share and k coefficients S_t
-of each: W_t = sum_j S_jt L_j; penalty mu |S|_1 + lambda |L|_F^2. As a tensor [out, in, K]:
-W_t = U_out (sum_j S_jt G_j) U_in^T.
+W = L S, the stacked weights of all tasks [numel, K] from a basis L [numel, k] that they share and k
+coefficients S_t of each: W_t = sum_j S_jt L_j; penalty mu |S|_1 + lambda |L|_F^2. As a tensor [out,
+in, K]: W_t = U_out (sum_j S_jt G_j) U_in^T.
 """
 
 import math
@@ -19,7 +20,10 @@ from raymtl.encoders import Encoder
 from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
 from raymtl.types import Params, Task
 
-NORM_OF_WEIGHTS, NORM_OF_VECTORS = 2.0, 1.0  # of the coefficients at first: of unit length, or of sum 1
+NORM_OF_WEIGHTS, NORM_OF_VECTORS = (
+    2.0,
+    1.0,
+)  # of the coefficients at first: of unit length, or of sum 1
 
 
 class Matrix(nn.Module):
@@ -35,11 +39,12 @@ class Matrix(nn.Module):
 
 
 class Tucker(nn.Module):
-    """The same with each tensor of the basis between two factors: [out, r_out] [k, r_out, r_in, ...] [in, r_in]^T.
+    """The same with each tensor of the basis between two factors: [out, r_out] [k, r_out, r_in,
+    ...] [in, r_in]^T.
 
-    `kept` of the outputs and of the inputs remain as r_out and r_in; the places of a convolution's kernel stay as they
-    are. The factors start orthonormal, and the core as the projection of k ordinary initial values, scaled to their
-    mean square.
+    `kept` of the outputs and of the inputs remain as r_out and r_in; the places of a convolution's
+    kernel stay as they are. The factors start orthonormal, and the core as the projection of k
+    ordinary initial values, scaled to their mean square.
     """
 
     def __init__(self, values: Tensor, kept: float) -> None:
@@ -47,11 +52,14 @@ class Tucker(nn.Module):
         sizes = values.shape[1:3]
         ranks = [math.ceil(kept * size) for size in sizes]
         outputs, inputs = (
-            torch.linalg.qr(torch.randn(size, rank).to(values))[0] for size, rank in zip(sizes, ranks, strict=True)
+            torch.linalg.qr(torch.randn(size, rank).to(values))[0]
+            for size, rank in zip(sizes, ranks, strict=True)
         )
         lost = math.prod(sizes) / math.prod(ranks)
         self.outputs, self.inputs = nn.Parameter(outputs), nn.Parameter(inputs)
-        self.core = nn.Parameter(math.sqrt(lost) * torch.einsum("or,koi...,ic->krc...", outputs, values, inputs))
+        self.core = nn.Parameter(
+            math.sqrt(lost) * torch.einsum("or,koi...,ic->krc...", outputs, values, inputs)
+        )
 
     def forward(self, coefficients: Tensor) -> Tensor:
         """[k] -> [*shape]."""
@@ -60,17 +68,20 @@ class Tucker(nn.Module):
 
 
 class LowRank(SharingArchitecture):
-    """Every parameter of the tasks' encoders is a combination of k that all share, with coefficients of each task.
+    """Every parameter of the tasks' encoders is a combination of k that all share, with
+    coefficients of each task.
 
-    `factors.PARAMETER` holds what is shared, `coefficients.TASK` [number of parameters, k] what is a task's own. There
-    is no encoder beside them: each task's is put together where it is needed. A parameter of one dimension, such as a
-    bias, is factorised as a matrix in either form. At first a task's coefficients are random and positive, of unit
-    length for weights, so that these have an ordinary scale, and of sum 1 for parameters of one dimension, so that
-    the scales of a normalisation stay at 1. With one task it is an independent network, started as usual.
+    `factors.PARAMETER` holds what is shared, `coefficients.TASK` [number of parameters, k] what is
+    a task's own. There is no encoder beside them: each task's is put together where it is needed. A
+    parameter of one dimension, such as a bias, is factorised as a matrix in either form. At first a
+    task's coefficients are random and positive, of unit length for weights, so that these have an
+    ordinary scale, and of sum 1 for parameters of one dimension, so that the scales of a
+    normalisation stay at 1. With one task it is an independent network, started as usual.
 
-    The penalty is mu times the sum of the absolute coefficients (its gradient at 0 is 0, a subgradient) plus lambda
-    times the sum of squares of all factors. Deviations from the papers: no initialisation from networks trained
-    task by task; gradient steps on both parts at once instead of alternating solutions.
+    The penalty is mu times the sum of the absolute coefficients (its gradient at 0 is 0, a
+    subgradient) plus lambda times the sum of squares of all factors. Deviations from the papers: no
+    initialisation from networks trained task by task; gradient steps on both parts at once instead
+    of alternating solutions.
     """
 
     def __init__(
@@ -84,7 +95,8 @@ class LowRank(SharingArchitecture):
     ) -> None:
         super().__init__(tasks, encoders[0].shapes[-1])
         self.sparsity, self.decay = sparsity, decay
-        # In a tuple it is no submodule, and on the meta device it has no values that could enter a prediction.
+        # In a tuple it is no submodule, and on the meta device it has no values that could enter a
+        # prediction.
         self._template = (deepcopy(encoders[0]).to("meta"),)
         stacked = {
             name: torch.stack([encoder.get_parameter(name).detach() for encoder in encoders])
@@ -93,11 +105,15 @@ class LowRank(SharingArchitecture):
         self._template_names = tuple(stacked)
         self.factors = nn.ModuleDict(
             {
-                _key(name): Tucker(values, kept) if form == "tensor" and values.ndim > 2 else Matrix(values)
+                _key(name): Tucker(values, kept)
+                if form == "tensor" and values.ndim > 2
+                else Matrix(values)
                 for name, values in stacked.items()
             }
         )
-        norms = [NORM_OF_WEIGHTS if values.ndim > 2 else NORM_OF_VECTORS for values in stacked.values()]
+        norms = [
+            NORM_OF_WEIGHTS if values.ndim > 2 else NORM_OF_VECTORS for values in stacked.values()
+        ]
         self.coefficients = nn.ParameterDict(
             {name: nn.Parameter(_random_rows(norms, len(encoders))) for name in self.task_names}
         )
@@ -109,7 +125,10 @@ class LowRank(SharingArchitecture):
     def encoder_params(self, task: str) -> dict[str, Tensor]:
         """The parameters of the task's encoder, put together."""
         rows = self.coefficients[task].unbind(0)
-        return {name: self.factors[_key(name)](row) for name, row in zip(self._template_names, rows, strict=True)}
+        return {
+            name: self.factors[_key(name)](row)
+            for name, row in zip(self._template_names, rows, strict=True)
+        }
 
     def parts(self) -> Iterator[nn.Module]:
         yield from super().parts()
@@ -117,20 +136,30 @@ class LowRank(SharingArchitecture):
 
     def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
         (template,) = self._template
-        return {name: functional_call(template, self.encoder_params(name), (inputs,)) for name in tasks}
+        return {
+            name: functional_call(template, self.encoder_params(name), (inputs,)) for name in tasks
+        }
 
     def penalty(self, params: Params) -> Tensor:
-        coefficients = [value.abs().sum() for name, value in params.items() if name.startswith("coefficients.")]
-        factors = [value.square().sum() for name, value in params.items() if name.startswith("factors.")]
-        return self.sparsity * torch.stack(coefficients).sum() + self.decay * torch.stack(factors).sum()
+        coefficients = [
+            value.abs().sum() for name, value in params.items() if name.startswith("coefficients.")
+        ]
+        factors = [
+            value.square().sum() for name, value in params.items() if name.startswith("factors.")
+        ]
+        return (
+            self.sparsity * torch.stack(coefficients).sum()
+            + self.decay * torch.stack(factors).sum()
+        )
 
 
 class LowRankSpec(SharingSpecBase):
-    """Each task's encoder is a combination of `rank` encoders that all share, parameter by parameter.
+    """Each task's encoder is a combination of `rank` encoders that all share, parameter by
+    parameter.
 
-    `rank` beyond the number of tasks adds nothing and is taken as that number. `form: tensor` also factorises the
-    outputs and the inputs of every weight, of which the share `kept` remains. `sparsity` is mu, of the coefficients;
-    `decay` is lambda, of what is shared.
+    `rank` beyond the number of tasks adds nothing and is taken as that number. `form: tensor` also
+    factorises the outputs and the inputs of every weight, of which the share `kept` remains.
+    `sparsity` is mu, of the coefficients; `decay` is lambda, of what is shared.
     """
 
     name: Literal["low_rank"] = "low_rank"
@@ -154,4 +183,6 @@ def _key(parameter: str) -> str:
 
 def _random_rows(norms: Sequence[float], length: int) -> Tensor:
     """Rows of random positive numbers, the i-th of unit length in the norm of order norms[i]."""
-    return torch.stack([nn.functional.normalize(torch.rand(length), p=norm, dim=0) for norm in norms])
+    return torch.stack(
+        [nn.functional.normalize(torch.rand(length), p=norm, dim=0) for norm in norms]
+    )

@@ -16,14 +16,17 @@ from raymtl.types import Task
 class MMoE(SharingArchitecture):
     """All tasks share the experts; a gate of each task's own mixes them, input by input.
 
-    An expert is a whole encoder; the gates see the flattened input. With one expert it is hard sharing.
+    An expert is a whole encoder; the gates see the flattened input. With one expert it is hard
+    sharing.
     """
 
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> None:
         super().__init__(tasks, encoders[0].shapes[-1])
         self.experts = Experts(encoders)
         shape = encoders[0].shapes[0]
-        self.gates = nn.ModuleDict({name: SoftmaxGate(shape, len(encoders)) for name in self.task_names})
+        self.gates = nn.ModuleDict(
+            {name: SoftmaxGate(shape, len(encoders)) for name in self.task_names}
+        )
 
     @property
     def shared(self) -> frozenset[str]:
@@ -38,7 +41,8 @@ class MMoE(SharingArchitecture):
         joint, sizes = torch.cat(list(inputs.values())), [len(own) for own in inputs.values()]
         outputs = zip(*(output.split(sizes) for output in self.experts(joint)), strict=True)
         return {
-            name: self.gates[name](own, experts) for (name, own), experts in zip(inputs.items(), outputs, strict=True)
+            name: self.gates[name](own, experts)
+            for (name, own), experts in zip(inputs.items(), outputs, strict=True)
         }
 
 

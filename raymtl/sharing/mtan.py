@@ -1,4 +1,6 @@
-"""Multi-task attention network (Liu et al., 2019, arXiv:1803.10704): a_t^l = sigmoid(h_t^l[p^l; a_t^(l-1)]) * p^l."""
+"""Multi-task attention network (Liu et al., 2019, arXiv:1803.10704): a_t^l = sigmoid(h_t^l[p^l;
+a_t^(l-1)]) * p^l.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
@@ -14,7 +16,9 @@ from raymtl.types import Task
 
 
 class Attention(nn.Module):
-    """A mask in (0, 1) for the output of one stage, of its shape; flat stages count as maps of one pixel."""
+    """A mask in (0, 1) for the output of one stage, of its shape; flat stages count as maps of one
+    pixel.
+    """
 
     def __init__(self, shape: Sequence[int], before: Sequence[int] | None, reduction: int) -> None:
         super().__init__()
@@ -23,25 +27,33 @@ class Attention(nn.Module):
         self.expand = nn.Conv2d(width, channels, 1)
 
     def forward(self, x: Tensor, before: Tensor | None) -> Tensor:
-        """The mask of the stage's output x [N, C, ...], given what the task attended to one stage earlier."""
+        """The mask of the stage's output x [N, C, ...], given what the task attended to one stage
+        earlier.
+        """
         seen = _as_map(x)
         if before is not None:
-            seen = torch.cat([seen, F.adaptive_avg_pool2d(_as_map(before), (seen.shape[2], seen.shape[3]))], 1)
+            seen = torch.cat(
+                [seen, F.adaptive_avg_pool2d(_as_map(before), (seen.shape[2], seen.shape[3]))], 1
+            )
         return self.expand(self.squeeze(seen).relu()).sigmoid().view_as(x)
 
 
 def _as_map(x: Tensor) -> Tensor:
-    return x if x.ndim == 4 else x[..., None, None]
+    if x.ndim == 4:
+        return x
+    return x[..., None, None]
 
 
 class MTAN(SharingArchitecture):
-    """One trunk for all tasks; each task masks the output of every stage, seeing what it attended to the stage before.
+    """One trunk for all tasks; each task masks the output of every stage, seeing what it attended
+    to the stage before.
 
-    The head reads the masked output of the last stage. With the last masks at 1 it is hard sharing. Deviations from
-    the paper: stages are not looked into, so that the mask is computed from the stage's output, which it multiplies,
-    and not from that of its first layer; what was attended to passes on by average pooling alone, without the 3x3
-    convolution between; the two 1x1 convolutions of an attention module have no batch normalisation, whose statistics
-    would leak the support set into the query.
+    The head reads the masked output of the last stage. With the last masks at 1 it is hard sharing.
+    Deviations from the paper: stages are not looked into, so that the mask is computed from the
+    stage's output, which it multiplies, and not from that of its first layer; what was attended to
+    passes on by average pooling alone, without the 3x3 convolution between; the two 1x1
+    convolutions of an attention module have no batch normalisation, whose statistics would leak the
+    support set into the query.
     """
 
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], reduction: int) -> None:
@@ -75,11 +87,14 @@ class MTAN(SharingArchitecture):
 class MTANSpec(SharingSpecBase):
     """All tasks share one trunk, and each attends to what it needs of every stage.
 
-    `reduction` divides the number of channels between the two convolutions of an attention module; 1 is the paper's.
+    `reduction` divides the number of channels between the two convolutions of an attention module;
+    1 is the paper's.
     """
 
     name: Literal["mtan"] = "mtan"
-    helps: ClassVar[str] = "one strong trunk, of whose features each task needs others; few parameters more"
+    helps: ClassVar[str] = (
+        "one strong trunk, of whose features each task needs others; few parameters more"
+    )
     reduction: PositiveInt = 1
 
     def check(self, tasks: Sequence[Task], encoder: Encoder) -> tuple[str, str] | None:
@@ -87,8 +102,8 @@ class MTANSpec(SharingSpecBase):
             if len(shape) not in (1, 3):
                 return (
                     "name",
-                    f"mtan takes stages of shape [features] or [channels, height, width], got {shape}. "
-                    "Choose another encoder.",
+                    "mtan takes stages of shape [features] or [channels, height, width], got "
+                    f"{shape}. Choose another encoder.",
                 )
         return super().check(tasks, encoder)
 

@@ -1,7 +1,8 @@
-"""Progressive layered extraction (Tang et al., 2020, RecSys): customized gate control, level after level.
+"""Progressive layered extraction (Tang et al., 2020, RecSys): customized gate control, level after
+level.
 
-x_t^l = softmax(W_t^l x_t^(l-1)) over the shared experts of x_s^(l-1) and the own experts of x_t^(l-1);
-x_s^l = softmax(W_s^l x_s^(l-1)) over the shared experts and those of all tasks.
+x_t^l = softmax(W_t^l x_t^(l-1)) over the shared experts of x_s^(l-1) and the own experts of
+x_t^(l-1); x_s^l = softmax(W_s^l x_s^(l-1)) over the shared experts and those of all tasks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,9 @@ from raymtl.types import Task
 
 
 class Level(nn.Module):
-    """Experts over some consecutive stages, a gate of each task, and one of the shared branch unless it ends here."""
+    """Experts over some consecutive stages, a gate of each task, and one of the shared branch
+    unless it ends here.
+    """
 
     def __init__(
         self,
@@ -36,10 +39,17 @@ class Level(nn.Module):
         self.task_experts = nn.ModuleDict(
             {name: Experts(own[i * each : (i + 1) * each]) for i, name in enumerate(task_names)}
         )
-        self.gates = nn.ModuleDict({name: SoftmaxGate(shape, len(common) + each) for name in task_names})
-        self.shared_gate = None if last else SoftmaxGate(shape, len(experts))
+        self.gates = nn.ModuleDict(
+            {name: SoftmaxGate(shape, len(common) + each) for name in task_names}
+        )
+        if last:
+            self.shared_gate = None
+        else:
+            self.shared_gate = SoftmaxGate(shape, len(experts))
 
-    def forward(self, common: Tensor, own: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, common: Tensor, own: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The input of the shared branch and of each task [N, ...] -> the same of the next level.
 
         Where the shared branch ends, its entry is what came in.
@@ -55,21 +65,30 @@ class Level(nn.Module):
 class PLE(SharingArchitecture):
     """Experts of all tasks and of each task's own, mixed anew after every level.
 
-    The encoder's stages are divided into `num_levels` consecutive groups; an expert of a level is a copy of its
-    group, and the gates see the flattened input of the level. Before the last level the shared branch sees the
-    experts of all tasks, so these are shared as well. With one level it is customized gate control (cgc). Where tasks
-    bring inputs of their own, those of each pass through the experts of all.
+    The encoder's stages are divided into `num_levels` consecutive groups; an expert of a level is a
+    copy of its group, and the gates see the flattened input of the level. Before the last level the
+    shared branch sees the experts of all tasks, so these are shared as well. With one level it is
+    customized gate control (cgc). Where tasks bring inputs of their own, those of each pass through
+    the experts of all.
     """
 
     def __init__(
-        self, tasks: Sequence[Task], encoders: Sequence[Encoder], num_shared_experts: int, num_levels: int
+        self,
+        tasks: Sequence[Task],
+        encoders: Sequence[Encoder],
+        num_shared_experts: int,
+        num_levels: int,
     ) -> None:
         super().__init__(tasks, encoders[0].shapes[-1])
         num_stages = len(encoders[0].stages)
         cuts = [num_stages * level // num_levels for level in range(num_levels + 1)]
         self.levels = nn.ModuleList(
             Level(
-                self.task_names, encoders, num_shared_experts, range(*cuts[level : level + 2]), level + 1 == num_levels
+                self.task_names,
+                encoders,
+                num_shared_experts,
+                range(*cuts[level : level + 2]),
+                level + 1 == num_levels,
             )
             for level in range(num_levels)
         )
@@ -79,8 +98,12 @@ class PLE(SharingArchitecture):
         last = len(self.levels) - 1
         parts = [f"levels.{last}.shared_experts"]
         if last > 0:
-            # A gate before the last level mixes what its own task's experts of the last level see: no one else does.
-            parts += [f"levels.{last - 1}.{part}" for part in ("shared_experts", "task_experts", "shared_gate")]
+            # A gate before the last level mixes what its own task's experts of the last level see:
+            # no one else does.
+            parts += [
+                f"levels.{last - 1}.{part}"
+                for part in ("shared_experts", "task_experts", "shared_gate")
+            ]
         return self._names(*parts, *(f"levels.{level}" for level in range(last - 1)))
 
     def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
@@ -93,9 +116,11 @@ class PLE(SharingArchitecture):
 
 
 class PLESpec(SharingSpecBase):
-    """Every task mixes experts that all share with experts of its own, anew after every level of the encoder.
+    """Every task mixes experts that all share with experts of its own, anew after every level of
+    the encoder.
 
-    `num_levels` groups of stages make the levels; `num_task_experts` is how many each task has to itself at each.
+    `num_levels` groups of stages make the levels; `num_task_experts` is how many each task has to
+    itself at each.
     """
 
     name: Literal["ple"] = "ple"

@@ -1,7 +1,7 @@
 """Multi-task relationship learning (Zhang & Yeung, 2010, UAI, arXiv:1203.3536).
 
-min over W, Omega: sum_t L_t + lambda_1 / 2 tr(W W^T) + lambda_2 / 2 tr(W Omega^-1 W^T), Omega >= 0, tr(Omega) = 1;
-for fixed W: Omega = (W^T W)^(1/2) / tr((W^T W)^(1/2)).
+min over W, Omega: sum_t L_t + lambda_1 / 2 tr(W W^T) + lambda_2 / 2 tr(W Omega^-1 W^T), Omega >= 0,
+tr(Omega) = 1; for fixed W: Omega = (W^T W)^(1/2) / tr((W^T W)^(1/2)).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,18 +18,25 @@ from raymtl.types import Params, Task
 
 
 class Relation(Hard):
-    """One trunk for all tasks, whose heads are drawn together or apart by the covariance of tasks that they show.
+    """One trunk for all tasks, whose heads are drawn together or apart by the covariance of tasks
+    that they show.
 
-    W [d, K] has a column for each task: all weights of its head, those of several outputs below each other. Biases
-    are not part of it. Omega is computed in closed form from the W of the moment and held fixed in the gradient,
-    lambda_1 W + lambda_2 W Omega^-1: one step of the paper's alternation in every step of the optimiser. The second
-    term is then lambda_2 / 2 times the squared trace norm of W. Deviations from the paper: the features are learned
-    too; `ridge` times the identity is added to (W^T W)^(1/2) before the trace is divided out, so that Omega has an
+    W [d, K] has a column for each task: all weights of its head, those of several outputs below
+    each other. Biases are not part of it. Omega is computed in closed form from the W of the moment
+    and held fixed in the gradient, lambda_1 W + lambda_2 W Omega^-1: one step of the paper's
+    alternation in every step of the optimiser. The second term is then lambda_2 / 2 times the
+    squared trace norm of W. Deviations from the paper: the features are learned too; `ridge` times
+    the identity is added to (W^T W)^(1/2) before the trace is divided out, so that Omega has an
     inverse.
     """
 
     def __init__(
-        self, tasks: Sequence[Task], encoders: Sequence[Encoder], lambda_1: float, lambda_2: float, ridge: float
+        self,
+        tasks: Sequence[Task],
+        encoders: Sequence[Encoder],
+        lambda_1: float,
+        lambda_2: float,
+        ridge: float,
     ) -> None:
         super().__init__(tasks, encoders)
         self.lambda_1, self.lambda_2, self.ridge = lambda_1, lambda_2, ridge
@@ -43,15 +50,19 @@ class Relation(Hard):
         return torch.stack(columns, 1)
 
     def relation(self, params: Params) -> Tensor:
-        """Omega [K, K], the covariance of the tasks: positive definite, of trace 1, without a graph."""
+        """Omega [K, K], the covariance of the tasks: positive definite, of trace 1, without a
+        graph.
+        """
         _, scales, directions = torch.linalg.svd(self.weights(params).detach(), full_matrices=False)
-        root = directions.T * scales @ directions + self.ridge * torch.eye(len(self.task_names)).to(directions)
+        root = directions.T * scales @ directions + self.ridge * torch.eye(len(self.task_names)).to(
+            directions
+        )
         return root / root.trace()
 
     def penalty(self, params: Params) -> Tensor:
         weights = self.weights(params)
-        # W Omega^-1 from the factors of W: to solve with Omega, whose condition is 1 / ridge, would lose all digits in
-        # float32 where there are more tasks than weights.
+        # W Omega^-1 from the factors of W: to solve with Omega, whose condition is 1 / ridge, would
+        # lose all digits in float32 where there are more tasks than weights.
         left, scales, directions = torch.linalg.svd(weights.detach(), full_matrices=False)
         trace = scales.sum() + len(self.task_names) * self.ridge
         within = trace * (left * (scales / (scales + self.ridge))) @ directions
@@ -61,14 +72,18 @@ class Relation(Hard):
 
 
 class RelationSpec(SharingSpecBase):
-    """All tasks share the trunk, and the weights of their heads follow a covariance of tasks that is learned.
+    """All tasks share the trunk, and the weights of their heads follow a covariance of tasks that
+    is learned.
 
-    `lambda_1` draws the weights to zero, `lambda_2` to those of related tasks and away from those of opposed ones.
-    All heads need weights of the same shape: tasks of the same kind with as many outputs each.
+    `lambda_1` draws the weights to zero, `lambda_2` to those of related tasks and away from those
+    of opposed ones. All heads need weights of the same shape: tasks of the same kind with as many
+    outputs each.
     """
 
     name: Literal["relation"] = "relation"
-    helps: ClassVar[str] = "tasks are alike, and which are related or opposed is to be learned and read"
+    helps: ClassVar[str] = (
+        "tasks are alike, and which are related or opposed is to be learned and read"
+    )
     lambda_1: NonNegativeFloat = 0.0001
     lambda_2: NonNegativeFloat = 0.001
     ridge: PositiveFloat = 1e-6
@@ -84,9 +99,9 @@ class RelationSpec(SharingSpecBase):
             if own != shapes[first]:
                 return (
                     "name",
-                    f"relation compares the weights of heads and needs the same shapes in all, got {_told(own)} for "
-                    f"'{name}' and {_told(shapes[first])} for '{first}'. Choose tasks with as many outputs each, or "
-                    "another sharing.name.",
+                    "relation compares the weights of heads and needs the same shapes in all, got "
+                    f"{_told(own)} for '{name}' and {_told(shapes[first])} for '{first}'. Choose "
+                    "tasks with as many outputs each, or another sharing.name.",
                 )
         return None
 

@@ -1,7 +1,9 @@
-"""Sluice networks (Ruder et al., 2017, arXiv:1705.08142): subspaces, mixed by alpha between tasks and beta over layers.
+"""Sluice networks (Ruder et al., 2017, arXiv:1705.08142): subspaces, mixed by alpha between tasks
+and beta over layers.
 
 x~_i^l = sum_j alpha^l_ij x_j^l over the 2K subspaces i, j of all tasks; the head of task t reads
-sum_l beta_t^l A_t^l [x~_t1^l, x~_t2^l]; penalty: strength * sum over layers and tasks of |G_t1^T G_t2|_F^2.
+sum_l beta_t^l A_t^l [x~_t1^l, x~_t2^l]; penalty: strength * sum over layers and tasks of |G_t1^T
+G_t2|_F^2.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,25 +22,32 @@ NUM_SUBSPACES = 2  # the paper's G
 
 
 class Sluice(SharingArchitecture):
-    """Each task has two towers, the subspaces, that are mixed with those of all tasks after every stage.
+    """Each task has two towers, the subspaces, that are mixed with those of all tasks after every
+    stage.
 
-    A subspace is a whole copy of the encoder and not half of one. `alpha` [L, 2K, 2K] mixes the subspaces after each
-    of L stages, task by task in its rows and columns; `beta.TASK` [L] says what the head takes from each stage, free
-    numbers without a softmax. The head reads twice the encoder's features: both subspaces of the last stage, plus
-    what linear adapters of the task's own make of those of the stages before, whose maps are averaged over their
-    pixels. With alpha = I and beta = (0, .., 0, 1) the tasks are independent networks.
+    A subspace is a whole copy of the encoder and not half of one. `alpha` [L, 2K, 2K] mixes the
+    subspaces after each of L stages, task by task in its rows and columns; `beta.TASK` [L] says
+    what the head takes from each stage, free numbers without a softmax. The head reads twice the
+    encoder's features: both subspaces of the last stage, plus what linear adapters of the task's
+    own make of those of the stages before, whose maps are averaged over their pixels. With alpha =
+    I and beta = (0, .., 0, 1) the tasks are independent networks.
 
-    Whichever tasks are asked for, all towers see their inputs; where tasks bring inputs of their own, each tower sees
-    those of all in one pass.
+    Whichever tasks are asked for, all towers see their inputs; where tasks bring inputs of their
+    own, each tower sees those of all in one pass.
 
-    The penalty runs over the weights of the encoders' layers as matrices [out, rest], G_t1 and G_t2; it is 0 where
-    what a layer of one subspace can put out is orthogonal to what that of the other can. Biases are not part of it.
-    Deviations from the paper: whole encoders as subspaces, adapters, and the stages of any encoder in the place of
-    recurrent layers.
+    The penalty runs over the weights of the encoders' layers as matrices [out, rest], G_t1 and
+    G_t2; it is 0 where what a layer of one subspace can put out is orthogonal to what that of the
+    other can. Biases are not part of it. Deviations from the paper: whole encoders as subspaces,
+    adapters, and the stages of any encoder in the place of recurrent layers.
     """
 
     def __init__(
-        self, tasks: Sequence[Task], encoders: Sequence[Encoder], own: float, strength: float, lr_scale: float
+        self,
+        tasks: Sequence[Task],
+        encoders: Sequence[Encoder],
+        own: float,
+        strength: float,
+        lr_scale: float,
     ) -> None:
         width = NUM_SUBSPACES * encoders[0].out_features
         super().__init__(tasks, several(NUM_SUBSPACES, encoders[0].shapes[-1]))
@@ -52,10 +61,14 @@ class Sluice(SharingArchitecture):
         )
         shapes = encoders[0].shapes[1:]
         self.alpha = nn.Parameter(mostly(own, len(encoders)).repeat(len(shapes), 1, 1))
-        self.beta = nn.ParameterDict({name: nn.Parameter(mostly(own, len(shapes))[-1]) for name in self.task_names})
+        self.beta = nn.ParameterDict(
+            {name: nn.Parameter(mostly(own, len(shapes))[-1]) for name in self.task_names}
+        )
         self.adapters = nn.ModuleDict(
             {
-                name: nn.ModuleList(nn.Linear(NUM_SUBSPACES * shape[0], width) for shape in shapes[:-1])
+                name: nn.ModuleList(
+                    nn.Linear(NUM_SUBSPACES * shape[0], width) for shape in shapes[:-1]
+                )
                 for name in self.task_names
             }
         )
@@ -65,7 +78,11 @@ class Sluice(SharingArchitecture):
         return self._names("towers", "alpha")
 
     def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
-        towers = [tower for name in self.task_names for tower in self.towers.get_submodule(name).children()]
+        towers = [
+            tower
+            for name in self.task_names
+            for tower in self.towers.get_submodule(name).children()
+        ]
         x: Sequence[Tensor] = [inputs] * len(towers)
         outputs: dict[str, list[Tensor]] = {name: [] for name in tasks}
         for depth, mixing in enumerate(self.alpha.unbind(0)):
@@ -79,10 +96,16 @@ class Sluice(SharingArchitecture):
                 if last:
                     layers.append(torch.cat([own.flatten(1) for own in pair], 1))
                 else:
-                    # Not the whole map: the adapter of a first stage would be larger than the network.
-                    means = torch.cat([own.flatten(2).mean(2) if own.ndim > 2 else own for own in pair], 1)
+                    # Not the whole map: the adapter of a first stage would be larger than the
+                    # network.
+                    means = torch.cat(
+                        [own.flatten(2).mean(2) if own.ndim > 2 else own for own in pair], 1
+                    )
                     layers.append(self.adapters.get_submodule(f"{name}.{depth}")(means))
-        return {name: torch.einsum("l,lnf->nf", self.beta[name], torch.stack(outputs[name])) for name in tasks}
+        return {
+            name: torch.einsum("l,lnf->nf", self.beta[name], torch.stack(outputs[name]))
+            for name in tasks
+        }
 
     def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return own_parts(self.features(torch.cat(list(inputs.values())), tuple(inputs)), inputs)
@@ -92,22 +115,28 @@ class Sluice(SharingArchitecture):
         for name in self.task_names:
             for key, value in self.towers.get_submodule(f"{name}.0").named_parameters():
                 if value.ndim > 1:
-                    one, other = (params[f"towers.{name}.{i}.{key}"].flatten(1) for i in range(NUM_SUBSPACES))
-                    # |A^T B|^2 = <A A^T, B B^T>: matrices as large as the outputs, which are fewer than the inputs.
+                    one, other = (
+                        params[f"towers.{name}.{i}.{key}"].flatten(1) for i in range(NUM_SUBSPACES)
+                    )
+                    # |A^T B|^2 = <A A^T, B B^T>: matrices as large as the outputs, which are fewer
+                    # than the inputs.
                     total = total + ((one @ one.T) * (other @ other.T)).sum()
         return self.strength * total
 
 
 class SluiceSpec(SharingSpecBase):
-    """Each task has two subspaces; all are mixed with each other after every stage, and the head mixes the stages.
+    """Each task has two subspaces; all are mixed with each other after every stage, and the head
+    mixes the stages.
 
-    `own` is what a subspace starts to take from itself, and the head from the last stage, the others share 1 - own;
-    `strength` is that of the penalty on subspaces that are not orthogonal; `lr_scale` multiplies the outer learning
-    rate of both mixtures, alpha and beta.
+    `own` is what a subspace starts to take from itself, and the head from the last stage, the
+    others share 1 - own; `strength` is that of the penalty on subspaces that are not orthogonal;
+    `lr_scale` multiplies the outer learning rate of both mixtures, alpha and beta.
     """
 
     name: Literal["sluice"] = "sluice"
-    helps: ClassVar[str] = "which layers and which parts of them to share is unknown; dear: two encoders a task"
+    helps: ClassVar[str] = (
+        "which layers and which parts of them to share is unknown; dear: two encoders a task"
+    )
     own: float = Field(0.9, ge=0, le=1)
     strength: NonNegativeFloat = 0.001
     lr_scale: PositiveFloat = 10.0

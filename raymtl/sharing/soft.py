@@ -1,4 +1,6 @@
-"""Soft parameter sharing (Evgeniou & Pontil, 2004, KDD): every task its own trunk, drawn toward the tasks' mean."""
+"""Soft parameter sharing (Evgeniou & Pontil, 2004, KDD): every task its own trunk, drawn toward the
+tasks' mean.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
@@ -15,9 +17,10 @@ from raymtl.types import Params, Task
 class Soft(SharingArchitecture):
     """Every task has a trunk of its own, drawn toward the mean of all.
 
-    The penalty is strength * sum_t |theta_t - mean_s theta_s|^2 over the trunks, a sum over tasks and parameters: its
-    gradient with respect to theta_t is 2 * strength * (theta_t - mean). No parameter is shared by two losses. Deviation
-    from the paper: it has kernel machines, here the theta_t are whole encoders, heads left out.
+    The penalty is strength * sum_t |theta_t - mean_s theta_s|^2 over the trunks, a sum over tasks
+    and parameters: its gradient with respect to theta_t is 2 * strength * (theta_t - mean). No
+    parameter is shared by two losses. Deviation from the paper: it has kernel machines, here the
+    theta_t are whole encoders, heads left out.
     """
 
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], strength: float) -> None:
@@ -36,7 +39,9 @@ class Soft(SharingArchitecture):
     def penalty(self, params: Params) -> Tensor:
         total = super().penalty(params)
         for name, _ in self.encoders[0].named_parameters():
-            trunks = torch.stack([params[f"encoders.{index}.{name}"] for index in range(len(self.encoders))])
+            trunks = torch.stack(
+                [params[f"encoders.{index}.{name}"] for index in range(len(self.encoders))]
+            )
             total = total + (trunks - trunks.mean(0)).square().sum()
         return self.strength * total
 

@@ -1,4 +1,6 @@
-"""The kinds of task: head, loss per example, metrics; and their losses and scores as sums and counts."""
+"""The kinds of task: head, loss per example, metrics; and their losses and scores as sums and
+counts.
+"""
 
 from raymtl.tasks.binary import binary
 from raymtl.tasks.choice import chosen_by

@@ -12,8 +12,9 @@ from raymtl.types import Metric, Task
 def binary(name: str) -> Task:
     """Binary cross-entropy of one logit; targets are 0 and 1, [N], of any type.
 
-    Metrics: `auroc` and `average_precision` from a histogram (see `scores.auroc`); at a probability of 1/2 `f1` of the
-    ones, `accuracy` and `balanced_accuracy`, the mean of the shares of ones and of zeros that are right; `log_loss`.
+    Metrics: `auroc` and `average_precision` from a histogram (see `scores.auroc`); at a probability
+    of 1/2 `f1` of the ones, `accuracy` and `balanced_accuracy`, the mean of the shares of ones and
+    of zeros that are right; `log_loss`.
     """
 
     def decided(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,7 +36,9 @@ def binary(name: str) -> Task:
         metrics={
             "auroc": auroc(1, scored),
             "f1": f1(1, decided),
-            "accuracy": Metric(lambda logits, target: ((logits[:, 0] > 0) == (target > 0.5)).float(), True),
+            "accuracy": Metric(
+                lambda logits, target: ((logits[:, 0] > 0) == (target > 0.5)).float(), True
+            ),
             "average_precision": average_precision(1, scored),
             "balanced_accuracy": balanced_accuracy(1, decided),
             "log_loss": log_loss(1, scored),

@@ -15,31 +15,45 @@ NUM_RECALLS = 101  # at which the precision is read, as COCO does
 
 def area(boxes: Tensor) -> Tensor:
     """[..., 4] -> [...]."""
-    return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
+    return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(
+        min=0
+    )
 
 
 def overlap(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Intersection over union, and the union; [..., 4] twice -> [...]."""
-    corners = torch.cat([torch.maximum(one[..., :2], other[..., :2]), torch.minimum(one[..., 2:], other[..., 2:])], -1)
+    corners = torch.cat(
+        [torch.maximum(one[..., :2], other[..., :2]), torch.minimum(one[..., 2:], other[..., 2:])],
+        -1,
+    )
     both = area(corners)
     union = area(one) + area(other) - both
     return both / (union + TINY), union
 
 
 def generalised_iou(one: Tensor, other: Tensor) -> Tensor:
-    """IoU - (hull - union) / hull (Rezatofighi et al., 2019, arXiv:1902.09630), [..., 4] twice -> [...].
+    """IoU - (hull - union) / hull (Rezatofighi et al., 2019, arXiv:1902.09630), [..., 4] twice ->
+    [...].
 
     Not torchvision's loss, which selects by a mask and so cannot run under vmap.
     """
     iou, union = overlap(one, other)
     hull = area(
-        torch.cat([torch.minimum(one[..., :2], other[..., :2]), torch.maximum(one[..., 2:], other[..., 2:])], -1)
+        torch.cat(
+            [
+                torch.minimum(one[..., :2], other[..., :2]),
+                torch.maximum(one[..., 2:], other[..., 2:]),
+            ],
+            -1,
+        )
     )
     return iou - (hull - union) / (hull + TINY)
 
 
 class _Suppression(torch.autograd.Function):
-    """torchvision's non-maximum suppression, picture by picture; the axis of vmap is one of pictures more."""
+    """torchvision's non-maximum suppression, picture by picture; the axis of vmap is one of
+    pictures more.
+    """
 
     @staticmethod
     def forward(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
@@ -62,7 +76,9 @@ class _Suppression(torch.autograd.Function):
         info: Any, in_dims: Any, boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float
     ) -> tuple[Tensor, int]:
         wide = [
-            value.movedim(dim, 0) if dim is not None else value.expand(info.batch_size, *value.shape)
+            value.movedim(dim, 0)
+            if dim is not None
+            else value.expand(info.batch_size, *value.shape)
             for value, dim in zip((boxes, scores, classes), in_dims, strict=False)
         ]
         kept = _Suppression.apply(*(value.flatten(0, 1) for value in wide), threshold)
@@ -70,7 +86,8 @@ class _Suppression(torch.autograd.Function):
 
 
 def suppressed(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
-    """Which of D boxes a picture are kept, [N, D]: those that no better one of their class overlaps by more.
+    """Which of D boxes a picture are kept, [N, D]: those that no better one of their class overlaps
+    by more.
 
     boxes [N, D, 4], scores and classes [N, D].
     """
@@ -81,8 +98,9 @@ def suppressed(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float)
 def matched(found: Tensor, truth: Tensor, thresholds: Tensor) -> Tensor:
     """Which boxes found are true at each threshold of the IoU, [N, T, D], as COCO counts them.
 
-    `found` [N, D, 5] is a class (-1 where there is no box) and corners, the best first; `truth` [N, M, 5] alike. Each
-    takes, in its turn, that box of its class which it overlaps most and no better one has taken.
+    `found` [N, D, 5] is a class (-1 where there is no box) and corners, the best first; `truth` [N,
+    M, 5] alike. Each takes, in its turn, that box of its class which it overlaps most and no better
+    one has taken.
     """
     iou, _ = overlap(found[:, :, None, 1:], truth[:, None, :, 1:])
     same = (found[:, :, None, 0] == truth[:, None, :, 0]) & (truth[:, None, :, 0] >= 0)
@@ -100,23 +118,28 @@ def matched(found: Tensor, truth: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def overlapping(found: Tensor, other: Tensor) -> Tensor:
-    """Which boxes found [N, D, >= 5] overlap one of `other` [N, M, 5] of their class by the least threshold, [N, D]."""
+    """Which boxes found [N, D, >= 5] overlap one of `other` [N, M, 5] of their class by the least
+    threshold, [N, D].
+    """
     iou, _ = overlap(found[:, :, None, 1:5], other[:, None, :, 1:])
     same = (found[:, :, None, 0] == other[:, None, :, 0]) & (other[:, None, :, 0] >= 0)
     return (same & (iou >= IOU_THRESHOLDS[0])).any(-1)
 
 
 def average_precision(true: Tensor, found: Tensor, number: Tensor) -> Tensor:
-    """COCO's average precision, the mean of the best precision at 101 recalls or beyond; nan where `number` is 0.
+    """COCO's average precision, the mean of the best precision at 101 recalls or beyond; nan where
+    `number` is 0.
 
-    `true` and `found` [..., B] count true boxes and all found ones by score, from the lowest bin to the highest;
-    `number` [...] is how many there are to be found.
+    `true` and `found` [..., B] count true boxes and all found ones by score, from the lowest bin to
+    the highest; `number` [...] is how many there are to be found.
     """
     true, found = (counts.flip(-1).cumsum(-1) for counts in (true, found))
     recall = true / number[..., None]
     precision = true / found.clamp(min=1)
     best = precision.flip(-1).cummax(-1).values.flip(-1)
     wanted = torch.linspace(0, 1, NUM_RECALLS, dtype=recall.dtype, device=recall.device)
-    place = torch.searchsorted(recall.contiguous(), wanted.expand(*recall.shape[:-1], -1).contiguous())
+    place = torch.searchsorted(
+        recall.contiguous(), wanted.expand(*recall.shape[:-1], -1).contiguous()
+    )
     reached = torch.cat([best, torch.zeros_like(best[..., :1])], -1).gather(-1, place)
     return torch.where(number > 0, reached.mean(-1), torch.nan)

@@ -12,7 +12,8 @@ def chosen_by(task: Task, metric: str | None, key: str) -> Task:
         return task
     if metric not in task.metrics:
         raise UserError(
-            f"{key}: expected one of {', '.join(task.metrics)}, which a task of kind {task.kind} has, got '{metric}'."
+            f"{key}: expected one of {', '.join(task.metrics)}, which a task of kind {task.kind} "
+            f"has, got '{metric}'."
         )
     others = {name: own for name, own in task.metrics.items() if name != metric}
     return task._replace(metrics={metric: task.metrics[metric], **others})

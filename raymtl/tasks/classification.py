@@ -13,9 +13,10 @@ from raymtl.types import Metric, Task
 def classification(name: str, num_classes: int, *, few_shot: bool = False) -> Task:
     """Cross-entropy over `num_classes`; targets are integers [N].
 
-    Metrics: `accuracy`; `balanced_accuracy`, the mean over the classes that occur of the share of each that is right;
-    `f1`, the mean over the classes that occur or are predicted of 2 TP / (2 TP + FP + FN); `log_loss` in nats. With
-    `few_shot` classes are numbered anew in every episode, so that `accuracy` and `log_loss` alone mean something.
+    Metrics: `accuracy`; `balanced_accuracy`, the mean over the classes that occur of the share of
+    each that is right; `f1`, the mean over the classes that occur or are predicted of 2 TP / (2 TP
+    + FP + FN); `log_loss` in nats. With `few_shot` classes are numbered anew in every episode, so
+    that `accuracy` and `log_loss` alone mean something.
     """
 
     def member(target: Tensor) -> Tensor:
@@ -39,7 +40,9 @@ def classification(name: str, num_classes: int, *, few_shot: bool = False) -> Ta
     size = 2 * num_classes
     metrics = {"accuracy": Metric(hits, True)}
     if not few_shot:
-        metrics["balanced_accuracy"] = Metric(recalls, True, size=size, value=mean_ratio, shown=False)
+        metrics["balanced_accuracy"] = Metric(
+            recalls, True, size=size, value=mean_ratio, shown=False
+        )
         metrics["f1"] = Metric(f1_parts, True, size=size, value=mean_ratio, shown=False)
     metrics["log_loss"] = Metric(entropy, False, shown=False)
     return Task(

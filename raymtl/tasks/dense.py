@@ -10,13 +10,16 @@ GAIN = 5.0
 
 
 class Decoder(nn.Module):
-    """Maps of an encoder, flattened [N, C * h * w] -> maps [N, channels, *size] of another resolution.
+    """Maps of an encoder, flattened [N, C * h * w] -> maps [N, channels, *size] of another
+    resolution.
 
-    A 3x3 convolution and ReLU, repeated after each doubling of the resolution as long as this stays at or below half
-    of `size`; then a 1x1 convolution, and bilinear interpolation to `size`.
+    A 3x3 convolution and ReLU, repeated after each doubling of the resolution as long as this stays
+    at or below half of `size`; then a 1x1 convolution, and bilinear interpolation to `size`.
     """
 
-    def __init__(self, shape: tuple[int, ...], channels: int, size: tuple[int, int], width: int) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], channels: int, size: tuple[int, int], width: int
+    ) -> None:
         super().__init__()
         before, height, length = self.shape = shape
         self.size = size
@@ -36,7 +39,9 @@ class Decoder(nn.Module):
 
 
 class OverPlaces(nn.Module):
-    """Maps, flattened [N, C * h * w]: a 3x3 convolution and GELU, the mean over places, then a head of `width`."""
+    """Maps, flattened [N, C * h * w]: a 3x3 convolution and GELU, the mean over places, then a head
+    of `width`.
+    """
 
     def __init__(self, shape: tuple[int, ...], head: nn.Module, width: int) -> None:
         super().__init__()
@@ -46,21 +51,25 @@ class OverPlaces(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         # Not ReLU: what all places are told alike would soon leave none of its units alive.
-        found: Tensor = self.head(GAIN * F.gelu(self.own(features.unflatten(1, self.shape))).mean((2, 3)))
+        found: Tensor = self.head(
+            GAIN * F.gelu(self.own(features.unflatten(1, self.shape))).mean((2, 3))
+        )
         return found
 
 
 def over_places(task: Task, width: int = 64) -> Task:
     """The same task, whose head reads the mean over the places of maps where an encoder keeps them.
 
-    What it says is then a sum of what the places say, as a count is, wherever things are; a head of the features of all
-    places has h * w times as many weights. Each place is read by a convolution of the head's own before the mean is
-    taken, for norms in the encoder take the mean and the spread over places out of the features, and with these how
-    much there is.
+    What it says is then a sum of what the places say, as a count is, wherever things are; a head of
+    the features of all places has h * w times as many weights. Each place is read by a convolution
+    of the head's own before the mean is taken, for norms in the encoder take the mean and the
+    spread over places out of the features, and with these how much there is.
     """
 
     def head(shape: tuple[int, ...]) -> nn.Module:
-        return OverPlaces(shape, task.head((width,)), width) if len(shape) == 3 else task.head(shape)
+        if len(shape) == 3:
+            return OverPlaces(shape, task.head((width,)), width)
+        return task.head(shape)
 
     return task._replace(head=head)
 

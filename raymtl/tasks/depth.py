@@ -10,14 +10,19 @@ from raymtl.types import Task
 CLOSE = 1.25  # either of the two divided by the other, at most
 
 
-def depth(name: str, size: tuple[int, int], *, mean: float = 0.0, std: float = 1.0, width: int = 32) -> Task:
-    """Absolute error of every pixel in units of `std`; targets are depths [N, *size], 0 or nan where there is none.
+def depth(
+    name: str, size: tuple[int, int], *, mean: float = 0.0, std: float = 1.0, width: int = 32
+) -> Task:
+    """Absolute error of every pixel in units of `std`; targets are depths [N, *size], 0 or nan
+    where there is none.
 
-    `mean` and `std` are those of the training targets; 0 and 1 give the error in the target's own unit. The loss of a
-    picture is the mean over its valid pixels (see `segmentation`); one without any counts as unlabelled.
+    `mean` and `std` are those of the training targets; 0 and 1 give the error in the target's own
+    unit. The loss of a picture is the mean over its valid pixels (see `segmentation`); one without
+    any counts as unlabelled.
 
-    Metrics, over all valid pixels: `delta_1`, the share whose prediction is off by a factor under 1.25; `abs_error` in
-    the target's unit; `rel_error`, that divided by the depth. `width` is that of the decoder.
+    Metrics, over all valid pixels: `delta_1`, the share whose prediction is off by a factor under
+    1.25; `abs_error` in the target's unit; `rel_error`, that divided by the depth. `width` is that
+    of the decoder.
     """
 
     def valid(target: Tensor) -> Tensor:

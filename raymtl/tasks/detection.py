@@ -1,8 +1,8 @@
 """One-stage detection without anchors (FCOS: Tian et al., 2019, arXiv:1904.01355).
 
-Every place of a map says whether it lies in an object of a class, how far the four sides of its box are, and how near
-it is to the middle: L = (sum focal(p, c) + sum over places in objects of 1 - GIoU(box, b) + BCE(centreness)) / number
-of such places; the score of a box is sqrt(p * centreness).
+Every place of a map says whether it lies in an object of a class, how far the four sides of its box
+are, and how near it is to the middle: L = (sum focal(p, c) + sum over places in objects of 1 -
+GIoU(box, b) + BCE(centreness)) / number of such places; the score of a box is sqrt(p * centreness).
 """
 
 import math
@@ -27,7 +27,9 @@ from raymtl.tasks.scores import counted
 from raymtl.types import Metric, Task
 
 IGNORED = -2
-"""Class of a difficult object, which counts neither as found nor as missed: -2 - c where it is of class c."""
+"""Class of a difficult object, which counts neither as found nor as missed: -2 - c where it is of
+class c.
+"""
 RADIUS = 1.5  # strides from the middle of a box, within which a place answers for it
 RARE = 0.01  # probability of a class at first: most places are background
 CANDIDATES = 300  # boxes a picture before suppression, and
@@ -40,11 +42,14 @@ NUM_BINS = 200  # of the score, for the average precision
 class Tower(nn.Module):
     """Maps of an encoder, flattened [N, C * h * w] -> maps [N, channels, *places].
 
-    They are interpolated to the places first, so that small objects are told apart where places are denser than the
-    maps; then `depth` 3x3 convolutions, each with group norm and ReLU, and a 1x1 convolution.
+    They are interpolated to the places first, so that small objects are told apart where places are
+    denser than the maps; then `depth` 3x3 convolutions, each with group norm and ReLU, and a 1x1
+    convolution.
     """
 
-    def __init__(self, shape: tuple[int, ...], channels: int, places: tuple[int, int], width: int, depth: int) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], channels: int, places: tuple[int, int], width: int, depth: int
+    ) -> None:
         super().__init__()
         self.shape, self.places = shape, places
         layers: list[nn.Module] = []
@@ -56,7 +61,9 @@ class Tower(nn.Module):
         nn.init.normal_(self.last.weight, std=0.01)
 
     def forward(self, features: Tensor) -> Tensor:
-        found: Tensor = self.last(self.layers(resized(features.unflatten(1, self.shape), self.places)))
+        found: Tensor = self.last(
+            self.layers(resized(features.unflatten(1, self.shape), self.places))
+        )
         return found
 
 
@@ -94,22 +101,33 @@ class Detection(NamedTuple):
         flat = prediction.flatten(2).transpose(1, 2)
         logits, sides, centreness = flat.split([self.num_classes, 4, 1], -1)
         middles = self.middles(prediction)
-        # Not exp, as the paper has it: an inner loop with a bold rate would leave the range of numbers.
+        # Not exp, as the paper has it: an inner loop with a bold rate would leave the range of
+        # numbers.
         away = F.softplus(sides) * flat.new_tensor(self.stride).repeat(2)
-        return logits, torch.cat([middles - away[..., :2], middles + away[..., 2:]], -1), centreness[..., 0]
+        return (
+            logits,
+            torch.cat([middles - away[..., :2], middles + away[..., 2:]], -1),
+            centreness[..., 0],
+        )
 
     def assigned(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What each place answers for: classes [N, L, K] in 0 and 1, whether it answers for a box [N, L], which.
+        """What each place answers for: classes [N, L, K] in 0 and 1, whether it answers for a box
+        [N, L], which.
 
-        The smallest of the boxes that it lies in, not further than `RADIUS` strides from their middle. A box also has
-        the place that is nearest to its middle, so that one smaller than a stride is not lost.
+        The smallest of the boxes that it lies in, not further than `RADIUS` strides from their
+        middle. A box also has the place that is nearest to its middle, so that one smaller than a
+        stride is not lost.
         """
         there = target[..., 0] >= 0  # [N, M]
         boxes = torch.where(there[..., None], target[..., 1:], 0.0)
         middles = self.middles(target)
         corners = boxes[:, None]  # [N, 1, M, 4]
-        sides = torch.cat([middles[:, None] - corners[..., :2], corners[..., 2:] - middles[:, None]], -1)
-        away = (middles[:, None] - (corners[..., :2] + corners[..., 2:]) / 2) / target.new_tensor(self.stride)
+        sides = torch.cat(
+            [middles[:, None] - corners[..., :2], corners[..., 2:] - middles[:, None]], -1
+        )
+        away = (middles[:, None] - (corners[..., :2] + corners[..., 2:]) / 2) / target.new_tensor(
+            self.stride
+        )
         nearest = away.square().sum(-1).argmin(1, keepdim=True)  # [N, 1, M]
         inside = (sides.amin(-1) > 0) & (away.abs().amax(-1) <= RADIUS)
         number = torch.arange(len(middles), device=target.device)[:, None]
@@ -122,17 +140,26 @@ class Detection(NamedTuple):
         return (classes & answers[..., None]).to(target), answers, own
 
     def open(self, target: Tensor) -> Tensor:
-        """Where a difficult object of a class is, so that not to find it there is not wrong, [N, L, K]."""
+        """Where a difficult object of a class is, so that not to find it there is not wrong, [N, L,
+        K].
+        """
         middles = self.middles(target)[:, None]
-        inside = ((middles > target[:, None, :, 1:3]) & (middles < target[:, None, :, 3:])).all(-1)  # [N, L, M]
+        inside = ((middles > target[:, None, :, 1:3]) & (middles < target[:, None, :, 3:])).all(
+            -1
+        )  # [N, L, M]
         classes = torch.arange(self.num_classes, device=target.device)
         of_class = IGNORED - target[..., 0, None] == classes  # [N, M, K]
         return (inside[..., None] & of_class[:, None]).any(2)
 
     def centreness(self, boxes: Tensor) -> Tensor:
-        """sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) of the places in their boxes [N, L, 4]."""
+        """sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) of the places in their boxes [N, L,
+        4].
+        """
         middles = self.middles(boxes)
-        before, after = ((middles - boxes[..., :2]).clamp(min=0), (boxes[..., 2:] - middles).clamp(min=0))
+        before, after = (
+            (middles - boxes[..., :2]).clamp(min=0),
+            (boxes[..., 2:] - middles).clamp(min=0),
+        )
         balance = torch.minimum(before, after) / torch.maximum(before, after).clamp(min=1e-6)
         return balance.prod(-1).sqrt()
 
@@ -143,13 +170,17 @@ class Detection(NamedTuple):
         target = target.to(prediction)
         logits, boxes, centreness = self.parts(prediction)
         classes, answers, own = self.assigned(target)
-        focal = torch.where(self.open(target) & (classes == 0), 0.0, sigmoid_focal_loss(logits, classes)).sum((1, 2))
+        focal = torch.where(
+            self.open(target) & (classes == 0), 0.0, sigmoid_focal_loss(logits, classes)
+        ).sum((1, 2))
         apart = 1 - generalised_iou(boxes, own)
         off = F.binary_cross_entropy_with_logits(centreness, self.centreness(own), reduction="none")
         return (focal + torch.where(answers, apart + off, 0.0).sum(1)) / answers.sum(1).clamp(min=1)
 
     def found(self, prediction: Tensor) -> Tensor:
-        """The best boxes, [N, MOST or less, 6]: class, corners and score, by falling score; class -1 where none."""
+        """The best boxes, [N, MOST or less, 6]: class, corners and score, by falling score; class
+        -1 where none.
+        """
         logits, boxes, centreness = self.parts(prediction.detach())
         scores = (logits.sigmoid() * centreness.sigmoid()[..., None]).sqrt().flatten(1)
         scores, index = scores.topk(min(CANDIDATES, scores.shape[1]), 1)
@@ -159,13 +190,21 @@ class Detection(NamedTuple):
         own = torch.minimum(own, own.new_tensor([width, height, width, height]))
         good = suppressed(own, scores, label, self.overlap) & (scores > LEAST_SCORE)
         scores, order = torch.where(good, scores, -1.0).topk(min(MOST, scores.shape[1]), 1)
-        rows = torch.cat([label[..., None].to(own), own], -1).gather(1, order[..., None].expand(-1, -1, 5))
+        rows = torch.cat([label[..., None].to(own), own], -1).gather(
+            1, order[..., None].expand(-1, -1, 5)
+        )
         none = scores < 0
-        return torch.cat([torch.where(none[..., None], -1.0, rows), torch.where(none, 0.0, scores)[..., None]], -1)
+        return torch.cat(
+            [torch.where(none[..., None], -1.0, rows), torch.where(none, 0.0, scores)[..., None]],
+            -1,
+        )
 
     def precision(self, thresholds: tuple[float, ...]) -> Metric:
         """The mean over classes and over thresholds of the IoU of the average precision."""
-        num_classes, num_rows = self.num_classes, len(thresholds) + 2  # and all found boxes, and how many there are
+        num_classes, num_rows = (
+            self.num_classes,
+            len(thresholds) + 2,
+        )  # and all found boxes, and how many there are
 
         def per_example(prediction: Tensor, target: Tensor) -> Tensor:
             found, target = self.found(prediction), target.to(prediction)
@@ -183,12 +222,18 @@ class Detection(NamedTuple):
                 1,
             )
             rows = torch.cat([true & there[:, None], there[:, None]], 1).flatten(1)
-            return counted(index, torch.cat([rows, wanted], 1).to(prediction), num_classes * num_rows * NUM_BINS)
+            return counted(
+                index,
+                torch.cat([rows, wanted], 1).to(prediction),
+                num_classes * num_rows * NUM_BINS,
+            )
 
         def value(sums: Tensor, _: Tensor) -> Tensor:
             counts = sums.unflatten(-1, (num_classes, num_rows, NUM_BINS))
             true, found, number = counts[..., :-2, :], counts[..., -2:-1, :], counts[..., -1, 0]
-            precisions = average_precision(true, found.expand_as(true), number[..., None].expand(true.shape[:-1]))
+            precisions = average_precision(
+                true, found.expand_as(true), number[..., None].expand(true.shape[:-1])
+            )
             return precisions.mean(-1).nanmean(-1)
 
         return Metric(per_example, True, size=num_classes * num_rows * NUM_BINS, value=value)
@@ -200,7 +245,9 @@ class Detection(NamedTuple):
 
 
 def ignored(target: Tensor) -> Tensor:
-    """The difficult objects of a target [N, M, 5] under their own classes, -1 in place of all others."""
+    """The difficult objects of a target [N, M, 5] under their own classes, -1 in place of all
+    others.
+    """
     return torch.cat([(IGNORED - target[..., :1]).clamp(min=-1), target[..., 1:]], -1)
 
 
@@ -214,26 +261,30 @@ def detection(
     width: int = 64,
     depth: int = 3,
 ) -> Task:
-    """Boxes and their classes; targets [N, M, 5]: class, x1, y1, x2, y2 in pixels of a picture of `size`, height and
-    width.
+    """Boxes and their classes; targets [N, M, 5]: class, x1, y1, x2, y2 in pixels of a picture of
+    `size`, height and width.
 
-    Rows of class -1 fill up what a picture has fewer boxes; a picture all of whose rows are -1 shows none, and one
-    whose boxes are unknown is masked. One in `stride` pixels is a place that answers for boxes; of boxes of one class
-    that overlap by more than `overlap` the best is kept. `width` is that of the decoder.
+    Rows of class -1 fill up what a picture has fewer boxes; a picture all of whose rows are -1
+    shows none, and one whose boxes are unknown is masked. One in `stride` pixels is a place that
+    answers for boxes; of boxes of one class that overlap by more than `overlap` the best is kept.
+    `width` is that of the decoder.
 
-    Metrics: `map`, COCO's average precision, the mean over classes and over IoU of 0.5, 0.55 .. 0.95, and `map_50` at
-    0.5 alone, of at most 100 boxes a picture with scores above 0.05. Within a picture boxes are ranked by their exact
-    scores, across pictures by 200 bins of them: those that share a bin count as found together, which never makes the
-    average precision higher. `readable` gives [N, 100, 6]: class or -1, corners, score.
+    Metrics: `map`, COCO's average precision, the mean over classes and over IoU of 0.5, 0.55 ..
+    0.95, and `map_50` at
+    0.5 alone, of at most 100 boxes a picture with scores above 0.05. Within a picture boxes are
+      ranked by their exact scores, across pictures by 200 bins of them: those that share a bin
+      count as found together, which never makes the average precision higher. `readable` gives [N,
+      100, 6]: class or -1, corners, score.
 
-    A difficult object of class c has the class -2 - c: it is neither to be found nor is it wrong to find it, as Pascal
-    VOC scores. A box found is left out of the score where it overlaps one of its class by 0.5 or more and is true at no
-    threshold; COCO decides threshold by threshold.
+    A difficult object of class c has the class -2 - c: it is neither to be found nor is it wrong to
+    find it, as Pascal VOC scores. A box found is left out of the score where it overlaps one of its
+    class by 0.5 or more and is true at no threshold; COCO decides threshold by threshold.
 
-    Deviations from the paper: one level of maps instead of five, so that boxes of all sizes share one map, the place
-    nearest to the middle of a box answers for it whatever its size; one tower of `depth` convolutions of `width` for
-    all three outputs instead of two of four by 256; distances by softplus instead of exp; losses are divided by the
-    places in objects of each picture, not of the batch.
+    Deviations from the paper: one level of maps instead of five, so that boxes of all sizes share
+    one map, the place nearest to the middle of a box answers for it whatever its size; one tower of
+    `depth` convolutions of `width` for all three outputs instead of two of four by 256; distances
+    by softplus instead of exp; losses are divided by the places in objects of each picture, not of
+    the batch.
     """
     places = (math.ceil(size[0] / stride), math.ceil(size[1] / stride))
     spec = Detection(num_classes, size, places, overlap)

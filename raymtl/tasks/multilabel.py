@@ -19,12 +19,13 @@ from raymtl.types import Metric, Task
 
 
 def multilabel(name: str, num_labels: int) -> Task:
-    """Binary cross-entropy of each label; targets are 0, 1 and nan, which is unknown: floating, [N, num_labels].
+    """Binary cross-entropy of each label; targets are 0, 1 and nan, which is unknown: floating, [N,
+    num_labels].
 
-    The loss of an example is the mean over its known labels; one without any counts as unlabelled. Metrics, each a
-    mean over labels: `auroc` and `average_precision` from a histogram (see `scores.auroc`); at a probability of 1/2
-    `f1` of the ones, where labels neither there nor predicted are left out, `accuracy` and `balanced_accuracy`;
-    `log_loss`.
+    The loss of an example is the mean over its known labels; one without any counts as unlabelled.
+    Metrics, each a mean over labels: `auroc` and `average_precision` from a histogram (see
+    `scores.auroc`); at a probability of 1/2 `f1` of the ones, where labels neither there nor
+    predicted are left out, `accuracy` and `balanced_accuracy`; `log_loss`.
     """
 
     def known(target: Tensor) -> Tensor:

@@ -13,13 +13,15 @@ LEAST = 1e-12  # squared length of a prediction, below which it has no direction
 
 
 def normals(name: str, size: tuple[int, int], *, width: int = 32) -> Task:
-    """1 - cosine of the angle at every pixel; targets are vectors of any length [N, 3, *size], 0 or nan where none.
+    """1 - cosine of the angle at every pixel; targets are vectors of any length [N, 3, *size], 0 or
+    nan where none.
 
-    The loss of a picture is the mean over its valid pixels (see `segmentation`); one without any counts as unlabelled.
+    The loss of a picture is the mean over its valid pixels (see `segmentation`); one without any
+    counts as unlabelled.
 
-    Metrics, over all valid pixels: the share whose angle is below 22.5, 11.25 and 30 degrees (`within_22`, `within_11`,
-    `within_30`); `mean_angle`, and `median_angle` from a histogram of bins of 0.1 degree, both in degrees. `width` is
-    that of the decoder.
+    Metrics, over all valid pixels: the share whose angle is below 22.5, 11.25 and 30 degrees
+    (`within_22`, `within_11`, `within_30`); `mean_angle`, and `median_angle` from a histogram of
+    bins of 0.1 degree, both in degrees. `width` is that of the decoder.
     """
 
     def valid(target: Tensor) -> Tensor:

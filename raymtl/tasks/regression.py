@@ -12,7 +12,9 @@ from raymtl.types import Metric, Task
 
 Loss = Literal["squared", "absolute", "huber"]
 CONSTANT = 1e-13
-"""Targets whose sum of squares about their mean is a smaller share of their sum of squares than this are all equal."""
+"""Targets whose sum of squares about their mean is a smaller share of their sum of squares than
+this are all equal.
+"""
 
 
 def _squared(error: Tensor) -> Tensor:
@@ -29,24 +31,35 @@ def _huber(error: Tensor) -> Tensor:
     return torch.where(size < 1, size.square() / 2, size - 0.5)
 
 
-LOSSES: dict[Loss, Callable[[Tensor], Tensor]] = {"squared": _squared, "absolute": _absolute, "huber": _huber}
+LOSSES: dict[Loss, Callable[[Tensor], Tensor]] = {
+    "squared": _squared,
+    "absolute": _absolute,
+    "huber": _huber,
+}
 
 
 def regression(
-    name: str, mean: float | Sequence[float], std: float | Sequence[float], *, loss: Loss = "squared"
+    name: str,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+    *,
+    loss: Loss = "squared",
 ) -> Task:
-    """Numbers, from their error in units of `std`; `mean` and `std` are those of the training targets.
+    """Numbers, from their error in units of `std`; `mean` and `std` are those of the training
+    targets.
 
-    Floats stand for one number, targets [N]; sequences of D floats for a vector, targets [N, D], in which nan stands
-    for a component that is missing. The loss is the squared error (no factor 1/2), the absolute one, or Huber's, of
-    the standardised target, a mean over the components that are there.
+    Floats stand for one number, targets [N]; sequences of D floats for a vector, targets [N, D], in
+    which nan stands for a component that is missing. The loss is the squared error (no factor 1/2),
+    the absolute one, or Huber's, of the standardised target, a mean over the components that are
+    there.
 
-    Targets may be float64, which they are best: they are standardised before they are rounded to what predictions
-    have, so that 1e9 +- 10 is learned and scored as 0 +- 10 is.
+    Targets may be float64, which they are best: they are standardised before they are rounded to
+    what predictions have, so that 1e9 +- 10 is learned and scored as 0 +- 10 is.
 
-    Metrics: `r2` = 1 - sum of squared errors / sum of squares about the mean of the scored targets, none where these
-    are all equal; `mae` and `rmse` in the target's own unit; `rrmse`, `rmse` divided by that of always predicting
-    `mean`, so that 1 is of no use whatever the unit. Those of a vector are means over its components.
+    Metrics: `r2` = 1 - sum of squared errors / sum of squares about the mean of the scored targets,
+    none where these are all equal; `mae` and `rmse` in the target's own unit; `rrmse`, `rmse`
+    divided by that of always predicting `mean`, so that 1 is of no use whatever the unit. Those of
+    a vector are means over its components.
     """
     if isinstance(mean, float | int) and isinstance(std, float | int):
         return _scalar(name, mean, std, LOSSES[loss])
@@ -56,13 +69,17 @@ def regression(
 
 def _scalar(name: str, mean: float, std: float, loss: Callable[[Tensor], Tensor]) -> Task:
     # Nothing of a number is missing: one that is nan is a mistake, which the loss shows.
-    vector = _vector(name, (mean,), (std,), loss, lambda target: torch.ones_like(target, dtype=torch.bool))
+    vector = _vector(
+        name, (mean,), (std,), loss, lambda target: torch.ones_like(target, dtype=torch.bool)
+    )
 
     def column(target: Tensor) -> Tensor:
         return target[:, None]
 
     def of_columns(metric: Metric) -> Metric:
-        return metric._replace(per_example=lambda prediction, target: metric.per_example(prediction, column(target)))
+        return metric._replace(
+            per_example=lambda prediction, target: metric.per_example(prediction, column(target))
+        )
 
     return vector._replace(
         loss=lambda prediction, target: vector.loss(prediction, column(target)),
@@ -75,9 +92,13 @@ def _scalar(name: str, mean: float, std: float, loss: Callable[[Tensor], Tensor]
 
 
 def _standardised(target: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Targets [N, D] -> as many standardised ones in the default precision, or float64 as the tests have it."""
+    """Targets [N, D] -> as many standardised ones in the default precision, or float64 as the tests
+    have it.
+    """
     values = target.double()  # what stands in for a masked label may be whole numbers
-    return ((values - values.new_tensor(mean)) / values.new_tensor(std)).to(torch.get_default_dtype())
+    return ((values - values.new_tensor(mean)) / values.new_tensor(std)).to(
+        torch.get_default_dtype()
+    )
 
 
 def _there(target: Tensor) -> Tensor:
@@ -99,13 +120,17 @@ def _vector(
         return torch.where(known(target), _standardised(target, mean, std), 0.0)
 
     def error(prediction: Tensor, target: Tensor) -> Tensor:
-        return torch.where(known(target), prediction - standardised(target).to(_at_least_single(prediction)), 0.0)
+        return torch.where(
+            known(target), prediction - standardised(target).to(_at_least_single(prediction)), 0.0
+        )
 
     def losses(prediction: Tensor, target: Tensor) -> Tensor:
         return mean_where(loss(error(prediction, target)), known(target))
 
     def parts(*columns: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        """Columns [N, D] of errors and targets in units of `std`, then which components are there, all in float64."""
+        """Columns [N, D] of errors and targets in units of `std`, then which components are there,
+        all in float64.
+        """
 
         def per_example(prediction: Tensor, target: Tensor) -> Tensor:
             off, own = error(prediction, target).double(), standardised(target).double()

@@ -1,6 +1,7 @@
 """What scores that are no means are made of: counts that add up, and how they are read.
 
-Everything per example runs under vmap; `value` functions take sums [..., size], whatever stands before.
+Everything per example runs under vmap; `value` functions take sums [..., size], whatever stands
+before.
 """
 
 import math
@@ -20,22 +21,32 @@ LARGEST_LOGIT = 1000.0
 """What lies beyond falls into the outermost bins."""
 
 Decisions = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Prediction and target -> decisions or logits [N, L], labels [N, L], and which of these are known [N, L]."""
+"""Prediction and target -> decisions or logits [N, L], labels [N, L], and which of these are known
+[N, L].
+"""
 
 
 def counted(index: Tensor, weights: Tensor, number: int) -> Tensor:
-    """How much falls on each of `number` places: index [N, ...] and weights [N, ...] -> [N, number]."""
+    """How much falls on each of `number` places: index [N, ...] and weights [N, ...] -> [N,
+    number].
+    """
     flat = weights.flatten(1)
     return flat.new_zeros(len(flat), number).scatter_add(1, index.flatten(1), flat)
 
 
 def share(of: Tensor, among: Tensor) -> Tensor:
-    """Sums of `of` where `among` holds, and how often it does: values and a mask [N, ...] -> [N, 2]."""
-    return torch.stack([torch.where(among, of, 0.0).flatten(1).sum(1), among.flatten(1).sum(1).to(of)], 1)
+    """Sums of `of` where `among` holds, and how often it does: values and a mask [N, ...] -> [N,
+    2].
+    """
+    return torch.stack(
+        [torch.where(among, of, 0.0).flatten(1).sum(1), among.flatten(1).sum(1).to(of)], 1
+    )
 
 
 def mean_where(of: Tensor, there: Tensor) -> Tensor:
-    """The mean of each example's values where they are there, 0 where none is: values and a mask [N, ...] -> [N]."""
+    """The mean of each example's values where they are there, 0 where none is: values and a mask
+    [N, ...] -> [N].
+    """
     return torch.where(there, of, 0.0).flatten(1).sum(1) / there.flatten(1).sum(1).clamp(min=1)
 
 
@@ -50,8 +61,12 @@ def mean_ratio(sums: Tensor, _: Tensor) -> Tensor:
     return (above / below).nanmean(-1)
 
 
-def pixel_mean(per_pixel: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], higher_is_better: bool) -> Metric:
-    """The mean over all valid pixels of all pictures; `per_pixel` gives values and which are valid, [N, ...] each."""
+def pixel_mean(
+    per_pixel: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], higher_is_better: bool
+) -> Metric:
+    """The mean over all valid pixels of all pictures; `per_pixel` gives values and which are valid,
+    [N, ...] each.
+    """
     return Metric(lambda p, t: share(*per_pixel(p, t)), higher_is_better, size=2, value=ratio)
 
 
@@ -66,13 +81,19 @@ def true_and_false(predicted: Tensor, truth: Tensor, known: Tensor) -> Tensor:
 
 
 def f1(num_labels: int, decided: Decisions, *, shown: bool = True) -> Metric:
-    """The mean over labels of 2 TP / (2 TP + FP + FN); labels that are neither there nor predicted are left out."""
+    """The mean over labels of 2 TP / (2 TP + FP + FN); labels that are neither there nor predicted
+    are left out.
+    """
     size = 2 * num_labels
-    return Metric(lambda p, t: true_and_false(*decided(p, t)), True, size=size, value=mean_ratio, shown=shown)
+    return Metric(
+        lambda p, t: true_and_false(*decided(p, t)), True, size=size, value=mean_ratio, shown=shown
+    )
 
 
 def balanced_accuracy(num_labels: int, decided: Decisions, *, shown: bool = False) -> Metric:
-    """The mean over labels of (TP / (TP + FN) + TN / (TN + FP)) / 2; labels without both are left out."""
+    """The mean over labels of (TP / (TP + FN) + TN / (TN + FP)) / 2; labels without both are left
+    out.
+    """
 
     def per_example(prediction: Tensor, target: Tensor) -> Tensor:
         predicted, truth, known = decided(prediction, target)
@@ -128,11 +149,13 @@ def _negatives_and_positives(sums: Tensor, num_labels: int) -> tuple[Tensor, Ten
 
 
 def auroc(num_labels: int, scored: Decisions) -> Metric:
-    """The mean over labels of the area under the ROC curve, the odds that a positive example is ranked higher.
+    """The mean over labels of the area under the ROC curve, the odds that a positive example is
+    ranked higher.
 
-    `scored` gives logits [N, L], labels [N, L] and which of these are known. Two examples whose logits are in one bin
-    (`logit_bin`) count as ranked alike, so that the area is off by at most half the share of such pairs among all pairs
-    of a positive and a negative one. Labels without both are left out.
+    `scored` gives logits [N, L], labels [N, L] and which of these are known. Two examples whose
+    logits are in one bin (`logit_bin`) count as ranked alike, so that the area is off by at most
+    half the share of such pairs among all pairs of a positive and a negative one. Labels without
+    both are left out.
     """
 
     def value(sums: Tensor, _: Tensor) -> Tensor:
@@ -146,9 +169,11 @@ def auroc(num_labels: int, scored: Decisions) -> Metric:
 
 
 def average_precision(num_labels: int, scored: Decisions) -> Metric:
-    """The mean over labels of sum (R_n - R_(n-1)) P_n over thresholds of the logit, as scikit-learn defines it.
+    """The mean over labels of sum (R_n - R_(n-1)) P_n over thresholds of the logit, as scikit-learn
+    defines it.
 
-    The examples in one of the bins of the logit share a threshold. Labels without a positive are left out.
+    The examples in one of the bins of the logit share a threshold. Labels without a positive are
+    left out.
     """
 
     def value(sums: Tensor, _: Tensor) -> Tensor:
@@ -162,7 +187,9 @@ def average_precision(num_labels: int, scored: Decisions) -> Metric:
     return Metric(_histogram(num_labels, scored), True, size=size, value=value, shown=False)
 
 
-def median(of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], most: float, num_bins: int) -> Metric:
+def median(
+    of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], most: float, num_bins: int
+) -> Metric:
     """The median of all valid values between 0 and `most`, lower is better, from a histogram.
 
     `of` gives values and which are valid. It is off by less than a bin, `most / num_bins`.

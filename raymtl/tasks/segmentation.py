@@ -9,13 +9,16 @@ from raymtl.types import Metric, Task
 
 
 def segmentation(name: str, num_classes: int, size: tuple[int, int], *, width: int = 32) -> Task:
-    """Cross-entropy of every pixel; targets are integers [N, *size], negative where a pixel is to be ignored.
+    """Cross-entropy of every pixel; targets are integers [N, *size], negative where a pixel is to
+    be ignored.
 
-    The loss of a picture is the mean over its valid pixels, and that of a batch the mean over its pictures, not over
-    the pixels of all: one with few valid pixels counts as much as another. A picture without any counts as unlabelled.
+    The loss of a picture is the mean over its valid pixels, and that of a batch the mean over its
+    pictures, not over the pixels of all: one with few valid pixels counts as much as another. A
+    picture without any counts as unlabelled.
 
-    Metrics: `miou`, the mean over classes of intersection / union, both over the pixels of all pictures, where classes
-    neither there nor predicted are left out; `pixel_accuracy` over all valid pixels. `width` is that of the decoder.
+    Metrics: `miou`, the mean over classes of intersection / union, both over the pixels of all
+    pictures, where classes neither there nor predicted are left out; `pixel_accuracy` over all
+    valid pixels. `width` is that of the decoder.
     """
 
     def valid(target: Tensor) -> Tensor:

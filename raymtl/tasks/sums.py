@@ -9,21 +9,32 @@ from raymtl.types import Batch, Counts, Metric, Task
 
 
 def label_counts(tasks: Sequence[Task], batch: Batch) -> Tensor:
-    """How many examples of the batch (of one episode) carry a label of each task, [K]; 0 of a task that it lacks."""
+    """How many examples of the batch (of one episode) carry a label of each task, [K]; 0 of a task
+    that it lacks.
+    """
     device = next(iter(batch.targets.values())).device
     counts = []
     for task in tasks:
-        known = _known(batch, task) if task.name in batch.targets else None
+        if task.name in batch.targets:
+            known = _known(batch, task)
+        else:
+            known = None
         if known is not None:
             counts.append(known.sum())
         else:
-            number = len(batch.targets[task.name]) if task.name in batch.targets else 0
+            if task.name in batch.targets:
+                number = len(batch.targets[task.name])
+            else:
+                number = 0
             counts.append(torch.tensor(number, device=device))
     return torch.stack(counts)
 
 
-def task_loss_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, ...]:
-    """Sum over the labelled examples of each task's loss: K scalars whose graphs are apart from each other.
+def task_loss_sums(
+    tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch
+) -> tuple[Tensor, ...]:
+    """Sum over the labelled examples of each task's loss: K scalars whose graphs are apart from
+    each other.
 
     0 for a task that the batch lacks.
     """
@@ -42,9 +53,11 @@ def loss_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: B
 
 
 def metric_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
-    """Sums over the labelled examples of what every metric of every task is made of, [sum of their sizes], float64.
+    """Sums over the labelled examples of what every metric of every task is made of, [sum of their
+    sizes], float64.
 
-    In the order of `metric_names`. In float64 because pixels of many pictures are more than float32 can count.
+    In the order of `metric_names`. In float64 because pixels of many pictures are more than float32
+    can count.
     """
     every: dict[str, Mapping[str, Tensor]] = {
         name: {"": torch.zeros(len(prediction), 1, dtype=torch.int64, device=prediction.device)}
@@ -60,10 +73,11 @@ def grouped_metric_sums(
     groups: Mapping[str, Mapping[str, Tensor]],
     num_groups: Mapping[str, int],
 ) -> dict[str, Tensor]:
-    """The same sums for each group of several partitions: partition -> [groups, sum of the sizes], float64.
+    """The same sums for each group of several partitions: partition -> [groups, sum of the sizes],
+    float64.
 
-    `groups` are task -> partition -> numbers of the groups that its examples are in, [N, k], -1 for none. A task that a
-    partition lacks adds nothing to it.
+    `groups` are task -> partition -> numbers of the groups that its examples are in, [N, k], -1 for
+    none. A task that a partition lacks adds nothing to it.
     """
     device = next(iter(predictions.values())).device
     sums: dict[str, list[Tensor]] = {name: [] for name in num_groups}
@@ -104,7 +118,9 @@ def _sums_by_group(
 
 
 def grouped_sums(values: Tensor, groups: Tensor, num_groups: int) -> Tensor:
-    """Sums of values [N, S] over the examples of each group, [num_groups, S]; groups are [N, k], -1 for none."""
+    """Sums of values [N, S] over the examples of each group, [num_groups, S]; groups are [N, k], -1
+    for none.
+    """
     out = values.new_zeros(num_groups, values.shape[1])
     for column in range(groups.shape[1]):
         group, here = _column(groups, column)
@@ -113,7 +129,9 @@ def grouped_sums(values: Tensor, groups: Tensor, num_groups: int) -> Tensor:
 
 
 def _column(groups: Tensor, column: int) -> tuple[Tensor, Tensor]:
-    """The groups [N] of one column, and which examples count in it: once a group, and not where there is none."""
+    """The groups [N] of one column, and which examples count in it: once a group, and not where
+    there is none.
+    """
     group = groups[:, column]
     repeated = (groups[:, :column] == group[:, None]).any(1)
     return group.clamp(min=0), ((group >= 0) & ~repeated).double()
@@ -130,13 +148,17 @@ def metric_names(tasks: Sequence[Task]) -> list[str]:
 
 
 def metric_parts(tasks: Sequence[Task], sums: Tensor) -> dict[str, Tensor]:
-    """What belongs to each metric, [..., size] by `metric_names`, of sums as `metric_sums` gives them, [..., S]."""
+    """What belongs to each metric, [..., size] by `metric_names`, of sums as `metric_sums` gives
+    them, [..., S].
+    """
     sizes = [metric.size for task in tasks for metric in task.metrics.values()]
     return dict(zip(metric_names(tasks), sums.split(sizes, -1), strict=True))
 
 
 def metric_values(tasks: Sequence[Task], sums: Tensor, counts: Tensor) -> dict[str, Tensor]:
-    """The scores, [...] by `metric_names`, of sums [..., S] and of the numbers of labelled examples, [..., K]."""
+    """The scores, [...] by `metric_names`, of sums [..., S] and of the numbers of labelled
+    examples, [..., K].
+    """
     parts = metric_parts(tasks, sums)
     return {
         f"{task.name}.{name}": metric.value(parts[f"{task.name}.{name}"], count)
@@ -149,7 +171,9 @@ def label_mask(batch: Batch, task: Task) -> Tensor:
     """Which examples of the batch have a label of the task, [N]."""
     known = _known(batch, task)
     target = batch.targets[task.name]
-    return torch.ones(len(target), dtype=torch.bool, device=target.device) if known is None else known
+    if known is None:
+        return torch.ones(len(target), dtype=torch.bool, device=target.device)
+    return known
 
 
 def _known(batch: Batch, task: Task) -> Tensor | None:
@@ -158,7 +182,9 @@ def _known(batch: Batch, task: Task) -> Tensor | None:
     if task.labelled is None:
         return mask
     says = task.labelled(batch.targets[task.name])
-    return says if mask is None else says & mask
+    if mask is None:
+        return says
+    return says & mask
 
 
 def _labelled_sum(batch: Batch, task: Task, values: Tensor) -> Tensor:
@@ -175,7 +201,9 @@ def _where_labelled(batch: Batch, task: Task, values: Tensor) -> Tensor:
 
 
 def _labels(batch: Batch, task: str) -> Tensor:
-    """The targets, 0 in place of those that are masked, which may hold anything: nan, or a class that is none."""
+    """The targets, 0 in place of those that are masked, which may hold anything: nan, or a class
+    that is none.
+    """
     target = batch.targets[task]
     if task not in batch.masks:
         return target

@@ -6,11 +6,12 @@ from contextlib import contextmanager
 
 from ray.exceptions import RayActorError
 
-from raymtl.cluster.checks import first_line
+from raymtl.cluster.doctor.check import first_line
 
 LOGGER = "ray.tune.execution.tune_controller"
-"""Where Tune logs each trial that failed, with the whole traceback. Its name is not of Ray's interface: where it is
-another one, the traceback comes back. Of Ray 2.60."""
+"""Where Tune logs each trial that failed, with the whole traceback. Its name is not of Ray's
+interface: where it is another one, the traceback comes back. Of Ray 2.60.
+"""
 
 
 class _OneLine(logging.Filter):
@@ -19,13 +20,16 @@ class _OneLine(logging.Filter):
         self.say = say
 
     def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
+        if record.exc_info:
+            error = record.exc_info[1]
+        else:
+            error = None
         if not isinstance(error, RayActorError):
             return True  # a fault of ours, whose traceback is wanted
         trial = record.getMessage().rpartition(" ")[2]
         self.say(
-            f"{trial}: its process or machine is lost ({first_line(error).rstrip('.')}). It goes on from its last "
-            "checkpoint, at most train.max_failures times."
+            f"{trial}: its process or machine is lost ({first_line(error).rstrip('.')}). It goes "
+            "on from its last checkpoint, at most train.max_failures times."
         )
         return False
 

@@ -8,12 +8,12 @@ from ray import tune
 from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from raymtl import runs
-from raymtl.cluster.room import DRIVER_MEMORY, Plan
+from raymtl.cluster.capacity import DRIVER_MEMORY, Plan
 from raymtl.config import Experiment
 from raymtl.data import Arrays
-from raymtl.fence import Attempt
-from raymtl.progress import View
+from raymtl.reporting.terminal import View
+from raymtl.storage import formats
+from raymtl.storage.fence import Attempt
 from raymtl.tune import shortage
 from raymtl.tune.lost import lost_in_one_line
 from raymtl.tune.searcher import Search
@@ -23,30 +23,47 @@ from raymtl.tune.watcher import Watcher, row_of, trial_name
 from raymtl.types import UserError
 
 if TYPE_CHECKING:
-    from raymtl.board.board import Board
+    from raymtl.reporting.ray_dashboard.dashboard import Dashboard
 
 
 def run_search(
-    experiment: Experiment, attempt: Attempt, arrays: Arrays, settings: Plan, view: View, board: "Board"
+    experiment: Experiment,
+    attempt: Attempt,
+    arrays: Arrays,
+    settings: Plan,
+    view: View,
+    board: "Dashboard",
 ) -> optuna.Study:
     """Runs the trials that the study still lacks, as an attempt at the run; returns it.
 
-    Raises UserError if the search was interrupted, and Superseded if another attempt took the place of this one.
+    Raises UserError if the search was interrupted, and Superseded if another attempt took the place
+    of this one.
     """
     run = attempt.folder
     search = Search(experiment, run, attempt)
     ended = [t for t in search.study.get_trials(deepcopy=False) if t.state.is_finished()]
     remaining = experiment.tune.trials - len(ended)
     for trial in ended:
-        view.show(f"trial {trial.number}", row_of(experiment, trial_rows(search.study)[trial.number]))
+        view.show(
+            f"trial {trial.number}", row_of(experiment, trial_rows(search.study)[trial.number])
+        )
     if remaining > 0:
         nested = settings.workers > 1
-        # Drivers of nested trainings take no CPU: the workers that they wait for need them. Ray wants them to take
-        # something, so it is some memory.
-        bundle = {"memory": DRIVER_MEMORY} if nested else {"CPU": settings.cpus, "GPU": settings.gpus}
-        resources = tune.PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}])
+        # Drivers of nested trainings take no CPU: the workers that they wait for need them. Ray
+        # wants them to take something, so it is some memory.
+        if nested:
+            bundle = {"memory": DRIVER_MEMORY}
+        else:
+            bundle = {"CPU": settings.cpus, "GPU": settings.gpus}
+        resources = tune.PlacementGroupFactory(
+            [{name: amount for name, amount in bundle.items() if amount}]
+        )
         runnable = tune.with_parameters(
-            run_trial, experiment=experiment.model_dump(mode="json"), run=str(run), arrays=arrays, plan=settings
+            run_trial,
+            experiment=experiment.model_dump(mode="json"),
+            run=str(run),
+            arrays=arrays,
+            plan=settings,
         )
         tuner = tune.Tuner(
             tune.with_resources(runnable, resources),
@@ -73,7 +90,7 @@ def run_search(
         except TuneError:  # as which Tune raises whatever the searcher raised
             attempt.check()
             raise
-    runs.write_rows(run / "trials.parquet", trial_rows(search.study), attempt.publish)
+    formats.write_rows(run / "trials.parquet", trial_rows(search.study), attempt.publish)
     known = search.study.get_trials(deepcopy=False)
     if len(known) < experiment.tune.trials or not all(trial.state.is_finished() for trial in known):
         raise UserError(f"{run}: the search was interrupted. Continue it with --resume.")

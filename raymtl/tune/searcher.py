@@ -11,30 +11,37 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from raymtl import runs, storage
 from raymtl.config import Experiment
-from raymtl.fence import Attempt
-from raymtl.search import default_params, suggest
+from raymtl.config.domains import default_params, suggest
+from raymtl.storage import atomic, formats
+from raymtl.storage.fence import Attempt
 from raymtl.tune.study import REPORT, open_study, trial_rows
 
 PROCESS_ENDED = "the trial's process ended with an error"
 TABLE_SHARE = 0.02
-"""Largest share of its time that a search spends on writing trials.parquet, which grows with every trial."""
+"""Largest share of its time that a search spends on writing trials.parquet, which grows with every
+trial.
+"""
 
 
 class Search(Searcher):
-    """Optuna as Ray Tune's search algorithm, telling it the truth, and resumable from its journal alone.
+    """Optuna as Ray Tune's search algorithm, telling it the truth, and resumable from its journal
+    alone.
 
-    It differs from Ray's OptunaSearch where that would harm a search: a trial that ASHA stopped is told as PRUNED and
-    not as a complete one with a truncated value, a diverged or failed one as FAIL instead of staying RUNNING, and the
-    sampler's chances are a function of (seed, trial number), so that a resumed search repeats no point and goes on as
-    if it had never stopped. Trials that a killed driver left unfinished are run again under their own number.
+    It differs from Ray's OptunaSearch where that would harm a search: a trial that ASHA stopped is
+    told as PRUNED and not as a complete one with a truncated value, a diverged or failed one as
+    FAIL instead of staying RUNNING, and the sampler's chances are a function of (seed, trial
+    number), so that a resumed search repeats no point and goes on as if it had never stopped.
+    Trials that a killed driver left unfinished are run again under their own number.
     """
 
     def __init__(self, experiment: Experiment, run: Path, attempt: Attempt | None = None) -> None:
         super().__init__()  # metric and mode are the study's own
         self.experiment, self.run = experiment, run
-        self.publish = attempt.publish if attempt else storage.publish
+        if attempt:
+            self.publish = attempt.publish
+        else:
+            self.publish = atomic.publish
         self.defaults = experiment.flat()
         self.study = open_study(run, experiment, attempt)
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -46,10 +53,14 @@ class Search(Searcher):
     def suggest(self, trial_id: str) -> Any:
         if self.unfinished:
             number = self.unfinished.pop(0)
-            self.study.sampler = self._sampler(number)  # it may have been killed before all its values were drawn
+            self.study.sampler = self._sampler(
+                number
+            )  # it may have been killed before all its values were drawn
             trial = self._trial(number)
         else:
-            known = self.study.get_trials(deepcopy=False)  # `study.trials` copies them all, which soon takes seconds
+            known = self.study.get_trials(
+                deepcopy=False
+            )  # `study.trials` copies them all, which soon takes seconds
             asked = [t for t in known if t.state != TrialState.WAITING]
             if len(asked) >= self.experiment.tune.trials:
                 return Searcher.FINISHED
@@ -63,7 +74,9 @@ class Search(Searcher):
         if values is None:
             drawn = suggest(self.experiment.search, self.defaults, trial)
             flat = self.experiment.override(drawn).flat()
-            values = {key: flat[key] for key in drawn}  # as validated: 1e-2 in YAML is a text until then
+            values = {
+                key: flat[key] for key in drawn
+            }  # as validated: 1e-2 in YAML is a text until then
             trial.set_user_attr("values", values)
         self.numbers[trial_id] = trial.number
         self.reported[trial.number] = set()
@@ -72,7 +85,8 @@ class Search(Searcher):
     def _sampler(self, number: int) -> TPESampler:
         settings = self.experiment.tune.sampler
         with warnings.catch_warnings():
-            # TPE's multivariate and group options call themselves experimental at every construction.
+            # TPE's multivariate and group options call themselves experimental at every
+            # construction.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return TPESampler(
                 n_startup_trials=settings.startup_trials,
@@ -94,12 +108,16 @@ class Search(Searcher):
         self.reported[number].add(step)
         trial = self._trial(number)
         # Each under a name of its own: the journal would repeat all of them with every one.
-        trial.set_user_attr(f"{REPORT}{step}", {key: value for key, value in result.items() if _is_metric(key)})
+        trial.set_user_attr(
+            f"{REPORT}{step}", {key: value for key, value in result.items() if _is_metric(key)}
+        )
         objective = result.get(self.experiment.tune.metrics[0])
         if len(self.experiment.tune.metrics) == 1 and objective is not None:
             trial.report(objective, step)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         number = self.numbers.pop(trial_id)
         result = result or {}
         values = [result.get(metric) for metric in self.experiment.tune.metrics]
@@ -118,19 +136,24 @@ class Search(Searcher):
         self._write_table()
 
     def _write_table(self) -> None:
-        """Writes trials.parquet, whole, in at most `TABLE_SHARE` of the time; `run_search` writes it at the end."""
+        """Writes trials.parquet, whole, in at most `TABLE_SHARE` of the time; `run_search` writes
+        it at the end.
+        """
         began = time.monotonic()
         if began >= self.write_from:
-            runs.write_rows(self.run / "trials.parquet", trial_rows(self.study), self.publish)
+            formats.write_rows(self.run / "trials.parquet", trial_rows(self.study), self.publish)
             ended = time.monotonic()
             self.write_from = ended + (ended - began) / TABLE_SHARE
 
     def _trial(self, number: int) -> optuna.Trial:
-        storage = self.study._storage
-        return optuna.Trial(self.study, storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number))
+        atomic = self.study._storage
+        return optuna.Trial(
+            self.study, atomic.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune keeps a pickle of its parts. Nothing is restored from it: the journal holds everything.
+        # Tune keeps a pickle of its parts. Nothing is restored from it: the journal holds
+        # everything.
         return {}
 
     def save(self, checkpoint_path: str) -> None:

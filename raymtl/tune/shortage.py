@@ -10,14 +10,20 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 
 @contextmanager
 def ends_the_trial_alone() -> Iterator[None]:
-    """Within it Tune takes such a trial for one whose process died: it is tried again, or fails, and the others go on.
+    """Within it Tune takes such a trial for one whose process died: it is tried again, or fails,
+    and the others go on.
 
-    Ray 2.60 knows this error of its own not where Tune waits for its trials, and would end the whole search.
+    Ray 2.60 knows this error of its own not where Tune waits for its trials, and would end the
+    whole search.
     """
     known = RayActorManager._actor_task_failed
 
     def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
-        lost = RayActorError(error_msg=str(exception)) if isinstance(exception, OutOfMemoryError) else exception
+        lost = (
+            RayActorError(error_msg=str(exception))
+            if isinstance(exception, OutOfMemoryError)
+            else exception
+        )
         known(self, tracked_actor_task=tracked_actor_task, exception=lost)
 
     RayActorManager._actor_task_failed = failed  # type: ignore[method-assign]

@@ -9,8 +9,8 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from raymtl.config import Experiment
-from raymtl.fence import Attempt
-from raymtl.journal import Journal
+from raymtl.storage.fence import Attempt
+from raymtl.storage.optuna_journal import Journal
 from raymtl.types import UserError
 
 STATES = {
@@ -25,18 +25,27 @@ REPORT = "report."
 
 
 def open_study(run: Path, experiment: Experiment, attempt: Attempt | None = None) -> optuna.Study:
-    """The study of the run folder, made if there is none; written by the `attempt` at the run, if one is given."""
+    """The study of the run folder, made if there is none; written by the `attempt` at the run, if
+    one is given.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     journal = JournalStorage(Journal(run / "study.journal", attempt))
     directions = [
-        StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE for mode in experiment.tune.modes
+        StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
+        for mode in experiment.tune.modes
     ]
-    return optuna.create_study(storage=journal, study_name=experiment.name, directions=directions, load_if_exists=True)
+    return optuna.create_study(
+        storage=journal, study_name=experiment.name, directions=directions, load_if_exists=True
+    )
 
 
 def reports(trial: optuna.trial.FrozenTrial) -> dict[int, dict[str, float]]:
     """Step -> what the trial reported then, in order."""
-    found = {int(key[len(REPORT) :]): value for key, value in trial.user_attrs.items() if key.startswith(REPORT)}
+    found = {
+        int(key[len(REPORT) :]): value
+        for key, value in trial.user_attrs.items()
+        if key.startswith(REPORT)
+    }
     return dict(sorted(found.items()))
 
 
@@ -74,5 +83,8 @@ def winner(study: optuna.Study, experiment: Experiment) -> optuna.trial.FrozenTr
             + (f"; the first failed because {reasons[0]}" if reasons else "")
             + ". Narrow the ranges under `search`."
         )
-    sign = 1 if experiment.tune.modes[0] == "max" else -1
+    if experiment.tune.modes[0] == "max":
+        sign = 1
+    else:
+        sign = -1
     return max(complete, key=lambda trial: (sign * trial.values[0], -trial.number))

@@ -3,31 +3,40 @@
 from pathlib import Path
 from typing import Any
 
-from raymtl.train import machine_leaving, observer, train  # isort: skip  (sets what Ray reads when it is imported)
-
 import ray
 import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from raymtl import checkpoint, config, fence, runs
-from raymtl.cluster.room import Plan
+from raymtl import config
+from raymtl.cluster.capacity import Plan
 from raymtl.config import Experiment
 from raymtl.data import Arrays
-from raymtl.loop import Host, local_batches, train_loop
+from raymtl.distributed.trainer import machine_leaving, train
+from raymtl.reporting.ray_metrics import observer
+from raymtl.storage import fence, formats
+from raymtl.training import checkpoint
+from raymtl.training.loop import TrainContext, local_batches, train_loop
 from raymtl.types import DivergedError, UserError
 
 
-def run_trial(values: dict[str, Any], experiment: dict[str, Any], run: str, arrays: Arrays, plan: Plan) -> None:
-    """One trial, a plain function: trains, reporting every score, from its last checkpoint if it was interrupted.
+def run_trial(
+    values: dict[str, Any], experiment: dict[str, Any], run: str, arrays: Arrays, plan: Plan
+) -> None:
+    """One trial, a plain function: trains, reporting every score, from its last checkpoint if it
+    was interrupted.
 
-    Scores from before the checkpoint are reported again, so that the scheduler decides as if nothing had happened. So
-    are those of workers of its own, since what they report in the moment that one is lost does not arrive.
+    Scores from before the checkpoint are reported again, so that the scheduler decides as if
+    nothing had happened. So are those of workers of its own, since what they report in the moment
+    that one is lost does not arrive.
     """
     number = values["number"]
-    chosen = config.parse(experiment).override({key: value for key, value in values.items() if key != "number"})
+    chosen = config.parse(experiment).override(
+        {key: value for key, value in values.items() if key != "number"}
+    )
     folder, name = Path(run) / "trials" / f"{number:04d}", f"{Path(run).name}/trial-{number:04d}"
-    # From here on nothing of an earlier attempt arrives, so what is reported again is all that was ever scored.
+    # From here on nothing of an earlier attempt arrives, so what is reported again is all that was
+    # ever scored.
     attempt = fence.claim(folder)
     attempt.publish(folder / "config.yaml", chosen.model_copy(update={"search": {}}).save)
     done = checkpoint.newest_step(folder)
@@ -42,18 +51,34 @@ def run_trial(values: dict[str, Any], experiment: dict[str, Any], run: str, arra
             return
         torch.set_num_threads(max(1, int(plan.cpus)))
         device = torch.device("cuda" if plan.gpus and torch.cuda.is_available() else "cpu")
-        host = Host(tune.report, observer(name, chosen.data.task_names), device=device, leaving=machine_leaving)
-        train_loop(chosen, arrays, local_batches(chosen, arrays), host, folder)
+        context = TrainContext(
+            tune.report,
+            observer(name, chosen.data.task_names),
+            device=device,
+            leaving=machine_leaving,
+        )
+        train_loop(chosen, arrays, local_batches(chosen, arrays), context, folder)
     except (DivergedError, UserError) as error:
         tune.report({"step": 0, "failed": str(error)})
 
 
 def _report_again(chosen: Experiment, folder: Path, steps: range) -> None:
     """Reports the scores of these steps that the history of the model folder holds."""
-    history = [row for row in runs.read_rows(folder / "history.parquet") if row["step"] < steps.stop] if steps else []
+    if steps:
+        history = [
+            row for row in formats.read_rows(folder / "history.parquet") if row["step"] < steps.stop
+        ]
+    else:
+        history = []
     params = sum(value.numel() for value in chosen.build().init_params().values())
     for row in history:
         if row["step"] in steps and row.get("val.score") is not None:
             seconds = sum(r["seconds"] for r in history if r["step"] <= row["step"])
-            scores = {key: value for key, value in row.items() if key.startswith("val.") and value is not None}
-            tune.report({**scores, "step": row["step"], "num_parameters": params, "seconds": seconds})
+            scores = {
+                key: value
+                for key, value in row.items()
+                if key.startswith("val.") and value is not None
+            }
+            tune.report(
+                {**scores, "step": row["step"], "num_parameters": params, "seconds": seconds}
+            )

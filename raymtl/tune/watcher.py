@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from raymtl.cluster.room import Plan
+from raymtl.cluster.capacity import Plan
 from raymtl.config import Experiment
-from raymtl.progress import Row, View, described
-from raymtl.pulse import Lookout
+from raymtl.reporting.terminal import Row, View, described
+from raymtl.training.heartbeat import StallMonitor
 from raymtl.tune.searcher import PROCESS_ENDED
 
 if TYPE_CHECKING:  # the processes of trials, which import this, do not need it
-    from raymtl.board.board import Board
+    from raymtl.reporting.ray_dashboard.dashboard import Dashboard
 
 LOOK_S = 2.0
 """How often it is looked whether a trial stands still."""
@@ -24,10 +24,12 @@ LOOK_S = 2.0
 class Watcher(tune.Callback):
     """Passes what Tune sees on to the view and to the board."""
 
-    def __init__(self, experiment: Experiment, run: Path, plan: Plan, view: View, board: "Board") -> None:
+    def __init__(
+        self, experiment: Experiment, run: Path, plan: Plan, view: View, board: "Dashboard"
+    ) -> None:
         self.experiment, self.plan, self.view, self.board = experiment, plan, view, board
         self.run = run
-        self.lookout = Lookout(view.say)
+        self.stall_monitor = StallMonitor(view.say)
         self.looked = -math.inf
 
     def __getstate__(self) -> dict[str, Any]:
@@ -37,7 +39,10 @@ class Watcher(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._show(trial, {}, "running")
         # Of several workers, it is a run of Ray Train by itself, and this actor waits for it.
-        actor = trial.temporary_state.ray_actor if self.plan.workers == 1 else None
+        if self.plan.workers == 1:
+            actor = trial.temporary_state.ray_actor
+        else:
+            actor = None
         resources = {"CPU": self.plan.cpus, "GPU": self.plan.gpus}
         self.board.started(trial_name(trial), _values(trial), actor, resources)
 
@@ -49,7 +54,7 @@ class Watcher(tune.Callback):
         for trial in trials:
             if trial.status == Trial.RUNNING:
                 number = trial.config["number"]
-                self.lookout.look(f"trial {number}", self.run / "trials" / f"{number:04d}")
+                self.stall_monitor.look(f"trial {number}", self.run / "trials" / f"{number:04d}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -60,10 +65,17 @@ class Watcher(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
         pruned = result.get("step", 0) < self.experiment.train.steps
-        state = "failed" if "failed" in result else "pruned" if pruned else "complete"
+        if "failed" in result:
+            state = "failed"
+        elif pruned:
+            state = "pruned"
+        else:
+            state = "complete"
         shown = self._show(trial, result, state)
         at = f"at step {shown.step} of {shown.steps}"
-        self.board.ended(trial_name(trial), state, result.get("failed") or f"{at} {shown.score}".rstrip())
+        self.board.ended(
+            trial_name(trial), state, result.get("failed") or f"{at} {shown.score}".rstrip()
+        )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._show(trial, trial.last_result or {}, "failed")
@@ -98,7 +110,14 @@ def _values(trial: Any) -> dict[str, Any]:
 def row_of(experiment: Experiment, row: dict[str, Any]) -> Row:
     """What the view shows of a row of trials.parquet."""
     metric = experiment.tune.metrics[0]
-    score = f"{metric} {row[metric]:.4f}" if row.get(metric) is not None else ""
+    if row.get(metric) is not None:
+        score = f"{metric} {row[metric]:.4f}"
+    else:
+        score = ""
     return Row(
-        row["step"], experiment.train.steps, row["state"], score, row.get("reason") or described(row, experiment.search)
+        row["step"],
+        experiment.train.steps,
+        row["state"],
+        score,
+        row.get("reason") or described(row, experiment.search),
     )

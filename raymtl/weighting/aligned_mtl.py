@@ -1,6 +1,7 @@
 """Aligned-MTL, independent component alignment (Senushkin et al., 2023, arXiv:2305.19000).
 
-B = sigma V S^-1 V', with G = V S^2 V' the Gramian; the rows of B J are orthogonal and of length sigma. Weights = B 1.
+B = sigma V S^-1 V', with G = V S^2 V' the Gramian; the rows of B J are orthogonal and of length
+sigma. Weights = B 1.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,9 @@ def aligned(products: Array, rounding: float, scale: Scale) -> Array:
     values, vectors = spectrum(products, rounding)
     if not len(values):
         return np.eye(len(products))
-    square = {"min": values[0], "median": values[(len(values) - 1) // 2], "rmse": values.mean()}[scale]
+    square = {"min": values[0], "median": values[(len(values) - 1) // 2], "rmse": values.mean()}[
+        scale
+    ]
     matrix: Array = vectors * np.sqrt(square / values) @ vectors.T
     return matrix
 
@@ -29,9 +32,10 @@ def aligned(products: Array, rounding: float, scale: Scale) -> Array:
 class AlignedMTL(LossWeighting):
     """Sums the gradients after their principal components have been scaled to the same length.
 
-    The sum, where the paper has a mean by preferences (TorchJD returns 1/K of it), so that equal gradients give their
-    plain sum. The common length sigma is the smallest singular value above rounding ("min", the paper's), the lower
-    median or the root of the mean square ("rmse"). A task whose gradient is zero weighs 0.
+    The sum, where the paper has a mean by preferences (TorchJD returns 1/K of it), so that equal
+    gradients give their plain sum. The common length sigma is the smallest singular value above
+    rounding ("min", the paper's), the lower median or the root of the mean square ("rmse"). A task
+    whose gradient is zero weighs 0.
     """
 
     def __init__(self, num_tasks: int, scale: Scale) -> None:
@@ -40,14 +44,19 @@ class AlignedMTL(LossWeighting):
 
     def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
         assert jacobian is not None
-        return solved(lambda products, rounding: aligned(products, rounding, self.scale).sum(1), jacobian.gramian())
+        return solved(
+            lambda products, rounding: aligned(products, rounding, self.scale).sum(1),
+            jacobian.gramian(),
+        )
 
 
 class AlignedMTLSpec(WeightingSpecBase):
     """Sums gradients whose principal components have been brought to one length, chosen by `scale`."""
 
     name: Literal["aligned_mtl"] = "aligned_mtl"
-    helps: ClassVar[str] = "the joint problem is ill-conditioned: gradients dominate or are nearly parallel"
+    helps: ClassVar[str] = (
+        "the joint problem is ill-conditioned: gradients dominate or are nearly parallel"
+    )
     needs_gradients: ClassVar[bool] = True
     scale: Scale = "min"
 

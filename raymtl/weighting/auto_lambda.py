@@ -1,6 +1,7 @@
 """Auto-Lambda (Liu et al., 2022, arXiv:2202.03091).
 
-min over lambda of sum_{t primary} L_t^val(theta'), theta' = theta - alpha grad sum_s lambda_s L_s^train(theta).
+min over lambda of sum_{t primary} L_t^val(theta'), theta' = theta - alpha grad sum_s lambda_s
+L_s^train(theta).
 """
 
 from collections.abc import Sequence
@@ -18,8 +19,8 @@ from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
 def hypergradient(now: Tensor, before: Tensor) -> Tensor:
     """d/d lambda_s of the primary tasks' loss after a step of rate 1 along sum_s lambda_s g_s: [K].
 
-    `now` [P] is that loss's gradient where the step led, `before` [K, P] the gradients g_s that it followed. A step
-    of rate alpha has alpha times as much.
+    `now` [P] is that loss's gradient where the step led, `before` [K, P] the gradients g_s that it
+    followed. A step of rate alpha has alpha times as much.
     """
     return -before @ now
 
@@ -27,16 +28,18 @@ def hypergradient(now: Tensor, before: Tensor) -> Tensor:
 class AutoLambda(LossWeighting):
     """Raises the weights whose gradients helped the primary tasks on the batch that came next.
 
-    Every batch is fresh, so the next step's batch serves as the validation batch. For an outer step of plain SGD at
-    rate alpha, -alpha <sum_t g_t(now), g_s(previous)> is the paper's hypergradient itself, of disjoint training and
-    validation batches and without its finite differences, but it comes one step later, when the move has been made.
-    For another outer optimiser it leaves out what that makes of the gradient. Where step and label patterns differ,
-    `previous` is the last step that had labels of task s, which is true to first order in alpha.
+    Every batch is fresh, so the next step's batch serves as the validation batch. For an outer step
+    of plain SGD at rate alpha, -alpha <sum_t g_t(now), g_s(previous)> is the paper's hypergradient
+    itself, of disjoint training and validation batches and without its finite differences, but it
+    comes one step later, when the move has been made. For another outer optimiser it leaves out
+    what that makes of the gradient. Where step and label patterns differ, `previous` is the last
+    step that had labels of task s, which is true to first order in alpha.
 
-    lambda descends by an Adam of its own, as in the authors' code, to which the size of alpha makes no difference; but
-    in log lambda, so that lambda stays positive and `lr` is a relative change. It starts at 1 (0.1 in the paper, which
-    is a tenth of the learning rate) and is not renormalised, for its sum is learned too; the inner loop's weights are
-    scaled to sum to num_tasks. Gradients are on the shared parameters, the only ones that lambda acts on. Keeps a
+    lambda descends by an Adam of its own, as in the authors' code, to which the size of alpha makes
+    no difference; but in log lambda, so that lambda stays positive and `lr` is a relative change.
+    It starts at 1 (0.1 in the paper, which is a tenth of the learning rate) and is not
+    renormalised, for its sum is learned too; the inner loop's weights are scaled to sum to
+    num_tasks. Gradients are on the shared parameters, the only ones that lambda acts on. Keeps a
     gradient a task.
     """
 
@@ -68,7 +71,10 @@ class AutoLambda(LossWeighting):
         return self.log_lambda[tasks].exp()
 
     def _move(self, rows: Tensor, tasks: Tensor) -> None:
-        previous = self.previous.to(rows) if self.previous.numel() else rows.new_zeros(self.num_tasks, rows.shape[1])
+        if self.previous.numel():
+            previous = self.previous.to(rows)
+        else:
+            previous = rows.new_zeros(self.num_tasks, rows.shape[1])
         log_lambda, state = self.log_lambda.to(rows), self.moments.to(rows)
         own = log_lambda[tasks]
         slope = own.exp() * hypergradient(self.primary.to(rows)[tasks] @ rows, previous[tasks])
@@ -79,7 +85,9 @@ class AutoLambda(LossWeighting):
 
 
 class AutoLambdaSpec(WeightingSpecBase):
-    """Learns weights that help the `primary` tasks, all where none is named; `lr` is how fast weights move."""
+    """Learns weights that help the `primary` tasks, all where none is named; `lr` is how fast
+    weights move.
+    """
 
     name: Literal["auto_lambda"] = "auto_lambda"
     helps: ClassVar[str] = "a few tasks are what counts, the others are there to help them"

@@ -1,4 +1,6 @@
-"""What every loss weighting offers: from the losses, and if it asks for them the gradients, to weights or a total."""
+"""What every loss weighting offers: from the losses, and if it asks for them the gradients, to
+weights or a total.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +13,8 @@ from raymtl.types import Spec, Task
 
 
 class Jacobian(Protocol):
-    """The gradients of the task losses on the shared parameters, one row a task, summed over all workers.
+    """The gradients of the task losses on the shared parameters, one row a task, summed over all
+    workers.
 
     The rows are computed when first asked for, at the cost of one backward pass a task.
     """
@@ -20,27 +23,37 @@ class Jacobian(Protocol):
         """Inner products of the rows, [K, K]."""
 
     def change(self, rows: Callable[[Tensor], Tensor]) -> None:
-        """Puts `rows(the rows [K, P])`, [K, P], in their place, for methods that act on single coordinates.
+        """Puts `rows(the rows [K, P])`, [K, P], in their place, for methods that act on single
+        coordinates.
 
-        The function sees the same whole rows on every worker. The Gramian, and the sum that the weights are for, are
-        those of the changed rows from then on.
+        The function sees the same whole rows on every worker. The Gramian, and the sum that the
+        weights are for, are those of the changed rows from then on.
         """
 
 
 class LossWeighting(nn.Module, ABC):
-    """Learned weights are parameters, other state is buffers: both are checkpointed, and equal on all workers."""
+    """Learned weights are parameters, other state is buffers: both are checkpointed, and equal on
+    all workers.
+    """
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
         self.num_tasks = num_tasks
 
     def forward(
-        self, losses: Tensor | None = None, jacobian: Jacobian | None = None, tasks: Tensor | None = None
+        self,
+        losses: Tensor | None = None,
+        jacobian: Jacobian | None = None,
+        tasks: Tensor | None = None,
     ) -> Tensor:
-        """`weigh` for the outer step; without losses `loss_weights` for the inner loop. All tasks unless told."""
+        """`weigh` for the outer step; without losses `loss_weights` for the inner loop. All tasks
+        unless told.
+        """
         if losses is None:
             return self.loss_weights()
-        return self.weigh(losses, jacobian, torch.arange(self.num_tasks) if tasks is None else tasks)
+        return self.weigh(
+            losses, jacobian, torch.arange(self.num_tasks) if tasks is None else tasks
+        )
 
     def loss_weights(self) -> Tensor:
         """Weights [num_tasks] of the losses in the inner loop; must not move any state.
@@ -51,12 +64,13 @@ class LossWeighting(nn.Module, ABC):
 
     @abstractmethod
     def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        """Weights [K] of the tasks that have labels in this outer step, or a scalar total to differentiate.
+        """Weights [K] of the tasks that have labels in this outer step, or a scalar total to
+        differentiate.
 
-        `losses` [K] are means over all workers and episodes, without a graph unless the total asks for one, and
-        `tasks` [K] says which of the `num_tasks` tasks they belong to: state of the others must stay as it is.
-        `jacobian` is there where the spec says `needs_gradients`. Called once a step, on all workers with equal
-        arguments, so state moves alike on all of them.
+        `losses` [K] are means over all workers and episodes, without a graph unless the total asks
+        for one, and `tasks` [K] says which of the `num_tasks` tasks they belong to: state of the
+        others must stay as it is. `jacobian` is there where the spec says `needs_gradients`. Called
+        once a step, on all workers with equal arguments, so state moves alike on all of them.
         """
 
     def state(self) -> dict[str, Tensor]:
@@ -64,12 +78,16 @@ class LossWeighting(nn.Module, ABC):
         return {name: value.clone() for name, value in self.named_buffers()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Takes a state back, whatever the shapes of its buffers, which may have grown since construction."""
+        """Takes a state back, whatever the shapes of its buffers, which may have grown since
+        construction.
+        """
         for name, value in self.named_buffers():
             setattr(self, name, state[name].to(value.device, copy=True))
 
     def observe(self, before: Tensor, after: Tensor, tasks: Tensor) -> None:
-        """Takes the losses [K] of the same batch before and after the move, where the spec says `looks_back`."""
+        """Takes the losses [K] of the same batch before and after the move, where the spec says
+        `needs_post_step_losses`.
+        """
 
 
 class WeightingSpecBase(Spec, ABC):
@@ -81,11 +99,15 @@ class WeightingSpecBase(Spec, ABC):
     needs_gradients: ClassVar[bool] = False
     """Whether the method needs the Jacobian: one backward pass a task."""
 
-    looks_back: ClassVar[bool] = False
-    """Whether the method needs the losses of the same batch once more after the move: one forward pass."""
+    needs_post_step_losses: ClassVar[bool] = False
+    """Whether the method needs the losses of the same batch once more after the move: one forward
+    pass.
+    """
 
     def check(self, tasks: Sequence[str]) -> tuple[str, str] | None:
-        """What cannot be on these tasks: the key below `weighting.` and a sentence; None where all is well."""
+        """What cannot be on these tasks: the key below `weighting.` and a sentence; None where all
+        is well.
+        """
         return None
 
     @abstractmethod

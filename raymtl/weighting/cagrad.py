@@ -1,7 +1,8 @@
 """CAGrad, conflict-averse gradient descent (Liu et al., 2021, arXiv:2110.14048).
 
-max over d of min_t <g_t, d> where |d - g_0| <= c |g_0|, with g_0 the mean gradient. Its dual, with g_w = sum_t w_t g_t:
-min over the simplex of <g_0, g_w> + c |g_0| |g_w|, and d = g_0 + c |g_0| g_w / |g_w|.
+max over d of min_t <g_t, d> where |d - g_0| <= c |g_0|, with g_0 the mean gradient. Its dual, with
+g_w = sum_t w_t g_t: min over the simplex of <g_0, g_w> + c |g_0| |g_w|, and d = g_0 + c |g_0| g_w /
+|g_w|.
 """
 
 from collections.abc import Sequence
@@ -23,8 +24,9 @@ SHORTEST = 1e-8
 def averse(products: Array, rounding: float, c: float) -> Array:
     """K / (1 + c) times the weights [K] of the paper's d.
 
-    |g_w| is the least of (|g_w|^2 / r + r) / 2 over r > 0, at r = |g_w|. For a given r the dual is the shortest point
-    of a hull, of g_t + r g_0 / (c |g_0|); which leaves one equation in one unknown.
+    |g_w| is the least of (|g_w|^2 / r + r) / 2 over r > 0, at r = |g_w|. For a given r the dual is
+      the shortest point of a hull, of g_t + r g_0 / (c |g_0|); which leaves one equation in one
+      unknown.
     """
     columns = factor(products)
     mean = columns.mean(1)
@@ -46,12 +48,13 @@ def averse(products: Array, rounding: float, c: float) -> Array:
 
 
 class CAGrad(LossWeighting):
-    """Of all directions near the mean gradient, the one along which the task that improves least improves most.
+    """Of all directions near the mean gradient, the one along which the task that improves least
+    improves most.
 
-    The paper's d times K / (1 + c) (TorchJD returns (1 + c) / K of it): so equal gradients give their plain sum. The
-    factor 1 / (1 + c) is one of the rescalings in the authors' code. Where gradients are nearly opposite the weights
-    grow as 1 / |g_w|, which is held above 1e-8 of the longest gradient. A task whose gradient is zero takes no part,
-    also not in the mean.
+    The paper's d times K / (1 + c) (TorchJD returns (1 + c) / K of it): so equal gradients give
+    their plain sum. The factor 1 / (1 + c) is one of the rescalings in the authors' code. Where
+    gradients are nearly opposite the weights grow as 1 / |g_w|, which is held above 1e-8 of the
+    longest gradient. A task whose gradient is zero takes no part, also not in the mean.
     """
 
     def __init__(self, num_tasks: int, c: float) -> None:
@@ -64,7 +67,8 @@ class CAGrad(LossWeighting):
 
 
 class CAGradSpec(WeightingSpecBase):
-    """The best worst improvement among the directions within `c` times its length from the mean gradient.
+    """The best worst improvement among the directions within `c` times its length from the mean
+    gradient.
 
     c = 0 is the mean gradient itself; towards 1 the conflicts count more.
     """

@@ -18,15 +18,19 @@ def conflict_free(products: Array, rounding: float) -> Array:
     weights = equal_projections(products, rounding)
     gains = products @ weights
     square = weights @ gains
-    return weights if square <= 0 else gains.sum() / square * weights
+    if square <= 0:
+        return weights
+    return gains.sum() / square * weights
 
 
 class ConFIG(LossWeighting):
-    """The direction that has the same positive cosine with every task's gradient, as long as their projections on it.
+    """The direction that has the same positive cosine with every task's gradient, as long as their
+    projections on it.
 
-    Equal gradients give their plain sum. Weights may be negative. The pseudo-inverse is taken by the Gramian, so it
-    drops singular values of U below sqrt(K eps) of the largest. Linearly dependent gradients get the cosines nearest
-    to equal, opposite ones weigh 0. A task whose gradient is zero takes no part.
+    Equal gradients give their plain sum. Weights may be negative. The pseudo-inverse is taken by
+    the Gramian, so it drops singular values of U below sqrt(K eps) of the largest. Linearly
+    dependent gradients get the cosines nearest to equal, opposite ones weigh 0. A task whose
+    gradient is zero takes no part.
     """
 
     def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
@@ -38,7 +42,9 @@ class ConFIGSpec(WeightingSpecBase):
     """A joint gradient with equal cosines to those of all tasks; no hyperparameters."""
 
     name: Literal["config"] = "config"
-    helps: ClassVar[str] = "tasks of very different gradient sizes, such as the terms of a physical loss"
+    helps: ClassVar[str] = (
+        "tasks of very different gradient sizes, such as the terms of a physical loss"
+    )
     needs_gradients: ClassVar[bool] = True
 
     def build(self, tasks: Sequence[Task]) -> ConFIG:

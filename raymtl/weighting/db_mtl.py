@@ -17,12 +17,13 @@ FLOOR = 1e-8
 
 
 class DBMTL(LossWeighting):
-    """Balances the losses by their logarithm, and the averaged gradients of these by scaling all to the largest norm.
+    """Balances the losses by their logarithm, and the averaged gradients of these by scaling all to
+    the largest norm.
 
-    The weights multiply e_t, so they are at least 1, and the joint gradient is that of log losses, as in the paper:
-    it is in units of 1, not of the losses, and does not shrink as they do. The averages e_t start at 0, as in the
-    paper. Parameters of one task alone follow the gradient of L_t itself (in the paper of log L_t). A loss below 1e-8
-    counts as 1e-8. Keeps a gradient a task.
+    The weights multiply e_t, so they are at least 1, and the joint gradient is that of log losses,
+    as in the paper: it is in units of 1, not of the losses, and does not shrink as they do. The
+    averages e_t start at 0, as in the paper. Parameters of one task alone follow the gradient of
+    L_t itself (in the paper of log L_t). A loss below 1e-8 counts as 1e-8. Keeps a gradient a task.
     """
 
     averages: Tensor
@@ -37,7 +38,10 @@ class DBMTL(LossWeighting):
         scale = losses.detach().clamp(min=FLOOR)[:, None]
 
         def average(rows: Tensor) -> Tensor:
-            old = self.averages.to(rows) if self.averages.numel() else rows.new_zeros(self.num_tasks, rows.shape[1])
+            if self.averages.numel():
+                old = self.averages.to(rows)
+            else:
+                old = rows.new_zeros(self.num_tasks, rows.shape[1])
             moved = self.beta * old[tasks] + (1 - self.beta) * rows / scale
             self.averages = old.index_put((tasks,), moved)
             return moved
@@ -49,7 +53,9 @@ class DBMTL(LossWeighting):
 
 
 class DBMTLSpec(WeightingSpecBase):
-    """Log losses and gradients of equal norm, averaged over steps; `beta` is the share of the past in the average."""
+    """Log losses and gradients of equal norm, averaged over steps; `beta` is the share of the past
+    in the average.
+    """
 
     name: Literal["db_mtl"] = "db_mtl"
     helps: ClassVar[str] = "losses and gradients both differ in scale"

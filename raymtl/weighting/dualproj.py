@@ -1,6 +1,7 @@
 """DualProj, the sum of the gradients projected (GEM; Lopez-Paz & Ranzato, 2017, arXiv:1706.08840).
 
-min |d - sum_t g_t|^2 where <g_s, d> >= 0 for all s; d = sum_t v_t g_t with v = argmin of v'Gv over v >= 1.
+min |d - sum_t g_t|^2 where <g_s, d> >= 0 for all s; d = sum_t v_t g_t with v = argmin of v'Gv over
+v >= 1.
 """
 
 from collections.abc import Sequence
@@ -22,9 +23,10 @@ def projected_sum(products: Array, rounding: float) -> Array:
 class DualProj(LossWeighting):
     """The direction nearest to the sum of the gradients that conflicts with none of them.
 
-    GEM projects the current task's gradient so; here it is the sum (TorchJD projects the mean and returns 1/K of it),
-    so that without conflict it is the gradient of the sum of the losses. Solved exactly, without the regularisation
-    1e-4 that TorchJD adds by default. A gradient that is zero conflicts with none and weighs 1.
+    GEM projects the current task's gradient so; here it is the sum (TorchJD projects the mean and
+    returns 1/K of it), so that without conflict it is the gradient of the sum of the losses. Solved
+    exactly, without the regularisation 1e-4 that TorchJD adds by default. A gradient that is zero
+    conflicts with none and weighs 1.
     """
 
     def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:

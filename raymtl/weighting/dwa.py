@@ -1,4 +1,6 @@
-"""Dynamic weight average, DWA (Liu et al., 2019, arXiv:1803.10704): w = K softmax(r / T), r_t = L_t(i-1) / L_t(i-2)."""
+"""Dynamic weight average, DWA (Liu et al., 2019, arXiv:1803.10704): w = K softmax(r / T), r_t =
+L_t(i-1) / L_t(i-2).
+"""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -14,9 +16,9 @@ from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
 class DWA(LossWeighting):
     """A task whose loss falls more slowly than the others' weighs more.
 
-    L_t(i) is the mean loss of task t over window i. The paper's windows are epochs; here, where batches do not come
-    in epochs, `period` steps that have labels of the task. r_t is 1, as the paper starts it, until task t has two
-    full windows, and where the older mean is 0.
+    L_t(i) is the mean loss of task t over window i. The paper's windows are epochs; here, where
+    batches do not come in epochs, `period` steps that have labels of the task. r_t is 1, as the
+    paper starts it, until task t has two full windows, and where the older mean is 0.
     """
 
     windows: Tensor
@@ -24,7 +26,8 @@ class DWA(LossWeighting):
     def __init__(self, num_tasks: int, period: int, temperature: float) -> None:
         super().__init__(num_tasks)
         self.period, self.temperature = period, temperature
-        # A row a task: sum and number of the losses of the open window, mean of the last full one, of the one before.
+        # A row a task: sum and number of the losses of the open window, mean of the last full one,
+        # of the one before.
         self.register_buffer("windows", torch.zeros(num_tasks, 4))
 
     def loss_weights(self) -> Tensor:
@@ -34,7 +37,9 @@ class DWA(LossWeighting):
         windows = self.windows.to(losses)
         total, number, last, older = windows[tasks].unbind(1)
         total, number = total + losses.detach(), number + 1
-        closed = torch.stack([torch.zeros_like(total), torch.zeros_like(total), total / number, last], 1)
+        closed = torch.stack(
+            [torch.zeros_like(total), torch.zeros_like(total), total / number, last], 1
+        )
         still_open = torch.stack([total, number, last, older], 1)
         rows = torch.where((number == self.period)[:, None], closed, still_open)
         self.windows = windows.index_put((tasks,), rows)
@@ -47,7 +52,9 @@ class DWA(LossWeighting):
 
 
 class DWASpec(WeightingSpecBase):
-    """Tasks whose loss falls slowly weigh more; `period` is the window's steps, a high `temperature` evens out."""
+    """Tasks whose loss falls slowly weigh more; `period` is the window's steps, a high
+    `temperature` evens out.
+    """
 
     name: Literal["dwa"] = "dwa"
     helps: ClassVar[str] = "some tasks learn more slowly than others; costs nothing"

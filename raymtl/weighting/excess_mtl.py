@@ -1,6 +1,7 @@
 """ExcessMTL (He et al., 2024, arXiv:2402.02009).
 
-Excess risk E_t = g_t^T H_t^-1 g_t, H_t = diag(sqrt(sum over steps of g_t^2)); w_t <- w_t exp(lr E_t / E_t(0)).
+Excess risk E_t = g_t^T H_t^-1 g_t, H_t = diag(sqrt(sum over steps of g_t^2)); w_t <- w_t exp(lr E_t
+/ E_t(0)).
 """
 
 from collections.abc import Sequence
@@ -18,13 +19,15 @@ BLOCK = 1 << 14  # columns that are worked on at once, so that they stay in a CP
 
 
 class ExcessMTL(LossWeighting):
-    """Gives weight to the tasks that are furthest from what they could reach, whatever their label noise.
+    """Gives weight to the tasks that are furthest from what they could reach, whatever their label
+    noise.
 
-    E_t(0) is the mean of E_t over the first `warmup` steps that have labels of task t; until then E_t / E_t(0) counts
-    as 1, which moves nothing while all tasks warm up. The weights sum to K, in the paper to 1; the tasks of a step
-    share among them what they had before, so that all sum to num_tasks. A step is weighed after w has moved.
-    Gradients are on the shared parameters; those of one task alone follow its loss unweighted. Keeps the sum of the
-    squared gradients, one gradient's size a task.
+    E_t(0) is the mean of E_t over the first `warmup` steps that have labels of task t; until then
+    E_t / E_t(0) counts as 1, which moves nothing while all tasks warm up. The weights sum to K, in
+    the paper to 1; the tasks of a step share among them what they had before, so that all sum to
+    num_tasks. A step is weighed after w has moved. Gradients are on the shared parameters; those of
+    one task alone follow its loss unweighted. Keeps the sum of the squared gradients, one
+    gradient's size a task.
     """
 
     log_weights: Tensor
@@ -36,7 +39,9 @@ class ExcessMTL(LossWeighting):
         self.lr, self.warmup = lr, warmup
         self.register_buffer("log_weights", torch.zeros(num_tasks))
         self.register_buffer("squares", torch.zeros(num_tasks, 0))
-        self.register_buffer("baseline", torch.zeros(num_tasks, 2))  # a row a task: E_t(0), and of how many steps
+        self.register_buffer(
+            "baseline", torch.zeros(num_tasks, 2)
+        )  # a row a task: E_t(0), and of how many steps
 
     def loss_weights(self) -> Tensor:
         return self.log_weights.exp()
@@ -52,10 +57,15 @@ class ExcessMTL(LossWeighting):
         return len(tasks) * self.log_weights[tasks].softmax(0)
 
     def _move(self, rows: Tensor, tasks: Tensor) -> None:
-        kept = self.squares if self.squares.numel() else rows.new_zeros(self.num_tasks, rows.shape[1])
+        if self.squares.numel():
+            kept = self.squares
+        else:
+            kept = rows.new_zeros(self.num_tasks, rows.shape[1])
         self.squares = kept.to(rows)
         excess = rows.new_zeros(len(rows))
-        for gradients, squares in zip(rows.split(BLOCK, dim=1), self.squares.split(BLOCK, dim=1), strict=True):
+        for gradients, squares in zip(
+            rows.split(BLOCK, dim=1), self.squares.split(BLOCK, dim=1), strict=True
+        ):
             new = gradients.square()
             summed = squares.index_add_(0, tasks.to(rows.device), new)[tasks]
             excess += (new / (summed + EPS).sqrt()).sum(1)
@@ -75,7 +85,9 @@ class ExcessMTL(LossWeighting):
 
 
 class ExcessMTLSpec(WeightingSpecBase):
-    """Weight for what can still be learned; `lr` is how fast weights move, `warmup` the steps that set the standard."""
+    """Weight for what can still be learned; `lr` is how fast weights move, `warmup` the steps that
+    set the standard.
+    """
 
     name: Literal["excess_mtl"] = "excess_mtl"
     helps: ClassVar[str] = "labels of some tasks are noisy: what cannot be learned should not weigh"

@@ -1,4 +1,6 @@
-"""FairGrad, alpha-fair allocation (Ban & Ji, 2024, arXiv:2402.15638): (G w)_t = w_t^(-1/alpha) for all tasks t."""
+"""FairGrad, alpha-fair allocation (Ban & Ji, 2024, arXiv:2402.15638): (G w)_t = w_t^(-1/alpha) for
+all tasks t.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,12 +21,14 @@ SURE = 1e-10
 def fair(products: Array, rounding: float, alpha: float, method: str) -> Array:
     """The one w > 0 with (G w)_t = w_t^(-1/alpha).
 
-    Where some convex combination of the gradients is 0 there is none. Eigenvalues of the cosines below 1e-10, or below
-    rounding, count as that, so that weights are finite there and their combination of the gradients is nearly 0.
+    Where some convex combination of the gradients is 0 there is none. Eigenvalues of the cosines
+    below 1e-10, or below rounding, count as that, so that weights are finite there and their
+    combination of the gradients is nearly 0.
 
-    Found by Newton's method on weights and gains G w together, both kept positive, for alpha = 1 and then for a ladder
-    of exponents up to alpha, each from the solution of the one before. Raises RuntimeError where it does not converge,
-    which takes gradients whose lengths are ten decades apart.
+    Found by Newton's method on weights and gains G w together, both kept positive, for alpha = 1
+    and then for a ladder of exponents up to alpha, each from the solution of the one before. Raises
+    RuntimeError where it does not converge, which takes gradients whose lengths are ten decades
+    apart.
     """
     matrix, lengths = cosines(products)
     unit = np.exp(np.log(lengths).mean())
@@ -42,13 +46,18 @@ def fair(products: Array, rounding: float, alpha: float, method: str) -> Array:
     return weights / norms * unit ** (-2 * alpha / (1 + alpha))
 
 
-def _solve(matrix: Array, norms: Array, weights: Array, gains: Array, alpha: float, method: str) -> tuple[Array, Array]:
-    """Weights and gains of the unit gradients: gains = matrix @ weights, norms gains = (weights / norms)^(-1/alpha)."""
+def _solve(
+    matrix: Array, norms: Array, weights: Array, gains: Array, alpha: float, method: str
+) -> tuple[Array, Array]:
+    """Weights and gains of the unit gradients: gains = matrix @ weights, norms gains = (weights /
+    norms)^(-1/alpha).
+    """
     close = 0
     for _ in range(MAX_STEPS):
         excess = matrix @ weights - gains
         misfit = np.log(norms * gains) + np.log(weights / norms) / alpha
-        # In these units the system is the matrix's plus the identity, well conditioned whatever the matrix is.
+        # In these units the system is the matrix's plus the identity, well conditioned whatever the
+        # matrix is.
         unit = np.sqrt(alpha * weights / gains)
         scaled = unit[:, None] * matrix * unit + np.eye(len(unit))
         of_weights = -unit * np.linalg.solve(scaled, unit * (excess + gains * misfit)) / weights
@@ -57,23 +66,26 @@ def _solve(matrix: Array, norms: Array, weights: Array, gains: Array, alpha: flo
         size = min(1.0, 0.99 / max(-relative.min(), 0.99))
         weights, gains = weights * (1 + size * of_weights), gains * (1 + size * of_gains)
         if np.abs(relative).max() < 1e-3:
-            # From here on errors square: 1e-3, 1e-6, 1e-12. Rounding may keep the steps themselves from shrinking so.
+            # From here on errors square: 1e-3, 1e-6, 1e-12. Rounding may keep the steps themselves
+            # from shrinking so.
             close += 1
             if close == 3:
                 return weights, gains
     raise RuntimeError(
-        f"{method}: Newton's method did not converge on the gradients of {len(weights)} tasks in {MAX_STEPS} steps. "
-        "Choose another weighting.name."
+        f"{method}: Newton's method did not converge on the gradients of {len(weights)} tasks in "
+        f"{MAX_STEPS} steps. Choose another weighting.name."
     )
 
 
 class FairGrad(LossWeighting):
-    """Weights at which every task gains according to alpha-fairness: the smaller its gain, the larger its weight.
+    """Weights at which every task gains according to alpha-fairness: the smaller its gain, the
+    larger its weight.
 
-    alpha = 1 is Nash-MTL, proportional fairness; alpha -> infinity tends to equal gains <g_t, d> for all, alpha -> 0 to
-    equal weights 1. The weights solve the paper's equation as it stands, so the joint gradient is not that of the sum
-    of the losses in length: one task alone weighs |g|^(-2 alpha / (1 + alpha)). A task whose gradient is zero takes no
-    part. Solved to rounding, where the paper and TorchJD call a nonlinear least-squares routine.
+    alpha = 1 is Nash-MTL, proportional fairness; alpha -> infinity tends to equal gains <g_t, d>
+    for all, alpha -> 0 to equal weights 1. The weights solve the paper's equation as it stands, so
+    the joint gradient is not that of the sum of the losses in length: one task alone weighs |g|^(-2
+    alpha / (1 + alpha)). A task whose gradient is zero takes no part. Solved to rounding, where the
+    paper and TorchJD call a nonlinear least-squares routine.
     """
 
     def __init__(self, num_tasks: int, alpha: float) -> None:
@@ -90,7 +102,9 @@ class FairGradSpec(WeightingSpecBase):
     """Fair shares of the improvement among the tasks; the larger `alpha`, the more equal."""
 
     name: Literal["fairgrad"] = "fairgrad"
-    helps: ClassVar[str] = "the trade-off between tasks should be chosen: alpha from the sum to max-min"
+    helps: ClassVar[str] = (
+        "the trade-off between tasks should be chosen: alpha from the sum to max-min"
+    )
     needs_gradients: ClassVar[bool] = True
     alpha: Annotated[float, Field(ge=0.5, le=10)] = 2.0
 

@@ -1,7 +1,8 @@
 """FAMO, fast adaptive multitask optimisation (Liu et al., 2023, arXiv:2306.03792).
 
-z = softmax(w); total = sum_t z_t log(L_t - b_t) / c with c = sum_t z_t / (L_t - b_t) held constant. After the move, w
-descends J_z^T (log(L - b) before - log(L - b) after) + gamma w, J_z the Jacobian of the softmax.
+z = softmax(w); total = sum_t z_t log(L_t - b_t) / c with c = sum_t z_t / (L_t - b_t) held constant.
+After the move, w descends J_z^T (log(L - b) before - log(L - b) after) + gamma w, J_z the Jacobian
+of the softmax.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +20,11 @@ FLOOR = 1e-8
 
 
 class FAMO(LossWeighting):
-    """Lets the logarithms of all losses fall at the same rate, at the memory of a few numbers a task.
+    """Lets the logarithms of all losses fall at the same rate, at the memory of a few numbers a
+    task.
 
-    The total is K times the paper's, so that the weights K (z_t / (L_t - b_t)) / c sum to K. w moves by an Adam of its
-    own, as in the authors' code. L_t - b_t below 1e-8 counts as 1e-8.
+    The total is K times the paper's, so that the weights K (z_t / (L_t - b_t)) / c sum to K. w
+    moves by an Adam of its own, as in the authors' code. L_t - b_t below 1e-8 counts as 1e-8.
     """
 
     logits: Tensor
@@ -56,14 +58,15 @@ class FAMO(LossWeighting):
 
 
 class FAMOSpec(WeightingSpecBase):
-    """Lets all losses fall at the same relative rate; `lower_bounds` by task name, 0 where none is given.
+    """Lets all losses fall at the same relative rate; `lower_bounds` by task name, 0 where none is
+    given.
 
     `lr` and `weight_decay` are those of the weights' own Adam.
     """
 
     name: Literal["famo"] = "famo"
     helps: ClassVar[str] = "many tasks: balanced progress without per-task gradients"
-    looks_back: ClassVar[bool] = True
+    needs_post_step_losses: ClassVar[bool] = True
     lr: PositiveFloat = 0.025
     weight_decay: NonNegativeFloat = 1e-3
     lower_bounds: Mapping[str, float] = {}
@@ -71,7 +74,10 @@ class FAMOSpec(WeightingSpecBase):
     def check(self, tasks: Sequence[str]) -> tuple[str, str] | None:
         for name in self.lower_bounds:
             if name not in tasks:
-                return f"lower_bounds.{name}", f"expected one of the tasks {list(tasks)}, got '{name}'."
+                return (
+                    f"lower_bounds.{name}",
+                    f"expected one of the tasks {list(tasks)}, got '{name}'.",
+                )
         return None
 
     def build(self, tasks: Sequence[Task]) -> FAMO:

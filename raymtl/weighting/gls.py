@@ -13,12 +13,13 @@ FLOOR = 1e-8
 
 
 class GLS(LossWeighting):
-    """K times the geometric mean of the losses, so that the weight of task t is the geometric mean over L_t.
+    """K times the geometric mean of the losses, so that the weight of task t is the geometric mean
+    over L_t.
 
-    The factor K is not the paper's: with it equal losses weigh 1 each, and always the product of the weights is 1.
-    Losses must be positive: one below 1e-8 counts as 1e-8 and itself weighs 0. With it the mean tends to 0, and so do
-    the weights of the other tasks, as in the paper. The inner loop takes the weights of the step before, scaled to sum
-    to num_tasks.
+    The factor K is not the paper's: with it equal losses weigh 1 each, and always the product of
+    the weights is 1. Losses must be positive: one below 1e-8 counts as 1e-8 and itself weighs 0.
+    With it the mean tends to 0, and so do the weights of the other tasks, as in the paper. The
+    inner loop takes the weights of the step before, scaled to sum to num_tasks.
     """
 
     weights: Tensor

@@ -1,6 +1,7 @@
 """GradDrop, gradient sign dropout (Chen et al., 2020, arXiv:2010.06808).
 
-Per coordinate, P = 1/2 (1 + sum_t g_t / sum_t |g_t|): its chance that the positive entries are kept, else the negative.
+Per coordinate, P = 1/2 (1 + sum_t g_t / sum_t |g_t|): its chance that the positive entries are
+kept, else the negative.
 """
 
 from collections.abc import Sequence
@@ -26,22 +27,31 @@ def drop(rows: Tensor, chances: Tensor, leak: float) -> Tensor:
     """The rows [K, P] with the entries of the sign that loses scaled by `leak`."""
     dropped = torch.empty_like(rows)
     # Pieces that stay in the processor's cache take less than half the time.
-    width = PIECE if rows.device.type == "cpu" else rows.shape[1]
-    for before, after, chance in zip(*(x.split(width, -1) for x in (rows, dropped, chances.to(rows))), strict=True):
+    if rows.device.type == "cpu":
+        width = PIECE
+    else:
+        width = rows.shape[1]
+    for before, after, chance in zip(
+        *(x.split(width, -1) for x in (rows, dropped, chances.to(rows))), strict=True
+    ):
         # P > U, without the division: sum_t g_t > (2 U - 1) sum_t |g_t|.
-        sign = torch.where(before.sum(0) > (2 * chance - 1) * before.abs().sum(0), 1.0, -1.0).to(rows)
+        sign = torch.where(before.sum(0) > (2 * chance - 1) * before.abs().sum(0), 1.0, -1.0).to(
+            rows
+        )
         leaky_relu_(torch.mul(before, sign, out=after), leak)
         after.mul_(sign)
     return dropped
 
 
 class GradDrop(LossWeighting):
-    """Keeps in every coordinate the entries of one sign alone, drawn by how much of the gradients has that sign.
+    """Keeps in every coordinate the entries of one sign alone, drawn by how much of the gradients
+    has that sign.
 
-    The paper drops parts of the gradient with respect to the shared features and sees the sign of feature times
-    gradient; here, as in TorchJD, coordinates are those of the shared parameters. Rows then weigh 1 each. `leak`, one
-    for all tasks, is what passes of the entries that lose. The draw is a function of the number of updates made so
-    far. One task alone, and what is zero, stays as it is.
+    The paper drops parts of the gradient with respect to the shared features and sees the sign of
+    feature times gradient; here, as in TorchJD, coordinates are those of the shared parameters.
+    Rows then weigh 1 each. `leak`, one for all tasks, is what passes of the entries that lose. The
+    draw is a function of the number of updates made so far. One task alone, and what is zero, stays
+    as it is.
     """
 
     num_updates: Tensor

@@ -1,7 +1,7 @@
 """GradNorm (Chen et al., 2018, arXiv:1711.02257).
 
-w descends sum_t |G_t - mean(G) r_t^alpha|, with G_t = |w_t g_t|, r_t = (L_t / L_t(0)) over its mean, and the second
-term held constant; then w is renormalised to sum to K.
+w descends sum_t |G_t - mean(G) r_t^alpha|, with G_t = |w_t g_t|, r_t = (L_t / L_t(0)) over its
+mean, and the second term held constant; then w is renormalised to sum to K.
 """
 
 from collections.abc import Sequence
@@ -16,22 +16,30 @@ from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
 
 
 def slope(weights: Tensor, norms: Tensor, progress: Tensor, alpha: float) -> Tensor:
-    """The derivative [K] of the paper's sum over mean(G) with respect to log w; `progress` is L_t / L_t(0)."""
+    """The derivative [K] of the paper's sum over mean(G) with respect to log w; `progress` is L_t /
+    L_t(0).
+    """
     smallest = torch.finfo(norms.dtype).tiny
     scaled = weights * norms
     rates = progress / progress.mean().clamp(min=smallest)
-    return torch.sign(scaled - scaled.mean() * rates**alpha) * scaled / scaled.mean().clamp(min=smallest)
+    return (
+        torch.sign(scaled - scaled.mean() * rates**alpha)
+        * scaled
+        / scaled.mean().clamp(min=smallest)
+    )
 
 
 class GradNorm(LossWeighting):
-    """Brings the norms of the weighted gradients to a common size, larger for tasks that learn slowly.
+    """Brings the norms of the weighted gradients to a common size, larger for tasks that learn
+    slowly.
 
-    Steps are on log w, so w stays positive, and of the sum over mean(G), so that `lr` is a relative change of w and
-    the unit of the losses has no say; the paper steps on w. g_t is on all shared parameters, in the paper on the last
-    shared layer; parameters of one task alone follow its loss unweighted. L_t(0) is the first loss of task t above 0.
-    A task whose gradient is exactly zero, as of one that shares nothing, takes no part in the mean. `asymmetry` is the
-    paper's alpha. A step is weighed before w moves. The tasks of a step share among them what they had before, so that
-    all sum to num_tasks.
+    Steps are on log w, so w stays positive, and of the sum over mean(G), so that `lr` is a relative
+    change of w and the unit of the losses has no say; the paper steps on w. g_t is on all shared
+    parameters, in the paper on the last shared layer; parameters of one task alone follow its loss
+    unweighted. L_t(0) is the first loss of task t above 0. A task whose gradient is exactly zero,
+    as of one that shares nothing, takes no part in the mean. `asymmetry` is the paper's alpha. A
+    step is weighed before w moves. The tasks of a step share among them what they had before, so
+    that all sum to num_tasks.
     """
 
     log_weights: Tensor
@@ -58,14 +66,18 @@ class GradNorm(LossWeighting):
         active = norms > 0
         moved = own.clone()
         if active.any():
-            moved[active] -= self.lr * slope(weights[active], norms[active], progress[active], self.asymmetry)
+            moved[active] -= self.lr * slope(
+                weights[active], norms[active], progress[active], self.asymmetry
+            )
         self.log_weights = log_weights.index_put((tasks,), moved.log_softmax(0) + own.logsumexp(0))
         self.initial = initial.index_put((tasks,), first)
         return weights
 
 
 class GradNormSpec(WeightingSpecBase):
-    """Gradients of a common size, larger for tasks that learn slowly by the power `asymmetry`; weights move by `lr`."""
+    """Gradients of a common size, larger for tasks that learn slowly by the power `asymmetry`;
+    weights move by `lr`.
+    """
 
     name: Literal["gradnorm"] = "gradnorm"
     helps: ClassVar[str] = "gradients differ in size and tasks learn at different pace"

@@ -1,7 +1,8 @@
 """GradVac, gradient vaccine (Wang et al., 2021, arXiv:2010.05874).
 
-Where phi = cos(g_i, g_j) is below its target p: g_i <- g_i + |g_i| (p sqrt(1 - phi^2) - phi sqrt(1 - p^2)) /
-(|g_j| sqrt(1 - p^2)) g_j, which brings the cosine to p. Then p <- (1 - beta) p + beta phi.
+Where phi = cos(g_i, g_j) is below its target p: g_i <- g_i + |g_i| (p sqrt(1 - phi^2) - phi sqrt(1
+- p^2)) / (|g_j| sqrt(1 - p^2)) g_j, which brings the cosine to p. Then p <- (1 - beta) p + beta
+phi.
 """
 
 from collections.abc import Sequence
@@ -24,9 +25,9 @@ ROOM = 1e-6
 def vaccinate(products: Array, targets: Array, order: NDArray[np.int64], beta: float) -> Array:
     """Weights [K] of the sum of all moved gradients; moves `targets` [K, K] in place.
 
-    Row i of `order` [K, K - 1] says in which order gradient i takes the others, which stay the original ones.
-    Gradient i is kept as its coefficients on these and, in `now`, as its inner products with them. All gradients take
-    their steps together.
+    Row i of `order` [K, K - 1] says in which order gradient i takes the others, which stay the
+    original ones. Gradient i is kept as its coefficients on these and, in `now`, as its inner
+    products with them. All gradients take their steps together.
     """
     rows = np.arange(len(products))
     coefficients, now = np.eye(len(products)), products.copy()
@@ -36,10 +37,13 @@ def vaccinate(products: Array, targets: Array, order: NDArray[np.int64], beta: f
         lengths, target = own * norms[others], targets[rows, others]
         there = lengths > 0
         cosine = np.divide(now[rows, others], lengths, out=target.copy(), where=there).clip(-1, 1)
-        # A target of 1, as of gradients that have always been parallel, cannot be reached by any step.
+        # A target of 1, as of gradients that have always been parallel, cannot be reached by any
+        # step.
         room = np.sqrt((1 - target**2).clip(min=ROOM))
         step = own * (target * np.sqrt(1 - cosine**2) - cosine * room)
-        shift = np.divide(step, norms[others] * room, out=np.zeros(len(rows)), where=there & (cosine < target))
+        shift = np.divide(
+            step, norms[others] * room, out=np.zeros(len(rows)), where=there & (cosine < target)
+        )
         coefficients[rows, others] += shift
         now += shift[:, None] * products[others]
         targets[rows, others] = (1 - beta) * target + beta * cosine
@@ -47,13 +51,15 @@ def vaccinate(products: Array, targets: Array, order: NDArray[np.int64], beta: f
 
 
 class GradVac(LossWeighting):
-    """Sums the gradients after each has been turned to the cosines that its task used to have with the others.
+    """Sums the gradients after each has been turned to the cosines that its task used to have with
+    the others.
 
-    The shared parameters are one group, with one target a pair of tasks; the paper may have a group a layer.
-    PCGrad is the case of the target 0, where the targets start. The cosine that enters the average is that of the
-    turned gradient, as the paper's loop has it at that moment. The random order is a function of the number of updates
-    made so far. A gradient that is zero is passed over: it weighs 1, and its targets stay as they are. Targets below
-    sqrt(1 - 1e-6) are kept exactly.
+    The shared parameters are one group, with one target a pair of tasks; the paper may have a group
+    a layer. PCGrad is the case of the target 0, where the targets start. The cosine that enters the
+    average is that of the turned gradient, as the paper's loop has it at that moment. The random
+    order is a function of the number of updates made so far. A gradient that is zero is passed
+    over: it weighs 1, and its targets stay as they are. Targets below sqrt(1 - 1e-6) are kept
+    exactly.
     """
 
     num_updates: Tensor
@@ -71,7 +77,10 @@ class GradVac(LossWeighting):
         self.num_updates = self.num_updates + 1
         pairs = (tasks[:, None].to(self.targets.device), tasks.to(self.targets.device))
         targets = self.targets[pairs].cpu().numpy()
-        weights = solved(lambda products, rounding: vaccinate(products, targets, order, self.beta), jacobian.gramian())
+        weights = solved(
+            lambda products, rounding: vaccinate(products, targets, order, self.beta),
+            jacobian.gramian(),
+        )
         self.targets = self.targets.index_put(pairs, torch.from_numpy(targets).to(self.targets))
         return weights
 

@@ -1,6 +1,8 @@
-"""What is made of a Gramian, in float64 on the CPU: its factor, its cosines, nearest points of cones and hulls.
+"""What is made of a Gramian, in float64 on the CPU: its factor, its cosines, nearest points of
+cones and hulls.
 
-The nearest points are nonnegative least squares, which an active set solves to rounding (Lawson & Hanson, 1974).
+The nearest points are nonnegative least squares, which an active set solves to rounding (Lawson &
+Hanson, 1974).
 """
 
 from collections.abc import Callable
@@ -15,7 +17,9 @@ from raymtl.types import DivergedError
 
 Array = NDArray[np.float64]
 Solve = Callable[[Array, float], Array]
-"""From the Gramian [K, K] and its rounding to weights [K]: eigenvalues below rounding times the largest say nothing."""
+"""From the Gramian [K, K] and its rounding to weights [K]: eigenvalues below rounding times the
+largest say nothing.
+"""
 
 
 def solved(solve: Solve, gramian: Tensor) -> Tensor:
@@ -28,7 +32,9 @@ def solved(solve: Solve, gramian: Tensor) -> Tensor:
 
 
 def leaving_out_zeros(solve: Solve) -> Solve:
-    """`solve` on the gradients that are not zero; those that are weigh 1, which makes no difference."""
+    """`solve` on the gradients that are not zero; those that are weigh 1, which makes no
+    difference.
+    """
 
     def of_all(products: Array, rounding: float) -> Array:
         present = products.diagonal() > 0
@@ -41,7 +47,9 @@ def leaving_out_zeros(solve: Solve) -> Solve:
 
 
 def cosines(products: Array) -> tuple[Array, Array]:
-    """Cosines [K, K] between the gradients and their norms [K]; a gradient that is zero has the cosine 0 with all."""
+    """Cosines [K, K] between the gradients and their norms [K]; a gradient that is zero has the
+    cosine 0 with all.
+    """
     norms = np.sqrt(products.diagonal().clip(min=0))
     inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
     return inverse[:, None] * products * inverse, norms
@@ -58,7 +66,9 @@ def factor(products: Array) -> Array:
 
 
 def spectrum(products: Array, rounding: float) -> tuple[Array, Array]:
-    """Eigenvalues [rank], ascending, and eigenvectors [K, rank], without those that are zero up to rounding."""
+    """Eigenvalues [rank], ascending, and eigenvectors [K, rank], without those that are zero up to
+    rounding.
+    """
     values, vectors = np.linalg.eigh(products)
     sure = values > rounding * values.max()
     return values[sure], vectors[:, sure]
@@ -67,8 +77,8 @@ def spectrum(products: Array, rounding: float) -> tuple[Array, Array]:
 def equal_projections(products: Array, rounding: float) -> Array:
     """Weights [K] of the shortest vector that has the product 1 with every unit gradient.
 
-    Of linearly dependent gradients, that vector whose products come closest to 1. Zeros where it is 0, as between
-    opposite gradients. No gradient may be zero.
+    Of linearly dependent gradients, that vector whose products come closest to 1. Zeros where it is
+    0, as between opposite gradients. No gradient may be zero.
     """
     of_units, norms = cosines(products)
     values, vectors = spectrum(of_units, rounding)
@@ -85,19 +95,21 @@ def in_cone(columns: Array, target: Array, method: str) -> Array:
         weights: Array = nnls(columns, target, maxiter=100 * columns.shape[1])[0]
     except RuntimeError as error:
         raise RuntimeError(
-            f"{method}: the active-set solver did not converge on the gradients of {columns.shape[1]} tasks. "
-            "Choose another weighting.name."
+            f"{method}: the active-set solver did not converge on the gradients of "
+            f"{columns.shape[1]} tasks. Choose another weighting.name."
         ) from error
     return weights
 
 
 def in_hull(columns: Array, method: str) -> Array:
-    """The weights [K] on the simplex at which columns @ w is shortest; shared by the zeros where some columns are."""
+    """The weights [K] on the simplex at which columns @ w is shortest; shared by the zeros where
+    some columns are.
+    """
     norms = np.linalg.norm(columns, axis=0)
     if not norms.all():
         return (norms == 0) / (norms == 0).sum()
-    # |columns x|^2 + (sum x - 1)^2 is least on the ray of the shortest point, whatever the unit of length. With the
-    # shortest column as unit, sum x is between 1/2 and 1.
+    # |columns x|^2 + (sum x - 1)^2 is least on the ray of the shortest point, whatever the unit of
+    # length. With the shortest column as unit, sum x is between 1/2 and 1.
     extended = np.vstack([columns / norms.min(), np.ones(len(norms))])
     weights = in_cone(extended, np.append(np.zeros(len(columns)), 1.0), method)
     return weights / weights.sum()

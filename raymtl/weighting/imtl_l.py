@@ -11,7 +11,9 @@ from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
 
 
 class IMTLL(LossWeighting):
-    """Learns s_t, from 0 on, with the outer optimiser; at its optimum every scaled loss e^{s_t} L_t is 1."""
+    """Learns s_t, from 0 on, with the outer optimiser; at its optimum every scaled loss e^{s_t} L_t
+    is 1.
+    """
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__(num_tasks)

@@ -1,4 +1,5 @@
-"""MGDA, the multiple-gradient descent algorithm (Desideri, 2012; Sener & Koltun, 2018, arXiv:1810.04650).
+"""MGDA, the multiple-gradient descent algorithm (Desideri, 2012; Sener & Koltun, 2018,
+arXiv:1810.04650).
 
 min over the simplex of |sum_t w_t g_t|^2.
 """
@@ -21,13 +22,15 @@ def shortest(products: Array, rounding: float) -> Array:
 class MGDA(LossWeighting):
     """The shortest convex combination of the gradients, which conflicts with none of them, times K.
 
-    The factor K is not the paper's (TorchJD returns 1/K of it): with it equal gradients give their plain sum. Solved
-    by an active set, not by the Frank-Wolfe steps of Sener & Koltun. A gradient that is exactly zero would be the
-    shortest point itself and hold the others still; it is that of a task which shares nothing, in a tree that it parts
-    from at the root for instance, so it takes no part.
+    The factor K is not the paper's (TorchJD returns 1/K of it): with it equal gradients give their
+    plain sum. Solved by an active set, not by the Frank-Wolfe steps of Sener & Koltun. A gradient
+    that is exactly zero would be the shortest point itself and hold the others still; it is that of
+    a task which shares nothing, in a tree that it parts from at the root for instance, so it takes
+    no part.
 
-    `normalize` scales gradients before the search for weights, as in the authors' code: by their norm ("l2"), by the
-    loss ("loss") or by both ("loss+"). What the weights multiply are the gradients as they are.
+    `normalize` scales gradients before the search for weights, as in the authors' code: by their
+    norm ("l2"), by the loss ("loss") or by both ("loss+"). What the weights multiply are the
+    gradients as they are.
     """
 
     def __init__(self, num_tasks: int, normalize: Literal["none", "l2", "loss", "loss+"]) -> None:
@@ -37,18 +40,27 @@ class MGDA(LossWeighting):
     def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
         assert jacobian is not None
         products = jacobian.gramian()
-        scale = losses.detach().to(products) if self.normalize.startswith("loss") else products.new_ones(len(products))
+        if self.normalize.startswith("loss"):
+            scale = losses.detach().to(products)
+        else:
+            scale = products.new_ones(len(products))
         if self.normalize in ("l2", "loss+"):
             scale = scale * products.diagonal().clamp(min=0).sqrt()
-        scale = scale.where(scale > 0, 1)  # What is zero stays zero, and a loss below 0 is no scale.
+        scale = scale.where(
+            scale > 0, 1
+        )  # What is zero stays zero, and a loss below 0 is no scale.
         return solved(leaving_out_zeros(shortest), products / scale[:, None] / scale)
 
 
 class MGDASpec(WeightingSpecBase):
-    """The shortest convex combination of the gradients; `normalize` scales them before the search for weights."""
+    """The shortest convex combination of the gradients; `normalize` scales them before the search
+    for weights.
+    """
 
     name: Literal["mgda"] = "mgda"
-    helps: ClassVar[str] = "no task may get worse; follows the smallest gradient, so beware of tasks that are done"
+    helps: ClassVar[str] = (
+        "no task may get worse; follows the smallest gradient, so beware of tasks that are done"
+    )
     needs_gradients: ClassVar[bool] = True
     normalize: Literal["none", "l2", "loss", "loss+"] = "none"
 

@@ -1,4 +1,6 @@
-"""Nash-MTL, a bargaining game (Navon et al., 2022, arXiv:2202.01017): w_t (G w)_t = 1 for all tasks t."""
+"""Nash-MTL, a bargaining game (Navon et al., 2022, arXiv:2202.01017): w_t (G w)_t = 1 for all tasks
+t.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,14 +15,16 @@ from raymtl.weighting.gramian import leaving_out_zeros, solved
 
 
 class NashMTL(LossWeighting):
-    """The direction with the largest product of improvements; the unit of a task's loss has no say in it.
+    """The direction with the largest product of improvements; the unit of a task's loss has no say
+    in it.
 
-    The weights solve the paper's equation as it stands: the joint gradient has the length sqrt(K) whatever the length
-    of the tasks' gradients, and one task alone weighs 1 / |g|. So the clipping of that length to `max_norm` in the
-    authors' code is a factor of the learning rate, and left out. Solved to rounding (the minimum of
-    1/2 w'Gw - sum_t log w_t), where the paper and TorchJD take some steps of a convex-concave procedure; and anew in
-    every step. A task whose gradient is zero takes no part. Where some convex combination of the gradients is 0, no
-    bargain is possible: there the weights are large, and their combination of the gradients nearly 0.
+    The weights solve the paper's equation as it stands: the joint gradient has the length sqrt(K)
+    whatever the length of the tasks' gradients, and one task alone weighs 1 / |g|. So the clipping
+    of that length to `max_norm` in the authors' code is a factor of the learning rate, and left
+    out. Solved to rounding (the minimum of 1/2 w'Gw - sum_t log w_t), where the paper and TorchJD
+    take some steps of a convex-concave procedure; and anew in every step. A task whose gradient is
+    zero takes no part. Where some convex combination of the gradients is 0, no bargain is possible:
+    there the weights are large, and their combination of the gradients nearly 0.
     """
 
     def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:

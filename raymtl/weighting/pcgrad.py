@@ -1,6 +1,7 @@
 """PCGrad, projecting conflicting gradients (Yu et al., 2020, arXiv:2001.06782).
 
-g_i <- g_i - min(<g_i, g_j>, 0) / |g_j|^2 g_j for all other tasks j in a random order; then the sum over i.
+g_i <- g_i - min(<g_i, g_j>, 0) / |g_j|^2 g_j for all other tasks j in a random order; then the sum
+over i.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,9 @@ from raymtl.weighting.gramian import Array, solved
 
 
 def draw_order(num_tasks: int, num_updates: int) -> NDArray[np.int64]:
-    """Row i of [K, K - 1] has the tasks other than i in random order: the same on all workers and after a resume."""
+    """Row i of [K, K - 1] has the tasks other than i in random order: the same on all workers and
+    after a resume.
+    """
     generator = torch.Generator().manual_seed(num_updates)
     chances = torch.rand(num_tasks, num_tasks, generator=generator, dtype=torch.float64)
     order: NDArray[np.int64] = chances.fill_diagonal_(2).argsort(1)[:, :-1].numpy()
@@ -28,26 +31,30 @@ def draw_order(num_tasks: int, num_updates: int) -> NDArray[np.int64]:
 def project(products: Array, rounding: float, order: NDArray[np.int64]) -> Array:
     """Weights [K] of the sum of all projected gradients.
 
-    Row i of `order` [K, K - 1] says in which order gradient i takes the others, which stay the original ones.
-    Gradient i is kept as its coefficients on these and, in `now`, as its inner products with them, so that no step
-    touches the gradients themselves. All gradients take their steps together.
+    Row i of `order` [K, K - 1] says in which order gradient i takes the others, which stay the
+    original ones. Gradient i is kept as its coefficients on these and, in `now`, as its inner
+    products with them, so that no step touches the gradients themselves. All gradients take their
+    steps together.
     """
     rows = np.arange(len(products))
     coefficients, now = np.eye(len(products)), products.copy()
     squares = products.diagonal()
     for others in order.T:
         overlap = now[rows, others].clip(max=0)
-        shift = np.divide(overlap, squares[others], out=np.zeros(len(rows)), where=squares[others] > 0)
+        shift = np.divide(
+            overlap, squares[others], out=np.zeros(len(rows)), where=squares[others] > 0
+        )
         coefficients[rows, others] -= shift
         now -= shift[:, None] * products[others]
     return coefficients.sum(0)
 
 
 class PCGrad(LossWeighting):
-    """Sums the projected gradients, as the paper does: where nothing conflicts it equals the sum of the losses.
+    """Sums the projected gradients, as the paper does: where nothing conflicts it equals the sum of
+    the losses.
 
-    The random order is a function of the number of updates made so far. A gradient that is zero conflicts with none
-    and weighs 1.
+    The random order is a function of the number of updates made so far. A gradient that is zero
+    conflicts with none and weighs 1.
     """
 
     num_updates: Tensor

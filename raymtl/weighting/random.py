@@ -1,4 +1,6 @@
-"""Random loss weighting, RLW (Lin et al., 2022, arXiv:2111.10603): w = softmax(n) with n_t ~ N(0, 1) anew each step."""
+"""Random loss weighting, RLW (Lin et al., 2022, arXiv:2111.10603): w = softmax(n) with n_t ~ N(0,
+1) anew each step.
+"""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -12,14 +14,16 @@ from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
 
 def draw(num_tasks: int, num_updates: int) -> Tensor:
     """Normal numbers [num_tasks], the same on all workers, in all precisions and after a resume."""
-    return torch.randn(num_tasks, generator=torch.Generator().manual_seed(num_updates), dtype=torch.float64)
+    return torch.randn(
+        num_tasks, generator=torch.Generator().manual_seed(num_updates), dtype=torch.float64
+    )
 
 
 class Random(LossWeighting):
     """K times the softmax of K normal numbers that are drawn anew after each step.
 
-    The inner loop and the outer step that follows it use the same draw. A task without labels keeps its number until
-    it has been used.
+    The inner loop and the outer step that follows it use the same draw. A task without labels keeps
+    its number until it has been used.
     """
 
     logits: Tensor

@@ -24,12 +24,14 @@ def oriented(products: Array, rounding: float, pull: float) -> Array:
 
 
 class SDMGrad(LossWeighting):
-    """MGDA regularised towards the mean gradient, by `pull`, the paper's lambda: 0 is MGDA, infinity the mean.
+    """MGDA regularised towards the mean gradient, by `pull`, the paper's lambda: 0 is MGDA,
+    infinity the mean.
 
-    The factor K is not the paper's (TorchJD returns 1/K of it): with it equal gradients give their plain sum. The
-    minimum itself, of this step's gradients: the paper, and TorchJD, take projected stochastic steps towards it with
-    products of gradients on two independent batches, which makes their estimate unbiased. A task whose gradient is
-    exactly zero, as of one that shares nothing, takes no part, also not in the mean.
+    The factor K is not the paper's (TorchJD returns 1/K of it): with it equal gradients give their
+    plain sum. The minimum itself, of this step's gradients: the paper, and TorchJD, take projected
+    stochastic steps towards it with products of gradients on two independent batches, which makes
+    their estimate unbiased. A task whose gradient is exactly zero, as of one that shares nothing,
+    takes no part, also not in the mean.
     """
 
     def __init__(self, num_tasks: int, pull: float) -> None:

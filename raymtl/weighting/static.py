@@ -12,13 +12,17 @@ from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
 
 
 class Static(LossWeighting):
-    """Constant weights, scaled to sum to K so that equal weights are 1 and learning rates keep their meaning."""
+    """Constant weights, scaled to sum to K so that equal weights are 1 and learning rates keep
+    their meaning.
+    """
 
     weights: Tensor
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__(len(weights))
-        self.register_buffer("weights", (weights * len(weights) / weights.sum()).to(torch.get_default_dtype()))
+        self.register_buffer(
+            "weights", (weights * len(weights) / weights.sum()).to(torch.get_default_dtype())
+        )
 
     def loss_weights(self) -> Tensor:
         return self.weights
@@ -41,4 +45,6 @@ class StaticSpec(WeightingSpecBase):
         return None
 
     def build(self, tasks: Sequence[Task]) -> Static:
-        return Static(torch.tensor([self.weights.get(task.name, 1.0) for task in tasks], dtype=torch.float64))
+        return Static(
+            torch.tensor([self.weights.get(task.name, 1.0) for task in tasks], dtype=torch.float64)
+        )

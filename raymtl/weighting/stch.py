@@ -1,4 +1,6 @@
-"""Smooth Tchebycheff scalarisation, STCH (Lin et al., 2024, arXiv:2402.19078): mu log sum_t exp(x_t / mu)."""
+"""Smooth Tchebycheff scalarisation, STCH (Lin et al., 2024, arXiv:2402.19078): mu log sum_t exp(x_t
+/ mu).
+"""
 
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
@@ -14,13 +16,15 @@ FLOOR = 1e-8
 
 
 class STCH(LossWeighting):
-    """Follows the smooth maximum of x_t = log(L_t / reference_t), as the paper's multi-task experiments do.
+    """Follows the smooth maximum of x_t = log(L_t / reference_t), as the paper's multi-task
+    experiments do.
 
-    The reference of a task is the mean of its first `warmup` losses, of those so far until then (the authors' code
-    minimises the sum of the log losses until then). The unit of a task's loss makes no difference to the direction of
-    the joint gradient. The gradient p_t / L_t of the smooth maximum, p = softmax(x / mu), is scaled to weights that
-    sum to K, so that equal losses weigh 1 and a learning rate keeps its meaning. A loss below 1e-8 counts as 1e-8.
-    The inner loop takes the weights of the step before, scaled to sum to num_tasks.
+    The reference of a task is the mean of its first `warmup` losses, of those so far until then
+    (the authors' code minimises the sum of the log losses until then). The unit of a task's loss
+    makes no difference to the direction of the joint gradient. The gradient p_t / L_t of the smooth
+    maximum, p = softmax(x / mu), is scaled to weights that sum to K, so that equal losses weigh 1
+    and a learning rate keeps its meaning. A loss below 1e-8 counts as 1e-8. The inner loop takes
+    the weights of the step before, scaled to sum to num_tasks.
     """
 
     weights: Tensor
@@ -30,7 +34,9 @@ class STCH(LossWeighting):
         super().__init__(num_tasks)
         self.mu, self.warmup = mu, warmup
         self.register_buffer("weights", torch.ones(num_tasks))
-        self.register_buffer("references", torch.zeros(num_tasks, 2))  # a row a task: mean, and of how many losses
+        self.register_buffer(
+            "references", torch.zeros(num_tasks, 2)
+        )  # a row a task: mean, and of how many losses
 
     def loss_weights(self) -> Tensor:
         return self.num_tasks * self.weights / self.weights.sum()
@@ -48,7 +54,8 @@ class STCH(LossWeighting):
 
 
 class STCHSpec(WeightingSpecBase):
-    """Follows the worst task, softly: the smaller `mu`, the more; losses are judged against the first `warmup` ones.
+    """Follows the worst task, softly: the smaller `mu`, the more; losses are judged against the
+    first `warmup` ones.
 
     At mu = 1 the weights are constant, 1 over the reference; above it the best task would lead.
     """

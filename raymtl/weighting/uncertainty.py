@@ -37,4 +37,6 @@ class UncertaintySpec(WeightingSpecBase):
     helps: ClassVar[str] = "losses have different scales or noise; costs nothing"
 
     def build(self, tasks: Sequence[Task]) -> Uncertainty:
-        return Uncertainty(torch.tensor([0.5 if task.kind == "regression" else 1.0 for task in tasks]))
+        return Uncertainty(
+            torch.tensor([0.5 if task.kind == "regression" else 1.0 for task in tasks])
+        )

@@ -1,7 +1,7 @@
 """UPGrad, unconflicting projection of gradients (Quinton & Rey, 2024, arXiv:2406.16232).
 
-sum_t pi(g_t), with pi the projection onto the dual cone of the gradients, {d: <g_s, d> >= 0 for all s}.
-pi(sum_t u_t g_t) = sum_t v_t g_t with v = argmin of v'Gv over v >= u.
+sum_t pi(g_t), with pi the projection onto the dual cone of the gradients, {d: <g_s, d> >= 0 for all
+s}. pi(sum_t u_t g_t) = sum_t v_t g_t with v = argmin of v'Gv over v >= u.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,12 @@ def projected_each(products: Array, rounding: float) -> Array:
 
 
 class UPGrad(LossWeighting):
-    """Sums the gradients after each has been projected onto the directions that conflict with none of them.
+    """Sums the gradients after each has been projected onto the directions that conflict with none
+    of them.
 
-    The sum, where the paper has the mean (TorchJD returns 1/K of it), so that without conflict it is the gradient of
-    the sum of the losses. Solved exactly, without the regularisation 1e-4 that TorchJD adds by default. A gradient
-    that is zero conflicts with none and weighs 1.
+    The sum, where the paper has the mean (TorchJD returns 1/K of it), so that without conflict it
+    is the gradient of the sum of the losses. Solved exactly, without the regularisation 1e-4 that
+    TorchJD adds by default. A gradient that is zero conflicts with none and weighs 1.
     """
 
     def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:

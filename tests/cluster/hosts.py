@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from raymtl import runs
+from raymtl.storage import formats
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("hosts.sh")
@@ -69,12 +69,17 @@ class Hosts:
             check=False,
             cwd="/",
         )
-        assert not check or done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert not check or done.returncode == 0, (
+            f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
         return done.stdout
 
     def up(self) -> None:
         self.shared.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SHARED_SIZE}", "tmpfs", str(self.shared)], check=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={SHARED_SIZE}", "tmpfs", str(self.shared)],
+            check=True,
+        )
         self("up", str(NUM_HOSTS))
 
     def down(self) -> None:
@@ -86,7 +91,10 @@ class Hosts:
         """No byte more can be written to the shared folder."""
         filler = self.shared / "filler"
         try:
-            with filler.open("wb", buffering=0) as file, suppress(OSError):  # it is full, or others were faster
+            with (
+                filler.open("wb", buffering=0) as file,
+                suppress(OSError),
+            ):  # it is full, or others were faster
                 while True:
                     file.write(b"0" * 4096)
             yield
@@ -157,20 +165,24 @@ class Cluster:
         assert "raymtl-venv/bin:$PATH" in first
         tree["setup_commands"] = [
             first.replace("$HOME/raymtl-venv", sys.prefix).replace(
-                "RAY_USAGE_STATS_ENABLED=0", "RAY_USAGE_STATS_ENABLED=0 PYTHONPATH=$HOME/raymtl OMP_NUM_THREADS=1"
+                "RAY_USAGE_STATS_ENABLED=0",
+                "RAY_USAGE_STATS_ENABLED=0 PYTHONPATH=$HOME/raymtl OMP_NUM_THREADS=1",
             ),
             ". ~/raymtl.env && cd ~/raymtl && python3 -c 'import raymtl.cli'",
         ]
         file = self.hosts.home(0) / "local.yaml"
         file.write_text(yaml.safe_dump(tree))
         self.hosts.sh(
-            0, "umask 077; mkdir -p ~/.ray; head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n' > ~/.ray/raymtl_token"
+            0,
+            "umask 077; mkdir -p ~/.ray; head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n' > ~/.ray/raymtl_token",
         )
 
     def up(self) -> None:
         """`ray up`, and waits until all hosts have joined."""
         start = time.monotonic()
-        self.hosts.sh(0, f"cd {ROOT} && RAY_UP_enable_autoscaler_v2=0 ray up -y ~/local.yaml", timeout=300)
+        self.hosts.sh(
+            0, f"cd {ROOT} && RAY_UP_enable_autoscaler_v2=0 ray up -y ~/local.yaml", timeout=300
+        )
         self.wait_for_nodes(NUM_HOSTS)
         self.up_s = time.monotonic() - start
 
@@ -179,11 +191,15 @@ class Cluster:
 
     def on_head(self, text: str, *, check: bool = True, timeout: float = 300) -> str:
         """What a command prints on the head, in the environment that clusters/local.yaml makes there."""
-        return self.hosts.sh(HEAD, f". ~/raymtl.env && cd ~/raymtl && {text}", check=check, timeout=timeout)
+        return self.hosts.sh(
+            HEAD, f". ~/raymtl.env && cd ~/raymtl && {text}", check=check, timeout=timeout
+        )
 
     def begin(self, command: str, output: str, *sets: str, resume: bool = False) -> "Run":
         """Starts `raymtl COMMAND` on the head, on tests/cluster/faults.yaml, and does not wait."""
-        return self.started(quoted(*self.raymtl(command, output, *sets), *(["--resume"] if resume else [])), output)
+        return self.started(
+            quoted(*self.raymtl(command, output, *sets), *(["--resume"] if resume else [])), output
+        )
 
     def raymtl(self, command: str, output: str, *sets: str) -> list[str]:
         """The words of `raymtl COMMAND` on tests/cluster/faults.yaml."""
@@ -203,13 +219,16 @@ class Cluster:
 
     def kill(self, host: int, pattern: str) -> int:
         """SIGKILL to the newest process of a host whose command line has the pattern; 0 if there was none."""
-        out = self.hosts.sh(host, f"pkill -KILL --newest --full {shlex.quote(pattern)} && echo 1 || echo 0")
+        out = self.hosts.sh(
+            host, f"pkill -KILL --newest --full {shlex.quote(pattern)} && echo 1 || echo 0"
+        )
         return int(out)
 
     def give_notice(self, host: int, seconds: int) -> None:
-        """Has a host tell Ray that it will be taken after so long, as raymtl.cluster.notice does where a cloud says so."""
+        """Has a host tell Ray that it will be taken after so long, as raymtl.distributed.preemption does where a cloud says so."""
         told = self.hosts.sh(
-            host, f". ~/raymtl.env && python3 -c 'from raymtl.cluster.notice import drain; drain({seconds})'"
+            host,
+            f". ~/raymtl.env && python3 -c 'from raymtl.distributed.preemption import drain; drain({seconds})'",
         )
         assert told == f"taken in {seconds} s: told\n"
 
@@ -218,7 +237,10 @@ class Cluster:
         return [
             host
             for host in range(HEAD, HEAD + NUM_HOSTS)
-            if self.hosts.sh(host, f"pgrep --full {shlex.quote(pattern)} | wc -l", check=False).strip() not in ("", "0")
+            if self.hosts.sh(
+                host, f"pgrep --full {shlex.quote(pattern)} | wc -l", check=False
+            ).strip()
+            not in ("", "0")
         ]
 
     def alive(self) -> int:
@@ -238,12 +260,16 @@ class Cluster:
 class Run:
     """A command on the head, and the run folder that it writes."""
 
-    def __init__(self, cluster: Cluster, process: "subprocess.Popen[bytes]", folder: Path, log: Path) -> None:
+    def __init__(
+        self, cluster: Cluster, process: "subprocess.Popen[bytes]", folder: Path, log: Path
+    ) -> None:
         self.cluster, self.process, self.folder, self.log = cluster, process, folder, log
 
     def step(self, model: str = "best") -> int:
         """The step of the newest checkpoint of a model folder."""
-        found = [int(path.name[5:]) for path in (self.folder / model / "checkpoints").glob("step_*")]
+        found = [
+            int(path.name[5:]) for path in (self.folder / model / "checkpoints").glob("step_*")
+        ]
         return max(found, default=0)
 
     def reach(self, step: int, model: str = "best", timeout: float = 240) -> None:
@@ -255,7 +281,7 @@ class Run:
 
     def trials_ended(self) -> int:
         """How many the table of trials counts as complete."""
-        rows = runs.read_rows(self.folder / "trials.parquet")
+        rows = formats.read_rows(self.folder / "trials.parquet")
         return sum(row["state"] == "complete" for row in rows)
 
     def finish(self, timeout: float = 400) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from raymtl import runs
+from raymtl.storage import formats
 from tests.cluster.hosts import HEAD, MEMORY_CGROUP, NUM_HOSTS, Cluster, Run, until
 
 pytestmark = pytest.mark.cluster
@@ -41,16 +41,25 @@ def searched(cluster: Cluster) -> Run:
 def assert_same_training(run: Run, straight: Run) -> None:
     one, other = (load_file(each.folder / "best" / "model.safetensors") for each in (run, straight))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    rows, expected = (runs.read_rows(each.folder / "history.parquet") for each in (run, straight))
+    rows, expected = (
+        formats.read_rows(each.folder / "history.parquet") for each in (run, straight)
+    )
     assert [row["step"] for row in rows] == [row["step"] for row in expected]
     assert [row["loss.number"] for row in rows] == [row["loss.number"] for row in expected]
 
 
 def outcome(run: Run) -> list[tuple]:
     """What every trial came to, by its number."""
-    rows = runs.read_rows(run.folder / "trials.parquet")
+    rows = formats.read_rows(run.folder / "trials.parquet")
     return [
-        (row["number"], row["state"], row["step"], row["learner.inner_lr"], row["train.lr"], row["val.score"])
+        (
+            row["number"],
+            row["state"],
+            row["step"],
+            row["learner.inner_lr"],
+            row["train.lr"],
+            row["val.score"],
+        )
         for row in rows
     ]
 
@@ -69,7 +78,12 @@ def lose_between_checkpoints(run: Run, lose: Callable[[], object], within_s: flo
     time.sleep(2)
     since = time.monotonic()
     lose()
-    until(lambda: resumed(run) or run.process.poll() is not None, "training to go on", within_s, every=0.1)
+    until(
+        lambda: resumed(run) or run.process.poll() is not None,
+        "training to go on",
+        within_s,
+        every=0.1,
+    )
     taken = time.monotonic() - since
     run.finish()
     (again,) = resumed(run)
@@ -119,7 +133,9 @@ def test_a_killed_driver_goes_on_with_resume(cluster: Cluster, searched: Run) ->
         pytest.param("kill", 90, id="closing its connections", marks=pytest.mark.slow),
     ],
 )
-def test_a_lost_host_is_done_without_and_comes_back(how: str, within_s: int, cluster: Cluster, straight: Run) -> None:
+def test_a_lost_host_is_done_without_and_comes_back(
+    how: str, within_s: int, cluster: Cluster, straight: Run
+) -> None:
     run = cluster.begin("train", how, *FAR_APART)
     lost: list[int] = []
 
@@ -134,14 +150,21 @@ def test_a_lost_host_is_done_without_and_comes_back(how: str, within_s: int, clu
     print(f"host lost by {how}: went on after {taken:.1f} s")
 
 
-def test_a_host_that_is_taken_after_a_notice_has_its_work_kept_before(cluster: Cluster, straight: Run) -> None:
+def test_a_host_that_is_taken_after_a_notice_has_its_work_kept_before(
+    cluster: Cluster, straight: Run
+) -> None:
     """Without a notice, checkpoints would be kept with the scores and one step before them alone."""
     run = cluster.begin("train", "spot", "train.checkpoint_share=0", "train.max_failures=0")
     run.reach(49)
     where = [host for host in cluster.hosts_of(WORKER) if host != HEAD]
     cluster.give_notice(where[-1], NOTICE_S)
     given = time.monotonic()
-    until(lambda: run.step() % 50 not in (0, 49), "a checkpoint because of the notice", NOTICE_S, every=0.1)
+    until(
+        lambda: run.step() % 50 not in (0, 49),
+        "a checkpoint because of the notice",
+        NOTICE_S,
+        every=0.1,
+    )
     time.sleep(max(0.0, given + NOTICE_S - time.monotonic()))
     step = run.step()
     cluster.hosts("kill", str(where[-1]))
@@ -153,7 +176,9 @@ def test_a_host_that_is_taken_after_a_notice_has_its_work_kept_before(cluster: C
 
 
 @pytest.mark.slow
-def test_a_host_that_is_cut_off_for_a_while_costs_no_result(cluster: Cluster, straight: Run) -> None:
+def test_a_host_that_is_cut_off_for_a_while_costs_no_result(
+    cluster: Cluster, straight: Run
+) -> None:
     run = cluster.begin("train", "cut")
     run.reach(100)
     where = [host for host in cluster.hosts_of(WORKER) if host != HEAD]
@@ -189,7 +214,9 @@ def test_storage_that_is_full_costs_a_search_no_trial(cluster: Cluster, searched
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_passed_over_after_the_driver_was_killed(cluster: Cluster, straight: Run) -> None:
+def test_a_damaged_checkpoint_is_passed_over_after_the_driver_was_killed(
+    cluster: Cluster, straight: Run
+) -> None:
     run = cluster.begin("train", "damaged")
     run.reach(100)
     assert cluster.kill(HEAD, "[r]aymtl train")
@@ -217,7 +244,7 @@ def test_trials_that_diverge_or_fill_the_memory_fail_alone(cluster: Cluster) -> 
         "search={learner.inner_lr: {choice: [0.05, 1.0e+30]}, encoder.hidden: {choice: [[32], [40000, 40000]]}}",
     )  # fmt: skip
     run.finish()
-    rows = runs.read_rows(run.folder / "trials.parquet")
+    rows = formats.read_rows(run.folder / "trials.parquet")
     kinds = {(len(row["encoder.hidden"]), row["learner.inner_lr"]): row for row in rows}
     assert len(rows) == 6
     assert len(kinds) == 4, "each of the four was drawn"
@@ -239,7 +266,9 @@ def test_two_searches_at_once_do_not_touch_each_other(cluster: Cluster, searched
 
 
 @pytest.mark.slow
-def test_a_lost_head_is_raised_again_and_the_search_resumed(cluster: Cluster, searched: Run) -> None:
+def test_a_lost_head_is_raised_again_and_the_search_resumed(
+    cluster: Cluster, searched: Run
+) -> None:
     run = cluster.begin("tune", "head")
     until(lambda: run.trials_ended() >= 3, "three trials", 240)
     cluster.hosts("poweroff", str(HEAD))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raymtl import checkpoint, runs
+from raymtl.storage import formats
+from raymtl.training import checkpoint
 from tests.cluster.hosts import ADDRESS, HEAD, NUM_HOSTS, Cluster, Run, until
 from tests.cluster.test_faults import TRIAL, WORKER, assert_same_training, outcome, resumed
 
@@ -32,8 +33,13 @@ class Seen:
 
     def look(self) -> None:
         for folder in self.folders():
-            newest, rows = checkpoint.newest_step(folder), len(runs.read_rows(folder / "history.parquet"))
-            assert newest >= self.newest.get(folder, 0), f"{folder}: the newest checkpoint became an older one"
+            newest, rows = (
+                checkpoint.newest_step(folder),
+                len(formats.read_rows(folder / "history.parquet")),
+            )
+            assert newest >= self.newest.get(folder, 0), (
+                f"{folder}: the newest checkpoint became an older one"
+            )
             assert rows >= self.rows.get(folder, 0), f"{folder}: the history shrank"
             self.newest[folder], self.rows[folder] = newest, rows
 
@@ -55,11 +61,15 @@ def come_back(cluster: Cluster, host: int) -> None:
     """Boots the host again: Ray has given it up, and does not start one a second time that it lost while starting it."""
     cluster.hosts("kill", str(host))
     cluster.hosts("start", str(host))
-    cluster.hosts.sh(host, f". ~/raymtl.env && ray start --address={ADDRESS.format(10 + HEAD)}:6379", check=False)
+    cluster.hosts.sh(
+        host, f". ~/raymtl.env && ray start --address={ADDRESS.format(10 + HEAD)}:6379", check=False
+    )
     cluster.wait_for_nodes(NUM_HOSTS)
 
 
-def frozen_while(cluster: Cluster, run: Run, pattern: str, seen: Seen, goes_on: Callable[[], bool]) -> int:
+def frozen_while(
+    cluster: Cluster, run: Run, pattern: str, seen: Seen, goes_on: Callable[[], bool]
+) -> int:
     """Freezes a host of a run for `FROZEN_S`, and until the run goes on without it; then watches it awake."""
     host = freeze(cluster, pattern)
     try:
@@ -77,7 +87,11 @@ def end(cluster: Cluster, run: Run, command: str) -> None:
     assert run.process.poll() is None, run.told
     assert cluster.kill(HEAD, f"[r]aymtl {command}")
     run.process.wait(60)
-    until(lambda: not cluster.hosts_of(WORKER) and not cluster.hosts_of(TRIAL), "the end of the workers", 120)
+    until(
+        lambda: not cluster.hosts_of(WORKER) and not cluster.hosts_of(TRIAL),
+        "the end of the workers",
+        120,
+    )
 
 
 def test_a_frozen_host_changes_no_training_that_has_ended_when_it_wakes(cluster: Cluster) -> None:
@@ -97,7 +111,9 @@ def test_a_frozen_host_changes_no_training_that_goes_on_when_it_wakes(cluster: C
     run.reach(BEGUN)
     seen = Seen(lambda: [run.folder / "best"])
     at = run.step()
-    host = frozen_while(cluster, run, WORKER, seen, lambda: bool(resumed(run)) and run.step() > at + 5)
+    host = frozen_while(
+        cluster, run, WORKER, seen, lambda: bool(resumed(run)) and run.step() > at + 5
+    )
     assert run.step() > at + 5
     assert len(resumed(run)) == 1
     end(cluster, run, "train")
@@ -110,14 +126,24 @@ def test_a_frozen_host_changes_no_search_that_goes_on_when_it_wakes(cluster: Clu
     at = steps(run)
     seen = Seen(lambda: trials(run))
     host = frozen_while(
-        cluster, run, TRIAL, seen, lambda: all(now > then + 5 for now, then in zip(steps(run), at, strict=True))
+        cluster,
+        run,
+        TRIAL,
+        seen,
+        lambda: all(now > then + 5 for now, then in zip(steps(run), at, strict=True)),
     )
     end(cluster, run, "tune")
     come_back(cluster, host)
 
 
 def test_a_frozen_host_changes_no_search_that_has_ended_when_it_wakes(cluster: Cluster) -> None:
-    sets = ("tune.trials=3", "evaluate.test_episodes=4", "train.workers=1", "train.steps=1500", "train.eval_every=250")
+    sets = (
+        "tune.trials=3",
+        "evaluate.test_episodes=4",
+        "train.workers=1",
+        "train.steps=1500",
+        "train.eval_every=250",
+    )
     calm = cluster.begin("tune", "calm-search", *sets)
     calm.finish(900)
     run = cluster.begin("tune", "frozen-search-ended", *sets)

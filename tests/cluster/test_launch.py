@@ -6,8 +6,8 @@ import time
 import optuna
 import pytest
 
-from raymtl import runs
 from raymtl.config import load
+from raymtl.storage import formats
 from raymtl.tune import open_study
 from tests.cluster.hosts import NUM_HOSTS, SHARED, Cluster, Run, quoted, until
 
@@ -38,8 +38,10 @@ def test_twelve_trials_and_a_training_on_two_nodes_from_up_to_down(cluster: Clus
     start = time.monotonic()
     run = submit(cluster, "launch", "tune.trials=12")
     searched = time.monotonic() - start
-    rows = runs.read_rows(run.folder / "trials.parquet")
-    assert [(row["number"], row["state"]) for row in rows] == [(number, "complete") for number in range(12)]
+    rows = formats.read_rows(run.folder / "trials.parquet")
+    assert [(row["number"], row["state"]) for row in rows] == [
+        (number, "complete") for number in range(12)
+    ]
     assert (run.folder / "best" / "metrics.json").exists()
     assert (run.folder / "report.html").exists()
     print(f"ray up: {cluster.up_s:.0f} s, 12 trials and the training: {searched:.0f} s")
@@ -58,7 +60,7 @@ def test_what_trials_of_two_workers_hold_is_released_when_they_end(cluster: Clus
     time.sleep(RELEASED_S)
     (cluster.hosts.shared / "watched").touch()
     watcher.process.wait(60)
-    states = [row["state"] for row in runs.read_rows(run.folder / "trials.parquet")]
+    states = [row["state"] for row in formats.read_rows(run.folder / "trials.parquet")]
     assert "pruned" in states
     assert "complete" in states
     first_seen: dict[str, float] = {}
@@ -71,9 +73,15 @@ def test_what_trials_of_two_workers_hold_is_released_when_they_end(cluster: Clus
     trials = studied(run).trials
     for trial in trials:
         end = trial.datetime_complete.timestamp()
-        held = [group for group, at in first_seen.items() if at < end and last_seen[group] > end + RELEASED_S]
+        held = [
+            group
+            for group, at in first_seen.items()
+            if at < end and last_seen[group] > end + RELEASED_S
+        ]
         under_way = [
-            other for other in trials if other.datetime_start.timestamp() < end < other.datetime_complete.timestamp()
+            other
+            for other in trials
+            if other.datetime_start.timestamp() < end < other.datetime_complete.timestamp()
         ]
         # One of Tune's for the driver and one of Train's for the workers.
         assert len(held) <= 2 * len(under_way), f"after trial {trial.number}, {states}: {held}"

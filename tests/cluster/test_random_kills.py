@@ -38,8 +38,12 @@ class Chaos:
             if status == 0:
                 return run
             if status is not None:
-                assert self.done[-1:] == ["driver"], f"ended though it was not hit, after {self.done}:\n{run.told}"
-                run = self.cluster.begin("tune", output, *sets, resume=(run.folder / "config.yaml").exists())
+                assert self.done[-1:] == ["driver"], (
+                    f"ended though it was not hit, after {self.done}:\n{run.told}"
+                )
+                run = self.cluster.begin(
+                    "tune", output, *sets, resume=(run.folder / "config.yaml").exists()
+                )
             if time.monotonic() - hit >= self.every:
                 self.hit()
                 hit = time.monotonic()
@@ -51,13 +55,19 @@ class Chaos:
         if what in ("worker", "trial"):
             pattern = WORKER if what == "worker" else TRIAL
             where = self.cluster.hosts_of(pattern)
-            what = what if where and self.cluster.kill(self.rng.choice(where), pattern) else f"no {what}"
+            what = (
+                what
+                if where and self.cluster.kill(self.rng.choice(where), pattern)
+                else f"no {what}"
+            )
         elif what == "driver":
             what = what if self.cluster.kill(HEAD, "[r]aymtl tune") else "no driver"
         else:
             now = time.monotonic()
             there = self.cluster.hosts_of(RAYLET)
-            hosts = [host for host, at in self.host_hit.items() if host in there and now - at >= REST_S]
+            hosts = [
+                host for host, at in self.host_hit.items() if host in there and now - at >= REST_S
+            ]
             if hosts:
                 host = self.rng.choice(hosts)
                 self.host_hit[host] = now

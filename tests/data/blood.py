@@ -14,7 +14,12 @@ SIDES = (36, 48)
 """Height and width of the pictures as they are stored."""
 
 
-def xml(objects: Sequence[Object], size: tuple[int, int] = SIDES, difficult: Sequence[int] = (), more: str = "") -> str:
+def xml(
+    objects: Sequence[Object],
+    size: tuple[int, int] = SIDES,
+    difficult: Sequence[int] = (),
+    more: str = "",
+) -> str:
     """An annotation; `difficult` are the numbers of the objects that are."""
     parts = [
         f"<object><name>{label}</name><difficult>{int(number in difficult)}</difficult><bndbox>"
@@ -37,7 +42,10 @@ def scene(rng: np.random.Generator, most: int = 4) -> tuple[np.ndarray, list[Obj
     for _ in range(int(rng.integers(0, most + 1))):
         label = ("disc", "square")[int(rng.integers(2))]
         half = int(rng.integers(4, 8))
-        middle_x, middle_y = int(rng.integers(half, width - half)), int(rng.integers(half, height - half))
+        middle_x, middle_y = (
+            int(rng.integers(half, width - half)),
+            int(rng.integers(half, height - half)),
+        )
         away = np.stack([x - middle_x, y - middle_y])
         inside = np.hypot(*away) < half if label == "disc" else np.abs(away).max(0) < half
         pixels[inside] = COLOURS[label]
@@ -45,7 +53,9 @@ def scene(rng: np.random.Generator, most: int = 4) -> tuple[np.ndarray, list[Obj
     return pixels, objects
 
 
-def write_voc(root: Path, number: int = 40, *, sets: bool = True, year: str = "2007") -> dict[str, list[Object]]:
+def write_voc(
+    root: Path, number: int = 40, *, sets: bool = True, year: str = "2007"
+) -> dict[str, list[Object]]:
     """VOCdevkit below `root`: pictures p000 ..., of which 60 % are for training; -> name -> objects."""
     folder = root / "VOCdevkit" / f"VOC{year}"
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
@@ -62,7 +72,9 @@ def write_voc(root: Path, number: int = 40, *, sets: bool = True, year: str = "2
         names = list(written)
         cuts = [0, int(0.6 * number), int(0.8 * number), number]
         for split, start, stop in zip(("train", "val", "test"), cuts, cuts[1:], strict=False):
-            (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names[start:stop]) + "\n")
+            (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(
+                "\n".join(names[start:stop]) + "\n"
+            )
     return written
 
 

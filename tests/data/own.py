@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from raymtl.data.files import Files
+from raymtl.data.tables import Files
 
 
-def columns(rows: int = 400, tasks: int = 12, missing: float = 0.2, seed: int = 0) -> dict[str, list[Any]]:
+def columns(
+    rows: int = 400, tasks: int = 12, missing: float = 0.2, seed: int = 0
+) -> dict[str, list[Any]]:
     """Columns of all types, and labels `task N.x`, every third real, yes or no, whole; some missing."""
     rng = np.random.default_rng(seed)
     z = rng.normal(size=(rows, 4))
@@ -23,7 +25,9 @@ def columns(rows: int = 400, tasks: int = 12, missing: float = 0.2, seed: int = 
         "age (years)": (40 + 10 * z[:, 0]).tolist(),
         "blood.pressure": (100 + 5 * z[:, 1]).tolist(),
         "smoker": (z[:, 2] > 0).tolist(),
-        "visit": [datetime.date(2020, 1, 1) + datetime.timedelta(days=int(100 * abs(v))) for v in z[:, 3]],
+        "visit": [
+            datetime.date(2020, 1, 1) + datetime.timedelta(days=int(100 * abs(v))) for v in z[:, 3]
+        ],
         "Stadt": cities[rng.integers(0, 4, rows)].tolist(),
         "code": rng.integers(0, 5, rows).tolist(),
         "constant": [1.0] * rows,
@@ -32,16 +36,24 @@ def columns(rows: int = 400, tasks: int = 12, missing: float = 0.2, seed: int = 
     }
     for task in range(tasks):
         raw = z @ rng.normal(size=4) + 0.1 * rng.normal(size=rows)
-        label = [lambda v: float(v), lambda v: "yes" if v > 0 else "no", lambda v: int(np.digitize(v, [-1, 0, 1]))][
-            task % 3
-        ]
+        label = [
+            lambda v: float(v),
+            lambda v: "yes" if v > 0 else "no",
+            lambda v: int(np.digitize(v, [-1, 0, 1])),
+        ][task % 3]
         gone = rng.random(rows) < missing
-        found[f"task {task}.x"] = [None if hidden else label(v) for v, hidden in zip(raw, gone, strict=True)]
+        found[f"task {task}.x"] = [
+            None if hidden else label(v) for v, hidden in zip(raw, gone, strict=True)
+        ]
     return found
 
 
-def write_parquet(path: Path, content: Mapping[str, Sequence[Any]], row_group_size: int = 100) -> Path:
-    pq.write_table(pa.table({k: pa.array(v) for k, v in content.items()}), path, row_group_size=row_group_size)
+def write_parquet(
+    path: Path, content: Mapping[str, Sequence[Any]], row_group_size: int = 100
+) -> Path:
+    pq.write_table(
+        pa.table({k: pa.array(v) for k, v in content.items()}), path, row_group_size=row_group_size
+    )
     return path
 
 
@@ -50,7 +62,9 @@ def write_csv(path: Path, content: Mapping[str, Sequence[Any]], delimiter: str =
     with path.open("w", newline="") as file:
         writer = csv.writer(file, delimiter=delimiter)
         writer.writerow(content)
-        writer.writerows([["" if v is None else v for v in row] for row in zip(*content.values(), strict=True)])
+        writer.writerows(
+            [["" if v is None else v for v in row] for row in zip(*content.values(), strict=True)]
+        )
     return path
 
 
@@ -83,9 +97,16 @@ def write_pictures(root: Path, number: int = 60) -> Path:
             picture = Image.fromarray(rng.integers(0, 65535, (height, width)).astype(np.uint16))
         name = f"img {i:03d}.v1.{('jpg', 'png', 'png', 'png', 'JPG', 'png')[i % 6]}"
         picture.save(folder / name)
-        tags = [tag for tag, there in (("wide", width > 40), ("tall", height > 40)) if there] or ["small"]
+        tags = [tag for tag, there in (("wide", width > 40), ("tall", height > 40)) if there] or [
+            "small"
+        ]
         labels = [colour, width > height, round(width / 10, 2), "|".join(tags), i % 4]
-        rows.append([f"{colour}/set {i % 2}/{name}", *(None if rng.random() < 0.2 else label for label in labels)])
+        rows.append(
+            [
+                f"{colour}/set {i % 2}/{name}",
+                *(None if rng.random() < 0.2 else label for label in labels),
+            ]
+        )
     names = ("Datei name", "colour", "is.wide", "width (cm)", "tags", "count")
     write_csv(root / "labels.csv", dict(zip(names, zip(*rows, strict=True), strict=True)))
     return root
@@ -105,7 +126,10 @@ def scene(rng: np.random.Generator, height: int, width: int) -> dict[str, np.nda
     y, x = np.mgrid[:height, :width]
     top, left = rng.integers(0, height // 2), rng.integers(0, width // 2)
     box = (y >= top) & (y < top + height // 3) & (x >= left) & (x < left + width // 3)
-    middle = rng.integers(height // 3, height - height // 4), rng.integers(width // 3, width - width // 4)
+    middle = (
+        rng.integers(height // 3, height - height // 4),
+        rng.integers(width // 3, width - width // 4),
+    )
     disc = ((y - middle[0]) ** 2 + (x - middle[1]) ** 2 < (min(height, width) // 4) ** 2) & ~box
     classes = np.where(box, 1, np.where(disc, 2, 0)).astype(np.uint8)
     depth = (1000 + 3000 * (1 - y / height)).astype(np.uint16)
@@ -135,14 +159,22 @@ def write_scenes(root: Path, number: int = 40, sides: tuple[int, int] = (24, 32)
         Image.fromarray(found["depth"]).save(root / "depths" / f"{i:03d}.png")
         np.save(root / "normals" / f"{i:03d}.npy", found["normals"])
         share = float((found["mask"] == 2).mean())
-        tags = "|".join(name for name, there in (("large", share > 0.1), ("odd", i % 2)) if there) or "small"
+        tags = (
+            "|".join(name for name, there in (("large", share > 0.1), ("odd", i % 2)) if there)
+            or "small"
+        )
         labels = [
             "box" if (found["mask"] == 1).mean() > share else "disc",
             tags,
             round(share, 3),
             f"masks/{i:03d}_mask.png",
         ]
-        rows.append([f"images/{i:03d}.png", *(None if (i + k) % 5 == 0 else label for k, label in enumerate(labels))])
+        rows.append(
+            [
+                f"images/{i:03d}.png",
+                *(None if (i + k) % 5 == 0 else label for k, label in enumerate(labels)),
+            ]
+        )
     names = ("image", "larger", "tags", "share", "mask")
     write_csv(root / "labels.csv", dict(zip(names, zip(*rows, strict=True), strict=True)))
     return root

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from raymtl.data import NYUv2
-from raymtl.data.nyuv2 import FRAMES, HEIGHT, WIDTH
+from raymtl.data.sources.nyuv2 import FRAMES, HEIGHT, WIDTH
 
 
 def frame(number: int) -> dict[str, np.ndarray]:
@@ -45,5 +45,9 @@ def numbered_frame(folder: Path, number: int, rows: slice, columns: slice) -> di
     """In place of `read_frame`: a picture of 8 x 8 large pixels at random, so that every frame is one of a kind."""
     pixels = np.random.default_rng([number, folder.name == "val"]).random((8, 8, 3), np.float32)
     image = pixels.repeat(HEIGHT // 8, 0).repeat(WIDTH // 8, 1)
-    maps = {"label": np.zeros((HEIGHT, WIDTH)), "depth": np.ones((HEIGHT, WIDTH, 1)), "normal": np.ones_like(image)}
+    maps = {
+        "label": np.zeros((HEIGHT, WIDTH)),
+        "depth": np.ones((HEIGHT, WIDTH, 1)),
+        "normal": np.ones_like(image),
+    }
     return {part: values[rows, columns] for part, values in {"image": image, **maps}.items()}

@@ -11,14 +11,16 @@ import torch
 
 from raymtl.config import Experiment
 from raymtl.data import CIFAR100, SPLITS
-from raymtl.data.cifar100 import augmented
-from raymtl.data.cifar100_files import COARSE, read_pictures
 from raymtl.data.episodes import build_episodes, on_device
-from raymtl.step import meta_gradient
+from raymtl.data.formats.cifar100 import COARSE, read_pictures
+from raymtl.data.sources.cifar100 import augmented
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import UserError
 
 PER_CLASS = {"train": 12, "test": 5}
-needs_data = pytest.mark.skipif("RAYMTL_DATA" not in os.environ, reason="needs CIFAR-100 in $RAYMTL_DATA")
+needs_data = pytest.mark.skipif(
+    "RAYMTL_DATA" not in os.environ, reason="needs CIFAR-100 in $RAYMTL_DATA"
+)
 
 
 def names() -> list[str]:
@@ -36,7 +38,9 @@ CIFAR_FS_BY_HAND = {
 def contents(seed: int = 0) -> dict[str, dict]:
     """Pictures whose first red pixels are part, class and number in the class; classes go round the superclasses."""
     rng = np.random.default_rng(seed)
-    found: dict[str, dict] = {"meta": {"fine_label_names": names(), "coarse_label_names": list(COARSE)}}
+    found: dict[str, dict] = {
+        "meta": {"fine_label_names": names(), "coarse_label_names": list(COARSE)}
+    }
     for part, of_class in PER_CLASS.items():
         fine = rng.permutation(np.repeat(np.arange(100), of_class))
         data = rng.integers(256, size=(len(fine), 3, 32, 32), dtype=np.uint8)
@@ -61,7 +65,9 @@ def write(root: Path, found: dict[str, dict], protocol: int = 4) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for part, content in found.items():
         pickled = pickle.dumps(content, protocol)
-        (folder / part).write_bytes(pickled.replace(b"numpy._core.", b"numpy.core.") if protocol == 2 else pickled)
+        (folder / part).write_bytes(
+            pickled.replace(b"numpy._core.", b"numpy.core.") if protocol == 2 else pickled
+        )
     return root
 
 
@@ -72,8 +78,8 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch) -> None:
-    monkeypatch.setattr("raymtl.data.cifar100.PARTS", PER_CLASS)
-    monkeypatch.setattr("raymtl.data.cifar100_files.PARTS", PER_CLASS)
+    monkeypatch.setattr("raymtl.data.sources.cifar100.PARTS", PER_CLASS)
+    monkeypatch.setattr("raymtl.data.formats.cifar100.PARTS", PER_CLASS)
 
 
 def small(root: Path, **values) -> CIFAR100:
@@ -87,7 +93,9 @@ def told(pictures: torch.Tensor) -> list[tuple[int, int, int]]:
 
 
 def build(source: CIFAR100, count: int, split="train", seed=0, step=0):
-    (stack,), domains = build_episodes(source, source.load(), seed=seed, split=split, step=step, indices=range(count))
+    (stack,), domains = build_episodes(
+        source, source.load(), seed=seed, split=split, step=step, indices=range(count)
+    )
     return stack, domains
 
 
@@ -95,13 +103,17 @@ def test_every_superclass_is_a_task_with_inputs_and_five_classes_of_its_own(root
     episodes, _ = build(small(root), 4)
     assert set(episodes.query.inputs) == set(COARSE)
     for number, name in enumerate(COARSE):
-        classes = [number + 20 * label for label in range(5)]  # ascending, as the labels within the task
+        classes = [
+            number + 20 * label for label in range(5)
+        ]  # ascending, as the labels within the task
         for index in range(4):
             drawn = []
             for batch, size in ((episodes.support, 2), (episodes.query, 5)):
                 pictures, labels = batch.inputs[name][index], batch.targets[name][index]
                 assert pictures.shape == (size, 3, 32, 32) and pictures.dtype == torch.uint8
-                assert [c for _, c, _ in told(pictures)] == [classes[label] for label in labels.tolist()]
+                assert [c for _, c, _ in told(pictures)] == [
+                    classes[label] for label in labels.tolist()
+                ]
                 drawn += told(pictures)
             assert len(set(drawn)) == 7
 
@@ -117,15 +129,23 @@ def test_fine_and_coarse_are_two_labels_of_the_same_picture(root) -> None:
             assert batch.targets["coarse"][index].tolist() == [c % 20 for _, c, _ in numbers]
             seen += numbers
         assert len(set(seen)) == len(seen) == 300
-    assert [(task.name, task.out_features) for task in source.make_tasks()] == [("fine", 100), ("coarse", 20)]
+    assert [(task.name, task.out_features) for task in source.make_tasks()] == [
+        ("fine", 100),
+        ("coarse", 20),
+    ]
     assert source.sizes(source.load()) == {"fine": 900, "coarse": 900}
 
 
 @pytest.mark.parametrize("episodes", ["superclasses", "fine_and_coarse"])
-def test_validation_is_a_balanced_part_of_the_training_set_and_the_test_is_the_test_set(root, episodes) -> None:
+def test_validation_is_a_balanced_part_of_the_training_set_and_the_test_is_the_test_set(
+    root, episodes
+) -> None:
     source = small(root, episodes=episodes)
     arrays = source.load()
-    seen = {split: told(torch.from_numpy(arrays["pictures"][arrays[split].reshape(-1)])) for split in SPLITS}
+    seen = {
+        split: told(torch.from_numpy(arrays["pictures"][arrays[split].reshape(-1)]))
+        for split in SPLITS
+    }
     for split, (of_class, of_test) in {"train": (9, 0), "val": (3, 0), "test": (5, 1)}.items():
         assert Counter(c for _, c, _ in seen[split]) == dict.fromkeys(range(100), of_class)
         assert {part for part, _, _ in seen[split]} == {of_test}
@@ -158,8 +178,13 @@ def test_cifar_fs_holds_out_the_classes_of_its_authors(root) -> None:
     source = small(root, episodes="classes")
     arrays = source.load()
     for split, size in {"train": 64, "val": 16, "test": 20}.items():
-        held = {names()[c] for _, c, _ in told(torch.from_numpy(arrays["pictures"][arrays[split].reshape(-1)]))}
-        assert held == (set(CIFAR_FS_BY_HAND[split].split()) if split != "train" else set(names()[:64]))
+        held = {
+            names()[c]
+            for _, c, _ in told(torch.from_numpy(arrays["pictures"][arrays[split].reshape(-1)]))
+        }
+        assert held == (
+            set(CIFAR_FS_BY_HAND[split].split()) if split != "train" else set(names()[:64])
+        )
         assert len(held) == size and sorted(held) == sorted(arrays[f"names/{split}"])
         assert arrays[split].shape == (size, 17)
     assert source.sizes(arrays) == {"class": 64 * 17}
@@ -170,13 +195,17 @@ def test_fc100_holds_out_whole_superclasses(root) -> None:
     held = {"val": {8, 11, 13, 16}, "test": {0, 7, 12, 14}}
     for split, size in {"train": 60, "val": 20, "test": 20}.items():
         numbers = told(torch.from_numpy(arrays["pictures"][arrays[split].reshape(-1)]))
-        assert {c % 20 for _, c, _ in numbers} == held.get(split, set(range(20)) - held["val"] - held["test"])
+        assert {c % 20 for _, c, _ in numbers} == held.get(
+            split, set(range(20)) - held["val"] - held["test"]
+        )
         assert arrays[split].shape == (size, 17)
 
 
 def test_ways_and_shots_may_vary_from_episode_to_episode(root) -> None:
     source = small(root, episodes="classes", ways=(2, 4), shots=(1, 3))
-    stacks, _ = build_episodes(source, source.load(), seed=0, split="test", step=0, indices=range(90))
+    stacks, _ = build_episodes(
+        source, source.load(), seed=0, split="test", step=0, indices=range(90)
+    )
     numbers = {(int(s.query.targets["class"].max()) + 1, s.support.inputs.shape[1]) for s in stacks}
     assert numbers == {(way, way * shots) for way in (2, 3, 4) for shots in (1, 2, 3)}
     assert source.make_tasks()[0].out_features == 4
@@ -186,7 +215,11 @@ def reference_crop(picture: torch.Tensor) -> set[bytes]:
     """All that padding by 4, cropping and flipping can make of a picture, one by one."""
     padded = torch.nn.functional.pad(picture, (4, 4, 4, 4))
     crops = [padded[:, y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
-    return {c.numpy().tobytes() for crop in crops for c in (crop.contiguous(), crop.flip(-1).contiguous())}
+    return {
+        c.numpy().tobytes()
+        for crop in crops
+        for c in (crop.contiguous(), crop.flip(-1).contiguous())
+    }
 
 
 def test_augmentation_draws_every_crop_of_the_padded_picture_and_its_mirror_alike() -> None:
@@ -227,41 +260,62 @@ def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(root, episo
     whole, _ = build(source, 6, step=4)
     (alone,), _ = build_episodes(source, source.load(), seed=0, split="train", step=4, indices=[5])
     assert torch.equal(seen(whole, 5), seen(alone, 0))
-    for other in (build(source, 6, step=5), build(source, 6, seed=1, step=4), build(source, 6, "val", step=4)):
+    for other in (
+        build(source, 6, step=5),
+        build(source, 6, seed=1, step=4),
+        build(source, 6, "val", step=4),
+    ):
         assert not torch.equal(seen(whole, 5), seen(other[0], 5))
 
 
 def test_some_of_the_tasks_can_be_taken_alone(root) -> None:
-    source = small(root).with_tasks(("trees", "fish"))
+    source = small(root).select_tasks(("trees", "fish"))
     assert CIFAR100.model_validate(source.model_dump()) == source
-    assert source.task_names == ("trees", "fish") == tuple(task.name for task in source.make_tasks())
+    assert (
+        source.task_names == ("trees", "fish") == tuple(task.name for task in source.make_tasks())
+    )
     episodes, _ = build(source, 2)
     assert tuple(episodes.query.inputs) == ("trees", "fish")
-    assert {c % 20 for _, c, _ in told(episodes.query.inputs["trees"][0])} == {COARSE.index("trees")}
+    assert {c % 20 for _, c, _ in told(episodes.query.inputs["trees"][0])} == {
+        COARSE.index("trees")
+    }
     assert tuple(source.sizes(source.load())) == ("trees", "fish")
-    coarse, _ = build(small(root, episodes="fine_and_coarse").with_tasks(("coarse",)), 1)
+    coarse, _ = build(small(root, episodes="fine_and_coarse").select_tasks(("coarse",)), 1)
     assert set(coarse.query.targets) == {"coarse"}
 
 
 def test_without_support_an_episode_has_as_many_labelled_examples_as_there_are(root) -> None:
     for episodes, labelled in {"superclasses": 7, "classes": 5 * 7}.items():
-        source = small(root, episodes=episodes).without_support()
+        source = small(root, episodes=episodes).as_supervised()
         assert CIFAR100.model_validate(source.model_dump()) == source
         assert len(build(source, 1)[0].query.targets[source.task_names[0]][0]) == labelled
-    every = small(root, episodes="classes", shots=2, queries=15).without_support()
+    every = small(root, episodes="classes", shots=2, queries=15).as_supervised()
     assert every.queries == 16 and build(every, 1)[0].query.inputs.shape[1] == 80
 
 
 @pytest.mark.parametrize(
-    ("sharing", "weighting"), [("hard", "pcgrad"), ("cross_stitch", "nash_mtl"), ("mmoe", "uncertainty")]
+    ("sharing", "weighting"),
+    [("hard", "pcgrad"), ("cross_stitch", "nash_mtl"), ("mmoe", "uncertainty")],
 )
 def test_a_step_of_twenty_tasks_moves_every_head(root, sharing, weighting) -> None:
-    values = {"data.name": "cifar100", "data.folder": str(root), "data.held_out": 3, "data.queries": 4}
-    values |= {"encoder.name": "conv", "encoder.channels": [4, 4], "learner.inner_steps": 0, "sharing.name": sharing}
+    values = {
+        "data.name": "cifar100",
+        "data.folder": str(root),
+        "data.held_out": 3,
+        "data.queries": 4,
+    }
+    values |= {
+        "encoder.name": "conv",
+        "encoder.channels": [4, 4],
+        "learner.inner_steps": 0,
+        "sharing.name": sharing,
+    }
     chosen = Experiment().override(values | {"weighting.name": weighting, "train.meta_batch": 2})
-    built, _ = build_episodes(chosen.data, chosen.data.load(), seed=0, split="train", step=0, indices=range(2))
-    problem = chosen.build()
-    meta = meta_gradient(problem, problem.init_params(), on_device(built, "cpu"))
+    built, _ = build_episodes(
+        chosen.data, chosen.data.load(), seed=0, split="train", step=0, indices=range(2)
+    )
+    algorithm = chosen.build()
+    meta = meta_gradient(algorithm, algorithm.init_params(), on_device(built, "cpu"))
     assert meta.losses.shape == (20,) and meta.losses.isfinite().all()
     assert all(meta.grads[f"model.heads.{name}.weight"].abs().sum() > 0 for name in COARSE)
 
@@ -269,14 +323,32 @@ def test_a_step_of_twenty_tasks_moves_every_head(root, sharing, weighting) -> No
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"tasks": ("fish", "birds")}, "data.tasks: expected some of aquatic_mammals, .*, got 'birds'"),
-        ({"tasks": ("fish",), "episodes": "classes"}, "data.tasks: expected some of class, .* got 'fish'"),
+        (
+            {"tasks": ("fish", "birds")},
+            "data.tasks: expected some of aquatic_mammals, .*, got 'birds'",
+        ),
+        (
+            {"tasks": ("fish",), "episodes": "classes"},
+            "data.tasks: expected some of class, .* got 'fish'",
+        ),
         ({"tasks": ("fish", "fish")}, "data.tasks: expected every task once"),
         ({"held_out": 12}, "data.held_out: expected at most 11 of the 12 pictures"),
-        ({"episodes": "classes", "ways": 17}, "data.ways: expected at most the 16 classes of the smallest split"),
-        ({"episodes": "classes", "ways": (2, 21), "split": "fc100"}, "data.ways: expected at most the 20 classes"),
-        ({"episodes": "classes", "shots": 3, "queries": 15}, "data.queries: expected at most 17 pictures together"),
-        ({"held_out": 3, "shots": (1, 4), "queries": 12}, "data.queries: expected at most 15 pictures together"),
+        (
+            {"episodes": "classes", "ways": 17},
+            "data.ways: expected at most the 16 classes of the smallest split",
+        ),
+        (
+            {"episodes": "classes", "ways": (2, 21), "split": "fc100"},
+            "data.ways: expected at most the 20 classes",
+        ),
+        (
+            {"episodes": "classes", "shots": 3, "queries": 15},
+            "data.queries: expected at most 17 pictures together",
+        ),
+        (
+            {"held_out": 3, "shots": (1, 4), "queries": 12},
+            "data.queries: expected at most 15 pictures together",
+        ),
     ],
 )
 def test_impossible_sources_are_refused(root, values, says) -> None:
@@ -292,13 +364,20 @@ def test_folders_are_read_whatever_the_protocol_of_their_pickles(tmp_path, root,
             found[part]["data"] = Python2(found[part]["data"])
     read = read_pictures(write(tmp_path, found, protocol))
     again = read_pictures(root)
-    assert np.array_equal(read.pictures, again.pictures) and read.pictures.shape == (1700, 3, 32, 32)
+    assert np.array_equal(read.pictures, again.pictures) and read.pictures.shape == (
+        1700,
+        3,
+        32,
+        32,
+    )
     for part, first in (("train", 0), ("test", 1)):
         for label in (0, 57, 99):
             numbers = told(torch.from_numpy(read.pictures[read.members[part][label]]))
             assert numbers == [(first, label, i) for i in range(PER_CLASS[part])]
     assert read.coarse.tolist() == [c % 20 for c in range(100)] and read.names.tolist() == names()
-    assert not any(array.flags.writeable for array in (read.pictures, read.coarse, read.members["train"]))
+    assert not any(
+        array.flags.writeable for array in (read.pictures, read.coarse, read.members["train"])
+    )
 
 
 class Python2:
@@ -325,12 +404,19 @@ class Calls:
 def test_a_pickle_that_calls_anything_else_is_refused_and_does_nothing(tmp_path) -> None:
     touched = tmp_path / "touched"
     for number, call in enumerate(
-        [Calls(os.mkdir, str(touched)), Calls(eval, f"open({str(touched)!r}, 'w')"), Calls(np.fromfile, str(touched))]
+        [
+            Calls(os.mkdir, str(touched)),
+            Calls(eval, f"open({str(touched)!r}, 'w')"),
+            Calls(np.fromfile, str(touched)),
+        ]
     ):
         found = contents()
         found["train"]["data"] = call
         root = write(tmp_path / str(number), found)
-        with pytest.raises(UserError, match=r"data.folder: expected .*train to hold arrays.*it asks for .*data fetch"):
+        with pytest.raises(
+            UserError,
+            match=r"data.folder: expected .*train to hold arrays.*it asks for .*data fetch",
+        ):
             read_pictures(root)
         assert not touched.exists()
 
@@ -357,23 +443,31 @@ def changed(part: str, key: str, change) -> dict[str, dict]:
     ],
 )  # fmt: skip
 def test_a_folder_with_other_contents_is_answered_with_the_file(tmp_path, found, says) -> None:
-    with pytest.raises(UserError, match=f"data.folder: .*{says}.*raymtl data fetch cifar100") as caught:
+    with pytest.raises(
+        UserError, match=f"data.folder: .*{says}.*raymtl data fetch cifar100"
+    ) as caught:
         read_pictures(write(tmp_path, found))
     assert "\n" not in str(caught.value)
 
 
 def test_missing_or_broken_data_is_answered_with_the_remedy(tmp_path, root, monkeypatch) -> None:
     monkeypatch.delenv("RAYMTL_DATA", raising=False)
-    with pytest.raises(UserError, match=r"data.folder: expected the folder that holds cifar-100-python.*data fetch"):
+    with pytest.raises(
+        UserError, match=r"data.folder: expected the folder that holds cifar-100-python.*data fetch"
+    ):
         CIFAR100(held_out=3, queries=5).load()
     monkeypatch.setenv("RAYMTL_DATA", str(tmp_path / "empty"))
-    with pytest.raises(UserError, match=r"expected .*empty/cifar-100-python/meta, found no such file.*data fetch"):
+    with pytest.raises(
+        UserError, match=r"expected .*empty/cifar-100-python/meta, found no such file.*data fetch"
+    ):
         CIFAR100(held_out=3, queries=5).load()
     written = write(tmp_path, contents()) / "cifar-100-python" / "train"
     for number, content in enumerate((b"", b"not a pickle", written.read_bytes()[:100_000])):
         broken = write(tmp_path / str(number), contents())
         (broken / "cifar-100-python" / "train").write_bytes(content)
-        with pytest.raises(UserError, match="train to hold arrays, lists, numbers and texts alone") as caught:
+        with pytest.raises(
+            UserError, match="train to hold arrays, lists, numbers and texts alone"
+        ) as caught:
             read_pictures(broken)
         assert "\n" not in str(caught.value)
 
@@ -381,12 +475,14 @@ def test_missing_or_broken_data_is_answered_with_the_remedy(tmp_path, root, monk
 @needs_data
 def test_real_classes_are_told_apart_by_their_mean_pictures_alone(monkeypatch) -> None:
     """Nearest class mean of the training pictures: above the chance of 1 in 5 on test pictures of most superclasses."""
-    monkeypatch.setattr("raymtl.data.cifar100.PARTS", {"train": 500, "test": 100})
-    monkeypatch.setattr("raymtl.data.cifar100_files.PARTS", {"train": 500, "test": 100})
+    monkeypatch.setattr("raymtl.data.sources.cifar100.PARTS", {"train": 500, "test": 100})
+    monkeypatch.setattr("raymtl.data.formats.cifar100.PARTS", {"train": 500, "test": 100})
     arrays = CIFAR100().load()
     assert arrays["pictures"].shape == (60000, 3, 32, 32)
     assert [arrays[split].shape for split in SPLITS] == [(100, 450), (100, 50), (100, 100)]
-    means = np.stack([arrays["pictures"][rows[:100]].mean(0) for rows in arrays["train"]]).reshape(100, -1)
+    means = np.stack([arrays["pictures"][rows[:100]].mean(0) for rows in arrays["train"]]).reshape(
+        100, -1
+    )
     better = 0
     for coarse in range(20):
         own = np.flatnonzero(arrays["coarse"] == coarse)
@@ -398,8 +494,8 @@ def test_real_classes_are_told_apart_by_their_mean_pictures_alone(monkeypatch) -
 
 @needs_data
 def test_the_real_split_of_cifar_fs_has_no_class_that_is_not_there(monkeypatch) -> None:
-    monkeypatch.setattr("raymtl.data.cifar100.PARTS", {"train": 500, "test": 100})
-    monkeypatch.setattr("raymtl.data.cifar100_files.PARTS", {"train": 500, "test": 100})
+    monkeypatch.setattr("raymtl.data.sources.cifar100.PARTS", {"train": 500, "test": 100})
+    monkeypatch.setattr("raymtl.data.formats.cifar100.PARTS", {"train": 500, "test": 100})
     for split, sizes in {"cifar_fs": (64, 16, 20), "fc100": (60, 20, 20)}.items():
         arrays = CIFAR100(episodes="classes", split=split).load()
         assert tuple(len(arrays[part]) for part in SPLITS) == sizes

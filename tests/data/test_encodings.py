@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymtl.data import Files
-from raymtl.data.files.readers import delimiter_of
+from raymtl.data.tables.readers import delimiter_of
 from raymtl.types import UserError
 
 CITIES = ("Zürich", "Genève", "Łódź", "北京")
@@ -20,15 +20,20 @@ WESTERN = ("Zürich", "Genève", "Malmö", "Über")
 
 
 def rows(header: str, cities: tuple[str, ...]) -> str:
-    return f"{header},x,y\n" + "".join(f"{cities[i % 4]},{i / 7:.3f},{i % 3 * 1.5}\n" for i in range(60))
+    return f"{header},x,y\n" + "".join(
+        f"{cities[i % 4]},{i / 7:.3f},{i % 3 * 1.5}\n" for i in range(60)
+    )
 
 
 def read(path: Path, **values: object) -> Files:
-    return Files.model_validate({"path": str(path), "tasks": {"y": {"kind": "regression"}}, **values})
+    return Files.model_validate(
+        {"path": str(path), "tasks": {"y": {"kind": "regression"}}, **values}
+    )
 
 
 @pytest.mark.parametrize(
-    "encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
+    "encoding",
+    ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"],
 )
 @pytest.mark.parametrize("said", ["utf8", "latin1"])
 def test_a_byte_order_mark_says_the_encoding(tmp_path, encoding, said) -> None:
@@ -40,7 +45,8 @@ def test_a_byte_order_mark_says_the_encoding(tmp_path, encoding, said) -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "name"), [("latin1", "latin1"), ("cp1252", "windows-1252"), ("utf-16-le", "utf-16-le")]
+    ("encoding", "name"),
+    [("latin1", "latin1"), ("cp1252", "windows-1252"), ("utf-16-le", "utf-16-le")],
 )
 def test_an_encoding_that_is_said_holds_for_names_and_values(tmp_path, encoding, name) -> None:
     (tmp_path / "t.csv").write_bytes(rows("größe", WESTERN).encode(encoding))
@@ -52,22 +58,31 @@ def test_an_encoding_that_is_said_holds_for_names_and_values(tmp_path, encoding,
 def test_another_encoding_is_told_with_the_file_the_line_and_the_key(tmp_path, ending) -> None:
     path = tmp_path / f"t{ending}"
     path.write_bytes(rows("größe", WESTERN).encode("latin1"))
-    with pytest.raises(UserError, match=rf"t{ending}: line 1: expected text in utf8, got the byte 0xf6. Set data.enc"):
+    with pytest.raises(
+        UserError,
+        match=rf"t{ending}: line 1: expected text in utf8, got the byte 0xf6. Set data.enc",
+    ):
         read(path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_utf16_without_a_mark_is_told(tmp_path, encoding) -> None:
     (tmp_path / "t.csv").write_bytes(rows("city", CITIES).encode(encoding))
-    with pytest.raises(UserError, match=rf"t.csv: expected text in utf8, .* Set data.encoding: {encoding}\."):
+    with pytest.raises(
+        UserError, match=rf"t.csv: expected text in utf8, .* Set data.encoding: {encoding}\."
+    ):
         read(tmp_path / "t.csv")
-    assert set(read(tmp_path / "t.csv", encoding=encoding).found.columns[0].categories) == set(CITIES)
+    assert set(read(tmp_path / "t.csv", encoding=encoding).found.columns[0].categories) == set(
+        CITIES
+    )
 
 
 @pytest.mark.parametrize("name", ["windows1252x", "", "hex", "rot13", "utf 8x", "a\0b"])
 def test_a_name_that_is_no_encoding_is_told(tmp_path, name) -> None:
     (tmp_path / "t.csv").write_text(rows("city", CITIES))
-    with pytest.raises(UserError, match=r"data.encoding: expected the name of an encoding, such as utf8"):
+    with pytest.raises(
+        UserError, match=r"data.encoding: expected the name of an encoding, such as utf8"
+    ):
         read(tmp_path / "t.csv", encoding=name)
 
 
@@ -77,11 +92,18 @@ ARFF = "% made by hand\n@RELATION 'r s'\n@ATTRIBUTE größe numeric\n@attribute 
 @pytest.mark.parametrize("encoding", ["utf8", "latin1", "utf-16"])
 def test_arff_is_read_in_its_encoding(tmp_path, encoding) -> None:
     classes = ("ä", "'b, c'", '"d\\\'e"')
-    lines = "".join(f"{i / 3}, {classes[i % 3]}, 'word w{i % 5}',{'?' if i == 3 else i * 2.5}\n" for i in range(60))
+    lines = "".join(
+        f"{i / 3}, {classes[i % 3]}, 'word w{i % 5}',{'?' if i == 3 else i * 2.5}\n"
+        for i in range(60)
+    )
     (tmp_path / "t.arff").write_bytes((ARFF + lines + "% the end\n").encode(encoding))
     source = read(tmp_path / "t.arff", encoding="latin1" if encoding == "latin1" else "utf8")
     columns = {column.column: column for column in source.found.columns}
-    assert columns["größe"].role == "number" and set(columns["k l"].categories) == {"ä", "b, c", "d'e"}
+    assert columns["größe"].role == "number" and set(columns["k l"].categories) == {
+        "ä",
+        "b, c",
+        "d'e",
+    }
     arrays = source.load()
     np.testing.assert_allclose(np.delete(arrays["target/y"], 3), np.delete(np.arange(60) * 2.5, 3))
     assert arrays["mask/y"].sum() == 59
@@ -140,10 +162,16 @@ OTHERS = {
         zipped("mimetype", b"application/vnd.oasis.opendocument.spreadsheet"),
         "an OpenDocument spreadsheet. Save the sheet as CSV",
     ),
-    "xls": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500), "an old Excel workbook. Save the sheet as CSV"),
+    "xls": (
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500),
+        "an old Excel workbook. Save the sheet as CSV",
+    ),
     "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(100), "a 7z archive. Unpack it"),
     "html": (b"\n<!DOCTYPE html><html>404</html>", "a web page. Fetch the file again"),
-    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of Git LFS. Fetch the file"),
+    "lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+        "a pointer of Git LFS. Fetch the file",
+    ),
     "pickle": (b"\x80\x04\x95" + bytes(20), "a Python pickle. Save its table as Parquet"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file. Save its table"),
 }
@@ -161,20 +189,33 @@ def test_a_file_of_another_kind_is_told_in_one_sentence(tmp_path, kind, name) ->
 
 
 def test_what_is_compressed_is_read_by_its_ending_and_else_told(tmp_path) -> None:
-    for ending, content in ((".gz", gzip.compress(TEXT)), (".bz2", bz2.compress(TEXT)), (".GZ", gzip.compress(TEXT))):
+    for ending, content in (
+        (".gz", gzip.compress(TEXT)),
+        (".bz2", bz2.compress(TEXT)),
+        (".GZ", gzip.compress(TEXT)),
+    ):
         (tmp_path / f"t.csv{ending}").write_bytes(content)
         assert read(tmp_path / f"t.csv{ending}", format="csv").found.rows == 60
     (tmp_path / "plain.csv.gz").write_bytes(TEXT)
-    with pytest.raises(UserError, match=r"expected a file compressed as its ending .gz says, got plain text. Rename"):
+    with pytest.raises(
+        UserError,
+        match=r"expected a file compressed as its ending .gz says, got plain text. Rename",
+    ):
         read(tmp_path / "plain.csv.gz")
     (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(TEXT)[:200])
-    with pytest.raises(UserError, match=r"cut.csv.gz: cannot be decompressed .* damaged or cut off"):
+    with pytest.raises(
+        UserError, match=r"cut.csv.gz: cannot be decompressed .* damaged or cut off"
+    ):
         read(tmp_path / "cut.csv.gz")
 
 
 def test_parquet_called_csv_is_told_and_read_with_its_format(tmp_path) -> None:
-    pq.write_table(pa.table({"x": np.arange(60) / 7, "y": np.arange(60) % 3 * 1.5}), tmp_path / "t.csv")
-    with pytest.raises(UserError, match=r"got a Parquet file. Rename it so that .* or set data.format: parquet"):
+    pq.write_table(
+        pa.table({"x": np.arange(60) / 7, "y": np.arange(60) % 3 * 1.5}), tmp_path / "t.csv"
+    )
+    with pytest.raises(
+        UserError, match=r"got a Parquet file. Rename it so that .* or set data.format: parquet"
+    ):
         read(tmp_path / "t.csv")
     assert read(tmp_path / "t.csv", format="parquet").found.rows == 60
 
@@ -194,13 +235,17 @@ def test_parquet_called_csv_is_told_and_read_with_its_format(tmp_path) -> None:
         ("y\n1\n", ","),
     ],
 )
-def test_the_delimiter_is_what_header_and_rows_have_as_often_outside_of_quotes(text, delimiter) -> None:
+def test_the_delimiter_is_what_header_and_rows_have_as_often_outside_of_quotes(
+    text, delimiter
+) -> None:
     assert delimiter_of(text) == delimiter
 
 
 def test_a_header_with_quoted_commas_is_read(tmp_path) -> None:
     head = '"size, m2";"rent, net, EUR";y\n'
-    (tmp_path / "t.csv").write_text(head + "".join(f"{i / 7};{i};{i % 3 * 1.5}\n" for i in range(60)))
+    (tmp_path / "t.csv").write_text(
+        head + "".join(f"{i / 7};{i};{i % 3 * 1.5}\n" for i in range(60))
+    )
     assert [column.column for column in read(tmp_path / "t.csv").found.columns] == ["size, m2"]
 
 
@@ -213,4 +258,7 @@ def test_a_folder_may_have_a_dollar_in_its_name(tmp_path, name, monkeypatch) -> 
         source = Files.model_validate({"path": path, "tasks": {"y": {"kind": "regression"}}})
         assert source.found.rows == 60 and len(source.load()["side"]) == 60
     monkeypatch.chdir(tmp_path / name)
-    assert Files.model_validate({"path": "d.csv", "tasks": {"y": {"kind": "regression"}}}).found.rows == 60
+    assert (
+        Files.model_validate({"path": "d.csv", "tasks": {"y": {"kind": "regression"}}}).found.rows
+        == 60
+    )

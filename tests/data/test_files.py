@@ -12,7 +12,7 @@ import torch
 from raymtl.config import Experiment, load
 from raymtl.data import SPLITS, Files
 from raymtl.data.episodes import build_episodes, on_device
-from raymtl.step import meta_gradient
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import UserError
 from tests.data.own import columns, own_table, write_csv, write_parquet
 
@@ -48,11 +48,17 @@ def test_twelve_tasks_with_missing_labels_train_from_yaml_alone(tmp_path) -> Non
     experiment.save(tmp_path / "saved.yaml")
     assert load(tmp_path / "saved.yaml") == experiment
     source = experiment.data
-    assert [task.kind for task in source.make_tasks()[:3]] == ["regression", "binary", "classification"]
+    assert [task.kind for task in source.make_tasks()[:3]] == [
+        "regression",
+        "binary",
+        "classification",
+    ]
     assert all(0.7 < fitted.labelled < 0.9 for fitted in source.fitted.tasks.values())
-    episodes, _ = build_episodes(source, source.load(), seed=0, split="train", step=0, indices=range(2))
-    problem = experiment.build()
-    meta = meta_gradient(problem, problem.init_params(), on_device(episodes, "cpu"))
+    episodes, _ = build_episodes(
+        source, source.load(), seed=0, split="train", step=0, indices=range(2)
+    )
+    algorithm = experiment.build()
+    meta = meta_gradient(algorithm, algorithm.init_params(), on_device(episodes, "cpu"))
     assert meta.losses.isfinite().all() and len(meta.losses) == 12
 
 
@@ -97,7 +103,9 @@ def test_numbers_are_standardised_by_the_rows_for_training_alone(tmp_path) -> No
     (task,) = source.fitted.tasks.values()
     assert task.means[0] == pytest.approx(np.mean(content["y"][:40]))
     arrays = source.load()
-    np.testing.assert_allclose(arrays["inputs"][:40, 0], (train - train.mean()) / train.std(), rtol=1e-5)
+    np.testing.assert_allclose(
+        arrays["inputs"][:40, 0], (train - train.mean()) / train.std(), rtol=1e-5
+    )
     np.testing.assert_array_equal(arrays["rows/train"], np.arange(40))
     np.testing.assert_array_equal(arrays["rows/test"], np.arange(50, 60))
 
@@ -116,14 +124,19 @@ def test_an_unknown_category_has_a_value_of_its_own(tmp_path) -> None:
 
 def test_words_are_hashed_into_bags_and_lists_are_vectors(tmp_path) -> None:
     rng = np.random.default_rng(0)
-    words = [" ".join(rng.choice(["Good", "bad", "ugly", "fine", "so-so"], 4)) + f" {i}" for i in range(60)]
+    words = [
+        " ".join(rng.choice(["Good", "bad", "ugly", "fine", "so-so"], 4)) + f" {i}"
+        for i in range(60)
+    ]
     content = regression_table(note=words, embedding=rng.normal(3, 2, size=(60, 5)).tolist())
     source = simple(tmp_path, content, text_size=16, inputs=["note", "emb*"])
     assert [(c.role, c.size) for c in source.fitted.columns] == [("text", 16), ("vector", 5)]
     inputs = source.load()["inputs"]
     np.testing.assert_allclose(np.linalg.norm(inputs[:, :16], axis=1), 1, rtol=1e-6)
     vector = source.fitted.columns[1]
-    np.testing.assert_allclose(inputs[:, 16:] * vector.std + vector.mean, content["embedding"], rtol=1e-5)
+    np.testing.assert_allclose(
+        inputs[:, 16:] * vector.std + vector.mean, content["embedding"], rtol=1e-5
+    )
     changed = {**content, "note": [words[0].upper(), *words[1:]]}
     again = simple(tmp_path, changed, text_size=16, inputs=["note", "emb*"]).load()["inputs"]
     np.testing.assert_array_equal(again[0, :16], inputs[0, :16])
@@ -131,7 +144,9 @@ def test_words_are_hashed_into_bags_and_lists_are_vectors(tmp_path) -> None:
 
 def test_roles_can_be_given(tmp_path) -> None:
     source = simple(
-        tmp_path, regression_table(code=[i % 3 for i in range(60)]), inputs={"code": "category", "x": "number"}
+        tmp_path,
+        regression_table(code=[i % 3 for i in range(60)]),
+        inputs={"code": "category", "x": "number"},
     )
     assert [(c.column, c.size) for c in source.fitted.columns] == [("code", 4), ("x", 1)]
     assert set(source.load()["inputs"][:, :3].sum(1)) == {1.0}
@@ -188,8 +203,12 @@ def test_columns_together_are_a_vector_or_a_set_of_labels(tmp_path) -> None:
     assert (found["position"].kind, found["animals"].kind) == ("regression", "multilabel")
     assert found["position"].means[1] == pytest.approx(9, abs=1.5)
     arrays = source.load()
-    np.testing.assert_allclose(arrays["target/position"], np.stack([content["a"], content["b"]], 1), rtol=1e-6)
-    np.testing.assert_array_equal(arrays["target/animals"][:3], [[1, 0], [0, np.nan], [np.nan, np.nan]])
+    np.testing.assert_allclose(
+        arrays["target/position"], np.stack([content["a"], content["b"]], 1), rtol=1e-6
+    )
+    np.testing.assert_array_equal(
+        arrays["target/animals"][:3], [[1, 0], [0, np.nan], [np.nan, np.nan]]
+    )
     assert arrays["mask/animals"][:3].tolist() == [True, True, False]
 
 
@@ -198,7 +217,9 @@ def test_splits_do_not_depend_on_the_order_of_the_rows_and_have_their_shares(tmp
     content["y"] = list(range(200))
     source = simple(tmp_path, content)
     order = np.random.default_rng(3).permutation(200)
-    other = simple(tmp_path, {key: [values[i] for i in order] for key, values in content.items()}, "u.parquet")
+    other = simple(
+        tmp_path, {key: [values[i] for i in order] for key, values in content.items()}, "u.parquet"
+    )
     for split, size in zip(SPLITS, (140, 30, 30), strict=True):
         (one, a), (two, b) = ((rows_of(s)[split], s.load()["target/y"]) for s in (source, other))
         assert set(a[one]) == set(b[two])
@@ -221,10 +242,16 @@ def test_rows_with_equal_inputs_or_equal_keys_stay_together(tmp_path) -> None:
         assert not (values[0] & values[1] | values[0] & values[2] | values[1] & values[2])
 
 
-def test_a_split_that_the_column_does_not_name_is_taken_out_of_the_rows_for_training(tmp_path) -> None:
+def test_a_split_that_the_column_does_not_name_is_taken_out_of_the_rows_for_training(
+    tmp_path,
+) -> None:
     content = regression_table(part=(["Train"] * 4 + ["TEST"] * 2) * 10)
     rows = rows_of(simple(tmp_path, content, split={"column": "part"}))
-    assert {content["part"][i] for i in rows["train"]} == {content["part"][i] for i in rows["val"]} == {"Train"}
+    assert (
+        {content["part"][i] for i in rows["train"]}
+        == {content["part"][i] for i in rows["val"]}
+        == {"Train"}
+    )
     assert len(rows["test"]) == 20
     assert len(rows["val"]) == round(40 * 0.15 / 0.85)
 
@@ -234,10 +261,14 @@ def test_files_and_folders_can_name_the_splits(tmp_path) -> None:
     for split, start in (("train", 0), ("val", 40), ("test", 50)):
         folder = tmp_path / "all" / split
         folder.mkdir(parents=True)
-        parts[split] = {key: values[start : start + 20] for key, values in regression_table(rows=70).items()}
+        parts[split] = {
+            key: values[start : start + 20] for key, values in regression_table(rows=70).items()
+        }
         write_parquet(folder / "part.parquet", parts[split])
     by_folder = Files(path=str(tmp_path / "all"), tasks={"y": {}})
-    by_path = Files(path={s: str(tmp_path / "all" / s / "*.parquet") for s in SPLITS}, tasks={"y": {}})
+    by_path = Files(
+        path={s: str(tmp_path / "all" / s / "*.parquet") for s in SPLITS}, tasks={"y": {}}
+    )
     for source in (by_folder, by_path):
         arrays = source.load()
         for split in SPLITS:
@@ -268,17 +299,26 @@ def test_an_episode_of_groups_is_one_group_and_no_group_is_on_two_sides(tmp_path
     seen = {}
     for split in SPLITS:
         seen[split] = set()
-        stacks, domains = build_episodes(source, arrays, seed=0, split=split, step=0, indices=range(30))
+        stacks, domains = build_episodes(
+            source, arrays, seed=0, split=split, step=0, indices=range(30)
+        )
         numbers = [d.removeprefix("school s ") for d in domains]
-        labels = [np.floor(torch.cat([e.support.targets["y"], e.query.targets["y"]], 1).numpy()) for e in stacks]
+        labels = [
+            np.floor(torch.cat([e.support.targets["y"], e.query.targets["y"]], 1).numpy())
+            for e in stacks
+        ]
         assert {str(int(v)) for rows in labels for row in rows for v in row} == set(numbers)
         assert all(len(set(row)) == 1 for rows in labels for row in rows)
         assert {e.support.inputs.shape[1] for e in stacks} == {2, 3, 4}
         seen[split] |= set(numbers)
         for episodes in stacks:
-            for support, query in zip(episodes.support.inputs.tolist(), episodes.query.inputs.tolist(), strict=True):
+            for support, query in zip(
+                episodes.support.inputs.tolist(), episodes.query.inputs.tolist(), strict=True
+            ):
                 assert not {r[0] for r in support} & {r[0] for r in query}
-    assert not (seen["train"] & seen["val"] | seen["train"] & seen["test"] | seen["val"] & seen["test"])
+    assert not (
+        seen["train"] & seen["val"] | seen["train"] & seen["test"] | seen["val"] & seen["test"]
+    )
     assert len(set(arrays["names/train"])) == 14
 
 
@@ -287,7 +327,13 @@ def test_few_shot_episodes_hold_disjoint_classes(tmp_path) -> None:
     kind = rng.integers(0, 30, 900)
     content = {"x": (kind + rng.random(900) / 2).tolist(), "y": [f"k{i}" for i in kind]}
     source = simple(
-        tmp_path, content, tasks={"y": {"kind": "classification"}}, episodes="classes", ways=[2, 4], shots=1, queries=3
+        tmp_path,
+        content,
+        tasks={"y": {"kind": "classification"}},
+        episodes="classes",
+        ways=[2, 4],
+        shots=1,
+        queries=3,
     )
     arrays = source.load()
     (column,) = source.fitted.columns
@@ -298,8 +344,13 @@ def test_few_shot_episodes_hold_disjoint_classes(tmp_path) -> None:
         assert {int(e.support.targets["y"].max()) + 1 for e in stacks} == {2, 3, 4}
         for episodes in stacks:
             ways = int(episodes.support.targets["y"].max()) + 1
-            assert episodes.query.targets["y"][0].tolist() == [w for w in range(ways) for _ in range(3)]
-            values = torch.cat([episodes.support.inputs, episodes.query.inputs], 1)[..., 0] * column.std + column.mean
+            assert episodes.query.targets["y"][0].tolist() == [
+                w for w in range(ways) for _ in range(3)
+            ]
+            values = (
+                torch.cat([episodes.support.inputs, episodes.query.inputs], 1)[..., 0] * column.std
+                + column.mean
+            )
             labels = torch.cat([episodes.support.targets["y"], episodes.query.targets["y"]], 1)
             for row, label in zip(values, labels, strict=True):
                 of = {int(w): {int(v) for v in row[label == w].floor()} for w in label}
@@ -307,14 +358,20 @@ def test_few_shot_episodes_hold_disjoint_classes(tmp_path) -> None:
                 assert len(set.union(*of.values())) == ways
                 found[split] |= set.union(*of.values())
     assert sum(map(len, found.values())) == 30
-    assert not (found["train"] & found["val"] | found["train"] & found["test"] | found["val"] & found["test"])
+    assert not (
+        found["train"] & found["val"]
+        | found["train"] & found["test"]
+        | found["val"] & found["test"]
+    )
 
 
 def test_labels_can_lie_in_files_of_their_own(tmp_path) -> None:
     content = regression_table(who=[f"w{i}" for i in range(60)])
     write_parquet(tmp_path / "x.parquet", {"who": content["who"], "x": content["x"]})
     write_csv(tmp_path / "y.csv", {"who": content["who"][::-1][:50], "y": content["y"][::-1][:50]})
-    source = Files(path=str(tmp_path / "x.parquet"), key="who", tasks={"y": {"path": str(tmp_path / "y.csv")}})
+    source = Files(
+        path=str(tmp_path / "x.parquet"), key="who", tasks={"y": {"path": str(tmp_path / "y.csv")}}
+    )
     arrays = source.load()
     assert arrays["mask/y"].tolist() == [False] * 10 + [True] * 50
     np.testing.assert_allclose(arrays["target/y"][10:], content["y"][10:], rtol=1e-6)
@@ -333,7 +390,7 @@ def test_a_data_set_of_its_own_for_each_task(tmp_path) -> None:
 
 def test_a_single_task_draws_from_its_labelled_rows(tmp_path) -> None:
     content = columns(rows=200)
-    source = simple(tmp_path, content, tasks=TASKS).with_tasks(("t4",))
+    source = simple(tmp_path, content, tasks=TASKS).select_tasks(("t4",))
     assert Files.model_validate(source.model_dump(mode="json")) == source
     arrays = simple(tmp_path, content, tasks=TASKS).load()
     (episodes,), _ = build_episodes(source, arrays, seed=0, split="train", step=0, indices=range(5))
@@ -341,7 +398,9 @@ def test_a_single_task_draws_from_its_labelled_rows(tmp_path) -> None:
     assert tuple(episodes.query.targets) == ("t4",)
 
 
-def test_what_was_found_is_kept_while_the_files_change_and_found_anew_where_the_settings_do(tmp_path) -> None:
+def test_what_was_found_is_kept_while_the_files_change_and_found_anew_where_the_settings_do(
+    tmp_path,
+) -> None:
     source = own_table(tmp_path)
     (tmp_path / "own.parquet").unlink()
     assert Files.model_validate(source.model_dump(mode="json")) == source
@@ -349,8 +408,13 @@ def test_what_was_found_is_kept_while_the_files_change_and_found_anew_where_the_
         Files.model_validate({**source.model_dump(mode="json"), "exclude": ["code"]})
 
 
-def test_a_path_given_to_the_command_replaces_that_of_the_file_before_either_is_read(tmp_path) -> None:
-    path, table = tmp_path / "own.yaml", write_csv(tmp_path / "here.csv", columns(tasks=1, missing=0.0))
+def test_a_path_given_to_the_command_replaces_that_of_the_file_before_either_is_read(
+    tmp_path,
+) -> None:
+    path, table = (
+        tmp_path / "own.yaml",
+        write_csv(tmp_path / "here.csv", columns(tasks=1, missing=0.0)),
+    )
     path.write_text(
         "data:\n  name: files\n  path: nowhere.csv\n  tasks:\n    rent: {column: task 0.x}\nencoder: {name: mlp}\n"
     )
@@ -367,7 +431,10 @@ def test_a_url_is_read_as_a_path_is(tmp_path) -> None:
     path = write_parquet(tmp_path / "t.parquet", regression_table())
     with fsspec.open("memory://own/t.parquet", "wb") as file:
         file.write(path.read_bytes())
-    sources = [Files(path=where, tasks={"y": {}}) for where in (str(path), f"file://{path}", "memory://own/t.parquet")]
+    sources = [
+        Files(path=where, tasks={"y": {}})
+        for where in (str(path), f"file://{path}", "memory://own/t.parquet")
+    ]
     for source in sources[1:]:
         assert source.fitted.columns == sources[0].fitted.columns
         np.testing.assert_array_equal(source.load()["inputs"], sources[0].load()["inputs"])
@@ -381,9 +448,13 @@ def test_cells_of_matlab_and_arff_are_tables(tmp_path) -> None:
     for t in range(6):
         x[0, t], y[0, t] = rng.normal(size=(10 + t, 3)), rng.normal(size=(10 + t, 1))
     savemat(tmp_path / "cells.mat", {"X": x, "Y": y})
-    source = Files(path=str(tmp_path / "cells.mat"), tasks={"y": {}}, group="task", episodes="groups")
+    source = Files(
+        path=str(tmp_path / "cells.mat"), tasks={"y": {}}, group="task", episodes="groups"
+    )
     arrays = source.load()
-    np.testing.assert_allclose(arrays["target/y"], np.concatenate([p.ravel() for p in y[0]]), rtol=1e-6)
+    np.testing.assert_allclose(
+        arrays["target/y"], np.concatenate([p.ravel() for p in y[0]]), rtol=1e-6
+    )
     assert source.input_shape == (3,)
     (tmp_path / "a.arff").write_text(
         "@relation r\n@attribute a numeric\n@attribute k {u,v}\n@attribute y numeric\n@data\n"
@@ -394,7 +465,9 @@ def test_cells_of_matlab_and_arff_are_tables(tmp_path) -> None:
     np.testing.assert_allclose(found.load()["target/y"], np.arange(30) * 2.5)
 
 
-def test_missing_inputs_become_the_mean_of_the_rows_for_training_where_it_is_allowed(tmp_path) -> None:
+def test_missing_inputs_become_the_mean_of_the_rows_for_training_where_it_is_allowed(
+    tmp_path,
+) -> None:
     content = regression_table(part=["train"] * 40 + ["val"] * 10 + ["test"] * 10)
     content["x"][7] = content["x"][55] = None
     source = simple(tmp_path, content, split={"column": "part"}, missing_inputs="mean")
@@ -402,7 +475,11 @@ def test_missing_inputs_become_the_mean_of_the_rows_for_training_where_it_is_all
 
 
 BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    ({}, {"tasks": {"y": {"column": "Y"}}}, r"data.tasks.y: .*t.parquet: expected the column 'Y', got 'x', 'y'"),
+    (
+        {},
+        {"tasks": {"y": {"column": "Y"}}},
+        r"data.tasks.y: .*t.parquet: expected the column 'Y', got 'x', 'y'",
+    ),
     ({}, {"inputs": ["xx"]}, r"data.inputs: .*expected the column 'xx', got 'x', 'y'"),
     ({}, {"group": "patient"}, r"data.group: .*expected the column 'patient'"),
     (
@@ -449,14 +526,26 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"tasks": {}}, r"data.tasks: expected a task at least"),
     ({}, {"tasks": {"keys": {"column": "y"}}}, r"data.tasks: keys: expected another name"),
     ({}, {"episodes": "groups"}, r"data.group: expected the column that groups"),
-    ({"y": [float("inf")] + [1.5 * i for i in range(59)]}, {}, r"row 0, column 'y': expected a finite number"),
+    (
+        {"y": [float("inf")] + [1.5 * i for i in range(59)]},
+        {},
+        r"row 0, column 'y': expected a finite number",
+    ),
     (
         {"y": ["1.5", "2.5", "oops"] * 20},
         {"tasks": {"y": {"kind": "regression"}}},
         r"row 2, column 'y': expected a number, got 'oops'",
     ),
-    ({"y": ["a", "b", "c"] * 20}, {"tasks": {"y": {"kind": "binary"}}}, r"expected two classes of kind binary, got 3"),
-    ({"who": ["a", None] * 30}, {"group": "who"}, r"row 1, column 'who': expected a group, got none"),
+    (
+        {"y": ["a", "b", "c"] * 20},
+        {"tasks": {"y": {"kind": "binary"}}},
+        r"expected two classes of kind binary, got 3",
+    ),
+    (
+        {"who": ["a", None] * 30},
+        {"group": "who"},
+        r"row 1, column 'who': expected a group, got none",
+    ),
     (
         {"v": [[1.0, 2.0]] * 59 + [[1.0]]},
         {"inputs": {"v": "vector", "x": "number"}},
@@ -472,7 +561,9 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("content", "values", "says"), BAD, ids=[says[:40] for *_, says in BAD])
-def test_what_cannot_be_learned_from_is_told_in_one_sentence(tmp_path, content, values, says) -> None:
+def test_what_cannot_be_learned_from_is_told_in_one_sentence(
+    tmp_path, content, values, says
+) -> None:
     with pytest.raises(UserError) as caught:
         simple(tmp_path, {**regression_table(), **content}, **values).load()
     message = str(caught.value)
@@ -487,8 +578,14 @@ def test_what_cannot_be_learned_from_is_told_in_one_sentence(tmp_path, content, 
             "nowhere.parquet",
             r"data.path: expected a file, a folder or a URL, got .*nowhere.parquet, where there is none",
         ),
-        ("nosuch://bucket/t.parquet", r"data.path: nosuch://bucket/t.parquet cannot be read \(.*nosuch"),
-        ("$NO_SUCH_VARIABLE/t.csv", r"data.path: expected the environment variable NO_SUCH_VARIABLE to be set"),
+        (
+            "nosuch://bucket/t.parquet",
+            r"data.path: nosuch://bucket/t.parquet cannot be read \(.*nosuch",
+        ),
+        (
+            "$NO_SUCH_VARIABLE/t.csv",
+            r"data.path: expected the environment variable NO_SUCH_VARIABLE to be set",
+        ),
     ],
 )
 def test_a_path_that_leads_nowhere_is_told(path, says) -> None:
@@ -520,10 +617,16 @@ def test_a_file_that_is_none_is_told(tmp_path, name, content, says) -> None:
 def test_parts_of_different_shape_are_told(tmp_path) -> None:
     write_parquet(tmp_path / "a.parquet", regression_table())
     write_parquet(tmp_path / "b.parquet", regression_table(z=[1] * 60))
-    with pytest.raises(UserError, match=r"b.parquet: expected the columns of .*a.parquet, got others: it has 'z'"):
+    with pytest.raises(
+        UserError, match=r"b.parquet: expected the columns of .*a.parquet, got others: it has 'z'"
+    ):
         Files(path=str(tmp_path), tasks={"y": {}})
-    write_parquet(tmp_path / "b.parquet", {**regression_table(), "x": [f"w{i % 9}" for i in range(60)]})
-    with pytest.raises(UserError, match=r"b.parquet: column 'x': expected double as in .*a.parquet, got string"):
+    write_parquet(
+        tmp_path / "b.parquet", {**regression_table(), "x": [f"w{i % 9}" for i in range(60)]}
+    )
+    with pytest.raises(
+        UserError, match=r"b.parquet: column 'x': expected double as in .*a.parquet, got string"
+    ):
         Files(path=str(tmp_path), tasks={"y": {}})
 
 
@@ -536,14 +639,18 @@ def test_two_tasks_of_one_name_are_told(tmp_path) -> None:
 
 def test_without_a_path_nothing_is_read_and_the_path_is_asked_for() -> None:
     assert Files().fitted is None
-    with pytest.raises(UserError, match=r"^data.path: expected a file, a folder or a URL, got none"):
+    with pytest.raises(
+        UserError, match=r"^data.path: expected a file, a folder or a URL, got none"
+    ):
         Experiment.model_validate({"data": {"name": "files"}})
 
 
 def test_hashes_do_not_change_between_versions(tmp_path) -> None:
     """Or a run that goes on would train on what it was to be tested on."""
     arrays = own_table(tmp_path).load()
-    told = hashlib.sha256(b"".join(arrays[f"rows/{split}"].astype("<i8").tobytes() for split in SPLITS)).hexdigest()
+    told = hashlib.sha256(
+        b"".join(arrays[f"rows/{split}"].astype("<i8").tobytes() for split in SPLITS)
+    ).hexdigest()
     assert told[:16] == "f9add15712b6282e"
 
 
@@ -551,7 +658,9 @@ def test_text_of_another_encoding_is_told(tmp_path) -> None:
     path = tmp_path / "latin.csv"
     rows = "".join(f"Zürich,{i},2\nGenève,{i},3\n" for i in range(30))
     path.write_bytes(b"name,x,y\n" + rows.encode("latin1"))
-    with pytest.raises(UserError, match=r"latin.csv: line 2: expected text in utf8, got the byte 0xfc"):
+    with pytest.raises(
+        UserError, match=r"latin.csv: line 2: expected text in utf8, got the byte 0xfc"
+    ):
         Files(path=str(path), tasks={"y": {"kind": "regression"}})
     found = Files(path=str(path), tasks={"y": {"kind": "regression"}}, encoding="latin1").found
     assert found.columns[0].categories == ("Genève", "Zürich")

@@ -11,8 +11,8 @@ from PIL import Image
 from raymtl.config import Experiment
 from raymtl.data import SPLITS, VOC, Files
 from raymtl.data.episodes import build_episodes, on_device
-from raymtl.data.inspect import draw_batch, inspect
-from raymtl.step import meta_gradient
+from raymtl.data.inspection import draw_batch, inspect
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import UserError
 from tests.data.blood import SIDES, Object, write_voc, xml
 from tests.data.own import write_csv
@@ -37,9 +37,17 @@ def coco(written: Written, names: list[str]) -> dict:
     """COCO's instances; identities are neither dense nor in order."""
     categories = [{"id": 7, "name": "square"}, {"id": 3, "name": "disc"}]
     number = {"square": 7, "disc": 3}
-    images = [{"id": 900 - i, "file_name": f"{name}.png", "width": 1, "height": 1} for i, name in enumerate(names)]
+    images = [
+        {"id": 900 - i, "file_name": f"{name}.png", "width": 1, "height": 1}
+        for i, name in enumerate(names)
+    ]
     annotations = [
-        {"image_id": 900 - i, "category_id": number[label], "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": 0}
+        {
+            "image_id": 900 - i,
+            "category_id": number[label],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "iscrowd": 0,
+        }
         for i, name in enumerate(names)
         for label, x1, y1, x2, y2 in written[name]
     ]
@@ -49,11 +57,19 @@ def coco(written: Written, names: list[str]) -> dict:
 def rows(written: Written, names: list[str]) -> dict[str, list]:
     """A row a box; one with the picture alone where it shows nothing."""
     found = [[f"{name}.png", *one] for name in names for one in (written[name] or [(None,) * 5])]
-    return dict(zip(("picture", "class", "x1", "y1", "x2", "y2"), map(list, zip(*found, strict=True)), strict=True))
+    return dict(
+        zip(
+            ("picture", "class", "x1", "y1", "x2", "y2"),
+            map(list, zip(*found, strict=True)),
+            strict=True,
+        )
+    )
 
 
 def source(folder: Path, task: dict, **values) -> Files:
-    return Files(path=str(folder / "JPEGImages"), tasks={"things": task}, **{"size": SIDES, **values})
+    return Files(
+        path=str(folder / "JPEGImages"), tasks={"things": task}, **{"size": SIDES, **values}
+    )
 
 
 def test_xml_json_and_tables_say_the_same(made, tmp_path) -> None:
@@ -76,7 +92,10 @@ def test_xml_json_and_tables_say_the_same(made, tmp_path) -> None:
         wanted = [[classes.index(label), *corners] for label, *corners in written[name]]
         np.testing.assert_allclose(boxes[boxes[:, 0] >= 0], np.array(wanted).reshape(-1, 5))
         assert (boxes[len(wanted) :, 0] == -1).all()
-    assert source(folder, {"path": str(tmp_path / "boxes.json")}).found.tasks["things"].classes == ("square", "disc")
+    assert source(folder, {"path": str(tmp_path / "boxes.json")}).found.tasks["things"].classes == (
+        "square",
+        "disc",
+    )
 
 
 def test_a_folder_of_voc_is_the_same_as_the_source_of_its_name(made) -> None:
@@ -89,16 +108,22 @@ def test_a_folder_of_voc_is_the_same_as_the_source_of_its_name(made) -> None:
     np.testing.assert_array_equal(arrays["inputs"], voc["pictures"][order])
 
 
-def test_pictures_that_nobody_has_looked_at_are_masked_and_train_the_other_tasks(made, tmp_path) -> None:
+def test_pictures_that_nobody_has_looked_at_are_masked_and_train_the_other_tasks(
+    made, tmp_path
+) -> None:
     folder, written = made
     names = list(written)
     (tmp_path / "boxes.json").write_text(json.dumps(coco(written, names[:30])))
     write_csv(
-        tmp_path / "labels.csv", {"picture": [f"{n}.png" for n in names], "many": [len(written[n]) for n in names]}
+        tmp_path / "labels.csv",
+        {"picture": [f"{n}.png" for n in names], "many": [len(written[n]) for n in names]},
     )
     for name in names:
         shutil.copy(folder / "JPEGImages" / f"{name}.png", tmp_path)
-    tasks = {"things": {"path": str(tmp_path / "boxes.json"), "stride": 4}, "many": {"kind": "regression"}}
+    tasks = {
+        "things": {"path": str(tmp_path / "boxes.json"), "stride": 4},
+        "many": {"kind": "regression"},
+    }
     chosen = Experiment.model_validate(
         {
             "data": {"name": "files", "path": str(tmp_path), "size": SIDES, "tasks": tasks},
@@ -107,34 +132,48 @@ def test_pictures_that_nobody_has_looked_at_are_masked_and_train_the_other_tasks
         }
     )
     arrays = chosen.data.load()
-    assert arrays["mask/things"].tolist() == [True] * 30 + [False] * 10 and arrays["mask/many"].all()
+    assert (
+        arrays["mask/things"].tolist() == [True] * 30 + [False] * 10 and arrays["mask/many"].all()
+    )
     shown = (arrays["target/things"][..., 0] >= 0).sum(1)
     np.testing.assert_array_equal(shown[:30], arrays["target/many"][:30])
     assert (shown[:30] == 0).any()  # some show nothing, which is a label
     assert sum(len(arrays[f"rows/{split}"]) for split in SPLITS) == 40
     built, _ = build_episodes(chosen.data, arrays, seed=0, split="train", step=0, indices=[0])
-    problem = chosen.build()
-    assert meta_gradient(problem, problem.init_params(), on_device(built, "cpu")).losses.isfinite().all()
+    algorithm = chosen.build()
+    assert (
+        meta_gradient(algorithm, algorithm.init_params(), on_device(built, "cpu"))
+        .losses.isfinite()
+        .all()
+    )
 
 
 def test_cropping_moves_the_boxes_with_the_picture(made) -> None:
     folder, written = made
-    arrays = source(folder, {"path": str(folder / "Annotations")}, size=36, resize="crop").load()  # the middle 36 of 48
+    arrays = source(
+        folder, {"path": str(folder / "Annotations")}, size=36, resize="crop"
+    ).load()  # the middle 36 of 48
     for boxes, name in zip(arrays["target/things"], written, strict=True):
         wanted = []
         for label, x1, y1, x2, y2 in written[name]:
             left, right = max(x1 - 6, 0), min(x2 - 6, 36)
             if right > left:
                 wanted.append([label == "square", left, y1, right, y2])
-        np.testing.assert_allclose(boxes[boxes[:, 0] >= 0], np.array(wanted, float).reshape(-1, 5), atol=1e-5)
+        np.testing.assert_allclose(
+            boxes[boxes[:, 0] >= 0], np.array(wanted, float).reshape(-1, 5), atol=1e-5
+        )
 
 
-def test_a_crowd_of_coco_and_a_difficult_object_of_voc_are_neither_right_nor_wrong(own, tmp_path) -> None:
+def test_a_crowd_of_coco_and_a_difficult_object_of_voc_are_neither_right_nor_wrong(
+    own, tmp_path
+) -> None:
     folder, written = own
     content = coco(written, list(written))
     content["annotations"][0]["iscrowd"] = 1
     (tmp_path / "boxes.json").write_text(json.dumps(content))
-    found = source(folder, {"path": str(tmp_path / "boxes.json"), "classes": ["disc", "square"]}).load()
+    found = source(
+        folder, {"path": str(tmp_path / "boxes.json"), "classes": ["disc", "square"]}
+    ).load()
     first = next(i for i, name in enumerate(written) if written[name])
     name = list(written)[first]
     assert found["target/things"][first, 0, 0] == -2 - (written[name][0][0] == "square")
@@ -149,7 +188,9 @@ def test_annotations_are_found_by_path_name_or_name_without_ending(own, tmp_path
     for part, some in (("a", names[:20]), ("b", names[20:])):
         (tmp_path / "p" / part).mkdir(parents=True)
         for name in some:
-            shutil.move(folder / "JPEGImages" / f"{name}.png", tmp_path / "p" / part / f"{name}.png")
+            shutil.move(
+                folder / "JPEGImages" / f"{name}.png", tmp_path / "p" / part / f"{name}.png"
+            )
     content = rows(written, names)
     content["picture"] = [name.removesuffix(".png") for name in content["picture"]]
     write_csv(tmp_path / "boxes.csv", content)
@@ -160,19 +201,26 @@ def test_annotations_are_found_by_path_name_or_name_without_ending(own, tmp_path
     shutil.copy(tmp_path / "p" / "a" / "p001.png", tmp_path / "p" / "b" / "p001.png")
     source = Files(path=str(tmp_path / "p"), size=SIDES, tasks={"things": task}, max_corrupt=0.1)
     assert (~source.load()["mask/things"]).sum() == 2
-    content["picture"] = [f"a/{name}.png" if name == "p001" else name for name in content["picture"]]
+    content["picture"] = [
+        f"a/{name}.png" if name == "p001" else name for name in content["picture"]
+    ]
     write_csv(tmp_path / "boxes.csv", content)
-    assert (~Files(path=str(tmp_path / "p"), size=SIDES, tasks={"things": task}).load()["mask/things"]).sum() == 1
+    assert (
+        ~Files(path=str(tmp_path / "p"), size=SIDES, tasks={"things": task}).load()["mask/things"]
+    ).sum() == 1
 
 
 def test_columns_of_a_table_may_have_any_names(made, tmp_path) -> None:
     folder, written = made
     names = ["bild", "art", "links", "oben", "rechts", "unten"]
-    write_csv(tmp_path / "b.csv", dict(zip(names, rows(written, list(written)).values(), strict=True)))
+    write_csv(
+        tmp_path / "b.csv", dict(zip(names, rows(written, list(written)).values(), strict=True))
+    )
     task = {"path": str(tmp_path / "b.csv"), "kind": "detection", "columns": names}
     assert source(folder, task).load()["mask/things"].all()
     with pytest.raises(
-        UserError, match=r"b.csv: expected the column 'picture', got \['bild', .*data.tasks.things.columns"
+        UserError,
+        match=r"b.csv: expected the column 'picture', got \['bild', .*data.tasks.things.columns",
     ):
         source(folder, {"path": str(tmp_path / "b.csv"), "kind": "detection"})
 
@@ -182,7 +230,10 @@ def test_columns_of_a_table_may_have_any_names(made, tmp_path) -> None:
     [
         ({"bbox": [1, 2, 3]}, r"expected bbox: \[x, y, width, height\], got \[1, 2, 3\]"),
         ({"image_id": 5}, "annotation 0: expected image_id of one of the 40 in the file, got 5"),
-        ({"category_id": None}, "annotation 0: expected category_id of one of the 2 in the file, got None"),
+        (
+            {"category_id": None},
+            "annotation 0: expected category_id of one of the 2 in the file, got None",
+        ),
     ],
 )
 def test_what_is_no_coco_is_told_with_its_annotation(made, tmp_path, change, says) -> None:
@@ -230,10 +281,14 @@ def test_mistakes_are_one_sentence(made, tmp_path, task, says) -> None:
 
 def test_faulty_boxes_and_annotations_are_counted_named_and_left_out(own) -> None:
     folder, _ = own
-    (folder / "Annotations" / "p001.xml").write_text(xml([("disc", 3, 3, 3, 9), ("disc", 3, 3, 9, 9)]))
+    (folder / "Annotations" / "p001.xml").write_text(
+        xml([("disc", 3, 3, 3, 9), ("disc", 3, 3, 9, 9)])
+    )
     (folder / "Annotations" / "p002.xml").write_text("<!DOCTYPE x><annotation/>")
     task = {"path": str(folder / "Annotations")}
-    with pytest.raises(UserError, match=r"2 of 40 .*p001.xml: 'disc' has no area: x 3 to 3.*p002.xml: a DOCTYPE"):
+    with pytest.raises(
+        UserError, match=r"2 of 40 .*p001.xml: 'disc' has no area: x 3 to 3.*p002.xml: a DOCTYPE"
+    ):
         source(folder, task).load()
     arrays = source(folder, task, max_corrupt=0.1).load()
     assert "2 of 40" in str(source(folder, task, max_corrupt=0.1).notes(arrays))

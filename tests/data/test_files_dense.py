@@ -15,12 +15,12 @@ from PIL import Image
 
 from raymtl.config import Experiment, load
 from raymtl.data import SPLITS, Files
+from raymtl.data.colours import PAINT
 from raymtl.data.episodes import build_episodes, on_device
-from raymtl.data.paint import PAINT
-from raymtl.step import meta_gradient
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import UserError
 from tests.data.own import scene, write_csv, write_scenes
-from tests.data.test_inspect import inspected
+from tests.data.test_inspection import inspected
 
 
 def save(path: Path, values: np.ndarray) -> None:
@@ -31,7 +31,9 @@ def save(path: Path, values: np.ndarray) -> None:
         Image.fromarray(values).save(path)
 
 
-def coded(root: Path, maps: list[np.ndarray], ending: str = ".png", sides: tuple[int, int] | None = None) -> Path:
+def coded(
+    root: Path, maps: list[np.ndarray], ending: str = ".png", sides: tuple[int, int] | None = None
+) -> Path:
     """`pictures/N.png`, whose brightness is N, and `maps/N` + ending."""
     for i, values in enumerate(maps):
         shape = sides or (values.shape[0], values.shape[1])
@@ -66,7 +68,13 @@ def test_seven_kinds_of_labels_train_a_step_from_yaml_alone(tmp_path) -> None:
     }  # fmt: skip
     chosen = Experiment.model_validate(
         {
-            "data": {"name": "files", "path": str(root), "size": (12, 16), "queries": 6, "tasks": tasks},
+            "data": {
+                "name": "files",
+                "path": str(root),
+                "size": (12, 16),
+                "queries": 6,
+                "tasks": tasks,
+            },
             "encoder": {"name": "conv", "channels": [4, 4]},
             "learner": {"name": "maml", "inner_steps": 0},
         }
@@ -87,8 +95,12 @@ def test_seven_kinds_of_labels_train_a_step_from_yaml_alone(tmp_path) -> None:
     floor = (arrays["target/mask"] == 0) & arrays["mask/mask"][:, None, None]
     assert blue[disc].mean() > 110 and abs(blue[floor].mean()) < 20
     episodes, _ = build_episodes(source, arrays, seed=0, split="train", step=0, indices=range(2))
-    problem = chosen.build()
-    assert meta_gradient(problem, problem.init_params(), on_device(episodes, "cpu")).losses.isfinite().all()
+    algorithm = chosen.build()
+    assert (
+        meta_gradient(algorithm, algorithm.init_params(), on_device(episodes, "cpu"))
+        .losses.isfinite()
+        .all()
+    )
 
 
 @pytest.mark.parametrize("size", [(16, 12), (8, 24), (40, 56)])
@@ -96,7 +108,9 @@ def test_a_map_is_resized_by_the_nearest_pixel_as_its_picture_is(tmp_path, size)
     maps = random_classes(12, 20, 28)
     targets, _ = in_order(of(coded(tmp_path, maps), size))
     for own, target in zip(maps, targets, strict=True):
-        np.testing.assert_array_equal(target, Image.fromarray(own).resize(size[::-1], Image.Resampling.NEAREST))
+        np.testing.assert_array_equal(
+            target, Image.fromarray(own).resize(size[::-1], Image.Resampling.NEAREST)
+        )
 
 
 def test_cropping_takes_the_same_part_of_a_map_as_of_its_picture(tmp_path) -> None:
@@ -104,7 +118,9 @@ def test_cropping_takes_the_same_part_of_a_map_as_of_its_picture(tmp_path) -> No
     columns = np.repeat(np.arange(0, 240, 6, dtype=np.uint8)[None], 10, 0)
     for i in range(12):
         save(tmp_path / "pictures" / f"{i}.png", columns)
-        save(tmp_path / "maps" / f"{i}.png", columns.repeat(2, 0).repeat(2, 1).astype(np.uint16) + 1)
+        save(
+            tmp_path / "maps" / f"{i}.png", columns.repeat(2, 0).repeat(2, 1).astype(np.uint16) + 1
+        )
     source = of(tmp_path, (10, 10), {"kind": "depth"}, resize="crop")
     arrays = source.load()
     np.testing.assert_array_equal(arrays["target/map"][0] - 1, arrays["inputs"][0, 0])
@@ -113,7 +129,10 @@ def test_cropping_takes_the_same_part_of_a_map_as_of_its_picture(tmp_path) -> No
 
 def test_what_is_missing_stays_missing_and_no_value_is_made_of_two(tmp_path) -> None:
     rng = np.random.default_rng(0)
-    depths = [rng.choice([0.0, np.nan, -1.0, np.inf, 2.0, 5.0], (16, 16)).astype(np.float32) for _ in range(12)]
+    depths = [
+        rng.choice([0.0, np.nan, -1.0, np.inf, 2.0, 5.0], (16, 16)).astype(np.float32)
+        for _ in range(12)
+    ]
     targets, masks = in_order(of(coded(tmp_path / "d", depths, ".npy"), 7, {"kind": "depth"}))
     assert set(np.unique(targets)) == {0, 2, 5} and masks.all()
     there = np.mean([np.isfinite(d) & (d > 0) for d in depths])
@@ -130,12 +149,16 @@ def test_normals_are_colours_or_numbers(tmp_path, spelled) -> None:
     vectors = np.zeros((6, 8, 3))
     vectors[:, :4], vectors[:, 4:7] = (0.6, 0, 0.8), (0, -1, 0)
     saved = {
-        "colours": np.where(vectors.any(-1, keepdims=True), (vectors + 1) * 127.5, 127).round().astype(np.uint8),
+        "colours": np.where(vectors.any(-1, keepdims=True), (vectors + 1) * 127.5, 127)
+        .round()
+        .astype(np.uint8),
         "channels first": np.moveaxis(2 * vectors, -1, 0),
         "channels last": vectors,
     }[spelled]
     source = of(
-        coded(tmp_path, [saved] * 12, ".png" if spelled == "colours" else ".npy", (6, 8)), (6, 8), {"kind": "normals"}
+        coded(tmp_path, [saved] * 12, ".png" if spelled == "colours" else ".npy", (6, 8)),
+        (6, 8),
+        {"kind": "normals"},
     )
     targets, _ = in_order(source)
     np.testing.assert_allclose(targets[0], np.moveaxis(vectors, -1, 0), atol=0.01)
@@ -168,12 +191,26 @@ def test_the_kind_of_maps_is_inferred(tmp_path, values, ending, kind) -> None:
 @pytest.mark.parametrize(
     ("values", "ending", "says"),
     [
-        (GREYS * 2, ".png", "got 96 different greys. Say data.tasks.map.kind: segmentation, depth or normals"),
-        (np.stack([GREYS, 0 * GREYS, GREYS], -1), ".png", "or one of a few colours a pixel, or directions, got others"),
-        (np.zeros((8, 12), np.uint8), ".png", r"expected maps of two classes at least, got \[0\] in"),
+        (
+            GREYS * 2,
+            ".png",
+            "got 96 different greys. Say data.tasks.map.kind: segmentation, depth or normals",
+        ),
+        (
+            np.stack([GREYS, 0 * GREYS, GREYS], -1),
+            ".png",
+            "or one of a few colours a pixel, or directions, got others",
+        ),
+        (
+            np.zeros((8, 12), np.uint8),
+            ".png",
+            r"expected maps of two classes at least, got \[0\] in",
+        ),
     ],
 )
-def test_maps_of_no_clear_kind_are_refused_with_what_to_write(tmp_path, values, ending, says) -> None:
+def test_maps_of_no_clear_kind_are_refused_with_what_to_write(
+    tmp_path, values, ending, says
+) -> None:
     with pytest.raises(UserError, match=rf"data.tasks.map.*maps/\d+.png: .*{says}"):
         of(coded(tmp_path, [values] * 12, ending))
 
@@ -189,12 +226,22 @@ def test_maps_of_no_clear_kind_are_refused_with_what_to_write(tmp_path, values, 
         ([0, 2, 255], {"classes": ["a", "b", "c"]}, ("a", "b", "c"), (0, 1, 2), (255,)),
         ([1, 2, 255], {"classes": [2, 1]}, ("2", "1"), (2, 1), (255,)),
         ([0, 1, 2], {"ignore": 0}, ("1", "2"), (1, 2), (0,)),
-        ([0, 50, 99], {"values": [50, 99], "classes": ["x", "y"], "ignore": [0, 7]}, ("x", "y"), (50, 99), (0, 7)),
+        (
+            [0, 50, 99],
+            {"values": [50, 99], "classes": ["x", "y"], "ignore": [0, 7]},
+            ("x", "y"),
+            (50, 99),
+            (0, 7),
+        ),
     ],
 )
-def test_numbers_of_classes_are_given_or_found(tmp_path, there, task, classes, values, ignored) -> None:
+def test_numbers_of_classes_are_given_or_found(
+    tmp_path, there, task, classes, values, ignored
+) -> None:
     rng = np.random.default_rng(0)
-    maps = [rng.permutation(np.resize(np.array(there, np.uint8), 48)).reshape(6, 8) for _ in range(12)]
+    maps = [
+        rng.permutation(np.resize(np.array(there, np.uint8), 48)).reshape(6, 8) for _ in range(12)
+    ]
     source = of(coded(tmp_path, maps), (6, 8), {"kind": "segmentation", **task})
     fitted = source.found.tasks["map"]
     assert (fitted.classes, fitted.values, fitted.ignored) == (classes, values, ignored)
@@ -212,10 +259,14 @@ def test_statistics_are_of_the_rows_for_training_alone(tmp_path) -> None:
     train = [maps[i] for i in arrays["inputs"][arrays["rows/train"]][:, 0, 0, 0]]
     known = np.concatenate([values[values > 0] for values in train]) / 100
     fitted = source.found.tasks["map"]
-    assert fitted.means[0] == pytest.approx(known.mean()) and fitted.stds[0] == pytest.approx(known.std())
+    assert fitted.means[0] == pytest.approx(known.mean()) and fitted.stds[0] == pytest.approx(
+        known.std()
+    )
     held_out = np.concatenate([arrays[f"rows/{split}"] for split in ("val", "test")])
     maps[arrays["inputs"][held_out[0], 0, 0, 0]][:] = 60000
-    assert of(coded(tmp_path, maps), 6, {"kind": "depth", "scale": 0.01}).found.tasks["map"] == fitted
+    assert (
+        of(coded(tmp_path, maps), 6, {"kind": "depth", "scale": 0.01}).found.tasks["map"] == fitted
+    )
 
 
 def test_a_map_belongs_to_the_picture_of_its_name(tmp_path) -> None:
@@ -224,7 +275,11 @@ def test_a_map_belongs_to_the_picture_of_its_name(tmp_path) -> None:
     for i in range(20):
         (root / "maps" / f"{i}.png").rename(root / "maps" / f"part_{i}_mask.png")
     (root / "maps" / "part_3_mask.png").unlink()
-    source = Files(path=str(root / "pictures"), size=6, tasks={"map": {"path": str(root / "maps" / "part_*_mask.png")}})
+    source = Files(
+        path=str(root / "pictures"),
+        size=6,
+        tasks={"map": {"path": str(root / "maps" / "part_*_mask.png")}},
+    )
     targets, masks = in_order(source)
     assert masks.tolist() == [i != 3 for i in range(20)]
     for i in set(range(20)) - {3}:
@@ -247,7 +302,9 @@ def test_pictures_in_folders_have_their_maps_in_folders_of_the_same_names(tmp_pa
 
 def test_a_folder_that_holds_pictures_and_maps_takes_no_map_for_a_picture(tmp_path) -> None:
     maps = random_classes(12, 6, 6)
-    source = Files(path=str(coded(tmp_path, maps)), size=6, tasks={"map": {"path": str(tmp_path / "maps")}})
+    source = Files(
+        path=str(coded(tmp_path, maps)), size=6, tasks={"map": {"path": str(tmp_path / "maps")}}
+    )
     assert source.found.rows == 12
     for own, target in zip(maps, in_order(source)[0], strict=True):
         np.testing.assert_array_equal(target, own)
@@ -268,7 +325,11 @@ def test_maps_stand_in_a_table(tmp_path, form) -> None:
     values[5] = None
     table = {"image": [f"pictures/{i}.png" for i in range(20)], "map": values}
     pq.write_table(pa.table(table), root / "table.parquet", row_group_size=5)
-    task = {"path": str(root / "maps"), "column": "map", "kind": "segmentation"} if "below" in form else {}
+    task = (
+        {"path": str(root / "maps"), "column": "map", "kind": "segmentation"}
+        if "below" in form
+        else {}
+    )
     source = Files(path=str(root / "table.parquet"), size=(6, 8), tasks={"map": task})
     assert source.found.tasks["map"].kind == "segmentation"
     assert [column.column for column in source.found.columns] == ["image"]
@@ -281,7 +342,11 @@ def test_maps_stand_in_a_table(tmp_path, form) -> None:
 def test_maps_that_are_not_there_are_told_and_those_that_cannot_be_read_counted(tmp_path) -> None:
     root = coded(tmp_path, random_classes(20, 6, 6))
     write_csv(
-        root / "t.csv", {"image": [f"pictures/{i}.png" for i in range(20)], "map": [f"maps/{i}.png" for i in range(20)]}
+        root / "t.csv",
+        {
+            "image": [f"pictures/{i}.png" for i in range(20)],
+            "map": [f"maps/{i}.png" for i in range(20)],
+        },
     )
     (root / "maps" / "7.png").unlink()
     (root / "maps" / "9.png").write_bytes(b"\x89PNG no picture")
@@ -291,22 +356,30 @@ def test_maps_that_are_not_there_are_told_and_those_that_cannot_be_read_counted(
     said = str(source.notes(source.load()))
     assert "1 maps are not there: maps/7.png of task 'map'" in said
     assert "maps/9.png (no picture)" in said
-    with pytest.raises(UserError, match=r"data.max_corrupt: 1 of 20 pictures cannot be read: .*maps/9.png"):
+    with pytest.raises(
+        UserError, match=r"data.max_corrupt: 1 of 20 pictures cannot be read: .*maps/9.png"
+    ):
         source.model_copy(update={"max_corrupt": 0.01}).load()
 
 
-def test_a_map_of_another_size_is_resized_where_its_proportion_fits_and_refused_else(tmp_path) -> None:
+def test_a_map_of_another_size_is_resized_where_its_proportion_fits_and_refused_else(
+    tmp_path,
+) -> None:
     maps = random_classes(12, 6, 8)
     root = coded(tmp_path, maps)
     expected, _ = in_order(of(root, (6, 8)))
-    names = {"image": [f"pictures/{i}.png" for i in range(12)], "map": [f"maps/{i}.png" for i in range(12)]}
+    names = {
+        "image": [f"pictures/{i}.png" for i in range(12)],
+        "map": [f"maps/{i}.png" for i in range(12)],
+    }
     write_csv(root / "t.csv", names)
     save(root / "maps" / "4.png", maps[4].repeat(3, 0).repeat(3, 1))
     source = Files(path=str(root / "t.csv"), size=(6, 8), tasks={"map": {}})
     np.testing.assert_array_equal(in_order(source)[0], expected)
     save(root / "maps" / "4.png", maps[4].T)
     with pytest.raises(
-        UserError, match=r"maps/4.png, column 'map': expected a map of the proportion .* 6 x 8 pixels, got 8 x 6"
+        UserError,
+        match=r"maps/4.png, column 'map': expected a map of the proportion .* 6 x 8 pixels, got 8 x 6",
     ):
         source.load()
 
@@ -314,13 +387,19 @@ def test_a_map_of_another_size_is_resized_where_its_proportion_fits_and_refused_
 @pytest.mark.parametrize(
     ("value", "task", "says"),
     [
-        (7, {}, r"maps/\d+.png: expected a class of task 'map' in every pixel, one of 0, 1, 2, got 7 in 1 pixels"),
+        (
+            7,
+            {},
+            r"maps/\d+.png: expected a class of task 'map' in every pixel, one of 0, 1, 2, got 7 in 1 pixels",
+        ),
         (7, {"classes": ["a", "b", "c"]}, "one of 0, 1, 2, got 7 in 1 pixels"),
         (0.5, {}, r"maps/\d+.npy: expected whole numbers, those of classes, got 0.5"),
     ],
 )
 def test_a_value_outside_the_classes_is_refused_with_the_file(tmp_path, value, task, says) -> None:
-    maps = [values.astype(np.float32 if value < 1 else np.uint8) for values in random_classes(20, 6, 6)]
+    maps = [
+        values.astype(np.float32 if value < 1 else np.uint8) for values in random_classes(20, 6, 6)
+    ]
     ending = ".npy" if value < 1 else ".png"
     source = of(coded(tmp_path, maps, ending), 6, {"kind": "segmentation", **task})
     arrays = source.load()
@@ -335,12 +414,21 @@ def test_a_value_outside_the_classes_is_refused_with_the_file(tmp_path, value, t
 @pytest.mark.parametrize(
     ("task", "says"),
     [
-        ({"kind": "segmentation", "scale": 2}, "data.tasks.map.scale: expected none of kind segmentation"),
+        (
+            {"kind": "segmentation", "scale": 2},
+            "data.tasks.map.scale: expected none of kind segmentation",
+        ),
         ({"kind": "depth", "ignore": 0}, "data.tasks.map.ignore: expected none of kind depth"),
         ({"kind": "normals"}, r"maps/\d+.png: expected three numbers for every pixel"),
         ({"classes": ["a", "a", "b"]}, "data.tasks.map.classes: expected every class once"),
-        ({"classes": ["a", "b"], "values": [0, 1, 2]}, "data.tasks.map.values: expected a number of its own for each"),
-        ({"values": [0, 1, 2], "ignore": 2}, "data.tasks.map.values: expected .* none of them ignored"),
+        (
+            {"classes": ["a", "b"], "values": [0, 1, 2]},
+            "data.tasks.map.values: expected a number of its own for each",
+        ),
+        (
+            {"values": [0, 1, 2], "ignore": 2},
+            "data.tasks.map.values: expected .* none of them ignored",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tmp_path, task, says) -> None:
@@ -351,15 +439,29 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, task, says) -> None:
 
 def test_maps_need_pictures_and_a_name_to_go_by(tmp_path) -> None:
     root = coded(tmp_path, random_classes(12, 6, 6))
-    write_csv(root / "t.csv", {"x": [i / 3 for i in range(12)], "map": [f"maps/{i}.png" for i in range(12)]})
-    with pytest.raises(UserError, match=r"data.tasks.map: expected inputs that are pictures, .* got number"):
+    write_csv(
+        root / "t.csv",
+        {"x": [i / 3 for i in range(12)], "map": [f"maps/{i}.png" for i in range(12)]},
+    )
+    with pytest.raises(
+        UserError, match=r"data.tasks.map: expected inputs that are pictures, .* got number"
+    ):
         Files(path=str(root / "t.csv"), tasks={"map": {}})
-    with pytest.raises(UserError, match=r"data.tasks.map.path: expected a column with the names of pictures"):
+    with pytest.raises(
+        UserError, match=r"data.tasks.map.path: expected a column with the names of pictures"
+    ):
         Files(path=str(root / "t.csv"), tasks={"map": {"path": str(root / "maps")}}, inputs=["x"])
     write_csv(
-        root / "t.csv", {"image": [f"pictures/{i}.png" for i in range(12)], "map": [f"gone/{i}.png" for i in range(12)]}
+        root / "t.csv",
+        {
+            "image": [f"pictures/{i}.png" for i in range(12)],
+            "map": [f"gone/{i}.png" for i in range(12)],
+        },
     )
-    with pytest.raises(UserError, match=r"data.tasks.map: expected maps in the rows for training, got none in 8 rows"):
+    with pytest.raises(
+        UserError,
+        match=r"data.tasks.map: expected maps in the rows for training, got none in 8 rows",
+    ):
         Files(path=str(root / "t.csv"), tasks={"map": {}})
 
 
@@ -371,15 +473,21 @@ def test_streamed_maps_are_those_of_the_same_pictures_in_memory(tmp_path) -> Non
     arrays = source.load()
     seen = set()
     for step in range(4):
-        (stack,), _ = build_episodes(source, arrays, seed=0, split="train", step=step, indices=range(2))
+        (stack,), _ = build_episodes(
+            source, arrays, seed=0, split="train", step=step, indices=range(2)
+        )
         brightness = stack.query.inputs[:, :, 0, 0, 0].flatten().tolist()
-        for number, target in zip(brightness, stack.query.targets["map"].flatten(0, 1), strict=True):
+        for number, target in zip(
+            brightness, stack.query.targets["map"].flatten(0, 1), strict=True
+        ):
             np.testing.assert_array_equal(target, maps[number])
             seen.add(number)
     assert len(seen) > 16
 
 
-def test_inspect_tells_the_share_of_every_class_and_paints_the_maps(tmp_path, monkeypatch, capsys) -> None:
+def test_inspect_tells_the_share_of_every_class_and_paints_the_maps(
+    tmp_path, monkeypatch, capsys
+) -> None:
     maps = [np.repeat(np.array([[0, 1, 1, 2, 2, 2, 2, 255]], np.uint8), 8, 0)] * 20
     coded(tmp_path, maps)
     file = tmp_path / "c.yaml"
@@ -389,9 +497,19 @@ def test_inspect_tells_the_share_of_every_class_and_paints_the_maps(tmp_path, mo
         "size": 8,
         "tasks": {"map": {"path": str(tmp_path / "maps")}},
     }
-    file.write_text(json.dumps({"data": data, "encoder": {"name": "conv", "channels": [4]}, "output": str(tmp_path)}))
-    told = json.loads(inspected(monkeypatch, capsys, str(file), "--json", "--picture", str(tmp_path / "b.png")))
-    expected = {"place": "task 'map'", "text": "255 in a map says nothing", "key": "data.tasks.map.ignore"}
+    file.write_text(
+        json.dumps(
+            {"data": data, "encoder": {"name": "conv", "channels": [4]}, "output": str(tmp_path)}
+        )
+    )
+    told = json.loads(
+        inspected(monkeypatch, capsys, str(file), "--json", "--picture", str(tmp_path / "b.png"))
+    )
+    expected = {
+        "place": "task 'map'",
+        "text": "255 in a map says nothing",
+        "key": "data.tasks.map.ignore",
+    }
     assert told["notes"] == [expected]
     for split in SPLITS:
         balance = told["tasks"]["map"]["splits"][split]["balance"]
@@ -419,11 +537,15 @@ def test_a_palette_gives_the_numbers_of_its_colours(tmp_path) -> None:
         stream = io.BytesIO()
         picture.save(stream, "png")
         (root / "maps" / f"{i}.png").write_bytes(stream.getvalue())
-    np.testing.assert_array_equal(torch.from_numpy(in_order(of(root, 6))[0]).numpy(), np.stack(maps))
+    np.testing.assert_array_equal(
+        torch.from_numpy(in_order(of(root, 6))[0]).numpy(), np.stack(maps)
+    )
 
 
 def test_the_example_of_the_docs_runs_as_it_stands(tmp_path, monkeypatch) -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "data.md").read_text(), re.S)
+    blocks = re.findall(
+        r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "data.md").read_text(), re.S
+    )
     (block,) = [block for block in blocks if "mask:" in block]
     rng = np.random.default_rng(0)
     rows = []
@@ -434,9 +556,19 @@ def test_the_example_of_the_docs_runs_as_it_stands(tmp_path, monkeypatch) -> Non
             ("depths", f"{i:03d}.png", found["depth"]), ("normals", f"{i:03d}_n.npy", found["normals"]),
         ):  # fmt: skip
             save(tmp_path / "scenes" / folder / name, values)
-        rows.append((f"images/{i:03d}.jpg", ("sun", "rain")[i % 2], ("a|b", "b")[i % 2], i / 4, f"masks/{i:03d}.png"))
+        rows.append(
+            (
+                f"images/{i:03d}.jpg",
+                ("sun", "rain")[i % 2],
+                ("a|b", "b")[i % 2],
+                i / 4,
+                f"masks/{i:03d}.png",
+            )
+        )
     names = ("image", "weather", "tags", "count", "mask")
-    write_csv(tmp_path / "scenes" / "labels.csv", dict(zip(names, zip(*rows, strict=True), strict=True)))
+    write_csv(
+        tmp_path / "scenes" / "labels.csv", dict(zip(names, zip(*rows, strict=True), strict=True))
+    )
     (tmp_path / "c.yaml").write_text(block)
     monkeypatch.chdir(tmp_path)
     chosen = load(tmp_path / "c.yaml")
@@ -459,7 +591,11 @@ def test_maps_are_called_after_a_key_and_lie_anywhere(tmp_path) -> None:
     for i in range(20):
         memory.pipe_file(f"/own-maps/p{i}.png", (root / "maps" / f"{i}.png").read_bytes())
     source = Files(
-        path=str(root / "t.csv"), size=6, key="id", inputs=["image"], tasks={"map": {"path": "memory://own-maps"}}
+        path=str(root / "t.csv"),
+        size=6,
+        key="id",
+        inputs=["image"],
+        tasks={"map": {"path": "memory://own-maps"}},
     )
     targets, masks = in_order(source)
     assert masks.all()
@@ -472,21 +608,35 @@ def test_colours_are_classes_where_they_are_few(tmp_path, given) -> None:
     colours = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 0, 255]], np.uint8)
     maps = random_classes(20, 6, 6, 4)
     maps[3] %= 2
-    task = {"values": [0x0000FF, 0xFF0000, 0xFFFFFF], "classes": ["sea", "fire", "ice"], "ignore": 0} if given else {}
+    task = (
+        {"values": [0x0000FF, 0xFF0000, 0xFFFFFF], "classes": ["sea", "fire", "ice"], "ignore": 0}
+        if given
+        else {}
+    )
     source = of(coded(tmp_path, [colours[values] for values in maps]), 6, task)
     fitted = source.found.tasks["map"]
     order = [0xFF, 0xFF0000, 0xFFFFFF] if given else [0, 0xFF, 0xFF0000, 0xFFFFFF]
     assert fitted.colours and fitted.values == tuple(order)
-    assert fitted.classes == (("sea", "fire", "ice") if given else ("#000000", "#0000ff", "#ff0000", "#ffffff"))
+    assert fitted.classes == (
+        ("sea", "fire", "ice") if given else ("#000000", "#0000ff", "#ff0000", "#ffffff")
+    )
     place = np.array([order.index(v) if v in order else -1 for v in (0, 0xFFFFFF, 0xFF0000, 0xFF)])
     targets, _ = in_order(source)
     for own, target in zip(maps, targets, strict=True):
         np.testing.assert_array_equal(target, place[own])
-    with pytest.raises(UserError, match=r"data.tasks.map.values: .*expected the colours that stand for \['a', 'b'\]"):
+    with pytest.raises(
+        UserError,
+        match=r"data.tasks.map.values: .*expected the colours that stand for \['a', 'b'\]",
+    ):
         of(tmp_path, 6, {"classes": ["a", "b"]})
     maps[5][0, 0] = 4
-    coded(tmp_path, [np.concatenate([colours, [[1, 2, 3]]]).astype(np.uint8)[values] for values in maps])
-    with pytest.raises(UserError, match=r"maps/5.png: expected a class .*, got #010203 in 1 pixels"):
+    coded(
+        tmp_path,
+        [np.concatenate([colours, [[1, 2, 3]]]).astype(np.uint8)[values] for values in maps],
+    )
+    with pytest.raises(
+        UserError, match=r"maps/5.png: expected a class .*, got #010203 in 1 pixels"
+    ):
         source.load()
 
 

@@ -16,11 +16,11 @@ from PIL import Image
 from raymtl.config import Experiment
 from raymtl.data import SPLITS, Files
 from raymtl.data.episodes import build_episodes, on_device
-from raymtl.data.files.pictures import channels_of, decoded
-from raymtl.data.files.rows import Opened
-from raymtl.data.files.schema import Shades
-from raymtl.data.files.unseen import read_unseen
-from raymtl.step import meta_gradient
+from raymtl.data.tables.dataset import Opened
+from raymtl.data.tables.new_rows import read_unseen
+from raymtl.data.tables.pictures import channels_of, decoded
+from raymtl.data.tables.schema import Shades
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import UserError
 from tests.data.own import PICTURE_TASKS, write_csv, write_pictures
 
@@ -48,7 +48,11 @@ def pictures(tmp_path_factory) -> Path:
 def test_pictures_of_all_kinds_with_four_kinds_of_labels_train_a_step(pictures) -> None:
     data = {"name": "files", "path": str(pictures), "size": 12, "tasks": PICTURE_TASKS}
     chosen = Experiment.model_validate(
-        {"data": data, "encoder": {"name": "conv", "channels": [4, 4]}, "learner": {"name": "maml", "inner_steps": 1}}
+        {
+            "data": data,
+            "encoder": {"name": "conv", "channels": [4, 4]},
+            "learner": {"name": "maml", "inner_steps": 1},
+        }
     )
     source = chosen.data
     assert {name: task.kind for name, task in source.found.tasks.items()} == {
@@ -64,15 +68,25 @@ def test_pictures_of_all_kinds_with_four_kinds_of_labels_train_a_step(pictures) 
     assert all(0.6 < arrays[f"mask/{name}"].mean() < 1 for name in PICTURE_TASKS)
     colours = source.found.tasks["colour"].classes
     inputs = arrays["inputs"].astype(float).mean((2, 3))
-    red = arrays["mask/colour"] & (arrays["target/colour"] == colours.index("red")) & (np.ptp(inputs, 1) > 40)
+    red = (
+        arrays["mask/colour"]
+        & (arrays["target/colour"] == colours.index("red"))
+        & (np.ptp(inputs, 1) > 40)
+    )
     assert red.sum() > 3 and (inputs[red].argmax(1) == 0).all()
     episodes, _ = build_episodes(source, arrays, seed=0, split="train", step=0, indices=range(2))
-    problem = chosen.build()
-    assert meta_gradient(problem, problem.init_params(), on_device(episodes, "cpu")).losses.isfinite().all()
+    algorithm = chosen.build()
+    assert (
+        meta_gradient(algorithm, algorithm.init_params(), on_device(episodes, "cpu"))
+        .losses.isfinite()
+        .all()
+    )
 
 
 def test_labels_are_those_of_the_row_that_names_the_picture(pictures) -> None:
-    source = Files(path=str(pictures), size=4, tasks={"colour": {}, "folder": {"column": "folder1"}})
+    source = Files(
+        path=str(pictures), size=4, tasks={"colour": {}, "folder": {"column": "folder1"}}
+    )
     arrays = source.load()
     known = arrays["mask/colour"]
     assert source.found.tasks["colour"].classes == source.found.tasks["folder"].classes
@@ -80,7 +94,9 @@ def test_labels_are_those_of_the_row_that_names_the_picture(pictures) -> None:
 
 
 def test_grey_pictures_have_one_channel_and_the_folder_is_a_class(tmp_path) -> None:
-    source = Files(path=str(plain_pictures(tmp_path)), size=(4, 6), tasks={"light": {"column": "folder"}})
+    source = Files(
+        path=str(plain_pictures(tmp_path)), size=(4, 6), tasks={"light": {"column": "folder"}}
+    )
     assert source.input_shape == (1, 4, 6)
     arrays = source.load()
     assert source.found.tasks["light"].classes == ("dark", "light")
@@ -104,7 +120,9 @@ def test_a_table_can_name_the_pictures(tmp_path) -> None:
     arrays = source.load()
     assert source.pictures
     np.testing.assert_array_equal(arrays["target/value"] * 4 % 200, 2.0 * np.arange(40) % 200)
-    np.testing.assert_array_equal(arrays["inputs"][:, 0, 0, 0], [2 * i + 100 * (i % 2) for i in range(40)])
+    np.testing.assert_array_equal(
+        arrays["inputs"][:, 0, 0, 0], [2 * i + 100 * (i % 2) for i in range(40)]
+    )
 
 
 def test_pictures_can_stand_in_the_table(tmp_path) -> None:
@@ -122,13 +140,17 @@ def test_what_is_transparent_is_white_and_16_bits_become_8() -> None:
     assert (shown[:, :, 0] == 255).all() and (shown[:, :, 5] == 0).all()
     deep = (np.arange(36).reshape(6, 6) * 1800).astype(np.uint16)
     scale = Shades(black=0, white=65535)
-    np.testing.assert_allclose(decoded(png(deep), (6, 6), 1, "stretch", scale)[0], deep / 257, atol=0.5)
+    np.testing.assert_allclose(
+        decoded(png(deep), (6, 6), 1, "stretch", scale)[0], deep / 257, atol=0.5
+    )
     palette = Image.fromarray(half[..., :3]).convert("P")
     stream = io.BytesIO()
     palette.save(stream, "png", transparency=palette.getpixel((0, 0)))
     assert (decoded(stream.getvalue(), (6, 6), 3, "stretch") == 255).all()
     assert (
-        channels_of([png(deep)]) == 1 and channels_of([png(deep), stream.getvalue()]) == 3 and channels_of([b""]) == 1
+        channels_of([png(deep)]) == 1
+        and channels_of([png(deep), stream.getvalue()]) == 3
+        and channels_of([b""]) == 1
     )
 
 
@@ -146,11 +168,16 @@ def test_unreadable_pictures_are_counted_named_and_left_out_up_to_a_share(tmp_pa
     (root / "light" / "1.png").write_bytes(whole[: len(whole) // 2])
     source = Files(path=str(root), size=4, tasks={"light": {"column": "folder"}}, max_corrupt=0.05)
     arrays = source.load()
-    assert "2 of 40 pictures cannot be read: dark/0.png (no picture); light/1.png" in str(source.notes(arrays))
+    assert "2 of 40 pictures cannot be read: dark/0.png (no picture); light/1.png" in str(
+        source.notes(arrays)
+    )
     drawn = np.concatenate([arrays[f"rows/{split}"] for split in SPLITS])
     assert len(drawn) == 38
     assert arrays["inputs"].reshape(40, -1).max(1)[~arrays["mask/light"]].tolist() == [0, 0]
-    with pytest.raises(UserError, match=r"data.max_corrupt: 2 of 40 pictures cannot be read: .*, which is over 1.0%"):
+    with pytest.raises(
+        UserError,
+        match=r"data.max_corrupt: 2 of 40 pictures cannot be read: .*, which is over 1.0%",
+    ):
         Files(path=str(root), size=4, tasks={"light": {"column": "folder"}}).load()
 
 
@@ -183,7 +210,9 @@ def test_labels_that_do_not_fit_the_pictures_are_told(tmp_path, labels, says) ->
 
 def test_names_may_stand_without_folder_or_ending(tmp_path) -> None:
     root = plain_pictures(tmp_path)
-    write_csv(root / "labels.csv", {"id": [str(i) for i in range(40)], "y": [i * 1.5 for i in range(40)]})
+    write_csv(
+        root / "labels.csv", {"id": [str(i) for i in range(40)], "y": [i * 1.5 for i in range(40)]}
+    )
     arrays = Files(path=str(root), size=4, tasks={"y": {}}).load()
     brightness = arrays["inputs"][:, 0, 0, 0].astype(float)
     number = np.where(brightness % 4 == 2, (brightness - 100) / 2, brightness / 2)
@@ -198,7 +227,14 @@ def test_pictures_that_a_table_names_are_found_in_folders_below_it_beside_masks_
     names = [f"p{i:02d}.png" for i in range(30)]
     for folder in ("pictures", "masks"):
         (tmp_path / folder).mkdir()
-    boxes = {"image": names, "what": ["a", "b"] * 15, "left": [1] * 30, "top": [2] * 30, "x2": [9] * 30, "y2": [9] * 30}
+    boxes = {
+        "image": names,
+        "what": ["a", "b"] * 15,
+        "left": [1] * 30,
+        "top": [2] * 30,
+        "x2": [9] * 30,
+        "y2": [9] * 30,
+    }
     write_csv(tmp_path / "labels.csv", {"image": names, "number": list(range(30))})
     write_csv(tmp_path.parent / f"{tmp_path.name}-boxes.csv", boxes)
     for i, name in enumerate(names):
@@ -219,7 +255,9 @@ def test_pictures_that_a_table_names_are_found_in_folders_below_it_beside_masks_
     )
     arrays = source.load()
     (stack,), _ = build_episodes(source, arrays, seed=0, split="train", step=0, indices=[0])
-    assert torch.equal(stack.query.inputs[0, :, 0, 0, 0].long(), 8 * stack.query.targets["number"][0].long())
+    assert torch.equal(
+        stack.query.inputs[0, :, 0, 0, 0].long(), 8 * stack.query.targets["number"][0].long()
+    )
     assert all(mask.all() for mask in stack.query.masks.values())
 
 
@@ -246,10 +284,15 @@ def by_name(source: Files) -> dict[str, np.ndarray]:
     """Each picture [H, W] as the model sees it, of grey ones."""
     arrays = source.load()
     files = Opened(source).together(range(len(Opened(source).blocks)))[0].table["file"].to_pylist()
-    return {name.rpartition("/")[2]: pixels[0] for name, pixels in zip(files, arrays["inputs"], strict=True)}
+    return {
+        name.rpartition("/")[2]: pixels[0]
+        for name, pixels in zip(files, arrays["inputs"], strict=True)
+    }
 
 
-@pytest.mark.parametrize(("most", "white"), [(200, 255), (299, 1023), (4095, 4095), (16000, 16383), (40000, 65535)])
+@pytest.mark.parametrize(
+    ("most", "white"), [(200, 255), (299, 1023), (4095, 4095), (16000, 16383), (40000, 65535)]
+)
 def test_deep_pictures_are_scaled_alike_by_the_bits_that_the_set_has(tmp_path, most, white) -> None:
     pictures = {f"{i:02d}.png": pixels for i, pixels in enumerate(ramps(40, most))}
     source = source_of(saved(tmp_path, pictures))
@@ -278,12 +321,19 @@ def test_floats_are_taken_from_0_to_1_or_in_the_range_that_is_said(tmp_path) -> 
     np.testing.assert_array_equal(seen["07.tif"], np.rint(unit["07.tif"].astype(float) * 255))
     wide = {name: 500 * pixels - 100 for name, pixels in unit.items()}
     root = saved(tmp_path / "wide", wide)
-    with pytest.raises(UserError, match=r"data\.value_range: .*\.tif: expected fractions from 0 to 1, got values from"):
+    with pytest.raises(
+        UserError,
+        match=r"data\.value_range: .*\.tif: expected fractions from 0 to 1, got values from",
+    ):
         source_of(root)
     seen = by_name(source_of(root, value_range=(-100, 400)))
-    np.testing.assert_array_equal(seen["07.tif"], np.rint((wide["07.tif"].astype(float) + 100) / 500 * 255))
+    np.testing.assert_array_equal(
+        seen["07.tif"], np.rint((wide["07.tif"].astype(float) + 100) / 500 * 255)
+    )
     mixed = saved(root, {f"{i:02d}.png": pixels for i, pixels in enumerate(ramps(6, 4000))})
-    with pytest.raises(UserError, match=r"expected pictures of one kind of numbers, got .* in .* and .* in "):
+    with pytest.raises(
+        UserError, match=r"expected pictures of one kind of numbers, got .* in .* and .* in "
+    ):
         source_of(mixed)
 
 
@@ -292,48 +342,75 @@ def test_values_beyond_the_range_are_cut_off_and_told(tmp_path) -> None:
     source = source_of(saved(tmp_path, pictures), value_range=(0, 3000))
     arrays = source.load()
     (note,) = source.notes(arrays)
-    assert note.key == "data.value_range" and "5 have values outside 0 to 3000, which are cut off" in note.text
+    assert (
+        note.key == "data.value_range"
+        and "5 have values outside 0 to 3000, which are cut off" in note.text
+    )
     assert arrays["inputs"].max() == 255
-    with pytest.raises(UserError, match=r"data\.value_range: expected \[black, white\], the smaller first"):
+    with pytest.raises(
+        UserError, match=r"data\.value_range: expected \[black, white\], the smaller first"
+    ):
         source_of(tmp_path, value_range=(3000, 0))
 
 
 def test_colours_of_16_bits_keep_what_is_in_their_lower_8(tmp_path) -> None:
     rng = np.random.default_rng(0)
-    colours = {f"{i:02d}.png": rng.integers(0, 4096, (6, 6, 3)).astype(np.uint16) for i in range(20)}
+    colours = {
+        f"{i:02d}.png": rng.integers(0, 4096, (6, 6, 3)).astype(np.uint16) for i in range(20)
+    }
     for i, (name, pixels) in enumerate(colours.items()):
         folder = tmp_path / "ab"[i % 2]
         folder.mkdir(exist_ok=True)
         (folder / name).write_bytes(png16(pixels))
     source = source_of(tmp_path)
     arrays = source.load()
-    assert source.input_shape == (3, 6, 6) and source.found.shades == Shades(black=0, white=4095, fractions=False)
-    np.testing.assert_array_equal(arrays["inputs"][0], np.rint(colours["00.png"] / 4095 * 255).transpose(2, 0, 1))
+    assert source.input_shape == (3, 6, 6) and source.found.shades == Shades(
+        black=0, white=4095, fractions=False
+    )
+    np.testing.assert_array_equal(
+        arrays["inputs"][0], np.rint(colours["00.png"] / 4095 * 255).transpose(2, 0, 1)
+    )
 
 
 def png16(pixels: np.ndarray) -> bytes:
     """A PNG of three times 16 bits, which Pillow does not write."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     height, width, _ = pixels.shape
     head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_new_pictures_are_seen_in_the_scale_of_the_run(tmp_path) -> None:
-    source = source_of(saved(tmp_path / "run", {f"{i:02d}.png": p for i, p in enumerate(ramps(20, 4000))}))
+    source = source_of(
+        saved(tmp_path / "run", {f"{i:02d}.png": p for i, p in enumerate(ramps(20, 4000))})
+    )
     dark = {f"{i:02d}.png": pixels for i, pixels in enumerate(ramps(4, 200))}
-    found = read_unseen(source.with_tasks(()), str(saved(tmp_path / "new", dark)))
+    found = read_unseen(source.select_tasks(()), str(saved(tmp_path / "new", dark)))
     np.testing.assert_array_equal(found.inputs[0, 0], np.rint(dark["00.png"] / 4095 * 255))
     flat = source_of(plain_pictures(tmp_path / "flat"))
-    with pytest.raises(UserError, match="it has more than 8 bits, the pictures for training have not"):
-        read_unseen(flat.with_tasks(()), str(tmp_path / "new"))
+    with pytest.raises(
+        UserError, match="it has more than 8 bits, the pictures for training have not"
+    ):
+        read_unseen(flat.select_tasks(()), str(tmp_path / "new"))
 
 
-def test_an_oversized_picture_counts_as_unreadable_in_grey_and_colour(tmp_path, monkeypatch) -> None:
+def test_an_oversized_picture_counts_as_unreadable_in_grey_and_colour(
+    tmp_path, monkeypatch
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
     root = plain_pictures(tmp_path, 40)  # of 108 pixels
     for path in root.rglob("*.png"):
@@ -354,16 +431,23 @@ def test_names_with_an_underscore_are_read_and_hidden_ones_told(tmp_path) -> Non
     (root / "__MACOSX" / "_x.jpg").write_bytes(b"macOS")
     (root / "_SUCCESS").touch()
     source = source_of(root)
-    assert source.found.rows == 30 and source.found.tasks["folder"].classes == ("_unsure", "dark", "light")
+    assert source.found.rows == 30 and source.found.tasks["folder"].classes == (
+        "_unsure",
+        "dark",
+        "light",
+    )
     (note,) = source.notes(source.load())
-    assert note.text.startswith("2 are passed over, since their names or folders begin with . or _: ")
+    assert note.text.startswith(
+        "2 are passed over, since their names or folders begin with . or _: "
+    )
     assert "._DSC0001.JPG" in note.text
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     for i in range(3):
         (hidden / f".{i}.jpg").touch()
     with pytest.raises(
-        UserError, match=r"beside 3 whose names or folders begin with \. or _ and are passed over \(\.0"
+        UserError,
+        match=r"beside 3 whose names or folders begin with \. or _ and are passed over \(\.0",
     ):
         source_of(hidden)
 
@@ -372,13 +456,19 @@ def test_files_of_other_kinds_and_rows_without_a_picture_are_noted(tmp_path) -> 
     root = plain_pictures(tmp_path, 20)
     for name in ("a.heic", "b.heic", "Thumbs.db", "c.psd"):
         (root / "dark" / name).touch()
-    names = [f"{('dark', 'light')[i % 2]}/{i}.png" for i in range(20)] + ["dark/lost.png", "dark/gone.png"]
+    names = [f"{('dark', 'light')[i % 2]}/{i}.png" for i in range(20)] + [
+        "dark/lost.png",
+        "dark/gone.png",
+    ]
     write_csv(root / "labels.csv", {"name": names, "y": [i / 2 for i in range(22)]})
     source = Files(path=str(root), size=4, tasks={"y": {}})
     others, lost = source.notes(source.load())
     assert others.text.startswith("4 are of no known kind of pictures, and are passed over: ")
     assert others.text.endswith("and 1 more") and "Thumbs.db" in others.text
-    assert lost.text == "2 rows name no picture that is there, and are left out: dark/gone.png, dark/lost.png"
+    assert (
+        lost.text
+        == "2 rows name no picture that is there, and are left out: dark/gone.png, dark/lost.png"
+    )
     assert lost.place.endswith("labels.csv")
 
 
@@ -394,7 +484,9 @@ def test_less_common_kinds_of_pictures_are_read(tmp_path, ending) -> None:
 
 
 def test_colours_that_a_set_of_greys_hides_are_noted(tmp_path) -> None:
-    root = saved(tmp_path, {f"{i:03d}.png": np.full((9, 12), i % 250, np.uint8) for i in range(200)})
+    root = saved(
+        tmp_path, {f"{i:03d}.png": np.full((9, 12), i % 250, np.uint8) for i in range(200)}
+    )
     path = sorted(root.rglob("*.png"))[1]  # which is not among those that are looked at
     path.write_bytes(png(np.dstack([np.full((9, 12), level, np.uint8) for level in (200, 10, 10)])))
     source = Files(path=str(root), size=4, tasks={"folder": {}})

@@ -15,8 +15,8 @@ import torch
 
 from raymtl.data import Files
 from raymtl.data.episodes import build_episodes
-from raymtl.data.files.window import blocks_of
-from raymtl.loop import Host, local_batches, train_loop
+from raymtl.data.tables.stream_window import blocks_of
+from raymtl.training.loop import TrainContext, local_batches, train_loop
 from raymtl.types import UserError
 from tests.conftest import experiment
 from tests.data.own import PICTURE_TASKS, write_csv, write_pictures
@@ -29,14 +29,25 @@ def numbered(folder: Path, rows: int = ROWS, **values) -> Files:
     x = np.random.default_rng(0).normal(size=rows)
     path = folder / "numbered.parquet"
     if not path.exists():
-        pq.write_table(pa.table({"x": x, "row": np.arange(rows, dtype=np.float64)}), path, row_group_size=GROUP)
-    settings = {"in_memory_mb": 0.01, "fit_rows": 1000, "hold_steps": 8, "held_out_rows": 50, "queries": 16}
+        pq.write_table(
+            pa.table({"x": x, "row": np.arange(rows, dtype=np.float64)}), path, row_group_size=GROUP
+        )
+    settings = {
+        "in_memory_mb": 0.01,
+        "fit_rows": 1000,
+        "hold_steps": 8,
+        "held_out_rows": 50,
+        "queries": 16,
+    }
     return Files(path=str(path), tasks={"row": {}}, **{**settings, **values})
 
 
 def rows_at(source: Files, arrays, step: int, indices=range(4), split="train") -> list[list[int]]:
     (stack,), _ = build_episodes(source, arrays, seed=0, split=split, step=step, indices=indices)
-    return [row.int().tolist() for row in torch.cat([stack.support.targets["row"], stack.query.targets["row"]], 1)]
+    return [
+        row.int().tolist()
+        for row in torch.cat([stack.support.targets["row"], stack.query.targets["row"]], 1)
+    ]
 
 
 def test_small_files_are_not_streamed_and_large_ones_are(tmp_path) -> None:
@@ -52,7 +63,10 @@ def test_an_episode_of_a_stream_is_a_function_of_seed_step_and_index(tmp_path) -
     arrays = source.load()
     steps = [0, 1, 7, 30, 100, 3]
     told = {step: rows_at(source, arrays, step) for step in steps}
-    again = {step: rows_at(numbered(tmp_path, in_memory_mb=0.04), arrays, step) for step in sorted(steps, reverse=True)}
+    again = {
+        step: rows_at(numbered(tmp_path, in_memory_mb=0.04), arrays, step)
+        for step in sorted(steps, reverse=True)
+    }
     assert told == again
     assert told[30][2] == rows_at(source, arrays, 30, [2])[0]
     assert told[0] != told[1]
@@ -61,8 +75,13 @@ def test_an_episode_of_a_stream_is_a_function_of_seed_step_and_index(tmp_path) -
 def test_the_rows_for_training_are_those_that_are_not_held_out(tmp_path) -> None:
     source = numbered(tmp_path, in_memory_mb=0.04, held_out_rows=10**6)
     arrays = source.load()
-    held = {split: set(arrays["target/row"][arrays[f"rows/{split}"]].astype(int)) for split in ("val", "test")}
-    drawn = {row for step in range(240) for episode in rows_at(source, arrays, step) for row in episode}
+    held = {
+        split: set(arrays["target/row"][arrays[f"rows/{split}"]].astype(int))
+        for split in ("val", "test")
+    }
+    drawn = {
+        row for step in range(240) for episode in rows_at(source, arrays, step) for row in episode
+    }
     assert not drawn & (held["val"] | held["test"]) and not held["val"] & held["test"]
     assert 0.13 < len(held["val"]) / ROWS < 0.17
     # 240 steps of 4 x 24 rows, drawn with repetition: most rows for training have come.
@@ -89,30 +108,50 @@ def test_inputs_of_a_stream_are_those_of_the_same_rows_in_memory(tmp_path) -> No
     raw = pq.read_table(streamed.path)["x"].to_numpy()
     (stack,), _ = build_episodes(streamed, arrays, seed=0, split="train", step=5, indices=[0])
     rows = stack.query.targets["row"][0].int().numpy()
-    np.testing.assert_allclose(stack.query.inputs[0, :, 0] * column.std + column.mean, raw[rows], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        stack.query.inputs[0, :, 0] * column.std + column.mean, raw[rows], rtol=1e-4, atol=1e-6
+    )
 
 
 def test_pictures_and_csv_files_are_streamed_too(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("raymtl.data.files.folders.PICTURES_A_BLOCK", 10)
+    monkeypatch.setattr("raymtl.data.tables.folders.PICTURES_A_BLOCK", 10)
     root = write_pictures(tmp_path / "pictures")
-    source = Files(path=str(root), tasks=PICTURE_TASKS, size=8, in_memory_mb=0.0035, channels=1, shots=2, queries=4)
+    source = Files(
+        path=str(root),
+        tasks=PICTURE_TASKS,
+        size=8,
+        in_memory_mb=0.0035,
+        channels=1,
+        shots=2,
+        queries=4,
+    )
     assert source.found.pool == 1
-    (stack,), _ = build_episodes(source, source.load(), seed=0, split="train", step=0, indices=range(2))
+    (stack,), _ = build_episodes(
+        source, source.load(), seed=0, split="train", step=0, indices=range(2)
+    )
     assert stack.query.inputs.shape == (2, 4, 1, 8, 8) and stack.query.inputs.dtype == torch.uint8
     for part in range(4):
         x = np.random.default_rng(part).normal(size=100)
         write_csv(tmp_path / "parts" / f"{part}.csv", {"x": x.tolist(), "y": (2 * x).tolist()})
     tables = Files(path=str(tmp_path / "parts"), tasks={"y": {}}, in_memory_mb=0.005, fit_rows=50)
     assert tables.found.pool == 1
-    (stack,), _ = build_episodes(tables, tables.load(), seed=0, split="train", step=0, indices=range(2))
+    (stack,), _ = build_episodes(
+        tables, tables.load(), seed=0, split="train", step=0, indices=range(2)
+    )
     assert stack.query.inputs.isfinite().all()
 
 
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"episodes": "groups", "group": "row"}, r"data.episodes: expected rows where files are larger than"),
-        ({"in_memory_mb": 0.001}, r"numbered.parquet: expected blocks that fit twice into data.in_memory_mb"),
+        (
+            {"episodes": "groups", "group": "row"},
+            r"data.episodes: expected rows where files are larger than",
+        ),
+        (
+            {"in_memory_mb": 0.001},
+            r"numbered.parquet: expected blocks that fit twice into data.in_memory_mb",
+        ),
     ],
 )
 def test_what_cannot_be_streamed_is_told(tmp_path, values, says) -> None:
@@ -130,10 +169,11 @@ def test_a_run_waits_for_its_data_and_for_nothing_else_in_data_wait_pct(tmp_path
             yield batch
 
     # Reports are as slow, and are no data.
-    host = Host(lambda metrics: time.sleep(0.2), lambda row: None)
-    train_loop(chosen, arrays, slow, host, tmp_path)
+    context = TrainContext(lambda metrics: time.sleep(0.2), lambda row: None)
+    train_loop(chosen, arrays, slow, context, tmp_path)
     waited = [
-        row["seconds"] * row["data_wait_pct"] / 100 for row in pq.read_table(tmp_path / "history.parquet").to_pylist()
+        row["seconds"] * row["data_wait_pct"] / 100
+        for row in pq.read_table(tmp_path / "history.parquet").to_pylist()
     ]
     assert len(waited) == 4
     assert all(0.05 <= seconds < 0.15 for seconds in waited), waited
@@ -181,7 +221,9 @@ def test_ten_times_the_object_store_trains_in_bounded_memory(tmp_path) -> None:
     for _ in range(100):
         x = rng.normal(size=(24_000, 40))
         table = pa.table({**{f"x{i}": column for i, column in enumerate(x.T)}, "y": x.sum(1)})
-        writer = writer or pq.ParquetWriter(path, table.schema, compression="none", use_dictionary=False)
+        writer = writer or pq.ParquetWriter(
+            path, table.schema, compression="none", use_dictionary=False
+        )
         writer.write_table(table)
     writer.close()
     assert path.stat().st_size > 780e6
@@ -192,7 +234,10 @@ def test_ten_times_the_object_store_trains_in_bounded_memory(tmp_path) -> None:
         "train: {steps: 400, meta_batch: 4, eval_every: 100, task_axis: vmap}\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(config), str(tmp_path / "run")], capture_output=True, text=True, check=False
+        [sys.executable, "-c", SCRIPT, str(config), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout.strip().splitlines()[-1])

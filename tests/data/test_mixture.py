@@ -19,13 +19,18 @@ BASES = {
 
 
 def build(source: Mixture, count: int, split="train", seed=0, step=0):
-    (stack,), domains = build_episodes(source, {}, seed=seed, split=split, step=step, indices=range(count))
+    (stack,), domains = build_episodes(
+        source, {}, seed=seed, split=split, step=step, indices=range(count)
+    )
     return stack, domains
 
 
 def coefficients(episodes, index: int, family: str) -> np.ndarray:
     """Least squares on the support set, in the family's basis."""
-    x, y = (t[index].double().numpy() for t in (episodes.support.inputs[..., 0], episodes.support.targets["y"]))
+    x, y = (
+        t[index].double().numpy()
+        for t in (episodes.support.inputs[..., 0], episodes.support.targets["y"])
+    )
     return np.linalg.lstsq(BASES[family](x), y)[0]
 
 
@@ -34,7 +39,10 @@ def test_an_episode_is_one_curve_of_the_family_that_its_domain_names() -> None:
     found = {family: [] for family in BASES}
     for index, family in enumerate(domains):
         fitted = coefficients(episodes, index, family)
-        x, y = (t[index].double().numpy() for t in (episodes.query.inputs[..., 0], episodes.query.targets["y"]))
+        x, y = (
+            t[index].double().numpy()
+            for t in (episodes.query.inputs[..., 0], episodes.query.targets["y"])
+        )
         np.testing.assert_allclose(BASES[family](x) @ fitted, y, atol=2e-3)
         found[family].append(fitted)
     amplitude, phase = (
@@ -65,7 +73,9 @@ def test_families_have_equal_odds() -> None:
     assert set(build(Mixture(families=("line", "quadratic")), 50)[1]) == {"line", "quadratic"}
 
 
-@pytest.mark.parametrize("families", [("line",), ("quadratic",), ("sinusoid", "quadratic"), tuple(BASES)])
+@pytest.mark.parametrize(
+    "families", [("line",), ("quadratic",), ("sinusoid", "quadratic"), tuple(BASES)]
+)
 def test_the_targets_have_mean_0_and_variance_1_in_the_unit_of_the_loss(families) -> None:
     source = Mixture(families=families, shots=1, queries=50)
     (task,) = source.make_tasks()
@@ -102,5 +112,7 @@ def test_no_split_has_a_curve_or_a_point_of_another() -> None:
 
 
 def test_a_family_given_twice_is_refused() -> None:
-    with pytest.raises(UserError, match=r"data.families: expected every family once, got \['line', 'line'\]"):
+    with pytest.raises(
+        UserError, match=r"data.families: expected every family once, got \['line', 'line'\]"
+    ):
         Mixture(families=("line", "line"))

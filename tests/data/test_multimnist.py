@@ -8,11 +8,13 @@ import torch
 
 from raymtl.data import SPLITS, MultiMNIST
 from raymtl.data.episodes import build_episodes
-from raymtl.data.multimnist import compose, read_digits
+from raymtl.data.sources.multimnist import compose, read_digits
 from raymtl.types import UserError
 
 SHORT = MultiMNIST(folder="numbered", shots=3, queries=20)
-needs_data = pytest.mark.skipif("RAYMTL_DATA" not in os.environ, reason="needs MNIST in $RAYMTL_DATA")
+needs_data = pytest.mark.skipif(
+    "RAYMTL_DATA" not in os.environ, reason="needs MNIST in $RAYMTL_DATA"
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def numbers() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def numbered(numbers, monkeypatch) -> None:
-    monkeypatch.setattr("raymtl.data.multimnist.read_digits", lambda root: numbers)
+    monkeypatch.setattr("raymtl.data.sources.multimnist.read_digits", lambda root: numbers)
 
 
 def told(pictures: torch.Tensor) -> torch.Tensor:
@@ -37,7 +39,9 @@ def told(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def build(source: MultiMNIST, count: int = 1, split="train", seed=0, step=0):
-    (stack,), _ = build_episodes(source, source.load(), seed=seed, split=split, step=step, indices=range(count))
+    (stack,), _ = build_episodes(
+        source, source.load(), seed=seed, split=split, step=step, indices=range(count)
+    )
     return stack
 
 
@@ -79,7 +83,9 @@ def test_labels_are_those_of_the_digits_that_are_shown(numbered, pairs) -> None:
 
 
 @pytest.mark.parametrize("pairs", ["fixed", "fresh"])
-def test_no_digit_of_one_split_is_in_another_and_the_test_has_those_of_the_test_alone(numbered, pairs) -> None:
+def test_no_digit_of_one_split_is_in_another_and_the_test_has_those_of_the_test_alone(
+    numbered, pairs
+) -> None:
     source = SHORT.model_copy(update={"pairs": pairs, "queries": 2_000})
     digits = {split: np.concatenate(np.divmod(pairs_of(source, split), 70_000)) for split in SPLITS}
     assert max(digits["train"].max(), digits["val"].max()) < 60_000 <= digits["test"].min()
@@ -102,10 +108,14 @@ def test_each_digit_of_the_fixed_pairs_is_as_often_on_each_side_as_the_others(nu
 
 
 def test_fixed_pairs_are_the_same_in_all_steps_and_fresh_ones_others(numbered) -> None:
-    fixed, fresh = (SHORT.model_copy(update={"pairs": pairs, "queries": 5_000}) for pairs in ("fixed", "fresh"))
+    fixed, fresh = (
+        SHORT.model_copy(update={"pairs": pairs, "queries": 5_000}) for pairs in ("fixed", "fresh")
+    )
     known = {split: coded(fixed.load()[split]) for split in SPLITS}
     drawn = [pairs_of(fixed, step=step) for step in range(2)]
-    assert all(np.isin(pairs, known["train"]).all() and len(np.unique(pairs)) == 5_003 for pairs in drawn)
+    assert all(
+        np.isin(pairs, known["train"]).all() and len(np.unique(pairs)) == 5_003 for pairs in drawn
+    )
     assert np.intersect1d(*drawn).size  # 5,003 of 60,000 twice
     drawn = [pairs_of(fresh, step=step) for step in range(2)]
     assert np.intersect1d(*drawn).size < 5 and np.isin(drawn, known["train"]).mean() < 0.001
@@ -127,20 +137,24 @@ def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(numbered, p
     whole = build(source, 4, step=4)
     (alone,), _ = build_episodes(source, source.load(), seed=0, split="train", step=4, indices=[3])
     assert torch.equal(whole.query.inputs[3], alone.query.inputs[0])
-    for other in (build(source, 4, step=5), build(source, 4, seed=1, step=4), build(source, 4, "val", step=4)):
+    for other in (
+        build(source, 4, step=5),
+        build(source, 4, seed=1, step=4),
+        build(source, 4, "val", step=4),
+    ):
         assert not torch.equal(whole.query.inputs, other.query.inputs)
 
 
 def test_a_task_alone_sees_the_same_pictures(numbered) -> None:
-    both, alone = (build(source, 2) for source in (SHORT, SHORT.with_tasks(("right",))))
+    both, alone = (build(source, 2) for source in (SHORT, SHORT.select_tasks(("right",))))
     assert torch.equal(both.query.inputs, alone.query.inputs)
     assert list(alone.query.targets) == ["right"]
     assert torch.equal(both.query.targets["right"], alone.query.targets["right"])
 
 
 def test_without_support_an_episode_has_as_many_labelled_examples(numbered) -> None:
-    assert build(SHORT.without_support()).query.inputs.shape[1] == 23
-    whole = MultiMNIST(folder="numbered", shots=1_000, queries=9_000).without_support()
+    assert build(SHORT.as_supervised()).query.inputs.shape[1] == 23
+    whole = MultiMNIST(folder="numbered", shots=1_000, queries=9_000).as_supervised()
     assert MultiMNIST.model_validate(whole.model_dump()) == whole
 
 
@@ -169,7 +183,7 @@ def test_impossible_sources_are_refused(values, says) -> None:
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """Files of three and two digits, filled with their number; the labels are 9, 8, 7 and 1, 0."""
-    monkeypatch.setattr("raymtl.data.multimnist.FILES", {"train": 3, "t10k": 2})
+    monkeypatch.setattr("raymtl.data.sources.multimnist.FILES", {"train": 3, "t10k": 2})
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part, first, labels in (("train", 0, [9, 8, 7]), ("t10k", 3, [1, 0])):
@@ -184,26 +198,34 @@ def small(tmp_path, monkeypatch):
 def test_files_are_read_training_first(small) -> None:
     digits, labels = read_digits(small)
     assert digits.shape == (5, 28, 28)
-    assert [(digit.min(), digit.max()) for digit in digits] == [(number, number) for number in range(5)]
+    assert [(digit.min(), digit.max()) for digit in digits] == [
+        (number, number) for number in range(5)
+    ]
     assert labels.tolist() == [9, 8, 7, 1, 0]
     assert read_digits(small)[0] is digits
     assert not (digits.flags.writeable or labels.flags.writeable)
 
 
-def test_missing_and_broken_files_are_answered_with_the_remedy(small, tmp_path, monkeypatch) -> None:
+def test_missing_and_broken_files_are_answered_with_the_remedy(
+    small, tmp_path, monkeypatch
+) -> None:
     monkeypatch.delenv("RAYMTL_DATA", raising=False)
     with pytest.raises(
-        UserError, match=r"data.folder: expected the folder that holds MNIST/raw, got none.*raymtl data fetch mnist"
+        UserError,
+        match=r"data.folder: expected the folder that holds MNIST/raw, got none.*raymtl data fetch mnist",
     ):
         MultiMNIST().load()
     monkeypatch.setenv("RAYMTL_DATA", str(tmp_path / "empty"))
     with pytest.raises(
-        UserError, match=r"expected 2368 bytes in .*train-images.*, got no such file\. .*`raymtl data fetch mnist"
+        UserError,
+        match=r"expected 2368 bytes in .*train-images.*, got no such file\. .*`raymtl data fetch mnist",
     ):
         MultiMNIST().load()
     labels = small / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
     labels.write_bytes(labels.read_bytes()[:-1] + b"\x0a")
-    with pytest.raises(UserError, match=r"labels from 0 to 9 in t10k-labels-idx1-ubyte, got 10 as number 1\."):
+    with pytest.raises(
+        UserError, match=r"labels from 0 to 9 in t10k-labels-idx1-ubyte, got 10 as number 1\."
+    ):
         MultiMNIST(folder=str(small)).load()
     labels.write_bytes(labels.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"expected 10 bytes in .*t10k-labels-idx1-ubyte, got 9\."):
@@ -215,7 +237,18 @@ def test_real_digits_are_told_apart_by_their_pixels_alone() -> None:
     """The nearest mean picture of a class, of the part of the picture that the other digit leaves free."""
     source = MultiMNIST()
     arrays = source.load()
-    assert np.bincount(arrays["labels"]).tolist() == [6903, 7877, 6990, 7141, 6824, 6313, 6876, 7293, 6825, 6958]
+    assert np.bincount(arrays["labels"]).tolist() == [
+        6903,
+        7877,
+        6990,
+        7141,
+        6824,
+        6313,
+        6876,
+        7293,
+        6825,
+        6958,
+    ]
     train, test = (source.batch(arrays, arrays[split][:2_000]) for split in ("train", "test"))
     for name, corner in {"left": np.s_[..., :28, :28], "right": np.s_[..., 8:, 8:]}.items():
         seen, unseen = (batch.inputs[corner].flatten(1).float() for batch in (train, test))

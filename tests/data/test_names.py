@@ -30,14 +30,28 @@ def write(folder: Path, columns: Mapping[str, Sequence[Any]], name: str = "t.csv
         writer.writerows(zip(*columns.values(), strict=True))
 
 
-def configured(folder: Path, data: str, path: str = "t.csv", sets: Sequence[str] = ()) -> Experiment:
+def configured(
+    folder: Path, data: str, path: str = "t.csv", sets: Sequence[str] = ()
+) -> Experiment:
     """The experiment on a file beside the configuration, whose other keys of data are given in YAML."""
     config = folder / "c.yaml"
-    config.write_text(f"data:\n  name: files\n  path: {folder / path}\n{data}{MODEL}", encoding="utf8")
+    config.write_text(
+        f"data:\n  name: files\n  path: {folder / path}\n{data}{MODEL}", encoding="utf8"
+    )
     return load(config, overrides(list(sets)))
 
 
-NAMES = ["[/b] x", "size [m2]", "[red]z", ":smile:", "\\[a]", "<b>bold</b>", "[link=http://x]", "{x}", "%s"]
+NAMES = [
+    "[/b] x",
+    "size [m2]",
+    "[red]z",
+    ":smile:",
+    "\\[a]",
+    "<b>bold</b>",
+    "[link=http://x]",
+    "{x}",
+    "%s",
+]
 
 
 @pytest.mark.parametrize("names", [NAMES[:3], NAMES[3:6], NAMES[6:]])
@@ -46,7 +60,12 @@ def test_names_classes_and_categories_are_printed_as_they_are(tmp_path, names, m
     words = [names[i % 3] for i in range(60)]
     write(
         tmp_path,
-        {**{name: X + i for i, name in enumerate(names)}, "kind": words, "y": words, "left out": ["[/q]"] * 60},
+        {
+            **{name: X + i for i, name in enumerate(names)},
+            "kind": words,
+            "y": words,
+            "left out": ["[/q]"] * 60,
+        },
     )
     configured(tmp_path, "  tasks: {y: {}}\n")
     done = CliRunner().invoke(app, ["data", "inspect", "c.yaml"], env={"COLUMNS": "300"})
@@ -60,7 +79,9 @@ def test_a_task_is_named_as_it_is_written(tmp_path, task) -> None:
     write(tmp_path, {"x": X, task: 2 * X})
     experiment = configured(tmp_path, f"  tasks:\n    {task}: {{}}\n")
     assert experiment.data.task_names == (task,)
-    assert configured(tmp_path, "  tasks: {}\n", sets=[f"data.tasks={{{task}: {{}}}}"]).data.task_names == (task,)
+    assert configured(
+        tmp_path, "  tasks: {}\n", sets=[f"data.tasks={{{task}: {{}}}}"]
+    ).data.task_names == (task,)
     experiment.save(tmp_path / "saved.yaml")
     assert load(tmp_path / "saved.yaml") == experiment
 
@@ -155,7 +176,9 @@ def test_set_is_named_where_its_value_is_wrong(tmp_path) -> None:
             configured(tmp_path, "  tasks: {y: {}}\n", sets=[sets])
 
 
-@pytest.mark.parametrize("mark", [",", ";", "|", "-", ":", "#", "*", "&", "!", "%", "@", "`", ">", "?"])
+@pytest.mark.parametrize(
+    "mark", [",", ";", "|", "-", ":", "#", "*", "&", "!", "%", "@", "`", ">", "?"]
+)
 def test_a_mark_alone_is_itself(mark) -> None:
     assert overrides([f"data.delimiter={mark}"]) == {"data.delimiter": mark}
 
@@ -167,9 +190,24 @@ def test_yaml_and_names_are_utf8_in_any_locale(tmp_path, locale) -> None:
         f"data:\n  name: files\n  path: t.csv\n  tasks:\n    цена: {{}}\n{MODEL}# ü\n".encode()
     )
     done = subprocess.run(
-        [sys.executable, "-m", "raymtl", "data", "inspect", "c.yaml", "--set", "data.tasks.цена.loss=huber"],
+        [
+            sys.executable,
+            "-m",
+            "raymtl",
+            "data",
+            "inspect",
+            "c.yaml",
+            "--set",
+            "data.tasks.цена.loss=huber",
+        ],
         cwd=tmp_path,
-        env={**os.environ, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": os.getcwd()},
+        env={
+            **os.environ,
+            "LC_ALL": locale,
+            "PYTHONUTF8": "0",
+            "PYTHONCOERCECLOCALE": "0",
+            "PYTHONPATH": os.getcwd(),
+        },
         capture_output=True,
         check=False,
     )
@@ -181,10 +219,16 @@ def test_yaml_and_names_are_utf8_in_any_locale(tmp_path, locale) -> None:
 def test_yaml_is_read_by_its_byte_order_mark(tmp_path, encoding) -> None:
     write(tmp_path, {"x": X, "größe": 2 * X})
     text = f"data:\n  name: files\n  path: {tmp_path / 't.csv'}\n  tasks: {{größe: {{}}}}\n{MODEL}"
-    (tmp_path / "c.yaml").write_bytes((("\ufeff" if encoding == "utf-16-be" else "") + text).encode(encoding))
+    (tmp_path / "c.yaml").write_bytes(
+        (("\ufeff" if encoding == "utf-16-be" else "") + text).encode(encoding)
+    )
     assert load(tmp_path / "c.yaml").data.task_names == ("größe",)
 
 
 def test_nothing_is_printed_by_a_console_that_takes_names_for_markup() -> None:
-    own = [path for path in Path(raymtl.__file__).parent.rglob("*.py") if path.name != "terminal.py"]
-    assert [path.name for path in own if re.search(r"(?<!plain_)\bConsole\(", path.read_text(encoding="utf8"))] == []
+    own = [path for path in Path(raymtl.__file__).parent.rglob("*.py") if path.name != "console.py"]
+    assert [
+        path.name
+        for path in own
+        if re.search(r"(?<!plain_)\bConsole\(", path.read_text(encoding="utf8"))
+    ] == []

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymtl.config import parse
-from raymtl.data.files import Files
-from raymtl.data.files.findings import header_note
+from raymtl.data.tables import Files
+from raymtl.data.tables.findings import header_note
 from raymtl.types import UserError
 from tests.data.own import write_csv
 
@@ -22,7 +22,9 @@ def numbers(seed: int = 0, rows: int = ROWS) -> list[float]:
 
 
 def source(path: Path | dict[str, str], tasks: dict[str, Any] | None = None, **more: Any) -> Files:
-    place = {key: str(value) for key, value in path.items()} if isinstance(path, dict) else str(path)
+    place = (
+        {key: str(value) for key, value in path.items()} if isinstance(path, dict) else str(path)
+    )
     return Files.model_validate({"path": place, "tasks": tasks or {"y": {}}, **more})
 
 
@@ -40,7 +42,9 @@ def halves(folder: Path, train: dict[str, list[Any]], test: dict[str, list[Any]]
 def test_classes_that_training_never_has_are_named_and_counted(tmp_path: Path) -> None:
     labels = ["no", "yes"] * (ROWS // 2)
     paths = halves(
-        tmp_path, {"a": numbers(0), "y": labels}, {"a": numbers(1), "y": [label.upper() + "." for label in labels]}
+        tmp_path,
+        {"a": numbers(0), "y": labels},
+        {"a": numbers(1), "y": [label.upper() + "." for label in labels]},
     )
     (note,) = notes(source(paths, {"y": {"kind": "classification"}}))
     assert note == (
@@ -48,18 +52,28 @@ def test_classes_that_training_never_has_are_named_and_counted(tmp_path: Path) -
         "written in another way (data.split)"
     )
     tags = {"y": {"kind": "multilabel", "separator": ";"}}
-    paths = halves(tmp_path, {"a": numbers(0), "y": ["p;q"] * ROWS}, {"a": numbers(1), "y": ["p;r"] * ROWS})
+    paths = halves(
+        tmp_path, {"a": numbers(0), "y": ["p;q"] * ROWS}, {"a": numbers(1), "y": ["p;r"] * ROWS}
+    )
     assert any("the class 'r' is in test (60 rows)" in note for note in notes(source(paths, tags)))
     named = {"y": {"kind": "classification", "classes": ["no", "yes", "perhaps"]}}
     path = write_csv(tmp_path / "d.csv", {"a": numbers(), "y": labels})
-    assert notes(source(path, named)) == ["task 'y': no row has the class 'perhaps' (data.tasks.y.classes)"]
+    assert notes(source(path, named)) == [
+        "task 'y': no row has the class 'perhaps' (data.tasks.y.classes)"
+    ]
 
 
 def test_a_target_that_never_changes_is_noted(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "d.csv", {"a": numbers(), "y": [5.5] * ROWS})
-    expected = "task 'y': always 5.5 in the rows for training, so there is nothing to learn (data.tasks.y)"
+    expected = (
+        "task 'y': always 5.5 in the rows for training, so there is nothing to learn (data.tasks.y)"
+    )
     assert notes(source(path, {"y": {"kind": "regression"}})) == [expected]
-    paths = halves(tmp_path, {"a": numbers(0), "y": ["p"] * ROWS}, {"a": numbers(1), "y": ["p", "q"] * (ROWS // 2)})
+    paths = halves(
+        tmp_path,
+        {"a": numbers(0), "y": ["p"] * ROWS},
+        {"a": numbers(1), "y": ["p", "q"] * (ROWS // 2)},
+    )
     told = notes(source(paths))
     assert any("every row for training has the class 'p'" in note for note in told)
 
@@ -77,7 +91,9 @@ def test_a_column_that_is_constant_in_training_alone_is_left_out(tmp_path: Path,
         expected = "column 'k': always 5 in the rows for training, and 0 to 59 in all, so it is left out (data.inputs)"
         assert expected in notes(files)
     else:  # the only row that differs is not for training under one of these seeds
-        path = write_csv(tmp_path / "d.csv", {"k": [5] * (ROWS - 1) + [6], "a": numbers(0), "y": labels})
+        path = write_csv(
+            tmp_path / "d.csv", {"k": [5] * (ROWS - 1) + [6], "a": numbers(0), "y": labels}
+        )
         every = [source(path, split={"seed": seed}) for seed in range(20)]
         files = next(files for files in every if "k" in files.found.left_out)
     assert [column.column for column in files.found.columns] == ["a"]
@@ -103,7 +119,9 @@ def test_rows_of_the_test_that_are_in_training_are_counted(tmp_path: Path) -> No
     assert any(note.startswith("test: 60 of 60 rows are in train or val too") for note in told)
     fresh = {"a": [*numbers(1)[:-1], content["a"][0]], "y": [*content["y"][:-1], content["y"][0]]}
     (note,) = notes(source(halves(tmp_path, content, fresh)))
-    assert note.startswith("test: 1 of 60 rows are in train or val too") and "test.csv: row 59" in note
+    assert (
+        note.startswith("test: 1 of 60 rows are in train or val too") and "test.csv: row 59" in note
+    )
     few = {
         "a": ["red", "blue"] * (ROWS // 2),
         "b": [i // 2 % 5 for i in range(ROWS)],
@@ -114,14 +132,21 @@ def test_rows_of_the_test_that_are_in_training_are_counted(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["", "Unnamed: 0", "index", "__index_level_0__"])
-def test_the_index_of_a_data_frame_is_left_out_unless_it_is_named(tmp_path: Path, name: str) -> None:
+def test_the_index_of_a_data_frame_is_left_out_unless_it_is_named(
+    tmp_path: Path, name: str
+) -> None:
     content = {name: [3 * i for i in range(ROWS)], "a": numbers(), "y": ["p", "q"] * (ROWS // 2)}
     path = tmp_path / "d.parquet"
     pq.write_table(pa.table({key: pa.array(values) for key, values in content.items()}), path)
     files = source(path)
     assert [column.column for column in files.found.columns] == ["a"]
-    assert notes(files) == [f"column '{name}': left out: an index that a data frame left (data.inputs)"]
-    assert [column.column for column in source(path, inputs=[name, "a"]).found.columns] == [name, "a"]
+    assert notes(files) == [
+        f"column '{name}': left out: an index that a data frame left (data.inputs)"
+    ]
+    assert [column.column for column in source(path, inputs=[name, "a"]).found.columns] == [
+        name,
+        "a",
+    ]
 
 
 def test_what_is_left_out_is_noted_by_its_reason(tmp_path: Path) -> None:
@@ -145,10 +170,18 @@ def test_classes_and_groups_that_are_too_small_to_be_drawn_are_noted(tmp_path: P
     labels = [f"c{number:02d}" for number, size in enumerate(sizes) for _ in range(size)]
     path = write_csv(tmp_path / "d.csv", {"a": numbers(rows=len(labels)), "y": labels})
     told = notes(source(path, episodes="classes", ways=2, shots=2, queries=5))
-    small = [int(note.split("task 'y': ")[1].split(" of ")[0]) for note in told if "fewer than 7 rows" in note]
-    assert sum(small) == 10 and all("(data.queries)" in note for note in told if "fewer than 7" in note)
+    small = [
+        int(note.split("task 'y': ")[1].split(" of ")[0])
+        for note in told
+        if "fewer than 7 rows" in note
+    ]
+    assert sum(small) == 10 and all(
+        "(data.queries)" in note for note in told if "fewer than 7" in note
+    )
     groups = [f"g{i // 6}" for i in range(120)] + ["alone"]
-    path = write_csv(tmp_path / "g.csv", {"a": numbers(rows=121), "y": numbers(1, 121), "g": groups})
+    path = write_csv(
+        tmp_path / "g.csv", {"a": numbers(rows=121), "y": numbers(1, 121), "g": groups}
+    )
     told = notes(source(path, group="g", episodes="groups", shots=2, queries=2))
     assert any("1 of" in note and "never has them: 'alone' (data.group)" in note for note in told)
 
@@ -156,7 +189,10 @@ def test_classes_and_groups_that_are_too_small_to_be_drawn_are_noted(tmp_path: P
 def test_a_label_that_no_number_can_square_is_refused(tmp_path: Path) -> None:
     labels = [*numbers()[:-1], 1e300]
     path = write_csv(tmp_path / "d.csv", {"a": numbers(), "y": labels})
-    with pytest.raises(UserError, match=r"d.csv: row 59, column 'y': expected a finite number of less than 1e38, got"):
+    with pytest.raises(
+        UserError,
+        match=r"d.csv: row 59, column 'y': expected a finite number of less than 1e38, got",
+    ):
         source(path, {"y": {"kind": "regression"}})
 
 
@@ -172,32 +208,51 @@ def test_a_label_that_no_number_can_square_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_header_that_looks_like_data_is_noted(header, columns, is_data) -> None:
-    cells = {name: [str(value) for value in values] for name, values in zip(header, columns, strict=True)}
+    cells = {
+        name: [str(value) for value in values] for name, values in zip(header, columns, strict=True)
+    }
     note = header_note("d.csv", cells)
     assert (note is not None) == is_data
     assert note is None or note.key == "data.columns"
 
 
 def test_two_texts_are_binary_and_learners_of_classes_say_the_key(tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "d.csv", {"a": numbers(), "y": ["sick", "well", "sick"] * (ROWS // 3)})
+    path = write_csv(
+        tmp_path / "d.csv", {"a": numbers(), "y": ["sick", "well", "sick"] * (ROWS // 3)}
+    )
     files = source(path)
     assert files.found.tasks["y"].kind == "binary" and files.class_names("y") == ("sick", "well")
     named = source(path, {"y": {"classes": ["well", "sick"]}})
     assert named.found.tasks["y"].kind == "binary" and named.class_names("y") == ("well", "sick")
-    experiment = {"data": files.model_dump(mode="json"), "encoder": {"name": "mlp"}, "learner": {"name": "protonet"}}
-    with pytest.raises(UserError, match=r"task 'y' is binary \(its `kind: classification` makes it one"):
+    experiment = {
+        "data": files.model_dump(mode="json"),
+        "encoder": {"name": "mlp"},
+        "learner": {"name": "protonet"},
+    }
+    with pytest.raises(
+        UserError, match=r"task 'y' is binary \(its `kind: classification` makes it one"
+    ):
         parse(experiment)
     experiment["data"]["tasks"]["y"]["kind"] = "classification"
     parse(experiment)
 
 
-@pytest.mark.parametrize("words", [("no", "yes"), ("N", "Y"), ("False", "TRUE"), ("0", "1"), ("nein", "ja")])
+@pytest.mark.parametrize(
+    "words", [("no", "yes"), ("N", "Y"), ("False", "TRUE"), ("0", "1"), ("nein", "ja")]
+)
 def test_columns_of_yes_and_no_are_the_flags_of_a_multilabel_task(tmp_path: Path, words) -> None:
     truth = np.random.default_rng(0).integers(0, 2, (ROWS, 2))
-    content = {"a": numbers(), "t1": [words[v] for v in truth[:, 0]], "t2": ["NY"[v] for v in truth[:, 1]]}
+    content = {
+        "a": numbers(),
+        "t1": [words[v] for v in truth[:, 0]],
+        "t2": ["NY"[v] for v in truth[:, 1]],
+    }
     content["t1"][3] = ""
     files = source(write_csv(tmp_path / "d.csv", content), {"tags": {"columns": ["t1", "t2"]}})
-    assert files.found.tasks["tags"].kind == "multilabel" and files.class_names("tags") == ("t1", "t2")
+    assert files.found.tasks["tags"].kind == "multilabel" and files.class_names("tags") == (
+        "t1",
+        "t2",
+    )
     target = files.load()["target/tags"]
     assert np.isnan(target[3, 0])
     target[3, 0] = truth[3, 0]

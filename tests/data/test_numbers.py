@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymtl.data.files.forms import TEXT, Finding, Keys, find_form, find_forms, read_as
-from raymtl.data.files.schema import TextForm
+from raymtl.data.tables.forms import TEXT, Finding, Keys, find_form, find_forms, read_as
+from raymtl.data.tables.schema import TextForm
 
 NUMBERS = (0.5, 12.0, 850.0, 1234.5, -98765.25, 1234567.0)
 
 
-def finding(*cells: str | None, keys: Keys = Keys(), divide: bool | None = None) -> Finding:  # noqa: B008
+def finding(*cells: str | None, keys: Keys = Keys(), divide: bool | None = None) -> Finding:
     return find_forms({"x": pa.array(cells)}, keys, commas_divide=divide)["x"]
 
 
@@ -24,7 +24,9 @@ def written(value: float, decimal: str, thousands: str, unit: str = "") -> str:
 
 @pytest.mark.parametrize("thousands", ["", ",", ".", " ", "'", "’", "\u00a0", "\u202f"])
 @pytest.mark.parametrize("decimal", [".", ","])
-@pytest.mark.parametrize("unit", ["", "{}%", "{} %", "{} kg", "$ {}", "{} €", "EUR {}", "{} m2", "{} km/h"])
+@pytest.mark.parametrize(
+    "unit", ["", "{}%", "{} %", "{} kg", "$ {}", "{} €", "EUR {}", "{} m2", "{} km/h"]
+)
 def test_numbers_in_every_style_are_read_as_what_was_written(decimal, thousands, unit) -> None:
     if decimal == thousands:
         pytest.skip("no style")
@@ -37,11 +39,19 @@ def test_numbers_in_every_style_are_read_as_what_was_written(decimal, thousands,
 @pytest.mark.parametrize(
     ("cells", "divide", "expected"),
     [
-        (["51,257", "63,040"], True, [51257, 63040]),  # a comma in a cell of a file divided by commas
+        (
+            ["51,257", "63,040"],
+            True,
+            [51257, 63040],
+        ),  # a comma in a cell of a file divided by commas
         (["51,257", "63,040"], False, [51.257, 63.04]),
         (["51,257", "63,040"], None, None),
         (["850", "1,234", "12,500", "999,000"], None, [850, 1234, 12500, 999000]),
-        (["850", "1.234", "12.500", "999.000"], None, [850, 1.234, 12.5, 999]),  # the point is a decimal sign
+        (
+            ["850", "1.234", "12.500", "999.000"],
+            None,
+            [850, 1.234, 12.5, 999],
+        ),  # the point is a decimal sign
         (["0,123", "12,500"], True, [0.123, 12.5]),  # a group never begins with a zero alone
         (["1.234 €", "2.345 €"], None, None),
         (["1,234,567", "12,345,678"], None, [1234567, 12345678]),
@@ -61,13 +71,20 @@ def test_a_doubt_is_settled_by_the_delimiter_or_by_nothing(cells, divide, expect
 
 
 def test_a_doubt_is_settled_by_other_columns() -> None:
-    sure, doubtful, points = pa.array(["1,5", "2,25"]), pa.array(["51,257", "63,040"]), pa.array(["1.234", "850"])
+    sure, doubtful, points = (
+        pa.array(["1,5", "2,25"]),
+        pa.array(["51,257", "63,040"]),
+        pa.array(["1.234", "850"]),
+    )
     found = find_forms({"a": sure, "b": doubtful, "c": points}, Keys(), commas_divide=None)
     assert read_as(doubtful, found["b"].form).values.to_pylist() == [51.257, 63.04]
     assert read_as(points, found["c"].form).values.to_pylist() == [1234, 850]
     found = find_forms({"a": pa.array(["1.5", "2.25"]), "b": doubtful}, Keys(), commas_divide=None)
     assert read_as(doubtful, found["b"].form).values.to_pylist() == [51257, 63040]
-    days = {"a": pa.array(["13/02/2024", "01/02/2024"]), "b": pa.array(["01/02/2024", "03/04/2024"])}
+    days = {
+        "a": pa.array(["13/02/2024", "01/02/2024"]),
+        "b": pa.array(["01/02/2024", "03/04/2024"]),
+    }
     found = find_forms(days, Keys(), commas_divide=None)
     assert found["b"].form.order == "dmy"
 
@@ -79,8 +96,12 @@ def test_keys_settle_every_doubt() -> None:
         (Keys(decimal="."), [51257, 63040]),
         (Keys(thousands=","), [51257, 63040]),
     ):
-        assert read_as(pa.array(cells), finding(*cells, keys=keys).form).values.to_pylist() == expected
-    assert read_as(pa.array(["1.234"]), finding("1.234", keys=Keys(decimal=",")).form).values.to_pylist() == [1234]
+        assert (
+            read_as(pa.array(cells), finding(*cells, keys=keys).form).values.to_pylist() == expected
+        )
+    assert read_as(
+        pa.array(["1.234"]), finding("1.234", keys=Keys(decimal=",")).form
+    ).values.to_pylist() == [1234]
     assert finding("1.5", "2.5", keys=Keys(decimal=",")).form == TEXT
     days = ["01/02/2024", "03/04/2024"]
     for order, month in (("dmy", 2), ("mdy", 1)):
@@ -97,7 +118,10 @@ def test_keys_settle_every_doubt() -> None:
 def test_dates_in_the_common_orders_are_read_as_the_days_they_are(pattern) -> None:
     timed = "%M" in pattern
     rng = np.random.default_rng(0)
-    days = [datetime.datetime(1985, 1, 1) + datetime.timedelta(days=int(n)) for n in rng.integers(0, 14000, 60)]
+    days = [
+        datetime.datetime(1985, 1, 1) + datetime.timedelta(days=int(n))
+        for n in rng.integers(0, 14000, 60)
+    ]
     days = [day.replace(hour=13, minute=7) if timed else day for day in days]
     cells = [day.strftime(pattern) for day in days]
     found = finding(*cells)
@@ -109,9 +133,14 @@ def test_dates_in_the_common_orders_are_read_as_the_days_they_are(pattern) -> No
 
 
 def test_a_day_that_is_none_is_no_date() -> None:
-    found = finding("31.01.2024", "28.02.2024", "01.03.2024", "02.03.2024", "03.03.2024", "30.02.2024")
+    found = finding(
+        "31.01.2024", "28.02.2024", "01.03.2024", "02.03.2024", "03.03.2024", "30.02.2024"
+    )
     assert found.form == TEXT and found.odd == (5,)
-    assert finding("01/02/2024", "03/04/2024").others and finding("01/02/2024", "03/04/2024").form == TEXT
+    assert (
+        finding("01/02/2024", "03/04/2024").others
+        and finding("01/02/2024", "03/04/2024").form == TEXT
+    )
     assert finding("01/01/2024", "03/03/2024").form.kind == "date"  # day and month are alike
 
 
@@ -145,7 +174,9 @@ def test_the_first_cells_that_are_no_number_are_named() -> None:
     assert finding("01234", "10115", *[str(i) for i in range(10000, 10020)]).codes == (0,)
     assert not finding("a", "b", "c", "1", "2").odd
     assert finding("5 kg", "300 g", "7 kg", "20 g").odd == (1, 3)  # numbers, of two units
-    assert not finding("12 Main Street", "7 Side Road", "3 Low Way", "5 High Way", "9 Old Road", "4 New Way").odd
+    assert not finding(
+        "12 Main Street", "7 Side Road", "3 Low Way", "5 High Way", "9 Old Road", "4 New Way"
+    ).odd
 
 
 def test_points_in_groups_of_three_beside_semicolons_are_a_doubt() -> None:
@@ -164,7 +195,18 @@ def test_flags_and_whole_numbers_stay_what_they_were() -> None:
 
 
 def test_what_cannot_be_read_is_pointed_at() -> None:
-    for form, cell in (("flag", "maybe"), ("whole", "x"), ("number", "1,5"), ("date", "31.12.2024"), ("time", "25:00")):
+    for form, cell in (
+        ("flag", "maybe"),
+        ("whole", "x"),
+        ("number", "1,5"),
+        ("date", "31.12.2024"),
+        ("time", "25:00"),
+    ):
         assert read_as(pa.array([None, cell]), TextForm(kind=form)).wrong.tolist() == [False, True]  # type: ignore[arg-type]
     comma = TextForm(kind="number", decimal=",", thousands=".", unit="€")
-    assert read_as(pa.array(["1.234,5 €", "1.23 €", "5 $", "7 €"]), comma).wrong.tolist() == [False, True, True, False]
+    assert read_as(pa.array(["1.234,5 €", "1.23 €", "5 $", "7 €"]), comma).wrong.tolist() == [
+        False,
+        True,
+        True,
+        False,
+    ]

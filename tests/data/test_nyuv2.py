@@ -9,8 +9,8 @@ import torch
 from raymtl.config import load
 from raymtl.data import SPLITS, NYUv2
 from raymtl.data.episodes import build_episodes, on_device
-from raymtl.data.nyuv2 import Frame, mirror
-from raymtl.step import meta_gradient
+from raymtl.data.sources.nyuv2 import Frame, mirror
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import UserError
 from tests.data.rooms import frame, write_rooms
 
@@ -23,7 +23,9 @@ def rooms(tmp_path_factory) -> Path:
 
 
 def build(source: NYUv2, count: int = 1, split="train", seed=0, step=0):
-    (stack,), domains = build_episodes(source, source.load(), seed=seed, split=split, step=step, indices=range(count))
+    (stack,), domains = build_episodes(
+        source, source.load(), seed=seed, split=split, step=step, indices=range(count)
+    )
     return stack, domains
 
 
@@ -35,14 +37,19 @@ def numbers(pictures: torch.Tensor) -> list[int]:
 def test_frames_are_what_the_files_hold(rooms) -> None:
     episodes, domains = build(NYUv2(folder=str(rooms), queries=3), split="test")
     assert domains == ["frames of val"]
-    assert episodes.query.inputs.shape == (1, 3, 3, 288, 384) and episodes.query.inputs.dtype == torch.uint8
+    assert (
+        episodes.query.inputs.shape == (1, 3, 3, 288, 384)
+        and episodes.query.inputs.dtype == torch.uint8
+    )
     for index, number in enumerate(numbers(episodes.query.inputs[0])):
         assert number in (50, 51)
         found = frame(number)
         np.testing.assert_allclose(
             episodes.query.inputs[0, index] / 255, np.moveaxis(found["image"], -1, 0), atol=0.002
         )
-        targets = {name: target[0, index].numpy() for name, target in episodes.query.targets.items()}
+        targets = {
+            name: target[0, index].numpy() for name, target in episodes.query.targets.items()
+        }
         np.testing.assert_array_equal(targets["segmentation"], found["label"])
         np.testing.assert_array_equal(targets["depth"], found["depth"][..., 0])
         np.testing.assert_array_equal(targets["normals"], np.moveaxis(found["normal"], -1, 0))
@@ -57,7 +64,11 @@ def test_the_splits_share_no_frame_and_the_seed_says_which_are_held_out(rooms) -
     other = source.model_copy(update={"split_seed": 1}).load()
     assert set(other["val"]) != set(arrays["val"]) and list(other["test"]) == list(arrays["test"])
     folders = {split: build(source, 2, split)[1][0] for split in SPLITS}
-    assert folders == {"train": "frames of train", "val": "frames of train", "test": "frames of val"}
+    assert folders == {
+        "train": "frames of train",
+        "val": "frames of train",
+        "test": "frames of val",
+    }
 
 
 def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(rooms) -> None:
@@ -66,7 +77,9 @@ def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(rooms) -> N
     (alone,), _ = build_episodes(source, source.load(), seed=0, split="train", step=4, indices=[2])
     for batch, own in zip(whole, alone, strict=True):
         assert torch.equal(batch.inputs[2], own.inputs[0])
-        assert all(torch.equal(batch.targets[name][2], own.targets[name][0]) for name in source.task_names)
+        assert all(
+            torch.equal(batch.targets[name][2], own.targets[name][0]) for name in source.task_names
+        )
     assert not torch.equal(whole.query.inputs, build(source, 3, step=5)[0].query.inputs)
 
 
@@ -81,13 +94,18 @@ def test_a_smaller_size_keeps_what_is_missing_and_makes_no_value_of_two(rooms) -
     known = targets["segmentation"][0, 0]
     rows, columns = (episodes.query.inputs[0, 0, channel].double() / 255 for channel in (0, 1))
     expected = (rows * 288 // 24 + columns * 384 // 32) % 13
-    assert float((known == expected)[known >= 0].float().mean()) > 0.8  # but at the borders of the classes
+    assert (
+        float((known == expected)[known >= 0].float().mean()) > 0.8
+    )  # but at the borders of the classes
 
 
 def test_a_crop_divides_depth_by_its_scale_and_a_mirror_turns_x_of_the_normals(rooms) -> None:
     """In a frame depth is 1 + column / width, and so is the angle of the normal, less 0.3: whatever the crop is."""
     episodes, _ = build(
-        NYUv2(folder=str(rooms), size=(72, 96), augment=True, queries=5, tasks=("depth", "normals")), 12
+        NYUv2(
+            folder=str(rooms), size=(72, 96), augment=True, queries=5, tasks=("depth", "normals")
+        ),
+        12,
     )
     inputs, targets = episodes.query.inputs.flatten(0, 1), episodes.query.targets
     found = set()
@@ -109,35 +127,46 @@ def test_a_crop_divides_depth_by_its_scale_and_a_mirror_turns_x_of_the_normals(r
 
 
 def test_frames_that_are_not_trained_on_are_as_they_are(rooms) -> None:
-    plain, augmented = (NYUv2(folder=str(rooms), size=(24, 32), augment=augment) for augment in (False, True))
+    plain, augmented = (
+        NYUv2(folder=str(rooms), size=(24, 32), augment=augment) for augment in (False, True)
+    )
     for split in ("val", "test"):
         one, other = (build(source, 2, split)[0].query for source in (plain, augmented))
-        assert torch.equal(one.inputs, other.inputs) and torch.equal(one.targets["depth"], other.targets["depth"])
+        assert torch.equal(one.inputs, other.inputs) and torch.equal(
+            one.targets["depth"], other.targets["depth"]
+        )
 
 
 def test_mirroring_twice_changes_nothing() -> None:
     torch.manual_seed(0)
     own = Frame(
-        torch.zeros(3, 4, 6).byte(), torch.arange(24).view(4, 6).short(), torch.rand(4, 6), torch.randn(3, 4, 6)
+        torch.zeros(3, 4, 6).byte(),
+        torch.arange(24).view(4, 6).short(),
+        torch.rand(4, 6),
+        torch.randn(3, 4, 6),
     )
     once = mirror(own)
     assert torch.equal(once.segmentation[:, 0], own.segmentation[:, -1])
-    torch.testing.assert_close(once.normals[:, :, 0], own.normals[:, :, -1] * torch.tensor([[-1.0], [1], [1]]))
+    torch.testing.assert_close(
+        once.normals[:, :, 0], own.normals[:, :, -1] * torch.tensor([[-1.0], [1], [1]])
+    )
     assert all(torch.equal(a, b) for a, b in zip(mirror(once), own, strict=True))
 
 
 def test_without_support_an_episode_has_as_many_labelled_frames(rooms) -> None:
     source = NYUv2(folder=str(rooms), size=(24, 32), shots=3, queries=4, held_out=8)
-    assert build(source.without_support(), split="val")[0].query.inputs.shape[1] == 7
-    assert NYUv2.model_validate(source.without_support().model_dump()) == source.without_support()
-    assert [task.name for task in source.with_tasks(("depth",)).make_tasks()] == ["depth"]
+    assert build(source.as_supervised(), split="val")[0].query.inputs.shape[1] == 7
+    assert NYUv2.model_validate(source.as_supervised().model_dump()) == source.as_supervised()
+    assert [task.name for task in source.select_tasks(("depth",)).make_tasks()] == ["depth"]
 
 
 def test_the_shipped_configuration_takes_a_step_on_a_folder_of_the_layout(rooms) -> None:
     experiment = load(CONFIG, {"data.folder": str(rooms), "data.size": [48, 64]})
-    problem = experiment.build()
-    built, _ = build_episodes(experiment.data, experiment.data.load(), seed=0, split="train", step=0, indices=[0])
-    meta = meta_gradient(problem, problem.init_params(), on_device(built, "cpu"))
+    algorithm = experiment.build()
+    built, _ = build_episodes(
+        experiment.data, experiment.data.load(), seed=0, split="train", step=0, indices=[0]
+    )
+    meta = meta_gradient(algorithm, algorithm.init_params(), on_device(built, "cpu"))
     assert meta.losses.isfinite().all() and len(meta.losses) == 3
 
 
@@ -157,10 +186,14 @@ def test_impossible_sources_are_refused(values, says) -> None:
 
 def test_missing_or_damaged_data_is_answered_with_the_file(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("RAYMTL_DATA", raising=False)
-    with pytest.raises(UserError, match=r"data.folder: expected the folder .* got none.*RAYMTL_DATA"):
+    with pytest.raises(
+        UserError, match=r"data.folder: expected the folder .* got none.*RAYMTL_DATA"
+    ):
         NYUv2().load()
     monkeypatch.setenv("RAYMTL_DATA", str(tmp_path))
-    with pytest.raises(UserError, match=r"795 files 0.npy to 794.npy in .*nyuv2/train/image, got 0 without 0.npy"):
+    with pytest.raises(
+        UserError, match=r"795 files 0.npy to 794.npy in .*nyuv2/train/image, got 0 without 0.npy"
+    ):
         NYUv2().load()
     root = write_rooms(tmp_path / "nyuv2", different=1)
     source = NYUv2(size=(24, 32))
@@ -175,15 +208,23 @@ def test_missing_or_damaged_data_is_answered_with_the_file(tmp_path, monkeypatch
             np.full((288, 384), 13.0),
             r"train: frame \d+: expected a picture .* classes from -1 to 12, got up to",
         ),
-        ("image", np.full((288, 384, 3), 200.0), "expected a picture of numbers from 0 to 1 and classes"),
+        (
+            "image",
+            np.full((288, 384, 3), 200.0),
+            "expected a picture of numbers from 0 to 1 and classes",
+        ),
     ):
         whole = (root / "train" / part / "0.npy").read_bytes()
         np.save(root / "train" / part / "0.npy", values)
         with pytest.raises(UserError, match=says):
             build(source)
         (root / "train" / part / "0.npy").write_bytes(whole)
-    np.save(root / "train" / "depth" / "0.npy", frame(0)["depth"][..., 0])  # without the axis of one it says the same
+    np.save(
+        root / "train" / "depth" / "0.npy", frame(0)["depth"][..., 0]
+    )  # without the axis of one it says the same
     assert build(source)[0].query.targets["depth"].max() > 1
     (root / "val" / "normal" / "653.npy").unlink()
-    with pytest.raises(UserError, match=r"654 files 0.npy to 653.npy in .*val/normal, got 653 without 653.npy"):
+    with pytest.raises(
+        UserError, match=r"654 files 0.npy to 653.npy in .*val/normal, got 653 without 653.npy"
+    ):
         source.load()

@@ -9,11 +9,13 @@ from PIL import Image
 
 from raymtl.data import SPLITS, Omniglot
 from raymtl.data.episodes import build_episodes, on_device
-from raymtl.data.omniglot import PARTS, read_drawings
+from raymtl.data.sources.omniglot import PARTS, read_drawings
 from raymtl.types import UserError
 
 SHORT = Omniglot(folder="numbered", ways=7, shots=2, queries=3)
-needs_data = pytest.mark.skipif("RAYMTL_DATA" not in os.environ, reason="needs Omniglot in $RAYMTL_DATA")
+needs_data = pytest.mark.skipif(
+    "RAYMTL_DATA" not in os.environ, reason="needs Omniglot in $RAYMTL_DATA"
+)
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def numbered(monkeypatch) -> None:
     drawings[..., 0, 2] = np.arange(1623)[:, None] % 100
     drawings[..., 0, 3] = np.arange(20)
     read = drawings, np.array([f"Alphabet {number}" for number in range(1623)])
-    monkeypatch.setattr("raymtl.data.omniglot.read_drawings", lambda root: read)
+    monkeypatch.setattr("raymtl.data.sources.omniglot.read_drawings", lambda root: read)
 
 
 def told(pictures: torch.Tensor) -> list[tuple[int, int, int]]:
@@ -39,7 +41,9 @@ def told(pictures: torch.Tensor) -> list[tuple[int, int, int]]:
 
 
 def build(source: Omniglot, count: int, split="train", seed=0, step=0):
-    (stack,), domains = build_episodes(source, source.load(), seed=seed, split=split, step=step, indices=range(count))
+    (stack,), domains = build_episodes(
+        source, source.load(), seed=seed, split=split, step=step, indices=range(count)
+    )
     return stack, domains
 
 
@@ -54,27 +58,37 @@ def test_a_class_is_a_character_at_one_rotation_and_no_drawing_comes_twice(numbe
         for batch, per_class in ((episodes.support, 2), (episodes.query, 3)):
             labels = batch.targets["character"][index]
             assert torch.equal(labels.bincount(), torch.full((7,), per_class))
-            for label, (character, turn, drawing) in zip(labels.tolist(), told(batch.inputs[index]), strict=True):
+            for label, (character, turn, drawing) in zip(
+                labels.tolist(), told(batch.inputs[index]), strict=True
+            ):
                 classes[label].add((character, turn))
                 drawn.append((character, turn, drawing))
                 turns.add(turn)
         assert all(len(members) == 1 for members in classes.values())
         assert len(set.union(*classes.values())) == 7
         assert len(set(drawn)) == len(drawn)
-        named = [f"Alphabet {c}" + (f" at {90 * t}°" if t else "") for ((c, t),) in classes.values()]
+        named = [
+            f"Alphabet {c}" + (f" at {90 * t}°" if t else "") for ((c, t),) in classes.values()
+        ]
         assert domain == ", ".join(named)
     assert turns == {0, 1, 2, 3}
 
 
-def test_training_has_ways_of_its_own_and_the_heads_are_as_wide_as_the_widest_episode(numbered) -> None:
+def test_training_has_ways_of_its_own_and_the_heads_are_as_wide_as_the_widest_episode(
+    numbered,
+) -> None:
     source = SHORT.model_copy(update={"train_ways": 30})
     assert source.make_tasks()[0].out_features == 30
     assert SHORT.model_copy(update={"train_ways": 3}).make_tasks()[0].out_features == 7
     for split, ways in {"train": 30, "val": 7, "test": 7}.items():
-        (episodes,), _ = build_episodes(source, source.load(), seed=0, split=split, step=0, indices=range(2))
+        (episodes,), _ = build_episodes(
+            source, source.load(), seed=0, split=split, step=0, indices=range(2)
+        )
         assert torch.equal(episodes.support.targets["character"][0].unique(), torch.arange(ways))
     for split in ("val", "test"):  # and those of the others stay what they were
-        assert torch.equal(build(source, 3, split)[0].query.inputs, build(SHORT, 3, split)[0].query.inputs)
+        assert torch.equal(
+            build(source, 3, split)[0].query.inputs, build(SHORT, 3, split)[0].query.inputs
+        )
 
 
 def test_ways_and_shots_may_vary_from_episode_to_episode(numbered) -> None:
@@ -82,7 +96,9 @@ def test_ways_and_shots_may_vary_from_episode_to_episode(numbered) -> None:
     arrays = source.load()
     for split, ways in {"train": range(3, 10), "test": range(2, 5)}.items():
         stacks, _ = build_episodes(source, arrays, seed=0, split=split, step=0, indices=range(120))
-        numbers = {(int(s.query.targets["character"].max()) + 1, s.support.inputs.shape[1]) for s in stacks}
+        numbers = {
+            (int(s.query.targets["character"].max()) + 1, s.support.inputs.shape[1]) for s in stacks
+        }
         assert numbers == {(way, way * shots) for way in ways for shots in (1, 2, 3)}
 
 
@@ -95,8 +111,13 @@ def test_the_splits_share_no_character_and_hold_1100_100_and_the_rest(numbered) 
     arrays = SHORT.load()
     assert [len(arrays[split]) for split in SPLITS] == [1100, 100, 423]
     assert sorted(np.concatenate([arrays[split] for split in SPLITS])) == list(range(1623))
-    seen = [{c for i in build(SHORT, 60, split)[0].query.inputs for c, _, _ in told(i)} for split in SPLITS]
-    assert all(characters <= set(arrays[split]) for characters, split in zip(seen, SPLITS, strict=True))
+    seen = [
+        {c for i in build(SHORT, 60, split)[0].query.inputs for c, _, _ in told(i)}
+        for split in SPLITS
+    ]
+    assert all(
+        characters <= set(arrays[split]) for characters, split in zip(seen, SPLITS, strict=True)
+    )
     again, other = SHORT.load(), SHORT.model_copy(update={"split_seed": 1}).load()
     assert np.array_equal(arrays["train"], again["train"])
     assert not np.array_equal(arrays["train"], other["train"])
@@ -111,10 +132,16 @@ def test_the_background_split_tests_on_the_evaluation_set(numbered) -> None:
 
 def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(numbered) -> None:
     whole, domains = build(SHORT, 6, step=4)
-    (alone,), (domain,) = build_episodes(SHORT, SHORT.load(), seed=0, split="train", step=4, indices=[5])
+    (alone,), (domain,) = build_episodes(
+        SHORT, SHORT.load(), seed=0, split="train", step=4, indices=[5]
+    )
     assert domain == domains[5]
     assert torch.equal(whole.query.inputs[5], alone.query.inputs[0])
-    others = [build(SHORT, 6, step=5), build(SHORT, 6, seed=1, step=4), build(SHORT, 6, "val", step=4)]
+    others = [
+        build(SHORT, 6, step=5),
+        build(SHORT, 6, seed=1, step=4),
+        build(SHORT, 6, "val", step=4),
+    ]
     assert all(not torch.equal(whole.support.inputs, other.support.inputs) for other, _ in others)
 
 
@@ -122,7 +149,7 @@ def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(numbered) -
 def test_without_support_an_episode_has_as_many_labelled_examples_as_there_are(
     numbered, shots, queries, labelled
 ) -> None:
-    source = Omniglot(folder="numbered", shots=shots, queries=queries).without_support()
+    source = Omniglot(folder="numbered", shots=shots, queries=queries).as_supervised()
     assert Omniglot.model_validate(source.model_dump()) == source
     assert build(source, 1)[0].query.inputs.shape[1] == 5 * labelled
 
@@ -137,8 +164,14 @@ def test_sizes_count_drawings_of_all_classes(numbered) -> None:
         ({"ways": 401}, "data.ways: expected at most the 400 classes"),
         ({"ways": 101, "rotations": False}, "data.ways: expected at most the 100 classes"),
         ({"ways": (2, 401)}, "data.ways: expected at most the 400 classes"),
-        ({"train_ways": 4401}, "data.train_ways: expected at most the 4400 classes of the training split"),
-        ({"train_ways": 865, "rotations": False, "split": "background"}, "expected at most the 864 classes"),
+        (
+            {"train_ways": 4401},
+            "data.train_ways: expected at most the 4400 classes of the training split",
+        ),
+        (
+            {"train_ways": 865, "rotations": False, "split": "background"},
+            "expected at most the 864 classes",
+        ),
         ({"shots": 5, "queries": 16}, "data.queries: expected at most the 15 drawings"),
         ({"shots": (1, 5), "queries": 16}, "data.queries: expected at most the 15 drawings"),
     ],
@@ -151,9 +184,15 @@ def test_impossible_sources_are_refused(values, says) -> None:
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """Two characters in the background, one in the evaluation set; a drawing is a black square on white."""
-    monkeypatch.setattr("raymtl.data.omniglot.PARTS", {"images_background": 2, "images_evaluation": 1})
+    monkeypatch.setattr(
+        "raymtl.data.sources.omniglot.PARTS", {"images_background": 2, "images_evaluation": 1}
+    )
     for order, (part, alphabet, number) in enumerate(
-        [("images_background", "B", 1), ("images_background", "A", 1), ("images_evaluation", "A", 2)]
+        [
+            ("images_background", "B", 1),
+            ("images_background", "A", 1),
+            ("images_evaluation", "A", 2),
+        ]
     ):
         folder = tmp_path / "omniglot-py" / part / alphabet / f"character{number:02d}"
         folder.mkdir(parents=True)
@@ -179,15 +218,19 @@ def test_folders_are_read_in_their_order_with_bright_strokes(small) -> None:
     assert not drawings.flags.writeable
 
 
-def test_missing_data_is_answered_with_the_folder_and_the_remedy(small, tmp_path, monkeypatch) -> None:
+def test_missing_data_is_answered_with_the_folder_and_the_remedy(
+    small, tmp_path, monkeypatch
+) -> None:
     monkeypatch.delenv("RAYMTL_DATA", raising=False)
     with pytest.raises(
-        UserError, match=r"data.folder: expected the folder that holds omniglot-py, got none.*RAYMTL_DATA"
+        UserError,
+        match=r"data.folder: expected the folder that holds omniglot-py, got none.*RAYMTL_DATA",
     ):
         Omniglot().load()
     monkeypatch.setenv("RAYMTL_DATA", str(tmp_path / "empty"))
     with pytest.raises(
-        UserError, match=r"2 characters under .*empty/omniglot-py/images_background .*got 0.*raymtl data fetch omniglot"
+        UserError,
+        match=r"2 characters under .*empty/omniglot-py/images_background .*got 0.*raymtl data fetch omniglot",
     ):
         Omniglot().load()
     next((small / "omniglot-py" / "images_background" / "B" / "character01").glob("*.png")).unlink()

@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymtl.data.files import plain_cells as module
-from raymtl.data.files.cells import missing_words, plainly
-from raymtl.data.files.forms import Keys, find_form
-from raymtl.data.files.plain_cells import plain_cells
-from raymtl.data.files.readings import Blanked
+from raymtl.data.tables import plain_cells as module
+from raymtl.data.tables.cells import missing_words, plainly
+from raymtl.data.tables.forms import Keys, find_form
+from raymtl.data.tables.plain_cells import plain_cells
+from raymtl.data.tables.readings import Blanked
 
 MISSING = missing_words(["", "NA", "-999"])
 N = 12
@@ -54,8 +54,26 @@ def test_cells_of_many_columns_are_those_of_each(cells, chunks, monkeypatch) -> 
     }
     found = plain_cells(list(columns.values()), MISSING)
     done = [list(columns)[place] for place in found.numbers]
-    assert {"whole", "real", "powers", "whole and real", "spaces", "gaps", "whole with gaps"} <= set(done)
-    assert not {"codes", "one code", "keys", "days", "dates", "flags", "words", "word at the end", "comma"} & set(done)
+    assert {
+        "whole",
+        "real",
+        "powers",
+        "whole and real",
+        "spaces",
+        "gaps",
+        "whole with gaps",
+    } <= set(done)
+    assert not {
+        "codes",
+        "one code",
+        "keys",
+        "days",
+        "dates",
+        "flags",
+        "words",
+        "word at the end",
+        "comma",
+    } & set(done)
     for place, values in found.numbers.items():
         name = list(columns)[place]
         alone = plainly(columns[name], MISSING)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from raymtl import runs
-from raymtl.adapt import adapt_run
+from raymtl.adaptation.adapt import adapt_run
 from raymtl.data import SPLITS, Sinusoid
 from raymtl.data.episodes import build_episodes, on_device
-from raymtl.evaluate import evaluate, evaluate_folder, load_model
-from raymtl.loop import Host, local_batches, train_loop
-from raymtl.report.pictures import pictures
+from raymtl.evaluation.evaluate import evaluate, evaluate_folder, load_model
+from raymtl.reporting.html.pictures import pictures
+from raymtl.storage import formats
+from raymtl.training.loop import TrainContext, local_batches, train_loop
 from raymtl.types import UserError
 from tests.conftest import experiment
 
@@ -33,7 +33,11 @@ def waves(x: np.ndarray) -> np.ndarray:
 def amplitudes_and_phases(episodes) -> np.ndarray:
     """[E, 2], from the support sets alone: A sin(x - phase) = A cos(phase) sin x - A sin(phase) cos x."""
     found = []
-    for x, y in zip(episodes.support.inputs[..., 0].double(), episodes.support.targets["y"].double(), strict=True):
+    for x, y in zip(
+        episodes.support.inputs[..., 0].double(),
+        episodes.support.targets["y"].double(),
+        strict=True,
+    ):
         (sine, cosine), *_ = np.linalg.lstsq(waves(x.numpy()), y.numpy())
         found.append((math.hypot(sine, cosine), math.atan2(-cosine, sine)))
     return np.array(found)
@@ -72,14 +76,23 @@ def test_an_episode_is_a_function_of_seed_split_step_and_index_alone() -> None:
     whole = build(Sinusoid(), 6, step=4)
     (alone,), _ = build_episodes(Sinusoid(), {}, seed=0, split="train", step=4, indices=[5])
     assert torch.equal(whole.query.targets["y"][5], alone.query.targets["y"][0])
-    others = [build(Sinusoid(), 6, step=5), build(Sinusoid(), 6, seed=1, step=4), build(Sinusoid(), 6, "val", step=4)]
+    others = [
+        build(Sinusoid(), 6, step=5),
+        build(Sinusoid(), 6, seed=1, step=4),
+        build(Sinusoid(), 6, "val", step=4),
+    ]
     assert all(not torch.equal(whole.support.inputs, other.support.inputs) for other in others)
 
 
 def test_no_split_has_a_sinusoid_or_a_point_of_another() -> None:
     drawn = [build(Sinusoid(), 300, split) for split in SPLITS]
-    for values in ([amplitudes_and_phases(e)[:, 0] for e in drawn], [e.query.inputs.numpy() for e in drawn]):
-        assert len(set(np.concatenate([v.flatten() for v in values]).tolist())) == sum(v.size for v in values)
+    for values in (
+        [amplitudes_and_phases(e)[:, 0] for e in drawn],
+        [e.query.inputs.numpy() for e in drawn],
+    ):
+        assert len(set(np.concatenate([v.flatten() for v in values]).tolist())) == sum(
+            v.size for v in values
+        )
 
 
 def test_the_targets_are_standardised_and_the_mse_is_in_their_own_unit() -> None:
@@ -97,10 +110,15 @@ def test_the_targets_are_standardised_and_the_mse_is_in_their_own_unit() -> None
 
 
 def test_without_adapting_the_mean_over_sinusoids_is_best_at_an_mse_of_3_006() -> None:
-    assert mean_over_curves_and_x(lambda y, x: (y - best_unadapted(x)) ** 2) == pytest.approx(FLOOR, abs=5e-4)
+    assert mean_over_curves_and_x(lambda y, x: (y - best_unadapted(x)) ** 2) == pytest.approx(
+        FLOOR, abs=5e-4
+    )
     # No function of x alone does better: fitted to these very episodes, cosines and sines of many periods do not.
     episodes = build(Sinusoid(), 3000)
-    x, y = episodes.query.inputs[..., 0].double().numpy(), episodes.query.targets["y"].double().numpy()
+    x, y = (
+        episodes.query.inputs[..., 0].double().numpy(),
+        episodes.query.targets["y"].double().numpy(),
+    )
     angles = x.flatten()[:, None] * np.arange(13) / 2
     basis = np.concatenate([np.cos(angles), np.sin(angles[:, 1:])], 1)
     fitted = (basis @ np.linalg.lstsq(basis, y.flatten())[0]).reshape(y.shape)
@@ -113,7 +131,9 @@ def test_noise_is_on_support_and_query_and_in_the_standard_deviation() -> None:
     quiet, noisy = build(Sinusoid(), 500), build(Sinusoid(noise_std=0.3), 500)
     for before, after in zip(quiet, noisy, strict=True):
         assert torch.equal(before.inputs, after.inputs)
-        assert float((after.targets["y"] - before.targets["y"]).std()) == pytest.approx(0.3, rel=0.05)
+        assert float((after.targets["y"] - before.targets["y"]).std()) == pytest.approx(
+            0.3, rel=0.05
+        )
     zero, one = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
     variances = [
         float(task.readable(one) - task.readable(zero)) ** 2
@@ -129,8 +149,8 @@ def test_inputs_and_targets_are_computed_in_the_default_precision(float64) -> No
 
 
 def test_without_support_an_episode_has_as_many_labelled_examples() -> None:
-    assert build(Sinusoid(shots=4, queries=6).without_support(), 1).query.inputs.shape == (1, 10, 1)
-    assert Sinusoid().with_tasks(("y",)) == Sinusoid()
+    assert build(Sinusoid(shots=4, queries=6).as_supervised(), 1).query.inputs.shape == (1, 10, 1)
+    assert Sinusoid().select_tasks(("y",)) == Sinusoid()
 
 
 @pytest.fixture(scope="module")
@@ -141,33 +161,46 @@ def run(tmp_path_factory):
         data=source, train__steps=150, train__lr=0.01, train__eval_every=150, train__meta_batch=10,
         encoder__hidden=[24, 24], learner__inner_lr=0.05,
     )  # fmt: skip
-    host = Host(lambda metrics: None, lambda row: None)
-    train_loop(chosen, {}, local_batches(chosen, {}), host, folder / "best")
+    context = TrainContext(lambda metrics: None, lambda row: None)
+    train_loop(chosen, {}, local_batches(chosen, {}), context, folder / "best")
     return folder
 
 
 def test_adapting_goes_below_the_floor_and_not_adapting_does_not(run) -> None:
-    chosen, problem, params = load_model(run / "best")
-    mse = evaluate(chosen, problem, params, {}, episodes=300)[0]["tasks"]["y"]["mse"]
+    chosen, algorithm, params = load_model(run / "best")
+    mse = evaluate(chosen, algorithm, params, {}, episodes=300)[0]["tasks"]["y"]["mse"]
     assert mse["after"]["mean"] + mse["after"]["ci95"] < FLOOR
     assert mse["before"]["mean"] + mse["before"]["ci95"] > FLOOR
 
 
 def test_scores_and_examples_of_inputs_that_are_no_pictures(run) -> None:
-    chosen, problem, _ = load_model(run / "best")
+    chosen, algorithm, _ = load_model(run / "best")
     evaluate_folder(run / "best", {}, chosen.data)
-    assert list(runs.read_json(run / "best" / "metrics.json")["tasks"]["y"]) == ["r2", "mae", "rmse", "rrmse", "mse"]
-    rows = runs.read_rows(run / "best" / "examples.parquet")
+    assert list(formats.read_json(run / "best" / "metrics.json")["tasks"]["y"]) == [
+        "r2",
+        "mae",
+        "rmse",
+        "rrmse",
+        "mse",
+    ]
+    rows = formats.read_rows(run / "best" / "examples.parquet")
     held_out = build(chosen.data, len(rows), "test")
     assert [row["input"] for row in rows] == held_out.query.inputs[:, 0].tolist()
     assert [row["y.target"] for row in rows] == held_out.query.targets["y"][:, 0].tolist()
-    assert pictures(rows, problem.tasks, chosen.data) == []
+    assert pictures(rows, algorithm.tasks, chosen.data) == []
     # Numbers in the shape of a picture are none either.
-    assert pictures([{**row, "input": [0.5] * 4, "shape": [1, 2, 2]} for row in rows], problem.tasks, chosen.data) == []
+    assert (
+        pictures(
+            [{**row, "input": [0.5] * 4, "shape": [1, 2, 2]} for row in rows],
+            algorithm.tasks,
+            chosen.data,
+        )
+        == []
+    )
 
 
 def test_adapting_to_a_file_is_adapting_to_its_numbers(run, tmp_path) -> None:
-    chosen, problem, params = load_model(run / "best")
+    chosen, algorithm, params = load_model(run / "best")
     episode = build(chosen.data, 1, "test")
     support, query = episode.support, episode.query
     columns = {
@@ -179,15 +212,22 @@ def test_adapting_to_a_file_is_adapting_to_its_numbers(run, tmp_path) -> None:
     assert (told["support_examples"], told["predicted_examples"]) == (10, 10)
     own = adapt_run(run, None, 0, None, None)
     assert set(own["scores"]) == {"y.r2", "y.mae", "y.rmse", "y.rrmse", "y.mse"}
-    files = [runs.read_rows(run / "adapted" / name / "predictions.parquet") for name in ("mine", "episode-0")]
+    files = [
+        formats.read_rows(run / "adapted" / name / "predictions.parquet")
+        for name in ("mine", "episode-0")
+    ]
     by_file, by_episode = ([row["y.after"] for row in rows] for rows in files)
     assert by_file == by_episode
-    adapted = problem.adapt(params, support._replace(inputs=support.inputs[0], targets={"y": support.targets["y"][0]}))
-    by_hand = problem.tasks[0].readable(problem.predict(adapted, query.inputs[0])["y"])
+    adapted = algorithm.adapt(
+        params, support._replace(inputs=support.inputs[0], targets={"y": support.targets["y"][0]})
+    )
+    by_hand = algorithm.tasks[0].readable(algorithm.predict(adapted, query.inputs[0])["y"])
     torch.testing.assert_close(torch.tensor(by_file, dtype=torch.float64), by_hand.detach())
 
 
 def test_an_input_beyond_the_precision_is_refused(run, tmp_path) -> None:
     pq.write_table(pa.table({"input": [[1e300]], "y": [1.0]}), tmp_path / "huge.parquet")
-    with pytest.raises(UserError, match=r"expected numbers that torch.float32 can hold, got larger ones"):
+    with pytest.raises(
+        UserError, match=r"expected numbers that torch.float32 can hold, got larger ones"
+    ):
         adapt_run(run, tmp_path / "huge.parquet", 0, None, None)

@@ -81,9 +81,13 @@ def test_whole_numbers_beyond_2_53_are_numbers(tmp_path, kind, start, step) -> N
     assert found.found.columns[0].role == "number"
     exact = (np.arange(N) * 7 % N).astype(float)
     got = found.load()["inputs"][:, 0].astype(float)
-    np.testing.assert_allclose(got, (got.mean() + (exact - exact.mean()) / exact.std() * got.std()), atol=1e-5)
+    np.testing.assert_allclose(
+        got, (got.mean() + (exact - exact.mean()) / exact.std() * got.std()), atol=1e-5
+    )
     assert (
-        source(tmp_path, {"x": pa.array(values, kind), "y": pa.array(values, kind)}).found.tasks["y"].kind
+        source(tmp_path, {"x": pa.array(values, kind), "y": pa.array(values, kind)})
+        .found.tasks["y"]
+        .kind
         == "regression"
     )
 
@@ -92,12 +96,15 @@ def test_keys_beyond_2_53_that_floats_do_not_tell_apart_are_left_out_and_told(tm
     keys = pa.array([2**60 + i * 13 % 97 for i in range(N)])
     found = source(tmp_path, {"x": pa.array(X), "key": keys}).found
     assert "differ less than 64-bit floats are exact" in found.left_out["key"]
-    with pytest.raises(UserError, match=r"t.parquet: column 'y': expected numbers that 64-bit floats tell apart"):
+    with pytest.raises(
+        UserError, match=r"t.parquet: column 'y': expected numbers that 64-bit floats tell apart"
+    ):
         source(tmp_path, {"x": pa.array(X), "y": keys})
 
 
 @pytest.mark.parametrize(
-    "kind", ["string_view", "large_string", "dictionary", "binary", "large_binary", "binary_view", "fixed"]
+    "kind",
+    ["string_view", "large_string", "dictionary", "binary", "large_binary", "binary_view", "fixed"],
 )
 def test_texts_of_any_type_are_texts(tmp_path, kind) -> None:
     types = {
@@ -111,8 +118,15 @@ def test_texts_of_any_type_are_texts(tmp_path, kind) -> None:
         "binary_view": pa.binary_view(),
         "fixed": pa.binary(2),
     }
-    words = [w.encode() for w in WORDS] if kind in ("binary", "large_binary", "binary_view", "fixed") else WORDS
-    found = source(tmp_path, {"x": pa.array(X), "c": pa.array(words, types[kind]), "y": pa.array(words, types[kind])})
+    words = (
+        [w.encode() for w in WORDS]
+        if kind in ("binary", "large_binary", "binary_view", "fixed")
+        else WORDS
+    )
+    found = source(
+        tmp_path,
+        {"x": pa.array(X), "c": pa.array(words, types[kind]), "y": pa.array(words, types[kind])},
+    )
     assert found.found.columns[1].categories == ("w0", "w1", "w2", "w3")
     assert found.found.tasks["y"].classes == ("w0", "w1", "w2", "w3")
     assert found.load()["target/y"].tolist() == [i % 4 for i in range(N)]
@@ -122,9 +136,14 @@ def test_bytes_in_another_encoding_are_texts_of_data_encoding(tmp_path) -> None:
     words = pa.array(["Zürich", "Genève"] * 30).cast(pa.string()).to_pylist()
     columns = {"x": pa.array(X), "c": pa.array([w.encode("latin1") for w in words])}
     assert "neither pictures nor texts" in source(tmp_path, columns).found.left_out["c"]
-    assert source(tmp_path, columns, encoding="latin1").found.columns[1].categories == ("Genève", "Zürich")
+    assert source(tmp_path, columns, encoding="latin1").found.columns[1].categories == (
+        "Genève",
+        "Zürich",
+    )
     mixed = pa.array([b"plain"] * 55 + ["Genève".encode("latin1")] * 5)
-    with pytest.raises(UserError, match=r"t.parquet: column 'c': expected string .* set data.encoding"):
+    with pytest.raises(
+        UserError, match=r"t.parquet: column 'c': expected string .* set data.encoding"
+    ):
         source(tmp_path, {"x": pa.array(X), "c": mixed})
 
 
@@ -132,9 +151,15 @@ def test_bytes_that_are_neither_are_left_out_or_told(tmp_path) -> None:
     raw = pa.array([bytes([200, i, 255]) for i in range(N)])
     found = source(tmp_path, {"x": pa.array(X), "raw": raw}).found
     assert found.left_out == {"raw": "bytes that are neither pictures nor texts"}
-    with pytest.raises(UserError, match=r"data.inputs: .*column 'raw': expected values to learn from, got bytes that"):
+    with pytest.raises(
+        UserError,
+        match=r"data.inputs: .*column 'raw': expected values to learn from, got bytes that",
+    ):
         source(tmp_path, {"x": pa.array(X), "raw": raw}, inputs=["raw"])
-    with pytest.raises(UserError, match=r"data.tasks.y: .*column 'y': expected labels .* got bytes that are no texts"):
+    with pytest.raises(
+        UserError,
+        match=r"data.tasks.y: .*column 'y': expected labels .* got bytes that are no texts",
+    ):
         source(tmp_path, {"x": pa.array(X), "y": raw})
 
 
@@ -150,7 +175,10 @@ def test_bytes_of_pictures_stay_pictures_whatever_their_type(tmp_path) -> None:
         pa.binary_view(),
         pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
     ):
-        values = [{"bytes": png(i), "path": None} if pa.types.is_struct(kind) else png(i) for i in range(N)]
+        values = [
+            {"bytes": png(i), "path": None} if pa.types.is_struct(kind) else png(i)
+            for i in range(N)
+        ]
         found = source(tmp_path, {"picture": pa.array(values, kind)}, size=8)
         assert found.pictures and found.load()["inputs"][7, 0, 0, 0] == 7
 
@@ -169,7 +197,12 @@ def test_lists_of_numbers_of_any_type_are_vectors(tmp_path, kind) -> None:
     rows = [[np.float16(i % 7), np.float16(1), np.float16(-i % 5)] for i in range(N)]
     found = source(
         tmp_path,
-        {"x": pa.array(rows if kind.value_type == pa.float16() else [[int(v) for v in r] for r in rows], kind)},
+        {
+            "x": pa.array(
+                rows if kind.value_type == pa.float16() else [[int(v) for v in r] for r in rows],
+                kind,
+            )
+        },
     )
     assert (found.found.columns[0].role, found.found.columns[0].size) == ("vector", 3)
 
@@ -178,7 +211,10 @@ def test_lists_of_numbers_of_any_type_are_vectors(tmp_path, kind) -> None:
     ("values", "why"),
     [
         (pa.array([{"a": 1}] * N), "struct<a: int64>, which is no number"),
-        (pa.array([[("k", 1)]] * N, pa.map_(pa.string(), pa.int64())), "map<string, int64.*, which is no number"),
+        (
+            pa.array([[("k", 1)]] * N, pa.map_(pa.string(), pa.int64())),
+            "map<string, int64.*, which is no number",
+        ),
         (pa.nulls(N), "no values"),
         (pa.array([[["a"]]] * N), "no numbers"),
         (pa.array([{"a": {"b": b"c"}}] * N), "struct"),
@@ -191,7 +227,9 @@ def test_types_that_are_no_inputs_are_left_out_with_the_reason(tmp_path, values,
 
 
 def test_bool8_and_uuid_and_runs_are_read_as_what_they_hold(tmp_path) -> None:
-    flags = pa.ExtensionArray.from_storage(pa.bool8(), pa.array([i % 2 for i in range(N)], pa.int8()))
+    flags = pa.ExtensionArray.from_storage(
+        pa.bool8(), pa.array([i % 2 for i in range(N)], pa.int8())
+    )
     found = source(tmp_path, {"x": pa.array(X), "y": flags}).found
     assert found.tasks["y"].kind == "binary" and found.tasks["y"].classes == ("false", "true")
 
@@ -203,29 +241,45 @@ def parts(folder: Path, one: dict[str, Any], other: dict[str, Any], **values: An
     return Files.model_validate({"path": str(folder / "d"), "tasks": {"y": {}}, **values})
 
 
-def test_labels_that_are_numbers_in_one_part_and_texts_in_another_are_the_same_classes(tmp_path) -> None:
+def test_labels_that_are_numbers_in_one_part_and_texts_in_another_are_the_same_classes(
+    tmp_path,
+) -> None:
     numbers, as_texts = [i % 3 for i in range(N)], [str(i % 3) for i in range(N)]
-    for one, other in ((numbers, as_texts), (as_texts, numbers), ([float(n) for n in numbers], as_texts)):
+    for one, other in (
+        (numbers, as_texts),
+        (as_texts, numbers),
+        ([float(n) for n in numbers], as_texts),
+    ):
         found = parts(tmp_path, {"y": pa.array(one)}, {"y": pa.array(other)})
-        assert found.found.tasks["y"].kind == "classification" and found.found.tasks["y"].classes == ("0", "1", "2")
+        assert found.found.tasks["y"].kind == "classification" and found.found.tasks[
+            "y"
+        ].classes == ("0", "1", "2")
         assert found.load()["target/y"].tolist() == numbers * 2
 
 
 def test_classes_that_are_numbers_in_one_part_and_words_in_another_are_all_there(tmp_path) -> None:
-    found = parts(tmp_path, {"y": pa.array([i % 2 for i in range(N)])}, {"y": pa.array(["a", "1"] * 30)})
+    found = parts(
+        tmp_path, {"y": pa.array([i % 2 for i in range(N)])}, {"y": pa.array(["a", "1"] * 30)}
+    )
     assert found.found.tasks["y"].classes == ("0", "1", "a")
 
 
 def test_inputs_that_are_numbers_in_one_part_and_texts_in_another(tmp_path) -> None:
     y = pa.array(X * 2)
-    found = parts(tmp_path, {"y": y, "c": pa.array(X)}, {"y": y, "c": pa.array([f" {x} " for x in X])})
+    found = parts(
+        tmp_path, {"y": y, "c": pa.array(X)}, {"y": y, "c": pa.array([f" {x} " for x in X])}
+    )
     assert found.found.columns[1].role == "number"
     np.testing.assert_array_equal(*np.split(found.load()["inputs"][:, 1], 2))
     codes = {"y": y, "c": pa.array([f"0{i % 4}067" for i in range(N)])}
     found = parts(tmp_path, {"y": y, "c": pa.array([1067 + i % 4 for i in range(N)])}, codes)
-    assert found.found.columns[1].role == "category" and "01067" in found.found.columns[1].categories
+    assert (
+        found.found.columns[1].role == "category" and "01067" in found.found.columns[1].categories
+    )
     words = {"y": y, "c": pa.array(WORDS)}
-    with pytest.raises(UserError, match=r"1.parquet: column 'c': expected double as in .*0.parquet, got string"):
+    with pytest.raises(
+        UserError, match=r"1.parquet: column 'c': expected double as in .*0.parquet, got string"
+    ):
         parts(tmp_path, {"y": y, "c": pa.array(X)}, words)
     numbers = {"y": y, "c": pa.array([i % 3 for i in range(N)])}
     assert parts(tmp_path, numbers, words, exclude=["c"]).found.columns[0].column == "x"
@@ -248,7 +302,9 @@ ALIKE: list[tuple[pa.Array, pa.Array, str]] = [
 
 
 @pytest.mark.parametrize("one, other, role", ALIKE)
-def test_parts_that_store_the_same_values_by_other_types_are_one_column(tmp_path, one, other, role) -> None:
+def test_parts_that_store_the_same_values_by_other_types_are_one_column(
+    tmp_path, one, other, role
+) -> None:
     y = pa.array(X * 2)
     for first, second in ((one, other), (other, one)):
         found = parts(tmp_path, {"y": y, "c": first}, {"y": y, "c": second})
@@ -269,21 +325,31 @@ def test_text_parts_are_read_as_they_are_written(tmp_path) -> None:
         (tmp_path / "d" / f"{number}.csv").write_text("x,c,y\n" + lines)
     found = Files.model_validate({"path": str(tmp_path / "d"), "tasks": {"y": {}}}).found
     assert found.columns[1].categories == ("False", "True", "maybe")
-    found = Files.model_validate({"path": str(tmp_path / "d"), "tasks": {"c": {}}, "exclude": ["y"]}).found
+    found = Files.model_validate(
+        {"path": str(tmp_path / "d"), "tasks": {"c": {}}, "exclude": ["y"]}
+    ).found
     assert found.tasks["c"].classes == ("False", "True", "maybe")
 
 
 def test_huge_whole_numbers_in_text_stay_apart(tmp_path) -> None:
     labels = [10**20 + i % 3 for i in range(N)]
-    (tmp_path / "t.csv").write_text("x,y\n" + "".join(f"{x},{y}\n" for x, y in zip(X, labels, strict=True)))
+    (tmp_path / "t.csv").write_text(
+        "x,y\n" + "".join(f"{x},{y}\n" for x, y in zip(X, labels, strict=True))
+    )
     found = Files(path=str(tmp_path / "t.csv"), tasks={"y": {}})
     assert found.found.tasks["y"].classes == tuple(str(10**20 + i) for i in range(3))
     assert found.load()["target/y"].tolist() == [i % 3 for i in range(N)]
 
 
-def test_statistics_and_splits_are_of_the_same_rows_where_types_differ_between_parts(tmp_path) -> None:
+def test_statistics_and_splits_are_of_the_same_rows_where_types_differ_between_parts(
+    tmp_path,
+) -> None:
     y = pa.array(X * 2)
-    found = parts(tmp_path, {"y": y, "c": pa.array(range(N))}, {"y": y, "c": pa.array([str(i) for i in range(N)])})
+    found = parts(
+        tmp_path,
+        {"y": y, "c": pa.array(range(N))},
+        {"y": y, "c": pa.array([str(i) for i in range(N)])},
+    )
     arrays = found.load()
     train = arrays["inputs"][arrays["side"] == 0]
     np.testing.assert_allclose(train.mean(0), 0, atol=1e-5)

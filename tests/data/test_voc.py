@@ -10,16 +10,18 @@ import torch
 
 from raymtl.config import Experiment
 from raymtl.data import SPLITS, VOC
-from raymtl.data.annotations import mirrored, read_xml
 from raymtl.data.episodes import build_episodes, on_device
-from raymtl.data.voc import read_folder
-from raymtl.step import meta_gradient
+from raymtl.data.formats.voc_xml import mirrored, read_xml
+from raymtl.data.sources.voc import read_folder
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import UserError
 from tests.data.blood import COLOURS, SIDES, Object, write_voc, xml
 
 ALL = ("boxes", "count", "present", "main")
 CLASSES = ("disc", "square")
-needs_data = pytest.mark.skipif("RAYMTL_DATA" not in os.environ, reason="needs blood cells in $RAYMTL_DATA")
+needs_data = pytest.mark.skipif(
+    "RAYMTL_DATA" not in os.environ, reason="needs blood cells in $RAYMTL_DATA"
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,10 @@ def test_the_labels_of_every_picture_are_those_of_its_objects(made) -> None:
         counts = [sum(label == name for label, *_ in objects) for name in CLASSES]
         np.testing.assert_array_equal(arrays["target/count"][row], counts)
         np.testing.assert_array_equal(arrays["target/present"][row], np.array(counts) > 0)
-        areas = [sum((x2 - x1) ** 2 for label, x1, _, x2, _ in objects if label == name) for name in CLASSES]
+        areas = [
+            sum((x2 - x1) ** 2 for label, x1, _, x2, _ in objects if label == name)
+            for name in CLASSES
+        ]
         assert arrays["mask/main"][row] == bool(objects)
         assert not objects or arrays["target/main"][row] == np.argmax(areas)
     assert arrays["mask/boxes"].all()  # a picture that shows nothing says so
@@ -65,7 +70,9 @@ def test_the_labels_of_every_picture_are_those_of_its_objects(made) -> None:
 
 def test_the_counts_are_standardised_by_the_pictures_for_training(made) -> None:
     root, written = made
-    numbers = np.array([[sum(o[0] == name for o in written[f"p{i:03d}"]) for name in CLASSES] for i in range(24)])
+    numbers = np.array(
+        [[sum(o[0] == name for o in written[f"p{i:03d}"]) for name in CLASSES] for i in range(24)]
+    )
     found = source(root).found
     np.testing.assert_allclose(found.means, numbers.mean(0), rtol=1e-6)
     np.testing.assert_allclose(found.stds, numbers.std(0), rtol=1e-6)
@@ -74,13 +81,20 @@ def test_the_counts_are_standardised_by_the_pictures_for_training(made) -> None:
 def test_an_episode_has_the_pictures_of_its_split_and_a_box_lies_on_its_object(made) -> None:
     voc = source(made[0], shots=2, queries=6, flips=("horizontal", "vertical"))
     arrays = voc.load()
-    pool = {split: {arrays["pictures"][row].tobytes() for row in arrays[f"rows/{split}"]} for split in SPLITS}
+    pool = {
+        split: {arrays["pictures"][row].tobytes() for row in arrays[f"rows/{split}"]}
+        for split in SPLITS
+    }
     turned = 0
     for split in SPLITS:
-        (stack,), domains = build_episodes(voc, arrays, seed=0, split=split, step=0, indices=range(10))
+        (stack,), domains = build_episodes(
+            voc, arrays, seed=0, split=split, step=0, indices=range(10)
+        )
         assert stack.support.inputs.shape == (10, 2, 3, *SIDES) and set(domains) == {"VOC2007"}
         for picture, boxes in zip(
-            stack.query.inputs.flatten(0, 1), stack.query.targets["boxes"].flatten(0, 1), strict=True
+            stack.query.inputs.flatten(0, 1),
+            stack.query.targets["boxes"].flatten(0, 1),
+            strict=True,
         ):
             if split != "train":
                 assert picture.numpy().tobytes() in pool[split]
@@ -93,7 +107,10 @@ def test_an_episode_has_the_pictures_of_its_split_and_a_box_lies_on_its_object(m
                 for x, y in ((x1 - 0.5, (y1 + y2) / 2), ((x1 + x2) / 2, y2 + 0.5)):
                     if 0 < x < SIDES[1] and 0 < y < SIDES[0]:
                         beyond = tuple(picture[:, int(y), int(x)].tolist())
-                        assert beyond != COLOURS[CLASSES[int(label)]] or len(boxes[boxes[:, 0] >= 0]) > 1
+                        assert (
+                            beyond != COLOURS[CLASSES[int(label)]]
+                            or len(boxes[boxes[:, 0] >= 0]) > 1
+                        )
     assert 25 < turned < 60  # three of four are turned one way or the other
 
 
@@ -131,7 +148,13 @@ def test_withheld_boxes_are_those_of_a_share_of_the_pictures_for_training_alone(
 def test_pictures_without_boxes_train_the_other_tasks_only(made) -> None:
     chosen = Experiment.model_validate(
         {
-            "data": {"name": "voc", "folder": str(made[0]), "size": SIDES, "tasks": ("boxes", "count"), "unboxed": 0.5},
+            "data": {
+                "name": "voc",
+                "folder": str(made[0]),
+                "size": SIDES,
+                "tasks": ("boxes", "count"),
+                "unboxed": 0.5,
+            },
             "encoder": {"name": "conv", "channels": [4, 4]},
             "learner": {"name": "maml", "inner_steps": 0},
         }
@@ -142,11 +165,11 @@ def test_pictures_without_boxes_train_the_other_tasks_only(made) -> None:
     assert 0 < hidden.sum() < hidden.numel()
     moved = {**stack.query.targets, "boxes": stack.query.targets["boxes"].clone()}
     moved["boxes"][hidden] = 7.0
-    problem = chosen.build()
+    algorithm = chosen.build()
 
     def gradients(targets) -> tuple:
         episodes = on_device(stack._replace(query=stack.query._replace(targets=targets)), "cpu")
-        found = meta_gradient(problem, problem.init_params(), episodes)
+        found = meta_gradient(algorithm, algorithm.init_params(), episodes)
         return found.losses, tuple(found.grads.values())
 
     (losses, one), (same, other) = gradients(stack.query.targets), gradients(moved)
@@ -167,7 +190,9 @@ def test_a_picture_without_annotation_says_what_the_lists_of_its_classes_say(own
     for name in ("p000", "p001"):
         assert arrays["mask/present"][row[name]] and not arrays["mask/boxes"][row[name]]
         assert not arrays["mask/count"][row[name]] and not arrays["mask/main"][row[name]]
-    assert {row["p000"], row["p001"]} < set(arrays["rows/train"]) and row["p002"] not in arrays["rows/train"]
+    assert {row["p000"], row["p001"]} < set(arrays["rows/train"]) and row["p002"] not in arrays[
+        "rows/train"
+    ]
     assert len(of(own, tasks=("boxes", "count")).load()["rows/train"]) == 21
 
 
@@ -179,7 +204,9 @@ def test_difficult_objects_are_neither_counted_nor_wrong_unless_they_are_objects
     assert ignored["names"][row] == "p000"
     assert ignored["target/boxes"][row, :2, 0].tolist() == [0, -3]
     assert as_others["target/boxes"][row, :2, 0].tolist() == [0, 1]
-    assert ignored["target/count"][row].tolist() == [1, 0] and as_others["target/count"][row].tolist() == [1, 1]
+    assert ignored["target/count"][row].tolist() == [1, 0] and as_others["target/count"][
+        row
+    ].tolist() == [1, 1]
     np.testing.assert_array_equal(ignored["target/present"][row], [1, np.nan])
     assert (ignored["target/main"][row], as_others["target/main"][row]) == (0, 1)
 
@@ -204,7 +231,9 @@ def test_splits_that_are_not_listed_are_taken_out_of_those_for_training(own, kep
     again = of(own).load()
     other = of(own, split_seed=1).load()
     assert np.array_equal(arrays["names"], again["names"])
-    assert np.array_equal(arrays["names"], other["names"]) == (len(kept) == 3 or kept == ("val", "test"))
+    assert np.array_equal(arrays["names"], other["names"]) == (
+        len(kept) == 3 or kept == ("val", "test")
+    )
 
 
 def test_what_was_found_is_kept_and_needs_no_folder_any_more(own) -> None:
@@ -223,17 +252,25 @@ def test_what_was_found_is_kept_and_needs_no_folder_any_more(own) -> None:
     [
         (xml([("disc", 4, 4, 4, 9)]), "'disc' has no area: x 4 to 4, y 4 to 9"),
         (xml([("disc", 4, 4, 60, 9)]), "'disc' reaches out of the picture of 48 x 36: x 4 to 60"),
-        (xml([("disc", 4, 4, 9, 9)], size=(100, 100)), "it is of a picture of 100 x 100, got one of 48 x 36"),
+        (
+            xml([("disc", 4, 4, 9, 9)], size=(100, 100)),
+            "it is of a picture of 100 x 100, got one of 48 x 36",
+        ),
         ("<annotation><object>", "no XML"),
         ("<html></html>", "<html> in place of <annotation>"),
         (xml([("disc", "four", 4, 9, 9)]), "expected a number in <xmin>, got 'four'"),
-        ("<annotation><object><name>disc</name></object></annotation>", "object 0, 'disc', has no bndbox"),
+        (
+            "<annotation><object><name>disc</name></object></annotation>",
+            "object 0, 'disc', has no bndbox",
+        ),
         (xml([("", 1, 1, 9, 9)]), "object 0 has no name"),
     ],
 )
 def test_what_is_wrong_is_counted_and_named_and_refused_above_a_share(own, content, says) -> None:
     (own / "Annotations" / "p003.xml").write_text(content)
-    with pytest.raises(UserError, match=r"data.max_corrupt: 1 of 40 pictures have faults: .*over 1.0%") as told:
+    with pytest.raises(
+        UserError, match=r"data.max_corrupt: 1 of 40 pictures have faults: .*over 1.0%"
+    ) as told:
         of(own).load()
     assert f"Annotations/p003.xml: {says}" in str(told.value)
     arrays = of(own, max_corrupt=0.03).load()
@@ -245,7 +282,9 @@ def test_a_picture_that_cannot_be_read_or_is_not_there_is_named(own) -> None:
     whole = (own / "JPEGImages" / "p004.png").read_bytes()
     (own / "JPEGImages" / "p004.png").write_bytes(whole[:300])
     (own / "JPEGImages" / "p005.png").unlink()
-    with pytest.raises(UserError, match=r"2 of 40 pictures have faults: .*p004.png: .*p005: no such picture"):
+    with pytest.raises(
+        UserError, match=r"2 of 40 pictures have faults: .*p004.png: .*p005: no such picture"
+    ):
         of(own).load()
     arrays = of(own, max_corrupt=0.1).load()
     assert "2 of 40 pictures have faults" in str(of(own).notes(arrays))
@@ -263,7 +302,10 @@ def test_entities_are_never_expanded() -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"classes": ("disc",)}, r"Annotations/p\d+.xml: expected an object of \['disc'\], got 'square'"),
+        (
+            {"classes": ("disc",)},
+            r"Annotations/p\d+.xml: expected an object of \['disc'\], got 'square'",
+        ),
         ({"classes": ("disc", "disc")}, "data.classes: expected every class once"),
         ({"tasks": ("boxes", "boxes")}, "data.tasks: expected every task once"),
         ({"year": "2012"}, "data.folder: expected the folder .*VOC2012/JPEGImages, got none"),
@@ -278,7 +320,8 @@ def test_a_picture_on_two_sides_is_refused(own) -> None:
     with (own / "ImageSets" / "Main" / "test.txt").open("a") as file:
         file.write("p000\n")
     with pytest.raises(
-        UserError, match=r"Main/test.txt: expected pictures of no other split, got 'p000', which is in train"
+        UserError,
+        match=r"Main/test.txt: expected pictures of no other split, got 'p000', which is in train",
     ):
         of(own)
 
@@ -286,7 +329,8 @@ def test_a_picture_on_two_sides_is_refused(own) -> None:
 def test_without_a_folder_the_remedy_is_told(monkeypatch) -> None:
     monkeypatch.delenv("RAYMTL_DATA", raising=False)
     with pytest.raises(
-        UserError, match=r"data.folder: expected the folder that holds VOCdevkit, got none.*raymtl data fetch voc2007"
+        UserError,
+        match=r"data.folder: expected the folder that holds VOCdevkit, got none.*raymtl data fetch voc2007",
     ):
         VOC().make_tasks()
 
@@ -297,7 +341,9 @@ def test_blood_cells_are_all_there_and_their_two_boxes_without_area_are_told() -
     assert voc.found.classes == ("Platelets", "RBC", "WBC")
     arrays = voc.load()
     (note,) = voc.notes(arrays)
-    assert note.text.startswith("2 of 364 pictures have faults: ") and "'RBC' has no area" in note.text
+    assert (
+        note.text.startswith("2 of 364 pictures have faults: ") and "'RBC' has no area" in note.text
+    )
     assert [len(arrays[f"rows/{split}"]) for split in SPLITS] == [205, 87, 72]
     assert arrays["target/count"].sum(0).tolist() == [361, 4153, 372]
     white = arrays["target/boxes"][arrays["target/boxes"][..., 0] == 2]

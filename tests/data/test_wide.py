@@ -17,9 +17,9 @@ from raymtl.cli import app
 from raymtl.cli.columns import MOST_LINES, left_out, lines
 from raymtl.config import Experiment, load
 from raymtl.data import Files
-from raymtl.data.files import wide
-from raymtl.data.files.columns import encode_column, fit_column, role_of
-from raymtl.data.files.findings import is_constant
+from raymtl.data.tables import wide
+from raymtl.data.tables.columns import encode_column, fit_column, role_of
+from raymtl.data.tables.findings import is_constant
 from raymtl.encoders import MLPSpec
 from raymtl.encoders.base import Encoder
 
@@ -30,7 +30,9 @@ CONFIG = "data:\n  name: files\n  path: {path}\n  tasks: {{y: {{}}}}\n{more}enco
 def odd_columns() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     gaps = [None if i % 9 == 4 else float(v) for i, v in enumerate(rng.normal(size=N))]
-    found: dict[str, Any] = {f"x{i}": rng.normal(size=N) * 10.0 ** rng.integers(-30, 30) for i in range(40)}
+    found: dict[str, Any] = {
+        f"x{i}": rng.normal(size=N) * 10.0 ** rng.integers(-30, 30) for i in range(40)
+    }
     return found | {
         "float32": rng.normal(size=N).astype(np.float32),
         "with gaps": gaps,
@@ -60,21 +62,44 @@ def where(row: int) -> str:
 
 @pytest.mark.parametrize("chunks", [1, 3])
 @pytest.mark.parametrize("numbers", [wide.NUMBERS, 5 * N])
-def test_what_is_found_of_many_columns_is_what_is_found_of_each(chunks, numbers, monkeypatch) -> None:
+def test_what_is_found_of_many_columns_is_what_is_found_of_each(
+    chunks, numbers, monkeypatch
+) -> None:
     monkeypatch.setattr(wide, "NUMBERS", numbers)
     table = pa.table(odd_columns())
-    table = pa.concat_tables([table.slice(start, N // chunks + 1) for start in range(0, N, N // chunks + 1)])
+    table = pa.concat_tables(
+        [table.slice(start, N // chunks + 1) for start in range(0, N, N // chunks + 1)]
+    )
     train = np.arange(N) < 50
     sure = wide.numbers_without_doubt(table, table.column_names)
-    assert {"x3", "float32", "with gaps", "nan", "whole", "whole with gaps", "uint8", "offset", "far"} <= sure
+    assert {
+        "x3",
+        "float32",
+        "with gaps",
+        "nan",
+        "whole",
+        "whole with gaps",
+        "uint8",
+        "offset",
+        "far",
+    } <= sure
     assert all(role_of(table[name], 64) == ("number", "") for name in sure)
     changing = wide.changing(table, table.column_names, train)
     assert "constant in training" in sure and "constant in training" not in changing
-    assert not any(is_constant(table[name].to_numpy().astype(float), train) for name in changing & sure)
+    assert not any(
+        is_constant(table[name].to_numpy().astype(float), train) for name in changing & sure
+    )
     fitted = wide.fit_columns(table, sure, train)
     out = np.zeros((N, len(table.column_names)), np.float32)
     for name in sure:
-        one = fit_column(table[name].filter(pa.array(train)), name, "number", where, max_categories=64, text_size=64)
+        one = fit_column(
+            table[name].filter(pa.array(train)),
+            name,
+            "number",
+            where,
+            max_categories=64,
+            text_size=64,
+        )
         assert fitted[name] == one, name
     for impute in (True, False):
         columns = [fitted[name] for name in sorted(sure)]
@@ -100,13 +125,17 @@ def wide_table(folder: Path, columns: int, kind: str) -> Path:
         "words": lambda i: np.array(["AA", "AG", "GG"])[rng.integers(0, 3, 80)],
     }[kind]
     table = {f"g{i}": make(i) for i in range(columns)}
-    pq.write_table(pa.table({**table, "x": rng.normal(size=80), "y": ["p", "q"] * 40}), folder / "t.parquet")
+    pq.write_table(
+        pa.table({**table, "x": rng.normal(size=80), "y": ["p", "q"] * 40}), folder / "t.parquet"
+    )
     return folder / "t.parquet"
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
 @pytest.mark.parametrize("kind", ["numbers", "gaps", "wholes", "constants"])
-def test_ten_thousand_columns_are_inspected_in_seconds_and_on_a_page(tmp_path, kind, ending, monkeypatch) -> None:
+def test_ten_thousand_columns_are_inspected_in_seconds_and_on_a_page(
+    tmp_path, kind, ending, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = wide_table(tmp_path, 10_000, kind)
     if ending == "csv":
@@ -150,7 +179,10 @@ def test_findings_of_any_number_of_columns_come_back_as_they_were(tmp_path, colu
     }
     pq.write_table(pa.table(table), tmp_path / "t.parquet")
     experiment = Experiment.model_validate(
-        {"data": {"name": "files", "path": str(tmp_path / "t.parquet"), "tasks": {"y": {}}}, "encoder": {"name": "mlp"}}
+        {
+            "data": {"name": "files", "path": str(tmp_path / "t.parquet"), "tasks": {"y": {}}},
+            "encoder": {"name": "mlp"},
+        }
     )
     experiment.save(tmp_path / "saved.yaml")
     again = load(tmp_path / "saved.yaml")
@@ -165,9 +197,13 @@ def test_a_configuration_of_an_older_version_lists_its_columns_and_loads(tmp_pat
     tree = experiment.model_dump(mode="json")
     assert isinstance(tree["data"]["fitted"]["columns"], str)
     assert isinstance(experiment.data, Files)
-    tree["data"]["fitted"]["columns"] = [column.model_dump() for column in experiment.data.found.columns]
+    tree["data"]["fitted"]["columns"] = [
+        column.model_dump() for column in experiment.data.found.columns
+    ]
     tree["data"]["fitted"]["left_out"] = dict(experiment.data.found.left_out)
-    (tmp_path / "old.yaml").write_text(yaml.safe_dump(tree, sort_keys=False, default_flow_style=False))
+    (tmp_path / "old.yaml").write_text(
+        yaml.safe_dump(tree, sort_keys=False, default_flow_style=False)
+    )
     (tmp_path / "t.parquet").unlink()  # nothing is found anew
     assert load(tmp_path / "old.yaml") == experiment
 
@@ -188,7 +224,14 @@ def test_few_columns_have_a_line_each_and_many_one_for_those_that_are_alike() ->
     assert [line[0] for line in lines(few)] == [f"c{i}" for i in range(MOST_LINES)]
     many = [column(i) for i in range(50)] + [column(50, "category", 3), column(51, "category", 5)]
     assert list(lines(many)) == [
-        ("c0, c1, c2, c3 and 46 more", "double", "number", "1", "0.0% to 49.0%", "means 0 to 49, spreads 1"),
+        (
+            "c0, c1, c2, c3 and 46 more",
+            "double",
+            "number",
+            "1",
+            "0.0% to 49.0%",
+            "means 0 to 49, spreads 1",
+        ),
         ("c50, c51", "double", "category", "3 to 5", "50.0% to 51.0%", "by 50"),
     ]
     reasons = {f"c{i}": f"always '{i}'" for i in range(50)} | {"id": "the number of the row"}

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raymtl.data.files import Files
-from raymtl.data.files.unseen import read_unseen
+from raymtl.data.tables import Files
+from raymtl.data.tables.new_rows import read_unseen
 from raymtl.types import UserError
 from tests.data.own import write_csv
 
@@ -50,7 +50,9 @@ def test_a_german_file_is_read_as_the_same_file_in_plain_numbers(tmp_path: Path)
     }
     one = source(write_csv(tmp_path / "plain.csv", plain))
     other = source(write_csv(tmp_path / "german.csv", written, delimiter=";"))
-    assert [c.model_dump() for c in one.found.columns] == [c.model_dump() for c in other.found.columns]
+    assert [c.model_dump() for c in one.found.columns] == [
+        c.model_dump() for c in other.found.columns
+    ]
     arrays, same = one.load(), other.load()
     for key in ("inputs", "target/y", "side"):
         np.testing.assert_array_equal(arrays[key], same[key])
@@ -68,23 +70,37 @@ def test_new_rows_are_read_as_the_run_reads_its_own(tmp_path: Path) -> None:
     codes = ["01234", "00501", "10115"] * (ROWS // 3)
     content = {"x": [german(value) for value in X], "zip": codes, "y": [f"{value}%" for value in Y]}
     files = source(write_csv(tmp_path / "d.csv", content, delimiter=";"))
-    new = {"x": ["1,5", "2"], "zip": ["10115", "99999"], "y": ["7%", ""]}  # none of which says how it is written
+    new = {
+        "x": ["1,5", "2"],
+        "zip": ["10115", "99999"],
+        "y": ["7%", ""],
+    }  # none of which says how it is written
     unseen = read_unseen(files, str(write_csv(tmp_path / "new.csv", new, delimiter=";")))
     first = files.found.columns[0]
     np.testing.assert_allclose(unseen.inputs[:, 0] * first.std + first.mean, [1.5, 2], rtol=1e-6)
     np.testing.assert_array_equal(unseen.inputs[:, 1:], [[0, 0, 1, 0], [0, 0, 0, 1]])
-    assert unseen.targets["y"][0] == pytest.approx(7) and unseen.masks["y"].tolist() == [True, False]
+    assert unseen.targets["y"][0] == pytest.approx(7) and unseen.masks["y"].tolist() == [
+        True,
+        False,
+    ]
     odd = write_csv(tmp_path / "odd.csv", {"x": ["1,5", "1.5"], "zip": ["1", "2"]}, delimiter=";")
     with pytest.raises(
-        UserError, match=r"odd.csv: row 1, column 'x': expected a number with the decimal sign ',', got"
+        UserError,
+        match=r"odd.csv: row 1, column 'x': expected a number with the decimal sign ',', got",
     ):
         read_unseen(files, str(odd))
 
 
-def test_a_stream_reads_as_memory_does_and_names_the_cell_that_it_cannot_read(tmp_path: Path) -> None:
+def test_a_stream_reads_as_memory_does_and_names_the_cell_that_it_cannot_read(
+    tmp_path: Path,
+) -> None:
     for part in range(4):
         rows = range(part * ROWS, (part + 1) * ROWS)
-        content = {"x": [german(i / 7) for i in rows], "code": [f"0{i % 3}" for i in rows], "y": [i / 2 for i in rows]}
+        content = {
+            "x": [german(i / 7) for i in rows],
+            "code": [f"0{i % 3}" for i in rows],
+            "y": [i / 2 for i in rows],
+        }
         write_csv(tmp_path / "d" / f"{part}.csv", content, delimiter=";")
     files = source(tmp_path / "d", in_memory_mb=0.005, fit_rows=ROWS, shots=2, queries=2)
     assert files.found.pool is not None and files.found.forms["x"].decimal == ","
@@ -94,7 +110,9 @@ def test_a_stream_reads_as_memory_does_and_names_the_cell_that_it_cannot_read(tm
     content = {"x": ["1,5", "oops"], "code": ["01", "02"], "y": [1.5, 2.5]}
     write_csv(tmp_path / "d" / f"{broken}.csv", content, delimiter=";")
     again = files.model_copy()
-    with pytest.raises(UserError, match=rf"{broken}.csv: row 1, column 'x': expected a number .*, got 'oops'"):
+    with pytest.raises(
+        UserError, match=rf"{broken}.csv: row 1, column 'x': expected a number .*, got 'oops'"
+    ):
         again.load()
 
 
@@ -107,7 +125,12 @@ def _parts_seen(files: Files) -> set[int]:
 @pytest.mark.parametrize(
     ("labels", "task", "kind", "classes"),
     [
-        (["None", "Minor", "Severe"], {"classes": ["None", "Minor", "Severe"]}, "classification", None),
+        (
+            ["None", "Minor", "Severe"],
+            {"classes": ["None", "Minor", "Severe"]},
+            "classification",
+            None,
+        ),
         (["01", "02", "02"], {"classes": ["01", "02"]}, "binary", None),
         (["01", "02", "10"], {}, "classification", ("01", "02", "10")),
         ([" yes", "no ", "yes"], {}, "binary", ("no", "yes")),
@@ -135,7 +158,8 @@ def test_what_yaml_makes_of_codes_and_what_a_wrong_key_leaves_is_said(tmp_path: 
     assert any("cells are numbers as data.decimal says, and not '0.126'" in note for note in told)
     path = write_csv(tmp_path / "f.csv", {"x": X, "y": ["null", "full"] * (ROWS // 2)})
     with pytest.raises(
-        UserError, match=r"30 of 60 labels are 'null', which counts as missing. Name it in data.tasks.y"
+        UserError,
+        match=r"30 of 60 labels are 'null', which counts as missing. Name it in data.tasks.y",
     ):
         source(path)
 
@@ -155,7 +179,9 @@ def test_labels_that_count_as_missing_are_noted(tmp_path: Path) -> None:
         ([f"2024-01-{1 + i % 28:02d}" for i in range(ROWS)], "it is one-hot"),
     ],
 )
-def test_the_cell_that_makes_a_text_of_a_column_is_named(tmp_path: Path, cells: list[str], became: str) -> None:
+def test_the_cell_that_makes_a_text_of_a_column_is_named(
+    tmp_path: Path, cells: list[str], became: str
+) -> None:
     cells = [*cells]
     cells[7] = "unknown"
     content = {"x": cells, "a": X, "y": CLASSES}
@@ -164,11 +190,15 @@ def test_the_cell_that_makes_a_text_of_a_column_is_named(tmp_path: Path, cells: 
     assert note.endswith(f"so {became} (data.missing_values)")
     repaired = source(tmp_path / "d.csv", missing_values=["", "unknown"], missing_inputs="mean")
     assert repaired.found.columns[0].role == "number" and notes(repaired) == []
-    with pytest.raises(UserError, match=r"d.csv: row 7, column 'x': expected a (number|date).*, got 'unknown'"):
+    with pytest.raises(
+        UserError, match=r"d.csv: row 7, column 'x': expected a (number|date).*, got 'unknown'"
+    ):
         source(tmp_path / "d.csv", inputs={"x": "number"})
     alone = {"x": cells, "y": CLASSES}
     if became == "it is left out":
-        with pytest.raises(UserError, match=r"'x' \(.*59 of 60 cells are numbers, but not 'unknown' \(.*row 7\)\)"):
+        with pytest.raises(
+            UserError, match=r"'x' \(.*59 of 60 cells are numbers, but not 'unknown' \(.*row 7\)\)"
+        ):
             source(write_csv(tmp_path / "alone.csv", alone))
 
 
@@ -177,7 +207,9 @@ def test_a_label_that_is_no_number_is_named_and_a_doubt_says_its_key(tmp_path: P
     labels[9] = "n.a."
     path = write_csv(tmp_path / "d.csv", {"x": X, "y": labels})
     for task in ({}, {"kind": "regression"}):
-        with pytest.raises(UserError, match=r"d.csv: row 9, column 'y': expected a number.* got 'n.a.'"):
+        with pytest.raises(
+            UserError, match=r"d.csv: row 9, column 'y': expected a number.* got 'n.a.'"
+        ):
             source(path, {"y": task})
     doubtful = {"x": [i % 7 for i in range(ROWS)], "y": [f"{i + 1},{i + 100}" for i in range(ROWS)]}
     path = write_csv(tmp_path / "e.csv", doubtful, delimiter="|")
@@ -188,7 +220,9 @@ def test_a_label_that_is_no_number_is_named_and_a_doubt_says_its_key(tmp_path: P
 
 
 def test_codes_with_zeros_are_texts_unless_they_are_called_numbers(tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "d.csv", {"zip": ["01234", "00501", "10115"] * (ROWS // 3), "a": X, "y": CLASSES})
+    path = write_csv(
+        tmp_path / "d.csv", {"zip": ["01234", "00501", "10115"] * (ROWS // 3), "a": X, "y": CLASSES}
+    )
     files = source(path)
     assert files.found.columns[0].categories == ("00501", "01234", "10115")
     assert "codes that begin with 0, such as '01234'" in notes(files)[0]
@@ -203,24 +237,35 @@ def test_columns_of_a_file_without_a_header_can_be_named(tmp_path: Path) -> None
     assert files.found.rows == ROWS and [c.column for c in files.found.columns] == ["a", "b"]
     np.testing.assert_allclose(column(files, "a"), X, rtol=1e-4, atol=1e-6)
     with pytest.raises(
-        UserError, match=r"data.columns: .*d.csv: expected 3 names, as many as there are columns, got 2"
+        UserError,
+        match=r"data.columns: .*d.csv: expected 3 names, as many as there are columns, got 2",
     ):
         source(tmp_path / "d.csv", columns=["a", "y"])
     (tmp_path / "g.csv").write_text("a,b,y\n" + lines)
-    with pytest.raises(UserError, match=r"data.columns: .*g.csv: expected no header, got one of these names"):
-        source(tmp_path / "g.csv", columns=["a", "b", "y"])
-    (tmp_path / "e.csv").write_text("1,1,0\n" + "".join(f"{x},{i},{i % 2}\n" for i, x in enumerate(X)))
     with pytest.raises(
-        UserError, match=r"got '1' twice. Where the file has no header, name its columns in data.columns"
+        UserError, match=r"data.columns: .*g.csv: expected no header, got one of these names"
+    ):
+        source(tmp_path / "g.csv", columns=["a", "b", "y"])
+    (tmp_path / "e.csv").write_text(
+        "1,1,0\n" + "".join(f"{x},{i},{i % 2}\n" for i, x in enumerate(X))
+    )
+    with pytest.raises(
+        UserError,
+        match=r"got '1' twice. Where the file has no header, name its columns in data.columns",
     ):
         source(tmp_path / "e.csv")
-    (tmp_path / "f.csv").write_text("0.5,1.25,p\n" + "".join(f"{x},{x},{'pq'[i % 2]}\n" for i, x in enumerate(X)))
+    (tmp_path / "f.csv").write_text(
+        "0.5,1.25,p\n" + "".join(f"{x},{x},{'pq'[i % 2]}\n" for i, x in enumerate(X))
+    )
     told = notes(source(tmp_path / "f.csv", {"p": {}}))
     assert any("the header looks like a row of data: '0.5', '1.25', 'p'" in note for note in told)
 
 
 def test_parts_with_numbers_and_texts_are_one_column(tmp_path: Path) -> None:
-    for name, cells in (("train", [str(10000 + i % 5) for i in range(ROWS)]), ("test", ["SW1"] + ["10001"] * 59)):
+    for name, cells in (
+        ("train", [str(10000 + i % 5) for i in range(ROWS)]),
+        ("test", ["SW1"] + ["10001"] * 59),
+    ):
         write_csv(tmp_path / f"{name}.csv", {"zip": cells, "a": X, "y": CLASSES})
     paths = {name: str(tmp_path / f"{name}.csv") for name in ("train", "test")}
     files = Files.model_validate({"path": paths, "tasks": {"y": {}}})
@@ -229,7 +274,11 @@ def test_parts_with_numbers_and_texts_are_one_column(tmp_path: Path) -> None:
 
 
 def test_texts_of_parquet_are_read_alike_and_noted(tmp_path: Path) -> None:
-    content = {"x": [f"{value:.3f}".replace(".", ",") for value in X], "n": [str(v) for v in Y], "y": CLASSES}
+    content = {
+        "x": [f"{value:.3f}".replace(".", ",") for value in X],
+        "n": [str(v) for v in Y],
+        "y": CLASSES,
+    }
     pq.write_table(pa.table(content), tmp_path / "d.parquet")
     files = source(tmp_path / "d.parquet")
     assert [c.role for c in files.found.columns] == ["number", "number"]

@@ -27,7 +27,8 @@ def main(gradient: str, steps: int, axis: str) -> None:
     from raymtl.encoders import Conv4Spec
     from raymtl.learners import MAML
     from raymtl.sharing import HardSpec
-    from raymtl.step import HowToRun, Problem, meta_gradient
+    from raymtl.step.algorithm import Algorithm
+    from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient
     from raymtl.tasks import classification
     from raymtl.types import Batch, Episode
     from raymtl.weighting import StaticSpec
@@ -37,23 +38,29 @@ def main(gradient: str, steps: int, axis: str) -> None:
     model = HardSpec().build([task], [Conv4Spec(width=32).build((1, 28, 28))])
 
     def peak_and_seconds(learner: MAML, episodes: Episode) -> tuple[float, float]:
-        problem = Problem((task,), model, StaticSpec().build([task]), learner)
-        params = problem.init_params()
+        algorithm = Algorithm((task,), model, StaticSpec().build([task]), learner)
+        params = algorithm.init_params()
         Path("/proc/self/clear_refs").write_text("5")  # sets the peak back
         before, start = in_mib("VmRSS"), time.perf_counter()
-        meta_gradient(problem, params, episodes, how=HowToRun(axis))
+        meta_gradient(algorithm, params, episodes, execution=ExecutionConfig(axis))
         return in_mib("VmHWM") - before, time.perf_counter() - start
 
     targets = torch.arange(5).repeat(4, 1)
-    episodes = Episode(*(Batch(torch.rand(4, 5, 1, 28, 28), {"character": targets}, {}) for _ in range(2)))
+    episodes = Episode(
+        *(Batch(torch.rand(4, 5, 1, 28, 28), {"character": targets}, {}) for _ in range(2))
+    )
     peak_and_seconds(MAML(inner_steps=1), tree_map(lambda leaf: leaf[:1], episodes))
-    peak, seconds = peak_and_seconds(MAML(inner_lr=0.01, inner_steps=steps, gradient=gradient), episodes)
+    peak, seconds = peak_and_seconds(
+        MAML(inner_lr=0.01, inner_steps=steps, gradient=gradient), episodes
+    )
     print(f"{gradient} {steps} {axis}: {peak:.1f} MiB {seconds:.1f} s")
 
 
 if __name__ == "__main__":
     if not MALLOC.keys() <= os.environ.keys():
         os.execve(
-            sys.executable, [sys.executable, "-m", "tests.learners.peak_memory", *sys.argv[1:]], os.environ | MALLOC
+            sys.executable,
+            [sys.executable, "-m", "tests.learners.peak_memory", *sys.argv[1:]],
+            os.environ | MALLOC,
         )
     main(sys.argv[1], int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "vmap")

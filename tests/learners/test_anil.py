@@ -6,7 +6,8 @@ from torch import nn
 
 from raymtl.learners import ANIL, MAML
 from raymtl.sharing.hard import Hard
-from raymtl.step import Problem, meta_gradient
+from raymtl.step.algorithm import Algorithm
+from raymtl.step.meta_gradient import meta_gradient
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
     directional_error,
@@ -35,8 +36,10 @@ def test_where_the_model_is_its_heads_it_is_maml(learn_inner_lr: bool, arrays) -
         torch.manual_seed(0)
         model = Hard(tasks, [Flat()])
         own = learner(inner_steps=3, inner_lr=0.01, learn_inner_lr=learn_inner_lr)
-        problem = Problem(tasks, model, chosen.weighting.build(tasks), own)
-        found.append(meta_gradient(problem, perturbed(problem), episodes_of(chosen, arrays)).grads)
+        algorithm = Algorithm(tasks, model, chosen.weighting.build(tasks), own)
+        found.append(
+            meta_gradient(algorithm, perturbed(algorithm), episodes_of(chosen, arrays)).grads
+        )
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         assert gradient.any()
@@ -46,31 +49,40 @@ def test_where_the_model_is_its_heads_it_is_maml(learn_inner_lr: bool, arrays) -
 @pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
 def test_it_fits_the_heads_on_features_that_stay(sharing: str, arrays) -> None:
     """Gradient descent of torch on heads that read the features as data."""
-    chosen = axes(sharing, "static", "anil").override({"learner.inner_steps": 4, "learner.inner_lr": 0.1})
-    problem = chosen.build()
-    params = perturbed(problem)
+    chosen = axes(sharing, "static", "anil").override(
+        {"learner.inner_steps": 4, "learner.inner_lr": 0.1}
+    )
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     support, _ = first(episodes_of(chosen, arrays))
-    adapted = problem.adapt(params, support)
+    adapted = algorithm.adapt(params, support)
     with torch.no_grad():
-        for name, value in problem.model.named_parameters():
+        for name, value in algorithm.model.named_parameters():
             value.copy_(params[f"model.{name}"])
-        features = problem.model(support.inputs, output="features")
-    heads = problem.model.heads
+        features = algorithm.model(support.inputs, output="features")
+    heads = algorithm.model.heads
     optimizer = torch.optim.SGD(heads.parameters(), lr=0.1)
     for _ in range(4):
         optimizer.zero_grad()
-        sum(t.loss(heads[t.name](features[t.name]), support.targets[t.name]).mean() for t in problem.tasks).backward()
+        sum(
+            t.loss(heads[t.name](features[t.name]), support.targets[t.name]).mean()
+            for t in algorithm.tasks
+        ).backward()
         optimizer.step()
-    for name, value in problem.model.named_parameters():
+    for name, value in algorithm.model.named_parameters():
         torch.testing.assert_close(adapted[f"model.{name}"], value, rtol=1e-12, atol=1e-13)
-        assert name.startswith("heads.") != torch.equal(adapted[f"model.{name}"], params[f"model.{name}"])
+        assert name.startswith("heads.") != torch.equal(
+            adapted[f"model.{name}"], params[f"model.{name}"]
+        )
 
 
 def test_only_heads_have_learned_rates(arrays) -> None:
-    problem = axes("hard", "static", "anil").override({"learner.learn_inner_lr": True}).build()
-    rates = {name for name in problem.init_params() if name.startswith("learner.")}
+    algorithm = axes("hard", "static", "anil").override({"learner.learn_inner_lr": True}).build()
+    rates = {name for name in algorithm.init_params() if name.startswith("learner.")}
     assert rates == {
-        f"learner.log_inner_lr.heads.{t}.{p}" for t in ("left", "right", "sum") for p in ("weight", "bias")
+        f"learner.log_inner_lr.heads.{t}.{p}"
+        for t in ("left", "right", "sum")
+        for p in ("weight", "bias")
     }
 
 
@@ -78,6 +90,6 @@ def test_only_heads_have_learned_rates(arrays) -> None:
 def test_the_meta_gradient_equals_finite_differences(learn_inner_lr: bool, arrays) -> None:
     """For the features too, on which the inner gradients depend."""
     chosen = axes("hard", "static", "anil").override({"learner.learn_inner_lr": learn_inner_lr})
-    problem = chosen.build()
-    params = perturbed(problem)
-    assert directional_error(problem, params, episodes_of(chosen, arrays), list(params)) < 1e-6
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
+    assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6

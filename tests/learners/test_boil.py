@@ -9,7 +9,7 @@ from tests.learners.laws import (
     directional_error,
     first,
 )
-from tests.test_learners import DIM, Quadratic
+from tests.learners.test_learners import DIM, Quadratic
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -19,35 +19,45 @@ def test_where_heads_have_nothing_to_learn_it_is_maml_on_a_quadratic() -> None:
     start, computed = quadratic.meta_gradient(BOIL(inner_lr=alpha, inner_steps=steps))
     contraction = torch.linalg.matrix_power(torch.eye(DIM) - alpha * quadratic.A, steps)
     adapted = quadratic.a + contraction @ (start - quadratic.a)
-    torch.testing.assert_close(computed, contraction @ quadratic.B @ (adapted - quadratic.b), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(
+        computed, contraction @ quadratic.B @ (adapted - quadratic.b), rtol=1e-12, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("sharing", SHARING)
 def test_with_anil_it_parts_what_maml_moves(sharing: str, arrays) -> None:
     """Names apart and together all; and in one step each part moves as in maml."""
     chosen = axes(sharing, "static", "maml").override({"learner.inner_steps": 1})
-    problem = chosen.build()
-    params = perturbed(problem)
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     support, _ = first(episodes_of(chosen, arrays))
-    heads, body, whole = (learner(inner_steps=1).start(params).keys() for learner in (ANIL, BOIL, MAML))
+    heads, body, whole = (
+        learner(inner_steps=1).start(params).keys() for learner in (ANIL, BOIL, MAML)
+    )
     assert heads and body and not heads & body and heads | body == whole
-    whole_model = problem.adapt(params, support)
+    whole_model = algorithm.adapt(params, support)
     for learner, own in ((ANIL, heads), (BOIL, body)):
-        adapted = problem._replace(learner=learner(inner_lr=0.05, inner_steps=1)).adapt(params, support)
+        adapted = algorithm._replace(learner=learner(inner_lr=0.05, inner_steps=1)).adapt(
+            params, support
+        )
         for name in params:
-            torch.testing.assert_close(adapted[name], whole_model[name] if name in own else params[name])
+            torch.testing.assert_close(
+                adapted[name], whole_model[name] if name in own else params[name]
+            )
 
 
 def test_only_the_body_has_learned_rates(arrays) -> None:
-    problem = experiment(learner__name="boil", learner__learn_inner_lr=True).build()
-    params = problem.init_params()
-    rates = {name.removeprefix("learner.log_inner_lr.") for name in params if name.startswith("learner.")}
-    assert rates == {n for n, _ in problem.model.named_parameters() if not n.startswith("heads.")}
+    algorithm = experiment(learner__name="boil", learner__learn_inner_lr=True).build()
+    params = algorithm.init_params()
+    rates = {
+        name.removeprefix("learner.log_inner_lr.") for name in params if name.startswith("learner.")
+    }
+    assert rates == {n for n, _ in algorithm.model.named_parameters() if not n.startswith("heads.")}
 
 
 def test_the_meta_gradient_equals_finite_differences(arrays) -> None:
     """For the heads too, under which the body is fitted."""
     chosen = axes("hard", "static", "boil").override({"learner.learn_inner_lr": True})
-    problem = chosen.build()
-    params = perturbed(problem)
-    assert directional_error(problem, params, episodes_of(chosen, arrays), list(params)) < 1e-6
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
+    assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6

@@ -18,7 +18,9 @@ from tests.learners.laws import (
 
 
 def two_layers(params: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    weights = [params[f"learner.{name}.{i}.{kind}"] for i in range(2) for kind in ("weight", "bias")]
+    weights = [
+        params[f"learner.{name}.{i}.{kind}"] for i in range(2) for kind in ("weight", "bias")
+    ]
     return (x @ weights[0].T + weights[1]).relu() @ weights[2].T + weights[3]
 
 
@@ -26,16 +28,18 @@ def two_layers(params: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
 def test_it_decodes_the_query_beside_the_means_of_what_it_read(sharing: str, arrays) -> None:
     """All of them for a regression; for a classification those of each class, of which the fourth is hidden."""
-    chosen = experiment(sharing__name=sharing, data__tasks=["left", "sum"], learner__name="cnp", data__shots=2)
-    problem = chosen.build()
-    params = perturbed(problem)
+    chosen = experiment(
+        sharing__name=sharing, data__tasks=["left", "sum"], learner__name="cnp", data__shots=2
+    )
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     support, query = first(episodes_of(chosen, arrays))
     shown = support.targets["left"] != 3
     support = support._replace(masks={"left": shown})
-    predicted = problem.predict(problem.adapt(params, support), query.inputs)
+    predicted = algorithm.predict(algorithm.adapt(params, support), query.inputs)
     named = {n.removeprefix("model."): v for n, v in params.items() if n.startswith("model.")}
     of_support, of_query = (
-        torch.func.functional_call(problem.model, named, (inputs,), {"output": "features"})
+        torch.func.functional_call(algorithm.model, named, (inputs,), {"output": "features"})
         for inputs in (support.inputs, query.inputs)
     )
     y = (support.targets["sum"] - 9) / 16.5**0.5
@@ -43,7 +47,10 @@ def test_it_decodes_the_query_beside_the_means_of_what_it_read(sharing: str, arr
     rows = torch.cat([of_query["sum"], r.expand(len(query.inputs), -1)], 1)
     torch.testing.assert_close(predicted["sum"], two_layers(params, "decoder.sum", rows))
     read = two_layers(params, "encoder.left", of_support["left"])
-    means = [read[support.targets["left"] == c].mean(0) if c != 3 else torch.zeros_like(r) for c in range(10)]
+    means = [
+        read[support.targets["left"] == c].mean(0) if c != 3 else torch.zeros_like(r)
+        for c in range(10)
+    ]
     rows = torch.cat([of_query["left"], torch.cat(means).expand(len(query.inputs), -1)], 1)
     expected = two_layers(params, "decoder.left", rows)
     kept = [c for c in range(10) if c != 3]
@@ -60,19 +67,23 @@ def test_neither_order_nor_hidden_labels_have_a_say(arrays) -> None:
 @pytest.mark.usefixtures("float64")
 def test_without_any_label_it_predicts_numbers(arrays) -> None:
     chosen = axes("hard", "static", "cnp")
-    problem = chosen.build()
+    algorithm = chosen.build()
     support, query = first(episodes_of(chosen, arrays))
-    hidden = {name: torch.zeros_like(target, dtype=torch.bool) for name, target in support.targets.items()}
-    predicted = problem.predict(problem.adapt(perturbed(problem), support._replace(masks=hidden)), query.inputs)
+    hidden = {
+        name: torch.zeros_like(target, dtype=torch.bool) for name, target in support.targets.items()
+    }
+    predicted = algorithm.predict(
+        algorithm.adapt(perturbed(algorithm), support._replace(masks=hidden)), query.inputs
+    )
     assert all(value.isfinite().all() for value in predicted.values())
 
 
 @pytest.mark.usefixtures("float64")
 def test_the_meta_gradient_equals_finite_differences(arrays) -> None:
     chosen = axes("hard", "static", "cnp")
-    problem = chosen.build()
-    params = perturbed(problem)
-    assert directional_error(problem, params, episodes_of(chosen, arrays), list(params)) < 1e-6
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
+    assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6
 
 
 def test_it_says_what_it_cannot_read() -> None:

@@ -7,21 +7,21 @@ import torch
 
 from raymtl.learners import MAML, Reptile
 from raymtl.learners.diverging import FIRST_STEPS, GROWTH, divergence
-from raymtl.step import Problem
+from raymtl.step.algorithm import Algorithm
 from raymtl.types import Batch
 from raymtl.weighting import StaticSpec
 from tests.conftest import LEARNERS, axes, episodes_of, possible
 from tests.learners.laws import first
-from tests.test_learners import DIM, Quadratic, Weights
+from tests.learners.test_learners import DIM, Quadratic, Weights
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 def on_a_quadratic(quadratic: Quadratic, learner: MAML | Reptile):
     model = Weights([quadratic.task])
-    problem = Problem((quadratic.task,), model, StaticSpec().build([quadratic.task]), learner)
+    algorithm = Algorithm((quadratic.task,), model, StaticSpec().build([quadratic.task]), learner)
     support = Batch(torch.zeros(1, 1), {"w": torch.zeros(1)}, {})
-    return divergence(learner, model, problem.init_params(), support, problem.objective)
+    return divergence(learner, model, algorithm.init_params(), support, algorithm.objective)
 
 
 def losses(quadratic: Quadratic, rate: float, steps: int) -> list[float]:
@@ -43,7 +43,9 @@ def test_it_finds_the_step_and_the_largest_half_that_lowers_the_loss(kind, rate:
     assert found.loss == pytest.approx(way[step], rel=1e-9)
     halves = [rate / 2**h for h in range(1, 21)]
     lowering = [
-        r for r in halves if losses(quadratic, r, FIRST_STEPS) == sorted(losses(quadratic, r, FIRST_STEPS))[::-1]
+        r
+        for r in halves
+        if losses(quadratic, r, FIRST_STEPS) == sorted(losses(quadratic, r, FIRST_STEPS))[::-1]
     ]
     assert found.rate == (lowering[0] if lowering else None)
     assert (rate == 1e30) == (found.rate is None)
@@ -62,17 +64,30 @@ def test_every_learner_that_takes_steps_says_where_they_lead(learner: str, array
     assert possible("hard", "static", learner)
     chosen = axes("hard", "static", learner)
     if not chosen.learner.num_steps:
-        problem = chosen.build()
+        algorithm = chosen.build()
         support = first(episodes_of(chosen, arrays)).support
-        assert divergence(chosen.learner, problem.model, problem.init_params(), support, problem.objective) is None
+        assert (
+            divergence(
+                chosen.learner,
+                algorithm.model,
+                algorithm.init_params(),
+                support,
+                algorithm.objective,
+            )
+            is None
+        )
         return
     chosen = chosen.override({"learner.inner_lr": 1e6})
-    problem = chosen.build()
+    algorithm = chosen.build()
     support = first(episodes_of(chosen, arrays)).support
-    found = divergence(chosen.learner, problem.model, problem.init_params(), support, problem.objective)
+    found = divergence(
+        chosen.learner, algorithm.model, algorithm.init_params(), support, algorithm.objective
+    )
     if found is None:  # boil: units that are dead put out the same, whatever their weights
-        adapted = problem.adapt(problem.init_params(), support)
-        assert problem.objective(adapted, problem.predict(adapted, support.inputs), support) < 100
+        adapted = algorithm.adapt(algorithm.init_params(), support)
+        assert (
+            algorithm.objective(adapted, algorithm.predict(adapted, support.inputs), support) < 100
+        )
         assert learner == "boil"
         return
     assert 1 <= found.step <= chosen.learner.num_steps

@@ -19,28 +19,38 @@ from tests.learners.laws import (
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("sharing", SHARING)
-def test_it_starts_as_protonet_for_classes_and_as_the_model_for_numbers(sharing: str, arrays) -> None:
+def test_it_starts_as_protonet_for_classes_and_as_the_model_for_numbers(
+    sharing: str, arrays
+) -> None:
     """Up to |f|^2, which is the same for all classes, the absent ones included."""
     chosen = axes(sharing, "static", "protonet").override({"learner.name": "hyper"})
     episode = first(with_missing_labels(episodes_of(chosen, arrays), share=0.5))
     predicted = []
     for name in ("hyper", "protonet"):
-        problem = chosen.override({"learner.name": name}).build()
-        predicted.append(problem.predict(problem.adapt(problem.init_params(), episode.support), episode.query.inputs))
+        algorithm = chosen.override({"learner.name": name}).build()
+        predicted.append(
+            algorithm.predict(
+                algorithm.adapt(algorithm.init_params(), episode.support), episode.query.inputs
+            )
+        )
     for task, logits in predicted[1].items():
         difference = predicted[0][task] - logits
-        torch.testing.assert_close(difference, difference[:, :1].expand_as(difference), rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            difference, difference[:, :1].expand_as(difference), rtol=0, atol=1e-9
+        )
         assert not torch.equal(predicted[0][task], logits)
 
 
 @pytest.mark.usefixtures("float64")
 def test_a_regression_starts_as_the_models_own(arrays) -> None:
     chosen = experiment(learner__name="hyper", data__tasks=["sum"])
-    problem = chosen.build()
-    params = problem.init_params()
+    algorithm = chosen.build()
+    params = algorithm.init_params()
     support, query = first(episodes_of(chosen, arrays))
-    expected = problem.model(query.inputs)["sum"]
-    torch.testing.assert_close(problem.predict(problem.adapt(params, support), query.inputs)["sum"], expected)
+    expected = algorithm.model(query.inputs)["sum"]
+    torch.testing.assert_close(
+        algorithm.predict(algorithm.adapt(params, support), query.inputs)["sum"], expected
+    )
 
 
 @pytest.mark.usefixtures("float64")
@@ -55,14 +65,14 @@ def test_a_regression_starts_as_the_models_own(arrays) -> None:
 def test_it_scales_and_shifts_what_layers_and_norms_put_out(encoder: dict, arrays) -> None:
     """By hooks on the modules of the unchanged model, whose head is the one that was emitted."""
     chosen = experiment(learner__name="hyper", data__tasks=["left", "sum"], **encoder)
-    problem = chosen.build()
-    params = perturbed(problem)
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     support, query = first(episodes_of(chosen, arrays))
-    adapted = problem.adapt(params, support)
+    adapted = algorithm.adapt(params, support)
     own = select(params, "learner")
     codes = [
         perceptron(own, f"encoder.{name}", rows).mean(0)
-        for name, (rows, _) in read(problem.model, params, support).items()
+        for name, (rows, _) in read(algorithm.model, params, support).items()
     ]
     emitted = perceptron(own, "code", (codes[0] + codes[1]) / 2).relu()
 
@@ -74,21 +84,29 @@ def test_it_scales_and_shifts_what_layers_and_norms_put_out(encoder: dict, array
                 bias = params[f"model.{name}.bias"]
                 weight = params[f"model.{name}.weight"]
                 normalised = (output - bias.view(by_unit)) / weight.view(by_unit)
-                of_weight, to_weight = (own[f"{kind}.{name}.weight"] @ emitted for kind in ("scale", "shift"))
+                of_weight, to_weight = (
+                    own[f"{kind}.{name}.weight"] @ emitted for kind in ("scale", "shift")
+                )
                 weight = (1 + of_weight) * weight + to_weight
-                return normalised * weight.view(by_unit) + ((1 + scale) * bias + shift).view(by_unit)
+                return normalised * weight.view(by_unit) + ((1 + scale) * bias + shift).view(
+                    by_unit
+                )
             return output * (1 + scale).view(by_unit) + shift.view(by_unit)
 
         return hook
 
-    for name, module in problem.model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.GroupNorm) and not name.startswith("heads."):
+    for name, module in algorithm.model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.GroupNorm) and not name.startswith(
+            "heads."
+        ):
             module.register_forward_hook(modulated(name))
     heads = {n: v for n, v in adapted.items() if n.startswith("model.heads.")}
-    expected = functional_call(problem.model, select({**params, **heads}, "model"), (query.inputs,))
-    for handle in problem.model.modules():
+    expected = functional_call(
+        algorithm.model, select({**params, **heads}, "model"), (query.inputs,)
+    )
+    for handle in algorithm.model.modules():
         handle._forward_hooks.clear()
-    for task, prediction in problem.predict(adapted, query.inputs).items():
+    for task, prediction in algorithm.predict(adapted, query.inputs).items():
         torch.testing.assert_close(prediction, expected[task], rtol=1e-9, atol=1e-10)
 
 
@@ -102,28 +120,32 @@ def test_neither_order_nor_hidden_labels_have_a_say(arrays) -> None:
 def test_a_task_without_labels_does_not_count(arrays) -> None:
     """What the other says of the episode is then all that is emitted from."""
     chosen = experiment(learner__name="hyper", data__tasks=["left", "sum"])
-    problem = chosen.build()
-    params = perturbed(problem)
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     support, query = first(episodes_of(chosen, arrays))
     own = select(params, "learner")
-    rows, _ = read(problem.model, params, support)["sum"]
+    rows, _ = read(algorithm.model, params, support)["sum"]
     emitted = perceptron(own, "code", perceptron(own, "encoder.sum", rows).mean(0)).relu()
     hidden = {"left": torch.zeros_like(support.targets["left"], dtype=torch.bool)}
-    adapted = problem.adapt(params, support._replace(masks=hidden))
+    adapted = algorithm.adapt(params, support._replace(masks=hidden))
     name = "encoders.0.stages.0.1.bias"
-    expected = (1 + own[f"scale.{name}"] @ emitted) * params[f"model.{name}"] + own[f"shift.{name}"] @ emitted
+    expected = (1 + own[f"scale.{name}"] @ emitted) * params[f"model.{name}"] + own[
+        f"shift.{name}"
+    ] @ emitted
     torch.testing.assert_close(adapted[f"model.{name}"], expected)
     hidden["sum"] = hidden["left"]
-    nothing = problem.adapt(params, support._replace(masks=hidden))
-    assert all(value.isfinite().all() for value in problem.predict(nothing, query.inputs).values())
+    nothing = algorithm.adapt(params, support._replace(masks=hidden))
+    assert all(
+        value.isfinite().all() for value in algorithm.predict(nothing, query.inputs).values()
+    )
 
 
 @pytest.mark.usefixtures("float64")
 def test_the_meta_gradient_equals_finite_differences(arrays) -> None:
     chosen = axes("hard", "static", "hyper")
-    problem = chosen.build()
-    params = perturbed(problem)
-    assert directional_error(problem, params, episodes_of(chosen, arrays), list(params)) < 1e-6
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
+    assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6
 
 
 @pytest.mark.slow

@@ -7,10 +7,10 @@ from torch.func import vmap
 
 from raymtl.learners import IMAML
 from raymtl.learners.implicit import conjugate_gradients
-from raymtl.step import meta_gradient
+from raymtl.step.meta_gradient import meta_gradient
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import first
-from tests.test_learners import DIM, Quadratic
+from tests.learners.test_learners import DIM, Quadratic
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -18,7 +18,9 @@ pytestmark = pytest.mark.usefixtures("float64")
 def closed_form(quadratic: Quadratic, start: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     """grad L_Q at phi* = (A + lambda)^-1 (A a + lambda theta), and (I + A/lambda)^-1 of it."""
     eye = torch.eye(DIM)
-    minimum = torch.linalg.solve(quadratic.A + strength * eye, quadratic.A @ quadratic.a + strength * start)
+    minimum = torch.linalg.solve(
+        quadratic.A + strength * eye, quadratic.A @ quadratic.a + strength * start
+    )
     outer = quadratic.B @ (minimum - quadratic.b)
     return outer, torch.linalg.solve(eye + quadratic.A / strength, outer)
 
@@ -27,13 +29,19 @@ def closed_form(quadratic: Quadratic, start: Tensor, strength: float) -> tuple[T
     ("strength", "optimizer", "steps"),
     [(0.3, "sgd", 400), (2.0, "sgd", 200), (20.0, "sgd", 60), (2.0, "momentum", 550)],
 )
-def test_it_equals_the_closed_form_on_a_quadratic(strength: float, optimizer: str, steps: int) -> None:
+def test_it_equals_the_closed_form_on_a_quadratic(
+    strength: float, optimizer: str, steps: int
+) -> None:
     """With momentum it takes longer: its coefficient 0.9 lets an error fall by no more than sqrt(0.9) a step."""
     quadratic = Quadratic()
     rate = 1 / (strength + float(torch.linalg.matrix_norm(quadratic.A, 2)))
-    learner = IMAML(inner_lr=rate, inner_steps=steps, inner_optimizer=optimizer, strength=strength, cg_steps=10)
+    learner = IMAML(
+        inner_lr=rate, inner_steps=steps, inner_optimizer=optimizer, strength=strength, cg_steps=10
+    )
     start, computed = quadratic.meta_gradient(learner)
-    torch.testing.assert_close(computed, closed_form(quadratic, start, strength)[1], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        computed, closed_form(quadratic, start, strength)[1], rtol=1e-10, atol=1e-12
+    )
 
 
 def test_its_error_falls_with_the_steps_and_with_those_of_conjugate_gradients() -> None:
@@ -54,16 +62,22 @@ def test_its_error_falls_with_the_steps_and_with_those_of_conjugate_gradients() 
 
 def test_without_conjugate_gradients_the_gradient_is_that_at_the_fitted_parameters() -> None:
     quadratic = Quadratic()
-    start, computed = quadratic.meta_gradient(IMAML(inner_lr=0.1, inner_steps=400, strength=2.0, cg_steps=0))
-    torch.testing.assert_close(computed, closed_form(quadratic, start, 2.0)[0], rtol=1e-10, atol=1e-12)
+    start, computed = quadratic.meta_gradient(
+        IMAML(inner_lr=0.1, inner_steps=400, strength=2.0, cg_steps=0)
+    )
+    torch.testing.assert_close(
+        computed, closed_form(quadratic, start, 2.0)[0], rtol=1e-10, atol=1e-12
+    )
 
 
 def test_without_steps_it_is_multi_task_training_as_maml(arrays) -> None:
     found = []
     for learner in ("imaml", "maml"):
         chosen = experiment(learner__name=learner, learner__inner_steps=0)
-        problem = chosen.build()
-        found.append(meta_gradient(problem, perturbed(problem), episodes_of(chosen, arrays)).grads)
+        algorithm = chosen.build()
+        found.append(
+            meta_gradient(algorithm, perturbed(algorithm), episodes_of(chosen, arrays)).grads
+        )
     for name, gradient in found[0].items():
         torch.testing.assert_close(gradient, found[1][name], rtol=0, atol=0)
 
@@ -72,21 +86,26 @@ def test_without_steps_it_is_multi_task_training_as_maml(arrays) -> None:
 def test_the_implicit_gradient_is_that_of_what_the_steps_converge_to(sharing: str, arrays) -> None:
     """Of a task's query loss, for the model and for the weighting, whose weights are those of the inner loss."""
     chosen = axes(sharing, "uncertainty", "imaml").override(
-        {"learner.inner_lr": 0.1, "learner.inner_steps": 90, "learner.strength": 3.0, "learner.cg_steps": 30}
+        {
+            "learner.inner_lr": 0.1,
+            "learner.inner_steps": 90,
+            "learner.strength": 3.0,
+            "learner.cg_steps": 30,
+        }
     )
-    problem = chosen.build()
-    for module in list(problem.model.modules()):
+    algorithm = chosen.build()
+    for module in list(algorithm.model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU):  # a minimum on its kink is no stationary point
                 setattr(module, name, nn.Tanh())
-    params = perturbed(problem)
+    params = perturbed(algorithm)
     support, query = first(episodes_of(chosen, arrays))
     generator = torch.Generator().manual_seed(7)
 
     def loss(shift: float, direction: dict[str, Tensor]) -> Tensor:
         moved = {name: value + shift * direction.get(name, 0) for name, value in params.items()}
-        predictions = problem.predict(problem.adapt(moved, support), query.inputs)
-        return problem.tasks[0].loss(predictions["left"], query.targets["left"]).mean()
+        predictions = algorithm.predict(algorithm.adapt(moved, support), query.inputs)
+        return algorithm.tasks[0].loss(predictions["left"], query.targets["left"]).mean()
 
     grads = torch.autograd.grad(loss(0.0, {}), list(params.values()), allow_unused=True)
     found = dict(zip(params, grads, strict=True))
@@ -120,9 +139,14 @@ def test_conjugate_gradients_stay_where_the_curvature_is_not_positive() -> None:
 def test_the_graph_does_not_grow_with_the_steps(arrays) -> None:
     def nodes(name: str, steps: int) -> int:
         chosen = experiment(learner__name=name, learner__inner_steps=steps)
-        problem = chosen.build()
-        adapted = problem.adapt(problem.init_params(), first(episodes_of(chosen, arrays)).support)
-        seen, todo = set(), [value.grad_fn for name, value in adapted.items() if name.startswith("model.")]
+        algorithm = chosen.build()
+        adapted = algorithm.adapt(
+            algorithm.init_params(), first(episodes_of(chosen, arrays)).support
+        )
+        seen, todo = (
+            set(),
+            [value.grad_fn for name, value in adapted.items() if name.startswith("model.")],
+        )
         while todo:
             node = todo.pop()
             if node is not None and node not in seen:
@@ -142,7 +166,9 @@ def test_the_rows_of_several_tasks_add_up_to_the_gradient_of_their_sum(arrays) -
         )
         if weighting == "graddrop":  # lets all of every row pass
             chosen = chosen.override({"weighting.leak": 1.0})
-        problem = chosen.build()
-        found.append(meta_gradient(problem, perturbed(problem), episodes_of(chosen, arrays)).grads)
+        algorithm = chosen.build()
+        found.append(
+            meta_gradient(algorithm, perturbed(algorithm), episodes_of(chosen, arrays)).grads
+        )
     for name, gradient in found[0].items():
         torch.testing.assert_close(gradient, found[1][name], rtol=1e-7, atol=1e-10)

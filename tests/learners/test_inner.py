@@ -8,7 +8,7 @@ import torchopt
 from torch import Tensor, nn
 
 from raymtl.learners.inner import InnerOptimizer, chosen, inner_loop, inner_path
-from raymtl.step import meta_gradient
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import UserError
 from tests.conftest import SHARING, axes, episodes_of, experiment, perturbed
 
@@ -38,7 +38,9 @@ def test_its_optimisers_go_where_those_of_torch_go(
         optimizer.zero_grad()
         bumpy(leaves).backward()
         optimizer.step()
-    found = inner_loop(bumpy, start, {"a": 0.1, "b": 0.1}, 7, first_order=first_order, optimizer=ours)
+    found = inner_loop(
+        bumpy, start, {"a": 0.1, "b": 0.1}, 7, first_order=first_order, optimizer=ours
+    )
     # Adam's 1e-8 is under the root here and beside it there.
     tolerance = 1e-6 if ours == "adam" else 1e-13
     for name, value in leaves.items():
@@ -46,12 +48,16 @@ def test_its_optimisers_go_where_those_of_torch_go(
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
-def test_the_gradient_through_every_optimiser_is_that_of_finite_differences(optimizer: InnerOptimizer) -> None:
+def test_the_gradient_through_every_optimiser_is_that_of_finite_differences(
+    optimizer: InnerOptimizer,
+) -> None:
     def after(a: Tensor, b: Tensor) -> Tensor:
         phi = inner_loop(bumpy, {"a": a, "b": b}, {"a": 0.1, "b": 0.05}, 4, optimizer=optimizer)
         return torch.cat([phi["a"], phi["b"]])
 
-    assert torch.autograd.gradcheck(after, (torch.randn(3).requires_grad_(), torch.randn(3).requires_grad_()))
+    assert torch.autograd.gradcheck(
+        after, (torch.randn(3).requires_grad_(), torch.randn(3).requires_grad_())
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,7 +65,10 @@ def test_the_gradient_through_every_optimiser_is_that_of_finite_differences(opti
     [
         ("sgd", lambda net: torchopt.MetaSGD(net, lr=0.1)),
         ("momentum", lambda net: torchopt.MetaSGD(net, lr=0.1, momentum=0.9)),
-        ("adam", lambda net: torchopt.MetaAdam(net, lr=0.1, betas=(0.0, 0.999), eps=0.0, eps_root=1e-8)),
+        (
+            "adam",
+            lambda net: torchopt.MetaAdam(net, lr=0.1, betas=(0.0, 0.999), eps=0.0, eps_root=1e-8),
+        ),
     ],
 )
 def test_every_place_on_the_path_and_its_gradient_are_those_of_torchopt(
@@ -81,7 +90,10 @@ def test_every_place_on_the_path_and_its_gradient_are_those_of_torchopt(
     for phi in (next(path) for _ in range(6)):
         found, expected = ((at["a"] * at["b"]) @ outer for at in (phi, {"a": net.a, "b": net.b}))
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-        grads = [torch.autograd.grad(value, list(start.values()), retain_graph=True) for value in (found, expected)]
+        grads = [
+            torch.autograd.grad(value, list(start.values()), retain_graph=True)
+            for value in (found, expected)
+        ]
         for ours_, theirs_ in zip(*grads, strict=True):
             torch.testing.assert_close(ours_, theirs_, rtol=1e-10, atol=1e-12)
         optimizer.step(net())
@@ -104,14 +116,22 @@ def test_the_last_pattern_that_a_name_matches_decides() -> None:
 
 
 @pytest.mark.parametrize("sharing", ["hard", "cross_stitch", "mmoe"])
-@pytest.mark.parametrize(("learner", "adapts"), [("anil", ["heads.*"]), ("boil", ["*", "-heads.*"])])
-@pytest.mark.parametrize("values", [{}, {"learner.learn_inner_lr": True}, {"learner.gradient": "checkpointed"}])
-def test_maml_on_the_heads_is_anil_and_on_the_body_boil(sharing, learner: str, adapts, values, arrays) -> None:
+@pytest.mark.parametrize(
+    ("learner", "adapts"), [("anil", ["heads.*"]), ("boil", ["*", "-heads.*"])]
+)
+@pytest.mark.parametrize(
+    "values", [{}, {"learner.learn_inner_lr": True}, {"learner.gradient": "checkpointed"}]
+)
+def test_maml_on_the_heads_is_anil_and_on_the_body_boil(
+    sharing, learner: str, adapts, values, arrays
+) -> None:
     found = []
     for own in ({"learner.name": learner}, {"learner.adapts": adapts}):
         made = axes(sharing, "uncertainty", "maml").override({**own, **values})
-        problem = made.build()
-        found.append(meta_gradient(problem, perturbed(problem), episodes_of(made, arrays)).grads)
+        algorithm = made.build()
+        found.append(
+            meta_gradient(algorithm, perturbed(algorithm), episodes_of(made, arrays)).grads
+        )
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
 
@@ -119,22 +139,34 @@ def test_maml_on_the_heads_is_anil_and_on_the_body_boil(sharing, learner: str, a
 @pytest.mark.parametrize("learner", ["maml", "maml_pp", "meta_sgd", "imaml", "cavia", "proto_maml"])
 def test_what_is_not_adapted_stays_where_it_is(learner: str, arrays) -> None:
     adapts = ["*.bias"] if learner == "cavia" else ["encoders.0.stages.1.*"]
-    made = axes("hard", "static", learner).override({"learner.adapts": [*adapts, "-encoders.0.stages.0.*"]})
-    problem = made.build()
-    params = perturbed(problem)
+    made = axes("hard", "static", learner).override(
+        {"learner.adapts": [*adapts, "-encoders.0.stages.0.*"]}
+    )
+    algorithm = made.build()
+    params = perturbed(algorithm)
     support = episodes_of(made, arrays, count=1).support
-    support = support._replace(inputs=support.inputs[0], targets={n: t[0] for n, t in support.targets.items()})
-    before = problem.adapt(params, support, 0)
-    after = problem.adapt(params, support, 2)
-    moved = {n for n, v in after.items() if n.startswith("model.") and not torch.equal(v, before[n])}
-    assert moved == {n for n in params if n.startswith("model.") and chosen(n[6:], made.learner.adapts)} != set()
+    support = support._replace(
+        inputs=support.inputs[0], targets={n: t[0] for n, t in support.targets.items()}
+    )
+    before = algorithm.adapt(params, support, 0)
+    after = algorithm.adapt(params, support, 2)
+    moved = {
+        n for n, v in after.items() if n.startswith("model.") and not torch.equal(v, before[n])
+    }
+    assert (
+        moved
+        == {n for n in params if n.startswith("model.") and chosen(n[6:], made.learner.adapts)}
+        != set()
+    )
 
 
 @pytest.mark.parametrize("sharing", SHARING)
 def test_a_pattern_that_matches_no_parameter_is_refused_in_every_architecture(sharing: str) -> None:
     made = axes(sharing, "static", "maml")
     made.override({"learner.adapts": ["heads.*"]})
-    with pytest.raises(UserError, match=r"learner.adapts: expected .*'-heads.middle.\*' matches none .* such as "):
+    with pytest.raises(
+        UserError, match=r"learner.adapts: expected .*'-heads.middle.\*' matches none .* such as "
+    ):
         made.override({"learner.adapts": ["heads.*", "-heads.middle.*"]})
     with pytest.raises(UserError, match=r"learner.adapts: .*leave out all"):
         made.override({"learner.adapts": ["heads.*", "-*"]})
@@ -143,4 +175,6 @@ def test_a_pattern_that_matches_no_parameter_is_refused_in_every_architecture(sh
 def test_anil_and_boil_are_named_by_what_they_adapt() -> None:
     for learner in ("anil", "boil"):
         with pytest.raises(UserError, match=r"learner\.adapts"):
-            experiment(learner__name=learner).override({"learner.adapts": ["encoders.*", "heads.*"]})
+            experiment(learner__name=learner).override(
+                {"learner.adapts": ["encoders.*", "heads.*"]}
+            )

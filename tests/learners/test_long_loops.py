@@ -11,11 +11,12 @@ from torch.func import vmap
 from raymtl.learners import MAML
 from raymtl.learners.implicit import implicit, lanczos, through_equal_steps
 from raymtl.learners.inner import inner_loop
-from raymtl.step import HowToRun, Problem, meta_gradient
+from raymtl.step.algorithm import Algorithm
+from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient
 from raymtl.types import Batch, Episode, Params, UserError
 from tests.conftest import axes, episodes_of, experiment, perturbed, with_missing_labels
 from tests.learners.laws import assert_it_survives_saving, assert_vmap_equals_the_loop
-from tests.test_learners import DIM, Quadratic
+from tests.learners.test_learners import DIM, Quadratic
 
 float64 = pytest.mark.usefixtures("float64")
 
@@ -33,21 +34,32 @@ LEARNERS = [
 ]
 
 
-def gradients(chosen, episodes: Episode, how: HowToRun = HowToRun()) -> dict[str, Tensor]:  # noqa: B008
-    problem = chosen.build()
-    return meta_gradient(problem, perturbed(problem), episodes, how=how).grads
+def gradients(
+    chosen, episodes: Episode, execution: ExecutionConfig | None = None
+) -> dict[str, Tensor]:
+    execution = execution or ExecutionConfig()
+    algorithm = chosen.build()
+    return meta_gradient(algorithm, perturbed(algorithm), episodes, execution=execution).grads
 
 
 @float64
 @pytest.mark.parametrize("axis", ["vmap", "loop"])
 @pytest.mark.parametrize(("learner", "values"), LEARNERS)
-def test_recomputed_steps_have_the_unrolled_gradient(learner: str, values: dict, axis: str, arrays) -> None:
+def test_recomputed_steps_have_the_unrolled_gradient(
+    learner: str, values: dict, axis: str, arrays
+) -> None:
     """For the model, the weighting's parameters and learned rates; seven steps are segments of three, three and one."""
-    chosen = axes("cross_stitch", "uncertainty", learner).override({"learner.inner_steps": 7, **values})
+    chosen = axes("cross_stitch", "uncertainty", learner).override(
+        {"learner.inner_steps": 7, **values}
+    )
     episodes = with_missing_labels(episodes_of(chosen, arrays))
-    exact = gradients(chosen, episodes, HowToRun(axis))
-    computed = gradients(chosen.override({"learner.gradient": "checkpointed"}), episodes, HowToRun(axis))
-    assert any(name.startswith("learner.") for name in exact) == any(name.startswith("learner.") for name in computed)
+    exact = gradients(chosen, episodes, ExecutionConfig(axis))
+    computed = gradients(
+        chosen.override({"learner.gradient": "checkpointed"}), episodes, ExecutionConfig(axis)
+    )
+    assert any(name.startswith("learner.") for name in exact) == any(
+        name.startswith("learner.") for name in computed
+    )
     for name, gradient in exact.items():
         torch.testing.assert_close(computed[name], gradient, rtol=1e-10, atol=1e-12)
     weights = [name for name in exact if name.startswith("weighting.")]
@@ -60,19 +72,27 @@ def test_whatever_the_number_of_steps(steps: int, arrays) -> None:
     chosen = experiment(data__tasks=["left", "sum"], learner__inner_steps=steps)
     episodes = episodes_of(chosen, arrays)
     exact = gradients(chosen, episodes)
-    for name, gradient in gradients(chosen.override({"learner.gradient": "checkpointed"}), episodes).items():
+    for name, gradient in gradients(
+        chosen.override({"learner.gradient": "checkpointed"}), episodes
+    ).items():
         torch.testing.assert_close(gradient, exact[name], rtol=1e-10, atol=1e-12)
 
 
 @float64
-@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("weighting", ["random", "graddrop", "gls", "stch"])
-def test_recomputed_steps_weigh_by_the_same_state_and_serve_every_row(weighting: str, passes: int, arrays) -> None:
+def test_recomputed_steps_weigh_by_the_same_state_and_serve_every_row(
+    weighting: str, micro_batches: int, arrays
+) -> None:
     """Though the outer step has moved it, whole numbers included, when they are recomputed."""
     chosen = axes("hard", weighting, "maml")
     episodes = episodes_of(chosen, arrays)
-    exact = gradients(chosen, episodes, HowToRun(passes=passes))
-    computed = gradients(chosen.override({"learner.gradient": "checkpointed"}), episodes, HowToRun(passes=passes))
+    exact = gradients(chosen, episodes, ExecutionConfig(micro_batches=micro_batches))
+    computed = gradients(
+        chosen.override({"learner.gradient": "checkpointed"}),
+        episodes,
+        ExecutionConfig(micro_batches=micro_batches),
+    )
     for name, gradient in exact.items():
         torch.testing.assert_close(computed[name], gradient, rtol=1e-10, atol=1e-12)
 
@@ -81,9 +101,9 @@ def test_recomputed_steps_run_in_the_precision_that_they_ran_in(arrays) -> None:
     """In bfloat16 a step that came back in float32 would be off in the second digit."""
     chosen = experiment(learner__inner_steps=4, data__tasks=["left", "right"])
     episodes = episodes_of(chosen, arrays)
-    how = HowToRun(precision="bfloat16")
-    exact = gradients(chosen, episodes, how)
-    computed = gradients(chosen.override({"learner.gradient": "checkpointed"}), episodes, how)
+    execution = ExecutionConfig(precision="bfloat16")
+    exact = gradients(chosen, episodes, execution)
+    computed = gradients(chosen.override({"learner.gradient": "checkpointed"}), episodes, execution)
     flat = lambda grads: torch.cat([grads[name].flatten() for name in exact])  # noqa: E731
     assert (flat(computed) - flat(exact)).norm() < 2e-3 * flat(exact).norm()
     assert (flat(gradients(chosen, episodes)) - flat(exact)).norm() > 5e-3 * flat(exact).norm()
@@ -92,7 +112,9 @@ def test_recomputed_steps_run_in_the_precision_that_they_ran_in(arrays) -> None:
 @float64
 @pytest.mark.parametrize("gradient", ["checkpointed", "implicit"])
 def test_vmap_equals_the_loop_with_labels_missing(gradient: str, arrays) -> None:
-    assert_vmap_equals_the_loop(axes("hard", "pcgrad", "maml").override({"learner.gradient": gradient}), arrays)
+    assert_vmap_equals_the_loop(
+        axes("hard", "pcgrad", "maml").override({"learner.gradient": gradient}), arrays
+    )
 
 
 @pytest.mark.parametrize("gradient", ["checkpointed", "implicit"])
@@ -102,8 +124,12 @@ def test_an_adapted_model_survives_saving(gradient: str, arrays, tmp_path) -> No
 
 @float64
 @pytest.mark.parametrize("gradient", ["checkpointed", "implicit"])
-@pytest.mark.parametrize(("optimizer", "steps"), [("sgd", 1), ("sgd", 10), ("sgd", 200), ("momentum", 30)])
-def test_on_a_quadratic_both_equal_the_closed_form(gradient: str, optimizer: str, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "steps"), [("sgd", 1), ("sgd", 10), ("sgd", 200), ("momentum", 30)]
+)
+def test_on_a_quadratic_both_equal_the_closed_form(
+    gradient: str, optimizer: str, steps: int
+) -> None:
     """The curvature is the same all along, and in five dimensions five products see all of it."""
     quadratic, alpha = Quadratic(), 0.03
     learner = MAML(inner_lr=alpha, inner_steps=steps, inner_optimizer=optimizer, gradient=gradient)
@@ -116,7 +142,9 @@ def test_on_a_quadratic_both_equal_the_closed_form(gradient: str, optimizer: str
         of_velocity = momentum * of_velocity + quadratic.A @ jacobian
         phi, jacobian = phi - alpha * velocity, jacobian - alpha * of_velocity
     expected = jacobian.T @ quadratic.B @ (phi - quadratic.b)
-    assert torch.linalg.norm(computed - expected) < 1e-10 * torch.linalg.norm(quadratic.B @ (phi - quadratic.b))
+    assert torch.linalg.norm(computed - expected) < 1e-10 * torch.linalg.norm(
+        quadratic.B @ (phi - quadratic.b)
+    )
 
 
 @float64
@@ -125,26 +153,30 @@ def test_on_a_quadratic_the_error_falls_with_the_products() -> None:
     exact = quadratic.meta_gradient(MAML(inner_lr=0.1, inner_steps=20))[1]
     errors = []
     for products in (1, 3, 5):
-        learner = MAML(inner_lr=0.1, inner_steps=20, gradient="implicit", curvature_products=products)
+        learner = MAML(
+            inner_lr=0.1, inner_steps=20, gradient="implicit", curvature_products=products
+        )
         errors.append(float((quadratic.meta_gradient(learner)[1] - exact).norm() / exact.norm()))
     assert errors[0] > 0.01 and errors[0] > 3 * errors[1] > 1e6 * errors[2]
 
 
-def without_kinks(problem: Problem) -> Problem:
-    for module in list(problem.model.modules()):
+def without_kinks(algorithm: Algorithm) -> Algorithm:
+    for module in list(algorithm.model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU):
                 setattr(module, name, nn.Tanh())
-    return problem
+    return algorithm
 
 
-def implicit_error(chosen, arrays, prefix: str, values: dict = {"learner.gradient": "implicit"}) -> float:  # noqa: B006
+def implicit_error(chosen, arrays, prefix: str, values: dict | None = None) -> float:
     """Of the meta-gradient for the parameters under the prefix, against the unrolled one, relatively."""
     found = []
-    for own in (chosen, chosen.override(values)):
-        problem = without_kinks(own.build())
-        grads = meta_gradient(problem, perturbed(problem), episodes_of(own, arrays)).grads
-        found.append(torch.cat([value.flatten() for name, value in grads.items() if name.startswith(prefix)]))
+    for own in (chosen, chosen.override(values or {"learner.gradient": "implicit"})):
+        algorithm = without_kinks(own.build())
+        grads = meta_gradient(algorithm, perturbed(algorithm), episodes_of(own, arrays)).grads
+        found.append(
+            torch.cat([value.flatten() for name, value in grads.items() if name.startswith(prefix)])
+        )
     return float((found[1] - found[0]).norm() / found[0].norm())
 
 
@@ -168,7 +200,9 @@ def test_where_the_loop_arrives_the_implicit_gradient_becomes_exact(momentum: fl
         exact = find({"phi": theta}, {"w": w}, support)["phi"]
         arrived = implicit(loss, find, back, {"phi": theta}, {"w": w}, support)["phi"]
         assert torch.equal(arrived, exact)
-        expected, computed = (torch.autograd.grad(phi @ outer, (theta, w)) for phi in (exact, arrived))
+        expected, computed = (
+            torch.autograd.grad(phi @ outer, (theta, w)) for phi in (exact, arrived)
+        )
         return tuple(float((c - e).norm()) for c, e in zip(computed, expected, strict=True))
 
     few, more, most = errors(5), errors(60), errors(500)
@@ -182,7 +216,9 @@ def test_on_the_way_the_implicit_gradient_is_nearer_than_that_of_first_order(
     learner: str, bound: float, arrays
 ) -> None:
     """Ten steps of 0.05: a quarter of the error, which is stated so that it cannot grow unseen."""
-    chosen = axes("hard", "uncertainty", learner).override({"learner.inner_steps": 10, "train.meta_batch": 2})
+    chosen = axes("hard", "uncertainty", learner).override(
+        {"learner.inner_steps": 10, "train.meta_batch": 2}
+    )
     error = implicit_error(chosen, arrays, "model.")
     assert error < bound
     assert error < implicit_error(chosen, arrays, "model.", {"learner.first_order": True}) / 4
@@ -212,8 +248,12 @@ def test_the_krylov_basis_is_orthonormal_and_ends_where_nothing_is_new() -> None
     basis, curvature = vmap(lambda b: lanczos(lambda x: matrix @ x, b, 6))(b)
     torch.testing.assert_close(basis[1] @ basis[1].T, torch.eye(6))
     torch.testing.assert_close(torch.linalg.eigvalsh(curvature[1]), values)
-    torch.testing.assert_close(basis[0] @ basis[0].T, torch.diag(torch.tensor([1.0, 1, 0, 0, 0, 0])))
-    torch.testing.assert_close(torch.linalg.eigvalsh(curvature[0][:2, :2]), torch.tensor([1.0, 4.0]))
+    torch.testing.assert_close(
+        basis[0] @ basis[0].T, torch.diag(torch.tensor([1.0, 1, 0, 0, 0, 0]))
+    )
+    torch.testing.assert_close(
+        torch.linalg.eigvalsh(curvature[0][:2, :2]), torch.tensor([1.0, 4.0])
+    )
     assert not basis[2].any() and not curvature[2].any()
 
 
@@ -221,7 +261,9 @@ def test_the_krylov_basis_is_orthonormal_and_ends_where_nothing_is_new() -> None
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 @pytest.mark.parametrize("gradient", ["checkpointed", "implicit"])
 @pytest.mark.parametrize("axis", ["vmap", "loop"])
-def test_two_hundred_steps_of_a_conv_net_fit_in_the_memory_of_five(axis: str, gradient: str) -> None:
+def test_two_hundred_steps_of_a_conv_net_fit_in_the_memory_of_five(
+    axis: str, gradient: str
+) -> None:
     def peak(gradient: str, steps: int) -> float:
         command = [sys.executable, "-m", "tests.learners.peak_memory", gradient, str(steps), axis]
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout

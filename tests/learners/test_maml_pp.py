@@ -6,7 +6,7 @@ from torch import Tensor
 
 from raymtl.config import Experiment
 from raymtl.learners import MAMLPlusPlus
-from raymtl.step import look_back, meta_gradient
+from raymtl.step.meta_gradient import meta_gradient, update_after_step
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
     directional_error,
@@ -18,13 +18,19 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 def grads_of(chosen: Experiment, arrays, step: int = 0) -> dict[str, Tensor]:
     """At a perturbed model and the learner's own initial rates."""
-    problem = chosen.build()
-    model = {name: value for name, value in perturbed(problem).items() if name.startswith("model.")}
-    return meta_gradient(problem, {**problem.init_params(), **model}, episodes_of(chosen, arrays), step=step).grads
+    algorithm = chosen.build()
+    model = {
+        name: value for name, value in perturbed(algorithm).items() if name.startswith("model.")
+    }
+    return meta_gradient(
+        algorithm, {**algorithm.init_params(), **model}, episodes_of(chosen, arrays), step=step
+    ).grads
 
 
 def plus_plus(**values) -> Experiment:
-    return experiment(learner__name="maml_pp", **{f"learner__{key}": value for key, value in values.items()})
+    return experiment(
+        learner__name="maml_pp", **{f"learner__{key}": value for key, value in values.items()}
+    )
 
 
 def assert_models_agree(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -37,7 +43,9 @@ def assert_models_agree(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> N
 def test_once_annealed_it_is_fomaml_and_then_maml(step: int, first_order: bool, arrays) -> None:
     """The rates of one tensor, equal in all steps, have gradients that sum to that of maml's one rate."""
     ours = grads_of(plus_plus(multi_step_until=5, first_order_until=10), arrays, step)
-    theirs = grads_of(experiment(learner__learn_inner_lr=True, learner__first_order=first_order), arrays)
+    theirs = grads_of(
+        experiment(learner__learn_inner_lr=True, learner__first_order=first_order), arrays
+    )
     assert_models_agree(ours, theirs)
     for name, gradient in theirs.items():
         if name.startswith("learner."):
@@ -46,10 +54,19 @@ def test_once_annealed_it_is_fomaml_and_then_maml(step: int, first_order: bool, 
 
 
 @pytest.mark.parametrize("first_order", [False, True])
-def test_at_first_it_is_the_mean_of_maml_with_one_two_and_three_steps(first_order: bool, arrays) -> None:
-    ours = grads_of(plus_plus(multi_step_until=8, first_order_until=8 if first_order else 0), arrays, step=0)
-    each = [grads_of(experiment(learner__inner_steps=k, learner__first_order=first_order), arrays) for k in (1, 2, 3)]
-    assert_models_agree(ours, {name: torch.stack([grads[name] for grads in each]).mean(0) for name in each[0]})
+def test_at_first_it_is_the_mean_of_maml_with_one_two_and_three_steps(
+    first_order: bool, arrays
+) -> None:
+    ours = grads_of(
+        plus_plus(multi_step_until=8, first_order_until=8 if first_order else 0), arrays, step=0
+    )
+    each = [
+        grads_of(experiment(learner__inner_steps=k, learner__first_order=first_order), arrays)
+        for k in (1, 2, 3)
+    ]
+    assert_models_agree(
+        ours, {name: torch.stack([grads[name] for grads in each]).mean(0) for name in each[0]}
+    )
 
 
 def test_the_weights_of_the_steps_sum_to_one_and_pass_to_the_last() -> None:
@@ -57,47 +74,55 @@ def test_the_weights_of_the_steps_sum_to_one_and_pass_to_the_last() -> None:
     found = torch.tensor([learner.step_weights(step) for step in (0, 50, 75, 99, 100, 10**6)])
     torch.testing.assert_close(found.sum(1), torch.ones(6))
     torch.testing.assert_close(found[:, 0], torch.tensor([0.25, 0.125, 0.0625, 0.0025, 0.0, 0.0]))
-    assert (found[:, :3] == found[:, :1]).all() and found[-1].tolist() == found[-2].tolist() == [0, 0, 0, 1]
+    assert (found[:, :3] == found[:, :1]).all() and found[-1].tolist() == found[-2].tolist() == [
+        0,
+        0,
+        0,
+        1,
+    ]
     assert MAMLPlusPlus(inner_steps=1).step_weights(0) == [1.0]
     assert MAMLPlusPlus(multi_step_until=0).step_weights(0) == [0, 0, 1]
 
 
 def test_each_step_has_its_rate_and_further_steps_that_of_the_last(arrays) -> None:
     chosen = plus_plus(inner_steps=3)
-    problem = chosen.build()
-    params = perturbed(problem, 0.5)
+    algorithm = chosen.build()
+    params = perturbed(algorithm, 0.5)
     support, _ = first(episodes_of(chosen, arrays))
     expected = {name: value for name, value in params.items() if name.startswith("model.")}
     for step in (0, 1, 2, 2, 2):
-        loss = problem.objective(params, problem.predict(expected, support.inputs), support)
+        loss = algorithm.objective(params, algorithm.predict(expected, support.inputs), support)
         slopes = torch.autograd.grad(loss, list(expected.values()))
         expected = {
-            name: value - params[name.replace("model.", "learner.log_inner_lr.", 1)][step].exp() * slope
+            name: value
+            - params[name.replace("model.", "learner.log_inner_lr.", 1)][step].exp() * slope
             for (name, value), slope in zip(expected.items(), slopes, strict=True)
         }
-    adapted = problem.adapt(params, support, steps=5)
+    adapted = algorithm.adapt(params, support, steps=5)
     for name, value in expected.items():
         torch.testing.assert_close(adapted[name], value, rtol=1e-11, atol=1e-13)
-    assert problem.adapt(params, support, steps=0) == params
+    assert algorithm.adapt(params, support, steps=0) == params
 
 
 def test_the_meta_gradient_equals_finite_differences_while_the_weights_anneal(arrays) -> None:
     """At step 0 of a second-order start: weights of 1/3 each, rates of every step included."""
     chosen = plus_plus(first_order_until=0)
-    problem = chosen.build()
-    params = perturbed(problem)
-    assert directional_error(problem, params, episodes_of(chosen, arrays), list(params)) < 1e-6
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
+    assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6
 
 
 def test_looking_back_judges_the_same_steps_as_looking_forward(arrays) -> None:
     """Where nothing moved, the losses after the move are those before."""
     chosen = axes("hard", "famo", "maml_pp")
-    problem = chosen.build()
-    params, episodes = perturbed(problem), episodes_of(chosen, arrays)
+    algorithm = chosen.build()
+    params, episodes = perturbed(algorithm), episodes_of(chosen, arrays)
     seen = {}
     for step in (0, 10**6):
-        meta = meta_gradient(problem, params, episodes, step=step)
-        problem.weighting.observe = lambda before, after, tasks, step=step: seen.update({step: (before, after)})
-        look_back(problem, params, episodes, meta, step=step)
+        meta = meta_gradient(algorithm, params, episodes, step=step)
+        algorithm.weighting.observe = lambda before, after, tasks, step=step: seen.update(
+            {step: (before, after)}
+        )
+        update_after_step(algorithm, params, episodes, meta, step=step)
         torch.testing.assert_close(*seen[step], rtol=1e-12, atol=1e-13)
     assert not torch.allclose(seen[0][0], seen[10**6][0], rtol=1e-3)

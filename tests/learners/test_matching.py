@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from raymtl.config import Experiment
 from raymtl.learners import Matching
 from raymtl.learners.classes import BELOW
-from raymtl.step import HowToRun, Problem, meta_gradient
+from raymtl.step.algorithm import Algorithm
+from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient
 from raymtl.types import Batch, Task
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
@@ -27,23 +28,29 @@ def matching(sharing: str = "hard", weighting: str = "static", **values) -> Expe
     return axes(sharing, weighting, "matching").override(own)
 
 
-def features(problem: Problem, params: dict[str, Tensor], inputs: Tensor, name: str) -> Tensor:
+def features(algorithm: Algorithm, params: dict[str, Tensor], inputs: Tensor, name: str) -> Tensor:
     own = {n.removeprefix("model."): v for n, v in params.items() if n.startswith("model.")}
-    return torch.func.functional_call(problem.model, own, (inputs,), {"output": "features"})[name]
+    return torch.func.functional_call(algorithm.model, own, (inputs,), {"output": "features"})[name]
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0])
 @pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
-def test_a_probability_is_the_attention_on_the_examples_of_the_class(sharing: str, scale: float, arrays) -> None:
+def test_a_probability_is_the_attention_on_the_examples_of_the_class(
+    sharing: str, scale: float, arrays
+) -> None:
     chosen = matching(sharing, scale=scale)
-    problem = chosen.build()
-    params = perturbed(problem)
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     support, query = first(episodes_of(chosen, arrays))
-    predictions = problem.predict(problem.adapt(params, support), query.inputs)
+    predictions = algorithm.predict(algorithm.adapt(params, support), query.inputs)
     for name, logits in predictions.items():
-        known = features(problem, params, support.inputs, name)
-        for asked, found in zip(features(problem, params, query.inputs, name), logits, strict=True):
-            strength = [(scale * torch.dot(asked, k) / (asked.norm() * k.norm())).item() for k in known]
+        known = features(algorithm, params, support.inputs, name)
+        for asked, found in zip(
+            features(algorithm, params, query.inputs, name), logits, strict=True
+        ):
+            strength = [
+                (scale * torch.dot(asked, k) / (asked.norm() * k.norm())).item() for k in known
+            ]
             attention = torch.tensor(strength).softmax(0)
             expected = torch.zeros(10)
             for weight, label in zip(attention, support.targets[name], strict=True):
@@ -55,15 +62,17 @@ def test_a_probability_is_the_attention_on_the_examples_of_the_class(sharing: st
 def test_the_output_is_in_the_simplex(full_context: bool, arrays) -> None:
     """Also where a class is not shown, and where none is."""
     chosen = matching(full_context=full_context)
-    problem = chosen.build()
+    algorithm = chosen.build()
     support, query = first(episodes_of(chosen, arrays))
     nothing = torch.zeros(len(support.inputs), dtype=torch.bool)
     support = support._replace(masks={"left": support.targets["left"] != 3, "right": nothing})
-    predictions = problem.predict(problem.adapt(perturbed(problem), support), query.inputs)
+    predictions = algorithm.predict(algorithm.adapt(perturbed(algorithm), support), query.inputs)
     for logits in predictions.values():
         probabilities = logits.exp()
         assert (probabilities >= 0).all()
-        torch.testing.assert_close(probabilities.sum(-1), torch.ones(len(logits)), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            probabilities.sum(-1), torch.ones(len(logits)), rtol=0, atol=1e-12
+        )
     shown = torch.cat([predictions["left"][:, :3], predictions["left"][:, 4:]], dim=1)
     torch.testing.assert_close(predictions["left"][:, 3], shown.amin(1) - BELOW)
     torch.testing.assert_close(predictions["right"].exp(), torch.full((len(query.inputs), 10), 0.1))
@@ -72,12 +81,15 @@ def test_the_output_is_in_the_simplex(full_context: bool, arrays) -> None:
 @pytest.mark.parametrize("full_context", [False, True])
 def test_the_support_order_matters_in_full_context_alone(full_context: bool, arrays) -> None:
     chosen = matching("cross_stitch", full_context=full_context)
-    problem = chosen.build()
-    params = perturbed(problem, scale=0.3)
+    algorithm = chosen.build()
+    params = perturbed(algorithm, scale=0.3)
     support, query = first(episodes_of(chosen, arrays))
     order = torch.randperm(len(support.inputs))
     other = Batch(support.inputs[order], {n: t[order] for n, t in support.targets.items()}, {})
-    one, two = (problem.predict(problem.adapt(params, s), query.inputs)["left"] for s in (support, other))
+    one, two = (
+        algorithm.predict(algorithm.adapt(params, s), query.inputs)["left"]
+        for s in (support, other)
+    )
     if full_context:
         assert (one - two).abs().max() > 1e-4
     else:
@@ -88,21 +100,23 @@ def test_full_context_starts_as_the_plain_network(arrays) -> None:
     found = []
     for full_context in (False, True):
         chosen = matching(full_context=full_context)
-        problem = chosen.build()
+        algorithm = chosen.build()
         support, query = first(episodes_of(chosen, arrays))
-        params = {**problem.init_params()}
+        params = {**algorithm.init_params()}
         assert any(name.startswith("learner.") for name in params) == full_context
-        found.append(problem.predict(problem.adapt(params, support), query.inputs)["left"])
+        found.append(algorithm.predict(algorithm.adapt(params, support), query.inputs)["left"])
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
 
 
 def test_full_context_is_what_torchs_lstms_compute(arrays) -> None:
     chosen = matching(full_context=True, reads=3)
-    problem = chosen.build()
-    params = perturbed(problem, scale=0.3)
+    algorithm = chosen.build()
+    params = perturbed(algorithm, scale=0.3)
     support, query = first(episodes_of(chosen, arrays))
-    predicted = problem.predict(problem.adapt(params, support), query.inputs)["right"]
-    known, asked = (features(problem, params, batch.inputs, "right") for batch in (support, query))
+    predicted = algorithm.predict(algorithm.adapt(params, support), query.inputs)["right"]
+    known, asked = (
+        features(algorithm, params, batch.inputs, "right") for batch in (support, query)
+    )
     width = known.shape[1]
     both = nn.LSTM(width, width, bidirectional=True)
     read = nn.LSTMCell(width, 2 * width)
@@ -123,7 +137,10 @@ def test_full_context_is_what_torchs_lstms_compute(arrays) -> None:
             getattr(read, theirs).data[2 * width * gate : 2 * width * gate + width] = mine[
                 width * gate : width * (gate + 1)
             ]
-    read.weight_hh.data, read.bias_hh.data = torch.zeros(8 * width, 2 * width), torch.zeros(8 * width)
+    read.weight_hh.data, read.bias_hh.data = (
+        torch.zeros(8 * width, 2 * width),
+        torch.zeros(8 * width),
+    )
     for gate in range(4):
         mine = params["learner.read.right.hidden"].detach()[width * gate : width * (gate + 1)]
         read.weight_hh.data[2 * width * gate : 2 * width * gate + width] = mine
@@ -140,22 +157,24 @@ def test_full_context_is_what_torchs_lstms_compute(arrays) -> None:
 @pytest.mark.parametrize("own", ["forward", "backward", "read", ""])
 def test_the_meta_gradient_equals_finite_differences(own: str, arrays) -> None:
     chosen = matching(full_context=True, reads=2)
-    problem = chosen.build()
-    params = perturbed(problem, scale=0.3)
+    algorithm = chosen.build()
+    params = perturbed(algorithm, scale=0.3)
     names = [name for name in params if not own or name.startswith(f"learner.{own}.")]
-    assert directional_error(problem, params, episodes_of(chosen, arrays), names) < 1e-6
+    assert directional_error(algorithm, params, episodes_of(chosen, arrays), names) < 1e-6
 
 
 def test_the_plain_meta_gradient_equals_finite_differences(arrays) -> None:
     chosen = matching()
-    problem = chosen.build()
-    params = perturbed(problem)
-    assert directional_error(problem, params, episodes_of(chosen, arrays), list(params)) < 1e-6
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
+    assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6
 
 
 @CONTEXT
 def test_unlabelled_examples_have_no_say(full_context: bool, arrays) -> None:
-    assert_unlabelled_examples_have_no_say(matching("cross_stitch", full_context=full_context), arrays)
+    assert_unlabelled_examples_have_no_say(
+        matching("cross_stitch", full_context=full_context), arrays
+    )
 
 
 def test_it_says_which_task_it_cannot_learn() -> None:
@@ -167,12 +186,18 @@ def test_it_says_which_task_it_cannot_learn() -> None:
 
 
 def test_full_context_runs_in_bfloat16(arrays) -> None:
-    """The plain network does in tests/test_step.py; the LSTMs stay in the precision of the parameters."""
+    """The plain network does in tests/step/test_meta_gradient.py; the LSTMs stay in the precision of the parameters."""
     torch.set_default_dtype(torch.float32)
     chosen = matching(full_context=True)
-    problem = chosen.build()
-    params, episodes = perturbed(problem), episodes_of(chosen, arrays)
-    half, whole = (meta_gradient(problem, params, episodes, how=HowToRun(precision=p)) for p in ("bfloat16", "float32"))
+    algorithm = chosen.build()
+    params, episodes = perturbed(algorithm), episodes_of(chosen, arrays)
+    half, whole = (
+        meta_gradient(algorithm, params, episodes, execution=ExecutionConfig(precision=p))
+        for p in ("bfloat16", "float32")
+    )
     torch.testing.assert_close(half.losses, whole.losses, rtol=0.05, atol=0.05)
     assert not torch.equal(half.losses, whole.losses)
-    assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in half.grads.values())
+    assert all(
+        gradient.dtype == torch.float32 and gradient.isfinite().all()
+        for gradient in half.grads.values()
+    )

@@ -26,7 +26,9 @@ HEADS = pytest.mark.parametrize("head", ["svm", "ridge"])
 
 
 def metaopt(sharing: str = "hard", weighting: str = "static", **values) -> Experiment:
-    return axes(sharing, weighting, "metaopt").override({f"learner.{key}": value for key, value in values.items()})
+    return axes(sharing, weighting, "metaopt").override(
+        {f"learner.{key}": value for key, value in values.items()}
+    )
 
 
 def examples(num: int, classes: int, width: int) -> tuple[Tensor, Tensor]:
@@ -48,9 +50,11 @@ def test_the_svm_is_within_its_bound_of_the_one_that_cvxpy_finds(width: int, cos
     scores = x.numpy() @ free
     own = cvxpy.sum(cvxpy.multiply(y.numpy(), scores), axis=1, keepdims=True)
     margins = cvxpy.max(1 - y.numpy() + scores - own @ np.ones((1, 3)), axis=1)
-    problem = cvxpy.Problem(cvxpy.Minimize(0.5 * cvxpy.sum_squares(free) + cost * cvxpy.sum(margins)))
-    problem.solve(solver=cvxpy.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
-    excess = float(primal_loss(weight, x, y, cost)) - problem.value
+    algorithm = cvxpy.Algorithm(
+        cvxpy.Minimize(0.5 * cvxpy.sum_squares(free) + cost * cvxpy.sum(margins))
+    )
+    algorithm.solve(solver=cvxpy.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
+    excess = float(primal_loss(weight, x, y, cost)) - algorithm.value
     bound = cost * 9 * 3 * CENTRAL
     assert -1e-8 < excess < 1.01 * bound
     # The loss is strongly convex with modulus 1: its excess bounds the distance.
@@ -59,21 +63,27 @@ def test_the_svm_is_within_its_bound_of_the_one_that_cvxpy_finds(width: int, cos
 
 @pytest.mark.parametrize("cost", [0.01, 0.1, 1.0, 100.0])
 @pytest.mark.parametrize(("num", "classes", "width"), [(10, 10, 8), (20, 5, 64), (50, 10, 16)])
-def test_the_solution_keeps_the_conditions_of_the_central_path(num: int, classes: int, width: int, cost: float) -> None:
+def test_the_solution_keeps_the_conditions_of_the_central_path(
+    num: int, classes: int, width: int, cost: float
+) -> None:
     """P > 0 with rows of sum 1, Z = CENTRAL / P, and the gradient less Z the same for all classes of an example."""
     x, y = examples(num, classes, width)
     p = dual(x @ x.T, y, cost, 20)
     assert (p > 0).all()
     torch.testing.assert_close(p.sum(1), torch.ones(num), rtol=0, atol=1e-12)
     gradient = cost * x @ (x.T @ (p - y)) + y - CENTRAL / p
-    assert (gradient - gradient.mean(1, keepdim=True)).abs().max() < 1e-7 * (1 + cost * x.square().sum())
+    assert (gradient - gradient.mean(1, keepdim=True)).abs().max() < 1e-7 * (
+        1 + cost * x.square().sum()
+    )
 
 
 def test_classes_that_are_not_shown_take_no_part() -> None:
     x, y = examples(8, 4, 6)
     wide = torch.cat([y[:, :2], torch.zeros(8, 3), y[:, 2:]], dim=1)
     p = dual(x @ x.T, wide, 0.5, 20)
-    torch.testing.assert_close(p[:, [0, 1, 5, 6]], dual(x @ x.T, y, 0.5, 20), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        p[:, [0, 1, 5, 6]], dual(x @ x.T, y, 0.5, 20), rtol=1e-10, atol=1e-12
+    )
     assert not p[:, 2:5].any()
 
 
@@ -82,12 +92,16 @@ def test_one_class_alone_or_none_gives_the_head_0() -> None:
     for y in (torch.tensor([[0.0, 1.0]]).expand(4, 2), torch.zeros(4, 2)):
         p = dual(torch.where(y.any(1)[:, None], x @ x.T, 0.0), y, 0.1, 20)
         assert p.isfinite().all()
-        torch.testing.assert_close(y.any(1)[:, None] * (y - p), torch.zeros(4, 2), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            y.any(1)[:, None] * (y - p), torch.zeros(4, 2), rtol=0, atol=1e-12
+        )
 
 
 def test_the_gradient_of_the_dual_equals_finite_differences() -> None:
     x, y = examples(8, 4, 6)
-    assert torch.autograd.gradcheck(lambda x: dual(x @ x.T, y, 0.7, 20), x.requires_grad_(), atol=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda x: dual(x @ x.T, y, 0.7, 20), x.requires_grad_(), atol=1e-6
+    )
 
 
 def test_the_gradient_does_not_depend_on_how_many_steps_led_there() -> None:
@@ -96,29 +110,37 @@ def test_the_gradient_does_not_depend_on_how_many_steps_led_there() -> None:
     found = []
     for iterations in (20, 40):
         leaf = x.clone().requires_grad_()
-        found.append(torch.autograd.grad((direction * dual(leaf @ leaf.T, y, 0.7, iterations)).sum(), leaf)[0])
+        found.append(
+            torch.autograd.grad((direction * dual(leaf @ leaf.T, y, 0.7, iterations)).sum(), leaf)[
+                0
+            ]
+        )
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)
 
 
 def test_in_float32_it_is_what_it_is_in_float64() -> None:
     x, y = examples(50, 10, 64)
     exact = dual(x @ x.T, y, 0.1, 20)
-    torch.testing.assert_close(dual((x @ x.T).float(), y.float(), 0.1, 20).double(), exact, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        dual((x @ x.T).float(), y.float(), 0.1, 20).double(), exact, rtol=1e-3, atol=1e-5
+    )
 
 
 def test_the_ridge_head_is_the_closed_form(arrays) -> None:
     chosen = metaopt(head="ridge", cost=0.25)
-    problem = chosen.build()
-    params = perturbed(problem)
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     support, query = first(episodes_of(chosen, arrays))
     own = {n.removeprefix("model."): v for n, v in params.items() if n.startswith("model.")}
     x, asked = (
-        torch.func.functional_call(problem.model, own, (of.inputs,), {"output": "features"})["left"]
+        torch.func.functional_call(algorithm.model, own, (of.inputs,), {"output": "features"})[
+            "left"
+        ]
         for of in (support, query)
     )
     head = primal(x, F.one_hot(support.targets["left"], 10).double(), torch.tensor(4.0))
     expected = params["learner.scale.left"] * (asked @ head)
-    found = problem.predict(problem.adapt(params, support), query.inputs)["left"]
+    found = algorithm.predict(algorithm.adapt(params, support), query.inputs)["left"]
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
@@ -126,32 +148,35 @@ def test_the_ridge_head_is_the_closed_form(arrays) -> None:
 @pytest.mark.parametrize("own", ["learner.scale.", ""])
 def test_the_meta_gradient_equals_finite_differences(own: str, head: str, arrays) -> None:
     chosen = metaopt(head=head, cost=1.0)
-    problem = chosen.build()
-    params = perturbed(problem)
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     names = [name for name in params if name.startswith(own)]
-    assert directional_error(problem, params, episodes_of(chosen, arrays), names) < 1e-6
+    assert directional_error(algorithm, params, episodes_of(chosen, arrays), names) < 1e-6
 
 
 @HEADS
 def test_the_support_order_does_not_matter(head: str, arrays) -> None:
     chosen = metaopt("cross_stitch", head=head)
-    problem = chosen.build()
-    params = perturbed(problem)
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     support, query = first(episodes_of(chosen, arrays))
     order = torch.randperm(len(support.inputs))
     other = Batch(support.inputs[order], {n: t[order] for n, t in support.targets.items()}, {})
-    one, two = (problem.predict(problem.adapt(params, s), query.inputs)["left"] for s in (support, other))
+    one, two = (
+        algorithm.predict(algorithm.adapt(params, s), query.inputs)["left"]
+        for s in (support, other)
+    )
     torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-11)
 
 
 @HEADS
 def test_absent_classes_are_the_least_likely_and_no_label_says_nothing(head: str, arrays) -> None:
     chosen = metaopt(head=head)
-    problem = chosen.build()
+    algorithm = chosen.build()
     support, query = first(episodes_of(chosen, arrays))
     nothing = torch.zeros(len(support.inputs), dtype=torch.bool)
     support = support._replace(masks={"left": support.targets["left"] != 3, "right": nothing})
-    predictions = problem.predict(problem.adapt(perturbed(problem), support), query.inputs)
+    predictions = algorithm.predict(algorithm.adapt(perturbed(algorithm), support), query.inputs)
     logits = predictions["left"]
     shown = torch.cat([logits[:, :3], logits[:, 4:]], dim=1)
     torch.testing.assert_close(logits[:, 3], shown.amin(1) - BELOW)

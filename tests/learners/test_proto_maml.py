@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from raymtl.learners import ProtoMAML
 from raymtl.learners.classes import BELOW
-from raymtl.step import meta_gradient
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import Task
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
@@ -28,9 +28,9 @@ def test_without_steps_it_is_protonet(sharing: str, arrays) -> None:
     support = support._replace(masks={"left": support.targets["left"] != 3})
     found = []
     for chosen in (ours, theirs):
-        problem = chosen.build()
-        params = perturbed(problem)
-        predictions = problem.predict(problem.adapt(params, support), query.inputs)
+        algorithm = chosen.build()
+        params = perturbed(algorithm)
+        predictions = algorithm.predict(algorithm.adapt(params, support), query.inputs)
         found.append({name: logits.log_softmax(-1) for name, logits in predictions.items()})
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-12, atol=1e-12)
@@ -38,15 +38,22 @@ def test_without_steps_it_is_protonet(sharing: str, arrays) -> None:
 
 def test_without_steps_its_meta_gradient_is_that_of_protonet(arrays) -> None:
     found = []
-    for values in ({"learner__name": "proto_maml", "learner__inner_steps": 0}, {"learner__name": "protonet"}):
+    for values in (
+        {"learner__name": "proto_maml", "learner__inner_steps": 0},
+        {"learner__name": "protonet"},
+    ):
         chosen = experiment(data__tasks=["left", "right"], **values)
-        problem = chosen.build()
-        found.append(meta_gradient(problem, perturbed(problem), episodes_of(chosen, arrays)).grads)
+        algorithm = chosen.build()
+        found.append(
+            meta_gradient(algorithm, perturbed(algorithm), episodes_of(chosen, arrays)).grads
+        )
     for name, gradient in found[0].items():
         torch.testing.assert_close(gradient, found[1][name], rtol=1e-10, atol=1e-12)
 
 
-def by_hand(encoder: nn.Module, inputs: Tensor, labels: Tensor, queries: Tensor, first_order: bool) -> Tensor:
+def by_hand(
+    encoder: nn.Module, inputs: Tensor, labels: Tensor, queries: Tensor, first_order: bool
+) -> Tensor:
     """Two steps of rate 0.1 on one task, each written down; query logits."""
     features = encoder(inputs)
     # Nodes of their own: the inner gradient does not run through the prototypes, the outer one does.
@@ -68,10 +75,10 @@ def by_hand(encoder: nn.Module, inputs: Tensor, labels: Tensor, queries: Tensor,
 def test_it_equals_a_loop_written_by_hand(first_order: bool, arrays) -> None:
     chosen = experiment(data__tasks=["left"], learner__name="proto_maml", learner__inner_steps=2,
                         learner__inner_lr=0.1, learner__first_order=first_order)  # fmt: skip
-    problem = chosen.build()
-    params = perturbed(problem)
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     episodes = episodes_of(chosen, arrays)
-    computed = meta_gradient(problem, params, episodes)
+    computed = meta_gradient(algorithm, params, episodes)
     encoder = chosen.encoder.build(chosen.data.input_shape)
     with torch.no_grad():
         for name, value in encoder.named_parameters():
@@ -85,24 +92,26 @@ def test_it_equals_a_loop_written_by_hand(first_order: bool, arrays) -> None:
     torch.testing.assert_close(computed.losses[0], total.detach(), rtol=1e-10, atol=1e-12)
     grads = torch.autograd.grad(total, list(encoder.parameters()))
     for (name, _), gradient in zip(encoder.named_parameters(), grads, strict=True):
-        torch.testing.assert_close(computed.grads[f"model.encoders.0.{name}"], gradient, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            computed.grads[f"model.encoders.0.{name}"], gradient, rtol=1e-10, atol=1e-12
+        )
 
 
 def test_the_meta_gradient_equals_finite_differences(arrays) -> None:
     chosen = experiment(data__tasks=["left", "right"], learner__name="proto_maml", learner__inner_steps=2,
                         learner__learn_inner_lr=True)  # fmt: skip
-    problem = chosen.build()
-    params = perturbed(problem)
-    assert directional_error(problem, params, episodes_of(chosen, arrays), list(params)) < 1e-6
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
+    assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6
 
 
 def test_a_class_that_is_not_shown_stays_the_least_likely_through_the_steps(arrays) -> None:
     chosen = axes("hard", "static", "proto_maml").override({"learner.inner_steps": 3})
-    problem = chosen.build()
+    algorithm = chosen.build()
     support, query = first(episodes_of(chosen, arrays))
     support = support._replace(masks={"left": support.targets["left"] != 3})
-    adapted = problem.adapt(perturbed(problem), support)
-    logits = problem.predict(adapted, query.inputs)["left"]
+    adapted = algorithm.adapt(perturbed(algorithm), support)
+    logits = algorithm.predict(adapted, query.inputs)["left"]
     shown = torch.cat([logits[:, :3], logits[:, 4:]], dim=1)
     torch.testing.assert_close(logits[:, 3], shown.amin(1) - BELOW)
     assert not adapted["model.heads.left.weight"][3].any()
@@ -110,18 +119,18 @@ def test_a_class_that_is_not_shown_stays_the_least_likely_through_the_steps(arra
 
 def test_a_task_without_any_label_scores_all_classes_alike(arrays) -> None:
     chosen = axes("hard", "static", "proto_maml")
-    problem = chosen.build()
+    algorithm = chosen.build()
     support, query = first(episodes_of(chosen, arrays))
     support = support._replace(masks={"left": torch.zeros(len(support.inputs), dtype=torch.bool)})
-    predictions = problem.predict(problem.adapt(perturbed(problem), support), query.inputs)
+    predictions = algorithm.predict(algorithm.adapt(perturbed(algorithm), support), query.inputs)
     assert not predictions["left"].any()
     assert predictions["right"].isfinite().all() and predictions["right"].any()
 
 
 def test_the_models_own_heads_have_no_say(arrays) -> None:
     chosen = axes("hard", "static", "proto_maml")
-    problem = chosen.build()
-    grads = meta_gradient(problem, perturbed(problem), episodes_of(chosen, arrays)).grads
+    algorithm = chosen.build()
+    grads = meta_gradient(algorithm, perturbed(algorithm), episodes_of(chosen, arrays)).grads
     assert not any(gradient.any() for name, gradient in grads.items() if ".heads." in name)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from raymtl.learners import R2D2, r2d2
 from raymtl.learners.classes import BELOW
-from raymtl.step import meta_gradient
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.tasks import binary, regression, segmentation
 from raymtl.types import Batch, Task
 from tests.conftest import axes, episodes_of, experiment, perturbed
@@ -22,7 +22,9 @@ pytestmark = pytest.mark.usefixtures("float64")
 def least_squares(x: Tensor, y: Tensor, ridge: float) -> Tensor:
     """The ridge solution as the least squares of [X; sqrt(ridge) I] W = [Y; 0], which no form of ours solves."""
     rows = torch.cat([x, ridge**0.5 * torch.eye(x.shape[1])])
-    return torch.linalg.lstsq(rows, torch.cat([y, torch.zeros(x.shape[1], y.shape[1])]), driver="gelsd").solution
+    return torch.linalg.lstsq(
+        rows, torch.cat([y, torch.zeros(x.shape[1], y.shape[1])]), driver="gelsd"
+    ).solution
 
 
 @pytest.mark.parametrize("ridge", [1e-3, 1.0, 50.0])
@@ -35,23 +37,29 @@ def test_the_primal_form_is_woodburys_form(num: int, width: int, ridge: float) -
 
 
 @pytest.mark.parametrize("weighting", ["static", "uncertainty"])
-@pytest.mark.parametrize(("width", "unused"), [(4, "woodbury"), (9, "woodbury"), (10, "primal"), (12, "primal")])
+@pytest.mark.parametrize(
+    ("width", "unused"), [(4, "woodbury"), (9, "woodbury"), (10, "primal"), (12, "primal")]
+)
 def test_heads_are_ridge_regressions_in_the_smaller_form(
     width: int, unused: str, weighting: str, arrays, monkeypatch
 ) -> None:
     """10 support pictures, and a constant beside the features; whatever the losses' weights are."""
     monkeypatch.setattr(r2d2, unused, None)
-    chosen = experiment(learner__name="r2d2", weighting__name=weighting, encoder__hidden=[16, width])
-    problem = chosen.build()
-    params = perturbed(problem)
+    chosen = experiment(
+        learner__name="r2d2", weighting__name=weighting, encoder__hidden=[16, width]
+    )
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     support, query = first(episodes_of(chosen, arrays))
     rows = torch.arange(len(support.inputs)) % 5 > 0
     masked = support._replace(masks={"left": rows, "sum": rows.flip(0)})
-    predictions = problem.predict(problem.adapt(params, masked), query.inputs)
+    predictions = algorithm.predict(algorithm.adapt(params, masked), query.inputs)
 
     def features(inputs: Tensor, name: str) -> Tensor:
         own = {n.removeprefix("model."): v for n, v in params.items() if n.startswith("model.")}
-        found = torch.func.functional_call(problem.model, own, (inputs,), {"output": "features"})[name]
+        found = torch.func.functional_call(algorithm.model, own, (inputs,), {"output": "features"})[
+            name
+        ]
         return torch.cat([found, torch.ones(len(found), 1)], 1)
 
     wanted = {
@@ -66,27 +74,42 @@ def test_heads_are_ridge_regressions_in_the_smaller_form(
         expected = features(query.inputs, name) @ head
         expected = expected * params[f"learner.scale.{name}"] + params[f"learner.bias.{name}"]
         shown = y[used].any(0)
-        torch.testing.assert_close(predictions[name][:, shown], expected[:, shown], rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(
+            predictions[name][:, shown], expected[:, shown], rtol=1e-8, atol=1e-10
+        )
 
 
 def test_where_it_starts(arrays) -> None:
     chosen = experiment(learner__name="r2d2", learner__ridge=0.5, learner__scale=3)
     params = chosen.build().init_params()
-    own = {name.removeprefix("learner."): v.item() for name, v in params.items() if name.startswith("learner.")}
+    own = {
+        name.removeprefix("learner."): v.item()
+        for name, v in params.items()
+        if name.startswith("learner.")
+    }
     assert own == pytest.approx(
         {f"log_ridge.{name}": -0.6931471805599453 for name in ("left", "right", "sum")}
-        | {"scale.left": 3, "scale.right": 3, "scale.sum": 1, "bias.left": 0, "bias.right": 0, "bias.sum": 0}
+        | {
+            "scale.left": 3,
+            "scale.right": 3,
+            "scale.sum": 1,
+            "bias.left": 0,
+            "bias.right": 0,
+            "bias.sum": 0,
+        }
     )
 
 
 def with_ridge(ridge: float, arrays) -> tuple[dict[str, Tensor], Batch, dict[str, Tensor]]:
     """Predictions of the support set itself, that set, and the parameters."""
-    chosen = experiment(learner__name="r2d2", learner__ridge=ridge, encoder__hidden=[20, 30], data__shots=1)
-    problem = chosen.build()
-    params = problem.init_params()
+    chosen = experiment(
+        learner__name="r2d2", learner__ridge=ridge, encoder__hidden=[20, 30], data__shots=1
+    )
+    algorithm = chosen.build()
+    params = algorithm.init_params()
     params["learner.bias.sum"] = torch.tensor(0.7)
     support, _ = first(episodes_of(chosen, arrays))
-    return problem.predict(problem.adapt(params, support), support.inputs), support, params
+    return algorithm.predict(algorithm.adapt(params, support), support.inputs), support, params
 
 
 def test_an_infinite_ridge_gives_the_constant_head(arrays) -> None:
@@ -99,7 +122,9 @@ def test_no_ridge_interpolates_the_support_set(arrays) -> None:
     predictions, support, params = with_ridge(1e-12, arrays)
     expected = (support.targets["sum"][:, None] - 9) / 16.5**0.5 + 0.7
     torch.testing.assert_close(predictions["sum"], expected, rtol=0, atol=1e-5)
-    one_hot = torch.nn.functional.one_hot(support.targets["left"], 10) * params["learner.scale.left"]
+    one_hot = (
+        torch.nn.functional.one_hot(support.targets["left"], 10) * params["learner.scale.left"]
+    )
     torch.testing.assert_close(predictions["left"], one_hot.detach().double(), rtol=0, atol=1e-4)
 
 
@@ -108,54 +133,56 @@ def test_no_ridge_interpolates_the_support_set(arrays) -> None:
 def test_the_meta_gradient_equals_finite_differences(own: str, hidden: list[int], arrays) -> None:
     """For lambda, alpha and beta, then for all parameters together; in the primal form and in Woodbury's."""
     chosen = experiment(learner__name="r2d2", weighting__name="equal", encoder__hidden=hidden)
-    problem = chosen.build()
-    params = perturbed(problem)
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     names = [name for name in params if name.startswith(f"learner.{own}" if own else "")]
-    assert directional_error(problem, params, episodes_of(chosen, arrays), names) < 1e-6
+    assert directional_error(algorithm, params, episodes_of(chosen, arrays), names) < 1e-6
 
 
 def test_the_support_order_does_not_matter(arrays) -> None:
     chosen = axes("cross_stitch", "static", "r2d2")
-    problem = chosen.build()
-    params = perturbed(problem)
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     support, query = first(episodes_of(chosen, arrays))
     order = torch.randperm(len(support.inputs))
     other = Batch(support.inputs[order], {n: t[order] for n, t in support.targets.items()}, {})
-    for name, prediction in problem.predict(problem.adapt(params, support), query.inputs).items():
-        again = problem.predict(problem.adapt(params, other), query.inputs)[name]
+    for name, prediction in algorithm.predict(
+        algorithm.adapt(params, support), query.inputs
+    ).items():
+        again = algorithm.predict(algorithm.adapt(params, other), query.inputs)[name]
         torch.testing.assert_close(prediction, again, rtol=1e-10, atol=1e-11)
 
 
 def test_a_class_that_is_not_shown_is_the_least_likely(arrays) -> None:
     chosen = axes("hard", "static", "r2d2")
-    problem = chosen.build()
+    algorithm = chosen.build()
     support, query = first(episodes_of(chosen, arrays))
     support = support._replace(masks={"left": support.targets["left"] != 3})
-    logits = problem.predict(problem.adapt(perturbed(problem), support), query.inputs)["left"]
+    logits = algorithm.predict(algorithm.adapt(perturbed(algorithm), support), query.inputs)["left"]
     shown = torch.cat([logits[:, :3], logits[:, 4:]], dim=1)
     torch.testing.assert_close(logits[:, 3], shown.amin(1) - BELOW)
 
 
 def test_a_task_without_any_label_predicts_a_constant(arrays) -> None:
     chosen = axes("hard", "static", "r2d2")
-    problem = chosen.build()
-    params = perturbed(problem)
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     support, query = first(episodes_of(chosen, arrays))
     nothing = torch.zeros(len(support.inputs), dtype=torch.bool)
     support = support._replace(masks={"left": nothing, "sum": nothing})
-    predictions = problem.predict(problem.adapt(params, support), query.inputs)
+    predictions = algorithm.predict(algorithm.adapt(params, support), query.inputs)
     assert not predictions["left"].any()
     assert (predictions["sum"] == params["learner.bias.sum"]).all()
 
 
 def test_hidden_labels_may_be_no_numbers(arrays) -> None:
     chosen = experiment(learner__name="r2d2", data__tasks=["sum"])
-    problem = chosen.build()
+    algorithm = chosen.build()
     episodes = episodes_of(chosen, arrays)
     target = episodes.support.targets["sum"].double()
     target[:, ::3] = torch.nan
     support = episodes.support._replace(targets={"sum": target}, masks={"sum": target.isfinite()})
-    meta = meta_gradient(problem, perturbed(problem), episodes._replace(support=support))
+    meta = meta_gradient(algorithm, perturbed(algorithm), episodes._replace(support=support))
     assert all(gradient.isfinite().all() for gradient in meta.grads.values())
 
 
@@ -165,7 +192,16 @@ def test_unlabelled_examples_have_no_say(arrays) -> None:
 
 def test_it_says_which_task_it_cannot_learn() -> None:
     assert R2D2().check(experiment().data.make_tasks()) is None
-    odd = Task("odd", "regression", 1, lambda shape: nn.Identity(), torch.mul, {}, lambda p: p, quadratic=True)
+    odd = Task(
+        "odd",
+        "regression",
+        1,
+        lambda shape: nn.Identity(),
+        torch.mul,
+        {},
+        lambda p: p,
+        quadratic=True,
+    )
     assert "that of task 'odd' is a Identity" in R2D2().check([odd])
     for task in (
         regression("odd", 0.0, 1.0, loss="huber"),
@@ -179,8 +215,8 @@ def test_it_says_which_task_it_cannot_learn() -> None:
 def test_a_regression_without_weight_predicts_a_constant(arrays) -> None:
     """Its target is read off the objective, which says nothing of it."""
     chosen = axes("hard", "static", "r2d2")
-    problem = chosen.build()
-    params = perturbed(problem)
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     support, query = first(episodes_of(chosen, arrays))
 
     def objective(params, predictions, batch) -> Tensor:
@@ -189,6 +225,8 @@ def test_a_regression_without_weight_predicts_a_constant(arrays) -> None:
             + 0 * predictions["sum"].square().sum()
         )
 
-    predicted = problem.predict(problem.learner.adapt(problem.model, params, support, objective), query.inputs)
+    predicted = algorithm.predict(
+        algorithm.learner.adapt(algorithm.model, params, support, objective), query.inputs
+    )
     assert (predicted["sum"] == params["learner.bias.sum"]).all()
     assert predicted["left"].any()

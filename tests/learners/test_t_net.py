@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from raymtl.step import meta_gradient
+from raymtl.step.meta_gradient import meta_gradient
 from tests.conftest import SHARING, axes, episodes_of, experiment, perturbed
 from tests.learners.laws import directional_error, first
 
@@ -21,25 +21,29 @@ def test_with_the_identity_it_adapts_as_maml(sharing: str, learner: str, arrays)
     """To the last bit: rows of the identity pick, and 0 and 1 lose no digits."""
     found = []
     for name in (learner, "maml"):
-        problem = axes(sharing, "uncertainty", name).build()
-        params = perturbed(problem)
-        params |= {n: v for n, v in problem.init_params().items() if n.startswith("learner.")}
+        algorithm = axes(sharing, "uncertainty", name).build()
+        params = perturbed(algorithm)
+        params |= {n: v for n, v in algorithm.init_params().items() if n.startswith("learner.")}
         support, query = first(episodes_of(axes(sharing, "uncertainty", name), arrays))
-        found.append(problem.predict(problem.adapt(params, support), query.inputs))
+        found.append(algorithm.predict(algorithm.adapt(params, support), query.inputs))
     for task, prediction in found[1].items():
         torch.testing.assert_close(found[0][task], prediction, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("sharing", ["hard", "cross_stitch", "low_rank", "mtan"])
-@pytest.mark.parametrize("values", [{}, {"learner.inner_optimizer": "adam"}, {"learner.first_order": True}])
-def test_with_the_identity_its_meta_gradient_is_that_of_maml(sharing: str, values: dict, arrays) -> None:
+@pytest.mark.parametrize(
+    "values", [{}, {"learner.inner_optimizer": "adam"}, {"learner.first_order": True}]
+)
+def test_with_the_identity_its_meta_gradient_is_that_of_maml(
+    sharing: str, values: dict, arrays
+) -> None:
     found = []
     for name in ("t_net", "maml"):
         chosen = axes(sharing, "uncertainty", name).override(values)
-        problem = chosen.build()
-        params = perturbed(problem)
-        params |= {n: v for n, v in problem.init_params().items() if n.startswith("learner.")}
-        found.append(meta_gradient(problem, params, episodes_of(chosen, arrays)).grads)
+        algorithm = chosen.build()
+        params = perturbed(algorithm)
+        params |= {n: v for n, v in algorithm.init_params().items() if n.startswith("learner.")}
+        found.append(meta_gradient(algorithm, params, episodes_of(chosen, arrays)).grads)
     for name, gradient in found[1].items():
         torch.testing.assert_close(found[0][name], gradient, rtol=1e-10, atol=1e-13)
     assert all(v.any() for n, v in found[0].items() if n.startswith("learner.transform.heads"))
@@ -50,8 +54,8 @@ def test_with_the_identity_its_meta_gradient_is_that_of_maml(sharing: str, value
 def test_it_equals_a_network_that_applies_t_after_w(steps: int, first_order: bool, arrays) -> None:
     chosen = experiment(data__tasks=["left"], learner__name="t_net", learner__inner_steps=steps,
                         learner__inner_lr=0.1, learner__first_order=first_order)  # fmt: skip
-    problem = chosen.build()
-    params = perturbed(problem)
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     transforms = [params[f"learner.transform.{layer}.weight"] for layer in LAYERS]
 
     def by_hand(phi: list[Tensor], inputs: Tensor) -> Tensor:
@@ -62,7 +66,7 @@ def test_it_equals_a_network_that_applies_t_after_w(steps: int, first_order: boo
         return x
 
     episodes = episodes_of(chosen, arrays)
-    computed = meta_gradient(problem, params, episodes)
+    computed = meta_gradient(algorithm, params, episodes)
     total = torch.zeros(())
     for index in range(chosen.train.meta_batch):
         support, query = ((batch.inputs[index], batch.targets["left"][index]) for batch in episodes)
@@ -70,7 +74,10 @@ def test_it_equals_a_network_that_applies_t_after_w(steps: int, first_order: boo
         for _ in range(steps):
             loss = F.cross_entropy(by_hand(phi, support[0]), support[1])
             slopes = torch.autograd.grad(loss, phi, create_graph=True)
-            phi = [p - 0.1 * (s.detach() if first_order else s) for p, s in zip(phi, slopes, strict=True)]
+            phi = [
+                p - 0.1 * (s.detach() if first_order else s)
+                for p, s in zip(phi, slopes, strict=True)
+            ]
         total = total + F.cross_entropy(by_hand(phi, query[0]), query[1]) / chosen.train.meta_batch
     torch.testing.assert_close(computed.losses[0], total.detach(), rtol=1e-11, atol=1e-13)
     grads = torch.autograd.grad(total, list(params.values()), allow_unused=True)
@@ -79,22 +86,35 @@ def test_it_equals_a_network_that_applies_t_after_w(steps: int, first_order: boo
         torch.testing.assert_close(computed.grads[name], expected, rtol=1e-9, atol=1e-12)
 
 
-def test_a_step_moves_the_effective_weights_along_t_t_transposed_times_their_gradient(arrays) -> None:
+def test_a_step_moves_the_effective_weights_along_t_t_transposed_times_their_gradient(
+    arrays,
+) -> None:
     """Of a convolution: T mixes the channels that come out."""
-    chosen = experiment(learner__name="t_net", learner__inner_steps=1, encoder__name="conv", encoder__channels=[4, 8])
-    problem = chosen.build()
-    params = perturbed(problem)
+    chosen = experiment(
+        learner__name="t_net",
+        learner__inner_steps=1,
+        encoder__name="conv",
+        encoder__channels=[4, 8],
+    )
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     support = first(episodes_of(chosen, arrays)).support
-    before, after = problem.adapt(params, support, 0), problem.adapt(params, support, 1)
+    before, after = algorithm.adapt(params, support, 0), algorithm.adapt(params, support, 1)
     name = "encoders.0.stages.1.0.weight"
     weight = before[f"model.{name}"].detach().requires_grad_()
     ordinary = {**before, f"model.{name}": weight}
     modules = {n[6:]: v for n, v in ordinary.items() if n.startswith("model.")}
-    loss = problem.objective(params, functional_call(problem.model, modules, (support.inputs,)), support)
+    loss = algorithm.objective(
+        params, functional_call(algorithm.model, modules, (support.inputs,)), support
+    )
     (slope,) = torch.autograd.grad(loss, weight)
     transform = params[f"learner.transform.{name}"]
-    expected = -chosen.learner.inner_lr * torch.einsum("ab,cb,cihw->aihw", transform, transform, slope)
-    torch.testing.assert_close(after[f"model.{name}"] - before[f"model.{name}"], expected, rtol=1e-9, atol=1e-12)
+    expected = -chosen.learner.inner_lr * torch.einsum(
+        "ab,cb,cihw->aihw", transform, transform, slope
+    )
+    torch.testing.assert_close(
+        after[f"model.{name}"] - before[f"model.{name}"], expected, rtol=1e-9, atol=1e-12
+    )
 
 
 def test_only_what_is_adapted_is_transformed() -> None:
@@ -107,18 +127,20 @@ def test_only_what_is_adapted_is_transformed() -> None:
 def test_adapted_parameters_predict_without_the_learners_own(learner: str, arrays) -> None:
     """In the module itself, and the same once more after they are folded again."""
     chosen = axes("cross_stitch", "static", learner)
-    problem = chosen.build()
+    algorithm = chosen.build()
     support, query = first(episodes_of(chosen, arrays))
-    adapted = problem.adapt(perturbed(problem), support)
-    expected = problem.predict(adapted, query.inputs)
-    problem.model.load_state_dict({n[6:]: v for n, v in adapted.items() if n.startswith("model.")})
-    for name, prediction in problem.model(query.inputs).items():
+    adapted = algorithm.adapt(perturbed(algorithm), support)
+    expected = algorithm.predict(adapted, query.inputs)
+    algorithm.model.load_state_dict(
+        {n[6:]: v for n, v in adapted.items() if n.startswith("model.")}
+    )
+    for name, prediction in algorithm.model(query.inputs).items():
         torch.testing.assert_close(prediction, expected[name], rtol=0, atol=0)
 
 
 def test_the_meta_gradient_equals_finite_differences(arrays) -> None:
     chosen = axes("hard", "static", "t_net")
-    problem = chosen.build()
-    params = perturbed(problem)
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     own = [name for name in params if name.startswith("learner.")]
-    assert directional_error(problem, params, episodes_of(chosen, arrays), own) < 1e-6
+    assert directional_error(algorithm, params, episodes_of(chosen, arrays), own) < 1e-6

@@ -10,13 +10,13 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from raymtl import checkpoint
-from raymtl.collective import Workers
 from raymtl.config import Experiment
 from raymtl.learners import BATCH, UMTL
 from raymtl.learners.task_encoder import embedding, reconstruction_error, support_pairs
-from raymtl.loop import Host, local_batches, train_loop
-from raymtl.step import meta_gradient
+from raymtl.step.meta_gradient import meta_gradient
+from raymtl.step.workers import Workers
+from raymtl.training import checkpoint
+from raymtl.training.loop import TrainContext, local_batches, train_loop
 from raymtl.types import Batch, Episode, UserError, select
 from tests.conftest import axes, episodes_of, experiment, perturbed, with_missing_labels
 from tests.learners.laws import (
@@ -34,41 +34,62 @@ EMITTERS = ("gate", "left", "shift", "rate", "loss_weight")
 
 def umtl(sharing: str = "hard", weighting: str = "static", **values) -> Experiment:
     small = {"dim": 6, "hidden": 8, "heads": 2, "num_prototypes": 3, "inner_steps": 2} | values
-    return axes(sharing, weighting, "umtl").override({f"learner.{key}": value for key, value in small.items()})
+    return axes(sharing, weighting, "umtl").override(
+        {f"learner.{key}": value for key, value in small.items()}
+    )
 
 
 def without_emission(params: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same with the emitters as they start."""
     at = tuple(f"learner.{emitter}" for emitter in EMITTERS)
-    return {n: torch.zeros_like(v).requires_grad_() if n.startswith(at) else v for n, v in params.items()}
+    return {
+        n: torch.zeros_like(v).requires_grad_() if n.startswith(at) else v
+        for n, v in params.items()
+    }
 
 
-def assert_alike(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-10) -> None:
+def assert_alike(
+    found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-10
+) -> None:
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance * 0.01, msg=name)
+        torch.testing.assert_close(
+            found[name], value, rtol=tolerance, atol=tolerance * 0.01, msg=name
+        )
 
 
 @pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
 @pytest.mark.parametrize("initial", ["gate", "low_rank", "theta"])
-def test_without_emission_it_is_maml_whatever_the_encoder_is(initial: str, sharing: str, arrays) -> None:
+def test_without_emission_it_is_maml_whatever_the_encoder_is(
+    initial: str, sharing: str, arrays
+) -> None:
     """Adapted weights, and the meta-gradients of theta and of the learned rates, which maml has one of for all steps."""
     chosen = umtl(sharing, initial=initial)
-    problem = chosen.build()
-    params = without_emission(perturbed(problem))
+    algorithm = chosen.build()
+    params = without_emission(perturbed(algorithm))
     for name in params:
         if name.startswith("learner.log_inner_lr."):
             params[name] = torch.full_like(params[name], 0.05).log().requires_grad_()
-    plain = chosen.override({"learner.name": "maml", "learner.learn_inner_lr": True, "learner.inner_steps": 2})
+    plain = chosen.override(
+        {"learner.name": "maml", "learner.learn_inner_lr": True, "learner.inner_steps": 2}
+    )
     maml = plain.build()
-    theirs = {n: params[n] if n in params and n.startswith("model.") else v for n, v in maml.init_params().items()}
+    theirs = {
+        n: params[n] if n in params and n.startswith("model.") else v
+        for n, v in maml.init_params().items()
+    }
     episodes = episodes_of(chosen, arrays)
     for steps in (0, 1, 2, 4):
-        ours, other = (p.adapt(q, first(episodes).support, steps) for p, q in ((problem, params), (maml, theirs)))
+        ours, other = (
+            p.adapt(q, first(episodes).support, steps)
+            for p, q in ((algorithm, params), (maml, theirs))
+        )
         assert_alike(ours, {n: v for n, v in other.items() if n.startswith("model.")})
-    ours, other = (meta_gradient(p, q, episodes) for p, q in ((problem, params), (maml, theirs)))
+    ours, other = (meta_gradient(p, q, episodes) for p, q in ((algorithm, params), (maml, theirs)))
     torch.testing.assert_close(ours.losses, other.losses)
     summed = {
-        n: g.sum() if n.startswith("learner.log_inner_lr.") else g for n, g in ours.grads.items() if n in other.grads
+        n: g.sum() if n.startswith("learner.log_inner_lr.") else g
+        for n, g in ours.grads.items()
+        if n in other.grads
     }
     assert_alike(summed, other.grads)
     assert any(n.startswith("learner.log_inner_lr.") for n in summed)
@@ -76,26 +97,31 @@ def test_without_emission_it_is_maml_whatever_the_encoder_is(initial: str, shari
 
 def test_training_starts_as_maml_and_then_leaves_it(arrays) -> None:
     chosen = umtl()
-    problem = chosen.build()
-    params = problem.init_params()
+    algorithm = chosen.build()
+    params = algorithm.init_params()
     maml = chosen.override({"learner.name": "maml", "learner.inner_steps": 2}).build()
     support = first(episodes_of(chosen, arrays)).support
-    ours, theirs = problem.adapt(params, support), maml.adapt(maml.init_params(), support)
+    ours, theirs = algorithm.adapt(params, support), maml.adapt(maml.init_params(), support)
     assert_alike(ours, theirs)
-    grads = meta_gradient(problem, params, episodes_of(chosen, arrays)).grads
-    for emitter in ("gate.heads.left.weight", "shift.heads.left.bias", "rate.heads.left.weight", "loss_weight"):
+    grads = meta_gradient(algorithm, params, episodes_of(chosen, arrays)).grads
+    for emitter in (
+        "gate.heads.left.weight",
+        "shift.heads.left.bias",
+        "rate.heads.left.weight",
+        "loss_weight",
+    ):
         assert grads[f"learner.{emitter}"].abs().max() > 1e-9, emitter
 
 
 @pytest.mark.parametrize("attends", ["memory", "batch"])
 def test_the_order_of_the_support_set_moves_nothing(attends: str, arrays) -> None:
-    problem = umtl(attends=attends).build()
-    params = perturbed(problem)
+    algorithm = umtl(attends=attends).build()
+    params = perturbed(algorithm)
     support = first(with_missing_labels(episodes_of(umtl(), arrays))).support
     order = torch.randperm(len(support.inputs))
     shuffled = tree_map(lambda leaf: leaf[order], support)
-    assert_alike(problem.adapt(params, shuffled), problem.adapt(params, support))
-    z, again = (problem.learner.embed(problem.model, params, s) for s in (support, shuffled))
+    assert_alike(algorithm.adapt(params, shuffled), algorithm.adapt(params, support))
+    z, again = (algorithm.learner.embed(algorithm.model, params, s) for s in (support, shuffled))
     torch.testing.assert_close(again, z, rtol=1e-12, atol=1e-13)
     assert z.std(0).min() > 1e-4  # tasks are told apart
 
@@ -116,14 +142,14 @@ def test_tasks_in_another_order_end_the_same(arrays) -> None:
 
 def test_the_embedding_is_what_a_loop_over_the_labelled_examples_computes(arrays) -> None:
     chosen = umtl()
-    problem = chosen.build()
-    params = perturbed(problem, 0.3)
+    algorithm = chosen.build()
+    params = perturbed(algorithm, 0.3)
     support = first(with_missing_labels(episodes_of(chosen, arrays))).support
     own = select(params, "learner")
-    for index, task in enumerate(problem.tasks):
-        features = problem.model(support.inputs, output="features")[task.name]
+    for index, task in enumerate(algorithm.tasks):
+        features = algorithm.model(support.inputs, output="features")[task.name]
         features = torch.func.functional_call(
-            problem.model, select(params, "model"), (support.inputs,), {"output": "features"}
+            algorithm.model, select(params, "model"), (support.inputs,), {"output": "features"}
         )[task.name]
         rows = support.masks[task.name].nonzero().flatten().tolist()
         labels = {
@@ -133,7 +159,9 @@ def test_the_embedding_is_what_a_loop_over_the_labelled_examples_computes(arrays
         }[task.name]
         y = {i: labels(support.targets[task.name][i]) for i in rows}
         stack = torch.stack(list(y.values()))
-        shape = {i: (y[i] - stack.mean(0)) / (stack.var(0, correction=0) + 1e-6).sqrt() for i in rows}
+        shape = {
+            i: (y[i] - stack.mean(0)) / (stack.var(0, correction=0) + 1e-6).sqrt() for i in rows
+        }
         layer = lambda name, x: own[f"{name}.weight"] @ x + own[f"{name}.bias"]  # noqa: E731
         keys, values = [], []
         for i in rows:
@@ -148,17 +176,17 @@ def test_the_embedding_is_what_a_loop_over_the_labelled_examples_computes(arrays
             weights = scores.exp() / scores.exp().sum()
             pooled.append(sum(w * value[part] for w, value in zip(weights, values, strict=True)))
         expected = layer("embedding", layer("pooled", torch.cat(pooled)).relu()).tanh()
-        z = problem.learner.embed(problem.model, params, support)[index]
+        z = algorithm.learner.embed(algorithm.model, params, support)[index]
         torch.testing.assert_close(z, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_the_reconstruction_is_of_means_and_correlations(arrays) -> None:
     chosen = umtl(reconstruction=0.7)
-    problem = chosen.build()
-    params = perturbed(problem, 0.3)
+    algorithm = chosen.build()
+    params = perturbed(algorithm, 0.3)
     support = first(episodes_of(chosen, arrays)).support
     own, total = select(params, "learner"), torch.zeros(())
-    for task, pairs in support_pairs(problem.model, params, support).items():
+    for task, pairs in support_pairs(algorithm.model, params, support).items():
         f, y = pairs.features, pairs.labels
         joint = torch.corrcoef(torch.cat([f, y], 1).T)[: f.shape[1], f.shape[1] :]
         there = ((f.var(0) > 1e-3)[:, None] & (y.var(0) > 1e-3)).flatten()
@@ -173,13 +201,13 @@ def test_the_reconstruction_is_of_means_and_correlations(arrays) -> None:
         # A feature or label that does not vary has correlation 0; one that hardly varies lies between.
         torch.testing.assert_close(rest, expected.sum(), rtol=2e-2, atol=1e-3)
         total = total + 0.7 * error / 3
-    auxiliary = problem.learner.auxiliary(problem.model, params, support)
+    auxiliary = algorithm.learner.auxiliary(algorithm.model, params, support)
     torch.testing.assert_close(auxiliary, total, rtol=1e-10, atol=1e-12)
 
 
 def test_it_attends_as_torchs_own_attention_does() -> None:
-    problem = umtl().build()
-    params = perturbed(problem, 0.3)
+    algorithm = umtl().build()
+    params = perturbed(algorithm, 0.3)
     theirs = nn.MultiheadAttention(8, 2, bias=False, batch_first=True)
     parts = [params[f"learner.attention.{part}"] for part in ("query", "key", "value")]
     theirs.in_proj_weight.data = torch.cat(parts).detach()
@@ -189,48 +217,63 @@ def test_it_attends_as_torchs_own_attention_does() -> None:
     tokens = torch.cat([z, others])[None]
     hidden = torch.cat([~known, torch.zeros(5, dtype=torch.bool)])[None]
     expected = z + theirs(z[None], tokens, tokens, key_padding_mask=hidden)[0][0]
-    torch.testing.assert_close(problem.learner._contexts(params, z, known, others), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        algorithm.learner._contexts(params, z, known, others), expected, rtol=1e-10, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("emit", [True, False])
 def test_equal_logits_are_equal_weights_and_others_are_those_of_static(emit: bool, arrays) -> None:
     chosen = umtl(emit_loss_weights=emit)
-    problem = chosen.build()
-    params = without_emission(perturbed(problem))
+    algorithm = chosen.build()
+    params = without_emission(perturbed(algorithm))
     support = first(with_missing_labels(episodes_of(chosen, arrays))).support
-    equal = problem.adapt(params, support)
+    equal = algorithm.adapt(params, support)
     never = umtl(emit_loss_weights=False).build()
-    assert_alike(equal, never.adapt({n: v for n, v in params.items() if n != "learner.loss_weight"}, support))
+    assert_alike(
+        equal, never.adapt({n: v for n, v in params.items() if n != "learner.loss_weight"}, support)
+    )
     if emit:
         own = {**params, "learner.loss_weight": 10 * torch.randn(8)}
-        omega = problem.learner._emitted(problem.model, own, support)["learner.emitted.loss_weights"]
+        omega = algorithm.learner._emitted(algorithm.model, own, support)[
+            "learner.emitted.loss_weights"
+        ]
         torch.testing.assert_close(omega.sum(), torch.tensor(3.0))
         assert omega.std() > 0.05
-        shares = {f"weighting.weights.{t.name}": w for t, w in zip(problem.tasks, omega.tolist(), strict=True)}
+        shares = {
+            f"weighting.weights.{t.name}": w
+            for t, w in zip(algorithm.tasks, omega.tolist(), strict=True)
+        }
         static = chosen.override({"learner.emit_loss_weights": False, **shares}).build()
-        expected = static.adapt({n: v for n, v in params.items() if n != "learner.loss_weight"}, support)
-        assert_alike(problem.adapt(own, support), expected)
+        expected = static.adapt(
+            {n: v for n, v in params.items() if n != "learner.loss_weight"}, support
+        )
+        assert_alike(algorithm.adapt(own, support), expected)
 
 
 def test_emitted_weights_multiply_those_of_the_weighting(arrays) -> None:
     chosen = umtl().override({"weighting.weights.left": 3.0})
-    problem = chosen.build()
-    params = without_emission(perturbed(problem))
+    algorithm = chosen.build()
+    params = without_emission(perturbed(algorithm))
     support = first(episodes_of(chosen, arrays)).support
-    equal, plain = problem.adapt(params, support), umtl().build().adapt(params, support)
+    equal, plain = algorithm.adapt(params, support), umtl().build().adapt(params, support)
     never = chosen.override({"learner.emit_loss_weights": False}).build()
-    assert_alike(equal, never.adapt({n: v for n, v in params.items() if n != "learner.loss_weight"}, support))
+    assert_alike(
+        equal, never.adapt({n: v for n, v in params.items() if n != "learner.loss_weight"}, support)
+    )
     assert any((equal[n] - plain[n]).abs().max() > 1e-4 for n in equal)
 
 
 def test_rates_are_positive_and_bounded_whatever_is_emitted(arrays) -> None:
-    problem = umtl().build()
-    params = perturbed(problem, 3.0)
+    algorithm = umtl().build()
+    params = perturbed(algorithm, 3.0)
     support = first(episodes_of(umtl(), arrays)).support
-    given = {**params, **problem.learner._emitted(problem.model, params, support)}
+    given = {**params, **algorithm.learner._emitted(algorithm.model, params, support)}
     for step in range(3):
-        for name, rate in problem.learner.rates(given, step).items():
-            learned = params[f"learner.log_inner_lr.{name.removeprefix('model.')}"][min(step, 1)].exp()
+        for name, rate in algorithm.learner.rates(given, step).items():
+            learned = params[f"learner.log_inner_lr.{name.removeprefix('model.')}"][
+                min(step, 1)
+            ].exp()
             assert rate > 0
             assert 0.99 * torch.e**-2 <= rate / learned <= 1.01 * torch.e**2
 
@@ -238,9 +281,9 @@ def test_rates_are_positive_and_bounded_whatever_is_emitted(arrays) -> None:
 def test_a_low_rank_delta_has_that_rank_and_a_gate_scales_units(arrays) -> None:
     support = first(episodes_of(umtl(), arrays)).support
     for initial in ("low_rank", "gate"):
-        problem = umtl(initial=initial, rank=2).build()
-        params = perturbed(problem)
-        start = problem.adapt(params, support, 0)
+        algorithm = umtl(initial=initial, rank=2).build()
+        params = perturbed(algorithm)
+        start = algorithm.adapt(params, support, 0)
         name = "model.encoders.0.stages.0.1.weight"
         delta = start[name] - params[name]
         if initial == "low_rank":
@@ -259,18 +302,20 @@ def test_unlabelled_examples_have_no_say(attends: str, arrays) -> None:
 def test_a_task_without_any_label_has_no_say(arrays) -> None:
     """Its embedding is 0, the others do not attend to it, and what is emitted for them is as if it were not there."""
     chosen = umtl()
-    problem = chosen.build()
-    params = perturbed(problem, 0.3)
+    algorithm = chosen.build()
+    params = perturbed(algorithm, 0.3)
     support = first(episodes_of(chosen, arrays)).support
     none = {"sum": torch.zeros(len(support.inputs), dtype=torch.bool)}
-    hidden = support._replace(masks=none, targets={**support.targets, "sum": support.targets["sum"] * torch.nan})
-    z = problem.learner.embed(problem.model, params, hidden)
+    hidden = support._replace(
+        masks=none, targets={**support.targets, "sum": support.targets["sum"] * torch.nan}
+    )
+    z = algorithm.learner.embed(algorithm.model, params, hidden)
     assert z.isfinite().all() and not z[2].any() and z[:2].all()
     alone = chosen.override({"data.tasks": ["left", "right"]}).build()
     pair = Batch(support.inputs, {n: support.targets[n] for n in ("left", "right")}, {})
     model = {n: v for n, v in params.items() if "sum" not in n.split(".")}
     expected = alone.learner._emitted(alone.model, model, pair)
-    found = problem.learner._emitted(problem.model, params, hidden)
+    found = algorithm.learner._emitted(algorithm.model, params, hidden)
     weights = found.pop("learner.emitted.loss_weights")
     torch.testing.assert_close(weights[:2], expected.pop("learner.emitted.loss_weights"))
     assert not weights[2]
@@ -278,88 +323,123 @@ def test_a_task_without_any_label_has_no_say(arrays) -> None:
 
 
 def test_a_task_that_an_episode_lacks_is_as_one_without_labels(arrays) -> None:
-    problem = umtl().build()
-    params = perturbed(problem)
+    algorithm = umtl().build()
+    params = perturbed(algorithm)
     support = first(episodes_of(umtl(), arrays)).support
-    own = Batch(dict.fromkeys(("left", "sum"), support.inputs), {n: support.targets[n] for n in ("left", "sum")}, {})
+    own = Batch(
+        dict.fromkeys(("left", "sum"), support.inputs),
+        {n: support.targets[n] for n in ("left", "sum")},
+        {},
+    )
     hidden = support._replace(masks={"right": torch.zeros(len(support.inputs), dtype=torch.bool)})
-    z, expected = (problem.learner.embed(problem.model, params, s) for s in (own, hidden))
+    z, expected = (algorithm.learner.embed(algorithm.model, params, s) for s in (own, hidden))
     torch.testing.assert_close(z, expected)
-    assert_alike(problem.adapt(params, own), problem.adapt(params, hidden))
+    assert_alike(algorithm.adapt(params, own), algorithm.adapt(params, hidden))
 
 
-@pytest.mark.parametrize("values", [{}, {"initial": "low_rank"}, {"emit_rates": False, "num_prototypes": 0}])
+@pytest.mark.parametrize(
+    "values", [{}, {"initial": "low_rank"}, {"emit_rates": False, "num_prototypes": 0}]
+)
 def test_the_meta_gradient_equals_finite_differences(values, arrays) -> None:
     chosen = umtl(reconstruction=0, **values)
-    problem = chosen.build()
-    params = perturbed(problem)
-    assert directional_error(problem, params, episodes_of(chosen, arrays), list(params)) < 1e-6
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
+    assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6
 
 
-def test_the_reconstruction_has_the_gradient_of_finite_differences_and_leaves_the_model_alone(arrays) -> None:
+def test_the_reconstruction_has_the_gradient_of_finite_differences_and_leaves_the_model_alone(
+    arrays,
+) -> None:
     chosen = umtl(reconstruction=0.5)
-    problem = chosen.build()
-    params = perturbed(problem)
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     support = first(with_missing_labels(episodes_of(chosen, arrays))).support
-    value = lambda p: problem.learner.auxiliary(problem.model, p, support)  # noqa: E731
-    grads = dict(zip(params, torch.autograd.grad(value(params), list(params.values()), allow_unused=True), strict=True))
+    value = lambda p: algorithm.learner.auxiliary(algorithm.model, p, support)  # noqa: E731
+    grads = dict(
+        zip(
+            params,
+            torch.autograd.grad(value(params), list(params.values()), allow_unused=True),
+            strict=True,
+        )
+    )
     assert all(grads[n] is None for n in params if n.startswith("model."))
     names = [n for n, g in grads.items() if g is not None]
     direction = {n: torch.randn_like(params[n]) for n in names}
-    moved = lambda s: {n: v.detach() + s * direction[n] if n in direction else v for n, v in params.items()}  # noqa: E731
+
+    def moved(s: float) -> dict[str, torch.Tensor]:
+        return {
+            n: v.detach() + s * direction[n] if n in direction else v for n, v in params.items()
+        }
+
     numeric = (value(moved(1e-6)) - value(moved(-1e-6))) / 2e-6
-    torch.testing.assert_close(sum((grads[n] * direction[n]).sum() for n in names), numeric, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        sum((grads[n] * direction[n]).sum() for n in names), numeric, rtol=1e-6, atol=1e-9
+    )
     with_it, without = (
-        meta_gradient(c.build(), params, episodes_of(chosen, arrays)).grads for c in (chosen, umtl(reconstruction=0))
+        meta_gradient(c.build(), params, episodes_of(chosen, arrays)).grads
+        for c in (chosen, umtl(reconstruction=0))
     )
     for name in params:
-        assert torch.allclose(with_it[name], without[name], rtol=1e-10, atol=1e-13) == (name not in names), name
+        assert torch.allclose(with_it[name], without[name], rtol=1e-10, atol=1e-13) == (
+            name not in names
+        ), name
 
 
 def test_in_training_it_attends_to_the_whole_batch_as_to_constants(arrays) -> None:
     """The meta-gradient is that of a plain loop in which the embeddings of all episodes are numbers."""
     chosen = umtl(attends="batch", reconstruction=0)
-    problem = chosen.build()
-    params = perturbed(problem)
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     episodes = episodes_of(chosen, arrays)
     apart = [tree_map(lambda leaf, i=i: leaf[i], episodes) for i in range(3)]
-    batch = torch.stack([problem.learner.embed(problem.model, params, e.support).detach() for e in apart])
+    batch = torch.stack(
+        [algorithm.learner.embed(algorithm.model, params, e.support).detach() for e in apart]
+    )
 
     def total(given: dict[str, Tensor]) -> Tensor:
         losses = []
         for support, query in apart:
-            predictions = problem.predict(problem.adapt(given, support), query.inputs)
-            losses += [task.loss(predictions[task.name], query.targets[task.name]).mean() / 3 for task in problem.tasks]
+            predictions = algorithm.predict(algorithm.adapt(given, support), query.inputs)
+            losses += [
+                task.loss(predictions[task.name], query.targets[task.name]).mean() / 3
+                for task in algorithm.tasks
+            ]
         return sum(losses, start=torch.zeros(()))
 
-    grads = meta_gradient(problem, params, episodes).grads
-    expected = torch.autograd.grad(total({**params, BATCH: batch}), list(params.values()), allow_unused=True)
+    grads = meta_gradient(algorithm, params, episodes).grads
+    expected = torch.autograd.grad(
+        total({**params, BATCH: batch}), list(params.values()), allow_unused=True
+    )
     for (name, gradient), other in zip(grads.items(), (dict(zip(params, expected, strict=True))[n] for n in grads), strict=True):  # fmt: skip
-        torch.testing.assert_close(gradient, torch.zeros_like(gradient) if other is None else other, msg=name)
+        torch.testing.assert_close(
+            gradient, torch.zeros_like(gradient) if other is None else other, msg=name
+        )
     alone = torch.autograd.grad(total(params), params["learner.attention.output"])[0]
     assert (grads["learner.attention.output"] - alone).abs().max() > 1e-6
 
 
 def test_with_memory_alone_the_batch_is_not_read(arrays) -> None:
-    problem = umtl().build()
-    params = perturbed(problem)
+    algorithm = umtl().build()
+    params = perturbed(algorithm)
     support = first(episodes_of(umtl(), arrays)).support
-    assert not problem.learner.sees_the_batch
+    assert not algorithm.learner.uses_batch_context
     given = {**params, BATCH: torch.randn(4, 3, 6)}
-    assert_alike(problem.adapt(given, support), problem.adapt(params, support))
+    assert_alike(algorithm.adapt(given, support), algorithm.adapt(params, support))
 
 
 def test_relations_are_cosines_of_tasks_that_each_stand_alone(arrays) -> None:
-    problem = umtl().build()
-    params = perturbed(problem, 0.3)
+    algorithm = umtl().build()
+    params = perturbed(algorithm, 0.3)
     z = torch.randn(5, 6).tanh()
     u = z @ params["learner.project"].T
-    found = problem.learner.relations(params, z)
+    found = algorithm.learner.relations(params, z)
     one, memory = torch.ones(1, dtype=torch.bool), params["learner.prototypes"]
-    e = [problem.learner._contexts(params, row[None], one, memory)[0] for row in u]
+    e = [algorithm.learner._contexts(params, row[None], one, memory)[0] for row in u]
     for i in range(5):
         for j in range(5):
-            torch.testing.assert_close(found[i, j], F.cosine_similarity(e[i], e[j], dim=0), rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(
+                found[i, j], F.cosine_similarity(e[i], e[j], dim=0), rtol=1e-10, atol=1e-12
+            )
     assert (found - torch.eye(5)).abs().max() > 0.01
 
 
@@ -372,14 +452,20 @@ def test_each_phase_moves_exactly_what_it_says(second_phase: str, arrays, tmp_pa
 
     def report(metrics: dict[str, float]) -> None:
         kept_at = tmp_path / "checkpoints" / f"step_{metrics['step']:08d}"
-        problem = chosen.build()
-        params = problem.init_params()
+        algorithm = chosen.build()
+        params = algorithm.init_params()
         found = checkpoint.read(kept_at)
         assert found is not None
-        checkpoint.restore(found, problem, params, _adam(params))
+        checkpoint.restore(found, algorithm, params, _adam(params))
         saved.append({name: value.detach().clone() for name, value in params.items()})
 
-    train_loop(chosen, arrays, local_batches(chosen, arrays), Host(report, lambda row: None), tmp_path)
+    train_loop(
+        chosen,
+        arrays,
+        local_batches(chosen, arrays),
+        TrainContext(report, lambda row: None),
+        tmp_path,
+    )
     start = chosen.build().init_params()
     moved = [
         {name for name in start if not torch.equal(before[name], after[name])}
@@ -396,7 +482,9 @@ def _adam(params: dict[str, Tensor]) -> torch.optim.Optimizer:
     return torch.optim.Adam([{"params": [value], "lr_scale": 1.0} for value in params.values()])
 
 
-@pytest.mark.parametrize("values", [{}, {"attends": "batch"}, {"initial": "low_rank", "first_order": True}])
+@pytest.mark.parametrize(
+    "values", [{}, {"attends": "batch"}, {"initial": "low_rank", "first_order": True}]
+)
 def test_vmap_equals_the_loop(values, arrays) -> None:
     assert_vmap_equals_the_loop(umtl("cross_stitch", **values), arrays)
 
@@ -404,10 +492,12 @@ def test_vmap_equals_the_loop(values, arrays) -> None:
 def _on_one_of_two(rank: int, folder: str, episodes: Episode) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    problem = umtl(attends="batch").build()
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    algorithm = umtl(attends="batch").build()
     own = tree_map(lambda leaf: leaf[slice(0, 4) if rank == 0 else slice(4, 5)], episodes)
-    grads = meta_gradient(problem, perturbed(problem), own, Workers(rank, 2)).grads
+    grads = meta_gradient(algorithm, perturbed(algorithm), own, Workers(rank, 2)).grads
     torch.save({name: value.detach() for name, value in grads.items()}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -415,8 +505,8 @@ def _on_one_of_two(rank: int, folder: str, episodes: Episode) -> None:
 def test_two_workers_attend_to_one_batch(arrays, tmp_path: Path) -> None:
     chosen = umtl(attends="batch")
     episodes = with_missing_labels(episodes_of(chosen, arrays, count=5))
-    problem = chosen.build()
-    expected = meta_gradient(problem, perturbed(problem), episodes).grads
+    algorithm = chosen.build()
+    expected = meta_gradient(algorithm, perturbed(algorithm), episodes).grads
     mp.spawn(_on_one_of_two, (str(tmp_path), episodes), nprocs=2)
     for rank in range(2):
         assert_alike(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected, 1e-8)
@@ -434,5 +524,7 @@ def test_it_says_what_it_cannot_learn() -> None:
     assert UMTL().check([unread]) == "it reads labels, and those of task 'left' have no encoding"
     odd = one._replace(head=lambda shape: nn.Sequential(nn.Linear(*shape, 10)))
     assert "that of task 'left' is a Sequential" in str(UMTL().check([odd]))
-    with pytest.raises(UserError, match=r"learner.hidden: expected a multiple of learner.heads: 3, got 32"):
+    with pytest.raises(
+        UserError, match=r"learner.hidden: expected a multiple of learner.heads: 3, got 32"
+    ):
         UMTL(heads=3)

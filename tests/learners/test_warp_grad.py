@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raymtl.step import meta_gradient
+from raymtl.step.meta_gradient import meta_gradient
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import first
 
@@ -18,12 +18,14 @@ LAYERS = ("encoders.0.stages.0.1", "encoders.0.stages.1.1", "heads.left")
 def test_it_adapts_as_t_net_and_judges_what_it_adapts_to(optimizer: str, arrays) -> None:
     adapted, judged = {}, []
     for name in ("t_net", "warp_grad"):
-        chosen = axes("cross_stitch", "uncertainty", name).override({"learner.inner_optimizer": optimizer})
-        problem = chosen.build()
-        params = perturbed(problem)
+        chosen = axes("cross_stitch", "uncertainty", name).override(
+            {"learner.inner_optimizer": optimizer}
+        )
+        algorithm = chosen.build()
+        params = perturbed(algorithm)
         support = first(episodes_of(chosen, arrays)).support
-        adapted[name] = problem.adapt(params, support)
-        judged = problem.adaptations(params, support, 0)
+        adapted[name] = algorithm.adapt(params, support)
+        judged = algorithm.adaptations(params, support, 0)
     assert sum(weight for weight, _ in judged) == pytest.approx(1)
     for name, value in adapted["t_net"].items():
         torch.testing.assert_close(adapted["warp_grad"][name], value, rtol=1e-12, atol=1e-13)
@@ -34,18 +36,25 @@ def test_with_one_step_its_meta_gradient_is_that_of_t_net(arrays) -> None:
     found = []
     for name in ("warp_grad", "t_net"):
         chosen = axes("cross_stitch", "uncertainty", name).override({"learner.inner_steps": 1})
-        problem = chosen.build()
-        found.append(meta_gradient(problem, perturbed(problem), episodes_of(chosen, arrays)).grads)
+        algorithm = chosen.build()
+        found.append(
+            meta_gradient(algorithm, perturbed(algorithm), episodes_of(chosen, arrays)).grads
+        )
     for name, gradient in found[0].items():
         torch.testing.assert_close(gradient, found[1][name], rtol=1e-11, atol=1e-13)
 
 
 def test_its_meta_gradient_is_the_mean_of_those_of_single_steps_from_given_points(arrays) -> None:
-    chosen = experiment(data__tasks=["left"], learner__name="warp_grad", learner__inner_steps=3, learner__inner_lr=0.1)
-    problem = chosen.build()
-    params = perturbed(problem)
+    chosen = experiment(
+        data__tasks=["left"],
+        learner__name="warp_grad",
+        learner__inner_steps=3,
+        learner__inner_lr=0.1,
+    )
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
     episodes = episodes_of(chosen, arrays)
-    computed = meta_gradient(problem, params, episodes)
+    computed = meta_gradient(algorithm, params, episodes)
     warps = [params[f"learner.transform.{layer}.weight"] for layer in LAYERS]
 
     def predicted(phi: list[Tensor], inputs: Tensor) -> Tensor:
@@ -66,9 +75,13 @@ def test_its_meta_gradient_is_the_mean_of_those_of_single_steps_from_given_point
                 F.cross_entropy(predicted(phi, support[0]), support[1]), phi, create_graph=True
             )
             after = [p - 0.1 * s for p, s in zip(phi, slopes, strict=True)]
-            loss = F.cross_entropy(predicted(after, query[0]), query[1]) / 3 / chosen.train.meta_batch
+            loss = (
+                F.cross_entropy(predicted(after, query[0]), query[1]) / 3 / chosen.train.meta_batch
+            )
             grads = torch.autograd.grad(loss, [*phi, *warps])
-            for name, gradient in zip([*names, *(f"learner.transform.{x}.weight" for x in LAYERS)], grads, strict=True):
+            for name, gradient in zip(
+                [*names, *(f"learner.transform.{x}.weight" for x in LAYERS)], grads, strict=True
+            ):
                 expected[name] = expected[name] + gradient
             points.append([p.detach() for p in after])
     for name, gradient in expected.items():

@@ -18,7 +18,9 @@ SHAPE = (6,)
 
 
 def build(**values: float):
-    return AdversarialSpec(**values).build(TASKS, [MLPSpec(hidden=(5, 4)).build(SHAPE) for _ in range(4)])
+    return AdversarialSpec(**values).build(
+        TASKS, [MLPSpec(hidden=(5, 4)).build(SHAPE) for _ in range(4)]
+    )
 
 
 def own_inputs() -> dict[str, torch.Tensor]:
@@ -28,7 +30,9 @@ def own_inputs() -> dict[str, torch.Tensor]:
 def cross_entropy(model, inputs) -> torch.Tensor:
     """Without any reversal, by torch's own function."""
     logits = torch.cat([model.discriminator(model.shared_encoder(inputs[name])) for name in NAMES])
-    labels = torch.cat([torch.full((len(inputs[name]),), label) for label, name in enumerate(NAMES)])
+    labels = torch.cat(
+        [torch.full((len(inputs[name]),), label) for label, name in enumerate(NAMES)]
+    )
     return F.cross_entropy(logits, labels)
 
 
@@ -40,7 +44,9 @@ def test_reversal_is_the_identity_and_its_gradient_is_exactly_minus_strength() -
     assert torch.equal(gradient, -0.3 * back)
 
 
-def test_the_shared_trunk_gets_minus_lambda_times_the_gradient_and_the_discriminator_its_own() -> None:
+def test_the_shared_trunk_gets_minus_lambda_times_the_gradient_and_the_discriminator_its_own() -> (
+    None
+):
     model, inputs = build(reversal=0.3), own_inputs()
     ours, plain = model.auxiliary(inputs)["adversarial"], cross_entropy(model, inputs)
     torch.testing.assert_close(ours, plain)
@@ -131,7 +137,9 @@ def test_no_prediction_depends_on_the_discriminator() -> None:
     model = build()
     assert not any(name.startswith("discriminator") for name in model.shared)
     predictions = sum(value.sum() for value in model(torch.randn(3, *SHAPE)).values())
-    grads = torch.autograd.grad(predictions, list(model.discriminator.parameters()), allow_unused=True)
+    grads = torch.autograd.grad(
+        predictions, list(model.discriminator.parameters()), allow_unused=True
+    )
     assert all(gradient is None for gradient in grads)
 
 

@@ -48,7 +48,9 @@ def test_the_features_are_the_formula_written_as_a_loop(encoder, shape, heads: i
                 weights = scores / scores.sum()
                 torch.testing.assert_close(attention[n, h, t], weights)
                 mine = torch.tensor([float(head == h) for head in owner])
-                expected = expected + mine * sum(w * outputs[s] for w, s in zip(weights, NAMES, strict=True))
+                expected = expected + mine * sum(
+                    w * outputs[s] for w, s in zip(weights, NAMES, strict=True)
+                )
             torch.testing.assert_close(features[task][n], expected)
 
 
@@ -87,13 +89,18 @@ def test_permuting_the_tasks_permutes_the_predictions(encoder, shape) -> None:
     renamed = dict(zip(NAMES, "cab", strict=True))
     other = build(encoder, shape)
     other.load_state_dict(
-        {".".join(renamed.get(part, part) for part in key.split(".")): v for key, v in model.state_dict().items()}
+        {
+            ".".join(renamed.get(part, part) for part in key.split(".")): v
+            for key, v in model.state_dict().items()
+        }
     )
     predictions = other(inputs)
     for task, prediction in model(inputs).items():
         torch.testing.assert_close(predictions[renamed[task]], prediction)
     order = [NAMES.index(renamed[task]) for task in NAMES]
-    torch.testing.assert_close(other.attention(inputs)[:, :, order][..., order], model.attention(inputs))
+    torch.testing.assert_close(
+        other.attention(inputs)[:, :, order][..., order], model.attention(inputs)
+    )
 
 
 @over_the_encoders
@@ -109,7 +116,9 @@ def test_towers_run_once_for_the_inputs_of_all_tasks() -> None:
     model = build(*ENCODERS["mlp"])
     calls: list[tuple[str, int]] = []
     for name, tower in model.towers.items():
-        tower.register_forward_hook(lambda _, inputs, __, name=name: calls.append((name, len(inputs[0]))))
+        tower.register_forward_hook(
+            lambda _, inputs, __, name=name: calls.append((name, len(inputs[0])))
+        )
     model({task: torch.randn(1 + i, 4) for i, task in enumerate(NAMES)})
     assert calls == [("a", 6), ("b", 6), ("c", 6)]
 
@@ -121,5 +130,7 @@ def test_a_query_is_its_own_tasks_and_a_key_is_everyones() -> None:
 
 
 def test_more_heads_than_features_are_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"sharing\.heads: expected at most the 8 features of the encoder, got 9"):
+    with pytest.raises(
+        UserError, match=r"sharing\.heads: expected at most the 8 features of the encoder, got 9"
+    ):
         experiment(sharing__name="attention", sharing__heads=9)

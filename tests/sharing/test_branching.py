@@ -11,11 +11,16 @@ from raymtl.sharing import BranchingSpec, HardSpec, SoftSpec
 from raymtl.tasks import classification, regression
 from raymtl.types import UserError
 from tests.conftest import experiment
-from tests.test_sharing import assert_vmap_is_a_loop, moved
+from tests.sharing.test_sharing import assert_vmap_is_a_loop, moved
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-TASKS = (classification("a", 4), classification("b", 3), regression("c", 0.0, 1.0), regression("d", 0.0, 1.0))
+TASKS = (
+    classification("a", 4),
+    classification("b", 3),
+    regression("c", 0.0, 1.0),
+    regression("d", 0.0, 1.0),
+)
 NAMES = tuple(task.name for task in TASKS)
 SHAPE = (1, 6, 6)
 ENCODERS = {"mlp": MLPSpec(hidden=(5, 4)), "conv": ConvSpec(channels=(4, 4))}
@@ -30,7 +35,10 @@ def build(tree, encoder=ENCODERS["mlp"], num_tasks=4):
 
 def tree_of(*branches):
     """(follows, stages) of the second task, the third and so on."""
-    return {name: {"follows": follows, "stages": stages} for name, (follows, stages) in zip(NAMES[1:], branches)}  # noqa: B905
+    return {
+        name: {"follows": follows, "stages": stages}
+        for name, (follows, stages) in zip(NAMES[1:], branches, strict=False)
+    }
 
 
 def stages_reached(model, encoder) -> dict[str, dict[int, set[str]]]:
@@ -39,10 +47,14 @@ def stages_reached(model, encoder) -> dict[str, dict[int, set[str]]]:
     predictions = model(torch.randn(3, *SHAPE))
     reached = {}
     for task, prediction in predictions.items():
-        grads = torch.autograd.grad(prediction.sum(), named.values(), allow_unused=True, retain_graph=True)
+        grads = torch.autograd.grad(
+            prediction.sum(), named.values(), allow_unused=True, retain_graph=True
+        )
         mine = [name for name, gradient in zip(named, grads, strict=True) if gradient is not None]
         depths = range(len(encoder.build(SHAPE).stages))
-        reached[task] = {depth: {name for name in mine if name.split(".")[3] == str(depth)} for depth in depths}
+        reached[task] = {
+            depth: {name for name in mine if name.split(".")[3] == str(depth)} for depth in depths
+        }
     return reached
 
 
@@ -77,7 +89,9 @@ def test_random_trees_share_exactly_the_stages_of_common_ancestry(encoder) -> No
     """Ancestry is walked here link by link, from each stage down to whoever does not follow at it."""
     generator = random.Random(0)
     for _ in range(6):
-        tree = tree_of(*((generator.choice(NAMES[:i]), generator.randint(0, 2)) for i in range(1, 4)))
+        tree = tree_of(
+            *((generator.choice(NAMES[:i]), generator.randint(0, 2)) for i in range(1, 4))
+        )
         model = build(tree, encoder)
         reached = stages_reached(model, encoder)
 
@@ -92,8 +106,12 @@ def test_random_trees_share_exactly_the_stages_of_common_ancestry(encoder) -> No
                 assert reached[one][depth] and reached[other][depth]
                 common = reached[one][depth] & reached[other][depth]
                 assert common == (reached[one][depth] if together else set())
-        everything = set().union(*(part for of_task in reached.values() for part in of_task.values()))
-        assert everything == {name for name, _ in model.named_parameters() if name.startswith("trunks.")}
+        everything = set().union(
+            *(part for of_task in reached.values() for part in of_task.values())
+        )
+        assert everything == {
+            name for name, _ in model.named_parameters() if name.startswith("trunks.")
+        }
 
 
 def set_partitions(items):
@@ -103,13 +121,18 @@ def set_partitions(items):
     found = []
     for partition in set_partitions(rest):
         found.append([[first], *partition])
-        found += [[*partition[:i], [first, *block], *partition[i + 1 :]] for i, block in enumerate(partition)]
+        found += [
+            [*partition[:i], [first, *block], *partition[i + 1 :]]
+            for i, block in enumerate(partition)
+        ]
     return found
 
 
 def test_the_trees_of_three_tasks_over_two_stages_are_all_there_are() -> None:
     """A tree is a chain of partitions of the tasks, stage by stage, each a refinement of the one before."""
-    partitions = [frozenset(map(frozenset, partition)) for partition in set_partitions(list(NAMES[:3]))]
+    partitions = [
+        frozenset(map(frozenset, partition)) for partition in set_partitions(list(NAMES[:3]))
+    ]
     assert len(set(partitions)) == 5
     chains = {
         (first, second)
@@ -120,11 +143,15 @@ def test_the_trees_of_three_tasks_over_two_stages_are_all_there_are() -> None:
 
     expressed = set()
     for b, follows, c in itertools.product(range(3), "ab", range(3)):
-        reached = stages_reached(build(tree_of(("a", b), (follows, c)), num_tasks=3), ENCODERS["mlp"])
+        reached = stages_reached(
+            build(tree_of(("a", b), (follows, c)), num_tasks=3), ENCODERS["mlp"]
+        )
         expressed.add(
             tuple(
                 frozenset(
-                    frozenset(other for other in NAMES[:3] if reached[other][depth] & reached[task][depth])
+                    frozenset(
+                        other for other in NAMES[:3] if reached[other][depth] & reached[task][depth]
+                    )
                     for task in NAMES[:3]
                 )
                 for depth in range(2)
@@ -135,7 +162,9 @@ def test_the_trees_of_three_tasks_over_two_stages_are_all_there_are() -> None:
 
 def test_a_parameter_tells_its_owner_and_its_stage() -> None:
     model = build({"b": {"follows": "a", "stages": 1}, "c": {"follows": "b", "stages": 2}})
-    trunks = {name.rpartition(".")[0] for name, _ in model.named_parameters() if name.startswith("trunks")}
+    trunks = {
+        name.rpartition(".")[0] for name, _ in model.named_parameters() if name.startswith("trunks")
+    }
     assert trunks == {"trunks.a.stages.0.1", "trunks.a.stages.1.1", "trunks.b.stages.1.1"}
     assert {name.rpartition(".")[0] for name in model.shared} == trunks  # a and d; all; b and c
 
@@ -144,7 +173,9 @@ def test_every_copy_runs_once_and_only_where_a_task_needs_it() -> None:
     model = build({"b": {"follows": "a", "stages": 1}, "c": {"follows": "b", "stages": 2}})
     calls: list[str] = []
     for name in ("a.stages.0", "a.stages.1", "b.stages.1"):
-        model.trunks.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
+        model.trunks.get_submodule(name).register_forward_hook(
+            lambda *_, name=name: calls.append(name)
+        )
     inputs = torch.randn(2, *SHAPE)
     model.features(inputs, ("c",))
     assert calls == ["a.stages.0", "b.stages.1"]
@@ -159,19 +190,36 @@ def test_every_copy_runs_once_and_only_where_a_task_needs_it() -> None:
 @pytest.mark.parametrize(
     "tree, says",
     [
-        ({"sun": ("left", 1)}, r"tree\.sun: expected one of the tasks .*'left', 'right', 'sum'.* Did you mean sum"),
+        (
+            {"sun": ("left", 1)},
+            r"tree\.sun: expected one of the tasks .*'left', 'right', 'sum'.* Did you mean sum",
+        ),
         (
             {"sum": ("lefd", 1)},
             r"tree\.sum\.follows: expected a task before 'sum', .*'left', 'right'.* Did you mean left",
         ),
-        ({"right": ("sum", 1)}, r"tree\.right\.follows: expected a task before 'right', one of \['left'\], got 'sum'"),
-        ({"right": ("right", 1)}, r"tree\.right\.follows: expected a task before 'right', one of \['left'\]"),
-        ({"left": ("right", 1)}, r"tree\.left: expected no branch of 'left', the first of the tasks .*Remove it"),
-        ({"sum": ("right", 3)}, r"tree\.sum\.stages: expected at most the 2 stages of the encoder, got 3"),
+        (
+            {"right": ("sum", 1)},
+            r"tree\.right\.follows: expected a task before 'right', one of \['left'\], got 'sum'",
+        ),
+        (
+            {"right": ("right", 1)},
+            r"tree\.right\.follows: expected a task before 'right', one of \['left'\]",
+        ),
+        (
+            {"left": ("right", 1)},
+            r"tree\.left: expected no branch of 'left', the first of the tasks .*Remove it",
+        ),
+        (
+            {"sum": ("right", 3)},
+            r"tree\.sum\.stages: expected at most the 2 stages of the encoder, got 3",
+        ),
     ],
 )
 def test_what_is_no_tree_is_refused_by_name(tree, says: str) -> None:
-    nodes = {name: {"follows": follows, "stages": stages} for name, (follows, stages) in tree.items()}
+    nodes = {
+        name: {"follows": follows, "stages": stages} for name, (follows, stages) in tree.items()
+    }
     with pytest.raises(UserError, match=says):
         experiment(sharing={"name": "branching", "tree": nodes})
 

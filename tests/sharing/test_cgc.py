@@ -36,7 +36,9 @@ def test_the_features_are_the_papers_sum_written_as_a_loop() -> None:
         experts = [*model.shared_experts, *model.task_experts[task]]
         for n, x in enumerate(inputs):
             scores = (model.gates[task].linear.weight @ x).exp()
-            expected = sum(s / scores.sum() * f(x[None])[0] for s, f in zip(scores, experts, strict=True))
+            expected = sum(
+                s / scores.sum() * f(x[None])[0] for s, f in zip(scores, experts, strict=True)
+            )
             torch.testing.assert_close(features[task][n], expected)
 
 
@@ -50,7 +52,9 @@ def test_gates_are_in_the_simplex() -> None:
 def test_the_loss_of_a_task_leaves_the_experts_of_the_others_alone() -> None:
     model = build()
     grads = torch.autograd.grad(
-        model(torch.randn(3, *SHAPE))["a"].sum(), list(model.task_experts["b"].parameters()), allow_unused=True
+        model(torch.randn(3, *SHAPE))["a"].sum(),
+        list(model.task_experts["b"].parameters()),
+        allow_unused=True,
     )
     assert all(gradient is None for gradient in grads)
 

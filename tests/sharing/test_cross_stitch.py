@@ -21,7 +21,9 @@ over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(),
 
 
 def build(encoder, shape, num_tasks=3, **numbers):
-    return CrossStitchSpec(**numbers).build(TASKS[:num_tasks], [encoder.build(shape) for _ in range(num_tasks)])
+    return CrossStitchSpec(**numbers).build(
+        TASKS[:num_tasks], [encoder.build(shape) for _ in range(num_tasks)]
+    )
 
 
 @over_the_encoders
@@ -47,11 +49,15 @@ def test_towers_run_once_for_the_inputs_of_all_tasks() -> None:
 
 
 @pytest.mark.parametrize("num_tasks, other", [(1, None), (2, 0.3), (3, 0.15)])
-def test_what_is_not_ones_own_is_spread_over_the_others(num_tasks: int, other: float | None) -> None:
+def test_what_is_not_ones_own_is_spread_over_the_others(
+    num_tasks: int, other: float | None
+) -> None:
     stitch = build(*ENCODERS["mlp"], num_tasks, own=0.7).stitches[0]
     for t in range(num_tasks):
         for s in range(num_tasks):
-            assert stitch[t, s].item() == pytest.approx((0.7 if other else 1.0) if s == t else other)
+            assert stitch[t, s].item() == pytest.approx(
+                (0.7 if other else 1.0) if s == t else other
+            )
 
 
 def test_stitches_have_a_learning_rate_of_their_own() -> None:

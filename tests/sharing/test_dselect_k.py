@@ -25,7 +25,9 @@ def build(**values):
 
 
 @pytest.mark.parametrize("gamma", [0.1, 1.0, 3.0])
-def test_the_step_is_zero_and_one_exactly_outside_its_width_and_the_papers_cubic_within(gamma: float) -> None:
+def test_the_step_is_zero_and_one_exactly_outside_its_width_and_the_papers_cubic_within(
+    gamma: float,
+) -> None:
     outside = torch.tensor([0.5, 0.51, 2.0, 100.0]) * gamma
     assert (smooth_step(outside, gamma) == 1).all()
     assert (smooth_step(-outside, gamma) == 0).all()
@@ -74,14 +76,20 @@ def test_a_selector_is_the_papers_product_over_bits() -> None:
 
 @pytest.mark.parametrize("gates", ["per_input", "static"])
 @pytest.mark.parametrize("num_experts", [2, 3, 4, 5])
-def test_gates_are_in_the_simplex_and_decided_ones_have_k_experts_at_most(gates: str, num_experts: int) -> None:
+def test_gates_are_in_the_simplex_and_decided_ones_have_k_experts_at_most(
+    gates: str, num_experts: int
+) -> None:
     model, inputs = build(num_experts=num_experts, gates=gates), torch.randn(7, *SHAPE)
     for scale in (1.0, 1e9):
         for gate in model.gates.values():
             with torch.no_grad():
                 gate.codes *= scale
             weights, chosen = gate(inputs)
-            assert weights.shape == (7, num_experts) and chosen.shape == (7, 2, num_experts) and (weights >= 0).all()
+            assert (
+                weights.shape == (7, num_experts)
+                and chosen.shape == (7, 2, num_experts)
+                and (weights >= 0).all()
+            )
             torch.testing.assert_close(weights.sum(1), torch.ones(7))
             if scale > 1:
                 assert ((chosen == 0) | (chosen == 1)).all()

@@ -16,10 +16,15 @@ over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(),
 
 
 @over_the_encoders
-def test_the_trunk_follows_the_weighted_sum_of_the_tasks_and_a_head_its_own_task_alone(encoder, shape) -> None:
+def test_the_trunk_follows_the_weighted_sum_of_the_tasks_and_a_head_its_own_task_alone(
+    encoder, shape
+) -> None:
     model = HardSpec().build(TASKS, [encoder.build(shape)])
     named, weights = dict(model.named_parameters()), dict(zip(NAMES, (0.2, 0.5, 3.0), strict=True))
-    losses = {task: prediction.square().mean() for task, prediction in model(torch.randn(5, *shape)).items()}
+    losses = {
+        task: prediction.square().mean()
+        for task, prediction in model(torch.randn(5, *shape)).items()
+    }
 
     def gradients(loss):
         found = torch.autograd.grad(loss, named.values(), retain_graph=True, allow_unused=True)
@@ -29,7 +34,9 @@ def test_the_trunk_follows_the_weighted_sum_of_the_tasks_and_a_head_its_own_task
     of_tasks = {task: gradients(loss) for task, loss in losses.items()}
     for name in named:
         if name in model.shared:
-            torch.testing.assert_close(total[name], sum(weights[task] * of_tasks[task][name] for task in NAMES))
+            torch.testing.assert_close(
+                total[name], sum(weights[task] * of_tasks[task][name] for task in NAMES)
+            )
         else:
             (owner,) = (task for task in NAMES if of_tasks[task][name] is not None)
             assert name.startswith(f"heads.{owner}.")

@@ -8,7 +8,7 @@ from raymtl.sharing import HardSpec, HierarchicalSpec
 from raymtl.tasks import classification, regression
 from raymtl.types import UserError
 from tests.conftest import experiment
-from tests.test_sharing import assert_vmap_is_a_loop, moved
+from tests.sharing.test_sharing import assert_vmap_is_a_loop, moved
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -46,8 +46,14 @@ def test_a_task_has_no_gradient_above_its_level(encoder, shape) -> None:
     model = build(levels, encoder, shape)
     predictions, named = model(torch.randn(3, *shape)), dict(model.stages.named_parameters())
     for task, level in levels.items():
-        grads = torch.autograd.grad(predictions[task].sum(), named.values(), allow_unused=True, retain_graph=True)
-        reached = {int(name.split(".")[0]) for name, value in zip(named, grads, strict=True) if value is not None}
+        grads = torch.autograd.grad(
+            predictions[task].sum(), named.values(), allow_unused=True, retain_graph=True
+        )
+        reached = {
+            int(name.split(".")[0])
+            for name, value in zip(named, grads, strict=True)
+            if value is not None
+        }
         assert reached == set(range(level))
     assert {name.split(".")[1] for name in model.shared} == {"0", "1"}
 
@@ -92,7 +98,10 @@ def test_a_single_low_task_shares_nothing() -> None:
 @pytest.mark.parametrize(
     "levels, says",
     [
-        ({"sun": 1}, r"sharing\.levels\.sun: expected one of the tasks .*'left', 'right', 'sum'.* Did you mean sum"),
+        (
+            {"sun": 1},
+            r"sharing\.levels\.sun: expected one of the tasks .*'left', 'right', 'sum'.* Did you mean sum",
+        ),
         ({"sum": 3}, r"sharing\.levels\.sum: expected a stage of the encoder, 1 to 2, got 3"),
         ({"sum": 0}, r"sharing\.levels\.sum: expected greater than 0, got 0"),
     ],

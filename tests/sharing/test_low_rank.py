@@ -10,11 +10,16 @@ from torch.func import functional_call
 from raymtl.encoders import ConvSpec, MLPSpec
 from raymtl.sharing import HardSpec, LowRankSpec, SoftSpec
 from raymtl.tasks import classification, regression
-from tests.test_sharing import assert_vmap_is_a_loop, moved, touched
+from tests.sharing.test_sharing import assert_vmap_is_a_loop, moved, touched
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-TASKS = (classification("a", 4), classification("b", 3), regression("c", 0.0, 1.0), regression("d", 0.0, 1.0))
+TASKS = (
+    classification("a", 4),
+    classification("b", 3),
+    regression("c", 0.0, 1.0),
+    regression("d", 0.0, 1.0),
+)
 NAMES = tuple(task.name for task in TASKS)
 ENCODERS = {"mlp": (MLPSpec(hidden=(5, 4)), (6,)), "conv": (ConvSpec(channels=(4, 8)), (1, 6, 6))}
 over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(), ids=ENCODERS)
@@ -35,9 +40,13 @@ def stacked(model, names=NAMES) -> dict[str, torch.Tensor]:
 @over_the_forms
 @over_the_encoders
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_the_stacked_parameters_have_no_more_than_that_rank(encoder, shape, rank: int, form: str) -> None:
+def test_the_stacked_parameters_have_no_more_than_that_rank(
+    encoder, shape, rank: int, form: str
+) -> None:
     model = build(encoder, shape, rank=rank, form=form)
-    model.load_state_dict(moved(model, 1.0))  # off the equal values that a normalisation starts from
+    model.load_state_dict(
+        moved(model, 1.0)
+    )  # off the equal values that a normalisation starts from
     for columns in stacked(model).values():
         assert torch.linalg.matrix_rank(columns, rtol=1e-9).item() == min(rank, len(columns))
 
@@ -49,7 +58,9 @@ def test_as_many_as_tasks_reach_every_set_of_networks(encoder, shape) -> None:
     params = moved(model)
     coefficients: dict[str, list[torch.Tensor]] = {task: [] for task in NAMES}
     for key, value in towers[0].named_parameters():
-        columns = torch.stack([tower.get_parameter(key).detach().flatten() + 0.1 for tower in towers], 1)
+        columns = torch.stack(
+            [tower.get_parameter(key).detach().flatten() + 0.1 for tower in towers], 1
+        )
         left, scales, right = torch.linalg.svd(columns, full_matrices=True)
         basis = torch.zeros(len(columns), 4)
         basis[:, : len(scales)] = left[:, : len(scales)] * scales
@@ -77,7 +88,9 @@ def test_as_many_as_numbers_reach_every_set_of_networks() -> None:
         params[f"factors.stages_0_1_{key}.basis"] = torch.eye(2).reshape(
             params[f"factors.stages_0_1_{key}.basis"].shape
         )
-    params |= {f"coefficients.{task}": wanted[:, [t]].T.repeat(2, 1) for t, task in enumerate(NAMES)}
+    params |= {
+        f"coefficients.{task}": wanted[:, [t]].T.repeat(2, 1) for t, task in enumerate(NAMES)
+    }
     with torch.no_grad():
         for name, value in model.named_parameters():
             value.copy_(params[name])
@@ -93,7 +106,9 @@ def test_a_tensor_with_everything_kept_reaches_what_the_matrix_does(encoder, sha
     for key, factors in tensor.factors.items():
         if hasattr(factors, "core"):
             basis = matrix.factors[key].basis
-            params[f"factors.{key}.core"] = torch.einsum("or,koi...,ic->krc...", factors.outputs, basis, factors.inputs)
+            params[f"factors.{key}.core"] = torch.einsum(
+                "or,koi...,ic->krc...", factors.outputs, basis, factors.inputs
+            )
     inputs = torch.randn(3, *shape)
     reached = functional_call(
         tensor, {k: v for k, v in params.items() if k in dict(tensor.named_parameters())}, (inputs,)
@@ -105,11 +120,23 @@ def test_a_tensor_with_everything_kept_reaches_what_the_matrix_does(encoder, sha
 def test_a_tensor_keeps_the_share_of_outputs_and_inputs() -> None:
     model = build(*ENCODERS["conv"], form="tensor", kept=0.5)
     core = model.factors["stages_1_0_weight"]
-    assert core.core.shape == (2, 4, 2, 3, 3) and core.outputs.shape == (8, 4) and core.inputs.shape == (4, 2)
+    assert (
+        core.core.shape == (2, 4, 2, 3, 3)
+        and core.outputs.shape == (8, 4)
+        and core.inputs.shape == (4, 2)
+    )
     matrix = build(*ENCODERS["conv"])
-    assert sum(v.numel() for v in core.parameters()) < 0.5 * matrix.factors["stages_1_0_weight"].basis.numel()
+    assert (
+        sum(v.numel() for v in core.parameters())
+        < 0.5 * matrix.factors["stages_1_0_weight"].basis.numel()
+    )
     for task in NAMES:
-        assert torch.linalg.matrix_rank(model.encoder_params(task)["stages.1.0.weight"].flatten(1)).item() == 4
+        assert (
+            torch.linalg.matrix_rank(
+                model.encoder_params(task)["stages.1.0.weight"].flatten(1)
+            ).item()
+            == 4
+        )
 
 
 @over_the_forms
@@ -146,7 +173,9 @@ def test_rank_one_with_equal_coefficients_is_hard_sharing(encoder, shape) -> Non
     hard.heads = model.heads
     trunk.load_state_dict(model.encoder_params("a"))
     inputs = torch.randn(3, *shape)
-    for task, prediction in model(inputs).items():  # one coefficient, normalised: it is 1 for every task
+    for task, prediction in model(
+        inputs
+    ).items():  # one coefficient, normalised: it is 1 for every task
         torch.testing.assert_close(prediction, hard(inputs)[task])
 
 
@@ -168,7 +197,9 @@ def test_the_template_is_not_part_of_the_module(form: str) -> None:
     first = {name.split(".")[0] for name in model.state_dict()}
     assert first == {"factors", "coefficients", "heads"}
     assert not list(model.buffers())
-    assert all(not isinstance(part, type(ENCODERS["conv"][0].build((1, 6, 6)))) for part in model.modules())
+    assert all(
+        not isinstance(part, type(ENCODERS["conv"][0].build((1, 6, 6)))) for part in model.modules()
+    )
 
 
 @over_the_encoders
@@ -179,7 +210,9 @@ def test_a_tensor_obeys_the_laws_that_a_matrix_does(encoder, shape) -> None:
     reached = [touched(predictions[task], model) for task in NAMES]
     everything = {name for name, _ in model.named_parameters()}
     assert set().union(*reached) == everything
-    assert {name for name in everything if sum(name in of_task for of_task in reached) > 1} == model.shared
+    assert {
+        name for name in everything if sum(name in of_task for of_task in reached) > 1
+    } == model.shared
     assert_vmap_is_a_loop(model, inputs, moved(model))
 
 

@@ -16,7 +16,9 @@ MLP = MLPSpec(hidden=(5, 4))
 
 
 def build(num_experts: int, encoder=MLP):
-    return MMoESpec(num_experts=num_experts).build(TASKS, [encoder.build(SHAPE) for _ in range(num_experts)])
+    return MMoESpec(num_experts=num_experts).build(
+        TASKS, [encoder.build(SHAPE) for _ in range(num_experts)]
+    )
 
 
 def test_gates_are_in_the_simplex() -> None:

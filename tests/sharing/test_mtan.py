@@ -32,7 +32,9 @@ def test_masks_of_one_at_the_last_stage_are_hard_sharing(encoder, shape) -> None
     assert all(not torch.allclose(before[task], value) for task, value in hard(inputs).items())
     for modules in model.attention.values():
         nn.init.zeros_(modules[-1].expand.weight)
-        nn.init.constant_(modules[-1].expand.bias, 50.0)  # sigmoid(50) = 1 - 2e-22, which is 1 in float64
+        nn.init.constant_(
+            modules[-1].expand.bias, 50.0
+        )  # sigmoid(50) = 1 - 2e-22, which is 1 in float64
     for task, prediction in model(inputs).items():
         assert torch.equal(prediction, hard(inputs)[task])
 
@@ -67,14 +69,19 @@ def test_the_features_of_flat_stages_are_the_papers_equation() -> None:
 
 def test_what_was_attended_to_is_pooled_to_the_next_stage() -> None:
     """On a picture whose sides the pooling divides: blocks of 2 x 2 are averaged."""
-    model, inputs = MTANSpec().build(TASKS, [ConvSpec(channels=(4, 8)).build((1, 8, 8))]), torch.randn(2, 1, 8, 8)
+    model, inputs = (
+        MTANSpec().build(TASKS, [ConvSpec(channels=(4, 8)).build((1, 8, 8))]),
+        torch.randn(2, 1, 8, 8),
+    )
     features = model.features(inputs, ("a",))["a"]
     first = model.trunk.stages[0](inputs)
     second = model.trunk.stages[1](first)
     one, two = model.attention["a"]
     attended = first * one.expand(one.squeeze(first).relu()).sigmoid()
     seen = torch.cat([second, F.avg_pool2d(attended, 2)], 1)
-    torch.testing.assert_close(features, (second * two.expand(two.squeeze(seen).relu()).sigmoid()).flatten(1))
+    torch.testing.assert_close(
+        features, (second * two.expand(two.squeeze(seen).relu()).sigmoid()).flatten(1)
+    )
 
 
 def test_tasks_share_the_trunk_alone() -> None:

@@ -20,11 +20,16 @@ def build(spec, encoder, shape):
 
 
 @pytest.mark.parametrize(
-    "encoder, shape", [(MLPSpec(hidden=(5, 4)), (6,)), (ConvSpec(channels=(4, 8)), (1, 6, 6))], ids=["mlp", "conv"]
+    "encoder, shape",
+    [(MLPSpec(hidden=(5, 4)), (6,)), (ConvSpec(channels=(4, 8)), (1, 6, 6))],
+    ids=["mlp", "conv"],
 )
 def test_one_level_is_customized_gate_control(encoder, shape) -> None:
     numbers = {"num_shared_experts": 2, "num_task_experts": 2}
-    ple, cgc = build(PLESpec(num_levels=1, **numbers), encoder, shape), build(CGCSpec(**numbers), encoder, shape)
+    ple, cgc = (
+        build(PLESpec(num_levels=1, **numbers), encoder, shape),
+        build(CGCSpec(**numbers), encoder, shape),
+    )
     # A whole encoder is an expert there, a row of stages here: the same parameters under other names.
     ple.load_state_dict(
         {
@@ -51,11 +56,17 @@ def test_the_features_are_the_papers_levels_written_as_a_loop() -> None:
     for n, x in enumerate(inputs):
         branches = {"shared": x, "a": x, "b": x}
         for level in model.levels:
-            outputs = {"shared": [expert(branches["shared"][None])[0] for expert in level.shared_experts]}
+            outputs = {
+                "shared": [expert(branches["shared"][None])[0] for expert in level.shared_experts]
+            }
             for task in ("a", "b"):
-                outputs[task] = [expert(branches[task][None])[0] for expert in level.task_experts[task]]
+                outputs[task] = [
+                    expert(branches[task][None])[0] for expert in level.task_experts[task]
+                ]
             mixed = {
-                task: softmax_sum(level.gates[task], branches[task], outputs["shared"] + outputs[task])
+                task: softmax_sum(
+                    level.gates[task], branches[task], outputs["shared"] + outputs[task]
+                )
                 for task in ("a", "b")
             }
             if level is not model.levels[-1]:
@@ -83,14 +94,20 @@ def test_what_is_shared_grows_with_the_levels_as_autograd_says(num_levels: int) 
     predictions, named = model(torch.randn(3, 8)), dict(model.named_parameters())
     reached = []
     for task in ("a", "b"):
-        grads = torch.autograd.grad(predictions[task].sum(), named.values(), allow_unused=True, retain_graph=True)
-        reached.append({name for name, gradient in zip(named, grads, strict=True) if gradient is not None})
+        grads = torch.autograd.grad(
+            predictions[task].sum(), named.values(), allow_unused=True, retain_graph=True
+        )
+        reached.append(
+            {name for name, gradient in zip(named, grads, strict=True) if gradient is not None}
+        )
     assert reached[0] & reached[1] == model.shared
     assert reached[0] | reached[1] == set(named)
 
 
 def test_more_levels_than_stages_are_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"sharing\.num_levels: expected at most the 2 stages of the encoder, got 3"):
+    with pytest.raises(
+        UserError, match=r"sharing\.num_levels: expected at most the 2 stages of the encoder, got 3"
+    ):
         experiment(sharing__name="ple", sharing__num_levels=3)
 
 

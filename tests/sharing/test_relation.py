@@ -49,7 +49,9 @@ def test_the_relation_beats_every_random_feasible_one() -> None:
     model = build(lambda_1=0.0, lambda_2=2.0, ridge=1e-10)
     params = dict(model.named_parameters())
     weights, best = weights_of(params), model.penalty(params)
-    torch.testing.assert_close(best, (weights @ model.relation(params).inverse() @ weights.T).trace())
+    torch.testing.assert_close(
+        best, (weights @ model.relation(params).inverse() @ weights.T).trace()
+    )
     for _ in range(200):
         root = torch.randn(4, 4)
         other = root @ root.T
@@ -64,9 +66,14 @@ def test_the_gradient_is_that_of_half_the_squared_trace_norm(tasks) -> None:
     model = build(tasks, lambda_1=0.3, lambda_2=0.7, ridge=1e-9)
     params = dict(model.named_parameters())
     weights = weights_of(params, tasks)
-    reference = 0.3 / 2 * weights.square().sum() + 0.7 / 2 * torch.linalg.svdvals(weights).sum() ** 2
+    reference = (
+        0.3 / 2 * weights.square().sum() + 0.7 / 2 * torch.linalg.svdvals(weights).sum() ** 2
+    )
     leaves = [params[f"heads.{task.name}.weight"] for task in tasks]
-    own, expected = (torch.autograd.grad(f, leaves, retain_graph=True) for f in (model.penalty(params), reference))
+    own, expected = (
+        torch.autograd.grad(f, leaves, retain_graph=True)
+        for f in (model.penalty(params), reference)
+    )
     for one, other in zip(own, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(model.penalty(params), reference, rtol=1e-6, atol=1e-6)
@@ -76,8 +83,12 @@ def test_the_gradient_is_w_times_the_inverse_with_omega_fixed() -> None:
     model = build(lambda_1=0.0, lambda_2=0.7, ridge=0.01)
     params = dict(model.named_parameters())
     leaves = [params[f"heads.{task.name}.weight"] for task in TASKS]
-    gradient = torch.stack([g.flatten() for g in torch.autograd.grad(model.penalty(params), leaves)], 1)
-    torch.testing.assert_close(gradient, 0.7 * weights_of(params) @ model.relation(params).inverse())
+    gradient = torch.stack(
+        [g.flatten() for g in torch.autograd.grad(model.penalty(params), leaves)], 1
+    )
+    torch.testing.assert_close(
+        gradient, 0.7 * weights_of(params) @ model.relation(params).inverse()
+    )
 
 
 def test_the_penalty_leaves_biases_and_the_trunk_alone() -> None:
@@ -104,7 +115,9 @@ def test_opposed_toy_tasks_become_known_as_opposed() -> None:
     W holds the slopes; the offsets are biases, outside of it. That of the third task tends to zero.
     """
     tasks = tuple(regression(name, 0.0, 1.0) for name in ("up", "down", "flat"))
-    model = RelationSpec(lambda_1=0.001, lambda_2=0.001).build(tasks, [Encoder([torch.nn.Identity()], (5,))])
+    model = RelationSpec(lambda_1=0.001, lambda_2=0.001).build(
+        tasks, [Encoder([torch.nn.Identity()], (5,))]
+    )
     model.heads["down"].load_state_dict(model.heads["up"].state_dict())
     params = dict(model.named_parameters())
 
@@ -135,7 +148,10 @@ def test_heads_of_different_shapes_are_refused_with_two_tasks_and_their_shapes()
     says = r"sharing\.name: relation .* got \[1, 8\] for 'sum' and \[10, 8\] for 'left'"
     with pytest.raises(UserError, match=says):
         experiment(sharing__name="relation")
-    assert experiment(sharing__name="relation", data__tasks=["left", "right"]).sharing.name == "relation"
+    assert (
+        experiment(sharing__name="relation", data__tasks=["left", "right"]).sharing.name
+        == "relation"
+    )
 
 
 def test_the_gradient_keeps_its_digits_in_float32_where_tasks_outnumber_weights() -> None:
@@ -144,7 +160,14 @@ def test_the_gradient_keeps_its_digits_in_float32_where_tasks_outnumber_weights(
     model = build(tasks, lambda_1=0.0, lambda_2=1.0)
     found = []
     for dtype in (torch.float32, torch.float64):
-        params = {name: value.detach().to(dtype).requires_grad_() for name, value in model.named_parameters()}
+        params = {
+            name: value.detach().to(dtype).requires_grad_()
+            for name, value in model.named_parameters()
+        }
         heads = [params[f"heads.{task.name}.weight"] for task in tasks]
-        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(model.penalty(params), heads)]).double())
+        found.append(
+            torch.cat(
+                [g.flatten() for g in torch.autograd.grad(model.penalty(params), heads)]
+            ).double()
+        )
     assert (found[0] - found[1]).norm() < 1e-4 * found[1].norm()

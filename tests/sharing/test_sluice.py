@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from raymtl.encoders import ConvSpec, LeNetSpec, MLPSpec
 from raymtl.sharing import SluiceSpec
 from raymtl.tasks import classification, regression
-from tests.test_sharing import moved
+from tests.sharing.test_sharing import moved
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -26,7 +26,9 @@ def build(encoder, shape, tasks=TASKS, **numbers):
 
 
 @over_the_encoders
-def test_alpha_the_identity_and_beta_the_last_stage_are_independent_networks(encoder, shape) -> None:
+def test_alpha_the_identity_and_beta_the_last_stage_are_independent_networks(
+    encoder, shape
+) -> None:
     model, inputs = build(encoder, shape, own=1.0), torch.randn(3, *shape)
     torch.testing.assert_close(model.alpha[0], torch.eye(6))
     for name in NAMES:
@@ -62,7 +64,9 @@ def test_mixtures_start_from_rows_that_sum_to_one(tasks) -> None:
     model = build(*ENCODERS["lenet"], tasks)
     num_subspaces = 2 * len(tasks)
     torch.testing.assert_close(model.alpha.sum(-1), torch.ones(3, num_subspaces))
-    torch.testing.assert_close(model.alpha.diagonal(dim1=1, dim2=2), torch.full((3, num_subspaces), 0.9))
+    torch.testing.assert_close(
+        model.alpha.diagonal(dim1=1, dim2=2), torch.full((3, num_subspaces), 0.9)
+    )
     for beta in model.beta.values():
         torch.testing.assert_close(beta, torch.tensor([0.05, 0.05, 0.9]))
     assert model.lr_scale == {"alpha": 10.0, "beta": 10.0}
@@ -113,7 +117,9 @@ def test_rotating_what_both_subspaces_put_out_leaves_the_penalty() -> None:
         k: rotation @ v if k.startswith("towers.") and v.shape[:1] == (6,) and v.ndim == 2 else v
         for k, v in params.items()
     }
-    assert not torch.equal(rotated["towers.a.0.stages.0.1.weight"], params["towers.a.0.stages.0.1.weight"])
+    assert not torch.equal(
+        rotated["towers.a.0.stages.0.1.weight"], params["towers.a.0.stages.0.1.weight"]
+    )
     torch.testing.assert_close(model.penalty(rotated), model.penalty(params))
 
 
@@ -135,7 +141,9 @@ def test_towers_run_once_for_the_inputs_of_all_tasks() -> None:
     calls: list[int] = []
     for name in NAMES:
         for tower in model.towers[name]:
-            tower.stages[0].register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+            tower.stages[0].register_forward_hook(
+                lambda _, inputs, __: calls.append(len(inputs[0]))
+            )
     own = {task: torch.randn(1 + i, 4) for i, task in enumerate(NAMES)}
     model(own)
     assert calls == [6] * 6

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from raymtl.encoders import ConvSpec, MLPSpec
 from raymtl.sharing import SoftSpec
 from raymtl.tasks import regression
-from tests.test_sharing import moved
+from tests.sharing.test_sharing import moved
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -18,7 +18,9 @@ over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(),
 
 
 def build(encoder, shape, num_tasks=3, strength=0.3):
-    return SoftSpec(strength=strength).build(TASKS[:num_tasks], [encoder.build(shape) for _ in range(num_tasks)])
+    return SoftSpec(strength=strength).build(
+        TASKS[:num_tasks], [encoder.build(shape) for _ in range(num_tasks)]
+    )
 
 
 @over_the_encoders
@@ -27,7 +29,12 @@ def test_the_penalty_is_that_of_all_pairs_of_tasks(encoder, shape) -> None:
     model = build(encoder, shape)
     params = moved(model, 1.0)
     trunks = [
-        torch.cat([params[f"encoders.{i}.{key}"].flatten() for key, _ in model.encoders[0].named_parameters()])
+        torch.cat(
+            [
+                params[f"encoders.{i}.{key}"].flatten()
+                for key, _ in model.encoders[0].named_parameters()
+            ]
+        )
         for i in range(3)
     ]
     pairs = sum((trunks[i] - trunks[j]).square().sum() for i, j in ((0, 1), (0, 2), (1, 2)))

@@ -7,12 +7,25 @@ import numpy as np
 import torch
 
 from raymtl.data.base import Arrays, Source, Split
-from raymtl.tasks import binary, classification, depth, detection, multilabel, normals, regression, segmentation
+from raymtl.tasks import (
+    binary,
+    classification,
+    depth,
+    detection,
+    multilabel,
+    normals,
+    regression,
+    segmentation,
+)
 from raymtl.types import Batch, Episode, Task
 
 NAMES = ("which", "disc", "shown", "amount", "place", "pixels", "far", "facing", "boxes")
 MOST = 3  # boxes a picture
-TILT = {0: (0.0, 0.0, 1.0), 1: (0.6, 0.0, 0.8), 2: (0.0, -0.6, 0.8)}  # of the background, rectangles, discs
+TILT = {
+    0: (0.0, 0.0, 1.0),
+    1: (0.6, 0.0, 0.8),
+    2: (0.0, -0.6, 0.8),
+}  # of the background, rectangles, discs
 
 
 class Shapes(Source):
@@ -34,10 +47,10 @@ class Shapes(Source):
     def task_names(self) -> tuple[str, ...]:
         return self.tasks
 
-    def with_tasks(self, names: tuple[str, ...]) -> Self:
+    def select_tasks(self, names: tuple[str, ...]) -> Self:
         return self.model_copy(update={"tasks": names})
 
-    def without_support(self) -> Self:
+    def as_supervised(self) -> Self:
         return self.model_copy(update={"shots": 1, "queries": self.queries + self.shots})
 
     def make_tasks(self) -> tuple[Task, ...]:
@@ -66,12 +79,17 @@ class Shapes(Source):
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         return dict.fromkeys(self.tasks, 100)
 
-    def episode(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> tuple[Episode, str]:
+    def episode(
+        self, arrays: Arrays, split: Split, rng: np.random.Generator
+    ) -> tuple[Episode, str]:
         return Episode(self.batch(self.shots, rng), self.batch(self.queries, rng)), "shapes"
 
     def batch(self, number: int, rng: np.random.Generator) -> Batch:
         pictures, labels = zip(*(self.picture(rng) for _ in range(number)), strict=True)
-        targets = {name: torch.from_numpy(np.stack([label[name] for label in labels])) for name in self.tasks}
+        targets = {
+            name: torch.from_numpy(np.stack([label[name] for label in labels]))
+            for name in self.tasks
+        }
         masks = {}
         if "boxes" in self.tasks and self.unboxed:
             masks["boxes"] = torch.from_numpy(rng.random(number) >= self.unboxed)
@@ -93,7 +111,9 @@ class Shapes(Source):
             picture[label, inside] = 200
             pixels[inside], far[inside] = 1 + label, 1.5 + 0.2 * index
             boxes[index] = [label, *(middle - half), *(middle + half)]
-        facing = np.stack([np.choose(pixels, [TILT[c][axis] for c in range(3)]) for axis in range(3)])
+        facing = np.stack(
+            [np.choose(pixels, [TILT[c][axis] for c in range(3)]) for axis in range(3)]
+        )
         largest = int((boxes[:, 3] - boxes[:, 1]).argmax())
         hole = rng.random((side, side)) < 0.1  # what no camera measured
         return picture, {

@@ -9,7 +9,14 @@ from torch.func import vmap
 from torchmetrics.detection import MeanAveragePrecision
 
 from raymtl.tasks import detection, over_places, regression
-from raymtl.tasks.boxes import IOU_THRESHOLDS, average_precision, generalised_iou, matched, overlap, suppressed
+from raymtl.tasks.boxes import (
+    IOU_THRESHOLDS,
+    average_precision,
+    generalised_iou,
+    matched,
+    overlap,
+    suppressed,
+)
 from raymtl.tasks.detection import Detection
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -23,22 +30,33 @@ def random_boxes(*shape: int) -> Tensor:
 
 
 def random_truth(number: int, most: int, num_classes: int) -> Tensor:
-    return torch.cat([torch.randint(-1, num_classes, (number, most, 1)).double(), random_boxes(number, most)], -1)
+    return torch.cat(
+        [torch.randint(-1, num_classes, (number, most, 1)).double(), random_boxes(number, most)], -1
+    )
 
 
 def test_overlaps_are_torchvision_s() -> None:
     one, other = random_boxes(50), random_boxes(50)
     other[:5] = one[:5]
-    torch.testing.assert_close(overlap(one, other)[0], tv.box_iou(one, other).diagonal(), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        overlap(one, other)[0], tv.box_iou(one, other).diagonal(), rtol=1e-6, atol=1e-8
+    )
     wanted = tv.generalized_box_iou(one, other).diagonal()
     torch.testing.assert_close(generalised_iou(one, other), wanted, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(
-        1 - generalised_iou(one, other), tv.generalized_box_iou_loss(one, other), rtol=1e-6, atol=1e-7
+        1 - generalised_iou(one, other),
+        tv.generalized_box_iou_loss(one, other),
+        rtol=1e-6,
+        atol=1e-7,
     )
 
 
 def test_suppression_under_vmap_keeps_what_torchvision_keeps_picture_by_picture() -> None:
-    boxes, scores, classes = random_boxes(3, 4, 40), torch.rand(3, 4, 40), torch.randint(2, (3, 4, 40))
+    boxes, scores, classes = (
+        random_boxes(3, 4, 40),
+        torch.rand(3, 4, 40),
+        torch.randint(2, (3, 4, 40)),
+    )
     kept = vmap(lambda b, s, c: suppressed(b, s, c, 0.4))(boxes, scores, classes)
     shared = vmap(lambda s: suppressed(boxes[0], s, classes[0], 0.4))(scores)
     for e in range(3):
@@ -62,9 +80,13 @@ def naive_assignment(spec: Detection, truth: Tensor) -> list[tuple[int, list[flo
         if label < 0:
             continue
         centre = (x1 + x2) / 2, (y1 + y2) / 2
-        away = [max(abs(x - centre[0]) / spec.stride[0], abs(y - centre[1]) / spec.stride[1]) for x, y in middles]
+        away = [
+            max(abs(x - centre[0]) / spec.stride[0], abs(y - centre[1]) / spec.stride[1])
+            for x, y in middles
+        ]
         squares = [
-            ((x - centre[0]) / spec.stride[0]) ** 2 + ((y - centre[1]) / spec.stride[1]) ** 2 for x, y in middles
+            ((x - centre[0]) / spec.stride[0]) ** 2 + ((y - centre[1]) / spec.stride[1]) ** 2
+            for x, y in middles
         ]
         for place, (x, y) in enumerate(middles):
             inside = x1 < x < x2 and y1 < y < y2 and away[place] <= 1.5
@@ -118,7 +140,10 @@ def test_the_loss_is_that_of_torchvision_s_parts() -> None:
             true = torch.tensor([wanted[place][1] for place in rows])
             middles = torch.tensor([((p % 8 + 0.5) * 4, (p // 8 + 0.5) * 4) for p in rows])
             sides = torch.cat([middles - true[:, :2], true[:, 2:] - middles], 1).clamp(min=0)
-            near = [(min(w, e) / max(w, e) * min(n, s) / max(n, s)) ** 0.5 for w, n, e, s in sides.tolist()]
+            near = [
+                (min(w, e) / max(w, e) * min(n, s) / max(n, s)) ** 0.5
+                for w, n, e, s in sides.tolist()
+            ]
             total = total + tv.generalized_box_iou_loss(boxes[rows], true, reduction="sum")
             total = total + torch.nn.functional.binary_cross_entropy(
                 centreness[rows].sigmoid(), torch.tensor(near), reduction="sum"
@@ -129,12 +154,17 @@ def test_the_loss_is_that_of_torchvision_s_parts() -> None:
 def test_a_prediction_that_says_the_truth_finds_all_boxes_and_no_others() -> None:
     spec, task = Detection(2, SIZE, (6, 8), 0.6), detection("a", 2, SIZE, stride=4)
     truth = torch.tensor(
-        [[[0.0, 2.0, 2.0, 13.0, 11.0], [1.0, 15.0, 5.0, 30.0, 22.0]], [[-1.0, 0, 0, 0, 0], [1.0, 4.0, 4.0, 9.0, 9.0]]]
+        [
+            [[0.0, 2.0, 2.0, 13.0, 11.0], [1.0, 15.0, 5.0, 30.0, 22.0]],
+            [[-1.0, 0, 0, 0, 0], [1.0, 4.0, 4.0, 9.0, 9.0]],
+        ]
     )
     classes, answers, boxes = spec.assigned(truth)
     middles = spec.middles(truth)
     sides = torch.cat([middles - boxes[..., :2], boxes[..., 2:] - middles], -1) / 4
-    inverse = torch.where(answers[..., None], sides.clamp(min=1e-3), 1.0).expm1().log()  # of softplus
+    inverse = (
+        torch.where(answers[..., None], sides.clamp(min=1e-3), 1.0).expm1().log()
+    )  # of softplus
     centreness = torch.where(answers, spec.centreness(boxes), 0.0)
     flat = torch.cat([20 * classes - 10, inverse, centreness.logit(eps=1e-6)[..., None]], -1)
     prediction = flat.transpose(1, 2).unflatten(2, (6, 8))
@@ -143,14 +173,19 @@ def test_a_prediction_that_says_the_truth_finds_all_boxes_and_no_others() -> Non
         kept, wanted = own[own[:, 0] >= 0, :5], picture[picture[:, 0] >= 0]
         assert len(kept) == len(wanted)
         torch.testing.assert_close(
-            kept[kept[:, 0].sort().indices], wanted[wanted[:, 0].sort().indices], rtol=1e-3, atol=1e-2
+            kept[kept[:, 0].sort().indices],
+            wanted[wanted[:, 0].sort().indices],
+            rtol=1e-3,
+            atol=1e-2,
         )
     assert all(score == pytest.approx(1.0) for score in scored(task, prediction, truth).values())
 
 
 def scored(task, prediction: Tensor, truth: Tensor) -> dict[str, float]:
     return {
-        name: float(metric.value(metric.per_example(prediction, truth).sum(0), torch.tensor(len(truth))))
+        name: float(
+            metric.value(metric.per_example(prediction, truth).sum(0), torch.tensor(len(truth)))
+        )
         for name, metric in task.metrics.items()
     }
 
@@ -172,10 +207,12 @@ def near_the_truth(spec: Detection, truth: Tensor, noise: float) -> Tensor:
     """A prediction that is right now and then, with scores that say little."""
     classes, answers, boxes = spec.assigned(truth)
     middles = spec.middles(truth)
-    sides = torch.cat([middles - boxes[..., :2], boxes[..., 2:] - middles], -1) / torch.tensor(spec.stride).repeat(2)
-    inverse = torch.where(answers[..., None], sides.clamp(min=1e-2), 1.0).expm1().log() + noise * torch.randn(
-        sides.shape
-    )
+    sides = torch.cat([middles - boxes[..., :2], boxes[..., 2:] - middles], -1) / torch.tensor(
+        spec.stride
+    ).repeat(2)
+    inverse = torch.where(
+        answers[..., None], sides.clamp(min=1e-2), 1.0
+    ).expm1().log() + noise * torch.randn(sides.shape)
     logits = 2.5 * classes - 3 + torch.randn(classes.shape)
     flat = torch.cat([logits, inverse, torch.randn(*answers.shape, 1)], -1)
     return flat.transpose(1, 2).unflatten(2, spec.places)
@@ -189,14 +226,20 @@ def test_the_average_precision_is_coco_s_up_to_its_bins_and_never_above(noise: f
     exact, found = coco(task.readable(prediction), truth), scored(task, prediction, truth)
     assert 0.05 < exact["map_50"] < 0.98
     for name in exact:
-        assert exact[name] - 0.01 <= found[name] <= exact[name] + 1e-6, (name, exact[name], found[name])
+        assert exact[name] - 0.01 <= found[name] <= exact[name] + 1e-6, (
+            name,
+            exact[name],
+            found[name],
+        )
 
 
 def test_with_scores_at_the_bins_the_average_precision_is_coco_s() -> None:
     """What shares a bin is then found in one go by both: one box a bin and a picture."""
     truth = random_truth(12, 4, 1)
     corners = truth[:, :, 1:] + torch.randn(12, 4, 4) * 0.7
-    corners = torch.cat([corners[..., :2], torch.maximum(corners[..., 2:], corners[..., :2] + 0.1)], -1)
+    corners = torch.cat(
+        [corners[..., :2], torch.maximum(corners[..., 2:], corners[..., :2] + 0.1)], -1
+    )
     found = torch.cat([truth[:, :, :1].clamp(min=0), corners], -1)
     scores = ((torch.randperm(180)[:48] + 10.5) / 200).reshape(12, 4).sort(descending=True).values
     true = matched(found, truth, torch.tensor(IOU_THRESHOLDS))
@@ -222,7 +265,10 @@ def test_pictures_without_boxes_count_what_is_found_on_them_as_wrong() -> None:
     empty = torch.full_like(truth, -1.0)
     alone = scored(task, prediction, truth)
     wrong = torch.cat([prediction, near_the_truth(spec, truth, 0.1)])
-    both, exact = scored(task, wrong, torch.cat([truth, empty])), coco(task.readable(wrong), torch.cat([truth, empty]))
+    both, exact = (
+        scored(task, wrong, torch.cat([truth, empty])),
+        coco(task.readable(wrong), torch.cat([truth, empty])),
+    )
     assert both["map_50"] < alone["map_50"] - 0.05
     assert both["map_50"] == pytest.approx(exact["map_50"], abs=0.01)
     assert np.isnan(scored(task, prediction, empty)["map"])
@@ -235,8 +281,13 @@ def test_a_difficult_object_is_neither_to_be_found_nor_wrong() -> None:
     difficult, gone = truth.clone(), truth.clone()
     difficult[:, 0, 0] = torch.where(truth[:, 0, 0] >= 0, -2 - truth[:, 0, 0], -1.0)
     gone[:, 0, 0] = -1
-    scores = {name: scored(task, prediction, own)["map_50"] for name, own in (("d", difficult), ("g", gone))}
-    assert scores["d"] > scores["g"] + 0.05  # what is found of it is wrong where it is not there at all
+    scores = {
+        name: scored(task, prediction, own)["map_50"]
+        for name, own in (("d", difficult), ("g", gone))
+    }
+    assert (
+        scores["d"] > scores["g"] + 0.05
+    )  # what is found of it is wrong where it is not there at all
 
     # Found by none, it is missed by none.
     kept = near_the_truth(spec, gone, 0.1)
@@ -244,7 +295,9 @@ def test_a_difficult_object_is_neither_to_be_found_nor_wrong() -> None:
 
     # Its places are not told that nothing of its class is there; those of other classes, and all others, are.
     prediction = prediction.requires_grad_()
-    one = torch.autograd.grad(task.loss(prediction, difficult).sum(), prediction)[0][:, :2].flatten(2)
+    one = torch.autograd.grad(task.loss(prediction, difficult).sum(), prediction)[0][:, :2].flatten(
+        2
+    )
     other = torch.autograd.grad(task.loss(prediction, gone).sum(), prediction)[0][:, :2].flatten(2)
     middles = spec.middles(truth)
     inside = ((middles > truth[:, :1, 1:3]) & (middles < truth[:, :1, 3:])).all(-1)
@@ -263,4 +316,7 @@ def test_the_head_of_a_whole_picture_does_not_look_where_things_are() -> None:
     one, other = head(inside.flatten(1))
     torch.testing.assert_close(one, other)
     assert one.shape == (2,)
-    assert task.head((5,))(torch.randn(4, 5)).shape == (4, 2)  # of features that are no maps it is the plain one
+    assert task.head((5,))(torch.randn(4, 5)).shape == (
+        4,
+        2,
+    )  # of features that are no maps it is the plain one

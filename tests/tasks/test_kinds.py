@@ -47,7 +47,9 @@ KINDS: dict[str, Task] = {
 MAPS = (3, 4, 5)
 over_the_kinds = pytest.mark.parametrize("task", KINDS.values(), ids=KINDS)
 over_those_with_parts = pytest.mark.parametrize(
-    "task", [t for t in KINDS.values() if t.labelled is not None], ids=[k for k, t in KINDS.items() if t.labelled]
+    "task",
+    [t for t in KINDS.values() if t.labelled is not None],
+    ids=[k for k, t in KINDS.items() if t.labelled],
 )
 
 
@@ -61,7 +63,11 @@ def random_target(task: Task, number: int, seed: int = 0) -> Tensor:
     if task.kind == "regression" and task.out_features == 1:
         return 4 * rand(number) - 2
     if task.kind == "regression":
-        return torch.where(rand(number, task.out_features) < 0.3, torch.nan, 4 * rand(number, task.out_features) - 2)
+        return torch.where(
+            rand(number, task.out_features) < 0.3,
+            torch.nan,
+            4 * rand(number, task.out_features) - 2,
+        )
     if task.kind == "multilabel":
         values = torch.randint(2, (number, task.out_features), generator=generator).double()
         return torch.where(rand(number, task.out_features) < 0.3, torch.nan, values)
@@ -78,7 +84,9 @@ def random_target(task: Task, number: int, seed: int = 0) -> Tensor:
 
 def random_prediction(task: Task, number: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(100 + seed)
-    return 2 * torch.randn(number, *head_of(task)(torch.zeros(1, 60)).shape[1:], generator=generator)
+    return 2 * torch.randn(
+        number, *head_of(task)(torch.zeros(1, 60)).shape[1:], generator=generator
+    )
 
 
 def head_of(task: Task) -> nn.Module:
@@ -89,9 +97,15 @@ def sums_of(
     task: Task, prediction: Tensor, target: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss sum, metric sums and count of a batch."""
-    batch = Batch(torch.zeros(len(target)), {task.name: target}, {} if mask is None else {task.name: mask})
+    batch = Batch(
+        torch.zeros(len(target)), {task.name: target}, {} if mask is None else {task.name: mask}
+    )
     found = {task.name: prediction}
-    return loss_sums([task], found, batch), metric_sums([task], found, batch), label_counts([task], batch)
+    return (
+        loss_sums([task], found, batch),
+        metric_sums([task], found, batch),
+        label_counts([task], batch),
+    )
 
 
 def nonsense(target: Tensor) -> Tensor:
@@ -107,7 +121,9 @@ def test_masked_examples_have_no_say_whatever_they_hold(task: Task) -> None:
     for one, other in zip(hidden, sums_of(task, prediction[mask], target[mask]), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     (gradient,) = torch.autograd.grad(hidden[0].sum(), prediction)
-    assert (gradient[~mask] == 0).all() and (gradient[mask] != 0).any() and gradient.isfinite().all()
+    assert (
+        (gradient[~mask] == 0).all() and (gradient[mask] != 0).any() and gradient.isfinite().all()
+    )
 
 
 @over_those_with_parts
@@ -138,17 +154,23 @@ def test_an_example_all_of_whose_parts_are_missing_is_one_without_a_label(task: 
     target, prediction = random_target(task, 5), random_prediction(task, 5)
     missing = torch.full_like(target, torch.nan if target.is_floating_point() else -1)
     held = torch.where(
-        torch.tensor([True, False, True, True, False]).reshape(-1, *[1] * (target.ndim - 1)), target, missing
+        torch.tensor([True, False, True, True, False]).reshape(-1, *[1] * (target.ndim - 1)),
+        target,
+        missing,
     )
     rows = torch.tensor([0, 2, 3])
-    for one, other in zip(sums_of(task, prediction, held), sums_of(task, prediction[rows], target[rows]), strict=True):
+    for one, other in zip(
+        sums_of(task, prediction, held), sums_of(task, prediction[rows], target[rows]), strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     losses = task.loss(prediction, missing)
     assert (losses == 0).all()
 
 
 @over_the_kinds
-def test_what_stands_in_for_masked_labels_is_of_their_shape_and_leaves_no_gradient(task: Task) -> None:
+def test_what_stands_in_for_masked_labels_is_of_their_shape_and_leaves_no_gradient(
+    task: Task,
+) -> None:
     target = torch.zeros(4, *task.target_shape, dtype=torch.int64)
     assert task.kind == "detection" or target.shape == random_target(task, 4).shape
     prediction = random_prediction(task, 4).requires_grad_()
@@ -169,7 +191,9 @@ def test_vmap_equals_the_loop(task: Task) -> None:
 
     def of_one(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         prediction = functional_call(head, params, (x,))
-        return task.loss(prediction, y), *(metric.per_example(prediction, y) for metric in task.metrics.values())
+        return task.loss(prediction, y), *(
+            metric.per_example(prediction, y) for metric in task.metrics.values()
+        )
 
     together = vmap(of_one)(features, targets)
     apart = tree_map(lambda *leaves: torch.stack(leaves), *map(of_one, features, targets))
@@ -186,7 +210,10 @@ def test_scores_of_the_sums_of_any_shards_are_those_of_the_whole(task: Task, see
     cuts = torch.randperm(number + 1, generator=generator)[:3].sort().values.tolist()
     order = torch.randperm(number, generator=generator)
     shards = [order[start:stop] for start, stop in itertools.pairwise([0, *cuts, number])]
-    totals = [sum(parts) for parts in zip(*(sums_of(task, prediction[s], target[s]) for s in shards), strict=True)]
+    totals = [
+        sum(parts)
+        for parts in zip(*(sums_of(task, prediction[s], target[s]) for s in shards), strict=True)
+    ]
     whole = sums_of(task, prediction, target)
     torch.testing.assert_close(totals[0], whole[0], rtol=1e-12, atol=1e-12)
     assert totals[2] == whole[2]
@@ -199,16 +226,23 @@ def test_scores_of_the_sums_of_any_shards_are_those_of_the_whole(task: Task, see
 
 @over_the_kinds
 def test_scores_of_nothing_are_no_numbers(task: Task) -> None:
-    none = metric_values([task], torch.zeros(sum(m.size for m in task.metrics.values())), torch.zeros(1))
+    none = metric_values(
+        [task], torch.zeros(sum(m.size for m in task.metrics.values())), torch.zeros(1)
+    )
     assert all(value.isnan() for value in none.values())
 
 
 @over_the_kinds
 def test_scores_of_many_sums_at_once_are_those_of_each(task: Task) -> None:
-    batches = [sums_of(task, random_prediction(task, 3, seed), random_target(task, 3, seed)) for seed in range(4)]
+    batches = [
+        sums_of(task, random_prediction(task, 3, seed), random_target(task, 3, seed))
+        for seed in range(4)
+    ]
     sums, counts = (torch.stack([batch[i] for batch in batches]).reshape(2, 2, -1) for i in (1, 2))
     for name, together in metric_values([task], sums, counts).items():
-        apart = torch.stack([metric_values([task], s, c)[name] for _, s, c in batches]).reshape(2, 2)
+        apart = torch.stack([metric_values([task], s, c)[name] for _, s, c in batches]).reshape(
+            2, 2
+        )
         torch.testing.assert_close(together, apart, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
@@ -228,9 +262,15 @@ def test_gradients_of_the_loss_of_first_and_second_order_are_right(task: Task) -
     at = torch.zeros((), requires_grad=True)
     own = slope(at)
     (curvature,) = torch.autograd.grad(own, at, allow_unused=True) if own.requires_grad else (None,)
-    numeric = (slope(torch.tensor(1e-6, requires_grad=True)) - slope(torch.tensor(-1e-6, requires_grad=True))) / 2e-6
+    numeric = (
+        slope(torch.tensor(1e-6, requires_grad=True))
+        - slope(torch.tensor(-1e-6, requires_grad=True))
+    ) / 2e-6
     torch.testing.assert_close(
-        curvature if curvature is not None else torch.zeros(()), numeric.detach(), rtol=1e-5, atol=1e-6
+        curvature if curvature is not None else torch.zeros(()),
+        numeric.detach(),
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
@@ -246,7 +286,9 @@ def test_the_head_gives_what_the_loss_and_the_reader_take(task: Task) -> None:
 
 
 @over_the_kinds
-def test_the_loss_falls_when_the_prediction_follows_its_gradient_in_either_precision(task: Task) -> None:
+def test_the_loss_falls_when_the_prediction_follows_its_gradient_in_either_precision(
+    task: Task,
+) -> None:
     for dtype in (torch.float64, torch.float32):
         target = random_target(task, 4)
         target = target.to(dtype) if target.is_floating_point() else target
@@ -261,11 +303,15 @@ def test_the_loss_falls_when_the_prediction_follows_its_gradient_in_either_preci
 
 
 @pytest.mark.parametrize(
-    "task", [t for t in KINDS.values() if t.quadratic], ids=[k for k, t in KINDS.items() if t.quadratic]
+    "task",
+    [t for t in KINDS.values() if t.quadratic],
+    ids=[k for k, t in KINDS.items() if t.quadratic],
 )
 def test_a_quadratic_loss_has_its_least_one_newton_step_away(task: Task) -> None:
     target, prediction = random_target(task, 3), random_prediction(task, 3).requires_grad_()
-    (gradient,) = torch.autograd.grad(task.loss(prediction, target).sum(), prediction, create_graph=True)
+    (gradient,) = torch.autograd.grad(
+        task.loss(prediction, target).sum(), prediction, create_graph=True
+    )
     (curvature,) = torch.autograd.grad(gradient.sum(), prediction)
     best = prediction - torch.where(curvature != 0, gradient / curvature, 0.0)
     torch.testing.assert_close(task.loss(best, target), torch.zeros(3), rtol=0, atol=1e-12)

@@ -10,18 +10,19 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.utils._pytree import tree_map
 
-from raymtl import runs
-from raymtl.collective import Workers
 from raymtl.config import Experiment
 from raymtl.data import Several
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.encoders import Conv4Spec, ConvSpec, LeNetSpec, MLPSpec, ResNet18Spec
 from raymtl.encoders.base import Encoder
-from raymtl.evaluate import evaluate
+from raymtl.evaluation.evaluate import evaluate
+from raymtl.evaluation.scores import validation_scores
 from raymtl.learners import MAML, ProtoNet
-from raymtl.scoring import validation_scores
 from raymtl.sharing import HierarchicalSpec
-from raymtl.step import HowToRun, Problem, meta_gradient
+from raymtl.step.algorithm import Algorithm
+from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient
+from raymtl.step.workers import Workers
+from raymtl.storage import formats
 from raymtl.types import Episode, Task, UserError
 from raymtl.weighting import StaticSpec
 from tests.conftest import SHARING, axes, perturbed
@@ -36,14 +37,16 @@ MIXES = {
 }
 
 
-def problem_of(source: Shapes, sharing: str = "hard", encoder: Any = ENCODER, **learner: Any) -> Problem:
+def problem_of(
+    source: Shapes, sharing: str = "hard", encoder: Any = ENCODER, **learner: Any
+) -> Algorithm:
     """Built as an experiment builds it, of a source that is in no configuration."""
     torch.manual_seed(0)
     tasks, spec = source.make_tasks(), axes(sharing, "static", "maml").sharing
     encoders = [encoder.build(source.input_shape) for _ in range(spec.num_encoders(len(tasks)))]
     assert spec.check(tasks, encoders[0]) is None
     chosen = MAML(**{"inner_steps": 2, "inner_lr": 0.01, **learner})
-    return Problem(tasks, spec.build(tasks, encoders), StaticSpec().build(tasks), chosen)
+    return Algorithm(tasks, spec.build(tasks, encoders), StaticSpec().build(tasks), chosen)
 
 
 def episodes_of(source: Shapes, number: int = 3, step: int = 0) -> Episode:
@@ -57,18 +60,25 @@ def episodes_of(source: Shapes, number: int = 3, step: int = 0) -> Episode:
 def test_the_second_order_meta_gradient_of_a_mix_is_right(names: tuple[str, ...]) -> None:
     """Against central differences along a random direction of all parameters, of which one has no kink between."""
     source = Shapes(tasks=names, side=16, shots=3, queries=2)
-    problem = problem_of(source)
-    params, episodes = perturbed(problem, 0.03), episodes_of(source, 2)
-    direction = {name: torch.randn_like(value) for name, value in params.items() if name.startswith("model.")}
-    grads = meta_gradient(problem, params, episodes).grads
+    algorithm = problem_of(source)
+    params, episodes = perturbed(algorithm, 0.03), episodes_of(source, 2)
+    direction = {
+        name: torch.randn_like(value) for name, value in params.items() if name.startswith("model.")
+    }
+    grads = meta_gradient(algorithm, params, episodes).grads
     computed = float(sum((grads[name] * own).sum() for name, own in direction.items()))
 
     def loss(shift: float) -> float:
-        moved = {name: (v.detach() + shift * direction.get(name, 0)).requires_grad_() for name, v in params.items()}
-        return float(meta_gradient(problem, moved, episodes).losses.sum())
+        moved = {
+            name: (v.detach() + shift * direction.get(name, 0)).requires_grad_()
+            for name, v in params.items()
+        }
+        return float(meta_gradient(algorithm, moved, episodes).losses.sum())
 
     assert abs(computed) > 1e-3
-    assert min(abs((loss(h) - loss(-h)) / (2 * h) / computed - 1) for h in (1e-6, 1e-7, 1e-8)) < 1e-5
+    assert (
+        min(abs((loss(h) - loss(-h)) / (2 * h) / computed - 1) for h in (1e-6, 1e-7, 1e-8)) < 1e-5
+    )
 
 
 def mix_for(sharing: str) -> Shapes:
@@ -85,8 +95,12 @@ def test_every_architecture_learns_all_kinds_at_once_and_vmap_equals_the_loop(sh
     episodes = episodes_of(source, 2)
     results = []
     for axis in ("vmap", "loop"):
-        problem = problem_of(source, sharing)
-        results.append(meta_gradient(problem, perturbed(problem, 0.03), episodes, how=HowToRun(axis)))
+        algorithm = problem_of(source, sharing)
+        results.append(
+            meta_gradient(
+                algorithm, perturbed(algorithm, 0.03), episodes, execution=ExecutionConfig(axis)
+            )
+        )
     together, apart = results
     torch.testing.assert_close(together.losses, apart.losses, rtol=1e-10, atol=1e-12)
     for name, gradient in together.grads.items():
@@ -102,13 +116,13 @@ def test_every_architecture_learns_all_kinds_at_once_and_vmap_equals_the_loop(sh
 def test_the_heads_read_maps_in_the_shape_that_the_architecture_says(sharing: str) -> None:
     """What a head makes of a picture moves with the picture: nothing is lost or mixed up in flattening."""
     source = Shapes(tasks=("pixels", "far") if sharing != "relation" else ("far", "deep"), side=16)
-    problem = problem_of(source, sharing, ConvSpec(channels=(4, 8), norm="none"))
+    algorithm = problem_of(source, sharing, ConvSpec(channels=(4, 8), norm="none"))
     spec = axes(sharing, "static", "maml").sharing
     encoder = ENCODER.build(source.input_shape)
     height, width = spec.feature_shape("far", encoder)[1:]
-    features = problem.model(torch.rand(1, 3, 16, 16), output="features")
+    features = algorithm.model(torch.rand(1, 3, 16, 16), output="features")
     for name, own in features.items():
-        shape = problem.model.heads[name].shape
+        shape = algorithm.model.heads[name].shape
         assert own.shape[1] == shape[0] * height * width and shape[1:] == (height, width)
     # Convolutions of stride 2 without a border see a picture moved by 4 pixels as maps moved by one.
     if sharing in ("mmoe", "cgc", "ple", "dselect_k", "attention", "sluice", "mtan"):
@@ -116,7 +130,10 @@ def test_the_heads_read_maps_in_the_shape_that_the_architecture_says(sharing: st
     picture = torch.zeros(1, 3, 16, 16)
     picture[:, :, 5:8, 5:8] = torch.rand(3, 3, 3)
     one, two = (
-        {n: f.unflatten(1, problem.model.heads[n].shape) for n, f in problem.model(x, output="features").items()}
+        {
+            n: f.unflatten(1, algorithm.model.heads[n].shape)
+            for n, f in algorithm.model(x, output="features").items()
+        }
         for x in (picture, picture.roll((4, 4), (2, 3)))
     )
     for name, maps in one.items():
@@ -136,8 +153,15 @@ def test_sources_of_different_kinds_go_together() -> None:
     assert len(built) == 2 and len({domain.split()[0] for domain in domains}) == 2
     results = []
     for axis in ("vmap", "loop"):
-        problem = problem_of(source)
-        results.append(meta_gradient(problem, perturbed(problem, 0.03), on_device(built, "cpu"), how=HowToRun(axis)))
+        algorithm = problem_of(source)
+        results.append(
+            meta_gradient(
+                algorithm,
+                perturbed(algorithm, 0.03),
+                on_device(built, "cpu"),
+                execution=ExecutionConfig(axis),
+            )
+        )
     assert results[0].losses.isfinite().all()
     for name, gradient in results[0].grads.items():
         assert gradient.isfinite().all() and gradient.abs().max() > 0
@@ -146,25 +170,33 @@ def test_sources_of_different_kinds_go_together() -> None:
 
 def _stepped(workers: Workers, share: slice) -> dict[str, Tensor]:
     source = Shapes(side=16, shots=2, queries=2, unboxed=0.5)
-    problem = problem_of(source)
-    params = perturbed(problem, 0.03)
+    algorithm = problem_of(source)
+    params = perturbed(algorithm, 0.03)
     own = tree_map(lambda leaf: leaf[share], episodes_of(source, 4))
-    meta = meta_gradient(problem, params, own, workers)
+    meta = meta_gradient(algorithm, params, own, workers)
     chosen = scoring(source, 4)
     with torch.no_grad():
-        scores = validation_scores(chosen, problem, params, {}, HowToRun(), workers)
-    return {**meta.grads, "losses": meta.losses, **{name: torch.tensor(value) for name, value in scores.items()}}
+        scores = validation_scores(chosen, algorithm, params, {}, ExecutionConfig(), workers)
+    return {
+        **meta.grads,
+        "losses": meta.losses,
+        **{name: torch.tensor(value) for name, value in scores.items()},
+    }
 
 
 def scoring(source: Shapes, number: int) -> Experiment:
-    chosen = Experiment().override({"evaluate.val_episodes": number, "evaluate.test_episodes": number})
+    chosen = Experiment().override(
+        {"evaluate.val_episodes": number, "evaluate.test_episodes": number}
+    )
     return chosen.model_copy(update={"data": source})
 
 
 def _on_one_of(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
     torch.save(_stepped(Workers(rank, 2), SPLITS[rank]), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -183,16 +215,23 @@ def test_two_workers_find_the_gradient_and_the_scores_that_one_finds(tmp_path: P
 
 def test_scores_while_training_are_those_of_evaluate_whatever_they_are_made_of() -> None:
     source = Shapes(side=16, shots=2, queries=3)
-    problem, chosen = problem_of(source), scoring(source, 25)
-    params = problem.init_params()
+    algorithm, chosen = problem_of(source), scoring(source, 25)
+    params = algorithm.init_params()
     with torch.no_grad():
-        scores = validation_scores(chosen, problem, params, {}, HowToRun(), Workers())
-    full, rows, _ = evaluate(chosen, problem, params, {}, split="val", episodes=25)
+        scores = validation_scores(chosen, algorithm, params, {}, ExecutionConfig(), Workers())
+    full, rows, _ = evaluate(chosen, algorithm, params, {}, split="val", episodes=25)
     for task, metrics in full["tasks"].items():
         for name, found in metrics.items():
             assert found["after"]["mean"] == pytest.approx(scores[f"val.{task}.{name}"], abs=1e-6)
-            assert found["after"]["ci95"] >= 0 and set(found["gain"]) == {"mean", "ci95", "low", "high"}
-            assert found["gain"]["mean"] == pytest.approx(found["after"]["mean"] - found["before"]["mean"], abs=1e-6)
+            assert found["after"]["ci95"] >= 0 and set(found["gain"]) == {
+                "mean",
+                "ci95",
+                "low",
+                "high",
+            }
+            assert found["gain"]["mean"] == pytest.approx(
+                found["after"]["mean"] - found["before"]["mean"], abs=1e-6
+            )
             assert full["curve"][f"{task}.{name}"]["mean"][2] == found["after"]["mean"]
     assert full["score"]["after"]["mean"] == pytest.approx(scores["val.score"], abs=1e-6)
     assert full["score"]["after"]["ci95"] > 0
@@ -213,7 +252,10 @@ FLAT: dict[str, tuple[Any, Encoder]] = {
 @pytest.mark.parametrize("encoder", FLAT)
 def test_dense_tasks_are_refused_where_no_maps_are_left(sharing: str, encoder: str) -> None:
     chosen, shape = FLAT[encoder]
-    spec, tasks = axes(sharing, "static", "maml").sharing, Shapes(tasks=("pixels",), side=32).make_tasks()
+    spec, tasks = (
+        axes(sharing, "static", "maml").sharing,
+        Shapes(tasks=("pixels",), side=32).make_tasks(),
+    )
     with torch.device("meta"):
         key, sentence = spec.check(tasks, chosen.build((3, 32, 32)))
     assert key == "name"
@@ -234,9 +276,14 @@ def test_dense_tasks_may_read_the_maps_of_a_lower_level_of_a_trunk_that_ends_fla
 @pytest.mark.parametrize("encoder", [Conv4Spec(width=4), ResNet18Spec(pooled=False)])
 def test_other_encoders_with_maps_take_dense_tasks(encoder) -> None:
     source = Shapes(tasks=("pixels", "boxes"), side=32, queries=2)
-    problem = problem_of(source, encoder=encoder)
-    predictions = problem.model(torch.rand(2, 3, 32, 32))
-    assert predictions["pixels"].shape == (2, 3, 32, 32) and predictions["boxes"].shape == (2, 7, 8, 8)
+    algorithm = problem_of(source, encoder=encoder)
+    predictions = algorithm.model(torch.rand(2, 3, 32, 32))
+    assert predictions["pixels"].shape == (2, 3, 32, 32) and predictions["boxes"].shape == (
+        2,
+        7,
+        8,
+        8,
+    )
 
 
 @pytest.mark.usefixtures("float64")
@@ -249,19 +296,25 @@ def test_relation_takes_two_tasks_of_any_one_kind(name: str) -> None:
     spec = axes("relation", "static", "maml").sharing
     encoder = ENCODER.build(source.input_shape)
     assert spec.check(tasks, encoder) is None
-    problem = Problem(tasks, spec.build(tasks, [encoder]), StaticSpec().build(tasks), MAML(inner_steps=1))
+    algorithm = Algorithm(
+        tasks, spec.build(tasks, [encoder]), StaticSpec().build(tasks), MAML(inner_steps=1)
+    )
     parts = [
         batch._replace(targets={name: batch.targets[name], "again": batch.targets[name].flip(1)})
         for batch in episodes_of(source, 2)
     ]
-    grads = meta_gradient(problem, perturbed(problem, 0.03), Episode(*parts)).grads
-    assert all(gradient.isfinite().all() and gradient.abs().max() > 0 for gradient in grads.values())
+    grads = meta_gradient(algorithm, perturbed(algorithm, 0.03), Episode(*parts)).grads
+    assert all(
+        gradient.isfinite().all() and gradient.abs().max() > 0 for gradient in grads.values()
+    )
     others = Shapes(tasks=("which", "pixels")).make_tasks()
     assert "needs the same shapes in all" in spec.check(others, encoder)[1]
 
 
-def test_what_is_no_single_number_is_written_with_its_shape_and_thinned_out_where_it_is_large() -> None:
-    from raymtl.evaluate import told
+def test_what_is_no_single_number_is_written_with_its_shape_and_thinned_out_where_it_is_large() -> (
+    None
+):
+    from raymtl.evaluation.examples import told
 
     assert told("a", None) == {"a": None}
     assert told("a", torch.tensor(3)) == {"a": 3.0}
@@ -272,11 +325,13 @@ def test_what_is_no_single_number_is_written_with_its_shape_and_thinned_out_wher
 
 
 def test_a_file_of_examples_is_refused_where_labels_are_no_single_numbers(tmp_path: Path) -> None:
-    from raymtl.support import read_support
+    from raymtl.adaptation.examples import read_support
 
-    runs.write_rows(tmp_path / "own.parquet", [{"input": [0.0], "pixels": 1}])
+    formats.write_rows(tmp_path / "own.parquet", [{"input": [0.0], "pixels": 1}])
     source = Shapes(tasks=("which", "pixels"))
-    with pytest.raises(UserError, match=r"its task 'pixels' is a segmentation with 3 outputs. Adapt to an episode"):
+    with pytest.raises(
+        UserError, match=r"its task 'pixels' is a segmentation with 3 outputs. Adapt to an episode"
+    ):
         read_support(tmp_path / "own.parquet", scoring(source, 2), problem_of(source))
 
 
@@ -291,11 +346,15 @@ def test_learners_of_classes_refuse_other_kinds() -> None:
         assert f"task '{name}' is {kind}" in str(ProtoNet().check([task]))
 
 
-def test_a_configuration_names_the_encoder_that_leaves_no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configuration_names_the_encoder_that_leaves_no_maps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from raymtl.data import Digits
     from raymtl.tasks import segmentation
 
     tasks: tuple[Task, ...] = (segmentation("left", 2, (16, 16)),)
     monkeypatch.setattr(Digits, "make_tasks", lambda self: tasks)
-    with pytest.raises(UserError, match=r"sharing.name: expected features that are maps .* got \[128\]"):
+    with pytest.raises(
+        UserError, match=r"sharing.name: expected features that are maps .* got \[128\]"
+    ):
         Experiment().override({"data.tasks": ["left"], "encoder.name": "mlp"})

@@ -43,10 +43,14 @@ def scores(task: Task, prediction: Tensor, target: Tensor) -> dict[str, float]:
 def test_scores_of_classes() -> None:
     logits, target = torch.randn(60, 4), torch.randint(3, (60,))  # the fourth class does not occur
     found, guess = scores(classification("a", 4), logits, target), logits.argmax(-1)
-    assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(target, guess), abs=1e-7)
+    assert found["accuracy"] == pytest.approx(
+        sklearn.metrics.accuracy_score(target, guess), abs=1e-7
+    )
     recalls = [float((guess == c)[target == c].double().mean()) for c in range(3)]
     assert found["balanced_accuracy"] == pytest.approx(np.mean(recalls), abs=1e-7)
-    assert found["f1"] == pytest.approx(sklearn.metrics.f1_score(target, guess, average="macro"), abs=1e-7)
+    assert found["f1"] == pytest.approx(
+        sklearn.metrics.f1_score(target, guess, average="macro"), abs=1e-7
+    )
     entropy = sklearn.metrics.log_loss(target, logits.softmax(-1), labels=range(4))
     assert found["log_loss"] == pytest.approx(entropy, abs=1e-9)
 
@@ -66,15 +70,22 @@ def test_scores_of_yes_and_no(scale: float) -> None:
         "accuracy": sklearn.metrics.accuracy_score(target, guess),
         "balanced_accuracy": sklearn.metrics.balanced_accuracy_score(target, guess),
         "f1": sklearn.metrics.f1_score(target, guess),
-        "log_loss": float(torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], target.double())),
+        "log_loss": float(
+            torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], target.double())
+        ),
     }
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-6), name
     if scale == 1:
-        assert found["log_loss"] == pytest.approx(sklearn.metrics.log_loss(target, probability), abs=1e-9)
+        assert found["log_loss"] == pytest.approx(
+            sklearn.metrics.log_loss(target, probability), abs=1e-9
+        )
     # Ranked by the bins alone both areas are exact, ties included; and the bins are fine enough for three digits.
     bins = logit_bin(logits[:, 0])
-    for name, exact in (("auroc", sklearn.metrics.roc_auc_score), ("average_precision", average_precision_score)):
+    for name, exact in (
+        ("auroc", sklearn.metrics.roc_auc_score),
+        ("average_precision", average_precision_score),
+    ):
         assert found[name] == pytest.approx(exact(target, bins), abs=1e-12)
         assert found[name] == pytest.approx(exact(target, logits[:, 0]), abs=5e-4), name
 
@@ -108,7 +119,9 @@ def test_scores_of_several_labels_some_of_them_unknown() -> None:
             (
                 float(tm.classification.binary_accuracy(p.sigmoid(), t)),
                 float(tm.classification.binary_f1_score(p.sigmoid(), t)),
-                sklearn.metrics.roc_auc_score(t, logit_bin(p, bins_of(5))) if label < 4 else math.nan,
+                sklearn.metrics.roc_auc_score(t, logit_bin(p, bins_of(5)))
+                if label < 4
+                else math.nan,
                 average_precision_score(t, logit_bin(p, bins_of(5))) if label < 4 else math.nan,
                 sklearn.metrics.balanced_accuracy_score(t, p > 0) if label < 4 else math.nan,
             )
@@ -120,7 +133,9 @@ def test_scores_of_several_labels_some_of_them_unknown() -> None:
     assert found["average_precision"] == pytest.approx(np.nanmean(precision), abs=1e-12)
     assert found["balanced_accuracy"] == pytest.approx(np.nanmean(balanced), abs=1e-7)
     marked = torch.where(known, truth, -1.0).long()
-    macro = tm.classification.multilabel_accuracy(logits.sigmoid(), marked, num_labels=5, ignore_index=-1)
+    macro = tm.classification.multilabel_accuracy(
+        logits.sigmoid(), marked, num_labels=5, ignore_index=-1
+    )
     assert found["accuracy"] == pytest.approx(float(macro), abs=1e-6)
 
 
@@ -131,7 +146,9 @@ def test_scores_of_numbers() -> None:
     task = regression("a", mean, std)
     found, values = scores(task, prediction, target), task.readable(prediction)
     assert found["r2"] == pytest.approx(sklearn.metrics.r2_score(target, values), abs=1e-12)
-    assert found["mae"] == pytest.approx(sklearn.metrics.mean_absolute_error(target, values), abs=1e-12)
+    assert found["mae"] == pytest.approx(
+        sklearn.metrics.mean_absolute_error(target, values), abs=1e-12
+    )
     rmse = sklearn.metrics.root_mean_squared_error(target, values)
     assert found["rmse"] == pytest.approx(rmse, abs=1e-12)
     useless = sklearn.metrics.root_mean_squared_error(target, torch.full((40,), mean))
@@ -139,12 +156,16 @@ def test_scores_of_numbers() -> None:
 
 
 @pytest.mark.parametrize("spread", [1.0, 20.0])
-def test_a_constant_prediction_is_never_better_than_the_mean_of_the_scored_rows(spread: float) -> None:
+def test_a_constant_prediction_is_never_better_than_the_mean_of_the_scored_rows(
+    spread: float,
+) -> None:
     """On a heavy tail the variance of the training rows may be many times that of the scored ones."""
     target = torch.randn(200).mul(spread).exp().clamp(max=1e6)
     task = regression("a", float(target.mean()), 50 * float(target.std()))
     found = scores(task, torch.zeros(200, 1), target)
-    assert found["r2"] == pytest.approx(0, abs=1e-9) and found["rrmse"] == pytest.approx(1, abs=1e-9)
+    assert found["r2"] == pytest.approx(0, abs=1e-9) and found["rrmse"] == pytest.approx(
+        1, abs=1e-9
+    )
 
 
 def test_targets_that_are_all_equal_have_no_r2() -> None:
@@ -153,7 +174,9 @@ def test_targets_that_are_all_equal_have_no_r2() -> None:
 
 
 @pytest.mark.parametrize(("offset", "scale"), [(1e9, 10.0), (1e8, 1.0), (0.0, 1e-30), (-3e12, 1.0)])
-def test_labels_far_from_zero_or_tiny_score_as_those_centred_and_scaled(offset: float, scale: float) -> None:
+def test_labels_far_from_zero_or_tiny_score_as_those_centred_and_scaled(
+    offset: float, scale: float
+) -> None:
     torch.set_default_dtype(torch.float32)
     standard, off = torch.randn(60, dtype=torch.float64), 0.3 * torch.randn(60, 1)
     target = offset + scale * standard
@@ -176,10 +199,17 @@ def test_scores_of_vectors_are_means_over_components_of_the_examples_that_have_t
     std = [float(target[there[:, d], d].std(correction=0)) for d in range(3)]
     task = regression("a", mean, std)
     prediction = (target - torch.tensor(mean)) / torch.tensor(std) + 0.4 * torch.randn(40, 3)
-    found, values = scores(task, prediction, torch.where(there, target, torch.nan)), task.readable(prediction)
+    found, values = (
+        scores(task, prediction, torch.where(there, target, torch.nan)),
+        task.readable(prediction),
+    )
     pairs = [(target[there[:, d], d], values[there[:, d], d]) for d in range(3)]
-    assert found["r2"] == pytest.approx(np.mean([sklearn.metrics.r2_score(*p) for p in pairs]), abs=1e-12)
-    assert found["mae"] == pytest.approx(np.mean([sklearn.metrics.mean_absolute_error(*p) for p in pairs]), abs=1e-12)
+    assert found["r2"] == pytest.approx(
+        np.mean([sklearn.metrics.r2_score(*p) for p in pairs]), abs=1e-12
+    )
+    assert found["mae"] == pytest.approx(
+        np.mean([sklearn.metrics.mean_absolute_error(*p) for p in pairs]), abs=1e-12
+    )
     rmse = np.mean([sklearn.metrics.root_mean_squared_error(*p) for p in pairs])
     assert found["rmse"] == pytest.approx(rmse, abs=1e-12)
     whole = regression("a", mean, std)
@@ -192,8 +222,14 @@ def test_losses_of_numbers(loss, slope) -> None:
     prediction, target = 3 * torch.randn(30, 1), torch.randn(30)
     own = regression("a", 0.5, 2.0, loss=loss).loss(prediction, target)
     wanted = (target - 0.5) / 2
-    torch_own = {"squared": torch.nn.MSELoss, "absolute": torch.nn.L1Loss, "huber": torch.nn.HuberLoss}[loss]
-    torch.testing.assert_close(own, torch_own(reduction="none")(prediction[:, 0], wanted), rtol=1e-12, atol=1e-12)
+    torch_own = {
+        "squared": torch.nn.MSELoss,
+        "absolute": torch.nn.L1Loss,
+        "huber": torch.nn.HuberLoss,
+    }[loss]
+    torch.testing.assert_close(
+        own, torch_own(reduction="none")(prediction[:, 0], wanted), rtol=1e-12, atol=1e-12
+    )
     vector = regression("a", [0.5, 0.5], [2.0, 2.0], loss=loss)
     pair = torch.stack([target, torch.where(target > 0, target, torch.nan)], 1)
     both = vector.loss(prediction.expand(-1, 2), pair)
@@ -206,11 +242,17 @@ def test_scores_of_segmentation() -> None:
     logits[:, 5] = -99.0  # never predicted,
     target = torch.randint(-1, 5, (8, *size))  # nor there
     found = scores(segmentation("a", classes, size), logits, target)
-    iou = tm.jaccard_index(logits.argmax(1), target, "multiclass", num_classes=classes, average="none", ignore_index=-1)
+    iou = tm.jaccard_index(
+        logits.argmax(1), target, "multiclass", num_classes=classes, average="none", ignore_index=-1
+    )
     assert found["miou"] == pytest.approx(float(iou[:5].double().mean()), abs=1e-6)
-    accuracy = tm.accuracy(logits, target, "multiclass", num_classes=classes, average="micro", ignore_index=-1)
+    accuracy = tm.accuracy(
+        logits, target, "multiclass", num_classes=classes, average="micro", ignore_index=-1
+    )
     assert found["pixel_accuracy"] == pytest.approx(float(accuracy), abs=1e-6)
-    macro = tm.jaccard_index(logits.argmax(1), target, "multiclass", num_classes=classes, ignore_index=-1)
+    macro = tm.jaccard_index(
+        logits.argmax(1), target, "multiclass", num_classes=classes, ignore_index=-1
+    )
     assert found["miou"] == pytest.approx(float(macro), abs=1e-6)
 
 
@@ -224,14 +266,18 @@ def test_the_loss_of_segmentation_is_cross_entropy_of_the_valid_pixels_of_each_p
     torch.testing.assert_close(own, torch.stack(expected), rtol=1e-12, atol=1e-12)
 
 
-def test_with_as_many_valid_pixels_in_each_picture_the_loss_is_the_mean_over_all_valid_pixels() -> None:
+def test_with_as_many_valid_pixels_in_each_picture_the_loss_is_the_mean_over_all_valid_pixels() -> (
+    None
+):
     """LibMTL's protocol for NYUv2, which divides by the pixels of the batch, is then the same."""
     target = torch.rand(5, 4, 4) + 0.5
     target.flatten(1)[:, :3] = 0
     prediction = torch.randn(5, 1, 4, 4)
     there = target > 0
     by_pixels = ((prediction[:, 0] - target).abs() * there).sum() / there.sum()
-    torch.testing.assert_close(depth("a", (4, 4)).loss(prediction, target).mean(), by_pixels, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        depth("a", (4, 4)).loss(prediction, target).mean(), by_pixels, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_scores_of_depth() -> None:
@@ -251,7 +297,9 @@ def test_scores_of_depth() -> None:
 def test_scores_of_normals() -> None:
     target = torch.randn(6, 3, 9, 8)
     target = torch.where(torch.rand(6, 1, 9, 8) < 0.3, 0.0, target)
-    prediction = 2 * target / target.norm(dim=1, keepdim=True).clamp(min=1e-9) + 0.7 * torch.randn(6, 3, 9, 8)
+    prediction = 2 * target / target.norm(dim=1, keepdim=True).clamp(min=1e-9) + 0.7 * torch.randn(
+        6, 3, 9, 8
+    )
     found = scores(normals("a", (9, 8)), prediction, target)
     there = target.norm(dim=1) > 0
     cosine = torch.nn.functional.cosine_similarity(prediction, target, dim=1)[there]
@@ -268,7 +316,9 @@ def test_scores_of_normals() -> None:
 def test_the_median_angle_is_off_by_less_than_a_bin(number: int) -> None:
     """With an even number anything between the two in the middle is a median."""
     angles = 180 * torch.rand(number) ** 2
-    prediction = torch.stack([angles.deg2rad().sin(), torch.zeros(number), angles.deg2rad().cos()], 1)[..., None, None]
+    prediction = torch.stack(
+        [angles.deg2rad().sin(), torch.zeros(number), angles.deg2rad().cos()], 1
+    )[..., None, None]
     target = torch.tensor([0.0, 0.0, 1.0]).reshape(1, 3, 1, 1).expand(number, -1, -1, -1)
     metric = normals("a", (1, 1)).metrics["median_angle"]
     found = metric.value(metric.per_example(prediction, target).sum(0), torch.tensor(number))

@@ -3,7 +3,7 @@
 import torch
 
 from raymtl.encoders import ConvSpec
-from raymtl.step import meta_gradient
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.tasks import label_counts, metric_sums, metric_values
 from raymtl.types import Episode
 from tests.tasks.shapes import Shapes
@@ -25,23 +25,23 @@ KNOWN_BY_HEART = {
 
 def test_a_few_pictures_are_learned_by_heart() -> None:
     source = Shapes(queries=8, shots=1, unboxed=0.5)
-    problem = problem_of(source, encoder=ConvSpec(channels=(16, 32)), inner_steps=0)
+    algorithm = problem_of(source, encoder=ConvSpec(channels=(16, 32)), inner_steps=0)
     episodes = episodes_of(source, 1)
-    params = problem.init_params()
+    params = algorithm.init_params()
     optimizer = torch.optim.Adam(params.values(), lr=0.01)
     for _ in range(200):
-        for name, gradient in meta_gradient(problem, params, episodes).grads.items():
+        for name, gradient in meta_gradient(algorithm, params, episodes).grads.items():
             params[name].grad = gradient
         optimizer.step()
     query = Episode(*episodes).query
     with torch.no_grad():
-        found = problem.predict(params, query.inputs[0])
+        found = algorithm.predict(params, query.inputs[0])
     own = query._replace(
         targets={name: target[0] for name, target in query.targets.items()},
         masks={name: mask[0] for name, mask in query.masks.items()},
     )
-    counts = label_counts(problem.tasks, own)
+    counts = label_counts(algorithm.tasks, own)
     assert counts[-1] < 8
-    scores = metric_values(problem.tasks, metric_sums(problem.tasks, found, own), counts)
+    scores = metric_values(algorithm.tasks, metric_sums(algorithm.tasks, found, own), counts)
     reached = {name: float(scores[name]) for name in KNOWN_BY_HEART}
     assert all(value >= KNOWN_BY_HEART[name] for name, value in reached.items()), reached

@@ -12,7 +12,11 @@ def projected(vector: Tensor, rows: Tensor) -> Tensor:
     for number in range(len(rows) + 1):
         for face in itertools.combinations(range(len(rows)), number):
             normals = rows[list(face)]
-            candidate = vector - torch.linalg.pinv(normals) @ (normals @ vector) if number else vector
-            if (rows @ candidate > -1e-10).all() and (candidate - vector).norm() < (best - vector).norm():
+            candidate = (
+                vector - torch.linalg.pinv(normals) @ (normals @ vector) if number else vector
+            )
+            if (rows @ candidate > -1e-10).all() and (candidate - vector).norm() < (
+                best - vector
+            ).norm():
                 best = candidate
     return best

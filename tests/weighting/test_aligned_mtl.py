@@ -34,6 +34,10 @@ def test_it_is_the_sum_of_the_rows_of_the_polar_factor() -> None:
 
 def test_a_task_whose_gradient_is_zero_weighs_0() -> None:
     rows = torch.randn(3, 4)
-    weights = AlignedMTLSpec().build(TASKS)(torch.ones(4), Rows(torch.cat([torch.zeros(1, 4), rows])))
+    weights = AlignedMTLSpec().build(TASKS)(
+        torch.ones(4), Rows(torch.cat([torch.zeros(1, 4), rows]))
+    )
     assert abs(weights[0]) < 1e-12
-    torch.testing.assert_close(weights[1:], AlignedMTLSpec().build(TASKS[:3])(torch.ones(3), Rows(rows)))
+    torch.testing.assert_close(
+        weights[1:], AlignedMTLSpec().build(TASKS[:3])(torch.ones(3), Rows(rows))
+    )

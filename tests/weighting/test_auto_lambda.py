@@ -30,7 +30,9 @@ class Quadratics:
 
 
 @pytest.mark.parametrize("primary", [(0, 1, 2), (1,), (0, 2)])
-def test_one_step_later_the_product_of_gradients_is_the_papers_hypergradient(primary: tuple[int, ...]) -> None:
+def test_one_step_later_the_product_of_gradients_is_the_papers_hypergradient(
+    primary: tuple[int, ...],
+) -> None:
     """Central differences in lambda of the validation loss after a step; exact on a quadratic, up to rounding."""
     train, validation, alpha = Quadratics(0), Quadratics(1), 0.05
     theta, weights = torch.randn(4), torch.rand(3) + 0.5
@@ -40,23 +42,34 @@ def test_one_step_later_the_product_of_gradients_is_the_papers_hypergradient(pri
         return validation.losses(moved)[list(primary)].sum()
 
     steps = 0.1 * torch.eye(3)
-    expected = torch.stack([(objective(weights + step) - objective(weights - step)) / 0.2 for step in steps])
+    expected = torch.stack(
+        [(objective(weights + step) - objective(weights - step)) / 0.2 for step in steps]
+    )
     moved = theta - alpha * weights @ train.rows(theta)
     now = validation.rows(moved)[list(primary)].sum(0)
-    torch.testing.assert_close(alpha * hypergradient(now, train.rows(theta)), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        alpha * hypergradient(now, train.rows(theta)), expected, rtol=1e-10, atol=1e-10
+    )
 
 
 def test_lambda_descends_the_hypergradient_by_adam_in_its_logarithm() -> None:
     """A training by SGD, in which autograd differentiates each step's losses through the step before."""
-    module, alpha, theta = AutoLambdaSpec(lr=0.05, primary=("a", "c")).build(TASKS), 0.02, torch.randn(4)
+    module, alpha, theta = (
+        AutoLambdaSpec(lr=0.05, primary=("a", "c")).build(TASKS),
+        0.02,
+        torch.randn(4),
+    )
     log_lambda = torch.nn.Parameter(torch.zeros(3))
-    optimizer = torch.optim.Adam([log_lambda], lr=0.05, eps=1e-8 * alpha)  # alpha times the gradient, alpha times eps
+    optimizer = torch.optim.Adam(
+        [log_lambda], lr=0.05, eps=1e-8 * alpha
+    )  # alpha times the gradient, alpha times eps
+    origin = None
     for step in range(15):
         batch = Quadratics(step)
-        if step:
+        if origin is not None:
             before = Quadratics(step - 1)
             previous = log_lambda.detach().exp().requires_grad_()
-            reached = origin - alpha * previous @ before.rows(origin)  # noqa: F821
+            reached = origin - alpha * previous @ before.rows(origin)
             torch.testing.assert_close(reached.detach(), theta)
             (slope,) = torch.autograd.grad(batch.losses(reached)[[0, 2]].sum(), previous)
             log_lambda.grad = slope * previous.detach()
@@ -66,7 +79,7 @@ def test_lambda_descends_the_hypergradient_by_adam_in_its_logarithm() -> None:
         rows = batch.rows(theta)
         weights = module(batch.losses(theta), Rows(rows))
         torch.testing.assert_close(weights, log_lambda.detach().exp())
-        origin, theta = theta, theta - alpha * weights @ rows  # noqa: F841
+        origin, theta = theta, theta - alpha * weights @ rows
     assert not torch.allclose(weights, torch.ones(3), rtol=0.05)
 
 

@@ -44,7 +44,9 @@ def test_nearly_opposite_gradients_give_a_direction_within_the_ball(cosine: floa
     torch.testing.assert_close((found - mean).norm(), 0.5 * mean.norm(), rtol=1e-6, atol=0)
 
 
-def test_opposite_gradients_and_another_along_which_they_stand_still_give_a_direction_within_the_ball() -> None:
+def test_opposite_gradients_and_another_along_which_they_stand_still_give_a_direction_within_the_ball() -> (
+    None
+):
     """0 lies on an edge of the hull, so |g_w| = 0: the limit of the paper's d."""
     rows = torch.tensor([[1.0, 0.0], [-2.0, 0.0], [0.5, 1.0]])
     found, mean = direction(rows, 0.6), rows.mean(0)
@@ -55,4 +57,6 @@ def test_opposite_gradients_and_another_along_which_they_stand_still_give_a_dire
 def test_a_task_whose_gradient_is_zero_leaves_the_others_as_if_alone() -> None:
     rows = torch.randn(3, 4)
     weights = CAGradSpec().build(TASKS)(torch.ones(4), Rows(torch.cat([rows, torch.zeros(1, 4)])))
-    torch.testing.assert_close(weights[:3], CAGradSpec().build(TASKS[:3])(torch.ones(3), Rows(rows)))
+    torch.testing.assert_close(
+        weights[:3], CAGradSpec().build(TASKS[:3])(torch.ones(3), Rows(rows))
+    )

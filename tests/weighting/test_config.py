@@ -33,11 +33,17 @@ def test_cosines_with_all_gradients_are_equal_and_positive() -> None:
 
 
 def test_opposite_gradients_give_0() -> None:
-    weights = ConFIGSpec().build(TASKS[:2])(torch.ones(2), Rows(torch.tensor([[3.0, 4.0], [-6.0, -8.0]])))
+    weights = ConFIGSpec().build(TASKS[:2])(
+        torch.ones(2), Rows(torch.tensor([[3.0, 4.0], [-6.0, -8.0]]))
+    )
     assert weights.tolist() == [0, 0]
 
 
 def test_a_task_whose_gradient_is_zero_leaves_the_others_as_if_alone() -> None:
     rows = torch.randn(3, 4)
-    weights = ConFIGSpec().build(TASKS[:4])(torch.ones(4), Rows(torch.cat([torch.zeros(1, 4), rows])))
-    torch.testing.assert_close(weights[1:], ConFIGSpec().build(TASKS[:3])(torch.ones(3), Rows(rows)))
+    weights = ConFIGSpec().build(TASKS[:4])(
+        torch.ones(4), Rows(torch.cat([torch.zeros(1, 4), rows]))
+    )
+    torch.testing.assert_close(
+        weights[1:], ConFIGSpec().build(TASKS[:3])(torch.ones(3), Rows(rows))
+    )

@@ -27,7 +27,9 @@ def test_the_joint_gradient_equals_the_papers_loop_also_where_labels_are_missing
             (of_log,) = torch.autograd.grad(loss.log(), point)
             averages[task] = 0.7 * averages[task] + 0.3 * of_log
         largest = max(torch.linalg.norm(averages[task]) for task in tasks.tolist())
-        expected = sum(largest / torch.linalg.norm(averages[task]) * averages[task] for task in tasks.tolist())
+        expected = sum(
+            largest / torch.linalg.norm(averages[task]) * averages[task] for task in tasks.tolist()
+        )
         jacobian = Rows(torch.stack(rows))
         weights = module(torch.stack(losses), jacobian, tasks)
         torch.testing.assert_close(weights @ jacobian.rows, expected)
@@ -47,7 +49,9 @@ def test_the_unit_of_a_loss_has_no_say() -> None:
     for _ in range(4):
         losses, rows = torch.rand(3) + 0.1, torch.randn(3, 4)
         one, other = Rows(rows), Rows(units[:, None] * rows)
-        torch.testing.assert_close(there(units * losses, other) @ other.rows, here(losses, one) @ one.rows)
+        torch.testing.assert_close(
+            there(units * losses, other) @ other.rows, here(losses, one) @ one.rows
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -37,7 +37,10 @@ def test_each_task_counts_the_steps_that_have_its_labels() -> None:
         rates = []
         for task in tasks.tolist():
             full = len(seen[task]) // 2 * 2
-            last, older = sum(seen[task][full - 2 : full]) / 2, sum(seen[task][full - 4 : full - 2]) / 2
+            last, older = (
+                sum(seen[task][full - 2 : full]) / 2,
+                sum(seen[task][full - 4 : full - 2]) / 2,
+            )
             rates.append(last / older if full >= 4 else 1.0)
         powers = torch.tensor(rates).exp()
         torch.testing.assert_close(module(losses, None, tasks), len(tasks) * powers / powers.sum())

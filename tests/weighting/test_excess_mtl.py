@@ -14,10 +14,15 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 @pytest.mark.parametrize("warmup", [1, 4])
 def test_weights_are_three_times_torchjds_over_a_sequence(warmup: int) -> None:
-    module, oracle = ExcessMTLSpec(lr=0.3, warmup=warmup).build(TASKS), ExcessMTLWeighting(0.3, warmup)
+    module, oracle = (
+        ExcessMTLSpec(lr=0.3, warmup=warmup).build(TASKS),
+        ExcessMTLWeighting(0.3, warmup),
+    )
     for step in range(15):
         rows = (
-            torch.randn(3, 8) * torch.tensor([[0.1], [1.0], [3.0]]) / (1 + step * torch.tensor([[0.0], [1.0], [0.1]]))
+            torch.randn(3, 8)
+            * torch.tensor([[0.1], [1.0], [3.0]])
+            / (1 + step * torch.tensor([[0.0], [1.0], [0.1]]))
         )
         weights = module(torch.rand(3), Rows(rows))
         torch.testing.assert_close(weights, 3 * oracle(rows), rtol=1e-6, atol=1e-12)
@@ -59,12 +64,18 @@ def test_it_equals_a_loop_over_tasks_where_labels_are_missing() -> None:
 
 
 def test_the_unit_of_a_loss_has_no_say() -> None:
-    here, there = ExcessMTLSpec(lr=0.3, warmup=2).build(TASKS), ExcessMTLSpec(lr=0.3, warmup=2).build(TASKS)
+    here, there = (
+        ExcessMTLSpec(lr=0.3, warmup=2).build(TASKS),
+        ExcessMTLSpec(lr=0.3, warmup=2).build(TASKS),
+    )
     units = torch.tensor([[1.0], [100.0], [0.1]])
     for _ in range(6):
         rows = 10 * torch.randn(3, 8)
         torch.testing.assert_close(
-            there(torch.rand(3), Rows(units * rows)), here(torch.rand(3), Rows(rows)), rtol=1e-4, atol=0
+            there(torch.rand(3), Rows(units * rows)),
+            here(torch.rand(3), Rows(rows)),
+            rtol=1e-4,
+            atol=0,
         )
 
 
@@ -73,7 +84,9 @@ def test_a_weight_that_has_nearly_vanished_comes_back() -> None:
     module = ExcessMTLSpec(lr=50.0, warmup=1).build(TASKS[:2])
     rows = torch.ones(2, 3, dtype=torch.float32)
     for leader in (0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1):
-        scale = torch.tensor([[1.0 if t == leader else 1e-3] for t in range(2)], dtype=torch.float32)
+        scale = torch.tensor(
+            [[1.0 if t == leader else 1e-3] for t in range(2)], dtype=torch.float32
+        )
         weights = module(torch.rand(2, dtype=torch.float32), Rows(scale * rows))
         assert weights.isfinite().all()
     assert weights[1] > 1

@@ -31,12 +31,16 @@ def test_weights_solve_the_papers_equation(size: int, alpha: float) -> None:
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, 10.0])
 def test_orthogonal_gradients_have_a_closed_form(alpha: float) -> None:
     lengths = torch.tensor([0.5, 2.0, 30.0])
-    torch.testing.assert_close(weights_of(torch.diag(lengths), alpha), lengths ** (-2 * alpha / (1 + alpha)))
+    torch.testing.assert_close(
+        weights_of(torch.diag(lengths), alpha), lengths ** (-2 * alpha / (1 + alpha))
+    )
 
 
 def test_at_alpha_1_it_is_nash_mtl() -> None:
     rows = torch.randn(5, 7)
-    torch.testing.assert_close(weights_of(rows, 1.0), NashMTLSpec().build(TASKS[:5])(torch.ones(5), Rows(rows)))
+    torch.testing.assert_close(
+        weights_of(rows, 1.0), NashMTLSpec().build(TASKS[:5])(torch.ones(5), Rows(rows))
+    )
 
 
 def test_the_larger_alpha_the_more_equal_are_the_gains() -> None:
@@ -48,7 +52,9 @@ def test_the_larger_alpha_the_more_equal_are_the_gains() -> None:
     assert spreads == sorted(spreads, reverse=True)
 
 
-def test_a_solver_that_does_not_converge_names_the_method_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_solver_that_does_not_converge_names_the_method_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("raymtl.weighting.fairgrad.MAX_STEPS", 2)
     rows = torch.randn(3, 5)
     with pytest.raises(RuntimeError, match=r"fairgrad: .* 3 tasks.* weighting\.name"):

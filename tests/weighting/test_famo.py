@@ -32,7 +32,9 @@ def test_the_weights_are_the_gradient_of_the_papers_total_times_the_number_of_ta
     module.logits = torch.randn(3)
     losses = (torch.rand(3) + 0.1).requires_grad_()
     z = module.logits.exp() / module.logits.exp().sum()
-    (expected,) = torch.autograd.grad((z * losses.log()).sum() / (z / losses.detach()).sum(), losses)
+    (expected,) = torch.autograd.grad(
+        (z * losses.log()).sum() / (z / losses.detach()).sum(), losses
+    )
     torch.testing.assert_close(module(losses), 3 * expected)
 
 
@@ -40,7 +42,9 @@ def test_equal_relative_drops_move_nothing_and_the_slowest_task_gains() -> None:
     module = FAMOSpec(weight_decay=0.0).build(TASKS)
     before = torch.tensor([1.0, 20.0, 0.4])
     module.observe(before, before / 2, torch.arange(3))
-    torch.testing.assert_close(module(), torch.ones(3), rtol=0, atol=1e-6)  # Adam magnifies what rounding leaves
+    torch.testing.assert_close(
+        module(), torch.ones(3), rtol=0, atol=1e-6
+    )  # Adam magnifies what rounding leaves
     module = FAMOSpec(weight_decay=0.0).build(TASKS)
     for _ in range(5):
         module.observe(before, before * torch.tensor([0.5, 0.9, 0.6]), torch.arange(3))
@@ -53,7 +57,9 @@ def test_the_unit_of_a_loss_has_no_say_in_the_joint_gradients_direction() -> Non
     for _ in range(5):
         losses, after, rows = torch.rand(3) + 0.1, torch.rand(3) + 0.1, torch.randn(3, 6)
         one, other = here(losses) @ rows, there(units * losses) @ (units[:, None] * rows)
-        torch.testing.assert_close(torch.nn.functional.cosine_similarity(one, other, dim=0), torch.tensor(1.0))
+        torch.testing.assert_close(
+            torch.nn.functional.cosine_similarity(one, other, dim=0), torch.tensor(1.0)
+        )
         here.observe(losses, after, torch.arange(3))
         there.observe(units * losses, units * after, torch.arange(3))
 
@@ -63,7 +69,7 @@ def test_state_is_a_few_numbers_a_task() -> None:
     module(torch.rand(3))
     module.observe(torch.rand(3), torch.rand(3), torch.arange(3))
     assert sum(buffer.numel() for buffer in module.buffers()) == 5 * 3
-    assert FAMOSpec.looks_back and not FAMOSpec.needs_gradients
+    assert FAMOSpec.needs_post_step_losses and not FAMOSpec.needs_gradients
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

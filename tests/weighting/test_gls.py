@@ -36,5 +36,7 @@ def test_every_task_has_the_same_share_of_the_total_whatever_its_unit() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_loss_of_zero_weighs_nothing_and_takes_weight_from_the_others(dtype: torch.dtype) -> None:
     weights = weights_of(torch.tensor([0.0, 1.0, 1.0], dtype=dtype))
-    torch.testing.assert_close(weights, torch.tensor([0.0, 1e-8 ** (1 / 3), 1e-8 ** (1 / 3)], dtype=dtype))
+    torch.testing.assert_close(
+        weights, torch.tensor([0.0, 1e-8 ** (1 / 3), 1e-8 ** (1 / 3)], dtype=dtype)
+    )
     assert weights_of(torch.zeros(3, dtype=dtype)).tolist() == [0, 0, 0]

@@ -20,7 +20,9 @@ def test_the_mean_over_chances_is_that_of_the_papers_purity(leak: float) -> None
     grid = (torch.arange(1000) + 0.5) / 1000
     dropped = torch.stack([drop(rows, chance.expand(7), leak) for chance in grid]).mean(0)
     kept = purity * rows.clamp(min=0) + (1 - purity) * rows.clamp(max=0)
-    torch.testing.assert_close(dropped, leak * rows + (1 - leak) * kept, atol=1e-3 * float(rows.abs().max()), rtol=0)
+    torch.testing.assert_close(
+        dropped, leak * rows + (1 - leak) * kept, atol=1e-3 * float(rows.abs().max()), rtol=0
+    )
 
 
 def test_every_coordinate_keeps_one_sign_and_all_of_it() -> None:

@@ -20,7 +20,9 @@ def test_steps_descend_the_papers_sum_in_the_log_of_the_weights() -> None:
         weights = module(losses, Rows(rows))
         torch.testing.assert_close(weights, log_weights.exp())
         variable = log_weights.clone().requires_grad_()
-        norms = torch.stack([torch.linalg.norm(w * row) for w, row in zip(variable.exp(), rows, strict=True)])
+        norms = torch.stack(
+            [torch.linalg.norm(w * row) for w, row in zip(variable.exp(), rows, strict=True)]
+        )
         mean = norms.mean().detach()
         rates = (losses / initial) / (losses / initial).mean()
         total = sum((norms[t] - mean * rates[t] ** 1.5).abs() for t in range(3))
@@ -34,7 +36,9 @@ def test_equal_norms_and_rates_leave_the_weights_where_they_are() -> None:
     module = GradNormSpec(lr=0.5).build(TASKS)
     rows = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
     for factor in (1.0, 0.5, 0.25):
-        torch.testing.assert_close(module(factor * torch.tensor([1.0, 8.0, 64.0]), Rows(rows)), torch.ones(3))
+        torch.testing.assert_close(
+            module(factor * torch.tensor([1.0, 8.0, 64.0]), Rows(rows)), torch.ones(3)
+        )
 
 
 def test_at_equal_rates_the_weighted_norms_become_equal() -> None:
@@ -43,7 +47,9 @@ def test_at_equal_rates_the_weighted_norms_become_equal() -> None:
     for _ in range(600):
         weights = module(torch.ones(3), Rows(norms.diag()))
     expected = 3 * (1 / norms) / (1 / norms).sum()
-    torch.testing.assert_close(weights, expected, rtol=0.03, atol=0)  # the sign makes steps of lr around it
+    torch.testing.assert_close(
+        weights, expected, rtol=0.03, atol=0
+    )  # the sign makes steps of lr around it
 
 
 def test_at_equal_norms_the_slow_task_is_given_the_larger_gradient() -> None:

@@ -25,10 +25,19 @@ def test_it_equals_the_loop_of_the_paper_also_where_labels_are_missing() -> None
         for index, others in enumerate(draw_order(len(tasks), step).tolist()):
             moved = rows[index].clone()
             for other in others:
-                now, target = cosine(moved, rows[other]), targets[tasks[index], tasks[other]].clone()
+                now, target = (
+                    cosine(moved, rows[other]),
+                    targets[tasks[index], tasks[other]].clone(),
+                )
                 if now < target:
                     turn = target * (1 - now**2).sqrt() - now * (1 - target**2).sqrt()
-                    moved += moved.norm() * turn / rows[other].norm() / (1 - target**2).sqrt() * rows[other]
+                    moved += (
+                        moved.norm()
+                        * turn
+                        / rows[other].norm()
+                        / (1 - target**2).sqrt()
+                        * rows[other]
+                    )
                     torch.testing.assert_close(cosine(moved, rows[other]), target)
                 targets[tasks[index], tasks[other]] = (1 - beta) * target + beta * now
             joint += moved
@@ -40,7 +49,9 @@ def test_it_equals_the_loop_of_the_paper_also_where_labels_are_missing() -> None
 def test_with_fresh_targets_it_is_pcgrad() -> None:
     rows = torch.randn(5, 6)
     expected = PCGradSpec().build(TASKS)(torch.ones(5), Rows(rows))
-    torch.testing.assert_close(GradVacSpec(beta=1e-12).build(TASKS)(torch.ones(5), Rows(rows)), expected)
+    torch.testing.assert_close(
+        GradVacSpec(beta=1e-12).build(TASKS)(torch.ones(5), Rows(rows)), expected
+    )
 
 
 def test_gradients_that_used_to_be_parallel_are_turned_back_by_a_finite_step() -> None:

@@ -7,11 +7,23 @@ import pytest
 import torch
 
 from raymtl.types import DivergedError
-from raymtl.weighting.gramian import cosines, equal_projections, factor, in_cone, in_hull, leaving_out_zeros, solved
+from raymtl.weighting.gramian import (
+    cosines,
+    equal_projections,
+    factor,
+    in_cone,
+    in_hull,
+    leaving_out_zeros,
+    solved,
+)
 
 
 def faces(size: int) -> list[list[int]]:
-    return [list(face) for number in range(1, size + 1) for face in itertools.combinations(range(size), number)]
+    return [
+        list(face)
+        for number in range(1, size + 1)
+        for face in itertools.combinations(range(size), number)
+    ]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -22,7 +34,9 @@ def test_in_cone_is_the_nearest_point_of_all_faces(seed: int) -> None:
     for face in faces(4):
         weights = np.linalg.lstsq(columns[:, face], target, rcond=None)[0]
         point = columns[:, face] @ weights
-        if (weights >= 0).all() and np.linalg.norm(point - target) < np.linalg.norm(nearest - target):
+        if (weights >= 0).all() and np.linalg.norm(point - target) < np.linalg.norm(
+            nearest - target
+        ):
             nearest = point
     weights = in_cone(columns, target, "test")
     assert (weights >= 0).all()
@@ -38,7 +52,9 @@ def test_in_hull_is_the_shortest_point_of_all_faces(seed: int) -> None:
     for face in faces(4):
         weights = np.linalg.solve(columns[:, face].T @ columns[:, face], np.ones(len(face)))
         point = columns[:, face] @ (weights / weights.sum())
-        if (weights / weights.sum() >= 0).all() and np.linalg.norm(point) < np.linalg.norm(shortest):
+        if (weights / weights.sum() >= 0).all() and np.linalg.norm(point) < np.linalg.norm(
+            shortest
+        ):
             shortest = point
     weights = in_hull(columns, "test")
     assert (weights >= 0).all() and weights.sum() == pytest.approx(1)
@@ -50,10 +66,14 @@ def test_in_hull_is_shared_by_the_columns_that_are_zero() -> None:
 
 
 def test_factor_has_the_products_of_the_gradients_and_keeps_the_digits_of_short_ones() -> None:
-    rows = np.random.default_rng(0).standard_normal((4, 6)) * np.array([[1.0], [1e6], [1e-6], [1e3]])
+    rows = np.random.default_rng(0).standard_normal((4, 6)) * np.array(
+        [[1.0], [1e6], [1e-6], [1e3]]
+    )
     columns, norms = factor(rows @ rows.T), np.linalg.norm(rows, axis=1)
     np.testing.assert_allclose(
-        columns.T @ columns / norms / norms[:, None], rows @ rows.T / norms / norms[:, None], atol=1e-14
+        columns.T @ columns / norms / norms[:, None],
+        rows @ rows.T / norms / norms[:, None],
+        atol=1e-14,
     )
     np.testing.assert_allclose(np.linalg.norm(columns, axis=0), norms, rtol=1e-13)
 
@@ -67,7 +87,9 @@ def test_a_gradient_that_is_zero_has_no_cosine_with_others() -> None:
 def test_equal_projections_are_equal_also_of_dependent_gradients_that_allow_it() -> None:
     """Four vectors on a cone around an axis, in three dimensions; no three on a line."""
     angles = np.array([0.1, 1.3, 3.0, 4.4])
-    rows = np.stack([np.cos(angles), np.sin(angles), np.ones(4)], 1) * np.array([[1.0], [2.0], [3.0], [4.0]])
+    rows = np.stack([np.cos(angles), np.sin(angles), np.ones(4)], 1) * np.array(
+        [[1.0], [2.0], [3.0], [4.0]]
+    )
     weights = equal_projections(rows @ rows.T, 4 * np.finfo(float).eps)
     np.testing.assert_allclose(rows @ (weights @ rows) / np.linalg.norm(rows, axis=1), 1)
     np.testing.assert_allclose(weights @ rows / np.sqrt(2), [0, 0, 1], atol=1e-12)
@@ -85,7 +107,9 @@ def test_zeros_are_left_out_and_weigh_1() -> None:
         seen.append(products)
         return np.array([5.0, 6.0])
 
-    weights = leaving_out_zeros(solve)(np.array([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [2.0, 0.0, 9.0]]), 0.0)
+    weights = leaving_out_zeros(solve)(
+        np.array([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [2.0, 0.0, 9.0]]), 0.0
+    )
     assert weights.tolist() == [5, 1, 6] and seen[0].tolist() == [[1, 2], [2, 9]]
     assert leaving_out_zeros(solve)(np.zeros((2, 2)), 0.0).tolist() == [1, 1]
 
@@ -94,7 +118,8 @@ def test_solved_tells_the_rounding_of_the_precision_it_came_in() -> None:
     told = []
     for dtype in (torch.float32, torch.float64):
         weights = solved(
-            lambda products, rounding: told.append(rounding) or products.sum(1), torch.ones(4, 4, dtype=dtype)
+            lambda products, rounding: told.append(rounding) or products.sum(1),
+            torch.ones(4, 4, dtype=dtype),
         )
         assert weights.dtype == dtype and weights.tolist() == [4] * 4
     assert told == [4 * 2.0**-23, 4 * 2.0**-52]
@@ -102,10 +127,15 @@ def test_solved_tells_the_rounding_of_the_precision_it_came_in() -> None:
 
 def test_solved_refuses_what_is_not_finite() -> None:
     with pytest.raises(DivergedError, match="gradient"):
-        solved(lambda products, rounding: products[0], torch.tensor([[1.0, torch.nan], [torch.nan, 1.0]]))
+        solved(
+            lambda products, rounding: products[0],
+            torch.tensor([[1.0, torch.nan], [torch.nan, 1.0]]),
+        )
 
 
-def test_a_solver_that_gives_up_names_the_method_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_solver_that_gives_up_names_the_method_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def gives_up(columns: np.ndarray, target: np.ndarray, maxiter: int) -> None:
         raise RuntimeError("Maximum number of iterations reached.")
 

@@ -23,7 +23,9 @@ def test_projections_on_all_gradients_are_equal_and_positive(seed: int) -> None:
 
 
 def test_two_gradients_weigh_as_one_over_their_lengths() -> None:
-    weights = IMTLGSpec().build(TASKS[:2])(torch.ones(2), Rows(torch.tensor([[3.0, 0.0], [-0.6, 0.8]])))
+    weights = IMTLGSpec().build(TASKS[:2])(
+        torch.ones(2), Rows(torch.tensor([[3.0, 0.0], [-0.6, 0.8]]))
+    )
     torch.testing.assert_close(weights, torch.tensor([0.5, 1.5]))
 
 
@@ -37,5 +39,7 @@ def test_losses_fall_also_where_the_papers_sum_of_weights_is_negative() -> None:
 
 def test_a_task_whose_gradient_is_zero_leaves_the_others_as_if_alone() -> None:
     rows = torch.randn(3, 4)
-    weights = IMTLGSpec().build(TASKS[:4])(torch.ones(4), Rows(torch.cat([torch.zeros(1, 4), rows])))
+    weights = IMTLGSpec().build(TASKS[:4])(
+        torch.ones(4), Rows(torch.cat([torch.zeros(1, 4), rows]))
+    )
     torch.testing.assert_close(weights[1:], IMTLGSpec().build(TASKS[:3])(torch.ones(3), Rows(rows)))

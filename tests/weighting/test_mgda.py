@@ -30,18 +30,25 @@ def test_no_convex_combination_is_shorter() -> None:
 def test_a_task_whose_gradient_is_zero_leaves_the_others_as_they_are_without_it() -> None:
     rows = torch.tensor([[1.0, 2.0], [0.0, 0.0], [2.0, -1.0]])
     weights = MGDASpec().build(TASKS[:3])(torch.ones(3), Rows(rows))
-    torch.testing.assert_close(weights[[0, 2]], MGDASpec().build(TASKS[:2])(torch.ones(2), Rows(rows[[0, 2]])))
+    torch.testing.assert_close(
+        weights[[0, 2]], MGDASpec().build(TASKS[:2])(torch.ones(2), Rows(rows[[0, 2]]))
+    )
     torch.testing.assert_close(weights[[0, 2]], torch.ones(2))  # orthogonal and equally long
 
 
 @pytest.mark.parametrize("normalize", ["none", "l2", "loss", "loss+"])
 def test_weights_are_those_of_the_normalized_gradients(normalize: str) -> None:
     losses, rows = torch.rand(4) + 0.1, torch.randn(4, 6)
-    scale = {"none": torch.ones(4), "l2": rows.norm(dim=1), "loss": losses, "loss+": losses * rows.norm(dim=1)}[
-        normalize
-    ]
+    scale = {
+        "none": torch.ones(4),
+        "l2": rows.norm(dim=1),
+        "loss": losses,
+        "loss+": losses * rows.norm(dim=1),
+    }[normalize]
     expected = MGDASpec().build(TASKS)(torch.ones(4), Rows(rows / scale[:, None]))
-    torch.testing.assert_close(MGDASpec(normalize=normalize).build(TASKS)(losses, Rows(rows)), expected)
+    torch.testing.assert_close(
+        MGDASpec(normalize=normalize).build(TASKS)(losses, Rows(rows)), expected
+    )
 
 
 @pytest.mark.parametrize("normalize", ["l2", "loss", "loss+"])

@@ -16,11 +16,15 @@ def nash(rows: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 40])
-def test_every_weight_is_one_over_the_gain_of_its_task_and_the_joint_gradient_has_length_sqrt_k(size: int) -> None:
+def test_every_weight_is_one_over_the_gain_of_its_task_and_the_joint_gradient_has_length_sqrt_k(
+    size: int,
+) -> None:
     rows = torch.randn(size, size + 2) * 10 ** (2 * torch.rand(size, 1))
     weights = nash(rows)
     assert (weights > 0).all()
-    torch.testing.assert_close(weights * (rows @ (weights @ rows)), torch.ones(size), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        weights * (rows @ (weights @ rows)), torch.ones(size), rtol=1e-8, atol=1e-8
+    )
     torch.testing.assert_close((weights @ rows).norm(), torch.tensor(size**0.5))
 
 

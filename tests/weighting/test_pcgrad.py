@@ -44,10 +44,16 @@ def test_a_gradient_is_never_projected_onto_itself() -> None:
 
 
 def test_permuting_the_order_with_the_tasks_permutes_the_weights() -> None:
-    rows, order, permutation = torch.randn(5, 4), torch.from_numpy(draw_order(5, 3)), torch.tensor([3, 0, 4, 1, 2])
+    rows, order, permutation = (
+        torch.randn(5, 4),
+        torch.from_numpy(draw_order(5, 3)),
+        torch.tensor([3, 0, 4, 1, 2]),
+    )
     here = project((rows @ rows.T).numpy(), 0.0, order.numpy())
     moved = rows[permutation]
-    there = project((moved @ moved.T).numpy(), 0.0, permutation.argsort()[order[permutation]].numpy())
+    there = project(
+        (moved @ moved.T).numpy(), 0.0, permutation.argsort()[order[permutation]].numpy()
+    )
     torch.testing.assert_close(torch.from_numpy(there), torch.from_numpy(here)[permutation])
 
 
@@ -67,7 +73,9 @@ def test_a_gradient_that_is_zero_is_passed_over_and_weighs_1() -> None:
 def test_an_order_has_the_others_once_each_and_depends_on_the_number_of_updates_alone() -> None:
     for num_tasks in (1, 2, 7):
         order = draw_order(num_tasks, 5)
-        assert all(sorted([index, *others]) == list(range(num_tasks)) for index, others in enumerate(order))
+        assert all(
+            sorted([index, *others]) == list(range(num_tasks)) for index, others in enumerate(order)
+        )
     first = draw_order(7, 5)
     torch.manual_seed(99)
     assert (draw_order(7, 5) == first).all() and (draw_order(7, 6) != first).any()

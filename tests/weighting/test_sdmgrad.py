@@ -13,7 +13,9 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 def test_without_a_pull_it_is_mgda_and_with_a_strong_one_the_sum() -> None:
     rows = torch.randn(4, 6)
-    weights = [SDMGradSpec(pull=pull).build(TASKS)(torch.ones(4), Rows(rows)) for pull in (0.0, 1e6)]
+    weights = [
+        SDMGradSpec(pull=pull).build(TASKS)(torch.ones(4), Rows(rows)) for pull in (0.0, 1e6)
+    ]
     torch.testing.assert_close(weights[0], MGDASpec().build(TASKS)(torch.ones(4), Rows(rows)))
     torch.testing.assert_close(weights[1], torch.ones(4), rtol=1e-5, atol=1e-5)
 
@@ -31,4 +33,6 @@ def test_weights_sum_to_the_number_of_tasks_and_a_zero_leaves_the_others_alone()
     rows = torch.tensor([[1.0, 0.2], [0.3, 2.0], [0.0, 0.0]])
     weights = SDMGradSpec(pull=0.5).build(TASKS[:3])(torch.ones(3), Rows(rows))
     torch.testing.assert_close(weights[:2].sum(), torch.tensor(2.0))
-    torch.testing.assert_close(weights[:2], SDMGradSpec(pull=0.5).build(TASKS[:2])(torch.ones(2), Rows(rows[:2])))
+    torch.testing.assert_close(
+        weights[:2], SDMGradSpec(pull=0.5).build(TASKS[:2])(torch.ones(2), Rows(rows[:2]))
+    )

@@ -52,7 +52,12 @@ def batches(number: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor
         yield losses[0], losses[1], torch.randn(3, 5, generator=generator, dtype=torch.float64)
 
 
-def step(module: LossWeighting, batch: tuple[Tensor, Tensor, Tensor], tasks: list[int], dtype: torch.dtype) -> Tensor:
+def step(
+    module: LossWeighting,
+    batch: tuple[Tensor, Tensor, Tensor],
+    tasks: list[int],
+    dtype: torch.dtype,
+) -> Tensor:
     before, after, rows = (values[tasks].to(dtype) for values in batch)
     losses = before.clone().requires_grad_()
     weights = module(losses, Rows(rows), torch.tensor(tasks))
@@ -102,13 +107,18 @@ def test_state_that_is_assigned_goes_on_exactly(name: str) -> None:
 def test_precision_is_that_of_the_losses(name: str) -> None:
     in_32, in_64 = SPECS[name].build(TASKS), SPECS[name].build(TASKS)
     for batch in batches(8):
-        coarse, fine = step(in_32, batch, [0, 1, 2], torch.float32), step(in_64, batch, [0, 1, 2], torch.float64)
+        coarse, fine = (
+            step(in_32, batch, [0, 1, 2], torch.float32),
+            step(in_64, batch, [0, 1, 2], torch.float64),
+        )
         assert (coarse.dtype, fine.dtype) == (torch.float32, torch.float64)
         torch.testing.assert_close(coarse.double(), fine, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_the_inner_loop_moves_no_state_and_its_weights_sum_to_the_number_of_tasks(name: str) -> None:
+def test_the_inner_loop_moves_no_state_and_its_weights_sum_to_the_number_of_tasks(
+    name: str,
+) -> None:
     module = SPECS[name].build(TASKS)
     for batch in batches(5):
         step(module, batch, [0, 1, 2], torch.float64)
@@ -123,7 +133,9 @@ def test_weights_sum_to_the_number_of_tasks_that_have_labels(name: str) -> None:
     module = SPECS[name].build(TASKS)
     for batch, tasks in zip(batches(8), [[0, 1, 2], [1, 2], [0], [0, 2]] * 2, strict=True):
         weights = step(module, batch, tasks, torch.float64)
-        torch.testing.assert_close(weights.sum(), torch.tensor(float(len(tasks)), dtype=torch.float64))
+        torch.testing.assert_close(
+            weights.sum(), torch.tensor(float(len(tasks)), dtype=torch.float64)
+        )
         assert (weights > 0).all()
 
 
@@ -131,7 +143,9 @@ def test_weights_sum_to_the_number_of_tasks_that_have_labels(name: str) -> None:
 def test_a_task_alone_weighs_1_whatever_has_been(name: str) -> None:
     """All but Auto-Lambda, whose weights are not relative."""
     module = SPECS[name].build(TASKS)
-    for batch, tasks in zip(batches(6), [[0, 1, 2], [0, 1, 2], [0, 1, 2], [1], [1], [2]], strict=True):
+    for batch, tasks in zip(
+        batches(6), [[0, 1, 2], [0, 1, 2], [0, 1, 2], [1], [1], [2]], strict=True
+    ):
         weights = step(module, batch, tasks, torch.float64)
     torch.testing.assert_close(weights, torch.ones(1, dtype=torch.float64))
 

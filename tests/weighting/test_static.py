@@ -14,7 +14,9 @@ def test_weights_sum_to_the_number_of_tasks_and_keep_their_ratio() -> None:
 
 
 def test_a_task_without_a_weight_has_1_and_an_unknown_one_is_refused() -> None:
-    torch.testing.assert_close(StaticSpec(weights={"b": 4.0}).build(TASKS)(), torch.tensor([0.5, 2.0, 0.5]))
+    torch.testing.assert_close(
+        StaticSpec(weights={"b": 4.0}).build(TASKS)(), torch.tensor([0.5, 2.0, 0.5])
+    )
     assert StaticSpec(weights={"b": 4.0}).check(["a", "b"]) is None
     key, sentence = StaticSpec(weights={"z": 4.0}).check(["a", "b"])
     assert key == "weights.z" and "['a', 'b']" in sentence

@@ -48,7 +48,9 @@ def test_the_unit_of_one_loss_leaves_the_direction_of_the_joint_gradient() -> No
     for _ in range(5):
         losses, rows = torch.rand(3) + 0.1, torch.randn(3, 6)
         one, other = here(losses) @ rows, there(units * losses) @ (units[:, None] * rows)
-        torch.testing.assert_close(torch.nn.functional.cosine_similarity(one, other, dim=0), torch.tensor(1.0))
+        torch.testing.assert_close(
+            torch.nn.functional.cosine_similarity(one, other, dim=0), torch.tensor(1.0)
+        )
 
 
 def test_a_late_task_has_a_reference_of_its_own_and_a_loss_of_zero_gives_no_nan() -> None:
@@ -56,7 +58,9 @@ def test_a_late_task_has_a_reference_of_its_own_and_a_loss_of_zero_gives_no_nan(
     for _ in range(3):
         module(torch.tensor([1.0, 1.0]), None, torch.tensor([0, 1]))
     module(torch.tensor([8.0]), None, torch.tensor([2]))
-    torch.testing.assert_close(module(torch.full((3,), 4.0))[2], 3 * torch.tensor(4.0 / 36 / (4 + 4 + 4 / 36)))
+    torch.testing.assert_close(
+        module(torch.full((3,), 4.0))[2], 3 * torch.tensor(4.0 / 36 / (4 + 4 + 4 / 36))
+    )
     assert module(torch.zeros(3)).isfinite().all()
 
 

@@ -81,15 +81,26 @@ class ActiveSet(DualConeProjector):
         root = torch.linalg.cholesky(G, upper=True).numpy()
         zero, tolerance = np.zeros(len(G)), 1e-15
         solutions = [
-            lsq_linear(root, zero, (lower, np.inf), method="bvls", tol=tolerance).x for lower in U.reshape(-1, len(G))
+            lsq_linear(root, zero, (lower, np.inf), method="bvls", tol=tolerance).x
+            for lower in U.reshape(-1, len(G))
         ]
         return torch.tensor(np.array(solutions)).view_as(U)
 
 
-EXACT: dict[str, tuple[WeightingSpecBase, Callable[[], theirs.Aggregator], Callable[[int], float]]] = {
+EXACT: dict[
+    str, tuple[WeightingSpecBase, Callable[[], theirs.Aggregator], Callable[[int], float]]
+] = {
     "aligned_mtl_min": (AlignedMTLSpec(), theirs.AlignedMTL, float),
-    "aligned_mtl_median": (AlignedMTLSpec(scale="median"), lambda: theirs.AlignedMTL(scale_mode="median"), float),
-    "aligned_mtl_rmse": (AlignedMTLSpec(scale="rmse"), lambda: theirs.AlignedMTL(scale_mode="rmse"), float),
+    "aligned_mtl_median": (
+        AlignedMTLSpec(scale="median"),
+        lambda: theirs.AlignedMTL(scale_mode="median"),
+        float,
+    ),
+    "aligned_mtl_rmse": (
+        AlignedMTLSpec(scale="rmse"),
+        lambda: theirs.AlignedMTL(scale_mode="rmse"),
+        float,
+    ),
     "config": (ConFIGSpec(), theirs.ConFIG, lambda size: 1.0),
     "dualproj": (DualProjSpec(), lambda: theirs.DualProj(projector=ActiveSet()), float),
     "upgrad": (UPGradSpec(), lambda: theirs.UPGrad(projector=ActiveSet()), float),
@@ -123,19 +134,32 @@ def test_pcgrad_is_torchjds_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -
         assert distance(weights_of(PCGradSpec(), rows) @ rows, theirs.PCGrad()(rows)) < 1e-6
 
 
-def test_gradvac_is_torchjds_in_the_same_order_over_three_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradvac_is_torchjds_in_the_same_order_over_three_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for seed in range(NUMBER):
         rows = jacobian(seed)
-        module, oracle = GradVacSpec(beta=0.4).build(TASKS[: len(rows)]), theirs.GradVac(beta=0.4, eps=0.0)
+        module, oracle = (
+            GradVacSpec(beta=0.4).build(TASKS[: len(rows)]),
+            theirs.GradVac(beta=0.4, eps=0.0),
+        )
         for step in range(3 if len(rows) < 40 else 2):
             orders = order_of_torchjd(draw_order(len(rows), step), own=False)
             monkeypatch.setattr(torch, "randperm", lambda number, orders=orders: next(orders))
             assert distance(module(torch.ones(len(rows)), Rows(rows)) @ rows, oracle(rows)) < 1e-6
-            rows = rows + 0.3 * rows.norm(dim=1, keepdim=True) * torch.randn(rows.shape) / rows.shape[1] ** 0.5
+            rows = (
+                rows
+                + 0.3
+                * rows.norm(dim=1, keepdim=True)
+                * torch.randn(rows.shape)
+                / rows.shape[1] ** 0.5
+            )
 
 
 @pytest.mark.parametrize("leak", [0.0, 0.3])
-def test_graddrop_is_torchjds_with_the_same_chances(leak: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graddrop_is_torchjds_with_the_same_chances(
+    leak: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chances = {rows.shape[1]: draw_chances(rows.shape[1], 0) for rows in jacobians()}
     expected = []
     for rows in jacobians():
@@ -153,7 +177,10 @@ def test_mgda_meets_its_conditions_and_is_no_longer_than_torchjds() -> None:
     """TorchJD's Frank-Wolfe steps converge as 1 / steps; of two tasks the first step is exact."""
     oracle = theirs.MGDA(epsilon=1e-12, max_iters=100)
     for rows in jacobians():
-        weights, expected = weights_of(MGDASpec(), rows) / len(rows), oracle.gramian_weighting(rows @ rows.T)
+        weights, expected = (
+            weights_of(MGDASpec(), rows) / len(rows),
+            oracle.gramian_weighting(rows @ rows.T),
+        )
         joint = weights @ rows
         excess = (rows @ joint - joint @ joint) / (rows.norm(dim=1).max() * joint.norm())
         assert (weights >= 0).all() and weights.sum() == pytest.approx(1)
@@ -172,7 +199,9 @@ def test_sdmgrad_meets_its_conditions_and_is_no_longer_than_torchjds() -> None:
         weights, expected = weights_of(SDMGradSpec(pull=pull), rows) / size, oracle(products)
         joint = weights @ rows
         on_simplex = (1 + pull) * weights - pull / size
-        excess = (rows @ joint - on_simplex @ (rows @ joint)) / (rows.norm(dim=1).max() * joint.norm())
+        excess = (rows @ joint - on_simplex @ (rows @ joint)) / (
+            rows.norm(dim=1).max() * joint.norm()
+        )
         assert on_simplex.min() > -1e-12 and on_simplex.sum() == pytest.approx(1)
         assert excess.min() > -1e-8 and (on_simplex * excess).abs().max() < 1e-8
         assert joint.norm() <= (expected @ rows).norm() * (1 + 1e-10)
@@ -192,14 +221,18 @@ def test_cagrad_meets_its_conditions_and_is_no_worse_than_torchjds(c: float) -> 
         multipliers = weights - 1 / size
         gains = rows @ joint
         assert (multipliers > -1e-12).all()
-        assert (multipliers @ (gains - gains.min())) / multipliers.sum() < 1e-8 * longest * joint.norm()
+        assert (
+            multipliers @ (gains - gains.min())
+        ) / multipliers.sum() < 1e-8 * longest * joint.norm()
         assert gains.min() >= (rows @ expected).min() - 1e-6 * longest * joint.norm()
         assert distance(joint, expected) < 1e-3
 
 
 def misfit(weights: Tensor, products: Tensor, alpha: float) -> float:
     """How far from (G w)_t = w_t^(-1/alpha), relative to the terms that G w is the sum of."""
-    return float(((products @ weights - weights ** (-1 / alpha)) / (products.abs() @ weights)).abs().max())
+    return float(
+        ((products @ weights - weights ** (-1 / alpha)) / (products.abs() @ weights)).abs().max()
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.5, 2.0])
@@ -219,18 +252,24 @@ def test_fairgrad_solves_its_equation_and_agrees_where_torchjd_does_too(alpha: f
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
-def test_nash_mtl_solves_its_equation_and_agrees_where_torchjd_does_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nash_mtl_solves_its_equation_and_agrees_where_torchjd_does_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """TorchJD takes convex-concave steps by ECOS, here by Clarabel; with more than two tasks from our solution on."""
-    solve = cvxpy.Problem.solve
+    solve = cvxpy.Algorithm.solve
     monkeypatch.setattr(cvxpy, "ECOS", cvxpy.CLARABEL, raising=False)
-    monkeypatch.setattr(cvxpy.Problem, "solve", lambda self, solver, **rest: solve(self, solver=solver))
+    monkeypatch.setattr(
+        cvxpy.Algorithm, "solve", lambda self, solver, **rest: solve(self, solver=solver)
+    )
     monkeypatch.setattr(_NashMTLWeighting, "_REQUIRED_DEPS", ["numpy", "cvxpy"])
     agreements = 0
     for rows in jacobians():
         products = rows @ rows.T
         weights = weights_of(NashMTLSpec(), rows)
         steps = 5 if len(rows) == 2 else 1
-        oracle = _NashMTLWeighting(len(rows), max_norm=0.0, update_weights_every=1, optim_niter=steps)
+        oracle = _NashMTLWeighting(
+            len(rows), max_norm=0.0, update_weights_every=1, optim_niter=steps
+        )
         if len(rows) > 2:
             oracle.prvs_alpha = weights.numpy()
         expected = oracle(rows)

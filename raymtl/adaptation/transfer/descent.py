@@ -1,0 +1,165 @@
+"""Gradient descent on a few examples, with quadratic anchors taken by their proximal step, selected
+by validation.
+
+theta' = theta - A m, theta <- argmin over x of lambda |x - anchor|^2 + 1/2 (x - theta')' A^-1 (x -
+theta'), where A is the optimiser's step of each coordinate and m its gradient: (theta' + 2 A lambda
+anchor) / (1 + 2 A lambda).
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from raymtl.types import DivergedError, Spec
+
+ADAM_BETA2, ADAM_EPS = 0.999, 1e-8
+
+Look = Callable[[Mapping[str, float | None]], None]
+"""Takes the row of every step."""
+
+
+class Optimiser(Spec):
+    """The descent: `steps` of `batch_size` examples at most, looked at every `look_every` steps."""
+
+    name: Literal["adam", "sgd"] = "adam"
+    lr: PositiveFloat = 0.003
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """`cosine` lets the rate fall to 0 at the last step."""
+    steps: PositiveInt = 300
+    batch_size: PositiveInt = 64
+    look_every: PositiveInt = 10
+    seed: NonNegativeInt = 0
+    """Of the batches, of what is held out, and of what is new in the network."""
+
+
+class Anchor(NamedTuple):
+    """strength |value - at|^2."""
+
+    at: Tensor
+    strength: float
+
+    def penalty(self, value: Tensor) -> Tensor:
+        """The term of the objective; its gradient is 2 strength (value - at)."""
+        return self.strength * (value - self.at).square().sum()
+
+
+class Course(NamedTuple):
+    """How a descent went: a row each step, and the step whose parameters the module has."""
+
+    rows: list[dict[str, float | None]]
+    step: int
+
+
+def descend(
+    settings: Optimiser,
+    module: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    number: int,
+    validate: Callable[[], float] | None,
+    anchors: Mapping[str, Anchor],
+    look: Look,
+) -> Course:
+    """Trains the parameters of `module` that have a gradient to lower `loss(rows [n]) -> [n]` on
+    `number` examples.
+
+    With `validate`, the parameters of the look with the lowest validation loss stand, the first of
+    equals; without, those of the last step. Raises DivergedError where a loss is not finite.
+    """
+    values = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    optimizer = kinds[settings.name](list(values.values()), lr=settings.lr)
+    rows: list[dict[str, float | None]] = []
+    best, best_step, kept = (
+        math.inf,
+        settings.steps,
+        {name: value.detach().clone() for name, value in values.items()},
+    )
+    started = time.perf_counter()
+    for step in range(settings.steps):
+        lr = settings.lr * (
+            (1 + math.cos(math.pi * step / settings.steps)) / 2
+            if settings.schedule == "cosine"
+            else 1
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        total = loss(_batch(settings, step, number)).mean()
+        now = total.item()
+        penalty = float(
+            sum(float(anchor.penalty(values[name].detach())) for name, anchor in anchors.items())
+        )
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        _draw_to(anchors, values, optimizer, lr)
+        done = step + 1
+        if validate and (done % settings.look_every == 0 or done == settings.steps):
+            seen = validate()
+        else:
+            seen = None
+        if not (math.isfinite(now) and math.isfinite(seen or 0.0)):
+            raise DivergedError(
+                f"the loss is {now if seen is None else seen} at step {done}. Lower optimiser.lr."
+            )
+        rows.append(
+            {
+                "step": done,
+                "lr": lr,
+                "loss": now,
+                "penalty": penalty,
+                "val.loss": seen,
+                "seconds": time.perf_counter() - started,
+            }
+        )
+        look(rows[-1])
+        if seen is not None and seen < best:
+            best, best_step = seen, done
+            kept = {name: value.detach().clone() for name, value in values.items()}
+    if validate:
+        with torch.no_grad():
+            for name, value in values.items():
+                value.copy_(kept[name])
+    return Course(rows, best_step)
+
+
+def _batch(settings: Optimiser, step: int, number: int) -> Tensor:
+    """The rows of a step: all of them, or as many as a batch has, by (seed, step) alone."""
+    if number <= settings.batch_size:
+        return torch.arange(number)
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+    return torch.randperm(number, generator=generator)[: settings.batch_size]
+
+
+@torch.no_grad()
+def _draw_to(
+    anchors: Mapping[str, Anchor],
+    values: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+) -> None:
+    """The proximal step of each anchor: the same stationary points as with its gradient, and stable
+    at any strength.
+    """
+    for name, anchor in anchors.items():
+        value = values[name]
+        if value.grad is None:  # nothing moved it
+            continue
+        pull = 2 * anchor.strength * _step_size(optimizer, value, lr)
+        # As a weighted mean, so that an infinite pull keeps the anchor to the bit and none leaves
+        # the value alone.
+        share = pull / (1 + pull)
+        value.copy_(torch.where(share < 1, value + share * (anchor.at - value), anchor.at))
+
+
+def _step_size(optimizer: torch.optim.Optimizer, value: Tensor, lr: float) -> Tensor:
+    """A: how far the optimiser just moved each coordinate for a (mean) gradient of 1."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return torch.full_like(value, lr)
+    state: dict[str, Any] = optimizer.state[value]
+    second = state["exp_avg_sq"] / (1 - ADAM_BETA2 ** float(state["step"]))
+    return lr / (second.sqrt() + ADAM_EPS)

@@ -1,0 +1,1 @@
+"""`raymtl doctor`: what every machine of a cluster sees."""

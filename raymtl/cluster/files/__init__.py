@@ -1,0 +1,1 @@
+"""Cluster files: rendered from a few answers, and checked."""

@@ -1,0 +1,128 @@
+"""What there is to choose from: one row a method, read off the unions of specs, so that the list
+cannot go stale.
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+from raymtl.learners import LearnerSpec
+from raymtl.modes import ModeSpec
+from raymtl.sharing import SharingSpec
+from raymtl.sharing.base import SharingSpecBase
+from raymtl.weighting import WeightingSpec
+from raymtl.weighting.base import WeightingSpecBase
+
+UNIONS: dict[str, Any] = {
+    "sharing": SharingSpec,
+    "weighting": WeightingSpec,
+    "learner": LearnerSpec,
+    "mode": ModeSpec,
+}
+TASKS = 3  # for which the copies of the encoder are counted
+
+
+class Method(NamedTuple):
+    """A row of the list."""
+
+    section: str
+    name: str
+    keys: tuple[str, ...]
+    what: str
+    """One sentence, the first of the class."""
+    paper: str
+    cost: str
+    helps: str
+
+
+def methods(section: str) -> Iterator[Method]:
+    """The members of a union, by name."""
+    for spec in sorted(
+        get_args(get_args(UNIONS[section])[0]), key=lambda spec: spec.model_fields["name"].default
+    ):
+        if hasattr(spec, "build"):
+            made = get_type_hints(spec.build)["return"]
+        else:
+            made = spec
+        source = (
+            inspect.cleandoc(sys.modules[spec.__module__].__doc__ or "")
+            .split("\n\n")[0]
+            .replace("\n", " ")
+        )
+        paper = re.match(r"[^(]*\([^()]*\)", source)
+        keys = tuple(key for key in spec.model_fields if key != "name")
+        what = inspect.cleandoc(made.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+        yield Method(
+            section,
+            spec.model_fields["name"].default,
+            keys,
+            re.split(r"(?<=[.:])\s", what)[0].rstrip(".:"),
+            paper[0] if paper else source.split(":")[0].rstrip("."),
+            _cost(spec),
+            spec.helps,
+        )
+
+
+def _cost(spec: Any) -> str:
+    """Of a weighting the backward passes through the trunk, of an architecture the trunks in a
+    forward pass.
+    """
+    if issubclass(spec, WeightingSpecBase):
+        if spec.needs_gradients:
+            backward = "K"
+        else:
+            backward = "1"
+        if spec.needs_post_step_losses:
+            return f"{backward}, and a forward pass"
+        return backward
+    if issubclass(spec, SharingSpecBase):
+        return str(spec().num_encoders(TASKS))
+    return str(spec.costs)
+
+
+HEADINGS = {
+    "sharing": (
+        "How tasks share: `sharing.name`",
+        f"Cost: copies of the encoder that the architecture is made of, for {TASKS} tasks.",
+    ),
+    "weighting": (
+        "How tasks are weighed: `weighting.name`",
+        "Cost: backward passes through the trunk in a step, for K tasks. Methods with K weigh the "
+        "gradients of the\nshared parameters and leave each head its own gradient; the others "
+        "weigh the losses.",
+    ),
+    "learner": (
+        "How it learns to learn: `learner.name`",
+        "Cost: of an episode in a step, for k inner steps.",
+    ),
+    "mode": (
+        "How steps follow the joint loss: `mode.name`",
+        "Cost: of a step against that of `weighted`.",
+    ),
+}
+
+
+def markdown() -> str:
+    """docs/methods.md."""
+    parts = [
+        "# Methods\n\nMade by `raymtl methods --markdown > docs/methods.md` from the code; a test "
+        "compares the two. Every method works with\nevery other, or is refused when the "
+        "configuration is loaded, with the reason.\n"
+    ]
+    for section, (heading, about) in HEADINGS.items():
+        parts.append(
+            f"\n## {heading}\n\n{about}\n\n| name | what it does | cost | when it helps | keys | "
+            "source |"
+        )
+        parts.append("|---|---|---|---|---|---|")
+        for row in methods(section):
+            keys = ", ".join(f"`{key}`" for key in row.keys)
+            cells = (f"`{row.name}`", row.what, row.cost, row.helps, keys, _linked(row.paper))
+            parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(parts) + "\n"
+
+
+def _linked(paper: str) -> str:
+    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", paper)

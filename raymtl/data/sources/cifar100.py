@@ -1,0 +1,390 @@
+"""`cifar100`: small pictures of 100 classes in 20 superclasses (Krizhevsky, 2009), in the layout of
+torchvision.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from torch import Tensor
+
+from raymtl.data.base import (
+    SPLITS,
+    Arrays,
+    Count,
+    HeldOut,
+    Members,
+    Population,
+    Source,
+    Split,
+    Ways,
+    data_folder,
+    drawn,
+    each_once,
+    most,
+    usual,
+)
+from raymtl.data.formats.cifar100 import (
+    CLASSES,
+    COARSE,
+    FOLDER,
+    PARTS,
+    SIDE,
+    SUPERCLASSES,
+    Pictures,
+    read_pictures,
+)
+from raymtl.tasks import classification
+from raymtl.types import Batch, Episode, Task, UserError
+
+PADDING = 4  # of the random crop, pixels on each side
+TASK = "class"  # of few-shot episodes
+
+CIFAR_FS: Mapping[Split, tuple[str, ...]] = {
+    "val": (
+        *("beaver", "beetle", "butterfly", "camel", "cattle", "crab", "crocodile", "flatfish"),
+        *("lamp", "maple_tree", "motorcycle", "otter", "sea", "shark", "television", "tractor"),
+    ),
+    "test": (
+        *(
+            "baby",
+            "bed",
+            "bicycle",
+            "chimpanzee",
+            "fox",
+            "leopard",
+            "man",
+            "pickup_truck",
+            "plain",
+            "poppy",
+        ),
+        *(
+            "rocket",
+            "rose",
+            "snail",
+            "sweet_pepper",
+            "table",
+            "telephone",
+            "wardrobe",
+            "whale",
+            "woman",
+            "worm",
+        ),
+    ),
+}
+"""Classes of CIFAR-FS (Bertinetto et al., 2018, arXiv:1805.08136); the other 64 are for training.
+"""
+
+FC100: Mapping[Split, tuple[int, ...]] = {"val": (8, 11, 13, 16), "test": (0, 7, 12, 14)}
+"""Superclasses of FC100 (Oreshkin et al., 2018, arXiv:1805.10123); the other 12 are for training.
+"""
+
+Episodes = Literal["superclasses", "fine_and_coarse", "classes"]
+TASKS: Mapping[Episodes, tuple[str, ...]] = {
+    "superclasses": COARSE,
+    "fine_and_coarse": ("fine", "coarse"),
+    "classes": (TASK,),
+}
+NUM_CLASSES: Mapping[Literal["cifar_fs", "fc100"], Mapping[Split, int]] = {
+    "cifar_fs": {"train": 64, "val": 16, "test": 20},
+    "fc100": {"train": 60, "val": 20, "test": 20},
+}
+
+
+class CIFAR100(Source):
+    """Pictures [3, 32, 32] in colour, in one of three forms.
+
+    `episodes: superclasses`: a task for each of the 20 superclasses, which of its 5 classes it is.
+    Every task has inputs of its own, `shots` and `queries` pictures of its classes, drawn with
+    equal odds. `episodes: fine_and_coarse`: `shots` and `queries` pictures of any class; which of
+    100 it is, `fine`, and of which superclass, `coarse`. In both forms `held_out` pictures of each
+    class, drawn from those for training by `split_seed`, are for validation; the test is the test
+    set. `episodes: classes`: few-shot learning; the one task, `class`, is which of `ways` classes
+    it is, of each of which there are `shots` and `queries` pictures. The classes of the splits are
+    disjoint, as `split` has them: `cifar_fs` 64, 16 and 20 classes, `fc100` 12, 4 and 4
+    superclasses. A class has its 600 pictures, those of the test set too.
+
+    `tasks` are some of the tasks of the form, all by default. No picture comes twice in a task of
+    an episode. With `augment` pictures of training episodes are padded by 4 black pixels, cropped
+    at random and flipped at even odds.
+
+    `folder` is what torchvision calls `root`, the folder with `cifar-100-python`; if not given, the
+    environment variable RAYMTL_DATA names it.
+    """
+
+    name: Literal["cifar100"] = "cifar100"
+    folder: str | None = None
+    episodes: Episodes = "superclasses"
+    tasks: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(each_once)] | None = None
+    split: Literal["cifar_fs", "fc100"] = "cifar_fs"
+    split_seed: NonNegativeInt = 0
+    held_out: PositiveInt = 50
+    ways: Ways = 5
+    shots: Count = 1
+    queries: PositiveInt = 15
+    augment: bool = True
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        known = TASKS[self.episodes]
+        unknown = [name for name in self.task_names if name not in known]
+        if unknown:
+            raise UserError(
+                f"data.tasks: expected some of {', '.join(known)}, which data.episodes: "
+                f"{self.episodes} has, got '{unknown[0]}'. Correct the name."
+            )
+        if self.held_out >= PARTS["train"]:
+            raise UserError(
+                f"data.held_out: expected at most {PARTS['train'] - 1} of the {PARTS['train']} "
+                f"pictures of a class, for training needs one, got {self.held_out}. Lower "
+                "data.held_out."
+            )
+        fewest = min(NUM_CLASSES[self.split].values())
+        if self.episodes == "classes" and most(self.ways) > fewest:
+            raise UserError(
+                f"data.ways: expected at most the {fewest} classes of the smallest split, got "
+                f"{self.ways}. Lower data.ways."
+            )
+        pictures = self._fewest_pictures
+        if most(self.shots) + self.queries > pictures:
+            raise UserError(
+                f"data.queries: expected at most {pictures} pictures together with data.shots: "
+                f"{self.shots}, for the smallest split has no more, got {self.queries}. Lower one "
+                "of them."
+            )
+        return self
+
+    @property
+    def _fewest_pictures(self) -> int:
+        """Of a split, in one draw."""
+        if self.episodes == "classes":
+            return sum(PARTS.values())
+        of_class = min(PARTS["train"] - self.held_out, self.held_out, PARTS["test"])
+        return of_class * (CLASSES // SUPERCLASSES if self.episodes == "superclasses" else CLASSES)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return self.tasks or TASKS[self.episodes]
+
+    def select_tasks(self, names: tuple[str, ...]) -> Self:
+        if names == self.task_names:
+            return self
+        return self.model_copy(update={"tasks": names})
+
+    def as_supervised(self) -> Self:
+        # A support set of one is drawn all the same: an episode has both parts.
+        queries = min(self.queries + usual(self.shots), self._fewest_pictures - 1)
+        return self.model_copy(update={"shots": 1, "queries": queries})
+
+    def make_tasks(self) -> tuple[Task, ...]:
+        sizes = {
+            **dict.fromkeys(COARSE, CLASSES // SUPERCLASSES),
+            "fine": CLASSES,
+            "coarse": SUPERCLASSES,
+        }
+        few_shot = self.episodes == "classes"
+        return tuple(
+            classification(name, sizes.get(name, most(self.ways)), few_shot=few_shot)
+            for name in self.task_names
+        )
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (3, SIDE, SIDE)
+
+    def load(self) -> dict[str, np.ndarray]:
+        read = read_pictures(data_folder(self.folder, FOLDER, "cifar100"))
+        of_training, of_test = (read.members[part] for part in PARTS)  # [100, pictures]
+        arrays = {"pictures": read.pictures, "coarse": read.coarse}
+        if self.episodes == "classes":
+            everything = np.concatenate([of_training, of_test], 1)
+            classes = self._classes(read)
+            names = {f"names/{split}": read.names[own] for split, own in classes.items()}
+            return arrays | names | {split: everything[own] for split, own in classes.items()}
+        shuffled = np.random.default_rng(self.split_seed).permuted(of_training, axis=1)
+        held_out, rest = np.split(shuffled, [self.held_out], axis=1)
+        return arrays | dict(zip(SPLITS, (rest, held_out, of_test), strict=True))
+
+    def _classes(self, read: Pictures) -> dict[Split, np.ndarray]:
+        """The numbers of the classes of each split, ascending."""
+        held: dict[Split, np.ndarray] = {}
+        for split in ("val", "test"):
+            if self.split == "cifar_fs":
+                held[split] = np.flatnonzero(np.isin(read.names, CIFAR_FS[split]))
+            else:
+                held[split] = np.flatnonzero(np.isin(read.coarse, FC100[split]))
+        rest = np.setdiff1d(np.arange(CLASSES), np.concatenate(list(held.values())))
+        return {"train": rest, **held}
+
+    def sizes(self, arrays: Arrays) -> Mapping[str, int]:
+        of_class = arrays["train"].shape[1]
+        if self.episodes == "superclasses":
+            number = CLASSES // SUPERCLASSES
+        else:
+            number = len(arrays["train"])
+        return dict.fromkeys(self.task_names, number * of_class)
+
+    @property
+    def about_episodes(self) -> str:
+        if self.episodes == "classes":
+            return f"{self.ways} classes, {self.shots} pictures of each to adapt to, {self.queries} to predict"
+        if self.episodes == "superclasses":
+            each = "of each task"
+        else:
+            each = "of any class"
+        return f"{self.shots} pictures {each} to adapt to and {self.queries} to predict, drawn at random"
+
+    def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
+        if self.episodes == "classes":
+            return (Population("class", len(arrays[split]), whole=True),)
+        return (Population("picture", arrays[split].size),)
+
+    def query_members(
+        self, arrays: Arrays, split: Split, rng: np.random.Generator
+    ) -> Mapping[str, Members]:
+        shots = drawn(self.shots, rng)
+        if self.episodes == "classes":
+            classes = self._draw_classes(arrays, split, rng)
+            return {TASK: {"class": np.tile(classes, (len(classes) * self.queries, 1))}}
+        chosen = self._choose(arrays, split, shots + self.queries, rng)
+        return {name: {"picture": own[shots:]} for name, own in chosen.items()}
+
+    def every_example(self, arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
+        if self.episodes == "classes":
+            return ()
+        everything = np.arange(arrays[split].size)
+        if self.episodes == "fine_and_coarse":
+            return (self._section(arrays, split, everything, self.task_names),)
+        own = arrays["coarse"][everything // arrays[split].shape[1]]
+        return tuple(
+            self._section(arrays, split, everything[own == COARSE.index(name)], (name,))
+            for name in self.task_names
+        )
+
+    def _section(
+        self, arrays: Arrays, split: Split, places: np.ndarray, names: tuple[str, ...]
+    ) -> HeldOut:
+        """Pictures by their places in the split, with the labels of these tasks."""
+
+        def batch(some: np.ndarray) -> Batch:
+            pictures = torch.from_numpy(arrays["pictures"][arrays[split].reshape(-1)[some]])
+            shared = self.episodes == "fine_and_coarse"
+            inputs = pictures if shared else dict.fromkeys(names, pictures)
+            return Batch(
+                inputs, {name: self._labels(arrays, split, name, some) for name in names}, {}
+            )
+
+        return HeldOut(places, {"picture": places}, batch)
+
+    def _labels(self, arrays: Arrays, split: Split, task: str, places: np.ndarray) -> Tensor:
+        fine, coarse = places // arrays[split].shape[1], arrays["coarse"]
+        if task == "fine":
+            return torch.from_numpy(fine)
+        if task == "coarse":
+            return torch.from_numpy(coarse[fine])
+        # Which of the superclass's own classes, in their order.
+        return torch.from_numpy(np.searchsorted(np.flatnonzero(coarse == COARSE.index(task)), fine))
+
+    def _choose(
+        self, arrays: Arrays, split: Split, number: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Task -> the places [number] of its pictures in the split; the same ones of tasks that
+        share their inputs.
+        """
+        members, coarse = arrays[split], arrays["coarse"]
+        if self.episodes == "fine_and_coarse":
+            places = rng.choice(members.size, number, replace=False)
+            return dict.fromkeys(self.task_names, places)
+        chosen = {}
+        for name in self.task_names:
+            own = (
+                np.arange(members.size)
+                .reshape(members.shape)[coarse == COARSE.index(name)]
+                .reshape(-1)
+            )
+            chosen[name] = own[rng.choice(own.size, number, replace=False)]
+        return chosen
+
+    def episode(
+        self, arrays: Arrays, split: Split, rng: np.random.Generator
+    ) -> tuple[Episode, str]:
+        shots = drawn(self.shots, rng)
+        if self.episodes == "classes":
+            return self._few_shot(arrays, split, shots, rng)
+        number = shots + self.queries
+        chosen = self._choose(arrays, split, number, rng)
+        targets = {name: self._labels(arrays, split, name, own) for name, own in chosen.items()}
+        members = arrays[split].reshape(-1)
+        if self.episodes == "fine_and_coarse":
+            pictures = self._pictures(arrays, members[next(iter(chosen.values()))], split, rng)
+            return _episode(pictures, targets, shots), f"{split} pictures"
+        together = self._pictures(
+            arrays, np.concatenate([members[own] for own in chosen.values()]), split, rng
+        )
+        inputs = dict(zip(chosen, together.split(number), strict=True))
+        return _episode(inputs, targets, shots), f"{split} pictures"
+
+    def _draw_classes(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> np.ndarray:
+        return rng.choice(len(arrays[split]), drawn(self.ways, rng), replace=False)
+
+    def _few_shot(
+        self, arrays: Arrays, split: Split, shots: int, rng: np.random.Generator
+    ) -> tuple[Episode, str]:
+        members = arrays[split]
+        classes = self._draw_classes(arrays, split, rng)
+        number = shots + self.queries
+        # Class after class within the support, and then within the query.
+        columns = np.stack([rng.choice(members.shape[1], number, replace=False) for _ in classes])
+        chosen = members[classes[:, None], columns]
+        parts = chosen[:, :shots], chosen[:, shots:]
+        label = np.arange(len(classes))
+        targets = torch.from_numpy(
+            np.concatenate([np.repeat(label, part.shape[1]) for part in parts])
+        )
+        pictures = self._pictures(
+            arrays, np.concatenate([part.reshape(-1) for part in parts]), split, rng
+        )
+        return _episode(pictures, {TASK: targets}, shots * len(classes)), ", ".join(
+            arrays[f"names/{split}"][classes]
+        )
+
+    def _pictures(
+        self, arrays: Arrays, rows: np.ndarray, split: Split, rng: np.random.Generator
+    ) -> Tensor:
+        pictures = arrays["pictures"][rows]
+        if self.augment and split == "train":
+            pictures = augmented(pictures, rng)
+        return torch.from_numpy(pictures)
+
+
+def _episode(
+    pictures: Tensor | Mapping[str, Tensor], targets: Mapping[str, Tensor], shots: int
+) -> Episode:
+    """The first `shots` pictures and labels are the support, the others the query."""
+
+    def part(some: slice) -> Batch:
+        inputs = (
+            pictures[some]
+            if isinstance(pictures, Tensor)
+            else {name: own[some] for name, own in pictures.items()}
+        )
+        return Batch(inputs, {name: target[some] for name, target in targets.items()}, {})
+
+    return Episode(part(slice(shots)), part(slice(shots, None)))
+
+
+def augmented(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Pictures [N, C, H, W], each moved by up to 4 pixels either way with black behind it, and
+    flipped at even odds.
+    """
+    number, channels, height, width = pictures.shape
+    padded = np.zeros((number, channels, height + 2 * PADDING, width + 2 * PADDING), pictures.dtype)
+    padded[..., PADDING:-PADDING, PADDING:-PADDING] = pictures
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (2, 3))
+    down, right = rng.integers(2 * PADDING + 1, size=(2, number))
+    cropped = windows[np.arange(number), :, down, right]
+    flipped = rng.random(number) < 0.5
+    cropped[flipped] = cropped[flipped, ..., ::-1]
+    return cropped

@@ -1,0 +1,321 @@
+"""`nyuv2`: classes, depth and normals of rooms (Silberman et al., 2012), prepared for MTAN
+(arXiv:1803.10704).
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from raymtl.data.base import (
+    Arrays,
+    Count,
+    HeldOut,
+    Members,
+    Population,
+    Source,
+    Split,
+    drawn,
+    each_once,
+    most,
+    usual,
+)
+from raymtl.tasks import depth, normals, segmentation
+from raymtl.types import Batch, Episode, Task, UserError
+
+HEIGHT, WIDTH = 288, 384
+NUM_CLASSES = 13
+FRAMES = {"train": 795, "val": 654}  # folders -> frames; the test is on those of `val`
+PARTS = {
+    "image": (HEIGHT, WIDTH, 3),
+    "label": (HEIGHT, WIDTH),
+    "depth": (HEIGHT, WIDTH, 1),
+    "normal": (HEIGHT, WIDTH, 3),
+}
+SCALES = (1.0, 1.2, 1.5)  # of the crops
+RoomTask = Literal["segmentation", "depth", "normals"]
+Side = Annotated[int, Field(ge=8)]
+
+
+class NYUv2(Source):
+    """Pictures [3, height, width] of rooms; every pixel has a class, a depth in metres and the
+    normal of its surface.
+
+    An episode is `shots` + `queries` frames at random. Pixels without a label are masked one by
+    one: classes of -1, depths of 0 and normals of 0 say nothing. The loss of the depth is in
+    metres, as published.
+
+    The 654 frames of the folder `val` are the test. The published protocol has no validation, and
+    takes the best or the last epochs on the test itself; here `held_out` of the 795 frames for
+    training, drawn by `split_seed`, are for validation and are not trained on. Frames of a room may
+    be in both, for the preparation does not name the rooms.
+
+    With `augment` a frame for training is cropped to 1, 1/1.2 or 1/1.5 of its sides and enlarged
+    again, its depth divided by as much, and mirrored by even odds, which turns x of its normals.
+    Deviations from the authors' RandomScaleCrop: normals are taken from the nearest pixel, where
+    theirs are interpolated, so that no pixel is half missing; pictures are interpolated between
+    middles of pixels, where theirs are between corners, and rounded to 8 bits.
+
+    `size` is [height, width] of what is learned from, by default that of the files, 288 x 384;
+    smaller ones are for processors without a GPU: pictures are averaged, maps taken from the
+    nearest pixel.
+
+    `folder` has the folders `train` and `val`, each with `image`, `label`, `depth` and `normal` of
+    files 0.npy, 1.npy ...; if not given, it is `nyuv2` in the folder that the environment variable
+    RAYMTL_DATA names. Files are mapped into memory frame by frame and never all read, so all
+    machines must reach them.
+    """
+
+    name: Literal["nyuv2"] = "nyuv2"
+    folder: str | None = None
+    tasks: Annotated[tuple[RoomTask, ...], Field(min_length=1), AfterValidator(each_once)] = (
+        "segmentation",
+        "depth",
+        "normals",
+    )
+    size: tuple[Side, Side] = (HEIGHT, WIDTH)
+    augment: bool = False
+    held_out: PositiveInt = 80
+    split_seed: NonNegativeInt = 0
+    shots: Count = 1
+    queries: PositiveInt = 4
+    width: PositiveInt = 32
+    """Channels of the heads."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.size[0] > HEIGHT or self.size[1] > WIDTH:
+            raise UserError(
+                f"data.size: expected at most {HEIGHT} x {WIDTH}, as the files are, got "
+                f"{list(self.size)}. Lower it."
+            )
+        frames = most(self.shots) + self.queries
+        if frames > self._least:
+            raise UserError(
+                f"data.held_out: expected {frames} frames at least, those of an episode "
+                "(data.shots + data.queries), for validation and for training each, got "
+                f"{self.held_out} of {FRAMES['train']}. Change one of them."
+            )
+        return self
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return self.tasks
+
+    def select_tasks(self, names: tuple[str, ...]) -> Self:
+        return self.model_copy(update={"tasks": names})
+
+    def as_supervised(self) -> Self:
+        # A support set of one is drawn all the same; where an episode takes all frames, that one is
+        # missed.
+        queries = min(self.queries + usual(self.shots), self._least - 1)
+        return self.model_copy(update={"shots": 1, "queries": queries})
+
+    @property
+    def _least(self) -> int:
+        """Frames of the smaller one of training and validation."""
+        return min(self.held_out, FRAMES["train"] - self.held_out)
+
+    def make_tasks(self) -> tuple[Task, ...]:
+        kinds = {
+            "segmentation": segmentation("segmentation", NUM_CLASSES, self.size, width=self.width),
+            "depth": depth("depth", self.size, width=self.width),
+            "normals": normals("normals", self.size, width=self.width),
+        }
+        return tuple(kinds[name] for name in self.tasks)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (3, *self.size)
+
+    def load(self) -> dict[str, np.ndarray]:
+        root = root_of(self.folder)
+        check_folder(root)
+        order = np.random.default_rng(self.split_seed).permutation(FRAMES["train"])
+        return {
+            "train": np.sort(order[self.held_out :]),
+            "val": np.sort(order[: self.held_out]),
+            "test": np.arange(FRAMES["val"]),
+            "root": np.array(str(root)),
+        }
+
+    def sizes(self, arrays: Arrays) -> Mapping[str, int]:
+        return dict.fromkeys(self.task_names, len(arrays["train"]))
+
+    @property
+    def about_episodes(self) -> str:
+        return f"{self.shots} frames to adapt to and {self.queries} to predict of the split, drawn at random"
+
+    def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
+        return (Population("frame", len(arrays[split])),)
+
+    def query_members(
+        self, arrays: Arrays, split: Split, rng: np.random.Generator
+    ) -> Mapping[str, Members]:
+        shots, numbers = self._draw(arrays, split, rng)
+        frames = np.searchsorted(arrays[split], numbers[shots:])
+        return {task: {"frame": frames} for task in self.tasks}
+
+    def every_example(self, arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
+        numbers, folder = arrays[split], _folder_of(arrays, split)
+
+        def batch(some: np.ndarray) -> Batch:
+            return self._batch([self._frame(folder, int(number), None) for number in some])
+
+        return (HeldOut(numbers, {"frame": np.arange(len(numbers))}, batch),)
+
+    def episode(
+        self, arrays: Arrays, split: Split, rng: np.random.Generator
+    ) -> tuple[Episode, str]:
+        shots, numbers = self._draw(arrays, split, rng)
+        folder = _folder_of(arrays, split)
+        frames = [
+            self._frame(folder, int(number), rng if split == "train" else None)
+            for number in numbers
+        ]
+        support, query = (self._batch(part) for part in (frames[:shots], frames[shots:]))
+        return Episode(support, query), f"frames of {folder.name}"
+
+    def _draw(
+        self, arrays: Arrays, split: Split, rng: np.random.Generator
+    ) -> tuple[int, np.ndarray]:
+        """How many frames are the support, and the numbers of all."""
+        shots = drawn(self.shots, rng)
+        return shots, rng.choice(arrays[split], shots + self.queries, replace=False)
+
+    def _batch(self, frames: Sequence["Frame"]) -> Batch:
+        targets: dict[str, Tensor] = {
+            name: torch.stack([getattr(frame, name) for frame in frames]) for name in self.tasks
+        }
+        return Batch(torch.stack([frame.image for frame in frames]), targets, {})
+
+    def _frame(self, folder: Path, number: int, rng: np.random.Generator | None) -> "Frame":
+        """One frame of `size`; its crop and whether it is mirrored are drawn from `rng`, if that is
+        given.
+        """
+        scale, top, left, mirrored = 1.0, 0, 0, False
+        if self.augment and rng is not None:
+            scale = SCALES[rng.integers(len(SCALES))]
+            top, left = (
+                int(rng.integers(side - int(side / scale) + 1)) for side in (HEIGHT, WIDTH)
+            )
+            mirrored = bool(rng.integers(2))
+        rows, columns = (
+            slice(top, top + int(HEIGHT / scale)),
+            slice(left, left + int(WIDTH / scale)),
+        )
+        found = read_frame(folder, number, rows, columns)
+        image = _resized(found["image"], self.size, nearest=False)
+        classes, metres, vectors = (
+            _resized(found[part], self.size, nearest=True) for part in ("label", "depth", "normal")
+        )
+        frame = Frame(
+            (image * 255).round().clamp(0, 255).byte(),
+            classes[0].to(torch.int16),
+            metres[0] / scale,
+            vectors,
+        )
+        if mirrored:
+            return mirror(frame)
+        return frame
+
+
+def _folder_of(arrays: Arrays, split: Split) -> Path:
+    return Path(str(arrays["root"])) / ("val" if split == "test" else "train")
+
+
+class Frame(NamedTuple):
+    """One picture with all that is known of it: uint8 [3, H, W], int16 [H, W], float32 [H, W] and
+    [3, H, W].
+    """
+
+    image: Tensor
+    segmentation: Tensor
+    depth: Tensor
+    normals: Tensor
+
+
+def mirror(frame: Frame) -> Frame:
+    """Left and right exchanged, x of the normals with them."""
+    image, classes, metres, vectors = (part.flip(-1) for part in frame)
+    return Frame(image, classes, metres, vectors * torch.tensor([-1.0, 1.0, 1.0])[:, None, None])
+
+
+def _resized(values: np.ndarray, size: tuple[int, int], *, nearest: bool) -> Tensor:
+    """[H, W, C] or [H, W] -> [C, *size] float32."""
+    tensor = torch.from_numpy(np.array(values, np.float32))
+    if tensor.ndim == 3:
+        tensor = tensor.movedim(-1, 0)
+    else:
+        tensor = tensor[None]
+    if tensor.shape[1:] == size:
+        return tensor
+    if nearest:
+        return F.interpolate(tensor[None], size, mode="nearest-exact")[0]
+    return F.interpolate(tensor[None], size, mode="bilinear", align_corners=False, antialias=True)[
+        0
+    ]
+
+
+def read_frame(folder: Path, number: int, rows: slice, columns: slice) -> dict[str, np.ndarray]:
+    """A part of a frame by the names of PARTS, mapped into memory. Raises UserError for what is not
+    of their shapes.
+    """
+    found = {}
+    for part, shape in PARTS.items():
+        file = folder / part / f"{number}.npy"
+        try:
+            values = np.load(file, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"{file}: expected an array of shape {shape}, got none ({error}). Fetch it again."
+            ) from None
+        if values.shape != shape and (*values.shape, 1) != shape:
+            raise UserError(
+                f"{file}: expected an array of shape {shape}, got {values.shape}. Fetch it again."
+            )
+        found[part] = values[rows, columns]
+    if found["image"].max() > 1 + 1e-3 or found["label"].max() >= NUM_CLASSES:
+        raise UserError(
+            f"{folder}: frame {number}: expected a picture of numbers from 0 to 1 and classes from "
+            f"-1 to {NUM_CLASSES - 1}, got up to {float(found['image'].max()):g} and "
+            f"{float(found['label'].max()):g}. Fetch the preparation of 13 classes again."
+        )
+    return found
+
+
+def root_of(folder: str | None) -> Path:
+    """The folder with `train` and `val`. Raises UserError where none is named."""
+    base = os.environ.get("RAYMTL_DATA")
+    if not folder and not base:
+        raise UserError(
+            "data.folder: expected the folder of the 288 x 384 preparation of NYUv2, with train "
+            "and val, got none. Give it, or set the environment variable RAYMTL_DATA to the folder "
+            "that holds nyuv2. https://github.com/lorenmt/mtan names the place to fetch it from."
+        )
+    if folder:
+        return Path(folder).expanduser()
+    return Path(str(base)).expanduser() / "nyuv2"
+
+
+def check_folder(root: Path) -> None:
+    """Raises UserError where frames are missing."""
+    for split, expected in FRAMES.items():
+        for part in PARTS:
+            folder = root / split / part
+            got = {file.name for file in folder.glob("*.npy")}
+            missing = next(
+                (number for number in range(expected) if f"{number}.npy" not in got), None
+            )
+            if missing is not None:
+                raise UserError(
+                    f"data.folder: expected {expected} files 0.npy to {expected - 1}.npy in "
+                    f"{folder}, got {len(got)} without {missing}.npy. "
+                    "https://github.com/lorenmt/mtan names the place to fetch them from."
+                )

@@ -1,0 +1,131 @@
+"""Which rows of the user's files something is said of: file, row, and the name of the picture or
+the key.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from raymtl.data.tables.columns import is_text, plain, texts
+from raymtl.data.tables.dataset import Opened, Rows
+from raymtl.data.tables.decode import picture_of
+
+if TYPE_CHECKING:
+    from raymtl.data.tables.source import Files
+
+PICTURE = "picture"
+NONE = np.zeros(0, np.int64)
+
+
+class Asked(NamedTuple):
+    """Rows of files, and what they are called there."""
+
+    rows: np.ndarray
+    """[N] int64: in their files, counted from 0."""
+    files: tuple[str, ...] | None = None
+    """Of each row; None where all are of one file."""
+    named: str | None = None
+    """The column that names the rows: `picture`, or the key; None without one."""
+    names: tuple[str | None, ...] = ()
+    shapes: np.ndarray | None = None
+    """[N, 2] int64: height and width that the pictures had, where the inputs are pictures."""
+
+    def at(self, chosen: np.ndarray) -> "Asked":
+        """Those with these numbers, [M] of integers or [N] of bool."""
+        numbers = np.arange(len(self.rows))[chosen]
+        if self.files is None:
+            files = None
+        else:
+            files = tuple(self.files[i] for i in numbers)
+        if self.names:
+            names = tuple(self.names[i] for i in numbers)
+        else:
+            names = ()
+        if self.shapes is None:
+            shapes = None
+        else:
+            shapes = self.shapes[numbers]
+        return Asked(self.rows[numbers], files, self.named, names, shapes)
+
+
+def asked_of(source: "Files", opened: Opened, number: int, rows: Rows, shapes: np.ndarray) -> Asked:
+    """The rows of a block, whose pictures had these shapes [N, 2]."""
+    block = opened.blocks[number][1]
+    size = len(rows.table)
+    named = _naming_column(source, rows.table)
+    return Asked(
+        block.start + np.arange(size),
+        (block.file,) * size,
+        named[0] if named else None,
+        tuple(texts(rows.table[named[1]]).to_pylist()) if named else (),
+        shapes if source.pictures else None,
+    )
+
+
+def together(parts: Sequence[Asked]) -> Asked:
+    """The rows of several blocks, one after the other; without their file where it is the only one."""
+    files = tuple(file for part in parts for file in part.files or ())
+    shapes = [part.shapes for part in parts if part.shapes is not None]
+    return Asked(
+        np.concatenate([part.rows for part in parts]),
+        files if len(set(files)) > 1 else None,
+        parts[0].named,
+        tuple(name for part in parts for name in part.names),
+        np.concatenate(shapes) if shapes else None,
+    )
+
+
+def _naming_column(source: "Files", table: pa.Table) -> tuple[str, str] | None:
+    """What the column that names rows is called in the predictions, and in the file; None without
+    one.
+    """
+    if source.pictures:
+        column = source.found.columns[0].column
+        if is_text(plain(table[column]).type):
+            return PICTURE, column
+    key = source.key or source.split.key
+    if key is None or key not in table.column_names:
+        return None
+    return key, key
+
+
+def held_out(source: "Files", rows: np.ndarray, *, shapes: bool = True) -> Asked | None:
+    """The rows with these numbers among all of the source's files; None where it is streamed and
+    they are not known.
+
+    With the `shapes` of their pictures, which takes opening them.
+    """
+    if source.found.pool is not None:
+        return None
+    opened = Opened(source)
+    starts = np.cumsum([0] + [block.rows or 0 for _, block in opened.blocks])
+    places = np.searchsorted(starts, rows, side="right") - 1
+    parts = []
+    for number in np.unique(places).tolist():
+        inside = rows[places == number] - starts[number]
+        own = opened.read(number)
+        found = asked_of(
+            source,
+            opened,
+            number,
+            own,
+            _shapes(source, opened, number, own, inside if shapes else NONE),
+        )
+        parts.append((found if shapes else found._replace(shapes=None)).at(inside))
+    order = np.argsort(places, kind="stable")  # of the rows as they stand in the parts
+    return together(parts).at(np.argsort(order))
+
+
+def _shapes(
+    source: "Files", opened: Opened, number: int, rows: Rows, inside: np.ndarray
+) -> np.ndarray:
+    """[N, 2], of the pictures in the rows `inside` a block."""
+    shapes = np.zeros((len(rows.table), 2), np.int64)
+    if source.pictures:
+        reads = opened.contents(number, rows.table[source.found.columns[0].column])
+        for row in inside.tolist():
+            picture = picture_of(reads[row]())
+            shapes[row] = picture.height, picture.width
+    return shapes

@@ -1,0 +1,323 @@
+"""Labels that are boxes: out of a folder of Pascal VOC's XML, out of COCO's JSON, or out of a
+table.
+"""
+
+import json
+import posixpath
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from raymtl.data.formats.voc_xml import Seen, fault, read_xml, rows_of, stacked
+from raymtl.data.tables.columns import in_order, numbers, texts
+from raymtl.data.tables.paths import ENDINGS, Place, key_of
+from raymtl.data.tables.pictures import Resize
+from raymtl.data.tables.readers import Reading, open_table
+from raymtl.data.tables.schema import FittedTask, Format, KindName, TaskColumn, label_text
+from raymtl.types import UserError
+
+COLUMNS = ("picture", "class", "x1", "y1", "x2", "y2")
+"""Of a table of boxes, unless `columns` gives others in this order."""
+XML, JSON = ".xml", ".json"
+
+
+class Marked(NamedTuple):
+    """What the annotations say of one picture; or that, for this reason, they cannot be read."""
+
+    picture: str
+    objects: Sequence[tuple[str, Seen]]
+    """Each with the file, and the place in it, that it stands in."""
+    damaged: str | None = None
+
+
+class Boxes:
+    """The annotations of a task, found by the names of pictures."""
+
+    def __init__(self, marked: Sequence[Marked], classes: Sequence[str], shown: str) -> None:
+        self.marked = marked
+        self.classes = tuple(classes)
+        """In the order in which the annotations give them, or that of their letters."""
+        self.shown = shown
+        self.most = max([1, *(len(one.objects) for one in marked)])
+        """Objects in a picture."""
+        named: dict[str, int] = {}
+        twice: set[str] = set()
+        for number, one in enumerate(marked):
+            for key in _keys(one.picture):
+                if named.setdefault(key, number) != number:
+                    twice.add(key)
+        self._named = {key: number for key, number in named.items() if key not in twice}
+
+    def of(self, names: Sequence[str | None], every: Sequence[str | None]) -> pa.Array:
+        """The number of each picture's annotation, null where there is none; `every` are the names
+        of all pictures.
+        """
+        alone = Counter(key for name in every if name for key in _keys(name))
+        found: list[int | None] = []
+        for name in names:
+            # The path first; a name alone says nothing where two pictures have it.
+            if name is None:
+                keys = []
+            else:
+                keys = [key for key in _keys(name) if alone[key] <= 1]
+            found.append(next((self._named[key] for key in keys if key in self._named), None))
+        return pa.array(found, pa.int64())
+
+
+def _keys(picture: str) -> list[str]:
+    """What a picture may be called by: its path, its path without ending, its name, its name
+    without ending.
+    """
+    path = key_of(picture)
+    name = path.rpartition("/")[2]
+    return list(
+        dict.fromkeys([path, posixpath.splitext(path)[0], name, posixpath.splitext(name)[0]])
+    )
+
+
+def holds_boxes(place: Place, task: TaskColumn) -> bool:
+    """Whether the path of a task means boxes: by its kind, or by the endings of the files."""
+    marks = any(file.lower().endswith((XML, JSON)) for file in place.files)
+    return task.kind == "detection" or (task.kind is None and marks)
+
+
+def sources_of(place: Place) -> list[str]:
+    """The files of annotations: XML where there is any, else JSON, else tables."""
+    endings: Sequence[tuple[str, ...]] = ((XML,), (JSON,), (*ENDINGS["parquet"], *ENDINGS["csv"]))
+    return next(
+        (own for e in endings if (own := [f for f in place.files if f.lower().endswith(e)])), []
+    )
+
+
+def read_boxes(place: Place, task: TaskColumn, reading: Reading, key: str) -> Boxes:
+    """All annotations at a place. Raises UserError, naming file and row, for what cannot be one."""
+    files = sources_of(place)
+    if not files:
+        raise UserError(
+            f"{key}: {place.shown}: expected a folder of XML as of Pascal VOC, JSON as of COCO, or "
+            "a table of boxes, got none of these. Correct the path."
+        )
+    lower = files[0].lower()
+    if lower.endswith(XML):
+        return _of_xml(place, files)
+    if lower.endswith(JSON):
+        return _of_json(place, files)
+    return _of_tables(place, files, task, reading, key)
+
+
+def _of_xml(place: Place, files: Sequence[str]) -> Boxes:
+    marked, labels = [], set()
+    for file in files:
+        stem = posixpath.splitext(file.removeprefix(place.root).strip("/"))[0]
+        try:
+            one = read_xml(place.read(file))
+        except (ValueError, OSError) as error:
+            marked.append(Marked(stem, (), f"{file}: {error}"))
+            continue
+        labels |= {seen.label for seen in one.objects}
+        marked.append(Marked(stem, [(file, seen) for seen in one.objects]))
+    return Boxes(marked, in_order(labels), place.shown)
+
+
+def _of_json(place: Place, files: Sequence[str]) -> Boxes:
+    """COCO's instances (Lin et al., 2014, arXiv:1405.0312): a box is x, y, width, height; a crowd
+    is difficult.
+    """
+    marked, labels = [], dict[str, None]()
+    for file in files:
+        try:
+            content = json.loads(place.read(file))
+            names = {one["id"]: str(one["name"]) for one in content["categories"]}
+            pictures = {one["id"]: str(one["file_name"]) for one in content["images"]}
+            found = list(content["annotations"])
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            if isinstance(error, KeyError):
+                why = f"no {error}"
+            else:
+                why = str(error)
+            raise UserError(
+                f"{file}: expected JSON as of COCO, with images, annotations and categories, got "
+                f"another ({why})."
+            ) from None
+        labels |= dict.fromkeys(names.values())
+        objects: dict[Any, list[tuple[str, Seen]]] = {number: [] for number in pictures}
+        for row, one in enumerate(found):
+            where = f"{file}: annotation {row}"
+            for part, known in (("image_id", pictures), ("category_id", names)):
+                if not isinstance(one, dict) or one.get(part) not in known:
+                    if isinstance(one, dict):
+                        got = one.get(part)
+                    else:
+                        got = one
+                    raise UserError(
+                        f"{where}: expected {part} of one of the {len(known)} in the file, got "
+                        f"{got!r}."
+                    )
+            try:
+                left, top, width, height = (float(value) for value in one["bbox"])
+            except (KeyError, TypeError, ValueError):
+                raise UserError(
+                    f"{where}: expected bbox: [x, y, width, height], got {one.get('bbox')!r}. "
+                    "Correct it."
+                ) from None
+            corners = (left, top, left + width, top + height)
+            crowd = bool(one.get("iscrowd"))
+            objects[one["image_id"]].append(
+                (where, Seen(names[one["category_id"]], corners, crowd))
+            )
+        marked += [Marked(name, objects[number]) for number, name in pictures.items()]
+    return Boxes(marked, tuple(labels), place.shown)
+
+
+def _of_tables(
+    place: Place, files: Sequence[str], task: TaskColumn, reading: Reading, key: str
+) -> Boxes:
+    """A row is a box; one with a picture and no class says that nothing is there to be seen."""
+    columns = task.columns or COLUMNS
+    if len(columns) != len(COLUMNS):
+        raise UserError(
+            f"{key.rpartition('.')[0]}.columns: expected those of {', '.join(COLUMNS)}, got "
+            f"{list(columns)}."
+        )
+    objects: dict[str, list[tuple[str, Seen]]] = {}
+    labels = set()
+    form: Format
+    if files[0].lower().endswith(ENDINGS["parquet"]):
+        form = "parquet"
+    else:
+        form = "csv"
+    table = open_table(place._replace(files=tuple(files)), form, reading, key)
+    for name in columns:
+        if name not in table.names:
+            raise UserError(
+                f"{key}: {files[0]}: expected the column '{name}', got {table.names}. Name those "
+                f"of {', '.join(COLUMNS)} in {key.rpartition('.')[0]}.columns."
+            )
+    for block in table.blocks:
+        part = table.read(block)
+
+        def where(row: int, block: Any = block) -> str:
+            return table.where(block, row)
+
+        pictures, classes = (texts(part[name]).to_pylist() for name in columns[:2])
+        corners = np.stack([numbers(part[name], name, where) for name in columns[2:]], 1)
+        for row, (picture, label) in enumerate(zip(pictures, classes, strict=True)):
+            if picture is None:
+                raise UserError(
+                    f"{where(row)}, column '{columns[0]}': expected the name of a picture, got "
+                    "none."
+                )
+            own = objects.setdefault(picture, [])
+            if label is None and np.isnan(corners[row]).all():
+                continue
+            if label is None or not np.isfinite(corners[row]).all():
+                raise UserError(
+                    f"{where(row)}: expected a class and four finite numbers, got {label!r}, "
+                    f"{corners[row].tolist()}."
+                )
+            labels.add(label)
+            x1, y1, x2, y2 = corners[row].tolist()
+            own.append((where(row), Seen(label, (x1, y1, x2, y2))))
+    return Boxes(
+        [Marked(picture, own) for picture, own in objects.items()], in_order(labels), place.shown
+    )
+
+
+def fit_boxes(
+    name: str, asked: TaskColumn, boxes: Boxes, index: pa.ChunkedArray, train: np.ndarray
+) -> FittedTask:
+    """The classes, and the share of pictures that have an annotation; rows for training [N].
+
+    Raises UserError for a class outside those given, and where no picture for training has an
+    annotation.
+    """
+    key = f"data.tasks.{name}"
+    for given in ("separator", "loss"):
+        if getattr(asked, given) is not None:
+            raise UserError(
+                f"{key}.{given}: expected none of kind detection, got one. Leave it away."
+            )
+    if asked.classes:
+        classes = tuple(label_text(value) for value in asked.classes)
+    else:
+        classes = boxes.classes
+    for one in boxes.marked:
+        for where, seen in one.objects:
+            if seen.label not in classes:
+                raise UserError(
+                    f"{where}: expected an object of task '{name}', one of {list(classes)}, got "
+                    f"'{seen.label}'. Correct it, or add it to {key}.classes."
+                )
+    if not classes:
+        raise UserError(f"{key}.path: {boxes.shown}: expected boxes, got none. Correct the path.")
+    known = index.is_valid().to_numpy(zero_copy_only=False)
+    if not known[train].any():
+        example = boxes.marked[0].picture
+        raise UserError(
+            f"{key}.path: {boxes.shown}: expected annotations of the {int(train.sum())} pictures "
+            f"for training, got those of others, such as '{example}'. Annotations are found by the "
+            "names of pictures."
+        )
+    kind: KindName = "detection"
+    return FittedTask(
+        asked=asked,
+        kind=kind,
+        inferred=asked.kind is None,
+        classes=classes,
+        labelled=float(known[train].mean()),
+    )
+
+
+class Targets(NamedTuple):
+    """Boxes [N, M, 5] and which rows have an annotation; what is wrong with those that are left
+    out.
+    """
+
+    target: np.ndarray
+    mask: np.ndarray
+    faults: Sequence[str]
+
+
+def encode_boxes(
+    fitted: FittedTask,
+    boxes: Boxes,
+    index: pa.ChunkedArray,
+    shapes: np.ndarray,
+    size: tuple[int, int],
+    resize: Resize,
+) -> Targets:
+    """The boxes of pictures that had these shapes [N, 2], in the pixels of pictures of this size."""
+    faults: list[str] = []
+    rows, mask = [], np.zeros(len(index), bool)
+    for row, number in enumerate(index.to_pylist()):
+        if number is None:
+            one = None
+        else:
+            one = boxes.marked[number]
+        if one is not None and one.damaged:
+            faults.append(one.damaged)
+        if (
+            one is None or one.damaged or not shapes[row].all()
+        ):  # what cannot be read is told by its inputs
+            rows.append(np.empty((0, 5), np.float32))
+            continue
+        mask[row] = True
+        shape = (int(shapes[row, 0]), int(shapes[row, 1]))
+        sound = list(_sound(one, shape, faults))
+        rows.append(rows_of(sound, fitted.classes, shape, size, crop=resize == "crop"))
+    return Targets(stacked(rows, boxes.most), mask, faults)
+
+
+def _sound(one: Marked, shape: tuple[int, int], faults: list[str]) -> Iterator[Seen]:
+    """The objects without a fault; what is wrong with the first of the others goes to `faults`."""
+    first = True
+    for where, seen in one.objects:
+        why = fault(seen, shape)
+        if why is None:
+            yield seen
+        elif first:
+            faults.append(f"{where}: {why}")
+            first = False

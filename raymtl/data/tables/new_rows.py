@@ -1,0 +1,342 @@
+"""Rows that no run has seen: in the form of the table it was trained on, encoded by what was found
+in that one.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymtl.data.base import most
+from raymtl.data.tables.asked import Asked, asked_of, together
+from raymtl.data.tables.columns import in_order, numbers, plain, texts
+from raymtl.data.tables.dataset import Opened, Rows, label_columns
+from raymtl.data.tables.encode import Labels, encode_inputs, encode_labels
+from raymtl.data.tables.folders import FILE, FOLDER, named_first
+from raymtl.data.tables.readings import form_of_new_labels
+from raymtl.data.tables.schema import SplitRule, TaskColumn
+from raymtl.data.tables.task_kinds import KINDS
+from raymtl.notes import Note
+from raymtl.types import UserError
+
+if TYPE_CHECKING:
+    from raymtl.data.tables.source import Files
+
+
+LARGEST = 1e38
+"""Of a label that a model can learn, in float32."""
+
+
+class Unseen(NamedTuple):
+    """Inputs [N, ...], and of the tasks that the file has labels of targets [N, ...] and where
+    these are, [N].
+    """
+
+    inputs: np.ndarray
+    targets: Mapping[str, np.ndarray]
+    masks: Mapping[str, np.ndarray]
+    classes: Mapping[str, tuple[str, ...]]
+    """Of tasks of classes or labels, by their numbers."""
+    asked: Asked
+    notes: Sequence[Note] = ()
+
+
+class NewLabels(NamedTuple):
+    """Inputs [N, ...], and labels [N] of a task that the run does not have: nan where there is
+    none.
+    """
+
+    column: str
+    inputs: np.ndarray
+    targets: np.ndarray
+    classes: tuple[str, ...]
+    """By their numbers; none where labels are numbers."""
+    asked: Asked
+    notes: Sequence[Note] = ()
+
+
+def read_unseen(
+    source: "Files", path: str, classes: Mapping[str, tuple[str, ...]] | None = None
+) -> Unseen:
+    """Reads a table or a folder in the form of the one that `source` was fitted on; columns of
+    labels may be missing.
+
+    In episodes of classes the task is which of its file's own classes a row is of: `classes` gives
+    those of the support set to the rows that are to be predicted. Raises UserError, naming file,
+    row and column.
+    """
+    opened = _open(source, path)
+    bare = opened.source
+    known = dict(
+        classes
+        or {name: fitted.classes for name, fitted in source.found.tasks.items() if fitted.classes}
+    )
+    if source.episodes == "classes" and classes is None:
+        known = {name: _found_classes(source, opened, name) for name in bare.tasks}
+    blocks = _read_blocks(source, opened, path)
+    targets: dict[str, list[np.ndarray]] = {name: [] for name in bare.tasks}
+    masks: dict[str, list[np.ndarray]] = {name: [] for name in bare.tasks}
+    damaged: list[str] = []
+    for block in blocks.each:
+        for name in bare.tasks:
+            labels = _labels(bare, opened, block, name, known.get(name, ()))
+            targets[name].append(labels.target[block.readable])
+            masks[name].append(labels.mask[block.readable])
+            damaged += labels.unreadable
+    notes = [*blocks.notes, *_notes_of_damaged("labels", damaged)]
+    return Unseen(
+        blocks.inputs,
+        {name: np.concatenate(parts) for name, parts in targets.items()},
+        {name: np.concatenate(parts) for name, parts in masks.items()},
+        known,
+        blocks.asked,
+        notes,
+    )
+
+
+class _Block(NamedTuple):
+    """The rows of a block, which of them can be read [N], and the shapes [N, 2] of their pictures."""
+
+    number: int
+    rows: Rows
+    readable: np.ndarray
+    shapes: np.ndarray
+
+
+class _Blocks(NamedTuple):
+    """All blocks of a file; inputs and names are those of the rows that can be read."""
+
+    each: Sequence[_Block]
+    inputs: np.ndarray
+    asked: Asked
+    notes: Sequence[Note]
+
+
+def _read_blocks(source: "Files", opened: Opened, path: str) -> _Blocks:
+    """Rows whose pictures cannot be read are left out. Raises UserError where none can be."""
+    each, numbers, asked = [], [], []
+    unreadable: list[str] = []
+    beyond: list[str] = []
+    for number in range(len(opened.blocks)):
+        rows = opened.read(number)
+        inputs = encode_inputs(opened.source, opened, number, rows)
+        each.append(_Block(number, rows, inputs.readable, inputs.shapes))
+        numbers.append(inputs.numbers[inputs.readable])
+        asked.append(asked_of(source, opened, number, rows, inputs.shapes).at(inputs.readable))
+        unreadable += inputs.unreadable
+        beyond += inputs.beyond
+    if unreadable and not any(block.readable.any() for block in each):
+        raise UserError(
+            f"{path}: expected pictures that can be read, got none: {unreadable[0]}. Restore them."
+        )
+    notes = [*opened.skipped_notes(), *_notes_of_damaged("pictures", unreadable)]
+    if beyond:
+        text = f"{len(beyond)} have values outside the range of the run's own, which are cut off: {named_first(beyond)}"
+        notes.append(Note(place="pictures", text=text))
+    return _Blocks(each, np.concatenate(numbers), together(asked), notes)
+
+
+def _notes_of_damaged(place: str, names: Sequence[str]) -> list[Note]:
+    if not names:
+        return []
+    text = f"{len(names)} cannot be read, and are left out: {named_first(names)}"
+    return [Note(place=place, text=text)]
+
+
+def read_new_labels(
+    source: "Files",
+    path: str,
+    column: str | None,
+    *,
+    of_classes: bool,
+    classes: tuple[str, ...] | None = None,
+    optional: bool = False,
+) -> NewLabels:
+    """The same with the labels of a new task, in `column`, or in the only column that the run does
+    not know.
+
+    Classes are those given, or found, in their order, but for a task that the run has too. Where
+    the column is `optional` and not there, no row has a label. Raises UserError, naming file, row
+    and column.
+    """
+    opened = _open(source, path, labelled=False)
+    if optional and column:
+        name = column
+    else:
+        name = _label_column(source, opened, path, column)
+    if name in opened.names and not of_classes:
+        form = form_of_new_labels(source, opened, name)
+    else:
+        form = None
+    if form is not None:
+        opened.forms = {**(opened.forms or {}), name: form}
+    blocks = _read_blocks(source, opened, path)
+    labels = []
+    for block in blocks.each:
+        there = name in block.rows.table.column_names
+        labels.append(
+            block.rows.table[name] if there else pa.chunked_array([pa.nulls(len(block.rows.table))])
+        )
+    if not of_classes:
+        targets = [
+            _values(opened, block.number, name, own)[block.readable]
+            for block, own in zip(blocks.each, labels, strict=True)
+        ]
+        return NewLabels(
+            name, blocks.inputs, np.concatenate(targets), (), blocks.asked, blocks.notes
+        )
+    known = source.found.tasks.get(name)
+    if classes is None:
+        found = {label for own in labels for label in pc.unique(texts(own)).drop_null().to_pylist()}
+        if known and known.classes:
+            classes = known.classes
+        else:
+            classes = in_order(found)
+    targets = [
+        _classes(opened, block.number, name, own, classes)[block.readable]
+        for block, own in zip(blocks.each, labels, strict=True)
+    ]
+    return NewLabels(
+        name, blocks.inputs, np.concatenate(targets), classes, blocks.asked, blocks.notes
+    )
+
+
+def _label_column(source: "Files", opened: Opened, path: str, column: str | None) -> str:
+    """The given one, or the only one that the run does not know. Raises UserError."""
+    found = source.found
+    known = (
+        {c.column for c in found.columns}
+        | {*found.left_out}
+        | {source.group, source.key, found.split_column}
+    )
+    known |= {name for task in source.tasks.items() for name in label_columns(*task)}
+    if opened.format == "pictures":
+        known |= {name for name in opened.names if name.rstrip("0123456789") in (FILE, FOLDER)}
+    others = [name for name in opened.names if name not in known]
+    if column is None and len(others) != 1:
+        raise UserError(
+            f"{path}: expected task.name to say which column holds the labels, got several that "
+            f"the run does not know, or none: {others}."
+        )
+    name = column or others[0]
+    if name not in opened.names:
+        raise UserError(
+            f"{path}: task.name: expected one of the columns {opened.names}, got '{name}'."
+        )
+    return name
+
+
+def _values(opened: Opened, number: int, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    """Labels that are numbers, [N], nan where there is none. Raises UserError for those that
+    float32 cannot hold.
+    """
+
+    def where(row: int) -> str:
+        return opened.where(number, row)
+
+    values = numbers(column, name, where)
+    odd = np.abs(np.nan_to_num(values, posinf=np.inf)) > LARGEST
+    if odd.any():
+        row = int(odd.argmax())
+        raise UserError(
+            f"{where(row)}, column '{name}': expected a finite number of less than {LARGEST:g}, "
+            f"got {values[row]:g}. Correct the row, or leave it away."
+        )
+    return values
+
+
+def _classes(
+    opened: Opened, number: int, name: str, column: pa.ChunkedArray, classes: tuple[str, ...]
+) -> np.ndarray:
+    """Labels that are classes by their numbers, [N], nan where there is none. Raises UserError for
+    one of no class.
+    """
+    text = texts(column)
+    index = pc.index_in(text, value_set=pa.array(classes, pa.string()))
+    odd = pc.and_(pc.is_valid(text), pc.is_null(index)).to_numpy(zero_copy_only=False)
+    if odd.any():
+        row = int(odd.argmax())
+        raise UserError(
+            f"{opened.where(number, row)}, column '{name}': expected one of the classes "
+            f"{list(classes)}, got '{text[row].as_py()}'. Correct the row, or leave it away."
+        )
+    found: np.ndarray = pc.cast(index, pa.float64()).to_numpy(zero_copy_only=False)
+    return found
+
+
+def _open(source: "Files", path: str, *, labelled: bool = True) -> Opened:
+    """The file with the inputs of the run, and those of its tasks that it has labels of."""
+    found = source.found
+    if not Path(path).exists():
+        raise UserError(
+            f"{path}: no such file. Give a file or a folder in the form of the run's own."
+        )
+    settings: dict[str, Any] = {
+        "path": path, "format": None, "tasks": {}, "exclude": (), "key": None, "group": None, "split": SplitRule(),
+        "inputs": tuple(column.column for column in found.columns),
+    }  # fmt: skip
+    bare = source.model_copy(update=settings)
+    opened = Opened(bare)
+    own: dict[str, TaskColumn] = {}
+    for name, task in source.tasks.items() if labelled else ():
+        in_folder = bool(task.path) and KINDS[found.tasks[name].kind].form not in (
+            "class",
+            "set",
+            "number",
+        )
+        if in_folder and not task.column:
+            own[name] = task.model_copy(update={"kind": found.tasks[name].kind})
+        elif all(column in opened.names for column in label_columns(name, task)):
+            if in_folder:
+                own[name] = task
+            else:
+                own[name] = task.model_copy(update={"path": None})
+    if own:
+        return Opened(bare.model_copy(update={"tasks": own}))
+    return opened
+
+
+def _found_classes(source: "Files", opened: Opened, name: str) -> tuple[str, ...]:
+    labels = [
+        texts(next(iter(opened.read(n).labels[name].values()))) for n in range(len(opened.blocks))
+    ]
+    classes = in_order({label for part in labels for label in part.drop_null().to_pylist()})
+    if not 2 <= len(classes) <= most(source.ways):
+        raise UserError(
+            f"{opened.parts[0].place.shown}: column "
+            f"'{label_columns(name, source.tasks[name])[0]}': expected labels of 2 to "
+            f"{most(source.ways)} classes, as many as the run learned to tell apart (data.ways), "
+            f"got {list(classes)}."
+        )
+    return classes
+
+
+def _labels(
+    source: "Files", opened: Opened, block: _Block, name: str, classes: tuple[str, ...]
+) -> Labels:
+    columns = block.rows.labels[name]
+    size = len(block.rows.table)
+    if all(plain(column).null_count == size for column in columns.values()):
+        (task,) = (task for task in source.make_tasks() if task.name == name)
+        whole = task.kind in ("classification", "segmentation")
+        return Labels(
+            np.zeros((size, *task.target_shape), np.int64 if whole else np.float32),
+            np.zeros(size, bool),
+        )
+    if source.episodes != "classes":
+        return encode_labels(source, opened, block.number, name, block.rows, block.shapes)
+    ((column, values),) = columns.items()
+    text = texts(values)
+    index = pc.index_in(text, value_set=pa.array(classes, pa.string()))
+    odd = pc.and_(pc.is_valid(text), pc.is_null(index)).to_numpy(zero_copy_only=False)
+    if odd.any():
+        row = int(odd.argmax())
+        raise UserError(
+            f"{opened.where(block.number, row)}, column '{column}': expected one of the classes of "
+            f"the support set, {list(classes)}, got '{text[row].as_py()}'."
+        )
+    numbered = pc.fill_null(index, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return Labels(numbered, pc.is_valid(text).to_numpy(False))

@@ -1,0 +1,212 @@
+"""Which columns of the user's tables are inputs, in which role, and why others are none."""
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from raymtl.data.tables.columns import Where, numbers, role_of, texts
+from raymtl.data.tables.dataset import Opened, Rows, label_columns
+from raymtl.data.tables.findings import (
+    NAMED,
+    codes_of,
+    columns_named,
+    constant_note,
+    is_constant,
+    is_index,
+)
+from raymtl.data.tables.folders import FILE, FOLDER
+from raymtl.data.tables.readings import given_role
+from raymtl.data.tables.schema import Role
+from raymtl.data.tables.splits import UNKNOWN, sides_named
+from raymtl.data.tables.wide import changing, numbers_without_doubt
+from raymtl.notes import Note
+from raymtl.types import UserError
+
+if TYPE_CHECKING:
+    from raymtl.data.tables.source import Files
+
+EXCLUDED, OTHERWISE, SPLITS_ROWS = "excluded", "group, key or split", "names the splits"
+BESIDE = "beside the pictures"
+CONSTANT = "always the same in the rows for training"
+EXPLAINED = (EXCLUDED, OTHERWISE, SPLITS_ROWS, CONSTANT)
+"""Reasons that the user gave, or that have a note of their own."""
+ODD = "texts beside numbers"
+OF_PICTURES = re.compile(rf"{FILE}|{FOLDER}\d*")
+
+
+class Inputs(NamedTuple):
+    """The columns that are inputs, with their roles; why others are none; and the notes on both."""
+
+    roles: dict[str, Role]
+    left_out: dict[str, str]
+    notes: list[Note]
+    named: Mapping[str, bool]
+    """Whether columns were named in the configuration."""
+
+
+def choose_inputs(
+    source: "Files", opened: Opened, rows: Rows, where: Where, oddities: Mapping[str, str]
+) -> Inputs:
+    """`oddities` say why columns that are nearly all numbers are none.
+
+    Raises UserError where no column can be learned from, or one that was named.
+    """
+    candidates = opened.candidates()
+    chosen = Inputs({}, {}, [], candidates)
+    sure = numbers_without_doubt(rows.table, candidates)
+    columns = dict(zip(rows.table.column_names, rows.table.columns, strict=True))
+    for name, named in candidates.items():
+        role: Role | None = given_role(source, opened, name)
+        why = ""
+        if role is None and name in sure and (named or not is_index(name, columns[name])):
+            role = "number"
+        elif role is None and not named and is_index(name, columns[name]):
+            why = "an index that a data frame left"
+        elif role is None:
+            role, why = role_of(columns[name], source.max_categories)
+            if name in oddities:
+                chosen.notes.append(_oddity_note(name, role, oddities[name]))
+                why = f"{ODD}: {oddities[name]}"
+        if role is not None:
+            chosen.roles[name] = role
+        elif named:
+            raise UserError(
+                f"data.inputs: {where(0).rpartition(': ')[0]}: column '{name}': expected values to "
+                f"learn from, got {why}. Leave it away, or give it a role."
+            )
+        else:
+            chosen.left_out[name] = why
+    _leave_pictures_alone(chosen)
+    if not chosen.roles:
+        raise _none_of(chosen.left_out)
+    _refuse_labels(source, chosen)
+    _explain_others(source, opened, chosen)
+    column = split_column_of(source, opened, rows)
+    if column in chosen.roles and not candidates[column]:
+        del chosen.roles[column]
+        chosen.left_out[str(column)] = SPLITS_ROWS
+    return chosen
+
+
+def _oddity_note(name: str, role: Role | None, oddity: str) -> Note:
+    """On a column that is no number because of some cells."""
+    became = {None: "it is left out", "category": "it is one-hot", "text": "its words are hashed"}
+    text = f"{oddity}, so {became.get(role, 'it is text')}"
+    return Note(place=columns_named([name]), text=text, key="data.missing_values")
+
+
+def _none_of(left_out: Mapping[str, str]) -> UserError:
+    """What is said where no column is left."""
+    listed = (
+        "; ".join(f"'{name}' ({why})" for name, why in list(left_out.items())[:NAMED])
+        or "none but labels"
+    )
+    hint = ""
+    if any(why.startswith(ODD) for why in left_out.values()):
+        hint = " Add the cell to data.missing_values if it stands for nothing, or give the column a role."
+    return UserError(f"data.inputs: expected a column to learn from, got none: {listed}.{hint}")
+
+
+def _leave_pictures_alone(chosen: Inputs) -> None:
+    """Leaves out the columns beside those of pictures. Raises UserError where they were named."""
+    pictures = [name for name, role in chosen.roles.items() if role == "picture"]
+    for name in [name for name in chosen.roles if pictures and name != pictures[0]]:
+        if chosen.named[name]:
+            raise UserError(
+                "data.inputs: expected one column of pictures, or columns of values, got "
+                f"'{pictures[0]}' and '{name}'. Name one of them."
+            )
+        chosen.left_out[name] = f"{BESIDE} of '{pictures[0]}'"
+        del chosen.roles[name]
+
+
+def _refuse_labels(source: "Files", chosen: Inputs) -> None:
+    for name, task in source.tasks.items():
+        both = sorted(set(label_columns(name, task)) & set(chosen.roles))
+        if both:
+            raise UserError(
+                f"data.inputs: expected no label among them, got '{both[0]}' of task '{name}'. "
+                "Remove it."
+            )
+
+
+def _explain_others(source: "Files", opened: Opened, chosen: Inputs) -> None:
+    """Why columns that were no candidates are no inputs."""
+    if source.inputs != "auto":
+        return
+    labels = {column for name, task in source.tasks.items() for column in label_columns(name, task)}
+    for name in opened.names:
+        if name in chosen.roles or name in chosen.left_out or name in chosen.named:
+            continue
+        if name in (source.group, source.key, source.split.column, source.split.key):
+            chosen.left_out[name] = OTHERWISE
+        elif name not in labels:
+            if opened.format != "pictures":
+                chosen.left_out[name] = EXCLUDED
+            else:
+                chosen.left_out[name] = BESIDE
+
+
+def split_column_of(source: "Files", opened: Opened, rows: Rows) -> str | None:
+    """The column that names the splits: the given one, or `split` where all of its values are names
+    of splits.
+    """
+    if source.split.column:
+        return source.split.column
+    if "split" in opened.names and not any(
+        "split" in label_columns(n, t) for n, t in source.tasks.items()
+    ):
+        found = sides_named(texts(rows.table["split"]))
+        if (found != UNKNOWN).all() and len(np.unique(found)) > 1:
+            return "split"
+    return None
+
+
+def without_constants(chosen: Inputs, rows: Rows, train: np.ndarray, where: Where) -> Inputs:
+    """Leaves out numbers that are always the same in the rows for training [N], unless they were
+    named.
+
+    Raises UserError where no input remains.
+    """
+    roles, left_out, notes = dict(chosen.roles), dict(chosen.left_out), list(chosen.notes)
+    sure = changing(rows.table, chosen.roles, train)
+    for name, role in chosen.roles.items():
+        if role not in ("number", "category") or train.all() or name in sure:
+            continue
+        if role == "number":
+            values = numbers(rows.table[name], name, where)
+        else:
+            values = codes_of(rows.table[name])
+        if not is_constant(values, train):
+            continue
+        stays = (
+            chosen.named[name] or role == "category"
+        )  # a category that is unknown is a value of its own
+        notes.append(constant_note(name, rows.table[name], values, train, stays=stays))
+        if not stays:
+            left_out[name] = CONSTANT
+            del roles[name]
+    if not roles:
+        raise _none_of(left_out)
+    return Inputs(roles, left_out, notes, chosen.named)
+
+
+def left_out_notes(left_out: Mapping[str, str]) -> list[Note]:
+    """On the columns that are no inputs, one note for each reason that the user did not give."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in left_out.items():
+        if (
+            why in EXPLAINED
+            or why.startswith(ODD)
+            or (why.startswith(BESIDE) and OF_PICTURES.fullmatch(name))
+        ):
+            continue
+        by_reason.setdefault("always the same" if why.startswith("always ") else why, []).append(
+            name
+        )
+    return [
+        Note(place=columns_named(names), text=f"left out: {why}", key="data.inputs")
+        for why, names in by_reason.items()
+    ]

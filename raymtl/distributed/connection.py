@@ -1,0 +1,77 @@
+"""Connects to Ray, or starts it on this machine."""
+
+import contextlib
+import logging
+import threading
+import warnings
+
+import ray
+import ray.data
+import ray.train
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+from raymtl.cluster import refusal, resolve
+from raymtl.cluster.doctor.check import first_line
+from raymtl.distributed import ENVIRONMENT
+from raymtl.types import UserError
+
+ANSWER_S = 20.0
+"""How long Ray may take to answer at an address where something listens."""
+
+
+def start_ray(address: str | None) -> None:
+    """Connects to `address` or `RAY_ADDRESS`, else starts Ray on this machine. Raises UserError."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray|torch.distributed")
+    check_address(address)
+    address = resolve(address)
+    try:
+        ray.init(
+            address=address or "local",
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env={"env_vars": ENVIRONMENT} if address else None,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address is None:
+            raise UserError(
+                f"Ray does not start on this machine ({first_line(error)}). Ask `raymtl doctor` "
+                "why."
+            ) from None
+        raise _unreachable(address, first_line(error)) from None
+
+
+def check_address(address: str | None) -> None:
+    """Raises UserError where nothing listens at `address` or `RAY_ADDRESS`."""
+    address = resolve(address)
+    if address:
+        reason = refusal(address) or _silence(address)
+    else:
+        reason = None
+    if address and reason:
+        raise _unreachable(address, reason)
+
+
+def _silence(address: str) -> str | None:
+    """What there is instead of Ray, which `ray.init` would try to talk to for minutes; None where
+    Ray answers.
+    """
+    if "://" in address or address == "auto":
+        return None
+    answered = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # another version, or no token: ray.init says that
+            GcsClient(address=address)
+        answered.set()
+
+    threading.Thread(target=ask, daemon=True).start()
+    if answered.wait(ANSWER_S):
+        return None
+    return f"something listens there that is not Ray's, or not after {ANSWER_S:g} s"
+
+
+def _unreachable(address: str, reason: str) -> UserError:
+    return UserError(
+        f"--address: cannot reach Ray at {address} ({reason}). Start the cluster, or leave "
+        "--address and RAY_ADDRESS away to start Ray here."
+    )

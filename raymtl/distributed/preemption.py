@@ -1,0 +1,105 @@
+"""Passes on to Ray the notice that a cloud gives a spot machine before it takes it away.
+
+`python3 -m raymtl.distributed.preemption aws` (or gcp) runs beside Ray on the workers of the
+shipped cluster files: the cloud tells only the machine itself. Ray then puts nothing more on it,
+and what trains there keeps a checkpoint at once.
+"""
+
+import json
+import logging
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+LOOK_S = 2.0
+ANSWER_S = 5.0
+GCP_S = 30.0
+"""What Google Cloud leaves between the notice and the end; AWS tells the time itself, of two
+minutes.
+"""
+
+
+def aws(base: str = "http://169.254.169.254") -> float | None:
+    """Seconds until the machine is taken; None where that is not announced.
+
+    Raises OSError where it cannot be asked. (EC2 instance metadata, version 2:
+    `spot/instance-action`.)
+    """
+    token = _get(f"{base}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, "PUT")
+    action = _get(
+        f"{base}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token or ""}
+    )
+    if action is None:
+        return None
+    at = datetime.fromisoformat(json.loads(action)["time"])
+    return max(0.0, (at - datetime.now(UTC)).total_seconds())
+
+
+def gcp(base: str = "http://metadata.google.internal") -> float | None:
+    """The same on Google Cloud (`instance/preempted`)."""
+    preempted = _get(f"{base}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
+    if preempted == "TRUE":
+        return GCP_S
+    return None
+
+
+CLOUDS: dict[str, Callable[[], float | None]] = {"aws": aws, "gcp": gcp}
+
+
+def _get(url: str, headers: dict[str, str], method: str = "GET") -> str | None:
+    """What stands there; None where nothing does."""
+    # Not through a proxy, which the address is none of.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(
+            urllib.request.Request(url, headers=headers, method=method), timeout=ANSWER_S
+        ) as answer:
+            text: str = answer.read().decode().strip()
+            return text
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return None
+        raise
+
+
+def watch(ask: Callable[[], float | None], tell: Callable[[float], None]) -> None:
+    """Asks until there is a notice, and tells it; what cannot be asked now may be another time."""
+    while True:
+        try:
+            left = ask()
+        except (OSError, ValueError, KeyError) as error:
+            print(f"the cloud did not answer: {error}", file=sys.stderr)
+            left = None
+        if left is not None:
+            tell(left)
+            return
+        time.sleep(LOOK_S)
+
+
+def drain(seconds: float) -> None:
+    """Tells Ray that the machine this runs on is taken after so long."""
+    import ray
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated import autoscaler_pb2
+
+    ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+    context = ray.get_runtime_context()
+    accepted, why = GcsClient(address=context.gcs_address).drain_node(
+        context.get_node_id(),
+        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),  # type: ignore[attr-defined]
+        "the cloud takes this machine",
+        int((time.time() + seconds) * 1000),
+    )
+    print(
+        f"taken in {seconds:.0f} s: {'told' if accepted else f'Ray refuses to hear it ({why})'}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1] not in CLOUDS:
+        sys.exit(f"expected one of {', '.join(CLOUDS)}, got {' '.join(sys.argv[1:]) or 'nothing'}.")
+    watch(CLOUDS[sys.argv[1]], drain)

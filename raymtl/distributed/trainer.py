@@ -1,0 +1,238 @@
+"""Ray Train around the loop: TorchTrainer, shards of Ray Data, checkpoints, metrics of the cluster."""
+
+import math
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+import ray.train
+import torch
+from ray.autoscaler.sdk import request_resources
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import (
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
+from ray.train.v2.api.exceptions import ControllerError
+
+from raymtl.cluster import machines
+from raymtl.cluster.capacity import gpus_for, slots
+from raymtl.cluster.doctor.check import first_line
+from raymtl.config import Experiment
+from raymtl.config.domains import searched_values
+from raymtl.distributed.elastic import STOP_REQUEST, CheckpointBeforeShutdown
+from raymtl.distributed.step_shards import StepShards
+from raymtl.distributed.streaming import BuildEpisodes, BuildParts, streamed
+from raymtl.reporting.ray_metrics import observer
+from raymtl.step.workers import Workers
+from raymtl.training.loop import TrainContext, train_loop
+from raymtl.types import DivergedError, UserError
+
+LOST = (ray.exceptions.RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
+"""What Ray Train says of a worker whose process or machine is gone."""
+
+
+ASK_AGAIN_S = 10.0
+"""How often an autoscaling cluster is asked while it grows: another search's asking takes the place
+of this one's.
+"""
+
+
+LOOK_S = 60.0
+"""How often an elastic training looks whether there is room for more workers."""
+
+
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+
+
+START_S = 60.0
+"""Ray's own value of that."""
+
+
+REPLACED_S = 900.0
+"""How long there is, at least, for a machine to come in the place of one that was lost: it may have
+to be set up.
+"""
+
+
+ELASTIC_START_S = 25.0
+"""How long an elastic training waits for workers on machines that, as Ray sees every 20 s, may be
+gone.
+"""
+
+
+def gpus_per_worker(experiment: Experiment, workers: int) -> int:
+    """1 where the configuration wants GPUs, or lets them be used and the cluster has one for each
+    of the workers.
+    """
+    return gpus_for(experiment, [ray.cluster_resources()], workers)
+
+
+def ensure_resources(workers: int, cpus: float, gpus: float, *, key: str, wait_s: int) -> None:
+    """Returns when the cluster has room for the workers of configuration key `key`, together.
+
+    An autoscaling cluster is asked for them and given `wait_s`. Raises UserError where they do not
+    come.
+    """
+    asked = -math.inf
+    until = time.monotonic() + wait_s
+    try:
+        while (room := slots(machines(), cpus, gpus)) < workers:
+            now = time.monotonic()
+            if now >= until:
+                have = ray.cluster_resources()
+                raise UserError(
+                    f"{key}: expected room for {workers} at {cpus:g} CPU and {gpus:g} GPU each, "
+                    f"got room for {room} in a cluster of {have.get('CPU', 0):g} CPU and "
+                    f"{have.get('GPU', 0):g} GPU. Lower it or what each takes, or on a cluster "
+                    "that grows set train.wait_for_nodes_s."
+                )
+            if now - asked >= ASK_AGAIN_S:
+                request_resources(
+                    bundles=[{"CPU": cpus} | ({"GPU": gpus} if gpus else {})] * workers
+                )
+                asked = now
+            time.sleep(1)
+    finally:
+        # What takes the room asks for it by itself; and this would outlive the process, should that
+        # be killed.
+        if asked > -math.inf:
+            request_resources(bundles=[])
+
+
+def train(
+    experiment: Experiment,
+    arrays: "ray.ObjectRef[Any]",
+    folder: Path,
+    *,
+    name: str,
+    ray_folder: Path,
+    workers: int,
+    cpus: float,
+    gpus: float,
+    fewest: int | None = None,
+    callbacks: tuple[Any, ...] = (),
+) -> None:
+    """Meta-trains on Ray Train workers; the first writes the model folder.
+
+    With `fewest`, it trains on as many of `workers` as there is room for, but no fewer than these.
+    Ray knows it as `name`, and by its searched values under their dotted names. The same `folder`,
+    `name` and `ray_folder` again go on from the last checkpoint. Raises what the workers raise.
+    """
+    elastic = fewest is not None and fewest < workers
+    if elastic:
+        os.environ.setdefault(START_TIMEOUT, str(ELASTIC_START_S))
+    start_s = float(os.environ.get(START_TIMEOUT, START_S))
+    patience_s = max(REPLACED_S, experiment.train.wait_for_nodes_s)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            **searched_values(experiment.search, experiment.flat()),  # for whoever looks at it
+            "name": name,
+            "experiment": experiment.model_dump(mode="json"),
+            "arrays": arrays,
+            "folder": str(folder),
+        },
+        # mypy reads the signatures of the first version of Ray Train here, Ray runs the second.
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
+            num_workers=(fewest, workers) if elastic else workers,  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=LOOK_S,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
+        datasets={"ids": ray.data.range(experiment.train.steps)},
+        dataset_config=StepShards(experiment.train.steps),
+        run_config=RunConfig(  # type: ignore[call-arg]
+            name=name,
+            storage_path=str(ray_folder),
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=experiment.train.max_failures,
+                # A start for which there is no room counts as one.
+                controller_failure_limit=experiment.train.max_failures
+                + math.ceil(patience_s / start_s),
+            ),
+            logging_config=LoggingConfig(log_level="ERROR"),
+            callbacks=[*callbacks, CheckpointBeforeShutdown()],  # type: ignore[list-item]
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        answer = _answer(error)
+        if answer is None:
+            raise
+        raise answer from None
+
+
+def _answer(error: ray.train.TrainingFailedError) -> DivergedError | UserError | None:
+    """What a worker raised that is an answer, such as diverging, and no failure of the cluster."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = failure.__cause__ or failure
+        while isinstance(cause, ray.exceptions.RayTaskError):
+            cause = cause.cause
+        if isinstance(cause, DivergedError | UserError):
+            return cause
+    return None
+
+
+def why_given_up(error: ray.train.TrainingFailedError) -> str | None:
+    """What the cluster lacked; None where what failed is not the cluster."""
+    if isinstance(error, ControllerError):
+        return f"its workers found no room ({first_line(error.controller_failure)})"
+    failures = getattr(error, "worker_failures", {}).values()
+    if failures and all(isinstance(failure, LOST) for failure in failures):
+        return f"its workers were lost more often than train.max_failures allows ({first_line(next(iter(failures)))})"
+    return None
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """One Ray Train worker."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    experiment = Experiment.model_validate(settings["experiment"])
+    arrays = ray.get(settings["arrays"])
+    folder = Path(settings["folder"])
+    group = ray.train.get_context()
+    workers = Workers(group.get_world_rank(), group.get_world_size())
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        assigned = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+        torch.set_num_threads(max(1, int(assigned)))
+
+    def batches(first_step: int) -> Any:
+        builds = {
+            part.start: BuildEpisodes(
+                own.data, arrays, own.seed, own.train.meta_batch, workers.size, first_step
+            )
+            for part in experiment.parts()
+            for own in [part.experiment]
+        }
+        return streamed(ray.train.get_dataset_shard("ids"), BuildParts(builds))
+
+    observe = observer(settings["name"], experiment.data.task_names)
+    # No checkpoint goes through Ray: the loop keeps its own in the run folder, with checksums, and
+    # goes on from them.
+    context = TrainContext(
+        ray.train.report,
+        observe,
+        workers,
+        device,
+        _leaving,
+        STOP_REQUEST.kept,
+        STOP_REQUEST.rescued_by,
+    )
+    train_loop(experiment, arrays, batches, context, folder)
+
+
+def machine_leaving() -> bool:
+    """Whether the machine of this process is about to be taken away, as Ray was told."""
+    return ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
+
+
+def _leaving() -> bool:
+    return ray.train.get_preemption_info() is not None or STOP_REQUEST.asked

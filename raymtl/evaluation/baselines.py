@@ -1,0 +1,299 @@
+"""What a winner is measured against, trained by us with the same budget; and the table that sets
+them side by side.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from raymtl.config import Experiment, parse
+from raymtl.data import Source
+from raymtl.evaluation.evaluate import SCORE, difference, read_estimators
+from raymtl.evaluation.intervals import Estimator, combine
+from raymtl.evaluation.relative import delta_estimator, delta_m, delta_p
+from raymtl.notes import Note
+from raymtl.storage import formats
+
+SINGLE = "single-"
+ALONE = "single-task"
+ROW = ("score", "tasks", "scored", "transductive", "num_parameters", "steps", "train_seconds")
+
+
+def baselines(experiment: Experiment, winner: Experiment) -> dict[str, tuple[Experiment, ...]]:
+    """The models beside the winner, by name; all take as many steps, and as many labelled examples
+    a step, as it.
+
+    `default` is the configuration as written. `joint` has no inner loop: plain multi-task training,
+    which shows what adapting is worth. `single-TASK` has one task alone. `one-stage`, where the
+    winner has several, is the winner's last one for all the steps; no baseline but `default` has
+    stages. Of several candidates the best on the validation split stands for the baseline: with the
+    rates as written and with the winner's, which were searched, so that a baseline is not made weak
+    by its rates.
+
+    `tune.baselines` chooses among them; `one-stage` goes with `default`.
+    """
+    names, chosen = experiment.data.task_names, experiment.tune.chosen_baselines
+    models: dict[str, tuple[Experiment, ...]] = {}
+    if "default" in chosen:
+        models["default"] = (experiment,)
+    if "joint" in chosen:
+        models["joint"] = (_joint(experiment), _joint(winner))
+    if "default" in chosen and winner.stages:
+        models["one-stage"] = (_changed(winner, winner.data, {}),)
+    if "single" in chosen and len(names) > 1:
+        models |= {
+            f"{SINGLE}{name}": (_alone(experiment, name), _alone(winner, name)) for name in names
+        }
+    return models
+
+
+class Trainings(NamedTuple):
+    """Trainings that a run will hold for one purpose, each of `steps` outer steps at most."""
+
+    name: str
+    number: int
+    steps: int
+
+
+def planned(experiment: Experiment, *, searching: bool) -> list[Trainings]:
+    """Every training that `raymtl tune`, or `raymtl train`, will hold. ASHA ends trials sooner.
+
+    A baseline's number is that of its candidates.
+    """
+    numbers = {"model": 1}
+    if searching:
+        candidates = {
+            name: len(models) for name, models in baselines(experiment, experiment).items()
+        }
+        numbers = {"trials": experiment.tune.trials, "winner": 1, **candidates}
+    numbers |= dict.fromkeys(comparators(experiment), 1)
+    return [Trainings(name, number, experiment.train.steps) for name, number in numbers.items()]
+
+
+def comparators(experiment: Experiment) -> dict[str, Experiment]:
+    """Trainings on the same stream with fixed weights, by name; none for a mode that does not ask
+    for them.
+    """
+    weights = experiment.mode.comparisons(experiment.data.task_names, experiment.seed)
+    return {
+        f"fixed-{i}": _changed(
+            experiment, experiment.data, {"weighting.name": "static", "weighting.weights": fixed}
+        )
+        for i, fixed in enumerate(weights)
+    }
+
+
+def regret(own: Path, compared: Mapping[str, Path]) -> dict[str, Any] | None:
+    """What the training in `own` lost beyond the best of those it is compared with; None where all
+    of those diverged.
+
+    Read from the histories: the loss of a step is the mean, over the tasks that had labels in it,
+    of their query losses before the move. `curve` is the regret after each step.
+    """
+    mine = _lost(own)
+    lost = {name: _lost(folder) for name, folder in compared.items()}
+    ended = {name: losses for name, losses in lost.items() if len(losses) == len(mine)}
+    if not ended:
+        return None
+    best = min(ended, key=lambda name: ended[name][-1])
+    curve = [a - b for a, b in zip(mine, ended[best], strict=True)]
+    return {
+        "regret": curve[-1],
+        "loss_per_step": mine[-1] / len(mine),
+        "best": best,
+        "fixed_loss_per_step": {name: losses[-1] / len(losses) for name, losses in ended.items()},
+        "curve": curve,
+    }
+
+
+def _lost(folder: Path) -> list[float]:
+    """The losses of all steps up to each, summed."""
+    steps = []
+    for row in formats.read_rows(folder / "history.parquet"):
+        losses = [
+            value for key, value in row.items() if key.startswith("loss.") and value is not None
+        ]
+        steps.append(sum(losses) / max(len(losses), 1))
+    return list(itertools.accumulate(steps))
+
+
+def _joint(model: Experiment) -> Experiment:
+    return _changed(
+        model, model.data.as_supervised(), {"learner.name": "maml", "learner.inner_steps": 0}
+    )
+
+
+def _alone(model: Experiment, task: str) -> Experiment:
+    plain = {
+        "weighting.name": "static",
+        "weighting.weights": {},
+        "sharing.name": "hard",
+        "mode.name": "weighted",
+    }
+    return _changed(model, model.data.select_tasks((task,)), plain)
+
+
+def _changed(model: Experiment, data: Source, values: Mapping[str, Any]) -> Experiment:
+    """Validated as a whole; without the search, whose metrics may be those of tasks that are no
+    longer there.
+    """
+    alone = model.override({**values, "stages": []})
+    tree = alone.model_dump(mode="json", exclude={"search", "tune"})
+    return parse(tree | {"data": data.model_dump(mode="json")})
+
+
+def table(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """`models` of summary.json from model folders that have been evaluated: NAME -> folder, in
+    their order.
+
+    Single-task models stand together as one. Every model has `against`: what its scores are above
+    those of every other model, with intervals on the same held-out examples. Its deltas are against
+    the single-task models.
+    """
+    metrics = {name: formats.read_json(folder / "metrics.json") for name, folder in folders.items()}
+    estimators = {name: read_estimators(folders[name], own) for name, own in metrics.items()}
+    rows: list[dict[str, Any]] = [
+        {"name": name, "folder": str(folders[name]), **{key: metrics[name].get(key) for key in ROW}}
+        for name in metrics
+        if not name.startswith(SINGLE)
+    ]
+    single = {name: own for name, own in metrics.items() if name.startswith(SINGLE)}
+    tasks = {task: own["tasks"][task] for own in single.values() for task in own["tasks"]}
+    if tasks and set(tasks) == set(
+        rows[0]["tasks"]
+    ):  # else one diverged: what it would have scored nobody knows
+        together = {
+            key: one for name in single for key, one in estimators[name].items() if key != SCORE
+        }
+        score, together[SCORE] = _joined_score(tasks, together)
+        seen = any(own["transductive"] for own in single.values())
+        rows.append(
+            {"name": ALONE, "folder": None, "score": score, "tasks": tasks, "transductive": seen}
+        )
+        estimators[ALONE] = together
+    for row in rows:
+        own = estimators[row["name"]]
+        others = [other["name"] for other in rows if other is not row]
+        row["against"] = {other: _differences(own, estimators[other]) for other in others}
+        row |= _deltas(row["tasks"], own, tasks, estimators.get(ALONE))
+    return rows
+
+
+def _differences(own: Mapping[str, Estimator], other: Mapping[str, Estimator]) -> dict[str, Any]:
+    """Score -> what it is above the other's, with the interval; without those that one of them
+    lacks.
+    """
+    return {name: difference(own[name], other[name]) for name in own if name in other}
+
+
+def _deltas(
+    tasks: Mapping[str, Any],
+    own: Mapping[str, Estimator],
+    alone: Mapping[str, Any],
+    baseline: Mapping[str, Estimator] | None,
+) -> dict[str, float | None]:
+    """`delta_m` and `delta_p` against the single-task models, with half of their 95 % intervals."""
+    found: dict[str, float | None] = {}
+    for name, delta in (("delta_m", delta_m), ("delta_p", delta_p)):
+        if baseline is not None:
+            value = delta(_after(tasks, tasks), _after(alone, tasks))
+        else:
+            value = None
+        if baseline is None:
+            estimator = None
+        else:
+            estimator = delta_estimator(delta, _named(tasks), own, baseline)
+        found[name] = value
+        if estimator is None:
+            found[f"{name}_ci95"] = None
+        else:
+            found[f"{name}_ci95"] = estimator.interval("any")["ci95"]
+    return found
+
+
+def notes_of_models(folders: Mapping[str, Path]) -> list[Note]:
+    """The `notes` of the models' metrics.json, in their order: NAME -> folder, the run's own model
+    first.
+
+    Those of the other models name the model; one that the first has too is not repeated.
+    """
+    (_, best), *others = folders.items()
+    first = _notes_of(best)
+    notes = [*first]
+    for name, folder in others:
+        own = [note for note in _notes_of(folder) if note not in first]
+        notes += [note.model_copy(update={"place": f"{name}, {note.place}"}) for note in own]
+    return notes
+
+
+def _notes_of(folder: Path) -> list[Note]:
+    path = folder / "metrics.json"
+    if path.exists():
+        found = formats.read_json(path)
+    else:
+        found = {}
+    return [Note(**note) for note in found.get("notes") or ()]
+
+
+def _joined_score(
+    tasks: Mapping[str, Any], estimators: Mapping[str, Estimator]
+) -> tuple[dict[str, Any], Estimator]:
+    """The mean over tasks of their first metrics, an error with a minus; as a `score`, and to be
+    compared.
+    """
+    first = {task: next(iter(named.items())) for task, named in tasks.items()}
+    known = [
+        (task, name, one) for task, (name, one) in first.items() if one["after"]["mean"] is not None
+    ]
+    signs = [1 if one["higher_is_better"] else -1 for _, _, one in known]
+    own = [estimators.get(f"{task}.{name}") for task, name, _ in known]
+    if not known or not all(own):
+        values = [
+            sign * one["after"]["mean"] for sign, (_, _, one) in zip(signs, known, strict=True)
+        ]
+        if values:
+            mean = sum(values) / len(values)
+        else:
+            mean = None
+        return {"before": None, "after": {"mean": mean, "ci95": None}, "gain": None}, Estimator(
+            mean or math.nan, {}
+        )
+    joined = combine(
+        lambda values: np.mean(
+            [sign * value for sign, value in zip(signs, values, strict=True)], axis=0
+        ),
+        [one for one in own if one is not None],
+    )
+    return {"before": None, "after": joined.interval("any"), "gain": None}, joined
+
+
+def _counted(tasks: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Task -> the metrics that the deltas are made of: those on a ratio scale that tables show."""
+    return {
+        task: [name for name, one in named.items() if one["ratio_scale"] and one.get("shown", True)]
+        for task, named in tasks.items()
+        if next(iter(named.values()))["after"]["mean"] is not None
+    }
+
+
+def _after(
+    tasks: Mapping[str, Any], like: Mapping[str, Any]
+) -> dict[str, dict[str, tuple[float, bool]]]:
+    return {
+        task: {
+            name: (tasks[task][name]["after"]["mean"], tasks[task][name]["higher_is_better"])
+            for name in names
+        }
+        for task, names in _counted(like).items()
+    }
+
+
+def _named(tasks: Mapping[str, Any]) -> dict[str, dict[str, tuple[str, bool]]]:
+    return {
+        task: {name: (f"{task}.{name}", tasks[task][name]["higher_is_better"]) for name in names}
+        for task, names in _counted(tasks).items()
+    }

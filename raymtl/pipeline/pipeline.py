@@ -1,0 +1,219 @@
+"""From a configuration to a finished run folder: search, train the winner, measure it, write the
+report.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from raymtl import run_folder
+from raymtl.cluster import machines
+from raymtl.cluster.capacity import plan, workers_key
+from raymtl.config import Experiment
+from raymtl.config.domains import searched_values
+from raymtl.data import Arrays
+from raymtl.distributed.connection import start_ray
+from raymtl.distributed.trainer import gpus_per_worker, train, why_given_up
+from raymtl.evaluation.baselines import notes_of_models, table
+from raymtl.notes import Note
+from raymtl.pipeline.capacity import ensure_machines
+from raymtl.pipeline.comparisons import (
+    ArraysRef,
+    last_score,
+    regret_of_run,
+    results_of,
+    score_remotely,
+    train_baselines,
+)
+from raymtl.pipeline.monitor import watched
+from raymtl.reporting.html import write_report
+from raymtl.reporting.ray_dashboard.dashboard import Dashboard
+from raymtl.reporting.terminal import View
+from raymtl.storage import formats
+from raymtl.storage.fence import Attempt
+from raymtl.tune import STATES, run_search, winner
+from raymtl.types import UserError
+
+
+def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None) -> dict[str, Any]:
+    """Searches, trains the winner and its baselines, evaluates all; returns the content of
+    summary.json.
+
+    `arrays` are what the data loaded, before anything was started or made: there may be something
+    wrong with them. `run` may be a folder in which this stopped half-way: what is done is not done
+    again.
+    """
+    started = time.time()
+    with (
+        _at_work(experiment, run, "tune") as attempt,
+        View(f"raymtl tune {experiment.name}") as view,
+        _ray(address, view),
+        _board(experiment, run, view) as board,
+    ):
+        ensure_machines(experiment, run, view, searching=True)
+        settings = plan(experiment, machines())
+        view.say(f"{settings.trials} trials, {settings.concurrency} at a time; run folder {run}")
+        study = run_search(experiment, attempt, arrays, settings, view, board)
+        best = winner(study, experiment)
+        chosen = experiment.override(best.user_attrs["values"])
+        if experiment.tune.chosen_baselines:
+            also = "its baselines and "
+        else:
+            also = ""
+        view.say(
+            f"trial {best.number} wins on the validation split; now {also}the winner itself train "
+            "on Ray Train"
+        )
+        shared = ray.put(arrays)
+        compared = train_baselines(experiment, chosen, attempt, shared, settings.cpus, view)
+        _train_best(chosen, run, shared, view, board)
+        about_regret = regret_of_run(chosen, attempt, shared, settings.cpus, view)
+    states = [STATES[trial.state] for trial in study.trials]
+    about = {
+        "name": experiment.name,
+        "command": "tune",
+        "seed": experiment.seed,
+        "trials": {state: states.count(state) for state in ("complete", "pruned", "failed")},
+        "objectives": dict(zip(experiment.tune.metrics, experiment.tune.modes, strict=True)),
+        "best_trial": best.number,
+        "best_values": best.user_attrs["values"],
+        "pareto": sorted(trial.number for trial in study.best_trials),
+    }
+    notes = experiment.data.notes(arrays)
+    return _finish(
+        attempt, about | about_regret, {"winner": run / "best"} | compared, started, notes
+    )
+
+
+def train_run(
+    experiment: Experiment, run: Path, arrays: Arrays, address: str | None
+) -> dict[str, Any]:
+    """Trains the configuration itself on loaded data and evaluates it; returns the content of
+    summary.json.
+    """
+    started = time.time()
+    with (
+        _at_work(experiment, run, "train") as attempt,
+        View(f"raymtl train {experiment.name}") as view,
+        _ray(address, view),
+        _board(experiment, run, view) as board,
+    ):
+        ensure_machines(experiment, run, view, searching=False)
+        least, most = experiment.train.fewest, experiment.train.workers
+        workers = most if least == most else f"{least} to {most}"
+        view.say(f"{experiment.train.steps} steps on {workers} workers; run folder {run}")
+        shared = ray.put(arrays)
+        _train_best(experiment, run, shared, view, board)
+        about_regret = regret_of_run(
+            experiment, attempt, shared, experiment.train.cpus_per_worker, view
+        )
+    about = {"name": experiment.name, "command": "train", "seed": experiment.seed, **about_regret}
+    return _finish(attempt, about, {"model": run / "best"}, started, experiment.data.notes(arrays))
+
+
+@contextmanager
+def _at_work(experiment: Experiment, run: Path, command: str) -> Iterator[Attempt]:
+    """Holds the run, and begins it if it is new."""
+    with run_folder.held(run) as attempt:
+        if not (run / "config.yaml").exists():
+            formats.write_json(
+                run / "environment.json",
+                run_folder.environment(experiment, command),
+                attempt.publish,
+            )
+            attempt.publish(run / "config.yaml", experiment.save)
+        yield attempt
+
+
+@contextmanager
+def _ray(address: str | None, view: View) -> Iterator[None]:
+    view.say(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
+    start_ray(address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _board(experiment: Experiment, run: Path, view: View) -> closing[Dashboard]:
+    return closing(Dashboard(run, experiment.train.max_failures, view.say))
+
+
+def _train_best(
+    experiment: Experiment, run: Path, arrays: ArraysRef, view: View, board: Dashboard
+) -> None:
+    folder = run / "best"
+    if (folder / "metrics.json").exists():
+        return
+    folder.mkdir(exist_ok=True)
+    gpus = gpus_per_worker(experiment, experiment.train.fewest)
+    if not gpus and experiment.train.device == "auto" and ray.cluster_resources().get("GPU"):
+        key = workers_key(experiment)
+        view.say(f"fewer GPUs than {key}, so they train on CPUs; lower {key} to use the GPUs")
+    board.started("best", searched_values(experiment.search, experiment.flat()))
+    with watched({folder: experiment}, view):
+        try:
+            train(
+                experiment,
+                arrays,
+                folder,
+                name=f"{run.name}/best",
+                ray_folder=run / ".ray",
+                workers=experiment.train.workers,
+                fewest=experiment.train.fewest,
+                cpus=experiment.train.cpus_per_worker,
+                gpus=gpus,
+            )
+        except ray.train.TrainingFailedError as error:
+            why = why_given_up(error)
+            if why is None:
+                raise
+            raise UserError(
+                f"{folder}: the training was given up, since {why}. When the cluster has room for "
+                "its workers, give the same command with --resume."
+            ) from None
+    board.ended("best", "complete", f"val.score {last_score(folder):.4f}")
+    view.say("scoring it on held-out episodes")
+    options = {"num_cpus": experiment.tune.cpus_per_trial, "name": f"{run.name}/best scoring"}
+    results_of([score_remotely.options(**options).remote(folder, arrays, experiment.data)])
+
+
+def _share_of_time(history: Sequence[Mapping[str, Any]], name: str) -> float:
+    """The mean of a percentage over the steps, each as long as it took; of steps of older versions
+    0.
+    """
+    seconds = sum(row["seconds"] for row in history)
+    return float(sum(row["seconds"] * (row.get(name) or 0.0) for row in history) / seconds)
+
+
+def _finish(
+    attempt: Attempt,
+    about: dict[str, Any],
+    folders: dict[str, Path],
+    started: float,
+    notes: Sequence[Note],
+) -> dict[str, Any]:
+    run = attempt.folder
+    best = next(iter(folders.values()))
+    history = formats.read_rows(best / "history.parquet")
+    formats.write_rows(run / "history.parquet", history, attempt.publish)
+    if not (run / "tensorboard").exists():
+        (run / "tensorboard").symlink_to("best/tensorboard")
+    rows = table(folders)
+    for row in rows:
+        if row["folder"]:
+            row["folder"] = str(Path(row["folder"]).relative_to(run))
+        else:
+            row["folder"] = None
+    shares = {
+        name: _share_of_time(history, name) for name in ("data_wait_pct", "communication_pct")
+    }
+    said = [note.model_dump() for note in (*notes, *notes_of_models(folders))]
+    summary = {**about, "seconds": time.time() - started, **shares, "models": rows, "notes": said}
+    formats.write_json(run / "summary.json", summary, attempt.publish)
+    write_report(run)
+    return summary

@@ -1,7 +1,0 @@
-"""A run folder as tables, plots and one HTML page that needs no network. Starts no Ray."""
-
-from raymtl.report.page import write_report
-from raymtl.report.tables import Cell, Estimate, ResultRow, protocol, result_rows
-from raymtl.report.verdict import outcome
-
-__all__ = ["Cell", "Estimate", "ResultRow", "outcome", "protocol", "result_rows", "write_report"]

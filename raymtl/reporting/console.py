@@ -1,0 +1,26 @@
+"""The terminal: everything is printed as it is, whatever the names of a user's columns, classes and
+files.
+"""
+
+import codecs
+import sys
+from typing import Any
+
+from rich.console import Console
+
+
+def plain_console(**options: Any) -> Console:
+    """Rich's console, in which `[b]` is no style and `:x:` no picture."""
+    return Console(**{"markup": False, "emoji": False, **options})
+
+
+def print_any_letter() -> None:
+    """Has the standard streams print every letter: in UTF-8 in the locale C, which means ASCII and
+    nothing by it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        encoding = codecs.lookup(getattr(stream, "encoding", None) or "utf8").name
+        if encoding == "ascii":
+            stream.reconfigure(encoding="utf8", errors="backslashreplace")  # type: ignore[union-attr]
+        elif encoding != "utf-8":
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -1,0 +1,32 @@
+"""Metrics of a training for Ray's Prometheus endpoint."""
+
+from collections.abc import Callable, Mapping
+
+from ray.util.metrics import Gauge
+
+
+def observer(run: str, task_names: tuple[str, ...]) -> Callable[[Mapping[str, float | None]], None]:
+    """Puts the numbers of every step, and its scores, into Ray's metrics, tagged by run (and task
+    or score).
+    """
+    tags = {"run": run}
+    plain = {name: Gauge(f"raymtl_{name}", description=f"{name} of the outer step", tag_keys=("run",)) for name in
+             ("step", "lr", "grad_norm", "seconds", "data_wait_pct", "communication_pct")}  # fmt: skip
+    loss = Gauge("raymtl_loss", description="query loss of a task", tag_keys=("run", "task"))
+    weight = Gauge("raymtl_weight", description="weight of a task", tag_keys=("run", "task"))
+    score = Gauge(
+        "raymtl_score", description="score on the validation split", tag_keys=("run", "score")
+    )
+
+    def observe(row: Mapping[str, float | None]) -> None:
+        for name, gauge in plain.items():
+            gauge.set(row[name], tags)
+        for task in task_names:
+            if row[f"loss.{task}"] is not None:
+                loss.set(row[f"loss.{task}"], tags | {"task": task})
+            weight.set(row[f"weight.{task}"], tags | {"task": task})
+        for name, value in row.items():
+            if name.startswith("val.") and value is not None:
+                score.set(value, tags | {"score": name})
+
+    return observe

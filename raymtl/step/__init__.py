@@ -1,0 +1,1 @@
+"""One step of the outer loop: the meta-gradient, summed over workers."""

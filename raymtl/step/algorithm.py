@@ -1,0 +1,150 @@
+"""What is learned: the model, how tasks are weighed, and how an episode is learned from."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from raymtl.encoders.norm import (
+    BatchStatistics,
+    PerStepNorm,
+    after_steps,
+    recorded_statistics,
+    refuse_running_statistics,
+    statistics_of,
+)
+from raymtl.learners import MetaLearner
+from raymtl.learners.base import STEPS
+from raymtl.sharing import SharingArchitecture
+from raymtl.tasks import label_counts, loss_sums
+from raymtl.types import Batch, Params, Task, prefixed, select
+from raymtl.weighting import LossWeighting
+
+
+class Algorithm(NamedTuple):
+    """The three axes on a set of tasks: any sharing architecture, any weighting, any learner.
+
+    One thread at a time: a functional call puts the parameters that it is given into the module
+    while it runs.
+    """
+
+    tasks: tuple[Task, ...]
+    model: SharingArchitecture
+    weighting: LossWeighting
+    learner: MetaLearner
+    seed: int = 0
+    """Of the learner's own initial parameters; the model has its own already."""
+
+    def init_params(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """Fresh leaf tensors under the prefixes `model.`, `weighting.` and `learner.`; buffers move
+        to the device.
+
+        Raises UserError for a model with running statistics.
+        """
+        refuse_running_statistics(self.model.parts())
+        self.model.to(device)
+        self.weighting.to(device)
+        model = dict(self.model.named_parameters())
+        params = {
+            **prefixed(model, "model"),
+            **prefixed(dict(self.weighting.named_parameters()), "weighting"),
+            **prefixed(
+                self.learner.init_params(model, torch.Generator().manual_seed(self.seed)), "learner"
+            ),
+        }
+        return {
+            name: value.detach().clone().to(device).requires_grad_()
+            for name, value in params.items()
+        }
+
+    def objective(self, params: Params, predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """The inner loop's loss, a scalar: the weighted sum of each task's mean over its labelled
+        examples.
+        """
+        counts = label_counts(self.tasks, batch)
+        losses = loss_sums(self.tasks, predictions, batch) / counts.clamp(min=1)
+        weights: Tensor = functional_call(self.weighting, select(params, "weighting"), ())
+        # A copy: the outer step may move the state in place before the graph through here is
+        # followed.
+        return weights.to(losses, copy=True) @ losses
+
+    def adapt(self, params: Params, support: Batch, steps: int | None = None) -> Params:
+        """Parameters fitted to one support set."""
+        adapted = self.learner.adapt(self.model, params, support, self.objective, steps)
+        return self.normalised(adapted, support, self.learner.num_steps if steps is None else steps)
+
+    def adaptations(
+        self, params: Params, support: Batch, step: int
+    ) -> Sequence[tuple[float, Params]]:
+        """What the outer step `step` judges in training, each with the weight of its query loss."""
+        judged = self.learner.adaptations(self.model, params, support, self.objective, step)
+        return [
+            (weight, self.normalised(phi, support, phi.get(STEPS, self.learner.num_steps)))
+            for weight, phi in judged
+        ]
+
+    def normalised(self, params: Params, support: Batch, steps: int | Tensor = 0) -> Params:
+        """The parameters after `steps` inner steps, and beside them what a query is normalised by,
+        if by anything.
+
+        That is what the batch norms make of this support set, and the number of steps where they
+        depend on it.
+        """
+        found: dict[str, Tensor] = {}
+        if any(isinstance(norm, PerStepNorm) for norm in self._norms):
+            found["support.steps"] = torch.as_tensor(
+                steps, device=next(iter(params.values())).device
+            )
+        if self._normalises_by_support:
+            with after_steps(steps), recorded_statistics() as maps:
+                self.learner.predict(self.model, params, support.inputs)
+            found |= {f"support.norms.{index}": each for index, each in enumerate(maps)}
+        if found:
+            return {**params, **found}
+        return params
+
+    @property
+    def uses_support(self) -> bool:
+        """Whether what is predicted of an example depends on the support set, or on the other
+        queries.
+        """
+        return self.learner.uses_support or bool(self._norms)
+
+    def predict(self, params: Params, inputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Predictions of every task from parameters that are adapted, or at least `normalised`."""
+        with after_steps(params.get("support.steps", 0)):
+            if not self._normalises_by_support:
+                return self.learner.predict(self.model, params, inputs)
+            maps = select(params, "support.norms")
+            if not maps:
+                raise ValueError(
+                    "expected parameters that know a support set: adapt or normalise them first."
+                )
+            with statistics_of([maps[str(index)] for index in range(len(maps))]):
+                return self.learner.predict(self.model, params, inputs)
+
+    @property
+    def _norms(self) -> list[BatchStatistics]:
+        return [part for part in self.model.parts() if isinstance(part, BatchStatistics)]
+
+    @property
+    def _normalises_by_support(self) -> bool:
+        return any(not norm.transductive for norm in self._norms)
+
+    @property
+    def transductive(self) -> bool:
+        """Whether what is predicted of a query depends on the other queries."""
+        return any(norm.transductive for norm in self._norms)
+
+    def private(self, params: Params) -> frozenset[str]:
+        """The parameters that are one task's own: all of the model that the architecture does not
+        share.
+
+        Heads are private by this rule even where an inner loop over all tasks couples them.
+        """
+        shared = {f"model.{name}" for name in self.model.shared}
+        return frozenset(
+            name for name in params if name.startswith("model.") and name not in shared
+        )

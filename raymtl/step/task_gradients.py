@@ -1,0 +1,192 @@
+"""Sums over workers. With one worker every operation is the identity and torch.distributed is not
+touched.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from raymtl.step.workers import Workers
+
+
+class Losses(NamedTuple):
+    """This worker's part of the losses of one batch, with their graph: parts add up over workers
+    and batches.
+    """
+
+    tasks: tuple[Tensor, ...]
+    """One scalar a task, apart from each other so that a task's gradient passes through its own
+    head alone.
+    """
+    rest: Tensor
+    """What belongs to no task, a scalar."""
+
+
+BLOCK = 1 << 16
+"""Columns that are multiplied at once: few enough to stay in a CPU's cache, and a longer float32
+sum loses digits.
+"""
+
+
+class TaskGradients:
+    """The gradients of the task losses, one row each, summed over workers before anything is made
+    of them.
+
+    Each of `micro_batches` computes the losses of some of this worker's episodes; with several, one after
+    the other, no more than one graph is in memory. `tasks` says which tasks have labels at all. The
+    rows are computed when first asked for, with one backward pass a task. They stay in the pieces
+    that autograd makes, one a leaf: copying them into one matrix costs more than all that is done
+    with it.
+    """
+
+    def __init__(
+        self,
+        micro_batches: Sequence[Callable[[], Losses]],
+        tasks: Sequence[int],
+        shared: Sequence[Tensor],
+        private: Sequence[Tensor],
+        workers: Workers,
+    ) -> None:
+        self.micro_batches, self.tasks, self.workers = micro_batches, tasks, workers
+        self.leaves, self.num_shared = [*shared, *private], len(shared)
+        self.width = sum(leaf.numel() for leaf in shared)  # P
+        # The rows side by side: one matrix, or a sequence over the leaves of K flat gradients each.
+        self._rows: Tensor | list[Sequence[Tensor]] | None = (
+            None  # [K, P / size] or, once changed, [K, P]
+        )
+        self._rest: Tensor | None = (
+            None  # what is unweighted: on the shared parameters, where there is any ...
+        )
+        self._private: Tensor | None = None  # ... and on the private ones
+        self._whole = workers.size == 1
+
+    @property
+    def computed(self) -> bool:
+        """Whether a method has asked for the rows."""
+        return self._rows is not None
+
+    def gramian(self) -> Tensor:
+        """Inner products [K, K] of the tasks' gradients on the shared parameters.
+
+        Every worker holds the summed columns of its own shard and multiplies those; the products
+        add up. The mean of the workers' Gramians would not be the Gramian of their mean.
+        """
+        products = torch.stack([block @ block.T for block in self._blocks()]).sum(0)
+        if self._whole:
+            return products
+        return self.workers.sum(products)
+
+    def change(self, rows: Callable[[Tensor], Tensor]) -> None:
+        """Puts `rows(the rows [K, P])` in their place; the function sees the whole rows on every
+        worker.
+        """
+        if self._rows is None:
+            self._rows = self._computed_rows()
+        if isinstance(self._rows, Tensor):
+            whole = self._rows
+        else:
+            whole = _joined(self._rows, self.width)
+        if not self._whole:
+            whole = self.workers.gather(whole, self.width)
+        self._rows, self._whole = rows(whole), True
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """The flat gradient: the weighted sum on the shared parameters, the plain sum on the
+        private ones.
+        """
+        joint = torch.cat([weights.to(block) @ block for block in self._blocks()])
+        assert self._private is not None
+        if not self._whole:
+            joint = self.workers.gather(joint, self.width)
+        if self._rest is not None:
+            joint = joint + self.workers.sum(self._rest)
+        return torch.cat([joint, self.workers.sum(self._private)])
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        """The flat gradient of the weighted sum of the losses, by one backward pass."""
+        grads: list[Tensor | None] = [None] * len(self.leaves)
+        for losses in (compute() for compute in self.micro_batches):
+            terms = [
+                losses.tasks[task] * weight
+                for task, weight in zip(self.tasks, weights.unbind(), strict=True)
+            ]
+            total = sum(terms, start=losses.rest)
+            if total.requires_grad:
+                grads = _added(grads, torch.autograd.grad(total, self.leaves, allow_unused=True))
+        return self.workers.sum(torch.cat(_flat(grads, self.leaves)))
+
+    def _blocks(self) -> Iterator[Tensor]:
+        """The rows that this worker holds, cut into blocks [K, n], n <= BLOCK, in the order of the
+        columns.
+        """
+        if self._rows is None:
+            self._rows = self._computed_rows()
+        if isinstance(self._rows, Tensor):
+            yield from self._rows.split(BLOCK, dim=1)
+        else:
+            for leaf in self._rows:
+                for pieces in zip(*(row.split(BLOCK) for row in leaf), strict=True):
+                    yield torch.stack(pieces)
+
+    def _computed_rows(self) -> Tensor | list[Sequence[Tensor]]:
+        shared = self.leaves[: self.num_shared]
+        rows: list[list[Tensor | None]] = [[None] * len(shared) for _ in self.tasks]
+        rest: list[Tensor | None] = [None] * len(self.leaves)
+        has_rest = False
+        for losses in (compute() for compute in self.micro_batches):
+            has_rest = (
+                losses.rest.requires_grad
+            )  # a matter of the model, so the same on all workers and in all passes
+            if has_rest:
+                grads = torch.autograd.grad(
+                    losses.rest, self.leaves, retain_graph=True, allow_unused=True
+                )
+                rest = _added(rest, grads)
+            for index, task in enumerate(self.tasks):
+                # The last one frees the graph, before anything is made of the rows.
+                more = index + 1 < len(self.tasks)
+                grads = torch.autograd.grad(
+                    losses.tasks[task], self.leaves, retain_graph=more, allow_unused=True
+                )
+                rows[index] = _added(rows[index], grads[: len(shared)])
+                rest[len(shared) :] = _added(rest[len(shared) :], grads[len(shared) :])
+        none = self.leaves[0].new_zeros(0)
+        flat_rest = _flat(rest, self.leaves)
+        if has_rest:
+            self._rest = torch.cat([none, *flat_rest[: len(shared)]])
+        else:
+            self._rest = None
+        self._private = torch.cat([none, *flat_rest[len(shared) :]])
+        flat = [_flat(row, shared) for row in rows]
+        if shared and self.workers.size == 1:
+            return list(zip(*flat, strict=True))
+        return self.workers.sum_to_shard(torch.stack([torch.cat([none, *row]) for row in flat]))
+
+
+def _joined(pieces: list[Sequence[Tensor]], width: int) -> Tensor:
+    """The rows [K, width] of the pieces, which are let go one by one."""
+    whole = pieces[0][0].new_empty(len(pieces[0]), width)
+    end = width
+    while pieces:
+        leaf = pieces.pop()
+        start = end - len(leaf[0])
+        torch.stack(list(leaf), out=whole[:, start:end])
+        end = start
+    return whole
+
+
+def _added(grads: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The sums of two gradients of each leaf; None is zero."""
+    return [
+        b if a is None else a if b is None else a + b for a, b in zip(grads, others, strict=True)
+    ]
+
+
+def _flat(grads: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Each gradient as a vector; None becomes zeros that take no memory."""
+    return [
+        leaf.new_zeros(1).expand(leaf.numel()) if grad is None else grad.reshape(-1)
+        for grad, leaf in zip(grads, leaves, strict=True)
+    ]

@@ -1,0 +1,112 @@
+"""Sums and gathers over the workers of a training, and the time that they take."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+class Communication:
+    """How long this process communicates with other workers, which includes waiting for the slowest
+    of them.
+
+    On a GPU the time is that of the GPU, between two events around each operation.
+    """
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        """When the operation began that this process is in; None where it is in none."""
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def timed(self, tensor: Tensor) -> Iterator[None]:
+        """Around one operation on tensors of one device."""
+        self.since = start = time.perf_counter()
+        try:
+            if tensor.is_cuda:
+                events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                events[0].record()
+                yield
+                events[1].record()
+                self._events.append(events)
+            else:
+                yield
+                self._seconds += time.perf_counter() - start
+        finally:
+            self.since = None
+
+    def taken(self) -> float:
+        """The seconds since this was last called; waits for what the GPU still has to do of them."""
+        for start, end in self._events:
+            end.synchronize()
+            self._seconds += start.elapsed_time(end) / 1000
+        seconds, self._seconds = self._seconds, 0.0
+        self._events.clear()
+        return seconds
+
+
+COMMUNICATION = Communication()
+"""Of this process."""
+
+
+class Workers(NamedTuple):
+    """This process among those that share a meta-batch."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum(self, local: Tensor) -> Tensor:
+        """The sum over workers, on all of them."""
+        if self.size > 1:
+            local = local.contiguous().clone()
+            with COMMUNICATION.timed(local):
+                dist.all_reduce(local)
+        return local
+
+    def sum_to_shard(self, rows: Tensor) -> Tensor:
+        """[K, P] on every worker -> the sum over workers of this worker's columns, [K, ceil(P /
+        size)], zero-padded.
+        """
+        if self.size == 1:
+            return rows
+        width = -(-rows.shape[1] // self.size)
+        padded = rows.new_zeros(self.size, len(rows), width)
+        for part, columns in zip(padded, rows.split(width, dim=1), strict=False):
+            part[:, : columns.shape[1]] = columns
+        shard = rows.new_empty(len(rows), width)
+        with COMMUNICATION.timed(shard):
+            dist.reduce_scatter_tensor(shard, padded.flatten(0, 1))
+        return shard
+
+    def gather(self, shard: Tensor, length: int) -> Tensor:
+        """The shards [..., ceil(P / size)] of all workers joined, without the padding: [..., P]."""
+        if self.size == 1:
+            return shard
+        whole = shard.new_empty(self.size, *shard.shape)
+        with COMMUNICATION.timed(shard):
+            dist.all_gather_into_tensor(
+                whole.flatten(0, -2) if shard.ndim > 1 else whole.flatten(), shard.contiguous()
+            )
+        return whole.movedim(0, -2).flatten(-2)[..., :length]
+
+    def join(self, rows: Tensor) -> Tensor:
+        """[E, ...] on every worker, E whatever it is there -> those of all workers, in their order."""
+        if self.size == 1:
+            return rows
+        numbers = rows.new_zeros(self.size, dtype=torch.int64)
+        numbers[self.rank] = len(rows)
+        ends = self.sum(numbers).cumsum(0).tolist()
+        whole = rows.new_zeros(ends[-1], *rows.shape[1:])
+        whole[ends[self.rank] - len(rows) : ends[self.rank]] = rows
+        return self.sum(whole)
+
+    def share(self, count: int) -> range:
+        """Which of `count` items are this worker's: contiguous, their numbers differ by one at
+        most.
+        """
+        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)

@@ -1,0 +1,130 @@
+"""The formats of a run folder's files: JSON, rows as Parquet, tensors as safetensors."""
+
+import json
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from raymtl.storage import atomic, strict_json
+from raymtl.types import Params, UserError
+
+Publish = Callable[[Path, Callable[[Path], Any]], None]
+"""`storage.publish`, or that of an attempt (fence.py)."""
+
+
+def write_json(path: Path, content: Mapping[str, Any], publish: Publish = atomic.publish) -> None:
+    """Publishes `content` as indented JSON."""
+    publish(path, lambda aside: aside.write_text(strict_json.dumps(content, indent=2) + "\n"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises UserError for a file that is missing or not JSON."""
+    try:
+        content: dict[str, Any] = json.loads(atomic.patiently(path, path.read_text))
+        return content
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file; the run has not come so far. Continue it with --resume."
+        ) from None
+    except ValueError as error:
+        raise UserError(
+            f"{path}: expected JSON, got something else ({error}). The file is damaged."
+        ) from None
+
+
+def append_row(path: Path, content: Mapping[str, Any], publish: Publish = atomic.publish) -> None:
+    """Adds a line of JSON, with the time and the host, to a file of few lines."""
+    line = strict_json.dumps({"time": now(), "host": socket.gethostname(), **content}) + "\n"
+    if path.exists():
+        before = atomic.patiently(path, path.read_bytes)
+    else:
+        before = b""
+    before = before[
+        : before.rfind(b"\n") + 1
+    ]  # half a line, as a power cut may leave it, is no line
+    publish(path, lambda aside: aside.write_bytes(before + line.encode()))
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]], publish: Publish = atomic.publish) -> None:
+    """Publishes rows as Parquet; a column that some rows lack is null in them."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = pa.table({key: pa.array([row.get(key) for row in rows]) for key in columns})
+    publish(path, lambda aside: pq.write_table(table, aside))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a Parquet file; none where there is no file."""
+    if not path.exists():
+        return []
+    try:
+        rows: list[dict[str, Any]] = atomic.patiently(path, lambda: pq.read_table(path)).to_pylist()
+        return rows
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path}: expected a Parquet file, got something else ({error}). It is damaged."
+        ) from None
+
+
+def save_params(path: Path, params: Params, publish: Publish = atomic.publish) -> None:
+    """Publishes tensors as safetensors."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in params.items()}
+    publish(path, lambda aside: save_file(tensors, aside))
+
+
+def load_params(path: Path, expected: Params | None = None) -> dict[str, Tensor]:
+    """Tensors by name. Raises UserError for a missing or damaged file, or names and shapes other
+    than `expected`.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; the run has no trained model yet. Continue it with --resume."
+        )
+    try:
+        # Copies, for what is read is aligned as the file is, and products of it may differ in their
+        # last bit.
+        read = atomic.patiently(path, lambda: load_file(path))
+        params = {name: value.clone() for name, value in read.items()}
+    except Exception as error:  # safetensors raises its own kinds, and OSError for a truncated file
+        raise UserError(
+            f"{path}: expected safetensors, got a damaged file ({error}). Restore or train again."
+        ) from None
+    for name, value in params.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(
+                f"{path}: {name}: expected finite numbers, got others. The model diverged; train "
+                "it again."
+            )
+    if expected is None:
+        return params
+    return as_expected(path, params, expected)
+
+
+def as_expected(path: Path, params: Params, expected: Params) -> dict[str, Tensor]:
+    """Tensors read from `path` as what is `expected`. Raises UserError for names and shapes other
+    than those.
+    """
+    params = {
+        name: value.to(expected[name].dtype) if name in expected else value
+        for name, value in params.items()
+    }
+    shapes = {name: tuple(value.shape) for name, value in params.items()}
+    wanted = {name: tuple(value.shape) for name, value in expected.items()}
+    if shapes != wanted:
+        name = next(n for n in sorted({*shapes, *wanted}) if shapes.get(n) != wanted.get(n))
+        raise UserError(
+            f"{path}: {name}: expected shape {wanted.get(name)}, got {shapes.get(name)}. "
+            "The file belongs to another configuration than the config.yaml beside it."
+        )
+    # In the order in which they were made: sums over parameters round by it.
+    return {name: params[name] for name in expected}
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,59 @@
+"""The study's journal, on storage that may be full or away for a while, or lose its power in the
+middle of a line.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+from raymtl.storage import atomic
+from raymtl.storage.fence import Attempt
+
+
+class Journal(JournalFileBackend):
+    """Optuna's journal of JSON lines, which it reads; but it would leave half a line when the
+    storage is full or the power goes, write the next one behind it, and then read the study no
+    more.
+
+    With an `attempt` at the run, entries are added as long as that is the last one; then Superseded
+    is raised.
+    """
+
+    def __init__(self, path: Path, attempt: Attempt | None = None) -> None:
+        self.path, self.attempt = path, attempt
+        self.lock = JournalFileSymlinkLock(str(path))
+        if attempt is not None:
+            attempt.renew(path)
+        atomic.patiently(path, lambda: super(Journal, self).__init__(str(path), self.lock))
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """The entries from this one on."""
+        read = super().read_logs
+        return iter(atomic.patiently(self.path, lambda: list(read(log_number_from)), there=True))
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Adds entries, all or none."""
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+        atomic.patiently(self.path, self._acquire, there=True)
+        try:
+            if self.attempt is None:
+                atomic.append(self.path, lines)
+            else:
+                self.attempt.append(self.path, lines)
+        finally:
+            atomic.patiently(self.path, self._release)
+
+    def _acquire(self) -> None:
+        if self.attempt is not None:
+            self.attempt.check()
+        self.lock.acquire()
+
+    def _release(self) -> None:
+        try:
+            self.lock.release()
+        except RuntimeError as error:  # by which Optuna says whatever the system said
+            if not isinstance(error.__context__, FileNotFoundError):
+                raise  # else it was released by an attempt before

@@ -1,0 +1,270 @@
+"""Everything that a run needs to go on exactly where it was: parameters, optimiser, weighting
+state, RNG, step.
+
+A checkpoint is a folder `step_00000100` of files and a manifest with their checksums, which is
+written last. A folder without a manifest that is true of it is no checkpoint: the one before is
+taken, and it is said.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from raymtl.step.algorithm import Algorithm
+from raymtl.storage import atomic, formats, strict_json
+from raymtl.storage.fence import Attempt
+from raymtl.types import UserError
+
+FOLDER = "checkpoints"
+MANIFEST = "manifest.json"
+KEPT = 2
+"""Checkpoints that stay: should the newest be damaged, there is the one before."""
+
+
+class Progress(NamedTuple):
+    """Where a training stands. `task_axis` is kept so that a resumed run computes in the same way.
+
+    `anchor` is what the model was at the step that the mode draws it to, empty where the mode does
+    not. `rows` are the records of steps that are not in history.parquet yet.
+    """
+
+    step: int
+    params: dict[str, Tensor]
+    task_axis: str
+    anchor: dict[str, Tensor] = {}
+    rows: Sequence[dict[str, Any]] = ()
+
+
+class Snapshot(NamedTuple):
+    """Copies of what a step changes before it moves the parameters."""
+
+    weighting: dict[str, Tensor]
+    rng: Tensor
+
+
+def snapshot(algorithm: Algorithm) -> Snapshot:
+    """Between two steps, what `save` needs of this one."""
+    return Snapshot(algorithm.weighting.state(), torch.get_rng_state())
+
+
+class Saved(NamedTuple):
+    """What was read of a checkpoint."""
+
+    folder: Path
+    params: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class Choice(NamedTuple):
+    """The newest checkpoint that is whole, if there is one, and why each that looks newer, by its
+    name, is none.
+    """
+
+    folder: Path | None
+    passed_over: dict[str, str]
+
+
+def save(
+    attempt: Attempt,
+    snapshot: Snapshot,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    passed_over: Collection[str] = (),
+) -> Path:
+    """Publishes `checkpoints/step_N` of a model folder, its manifest written last.
+
+    Older ones go, all but `KEPT` with this one, and those that this attempt has `passed_over`, by
+    name. Raises Superseded, with nothing written or removed, where another attempt took the place
+    of this one.
+    """
+    root = attempt.folder / FOLDER
+    folder = root / f"step_{progress.step:08d}"
+
+    def write(aside: Path) -> None:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        _write(aside, snapshot, optimizer, progress)
+        if folder.exists() and _damage(folder) is not None:
+            attempt.remove(folder)
+
+    try:
+        attempt.publish(folder, write)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or _damage(folder) is not None:
+            raise  # else another worker has written the same step meanwhile
+    older = sorted(other for other in root.glob("step_*") if other.name <= folder.name)[:-KEPT]
+    for old in {*older, *(root / name for name in passed_over)} - {folder}:
+        attempt.remove(old)
+    return folder
+
+
+def _write(
+    folder: Path, snapshot: Snapshot, optimizer: torch.optim.Optimizer, progress: Progress
+) -> None:
+    # `storage.publish` would make the parents of what it publishes, and with them an attempt's
+    # folder that is gone.
+    formats.save_params(
+        folder / "model.safetensors", progress.params, lambda path, write: write(path)
+    )
+    state = {
+        "step": progress.step,
+        "task_axis": progress.task_axis,
+        "optimizer": optimizer.state_dict(),
+        "weighting": snapshot.weighting,
+        "anchor": progress.anchor,
+        "rng": snapshot.rng,
+        "rows": list(progress.rows),
+    }
+    with (folder / "state.pt").open(
+        "wb"
+    ) as file:  # given the path, torch would not tell that the disk is full
+        torch.save(state, file)
+    # On the disk before the manifest is, or a power cut could leave a manifest of files that never
+    # arrived.
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": _synced(path)}
+        for path in sorted(folder.iterdir())
+    }
+    (folder / MANIFEST).write_text(
+        strict_json.dumps({"step": progress.step, "files": files}, indent=2) + "\n"
+    )
+    _synced(folder / MANIFEST)
+
+
+def is_kept(root: Path, step: int) -> bool:
+    """Whether there is a checkpoint of this step that is whole."""
+    return _damage(root / f"step_{step:08d}") is None
+
+
+def _synced(path: Path) -> str:
+    """Its SHA-256, once the disk has it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def choose(folder: Path) -> Choice:
+    """What to go on from in a model folder."""
+    passed_over: dict[str, str] = {}
+    for found in sorted((folder / FOLDER).glob("step_*"), reverse=True):
+        damage = _damage(found)
+        if damage is None:
+            return Choice(found, passed_over)
+        passed_over[found.name] = f"{found}: {damage}, so this checkpoint is passed over."
+    return Choice(None, passed_over)
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint in a model folder, 0 where there is none."""
+    found = choose(folder).folder
+    if found:
+        return step_of(found)
+    return 0
+
+
+def step_of(folder: Path) -> int:
+    """By its name."""
+    return int(folder.name.removeprefix("step_"))
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with it; None where its manifest is true of it. Waits for storage that is away."""
+    return atomic.patiently(folder, lambda: _difference(folder))
+
+
+def _difference(folder: Path) -> str | None:
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        for name, expected in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes and not {expected['bytes']}"
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+                    return f"{name} has another checksum than its manifest says"
+    except FileNotFoundError:
+        return "it has no manifest"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if atomic.is_of_storage(error):
+            raise
+        return f"its manifest cannot be read ({error})"
+    return None
+
+
+def read(folder: Path) -> Saved | None:
+    """What is in a checkpoint; None where it is gone, or not what its manifest says any more.
+
+    Raises UserError for one whose manifest is true of it, but which cannot be read.
+    """
+    try:
+        return Saved(folder, formats.load_params(folder / "model.safetensors"), _state(folder))
+    except UserError:
+        if _damage(folder) is None:
+            raise
+        return None
+
+
+def restore(
+    saved: Saved, algorithm: Algorithm, params: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> Progress:
+    """Puts a checkpoint into parameters, optimiser, weighting and generator; returns where it
+    stands.
+
+    Raises UserError for a checkpoint that is damaged or of another configuration.
+    """
+    values = formats.as_expected(saved.folder / "model.safetensors", saved.params, params)
+    state = saved.state
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+        algorithm.weighting.restore(state["weighting"])
+        torch.set_rng_state(state["rng"])
+        progress = Progress(
+            int(state["step"]), params, str(state["task_axis"]), state["anchor"], state["rows"]
+        )
+        for name, value in progress.anchor.items():
+            progress.anchor[name] = value.to(params[name].device)
+    except Exception as error:  # what is in it may be anything
+        raise _damaged(saved.folder, error) from None
+    with torch.no_grad():
+        for name, value in params.items():
+            value.copy_(values[name])
+    return progress
+
+
+def steps_done(saved: Saved) -> tuple[int, list[dict[str, Any]]]:
+    """The step that a checkpoint stands at, and its `rows`. Raises UserError for one that is
+    damaged.
+    """
+    try:
+        return int(saved.state["step"]), list(saved.state["rows"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(saved.folder, error) from None
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        path = folder / "state.pt"
+        state: dict[str, Any] = atomic.patiently(
+            path, lambda: torch.load(path, weights_only=True, map_location="cpu")
+        )
+        return state
+    except Exception as error:  # torch.load raises half a dozen kinds for a damaged file
+        raise _damaged(folder, error) from None
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    reason = str(error).partition("\n")[0]
+    return UserError(
+        f"{folder / 'state.pt'}: expected a checkpoint, got a damaged file ({reason}). "
+        "Remove the checkpoint folder to start this training again."
+    )

@@ -1,0 +1,183 @@
+"""What a training that stands still waits for: its workers leave word in the attempt's folder, the
+driver reads it.
+"""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from raymtl.step.workers import COMMUNICATION, Workers
+from raymtl.storage import atomic, fence, strict_json
+from raymtl.storage.fence import Attempt, Superseded
+
+STILL_S = 30.0
+"""How long a step takes before it is said."""
+BEAT_S = 10.0
+"""How often the first worker shows that it is there, and every worker of a slow step what it waits
+for.
+"""
+TICK_S = 1.0
+ALIVE = "alive"
+STILL = "still-"
+COMPUTES = "nothing, but computes"
+
+
+class Heartbeat:
+    """Of one worker: told what it does, and asked by a thread what it waits for once a step takes
+    long.
+    """
+
+    def __init__(self, attempt: Attempt, workers: Workers, step: int) -> None:
+        self.attempt, self.workers = attempt, workers
+        self.done = step
+        self.since = time.monotonic()
+        self.wants_episodes = False
+        self.path = attempt.own / f"{STILL}{workers.rank}.json"
+        self._told: dict[str, Any] = {}
+
+    def made(self, step: int) -> None:
+        """A step is made."""
+        self.done, self.since = step, time.monotonic()
+
+    @property
+    def waits_for(self) -> str:
+        """What the worker waits for in this moment."""
+        if atomic.AWAITED:
+            return f"the storage at {atomic.AWAITED[-1]}"
+        if COMMUNICATION.since is not None:
+            return "the other workers"
+        if self.wants_episodes:
+            return "its episodes"
+        return COMPUTES
+
+    def look(self) -> None:
+        """Leaves word of a step that takes long, and takes it away once it is made. Raises
+        Superseded, or OSError.
+        """
+        if time.monotonic() - self.since < STILL_S:
+            if self._told:
+                self.path.unlink(missing_ok=True)
+            self._told = {}
+            return
+        word = {
+            "worker": self.workers.rank,
+            "workers": self.workers.size,
+            "host": socket.gethostname(),
+        }
+        word |= {"step": self.done, "waits_for": self.waits_for}
+        if word != self._told:
+            self.attempt.publish(self.path, lambda aside: aside.write_text(strict_json.dumps(word)))
+            self._told = word
+
+    def beat(self, number: int) -> None:
+        """Shows that the first worker is there."""
+        if self.workers.rank == 0:
+            (self.attempt.own / ALIVE).write_text(str(number))
+
+
+@contextmanager
+def beating(heartbeat: Heartbeat) -> Iterator[None]:
+    """Looks after it while the caller trains."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        ticks = 0
+        while not ended.wait(TICK_S):
+            ticks += 1
+            try:
+                with suppress(OSError):  # of storage that is away, nobody can be told by it
+                    heartbeat.look()
+                    if ticks % round(BEAT_S / TICK_S) == 0:
+                        heartbeat.beat(ticks)
+            except Superseded:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+class StallMonitor:
+    """Of the driver: says once of each training that it stands still and what it waits for, and
+    that it goes on.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self._seen: dict[Path, tuple[tuple[Any, ...], float]] = {}
+        self._told: dict[Path, str] = {}
+        self._slow: set[tuple[Path, str]] = set()
+
+    def look(self, name: str, folder: Path) -> None:
+        """To be called again and again while the training in a model folder runs; before it begins
+        that is no fault.
+        """
+        try:
+            number = fence.newest(folder)
+        except OSError:
+            return
+        own = Attempt(folder, number).own
+        words = _words(own)
+        seen = (number, _text(own / ALIVE), _text(folder / "resumes.jsonl"))
+        now = time.monotonic()
+        if number == 0 or words or self._seen.get(folder, (None, 0.0))[0] != seen:
+            self._seen[folder] = seen, now
+        reason = _reason(words)
+        if not reason and now - self._seen[folder][1] >= STILL_S:
+            reason = (
+                "no worker answers. Ray notices after about a minute that a machine is lost, and "
+                "goes on where there is room"
+            )
+        if COMPUTES in reason and (folder, reason) in self._slow:
+            reason = ""  # every step may be slow; that is said once
+        if reason == self._told.get(folder, ""):
+            return
+        if reason:
+            self.say(f"{name} stands still{_since(words)}: {reason}.")
+            self._told[folder] = reason
+            self._slow.add((folder, reason))
+        else:
+            self.say(f"{name} goes on.")
+            del self._told[folder]
+
+
+def _words(own: Path) -> list[dict[str, Any]]:
+    """What workers left."""
+    texts = [_text(path) for path in sorted(own.glob(f"{STILL}*.json"))]
+    return [json.loads(text) for text in texts if text]
+
+
+def _text(path: Path) -> str:
+    """What is in a file; nothing where it is not there, or out of reach."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _since(words: list[dict[str, Any]]) -> str:
+    if words:
+        return f" after step {words[0]['step']}"
+    return ""
+
+
+def _reason(words: list[dict[str, Any]]) -> str:
+    """Who waits for what, those alike together; empty where nobody left word."""
+    if not words:
+        return ""
+    hosts: dict[str, list[str]] = {}
+    for word in words:
+        hosts.setdefault(word["waits_for"], []).append(f"worker {word['worker']} on {word['host']}")
+    told = [f"{', '.join(who)} waits for {what}" for what, who in hosts.items()]
+    silent = words[0]["workers"] - len(words)
+    if silent:
+        told.append(f"{silent} of {words[0]['workers']} workers say nothing")
+    return "; ".join(told)

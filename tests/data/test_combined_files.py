@@ -1,0 +1,122 @@
+"""Files of one's own as parts of `several`: two data sets of pictures learned jointly, and what is said of each."""
+
+import numpy as np
+import pytest
+import torch
+
+from raymtl.config import Experiment, parse
+from raymtl.data import Files, Several
+from raymtl.data.episodes import build_episodes, on_device
+from raymtl.step.meta_gradient import meta_gradient
+from raymtl.types import UserError
+from tests.data.own import write_csv, write_parquet, write_scenes
+from tests.data.test_files_pictures import plain_pictures
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> dict[str, dict]:
+    """A table that names pictures, with numbers; and a folder of scenes, with classes and masks."""
+    root = tmp_path_factory.mktemp("several")
+    plain_pictures(root / "p")
+    names = [f"p/{('dark', 'light')[i % 2]}/{i}.png" for i in range(40)]
+    write_csv(root / "table.csv", {"which": names, "value": [i / 2 for i in range(40)]})
+    write_scenes(root / "scenes")
+    common = {"name": "files", "size": [12, 16], "channels": 3, "shots": 2, "queries": 4}
+    return {
+        "lamps": {**common, "path": str(root / "table.csv"), "tasks": {"value": {}}},
+        "scenes": {**common, "path": str(root / "scenes"), "tasks": {"larger": {}, "mask": {}}},
+    }
+
+
+@pytest.mark.parametrize("episodes", ["one", "together"])
+def test_a_table_and_a_folder_of_pictures_are_learned_jointly(both, episodes) -> None:
+    chosen = Experiment.model_validate(
+        {
+            "data": {"name": "several", "parts": both, "episodes": episodes},
+            "encoder": {"name": "conv", "channels": [4, 4]},
+            "learner": {"name": "maml", "inner_steps": 1, "inner_lr": 0.01},
+        }
+    )
+    assert parse(chosen.model_dump(mode="json")) == chosen
+    source = chosen.data
+    assert isinstance(source, Several)
+    assert source.task_names == ("lamps_value", "scenes_larger", "scenes_mask")
+    assert [task.kind for task in source.make_tasks()] == ["regression", "binary", "segmentation"]
+    arrays = source.load()
+    stacks, _ = build_episodes(source, arrays, seed=0, split="train", step=0, indices=range(6))
+    for stack in stacks:
+        targets, masks = stack.query.targets, stack.query.masks
+        inputs = stack.query.inputs
+        own = inputs if isinstance(inputs, torch.Tensor) else inputs["lamps_value"]
+        there = (
+            masks["lamps_value"]
+            if "lamps_value" in masks
+            else torch.ones_like(targets["lamps_value"]).bool()
+        )
+        if there.any():  # a lamp's label is a function of its brightness
+            brightness = own[there][:, 0, 0, 0].double()
+            number = torch.where(brightness % 4 == 2, (brightness - 100) / 2, brightness / 2)
+            torch.testing.assert_close(targets["lamps_value"][there].double(), number / 2)
+    algorithm = chosen.build()
+    meta = meta_gradient(algorithm, algorithm.init_params(), on_device(stacks, "cpu"))
+    assert meta.losses.isfinite().all()
+
+
+def test_a_streamed_part_is_drawn_from_the_window_that_it_has_alone(tmp_path) -> None:
+    x = np.random.default_rng(0).normal(size=1000)
+    path = write_parquet(tmp_path / "t.parquet", {"x": x.tolist(), "y": (2 * x).tolist()})
+    settings = {
+        "path": str(path),
+        "tasks": {"y": {}},
+        "in_memory_mb": 0.01,
+        "fit_rows": 500,
+        "held_out_rows": 50,
+    }
+    alone = Files(**settings)
+    assert alone.found.pool is not None
+    source = Several(parts={"a": {"name": "files", **settings}})
+    (stack,), _ = build_episodes(
+        source, source.load(), seed=0, split="train", step=3, indices=range(3)
+    )
+    assert set(stack.query.inputs.flatten().tolist()) <= set(_window(alone, 3))
+    with pytest.raises(
+        UserError, match=r"data.parts.b.in_memory_mb: expected one part that is larger than memory"
+    ):
+        Several(parts={name: {"name": "files", **settings} for name in "ab"})
+
+
+def _window(source: Files, step: int) -> list[float]:
+    arrays = source.window(source.load(), "train", 0, step)
+    return (
+        np.concatenate([arrays[key] for key in arrays if key.endswith("/inputs")]).ravel().tolist()
+    )
+
+
+def test_what_is_wrong_with_a_part_is_said_of_it(both) -> None:
+    for part, changes, says in (
+        ("lamps", {"path": "/nowhere.csv"}, r"^data.parts.lamps.path: expected a file"),
+        (
+            "scenes",
+            {"tasks": {"gone": {}}},
+            r"^data.parts.scenes.tasks.gone: .*expected the column 'gone'",
+        ),
+        (
+            "scenes",
+            {"size": 8},
+            r"^data.parts.scenes: expected inputs of shape \(3, 12, 16\) as data.parts.lamps has",
+        ),
+    ):
+        parts = {
+            name: {**values, **(changes if name == part else {})} for name, values in both.items()
+        }
+        with pytest.raises(UserError, match=says):
+            Several(parts=parts)
+    with pytest.raises(UserError, match=r"^data.parts.lamps.shotss: unknown key"):
+        parse(
+            {
+                "data": {
+                    "name": "several",
+                    "parts": {**both, "lamps": {**both["lamps"], "shotss": 1}},
+                }
+            }
+        )

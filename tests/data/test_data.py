@@ -1,0 +1,200 @@
+"""The digits, the sampler, and what every source promises: what an episode depends on, and what must be disjoint."""
+
+import os
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from raymtl.config import Experiment, parse
+from raymtl.data import SPLITS, VOC, Digits, Files, NYUv2, SourceSpec
+from raymtl.data.episodes import build_episodes, generator, on_device
+from raymtl.data.sources.digits import CLASS_SPLIT, compose, rotated
+from raymtl.types import Batch, UserError
+from tests.data.blood import small_cells
+from tests.data.own import own_table
+from tests.data.rooms import small_rooms
+
+CLASSES = Digits(episodes="classes", ways=5, shots=1, queries=3)
+SOURCES = get_args(get_args(SourceSpec)[0])
+
+
+def build(source, arrays, split="train", step=0, indices=range(3), seed=0):
+    return build_episodes(source, arrays, seed=seed, split=split, step=step, indices=indices)[0][0]
+
+
+def test_an_episode_is_a_function_of_seed_step_and_index_alone(arrays) -> None:
+    whole = build(Digits(), arrays, step=4, indices=range(6))
+    alone = build(Digits(), arrays, step=4, indices=[5])
+    assert torch.equal(whole.support.inputs[5], alone.support.inputs[0])
+    assert torch.equal(whole.query.targets["sum"][5], alone.query.targets["sum"][0])
+    for other in (
+        build(Digits(), arrays, step=5, indices=[5]),
+        build(Digits(), arrays, step=4, indices=[5], seed=1),
+        build(Digits(), arrays, split="val", step=4, indices=[5]),
+    ):
+        assert not torch.equal(alone.support.inputs, other.support.inputs)
+
+
+@pytest.mark.parametrize("source", [Digits(shots=3, queries=2), CLASSES])
+def test_every_class_has_its_shots_and_queries(source, arrays) -> None:
+    episodes = build(source, arrays)
+    assert episodes.support.inputs.dtype == torch.uint8
+    assert episodes.support.inputs.shape[2:] == source.input_shape
+    for task in source.make_tasks():
+        if task.kind == "classification":
+            for batch, per_class in (
+                (episodes.support, source.shots),
+                (episodes.query, source.queries),
+            ):
+                counts = torch.stack(
+                    [row.bincount(minlength=task.out_features) for row in batch.targets[task.name]]
+                )
+                assert (counts == per_class).all()
+
+
+def test_the_sum_is_the_sum_and_its_scale_is_right(arrays) -> None:
+    targets = build(Digits(), arrays, indices=range(200)).query.targets
+    assert torch.equal(targets["sum"], targets["left"] + targets["right"])
+    task = Digits(tasks=("sum",)).make_tasks()[0]
+    standardised = task.loss(torch.zeros(targets["sum"].numel(), 1), targets["sum"].flatten())
+    assert float(standardised.mean()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_the_splits_share_neither_digits_nor_angles_nor_numbers(arrays) -> None:
+    members = [set(arrays[f"{split}_members"].flatten().tolist()) for split in SPLITS]
+    angles = [set(Digits().angles(split)) for split in SPLITS]
+    numbers = [set(arrays["numbers"][CLASS_SPLIT[split]].tolist()) for split in SPLITS]
+    for parts in (members, angles, numbers):
+        assert all(parts)
+        assert not (parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2])
+    assert set.union(*numbers) == set(range(100))
+
+
+@pytest.mark.parametrize("source", [Digits(shots=3, queries=3), CLASSES])
+def test_support_and_query_share_no_source_digit(source, arrays, monkeypatch) -> None:
+    drawn: list[set[int]] = []
+
+    def watch(glyphs, left, right):
+        drawn.append(set(left.tolist()) | set(right.tolist()))
+        return compose(glyphs, left, right)
+
+    monkeypatch.setattr("raymtl.data.sources.digits.compose", watch)
+    build(source, arrays, indices=range(20))
+    assert len(drawn) == 40
+    assert all(not support & query for support, query in zip(drawn[::2], drawn[1::2], strict=True))
+
+
+def test_a_quarter_turn_moves_every_pixel_to_its_place(arrays) -> None:
+    picture = build(Digits(train_angles=(0,)), arrays).support.inputs[0]
+    turned = rotated(picture, 90.0)
+    assert torch.equal(turned, picture.rot90(1, (-2, -1)))
+    assert torch.equal(rotated(picture, 0.0), picture)
+
+
+def test_left_is_at_the_top_left_and_right_at_the_bottom_right(arrays) -> None:
+    glyphs = np.zeros((2, 8, 8), np.uint8)
+    glyphs[0], glyphs[1] = 100, 200
+    picture = compose(glyphs, np.array([0]), np.array([1]))[0, 0]
+    assert picture[2, 2] == 100
+    assert picture[13, 13] == 200
+    assert picture[8, 8] == 200
+    assert picture[2, 13] == 0
+    assert picture[13, 2] == 0
+
+
+def test_pictures_become_floats_where_they_are_computed(arrays) -> None:
+    moved = on_device(build(Digits(), arrays), "cpu")
+    assert moved.query.inputs.dtype == torch.float32
+    assert float(moved.query.inputs.max()) <= 1.0
+    assert moved.query.targets["left"].dtype == torch.int64
+
+
+def test_generators_of_neighbours_are_unrelated() -> None:
+    first = [
+        generator(0, "train", step, index).random() for step in range(30) for index in range(30)
+    ]
+    assert len(set(first)) == 900
+    assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"train_angles": (0, 30)}, "data.val_angles: .* got \\[30.0\\] in both"),
+        ({"episodes": "classes", "ways": 17}, "data.ways: expected at most the 16 classes"),
+        ({"tasks": ("left", "left")}, "data.tasks: expected every task once"),
+    ],
+)
+def test_impossible_sources_are_refused(values, says) -> None:
+    with pytest.raises(UserError, match=says):
+        Digits(**values)
+
+
+def test_without_support_an_episode_has_as_many_labelled_examples(arrays) -> None:
+    source = Digits(shots=2, queries=3)
+    plain, joint = build(source, arrays), build(source.as_supervised(), arrays)
+    assert (
+        joint.query.inputs.shape[1] == plain.query.inputs.shape[1] + plain.support.inputs.shape[1]
+    )
+
+
+def inputs_of(batch: Batch, task: str) -> torch.Tensor:
+    """Those that all tasks share, or the task's own."""
+    return batch.inputs if isinstance(batch.inputs, torch.Tensor) else batch.inputs[task]
+
+
+@pytest.mark.parametrize("kind", SOURCES, ids=lambda kind: kind.model_fields["name"].default)
+def test_every_source_keeps_its_contract(kind, tmp_path) -> None:
+    source = {Files: own_table, NYUv2: small_rooms, VOC: small_cells}.get(
+        kind, lambda folder: kind()
+    )(tmp_path)
+    encoder = "conv" if any(task.dense for task in source.make_tasks()) else "mlp"
+    assert (
+        Experiment.model_validate({"data": source.model_dump(), "encoder": {"name": encoder}}).data
+        == source
+    )
+    names = source.task_names
+    assert tuple(task.name for task in source.make_tasks()) == names
+    assert source.select_tasks(names) == source
+    if (
+        kind.model_fields["name"].default in ("cifar100", "multimnist", "omniglot")
+        and "RAYMTL_DATA" not in os.environ
+    ):
+        pytest.skip("needs CIFAR-100, MNIST and Omniglot in $RAYMTL_DATA")
+    arrays = source.load()
+    assert tuple(source.sizes(arrays)) == names
+    assert all(size > 0 for size in source.sizes(arrays).values())
+    plain, joint = build(source, arrays), build(source.as_supervised(), arrays)
+    for task in names:
+        sizes = [
+            inputs_of(batch, task).shape[1] for batch in (joint.query, plain.query, plain.support)
+        ]
+        assert sizes[0] == sizes[1] + sizes[2]
+    assert kind.model_validate(source.as_supervised().model_dump()) == source.as_supervised()
+    for batch in (part for split in SPLITS for part in build(source, arrays, split)):
+        assert tuple(batch.targets) == names
+        for task in source.make_tasks():
+            target, inputs = batch.targets[task.name], inputs_of(batch, task.name)
+            assert inputs.shape[2:] == source.input_shape
+            assert inputs.dtype == (torch.uint8 if source.pictures else torch.float32)
+            assert target.shape[:2] == inputs.shape[:2]
+            pairs = zip(target.shape[2:], task.target_shape, strict=True)
+            assert all(
+                size >= least if task.kind == "detection" else size == least
+                for size, least in pairs
+            )
+            if task.kind == "classification":
+                assert target.dtype == torch.int64
+                assert int(target.min()) >= 0 and int(target.max()) < task.out_features
+
+
+def test_a_source_is_chosen_by_its_name() -> None:
+    with pytest.raises(
+        UserError,
+        match=r"^data.name: expected one of digits, .*got 'sinusoids'.*Did you mean sinusoid",
+    ):
+        parse({"data": {"name": "sinusoids"}})
+    with pytest.raises(UserError, match=r"^data.shot: unknown key"):
+        parse({"data": {"name": "sinusoid", "shot": 3}})

@@ -1,0 +1,122 @@
+"""Files that have moved: a run takes them in their new place, and keeps what it found in the old one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raymtl.adaptation.adapt import adapt_run
+from raymtl.config import load
+from raymtl.data import Files
+from raymtl.evaluation.evaluate import load_model
+from raymtl.types import UserError
+from tests.adaptation.test_new_rows import TASKS, flats, predictions, support_file, trained
+from tests.cli.test_cli import answer, mistake
+from tests.data.own import write_csv
+
+
+@pytest.fixture
+def home(tmp_path) -> Path:
+    """A run on `flats.csv`, which is then called `moved.csv`."""
+    write_csv(tmp_path / "flats.csv", flats())
+    trained(
+        tmp_path / "run", {"path": str(tmp_path / "flats.csv"), "tasks": TASKS, "group": "landlord"}
+    )
+    return tmp_path
+
+
+def shifted(path: Path) -> Path:
+    """Flats of other sizes, so that another mean and spread would be found in them."""
+    content = flats(60, seed=4)
+    content["size (m2)"] = [3 * size + 100 for size in content["size (m2)"]]
+    return write_csv(path, content)
+
+
+def test_a_run_is_scored_where_its_files_are_now(home, monkeypatch, capsys) -> None:
+    before = json.loads(answer(monkeypatch, capsys, "evaluate", str(home / "run"), "--json"))
+    (home / "flats.csv").rename(home / "moved.csv")
+    moved = ("--data", str(home / "moved.csv"))
+    assert (
+        json.loads(answer(monkeypatch, capsys, "evaluate", str(home / "run"), "--json", *moved))
+        == before
+    )
+    assert "are those found in" in answer(
+        monkeypatch, capsys, "evaluate", str(home / "run"), *moved
+    )
+    told = json.loads(answer(monkeypatch, capsys, "adapt", str(home / "run"), "--json", *moved))
+    assert told["predicted_examples"] == 4
+    message = mistake(
+        monkeypatch, capsys, "evaluate", str(home / "run"), "--data", str(home / "gone.csv")
+    )
+    assert "gone.csv, where there is none" in message
+
+
+def test_editing_the_path_of_a_run_finds_nothing_anew(home) -> None:
+    support = support_file(home / "new.csv")
+    before = predictions(adapt_run(home / "run", support, 0, 3, None))
+    source = load_model(home / "run" / "best")[0].data
+    config = home / "run" / "best" / "config.yaml"
+    tree = yaml.safe_load(config.read_text())
+    tree["data"]["path"] = str(shifted(home / "other.csv"))
+    config.write_text(yaml.safe_dump(tree))
+    edited = load_model(home / "run" / "best")[0].data
+    assert edited.path != source.path and edited.fitted == source.fitted
+    assert predictions(adapt_run(home / "run", support, 0, 3, "again")) == before
+    (note,) = (note for note in edited.notes(edited.load()) if note.key == "data.fitted")
+    assert "other.csv" in note.place and "are those found in" in note.text
+    tree["data"]["fitted"] = None
+    config.write_text(yaml.safe_dump(tree))
+    assert load(config).data.found.columns[0].mean > 2 * source.found.columns[0].mean
+
+
+def test_what_is_asked_of_the_files_still_finds_anew(home) -> None:
+    source = load_model(home / "run" / "best")[0].data
+    for changes in ({"exclude": ("city",)}, {"tasks": {"rent": {}, "state": {}}}):
+        other = Files.model_validate({**source.model_dump(), **changes})
+        assert other.fitted != source.fitted
+
+
+def test_moved_files_without_a_column_of_the_run_are_told(home, monkeypatch, capsys) -> None:
+    for gone, says in (
+        ("city", "data.path: {}: expected the column 'city'"),
+        ("rent", "data.tasks.rent: {}: expected"),
+    ):
+        content = {name: values for name, values in flats().items() if name != gone}
+        path = write_csv(home / f"without-{gone}.csv", content)
+        message = mistake(monkeypatch, capsys, "evaluate", str(home / "run"), "--data", str(path))
+        assert says.format(path) in message and message.count("\n") == 1
+
+
+def test_files_of_a_task_and_of_a_split_move_by_their_keys(tmp_path, monkeypatch, capsys) -> None:
+    content = flats()
+    content["id"] = [f"f{i}" for i in range(120)]
+    write_csv(tmp_path / "flats.csv", {name: content[name] for name in ("id", "size (m2)", "city")})
+    write_csv(tmp_path / "rents.csv", {name: content[name] for name in ("id", "rent")})
+    tasks = {"rent": {"path": str(tmp_path / "rents.csv")}}
+    run = trained(
+        tmp_path / "run", {"path": str(tmp_path / "flats.csv"), "tasks": tasks, "key": "id"}
+    )
+    before = json.loads(answer(monkeypatch, capsys, "evaluate", str(run), "--json"))
+    shutil.move(tmp_path / "rents.csv", tmp_path / "new rents.csv")
+    moved = f"tasks.rent.path={tmp_path / 'new rents.csv'}"
+    assert (
+        json.loads(answer(monkeypatch, capsys, "evaluate", str(run), "--json", "--data", moved))
+        == before
+    )
+    message = mistake(monkeypatch, capsys, "evaluate", str(run), "--data", "tasks.size.path=x.csv")
+    assert (
+        "--data tasks.size.path: expected one of path, path.train, path.val, path.test, tasks.rent.path"
+        in message
+    )
+    source = load_model(run / "best")[0].data.moved({"path.test": str(tmp_path / "flats.csv")})
+    assert source.path == {"test": str(tmp_path / "flats.csv")}
+
+
+def test_data_without_files_do_not_move(tmp_path, monkeypatch, capsys) -> None:
+    run = trained(tmp_path / "run", {"name": "sinusoid", "shots": 4, "queries": 4})
+    with pytest.raises(
+        UserError, match="--data: expected a run on files or on a folder, got one on sinusoid"
+    ):
+        load_model(run / "best")[0].data.moved({"path": "x"})

@@ -1,0 +1,370 @@
+"""Workers come and go: the number changes in the middle of a training, and the numbers that it computes do not."""
+
+import contextlib
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch import distributed as dist
+
+from raymtl.config import Experiment
+from raymtl.data.episodes import build_episodes
+from raymtl.step.meta_gradient import MetaGradient, meta_gradient
+from raymtl.step.workers import Workers
+from raymtl.storage import formats
+from raymtl.training import checkpoint, loop
+from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.types import MetaBatch
+from tests.conftest import axes, experiment
+
+CASES = [
+    ("cross_stitch", "db_mtl", "maml"),
+    ("hard", "gradvac", "meta_sgd"),
+    ("hard", "nash_mtl", "anil"),
+]
+"""Gradient weightings that remember something from step to step, each with a learner."""
+PHASES = [(4, 3), (2, 6), (4, 9)]
+"""Numbers of workers, and the step after which they are stopped; 9 is the last."""
+
+
+class Stopped(Exception):
+    """Thrown into a training to interrupt it."""
+
+
+def ragged(case: tuple[str, str, str]) -> Experiment:
+    """Five episodes a step: ragged on four workers and on two."""
+    return axes(*case).override({"train.meta_batch": 5, "train.steps": 9, "train.eval_every": 3})
+
+
+def trained(
+    case: tuple[str, str, str], arrays: Any, folder: Path, workers: Workers, stop_at: int
+) -> dict[int, dict[str, Tensor]]:
+    """Trains to a step; the meta-gradients by step."""
+    chosen = ragged(case)
+    found: dict[int, dict[str, Tensor]] = {}
+
+    def batches(first_step: int) -> Iterator[tuple[int, int, MetaBatch]]:
+        for step in range(first_step, chosen.train.steps):
+            indices = workers.share(chosen.train.meta_batch)
+            built, _ = build_episodes(
+                chosen.data, arrays, seed=chosen.seed, split="train", step=step, indices=indices
+            )
+            yield step, workers.rank, built
+
+    def kept(*args: Any) -> MetaGradient:
+        meta = meta_gradient(*args)
+        found[args[-1]] = {name: gradient.clone() for name, gradient in meta.grads.items()}
+        return meta
+
+    def report(scores: dict[str, float]) -> None:
+        if scores["step"] == stop_at < chosen.train.steps:
+            raise Stopped
+
+    folder.mkdir(exist_ok=True)
+    with mock.patch.object(loop, "meta_gradient", kept), contextlib.suppress(Stopped):
+        train_loop(chosen, arrays, batches, TrainContext(report, lambda row: None, workers), folder)
+    return found
+
+
+def on_one_of_four(rank: int, folder: str, arrays: Any) -> None:
+    """A process that is one of the workers in every phase that has as many."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    for phase, (size, stop_at) in enumerate(PHASES):
+        if rank >= size:
+            continue
+        torch.manual_seed(100 * phase + rank)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/meet-{phase}", rank=rank, world_size=size
+        )
+        for number, case in enumerate(CASES):
+            found = trained(case, arrays, Path(folder) / str(number), Workers(rank, size), stop_at)
+            torch.save(found, f"{folder}/gradients-{number}-{phase}-{rank}.pt")
+        dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("float64")
+def test_on_four_workers_two_and_four_again_the_meta_gradients_are_those_of_one_that_never_stopped(
+    arrays, tmp_path: Path
+) -> None:
+    """To 1e-10, at every step and on every worker; and so are the parameters in the end."""
+    mp.spawn(on_one_of_four, (str(tmp_path), arrays), nprocs=4)
+    for number, case in enumerate(CASES):
+        alone = tmp_path / f"{number}-alone"
+        expected = trained(case, arrays, alone, Workers(), stop_at=9)
+        start = 0
+        for phase, (size, stop) in enumerate(PHASES):
+            for rank in range(size):
+                found = torch.load(
+                    tmp_path / f"gradients-{number}-{phase}-{rank}.pt", weights_only=True
+                )
+                assert list(found) == list(range(start, stop))
+                for step, gradients in found.items():
+                    assert _off(gradients, expected[step]) <= 1e-10, (case, step, rank)
+            start = stop
+        ends = [
+            formats.load_params(path / "model.safetensors")
+            for path in (tmp_path / str(number), alone)
+        ]
+        assert _off(*ends) <= 1e-10, case
+        history = formats.read_rows(tmp_path / str(number) / "history.parquet")
+        assert [row["workers"] for row in history] == [4] * 3 + [2] * 3 + [4] * 3
+
+
+def _off(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """The relative error of all tensors together."""
+    assert found.keys() == expected.keys()
+    one, other = (
+        torch.cat([tensors[name].flatten() for name in expected]) for tensors in (found, expected)
+    )
+    return float((one - other).norm() / other.norm())
+
+
+def test_a_checkpoint_that_is_asked_for_is_of_the_step_that_was_just_made(
+    arrays, tmp_path: Path, monkeypatch
+) -> None:
+    """Asked before the third of eight steps ends, and none but the last is scored: that one is kept, and then told."""
+    monkeypatch.setattr(loop, "ASK_S", 0.0)
+    chosen = experiment(train__steps=8, train__eval_every=8, train__checkpoint_share=0)
+    made: list[Mapping[str, float | None]] = []
+
+    def kept() -> None:
+        assert (len(made), checkpoint.newest_step(tmp_path)) == (3, 3)
+        raise Stopped
+
+    context = TrainContext(
+        lambda scores: None, made.append, leaving=lambda: len(made) >= 3, kept=kept
+    )
+    with pytest.raises(Stopped):
+        train_loop(chosen, arrays, local_batches(chosen, arrays), context, tmp_path)
+
+
+@pytest.fixture
+def elastic() -> Any:
+    pytest.importorskip("ray")
+    from raymtl.distributed import elastic
+
+    return elastic
+
+
+def test_a_worker_that_is_to_end_makes_no_step_after_its_checkpoint_and_another_goes_on(
+    elastic,
+) -> None:
+    pause = elastic.StopRequest()
+    pause.kept()  # of another reason: nobody asked
+    assert not pause.ask()
+    assert pause.asked
+    training = threading.Thread(target=pause.kept, daemon=True)
+    training.start()
+    training.join(0.5)
+    assert training.is_alive()
+    assert pause.ask()
+
+
+@pytest.mark.parametrize("end", ["kept", "failed", "finished", "lost"])
+def test_the_controller_waits_for_the_checkpoint_taking_reports_but_for_no_worker_that_ended(
+    end: str, elastic, monkeypatch
+) -> None:
+    from ray.exceptions import RayActorError
+    from ray.train.v2._internal.execution.controller.state import ResizingState, RunningState
+    from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
+
+    monkeypatch.setattr(elastic, "POLL_S", 0.001)
+    polls: list[float] = []
+
+    def poll_status(timeout: float) -> Any:
+        polls.append(timeout)
+        over = len(polls) > 3
+        return SimpleNamespace(errors={0: "it broke"} if over and end == "failed" else {},
+                               finished=over and end == "finished")  # fmt: skip
+
+    def execute_single(rank: int, asked: Any) -> bool:
+        assert (rank, asked) == (0, elastic.ask_for_pause)
+        if end == "lost" and len(polls) > 3:
+            raise RayActorError
+        return end == "kept" and len(polls) > 3
+
+    asks = elastic.CheckpointBeforeShutdown()
+    asks.after_worker_group_start(
+        SimpleNamespace(poll_status=poll_status, execute_single=execute_single)
+    )
+    asks.after_controller_state_update(RunningState(), RunningState())
+    assert polls == []
+    asks.after_controller_state_update(
+        RunningState(), ResizingState(ResizeDecision(4, {"CPU": 1.0}))
+    )
+    assert len(polls) == 4
+
+
+def test_the_controller_has_those_that_are_left_write_what_they_have(elastic, monkeypatch) -> None:
+    """Of four workers one is lost, one knows of it, one still makes a step, and one does not answer."""
+    from ray.exceptions import GetTimeoutError
+
+    monkeypatch.setattr(elastic, "POLL_S", 0.001)
+    asked: list[int] = []
+
+    class Worker:
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+        def execute_async(self, what: Any) -> int:
+            assert what is elastic.rescue
+            return self.rank
+
+    def get(rank: int, timeout: float) -> bool:
+        asked.append(rank)
+        if rank == 3:
+            raise GetTimeoutError
+        return asked.count(2) > 1
+
+    monkeypatch.setattr(elastic.ray, "get", get)
+    group = SimpleNamespace(
+        get_workers=lambda: [Worker(rank) for rank in range(4)],
+        _poll_workers_and_collect_errors=lambda timeout: [
+            SimpleNamespace(running=rank > 1) for rank in range(4)
+        ],
+    )
+    elastic.CheckpointBeforeShutdown().before_worker_group_shutdown(group)
+    assert asked == [2, 3, 2, 3]
+
+
+def test_what_is_asked_for_is_what_the_training_gave(elastic) -> None:
+    pause = elastic.StopRequest()
+    assert pause.rescue()  # nothing is trained yet
+    pause.rescued_by(lambda: False)
+    assert not pause.rescue()
+
+
+STEPS, EVERY = 450, 200
+
+
+class Arrays(dict[str, np.ndarray]):
+    """Of which an episode is slow to build as long as a file is there."""
+
+    slow: Path
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        if key == "train_members" and self.slow.exists():
+            time.sleep(0.3)
+        return super().__getitem__(key)
+
+
+def until(is_so: Callable[[], Any], failed: threading.Event, timeout_s: float = 240) -> None:
+    end = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < end and not failed.is_set()
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def cluster(monkeypatch) -> Iterator[Any]:
+    """A head with room for two workers, before which another machine stands for two more."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_health_check_initial_delay_ms", "1000")
+    monkeypatch.setenv("RAY_health_check_period_ms", "1000")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": True})
+    try:
+        ray.init(
+            address=made.address, log_to_driver=False, logging_level="ERROR",
+            runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent.parent.parent)}},
+        )  # fmt: skip
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+@pytest.mark.slow
+def test_four_workers_two_and_four_again_train_as_one_does_and_growing_repeats_no_step(
+    cluster, arrays, tmp_path: Path, monkeypatch
+) -> None:
+    """A machine is lost and another one comes. Scores, each with a checkpoint, are at steps 200, 400 and 450 alone."""
+    import ray
+
+    from raymtl.distributed import trainer as training
+
+    monkeypatch.setattr(training, "LOOK_S", 5.0)
+    monkeypatch.setenv(training.START_TIMEOUT, str(training.ELASTIC_START_S))
+    chosen = experiment(
+        weighting__name="uncertainty", train__steps=STEPS, train__eval_every=EVERY, train__checkpoint_share=0,
+        train__optimizer="sgd", train__lr=0.01, train__meta_batch=6, train__workers=4, train__min_workers=2,
+    )  # fmt: skip
+    alone, folder = tmp_path / "alone", tmp_path / "elastic"
+    alone.mkdir()
+    folder.mkdir()
+    train_loop(
+        chosen,
+        arrays,
+        local_batches(chosen, arrays),
+        TrainContext(lambda scores: None, lambda row: None),
+        alone,
+    )
+
+    given = Arrays(arrays)
+    given.slow = tmp_path / "slow"
+    failed = threading.Event()
+
+    def fit() -> None:
+        try:
+            training.train(
+                chosen,
+                ray.put(given),
+                folder,
+                name="elastic",
+                ray_folder=tmp_path / "ray",
+                workers=4,
+                fewest=2,
+                cpus=1.0,
+                gpus=0.0,
+            )
+        except BaseException:
+            failed.set()
+            raise
+
+    machine = cluster.add_node(num_cpus=2)
+    fitting = threading.Thread(target=fit, daemon=True)
+    fitting.start()
+    until(lambda: checkpoint.newest_step(folder) >= EVERY, failed)
+    given.slow.touch()
+    cluster.remove_node(machine, allow_graceful=False)
+    until(lambda: _resumes(folder), failed)
+    cluster.add_node(num_cpus=2)
+    until(lambda: len(_resumes(folder)) > 1, failed)
+    given.slow.unlink()
+    fitting.join(240)
+    assert not fitting.is_alive() and not failed.is_set()
+
+    history = formats.read_rows(folder / "history.parquet")
+    assert [row["step"] for row in history] == list(range(1, STEPS + 1))
+    assert [workers for workers, _ in itertools.groupby(row["workers"] for row in history)] == [
+        4,
+        2,
+        4,
+    ]
+    for one, many in zip(formats.read_rows(alone / "history.parquet"), history, strict=True):
+        for task in chosen.data.task_names:
+            assert many[f"loss.{task}"] == pytest.approx(one[f"loss.{task}"], rel=1e-3), one["step"]
+    # What it grew from was kept because it was to grow: no score was near.
+    shrunk, grown = _resumes(folder)
+    assert EVERY <= shrunk < grown < 2 * EVERY
+
+
+def _resumes(folder: Path) -> list[int]:
+    """The steps of the checkpoints that it went on from."""
+    path = folder / "resumes.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [checkpoint.step_of(Path(json.loads(line)["from"])) for line in lines]

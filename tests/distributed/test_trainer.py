@@ -1,0 +1,325 @@
+"""Real Ray Train workers: the same meta-gradient on 1, 2 and 3 of them; a worker killed, and resumed."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from raymtl.config import Experiment, parse
+from raymtl.distributed.connection import check_address, start_ray
+from raymtl.distributed.trainer import ensure_resources, machine_leaving, train
+from raymtl.step.meta_gradient import meta_gradient
+from raymtl.storage import formats
+from raymtl.types import DivergedError, UserError
+from tests.conftest import WEIGHTING, axes, episodes_of, experiment, perturbed
+
+ray = pytest.importorskip("ray")
+
+
+def begin() -> None:
+    root = str(Path(__file__).parent.parent.parent)  # workers import this file
+    # Without a dashboard of its own, Ray Train asks that of another Ray on this machine whether its controller lives, is
+    # told that there is none, and ends the workers.
+    ray.init(
+        address="local", num_cpus=4, include_dashboard=True, log_to_driver=False, logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": root}},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """Ray on this machine, with room for three workers whatever its size."""
+    before = os.environ.pop("RAY_ADDRESS", None)
+    begin()
+    yield
+    ray.shutdown()
+    if before is not None:
+        os.environ["RAY_ADDRESS"] = before
+
+
+def small(weighting: str) -> Experiment:
+    """Seven episodes a step: ragged on two workers and on three."""
+    return axes("cross_stitch", weighting, "maml").override(
+        {"train.meta_batch": 7, "train.steps": 6, "train.eval_every": 2}
+    )
+
+
+def gradients_on_workers(settings: dict[str, Any]) -> None:
+    """Runs on each worker: the meta-gradients of the streamed episodes, of every weighting, in float64."""
+    import ray.train
+
+    from raymtl.data.episodes import on_device
+    from raymtl.distributed.streaming import BuildEpisodes, streamed
+    from raymtl.step.workers import Workers
+
+    torch.set_default_dtype(torch.float64)
+    context = ray.train.get_context()
+    workers = Workers(context.get_world_rank(), context.get_world_size())
+    arrays = ray.get(settings["arrays"])
+    build = BuildEpisodes(small("static").data, arrays, 0, 7, workers.size, 0)
+    for step, share, raw in streamed(ray.train.get_dataset_shard("ids"), build):
+        (stack,) = raw
+        assert (
+            len(stack.query.inputs) == 7 * (share + 1) // workers.size - 7 * share // workers.size
+        )
+        for weighting in WEIGHTING:
+            algorithm = small(weighting).build()
+            meta = meta_gradient(algorithm, perturbed(algorithm), on_device(raw, "cpu"), workers)
+            torch.save(
+                meta.grads,
+                f"{settings['folder']}/{weighting}-{workers.size}-{workers.rank}-{step}.pt",
+            )
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_one_two_and_three_train_workers_give_the_same_meta_gradient(
+    number: int, tmp_path: Path, arrays, float64
+) -> None:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from raymtl.distributed.step_shards import StepShards
+
+    TorchTrainer(
+        gradients_on_workers,
+        train_loop_config={"arrays": ray.put(arrays), "folder": str(tmp_path)},
+        scaling_config=ScalingConfig(num_workers=number),
+        torch_config=TorchConfig(backend="gloo"),
+        datasets={"ids": ray.data.range(2)},
+        dataset_config=StepShards(2),
+        run_config=RunConfig(name="gradients", storage_path=str(tmp_path / "ray")),
+    ).fit()
+    for weighting in WEIGHTING:
+        chosen = small(weighting)
+        for step in range(2):
+            algorithm = chosen.build()
+            expected = meta_gradient(
+                algorithm, perturbed(algorithm), episodes_of(chosen, arrays, step=step)
+            ).grads
+            for rank in range(number):
+                grads = torch.load(
+                    tmp_path / f"{weighting}-{number}-{rank}-{step}.pt", weights_only=True
+                )
+                for name, gradient in expected.items():
+                    assert (grads[name] - gradient).norm() <= 1e-10 * (gradient.norm() + 1e-12), (
+                        weighting,
+                        name,
+                    )
+
+
+def test_ids_are_dealt_though_every_cpu_is_taken() -> None:
+    """As it is where the workers have all of the machine, so that a task that needs one would wait for ever."""
+    from raymtl.distributed.step_shards import id_dataset
+
+    @ray.remote(num_cpus=4)
+    class Everything:
+        def taken(self) -> bool:
+            return True
+
+    @ray.remote(num_cpus=0)
+    def dealt() -> list[tuple[int, int]]:
+        (shard,) = id_dataset(3, 2).streaming_split(1, equal=True)
+        return [(row["step"], row["share"]) for row in shard.iter_rows()]
+
+    holder = Everything.remote()
+    assert ray.get(holder.taken.remote())
+    asked = dealt.remote()
+    ready, _ = ray.wait([asked], timeout=60)
+    assert ready and ray.get(asked) == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
+    ray.kill(holder)
+
+
+def options(folder: Path, workers: int = 2) -> dict[str, Any]:
+    return {"ray_folder": folder / "ray", "workers": workers, "cpus": 1.0, "gpus": 0.0}
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def our_train_workers() -> list[int]:
+    """Train workers whose raylet this very process started."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (
+                "RayTrainWorker" in (process / "cmdline").read_text()
+                and parent(parent(int(process.name))) == os.getpid()
+            ):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays) -> None:
+    """kill -9 of one of two workers in the middle; the weights are those of an undisturbed run, to the bit.
+
+    The next checkpoint is far away, so what was done is kept by the other worker or not at all.
+    """
+    chosen = small("pcgrad").override(
+        {"train.steps": 300, "train.eval_every": 100, "train.checkpoint_share": 0}
+    )
+    (tmp_path / "alone").mkdir()
+    train(chosen, ray.put(arrays), tmp_path / "alone", name="killing/alone", **options(tmp_path))
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    victims: list[int] = []
+
+    def kill() -> None:
+        until = time.monotonic() + 120
+        while time.monotonic() < until and not victims:
+            if len(formats.read_rows(folder / "history.parquet")) >= 100:
+                time.sleep(1.5)  # some steps further, and far from the next checkpoint
+                victims.extend(our_train_workers()[:1])
+                for pid in victims:
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    train(chosen, ray.put(arrays), folder, name="killing/killed", **options(tmp_path))
+    killer.join()
+    assert victims
+    alone, resumed = (
+        formats.load_params(path / "model.safetensors") for path in (tmp_path / "alone", folder)
+    )
+    for name, value in alone.items():
+        assert torch.equal(resumed[name], value), name
+    assert [row["step"] for row in formats.read_rows(folder / "history.parquet")] == list(
+        range(1, 301)
+    )
+    (line,) = (folder / "resumes.jsonl").read_text().splitlines()
+    assert int(json.loads(line)["from"].removeprefix("step_")) not in (99, 100, 199, 200, 299)
+
+
+def test_divergence_on_workers_comes_out_as_what_it_is_and_is_known_to_ray_by_name(
+    tmp_path: Path, arrays
+) -> None:
+    wild = experiment(
+        learner__inner_lr=1e4, learner__inner_steps=8, train__steps=2, train__max_failures=0
+    )
+    wild = parse(
+        wild.model_dump(mode="json") | {"search": {"learner.inner_lr": {"log_uniform": [0.1, 1e5]}}}
+    )
+    folder = tmp_path / "wild"
+    folder.mkdir()
+    with pytest.raises(DivergedError, match="at step"):
+        train(wild, ray.put(arrays), folder, name="wild/best", **options(tmp_path, workers=1))
+    kept = ray.get_actor("train_v2_state_actor", namespace="_train_state_actor")
+    (run,) = (
+        run for run in ray.get(kept.get_train_runs.remote()).values() if run.name == "wild/best"
+    )
+    assert run.status == "ERRORED"
+    assert run.run_settings.train_loop_config["learner.inner_lr"] == 1e4
+
+
+def test_workers_that_can_never_start_are_refused() -> None:
+    with pytest.raises(
+        UserError,
+        match=r"train.workers: expected room for 9 at 1 CPU and 0 GPU each, got room for 4",
+    ):
+        ensure_resources(9, 1.0, 0.0, key="train.workers", wait_s=0)
+
+
+def test_a_cluster_that_grows_is_asked_until_it_has_and_then_asked_for_nothing(monkeypatch) -> None:
+    """Another search's asking takes the place of this one's; and what is asked for would outlive the process."""
+    from raymtl.distributed import trainer as training
+
+    asked: list[int] = []
+    monkeypatch.setattr(training, "request_resources", lambda bundles: asked.append(len(bundles)))
+    monkeypatch.setattr(training, "machines", lambda: [{"CPU": 2.0}] * (1 if len(asked) < 3 else 2))
+    monkeypatch.setattr(training, "ASK_AGAIN_S", 0.0)
+    monkeypatch.setattr(training.time, "sleep", lambda seconds: None)
+    ensure_resources(4, 1.0, 0.0, key="train.workers", wait_s=60)
+    assert asked == [4, 4, 4, 0]
+    with pytest.raises(UserError, match=r"train.workers: expected room for 9"):
+        ensure_resources(9, 1.0, 0.0, key="train.workers", wait_s=0.05)  # type: ignore[arg-type]
+    assert asked[-2:] == [9, 0]
+    ensure_resources(2, 1.0, 0.0, key="train.workers", wait_s=60)
+    assert asked[-1] == 0
+
+
+def test_a_training_that_the_cluster_has_no_room_for_ends_in_a_sentence_and_a_fault_of_ours_does_not(
+    tmp_path: Path, monkeypatch
+) -> None:
+    from ray.exceptions import RayActorError
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    from raymtl.pipeline import pipeline
+
+    seen = SimpleNamespace(show=lambda *row: None, say=print, started=lambda *about: None)
+    for error, says in (
+        (
+            ControllerError(TimeoutError("not within 60 s")),
+            r"its workers found no room \(not within 60 s\)\. When",
+        ),
+        (
+            WorkerGroupError("they died", {0: RayActorError()}),
+            "lost more often than train.max_failures allows",
+        ),
+        (WorkerGroupError("a bug", {0: RayActorError(), 1: KeyError("a bug")}), None),
+    ):
+
+        def given_up(*settings: object, error: Exception = error, **more: object) -> None:
+            raise error
+
+        monkeypatch.setattr(pipeline, "train", given_up)
+        with pytest.raises(UserError if says else WorkerGroupError, match=says):
+            pipeline._train_best(experiment(), tmp_path, None, seen, seen)  # type: ignore[arg-type]
+
+
+def test_an_address_where_something_else_listens_is_one_sentence_too(monkeypatch) -> None:
+    from raymtl.distributed import connection
+
+    monkeypatch.setattr(connection, "ANSWER_S", 1.0)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(
+            UserError,
+            match=r"cannot reach Ray at 127\.0\.0\.1:\d+ \(something listens there that is not",
+        ),
+    ):
+        check_address(f"127.0.0.1:{other.getsockname()[1]}")
+    monkeypatch.undo()
+    check_address(ray.get_runtime_context().gcs_address)
+
+
+def test_a_machine_is_leaving_once_ray_was_told(monkeypatch) -> None:
+    assert not machine_leaving()
+    here = ray.get_runtime_context().get_node_id()
+    monkeypatch.setattr(
+        ray._private.state.state, "get_draining_nodes", lambda: {"another": 0, here: 7}
+    )
+    assert machine_leaving()
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("127.0.0.1:1", r"127\.0\.0\.1:1 \(Connection refused\)"),
+        ("127.0.0.1:99999", r"127\.0\.0\.1:99999 \(expected HOST:PORT, ray://HOST:PORT or auto\)"),
+        ("somewhere", r"somewhere \(expected HOST:PORT"),
+    ],
+)
+def test_an_address_where_nothing_listens_is_one_sentence_before_anything_is_made(
+    address: str, says: str, tmp_path: Path
+) -> None:
+    from raymtl.cli.run import train as command
+
+    with pytest.raises(UserError, match=f"--address: cannot reach Ray at {says}"):
+        start_ray(address)
+    experiment(output=str(tmp_path / "runs")).save(tmp_path / "mine.yaml")
+    with pytest.raises(UserError, match="--address: cannot reach Ray"):
+        command(tmp_path / "mine.yaml", address=address)
+    assert not (tmp_path / "runs").exists()

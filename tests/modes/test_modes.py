@@ -1,0 +1,277 @@
+"""The optimisation modes: what each counts and moves, exact resume, accumulation, regret."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from raymtl.config import Experiment
+from raymtl.evaluation.baselines import comparators, regret
+from raymtl.modes import Accumulation, Alternating, Hierarchical, Online
+from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient
+from raymtl.storage import formats
+from raymtl.training import loop
+from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.types import UserError
+from tests.conftest import (
+    MODES,
+    WEIGHTING,
+    axes,
+    episodes_of,
+    experiment,
+    perturbed,
+    with_missing_labels,
+)
+
+TASKS = ("left", "right", "sum")
+
+
+class Stopped(Exception):
+    """Thrown into a training to interrupt it."""
+
+
+def trained(
+    chosen: Experiment, arrays, folder: Path, stop_at: int | None = None
+) -> dict[str, torch.Tensor]:
+    def report(metrics) -> None:
+        if metrics["step"] == stop_at:
+            raise Stopped
+
+    folder.mkdir(exist_ok=True)
+    context = TrainContext(report, lambda row: None)
+    train_loop(chosen, arrays, local_batches(chosen, arrays), context, folder)
+    return load_file(folder / "model.safetensors")
+
+
+def short(mode: str, steps: int = 6, **values) -> Experiment:
+    plan = {"train.steps": steps, "train.eval_every": steps, "mode.name": mode}
+    return experiment().override(plan | {k.replace("__", "."): v for k, v in values.items()})
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_interrupted_run_ends_with_the_same_weights_to_the_bit(mode, arrays, tmp_path) -> None:
+    own = {
+        "online": {"mode__arrivals": {"sum": 2}},
+        "hierarchical": {"mode__period": 2, "mode__strength": 1.0},
+    }
+    chosen = short(mode, train__eval_every=3, **own.get(mode, {}))
+    straight = trained(chosen, arrays, tmp_path / "straight")
+    with pytest.raises(Stopped):
+        trained(chosen, arrays, tmp_path / "broken", stop_at=3)
+    resumed = trained(chosen, arrays, tmp_path / "broken")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("parts", [2, 3, 5])
+@pytest.mark.parametrize("weighting", WEIGHTING)
+def test_accumulation_equals_the_joint_step(weighting: str, parts: int, arrays) -> None:
+    """Also where labels are missing, and where there are more parts than episodes."""
+    chosen = axes("hard", weighting, "maml")
+    episodes = with_missing_labels(episodes_of(chosen, arrays, count=4))
+    results = []
+    for execution in (ExecutionConfig(), ExecutionConfig(micro_batches=parts)):
+        algorithm = chosen.build()
+        results.append(
+            meta_gradient(algorithm, perturbed(algorithm), episodes, execution=execution)
+        )
+    torch.testing.assert_close(results[1].weights, results[0].weights, rtol=1e-6, atol=1e-9)
+    for name, gradient in results[0].grads.items():
+        torch.testing.assert_close(results[1].grads[name], gradient, rtol=1e-6, atol=1e-9)
+    assert Accumulation(parts=parts).micro_batches == parts
+
+
+def test_alternating_moves_the_heads_in_odd_steps_alone(arrays, tmp_path) -> None:
+    chosen = short("alternating", steps=1)
+    start = chosen.build().init_params()
+    first = trained(chosen, arrays, tmp_path / "one")
+    second = trained(
+        short("alternating", steps=2, train__schedule="constant"), arrays, tmp_path / "two"
+    )
+    moved = {name for name in start if not torch.equal(start[name], first[name])}
+    assert moved == {name for name in start if not name.startswith("model.heads.")}
+    one_of_two = trained(
+        short("alternating", steps=1, train__schedule="constant"), arrays, tmp_path / "first"
+    )
+    then = {name for name in start if not torch.equal(one_of_two[name], second[name])}
+    assert then == {name for name in start if name.startswith("model.heads.")}
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_a_task_is_drawn_as_often_as_its_size_to_the_power_says(power: float) -> None:
+    sizes = {"left": 100, "right": 400, "sum": 1600}
+    mode = Alternating(by="tasks", power=power)
+    drawn = [next(iter(mode.counted(step, 7, sizes))) for step in range(4000)]
+    expected = np.array(list(sizes.values())) ** power
+    shares = [drawn.count(task) / len(drawn) for task in sizes]
+    np.testing.assert_allclose(shares, expected / expected.sum(), atol=0.03)
+    assert drawn[:50] != [next(iter(mode.counted(step, 8, sizes))) for step in range(50)]
+
+
+def test_one_task_a_step_moves_its_head_alone_and_records_no_loss_of_the_others(
+    arrays, tmp_path
+) -> None:
+    chosen = short("alternating", steps=1, mode__by="tasks", learner__inner_steps=0)
+    start = chosen.build().init_params()
+    end = trained(chosen, arrays, tmp_path / "run")
+    (task,) = chosen.mode.counted(0, chosen.seed, dict.fromkeys(TASKS, 1))
+    heads = {
+        name.split(".")[2]
+        for name in start
+        if "heads" in name and not torch.equal(start[name], end[name])
+    }
+    assert heads == {task}
+    (row,) = formats.read_rows(tmp_path / "run" / "history.parquet")
+    assert {t for t in TASKS if row.get(f"loss.{t}") is not None} == {task}
+    assert {t for t in TASKS if row[f"weight.{t}"] > 0} == {task}
+
+
+def test_hierarchical_takes_the_tasks_in_order_and_anchors_each_turn() -> None:
+    mode = Hierarchical(order=("sum", "left", "right"), period=2)
+    turns = [next(iter(mode.counted(step, 0, dict.fromkeys(TASKS, 1)))) for step in range(8)]
+    assert turns == ["sum", "sum", "left", "left", "right", "right", "sum", "sum"]
+    assert [step for step in range(8) if mode.anchors(step)] == [0, 2, 4, 6]
+
+
+def test_the_anchor_holds_a_later_task_back(arrays, tmp_path) -> None:
+    """Plain descent, one turn of many steps: the stronger the anchor, the less the trunk moves from where it was."""
+    moved = []
+    for strength in (0.0, 0.1, 10.0):
+        chosen = short(
+            "hierarchical", steps=30, mode__period=30, mode__strength=strength, train__optimizer="sgd",
+            train__lr=0.02, train__schedule="constant",
+        )  # fmt: skip
+        start = chosen.build().init_params()
+        end = trained(chosen, arrays, tmp_path / f"{strength}")
+        moved.append(float(sum((end[n] - start[n]).detach().square().sum() for n in start)))
+    assert moved[0] > moved[1] > 5 * moved[2]
+
+
+def test_before_it_arrives_a_task_is_neither_learned_nor_recorded(arrays, tmp_path) -> None:
+    chosen = short("online", steps=4, mode__arrivals={"sum": 3, "right": 2})
+    start = chosen.build().init_params()
+    trained(chosen, arrays, tmp_path / "all")
+    rows = formats.read_rows(tmp_path / "all" / "history.parquet")
+    seen = [{task for task in TASKS if row[f"loss.{task}"] is not None} for row in rows]
+    assert seen == [{"left"}, {"left"}, {"left", "right"}, set(TASKS)]
+    early = trained(
+        short("online", steps=3, mode__arrivals={"sum": 3, "right": 2}), arrays, tmp_path / "early"
+    )
+    assert torch.equal(early["model.heads.sum.weight"], start["model.heads.sum.weight"])
+    assert not torch.equal(early["model.heads.right.weight"], start["model.heads.right.weight"])
+
+
+def test_the_regret_is_the_loss_beyond_that_of_the_best_fixed_weights(arrays, tmp_path) -> None:
+    def history(name: str, left: list[float], right: list[float | None]) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = [
+            {"step": i, "loss.left": a, "loss.right": b}
+            for i, (a, b) in enumerate(zip(left, right, strict=True))
+        ]
+        formats.write_rows(folder / "history.parquet", rows)
+        return folder
+
+    own = history("own", [1.0, 2.0, 3.0], [None, 4.0, 5.0])  # means 1, 3, 4
+    compared = {
+        "a": history("a", [1.0, 2.0, 2.0], [None, 2.0, 2.0]),  # 1, 2, 2
+        "b": history("b", [0.5, 9.0, 9.0], [None, 9.0, 9.0]),
+        "diverged": history("diverged", [0.0], [0.0]),
+    }
+    found = regret(own, compared)
+    assert found is not None
+    assert found["best"] == "a" and found["regret"] == pytest.approx(3.0)
+    assert found["curve"] == pytest.approx([0.0, 1.0, 3.0])
+    assert set(found["fixed_loss_per_step"]) == {"a", "b"}
+    assert regret(own, {"diverged": compared["diverged"]}) is None
+
+
+def test_comparators_are_fixed_weights_on_the_same_stream() -> None:
+    models = comparators(
+        short("online", mode__comparators=4, mode__arrivals={"sum": 2}, weighting__name="famo")
+    )
+    assert len(models) == 4
+    assert all(
+        model.weighting.name == "static" and model.mode.arrivals == {"sum": 2}
+        for model in models.values()
+    )
+    assert len({tuple(model.weighting.weights.values()) for model in models.values()}) == 4
+    assert list(models["fixed-0"].weighting.weights.values()) == pytest.approx([1 / 3] * 3)
+    assert comparators(short("weighted")) == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (
+            {"mode.name": "hierarchical", "mode.order": ["left", "sum"]},
+            "mode.order: expected every task of",
+        ),
+        (
+            {"mode.name": "online", "mode.arrivals": {"lift": 3}},
+            "mode.arrivals.lift: expected one of the tasks",
+        ),
+        (
+            {"mode.name": "online", "mode.arrivals": dict.fromkeys(TASKS, 1)},
+            "mode.arrivals: expected a task at step 0",
+        ),
+        (
+            {"mode.name": "hierarchical", "weighting.name": "pcgrad"},
+            "lets one task count in each step",
+        ),
+        ({"mode.name": "accumulation", "learner.name": "reptile"}, "has none to divide"),
+    ],
+)
+def test_what_a_mode_cannot_do_is_refused(values, says) -> None:
+    with pytest.raises(UserError, match=says):
+        experiment().override(values)
+
+
+def test_online_with_no_arrivals_is_the_joint_step() -> None:
+    assert Online().arrived(0, TASKS) == frozenset(TASKS)
+
+
+def test_the_head_of_a_task_that_does_not_count_stands_still_over_many_steps(
+    arrays, tmp_path
+) -> None:
+    """Momentum from its last turn must not carry it on."""
+    plan = {
+        "learner__inner_steps": 0,
+        "mode__period": 3,
+        "mode__strength": 0.0,
+        "train__schedule": "constant",
+    }
+    after_turn, later = (
+        trained(short("hierarchical", steps=steps, **plan), arrays, tmp_path / str(steps))
+        for steps in (3, 6)
+    )
+    assert torch.equal(after_turn["model.heads.left.weight"], later["model.heads.left.weight"])
+    assert not torch.equal(
+        after_turn["model.heads.right.weight"], later["model.heads.right.weight"]
+    )
+
+
+def test_a_high_power_takes_the_largest_task_alone() -> None:
+    mode = Alternating(by="tasks", power=300)
+    assert {next(iter(mode.counted(step, 0, {"a": 1000, "b": 1400}))) for step in range(50)} == {
+        "b"
+    }
+
+
+def test_no_pass_sees_more_than_its_part_while_the_axis_is_timed(
+    arrays, tmp_path, monkeypatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(
+        loop,
+        "meta_gradient",
+        lambda *given: seen.append(given[4].micro_batches) or meta_gradient(*given),
+    )
+    trained(
+        short("accumulation", steps=1, train__task_axis="auto", mode__parts=3),
+        arrays,
+        tmp_path / "run",
+    )
+    assert len(seen) == 5 and set(seen) == {3}

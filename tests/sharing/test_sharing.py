@@ -1,0 +1,306 @@
+"""Laws of the sharing architectures, over the whole union, in float64."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch.func import functional_call, grad, vmap
+
+from raymtl.encoders import Conv4Spec, ConvSpec, LeNetSpec, MLPSpec, ResNet18Spec
+from raymtl.sharing import CrossStitchSpec, SoftSpec
+from raymtl.tasks import classification, regression
+from raymtl.types import Task
+from tests.conftest import SHARING, axes, experiment
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+TASKS = (classification("a", 4), classification("b", 3), regression("c", 0.0, 1.0))
+NAMES = tuple(task.name for task in TASKS)
+SHAPE = (1, 8, 8)
+MLP = (MLPSpec(hidden=(7, 6)), SHAPE)
+ENCODERS = {
+    "mlp": MLP,
+    "conv": (ConvSpec(channels=(4, 8)), SHAPE),
+    "conv4": (Conv4Spec(width=4), (1, 16, 16)),
+    "lenet": (LeNetSpec(maps=(2, 3), hidden=(6, 5)), (1, 16, 16)),
+}
+over_the_union = pytest.mark.parametrize("name", SHARING)
+over_the_encoders = pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
+
+
+def build(name: str, encoder=MLP, tasks: tuple[Task, ...] = TASKS):
+    spec, (encoder_spec, shape) = axes(name, "static", "maml").sharing, encoder
+    one = encoder_spec.build(shape)
+    if spec.check(tasks, one):  # it takes no tasks of different sizes
+        tasks = tuple(classification(task.name, 4) for task in tasks)
+    assert spec.check(tasks, one) is None
+    return spec.build(
+        tasks, [encoder_spec.build(shape) for _ in range(spec.num_encoders(len(tasks)))]
+    )
+
+
+def moved(model: torch.nn.Module, scale: float = 0.1) -> dict[str, torch.Tensor]:
+    """Parameters off the symmetric points of an initialisation, so that no gradient is zero by accident."""
+    return {
+        key: value.detach() + scale * torch.randn_like(value)
+        for key, value in model.named_parameters()
+    }
+
+
+def touched(output: torch.Tensor, model: torch.nn.Module) -> set[str]:
+    """The parameters in the graph of `output`."""
+    named = dict(model.named_parameters())
+    grads = torch.autograd.grad(output.sum(), named.values(), allow_unused=True, retain_graph=True)
+    return {name for name, gradient in zip(named, grads, strict=True) if gradient is not None}
+
+
+@over_the_encoders
+@over_the_union
+def test_predicts_every_task_and_names_what_is_shared_truly(name: str, encoder) -> None:
+    model = build(name, encoder)
+    predictions = model(torch.randn(5, *encoder[1]))
+    assert {task: value.shape for task, value in predictions.items()} == {
+        task: (5, num_outputs) for task, num_outputs in model.out_features.items()
+    }
+    assert tuple(predictions) == NAMES
+    reached = {task: touched(predictions[task], model) for task in NAMES}
+    everything = {name for name, _ in model.named_parameters()}
+    assert {
+        name for name in everything if sum(name in of_task for of_task in reached.values()) > 1
+    } == model.shared
+
+
+@over_the_encoders
+@over_the_union
+def test_every_parameter_serves_a_prediction_or_an_auxiliary_term(name: str, encoder) -> None:
+    model = build(name, encoder)
+    inputs = torch.randn(5, *encoder[1])
+    outputs = [*model(inputs).values(), *model(inputs, output="auxiliary").values()]
+    served = set().union(*(touched(output, model) for output in outputs if output.requires_grad))
+    penalty = model.penalty(dict(model.named_parameters()))
+    if penalty.requires_grad:
+        served |= touched(penalty, model)
+    assert served == {name for name, _ in model.named_parameters()}
+
+
+@over_the_encoders
+@over_the_union
+def test_own_inputs_give_what_a_shared_input_gives(name: str, encoder) -> None:
+    model = build(name, encoder)
+    own = {task: torch.randn(3 + i, *encoder[1]) for i, task in enumerate(NAMES)}
+    for model.apart in (False, True):
+        apart = model(own)
+        for task in NAMES:
+            torch.testing.assert_close(apart[task], model(own[task])[task])
+
+
+@pytest.mark.parametrize(("weighting", "reached"), [("pcgrad", 4), ("equal", 12)])
+def test_where_gradients_are_asked_one_by_one_a_task_is_followed_through_its_own_examples_alone(
+    weighting: str, reached: int
+) -> None:
+    chosen = experiment(weighting__name=weighting)
+    algorithm = chosen.build()
+    inputs = {name: torch.randn(4, *chosen.data.input_shape) for name in chosen.data.task_names}
+    passed: list[int] = []
+    algorithm.model.encoders[0].stages[-1].register_full_backward_hook(
+        lambda _, __, grads: passed.append(len(grads[0]))
+    )
+    algorithm.model(inputs)["left"].sum().backward()
+    assert passed == [reached]
+
+
+@over_the_encoders
+@over_the_union
+def test_the_features_of_one_task_are_its_entry_of_all(name: str, encoder) -> None:
+    model = build(name, encoder)
+    inputs = torch.randn(4, *encoder[1])
+    everything = model(inputs, output="features")
+    predictions = model(inputs)
+    for task in NAMES:
+        alone = model.features(inputs, (task,))
+        assert set(alone) == {task}
+        torch.testing.assert_close(alone[task], everything[task])
+        torch.testing.assert_close(model.heads[task](alone[task]), predictions[task])
+
+
+@over_the_encoders
+@over_the_union
+def test_one_task_alone_is_predicted_and_shares_nothing(name: str, encoder) -> None:
+    model = build(name, encoder, TASKS[:1])
+    inputs = torch.randn(4, *encoder[1])
+    predictions = model(inputs)
+    assert (
+        set(predictions) == {"a"}
+        and predictions["a"].shape == (4, 4)
+        and predictions["a"].isfinite().all()
+    )
+    torch.testing.assert_close(model({"a": inputs})["a"], predictions["a"])
+    assert not model.shared
+    assert all(value.isfinite() for value in model(inputs, output="auxiliary").values())
+
+
+@over_the_encoders
+@over_the_union
+def test_parameters_are_all_reached_from_outside(name: str, encoder) -> None:
+    """The inner loop works on a copy: nothing of the module's own may remain in what it computes."""
+    model = build(name, encoder)
+    params, inputs = moved(model), torch.randn(2, *encoder[1])
+    other = deepcopy(model)
+    with torch.no_grad():
+        for value in other.parameters():
+            value.copy_(torch.randn_like(value))
+    for output in ("predictions", "features", "auxiliary"):
+        one, two = (
+            functional_call(m, params, (inputs,), {"output": output}) for m in (model, other)
+        )
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    assert torch.equal(model.penalty(params), other.penalty(params))
+
+
+@over_the_union
+def test_a_network_of_zeros_predicts_zeros(name: str) -> None:
+    model = build(name)
+    zeros = {key: torch.zeros_like(value) for key, value in model.named_parameters()}
+    predictions = functional_call(model, zeros, (torch.randn(2, *SHAPE),))
+    assert all(bool((value == 0).all()) for value in predictions.values())
+
+
+def adapted_outputs(model, params, inputs):
+    """What an episode computes: an inner step on all tasks, then predictions, features and auxiliary terms."""
+
+    def loss(at):
+        return sum(
+            value.square().mean() for value in functional_call(model, at, (inputs,)).values()
+        )
+
+    update = grad(loss)(params)
+    phi = {name: value - 0.1 * update[name] for name, value in params.items()}
+    kinds = ("predictions", "features", "auxiliary")
+    return {kind: functional_call(model, phi, (inputs,), {"output": kind}) for kind in kinds}
+
+
+def assert_vmap_is_a_loop(model, inputs, params) -> None:
+    def outer(theta, of_episode):
+        outputs = adapted_outputs(model, theta, of_episode)
+        return sum(
+            value.square().mean() for kind in outputs.values() for value in kind.values()
+        ), outputs
+
+    together, outputs = vmap(grad(outer, has_aux=True), in_dims=(None, 0))(params, inputs)
+    for index, of_episode in enumerate(inputs):
+        alone, expected = grad(outer, has_aux=True)(params, of_episode)
+        for kind, values in expected.items():
+            for key, value in values.items():
+                torch.testing.assert_close(outputs[kind][key][index], value)
+        for key, value in alone.items():
+            torch.testing.assert_close(together[key][index], value)
+
+
+@over_the_encoders
+@over_the_union
+def test_vmap_over_episodes_is_a_loop_in_second_order(name: str, encoder) -> None:
+    model = build(name, encoder)
+    assert_vmap_is_a_loop(model, torch.randn(2, 3, *encoder[1]), moved(model))
+
+
+@over_the_union
+def test_vmap_over_episodes_is_a_loop_where_tasks_bring_their_own_inputs(name: str) -> None:
+    model = build(name)
+    params = moved(model)
+    inputs = {task: torch.randn(2, 3 + i, *SHAPE) for i, task in enumerate(NAMES)}
+    together = vmap(lambda own: adapted_outputs(model, params, own))(inputs)
+    for index in range(2):
+        alone = adapted_outputs(model, params, {task: own[index] for task, own in inputs.items()})
+        for kind, values in alone.items():
+            for key, value in values.items():
+                torch.testing.assert_close(together[kind][key][index], value)
+
+
+@over_the_union
+def test_resnet18_serves_every_architecture(name: str) -> None:
+    """Abstractly: shapes and what is shared, without computing."""
+    with torch.device("meta"):
+        model = build(name, (ResNet18Spec(), SHAPE))
+        predictions = model(torch.empty(2, *SHAPE))
+    assert {task: value.shape for task, value in predictions.items()} == {
+        task: (2, num_outputs) for task, num_outputs in model.out_features.items()
+    }
+    reached = [touched(predictions[task], model) for task in NAMES]
+    assert {
+        k for k, _ in model.named_parameters() if sum(k in of_task for of_task in reached) > 1
+    } == model.shared
+
+
+@over_the_encoders
+@over_the_union
+def test_the_inner_loop_moves_every_parameter_of_a_prediction(name: str, encoder) -> None:
+    model = build(name, encoder)
+    inputs = torch.randn(8, *encoder[1])
+    predictions = model(inputs)
+    for task in NAMES:
+        gradients = grad(
+            lambda at, t=task: functional_call(model, at, (inputs,))[t].square().sum()
+        )(moved(model))
+        assert {key for key, value in gradients.items() if value.any()} == touched(
+            predictions[task], model
+        )
+        assert all(value.isfinite().all() for value in gradients.values())
+
+
+@over_the_union
+def test_one_name_changes_the_architecture(name: str) -> None:
+    """A field that members have in common keeps its value, so it has to mean the same in both."""
+    before = experiment(sharing__name=name, data__tasks=["left", "right"])
+    for other in SHARING:
+        assert before.override({"sharing.name": other}).sharing.name == other
+
+
+@over_the_union
+def test_the_penalty_is_a_scalar_that_is_never_negative(name: str) -> None:
+    model = build(name)
+    for scale in (0.0, 0.1, 1.0):
+        penalty = model.penalty(moved(model, scale))
+        assert penalty.ndim == 0 and penalty >= 0
+
+
+@over_the_union
+def test_float32_stays_float32(name: str) -> None:
+    model = build(name).float()
+    inputs = torch.randn(2, *SHAPE, dtype=torch.float32)
+    for kind in ("predictions", "features", "auxiliary"):
+        assert all(value.dtype == torch.float32 for value in model(inputs, output=kind).values())
+
+
+@pytest.mark.parametrize("name", ["cross_stitch", "soft"])
+def test_one_task_alone_equals_hard_sharing(name: str) -> None:
+    alone, hard = (build(kind, tasks=TASKS[:1]) for kind in (name, "hard"))
+    hard.load_state_dict({k: v for k, v in alone.state_dict().items() if k != "stitches"})
+    inputs = torch.randn(4, *SHAPE)
+    torch.testing.assert_close(alone(inputs)["a"], hard(inputs)["a"])
+
+
+@over_the_encoders
+def test_cross_stitch_with_the_identity_is_independent_networks(encoder) -> None:
+    towers = [encoder[0].build(encoder[1]) for _ in TASKS]
+    stitched = CrossStitchSpec(own=1.0).build(TASKS, towers)
+    independent = SoftSpec(strength=0.0).build(TASKS, towers)
+    independent.heads = stitched.heads
+    inputs = torch.randn(4, *encoder[1])
+    for task in NAMES:
+        torch.testing.assert_close(stitched(inputs)[task], independent(inputs)[task])
+
+
+def test_cross_stitch_starts_from_rows_that_sum_to_one() -> None:
+    stitches = build("cross_stitch").stitches
+    torch.testing.assert_close(stitches.sum(-1), torch.ones(2, 3))
+    assert torch.allclose(stitches.diagonal(dim1=1, dim2=2), torch.tensor(0.9))
+
+
+def test_the_gradient_of_the_soft_penalty_is_twice_the_distance_to_the_mean() -> None:
+    model = SoftSpec(strength=0.3).build(TASKS, [MLPSpec(hidden=(4,)).build(SHAPE) for _ in TASKS])
+    params = dict(model.named_parameters())
+    name = "encoders.1.stages.0.1.weight"
+    (gradient,) = torch.autograd.grad(model.penalty(params), [params[name]])
+    mean = torch.stack([params[f"encoders.{i}.stages.0.1.weight"] for i in range(3)]).mean(0)
+    torch.testing.assert_close(gradient, 2 * 0.3 * (params[name] - mean))

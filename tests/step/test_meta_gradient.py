@@ -1,0 +1,281 @@
+"""One outer step: exact on any number of workers, with ragged shards and missing labels, for every combination."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import distributed as dist
+from torch.utils._pytree import tree_map
+
+from raymtl.config import Experiment
+from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient, update_after_step
+from raymtl.step.workers import Workers
+from raymtl.types import Batch, DivergedError, Episode
+from tests.conftest import (
+    WEIGHTING,
+    axes,
+    combinations,
+    episodes_of,
+    experiment,
+    perturbed,
+    with_missing_labels,
+)
+
+COMBINATIONS = combinations()
+SPLITS = {  # ragged on purpose
+    1: [(0, 9)],
+    2: [(0, 7), (7, 9)],
+    3: [(0, 1), (1, 4), (4, 9)],
+    4: [(0, 1), (1, 4), (4, 6), (6, 9)],
+}
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("sharing", "weighting", "learner"), COMBINATIONS)
+def test_every_combination_takes_a_step_and_vmap_equals_the_loop(
+    sharing, weighting, learner, arrays
+) -> None:
+    chosen = axes(sharing, weighting, learner)
+    episodes = episodes_of(chosen, arrays)
+    results = []
+    for execution in (
+        ExecutionConfig("vmap"),
+        ExecutionConfig("loop"),
+        ExecutionConfig("vmap", chunk=2),
+    ):
+        algorithm = chosen.build()
+        results.append(
+            meta_gradient(algorithm, perturbed(algorithm), episodes, execution=execution)
+        )
+    assert any(gradient.abs().max() > 0 for gradient in results[0].grads.values())
+    for other in results[1:]:
+        torch.testing.assert_close(other.losses, results[0].losses, rtol=1e-10, atol=1e-12)
+        for name, gradient in other.grads.items():
+            torch.testing.assert_close(gradient, results[0].grads[name], rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize(("sharing", "weighting", "learner"), COMBINATIONS)
+def test_every_combination_runs_in_bfloat16(sharing, weighting, learner, arrays) -> None:
+    chosen = axes(sharing, weighting, learner)
+    algorithm = chosen.build()
+    execution = ExecutionConfig(precision="bfloat16")
+    result = meta_gradient(
+        algorithm, algorithm.init_params(), episodes_of(chosen, arrays), execution=execution
+    )
+    exact = meta_gradient(chosen.build(), algorithm.init_params(), episodes_of(chosen, arrays))
+    assert all(
+        gradient.dtype == torch.float32 and gradient.isfinite().all()
+        for gradient in result.grads.values()
+    )
+    torch.testing.assert_close(result.losses, exact.losses, rtol=0.05, atol=0.05)
+    assert not torch.equal(result.losses, exact.losses)
+    flat, true = (
+        torch.cat([meta.grads[name].flatten() for name in exact.grads]) for meta in (result, exact)
+    )
+    assert torch.cosine_similarity(flat, true, dim=0) > 0.95
+
+
+def _trained(
+    chosen: Experiment, steps: list[Episode], workers: Workers, share: slice
+) -> dict[str, torch.Tensor]:
+    """Parameters, weights, losses and the weighting's state after a few steps of gradient descent on one's share."""
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
+    found: dict[str, torch.Tensor] = {}
+    for number, episodes in enumerate(steps):
+        own = tree_map(lambda leaf: leaf[share], episodes)
+        meta = meta_gradient(algorithm, params, own, workers)
+        with torch.no_grad():
+            for name, value in params.items():
+                value -= 0.01 * meta.grads[name] / (1 + meta.grads[name].norm())
+        if chosen.weighting.needs_post_step_losses:
+            update_after_step(algorithm, params, own, meta, workers)
+        found |= {f"losses {number}": meta.losses, f"weights {number}": meta.weights}
+    state = {f"state {name}": value for name, value in algorithm.weighting.state().items()}
+    return found | state | {name: value.detach() for name, value in params.items()}
+
+
+def _cases(arrays: Any, every: bool) -> list[tuple[Experiment, list[Episode]]]:
+    """Two steps of nine episodes: all labels, then some missing and one task without any.
+
+    Each axis beside its simple partners, or with `every` all combinations.
+    """
+    cases = []
+    for combination in COMBINATIONS:
+        chosen = axes(*combination)
+        plain = [
+            chosen.sharing.name == "hard",
+            chosen.weighting.name in ("static", "pcgrad"),
+            chosen.learner.name == "maml",
+        ]
+        if every or sum(plain) >= 2:
+            steps = [episodes_of(chosen, arrays, step=step, count=9) for step in range(2)]
+            # A class without a single support label has no prototype.
+            steps[1] = with_missing_labels(steps[1], support=chosen.learner.name != "protonet")
+            masks = steps[1].query.masks
+            masks["left"] = torch.zeros_like(masks["left"])
+            cases.append((chosen, steps))
+    return cases
+
+
+def _on_one_of(rank: int, size: int, folder: str, arrays: Any, every: bool) -> None:
+    """A worker process: trains on its ragged share of every case and saves what it ends up with."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous-{size}", rank=rank, world_size=size
+    )
+    share = slice(*SPLITS[size][rank])
+    found = [
+        _trained(chosen, steps, Workers(rank, size), share)
+        for chosen, steps in _cases(arrays, every)
+    ]
+    torch.save(found, f"{folder}/{size}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    ("size", "every"), [(2, False), (4, False), pytest.param(4, True, marks=pytest.mark.slow)]
+)
+def test_any_number_of_workers_trains_alike(size: int, every: bool, tmp_path: Path, arrays) -> None:
+    """Architectures, weightings and learners, state included, over steps that follow from each other."""
+    cases = _cases(arrays, every)
+    expected = [_trained(chosen, steps, Workers(), slice(None)) for chosen, steps in cases]
+    mp.spawn(_on_one_of, (size, str(tmp_path), arrays, every), nprocs=size)
+    for rank in range(size):
+        for (chosen, _), whole, found in zip(
+            cases,
+            expected,
+            torch.load(tmp_path / f"{size}-{rank}.pt", weights_only=True),
+            strict=True,
+        ):
+            axes_of_it = f"{chosen.sharing.name} {chosen.weighting.name} {chosen.learner.name}"
+            assert found.keys() == whole.keys()
+            for name, value in found.items():
+                close = torch.allclose(value, whole[name], rtol=1e-8, atol=1e-10, equal_nan=True)
+                assert close, f"{axes_of_it}: {name} differs by {(value - whole[name]).abs().max()}"
+
+
+@pytest.mark.usefixtures("float64")
+def test_aggregating_before_averaging_would_be_wrong(arrays) -> None:
+    """Guards the test above: the tempting order of the two operations must be visibly different on this data."""
+    chosen = axes("hard", "pcgrad", "maml")
+    episodes = episodes_of(chosen, arrays, count=9)
+    algorithm = chosen.build()
+    whole = meta_gradient(algorithm, perturbed(algorithm), episodes).grads
+    parts = []
+    for start, stop in SPLITS[3]:
+        algorithm = chosen.build()
+        share = tree_map(lambda leaf, s=start, e=stop: leaf[s:e], episodes)
+        parts.append(
+            (meta_gradient(algorithm, perturbed(algorithm), share).grads, (stop - start) / 9)
+        )
+    name = "model.encoders.0.stages.1.1.weight"
+    wrong = sum(grads[name] * share for grads, share in parts)
+    assert (wrong - whole[name]).norm() > 0.01 * whole[name].norm()
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("weighting", WEIGHTING)
+def test_missing_labels_give_what_filtering_by_hand_gives(weighting: str, arrays) -> None:
+    chosen = axes("hard", weighting, "maml")
+    episodes = tree_map(lambda leaf: leaf[:1], episodes_of(chosen, arrays))
+    kept = torch.arange(episodes.query.inputs.shape[1]) % 3 > 0
+    masks = {"sum": kept[None], "left": kept[None], "right": kept[None]}
+    garbage = {
+        name: torch.where(kept, target, -1) for name, target in episodes.query.targets.items()
+    }
+    garbage["sum"] = torch.where(kept, garbage["sum"].double(), torch.nan)
+    masked = Episode(episodes.support, Batch(episodes.query.inputs, garbage, masks))
+    by_hand = Batch(
+        episodes.query.inputs[:, kept],
+        {n: t[:, kept] for n, t in episodes.query.targets.items()},
+        {},
+    )
+    results = []
+    for given in (masked, Episode(episodes.support, by_hand)):
+        algorithm = chosen.build()
+        results.append(meta_gradient(algorithm, perturbed(algorithm), given))
+    torch.testing.assert_close(results[0].losses, results[1].losses)
+    for name, gradient in results[0].grads.items():
+        torch.testing.assert_close(gradient, results[1].grads[name])
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_whole_gradient_equals_finite_differences_of_the_weighted_loss(arrays) -> None:
+    """Uncertainty's own parameters, the inner loop that depends on them and the soft penalty, all in one number."""
+    chosen = axes("soft", "uncertainty", "maml").override({"sharing.strength": 0.01})
+    episodes = episodes_of(chosen, arrays)
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
+    generator = torch.Generator().manual_seed(7)
+    direction = {
+        n: torch.randn(v.shape, generator=generator, dtype=v.dtype) for n, v in params.items()
+    }
+    computed = sum(
+        (meta_gradient(algorithm, params, episodes).grads[n] * direction[n]).sum() for n in params
+    )
+
+    def outer(shift: float) -> torch.Tensor:
+        moved = {n: (v.detach() + shift * direction[n]).requires_grad_() for n, v in params.items()}
+        losses = meta_gradient(algorithm, moved, episodes).losses
+        s = moved["weighting.log_variance"]
+        own = {n.removeprefix("model."): v for n, v in moved.items() if n.startswith("model.")}
+        scale = torch.tensor([1.0, 1.0, 0.5])
+        return (
+            (scale * torch.exp(-s) * losses + s / 2).sum() + algorithm.model.penalty(own)
+        ).detach()
+
+    torch.testing.assert_close(computed, (outer(1e-6) - outer(-1e-6)) / 2e-6, rtol=1e-6, atol=1e-7)
+
+
+def test_a_loss_that_is_not_finite_names_its_task(arrays) -> None:
+    chosen = experiment()
+    algorithm = chosen.build()
+    episodes = episodes_of(chosen, arrays)
+    broken = {
+        **episodes.query.targets,
+        "sum": torch.full_like(episodes.query.targets["sum"], torch.nan, dtype=torch.float),
+    }
+    with pytest.raises(DivergedError, match="task 'sum' is nan"):
+        meta_gradient(
+            algorithm,
+            algorithm.init_params(),
+            Episode(episodes.support, episodes.query._replace(targets=broken)),
+        )
+
+
+@pytest.mark.usefixtures("float64")
+def test_reptile_follows_the_auxiliary_terms_at_theta(arrays) -> None:
+    chosen = axes("adversarial", "static", "reptile")
+    episodes = episodes_of(chosen, arrays)
+    algorithm = chosen.build()
+    params = perturbed(algorithm)
+    grads = meta_gradient(algorithm, params, episodes).grads
+    own = {
+        name.removeprefix("model."): value
+        for name, value in params.items()
+        if name.startswith("model.")
+    }
+    terms = [
+        torch.func.functional_call(algorithm.model, own, (x,), {"output": "auxiliary"})
+        for x in episodes.query.inputs
+    ]
+    total = sum(sum(term.values()) for term in terms) / len(terms)
+    name = "model.discriminator.weight"
+    (expected,) = torch.autograd.grad(total, [params[name]])
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(grads[name], expected)
+
+
+def test_a_task_that_shares_nothing_does_not_hold_the_others_still(arrays) -> None:
+    chosen = axes("branching", "mgda", "maml").override(
+        {"sharing.tree.sum.follows": "left", "sharing.tree.sum.stages": 0}
+    )
+    algorithm = chosen.build()
+    meta = meta_gradient(algorithm, algorithm.init_params(), episodes_of(chosen, arrays))
+    assert meta.weights[:2].sum() > 1.9
+    assert meta.grads["model.trunks.left.stages.0.1.weight"].abs().max() > 0

@@ -1,0 +1,72 @@
+"""Task gradients: exact in float32 where there are many parameters, the same however often they are asked for."""
+
+import pytest
+import torch
+from torch import nn
+
+from raymtl.step.task_gradients import BLOCK, Losses, TaskGradients
+from raymtl.step.workers import Workers
+
+
+def gradients_of(
+    rows: torch.Tensor, rest: torch.Tensor | None = None, parts: int = 1
+) -> TaskGradients:
+    """Losses that are linear in two shared leaves and one private to the first task, so that the gradients are known."""
+    width = rows.shape[1]
+    leaves = [
+        nn.Parameter(torch.zeros(width // 2, dtype=rows.dtype)),
+        nn.Parameter(torch.zeros(width - width // 2, dtype=rows.dtype)),
+    ]
+    private = nn.Parameter(torch.zeros(3, dtype=rows.dtype))
+
+    def compute() -> Losses:
+        joint = torch.cat(leaves)
+        losses = [row @ joint / parts for row in rows]
+        losses[0] = losses[0] + 5 * private.sum() / parts
+        other = rest @ joint / parts if rest is not None else torch.zeros((), dtype=rows.dtype)
+        return Losses(tuple(losses), other)
+
+    return TaskGradients([compute] * parts, range(len(rows)), leaves, [private], Workers())
+
+
+def test_the_gramian_keeps_its_digits_over_millions_of_parameters_in_float32() -> None:
+    """Products that nearly cancel, as those of unrelated tasks do, next to rows with a common part."""
+    rows = torch.randn(3, 3_000_000) + 0.5
+    gradients = gradients_of(rows)
+    exact = rows.double() @ rows.double().T
+    assert ((gradients.gramian() - exact).norm() / exact.norm()) < 2e-6
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("with_rest", [False, True])
+def test_combining_is_the_weighted_sum_on_what_is_shared_and_the_plain_sum_elsewhere(
+    with_rest, parts
+) -> None:
+    rows, weights = torch.randn(4, 2 * BLOCK // 1000 + 7), torch.tensor([0.5, 2.0, 0.0, -1.0])
+    rest = torch.randn(rows.shape[1]) if with_rest else None
+    gradients = gradients_of(rows, rest, parts)
+    torch.testing.assert_close(gradients.gramian(), rows @ rows.T)
+    expected = torch.cat([weights @ rows + (rest if with_rest else 0), torch.full((3,), 5.0)])
+    for _ in range(2):
+        torch.testing.assert_close(gradients.combine(weights), expected)
+
+
+@pytest.mark.usefixtures("float64")
+def test_changed_rows_are_those_that_count_from_then_on() -> None:
+    rows = torch.randn(4, 100)
+    gradients = gradients_of(rows)
+    gradients.change(lambda whole: whole * torch.arange(1.0, 5.0)[:, None])
+    changed = rows * torch.arange(1.0, 5.0)[:, None]
+    torch.testing.assert_close(gradients.gramian(), changed @ changed.T)
+    torch.testing.assert_close(gradients.combine(torch.ones(4))[:100], changed.sum(0))
+
+
+@pytest.mark.usefixtures("float64")
+def test_weighted_losses_weigh_what_is_private_too() -> None:
+    rows, weights = torch.randn(3, 10), torch.tensor([0.5, 2.0, -1.0])
+    gradients = gradients_of(rows, torch.ones(10))
+    torch.testing.assert_close(
+        gradients.weighted(weights), torch.cat([weights @ rows + 1, torch.full((3,), 2.5)])
+    )
+    assert not gradients.computed

@@ -1,0 +1,200 @@
+"""A small explorer: runs several writers, each a function, in all orders of their steps on a real file system.
+
+A step ends where a writer is about to change what others see, or to look at it. Threads take turns, so one step runs at
+a time. Orders that lead to the same files, with every writer before the same step after steps that came out alike, are
+gone through once.
+"""
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+STEPS = ("mkdir", "rename", "replace", "listdir")
+WAIT_S = 30.0
+
+
+class _Stopped(BaseException):
+    """Ends a writer that is not needed any more."""
+
+
+class _Writer(threading.Thread):
+    """A thread that does one step of a writer whenever it is told to."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self.work = work
+        self.go, self.waits = threading.Semaphore(0), threading.Semaphore(0)
+        self.seen: list[str] = []
+        self.error: BaseException | None = None
+        self.done = self.stopped = False
+
+    def run(self) -> None:
+        try:
+            self.pause("begin")
+            self.work()
+        except _Stopped:
+            pass
+        except Exception as error:
+            self.error = error
+        self.done = True
+        self.waits.release()
+
+    def pause(self, name: str) -> None:
+        self.seen.append(name)
+        self.waits.release()
+        self.go.acquire()
+        if self.stopped:
+            raise _Stopped
+
+    def step(self) -> None:
+        self.go.release()
+        assert self.waits.acquire(timeout=WAIT_S)
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.go.release()
+        self.join(WAIT_S)
+
+
+def _watched(name: str, known: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of the system by which a step of a writer begins."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        writer = threading.current_thread()
+        if not isinstance(writer, _Writer):
+            return known(*args, **options)
+        writer.pause(f"{name} {args}")
+        try:
+            result = known(*args, **options)
+        except OSError as error:
+            writer.seen.append(str(error.errno))
+            raise
+        writer.seen.append(str(sorted(result) if isinstance(result, list) else result))
+        return result
+
+    return call
+
+
+def step_before(known: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, before which a step begins."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        writer = threading.current_thread()
+        if isinstance(writer, _Writer):
+            writer.pause(known.__name__)
+        return known(*args, **options)
+
+    return call
+
+
+def _rmtree(known: Callable[..., Any]) -> Callable[..., Any]:
+    """In two steps, since what is half removed can be seen."""
+
+    def call(path: Any, *args: Any, **options: Any) -> None:
+        writer = threading.current_thread()
+        if isinstance(writer, _Writer):
+            writer.pause(f"rmtree {path}")
+            for manifest in Path(path).rglob("manifest.json"):
+                manifest.unlink()
+            writer.pause("rmtree the rest")
+        known(path, *args, **options)
+
+    return call
+
+
+def explore(
+    folder: Path,
+    prepare: Callable[[Path], object],
+    writers: Sequence[Callable[[Path], object]],
+    look: Callable[[Path, dict[str, Any]], object],
+    ended: Callable[[Path, list[BaseException | None]], object],
+    orders: Callable[[int], Sequence[int]] | None = None,
+) -> int:
+    """Runs the writers in all orders, each time in a prepared folder; how many different states there were.
+
+    `look` is called after every step, with a dict that lasts for one run; `ended` after the last step, with what each
+    writer raised. With `orders`, the order of run i is what it returns: which writer is preferred at each step, until
+    it returns an empty one.
+    """
+    patches = [mock.patch.object(os, name, _watched(name, getattr(os, name))) for name in STEPS]
+    patches.append(mock.patch.object(shutil, "rmtree", _rmtree(shutil.rmtree)))
+    remove = shutil.rmtree
+    for patch in patches:
+        patch.start()
+    try:
+        known: set[int] = set()
+        open_ends: list[list[int]] = [[]]
+        number = 0
+        while open_ends:
+            order = open_ends.pop()
+            if orders is not None:
+                order = list(orders(number))
+                open_ends = [[]] if order else []
+            remove(folder, ignore_errors=True)
+            folder.mkdir()
+            prepare(folder)
+            _one_run(
+                folder, writers, look, ended, order, known, open_ends if orders is None else None
+            )
+            number += 1
+        return len(known)
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+def _one_run(
+    folder: Path,
+    works: Sequence[Callable[[Path], object]],
+    look: Callable[[Path, dict[str, Any]], object],
+    ended: Callable[[Path, list[BaseException | None]], object],
+    order: Sequence[int],
+    known: set[int],
+    open_ends: list[list[int]] | None,
+) -> None:
+    """Goes the given order, then on until the end or a known state; notes the orders that part from it on its way."""
+    threads = [_Writer(lambda work=work: work(folder)) for work in works]  # type: ignore[misc]
+    for thread in threads:
+        thread.start()
+        assert thread.waits.acquire(timeout=WAIT_S)
+    seen: dict[str, Any] = {}
+    gone: list[int] = []
+    try:
+        while True:
+            running = [i for i, thread in enumerate(threads) if not thread.done]
+            if not running:
+                ended(folder, [thread.error for thread in threads])
+                return
+            at = len(gone)
+            preferred = order[at] if at < len(order) else running[0]
+            chosen = preferred if preferred in running else running[0]
+            if open_ends is not None and at >= len(order):
+                open_ends += [[*gone, other] for other in running if other != chosen]
+            threads[chosen].step()
+            gone.append(chosen)
+            try:
+                look(folder, seen)
+            except AssertionError as error:
+                error.add_note(f"in the order {gone}")
+                raise
+            if at >= len(order) - 1:
+                state = _state(folder, threads)
+                if state in known and open_ends is not None:
+                    return
+                known.add(state)
+    finally:
+        for thread in threads:
+            if not thread.done:
+                thread.stop()
+
+
+def _state(folder: Path, threads: Sequence[_Writer]) -> int:
+    files = [
+        (str(path), path.read_bytes() if path.is_file() else b"")
+        for path in sorted(folder.rglob("*"))
+    ]
+    return hash((tuple(files), tuple((tuple(thread.seen), thread.done) for thread in threads)))

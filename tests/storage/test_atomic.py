@@ -1,0 +1,276 @@
+"""Storage that is full or away is waited for, and nothing is left half-written."""
+
+import errno
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from optuna.storages import JournalStorage
+from safetensors.torch import load_file
+
+from raymtl.storage import atomic, formats
+from raymtl.storage.optuna_journal import Journal
+from raymtl.training.loop import TrainContext, local_batches, train_loop
+from tests.conftest import axes
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mounted)], check=False
+    ).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield mounted
+    subprocess.run(["umount", "--lazy", str(mounted)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Puts a file there that takes all that is left."""
+    filler = disk / "filler"
+    room = os.statvfs(disk)
+    filler.write_bytes(b"0" * room.f_bavail * room.f_bsize)
+    assert os.statvfs(disk).f_bavail == 0
+    return filler
+
+
+def test_storage_that_is_full_is_waited_for(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(atomic, "RETRY_S", 0.0)
+    tries: list[int] = []
+
+    def write(aside) -> None:
+        aside.write_text("half")
+        tries.append(1)
+        if len(tries) < 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    atomic.publish(tmp_path / "file", write)
+    assert len(tries) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert capsys.readouterr().err.count("No space left on device; trying again for 300 s") == 1
+
+
+def test_what_is_no_fault_of_the_storage_is_raised_at_once_and_that_which_stays_after_a_while(
+    tmp_path, monkeypatch
+) -> None:
+    def broken(aside) -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        atomic.publish(tmp_path / "file", broken)
+
+    def full(aside) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic, "PATIENCE_S", 0.0)
+    with pytest.raises(OSError, match="No space left"):
+        atomic.publish(tmp_path / "file", full)
+
+
+def test_tensors_and_tables_wait_for_a_disk_that_is_really_full(disk, monkeypatch) -> None:
+    def saved(aside) -> None:
+        with aside.open("wb") as file:
+            torch.save({"w": torch.zeros(20_000)}, file)
+
+    writers = {
+        "a.safetensors": lambda path: formats.save_params(path, {"w": torch.zeros(20_000)}),
+        "b.parquet": lambda path: formats.write_rows(path, [{"x": os.urandom(60_000)}]),
+        "c.pt": lambda path: atomic.publish(path, saved),
+        "d.jsonl": lambda path: formats.append_row(path, {"x": "y" * 60_000}),
+    }
+    for name, write in writers.items():
+        filler = fill(disk)
+        slept: list[float] = []
+
+        def freed(seconds: float, filler=filler, slept=slept) -> None:
+            slept.append(seconds)
+            filler.unlink(missing_ok=True)
+
+        monkeypatch.setattr(atomic.time, "sleep", freed)
+        write(disk / name)
+        assert slept
+        assert (disk / name).exists()
+        (disk / name).unlink()
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # TensorBoard's own thread
+def test_a_training_waits_for_a_disk_that_is_really_full_and_ends_as_any_other(
+    disk, arrays, tmp_path, monkeypatch
+) -> None:
+    """Its event files cannot be written either; TensorBoard would end it for that."""
+    monkeypatch.setattr(atomic, "RETRY_S", 0.05)
+    monkeypatch.setattr("raymtl.reporting.tensorboard.FLUSH_S", 0.05)
+    chosen = axes("hard", "famo", "maml").override(
+        {
+            "train.steps": 60,
+            "train.eval_every": 20,
+            "train.task_axis": "vmap",
+            "encoder.hidden": [6],
+        }
+    )
+
+    def train(folder: Path, observe) -> None:
+        train_loop(
+            chosen,
+            arrays,
+            local_batches(chosen, arrays),
+            TrainContext(lambda scores: None, observe),
+            folder,
+        )
+
+    def observe(row) -> None:
+        if row["step"] == 25:
+            threading.Timer(1.0, fill(disk).unlink).start()
+
+    train(tmp_path / "straight", lambda row: None)
+    train(disk / "full", observe)
+    one, other = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "straight", disk / "full")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert [row["step"] for row in formats.read_rows(disk / "full" / "history.parquet")] == list(
+        range(1, 61)
+    )
+    assert shown(disk / "full") == shown(tmp_path / "straight") == list(range(1, 61))
+
+
+def shown(folder: Path) -> list[int]:
+    """The steps whose learning rate TensorBoard would show."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return [event.step for event in events.Scalars("lr")]
+
+
+def test_half_a_line_is_cut_off_before_the_next_one_and_nothing_else_is(tmp_path) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b"")
+    atomic.append(path, b"one\n")
+    path.write_bytes(path.read_bytes() + b"x" * 10_000)
+    atomic.append(path, b"two\nthree\n")
+    assert path.read_bytes() == b"one\ntwo\nthree\n"
+    path.write_bytes(b"never ended")
+    atomic.append(path, b"four\n")
+    assert path.read_bytes() == b"four\n"
+
+
+def test_a_line_for_which_there_is_no_room_is_not_begun(disk, monkeypatch) -> None:
+    path = disk / "lines"
+    path.write_bytes(b"one\n" * 1000)
+    filler = fill(disk)
+    monkeypatch.setattr(atomic, "PATIENCE_S", 0.0)
+    with pytest.raises(OSError, match="No space left"):
+        atomic.append(path, b"2" * 9000 + b"\n")
+    assert path.read_bytes() == b"one\n" * 1000
+    filler.unlink()
+
+
+def test_lines_that_arrived_though_the_storage_said_otherwise_are_not_added_twice(
+    tmp_path, monkeypatch
+) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b"one\n")
+    monkeypatch.setattr(atomic, "RETRY_S", 0.0)
+    sync, tries = os.fsync, []
+
+    def away(opened: int) -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(opened)
+
+    def stays(opened, size) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", away)
+    monkeypatch.setattr(os, "ftruncate", stays)
+    atomic.append(path, b"two\n")
+    assert len(tries) == 3
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
+def test_a_journal_whose_lock_cannot_be_released_at_first_has_its_entries_once(
+    tmp_path, monkeypatch
+) -> None:
+    kept = study(tmp_path / "study.journal")
+    monkeypatch.setattr(atomic, "RETRY_S", 0.0)
+    rename, failed = os.rename, []
+
+    def away(*paths) -> None:
+        if not failed:
+            failed.append(paths)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        rename(*paths)
+
+    monkeypatch.setattr(os, "rename", away)
+    kept.add_trial(optuna.trial.create_trial(value=1.0))
+    assert failed
+    assert [trial.value for trial in study(tmp_path / "study.journal").trials] == [1.0]
+
+
+def test_what_cannot_be_read_for_a_while_is_no_damage(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "rows.parquet"
+    formats.write_rows(path, [{"step": 1}])
+    monkeypatch.setattr(atomic, "RETRY_S", 0.0)
+    read, failed = formats.pq.read_table, []
+
+    def away(given):
+        if not failed:
+            failed.append(given)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(given)
+
+    monkeypatch.setattr(formats.pq, "read_table", away)
+    assert formats.read_rows(path) == [{"step": 1}]
+    assert failed
+
+
+def study(path: Path) -> optuna.Study:
+    return optuna.create_study(
+        storage=JournalStorage(Journal(path)), study_name="study", load_if_exists=True
+    )
+
+
+def test_a_journal_that_ends_in_half_a_line_is_read_and_written_on(tmp_path) -> None:
+    path = tmp_path / "study.journal"
+    study(path).add_trial(optuna.trial.create_trial(value=1.0))
+    whole = path.read_bytes()
+    study(path).add_trial(optuna.trial.create_trial(value=2.0))
+    path.write_bytes(path.read_bytes()[:-7])  # the power went
+    assert len(study(path).trials) == 1
+    study(path).add_trial(optuna.trial.create_trial(value=3.0))
+    assert [trial.value for trial in study(path).trials] == [1.0, 3.0]
+    assert path.read_bytes().startswith(whole)
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_a_journal_waits_until_its_storage_is_back(disk, tmp_path, monkeypatch) -> None:
+    kept = study(disk / "study.journal")
+    gone: list[str] = []
+
+    def back(seconds: float) -> None:
+        gone.append("slept")
+        subprocess.run(["umount", str(disk)], check=True)  # what was mounted over it
+
+    monkeypatch.setattr(atomic.time, "sleep", back)
+    for act in (
+        lambda: kept.add_trial(optuna.trial.create_trial(value=1.0)),
+        lambda: study(disk / "study.journal"),
+    ):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(disk)], check=True)
+        act()
+    assert len(gone) == 2
+    assert [trial.value for trial in study(disk / "study.journal").trials] == [1.0]

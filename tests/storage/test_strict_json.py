@@ -1,0 +1,49 @@
+"""No NaN and no Infinity in any JSON that is written."""
+
+import ast
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from raymtl.storage import formats, strict_json
+
+ROOT = Path(__file__).parent.parent.parent / "raymtl"
+OTHERS = {
+    "storage/optuna_journal.py": "Optuna reads it back, NaN included",
+    "data/tables/source.py": "a digest, which nobody reads",
+    "reporting/html/tables.py": "text in a cell",
+    "config/domains.py": "names of choices",
+}
+"""Modules that call json.dumps themselves, and why they may."""
+
+
+def refused(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_null_at_any_depth(number: float) -> None:
+    text = strict_json.dumps({"a": [number, (1.5, {"b": number})], "c": 2, "d": None})
+    assert json.loads(text, parse_constant=refused) == {
+        "a": [None, [1.5, {"b": None}]],
+        "c": 2,
+        "d": None,
+    }
+
+
+def test_files_of_a_run_have_null_for_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    formats.write_json(tmp_path / "summary.json", {"score": math.nan})
+    formats.append_row(tmp_path / "events.jsonl", {"score": math.inf})
+    for name in ("summary.json", "events.jsonl"):
+        assert json.loads((tmp_path / name).read_text(), parse_constant=refused)["score"] is None
+
+
+def test_json_is_written_by_one_module_alone() -> None:
+    calls = set()
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("json.dump", "json.dumps"):
+                calls.add(path.relative_to(ROOT).as_posix())
+    assert calls == {"storage/strict_json.py", *OTHERS}

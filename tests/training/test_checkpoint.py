@@ -1,0 +1,362 @@
+"""Checkpoints that can be trusted: what is damaged is passed over and said, and what was trained is not lost."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import distributed as dist
+from torch import multiprocessing as mp
+
+from raymtl.config import Experiment
+from raymtl.data.episodes import build_episodes
+from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient
+from raymtl.step.workers import Workers
+from raymtl.storage import formats
+from raymtl.training import checkpoint, checkpointing, loop
+from raymtl.training.checkpointing import HALVED
+from raymtl.training.loop import Batches, TrainContext, local_batches, train_loop
+from raymtl.types import UserError
+from tests.conftest import axes
+
+
+class Stopped(Exception):
+    """Thrown into a training to interrupt it."""
+
+
+def short(**values) -> Experiment:
+    plan = {
+        "train.steps": 6,
+        "train.eval_every": 2,
+        "train.task_axis": "vmap",
+        "encoder.hidden": [6],
+    }
+    return axes("hard", "famo", "maml").override(
+        plan | {k.replace("__", "."): v for k, v in values.items()}
+    )
+
+
+def run(
+    chosen: Experiment, arrays, folder: Path, die_after: int | None = None, leaving=lambda: False
+) -> list[dict]:
+    """Dies right after the record of a step, wherever the last checkpoint is."""
+    reports: list[dict] = []
+
+    def observe(row) -> None:
+        if row["step"] == die_after:
+            raise Stopped
+
+    train_loop(
+        chosen, arrays, local_batches(chosen, arrays), TrainContext(reports.append, observe, leaving=leaving), folder
+    )  # fmt: skip
+    return reports
+
+
+def steps(folder: Path) -> list[int]:
+    return [checkpoint.step_of(path) for path in sorted((folder / "checkpoints").glob("step_*"))]
+
+
+TIMES = ("seconds", "data_wait_pct", "communication_pct")
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    rows = [[{k: v for k, v in row.items() if k not in TIMES} for row in
+             formats.read_rows(folder / "history.parquet")] for folder in (one, other)]  # fmt: skip
+    return all(torch.equal(first[name], second[name]) for name in first) and rows[0] == rows[1]
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "truncated state": (
+        lambda folder: truncated(folder / "state.pt"),
+        r"state\.pt has \d+ bytes and not \d+",
+    ),
+    "flipped bit": (
+        lambda folder: flipped(folder / "model.safetensors"),
+        "model.safetensors has another checksum",
+    ),
+    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "it has no manifest"),
+    "half a manifest": (
+        lambda folder: truncated(folder / "manifest.json"),
+        "its manifest cannot be read",
+    ),
+    "lost file": (lambda folder: (folder / "state.pt").unlink(), "state.pt is missing"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_gives_the_same_weights(
+    damage, arrays, tmp_path, capsys
+) -> None:
+    chosen = short(train__checkpoint_share=0)
+    run(chosen, arrays, tmp_path / "straight")
+    with pytest.raises(Stopped):
+        run(chosen, arrays, tmp_path / "broken", die_after=5)
+    assert steps(tmp_path / "broken") == [2, 4]
+    do, says = DAMAGES[damage]
+    do(tmp_path / "broken" / "checkpoints" / "step_00000004")
+    run(chosen, arrays, tmp_path / "broken")
+    assert same(tmp_path / "straight", tmp_path / "broken")
+    (line,) = (tmp_path / "broken" / "resumes.jsonl").read_text().splitlines()
+    told = json.loads(line)
+    assert told["from"] == "step_00000002"
+    assert len(told["passed_over"]) == 1
+    assert re.search(says, told["passed_over"][0])
+    assert told["passed_over"][0] in capsys.readouterr().err
+
+
+def test_with_every_checkpoint_damaged_training_starts_anew_and_ends_the_same(
+    arrays, tmp_path
+) -> None:
+    chosen = short(train__checkpoint_share=0)
+    run(chosen, arrays, tmp_path / "straight")
+    with pytest.raises(Stopped):
+        run(chosen, arrays, tmp_path / "broken", die_after=5)
+    for path in (tmp_path / "broken" / "checkpoints").iterdir():
+        flipped(path / "state.pt")
+    run(chosen, arrays, tmp_path / "broken")
+    assert same(tmp_path / "straight", tmp_path / "broken")
+
+
+def test_damaged_checkpoints_of_later_steps_do_not_take_the_place_of_whole_ones(
+    arrays, tmp_path
+) -> None:
+    with pytest.raises(Stopped):
+        run(short(train__checkpoint_share=0), arrays, tmp_path, die_after=5)
+    for path in (tmp_path / "checkpoints").iterdir():
+        flipped(path / "state.pt")
+    assert steps(tmp_path) == [2, 4]
+    with pytest.raises(Stopped):
+        run(short(train__eval_every=1), arrays, tmp_path, die_after=2)
+    assert steps(tmp_path) == [1]
+    assert checkpoint.newest_step(tmp_path) == 1
+
+
+def test_what_is_aside_when_a_write_is_cut_off_is_no_checkpoint_and_goes_with_the_next(
+    arrays, tmp_path
+) -> None:
+    chosen = short(train__checkpoint_share=0)
+    with pytest.raises(Stopped):
+        run(chosen, arrays, tmp_path, die_after=3)
+    whole = tmp_path / "checkpoints" / "step_00000002"
+    aside = tmp_path / ".attempt-0001" / "step_00000004.here.77"
+    shutil.copytree(whole, aside)
+    assert checkpoint.newest_step(tmp_path) == 2
+    run(chosen, arrays, tmp_path)
+    assert not aside.exists()
+
+
+def test_as_often_as_it_is_cheap_no_more_than_a_step_is_repeated(
+    arrays, tmp_path, monkeypatch
+) -> None:
+    """By a clock on which a step takes as long as a checkpoint."""
+    monkeypatch.setattr(
+        checkpointing,
+        "time",
+        SimpleNamespace(
+            perf_counter=itertools.count().__next__, sleep=time.sleep, monotonic=time.monotonic
+        ),
+    )
+    chosen = short(train__eval_every=6, train__checkpoint_share=1)
+    run(chosen, arrays, tmp_path / "straight")
+    with pytest.raises(Stopped):
+        run(chosen, arrays, tmp_path / "broken", die_after=5)
+    # It died while step 5 was recorded, before that could be kept.
+    assert steps(tmp_path / "broken") == [3, 4]
+    assert not (tmp_path / "broken" / "history.parquet").exists()
+    run(chosen, arrays, tmp_path / "broken")
+    assert same(tmp_path / "straight", tmp_path / "broken")
+    assert len(steps(tmp_path / "broken")) == checkpoint.KEPT
+
+
+def test_a_machine_that_is_leaving_has_its_work_kept_at_once(arrays, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "ASK_S", 0.0)
+    chosen = short(train__eval_every=6, train__checkpoint_share=0)
+    with pytest.raises(Stopped):
+        run(chosen, arrays, tmp_path / "stays", die_after=5)
+    assert steps(tmp_path / "stays") == []
+    with pytest.raises(Stopped):
+        run(chosen, arrays, tmp_path / "leaves", die_after=5, leaving=lambda: True)
+    assert steps(tmp_path / "leaves") == [3, 4]
+
+
+def shares(chosen: Experiment, arrays, workers: Workers, lose: Callable[[int], None]) -> Batches:
+    """A worker's share of each step's episodes; the last worker may be lost at one of the steps, in mid-air."""
+
+    def batches(first_step: int):
+        for step in range(first_step, chosen.train.steps):
+            if workers.rank == workers.size - 1:
+                lose(step)
+            indices = workers.share(chosen.train.meta_batch)
+            built, _ = build_episodes(
+                chosen.data, arrays, seed=chosen.seed, split="train", step=step, indices=indices
+            )
+            yield step, workers.rank, built
+
+    return batches
+
+
+RESCUED, UNSAVED = 7, 8
+"""Exit statuses of a worker that was asked for what it has while it waited for another."""
+
+
+def train_on_one_of(
+    rank: int, size: int, folder: Path, arrays, plans: list[tuple[str, int | None]], end: str
+) -> None:
+    """Trains what is planned; at the step where the last worker is lost, it ends or only falls silent."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=size
+    )
+    workers = Workers(rank, size)
+    silent = folder / "silent"
+
+    def asked_by_another(rescue: Callable[[], bool]) -> None:
+        def ask() -> None:
+            while not silent.exists():
+                time.sleep(0.05)
+            time.sleep(1 + 0.2 * rank)
+            os._exit(RESCUED if rescue() else UNSAVED)
+
+        threading.Thread(target=ask, daemon=True).start()
+
+    for name, lost_at in plans:
+        chosen = short(train__eval_every=4, train__steps=8, train__checkpoint_share=0)
+
+        def lose(step: int, lost_at: int | None = lost_at) -> None:
+            if step == lost_at and end == "ends":
+                os._exit(9)
+            if step == lost_at:
+                silent.touch()
+                time.sleep(600)
+
+        context = TrainContext(lambda scores: None, lambda row: None, workers)
+        if lost_at is not None and rank < size - 1:
+            context = context._replace(rescued_by=asked_by_another)
+        train_loop(chosen, arrays, shares(chosen, arrays, workers, lose), context, folder / name)
+    dist.destroy_process_group()
+
+
+def on_three_workers(*settings: object) -> list[int | None]:
+    """The exit status of each process; none is ended by the end of another, and the last at the latest here."""
+    started = [
+        mp.get_context("spawn").Process(target=train_on_one_of, args=(rank, 3, *settings))
+        for rank in range(3)
+    ]
+    for process in started:
+        process.start()
+    for process in started[:2]:
+        process.join(60)
+    started[2].join(10)
+    if started[2].is_alive():
+        started[2].kill()
+        started[2].join()
+    return [process.exitcode for process in started]
+
+
+@pytest.mark.parametrize(
+    ("end", "ended"),
+    [
+        ("ends", [1, 1, 9]),
+        pytest.param("falls silent", [RESCUED, RESCUED, -9], marks=pytest.mark.slow),
+    ],
+)
+def test_of_a_lost_worker_one_step_is_repeated(
+    end: str, ended: list[int], arrays, tmp_path
+) -> None:
+    # Of one that was lost while it wrote that very step: it must not keep the others from it.
+    (tmp_path / "broken" / "checkpoints" / ".step_00000006.elsewhere.1").mkdir(parents=True)
+    assert on_three_workers(tmp_path, arrays, [("straight", None), ("broken", 6)], end) == ended
+    assert steps(tmp_path / "broken") == [
+        4,
+        6,
+    ]  # with the score of step 4, and what was whole when it was lost
+    assert steps(tmp_path / "straight") == [7, 8]
+    shares = [
+        row["communication_pct"]
+        for row in formats.read_rows(tmp_path / "straight" / "history.parquet")
+    ]
+    assert len(shares) == 8 and all(0 < share < 100 for share in shares)
+    (tmp_path / "rendezvous").unlink()
+    (tmp_path / "silent").unlink(missing_ok=True)
+    assert on_three_workers(tmp_path, arrays, [("broken", None)], "ends") == [0, 0, 0]
+    assert same(tmp_path / "straight", tmp_path / "broken")
+
+
+def test_short_of_memory_half_of_the_episodes_run_at_a_time_with_the_same_numbers(
+    arrays, tmp_path, monkeypatch
+) -> None:
+    chosen = short(train__checkpoint_share=0)
+    straight = run(chosen, arrays, tmp_path / "straight")
+    asked: list[int] = []
+
+    def small(algorithm, params, episodes, workers, execution: ExecutionConfig, step: int):
+        asked.append(execution.micro_batches)
+        if step >= 3 and execution.micro_batches == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return meta_gradient(algorithm, params, episodes, workers, execution, step)
+
+    monkeypatch.setattr(loop, "meta_gradient", small)
+    halved = run(chosen, arrays, tmp_path / "halved")
+    assert asked == [1, 1, 1, 1, 2, 2, 2, 2]  # once more from the checkpoint of step 2 on
+    assert [row["step"] for row in formats.read_rows(tmp_path / "halved" / "history.parquet")] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
+    assert halved[-1]["val.score"] == pytest.approx(straight[-1]["val.score"], abs=1e-5)
+    assert json.loads((tmp_path / "halved" / HALVED).read_text())["step"] == 4
+
+
+def test_short_of_memory_for_a_half_too_it_says_what_to_lower(
+    arrays, tmp_path, monkeypatch
+) -> None:
+    def none(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop, "meta_gradient", none)
+    with pytest.raises(
+        UserError, match=r"^train.meta_batch: at step 1 the memory did not suffice, though half"
+    ):
+        run(short(), arrays, tmp_path)
+
+
+def test_memory_that_does_not_suffice_for_a_score_has_one_episode_scored_at_a_time(
+    arrays, tmp_path, monkeypatch
+) -> None:
+    chosen = short(train__checkpoint_share=0)
+    straight = run(chosen, arrays, tmp_path / "straight")
+    scores = loop.validation_scores
+
+    def small(experiment, algorithm, params, arrays, execution: ExecutionConfig, workers):
+        if execution.chunk != 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return scores(experiment, algorithm, params, arrays, execution, workers)
+
+    monkeypatch.setattr(loop, "validation_scores", small)
+    halved = run(chosen, arrays, tmp_path / "halved")
+    assert [row["step"] for row in halved] == [row["step"] for row in straight]
+    assert halved[-1]["val.score"] == pytest.approx(straight[-1]["val.score"], abs=1e-5)
+    assert json.loads((tmp_path / "halved" / HALVED).read_text())["step"] == 2

@@ -1,0 +1,130 @@
+"""A training that stands still says so, and what it waits for."""
+
+import errno
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymtl.step.workers import COMMUNICATION, Workers
+from raymtl.storage import atomic, formats
+from raymtl.storage.fence import claim
+from raymtl.training import heartbeat
+from raymtl.training.heartbeat import Heartbeat, StallMonitor
+from raymtl.training.loop import TrainContext, local_batches, train_loop
+from tests.conftest import experiment
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that the test sets."""
+    at = [0.0]
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: at[0])
+    return at
+
+
+def test_each_worker_of_a_slow_step_tells_what_it_waits_for_and_those_that_do_not_are_counted(
+    tmp_path: Path, now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    stall_monitor = StallMonitor(told.append)
+    attempt = claim(tmp_path)
+    first, second = (Heartbeat(attempt, Workers(rank, 3), 7) for rank in (0, 1))
+
+    def look() -> list[str]:
+        first.look()
+        second.look()
+        stall_monitor.look("best", tmp_path)
+        said, told[:] = list(told), []
+        return said
+
+    assert look() == []
+    first.made(8)
+    second.made(8)
+    now[0] += 29
+    assert look() == []
+    now[0] += 2
+    second.wants_episodes = True
+    monkeypatch.setattr(COMMUNICATION, "since", 1.0)
+    monkeypatch.setattr(heartbeat.socket, "gethostname", lambda: "a")
+    (said,) = look()
+    assert said == (
+        "best stands still after step 8: worker 0 on a, worker 1 on a waits for the other workers; "
+        "1 of 3 workers say nothing."
+    )
+    assert look() == []
+    monkeypatch.setattr(COMMUNICATION, "since", None)
+    (said,) = look()
+    assert (
+        "worker 0 on a waits for nothing, but computes; worker 1 on a waits for its episodes"
+        in said
+    )
+    first.made(9)
+    second.made(9)
+    assert look() == ["best goes on."]
+
+
+def test_workers_that_do_not_answer_are_said_and_so_is_it_when_another_attempt_goes_on(
+    tmp_path: Path, now: list[float]
+) -> None:
+    told: list[str] = []
+    stall_monitor = StallMonitor(told.append)
+    stall_monitor.look("best", tmp_path / "not begun")
+    attempt = claim(tmp_path)
+    one = Heartbeat(attempt, Workers(), 0)
+    for number in range(8):
+        now[0] += 10
+        one.made(number)
+        one.beat(number)
+        stall_monitor.look("best", tmp_path)
+    assert told == []
+    now[0] += 31
+    stall_monitor.look("best", tmp_path)
+    assert len(told) == 1 and told[0].startswith(
+        "best stands still: no worker answers. Ray notices"
+    )
+    claim(tmp_path)
+    stall_monitor.look("best", tmp_path)
+    assert told[1:] == ["best goes on."]
+
+
+def test_storage_that_is_away_is_what_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Heartbeat(claim(tmp_path), Workers(), 0)
+    waited: list[str] = []
+
+    def act() -> None:
+        if not waited:
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(atomic.time, "sleep", lambda seconds: waited.append(one.waits_for))
+    atomic.patiently(tmp_path / "file", act)
+    assert waited == [f"the storage at {tmp_path / 'file'}"]
+    assert one.waits_for == heartbeat.COMPUTES
+
+
+def test_a_training_whose_episodes_do_not_come_leaves_word_of_it(
+    arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "STILL_S", 0.2)
+    monkeypatch.setattr(heartbeat, "TICK_S", 0.02)
+    chosen = experiment(train__steps=3)
+    told: list[str] = []
+    stall_monitor = StallMonitor(told.append)
+
+    def slow(first_step: int) -> Iterator[Any]:
+        for number, batch in enumerate(local_batches(chosen, arrays)(first_step)):
+            if number == 1:
+                until = time.monotonic() + 30
+                while not told and time.monotonic() < until:
+                    stall_monitor.look("best", tmp_path)
+                    threading.Event().wait(0.02)
+            yield batch
+
+    train_loop(chosen, arrays, slow, TrainContext(lambda _: None, lambda _: None), tmp_path)
+    assert "waits for its episodes" in told[0] and "after step 1" in told[0]
+    assert len(formats.read_rows(tmp_path / "history.parquet")) == 3

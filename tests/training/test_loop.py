@@ -1,0 +1,177 @@
+"""The outer loop: exact resume, corrupt checkpoints, the record of every step."""
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from raymtl.config import Experiment
+from raymtl.storage import formats
+from raymtl.training import checkpoint
+from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.types import DivergedError, UserError
+from tests.conftest import LEARNERS, WEIGHTING, axes, experiment, possible
+
+PAIRS = [
+    pair
+    for pair in itertools.product(WEIGHTING, LEARNERS)
+    if (pair[0] in ("static", "pcgrad") or pair[1] in ("maml", "reptile"))
+    and possible("hard", *pair)
+]
+
+
+class Stopped(Exception):
+    """Thrown into a training to interrupt it."""
+
+
+def short(weighting: str = "static", learner: str = "maml", **values) -> Experiment:
+    plan = {"train.steps": 6, "train.eval_every": 2} | {
+        k.replace("__", "."): v for k, v in values.items()
+    }
+    return axes("cross_stitch", weighting, learner).override(plan)
+
+
+def run(chosen: Experiment, arrays, folder: Path, stop_at: int | None = None) -> list[dict]:
+    reports: list[dict] = []
+
+    def report(metrics) -> None:
+        reports.append(metrics)
+        assert checkpoint.newest_step(folder) == metrics["step"]
+        if metrics["step"] == stop_at:
+            raise Stopped
+
+    folder.mkdir(exist_ok=True)
+    context = TrainContext(report, lambda row: None)
+    train_loop(chosen, arrays, local_batches(chosen, arrays), context, folder)
+    return reports
+
+
+@pytest.mark.parametrize(("weighting", "learner"), PAIRS)
+def test_an_interrupted_run_ends_with_the_same_weights_to_the_bit(
+    weighting, learner, arrays, tmp_path
+) -> None:
+    chosen = short(weighting, learner)
+    straight = run(chosen, arrays, tmp_path / "straight")
+    with pytest.raises(Stopped):
+        run(chosen, arrays, tmp_path / "broken", stop_at=4)
+    torch.manual_seed(123)
+    resumed = run(chosen, arrays, tmp_path / "broken")
+    first, second = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("straight", "broken")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert {k: v for k, v in resumed[-1].items() if k != "seconds"} == {
+        k: v for k, v in straight[-1].items() if k != "seconds"
+    }
+    histories = [
+        formats.read_rows(tmp_path / name / "history.parquet") for name in ("straight", "broken")
+    ]
+    assert [row["step"] for row in histories[1]] == [1, 2, 3, 4, 5, 6]
+    assert [row["loss.left"] for row in histories[0]] == [row["loss.left"] for row in histories[1]]
+
+
+def test_training_lowers_the_loss_and_the_record_is_whole(arrays, tmp_path) -> None:
+    chosen = experiment(
+        train__steps=60, train__eval_every=30, encoder__hidden=[64], learner__inner_lr=0.02
+    )
+    reports = run(chosen, arrays, tmp_path / "run")
+    rows = formats.read_rows(tmp_path / "run" / "history.parquet")
+    total = [sum(row[f"loss.{task}"] for task in chosen.data.task_names) for row in rows]
+    assert sum(total[-10:]) < 0.98 * sum(total[:10])
+    assert {
+        "lr",
+        "grad_norm",
+        "seconds",
+        "data_wait_pct",
+        "communication_pct",
+        "weight.sum",
+    } <= set(rows[0])
+    assert all(row["communication_pct"] == 0 for row in rows)
+    assert [row["step"] for row in rows if row["val.score"] is not None] == [30, 60]
+    assert [report["step"] for report in reports] == [30, 60]
+    assert rows[0]["lr"] == pytest.approx(0.003)
+    assert rows[-1]["lr"] < 1e-5
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_auto_picks_a_way_keeps_it_and_leaves_the_weighting_state_alone(arrays, tmp_path) -> None:
+    run(short("pcgrad", train__task_axis="auto", train__steps=2), arrays, tmp_path / "auto")
+    state = torch.load(
+        tmp_path / "auto" / "checkpoints" / "step_00000002" / "state.pt", weights_only=True
+    )
+    assert state["task_axis"] in ("vmap", "loop")
+    assert int(state["weighting"]["num_updates"]) == 2
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(arrays, tmp_path) -> None:
+    with pytest.raises(Stopped):
+        run(short(), arrays, tmp_path / "run", stop_at=2)
+    with pytest.raises(UserError, match="belongs to another configuration"):
+        run(short(encoder__hidden=[12, 9]), arrays, tmp_path / "run")
+
+
+def test_a_diverging_run_names_task_and_step(arrays, tmp_path) -> None:
+    wild = short(learner__inner_lr=50.0, learner__inner_steps=8)
+    with pytest.raises(DivergedError, match=r"(task '|meta-gradient).* at step \d+"):
+        run(wild, arrays, tmp_path / "run")
+
+
+def test_a_run_whose_inner_loop_diverges_names_the_inner_step_and_a_range_of_rates_that_do_not(
+    arrays, tmp_path
+) -> None:
+    told = r"after inner step (\d) the support loss is .*learner.inner_lr from (\S+) to (\S+)\). Lower learner.inner_lr"
+    with pytest.raises(DivergedError, match=told) as raised:
+        run(short(learner__inner_lr=1e4, learner__inner_steps=6), arrays, tmp_path / "wild")
+    found = re.search(told, str(raised.value))
+    assert found and int(found[1]) <= 6 and 0 < float(found[2]) < float(found[3]) < 1e4
+    run(short(learner__inner_lr=float(found[3]), learner__inner_steps=6), arrays, tmp_path / "run")
+
+
+def test_a_run_whose_outer_loop_diverges_does_not_blame_the_inner_one(arrays, tmp_path) -> None:
+    with pytest.raises(DivergedError, match=r"at step \d+\. Lower learner.inner_lr or train.lr"):
+        run(
+            short(learner__inner_steps=0, train__lr=1e30, train__optimizer="sgd"),
+            arrays,
+            tmp_path / "run",
+        )
+
+
+def test_the_stitches_learn_faster_than_the_rest(arrays, tmp_path) -> None:
+    """Adam's first step is as long as its learning rate, so the multiple can be read off it."""
+    chosen = short(train__steps=1, train__eval_every=1, train__lr=0.001, sharing__lr_scale=10.0)
+    before = chosen.build().init_params()
+    run(chosen, arrays, tmp_path / "run")
+    after = load_file(tmp_path / "run" / "model.safetensors")
+    moved = {name: float((after[name] - before[name].detach()).abs().max()) for name in after}
+    assert moved["model.stitches"] == pytest.approx(0.01, rel=1e-2)
+    assert moved["model.heads.left.weight"] == pytest.approx(0.001, rel=1e-2)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_weights_shrink_by_their_rate_beside_what_the_gradient_does(
+    optimizer, arrays, tmp_path
+) -> None:
+    """One step with decay is one without it, less lr * weight_decay of what a weight was; biases and scales as before."""
+    chosen = short(
+        "uncertainty",
+        train__steps=1,
+        train__eval_every=1,
+        train__optimizer=optimizer,
+        train__lr=0.01,
+    )
+    chosen = chosen.override({"sharing.lr_scale": 10.0})
+    before = {name: value.detach() for name, value in chosen.build().init_params().items()}
+    after = []
+    for decay in (0.0, 0.5):
+        run(chosen.override({"train.weight_decay": decay}), arrays, tmp_path / str(decay))
+        after.append(load_file(tmp_path / str(decay) / "model.safetensors"))
+    for name, value in before.items():
+        rate = 0.01 * (10 if name == "model.stitches" else 1) * 0.5
+        shrinks = name.startswith("model.") and value.ndim > 1
+        lost = rate * value if shrinks else torch.zeros_like(value)
+        assert torch.allclose(after[0][name] - after[1][name], lost, atol=1e-7), name
+        assert not shrinks or lost.abs().max() > 1e-4
+    assert {name.split(".")[0] for name in before} == {"model", "weighting"}
