@@ -50,7 +50,7 @@ def test_the_svm_is_within_its_bound_of_the_one_that_cvxpy_finds(width: int, cos
     scores = x.numpy() @ free
     own = cvxpy.sum(cvxpy.multiply(y.numpy(), scores), axis=1, keepdims=True)
     margins = cvxpy.max(1 - y.numpy() + scores - own @ np.ones((1, 3)), axis=1)
-    algorithm = cvxpy.Algorithm(
+    algorithm = cvxpy.Problem(
         cvxpy.Minimize(0.5 * cvxpy.sum_squares(free) + cost * cvxpy.sum(margins))
     )
     algorithm.solve(solver=cvxpy.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)

@@ -256,10 +256,10 @@ def test_nash_mtl_solves_its_equation_and_agrees_where_torchjd_does_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """TorchJD takes convex-concave steps by ECOS, here by Clarabel; with more than two tasks from our solution on."""
-    solve = cvxpy.Algorithm.solve
+    solve = cvxpy.Problem.solve
     monkeypatch.setattr(cvxpy, "ECOS", cvxpy.CLARABEL, raising=False)
     monkeypatch.setattr(
-        cvxpy.Algorithm, "solve", lambda self, solver, **rest: solve(self, solver=solver)
+        cvxpy.Problem, "solve", lambda self, solver, **rest: solve(self, solver=solver)
     )
     monkeypatch.setattr(_NashMTLWeighting, "_REQUIRED_DEPS", ["numpy", "cvxpy"])
     agreements = 0
