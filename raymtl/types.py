@@ -99,20 +99,20 @@ class Counts(NamedTuple):
 class Metric(NamedTuple):
     """A score made of numbers that add up, so that it is exact over masks, episodes and workers.
 
-    `per_example` takes a prediction [N, ...] and a target [N, ...] and returns [N], or [N, size],
-    or `Counts` of places below `size`; `value` makes the score, [...], of their sums over examples,
-    [..., size], and of the number of examples, [...]. It is nan where these say nothing, such as
-    where there are none. Without a `value` the score is the mean over examples.
+    `update` takes a prediction [N, ...] and a target [N, ...] and returns [N], or [N, state_size],
+    or `Counts` of places below `state_size`; `compute` makes the score, [...], of their sums over examples,
+    [..., state_size], and of the number of examples, [...]. It is nan where these say nothing, such as
+    where there are none. Without a `compute` the score is the mean over examples.
     """
 
-    per_example: Callable[[Tensor, Tensor], Tensor | Counts]
+    update: Callable[[Tensor, Tensor], Tensor | Counts]
     higher_is_better: bool
     ratio_scale: bool = True
     """Whether a relative change of it belongs into the deltas: its zero means nothing at all
     (accuracy, errors), and no other metric of the task says the same in other units.
     """
-    size: int = 1
-    value: Callable[[Tensor, Tensor], Tensor] = mean_over_examples
+    state_size: int = 1
+    compute: Callable[[Tensor, Tensor], Tensor] = mean_over_examples
     shown: bool = True
     """Whether tables show it even where it is not the metric that the task is chosen by."""
 
@@ -131,15 +131,15 @@ class Task(NamedTuple):
     head: Callable[[tuple[int, ...]], nn.Module]
     loss: Callable[[Tensor, Tensor], Tensor]
     metrics: Mapping[str, Metric]
-    readable: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
     """Prediction [N, ...] -> what a person reads, [N, ...]: the class, or the value in the target's
     own unit.
     """
-    encoded: Callable[[Tensor], Tensor] | None = None
+    encode_target: Callable[[Tensor], Tensor] | None = None
     """Target [N, ...] -> [N, out_features], for learners that read labels: one-hot, or the
     standardised value.
     """
-    labelled: Callable[[Tensor], Tensor] | None = None
+    label_mask: Callable[[Tensor], Tensor] | None = None
     """Target [N, ...] -> whether it says anything at all, [N], where a target may be missing in all
     its parts.
 
@@ -162,7 +162,7 @@ class Batch(NamedTuple):
 
     `inputs` is one tensor [N, ...] that all tasks share, or one [N_t, ...] per task. `masks[t]` [N]
     is False where the label of task t is missing; a task without a mask has all its labels, but for
-    what `Task.labelled` says.
+    what `Task.label_mask` says.
     """
 
     inputs: Tensor | Mapping[str, Tensor]

@@ -107,7 +107,7 @@ def read_support(
             f"{path}: expected rows with labels to adapt to, got none in {list(rows.masks)}."
         )
     # Rows of a table may well be alike: few columns of few values say little else.
-    if form is None or form.files.pictures:
+    if form is None or form.files.is_image:
         _check_apart(path, rows.inputs, labelled)
     if query is None:
         own = Episode(rows.part(labelled), rows.part(~labelled))
@@ -488,7 +488,7 @@ def _inputs(path: Path, table: pa.Table, experiment: Experiment) -> Tensor:
     inputs = torch.tensor(rows, dtype=torch.float64).reshape(
         len(rows), *experiment.data.input_shape
     )
-    if experiment.data.pictures:
+    if experiment.data.is_image:
         if ((inputs < 0) | (inputs > 255)).any():
             raise UserError(f"{path}: column `input`: expected numbers from 0 to 255, got others.")
         return inputs.round().byte()

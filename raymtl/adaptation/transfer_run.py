@@ -320,7 +320,7 @@ def _with_the_task(
             return torch.cat([torch.zeros_like(predicted), predicted], 1)
         if task.kind == "classification":
             return predicted
-        return task.readable(predicted.double())
+        return task.decode(predicted.double())
 
     def adapt(examples: Examples) -> Predict:
         none = torch.zeros(len(examples.targets), dtype=torch.bool)
@@ -365,7 +365,7 @@ def _scores(result: Result, data: NewData, before: Tensor | None, after: Tensor)
         about["classes"] = list(data.classes)
     else:
         zero, one = (
-            float(task.readable(torch.tensor([[x]], dtype=torch.float64))) for x in (0.0, 1.0)
+            float(task.decode(torch.tensor([[x]], dtype=torch.float64))) for x in (0.0, 1.0)
         )
         about |= {"mean": zero, "std": one - zero}
     with torch.no_grad():

@@ -109,7 +109,7 @@ class Source(Spec, ABC):
     """Where episodes come from. Classes, domains and examples of the splits are disjoint."""
 
     @property
-    def pictures(self) -> bool:
+    def is_image(self) -> bool:
         """Whether inputs are pictures, uint8 from 0 to 255; if not, they are any finite numbers,
         float32.
         """

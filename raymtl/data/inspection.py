@@ -40,7 +40,7 @@ def inspect(source: Source, seed: int) -> tuple[dict[str, Any], Arrays]:
     arrays = source.load()
     told: dict[str, Any] = {
         "input_shape": list(source.input_shape),
-        "pictures": source.pictures,
+        "pictures": source.is_image,
         "tasks": {
             task.name: {"kind": task.kind, "metrics": list(task.metrics)}
             for task in source.make_tasks()
@@ -220,7 +220,7 @@ def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
     kinds = {task.name: task.kind for task in source.make_tasks()}
     labels = [_labels(source, batch, row, kinds, painted) for row in range(len(inputs))]
     font = ImageFont.load_default(12)
-    if source.pictures:
+    if source.is_image:
         across = min(6 if not painted else max(1, 12 // (1 + len(painted))), len(inputs))
         down = math.ceil(len(inputs) / across)
         tall = round(SIDE * min(1, inputs.shape[-2] / inputs.shape[-1]))

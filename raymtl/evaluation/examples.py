@@ -76,9 +76,9 @@ def _examples_of(
             row |= told(f"{task.name}.target", raw.query.targets[task.name][index, 0])
             row |= told(
                 f"{task.name}.before",
-                task.readable(before[task.name][index, :1])[0] if before else None,
+                task.decode(before[task.name][index, :1])[0] if before else None,
             )
-            row |= told(f"{task.name}.after", task.readable(after[task.name][index, :1])[0])
+            row |= told(f"{task.name}.after", task.decode(after[task.name][index, :1])[0])
         rows.append(row)
     return rows
 

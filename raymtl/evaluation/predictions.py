@@ -128,7 +128,7 @@ def _values_of(source: Source, task: str) -> tuple[int, ...]:
 
 def placed_of(source: Source) -> Placed | None:
     """How the pictures of the user's files were resized; None of another source."""
-    if isinstance(source, Files) and source.pictures:
+    if isinstance(source, Files) and source.is_image:
         height, width = source.input_shape[-2:]
         return Placed((height, width), source.resize == "crop")
     return None
@@ -250,7 +250,7 @@ def _where_known(said: Said, values: list[object], kind: pa.DataType) -> pa.Arra
 
 def _readable(said: Said) -> dict[str, Tensor | None]:
     """What was said before and after, in float64, as a person reads it."""
-    read = said.task.readable
+    read = said.task.decode
     return {
         "before": None if said.before is None else read(said.before.double()),
         "after": read(said.after.double()),

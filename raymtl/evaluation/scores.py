@@ -91,7 +91,7 @@ class Tally:
             sums += found[name]
 
     def _decide(self, task: Task, one: Scored) -> None:
-        decided = task.readable(one.predictions[task.name])
+        decided = task.decode(one.predictions[task.name])
         if not decided.is_floating_point():
             known = decided[label_mask(one.batch, task)]
             self.decisions.setdefault(task.name, set()).update(known.unique().tolist())
@@ -125,7 +125,7 @@ class Tally:
                     )
                     for name, own in grouped.items()
                 }
-                found[key] = Estimator(float(metric.value(parts[key], count)), partitions, whole)
+                found[key] = Estimator(float(metric.compute(parts[key], count)), partitions, whole)
         return found
 
 
@@ -135,7 +135,7 @@ def _left_out(
     """The score without each group, [G]."""
     at_once = max(1, NUMBERS_AT_ONCE // len(total))
     values = [
-        metric.value(total - own, count - number)
+        metric.compute(total - own, count - number)
         for own, number in zip(groups.split(at_once), counts.split(at_once), strict=True)
     ]
     left: np.ndarray = torch.cat(values).cpu().numpy()

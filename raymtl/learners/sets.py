@@ -17,7 +17,7 @@ from raymtl.types import Batch, Params, Task
 def needs_readable_labels(tasks: Sequence[Task]) -> str | None:
     """The first task that a support set cannot be read of; a regression is told by its one output."""
     for task in tasks:
-        if task.encoded is None:
+        if task.encode_target is None:
             return f"it reads the labels, and those of task '{task.name}' have no encoding"
         if (task.kind == "regression") != (task.out_features == 1):
             return f"it reads labels of classes or of one number, and task '{task.name}' has {task.out_features}"

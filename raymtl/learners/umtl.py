@@ -98,7 +98,7 @@ class UMTL(UnrolledLearner):
 
     def check(self, tasks: Sequence[Task]) -> str | None:
         for task in tasks:
-            if task.encoded is None:
+            if task.encode_target is None:
                 return f"it reads labels, and those of task '{task.name}' have no encoding"
         return needs_linear_heads(tasks)
 

@@ -27,7 +27,7 @@ class SharingArchitecture(nn.Module, ABC):
         super().__init__()
         self.task_names = tuple(task.name for task in tasks)
         self.out_features = {task.name: task.out_features for task in tasks}
-        self.encoded = {task.name: task.encoded for task in tasks}
+        self.encoded = {task.name: task.encode_target for task in tasks}
         self.apart = False
         """Whether tasks with inputs of their own take shared stages one by one: then no task's
         gradient passes through the examples of the others.

@@ -43,6 +43,6 @@ def binary(name: str) -> Task:
             "balanced_accuracy": balanced_accuracy(1, decided),
             "log_loss": log_loss(1, scored),
         },
-        readable=lambda logits: (logits[:, 0] > 0).long(),
-        encoded=lambda target: target[:, None].float(),
+        decode=lambda logits: (logits[:, 0] > 0).long(),
+        encode_target=lambda target: target[:, None].float(),
     )

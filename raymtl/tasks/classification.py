@@ -41,9 +41,9 @@ def classification(name: str, num_classes: int, *, few_shot: bool = False) -> Ta
     metrics = {"accuracy": Metric(hits, True)}
     if not few_shot:
         metrics["balanced_accuracy"] = Metric(
-            recalls, True, size=size, value=mean_ratio, shown=False
+            recalls, True, state_size=size, compute=mean_ratio, shown=False
         )
-        metrics["f1"] = Metric(f1_parts, True, size=size, value=mean_ratio, shown=False)
+        metrics["f1"] = Metric(f1_parts, True, state_size=size, compute=mean_ratio, shown=False)
     metrics["log_loss"] = Metric(entropy, False, shown=False)
     return Task(
         name=name,
@@ -52,6 +52,6 @@ def classification(name: str, num_classes: int, *, few_shot: bool = False) -> Ta
         head=lambda shape: nn.Linear(math.prod(shape), num_classes),
         loss=entropy,
         metrics=metrics,
-        readable=lambda logits: logits.argmax(-1),
-        encoded=lambda target: member(target).float(),
+        decode=lambda logits: logits.argmax(-1),
+        encode_target=lambda target: member(target).float(),
     )

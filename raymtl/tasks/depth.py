@@ -28,17 +28,17 @@ def depth(
     def valid(target: Tensor) -> Tensor:
         return target > 0
 
-    def readable(prediction: Tensor) -> Tensor:
+    def decode(prediction: Tensor) -> Tensor:
         return prediction[:, 0] * std + mean
 
     def error(prediction: Tensor, target: Tensor) -> Tensor:
-        return (readable(prediction) - torch.where(valid(target), target, 1.0)).abs()
+        return (decode(prediction) - torch.where(valid(target), target, 1.0)).abs()
 
     def loss(prediction: Tensor, target: Tensor) -> Tensor:
         return mean_where(error(prediction, target) / std, valid(target))
 
     def close(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        own, truth = readable(prediction), torch.where(valid(target), target, 1.0)
+        own, truth = decode(prediction), torch.where(valid(target), target, 1.0)
         return ((own < CLOSE * truth) & (truth < CLOSE * own)).to(own), valid(target)
 
     def relative(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,8 +55,8 @@ def depth(
             "abs_error": pixel_mean(lambda p, t: (error(p, t), valid(t)), False),
             "rel_error": pixel_mean(relative, False),
         },
-        readable=readable,
+        decode=decode,
         target_shape=size,
-        labelled=lambda target: valid(target).flatten(1).any(1),
+        label_mask=lambda target: valid(target).flatten(1).any(1),
         dense=True,
     )

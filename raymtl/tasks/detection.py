@@ -206,7 +206,7 @@ class Detection(NamedTuple):
             len(thresholds) + 2,
         )  # and all found boxes, and how many there are
 
-        def per_example(prediction: Tensor, target: Tensor) -> Tensor:
+        def update(prediction: Tensor, target: Tensor) -> Tensor:
             found, target = self.found(prediction), target.to(prediction)
             true = matched(found[..., :5], target, target.new_tensor(thresholds))  # [N, T, D]
             there = (found[..., 0] >= 0) & ~(overlapping(found, ignored(target)) & ~true.any(1))
@@ -228,7 +228,7 @@ class Detection(NamedTuple):
                 num_classes * num_rows * NUM_BINS,
             )
 
-        def value(sums: Tensor, _: Tensor) -> Tensor:
+        def compute(sums: Tensor, _: Tensor) -> Tensor:
             counts = sums.unflatten(-1, (num_classes, num_rows, NUM_BINS))
             true, found, number = counts[..., :-2, :], counts[..., -2:-1, :], counts[..., -1, 0]
             precisions = average_precision(
@@ -236,7 +236,7 @@ class Detection(NamedTuple):
             )
             return precisions.mean(-1).nanmean(-1)
 
-        return Metric(per_example, True, size=num_classes * num_rows * NUM_BINS, value=value)
+        return Metric(update, True, state_size=num_classes * num_rows * NUM_BINS, compute=compute)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -273,7 +273,7 @@ def detection(
     0.95, and `map_50` at
     0.5 alone, of at most 100 boxes a picture with scores above 0.05. Within a picture boxes are
       ranked by their exact scores, across pictures by 200 bins of them: those that share a bin
-      count as found together, which never makes the average precision higher. `readable` gives [N,
+      count as found together, which never makes the average precision higher. `decode` gives [N,
       100, 6]: class or -1, corners, score.
 
     A difficult object of class c has the class -2 - c: it is neither to be found nor is it wrong to
@@ -295,7 +295,7 @@ def detection(
         head=lambda shape: spec.head(shape, width, depth),
         loss=spec.loss,
         metrics=spec.metrics,
-        readable=spec.found,
+        decode=spec.found,
         dense=True,
         target_shape=(1, 5),
     )

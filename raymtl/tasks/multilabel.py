@@ -57,14 +57,14 @@ def multilabel(name: str, num_labels: int) -> Task:
         metrics={
             "auroc": auroc(num_labels, scored),
             "f1": f1(num_labels, decided),
-            "accuracy": Metric(right, True, size=2 * num_labels, value=mean_ratio),
+            "accuracy": Metric(right, True, state_size=2 * num_labels, compute=mean_ratio),
             "average_precision": average_precision(num_labels, scored),
             "balanced_accuracy": balanced_accuracy(num_labels, decided),
             "log_loss": log_loss(num_labels, scored),
         },
-        readable=lambda logits: (logits > 0).long(),
+        decode=lambda logits: (logits > 0).long(),
         # Half-way between the two for what is unknown.
-        encoded=lambda target: torch.where(known(target), target, 0.5),
+        encode_target=lambda target: torch.where(known(target), target, 0.5),
         target_shape=(num_labels,),
-        labelled=lambda target: known(target).any(1),
+        label_mask=lambda target: known(target).any(1),
     )

@@ -60,8 +60,8 @@ def normals(name: str, size: tuple[int, int], *, width: int = 32) -> Task:
             "mean_angle": pixel_mean(angle, False),
             "median_angle": median(angle, 180.0, NUM_BINS),
         },
-        readable=direction,
+        decode=direction,
         target_shape=(3, *size),
-        labelled=lambda target: valid(target).flatten(1).any(1),
+        label_mask=lambda target: valid(target).flatten(1).any(1),
         dense=True,
     )

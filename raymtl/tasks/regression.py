@@ -78,16 +78,16 @@ def _scalar(name: str, mean: float, std: float, loss: Callable[[Tensor], Tensor]
 
     def of_columns(metric: Metric) -> Metric:
         return metric._replace(
-            per_example=lambda prediction, target: metric.per_example(prediction, column(target))
+            update=lambda prediction, target: metric.update(prediction, column(target))
         )
 
     return vector._replace(
         loss=lambda prediction, target: vector.loss(prediction, column(target)),
         metrics={key: of_columns(metric) for key, metric in vector.metrics.items()},
-        readable=lambda prediction: vector.readable(prediction)[:, 0],
-        encoded=lambda target: _standardised(column(target), (mean,), (std,)),
+        decode=lambda prediction: vector.decode(prediction)[:, 0],
+        encode_target=lambda target: _standardised(column(target), (mean,), (std,)),
         target_shape=(),
-        labelled=None,
+        label_mask=None,
     )
 
 
@@ -132,11 +132,11 @@ def _vector(
         all in float64.
         """
 
-        def per_example(prediction: Tensor, target: Tensor) -> Tensor:
+        def update(prediction: Tensor, target: Tensor) -> Tensor:
             off, own = error(prediction, target).double(), standardised(target).double()
             return torch.cat([*(column(off, own) for column in columns), known(target).double()], 1)
 
-        return per_example
+        return update
 
     def squared(off: Tensor, _: Tensor) -> Tensor:
         return off.square()
@@ -158,7 +158,7 @@ def _vector(
         errors, count = sums.chunk(2, -1)
         return ((errors / count).sqrt() * errors.new_tensor(std)).nanmean(-1)
 
-    def readable(prediction: Tensor) -> Tensor:
+    def decode(prediction: Tensor) -> Tensor:
         values = prediction.double()
         return values * values.new_tensor(std) + values.new_tensor(mean)
 
@@ -170,21 +170,21 @@ def _vector(
         head=lambda shape: nn.Linear(math.prod(shape), number),
         loss=losses,
         metrics={
-            "r2": Metric(squares, True, ratio_scale=False, size=4 * number, value=r2),
-            "mae": Metric(parts(absolute), False, size=2 * number, value=mean_ratio),
-            "rmse": Metric(parts(squared), False, size=2 * number, value=root),
+            "r2": Metric(squares, True, ratio_scale=False, state_size=4 * number, compute=r2),
+            "mae": Metric(parts(absolute), False, state_size=2 * number, compute=mean_ratio),
+            "rmse": Metric(parts(squared), False, state_size=2 * number, compute=root),
             "rrmse": Metric(
                 parts(squared, lambda _, own: own.square()),
                 False,
                 ratio_scale=False,  # its relative change is that of rmse
-                size=3 * number,
-                value=relative,
+                state_size=3 * number,
+                compute=relative,
             ),
         },
-        readable=readable,
-        encoded=standardised,
+        decode=decode,
+        encode_target=standardised,
         target_shape=(number,),
-        labelled=lambda target: known(target).any(1),
+        label_mask=lambda target: known(target).any(1),
         quadratic=loss is _squared,
     )
 

@@ -67,7 +67,9 @@ def pixel_mean(
     """The mean over all valid pixels of all pictures; `per_pixel` gives values and which are valid,
     [N, ...] each.
     """
-    return Metric(lambda p, t: share(*per_pixel(p, t)), higher_is_better, size=2, value=ratio)
+    return Metric(
+        lambda p, t: share(*per_pixel(p, t)), higher_is_better, state_size=2, compute=ratio
+    )
 
 
 def true_and_false(predicted: Tensor, truth: Tensor, known: Tensor) -> Tensor:
@@ -86,7 +88,11 @@ def f1(num_labels: int, decided: Decisions, *, shown: bool = True) -> Metric:
     """
     size = 2 * num_labels
     return Metric(
-        lambda p, t: true_and_false(*decided(p, t)), True, size=size, value=mean_ratio, shown=shown
+        lambda p, t: true_and_false(*decided(p, t)),
+        True,
+        state_size=size,
+        compute=mean_ratio,
+        shown=shown,
     )
 
 
@@ -95,28 +101,28 @@ def balanced_accuracy(num_labels: int, decided: Decisions, *, shown: bool = Fals
     out.
     """
 
-    def per_example(prediction: Tensor, target: Tensor) -> Tensor:
+    def update(prediction: Tensor, target: Tensor) -> Tensor:
         predicted, truth, known = decided(prediction, target)
         right = (predicted == truth) & known
         columns = [right & truth, right & ~truth, truth & known, ~truth & known]
         return torch.cat([column.float() for column in columns], 1)
 
-    def value(sums: Tensor, _: Tensor) -> Tensor:
+    def compute(sums: Tensor, _: Tensor) -> Tensor:
         found_yes, found_no, yes, no = sums.chunk(4, -1)
         return ((found_yes / yes + found_no / no) / 2).nanmean(-1)
 
-    return Metric(per_example, True, size=4 * num_labels, value=value, shown=shown)
+    return Metric(update, True, state_size=4 * num_labels, compute=compute, shown=shown)
 
 
 def log_loss(num_labels: int, scored: Decisions) -> Metric:
     """The mean over labels of the mean binary cross-entropy, in nats."""
 
-    def per_example(prediction: Tensor, target: Tensor) -> Tensor:
+    def update(prediction: Tensor, target: Tensor) -> Tensor:
         logits, truth, known = scored(prediction, target)
         entropy = F.binary_cross_entropy_with_logits(logits, truth.to(logits), reduction="none")
         return torch.cat([torch.where(known, entropy, 0.0), known.to(entropy)], 1)
 
-    return Metric(per_example, False, size=2 * num_labels, value=mean_ratio, shown=False)
+    return Metric(update, False, state_size=2 * num_labels, compute=mean_ratio, shown=False)
 
 
 def logit_bin(logits: Tensor, num_bins: int = NUM_BINS) -> Tensor:
@@ -133,13 +139,13 @@ def bins_of(num_labels: int) -> int:
 def _histogram(num_labels: int, scored: Decisions) -> Callable[[Tensor, Tensor], Counts]:
     """Counts by label, then negative or positive, then bin of the logit."""
 
-    def per_example(prediction: Tensor, target: Tensor) -> Counts:
+    def update(prediction: Tensor, target: Tensor) -> Counts:
         logits, truth, known = scored(prediction, target)
         place = torch.arange(num_labels, device=logits.device) * 2 + truth.long()
         bins = bins_of(num_labels)
         return Counts(place * bins + logit_bin(logits, bins), known.to(logits))
 
-    return per_example
+    return update
 
 
 def _negatives_and_positives(sums: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
@@ -158,14 +164,14 @@ def auroc(num_labels: int, scored: Decisions) -> Metric:
     both are left out.
     """
 
-    def value(sums: Tensor, _: Tensor) -> Tensor:
+    def compute(sums: Tensor, _: Tensor) -> Tensor:
         negatives, positives = _negatives_and_positives(sums, num_labels)
         below = negatives.cumsum(-1) - negatives / 2
         pairs = positives.sum(-1) * negatives.sum(-1)
         return ((positives * below).sum(-1) / pairs).nanmean(-1)
 
     size = num_labels * 2 * bins_of(num_labels)
-    return Metric(_histogram(num_labels, scored), True, size=size, value=value)
+    return Metric(_histogram(num_labels, scored), True, state_size=size, compute=compute)
 
 
 def average_precision(num_labels: int, scored: Decisions) -> Metric:
@@ -176,7 +182,7 @@ def average_precision(num_labels: int, scored: Decisions) -> Metric:
     left out.
     """
 
-    def value(sums: Tensor, _: Tensor) -> Tensor:
+    def compute(sums: Tensor, _: Tensor) -> Tensor:
         negatives, positives = _negatives_and_positives(sums, num_labels)
         above = positives.flip(-1).cumsum(-1)
         precision = above / (above + negatives.flip(-1).cumsum(-1)).clamp(min=1)
@@ -184,7 +190,9 @@ def average_precision(num_labels: int, scored: Decisions) -> Metric:
         return (gained * precision).sum(-1).nanmean(-1)
 
     size = num_labels * 2 * bins_of(num_labels)
-    return Metric(_histogram(num_labels, scored), True, size=size, value=value, shown=False)
+    return Metric(
+        _histogram(num_labels, scored), True, state_size=size, compute=compute, shown=False
+    )
 
 
 def median(
@@ -195,12 +203,12 @@ def median(
     `of` gives values and which are valid. It is off by less than a bin, `most / num_bins`.
     """
 
-    def per_example(prediction: Tensor, target: Tensor) -> Tensor:
+    def update(prediction: Tensor, target: Tensor) -> Tensor:
         values, valid = of(prediction, target)
         index = (values / most * num_bins).long().clamp(0, num_bins - 1)
         return counted(torch.where(valid, index, 0), valid.to(values), num_bins)
 
-    def value(sums: Tensor, _: Tensor) -> Tensor:
+    def compute(sums: Tensor, _: Tensor) -> Tensor:
         below = sums.cumsum(-1)
         half = below[..., -1:] / 2
         place = (below < half).sum(-1, keepdim=True).clamp(max=num_bins - 1)
@@ -209,4 +217,4 @@ def median(
         start = below.gather(-1, place) - inside
         return ((place + (half - start) / inside) * most / num_bins)[..., 0]
 
-    return Metric(per_example, False, size=num_bins, value=value)
+    return Metric(update, False, state_size=num_bins, compute=compute)

@@ -51,11 +51,11 @@ def segmentation(name: str, num_classes: int, size: tuple[int, int], *, width: i
         head=lambda shape: Decoder(shape, num_classes, size, width),
         loss=loss,
         metrics={
-            "miou": Metric(confusion, True, size=num_classes**2, value=mean_iou),
+            "miou": Metric(confusion, True, state_size=num_classes**2, compute=mean_iou),
             "pixel_accuracy": pixel_mean(hits, True),
         },
-        readable=lambda logits: logits.argmax(1),
+        decode=lambda logits: logits.argmax(1),
         target_shape=size,
-        labelled=lambda target: valid(target).flatten(1).any(1),
+        label_mask=lambda target: valid(target).flatten(1).any(1),
         dense=True,
     )

@@ -85,10 +85,10 @@ def grouped_metric_sums(
         for metric in task.metrics.values():
             found = {}
             if task.name in batch.targets:
-                values = metric.per_example(predictions[task.name], _labels(batch, task.name))
+                values = metric.update(predictions[task.name], _labels(batch, task.name))
                 found = _sums_by_group(batch, task, metric, values, groups[task.name], num_groups)
             for name, number in num_groups.items():
-                none = torch.zeros(number, metric.size, dtype=torch.float64, device=device)
+                none = torch.zeros(number, metric.state_size, dtype=torch.float64, device=device)
                 sums[name].append(found.get(name, none))
     return {name: torch.cat(columns, 1) for name, columns in sums.items()}
 
@@ -101,19 +101,21 @@ def _sums_by_group(
     groups: Mapping[str, Tensor],
     num_groups: Mapping[str, int],
 ) -> dict[str, Tensor]:
-    """Partition -> the sums of what `per_example` gave for the labelled examples, [groups, size]."""
+    """Partition -> the sums of what `update` gave for the labelled examples, [groups, size]."""
     if not isinstance(values, Counts):
-        dense = _where_labelled(batch, task, values.double().reshape(len(values), metric.size))
+        dense = _where_labelled(
+            batch, task, values.double().reshape(len(values), metric.state_size)
+        )
         return {name: grouped_sums(dense, own, num_groups[name]) for name, own in groups.items()}
     weights = _where_labelled(batch, task, values.weights.double())
     found = {}
     for name, own in groups.items():
-        out = weights.new_zeros(num_groups[name] * metric.size)
+        out = weights.new_zeros(num_groups[name] * metric.state_size)
         for column in range(own.shape[1]):
             group, here = _column(own, column)
-            places = (values.places + group[:, None] * metric.size).flatten()
+            places = (values.places + group[:, None] * metric.state_size).flatten()
             out = out.scatter_add(0, places, (weights * here[:, None]).flatten())
-        found[name] = out.reshape(num_groups[name], metric.size)
+        found[name] = out.reshape(num_groups[name], metric.state_size)
     return found
 
 
@@ -139,7 +141,7 @@ def _column(groups: Tensor, column: int) -> tuple[Tensor, Tensor]:
 
 def num_sums(tasks: Sequence[Task]) -> int:
     """How many sums all metrics of the tasks are made of."""
-    return sum(metric.size for task in tasks for metric in task.metrics.values())
+    return sum(metric.state_size for task in tasks for metric in task.metrics.values())
 
 
 def metric_names(tasks: Sequence[Task]) -> list[str]:
@@ -151,7 +153,7 @@ def metric_parts(tasks: Sequence[Task], sums: Tensor) -> dict[str, Tensor]:
     """What belongs to each metric, [..., size] by `metric_names`, of sums as `metric_sums` gives
     them, [..., S].
     """
-    sizes = [metric.size for task in tasks for metric in task.metrics.values()]
+    sizes = [metric.state_size for task in tasks for metric in task.metrics.values()]
     return dict(zip(metric_names(tasks), sums.split(sizes, -1), strict=True))
 
 
@@ -161,7 +163,7 @@ def metric_values(tasks: Sequence[Task], sums: Tensor, counts: Tensor) -> dict[s
     """
     parts = metric_parts(tasks, sums)
     return {
-        f"{task.name}.{name}": metric.value(parts[f"{task.name}.{name}"], count)
+        f"{task.name}.{name}": metric.compute(parts[f"{task.name}.{name}"], count)
         for task, count in zip(tasks, counts.unbind(-1), strict=True)
         for name, metric in task.metrics.items()
     }
@@ -179,9 +181,9 @@ def label_mask(batch: Batch, task: Task) -> Tensor:
 def _known(batch: Batch, task: Task) -> Tensor | None:
     """Which examples have a label of the task, [N]; None where all have one."""
     mask = batch.masks.get(task.name)
-    if task.labelled is None:
+    if task.label_mask is None:
         return mask
-    says = task.labelled(batch.targets[task.name])
+    says = task.label_mask(batch.targets[task.name])
     if mask is None:
         return says
     return says & mask

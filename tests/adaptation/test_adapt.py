@@ -268,7 +268,7 @@ def test_numbers_come_back_in_their_own_unit(run, arrays, tmp_path) -> None:
         -1, 1, 16, 16
     )
     with torch.no_grad():
-        again = task.readable(network(inputs.round() / 255))
+        again = task.decode(network(inputs.round() / 255))
     assert again.tolist() == pytest.approx([row["mine.after"] for row in rows], rel=1e-6)
 
 

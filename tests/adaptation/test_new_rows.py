@@ -124,7 +124,7 @@ def test_rows_without_labels_are_predicted_in_their_own_units_and_names(home) ->
     inputs = torch.from_numpy(
         read_unseen(load_model(home / "run" / "best")[0].data, str(home / "new.csv")).inputs
     )
-    expected = algorithm.tasks[0].readable(algorithm.predict(params, inputs[20:])["rent"])
+    expected = algorithm.tasks[0].decode(algorithm.predict(params, inputs[20:])["rent"])
     assert [row["rent.before"] for row in rows] == pytest.approx(expected.tolist(), rel=1e-5)
 
 

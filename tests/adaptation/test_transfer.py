@@ -81,7 +81,7 @@ def test_feature_transfer_of_numbers_tends_to_least_squares_on_the_features() ->
     with torch.no_grad():
         features = torch.cat([source.body(examples.inputs), torch.ones(len(examples.inputs), 1)], 1)
         best = features @ torch.linalg.lstsq(features, examples.targets[:, None]).solution
-        fitted = result.task.readable(result.network(examples.inputs))
+        fitted = result.task.decode(result.network(examples.inputs))
     least, reached = (
         (values - examples.targets).square().mean() for values in (best[:, 0], fitted)
     )
@@ -265,7 +265,7 @@ def test_a_student_of_numbers_comes_to_its_teacher_in_the_unit_of_the_target() -
     )  # fmt: skip
     result = way.fit(source, examples)
     with torch.no_grad():
-        said = result.task.readable(result.network(examples.inputs))
+        said = result.task.decode(result.network(examples.inputs))
     assert (said - 100 - 7 * examples.inputs[:, 2]).abs().mean() < 1.0
 
 

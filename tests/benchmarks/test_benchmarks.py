@@ -208,7 +208,7 @@ def test_the_error_is_the_rmse_in_training_spreads() -> None:
     found = sharing.errors(algorithm, params, data.test)
     for index, task in enumerate(data.tasks):
         with torch.no_grad():
-            readable = task.readable(algorithm.predict(params, data.test.inputs)[task.name])
+            readable = task.decode(algorithm.predict(params, data.test.inputs)[task.name])
         spread = data.train.targets[task.name].std(correction=0)
         rmse = (readable - data.test.targets[task.name]).square().mean().sqrt()
         torch.testing.assert_close(found[index], (rmse / spread).to(found.dtype), rtol=1e-4, atol=0)

@@ -55,7 +55,7 @@ def test_the_model_that_scores_best_in_validation_is_scored_on_all_test_pictures
             "count"
         ]
     errors = (
-        (algorithm.tasks[1].readable(said) - torch.from_numpy(arrays["target/count"][rows]))
+        (algorithm.tasks[1].decode(said) - torch.from_numpy(arrays["target/count"][rows]))
         .abs()
         .mean(0)
     )

@@ -178,7 +178,7 @@ def test_every_source_keeps_its_contract(kind, tmp_path) -> None:
         for task in source.make_tasks():
             target, inputs = batch.targets[task.name], inputs_of(batch, task.name)
             assert inputs.shape[2:] == source.input_shape
-            assert inputs.dtype == (torch.uint8 if source.pictures else torch.float32)
+            assert inputs.dtype == (torch.uint8 if source.is_image else torch.float32)
             assert target.shape[:2] == inputs.shape[:2]
             pairs = zip(target.shape[2:], task.target_shape, strict=True)
             assert all(

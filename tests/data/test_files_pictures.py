@@ -118,7 +118,7 @@ def test_a_table_can_name_the_pictures(tmp_path) -> None:
     write_csv(tmp_path / "table.csv", {"which": names, "value": [i / 2 for i in range(40)]})
     source = Files(path=str(tmp_path / "table.csv"), size=4, tasks={"value": {}})
     arrays = source.load()
-    assert source.pictures
+    assert source.is_image
     np.testing.assert_array_equal(arrays["target/value"] * 4 % 200, 2.0 * np.arange(40) % 200)
     np.testing.assert_array_equal(
         arrays["inputs"][:, 0, 0, 0], [2 * i + 100 * (i % 2) for i in range(40)]

@@ -129,8 +129,8 @@ def dense(name: str, side: int) -> Task:
         head=lambda shape: nn.Linear(shape[0], side * side),
         loss=lambda prediction, target: (prediction - target.flatten(1)).square().mean(1),
         metrics={"mse": Metric(lambda p, target: (p - target.flatten(1)).square().mean(1), False)},
-        readable=lambda prediction: prediction.mean(1),
-        encoded=lambda target: target.flatten(1),
+        decode=lambda prediction: prediction.mean(1),
+        encode_target=lambda target: target.flatten(1),
     )
 
 

@@ -81,8 +81,8 @@ def test_the_targets_have_mean_0_and_variance_1_in_the_unit_of_the_loss(families
     (task,) = source.make_tasks()
     y = build(source, 3000)[0].query.targets["y"].double()
     zero, one = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
-    mean = float(task.readable(zero))
-    scaled = (y - mean) / (float(task.readable(one)) - mean)
+    mean = float(task.decode(zero))
+    scaled = (y - mean) / (float(task.decode(one)) - mean)
     for per_curve, expected in ((scaled.mean(1), 0.0), (scaled.square().mean(1), 1.0)):
         interval = 4 * float(per_curve.std()) / math.sqrt(len(per_curve))
         assert float(per_curve.mean()) == pytest.approx(expected, abs=interval)

@@ -100,10 +100,10 @@ def test_the_targets_are_standardised_and_the_mse_is_in_their_own_unit() -> None
     mean = mean_over_curves_and_x(lambda y, x: y)
     std = math.sqrt(mean_over_curves_and_x(lambda y, x: (y - mean) ** 2))
     standardised = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    assert task.readable(standardised).tolist() == pytest.approx([mean, mean + std], abs=1e-12)
+    assert task.decode(standardised).tolist() == pytest.approx([mean, mean + std], abs=1e-12)
     y = torch.tensor([1.0, -2.0], dtype=torch.float64)
-    squared = (task.readable(standardised) - y).square()
-    torch.testing.assert_close(task.metrics["mse"].per_example(standardised, y), squared)
+    squared = (task.decode(standardised) - y).square()
+    torch.testing.assert_close(task.metrics["mse"].update(standardised, y), squared)
     torch.testing.assert_close(task.loss(standardised, y) * std**2, squared)
     assert next(iter(task.metrics)) == "r2"
     assert not task.metrics["mse"].higher_is_better
@@ -136,7 +136,7 @@ def test_noise_is_on_support_and_query_and_in_the_standard_deviation() -> None:
         )
     zero, one = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
     variances = [
-        float(task.readable(one) - task.readable(zero)) ** 2
+        float(task.decode(one) - task.decode(zero)) ** 2
         for source in (Sinusoid(), Sinusoid(noise_std=0.3))
         for task in source.make_tasks()
     ]
@@ -221,7 +221,7 @@ def test_adapting_to_a_file_is_adapting_to_its_numbers(run, tmp_path) -> None:
     adapted = algorithm.adapt(
         params, support._replace(inputs=support.inputs[0], targets={"y": support.targets["y"][0]})
     )
-    by_hand = algorithm.tasks[0].readable(algorithm.predict(adapted, query.inputs[0])["y"])
+    by_hand = algorithm.tasks[0].decode(algorithm.predict(adapted, query.inputs[0])["y"])
     torch.testing.assert_close(torch.tensor(by_file, dtype=torch.float64), by_hand.detach())
 
 

@@ -180,7 +180,7 @@ def test_bytes_of_pictures_stay_pictures_whatever_their_type(tmp_path) -> None:
             for i in range(N)
         ]
         found = source(tmp_path, {"picture": pa.array(values, kind)}, size=8)
-        assert found.pictures and found.load()["inputs"][7, 0, 0, 0] == 7
+        assert found.is_image and found.load()["inputs"][7, 0, 0, 0] == 7
 
 
 @pytest.mark.parametrize(

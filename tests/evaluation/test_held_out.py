@@ -84,7 +84,7 @@ def test_scores_are_those_of_all_test_rows(tmp_path) -> None:
     with torch.no_grad():
         said = algorithm.predict(params, torch.from_numpy(arrays["inputs"][rows]))
     found = evaluate(chosen, algorithm, params, arrays).metrics
-    price = algorithm.tasks[0].readable(said["price"])
+    price = algorithm.tasks[0].decode(said["price"])
     expected = {
         ("price", "r2"): sklearn.metrics.r2_score(arrays["target/price"][rows], price),
         ("kind", "accuracy"): sklearn.metrics.accuracy_score(

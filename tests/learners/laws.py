@@ -112,7 +112,7 @@ def mse_on_sinusoids(learner: str, steps: int) -> float:
             held_out,
             ExecutionConfig(),
         )
-    y = algorithm.tasks[0].readable(predicted.flatten(0, 1))
+    y = algorithm.tasks[0].decode(predicted.flatten(0, 1))
     return float((y - held_out.query.targets["y"].flatten()).square().mean())
 
 

@@ -89,7 +89,7 @@ def test_the_meta_gradient_equals_finite_differences(arrays) -> None:
 def test_it_says_what_it_cannot_read() -> None:
     task = regression("y", 0.0, 1.0)
     assert CNP().check([task]) is None
-    assert "'y' have no encoding" in CNP().check([task._replace(encoded=None)])
+    assert "'y' have no encoding" in CNP().check([task._replace(encode_target=None)])
     assert "'y' has 3" in CNP().check([task._replace(out_features=3)])
 
 

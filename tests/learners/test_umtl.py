@@ -519,7 +519,7 @@ def test_an_adapted_model_survives_saving(initial: str, arrays, tmp_path: Path) 
 
 def test_it_says_what_it_cannot_learn() -> None:
     one = experiment(data__tasks=["left"]).data.make_tasks()[0]
-    unread = one._replace(encoded=None)
+    unread = one._replace(encode_target=None)
     assert UMTL().check([one]) is None
     assert UMTL().check([unread]) == "it reads labels, and those of task 'left' have no encoding"
     odd = one._replace(head=lambda shape: nn.Sequential(nn.Linear(*shape, 10)))

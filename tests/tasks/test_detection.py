@@ -168,7 +168,7 @@ def test_a_prediction_that_says_the_truth_finds_all_boxes_and_no_others() -> Non
     centreness = torch.where(answers, spec.centreness(boxes), 0.0)
     flat = torch.cat([20 * classes - 10, inverse, centreness.logit(eps=1e-6)[..., None]], -1)
     prediction = flat.transpose(1, 2).unflatten(2, (6, 8))
-    found = task.readable(prediction)
+    found = task.decode(prediction)
     for picture, own in zip(truth, found, strict=True):
         kept, wanted = own[own[:, 0] >= 0, :5], picture[picture[:, 0] >= 0]
         assert len(kept) == len(wanted)
@@ -184,7 +184,7 @@ def test_a_prediction_that_says_the_truth_finds_all_boxes_and_no_others() -> Non
 def scored(task, prediction: Tensor, truth: Tensor) -> dict[str, float]:
     return {
         name: float(
-            metric.value(metric.per_example(prediction, truth).sum(0), torch.tensor(len(truth)))
+            metric.compute(metric.update(prediction, truth).sum(0), torch.tensor(len(truth)))
         )
         for name, metric in task.metrics.items()
     }
@@ -223,7 +223,7 @@ def test_the_average_precision_is_coco_s_up_to_its_bins_and_never_above(noise: f
     spec, task = Detection(3, SIZE, (6, 8), 0.6), detection("a", 3, SIZE, stride=4)
     truth = random_truth(40, 4, 3)
     prediction = near_the_truth(spec, truth, noise)
-    exact, found = coco(task.readable(prediction), truth), scored(task, prediction, truth)
+    exact, found = coco(task.decode(prediction), truth), scored(task, prediction, truth)
     assert 0.05 < exact["map_50"] < 0.98
     for name in exact:
         assert exact[name] - 0.01 <= found[name] <= exact[name] + 1e-6, (
@@ -267,7 +267,7 @@ def test_pictures_without_boxes_count_what_is_found_on_them_as_wrong() -> None:
     wrong = torch.cat([prediction, near_the_truth(spec, truth, 0.1)])
     both, exact = (
         scored(task, wrong, torch.cat([truth, empty])),
-        coco(task.readable(wrong), torch.cat([truth, empty])),
+        coco(task.decode(wrong), torch.cat([truth, empty])),
     )
     assert both["map_50"] < alone["map_50"] - 0.05
     assert both["map_50"] == pytest.approx(exact["map_50"], abs=0.01)

@@ -48,8 +48,8 @@ MAPS = (3, 4, 5)
 over_the_kinds = pytest.mark.parametrize("task", KINDS.values(), ids=KINDS)
 over_those_with_parts = pytest.mark.parametrize(
     "task",
-    [t for t in KINDS.values() if t.labelled is not None],
-    ids=[k for k, t in KINDS.items() if t.labelled],
+    [t for t in KINDS.values() if t.label_mask is not None],
+    ids=[k for k, t in KINDS.items() if t.label_mask],
 )
 
 
@@ -192,7 +192,7 @@ def test_vmap_equals_the_loop(task: Task) -> None:
     def of_one(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         prediction = functional_call(head, params, (x,))
         return task.loss(prediction, y), *(
-            metric.per_example(prediction, y) for metric in task.metrics.values()
+            metric.update(prediction, y) for metric in task.metrics.values()
         )
 
     together = vmap(of_one)(features, targets)
@@ -227,7 +227,7 @@ def test_scores_of_the_sums_of_any_shards_are_those_of_the_whole(task: Task, see
 @over_the_kinds
 def test_scores_of_nothing_are_no_numbers(task: Task) -> None:
     none = metric_values(
-        [task], torch.zeros(sum(m.size for m in task.metrics.values())), torch.zeros(1)
+        [task], torch.zeros(sum(m.state_size for m in task.metrics.values())), torch.zeros(1)
     )
     assert all(value.isnan() for value in none.values())
 
@@ -279,9 +279,9 @@ def test_the_head_gives_what_the_loss_and_the_reader_take(task: Task) -> None:
     prediction = head_of(task)(torch.randn(2, 60))
     assert prediction.shape[1] == task.out_features
     assert task.loss(prediction, random_target(task, 2)).shape == (2,)
-    assert len(task.readable(prediction)) == 2
-    if task.encoded is not None:
-        encoded = task.encoded(random_target(task, 5))
+    assert len(task.decode(prediction)) == 2
+    if task.encode_target is not None:
+        encoded = task.encode_target(random_target(task, 5))
         assert encoded.shape == (5, task.out_features) and encoded.isfinite().all()
 
 

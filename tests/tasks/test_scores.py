@@ -144,7 +144,7 @@ def test_scores_of_numbers() -> None:
     mean, std = 2.5, 1.7  # of the targets for training, which are others
     prediction = ((target - mean) / std + 0.3 * torch.randn(40))[:, None]
     task = regression("a", mean, std)
-    found, values = scores(task, prediction, target), task.readable(prediction)
+    found, values = scores(task, prediction, target), task.decode(prediction)
     assert found["r2"] == pytest.approx(sklearn.metrics.r2_score(target, values), abs=1e-12)
     assert found["mae"] == pytest.approx(
         sklearn.metrics.mean_absolute_error(target, values), abs=1e-12
@@ -181,7 +181,7 @@ def test_labels_far_from_zero_or_tiny_score_as_those_centred_and_scaled(
     standard, off = torch.randn(60, dtype=torch.float64), 0.3 * torch.randn(60, 1)
     target = offset + scale * standard
     task, plain = regression("a", offset, scale), regression("a", 0.0, 1.0)
-    prediction = plain.encoded(standard) + off
+    prediction = plain.encode_target(standard) + off
     found, expected = scores(task, prediction, target), scores(plain, prediction, standard)
     tolerance = 1e-3 if offset == -3e12 else 1e-5
     assert found["r2"] == pytest.approx(expected["r2"], abs=tolerance)
@@ -189,7 +189,7 @@ def test_labels_far_from_zero_or_tiny_score_as_those_centred_and_scaled(
     torch.testing.assert_close(
         task.loss(prediction, target), plain.loss(prediction, standard), rtol=1e-2, atol=tolerance
     )
-    assert task.readable(prediction).dtype == torch.float64
+    assert task.decode(prediction).dtype == torch.float64
 
 
 def test_scores_of_vectors_are_means_over_components_of_the_examples_that_have_them() -> None:
@@ -201,7 +201,7 @@ def test_scores_of_vectors_are_means_over_components_of_the_examples_that_have_t
     prediction = (target - torch.tensor(mean)) / torch.tensor(std) + 0.4 * torch.randn(40, 3)
     found, values = (
         scores(task, prediction, torch.where(there, target, torch.nan)),
-        task.readable(prediction),
+        task.decode(prediction),
     )
     pairs = [(target[there[:, d], d], values[there[:, d], d]) for d in range(3)]
     assert found["r2"] == pytest.approx(
@@ -286,7 +286,7 @@ def test_scores_of_depth() -> None:
     prediction = (target[:, None] - 3) / 1.2 + 0.5 * torch.randn(6, 1, 5, 8)
     found = scores(task, prediction, target)
     there = target > 0
-    p, t = task.readable(prediction)[there], target[there]
+    p, t = task.decode(prediction)[there], target[there]
     assert found["abs_error"] == pytest.approx(float(tm.mean_absolute_error(p, t)), abs=1e-12)
     assert found["rel_error"] == pytest.approx(float(((p - t).abs() / t).mean()), abs=1e-12)
     close = [max(a / b, b / a) < 1.25 for a, b in zip(p.tolist(), t.tolist(), strict=True) if a > 0]
@@ -321,6 +321,6 @@ def test_the_median_angle_is_off_by_less_than_a_bin(number: int) -> None:
     )[..., None, None]
     target = torch.tensor([0.0, 0.0, 1.0]).reshape(1, 3, 1, 1).expand(number, -1, -1, -1)
     metric = normals("a", (1, 1)).metrics["median_angle"]
-    found = metric.value(metric.per_example(prediction, target).sum(0), torch.tensor(number))
+    found = metric.compute(metric.update(prediction, target).sum(0), torch.tensor(number))
     low, high = (np.quantile(angles, 0.5, method=method) for method in ("lower", "higher"))
     assert low - 0.1 <= float(found) <= high + 0.1

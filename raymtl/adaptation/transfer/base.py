@@ -105,5 +105,5 @@ def as_prediction(task: Task, predicted: Tensor) -> Tensor:
     """
     if task.kind == "classification":
         return predicted
-    assert task.encoded is not None
-    return task.encoded(predicted.flatten())
+    assert task.encode_target is not None
+    return task.encode_target(predicted.flatten())

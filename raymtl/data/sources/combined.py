@@ -69,7 +69,7 @@ class Several(Source):
             )
         (first, one), *others = self.parts.items()
         for name, other in others:
-            if (other.input_shape, other.pictures) != (one.input_shape, one.pictures):
+            if (other.input_shape, other.is_image) != (one.input_shape, one.is_image):
                 raise UserError(
                     f"data.parts.{name}: expected inputs of shape {one.input_shape} as "
                     f"data.parts.{first} has, got {other.input_shape}. One encoder reads them all: "
@@ -86,8 +86,8 @@ class Several(Source):
         return self
 
     @property
-    def pictures(self) -> bool:
-        return next(iter(self.parts.values())).pictures
+    def is_image(self) -> bool:
+        return next(iter(self.parts.values())).is_image
 
     @property
     def task_names(self) -> tuple[str, ...]:

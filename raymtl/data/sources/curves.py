@@ -84,7 +84,7 @@ class Curves(Source):
     """Of the Gaussian noise on y, in support and query alike."""
 
     @property
-    def pictures(self) -> bool:
+    def is_image(self) -> bool:
         return False
 
     @property
@@ -111,7 +111,7 @@ class Curves(Source):
         )
         task = regression("y", mean, math.sqrt(second_moment - mean**2))
         mse = Metric(
-            lambda prediction, y: (task.readable(prediction) - y).square(), higher_is_better=False
+            lambda prediction, y: (task.decode(prediction) - y).square(), higher_is_better=False
         )
         return (task._replace(metrics={**task.metrics, "mse": mse}),)
 

@@ -60,7 +60,7 @@ def asked_of(source: "Files", opened: Opened, number: int, rows: Rows, shapes: n
         (block.file,) * size,
         named[0] if named else None,
         tuple(texts(rows.table[named[1]]).to_pylist()) if named else (),
-        shapes if source.pictures else None,
+        shapes if source.is_image else None,
     )
 
 
@@ -81,7 +81,7 @@ def _naming_column(source: "Files", table: pa.Table) -> tuple[str, str] | None:
     """What the column that names rows is called in the predictions, and in the file; None without
     one.
     """
-    if source.pictures:
+    if source.is_image:
         column = source.found.columns[0].column
         if is_text(plain(table[column]).type):
             return PICTURE, column
@@ -123,7 +123,7 @@ def _shapes(
 ) -> np.ndarray:
     """[N, 2], of the pictures in the rows `inside` a block."""
     shapes = np.zeros((len(rows.table), 2), np.int64)
-    if source.pictures:
+    if source.is_image:
         reads = opened.contents(number, rows.table[source.found.columns[0].column])
         for row in inside.tolist():
             picture = picture_of(reads[row]())

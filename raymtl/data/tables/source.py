@@ -263,7 +263,7 @@ class Files(Source):
         return self.fitted
 
     @property
-    def pictures(self) -> bool:
+    def is_image(self) -> bool:
         return self.found.columns[0].role == "picture"
 
     @property
