@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from raymtl.data import Files
 from raymtl.data.episodes import build_episodes
-from raymtl.data.tables.dataset import Opened
+from raymtl.data.tables.dataset import TableDataset
 from raymtl.data.tables.encode import encode
 
 GROUP = 20_000
@@ -67,8 +67,8 @@ def with_ray(path: Path) -> int:
 
 def with_raymtl(source: Files) -> int:
     """The same through the source."""
-    opened = Opened(source)
-    return sum(len(encode(source, opened, number).given) for number in range(len(opened.blocks)))
+    dataset = TableDataset(source)
+    return sum(len(encode(source, dataset, number).given) for number in range(len(dataset.blocks)))
 
 
 def seconds(action: Callable[[], Any]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from raymtl.config import Experiment
 from raymtl.data import Files, Several, Source
 from raymtl.data.episodes import build_episodes, generator
 from raymtl.data.overlap import repeated
-from raymtl.data.tables.asked import Asked, held_out
+from raymtl.data.tables.row_origins import RowOrigins, held_out
 from raymtl.data.tables.sampling import query_rows
 from raymtl.notes import Note
 from raymtl.step.algorithm import Algorithm
@@ -34,7 +34,7 @@ class Support(NamedTuple):
 
     episode: Episode
     classes: Mapping[str, tuple[str, ...]]
-    asked: Asked
+    asked: RowOrigins
     """Which rows are predicted."""
     notes: Sequence[Note]
 
@@ -48,7 +48,7 @@ class Given(NamedTuple):
     episode: Episode
     classes: Mapping[str, tuple[str, ...]]
     """Of the tasks whose classes the examples name."""
-    asked: Asked
+    asked: RowOrigins
     notes: Sequence[Note] = ()
 
 
@@ -57,7 +57,7 @@ class _Rows(NamedTuple):
     targets: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
     classes: Mapping[str, tuple[str, ...]]
-    asked: Asked
+    asked: RowOrigins
     notes: Sequence[Note] = ()
 
     def part(self, rows: Tensor) -> Batch:
@@ -259,7 +259,7 @@ def _rows(path: Path, experiment: Experiment, algorithm: Algorithm) -> _Rows:
         else:
             kind = torch.float64
         targets[task.name] = torch.tensor([value or 0 for value in columns[task.name]], dtype=kind)
-    return _Rows(inputs, targets, masks, {}, Asked(np.arange(len(inputs))))
+    return _Rows(inputs, targets, masks, {}, RowOrigins(np.arange(len(inputs))))
 
 
 def drawn_episode(experiment: Experiment, episode: int) -> Given:
@@ -272,7 +272,7 @@ def drawn_episode(experiment: Experiment, episode: int) -> Given:
         data, arrays, seed=experiment.seed, split="test", step=0, indices=[episode]
     )
     one = tree_map(lambda leaf: leaf[0], drawn[0])
-    asked = Asked(np.arange(count_of(one.query)))
+    asked = RowOrigins(np.arange(count_of(one.query)))
     classes: Mapping[str, tuple[str, ...]] = {}
     if isinstance(data, Files):
         rows, names = query_rows(
@@ -304,7 +304,7 @@ class NewTask(NamedTuple):
     """[N, ...], of what is to be predicted."""
     targets: Tensor
     """[N] of these, nan where there is none."""
-    asked: Asked
+    asked: RowOrigins
     classes: tuple[str, ...]
     """By their numbers; none where labels are numbers."""
     notes: Sequence[Note] = ()
@@ -368,7 +368,7 @@ class _Labels(NamedTuple):
     targets: Tensor
     """[N] float64, nan where there is none."""
     classes: tuple[str, ...]
-    asked: Asked
+    asked: RowOrigins
     notes: Sequence[Note] = ()
 
 
@@ -404,7 +404,7 @@ def _plain_labels(experiment: Experiment) -> _Read:
         targets = torch.tensor(
             [math.nan if value is None else value for value in labels], dtype=torch.float64
         )
-        return _Labels(chosen, inputs, targets, (), Asked(np.arange(len(inputs))))
+        return _Labels(chosen, inputs, targets, (), RowOrigins(np.arange(len(inputs))))
 
     return read
 

@@ -31,7 +31,7 @@ from raymtl.adaptation.transfer.descent import Look
 from raymtl.adaptation.transfer.network import Predict, headed
 from raymtl.config import Experiment
 from raymtl.data.episodes import on_device
-from raymtl.data.tables.asked import Asked
+from raymtl.data.tables.row_origins import RowOrigins
 from raymtl.encoders.norm import WITH_BATCH_STATISTICS
 from raymtl.evaluation.evaluate import load_model, scores_of
 from raymtl.evaluation.predictions import said_of, write_predictions
@@ -56,7 +56,7 @@ class NewData(NamedTuple):
     inputs: Tensor
     targets: Tensor
     """[N] of these, nan where there is none."""
-    asked: Asked
+    asked: RowOrigins
     classes: tuple[str, ...] = ()
     """By their numbers, where the file or the run names them."""
     notes: Sequence[Note] = ()

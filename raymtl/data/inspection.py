@@ -62,11 +62,11 @@ def inspect(source: Source, seed: int) -> tuple[dict[str, Any], Arrays]:
 
 
 def _of_files(source: Files, arrays: Arrays) -> dict[str, Any]:
-    from raymtl.data.tables.dataset import Opened, label_columns
+    from raymtl.data.tables.dataset import TableDataset, label_columns
 
     found = source.found
-    opened = Opened(source)
-    rows, _ = opened.together(range(len(opened.blocks)) if found.pool is None else [0])
+    dataset = TableDataset(source)
+    rows, _ = dataset.together(range(len(dataset.blocks)) if found.pool is None else [0])
     columns = []
     kinds = dict(zip(rows.table.schema.names, rows.table.schema.types, strict=True))
     every = dict(zip(rows.table.column_names, rows.table.columns, strict=True))

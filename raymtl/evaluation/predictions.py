@@ -17,7 +17,7 @@ from torch import Tensor
 from raymtl.data import Arrays, Files, Several, Source, Split
 from raymtl.data.base import HeldOut
 from raymtl.data.episodes import on_device
-from raymtl.data.tables.asked import Asked, held_out
+from raymtl.data.tables.row_origins import RowOrigins, held_out
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage import atomic
 from raymtl.types import Params, Task, UserError
@@ -150,7 +150,7 @@ def write_held_out(
         )
 
     def tables(section: HeldOut) -> Iterator[pa.Table]:
-        whole = Asked(section.rows)
+        whole = RowOrigins(section.rows)
         if isinstance(source, Files):
             whole = (
                 held_out(source, section.rows, shapes=any(task.dense for task in algorithm.tasks))
@@ -192,7 +192,7 @@ def write_held_out(
 
 
 def write_predictions(
-    path: Path, said: Sequence[Said], asked: Asked, placed: Placed | None = None
+    path: Path, said: Sequence[Said], asked: RowOrigins, placed: Placed | None = None
 ) -> None:
     """Publishes the predictions of these rows, some at a time."""
 
@@ -208,7 +208,7 @@ def _write(path: Path, tables: Iterator[pa.Table]) -> None:
             writer.write_table(table)
 
 
-def _tables(said: Sequence[Said], asked: Asked, placed: Placed | None) -> Iterator[pa.Table]:
+def _tables(said: Sequence[Said], asked: RowOrigins, placed: Placed | None) -> Iterator[pa.Table]:
     number = len(asked.rows)
     largest = 1
     if asked.shapes is not None and number and any(one.task.dense for one in said):
@@ -229,7 +229,7 @@ def _padded(values: pa.Array, number: int) -> pa.Array:
     return pa.concat_arrays([values, pa.nulls(number - len(values), values.type)])
 
 
-def _naming(asked: Asked) -> Columns:
+def _naming(asked: RowOrigins) -> Columns:
     columns: Columns = {"row": pa.array(asked.rows, pa.int64())}
     if asked.files is not None:
         columns["file"] = pa.array(asked.files, pa.string())

@@ -16,7 +16,7 @@ from PIL import Image
 from raymtl.config import Experiment
 from raymtl.data import SPLITS, Files
 from raymtl.data.episodes import build_episodes, on_device
-from raymtl.data.tables.dataset import Opened
+from raymtl.data.tables.dataset import TableDataset
 from raymtl.data.tables.new_rows import read_unseen
 from raymtl.data.tables.pictures import channels_of, decoded
 from raymtl.data.tables.schema import Shades
@@ -283,7 +283,12 @@ def source_of(root: Path, **values) -> Files:
 def by_name(source: Files) -> dict[str, np.ndarray]:
     """Each picture [H, W] as the model sees it, of grey ones."""
     arrays = source.load()
-    files = Opened(source).together(range(len(Opened(source).blocks)))[0].table["file"].to_pylist()
+    files = (
+        TableDataset(source)
+        .together(range(len(TableDataset(source).blocks)))[0]
+        .table["file"]
+        .to_pylist()
+    )
     return {
         name.rpartition("/")[2]: pixels[0]
         for name, pixels in zip(files, arrays["inputs"], strict=True)

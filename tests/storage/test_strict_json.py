@@ -12,7 +12,7 @@ from raymtl.storage import formats, strict_json
 ROOT = Path(__file__).parent.parent.parent / "raymtl"
 OTHERS = {
     "storage/optuna_journal.py": "Optuna reads it back, NaN included",
-    "data/tables/source.py": "a digest, which nobody reads",
+    "data/tables/settings.py": "a digest, which nobody reads",
     "reporting/html/tables.py": "text in a cell",
     "config/domains.py": "names of choices",
 }

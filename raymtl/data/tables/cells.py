@@ -12,7 +12,7 @@ from raymtl.data.tables.forms import NO_NUMBER, TEXT, plain_form, read_as, some_
 from raymtl.data.tables.schema import TextForm
 from raymtl.types import UserError
 
-Where = Callable[[int], str]
+LocateRow = Callable[[int], str]
 NOTHING = pa.array([""])
 """The cells that are missing in files that can say so themselves."""
 

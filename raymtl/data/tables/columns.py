@@ -19,7 +19,7 @@ SUFFIXES = (
 """Endings of pictures that Pillow reads."""
 DAY_US = 86_400e6
 
-Where = Callable[[int], str]
+LocateRow = Callable[[int], str]
 """Row of the table at hand -> file and row, as they are told to the user."""
 
 
@@ -89,7 +89,7 @@ def texts(column: pa.ChunkedArray) -> pa.Array:
     return pc.if_else(pc.equal(text, ""), None, text)
 
 
-def numbers(column: pa.ChunkedArray, name: str, where: Where) -> np.ndarray:
+def numbers(column: pa.ChunkedArray, name: str, where: LocateRow) -> np.ndarray:
     """Every value as float64 [N], nan for what is missing. Raises UserError for text that is no
     number.
     """
@@ -152,7 +152,7 @@ def _parses(text: str) -> bool:
 
 
 def vectors(
-    column: pa.ChunkedArray, name: str, where: Where, size: int | None = None
+    column: pa.ChunkedArray, name: str, where: LocateRow, size: int | None = None
 ) -> np.ndarray:
     """Lists of numbers as float64 [N, size], nan where the list is missing. Raises UserError where
     lengths differ.
@@ -269,7 +269,7 @@ def fit_column(
     column: pa.ChunkedArray,
     name: str,
     role: Role,
-    where: Where,
+    where: LocateRow,
     *,
     max_categories: int,
     text_size: int,
@@ -319,7 +319,12 @@ def moments(values: np.ndarray) -> tuple[float, float]:
 
 
 def encode_column(
-    fitted: FittedColumn, column: pa.ChunkedArray, out: np.ndarray, where: Where, *, impute: bool
+    fitted: FittedColumn,
+    column: pa.ChunkedArray,
+    out: np.ndarray,
+    where: LocateRow,
+    *,
+    impute: bool,
 ) -> None:
     """Writes the numbers of a column to `out` [N, size].
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from raymtl.data.base import SPLITS
 from raymtl.data.tables.boxes import Boxes, holds_boxes, read_boxes, sources_of
 from raymtl.data.tables.cells import formed, missing_words, plainly
 from raymtl.data.tables.columns import (
-    Where,
+    LocateRow,
     holds_pictures,
     is_bytes,
     is_list,
@@ -43,15 +43,13 @@ from raymtl.data.tables.paths import (
 from raymtl.data.tables.plain_cells import plain_cells
 from raymtl.data.tables.readers import Block, Cells, Reading, Table, agree, open_table
 from raymtl.data.tables.schema import Fitted, Format, TaskColumn, TextForm, label_text
+from raymtl.data.tables.settings import FilesConfig
 from raymtl.data.tables.stored import as_type, common
 from raymtl.notes import Note
 from raymtl.types import UserError
 
-if TYPE_CHECKING:
-    from raymtl.data.tables.source import Files
 
-
-class Rows(NamedTuple):
+class TableRows(NamedTuple):
     """Some rows: all columns, and of each task those with its labels."""
 
     table: pa.Table
@@ -74,10 +72,10 @@ def label_columns(name: str, task: TaskColumn) -> tuple[str, ...]:
     return task.columns or (task.column or name,)
 
 
-class Opened:
+class TableDataset:
     """The blocks of all files, each read by its number."""
 
-    def __init__(self, source: "Files") -> None:
+    def __init__(self, source: FilesConfig) -> None:
         self.source = source
         self.reading = Reading(
             source.missing_values, source.delimiter, source.encoding, source.columns
@@ -317,7 +315,7 @@ class Opened:
         ]
         return dict.fromkeys(left, False)
 
-    def read(self, number: int) -> Rows:
+    def read(self, number: int) -> TableRows:
         """The rows of the block with this number. Raises UserError for a cell that is not of the
         form of its column.
         """
@@ -326,7 +324,7 @@ class Opened:
             return rows
         return self.formed(rows, lambda row: self.where(number, row))
 
-    def formed(self, rows: Rows, where: Where) -> Rows:
+    def formed(self, rows: TableRows, where: LocateRow) -> TableRows:
         """The same rows with texts read in the forms of their columns."""
         forms = self.forms or {}
         written = [part.table.written for part in self.parts]
@@ -353,7 +351,7 @@ class Opened:
                 name: _formed(column, name, of_task.get(name), self.cells_of(task, name), where)
                 for name, column in columns.items()
             }
-        return Rows(pa.table(table), labels)
+        return TableRows(pa.table(table), labels)
 
     @cached_property
     def names_of_files(self) -> frozenset[str]:
@@ -392,7 +390,7 @@ class Opened:
         """The classes that the configuration names, as they are written in files."""
         return tuple(label_text(value) for value in self.source.tasks[task].classes or ())
 
-    def _raw(self, number: int) -> Rows:
+    def _raw(self, number: int) -> TableRows:
         part_number, block = self.blocks[number]
         part = self.parts[part_number]
         table = part.table.raw(block)
@@ -419,7 +417,7 @@ class Opened:
                 labels[name] = {
                     column: pa.chunked_array([pa.nulls(len(table))]) for column in columns
                 }
-        return Rows(table.select(self.names), labels)
+        return TableRows(table.select(self.names), labels)
 
     def side(self, number: int) -> int | None:
         """The split that the path of a block says."""
@@ -434,7 +432,7 @@ class Opened:
         part_number, block = self.blocks[number]
         return self.parts[part_number].table.where(block, row)
 
-    def together(self, numbers: Sequence[int]) -> tuple[Rows, Callable[[int], str]]:
+    def together(self, numbers: Sequence[int]) -> tuple[TableRows, Callable[[int], str]]:
         """The rows of several blocks as one, and where each row is from. Raises UserError where
         types do not agree.
         """
@@ -460,7 +458,7 @@ class Opened:
             name: self._concatenated(columns, numbers, name)
             for name, *columns in zip(self.names, *(table.columns for table in tables), strict=True)
         }
-        return Rows(pa.table(whole), labels), where
+        return TableRows(pa.table(whole), labels), where
 
     def _concatenated(
         self, columns: Sequence[pa.ChunkedArray], numbers: Sequence[int], name: str
@@ -665,7 +663,7 @@ def _written(tables: Sequence[Cells], name: str, kept: Collection[str] = ()) -> 
 
 
 def _formed(
-    column: pa.ChunkedArray, name: str, form: TextForm | None, written: Cells, where: Where
+    column: pa.ChunkedArray, name: str, form: TextForm | None, written: Cells, where: LocateRow
 ) -> pa.ChunkedArray:
     """A column in its form, or where it has none as anybody would read the cells of text files."""
     if name in written.names or not is_text(column.type):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 from raymtl.data.base import SPLITS, Arrays, most
 from raymtl.data.tables.boxes import encode_boxes
 from raymtl.data.tables.columns import encode_column, texts
-from raymtl.data.tables.dataset import Opened, Rows
+from raymtl.data.tables.dataset import TableDataset, TableRows
 from raymtl.data.tables.dense_labels import encode_maps
 from raymtl.data.tables.findings import small_class_note, small_group_note
 from raymtl.data.tables.labels import encode_task
 from raymtl.data.tables.pictures import measured
+from raymtl.data.tables.settings import FilesConfig
 from raymtl.data.tables.splits import (
     UNKNOWN,
     by_rank,
@@ -30,9 +31,6 @@ from raymtl.data.tables.task_kinds import KINDS
 from raymtl.data.tables.wide import encode_columns
 from raymtl.notes import ARRAY, Note, pack
 from raymtl.types import UserError
-
-if TYPE_CHECKING:
-    from raymtl.data.tables.source import Files
 
 NAMED = 5  # unreadable pictures that a message names
 
@@ -58,20 +56,20 @@ class Encoded(NamedTuple):
     """Pictures whose colours are seen as greys."""
 
 
-def encode(source: "Files", opened: Opened, number: int) -> Encoded:
+def encode(source: FilesConfig, dataset: TableDataset, number: int) -> Encoded:
     """A block of rows. Raises UserError, naming file, row and column, for what cannot be a number
     or a label.
     """
-    rows = opened.read(number)
+    rows = dataset.read(number)
 
     def where(row: int) -> str:
-        return opened.where(number, row)
+        return dataset.where(number, row)
 
-    inputs = encode_inputs(source, opened, number, rows)
+    inputs = encode_inputs(source, dataset, number, rows)
     arrays = {"inputs": inputs.numbers}
     unreadable, gone = list(inputs.unreadable), list[str]()
     for name in source.tasks:
-        labels = encode_labels(source, opened, number, name, rows, inputs.shapes)
+        labels = encode_labels(source, dataset, number, name, rows, inputs.shapes)
         arrays[f"target/{name}"], arrays[f"mask/{name}"] = (
             labels.target,
             labels.mask & inputs.readable,
@@ -80,7 +78,7 @@ def encode(source: "Files", opened: Opened, number: int) -> Encoded:
         gone += labels.gone
     columns = source.found.hashed or [column.column for column in source.found.columns]
     given, hashed = sides_given(
-        source, rows, opened.side(number), columns, source.found.split_column, where
+        source, rows, dataset.side(number), columns, source.found.split_column, where
     )
     return Encoded(
         arrays,
@@ -121,27 +119,32 @@ class Labels(NamedTuple):
 
 
 def encode_labels(
-    source: "Files", opened: Opened, number: int, name: str, rows: Rows, shapes: np.ndarray
+    source: FilesConfig,
+    dataset: TableDataset,
+    number: int,
+    name: str,
+    rows: TableRows,
+    shapes: np.ndarray,
 ) -> Labels:
     """The labels of a task in a block, whose pictures had these shapes. Raises UserError for what
     cannot be one.
     """
     fitted = source.found.tasks[name]
-    if name in opened.boxes:
+    if name in dataset.boxes:
         ((_, index),) = rows.labels[name].items()
         size = source.input_shape[-2:]
         found = encode_boxes(
-            fitted, opened.boxes[name], index, shapes, (size[0], size[1]), source.resize
+            fitted, dataset.boxes[name], index, shapes, (size[0], size[1]), source.resize
         )
         return Labels(found.target, found.mask, found.faults)
     if KINDS[fitted.kind].form != "map":
         return Labels(
-            *encode_task(name, fitted, rows.labels[name], lambda row: opened.where(number, row))
+            *encode_task(name, fitted, rows.labels[name], lambda row: dataset.where(number, row))
         )
     ((column, values),) = rows.labels[name].items()
-    cells, gone = opened.cells(name, [number], values)
+    cells, gone = dataset.cells(name, [number], values)
     height, width = source.input_shape[-2:]
-    if name in opened.maps and not fitted.asked.column:
+    if name in dataset.maps and not fitted.asked.column:
         shown = None
     else:
         shown = column
@@ -151,14 +154,16 @@ def encode_labels(
     return Labels(target, mask, unreadable, [f"{one} of task '{name}'" for one in gone])
 
 
-def encode_inputs(source: "Files", opened: Opened, number: int, rows: Rows) -> Inputs:
+def encode_inputs(
+    source: FilesConfig, dataset: TableDataset, number: int, rows: TableRows
+) -> Inputs:
     """The inputs of a block. Raises UserError, naming file, row and column, for what cannot be a
     number.
     """
     fitted = source.found.columns
     size = len(rows.table)
     if fitted[0].role == "picture":
-        return _pictures(source, opened, number, rows.table[fitted[0].column])
+        return _pictures(source, dataset, number, rows.table[fitted[0].column])
     out = np.empty((size, *source.input_shape), np.float32)
     done = encode_columns(fitted, rows.table, out, impute=source.missing_inputs == "mean")
     start = 0
@@ -168,16 +173,18 @@ def encode_inputs(source: "Files", opened: Opened, number: int, rows: Rows) -> I
                 column,
                 rows.table[column.column],
                 out[:, start : start + column.size],
-                lambda row: opened.where(number, row),
+                lambda row: dataset.where(number, row),
                 impute=source.missing_inputs == "mean",
             )
         start += column.size
     return Inputs(out, np.ones(size, bool), np.zeros((size, 2), np.int64), [])
 
 
-def _pictures(source: "Files", opened: Opened, number: int, column: pa.ChunkedArray) -> Inputs:
+def _pictures(
+    source: FilesConfig, dataset: TableDataset, number: int, column: pa.ChunkedArray
+) -> Inputs:
     channels, height, width = source.input_shape
-    reads = opened.contents(number, column)
+    reads = dataset.contents(number, column)
     out = np.zeros((len(reads), channels, height, width), np.uint8)
     readable = np.ones(len(reads), bool)
     shapes = np.zeros((len(reads), 2), np.int64)
@@ -188,7 +195,7 @@ def _pictures(source: "Files", opened: Opened, number: int, column: pa.ChunkedAr
         value = column[row].as_py()
         if isinstance(value, str):
             return value
-        return opened.where(number, row)
+        return dataset.where(number, row)
 
     def fill(row: int) -> str | None:
         try:
@@ -207,8 +214,8 @@ def _pictures(source: "Files", opened: Opened, number: int, column: pa.ChunkedAr
 
 
 def sides_given(
-    source: "Files",
-    rows: Rows,
+    source: FilesConfig,
+    rows: TableRows,
     side: int | None,
     inputs: Sequence[str],
     column: str | None,
@@ -236,7 +243,7 @@ def sides_given(
     return given, hashes([(name, columns[name]) for name in names], source.split.seed)
 
 
-def bucket_of(source: "Files", rows: Rows, where: Any) -> pa.Array | None:
+def bucket_of(source: FilesConfig, rows: TableRows, where: Any) -> pa.Array | None:
     """The group of each row, or its class for episodes of classes; None where rows are by
     themselves.
     """
@@ -256,7 +263,7 @@ def bucket_of(source: "Files", rows: Rows, where: Any) -> pa.Array | None:
 
 
 def sides_of(
-    source: "Files", given: np.ndarray, hashed: np.ndarray, *, each_by_itself: bool
+    source: FilesConfig, given: np.ndarray, hashed: np.ndarray, *, each_by_itself: bool
 ) -> np.ndarray:
     """The side of every row, [N] int8.
 
@@ -300,17 +307,17 @@ def check_leak(bucket: pa.Array | None, sides: np.ndarray, what: str, where: Any
         )
 
 
-def load(source: "Files") -> dict[str, np.ndarray]:
+def load(source: FilesConfig) -> dict[str, np.ndarray]:
     """All rows, or where they are streamed those that are held out; and which of them are on which
     side.
     """
-    opened = Opened(source)
-    opened.check_fitted(source.found)
+    dataset = TableDataset(source)
+    dataset.check_fitted(source.found)
     streamed = source.found.pool is not None
     encoded: list[Encoded] = []
     sides: list[np.ndarray] = []
     held, seen = np.zeros(len(SPLITS), int), 0
-    for one in _blocks(source, opened):
+    for one in _blocks(source, dataset):
         seen += len(one.given)
         if streamed:
             side = sides_of(source, one.given, one.hashed, each_by_itself=True)
@@ -363,13 +370,13 @@ def load(source: "Files") -> dict[str, np.ndarray]:
     }
 
 
-def _blocks(source: "Files", opened: Opened) -> Iterator[Encoded]:
+def _blocks(source: FilesConfig, dataset: TableDataset) -> Iterator[Encoded]:
     """Every block in its order; of a stream, in one by chance."""
-    order = np.arange(len(opened.blocks))
+    order = np.arange(len(dataset.blocks))
     if source.found.pool is not None:
         order = np.random.default_rng(source.split.seed).permutation(order)
     for number in order.tolist():
-        yield encode(source, opened, number)
+        yield encode(source, dataset, number)
 
 
 def _some(one: Encoded, rows: np.ndarray) -> Encoded:
@@ -383,7 +390,7 @@ def _some(one: Encoded, rows: np.ndarray) -> Encoded:
     )  # fmt: skip
 
 
-def unreadable_notes(source: "Files", unreadable: Sequence[str], number: int) -> list[Note]:
+def unreadable_notes(source: FilesConfig, unreadable: Sequence[str], number: int) -> list[Note]:
     """Which of this number of pictures could not be read. Raises UserError where there are too
     many.
     """
@@ -401,7 +408,7 @@ def unreadable_notes(source: "Files", unreadable: Sequence[str], number: int) ->
     return [Note(place="pictures", text=f"{says}; they are left out", key="data.max_corrupt")]
 
 
-def _unlabelled_notes(source: "Files", arrays: Arrays, side: np.ndarray) -> list[Note]:
+def _unlabelled_notes(source: FilesConfig, arrays: Arrays, side: np.ndarray) -> list[Note]:
     """Which tasks have no label in the rows of validation or test."""
     return [
         Note(
@@ -428,7 +435,7 @@ def gone_notes(gone: Sequence[str]) -> list[Note]:
     ]
 
 
-def _faded_notes(source: "Files", faded: Sequence[str]) -> list[Note]:
+def _faded_notes(source: FilesConfig, faded: Sequence[str]) -> list[Note]:
     """Which pictures are in colour though those that were looked at are grey."""
     if not faded or source.channels is not None:
         return []
@@ -437,7 +444,7 @@ def _faded_notes(source: "Files", faded: Sequence[str]) -> list[Note]:
     return [Note(place="pictures", text=text, key="data.channels")]
 
 
-def _beyond_notes(source: "Files", beyond: Sequence[str]) -> list[Note]:
+def _beyond_notes(source: FilesConfig, beyond: Sequence[str]) -> list[Note]:
     """Which pictures have values beyond black or white, which the pictures for training have not,
     or few of them.
     """
@@ -450,7 +457,7 @@ def _beyond_notes(source: "Files", beyond: Sequence[str]) -> list[Note]:
 
 
 def _pools(
-    source: "Files",
+    source: FilesConfig,
     arrays: Mapping[str, np.ndarray],
     sides: np.ndarray,
     bucket: pa.Array | None,
@@ -507,7 +514,7 @@ def _pools(
 
 
 def _small(
-    source: "Files", split: str, small: Sequence[str], number: int, least: int
+    source: FilesConfig, split: str, small: Sequence[str], number: int, least: int
 ) -> list[Note]:
     """A note on the groups or classes, of this number in the split, that have fewer than the least
     number of rows.
@@ -519,7 +526,7 @@ def _small(
     return [small_group_note(str(source.group), split, small, number, least)]
 
 
-def _need(source: "Files", split: str, got: int, least: int, what: str) -> None:
+def _need(source: FilesConfig, split: str, got: int, least: int, what: str) -> None:
     if got < least:
         raise UserError(
             f"data.split: expected {least} {what} at least in {split}, got {got}. Change "

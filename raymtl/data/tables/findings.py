@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data.base import SPLITS
-from raymtl.data.tables.columns import Where, is_number, moments, plain, texts
+from raymtl.data.tables.columns import LocateRow, is_number, moments, plain, texts
 from raymtl.data.tables.schema import FittedTask
 from raymtl.data.tables.splits import hashes
 from raymtl.data.tables.task_kinds import KINDS
@@ -186,7 +186,7 @@ def _constant_targets(
 
 
 def copy_notes(
-    columns: Mapping[str, pa.ChunkedArray], sides: np.ndarray, where: Where
+    columns: Mapping[str, pa.ChunkedArray], sides: np.ndarray, where: LocateRow
 ) -> list[Note]:
     """On rows of val that are in training too, and of test that are in either, in all of these
     columns [N].
@@ -211,7 +211,7 @@ def copy_notes(
     return notes
 
 
-def rows_named(rows: Sequence[int] | np.ndarray, where: Where) -> str:
+def rows_named(rows: Sequence[int] | np.ndarray, where: LocateRow) -> str:
     """The first of these rows, each file once."""
     parts: list[str] = []
     before = ""

@@ -3,14 +3,14 @@ starts.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from raymtl.data.tables.boxes import fit_boxes
-from raymtl.data.tables.columns import Where, encode_column, fit_column, is_text, texts
-from raymtl.data.tables.dataset import Opened, Rows
+from raymtl.data.tables.columns import LocateRow, encode_column, fit_column, is_text, texts
+from raymtl.data.tables.dataset import TableDataset, TableRows
 from raymtl.data.tables.dense_labels import bytes_a_row, fit_maps
 from raymtl.data.tables.encode import bucket_of, check_leak, sides_given, sides_of
 from raymtl.data.tables.findings import copy_notes, label_notes
@@ -24,14 +24,12 @@ from raymtl.data.tables.roles import (
     without_constants,
 )
 from raymtl.data.tables.schema import Fitted, FittedColumn, FittedTask, Role, Shades
+from raymtl.data.tables.settings import FilesConfig, height_and_width
 from raymtl.data.tables.shades import Unread, fit_shades
 from raymtl.data.tables.splits import UNKNOWN
 from raymtl.data.tables.wide import complete, fit_columns
 from raymtl.notes import Note
 from raymtl.types import UserError
-
-if TYPE_CHECKING:
-    from raymtl.data.tables.source import Files
 
 LOOKED_AT = 64  # pictures, for whether they are grey
 MOST_IN_POOL = 16  # blocks of a stream in memory at a time
@@ -40,32 +38,34 @@ MOST_IN_POOL = 16  # blocks of a stream in memory at a time
 class Looked(NamedTuple):
     """The rows that findings are made of, and what they are."""
 
-    rows: Rows
-    where: Where
+    rows: TableRows
+    where: LocateRow
     sides: np.ndarray
     """[N]"""
     train: np.ndarray
     """[N] bool"""
 
 
-def fit(source: "Files") -> Fitted:
+def fit(source: FilesConfig) -> Fitted:
     """What was found. Raises UserError for what cannot be learned from."""
-    opened = Opened(source)
-    streamed = _too_large(source, opened)
+    dataset = TableDataset(source)
+    streamed = _too_large(source, dataset)
     if streamed:
-        numbers = _sample(source, opened)
+        numbers = _sample(source, dataset)
     else:
-        numbers = list(range(len(opened.blocks)))
-    opened.forms = None  # to see cells as they are written
-    raw, where = opened.together(numbers)
-    readings = find_readings(source, opened, raw, where)
-    opened.forms = readings.forms
-    opened.label_forms |= readings.label_forms
-    rows = opened.formed(raw, where)
+        numbers = list(range(len(dataset.blocks)))
+    dataset.forms = None  # to see cells as they are written
+    raw, where = dataset.together(numbers)
+    readings = find_readings(source, dataset, raw, where)
+    dataset.forms = readings.forms
+    dataset.label_forms |= readings.label_forms
+    rows = dataset.formed(raw, where)
     del raw
-    chosen = choose_inputs(source, opened, rows, where, readings.oddities)
-    split_column = split_column_of(source, opened, rows)
-    sides = _sides(source, opened, numbers, rows, list(chosen.roles), split_column, where, streamed)
+    chosen = choose_inputs(source, dataset, rows, where, readings.oddities)
+    split_column = split_column_of(source, dataset, rows)
+    sides = _sides(
+        source, dataset, numbers, rows, list(chosen.roles), split_column, where, streamed
+    )
     train = sides == 0
     if not train.any():
         raise UserError(
@@ -74,10 +74,10 @@ def fit(source: "Files") -> Fitted:
     looked = Looked(rows, where, sides, train)
     hashed = tuple(chosen.roles)
     chosen = without_constants(chosen, rows, train, where)
-    tasks, task_notes = _tasks(source, opened, numbers, looked, set(chosen.roles.values()))
+    tasks, task_notes = _tasks(source, dataset, numbers, looked, set(chosen.roles.values()))
     columns = _fit_columns(source, looked, chosen.roles)
-    shape = _shape(source, opened, columns)
-    shades, shade_notes = _shades(source, opened, numbers, rows, columns[0], train)
+    shape = _shape(source, dataset, columns)
+    shades, shade_notes = _shades(source, dataset, numbers, rows, columns[0], train)
     if not streamed:
         _check_inputs(source, columns, rows, where)
     notes = (
@@ -90,23 +90,25 @@ def fit(source: "Files") -> Fitted:
     return Fitted(
         settings=source.digest(),
         path=source.path,
-        format=opened.format,
+        format=dataset.format,
         columns=tuple(columns),
         left_out=chosen.left_out,
         forms=readings.forms,
         hashed=hashed if len(hashed) > len(chosen.roles) else (),
         tasks=tasks,
-        notes=(*notes, *_ignored_notes(tasks), *opened.skipped_notes(), *shade_notes),
-        split_by=_split_words(source, split_column, opened),
+        notes=(*notes, *_ignored_notes(tasks), *dataset.skipped_notes(), *shade_notes),
+        split_by=_split_words(source, split_column, dataset),
         split_column=split_column,
         input_shape=shape,
         shades=shades,
-        rows=opened.num_rows,
-        pool=_pool(source, opened, shape) if streamed else None,
+        rows=dataset.num_rows,
+        pool=_pool(source, dataset, shape) if streamed else None,
     )
 
 
-def _fit_columns(source: "Files", looked: Looked, roles: Mapping[str, Role]) -> list[FittedColumn]:
+def _fit_columns(
+    source: FilesConfig, looked: Looked, roles: Mapping[str, Role]
+) -> list[FittedColumn]:
     """What has to be known to encode the inputs, of the rows for training."""
     found = np.flatnonzero(looked.train)
     numbers = [name for name, role in roles.items() if role == "number"]
@@ -125,7 +127,7 @@ def _fit_columns(source: "Files", looked: Looked, roles: Mapping[str, Role]) -> 
     ]
 
 
-def _copies(source: "Files", looked: Looked, roles: Mapping[str, Role]) -> list[Note]:
+def _copies(source: FilesConfig, looked: Looked, roles: Mapping[str, Role]) -> list[Note]:
     """On rows of val and test that training has too, in their inputs and labels."""
     if "picture" in roles.values() or source.episodes == "classes":
         return []
@@ -150,7 +152,11 @@ def _ignored_notes(tasks: Mapping[str, FittedTask]) -> tuple[Note, ...]:
 
 
 def _tasks(
-    source: "Files", opened: Opened, numbers: Sequence[int], looked: Looked, roles: Collection[str]
+    source: FilesConfig,
+    dataset: TableDataset,
+    numbers: Sequence[int],
+    looked: Looked,
+    roles: Collection[str],
 ) -> tuple[dict[str, FittedTask], list[Note]]:
     """What the labels of each task are, and the notes on them. Raises UserError for labels of no
     kind.
@@ -159,9 +165,9 @@ def _tasks(
     notes: list[Note] = []
     for name, task in source.tasks.items():
         column = next(iter(looked.rows.labels[name].values()))
-        if name in opened.boxes:
+        if name in dataset.boxes:
             about = "boxes"
-        elif opened.holds_maps(name, column):
+        elif dataset.holds_maps(name, column):
             about = "maps"
         else:
             about = ""
@@ -171,16 +177,16 @@ def _tasks(
                 f"about, got {', '.join(sorted(roles))}. Correct data.inputs, or leave the task "
                 "away."
             )
-        if name in opened.boxes:
-            tasks[name] = fit_boxes(name, task, opened.boxes[name], column, looked.train)
+        if name in dataset.boxes:
+            tasks[name] = fit_boxes(name, task, dataset.boxes[name], column, looked.train)
         elif about:
-            cells, _ = opened.cells(name, numbers, column)
+            cells, _ = dataset.cells(name, numbers, column)
             tasks[name] = fit_maps(name, task, cells, looked.train)
         else:
             own = looked.rows.labels[name]
             few_shot = source.episodes == "classes"
             fitted = fit_task(name, task, own, looked.train, looked.where, few_shot=few_shot)
-            tasks[name] = fitted.model_copy(update={"forms": opened.label_forms.get(name, {})})
+            tasks[name] = fitted.model_copy(update={"forms": dataset.label_forms.get(name, {})})
             target, mask = encode_task(name, tasks[name], own, looked.where)
             if source.episodes != "classes":
                 notes += label_notes(name, tasks[name], target, mask, looked.sides)
@@ -188,7 +194,7 @@ def _tasks(
     return tasks, notes
 
 
-def _check_kind(source: "Files", tasks: Mapping[str, FittedTask]) -> None:
+def _check_kind(source: FilesConfig, tasks: Mapping[str, FittedTask]) -> None:
     """Raises UserError where episodes are of classes and the task has none."""
     name, task = next(iter(tasks.items()))
     if source.episodes == "classes" and task.kind not in ("classification", "binary"):
@@ -198,31 +204,26 @@ def _check_kind(source: "Files", tasks: Mapping[str, FittedTask]) -> None:
         )
 
 
-def _too_large(source: "Files", opened: Opened) -> bool:
-    if opened.format == "pictures":
-        height, width = (
-            source.size if isinstance(source.size, tuple) else (source.size, source.size)
-        )
-        row = (source.channels or 3) * height * width + _bytes_of_maps(source, opened)
-        return opened.megabytes(row) > source.in_memory_mb
-    return opened.megabytes() > source.in_memory_mb
+def _too_large(source: FilesConfig, dataset: TableDataset) -> bool:
+    if dataset.format == "pictures":
+        height, width = height_and_width(source.size)
+        row = (source.channels or 3) * height * width + _bytes_of_maps(source, dataset)
+        return dataset.megabytes(row) > source.in_memory_mb
+    return dataset.megabytes() > source.in_memory_mb
 
 
-def _bytes_of_maps(source: "Files", opened: Opened) -> int:
+def _bytes_of_maps(source: FilesConfig, dataset: TableDataset) -> int:
     """What the labels of a row take that are maps."""
-    if isinstance(source.size, tuple):
-        size = source.size
-    else:
-        size = (source.size, source.size)
-    labels = opened.read(0).labels
+    size = height_and_width(source.size)
+    labels = dataset.read(0).labels
     return sum(
         bytes_a_row(task.kind, size)
         for name, task in source.tasks.items()
-        if opened.holds_maps(name, next(iter(labels[name].values())))
+        if dataset.holds_maps(name, next(iter(labels[name].values())))
     )
 
 
-def _sample(source: "Files", opened: Opened) -> list[int]:
+def _sample(source: FilesConfig, dataset: TableDataset) -> list[int]:
     """Blocks by chance, of `fit_rows` rows together. Raises UserError for what cannot be streamed."""
     if source.episodes != "rows":
         raise UserError(
@@ -230,24 +231,24 @@ def _sample(source: "Files", opened: Opened) -> list[int]:
             f"{source.in_memory_mb:g}, got {source.episodes}, which needs all rows in memory. "
             "Raise data.in_memory_mb."
         )
-    order = np.random.default_rng(source.split.seed).permutation(len(opened.blocks)).tolist()
+    order = np.random.default_rng(source.split.seed).permutation(len(dataset.blocks)).tolist()
     chosen, rows = [], 0
     for number in order:
         chosen.append(number)
-        rows += opened.blocks[number][1].rows or 0
+        rows += dataset.blocks[number][1].rows or 0
         if rows >= source.fit_rows:
             break
     return sorted(chosen)
 
 
-def _pool(source: "Files", opened: Opened, shape: tuple[int, ...]) -> int:
+def _pool(source: FilesConfig, dataset: TableDataset, shape: tuple[int, ...]) -> int:
     """How many blocks fit into a quarter of the memory. Raises UserError where one does not."""
     row = (
         int(np.prod(shape)) * (1 if len(shape) > 1 else 4)
         + 16 * len(source.tasks)
-        + _bytes_of_maps(source, opened)
+        + _bytes_of_maps(source, dataset)
     )
-    largest = max(opened.blocks, key=lambda entry: entry[1].rows or 0)[1]
+    largest = max(dataset.blocks, key=lambda entry: entry[1].rows or 0)[1]
     block_mb = (largest.rows or 0) * row / 1e6
     if block_mb > source.in_memory_mb / 2:
         raise UserError(
@@ -257,16 +258,18 @@ def _pool(source: "Files", opened: Opened, shape: tuple[int, ...]) -> int:
         )
     return int(
         min(
-            MOST_IN_POOL, len(opened.blocks), max(1, source.in_memory_mb / 4 // max(block_mb, 1e-9))
+            MOST_IN_POOL,
+            len(dataset.blocks),
+            max(1, source.in_memory_mb / 4 // max(block_mb, 1e-9)),
         )
     )
 
 
 def _sides(
-    source: "Files",
-    opened: Opened,
+    source: FilesConfig,
+    dataset: TableDataset,
     numbers: list[int],
-    rows: Rows,
+    rows: TableRows,
     inputs: list[str],
     column: str | None,
     where: Callable[[int], str],
@@ -274,9 +277,9 @@ def _sides(
 ) -> np.ndarray:
     given, hashed = sides_given(source, rows, None, inputs, column, where)
     if column is None:
-        counts = [opened.blocks[number][1].rows or 0 for number in numbers]
+        counts = [dataset.blocks[number][1].rows or 0 for number in numbers]
         of_block = [
-            UNKNOWN if (side := opened.side(number)) is None else side for number in numbers
+            UNKNOWN if (side := dataset.side(number)) is None else side for number in numbers
         ]
         given = np.repeat(np.array(of_block, np.int8), counts)
     sides = sides_of(source, given, hashed, each_by_itself=streamed)
@@ -288,10 +291,10 @@ def _sides(
     return sides
 
 
-def _split_words(source: "Files", column: str | None, opened: Opened) -> str:
+def _split_words(source: FilesConfig, column: str | None, dataset: TableDataset) -> str:
     if column:
         return f"column '{column}'"
-    if any(opened.side(number) is not None for number in range(len(opened.blocks))):
+    if any(dataset.side(number) is not None for number in range(len(dataset.blocks))):
         return "paths"
     shares = ":".join(f"{share:g}" for share in source.split.fractions)
     if source.group:
@@ -301,19 +304,23 @@ def _split_words(source: "Files", column: str | None, opened: Opened) -> str:
     return f"{shares} by the hash of {repr(source.split.key) if source.split.key else 'the inputs'}"
 
 
-def _shape(source: "Files", opened: Opened, columns: list[FittedColumn]) -> tuple[int, ...]:
+def _shape(
+    source: FilesConfig, dataset: TableDataset, columns: list[FittedColumn]
+) -> tuple[int, ...]:
     if columns[0].role != "picture":
         return (sum(column.size for column in columns),)
-    height, width = source.size if isinstance(source.size, tuple) else (source.size, source.size)
-    return (source.channels or _channels(opened, columns[0].column), height, width)
+    height, width = height_and_width(source.size)
+    return (source.channels or _channels(dataset, columns[0].column), height, width)
 
 
-def _channels(opened: Opened, column: str) -> int:
+def _channels(dataset: TableDataset, column: str) -> int:
     """By some pictures, evenly spaced through the blocks."""
     contents = []
-    each = max(1, LOOKED_AT // len(opened.blocks))
-    for number in np.unique(np.linspace(0, len(opened.blocks) - 1, LOOKED_AT).astype(int)).tolist():
-        reads = opened.contents(number, opened.read(number).table[column])
+    each = max(1, LOOKED_AT // len(dataset.blocks))
+    for number in np.unique(
+        np.linspace(0, len(dataset.blocks) - 1, LOOKED_AT).astype(int)
+    ).tolist():
+        reads = dataset.contents(number, dataset.read(number).table[column])
         for row in np.unique(np.linspace(0, len(reads) - 1, each).astype(int)).tolist():
             try:
                 contents.append(reads[row]())
@@ -323,10 +330,10 @@ def _channels(opened: Opened, column: str) -> int:
 
 
 def _shades(
-    source: "Files",
-    opened: Opened,
+    source: FilesConfig,
+    dataset: TableDataset,
     numbers: Sequence[int],
-    rows: Rows,
+    rows: TableRows,
     column: FittedColumn,
     train: np.ndarray,
 ) -> tuple[Shades | None, tuple[Note, ...]]:
@@ -338,13 +345,13 @@ def _shades(
     pictures: list[Unread] = []
     start = 0
     for number in numbers:
-        size = opened.blocks[number][1].rows or 0
+        size = dataset.blocks[number][1].rows or 0
         own = rows.table[column.column].slice(start, size)
         if is_text(own.type):
             named = texts(own).to_pylist()
         else:
-            named = [opened.where(number, row) for row in range(size)]
-        reads = opened.contents(number, own)
+            named = [dataset.where(number, row) for row in range(size)]
+        reads = dataset.contents(number, own)
         pictures += [
             Unread(str(named[row]), reads[row])
             for row in np.flatnonzero(train[start : start + size]).tolist()
@@ -354,7 +361,7 @@ def _shades(
 
 
 def _check_inputs(
-    source: "Files", columns: list[FittedColumn], rows: Rows, where: Callable[[int], str]
+    source: FilesConfig, columns: list[FittedColumn], rows: TableRows, where: Callable[[int], str]
 ) -> None:
     """Raises UserError for inputs that are no numbers, before anything has started."""
     sure = complete(rows.table, [column.column for column in columns])

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data.tables.columns import (
-    Where,
+    LocateRow,
     in_order,
     is_bytes,
     is_list,
@@ -40,7 +40,7 @@ def fit_task(
     asked: TaskColumn,
     columns: Columns,
     train: np.ndarray,
-    where: Where,
+    where: LocateRow,
     *,
     few_shot: bool = False,
 ) -> FittedTask:
@@ -88,7 +88,7 @@ def fit_task(
     return fitted.model_copy(update={"labelled": float(mask[train].mean())})
 
 
-def _inferred(name: str, asked: TaskColumn, columns: Columns, where: Where) -> KindName:
+def _inferred(name: str, asked: TaskColumn, columns: Columns, where: LocateRow) -> KindName:
     first = next(iter(columns.values()))
     kind = plain(first).type
     if len(columns) > 1:
@@ -166,7 +166,7 @@ def _is_whole(text: str) -> bool:
     return text.lstrip("-").isdigit()
 
 
-def _vectors(columns: Columns, where: Where) -> np.ndarray:
+def _vectors(columns: Columns, where: LocateRow) -> np.ndarray:
     """[N, D] float64, nan for what is missing."""
     if len(columns) == 1:
         name, column = next(iter(columns.items()))
@@ -249,7 +249,7 @@ def _sets(column: pa.ChunkedArray, separator: str | None) -> Sequence[Sequence[s
 
 
 def encode_task(
-    name: str, fitted: FittedTask, columns: Columns, where: Where
+    name: str, fitted: FittedTask, columns: Columns, where: LocateRow
 ) -> tuple[np.ndarray, np.ndarray]:
     """Targets [N] int64, [N] or [N, D] float64 with nan, as the task takes them; and where they
     are, [N] bool.
@@ -311,7 +311,7 @@ def encode_task(
     return np.nan_to_num(values[:, 0], nan=fitted.means[0]), mask
 
 
-def _flags(label: str, column: pa.ChunkedArray, where: Where) -> np.ndarray:
+def _flags(label: str, column: pa.ChunkedArray, where: LocateRow) -> np.ndarray:
     text = pc.utf8_lower(texts(column))
     index = pc.index_in(text, value_set=pa.array([*NO_WORDS, *YES_WORDS]))
     outside = pc.and_(pc.is_valid(text), pc.is_null(index)).to_numpy(zero_copy_only=False)

@@ -4,27 +4,24 @@ in that one.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data.base import most
-from raymtl.data.tables.asked import Asked, asked_of, together
 from raymtl.data.tables.columns import in_order, numbers, plain, texts
-from raymtl.data.tables.dataset import Opened, Rows, label_columns
+from raymtl.data.tables.dataset import TableDataset, TableRows, label_columns
 from raymtl.data.tables.encode import Labels, encode_inputs, encode_labels
 from raymtl.data.tables.folders import FILE, FOLDER, named_first
 from raymtl.data.tables.readings import form_of_new_labels
+from raymtl.data.tables.row_origins import RowOrigins, origins_of, together
 from raymtl.data.tables.schema import SplitRule, TaskColumn
+from raymtl.data.tables.settings import FilesConfig
 from raymtl.data.tables.task_kinds import KINDS
 from raymtl.notes import Note
 from raymtl.types import UserError
-
-if TYPE_CHECKING:
-    from raymtl.data.tables.source import Files
-
 
 LARGEST = 1e38
 """Of a label that a model can learn, in float32."""
@@ -40,7 +37,7 @@ class Unseen(NamedTuple):
     masks: Mapping[str, np.ndarray]
     classes: Mapping[str, tuple[str, ...]]
     """Of tasks of classes or labels, by their numbers."""
-    asked: Asked
+    asked: RowOrigins
     notes: Sequence[Note] = ()
 
 
@@ -54,12 +51,12 @@ class NewLabels(NamedTuple):
     targets: np.ndarray
     classes: tuple[str, ...]
     """By their numbers; none where labels are numbers."""
-    asked: Asked
+    asked: RowOrigins
     notes: Sequence[Note] = ()
 
 
 def read_unseen(
-    source: "Files", path: str, classes: Mapping[str, tuple[str, ...]] | None = None
+    source: FilesConfig, path: str, classes: Mapping[str, tuple[str, ...]] | None = None
 ) -> Unseen:
     """Reads a table or a folder in the form of the one that `source` was fitted on; columns of
     labels may be missing.
@@ -68,21 +65,21 @@ def read_unseen(
     those of the support set to the rows that are to be predicted. Raises UserError, naming file,
     row and column.
     """
-    opened = _open(source, path)
-    bare = opened.source
+    dataset = _open(source, path)
+    bare = dataset.source
     known = dict(
         classes
         or {name: fitted.classes for name, fitted in source.found.tasks.items() if fitted.classes}
     )
     if source.episodes == "classes" and classes is None:
-        known = {name: _found_classes(source, opened, name) for name in bare.tasks}
-    blocks = _read_blocks(source, opened, path)
+        known = {name: _found_classes(source, dataset, name) for name in bare.tasks}
+    blocks = _read_blocks(source, dataset, path)
     targets: dict[str, list[np.ndarray]] = {name: [] for name in bare.tasks}
     masks: dict[str, list[np.ndarray]] = {name: [] for name in bare.tasks}
     damaged: list[str] = []
     for block in blocks.each:
         for name in bare.tasks:
-            labels = _labels(bare, opened, block, name, known.get(name, ()))
+            labels = _labels(bare, dataset, block, name, known.get(name, ()))
             targets[name].append(labels.target[block.readable])
             masks[name].append(labels.mask[block.readable])
             damaged += labels.unreadable
@@ -101,7 +98,7 @@ class _Block(NamedTuple):
     """The rows of a block, which of them can be read [N], and the shapes [N, 2] of their pictures."""
 
     number: int
-    rows: Rows
+    rows: TableRows
     readable: np.ndarray
     shapes: np.ndarray
 
@@ -111,28 +108,28 @@ class _Blocks(NamedTuple):
 
     each: Sequence[_Block]
     inputs: np.ndarray
-    asked: Asked
+    asked: RowOrigins
     notes: Sequence[Note]
 
 
-def _read_blocks(source: "Files", opened: Opened, path: str) -> _Blocks:
+def _read_blocks(source: FilesConfig, dataset: TableDataset, path: str) -> _Blocks:
     """Rows whose pictures cannot be read are left out. Raises UserError where none can be."""
     each, numbers, asked = [], [], []
     unreadable: list[str] = []
     beyond: list[str] = []
-    for number in range(len(opened.blocks)):
-        rows = opened.read(number)
-        inputs = encode_inputs(opened.source, opened, number, rows)
+    for number in range(len(dataset.blocks)):
+        rows = dataset.read(number)
+        inputs = encode_inputs(dataset.source, dataset, number, rows)
         each.append(_Block(number, rows, inputs.readable, inputs.shapes))
         numbers.append(inputs.numbers[inputs.readable])
-        asked.append(asked_of(source, opened, number, rows, inputs.shapes).at(inputs.readable))
+        asked.append(origins_of(source, dataset, number, rows, inputs.shapes).at(inputs.readable))
         unreadable += inputs.unreadable
         beyond += inputs.beyond
     if unreadable and not any(block.readable.any() for block in each):
         raise UserError(
             f"{path}: expected pictures that can be read, got none: {unreadable[0]}. Restore them."
         )
-    notes = [*opened.skipped_notes(), *_notes_of_damaged("pictures", unreadable)]
+    notes = [*dataset.skipped_notes(), *_notes_of_damaged("pictures", unreadable)]
     if beyond:
         text = f"{len(beyond)} have values outside the range of the run's own, which are cut off: {named_first(beyond)}"
         notes.append(Note(place="pictures", text=text))
@@ -147,7 +144,7 @@ def _notes_of_damaged(place: str, names: Sequence[str]) -> list[Note]:
 
 
 def read_new_labels(
-    source: "Files",
+    source: FilesConfig,
     path: str,
     column: str | None,
     *,
@@ -162,18 +159,18 @@ def read_new_labels(
     the column is `optional` and not there, no row has a label. Raises UserError, naming file, row
     and column.
     """
-    opened = _open(source, path, labelled=False)
+    dataset = _open(source, path, labelled=False)
     if optional and column:
         name = column
     else:
-        name = _label_column(source, opened, path, column)
-    if name in opened.names and not of_classes:
-        form = form_of_new_labels(source, opened, name)
+        name = _label_column(source, dataset, path, column)
+    if name in dataset.names and not of_classes:
+        form = form_of_new_labels(source, dataset, name)
     else:
         form = None
     if form is not None:
-        opened.forms = {**(opened.forms or {}), name: form}
-    blocks = _read_blocks(source, opened, path)
+        dataset.forms = {**(dataset.forms or {}), name: form}
+    blocks = _read_blocks(source, dataset, path)
     labels = []
     for block in blocks.each:
         there = name in block.rows.table.column_names
@@ -182,7 +179,7 @@ def read_new_labels(
         )
     if not of_classes:
         targets = [
-            _values(opened, block.number, name, own)[block.readable]
+            _values(dataset, block.number, name, own)[block.readable]
             for block, own in zip(blocks.each, labels, strict=True)
         ]
         return NewLabels(
@@ -196,7 +193,7 @@ def read_new_labels(
         else:
             classes = in_order(found)
     targets = [
-        _classes(opened, block.number, name, own, classes)[block.readable]
+        _classes(dataset, block.number, name, own, classes)[block.readable]
         for block, own in zip(blocks.each, labels, strict=True)
     ]
     return NewLabels(
@@ -204,7 +201,7 @@ def read_new_labels(
     )
 
 
-def _label_column(source: "Files", opened: Opened, path: str, column: str | None) -> str:
+def _label_column(source: FilesConfig, dataset: TableDataset, path: str, column: str | None) -> str:
     """The given one, or the only one that the run does not know. Raises UserError."""
     found = source.found
     known = (
@@ -213,29 +210,29 @@ def _label_column(source: "Files", opened: Opened, path: str, column: str | None
         | {source.group, source.key, found.split_column}
     )
     known |= {name for task in source.tasks.items() for name in label_columns(*task)}
-    if opened.format == "pictures":
-        known |= {name for name in opened.names if name.rstrip("0123456789") in (FILE, FOLDER)}
-    others = [name for name in opened.names if name not in known]
+    if dataset.format == "pictures":
+        known |= {name for name in dataset.names if name.rstrip("0123456789") in (FILE, FOLDER)}
+    others = [name for name in dataset.names if name not in known]
     if column is None and len(others) != 1:
         raise UserError(
             f"{path}: expected task.name to say which column holds the labels, got several that "
             f"the run does not know, or none: {others}."
         )
     name = column or others[0]
-    if name not in opened.names:
+    if name not in dataset.names:
         raise UserError(
-            f"{path}: task.name: expected one of the columns {opened.names}, got '{name}'."
+            f"{path}: task.name: expected one of the columns {dataset.names}, got '{name}'."
         )
     return name
 
 
-def _values(opened: Opened, number: int, name: str, column: pa.ChunkedArray) -> np.ndarray:
+def _values(dataset: TableDataset, number: int, name: str, column: pa.ChunkedArray) -> np.ndarray:
     """Labels that are numbers, [N], nan where there is none. Raises UserError for those that
     float32 cannot hold.
     """
 
     def where(row: int) -> str:
-        return opened.where(number, row)
+        return dataset.where(number, row)
 
     values = numbers(column, name, where)
     odd = np.abs(np.nan_to_num(values, posinf=np.inf)) > LARGEST
@@ -249,7 +246,7 @@ def _values(opened: Opened, number: int, name: str, column: pa.ChunkedArray) -> 
 
 
 def _classes(
-    opened: Opened, number: int, name: str, column: pa.ChunkedArray, classes: tuple[str, ...]
+    dataset: TableDataset, number: int, name: str, column: pa.ChunkedArray, classes: tuple[str, ...]
 ) -> np.ndarray:
     """Labels that are classes by their numbers, [N], nan where there is none. Raises UserError for
     one of no class.
@@ -260,14 +257,14 @@ def _classes(
     if odd.any():
         row = int(odd.argmax())
         raise UserError(
-            f"{opened.where(number, row)}, column '{name}': expected one of the classes "
+            f"{dataset.where(number, row)}, column '{name}': expected one of the classes "
             f"{list(classes)}, got '{text[row].as_py()}'. Correct the row, or leave it away."
         )
     found: np.ndarray = pc.cast(index, pa.float64()).to_numpy(zero_copy_only=False)
     return found
 
 
-def _open(source: "Files", path: str, *, labelled: bool = True) -> Opened:
+def _open(source: FilesConfig, path: str, *, labelled: bool = True) -> TableDataset:
     """The file with the inputs of the run, and those of its tasks that it has labels of."""
     found = source.found
     if not Path(path).exists():
@@ -279,7 +276,7 @@ def _open(source: "Files", path: str, *, labelled: bool = True) -> Opened:
         "inputs": tuple(column.column for column in found.columns),
     }  # fmt: skip
     bare = source.model_copy(update=settings)
-    opened = Opened(bare)
+    dataset = TableDataset(bare)
     own: dict[str, TaskColumn] = {}
     for name, task in source.tasks.items() if labelled else ():
         in_folder = bool(task.path) and KINDS[found.tasks[name].kind].form not in (
@@ -289,24 +286,24 @@ def _open(source: "Files", path: str, *, labelled: bool = True) -> Opened:
         )
         if in_folder and not task.column:
             own[name] = task.model_copy(update={"kind": found.tasks[name].kind})
-        elif all(column in opened.names for column in label_columns(name, task)):
+        elif all(column in dataset.names for column in label_columns(name, task)):
             if in_folder:
                 own[name] = task
             else:
                 own[name] = task.model_copy(update={"path": None})
     if own:
-        return Opened(bare.model_copy(update={"tasks": own}))
-    return opened
+        return TableDataset(bare.model_copy(update={"tasks": own}))
+    return dataset
 
 
-def _found_classes(source: "Files", opened: Opened, name: str) -> tuple[str, ...]:
+def _found_classes(source: FilesConfig, dataset: TableDataset, name: str) -> tuple[str, ...]:
     labels = [
-        texts(next(iter(opened.read(n).labels[name].values()))) for n in range(len(opened.blocks))
+        texts(next(iter(dataset.read(n).labels[name].values()))) for n in range(len(dataset.blocks))
     ]
     classes = in_order({label for part in labels for label in part.drop_null().to_pylist()})
     if not 2 <= len(classes) <= most(source.ways):
         raise UserError(
-            f"{opened.parts[0].place.shown}: column "
+            f"{dataset.parts[0].place.shown}: column "
             f"'{label_columns(name, source.tasks[name])[0]}': expected labels of 2 to "
             f"{most(source.ways)} classes, as many as the run learned to tell apart (data.ways), "
             f"got {list(classes)}."
@@ -315,7 +312,7 @@ def _found_classes(source: "Files", opened: Opened, name: str) -> tuple[str, ...
 
 
 def _labels(
-    source: "Files", opened: Opened, block: _Block, name: str, classes: tuple[str, ...]
+    source: FilesConfig, dataset: TableDataset, block: _Block, name: str, classes: tuple[str, ...]
 ) -> Labels:
     columns = block.rows.labels[name]
     size = len(block.rows.table)
@@ -327,7 +324,7 @@ def _labels(
             np.zeros(size, bool),
         )
     if source.episodes != "classes":
-        return encode_labels(source, opened, block.number, name, block.rows, block.shapes)
+        return encode_labels(source, dataset, block.number, name, block.rows, block.shapes)
     ((column, values),) = columns.items()
     text = texts(values)
     index = pc.index_in(text, value_set=pa.array(classes, pa.string()))
@@ -335,7 +332,7 @@ def _labels(
     if odd.any():
         row = int(odd.argmax())
         raise UserError(
-            f"{opened.where(block.number, row)}, column '{column}': expected one of the classes of "
+            f"{dataset.where(block.number, row)}, column '{column}': expected one of the classes of "
             f"the support set, {list(classes)}, got '{text[row].as_py()}'."
         )
     numbered = pc.fill_null(index, 0).to_numpy(zero_copy_only=False).astype(np.int64)

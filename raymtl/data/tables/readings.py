@@ -4,25 +4,23 @@ where it was found.
 
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data.tables.cells import NOTHING, blanked, missing_words
-from raymtl.data.tables.columns import Where, is_text, plain
-from raymtl.data.tables.dataset import Opened, Rows
+from raymtl.data.tables.columns import LocateRow, is_text, plain
+from raymtl.data.tables.dataset import TableDataset, TableRows
 from raymtl.data.tables.findings import columns_named, rows_named, shown
 from raymtl.data.tables.forms import NEARLY_ALL, TEXT, Finding, Keys, find_forms, read_as
 from raymtl.data.tables.labels import FEW
 from raymtl.data.tables.plain_cells import plain_cells
 from raymtl.data.tables.schema import Role, TaskColumn, TextForm
+from raymtl.data.tables.settings import FilesConfig
 from raymtl.notes import Note
 from raymtl.types import UserError
-
-if TYPE_CHECKING:
-    from raymtl.data.tables.source import Files
 
 PLAIN = tuple(TextForm(kind=kind) for kind in ("flag", "whole", "number"))
 """What anybody would read so: the cells of text files in these forms need no word about it."""
@@ -71,7 +69,9 @@ class Readings(NamedTuple):
     notes: list[Note]
 
 
-def find_readings(source: "Files", opened: Opened, raw: Rows, where: Where) -> Readings:
+def find_readings(
+    source: FilesConfig, dataset: TableDataset, raw: TableRows, where: LocateRow
+) -> Readings:
     """Looks at the cells as they are written. Raises UserError for labels of which it is in doubt
     what they are.
     """
@@ -81,7 +81,7 @@ def find_readings(source: "Files", opened: Opened, raw: Rows, where: Where) -> R
         {
             name: column
             for name, column in zip(raw.table.column_names, raw.table.columns, strict=True)
-            if is_text(column.type) and name not in opened.names_of_files
+            if is_text(column.type) and name not in dataset.names_of_files
         },
         missing,
     )
@@ -89,28 +89,28 @@ def find_readings(source: "Files", opened: Opened, raw: Rows, where: Where) -> R
         plain = columns.plain()
     else:
         plain = {}
-    findings = find_forms(columns, keys, commas_divide=opened.commas_divide, known=plain)
-    found = Readings({}, {}, {}, list(opened.header_notes))
-    look = _Look(source, opened, keys, where, findings, found)
-    candidates = opened.candidates()
+    findings = find_forms(columns, keys, commas_divide=dataset.commas_divide, known=plain)
+    found = Readings({}, {}, {}, list(dataset.header_notes))
+    look = _Look(source, dataset, keys, where, findings, found)
+    candidates = dataset.candidates()
     for name, finding in findings.items():
-        role = given_role(source, opened, name)
-        if name in plain and role is None and name in opened.written_columns:
+        role = given_role(source, dataset, name)
+        if name in plain and role is None and name in dataset.written_columns:
             continue  # read so by everybody
         if name in candidates:
             form = look.of_input(name, columns[name], finding, role)
         else:
             form = _plain_or_text(finding)
-        if form not in PLAIN or name not in opened.written_columns:
+        if form not in PLAIN or name not in dataset.written_columns:
             found.forms[name] = form
     look.note_forms(columns, [name for name in candidates if name in found.forms])
     for name, task in source.tasks.items():
-        if name not in opened.maps and name not in opened.boxes:
+        if name not in dataset.maps and name not in dataset.boxes:
             found.label_forms[name] = look.of_labels(name, task, raw.labels[name])
     return found
 
 
-def given_role(source: "Files", opened: Opened, name: str) -> Role | None:
+def given_role(source: FilesConfig, dataset: TableDataset, name: str) -> Role | None:
     """The role that the configuration gives a column, by its name or else by a pattern."""
     if not isinstance(source.inputs, str | tuple):
         given = source.inputs
@@ -122,7 +122,7 @@ def given_role(source: "Files", opened: Opened, name: str) -> Role | None:
         (
             r
             for pattern, r in given.items()
-            if pattern not in opened.names and fnmatchcase(name, pattern)
+            if pattern not in dataset.names and fnmatchcase(name, pattern)
         ),
         None,
     )
@@ -138,10 +138,10 @@ def _plain_or_text(finding: Finding) -> TextForm:
 class _Look(NamedTuple):
     """What the columns of a source are looked at with, and what is found."""
 
-    source: "Files"
-    opened: Opened
+    source: FilesConfig
+    dataset: TableDataset
     keys: Keys
-    where: Where
+    where: LocateRow
     findings: Mapping[str, Finding]
     found: Readings
 
@@ -209,7 +209,7 @@ class _Look(NamedTuple):
             by_form.setdefault(self.found.forms[name], []).append(name)
         for form, own in by_form.items():
             self._note_form(
-                columns_named(own), columns[own[0]], form, own[0] in self.opened.written_columns
+                columns_named(own), columns[own[0]], form, own[0] in self.dataset.written_columns
             )
 
     def _note_form(self, place: str, column: pa.Array, form: TextForm, written: bool) -> None:
@@ -227,9 +227,9 @@ class _Look(NamedTuple):
         """The forms of the columns of a task, as far as they are not plain."""
         forms = {}
         for column, values in labels.items():
-            if not is_text(values.type) or column in self.opened.names_of_files:
+            if not is_text(values.type) or column in self.dataset.names_of_files:
                 continue
-            written = self.opened.cells_of(name, column)
+            written = self.dataset.cells_of(name, column)
             text = blanked(values, written.missing if written.columns else NOTHING)
             self._refuse_missing(name, task, column, values, text)
             form = self._of_label(name, task, column, text, len(labels) > 1)
@@ -248,7 +248,7 @@ class _Look(NamedTuple):
         if task.kind == "regression":
             form = self._of_number(column, text, finding, f"data.tasks.{name}")
         elif task.classes:
-            return _of_classes(finding.form, text, self.opened.classes_of(name))
+            return _of_classes(finding.form, text, self.dataset.classes_of(name))
         elif task.kind is not None:
             return _plain_or_text(finding)
         else:
@@ -267,11 +267,11 @@ class _Look(NamedTuple):
         """
         if (
             column in self.findings
-            and name not in self.opened.joined
-            and not self.opened.classes_of(name)
+            and name not in self.dataset.joined
+            and not self.dataset.classes_of(name)
         ):
             return self.findings[column]
-        return find_forms({column: text}, self.keys, commas_divide=self.opened.commas_divide)[
+        return find_forms({column: text}, self.keys, commas_divide=self.dataset.commas_divide)[
             column
         ]
 
@@ -340,20 +340,20 @@ def _taken(values: pa.ChunkedArray, text: pa.Array) -> str:
     return ""
 
 
-def form_of_new_labels(source: "Files", opened: Opened, name: str) -> TextForm | None:
+def form_of_new_labels(source: FilesConfig, dataset: TableDataset, name: str) -> TextForm | None:
     """The form of a column of numbers that is no input of a run: as its task has it, or found; None
     for a plain one.
     """
     known = source.found.tasks.get(name)
     if known is not None and name in known.forms:
         return known.forms[name]
-    columns = [opened.parts[part].table.raw(block)[name] for part, block in opened.blocks]
+    columns = [dataset.parts[part].table.raw(block)[name] for part, block in dataset.blocks]
     if not all(is_text(column.type) for column in columns):
         return None
     missing = missing_words(source.missing_values)
     text = pa.concat_arrays([blanked(column, missing) for column in columns])
     keys = Keys(source.decimal, source.thousands, source.dates)
-    finding = find_forms({name: text}, keys, commas_divide=opened.commas_divide)[name]
+    finding = find_forms({name: text}, keys, commas_divide=dataset.commas_divide)[name]
     if finding.form in (TEXT, *PLAIN):
         return None
     return finding.form

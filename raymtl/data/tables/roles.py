@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from raymtl.data.tables.columns import Where, numbers, role_of, texts
-from raymtl.data.tables.dataset import Opened, Rows, label_columns
+from raymtl.data.tables.columns import LocateRow, numbers, role_of, texts
+from raymtl.data.tables.dataset import TableDataset, TableRows, label_columns
 from raymtl.data.tables.findings import (
     NAMED,
     codes_of,
@@ -19,13 +19,11 @@ from raymtl.data.tables.findings import (
 from raymtl.data.tables.folders import FILE, FOLDER
 from raymtl.data.tables.readings import given_role
 from raymtl.data.tables.schema import Role
+from raymtl.data.tables.settings import FilesConfig
 from raymtl.data.tables.splits import UNKNOWN, sides_named
 from raymtl.data.tables.wide import changing, numbers_without_doubt
 from raymtl.notes import Note
 from raymtl.types import UserError
-
-if TYPE_CHECKING:
-    from raymtl.data.tables.source import Files
 
 EXCLUDED, OTHERWISE, SPLITS_ROWS = "excluded", "group, key or split", "names the splits"
 BESIDE = "beside the pictures"
@@ -47,18 +45,22 @@ class Inputs(NamedTuple):
 
 
 def choose_inputs(
-    source: "Files", opened: Opened, rows: Rows, where: Where, oddities: Mapping[str, str]
+    source: FilesConfig,
+    dataset: TableDataset,
+    rows: TableRows,
+    where: LocateRow,
+    oddities: Mapping[str, str],
 ) -> Inputs:
     """`oddities` say why columns that are nearly all numbers are none.
 
     Raises UserError where no column can be learned from, or one that was named.
     """
-    candidates = opened.candidates()
+    candidates = dataset.candidates()
     chosen = Inputs({}, {}, [], candidates)
     sure = numbers_without_doubt(rows.table, candidates)
     columns = dict(zip(rows.table.column_names, rows.table.columns, strict=True))
     for name, named in candidates.items():
-        role: Role | None = given_role(source, opened, name)
+        role: Role | None = given_role(source, dataset, name)
         why = ""
         if role is None and name in sure and (named or not is_index(name, columns[name])):
             role = "number"
@@ -82,8 +84,8 @@ def choose_inputs(
     if not chosen.roles:
         raise _none_of(chosen.left_out)
     _refuse_labels(source, chosen)
-    _explain_others(source, opened, chosen)
-    column = split_column_of(source, opened, rows)
+    _explain_others(source, dataset, chosen)
+    column = split_column_of(source, dataset, rows)
     if column in chosen.roles and not candidates[column]:
         del chosen.roles[column]
         chosen.left_out[str(column)] = SPLITS_ROWS
@@ -122,7 +124,7 @@ def _leave_pictures_alone(chosen: Inputs) -> None:
         del chosen.roles[name]
 
 
-def _refuse_labels(source: "Files", chosen: Inputs) -> None:
+def _refuse_labels(source: FilesConfig, chosen: Inputs) -> None:
     for name, task in source.tasks.items():
         both = sorted(set(label_columns(name, task)) & set(chosen.roles))
         if both:
@@ -132,30 +134,30 @@ def _refuse_labels(source: "Files", chosen: Inputs) -> None:
             )
 
 
-def _explain_others(source: "Files", opened: Opened, chosen: Inputs) -> None:
+def _explain_others(source: FilesConfig, dataset: TableDataset, chosen: Inputs) -> None:
     """Why columns that were no candidates are no inputs."""
     if source.inputs != "auto":
         return
     labels = {column for name, task in source.tasks.items() for column in label_columns(name, task)}
-    for name in opened.names:
+    for name in dataset.names:
         if name in chosen.roles or name in chosen.left_out or name in chosen.named:
             continue
         if name in (source.group, source.key, source.split.column, source.split.key):
             chosen.left_out[name] = OTHERWISE
         elif name not in labels:
-            if opened.format != "pictures":
+            if dataset.format != "pictures":
                 chosen.left_out[name] = EXCLUDED
             else:
                 chosen.left_out[name] = BESIDE
 
 
-def split_column_of(source: "Files", opened: Opened, rows: Rows) -> str | None:
+def split_column_of(source: FilesConfig, dataset: TableDataset, rows: TableRows) -> str | None:
     """The column that names the splits: the given one, or `split` where all of its values are names
     of splits.
     """
     if source.split.column:
         return source.split.column
-    if "split" in opened.names and not any(
+    if "split" in dataset.names and not any(
         "split" in label_columns(n, t) for n, t in source.tasks.items()
     ):
         found = sides_named(texts(rows.table["split"]))
@@ -164,7 +166,9 @@ def split_column_of(source: "Files", opened: Opened, rows: Rows) -> str | None:
     return None
 
 
-def without_constants(chosen: Inputs, rows: Rows, train: np.ndarray, where: Where) -> Inputs:
+def without_constants(
+    chosen: Inputs, rows: TableRows, train: np.ndarray, where: LocateRow
+) -> Inputs:
     """Leaves out numbers that are always the same in the rows for training [N], unless they were
     named.
 

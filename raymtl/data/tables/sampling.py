@@ -3,16 +3,14 @@ once.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from raymtl.data.base import Arrays, HeldOut, Members, Population, Split, drawn
+from raymtl.data.tables.settings import FilesConfig
 from raymtl.types import Batch, Episode
-
-if TYPE_CHECKING:
-    from raymtl.data.tables.source import Files
 
 
 class Chosen(NamedTuple):
@@ -27,7 +25,7 @@ class Chosen(NamedTuple):
 
 
 def draw(
-    source: "Files", arrays: Arrays, split: Split, rng: np.random.Generator
+    source: FilesConfig, arrays: Arrays, split: Split, rng: np.random.Generator
 ) -> tuple[Episode, str]:
     """One episode, and the name of its domain.
 
@@ -45,7 +43,7 @@ def draw(
 
 
 def query_rows(
-    source: "Files", arrays: Arrays, split: Split, rng: np.random.Generator
+    source: FilesConfig, arrays: Arrays, split: Split, rng: np.random.Generator
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The query rows of an episode, and the names of its classes where it is of some."""
     chosen = _choose(source, arrays, split, rng)
@@ -57,7 +55,7 @@ def query_rows(
 
 
 def query_members(
-    source: "Files", arrays: Arrays, split: Split, rng: np.random.Generator
+    source: FilesConfig, arrays: Arrays, split: Split, rng: np.random.Generator
 ) -> Mapping[str, Members]:
     """Whose the query rows of an episode are: of the group, of the classes, or each its own."""
     chosen = _choose(source, arrays, split, rng)
@@ -68,7 +66,7 @@ def query_members(
     return dict.fromkeys(source.task_names, members)
 
 
-def populations(source: "Files", arrays: Arrays, split: Split) -> tuple[Population, ...]:
+def populations(source: FilesConfig, arrays: Arrays, split: Split) -> tuple[Population, ...]:
     """What the rows of a split were sampled from."""
     if source.episodes == "classes":
         return (Population(_class_population(source), len(arrays[f"names/{split}"]), whole=True),)
@@ -80,7 +78,7 @@ def populations(source: "Files", arrays: Arrays, split: Split) -> tuple[Populati
     return (Population(source.group, len(np.unique(arrays["group"][rows]))),)
 
 
-def every_example(source: "Files", arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
+def every_example(source: FilesConfig, arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
     """All labelled rows of a split; none where classes are numbered anew in every episode."""
     if source.episodes == "classes":
         return ()
@@ -92,7 +90,7 @@ def every_example(source: "Files", arrays: Arrays, split: Split) -> tuple[HeldOu
     )
 
 
-def members_of(source: "Files", arrays: Arrays, split: Split, rows: np.ndarray) -> Members:
+def members_of(source: FilesConfig, arrays: Arrays, split: Split, rows: np.ndarray) -> Members:
     """Whose each of these rows [N] of a split is: its group's, or its own."""
     if source.group is None:
         return {"row": np.searchsorted(arrays[f"rows/{split}"], rows)}
@@ -100,11 +98,11 @@ def members_of(source: "Files", arrays: Arrays, split: Split, rows: np.ndarray) 
     return {source.group: np.searchsorted(known, arrays["group"][rows])}
 
 
-def _class_population(source: "Files") -> str:
+def _class_population(source: FilesConfig) -> str:
     return f"class of {source.task_names[0]}"
 
 
-def _choose(source: "Files", arrays: Arrays, split: Split, rng: np.random.Generator) -> Chosen:
+def _choose(source: FilesConfig, arrays: Arrays, split: Split, rng: np.random.Generator) -> Chosen:
     """All chances of an episode."""
     shots = drawn(source.shots, rng)
     if source.episodes == "classes":
@@ -129,7 +127,7 @@ def _choose(source: "Files", arrays: Arrays, split: Split, rng: np.random.Genera
 
 
 def _choose_classes(
-    source: "Files", arrays: Arrays, split: Split, shots: int, rng: np.random.Generator
+    source: FilesConfig, arrays: Arrays, split: Split, shots: int, rng: np.random.Generator
 ) -> Chosen:
     rows, starts, names = (arrays[f"{key}/{split}"] for key in ("rows", "starts", "names"))
     classes = rng.choice(len(names), drawn(source.ways, rng), replace=False)
@@ -141,14 +139,16 @@ def _choose_classes(
     return Chosen(taken[:, :shots].ravel(), taken[:, shots:].ravel(), domain, classes)
 
 
-def _few_shot_batch(source: "Files", arrays: Arrays, rows: np.ndarray, num_classes: int) -> Batch:
+def _few_shot_batch(
+    source: FilesConfig, arrays: Arrays, rows: np.ndarray, num_classes: int
+) -> Batch:
     """Rows of one class after the other, as many of each; classes are numbered in this order."""
     (task,) = source.task_names
     target = torch.arange(num_classes).repeat_interleave(len(rows) // num_classes)
     return Batch(torch.from_numpy(arrays["inputs"][rows]), {task: target}, {})
 
 
-def _batch(source: "Files", arrays: Arrays, rows: np.ndarray) -> Batch:
+def _batch(source: FilesConfig, arrays: Arrays, rows: np.ndarray) -> Batch:
     """The rows with these numbers; those of a stream, that of its window."""
     found = {
         name: torch.from_numpy(values) for name, values in _gathered(source, arrays, rows).items()
@@ -163,7 +163,7 @@ def _batch(source: "Files", arrays: Arrays, rows: np.ndarray) -> Batch:
     )
 
 
-def _gathered(source: "Files", arrays: Arrays, rows: np.ndarray) -> Mapping[str, np.ndarray]:
+def _gathered(source: FilesConfig, arrays: Arrays, rows: np.ndarray) -> Mapping[str, np.ndarray]:
     keys = [
         "inputs",
         *(f"{key}/{name}" for key in ("target", "mask") for name in source.task_names),

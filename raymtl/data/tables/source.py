@@ -1,61 +1,29 @@
 """`files`: the user's own data, by YAML alone: tables and pictures, with any labels."""
 
-import hashlib
-import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import model_validator
 from torch import nn
 
 from raymtl.data.base import (
     SPLITS,
     Arrays,
-    Count,
     HeldOut,
     Members,
     Population,
-    Source,
     Split,
-    Ways,
-    most,
     usual,
 )
 from raymtl.data.tables import sampling as drawing
 from raymtl.data.tables.contents import check_encoding
-from raymtl.data.tables.schema import (
-    DateOrder,
-    Decimal,
-    Fitted,
-    Format,
-    Role,
-    SplitRule,
-    TaskColumn,
-    TaskName,
-    Thousands,
-    Written,
-)
-from raymtl.data.tables.task_kinds import KINDS
+from raymtl.data.tables.settings import FilesConfig
 from raymtl.notes import Note
-from raymtl.tasks import chosen_by, classification
-from raymtl.types import Episode, Task, UserError
-
-Side = PositiveInt | tuple[PositiveInt, PositiveInt]
-DRAWING = (
-    "path",
-    "tasks",
-    "shots",
-    "queries",
-    "hold_steps",
-    "held_out_rows",
-    "max_corrupt",
-    "fitted",
-)
-"""Fields that change nothing of what is found in the files, and where these are: files may move."""
+from raymtl.types import Episode, UserError
 
 
-class Files(Source):
+class Files(FilesConfig):
     """Tables (Parquet, CSV, ARFF, MATLAB cells of tasks) and folders of pictures, with the labels
     of `tasks`.
 
@@ -69,81 +37,12 @@ class Files(Source):
     is ever in two splits.
     """
 
-    name: Literal["files"] = "files"
-    path: str | tuple[str, ...] | Mapping[Split, str] = ""
-    """A file, a folder, a pattern or a URL, or several; or one for each of train, val and test."""
-    format: Format | None = None
-    """By the files' names, unless given."""
-    inputs: Literal["auto"] | tuple[Written, ...] | Mapping[Written, Role] = "auto"
-    """Columns, or patterns of their names; with their roles where these are not to be inferred."""
-    exclude: tuple[Written, ...] = ()
-    """Columns, or patterns of their names, that `auto` is to leave out."""
-    tasks: Mapping[TaskName, TaskColumn] = {}
-    key: Written | None = None
-    """The column that joins the rows with the files of tasks that have their own."""
-    group: Written | None = None
-    """The column of which no value is in two splits: a patient, a school."""
-    split: SplitRule = SplitRule()
-    episodes: Literal["rows", "classes", "groups"] = "rows"
-    shots: Count = 8
-    queries: PositiveInt = 16
-    ways: Ways = 5
-    missing_inputs: Literal["refuse", "mean"] = "refuse"
-    missing_values: tuple[Written, ...] = (
-        "",
-        "NA",
-        "N/A",
-        "n/a",
-        "NaN",
-        "nan",
-        "null",
-        "NULL",
-        "None",
-        "#N/A",
-        "?",
-    )
-    """What stands for nothing in text files, unless it is a class that `classes` names."""
-    decimal: Decimal | None = None
-    """The decimal sign; found, unless given."""
-    thousands: Thousands | None = None
-    """What stands between groups of three digits; found, unless given."""
-    dates: DateOrder | None = None
-    """The order of year, month and day; found, unless given."""
-    columns: tuple[Written, ...] = ()
-    """The names of the columns of text files that have no header."""
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
-    encoding: str = "utf8"
-    """Of text files, and of bytes that are texts; a byte order mark says more."""
-    max_categories: Annotated[int, Field(ge=2)] = 64
-    text_size: PositiveInt = 64
-    """Into how many numbers the words of a text are hashed."""
-    size: Side = 64
-    """Of pictures: side, or [height, width]."""
-    channels: Literal[1, 3] | None = None
-    """Of pictures; 1 where all are grey, unless given."""
-    value_range: tuple[float, float] | None = None
-    """What is black and what is white in pictures of more than 8 bits; found, unless given."""
-    resize: Literal["stretch", "crop"] = "stretch"
-    max_corrupt: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """The share of pictures that may be unreadable; these are left out."""
-    in_memory_mb: PositiveFloat = 2048
-    """Rows that take more are streamed in blocks (docs/data.md)."""
-    fit_rows: PositiveInt = 1_000_000
-    """How many rows, at least, statistics are made of where the files are streamed."""
-    hold_steps: PositiveInt = 100
-    """For how many steps a block of a stream is drawn from."""
-    held_out_rows: PositiveInt = 20_000
-    """How many rows of validation and of testing are kept in memory where the files are streamed.
-    """
-    fitted: Fitted | None = None
-    """What was found in the files; written by the program."""
-
     @model_validator(mode="after")
     def _found(self) -> Self:
         if not self.path and not any(task.path for task in self.tasks.values()):
             return self  # nothing to read yet; said when something is asked
         self._check()
-        if self.fitted is not None and not self._stale(self.fitted):
+        if self.fitted is not None and not self.is_stale(self.fitted):
             # of a run: its paths stand as they were found, and a worker need not know their
             # variables
             return self
@@ -163,7 +62,7 @@ class Files(Source):
         if resolved:
             # The object is frozen for others; here it is still being made.
             self.__dict__["path"] = resolved if isinstance(self.path, Mapping) else resolved[""]
-        if self.fitted is None or self._stale(self.fitted):
+        if self.fitted is None or self.is_stale(self.fitted):
             from raymtl.data.tables.fit import fit
 
             self.__dict__["fitted"] = fit(self)
@@ -208,18 +107,6 @@ class Files(Source):
                 "it away."
             )
 
-    def digest(self) -> str:
-        """Of all that the findings depend on, other than the files and the place where they are."""
-        content = self.model_dump(mode="json", exclude=set(DRAWING), exclude_defaults=True)
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-    def _stale(self, fitted: Fitted) -> bool:
-        known = fitted.tasks
-        return fitted.settings != self.digest() or any(
-            name not in known or _without_place(known[name].asked) != _without_place(task)
-            for name, task in self.tasks.items()
-        )
-
     def moved(self, places: Mapping[str, str]) -> Self:
         """The same data in other places: `path`, `path.SPLIT` or `tasks.NAME.path` -> path. Nothing
         is found anew.
@@ -252,54 +139,12 @@ class Files(Source):
         own = [f"tasks.{name}.path" for name, task in self.tasks.items() if task.path]
         return ("path", *(f"path.{split}" for split in SPLITS), *own)
 
-    @property
-    def found(self) -> Fitted:
-        """What was found in the files. Raises UserError where none were given."""
-        if self.fitted is None:
-            raise UserError(
-                "data.path: expected a file, a folder or a URL, got none. Give the path of your "
-                "data."
-            )
-        return self.fitted
-
-    @property
-    def is_image(self) -> bool:
-        return self.found.columns[0].role == "picture"
-
-    @property
-    def task_names(self) -> tuple[str, ...]:
-        return tuple(self.tasks)
-
     def select_tasks(self, names: tuple[str, ...]) -> Self:
         return self.model_copy(update={"tasks": {name: self.tasks[name] for name in names}})
 
     def as_supervised(self) -> Self:
         # A support set of one is drawn all the same: an episode has both parts.
         return self.model_copy(update={"shots": 1, "queries": self.queries + usual(self.shots)})
-
-    def make_tasks(self) -> tuple[Task, ...]:
-        found = self.found
-        if self.episodes == "classes":
-            return tuple(
-                chosen_by(
-                    classification(name, most(self.ways), few_shot=True),
-                    task.metric,
-                    f"data.tasks.{name}.metric",
-                )
-                for name, task in self.tasks.items()
-            )
-        size = shape_of(self.size)
-        tasks = [
-            KINDS[found.tasks[name].kind].make(name, found.tasks[name], size) for name in self.tasks
-        ]
-        return tuple(
-            chosen_by(task, self.tasks[task.name].metric, f"data.tasks.{task.name}.metric")
-            for task in tasks
-        )
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return self.found.input_shape
 
     def class_names(self, task: str) -> tuple[str, ...]:
         # Episodes of classes number their own.
@@ -367,21 +212,7 @@ def _shown(path: str | tuple[str, ...] | Mapping[Any, str]) -> str:
     return ", ".join(path.values() if isinstance(path, Mapping) else path)
 
 
-def _without_place(task: TaskColumn) -> TaskColumn:
-    """What is asked of a task's labels, wherever its own files are, and whatever score it is chosen
-    by.
-    """
-    return task.model_copy(update={"path": "here" if task.path else None, "metric": None})
-
-
 def _words(count: int | tuple[int, int]) -> str:
     if isinstance(count, int):
         return str(count)
     return f"{count[0]} to {count[1]}"
-
-
-def shape_of(size: Any) -> tuple[int, int]:
-    """Height and width."""
-    if isinstance(size, tuple):
-        return size
-    return (size, size)

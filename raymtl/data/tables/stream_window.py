@@ -11,17 +11,15 @@ of an episode are from P blocks, not from all.
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from raymtl.data.base import Arrays
-from raymtl.data.tables.dataset import Opened
+from raymtl.data.tables.dataset import TableDataset
 from raymtl.data.tables.encode import encode, sides_of, unreadable_notes
+from raymtl.data.tables.settings import FilesConfig
 from raymtl.types import UserError
-
-if TYPE_CHECKING:
-    from raymtl.data.tables.source import Files
 
 AHEAD = 2
 """Steps for which blocks are read before they are asked for: more would need their memory for
@@ -54,10 +52,10 @@ class _Reader:
     the next.
     """
 
-    def __init__(self, source: "Files") -> None:
-        self.source, self.opened = source, Opened(source)
-        self.opened.check_fitted(source.found)
-        self.rows = np.array([block.rows or 0 for _, block in self.opened.blocks])
+    def __init__(self, source: FilesConfig) -> None:
+        self.source, self.dataset = source, TableDataset(source)
+        self.dataset.check_fitted(source.found)
+        self.rows = np.array([block.rows or 0 for _, block in self.dataset.blocks])
         self.blocks: dict[int, Future[_Held]] = {}
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raymtl-read")
         self.lock = threading.Lock()
@@ -77,7 +75,7 @@ class _Reader:
         return [future.result() for future in wanted]
 
     def _read(self, number: int) -> _Held:
-        one = encode(self.source, self.opened, number)
+        one = encode(self.source, self.dataset, number)
         self.seen[number] = (list(one.unreadable), len(one.given))
         if one.unreadable and len(self.seen) >= MIN_SEEN:
             told = list(self.seen.values())
@@ -95,7 +93,7 @@ _READERS: dict[str, _Reader] = {}
 """The last source that was read in this process, by what it is: its blocks stay between steps."""
 
 
-def _reader(source: "Files") -> _Reader:
+def _reader(source: FilesConfig) -> _Reader:
     own = f"{source.digest()} {source.path} {source.tasks} {source.hold_steps}"
     if own not in _READERS:
         _READERS.clear()
@@ -103,7 +101,7 @@ def _reader(source: "Files") -> _Reader:
     return _READERS[own]
 
 
-def window(source: "Files", arrays: Arrays, seed: int, step: int) -> Arrays:
+def window(source: FilesConfig, arrays: Arrays, seed: int, step: int) -> Arrays:
     """What the episodes of a step are drawn from, beside the rows that are held out."""
     held = _reader(source).window(seed, step)
     counts = [len(next(iter(one.arrays.values()))) for one in held]

@@ -3,23 +3,21 @@ the key.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from raymtl.data.tables.columns import is_text, plain, texts
-from raymtl.data.tables.dataset import Opened, Rows
+from raymtl.data.tables.dataset import TableDataset, TableRows
 from raymtl.data.tables.decode import picture_of
-
-if TYPE_CHECKING:
-    from raymtl.data.tables.source import Files
+from raymtl.data.tables.settings import FilesConfig
 
 PICTURE = "picture"
 NONE = np.zeros(0, np.int64)
 
 
-class Asked(NamedTuple):
+class RowOrigins(NamedTuple):
     """Rows of files, and what they are called there."""
 
     rows: np.ndarray
@@ -32,7 +30,7 @@ class Asked(NamedTuple):
     shapes: np.ndarray | None = None
     """[N, 2] int64: height and width that the pictures had, where the inputs are pictures."""
 
-    def at(self, chosen: np.ndarray) -> "Asked":
+    def at(self, chosen: np.ndarray) -> "RowOrigins":
         """Those with these numbers, [M] of integers or [N] of bool."""
         numbers = np.arange(len(self.rows))[chosen]
         if self.files is None:
@@ -47,15 +45,17 @@ class Asked(NamedTuple):
             shapes = None
         else:
             shapes = self.shapes[numbers]
-        return Asked(self.rows[numbers], files, self.named, names, shapes)
+        return RowOrigins(self.rows[numbers], files, self.named, names, shapes)
 
 
-def asked_of(source: "Files", opened: Opened, number: int, rows: Rows, shapes: np.ndarray) -> Asked:
+def origins_of(
+    source: FilesConfig, dataset: TableDataset, number: int, rows: TableRows, shapes: np.ndarray
+) -> RowOrigins:
     """The rows of a block, whose pictures had these shapes [N, 2]."""
-    block = opened.blocks[number][1]
+    block = dataset.blocks[number][1]
     size = len(rows.table)
     named = _naming_column(source, rows.table)
-    return Asked(
+    return RowOrigins(
         block.start + np.arange(size),
         (block.file,) * size,
         named[0] if named else None,
@@ -64,11 +64,11 @@ def asked_of(source: "Files", opened: Opened, number: int, rows: Rows, shapes: n
     )
 
 
-def together(parts: Sequence[Asked]) -> Asked:
+def together(parts: Sequence[RowOrigins]) -> RowOrigins:
     """The rows of several blocks, one after the other; without their file where it is the only one."""
     files = tuple(file for part in parts for file in part.files or ())
     shapes = [part.shapes for part in parts if part.shapes is not None]
-    return Asked(
+    return RowOrigins(
         np.concatenate([part.rows for part in parts]),
         files if len(set(files)) > 1 else None,
         parts[0].named,
@@ -77,7 +77,7 @@ def together(parts: Sequence[Asked]) -> Asked:
     )
 
 
-def _naming_column(source: "Files", table: pa.Table) -> tuple[str, str] | None:
+def _naming_column(source: FilesConfig, table: pa.Table) -> tuple[str, str] | None:
     """What the column that names rows is called in the predictions, and in the file; None without
     one.
     """
@@ -91,7 +91,7 @@ def _naming_column(source: "Files", table: pa.Table) -> tuple[str, str] | None:
     return key, key
 
 
-def held_out(source: "Files", rows: np.ndarray, *, shapes: bool = True) -> Asked | None:
+def held_out(source: FilesConfig, rows: np.ndarray, *, shapes: bool = True) -> RowOrigins | None:
     """The rows with these numbers among all of the source's files; None where it is streamed and
     they are not known.
 
@@ -99,19 +99,19 @@ def held_out(source: "Files", rows: np.ndarray, *, shapes: bool = True) -> Asked
     """
     if source.found.pool is not None:
         return None
-    opened = Opened(source)
-    starts = np.cumsum([0] + [block.rows or 0 for _, block in opened.blocks])
+    dataset = TableDataset(source)
+    starts = np.cumsum([0] + [block.rows or 0 for _, block in dataset.blocks])
     places = np.searchsorted(starts, rows, side="right") - 1
     parts = []
     for number in np.unique(places).tolist():
         inside = rows[places == number] - starts[number]
-        own = opened.read(number)
-        found = asked_of(
+        own = dataset.read(number)
+        found = origins_of(
             source,
-            opened,
+            dataset,
             number,
             own,
-            _shapes(source, opened, number, own, inside if shapes else NONE),
+            _shapes(source, dataset, number, own, inside if shapes else NONE),
         )
         parts.append((found if shapes else found._replace(shapes=None)).at(inside))
     order = np.argsort(places, kind="stable")  # of the rows as they stand in the parts
@@ -119,12 +119,12 @@ def held_out(source: "Files", rows: np.ndarray, *, shapes: bool = True) -> Asked
 
 
 def _shapes(
-    source: "Files", opened: Opened, number: int, rows: Rows, inside: np.ndarray
+    source: FilesConfig, dataset: TableDataset, number: int, rows: TableRows, inside: np.ndarray
 ) -> np.ndarray:
     """[N, 2], of the pictures in the rows `inside` a block."""
     shapes = np.zeros((len(rows.table), 2), np.int64)
     if source.is_image:
-        reads = opened.contents(number, rows.table[source.found.columns[0].column])
+        reads = dataset.contents(number, rows.table[source.found.columns[0].column])
         for row in inside.tolist():
             picture = picture_of(reads[row]())
             shapes[row] = picture.height, picture.width
