@@ -1,12 +1,14 @@
 """CIFAR-100 as 20 tasks of 5 classes, each with its own pictures: `python -m benchmarks.cifar100`.
 
-Every sharing architecture with equal weights, and weightings on hard sharing, beside single tasks, one network each:
-all for the same number of steps on the same pictures, with the same learning rate. Of a few looks at the validation
-pictures, which are held out of the training set, the best stands; the test pictures are read once for it alone.
+Every sharing architecture with equal weights, and weightings on hard sharing, beside single tasks,
+one network each: all for the same number of steps on the same pictures, with the same learning
+rate. Of a few looks at the validation pictures, which are held out of the training set, the best
+stands; the test pictures are read once for it alone.
 
-`--protocol cpu` fits two cores and 20 minutes, with a network of three small convolutions and two or three passes over
-the training pictures: it compares methods, its accuracies are those of a beginning. `--protocol gpu` is a ResNet-18 for
-150 passes with augmentation, on one GPU; its goal is a mean test accuracy above 77.5 %.
+`--protocol cpu` fits two cores and 20 minutes, with a network of three small convolutions and two
+or three passes over the training pictures: it compares methods, its accuracies are those of a
+beginning. `--protocol gpu` is a ResNet-18 for 150 passes with augmentation, on one GPU; its goal is
+a mean test accuracy above 77.5 %.
 """
 
 import math
@@ -158,7 +160,10 @@ def optimiser(
     for name, value in params.items():
         prefix, first = name.split(".")[:2]
         of_model = prefix == "model"
-        scale = algorithm.model.lr_scale.get(first, 1.0) if of_model else 1.0
+        if of_model:
+            scale = algorithm.model.lr_scale.get(first, 1.0)
+        else:
+            scale = 1.0
         groups.append(
             {
                 "params": [value],
@@ -174,10 +179,11 @@ def optimiser(
 def train(
     chosen: Experiment, arrays: Arrays, protocol: Protocol, device: torch.device
 ) -> tuple[dict[str, float], dict[str, float], int]:
-    """Validation and test errors of each task at the look with the lowest mean validation error, and its step.
+    """Validation and test errors of each task at the look with the lowest mean validation error,
+    and its step.
 
-    Raises TimeoutError as soon as the first steps say that all of them will take too long, and DivergedError where
-    that happens before the first look.
+    Raises TimeoutError as soon as the first steps say that all of them will take too long, and
+    DivergedError where that happens before the first look.
     """
     algorithm = chosen.build()
     params = algorithm.init_params(device)
@@ -254,7 +260,7 @@ def cell(seed: int, method: str, protocol: Protocol, device: str) -> dict[str, A
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each method, the most accurate first; behind ± half the 95 % interval over seeds."""
+    """A line for each method, most accurate first; after ± half the 95 % interval over seeds."""
 
     def told(values: Sequence[float], digits: int) -> str:
         if not values:
@@ -267,7 +273,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         return [100 * (1 - float(np.mean(errors_of_tasks))) for errors_of_tasks in own]
 
     lines = [
-        "| method | test accuracy, % | validation, % | delta_p against single, % | mean rank | parameters | core s |",
+        "| method | test accuracy, % | validation, % | delta_p against single, % | mean rank | "
+        "parameters | core s |",
         "|---|---|---|---|---|---|---|",
     ]
     summaries = {summary.method: summary for summary in summarise(rows)}
@@ -313,7 +320,9 @@ def main(
         float, typer.Option(help="Multiplies the steps; under 1 the numbers say nothing.")
     ] = 1.0,
 ) -> None:
-    """Prints the test accuracy of architectures and weightings beside that of single tasks, at an equal budget."""
+    """Prints the test accuracy of architectures and weightings beside that of single tasks, at an
+    equal budget.
+    """
     for name, given, known in (("protocol", [protocol], PROTOCOLS), ("method", methods, METHODS)):
         for one in given:
             if one not in known:
@@ -325,7 +334,10 @@ def main(
     if data:
         os.environ["RAYMTL_DATA"] = str(data.absolute())
     chosen = scaled(PROTOCOLS[protocol], scale)
-    device = "cuda" if protocol == "gpu" else "cpu"
+    if protocol == "gpu":
+        device = "cuda"
+    else:
+        device = "cpu"
     rows = read_rows(json_path, chosen)
     done = {(row["seed"], row["method"]) for row in rows}
     wanted = [(seed, method) for seed in range(seeds) for method in methods]

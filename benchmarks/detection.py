@@ -1,14 +1,16 @@
 """Blood cells, found and counted, on one trunk and alone: `python -m benchmarks.detection`.
 
-The data are those of tune_configs/detection.yaml: 364 pictures in the layout of Pascal VOC with the lists of
-ImageSets/Main, 205 for training, 87 for validation and 72 for the test. Every row trains that configuration with some
-of its tasks, for as many steps of as many pictures; the checkpoint that scores best on the validation pictures is the
-one that is scored, once, on all pictures of the test. `--unboxed 0.7` withholds the boxes of that share of the pictures
-for training. One process, one thread.
+The data are those of tune_configs/detection.yaml: 364 pictures in the layout of Pascal VOC with the
+lists of ImageSets/Main, 205 for training, 87 for validation and 72 for the test. Every row trains
+that configuration with some of its tasks, for as many steps of as many pictures; the checkpoint
+that scores best on the validation pictures is the one that is scored, once, on all pictures of the
+test. `--unboxed 0.7` withholds the boxes of that share of the pictures for training. One process,
+one thread.
 
-`always the mean` is what a count is off by that says the mean of the training pictures of every one. About half of the
-red cells in the pictures have no box, and which ones do follows no rule that could be learned: how many of them have
-one is predicted no better than that, from a count of the boxes found neither.
+`always the mean` is what a count is off by that says the mean of the training pictures of every
+one. About half of the red cells in the pictures have no box, and which ones do follows no rule that
+could be learned: how many of them have one is predicted no better than that, from a count of the
+boxes found neither.
 """
 
 import json
@@ -56,7 +58,9 @@ def chosen(tasks: Sequence[str], *, seed: int, steps: int | None, unboxed: float
 def scores(
     experiment: Experiment, algorithm: Algorithm, params: Params, arrays: Arrays, split: Split
 ) -> dict[str, float]:
-    """All scores on every picture of a split, once each; and the average precision of each class at an IoU of 0.5."""
+    """All scores on every picture of a split, once each; and the average precision of each class at
+    an IoU of 0.5.
+    """
     source = experiment.data
     assert isinstance(source, VOC)
     rows = arrays[f"rows/{split}"]
@@ -172,7 +176,10 @@ def table(measured: Sequence[dict[str, Any]]) -> Table:
                 for row in measured
                 if row["tasks"] == list(tasks) and name in row["test"]
             ]
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+            if len(values) > 1:
+                spread = f" ± {np.std(values, ddof=1):.3f}"
+            else:
+                spread = ""
             cells.append(f"{np.mean(values):.3f}{spread}" if values else "")
         shown.add_row(name, *cells)
     for key in ("seconds", "parameters", "step"):

@@ -1,10 +1,12 @@
-"""Multi-task pre-training before meta-training against meta-training alone, at equal steps and examples.
+"""Multi-task pre-training, then meta-training, against meta-training alone at equal budget.
 
-    python -m benchmarks.hybrid [--config tune_configs/hybrid.yaml] [--seeds 3] [--first 0 100 200 300] [--json FILE]
+    python -m benchmarks.hybrid [--config tune_configs/hybrid.yaml] [--seeds 3]
+        [--first 0 100 200 300] [--json FILE]
 
-`first` are the steps of the first stage; 0 is meta-training alone. Every row is a training of the configuration's
-steps with each seed, scored on its held-out test episodes after adaptation. Behind ± is half the width of the 95 %
-interval over seeds, by Student's t; the second column is the paired difference to meta-training alone.
+`first` are the steps of the first stage; 0 is meta-training alone. Every row is a training of the
+configuration's steps with each seed, scored on its held-out test episodes after adaptation. Behind
+± is half the width of the 95 % interval over seeds, by Student's t; the second column is the paired
+difference to meta-training alone.
 """
 
 import argparse
@@ -76,7 +78,8 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))
     print(
-        "| first stage | score, adapted | against none | score, unadapted | seconds |\n|---|---|---|---|---|"
+        "| first stage | score, adapted | against none | score, unadapted | seconds "
+        "|\n|---|---|---|---|---|"
     )
     for first, runs in rows.items():
         after = [run["after"] for run in runs]
@@ -84,7 +87,8 @@ def main() -> None:
         columns = (after, apart, [run["before"] for run in runs])
         cells = (f"{mean:.3f} ± {half:.3f}" for mean, half in map(with_interval, columns))
         print(
-            f"| {first} | {' | '.join(cells)} | {sum(run['seconds'] for run in runs) / len(runs):.0f} |"
+            f"| {first} | {' | '.join(cells)} | "
+            f"{sum(run['seconds'] for run in runs) / len(runs):.0f} |"
         )
 
 

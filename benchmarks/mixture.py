@@ -1,8 +1,11 @@
-"""UMTL beside MAML on curves of three families, at equal size, steps and tries: `python -m benchmarks.mixture`.
+"""UMTL beside MAML on curves of three families, at equal size, steps and tries.
 
-For each seed both try the same number of settings, each for the same number of outer steps on the same episodes, and
-the setting and the look with the lowest validation error stand; MAML's network is as wide as UMTL has parameters in
-all. The ablations take the setting that UMTL chose. Test episodes are read once for each row.
+    python -m benchmarks.mixture
+
+For each seed both try the same number of settings, each for the same number of outer steps on the
+same episodes, and the setting and the look with the lowest validation error stand; MAML's network
+is as wide as UMTL has parameters in all. The ablations take the setting that UMTL chose. Test
+episodes are read once for each row.
 """
 
 import json
@@ -253,7 +256,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
 
     lines = [
-        "| | parameters | test MSE | probe, % | probe untrained, % | relation within a family | between families |",
+        "| | parameters | test MSE | probe, % | probe untrained, % | relation within a family | "
+        "between families |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in (MAML, UMTL, *ABLATIONS):
@@ -281,7 +285,9 @@ def main(
         bool, typer.Option("--quick", help="A smoke run; its numbers say nothing.")
     ] = False,
 ) -> None:
-    """Prints the test error of MAML, of UMTL and of UMTL without its parts, and what a probe finds in embeddings."""
+    """Prints the test error of MAML, of UMTL and of UMTL without its parts, and what a probe finds
+    in embeddings.
+    """
     protocol = Protocol(steps=steps)
     if quick:
         few = {

@@ -1,10 +1,13 @@
-"""Two overlapping digits on a picture, every architecture beside single tasks: `python -m benchmarks.multimnist`.
+"""Two overlapping digits on a picture, every architecture beside single tasks.
 
-First every sharing architecture, and the single tasks, one network each, train the same small number of steps on the
-same batches, as often as there are learning rates; what stands is the rate with the highest accuracy on the validation
-pairs. Then the architecture that is best there trains long, beside hard sharing, hard sharing with a wider trunk and
-the single tasks, each with the rate it was found to like. The test pairs are looked at once for each row of the tables,
-and nothing is chosen by them. The number of parameters is in every row, for architectures differ in it.
+    python -m benchmarks.multimnist
+
+First every sharing architecture, and the single tasks, one network each, train the same small
+number of steps on the same batches, as often as there are learning rates; what stands is the rate
+with the highest accuracy on the validation pairs. Then the architecture that is best there trains
+long, beside hard sharing, hard sharing with a wider trunk and the single tasks, each with the rate
+it was found to like. The test pairs are looked at once for each row of the tables, and nothing is
+chosen by them. The number of parameters is in every row, for architectures differ in it.
 """
 
 import json
@@ -50,7 +53,9 @@ SHORT_METHODS = (SINGLE, *ARCHITECTURES)
 AT_ONCE = 500  # pairs that are scored together
 TELL_EVERY = 20  # steps between looks at a training
 PUBLISHED = {"fixed": (0.9726, 0.9590)}
-"""MGDA's accuracies, left and right, on 60,000 fixed pairs (Sener & Koltun, 2018, arXiv:1810.04650)."""
+"""MGDA's accuracies, left and right, on 60,000 fixed pairs (Sener & Koltun, 2018,
+arXiv:1810.04650).
+"""
 
 SHARING: dict[str, SharingSpecBase] = {
     **{name: member() for name, member in ARCHITECTURES.items()},
@@ -76,7 +81,9 @@ class Protocol(Spec):
     pairs: Literal["fixed", "fresh"]
     encoder: EncoderSpec
     narrower: tuple[EncoderSpec, ...] = ()
-    """What an architecture has in its place that has too many parameters with it, the first that fits."""
+    """What an architecture has in its place that has too many parameters with it, the first that
+    fits.
+    """
     wider: EncoderSpec | None
     """Of the hard sharing that shall not stand back for its size."""
     most_parameters: PositiveInt | None = None
@@ -128,7 +135,10 @@ def protocol_of(
     pairs: Literal["fixed", "fresh"], size: Literal["cpu", "resnet"], quick: bool
 ) -> Protocol:
     """The protocol; `quick` leaves it two steps of four pairs and one rate."""
-    chosen = FIXED if pairs == "fixed" else FRESH
+    if pairs == "fixed":
+        chosen = FIXED
+    else:
+        chosen = FRESH
     if size == "resnet":
         chosen = chosen.model_copy(update=RESNET)
     if quick:
@@ -150,7 +160,10 @@ class Try(NamedTuple):
         self, protocol: Protocol, encoder: EncoderSpec, device: str = "cpu"
     ) -> Experiment:
         """Its configuration."""
-        budget = protocol.long if self.long else protocol.short
+        if self.long:
+            budget = protocol.long
+        else:
+            budget = protocol.short
         return Experiment(
             name="multimnist",
             seed=protocol.seed,
@@ -163,7 +176,8 @@ class Try(NamedTuple):
                 steps=budget.steps,
                 meta_batch=1,
                 lr=self.rate,
-                clip_norm=None,  # of all parameters together, and single tasks are to know nothing of each other
+                # of all parameters together, and single tasks are to know nothing of each other
+                clip_norm=None,
                 precision=protocol.precision,
                 device=device,
                 task_axis="loop",
@@ -179,11 +193,10 @@ def encoder_of(protocol: Protocol, method: str) -> tuple[EncoderSpec, int]:
 
     Raises UserError where there is none.
     """
-    candidates = (
-        (protocol.wider,)
-        if method == WIDE and protocol.wider
-        else (protocol.encoder, *protocol.narrower)
-    )
+    if method == WIDE and protocol.wider:
+        candidates = (protocol.wider,)
+    else:
+        candidates = (protocol.encoder, *protocol.narrower)
     for encoder in candidates:
         params = (
             Try(method, protocol.rates[0], False)
@@ -200,7 +213,9 @@ def encoder_of(protocol: Protocol, method: str) -> tuple[EncoderSpec, int]:
 
 
 def accuracies(folder: Path, split: Split, device: str) -> dict[str, float]:
-    """The share that is right of all fixed pairs of a split, of each task, by the model in a folder."""
+    """The share that is right of all fixed pairs of a split, of each task, by the model in a
+    folder.
+    """
     experiment, algorithm, params = load_model(folder)
     params = {name: value.to(device) for name, value in params.items()}
     algorithm.model.to(device)
@@ -227,7 +242,9 @@ def accuracies(folder: Path, split: Split, device: str) -> dict[str, float]:
 def train(
     tried: Try, protocol: Protocol, folder: Path, device: str, steps_done: MutableMapping[Try, int]
 ) -> dict[str, Any]:
-    """Trains a try, leaves its model in the folder and scores it on the validation pairs: its row of the JSON file."""
+    """Trains a try, leaves its model in the folder and scores it on the validation pairs: its row
+    of the JSON file.
+    """
     encoder, number = encoder_of(protocol, tried.method)
     experiment = tried.experiment(protocol, encoder, device)
     start, cpu = time.perf_counter(), time.process_time()
@@ -256,7 +273,9 @@ def train(
 
 def mean(scores: Mapping[str, float] | None) -> float:
     """Over the tasks; of a diverged try less than of any other."""
-    return -math.inf if scores is None else float(np.mean(list(scores.values())))
+    if scores is None:
+        return -math.inf
+    return float(np.mean(list(scores.values())))
 
 
 def best_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -269,7 +288,8 @@ def best_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def long_tries(short: Sequence[Mapping[str, Any]], protocol: Protocol) -> list[Try]:
-    """The best architecture by its short try, hard sharing, the same wider, and single tasks, at the rates they like.
+    """The best architecture by its short try, hard sharing, the same wider, and single tasks, at
+    the rates they like.
 
     Where hard sharing itself is best, the next best one too.
     """
@@ -303,7 +323,10 @@ class Pool:
     def run(self, tries: Sequence[Try], title: str) -> list[dict[str, Any]]:
         """The rows of these tries, with the test accuracy of each method's best."""
         steps_done = self.manager.dict()
-        budget = self.protocol.long if tries[0].long else self.protocol.short
+        if tries[0].long:
+            budget = self.protocol.long
+        else:
+            budget = self.protocol.short
         futures = [
             self.workers.submit(
                 train, tried, self.protocol, self._model(tried), self.device, steps_done
@@ -379,7 +402,10 @@ def table(rows: Sequence[Mapping[str, Any]], pairs: int) -> tuple[list[str], lis
             )
             continue
         test = row["test"]
-        change = delta_m(_scores(test), _scores(alone["test"])) if alone else None
+        if alone:
+            change = delta_m(_scores(test), _scores(alone["test"]))
+        else:
+            change = None
         lines.append(
             [
                 row["method"],
@@ -448,7 +474,9 @@ def main(
     ] = False,
     save: Annotated[Path | None, typer.Option("--json", help="Where to write the rows.")] = None,
 ) -> None:
-    """Prints the test accuracy of every sharing architecture and of single tasks at equal budget, then of the best."""
+    """Prints the test accuracy of every sharing architecture and of single tasks at equal budget,
+    then of the best.
+    """
     for name, value, known in (
         ("--pairs", pairs, ("fixed", "fresh")),
         ("--protocol", protocol, ("cpu", "resnet")),
@@ -465,7 +493,10 @@ def main(
         raise typer.BadParameter(str(error)) from None
     chosen = protocol_of(pairs, protocol, quick).model_copy(update={"seed": seed})
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if torch.cuda.is_available():
+            device = "cuda"
+        else:
+            device = "cpu"
     start = time.perf_counter()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -490,7 +521,8 @@ def main(
         left, right = PUBLISHED[pairs]
         print(f"MGDA as published: {100 * left:.2f} left, {100 * right:.2f} right.")
     print(
-        f"{seconds / 60:.1f} minutes, {cpu_seconds / 60:.1f} of them of CPU in {processes} processes."
+        f"{seconds / 60:.1f} minutes, {cpu_seconds / 60:.1f} of them of CPU in {processes} "
+        "processes."
     )
 
 

@@ -1,8 +1,8 @@
 """Few-shot classification of handwritten characters: `python -m benchmarks.omniglot`.
 
-Prototypes from tune_configs/omniglot.yaml and MAML from tune_configs/omniglot-maml.yaml, trained by what `raymtl train`
-calls and scored on test episodes of characters that training never saw. As it stands it fits two CPU cores; `--full`
-is the protocol of the papers, for a GPU.
+Prototypes from tune_configs/omniglot.yaml and MAML from tune_configs/omniglot-maml.yaml, trained by
+what `raymtl train` calls and scored on test episodes of characters that training never saw. As it
+stands it fits two CPU cores; `--full` is the protocol of the papers, for a GPU.
 """
 
 import json
@@ -106,7 +106,13 @@ def main(
     """Prints the accuracies with 95 % intervals over test episodes."""
     if data:
         os.environ["RAYMTL_DATA"] = str(data.absolute())
-    length: Literal["quick", "cpu", "full"] = "quick" if quick else "full" if full else "cpu"
+    length: Literal["quick", "cpu", "full"]
+    if quick:
+        length = "quick"
+    elif full:
+        length = "full"
+    else:
+        length = "cpu"
     measured = []
     with tempfile.TemporaryDirectory() as output:
         for name in learner:

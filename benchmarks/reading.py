@@ -1,10 +1,11 @@
-"""Rows per second from Parquet: raymtl's stream beside the raw readers of pyarrow and of Ray Data, in turns.
+"""Rows per second from Parquet: raymtl's stream beside raw readers of pyarrow and Ray Data.
 
     python -m benchmarks.reading [--rows 500000] [--columns 40] [--turns 3] [--no-ray] [--json FILE]
 
-All read the same file, block by block with one thread each: the raw readers to columns of numpy, raymtl to inputs,
-targets, masks and splits that episodes are drawn from. The ratio is raymtl's rows per second over the raw reader's,
-its median over turns. `first batch` is the time from opened files to the first meta-batch, statistics included.
+All read the same file, block by block with one thread each: the raw readers to columns of numpy,
+raymtl to inputs, targets, masks and splits that episodes are drawn from. The ratio is raymtl's rows
+per second over the raw reader's, its median over turns. `first batch` is the time from opened files
+to the first meta-batch, statistics included.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""What a run would come to on 8, 64 and 512 GPUs: a simulation from constants that are measured, or given.
+"""A simulation of runs on 8, 64 and 512 GPUs, from constants that are measured or given.
 
-    python -m benchmarks.scaling                         # the tables of docs/scaling.md
-    python -m benchmarks.scaling --measure               # measures the constants of this machine first (minutes)
+    python -m benchmarks.scaling               # the tables of docs/scaling.md
+    python -m benchmarks.scaling --measure     # first measures this machine's constants (minutes)
     python -m benchmarks.scaling --set parameters=1e8 --set tasks=40 --set inter_bytes_s=5e9
 
-Training is a formula: compute, a ring's all-reduce, a checkpoint. The search is simulated event by event: trials take
-slots, and one driver serves asks, reports and ends in turn. Neither has been run on so many machines.
+Training is a formula: compute, a ring's all-reduce, a checkpoint. The search is simulated event by
+event: trials take slots, and one driver serves asks, reports and ends in turn. Neither has been run
+on so many machines.
 """
 
 import argparse
@@ -40,7 +41,9 @@ class Constants(NamedTuple):
     table_s_a_row: float = 1.5e-5
     """... of trials.parquet, collecting it from the study included."""
     checkpoint_bytes_a_parameter: float = 12.0
-    """Weights and Adam's two averages in float32; 13 with the 20,000 parameters of the quickstart's model."""
+    """Weights and Adam's two averages in float32; 13 with the 20,000 parameters of the quickstart's
+    model.
+    """
     # Seen on Ray, with small models on two cores.
     trial_overhead_s: float = 0.55
     """Between two trials on a reused process."""
@@ -87,11 +90,15 @@ class Step(NamedTuple):
 
 def link(constants: Constants, gpus: int) -> float:
     """Bytes a second that each GPU can send: within a machine, or else between machines."""
-    return constants.intra_bytes_s if gpus <= constants.gpus_a_machine else constants.inter_bytes_s
+    if gpus <= constants.gpus_a_machine:
+        return constants.intra_bytes_s
+    return constants.inter_bytes_s
 
 
 def reduce_s(constants: Constants, gpus: int, scattered: float, gathered: float) -> float:
-    """A ring's reduce-scatter of so many bytes and all-gather of so many, with the latency of a tree."""
+    """A ring's reduce-scatter of so many bytes and all-gather of so many, with the latency of a
+    tree.
+    """
     if gpus == 1:
         return 0.0
     micro_batches = (gpus - 1) / gpus * (scattered + gathered) / link(constants, gpus)
@@ -99,14 +106,22 @@ def reduce_s(constants: Constants, gpus: int, scattered: float, gathered: float)
 
 
 def step(constants: Constants, gpus: int, *, gradients: bool) -> Step:
-    """`gradients` is whether the weighting needs every task's gradient: one backward pass and one row of it a task."""
+    """`gradients` is whether the weighting needs every task's gradient: one backward pass and one
+    row of it a task.
+    """
     flat = 4 * constants.parameters
-    rows = constants.tasks if gradients else 1
+    if gradients:
+        rows = constants.tasks
+    else:
+        rows = 1
     # The backward pass takes about twice the forward pass.
     micro_batches = (1 + 2 * rows) / 3
     compute = constants.episodes_a_gpu * constants.episode_s * micro_batches
     kept = constants.checkpoint_bytes_a_parameter * constants.parameters / constants.storage_bytes_s
-    jacobian = flat * rows * (1 + 1 / gpus) if gradients else 0.0
+    if gradients:
+        jacobian = flat * rows * (1 + 1 / gpus)
+    else:
+        jacobian = 0.0
     return Step(
         compute, reduce_s(constants, gpus, flat * rows, flat), kept / constants.eval_every, jacobian
     )
@@ -130,10 +145,12 @@ def ask_s(constants: Constants, asked: int) -> float:
 def search(
     constants: Constants, trials: int, slots: int, trial_s: float, reports: int, overhead_s: float
 ) -> Searched:
-    """Simulates a search: every event waits for the driver, which takes them in the order of their coming.
+    """Simulates a search: every event waits for the driver, which takes them in the order of their
+    coming.
 
-    A slot asks for a trial; has it when the driver has answered; starts after `overhead_s`; reports at even distances,
-    without waiting for the driver; and asks again when the driver has taken note of its end.
+    A slot asks for a trial; has it when the driver has answered; starts after `overhead_s`; reports
+    at even distances, without waiting for the driver; and asks again when the driver has taken note
+    of its end.
     """
     events: list[tuple[float, int, str, int]] = [
         (0.0, slot, "ask", slot) for slot in range(min(slots, trials))
@@ -249,9 +266,11 @@ def measured(sizes: Sequence[int] = (100, 1000, 3000), reports: int = 10) -> Con
                     )
                 }
                 made = optuna.trial.create_trial(
-                    params=params, distributions=chosen.distributions, user_attrs=chosen.user_attrs,
+                    params=params,
+                    distributions=chosen.distributions,
+                    user_attrs=chosen.user_attrs,
                     values=[float(rng.random())],
-                )  # fmt: skip
+                )
                 searched.study.add_trial(made)
             times = np.median([cycle(f"{size}-{number}") for number in range(5)], axis=0)
             taken.append((size, *map(float, times)))
@@ -286,10 +305,16 @@ def measured(sizes: Sequence[int] = (100, 1000, 3000), reports: int = 10) -> Con
     slope, base = np.polyfit([size for size, *_ in taken], [asked for _, asked, _, _ in taken], 1)
     last = taken[-1]
     return Constants(
-        ask_s=max(float(base), 0.0), ask_s_a_trial=float(slope), report_s=last[2], end_s=max(last[3] - last[2], 0.0),
-        journal_bytes_a_report=a_report, journal_bytes_a_trial=a_trial, history_s_a_row=a_row,
-        table_s_a_row=a_trial_row, checkpoint_bytes_a_parameter=kept / count,
-    )  # fmt: skip
+        ask_s=max(float(base), 0.0),
+        ask_s_a_trial=float(slope),
+        report_s=last[2],
+        end_s=max(last[3] - last[2], 0.0),
+        journal_bytes_a_report=a_report,
+        journal_bytes_a_trial=a_trial,
+        history_s_a_row=a_row,
+        table_s_a_row=a_trial_row,
+        checkpoint_bytes_a_parameter=kept / count,
+    )
 
 
 Table = list[dict[str, str]]
@@ -414,12 +439,16 @@ def main() -> None:
         "--json", type=Path, help="where the constants and the tables are written too"
     )
     given = parser.parse_args()
-    constants = measured() if given.measure else Constants()
+    if given.measure:
+        constants = measured()
+    else:
+        constants = Constants()
     for text in given.set:
         name, equals, value = text.partition("=")
         if not equals or name not in Constants._fields:
             parser.error(
-                f"--set: expected NAME=VALUE with one of {', '.join(Constants._fields)}, got '{text}'."
+                f"--set: expected NAME=VALUE with one of {', '.join(Constants._fields)}, got "
+                f"'{text}'."
             )
         constants = constants._replace(**{name: float(value)})
     found = tables(constants)

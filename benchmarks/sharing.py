@@ -1,9 +1,11 @@
-"""Every sharing architecture, and tuned scalarization, on real data at equal budget: `python -m benchmarks.sharing`.
+"""Every sharing architecture, and tuned scalarization, on real data at equal budget.
 
-For each data set and seed every method tries the same number of settings (learning rates times its main
-hyperparameter, or times weight vectors), each for the same number of gradient steps on the same batches. The setting
-and the step with the lowest validation error, averaged over tasks, stand; only their test error is kept. The single
-tasks, one network each, are chosen in just the same way.
+    python -m benchmarks.sharing
+
+For each data set and seed every method tries the same number of settings (learning rates times its
+main hyperparameter, or times weight vectors), each for the same number of gradient steps on the
+same batches. The setting and the step with the lowest validation error, averaged over tasks, stand;
+only their test error is kept. The single tasks, one network each, are chosen in just the same way.
 """
 
 import json
@@ -67,11 +69,15 @@ MAIN: dict[str, tuple[str, tuple[Any, ...]]] = {
     "sluice": ("own", (0.9, 0.7, 0.5)),
     "soft": ("strength", (0.001, 0.01, 0.1)),
 }
-"""The hyperparameter that is searched beside the learning rate: as many values as leave room for all RATES."""
+"""The hyperparameter that is searched beside the learning rate: as many values as leave room for
+all RATES.
+"""
 
 
 def trees(names: Sequence[str], num_stages: int) -> list[dict[str, dict[str, Any]]]:
-    """All tasks part after the first stage; or each half of them has a trunk; or they never part: hard sharing."""
+    """All tasks part after the first stage; or each half of them has a trunk; or they never part:
+    hard sharing.
+    """
     first, *others = names
     leader, *followers = names[len(names) // 2 :]
     halves = {leader: {"follows": first, "stages": 0}}
@@ -80,7 +86,9 @@ def trees(names: Sequence[str], num_stages: int) -> list[dict[str, dict[str, Any
 
 
 def levels(names: Sequence[str], num_stages: int) -> list[dict[str, int]]:
-    """Half of the tasks is supervised after the first stage, or the other half is, or none: hard sharing."""
+    """Half of the tasks is supervised after the first stage, or the other half is, or none: hard
+    sharing.
+    """
     half = len(names) // 2
     return [dict.fromkeys(names[:half], 1), dict.fromkeys(names[half:], 1), {}]
 
@@ -108,7 +116,9 @@ class Protocol(Spec):
     """Of the schools, which are all, and of the patients, who are 42."""
     hidden: tuple[int, ...] = (32, 32)
     most_seconds: float = 600.0
-    """What would take longer for one data set, seed and method, judged by its first steps, is not run."""
+    """What would take longer for one data set, seed and method, judged by its first steps, is not
+    run.
+    """
 
 
 class Setting(NamedTuple):
@@ -176,7 +186,9 @@ def build(data: Dataset, setting: Setting, protocol: Protocol, seed: int) -> Alg
 
 
 def errors(algorithm: Algorithm, params: Params, batch: Batch) -> Tensor:
-    """[K]: for regression the RMSE in units of the training spread, for classification the share of errors."""
+    """[K]: for regression the RMSE in units of the training spread, for classification the share of
+    errors.
+    """
     with torch.no_grad():
         predictions = algorithm.predict(params, batch.inputs)
         losses = loss_sums(algorithm.tasks, predictions, batch)
@@ -205,9 +217,11 @@ class Try(NamedTuple):
 def train(
     data: Dataset, setting: Setting, protocol: Protocol, seed: int, limit_s: float = math.inf
 ) -> Try:
-    """Adam with a learning rate that falls to 0 along half a cosine. A diverged run counts as it stood before.
+    """Adam with a learning rate that falls to 0 along half a cosine. A diverged run counts as it
+    stood before.
 
-    Raises TimeoutError as soon as the first steps say that all of them will take longer than `limit_s`.
+    Raises TimeoutError as soon as the first steps say that all of them will take longer than
+    `limit_s`.
     """
     algorithm = build(data, setting, protocol, seed)
     params = algorithm.init_params()
@@ -220,7 +234,10 @@ def train(
     optimizer = torch.optim.Adam(
         [{"params": group, "lr_scale": scale} for scale, group in scales.items()]
     )
-    rows = protocol.rows if isinstance(data.train.inputs, Tensor) else protocol.own_rows
+    if isinstance(data.train.inputs, Tensor):
+        rows = protocol.rows
+    else:
+        rows = protocol.own_rows
     generator = torch.Generator().manual_seed(seed)
     best = Try(
         math.inf, [math.inf] * len(data.tasks), 0, sum(value.numel() for value in params.values())
@@ -310,8 +327,8 @@ class Summary(NamedTuple):
 def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
     """One entry for each method, the lowest mean rank first.
 
-    Ranks are among the methods that ran, task by task; they and the deltas are averaged over the tasks of a data set
-    and then over the data sets, so that many tasks do not outvote few.
+    Ranks are among the methods that ran, task by task; they and the deltas are averaged over the
+    tasks of a data set and then over the data sets, so that many tasks do not outvote few.
     """
     results = {
         (row["dataset"], row["seed"], row["method"]): row["test"] for row in rows if "test" in row
@@ -332,7 +349,9 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
 
     def mean(per_dataset: Mapping[str, float | None]) -> list[float]:
         values = [value for value in per_dataset.values() if value is not None]
-        return [sum(values) / len(values)] if values else []
+        if values:
+            return [sum(values) / len(values)]
+        return []
 
     summaries = []
     for method in methods:
@@ -379,7 +398,9 @@ def _scores(test: Mapping[str, float]) -> dict[str, dict[str, tuple[float, bool]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and half the width of its 95 % interval by Student's t; None where one value alone says nothing of it."""
+    """Mean and half the width of its 95 % interval by Student's t; None where one value alone says
+    nothing of it.
+    """
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, None
@@ -419,7 +440,8 @@ def tables(
     return [
         ("Test error, mean over tasks", ["method", *datasets, "mean rank"], errors),
         (
-            "Change of the error against single tasks of the same seed, %; lower is better but in delta_p",
+            "Change of the error against single tasks of the same seed, %; lower is better but in "
+            "delta_p",
             ["method", *datasets, "delta_m", "delta_p"],
             changes,
         ),
@@ -442,7 +464,9 @@ def _reasons(summaries: Sequence[Summary]) -> list[str]:
 
 
 def read_rows(path: Path | None, protocol: Spec) -> list[dict[str, Any]]:
-    """What the file holds; nothing where there is none. Raises typer.BadParameter where it is another protocol's."""
+    """What the file holds; nothing where there is none. Raises typer.BadParameter where it is
+    another protocol's.
+    """
     if path is None or not path.exists():
         return []
     found = json.loads(path.read_text())
@@ -485,7 +509,9 @@ def main(
         int | None, typer.Option(help="Schools, and patients, at most.", min=2)
     ] = None,
 ) -> None:
-    """Prints the test error of every sharing architecture and of tuned scalarization, at equal budget."""
+    """Prints the test error of every sharing architecture and of tuned scalarization, at equal
+    budget.
+    """
     for given, known in ((datasets, LOADERS), (methods, METHODS)):
         for name in given:
             if name not in known:
@@ -497,11 +523,10 @@ def main(
         raise typer.BadParameter(
             f"expected the data's folder in --data or $RAYMTL_DATA/tabular, got {folder}."
         )
-    most = (
-        Protocol().most_tasks
-        if most_tasks is None
-        else dict.fromkeys(Protocol().most_tasks, most_tasks)
-    )
+    if most_tasks is None:
+        most = Protocol().most_tasks
+    else:
+        most = dict.fromkeys(Protocol().most_tasks, most_tasks)
     protocol = Protocol(
         steps={name: times * steps for name, steps in STEPS.items()}, most_tasks=most
     )
@@ -557,8 +582,8 @@ def _show(
     for line in _reasons(found):
         console.print(line)
     console.print(
-        f"{seeds} seeds, 95 % intervals; {protocol.settings} settings for every method and seed, all of as many "
-        "steps, chosen on validation rows."
+        f"{seeds} seeds, 95 % intervals; {protocol.settings} settings for every method and seed, "
+        "all of as many steps, chosen on validation rows."
     )
 
 

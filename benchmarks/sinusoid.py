@@ -1,8 +1,10 @@
-"""MAML's regression at its full protocol, and a searched configuration beside it: `python -m benchmarks.sinusoid`.
+"""MAML's regression at its full protocol, and a searched configuration beside it.
 
-Both are tune_configs/sinusoid.yaml with some values of their own, trained by what `raymtl train` calls, and scored on
-the same test sinusoids after 0, 1, 5 and 10 inner steps. Who does not adapt cannot do better than the mean over all
-sinusoids, whose error on these very points is printed too.
+    python -m benchmarks.sinusoid
+
+Both are tune_configs/sinusoid.yaml with some values of their own, trained by what `raymtl train`
+calls, and scored on the same test sinusoids after 0, 1, 5 and 10 inner steps. Who does not adapt
+cannot do better than the mean over all sinusoids, whose error on these very points is printed too.
 """
 
 import json
@@ -37,7 +39,8 @@ ROWS: dict[str, dict[str, Any]] = {
         "train.lr": 0.002,
     },
 }
-"""What each row changes in the file; `searched` is the best of some settings tried for fewer steps."""
+"""What each row changes in the file; `searched` is the best of some settings tried for fewer steps.
+"""
 REFERENCE = {"MAML": ("", "0.325", "0.158", "0.107"), "CAVIA": ("", "0.177", "0.040", "0.030")}
 """What to reach: measured at this protocol with one seed, without intervals."""
 
@@ -69,7 +72,9 @@ def scores(folder: Path) -> list[dict[str, float]]:
 
 
 def unadapted(count: int) -> dict[str, float]:
-    """The same of the mean over all sinusoids, -2/pi E[A] cos x, the best without a support set: 3.006 on average."""
+    """The same of the mean over all sinusoids, -2/pi E[A] cos x, the best without a support set:
+    3.006 on average.
+    """
     experiment = chosen("maml", workers=1, quick=False)
     (episodes,), _ = build_episodes(
         experiment.data, {}, seed=experiment.seed, split="test", step=0, indices=range(count)

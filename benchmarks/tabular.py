@@ -2,15 +2,16 @@
 
 | name | tasks | inputs | what is split |
 |---|---|---|---|
-| energy | heating and cooling load of 768 buildings (Tsanas & Xifara, 2012) | 8, shared | buildings |
-| jura | cadmium, cobalt, copper in 359 samples of soil (Goovaerts, 1997) | 15, shared | samples |
-| water | abundance of 14 species in 1060 samples of rivers (Dzeroski et al., 2000) | 16, shared | samples |
-| school | exam score, a task for each of 139 schools (Bakker & Heskes, 2003) | 28, own | pupils of each school |
-| parkinsons | total_UPDRS, a task for each of 42 patients (Tsanas et al., 2010) | 19, own | visits of each patient |
-| digits | which digit is left, which right, overlapping (scikit-learn) | 8 x 13, shared | source digits |
+| energy | heating and cooling load of 768 buildings (Tsanas & Xifara, 2012) | 8, shared | rows |
+| jura | cadmium, cobalt, copper in 359 samples of soil (Goovaerts, 1997) | 15, shared | rows |
+| water | 14 species in 1060 samples of rivers (Dzeroski et al., 2000) | 16, shared | rows |
+| school | exam score, a task for each of 139 schools (Bakker & Heskes, 2003) | 28, own | pupils |
+| parkinsons | total_UPDRS, a task for each of 42 patients (Tsanas et al., 2010) | 19, own | visits |
+| digits | two overlapping digits, left and right (scikit-learn) | 8 x 13, shared | source digits |
 
-60 % train, 20 % validate, 20 % test. Inputs are standardised with the mean and spread of the training rows, of all
-tasks together; regression targets are standardised by their task with its own training rows.
+60 % train, 20 % validate, 20 % test. Inputs are standardised with the mean and spread of the
+training rows, of all tasks together; regression targets are standardised by their task with its own
+training rows.
 """
 
 import gzip
@@ -62,7 +63,8 @@ def split_rows(
     parts = groups[:first], groups[first:second], groups[second:]
     if not all(len(part) for part in parts):
         raise ValueError(
-            f"expected enough groups of rows for three parts, got {len(groups)}. Leave the task out."
+            f"expected enough groups of rows for three parts, got {len(groups)}. Leave the task "
+            "out."
         )
     train, val, test = (np.flatnonzero(np.isin(group, part)) for part in parts)
     return train, val, test
@@ -146,8 +148,8 @@ def school(folder: Path, seed: int, most_tasks: int) -> Dataset:
 
 
 def parkinsons(folder: Path, seed: int, most_tasks: int) -> Dataset:
-    # A visit is several recordings with one and the same score: in two parts they would give it away.
-    # motor_UPDRS, part of the total, would do so too.
+    # A visit is several recordings with one and the same score: in two parts they would give it
+    # away. motor_UPDRS, part of the total, would do so too.
     with gzip.open(folder / "parkinsons_updrs.data.gz", "rt") as file:
         header = file.readline().split()
         table = np.loadtxt(file)
@@ -168,7 +170,9 @@ def parkinsons(folder: Path, seed: int, most_tasks: int) -> Dataset:
 
 
 def visits(day: np.ndarray) -> np.ndarray:
-    """Number of the visit of each recording [N]: recordings less than half a day apart are of one visit."""
+    """Number of the visit of each recording [N]: recordings less than half a day apart are of one
+    visit.
+    """
     order = np.argsort(day)
     number = np.empty(len(day), dtype=int)
     number[order] = np.concatenate([[0], (np.diff(day[order]) > 0.5).cumsum()])
@@ -221,7 +225,8 @@ def _from_arff(name: str, path: Path, targets: list[str], seed: int) -> Dataset:
 def _regression(name: str, target: np.ndarray) -> Task:
     if not target.std() > 0:
         raise ValueError(
-            f"task '{name}': expected training targets that differ, got {target[:3]}. Leave the task out."
+            f"task '{name}': expected training targets that differ, got {target[:3]}. Leave the "
+            "task out."
         )
     return regression(name, float(target.mean()), float(target.std()))
 

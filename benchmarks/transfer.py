@@ -1,14 +1,16 @@
-"""Feature, model and target transfer against learning from scratch, on new classes with few examples of each.
+"""Feature, model and target transfer against learning from scratch, on a few examples a class.
 
     python -m benchmarks.transfer [--seeds 3] [--episodes 4] [--shots 2 10] [--json FILE]
 
-For each seed a model is trained on the digits' three tasks (left, right, sum; plain multi-task training on the
-training angles). The new task is which of 5 two-digit numbers a picture shows: other labels, and numbers and drawings
-that the training never saw (`data.episodes: classes` of the test split), upright. Every way learns from the same
-`shots` pictures of each class, a quarter of which selects the step and one of two rates, and is scored on 100 others.
+For each seed a model is trained on the digits' three tasks (left, right, sum; plain multi-task
+training on the training angles). The new task is which of 5 two-digit numbers a picture shows:
+other labels, and numbers and drawings that the training never saw (`data.episodes: classes` of the
+test split), upright. Every way learns from the same `shots` pictures of each class, a quarter of
+which selects the step and one of two rates, and is scored on 100 others.
 
-The accuracy of a seed is the mean over episodes; behind ± is half the width of the 95 % interval over seeds, by
-Student's t, and the second column of each number of shots is the paired difference to `scratch`.
+The accuracy of a seed is the mean over episodes; behind ± is half the width of the 95 % interval
+over seeds, by Student's t, and the second column of each number of shots is the paired difference
+to `scratch`.
 """
 
 import argparse
@@ -44,9 +46,14 @@ from raymtl.types import Episode
 WAYS, QUERIES = 5, 20
 RATES = (0.001, 0.01)
 SOURCE = {
-    "encoder.name": "mlp", "encoder.hidden": [192, 64], "learner.inner_steps": 0, "data.queries": 4, "train.lr": 0.005,
-    "train.task_axis": "vmap", "evaluate.val_episodes": 8,
-}  # fmt: skip
+    "encoder.name": "mlp",
+    "encoder.hidden": [192, 64],
+    "learner.inner_steps": 0,
+    "data.queries": 4,
+    "train.lr": 0.005,
+    "train.task_axis": "vmap",
+    "evaluate.val_episodes": 8,
+}
 STUDENT = ConvSpec(channels=(16, 32))
 
 
@@ -90,7 +97,9 @@ def ways() -> dict[str, tuple[bool, Transfer]]:
 
 
 def accuracy(way: Transfer, teacher: Teacher, episode: Episode, seed: int) -> float:
-    """On the query set, with the rate that has the lower loss on what was held out of the support set."""
+    """On the query set, with the rate that has the lower loss on what was held out of the support
+    set.
+    """
     support, query = (Examples(part.inputs, part.targets["number"]) for part in episode)  # type: ignore[arg-type]
     tried = []
     for lr in RATES:

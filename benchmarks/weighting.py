@@ -1,8 +1,11 @@
-"""Weightings and per-task gradients beside TorchJD, in time and memory: `python -m benchmarks.weighting`.
+"""Weightings and per-task gradients beside TorchJD, in time and memory.
 
-Ours and theirs take turns in one process with equal threads, on equal models and gradients. A ratio is the median over
-the turns of their time divided by ours, with its quartiles: above 1 ours is faster. Peaks are of fresh processes.
-TorchJD's solvers for UPGrad, DualProj, CAGrad and Nash-MTL are extras of it: a method without its solver is left out.
+    python -m benchmarks.weighting
+
+Ours and theirs take turns in one process with equal threads, on equal models and gradients. A ratio
+is the median over the turns of their time divided by ours, with its quartiles: above 1 ours is
+faster. Peaks are of fresh processes. TorchJD's solvers for UPGrad, DualProj, CAGrad and Nash-MTL
+are extras of it: a method without its solver is left out.
 """
 
 import json
@@ -51,7 +54,9 @@ BOTH: dict[str, str] = {  # methods that need gradients here and are aggregators
 PARTS = ("aggregation", "gradients", "memory", "many_tasks")
 ModelKind = Literal["lenet", "resnet18", "resnet18_large"]
 CHUNKS: tuple[int | None, ...] = (None, 1, 2, 4)
-"""TorchJD's parallel_chunk_size: how many tasks one vmapped backward pass takes; all of them by default."""
+"""TorchJD's parallel_chunk_size: how many tasks one vmapped backward pass takes; all of them by
+default.
+"""
 
 Variants = Mapping[str, Callable[[], object]]
 
@@ -73,7 +78,9 @@ class Timing(NamedTuple):
 
 
 def take_turns(variants: Variants, turns: int) -> dict[str, Timing]:
-    """Runs each variant once to warm up, then all of them in turn, beginning with another one each time."""
+    """Runs each variant once to warm up, then all of them in turn, beginning with another one each
+    time.
+    """
     for run in variants.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in variants}
@@ -107,7 +114,9 @@ def weighting(name: str, num_tasks: int) -> LossWeighting:
 
 
 def conflicting_rows(num_tasks: int, width: int) -> Tensor:
-    """Gradients of which many conflict and some nearly agree: an eighth of the variance is noise of their own."""
+    """Gradients of which many conflict and some nearly agree: an eighth of the variance is noise of
+    their own.
+    """
     generator = torch.Generator().manual_seed(0)
     common = torch.randn(num_tasks, 7, generator=generator) @ torch.randn(
         7, width, generator=generator
@@ -175,7 +184,9 @@ class Network(NamedTuple):
 
 
 def network(kind: ModelKind, num_tasks: int, batch_size: int | None = None) -> Network:
-    """`resnet18` sees 3x32x32 through its stem for ImageNet, `resnet18_large` through that for small pictures."""
+    """`resnet18` sees 3x32x32 through its stem for ImageNet, `resnet18_large` through that for
+    small pictures.
+    """
     torch.manual_seed(0)
     if kind == "lenet":
         shape, size = (1, 36, 36), 64
@@ -208,7 +219,9 @@ def our_step(net: Network, method: str) -> Callable[[], Tensor]:
 def their_step(
     net: Network, method: str, chunk: int | None, by_parts: bool = False
 ) -> Callable[[], None]:
-    """The same by `mtl_backward` and `jac_to_grad`; `by_parts` is the latter's optimize_gramian_computation."""
+    """The same by `mtl_backward` and `jac_to_grad`; `by_parts` is the latter's
+    optimize_gramian_computation.
+    """
     peer = aggregator(method, len(net.heads))
 
     def step() -> None:
@@ -228,7 +241,9 @@ def gradients(
     turns: int,
     batch_size: int | None = None,
 ) -> list[dict[str, Any]]:
-    """A step each; theirs by default, with the chunk size that is fastest here, and that with Gramians by parts."""
+    """A step each; theirs by default, with the chunk size that is fastest here, and that with
+    Gramians by parts.
+    """
     net = network(kind, num_tasks, batch_size)
     found: list[dict[str, Any]] = []
     for method in methods:
@@ -325,7 +340,7 @@ def peak_mib(measured: Mapping[str, Any]) -> float:
 
 
 def measure(what: str, method: str, tasks: int, **settings: Any) -> float:
-    """The same in this process: the peak after two runs less the peak after everything was built."""
+    """The same in this process: the peak after two runs less that after everything was built."""
     if what == "train":
         run: Callable[[], object] = train(method, tasks, settings["steps"])
     else:
