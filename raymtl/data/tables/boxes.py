@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from raymtl.data.formats.voc_xml import Seen, fault, read_xml, rows_of, stacked
 from raymtl.data.tables.columns import in_order, numbers, texts
-from raymtl.data.tables.paths import ENDINGS, Place, key_of
+from raymtl.data.tables.paths import ENDINGS, FileSet, key_of
 from raymtl.data.tables.pictures import Resize
 from raymtl.data.tables.readers import Reading, open_table
 from raymtl.data.tables.schema import FittedTask, Format, KindName, TaskColumn, label_text
@@ -78,58 +78,58 @@ def _keys(picture: str) -> list[str]:
     )
 
 
-def holds_boxes(place: Place, task: TaskColumn) -> bool:
+def holds_boxes(file_set: FileSet, task: TaskColumn) -> bool:
     """Whether the path of a task means boxes: by its kind, or by the endings of the files."""
-    marks = any(file.lower().endswith((XML, JSON)) for file in place.files)
+    marks = any(file.lower().endswith((XML, JSON)) for file in file_set.files)
     return task.kind == "detection" or (task.kind is None and marks)
 
 
-def sources_of(place: Place) -> list[str]:
+def sources_of(file_set: FileSet) -> list[str]:
     """The files of annotations: XML where there is any, else JSON, else tables."""
     endings: Sequence[tuple[str, ...]] = ((XML,), (JSON,), (*ENDINGS["parquet"], *ENDINGS["csv"]))
     return next(
-        (own for e in endings if (own := [f for f in place.files if f.lower().endswith(e)])), []
+        (own for e in endings if (own := [f for f in file_set.files if f.lower().endswith(e)])), []
     )
 
 
-def read_boxes(place: Place, task: TaskColumn, reading: Reading, key: str) -> Boxes:
+def read_boxes(file_set: FileSet, task: TaskColumn, reading: Reading, key: str) -> Boxes:
     """All annotations at a place. Raises UserError, naming file and row, for what cannot be one."""
-    files = sources_of(place)
+    files = sources_of(file_set)
     if not files:
         raise UserError(
-            f"{key}: {place.shown}: expected a folder of XML as of Pascal VOC, JSON as of COCO, or "
-            "a table of boxes, got none of these. Correct the path."
+            f"{key}: {file_set.shown}: expected a folder of XML as of Pascal VOC, JSON as of COCO, "
+            "or a table of boxes, got none of these. Correct the path."
         )
     lower = files[0].lower()
     if lower.endswith(XML):
-        return _of_xml(place, files)
+        return _of_xml(file_set, files)
     if lower.endswith(JSON):
-        return _of_json(place, files)
-    return _of_tables(place, files, task, reading, key)
+        return _of_json(file_set, files)
+    return _of_tables(file_set, files, task, reading, key)
 
 
-def _of_xml(place: Place, files: Sequence[str]) -> Boxes:
+def _of_xml(file_set: FileSet, files: Sequence[str]) -> Boxes:
     marked, labels = [], set()
     for file in files:
-        stem = posixpath.splitext(file.removeprefix(place.root).strip("/"))[0]
+        stem = posixpath.splitext(file.removeprefix(file_set.root).strip("/"))[0]
         try:
-            one = read_xml(place.read(file))
+            one = read_xml(file_set.read(file))
         except (ValueError, OSError) as error:
             marked.append(Marked(stem, (), f"{file}: {error}"))
             continue
         labels |= {seen.label for seen in one.objects}
         marked.append(Marked(stem, [(file, seen) for seen in one.objects]))
-    return Boxes(marked, in_order(labels), place.shown)
+    return Boxes(marked, in_order(labels), file_set.shown)
 
 
-def _of_json(place: Place, files: Sequence[str]) -> Boxes:
+def _of_json(file_set: FileSet, files: Sequence[str]) -> Boxes:
     """COCO's instances (Lin et al., 2014, arXiv:1405.0312): a box is x, y, width, height; a crowd
     is difficult.
     """
     marked, labels = [], dict[str, None]()
     for file in files:
         try:
-            content = json.loads(place.read(file))
+            content = json.loads(file_set.read(file))
             names = {one["id"]: str(one["name"]) for one in content["categories"]}
             pictures = {one["id"]: str(one["file_name"]) for one in content["images"]}
             found = list(content["annotations"])
@@ -169,11 +169,11 @@ def _of_json(place: Place, files: Sequence[str]) -> Boxes:
                 (where, Seen(names[one["category_id"]], corners, crowd))
             )
         marked += [Marked(name, objects[number]) for number, name in pictures.items()]
-    return Boxes(marked, tuple(labels), place.shown)
+    return Boxes(marked, tuple(labels), file_set.shown)
 
 
 def _of_tables(
-    place: Place, files: Sequence[str], task: TaskColumn, reading: Reading, key: str
+    file_set: FileSet, files: Sequence[str], task: TaskColumn, reading: Reading, key: str
 ) -> Boxes:
     """A row is a box; one with a picture and no class says that nothing is there to be seen."""
     columns = task.columns or COLUMNS
@@ -189,7 +189,7 @@ def _of_tables(
         form = "parquet"
     else:
         form = "csv"
-    table = open_table(place._replace(files=tuple(files)), form, reading, key)
+    table = open_table(file_set._replace(files=tuple(files)), form, reading, key)
     for name in columns:
         if name not in table.names:
             raise UserError(
@@ -200,7 +200,7 @@ def _of_tables(
         part = table.read(block)
 
         def where(row: int, block: Any = block) -> str:
-            return table.where(block, row)
+            return table.locate_row(block, row)
 
         pictures, classes = (texts(part[name]).to_pylist() for name in columns[:2])
         corners = np.stack([numbers(part[name], name, where) for name in columns[2:]], 1)
@@ -222,7 +222,7 @@ def _of_tables(
             x1, y1, x2, y2 = corners[row].tolist()
             own.append((where(row), Seen(label, (x1, y1, x2, y2))))
     return Boxes(
-        [Marked(picture, own) for picture, own in objects.items()], in_order(labels), place.shown
+        [Marked(picture, own) for picture, own in objects.items()], in_order(labels), file_set.shown
     )
 
 
@@ -289,7 +289,9 @@ def encode_boxes(
     size: tuple[int, int],
     resize: Resize,
 ) -> Targets:
-    """The boxes of pictures that had these shapes [N, 2], in the pixels of pictures of this size."""
+    """The boxes of pictures that had these shapes [N, 2], in the pixels of pictures of this
+    size.
+    """
     faults: list[str] = []
     rows, mask = [], np.zeros(len(index), bool)
     for row, number in enumerate(index.to_pylist()):

@@ -25,7 +25,9 @@ def missing_words(words: Iterable[str], kept: Collection[str] = ()) -> pa.Array:
 
 
 def blanked(column: pa.ChunkedArray, missing: pa.Array) -> pa.Array:
-    """The texts of a column [N] without spaces around them, null where a cell stands for nothing."""
+    """The texts of a column [N] without spaces around them, null where a cell stands for
+    nothing.
+    """
     text = pc.utf8_trim_whitespace(plain(column).cast(pa.string()))
     return pc.if_else(pc.is_in(text, value_set=missing), None, text)
 
@@ -62,9 +64,9 @@ def _at_once(column: pa.ChunkedArray) -> pa.Array | None:
 
 
 def formed(
-    column: pa.ChunkedArray, form: TextForm, missing: pa.Array, where: Callable[[int], str]
+    column: pa.ChunkedArray, form: TextForm, missing: pa.Array, locate_row: Callable[[int], str]
 ) -> pa.Array:
-    """The cells of a column [N] in a form. `where` gives the file, the row and the column of a
+    """The cells of a column [N] in a form. `locate_row` gives the file, the row and the column of a
     cell.
 
     Raises UserError for a cell that is not of the form.
@@ -76,8 +78,8 @@ def formed(
     if wrong.any():
         row = int(wrong.argmax())
         raise UserError(
-            f"{where(row)}: expected {described(form)}, got '{text[row].as_py()}'. Correct the "
-            "cell, or add it to data.missing_values if it stands for nothing."
+            f"{locate_row(row)}: expected {described(form)}, got '{text[row].as_py()}'. Correct "
+            "the cell, or add it to data.missing_values if it stands for nothing."
         )
     return values
 

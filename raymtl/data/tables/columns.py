@@ -89,7 +89,7 @@ def texts(column: pa.ChunkedArray) -> pa.Array:
     return pc.if_else(pc.equal(text, ""), None, text)
 
 
-def numbers(column: pa.ChunkedArray, name: str, where: LocateRow) -> np.ndarray:
+def numbers(column: pa.ChunkedArray, name: str, locate_row: LocateRow) -> np.ndarray:
     """Every value as float64 [N], nan for what is missing. Raises UserError for text that is no
     number.
     """
@@ -106,7 +106,7 @@ def numbers(column: pa.ChunkedArray, name: str, where: LocateRow) -> np.ndarray:
                 if value is not None and not _parses(value)
             )
             raise UserError(
-                f"{where(row)}, column '{name}': expected a number, got {text[row].as_py()!r}."
+                f"{locate_row(row)}, column '{name}': expected a number, got {text[row].as_py()!r}."
             ) from None
     elif pa.types.is_time(kind):
         values = pc.divide(pc.cast(pc.cast(values, pa.time64("us")), pa.int64()), 1e6)
@@ -117,15 +117,15 @@ def numbers(column: pa.ChunkedArray, name: str, where: LocateRow) -> np.ndarray:
             pc.cast(pc.cast(values, pa.timestamp("us"), safe=False), pa.int64()), DAY_US
         )
     elif not (is_number(kind) or pa.types.is_null(kind)):
-        raise UserError(f"{where(0)}, column '{name}': expected numbers, got {kind}.")
+        raise UserError(f"{locate_row(0)}, column '{name}': expected numbers, got {kind}.")
     if pa.types.is_boolean(kind):
         values = pc.cast(values, pa.uint8())
     # Whole numbers beyond 2^53 become the nearest float64.
     array: np.ndarray = pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     if pa.types.is_integer(kind) and _all_alike(array, values):
         raise UserError(
-            f"{where(0).rpartition(': ')[0]}: column '{name}': expected numbers that 64-bit floats "
-            "tell apart, got whole numbers beyond 2^53 that differ by as little as they are "
+            f"{locate_row(0).rpartition(': ')[0]}: column '{name}': expected numbers that 64-bit "
+            "floats tell apart, got whole numbers beyond 2^53 that differ by as little as they are "
             f"rounded by, such as {values[0]}. Subtract a number from all of them, leave the "
             "column away, or take it for a category."
         )
@@ -152,7 +152,7 @@ def _parses(text: str) -> bool:
 
 
 def vectors(
-    column: pa.ChunkedArray, name: str, where: LocateRow, size: int | None = None
+    column: pa.ChunkedArray, name: str, locate_row: LocateRow, size: int | None = None
 ) -> np.ndarray:
     """Lists of numbers as float64 [N, size], nan where the list is missing. Raises UserError where
     lengths differ.
@@ -162,7 +162,7 @@ def vectors(
         is_number(values.type.value_type) or pa.types.is_null(values.type.value_type)
     ):
         raise UserError(
-            f"{where(0)}, column '{name}': expected lists of numbers, got {values.type}."
+            f"{locate_row(0)}, column '{name}': expected lists of numbers, got {values.type}."
         )
     lengths = pc.list_value_length(values).to_numpy(zero_copy_only=False).astype(float)
     known = np.flatnonzero(~np.isnan(lengths))
@@ -174,8 +174,8 @@ def vectors(
     odd = known[lengths[known] != size]
     if len(odd):
         raise UserError(
-            f"{where(int(odd[0]))}, column '{name}': expected {size} numbers as in other rows, got "
-            f"{int(lengths[odd[0]])}."
+            f"{locate_row(int(odd[0]))}, column '{name}': expected {size} numbers as in other "
+            f"rows, got {int(lengths[odd[0]])}."
         )
     array = np.full((len(values), size), np.nan)
     flat = pc.cast(pc.list_flatten(values), pa.float64(), safe=False).to_numpy(zero_copy_only=False)
@@ -269,7 +269,7 @@ def fit_column(
     column: pa.ChunkedArray,
     name: str,
     role: Role,
-    where: LocateRow,
+    locate_row: LocateRow,
     *,
     max_categories: int,
     text_size: int,
@@ -289,13 +289,14 @@ def fit_column(
         categories = in_order(entry["values"] for entry in counts)
         return FittedColumn(column=name, role=role, size=len(categories) + 1, categories=categories)
     if role == "vector":
-        values = vectors(column, name, where)
+        values = vectors(column, name, locate_row)
     else:
-        values = numbers(column, name, where)
+        values = numbers(column, name, locate_row)
     known = values[np.isfinite(values)]
     if not known.size:
         raise UserError(
-            f"{where(0)}, column '{name}': expected numbers in the rows for training, got none."
+            f"{locate_row(0)}, column '{name}': expected numbers in the rows for training, got "
+            "none."
         )
     # A vector keeps its geometry: one mean and one spread for all of its numbers.
     mean, std = moments(known)
@@ -322,7 +323,7 @@ def encode_column(
     fitted: FittedColumn,
     column: pa.ChunkedArray,
     out: np.ndarray,
-    where: LocateRow,
+    locate_row: LocateRow,
     *,
     impute: bool,
 ) -> None:
@@ -343,9 +344,9 @@ def encode_column(
         return
     name = fitted.column
     if fitted.role == "vector":
-        values = vectors(column, name, where, fitted.size)
+        values = vectors(column, name, locate_row, fitted.size)
     else:
-        values = numbers(column, name, where)[:, None]
+        values = numbers(column, name, locate_row)[:, None]
     if not np.isfinite(values.sum()):
         gone = ~np.isfinite(values).all(1)
         row = int(gone.argmax())
@@ -353,14 +354,14 @@ def encode_column(
         if infinite.any():
             row = int(infinite.argmax())
             raise UserError(
-                f"{where(row)}, column '{name}': expected a finite number, got "
+                f"{locate_row(row)}, column '{name}': expected a finite number, got "
                 f"{values[row].tolist()}."
             )
         if not impute:
             raise UserError(
-                f"{where(row)}, column '{name}': expected a number, got none ({int(gone.sum())} "
-                "such rows here). data.missing_inputs: mean takes the mean of the rows for "
-                "training; or leave the column away."
+                f"{locate_row(row)}, column '{name}': expected a number, got none "
+                f"({int(gone.sum())} such rows here). data.missing_inputs: mean takes the mean of "
+                "the rows for training; or leave the column away."
             )
         values = np.where(np.isnan(values), fitted.mean, values)
     np.multiply(values - fitted.mean, 1 / fitted.std, out=out, casting="same_kind")

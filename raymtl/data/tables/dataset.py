@@ -26,13 +26,13 @@ from raymtl.data.tables.columns import (
     plain,
     texts,
 )
-from raymtl.data.tables.dense_labels import Cell, array_of, array_of_lists, is_dense
+from raymtl.data.tables.dense_labels import UnreadMap, array_of, array_of_lists, is_dense
 from raymtl.data.tables.folders import FILE, joined, named_first, open_pictures
 from raymtl.data.tables.paths import (
     MAPS,
     TABLES,
+    FileSet,
     Listing,
-    Place,
     absolute,
     files_below,
     format_of,
@@ -57,9 +57,9 @@ class TableRows(NamedTuple):
 
 
 class _Part(NamedTuple):
-    place: Place
+    file_set: FileSet
     table: Table
-    side: int | None
+    split: int | None
     task: str | None
 
 
@@ -94,7 +94,7 @@ class TableDataset:
         if fitted:
             self.label_forms |= {name: task.forms for name, task in fitted.tasks.items()}
         self.parts: list[_Part] = []
-        self.maps: dict[str, Place] = {}
+        self.maps: dict[str, FileSet] = {}
         """Of the tasks whose maps lie in a folder of their own."""
         self.listings: dict[int, tuple[Listing, set[str]]] = {}
         """Of the places that maps are looked for in, by the identity of the place."""
@@ -113,16 +113,16 @@ class TableDataset:
         beside: set[str] = set()  # files of boxes, which are no tables of labels
         for name, task in source.tasks.items():
             if task.path:
-                place = locate(
+                file_set = locate(
                     absolute(task.path, f"data.tasks.{name}.path"), f"data.tasks.{name}.path"
                 )
-                if holds_boxes(place, task):
+                if holds_boxes(file_set, task):
                     self.boxes[name] = read_boxes(
-                        place, task, self.reading, f"data.tasks.{name}.path"
+                        file_set, task, self.reading, f"data.tasks.{name}.path"
                     )
-                    beside |= set(sources_of(place))
-                elif _holds_maps(place, task):
-                    self.maps[name] = place
+                    beside |= set(sources_of(file_set))
+                elif _holds_maps(file_set, task):
+                    self.maps[name] = file_set
             elif task.kind == "detection":
                 raise UserError(
                     f"data.tasks.{name}.path: expected where the boxes are, a folder of XML, JSON "
@@ -131,31 +131,33 @@ class TableDataset:
         self._beside = frozenset(beside)
         if isinstance(source.path, Mapping):
             for split, path in source.path.items():
-                self._add(path, f"data.path.{split}", side=SPLITS.index(split))
+                self._add(path, f"data.path.{split}", split=SPLITS.index(split))
         else:
             for path in (source.path,) if isinstance(source.path, str) else source.path:
                 if path:
                     self._add(path, "data.path")
         labels = self.reading._replace(columns=())  # of files of their own, which have a header
-        self.joined: dict[str, tuple[pa.Table, str, Place]] = {}
+        self.joined: dict[str, tuple[pa.Table, str, FileSet]] = {}
         self.written: dict[str, Cells] = {}
         """Of the tasks in `joined`."""
         for name, task in source.tasks.items():
             if name in self.maps or name in self.boxes:
                 continue
             if task.path and source.key:
-                place = locate(
+                file_set = locate(
                     absolute(task.path, f"data.tasks.{name}.path"), f"data.tasks.{name}.path"
                 )
-                table = open_table(place, self._form(place), labels, f"data.tasks.{name}.path")
+                table = open_table(
+                    file_set, self._form(file_set), labels, f"data.tasks.{name}.path"
+                )
                 agree([table], lambda _: True)
                 whole = pa.concat_tables(
                     [table.raw(block) for block in table.blocks], promote_options="permissive"
                 )
                 self.joined[name] = (
                     _with_key(whole, str(source.key), table.written),
-                    place.shown,
-                    place,
+                    file_set.shown,
+                    file_set,
                 )
                 self.written[name] = table.written
             elif task.path:
@@ -183,34 +185,36 @@ class TableDataset:
             return given[name] in ("category", "text")
         return name not in self.candidates()
 
-    def _add(self, path: str, key: str, side: int | None = None, task: str | None = None) -> None:
-        place = locate(absolute(path, key), key)
-        form = self._form(place)
+    def _add(self, path: str, key: str, split: int | None = None, task: str | None = None) -> None:
+        file_set = locate(absolute(path, key), key)
+        form = self._form(file_set)
         if form == "pictures":
             tasks = [
                 (n, t) for n, t in self.source.tasks.items() if t.kind is None or is_dense(t.kind)
             ]
             labels = {file for maps in self.maps.values() for file in maps.files} | self._beside
-            place = place._replace(files=tuple(file for file in place.files if file not in labels))
+            file_set = file_set._replace(
+                files=tuple(file for file in file_set.files if file not in labels)
+            )
             columns = {column for n, t in tasks for column in label_columns(n, t)}
-            table, notes = open_pictures(place, self.reading, key, columns)
+            table, notes = open_pictures(file_set, self.reading, key, columns)
             self.folder_notes += notes
         else:
-            table = open_table(place, form, self.reading, key)
-        self.parts.append(_Part(place, table, side, task))
+            table = open_table(file_set, form, self.reading, key)
+        self.parts.append(_Part(file_set, table, split, task))
         self.format: Format = form
 
     def skipped_notes(self) -> list[Note]:
         """Of the files that are passed over, for their names or their kind."""
-        places = [*(part.place for part in self.parts), *self.maps.values()]
-        skipped = list(dict.fromkeys(file for place in places for file in place.skipped))
+        file_sets = [*(part.file_set for part in self.parts), *self.maps.values()]
+        skipped = list(dict.fromkeys(file for file_set in file_sets for file in file_set.skipped))
         if not skipped:
             return self.folder_notes
         text = f"{len(skipped)} are passed over, since their names or folders begin with . or _: {named_first(skipped)}"
         return [*self.folder_notes, Note(place="files", text=text, key="data.path")]
 
-    def _form(self, place: Place) -> Format:
-        return self.source.format or format_of(place, "data.path")
+    def _form(self, file_set: FileSet) -> Format:
+        return self.source.format or format_of(file_set, "data.path")
 
     def _check_parts(self) -> None:
         first, *others = self.parts
@@ -223,12 +227,12 @@ class TableDataset:
                 else:
                     has = "lacks"
                 raise UserError(
-                    f"{other.place.shown}: expected the columns of {first.place.shown}, got "
+                    f"{other.file_set.shown}: expected the columns of {first.file_set.shown}, got "
                     f"others: it {has} '{odd[0]}'. All parts must have the same columns."
                 )
 
     def _check_names(self) -> None:
-        source, shown = self.source, self.parts[0].place.shown
+        source, shown = self.source, self.parts[0].file_set.shown
         for key, name in (
             ("group", source.group),
             ("split.column", source.split.column),
@@ -250,7 +254,7 @@ class TableDataset:
                 for part in holders if task not in self.joined else []:
                     if part.task in (None, task):
                         self._check_name(
-                            f"data.tasks.{task}", column, part.table.names, part.place.shown
+                            f"data.tasks.{task}", column, part.table.names, part.file_set.shown
                         )
         if not isinstance(source.inputs, str):
             for name in source.inputs:
@@ -264,9 +268,11 @@ class TableDataset:
         found in.
         """
         for column in found.columns:
-            self._check_name("data.path", column.column, self.known, self.parts[0].place.shown)
+            self._check_name("data.path", column.column, self.known, self.parts[0].file_set.shown)
         if found.split_column is not None:
-            self._check_name("data.path", found.split_column, self.names, self.parts[0].place.shown)
+            self._check_name(
+                "data.path", found.split_column, self.names, self.parts[0].file_set.shown
+            )
 
     def _in_columns(self, task: str, asked: TaskColumn) -> bool:
         """Whether the labels stand in columns of a table, not in files that are found by the names
@@ -322,9 +328,9 @@ class TableDataset:
         rows = self._raw(number)
         if self.forms is None:
             return rows
-        return self.formed(rows, lambda row: self.where(number, row))
+        return self.formed(rows, lambda row: self.locate_row(number, row))
 
-    def formed(self, rows: TableRows, where: LocateRow) -> TableRows:
+    def formed(self, rows: TableRows, locate_row: LocateRow) -> TableRows:
         """The same rows with texts read in the forms of their columns."""
         forms = self.forms or {}
         written = [part.table.written for part in self.parts]
@@ -338,17 +344,19 @@ class TableDataset:
         done: set[str] = set()
         if plain:
             found = plain_cells([table[name] for name in plain], cells[plain[0]].missing)
-            done = {plain[place] for place in found.numbers}
+            done = {plain[index] for index in found.numbers}
             table |= {
-                plain[place]: pa.chunked_array([values]) for place, values in found.numbers.items()
+                plain[index]: pa.chunked_array([values]) for index, values in found.numbers.items()
             }
         for name in cells.keys() - done:
-            table[name] = _formed(table[name], name, forms.get(name), cells[name], where)
+            table[name] = _formed(table[name], name, forms.get(name), cells[name], locate_row)
         labels = {}
         for task, columns in rows.labels.items():
             of_task = self.label_forms.get(task, {})
             labels[task] = {
-                name: _formed(column, name, of_task.get(name), self.cells_of(task, name), where)
+                name: _formed(
+                    column, name, of_task.get(name), self.cells_of(task, name), locate_row
+                )
                 for name, column in columns.items()
             }
         return TableRows(pa.table(table), labels)
@@ -419,18 +427,18 @@ class TableDataset:
                 }
         return TableRows(table.select(self.names), labels)
 
-    def side(self, number: int) -> int | None:
+    def split_of(self, number: int) -> int | None:
         """The split that the path of a block says."""
         part_number, block = self.blocks[number]
-        own = self.parts[part_number].side
+        own = self.parts[part_number].split
         if own is None:
-            return block.side
+            return block.split
         return own
 
-    def where(self, number: int, row: int) -> str:
+    def locate_row(self, number: int, row: int) -> str:
         """File and row of a row of a block."""
         part_number, block = self.blocks[number]
-        return self.parts[part_number].table.where(block, row)
+        return self.parts[part_number].table.locate_row(block, row)
 
     def together(self, numbers: Sequence[int]) -> tuple[TableRows, Callable[[int], str]]:
         """The rows of several blocks as one, and where each row is from. Raises UserError where
@@ -439,9 +447,9 @@ class TableDataset:
         read = [self.read(number) for number in numbers]
         starts = np.cumsum([0] + [len(rows.table) for rows in read])
 
-        def where(row: int) -> str:
+        def locate_row(row: int) -> str:
             part = int(np.searchsorted(starts, row, side="right")) - 1
-            return self.where(numbers[part], row - int(starts[part]))
+            return self.locate_row(numbers[part], row - int(starts[part]))
 
         tables = [rows.table for rows in read]
         labels = {
@@ -458,7 +466,7 @@ class TableDataset:
             name: self._concatenated(columns, numbers, name)
             for name, *columns in zip(self.names, *(table.columns for table in tables), strict=True)
         }
-        return TableRows(pa.table(whole), labels), where
+        return TableRows(pa.table(whole), labels), locate_row
 
     def _concatenated(
         self, columns: Sequence[pa.ChunkedArray], numbers: Sequence[int], name: str
@@ -479,7 +487,7 @@ class TableDataset:
         of bytes.
         """
         part_number, _ = self.blocks[number]
-        place = self.parts[part_number].place
+        file_set = self.parts[part_number].file_set
         if (
             pa.types.is_struct(column.type)
             or pa.types.is_binary(column.type)
@@ -490,26 +498,26 @@ class TableDataset:
                 for value in column.to_pylist()
             ]
             return [lambda value=value: value or _nothing() for value in values]  # type: ignore[misc]
-        paths = self._paths(place, texts(column).to_pylist())
-        return [lambda path=path: place.read(path) if path else _nothing() for path in paths]  # type: ignore[misc]
+        paths = self._paths(file_set, texts(column).to_pylist())
+        return [lambda path=path: file_set.read(path) if path else _nothing() for path in paths]  # type: ignore[misc]
 
-    def _paths(self, place: Place, names: Sequence[str | None]) -> list[str | None]:
+    def _paths(self, file_set: FileSet, names: Sequence[str | None]) -> list[str | None]:
         """Below the folder of the table; where the first is not, all of them are looked for by
         their names.
         """
-        below = [name and posixpath.join(place.root, name.replace("\\", "/")) for name in names]
+        below = [name and posixpath.join(file_set.root, name.replace("\\", "/")) for name in names]
         first = next((path for path in below if path), None)
-        if first is None or place.is_there(first):
+        if first is None or file_set.is_there(first):
             return below
-        if id(place) not in self.pictures:
+        if id(file_set) not in self.pictures:
             labels = {file for maps in self.maps.values() for file in maps.files}
             files = tuple(
-                file for file in files_below(place.fs, place.root).files if file not in labels
+                file for file in files_below(file_set.fs, file_set.root).files if file not in labels
             )
-            self.pictures[id(place)] = Listing(place._replace(files=files))
+            self.pictures[id(file_set)] = Listing(file_set._replace(files=files))
         return [
             found or path
-            for found, path in zip(self.pictures[id(place)].found(names), below, strict=True)
+            for found, path in zip(self.pictures[id(file_set)].found(names), below, strict=True)
         ]
 
     def _maps_of(self, task: str, table: pa.Table) -> pa.Array:
@@ -548,7 +556,7 @@ class TableDataset:
         """What the rows are called: by their key, or by the names of their pictures."""
         if self.source.key:
             self._check_name(
-                "data.key", self.source.key, table.column_names, self.parts[0].place.shown
+                "data.key", self.source.key, table.column_names, self.parts[0].file_set.shown
             )
             named = [self.source.key]
         elif self.format == "pictures":
@@ -581,9 +589,11 @@ class TableDataset:
 
     def cells(
         self, task: str, numbers: Sequence[int], column: pa.ChunkedArray
-    ) -> tuple[list[Cell | None], list[str]]:
-        """The maps in the label column of these blocks, and the names of those that are not there."""
-        found: list[Cell | None] = []
+    ) -> tuple[list[UnreadMap | None], list[str]]:
+        """The maps in the label column of these blocks, and the names of those that are not
+        there.
+        """
+        found: list[UnreadMap | None] = []
         gone: list[str] = []
         start = 0
         for number in numbers:
@@ -600,30 +610,36 @@ class TableDataset:
                 found += self._named_cells(task, number, names, gone)
                 continue
             for row, value in enumerate(part):
-                found.append(_cell(f"{self.where(number, row)}", value) if value.is_valid else None)
+                found.append(
+                    _cell(f"{self.locate_row(number, row)}", value) if value.is_valid else None
+                )
         return found, gone
 
     def _named_cells(
         self, task: str, number: int, names: Sequence[str | None], gone: list[str]
-    ) -> Iterator[Cell | None]:
-        place = self.parts[self.blocks[number][0]].place
+    ) -> Iterator[UnreadMap | None]:
+        file_set = self.parts[self.blocks[number][0]].file_set
         if task in self.joined:
-            place = self.joined[task][2]
+            file_set = self.joined[task][2]
         if task in self.maps:
-            place = self.maps[task]
-        if id(place) not in self.listings:
-            self.listings[id(place)] = Listing(place), set(place.files)
-        listing, there = self.listings[id(place)]
+            file_set = self.maps[task]
+        if id(file_set) not in self.listings:
+            self.listings[id(file_set)] = Listing(file_set), set(file_set.files)
+        listing, there = self.listings[id(file_set)]
         listed = listing.found(names)
-        paths = [file or (name and posixpath.join(place.root, name.replace("\\", "/")))
+        paths = [file or (name and posixpath.join(file_set.root, name.replace("\\", "/")))
                  for file, name in zip(listed, names, strict=True)]  # fmt: skip
         unlisted = [path for file, path in zip(listed, paths, strict=True) if path and not file]
         if unlisted:
-            there = there | {info.path for info in place.fs.get_file_info(unlisted) if info.is_file}
+            there = there | {
+                info.path for info in file_set.fs.get_file_info(unlisted) if info.is_file
+            }
         for name, path in zip(names, paths, strict=True):
             if path and path not in there:
                 gone.append(str(name))
-            yield Cell(path, partial(_read, place, path)) if path and path in there else None
+            yield (
+                UnreadMap(path, partial(_read, file_set, path)) if path and path in there else None
+            )
 
     def megabytes(self, numbers_a_row: int | None = None) -> float:
         """Of all rows, by the sizes of the files or, where it is known, by what a row becomes."""
@@ -633,7 +649,7 @@ class TableDataset:
             sum(
                 info.size
                 for part in self.parts
-                for info in part.place.fs.get_file_info(list(part.place.files))
+                for info in part.file_set.fs.get_file_info(list(part.file_set.files))
             )
             / 1e6
         )
@@ -648,8 +664,8 @@ def _with_key(table: pa.Table, key: str, written: Cells) -> pa.Table:
     """With keys as anybody would read them, so that 7 and 7.0 are one."""
     if key not in written.columns or key not in table.column_names:
         return table
-    place = table.column_names.index(key)
-    return table.set_column(place, key, plainly(table[key], written.missing))
+    index = table.column_names.index(key)
+    return table.set_column(index, key, plainly(table[key], written.missing))
 
 
 def _written(tables: Sequence[Cells], name: str, kept: Collection[str] = ()) -> Cells:
@@ -663,7 +679,7 @@ def _written(tables: Sequence[Cells], name: str, kept: Collection[str] = ()) -> 
 
 
 def _formed(
-    column: pa.ChunkedArray, name: str, form: TextForm | None, written: Cells, where: LocateRow
+    column: pa.ChunkedArray, name: str, form: TextForm | None, written: Cells, locate_row: LocateRow
 ) -> pa.ChunkedArray:
     """A column in its form, or where it has none as anybody would read the cells of text files."""
     if name in written.names or not is_text(column.type):
@@ -674,22 +690,24 @@ def _formed(
         else:
             values = column
     else:
-        values = formed(column, form, written.missing, lambda row: f"{where(row)}, column '{name}'")
+        values = formed(
+            column, form, written.missing, lambda row: f"{locate_row(row)}, column '{name}'"
+        )
     if isinstance(values, pa.ChunkedArray):
         return values
     return pa.chunked_array([values])
 
 
-def _holds_maps(place: Place, task: TaskColumn) -> bool:
+def _holds_maps(file_set: FileSet, task: TaskColumn) -> bool:
     """Whether the path of a task means maps, and no table or data set of its own."""
-    maps = any(file.lower().endswith(MAPS) for file in place.files)
-    tables = any(file.lower().endswith(TABLES) for file in place.files)
+    maps = any(file.lower().endswith(MAPS) for file in file_set.files)
+    tables = any(file.lower().endswith(TABLES) for file in file_set.files)
     return maps and (
         is_dense(task.kind) or (task.kind is None and not (task.column or task.columns or tables))
     )
 
 
-def _cell(name: str, value: pa.Scalar) -> Cell:
+def _cell(name: str, value: pa.Scalar) -> UnreadMap:
     def read() -> np.ndarray:
         content = value.as_py()
         if isinstance(content, dict):
@@ -698,11 +716,11 @@ def _cell(name: str, value: pa.Scalar) -> Cell:
             return array_of_lists(content)
         return array_of(content or b"")
 
-    return Cell(name, read)
+    return UnreadMap(name, read)
 
 
-def _read(place: Place, path: str) -> np.ndarray:
-    return array_of(place.read(path))
+def _read(file_set: FileSet, path: str) -> np.ndarray:
+    return array_of(file_set.read(path))
 
 
 def _path(name: str) -> str:

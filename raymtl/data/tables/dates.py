@@ -138,7 +138,9 @@ def _named(texts: pa.Array, order: DateOrder) -> Dates:
 
 
 def _time(parts: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Microseconds since midnight, which texts have a time, and which of all are right, each [N]."""
+    """Microseconds since midnight, which texts have a time, and which of all are right, each
+    [N].
+    """
     hour, minute, second = (_whole(parts, name) for name in ("hour", "minute", "second"))
     timed = pc.fill_null(pc.greater(pc.utf8_length(_field(parts, "hour")), 0), False).to_numpy(
         zero_copy_only=False

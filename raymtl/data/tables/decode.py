@@ -1,4 +1,6 @@
-"""Files of pictures as Pillow opens them, and the numbers of those with more than 8 bits a value."""
+"""Files of pictures as Pillow opens them, and the numbers of those with more than 8 bits a
+value.
+"""
 
 import io
 from collections.abc import Sequence

@@ -31,7 +31,7 @@ SMALL = (
 NUMPY = b"\x93NUMPY"
 
 
-class Cell(NamedTuple):
+class UnreadMap(NamedTuple):
     """A map that has not been read yet. `read` raises OSError for what is none."""
 
     name: str
@@ -39,7 +39,7 @@ class Cell(NamedTuple):
     read: Callable[[], np.ndarray]
 
 
-Cells = Sequence[Cell | None]
+UnreadMaps = Sequence[UnreadMap | None]
 """Of every row; None where there is no label."""
 
 
@@ -98,7 +98,7 @@ def is_dense(kind: KindName | None) -> bool:
     return kind in DENSE
 
 
-def fit_maps(name: str, asked: TaskColumn, cells: Cells, train: np.ndarray) -> FittedTask:
+def fit_maps(name: str, asked: TaskColumn, cells: UnreadMaps, train: np.ndarray) -> FittedTask:
     """What the maps are: kind, classes and what stands for them, mean and spread, from rows for
     training [N] alone.
 
@@ -148,10 +148,10 @@ def _check_keys(key: str, asked: TaskColumn, kind: KindName) -> None:
         )
 
 
-def _read(cells: Sequence[Cell], take: Callable[[Cell, np.ndarray], Any]) -> list[Any]:
+def _read(cells: Sequence[UnreadMap], take: Callable[[UnreadMap, np.ndarray], Any]) -> list[Any]:
     """What is taken of each map; those that cannot be read are told when all are."""
 
-    def one(cell: Cell) -> Any:
+    def one(cell: UnreadMap) -> Any:
         try:
             return take(cell, cell.read())
         except OSError:
@@ -161,7 +161,7 @@ def _read(cells: Sequence[Cell], take: Callable[[Cell, np.ndarray], Any]) -> lis
         return [taken for taken in threads.map(one, cells) if taken is not None]
 
 
-def _inferred(name: str, cells: Sequence[Cell]) -> KindName:
+def _inferred(name: str, cells: Sequence[UnreadMap]) -> KindName:
     arrays = _read(cells, lambda cell, values: values)
     key = f"data.tasks.{name}.kind"
     if not arrays:
@@ -286,7 +286,7 @@ def _numbers(values: np.ndarray, name: str, colours: bool = False) -> np.ndarray
     return whole.astype(np.int64)
 
 
-def _classes(name: str, asked: TaskColumn, cells: Sequence[Cell]) -> dict[str, Any]:
+def _classes(name: str, asked: TaskColumn, cells: Sequence[UnreadMap]) -> dict[str, Any]:
     """Names and numbers of classes, and the numbers that say nothing."""
     key = f"data.tasks.{name}"
     names = [str(value) for value in asked.classes or ()]
@@ -339,7 +339,7 @@ def _classes(name: str, asked: TaskColumn, cells: Sequence[Cell]) -> dict[str, A
     return {"classes": tuple(names), "values": values, "ignored": ignored, "colours": colours}
 
 
-def _seen(cell: Cell, values: np.ndarray) -> tuple[bool, list[int], list[int]]:
+def _seen(cell: UnreadMap, values: np.ndarray) -> tuple[bool, list[int], list[int]]:
     """Whether it is in colours, and the numbers in it: as greys, which colours are not, and as
     packed colours.
     """
@@ -362,10 +362,10 @@ def _in_turn(there: Sequence[int], number: int) -> tuple[int, ...]:
     return tuple(range(number))
 
 
-def _moments(name: str, asked: TaskColumn, cells: Sequence[Cell]) -> dict[str, Any]:
+def _moments(name: str, asked: TaskColumn, cells: Sequence[UnreadMap]) -> dict[str, Any]:
     """Mean and spread over all pixels that have a depth."""
 
-    def take(cell: Cell, values: np.ndarray) -> tuple[int, float, float] | None:
+    def take(cell: UnreadMap, values: np.ndarray) -> tuple[int, float, float] | None:
         depths = _depths(values, asked.scale or 1.0, cell.name)
         there = depths[depths > 0].astype(np.float64)
         if len(there):
@@ -388,7 +388,7 @@ def encode_maps(
     name: str,
     fitted: FittedTask,
     column: str | None,
-    cells: Cells,
+    cells: UnreadMaps,
     shapes: np.ndarray,
     size: tuple[int, int],
     resize: Resize,

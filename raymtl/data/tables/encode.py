@@ -24,8 +24,8 @@ from raymtl.data.tables.splits import (
     by_threshold,
     hashes,
     leak,
-    side_name,
-    sides_named,
+    split_name,
+    splits_named,
 )
 from raymtl.data.tables.task_kinds import KINDS
 from raymtl.data.tables.wide import encode_columns
@@ -45,7 +45,7 @@ class Encoded(NamedTuple):
     given: np.ndarray
     """The side of each row that the files say, or UNKNOWN."""
     hashed: np.ndarray
-    bucket: pa.Array | None
+    group_keys: pa.Array | None
     """The group or the class of each row, as text."""
     unreadable: Sequence[str]
     gone: Sequence[str]
@@ -62,8 +62,8 @@ def encode(source: FilesConfig, dataset: TableDataset, number: int) -> Encoded:
     """
     rows = dataset.read(number)
 
-    def where(row: int) -> str:
-        return dataset.where(number, row)
+    def locate_row(row: int) -> str:
+        return dataset.locate_row(number, row)
 
     inputs = encode_inputs(source, dataset, number, rows)
     arrays = {"inputs": inputs.numbers}
@@ -77,14 +77,14 @@ def encode(source: FilesConfig, dataset: TableDataset, number: int) -> Encoded:
         unreadable += labels.unreadable
         gone += labels.gone
     columns = source.found.hashed or [column.column for column in source.found.columns]
-    given, hashed = sides_given(
-        source, rows, dataset.side(number), columns, source.found.split_column, where
+    given, hashed = given_splits(
+        source, rows, dataset.split_of(number), columns, source.found.split_column, locate_row
     )
     return Encoded(
         arrays,
         given,
         hashed,
-        bucket_of(source, rows, where),
+        group_keys_of(source, rows, locate_row),
         unreadable,
         gone,
         inputs.beyond,
@@ -92,7 +92,7 @@ def encode(source: FilesConfig, dataset: TableDataset, number: int) -> Encoded:
     )
 
 
-class Inputs(NamedTuple):
+class EncodedInputs(NamedTuple):
     """`numbers` [N, ...] and which rows could be read; `shapes` [N, 2] of their pictures, 0 where
     there is none.
     """
@@ -107,7 +107,7 @@ class Inputs(NamedTuple):
     """Pictures whose colours are seen as greys."""
 
 
-class Labels(NamedTuple):
+class EncodedLabels(NamedTuple):
     """`target` [N, ...] and `mask` [N] of a task; its maps that could not be read, and those that
     are not there.
     """
@@ -125,7 +125,7 @@ def encode_labels(
     name: str,
     rows: TableRows,
     shapes: np.ndarray,
-) -> Labels:
+) -> EncodedLabels:
     """The labels of a task in a block, whose pictures had these shapes. Raises UserError for what
     cannot be one.
     """
@@ -136,10 +136,12 @@ def encode_labels(
         found = encode_boxes(
             fitted, dataset.boxes[name], index, shapes, (size[0], size[1]), source.resize
         )
-        return Labels(found.target, found.mask, found.faults)
+        return EncodedLabels(found.target, found.mask, found.faults)
     if KINDS[fitted.kind].form != "map":
-        return Labels(
-            *encode_task(name, fitted, rows.labels[name], lambda row: dataset.where(number, row))
+        return EncodedLabels(
+            *encode_task(
+                name, fitted, rows.labels[name], lambda row: dataset.locate_row(number, row)
+            )
         )
     ((column, values),) = rows.labels[name].items()
     cells, gone = dataset.cells(name, [number], values)
@@ -151,12 +153,12 @@ def encode_labels(
     target, mask, unreadable = encode_maps(
         name, fitted, shown, cells, shapes, (height, width), source.resize
     )
-    return Labels(target, mask, unreadable, [f"{one} of task '{name}'" for one in gone])
+    return EncodedLabels(target, mask, unreadable, [f"{one} of task '{name}'" for one in gone])
 
 
 def encode_inputs(
     source: FilesConfig, dataset: TableDataset, number: int, rows: TableRows
-) -> Inputs:
+) -> EncodedInputs:
     """The inputs of a block. Raises UserError, naming file, row and column, for what cannot be a
     number.
     """
@@ -173,16 +175,16 @@ def encode_inputs(
                 column,
                 rows.table[column.column],
                 out[:, start : start + column.size],
-                lambda row: dataset.where(number, row),
+                lambda row: dataset.locate_row(number, row),
                 impute=source.missing_inputs == "mean",
             )
         start += column.size
-    return Inputs(out, np.ones(size, bool), np.zeros((size, 2), np.int64), [])
+    return EncodedInputs(out, np.ones(size, bool), np.zeros((size, 2), np.int64), [])
 
 
 def _pictures(
     source: FilesConfig, dataset: TableDataset, number: int, column: pa.ChunkedArray
-) -> Inputs:
+) -> EncodedInputs:
     channels, height, width = source.input_shape
     reads = dataset.contents(number, column)
     out = np.zeros((len(reads), channels, height, width), np.uint8)
@@ -195,7 +197,7 @@ def _pictures(
         value = column[row].as_py()
         if isinstance(value, str):
             return value
-        return dataset.where(number, row)
+        return dataset.locate_row(number, row)
 
     def fill(row: int) -> str | None:
         try:
@@ -210,16 +212,16 @@ def _pictures(
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
         algorithms = [algorithm for algorithm in threads.map(fill, range(len(reads))) if algorithm]
     names = [[named(row) for row in np.flatnonzero(flags).tolist()] for flags in (beyond, faded)]
-    return Inputs(out, readable, shapes, algorithms, *names)
+    return EncodedInputs(out, readable, shapes, algorithms, *names)
 
 
-def sides_given(
+def given_splits(
     source: FilesConfig,
     rows: TableRows,
     side: int | None,
     inputs: Sequence[str],
     column: str | None,
-    where: Any,
+    locate_row: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The side of each row that its path or the `column` says, UNKNOWN without one; and the hash
     that decides then.
@@ -228,22 +230,22 @@ def sides_given(
     given = np.full(size, UNKNOWN if side is None else side, np.int8)
     if column is not None:
         named = texts(rows.table[column])
-        given = sides_named(named)
+        given = splits_named(named)
         if (given == UNKNOWN).any():
             row = int((given == UNKNOWN).argmax())
             raise UserError(
-                f"{where(row)}, column '{column}': expected train, val or test, got "
+                f"{locate_row(row)}, column '{column}': expected train, val or test, got "
                 f"{named[row].as_py()!r}. Correct the row, or split by data.split.fractions."
             )
-    bucket = bucket_of(source, rows, where)
+    group_keys = group_keys_of(source, rows, locate_row)
     names = [source.split.key] if source.split.key else inputs
-    if bucket is not None:
-        return given, hashes([("", pa.chunked_array([bucket]))], source.split.seed)
+    if group_keys is not None:
+        return given, hashes([("", pa.chunked_array([group_keys]))], source.split.seed)
     columns = dict(zip(rows.table.column_names, rows.table.columns, strict=True))
     return given, hashes([(name, columns[name]) for name in names], source.split.seed)
 
 
-def bucket_of(source: FilesConfig, rows: TableRows, where: Any) -> pa.Array | None:
+def group_keys_of(source: FilesConfig, rows: TableRows, locate_row: Any) -> pa.Array | None:
     """The group of each row, or its class for episodes of classes; None where rows are by
     themselves.
     """
@@ -256,13 +258,13 @@ def bucket_of(source: FilesConfig, rows: TableRows, where: Any) -> pa.Array | No
     if groups.null_count:
         row = int(pc.is_null(groups).to_numpy(zero_copy_only=False).argmax())
         raise UserError(
-            f"{where(row)}, column '{source.group}': expected a group, got none. Every row needs "
-            "one."
+            f"{locate_row(row)}, column '{source.group}': expected a group, got none. Every row "
+            "needs one."
         )
     return groups
 
 
-def sides_of(
+def assign_splits(
     source: FilesConfig, given: np.ndarray, hashed: np.ndarray, *, each_by_itself: bool
 ) -> np.ndarray:
     """The side of every row, [N] int8.
@@ -281,29 +283,30 @@ def sides_of(
         share if side == 0 or side not in said else 0.0
         for side, share in enumerate(source.split.fractions)
     ]
-    sides = given.copy()
+    splits = given.copy()
     if said and (given == UNKNOWN).any():
         raise UserError(
             "data.path: expected every file to be below a folder train, val or test, or none, got "
             "both."
         )
     if not said or sum(shares) > shares[0]:
-        sides[open_rows] = cut(hashed[open_rows], shares)
-    return sides
+        splits[open_rows] = cut(hashed[open_rows], shares)
+    return splits
 
 
-def check_leak(bucket: pa.Array | None, sides: np.ndarray, what: str, where: Any) -> None:
+def check_leak(group_keys: pa.Array | None, splits: np.ndarray, what: str, locate_row: Any) -> None:
     """Raises UserError where a group, or a class, is on two sides."""
-    if bucket is None:
+    if group_keys is None:
         rows = None
     else:
-        rows = leak(bucket, sides)
-    if bucket is not None and rows is not None:
+        rows = leak(group_keys, splits)
+    if group_keys is not None and rows is not None:
         one, other = rows
         raise UserError(
-            f"{where(other)}: expected {what} '{bucket[other].as_py()}' in {side_name(sides[one])} "
-            f"alone, where {where(one)} has it, got it in {side_name(sides[other])} too. Correct "
-            "the split, or leave it to data.split.fractions."
+            f"{locate_row(other)}: expected {what} '{group_keys[other].as_py()}' in "
+            f"{split_name(splits[one])} alone, where {locate_row(one)} has it, got it in "
+            f"{split_name(splits[other])} too. Correct the split, or leave it to "
+            "data.split.fractions."
         )
 
 
@@ -315,16 +318,16 @@ def load(source: FilesConfig) -> dict[str, np.ndarray]:
     dataset.check_fitted(source.found)
     streamed = source.found.pool is not None
     encoded: list[Encoded] = []
-    sides: list[np.ndarray] = []
+    splits: list[np.ndarray] = []
     held, seen = np.zeros(len(SPLITS), int), 0
     for one in _blocks(source, dataset):
         seen += len(one.given)
         if streamed:
-            side = sides_of(source, one.given, one.hashed, each_by_itself=True)
+            side = assign_splits(source, one.given, one.hashed, each_by_itself=True)
             room = source.held_out_rows - held
             keep = np.flatnonzero(np.isin(side, [s for s in (1, 2) if room[s] > 0]))
             encoded.append(_some(one, keep))
-            sides.append(side[keep])
+            splits.append(side[keep])
             held += np.bincount(side[keep], minlength=len(SPLITS))
             if (held[1:] >= source.held_out_rows).all():
                 break
@@ -340,21 +343,21 @@ def load(source: FilesConfig) -> dict[str, np.ndarray]:
         np.concatenate(parts) for parts in zip(*((e.given, e.hashed) for e in encoded), strict=True)
     )
     if streamed:
-        side = np.concatenate(sides)
+        side = np.concatenate(splits)
     else:
-        side = sides_of(source, given, hashed, each_by_itself=False)
+        side = assign_splits(source, given, hashed, each_by_itself=False)
     notes = [
         *unreadable_notes(source, [name for one in encoded for name in one.unreadable], seen),
         *gone_notes([name for one in encoded for name in one.gone]),
         *_beyond_notes(source, [name for one in encoded for name in one.beyond]),
         *_faded_notes(source, [name for one in encoded for name in one.faded]),
     ]
-    buckets = [one.bucket for one in encoded if one.bucket is not None]
-    if buckets:
-        bucket = pa.concat_arrays(buckets)
+    all_group_keys = [one.group_keys for one in encoded if one.group_keys is not None]
+    if all_group_keys:
+        group_keys = pa.concat_arrays(all_group_keys)
     else:
-        bucket = None
-    arrays |= _pools(source, arrays, side, bucket, notes)
+        group_keys = None
+    arrays |= _pools(source, arrays, side, group_keys, notes)
     names = list(source.tasks)
     counts = [int(arrays[f"mask/{name}"][side == 0].sum()) for name in names]
     if streamed:
@@ -380,12 +383,12 @@ def _blocks(source: FilesConfig, dataset: TableDataset) -> Iterator[Encoded]:
 
 
 def _some(one: Encoded, rows: np.ndarray) -> Encoded:
-    if one.bucket is None:
-        bucket = None
+    if one.group_keys is None:
+        group_keys = None
     else:
-        bucket = one.bucket.take(pa.array(rows))
+        group_keys = one.group_keys.take(pa.array(rows))
     return Encoded(
-        {key: values[rows] for key, values in one.arrays.items()}, one.given[rows], one.hashed[rows], bucket,
+        {key: values[rows] for key, values in one.arrays.items()}, one.given[rows], one.hashed[rows], group_keys,
         one.unreadable, one.gone, one.beyond, one.faded,
     )  # fmt: skip
 
@@ -459,8 +462,8 @@ def _beyond_notes(source: FilesConfig, beyond: Sequence[str]) -> list[Note]:
 def _pools(
     source: FilesConfig,
     arrays: Mapping[str, np.ndarray],
-    sides: np.ndarray,
-    bucket: pa.Array | None,
+    splits: np.ndarray,
+    group_keys: pa.Array | None,
     notes: list[Note],
 ) -> dict[str, np.ndarray]:
     """Which rows are drawn from: those with a label, of each side; by group or class where episodes
@@ -471,9 +474,9 @@ def _pools(
     labelled = np.any([arrays[f"mask/{name}"] for name in source.tasks], axis=0)
     pools: dict[str, np.ndarray] = {}
     if source.group is not None:
-        pools["group"] = pc.dictionary_encode(bucket).indices.to_numpy(zero_copy_only=False)
+        pools["group"] = pc.dictionary_encode(group_keys).indices.to_numpy(zero_copy_only=False)
     for number, split in enumerate(SPLITS):
-        rows = np.flatnonzero(labelled & (sides == number))
+        rows = np.flatnonzero(labelled & (splits == number))
         if source.episodes == "rows":
             pools[f"rows/{split}"] = rows
             for name in source.tasks:
@@ -487,7 +490,7 @@ def _pools(
             codes, names = target, np.array(classes)
             least = most(source.shots) + source.queries
         else:
-            encoded = pc.dictionary_encode(bucket)
+            encoded = pc.dictionary_encode(group_keys)
             codes = encoded.indices.to_numpy(zero_copy_only=False)
             names, least = np.array(encoded.dictionary.to_pylist()), 2
         counts = np.bincount(codes[rows], minlength=len(names))

@@ -70,7 +70,9 @@ def codes_of(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def is_constant(values: np.ndarray, train: np.ndarray) -> bool:
-    """Whether numbers [N] are always the same in the rows for training [N], and others elsewhere."""
+    """Whether numbers [N] are always the same in the rows for training [N], and others
+    elsewhere.
+    """
     own, other = values[train & ~np.isnan(values)], values[~train & ~np.isnan(values)]
     return bool(len(own) and len(other) and (own == own[0]).all() and (other != own[0]).any())
 
@@ -105,26 +107,26 @@ def constant_note(
 
 
 def label_notes(
-    name: str, fitted: FittedTask, target: np.ndarray, mask: np.ndarray, sides: np.ndarray
+    name: str, fitted: FittedTask, target: np.ndarray, mask: np.ndarray, splits: np.ndarray
 ) -> list[Note]:
     """On the labels [N, ...] of a task: classes that training never has, and targets that never
     change.
     """
     form = KINDS[fitted.kind].form
     if form == "number":
-        return _constant_targets(name, fitted, target, mask & (sides == 0))
+        return _constant_targets(name, fitted, target, mask & (splits == 0))
     if form not in ("class", "set"):
         return []
     notes = []
     counts = np.stack(
-        [_counts(fitted, target[mask & (sides == side)]) for side in range(len(SPLITS))]
+        [_counts(fitted, target[mask & (splits == split)]) for split in range(len(SPLITS))]
     )
     missing = [place for place in range(len(fitted.classes)) if counts[0, place] == 0]
-    for side in (1, 2):
-        odd = [place for place in missing if counts[side, place]]
+    for split in (1, 2):
+        odd = [place for place in missing if counts[split, place]]
         if odd:
             notes.append(
-                _of_unseen_classes(name, fitted, odd, SPLITS[side], int(counts[side, odd].sum()))
+                _of_unseen_classes(name, fitted, odd, SPLITS[split], int(counts[split, odd].sum()))
             )
     unused = [fitted.classes[place] for place in missing if not counts[:, place].any()]
     if unused:
@@ -186,7 +188,7 @@ def _constant_targets(
 
 
 def copy_notes(
-    columns: Mapping[str, pa.ChunkedArray], sides: np.ndarray, where: LocateRow
+    columns: Mapping[str, pa.ChunkedArray], splits: np.ndarray, locate_row: LocateRow
 ) -> list[Note]:
     """On rows of val that are in training too, and of test that are in either, in all of these
     columns [N].
@@ -194,29 +196,29 @@ def copy_notes(
     Where rows of training are like one another as well, as those of a few categories are, such rows
     say nothing.
     """
-    if not columns or not (sides == 0).any() or (sides == 0).all():
+    if not columns or not (splits == 0).any() or (splits == 0).all():
         return []
     hashed = hashes(list(columns.items()), 0)
-    _, counts = np.unique(hashed[sides == 0], return_counts=True)
+    _, counts = np.unique(hashed[splits == 0], return_counts=True)
     alike = float(counts[counts > 1].sum() / counts.sum())
     notes = []
-    for side, others in ((1, "train"), (2, "train or val")):
-        rows = np.flatnonzero(sides == side)
-        copies = rows[np.isin(hashed[rows], hashed[sides < side])]
+    for split, others in ((1, "train"), (2, "train or val")):
+        rows = np.flatnonzero(splits == split)
+        copies = rows[np.isin(hashed[rows], hashed[splits < split])]
         if len(copies) == 0 or len(copies) <= 2 * alike * len(rows):
             continue
-        first = rows_named(copies, where)
+        first = rows_named(copies, locate_row)
         text = f"{len(copies)} of {len(rows)} rows are in {others} too, with inputs and labels: {first}"
-        notes.append(Note(place=SPLITS[side], text=text, key="data.split"))
+        notes.append(Note(place=SPLITS[split], text=text, key="data.split"))
     return notes
 
 
-def rows_named(rows: Sequence[int] | np.ndarray, where: LocateRow) -> str:
+def rows_named(rows: Sequence[int] | np.ndarray, locate_row: LocateRow) -> str:
     """The first of these rows, each file once."""
     parts: list[str] = []
     before = ""
     for row in rows[:ROWS]:
-        file, _, place = where(int(row)).rpartition(": ")
+        file, _, place = locate_row(int(row)).rpartition(": ")
         parts.append(place if file == before else f"{'/'.join(file.split('/')[-2:])}: {place}")
         before = file
     return ", ".join(parts) + (" ..." if len(rows) > ROWS else "")
@@ -252,7 +254,9 @@ def header_note(file: str, cells: Mapping[str, Sequence[str]]) -> Note | None:
 
 
 def _could_be_cell(name: str, cells: Sequence[str]) -> bool:
-    """Whether the name of a column is like its cells: a number among numbers, or one of its texts."""
+    """Whether the name of a column is like its cells: a number among numbers, or one of its
+    texts.
+    """
     known = [cell.strip() for cell in cells if cell.strip()]
     if known and all(_number(cell) is not None for cell in known):
         return _number(name) is not None

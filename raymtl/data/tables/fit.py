@@ -12,7 +12,7 @@ from raymtl.data.tables.boxes import fit_boxes
 from raymtl.data.tables.columns import LocateRow, encode_column, fit_column, is_text, texts
 from raymtl.data.tables.dataset import TableDataset, TableRows
 from raymtl.data.tables.dense_labels import bytes_a_row, fit_maps
-from raymtl.data.tables.encode import bucket_of, check_leak, sides_given, sides_of
+from raymtl.data.tables.encode import assign_splits, check_leak, given_splits, group_keys_of
 from raymtl.data.tables.findings import copy_notes, label_notes
 from raymtl.data.tables.labels import encode_task, fit_task
 from raymtl.data.tables.pictures import channels_of
@@ -39,8 +39,8 @@ class Looked(NamedTuple):
     """The rows that findings are made of, and what they are."""
 
     rows: TableRows
-    where: LocateRow
-    sides: np.ndarray
+    locate_row: LocateRow
+    splits: np.ndarray
     """[N]"""
     train: np.ndarray
     """[N] bool"""
@@ -55,31 +55,31 @@ def fit(source: FilesConfig) -> Fitted:
     else:
         numbers = list(range(len(dataset.blocks)))
     dataset.forms = None  # to see cells as they are written
-    raw, where = dataset.together(numbers)
-    readings = find_readings(source, dataset, raw, where)
+    raw, locate_row = dataset.together(numbers)
+    readings = find_readings(source, dataset, raw, locate_row)
     dataset.forms = readings.forms
     dataset.label_forms |= readings.label_forms
-    rows = dataset.formed(raw, where)
+    rows = dataset.formed(raw, locate_row)
     del raw
-    chosen = choose_inputs(source, dataset, rows, where, readings.oddities)
+    chosen = choose_inputs(source, dataset, rows, locate_row, readings.oddities)
     split_column = split_column_of(source, dataset, rows)
-    sides = _sides(
-        source, dataset, numbers, rows, list(chosen.roles), split_column, where, streamed
+    splits = _sides(
+        source, dataset, numbers, rows, list(chosen.roles), split_column, locate_row, streamed
     )
-    train = sides == 0
+    train = splits == 0
     if not train.any():
         raise UserError(
             "data.split: expected rows for training, got none. Correct data.split or the paths."
         )
-    looked = Looked(rows, where, sides, train)
+    looked = Looked(rows, locate_row, splits, train)
     hashed = tuple(chosen.roles)
-    chosen = without_constants(chosen, rows, train, where)
+    chosen = without_constants(chosen, rows, train, locate_row)
     tasks, task_notes = _tasks(source, dataset, numbers, looked, set(chosen.roles.values()))
     columns = _fit_columns(source, looked, chosen.roles)
     shape = _shape(source, dataset, columns)
     shades, shade_notes = _shades(source, dataset, numbers, rows, columns[0], train)
     if not streamed:
-        _check_inputs(source, columns, rows, where)
+        _check_inputs(source, columns, rows, locate_row)
     notes = (
         *readings.notes,
         *chosen.notes,
@@ -119,7 +119,7 @@ def _fit_columns(
             looked.rows.table[name].filter(pa.array(looked.train)),
             name,
             role,
-            lambda row: looked.where(int(found[row])),
+            lambda row: looked.locate_row(int(found[row])),
             max_categories=source.max_categories,
             text_size=source.text_size,
         )
@@ -135,7 +135,7 @@ def _copies(source: FilesConfig, looked: Looked, roles: Mapping[str, Role]) -> l
     columns = {name: every[name] for name in roles}
     for name, labels in looked.rows.labels.items():
         columns |= {f"{name} {column}": values for column, values in labels.items()}
-    return copy_notes(columns, looked.sides, looked.where)
+    return copy_notes(columns, looked.splits, looked.locate_row)
 
 
 def _ignored_notes(tasks: Mapping[str, FittedTask]) -> tuple[Note, ...]:
@@ -185,11 +185,11 @@ def _tasks(
         else:
             own = looked.rows.labels[name]
             few_shot = source.episodes == "classes"
-            fitted = fit_task(name, task, own, looked.train, looked.where, few_shot=few_shot)
+            fitted = fit_task(name, task, own, looked.train, looked.locate_row, few_shot=few_shot)
             tasks[name] = fitted.model_copy(update={"forms": dataset.label_forms.get(name, {})})
-            target, mask = encode_task(name, tasks[name], own, looked.where)
+            target, mask = encode_task(name, tasks[name], own, looked.locate_row)
             if source.episodes != "classes":
-                notes += label_notes(name, tasks[name], target, mask, looked.sides)
+                notes += label_notes(name, tasks[name], target, mask, looked.splits)
     _check_kind(source, tasks)
     return tasks, notes
 
@@ -224,7 +224,9 @@ def _bytes_of_maps(source: FilesConfig, dataset: TableDataset) -> int:
 
 
 def _sample(source: FilesConfig, dataset: TableDataset) -> list[int]:
-    """Blocks by chance, of `fit_rows` rows together. Raises UserError for what cannot be streamed."""
+    """Blocks by chance, of `fit_rows` rows together. Raises UserError for what cannot be
+    streamed.
+    """
     if source.episodes != "rows":
         raise UserError(
             "data.episodes: expected rows where files are larger than data.in_memory_mb: "
@@ -272,29 +274,29 @@ def _sides(
     rows: TableRows,
     inputs: list[str],
     column: str | None,
-    where: Callable[[int], str],
+    locate_row: Callable[[int], str],
     streamed: bool,
 ) -> np.ndarray:
-    given, hashed = sides_given(source, rows, None, inputs, column, where)
+    given, hashed = given_splits(source, rows, None, inputs, column, locate_row)
     if column is None:
         counts = [dataset.blocks[number][1].rows or 0 for number in numbers]
         of_block = [
-            UNKNOWN if (side := dataset.side(number)) is None else side for number in numbers
+            UNKNOWN if (split := dataset.split_of(number)) is None else split for number in numbers
         ]
         given = np.repeat(np.array(of_block, np.int8), counts)
-    sides = sides_of(source, given, hashed, each_by_itself=streamed)
+    splits = assign_splits(source, given, hashed, each_by_itself=streamed)
     if source.episodes == "classes" and source.group is None:
         what = "the class"
     else:
         what = f"{source.group}"
-    check_leak(bucket_of(source, rows, where), sides, what, where)
-    return sides
+    check_leak(group_keys_of(source, rows, locate_row), splits, what, locate_row)
+    return splits
 
 
 def _split_words(source: FilesConfig, column: str | None, dataset: TableDataset) -> str:
     if column:
         return f"column '{column}'"
-    if any(dataset.side(number) is not None for number in range(len(dataset.blocks))):
+    if any(dataset.split_of(number) is not None for number in range(len(dataset.blocks))):
         return "paths"
     shares = ":".join(f"{share:g}" for share in source.split.fractions)
     if source.group:
@@ -350,7 +352,7 @@ def _shades(
         if is_text(own.type):
             named = texts(own).to_pylist()
         else:
-            named = [dataset.where(number, row) for row in range(size)]
+            named = [dataset.locate_row(number, row) for row in range(size)]
         reads = dataset.contents(number, own)
         pictures += [
             Unread(str(named[row]), reads[row])
@@ -361,7 +363,10 @@ def _shades(
 
 
 def _check_inputs(
-    source: FilesConfig, columns: list[FittedColumn], rows: TableRows, where: Callable[[int], str]
+    source: FilesConfig,
+    columns: list[FittedColumn],
+    rows: TableRows,
+    locate_row: Callable[[int], str],
 ) -> None:
     """Raises UserError for inputs that are no numbers, before anything has started."""
     sure = complete(rows.table, [column.column for column in columns])
@@ -372,6 +377,6 @@ def _check_inputs(
                 column,
                 rows.table[column.column],
                 out,
-                where,
+                locate_row,
                 impute=source.missing_inputs == "mean",
             )

@@ -55,7 +55,9 @@ def holds_flags(column: pa.ChunkedArray) -> bool:
 
 
 def no_then_yes(classes: Sequence[str]) -> tuple[str, ...]:
-    """Two classes with the one that means yes last, where their words say so; others as they are."""
+    """Two classes with the one that means yes last, where their words say so; others as they
+    are.
+    """
     if (
         len(classes) == 2
         and _means_no(classes[1], classes[0])

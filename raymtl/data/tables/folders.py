@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data.tables.columns import SUFFIXES, is_text, named_files, texts
-from raymtl.data.tables.paths import ANNOTATIONS, ENDINGS, KNOWN, TABLES, Listing, Place, key_of
+from raymtl.data.tables.paths import ANNOTATIONS, ENDINGS, KNOWN, TABLES, FileSet, Listing, key_of
 from raymtl.data.tables.readers import Block, Cells, Reading, Table, open_table
 from raymtl.data.tables.schema import Format
 from raymtl.data.tables.splits import ALIASES
@@ -25,7 +25,7 @@ FILE, FOLDER = "file", "folder"
 
 
 def open_pictures(
-    place: Place, reading: Reading, key: str, labels_in: Collection[str] = ()
+    file_set: FileSet, reading: Reading, key: str, labels_in: Collection[str] = ()
 ) -> tuple[Table, list[Note]]:
     """The pictures below a folder, with what a table of labels beside them says of each, if there
     is one; and notes.
@@ -35,7 +35,7 @@ def open_pictures(
     Folders named as the splits are none of these: they say the split. Pictures that the columns
     `labels_in` of the table name are labels and no rows, as are others in a folder of such.
     """
-    tables = [name for name in place.files if name.lower().endswith(TABLES)]
+    tables = [name for name in file_set.files if name.lower().endswith(TABLES)]
     labels: pa.Table | None = None
     written = Cells()
     if len(tables) > 1:
@@ -53,11 +53,11 @@ def open_pictures(
         else:
             form = "csv"
         opened = open_table(
-            Place(place.fs, (tables[0],), place.root, tables[0]), form, reading, key
+            FileSet(file_set.fs, (tables[0],), file_set.root, tables[0]), form, reading, key
         )
         labels = pa.concat_tables([opened.raw(block) for block in opened.blocks])
         written = opened.written
-        listing = Listing(place)
+        listing = Listing(file_set)
         for name in labels.column_names:
             if is_text(labels[name].type) and named_files(texts(labels[name])):
                 found = listing.found(texts(labels[name]).to_pylist())
@@ -68,22 +68,22 @@ def open_pictures(
     }
     pictures = [
         name
-        for name in place.files
+        for name in file_set.files
         if name.lower().endswith(SUFFIXES)
         and name not in taken - inputs
         and (name in inputs or posixpath.dirname(name) not in of_labels)
     ]
     if not pictures:
         raise UserError(
-            f"{key}: {place.shown}: expected pictures, got none that are no labels. Correct the "
+            f"{key}: {file_set.shown}: expected pictures, got none that are no labels. Correct the "
             "path."
         )
-    paths = [name.removeprefix(place.root).strip("/") for name in pictures]
-    sides, folders = [], []
+    paths = [name.removeprefix(file_set.root).strip("/") for name in pictures]
+    splits, folders = [], []
     for path in paths:
         parts = path.split("/")[:-1]
         named = [part.lower() in ALIASES for part in parts]
-        sides.append(ALIASES[parts[named.index(True)].lower()] if any(named) else None)
+        splits.append(ALIASES[parts[named.index(True)].lower()] if any(named) else None)
         folders.append([part for part, is_side in zip(parts, named, strict=True) if not is_side])
     columns: dict[str, Any] = {
         FILE: paths,
@@ -96,22 +96,24 @@ def open_pictures(
                 parts[level] if level < len(parts) else None for parts in folders
             ]
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-    notes = _other_notes(place)
+    notes = _other_notes(file_set)
     if labels is not None:
         table, gone = _with_labels(table, labels, tables[0], labels_in)
         if gone:
             text = f"{len(gone)} rows name no picture that is there, and are left out: {named_first(gone)}"
             notes.append(Note(place=tables[0], text=text, key=key))
-    order = np.argsort(np.array([-1 if side is None else side for side in sides]), kind="stable")
+    order = np.argsort(
+        np.array([-1 if split is None else split for split in splits]), kind="stable"
+    )
     table = table.take(order)
-    sides = [sides[i] for i in order]
+    splits = [splits[i] for i in order]
     blocks = []
     start = 0
-    while start < len(sides):  # a block is on one side
+    while start < len(splits):  # a block is on one side
         stop = start
-        while stop < min(len(sides), start + PICTURES_A_BLOCK) and sides[stop] == sides[start]:
+        while stop < min(len(splits), start + PICTURES_A_BLOCK) and splits[stop] == splits[start]:
             stop += 1
-        blocks.append(Block(place.root, None, start, stop - start, sides[start]))
+        blocks.append(Block(file_set.root, None, start, stop - start, splits[start]))
         start = stop
     of_table = {
         name for name in table.column_names if name.removesuffix(OF_TABLE) in written.columns
@@ -126,9 +128,9 @@ def open_pictures(
     return table_of, notes
 
 
-def _other_notes(place: Place) -> list[Note]:
+def _other_notes(file_set: FileSet) -> list[Note]:
     """Of files in a folder of pictures that are neither pictures nor labels of any kind."""
-    others = [name for name in place.files if not name.lower().endswith((*KNOWN, *ANNOTATIONS))]
+    others = [name for name in file_set.files if not name.lower().endswith((*KNOWN, *ANNOTATIONS))]
     if not others:
         return []
     text = f"{len(others)} are of no known kind of pictures, and are passed over: {named_first(others)}"

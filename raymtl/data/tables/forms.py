@@ -136,7 +136,9 @@ def some_of(texts: pa.Array) -> pa.Array:
 
 
 def _with_groups(column: pa.Array) -> TextForm | None:
-    """The form with points between groups of digits, where all numbers of a column could be of it."""
+    """The form with points between groups of digits, where all numbers of a column could be of
+    it.
+    """
     some = numerals(some_of(column.drop_null()))
     if not (grouped(some, ".") | small_wholes(some)).all():
         return None

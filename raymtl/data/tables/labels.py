@@ -40,7 +40,7 @@ def fit_task(
     asked: TaskColumn,
     columns: Columns,
     train: np.ndarray,
-    where: LocateRow,
+    locate_row: LocateRow,
     *,
     few_shot: bool = False,
 ) -> FittedTask:
@@ -49,7 +49,7 @@ def fit_task(
     `few_shot` says that episodes are of classes, of which two are no binary task. Raises UserError
     for labels of no kind, for ones outside the given classes and for a task without any.
     """
-    kind = asked.kind or _inferred(name, asked, columns, where)
+    kind = asked.kind or _inferred(name, asked, columns, locate_row)
     if few_shot and asked.kind is None and kind == "binary":
         kind = "classification"
     form = KINDS[kind].form
@@ -65,7 +65,7 @@ def fit_task(
         )
     found: dict[str, Any] = {}
     if form == "number":
-        values = _vectors(columns, where)
+        values = _vectors(columns, locate_row)
         stats = [
             moments(known) if len(known := own[train & np.isfinite(own)]) else (0.0, 1.0)
             for own in values.T
@@ -78,17 +78,17 @@ def fit_task(
             found["separator"] = asked.separator or _separator(columns)
         found["classes"] = _classes(name, asked, columns, kind, found.get("separator"))
     fitted = FittedTask(asked=asked, kind=kind, inferred=asked.kind is None, labelled=0.0, **found)
-    _, mask = encode_task(name, fitted, columns, where)
+    _, mask = encode_task(name, fitted, columns, locate_row)
     if not mask[train].any():
         raise UserError(
-            f"{key}: {where(0).rpartition(': ')[0]}: column '{next(iter(columns))}': expected "
+            f"{key}: {locate_row(0).rpartition(': ')[0]}: column '{next(iter(columns))}': expected "
             f"labels in the rows for training, got none in {int(train.sum())} rows. Correct the "
             "column, or leave the task away."
         )
     return fitted.model_copy(update={"labelled": float(mask[train].mean())})
 
 
-def _inferred(name: str, asked: TaskColumn, columns: Columns, where: LocateRow) -> KindName:
+def _inferred(name: str, asked: TaskColumn, columns: Columns, locate_row: LocateRow) -> KindName:
     first = next(iter(columns.values()))
     kind = plain(first).type
     if len(columns) > 1:
@@ -132,19 +132,19 @@ def _inferred(name: str, asked: TaskColumn, columns: Columns, where: LocateRow) 
             else:
                 got = "no labels at all"
             raise UserError(
-                f"data.tasks.{name}: {where(0).rpartition(': ')[0]}: column "
+                f"data.tasks.{name}: {locate_row(0).rpartition(': ')[0]}: column "
                 f"'{next(iter(columns))}': expected labels of two classes at least, got {got}. "
                 "Correct the column, or leave the task away."
             )
         raise UserError(
-            f"data.tasks.{name}: {where(0).rpartition(': ')[0]}: column '{next(iter(columns))}': "
-            f"expected labels that come again, got {len(different)} different texts in "
-            f"{len(known)} rows. Say data.tasks.{name}.kind."
+            f"data.tasks.{name}: {locate_row(0).rpartition(': ')[0]}: column "
+            f"'{next(iter(columns))}': expected labels that come again, got {len(different)} "
+            f"different texts in {len(known)} rows. Say data.tasks.{name}.kind."
         )
     if pa.types.is_null(kind):
         return "regression"  # and so refused, since it has no labels
     raise UserError(
-        f"data.tasks.{name}: {where(0).rpartition(': ')[0]}: column '{next(iter(columns))}': "
+        f"data.tasks.{name}: {locate_row(0).rpartition(': ')[0]}: column '{next(iter(columns))}': "
         "expected labels that are numbers, texts or lists of them, got "
         f"{'bytes that are no texts' if is_bytes(kind) else kind}."
     )
@@ -166,13 +166,13 @@ def _is_whole(text: str) -> bool:
     return text.lstrip("-").isdigit()
 
 
-def _vectors(columns: Columns, where: LocateRow) -> np.ndarray:
+def _vectors(columns: Columns, locate_row: LocateRow) -> np.ndarray:
     """[N, D] float64, nan for what is missing."""
     if len(columns) == 1:
         name, column = next(iter(columns.items()))
         if is_list(plain(column).type):
-            return vectors(column, name, where)
-    return np.stack([numbers(column, name, where) for name, column in columns.items()], 1)
+            return vectors(column, name, locate_row)
+    return np.stack([numbers(column, name, locate_row) for name, column in columns.items()], 1)
 
 
 def _separator(columns: Columns) -> str | None:
@@ -249,7 +249,7 @@ def _sets(column: pa.ChunkedArray, separator: str | None) -> Sequence[Sequence[s
 
 
 def encode_task(
-    name: str, fitted: FittedTask, columns: Columns, where: LocateRow
+    name: str, fitted: FittedTask, columns: Columns, locate_row: LocateRow
 ) -> tuple[np.ndarray, np.ndarray]:
     """Targets [N] int64, [N] or [N, D] float64 with nan, as the task takes them; and where they
     are, [N] bool.
@@ -266,7 +266,7 @@ def encode_task(
         if outside.any():
             row = int(outside.argmax())
             raise UserError(
-                _outside(name, fitted, f"{where(row)}, column '{first}'", text[row].as_py())
+                _outside(name, fitted, f"{locate_row(row)}, column '{first}'", text[row].as_py())
             )
         mask = pc.is_valid(index).to_numpy(zero_copy_only=False)
         return pc.fill_null(index, 0).to_numpy(zero_copy_only=False).astype(np.int64), mask
@@ -274,7 +274,7 @@ def encode_task(
         target = np.full((len(column), len(fitted.classes)), np.nan, np.float32)
         if len(columns) > 1:
             for place, (label, own) in enumerate(columns.items()):
-                target[:, place] = _flags(label, own, where)
+                target[:, place] = _flags(label, own, locate_row)
         else:
             places = {label: place for place, label in enumerate(fitted.classes)}
             for row, labels in enumerate(_sets(column, fitted.separator)):
@@ -284,11 +284,11 @@ def encode_task(
                 for label in labels:
                     if label not in places:
                         raise UserError(
-                            _outside(name, fitted, f"{where(row)}, column '{first}'", label)
+                            _outside(name, fitted, f"{locate_row(row)}, column '{first}'", label)
                         )
                     target[row, places[label]] = 1
         return target, np.asarray(~np.isnan(target).all(1))
-    values = _vectors(columns, where)
+    values = _vectors(columns, locate_row)
     extreme = (np.abs(np.nan_to_num(values)) > LARGEST).any(1)
     if extreme.any():
         row = int(extreme.argmax())
@@ -297,28 +297,28 @@ def encode_task(
         else:
             got = values[row, 0]
         raise UserError(
-            f"{where(row)}, column '{first}': expected a finite number of less than 1e38, got "
+            f"{locate_row(row)}, column '{first}': expected a finite number of less than 1e38, got "
             f"{got}. Correct the label, or divide all of them."
         )
     mask = ~np.isnan(values).all(1)
     if fitted.vector:
         if values.shape[1] != len(fitted.means):
             raise UserError(
-                f"{where(0)}, column '{first}': expected {len(fitted.means)} numbers, got "
+                f"{locate_row(0)}, column '{first}': expected {len(fitted.means)} numbers, got "
                 f"{values.shape[1]}."
             )
         return values, mask
     return np.nan_to_num(values[:, 0], nan=fitted.means[0]), mask
 
 
-def _flags(label: str, column: pa.ChunkedArray, where: LocateRow) -> np.ndarray:
+def _flags(label: str, column: pa.ChunkedArray, locate_row: LocateRow) -> np.ndarray:
     text = pc.utf8_lower(texts(column))
     index = pc.index_in(text, value_set=pa.array([*NO_WORDS, *YES_WORDS]))
     outside = pc.and_(pc.is_valid(text), pc.is_null(index)).to_numpy(zero_copy_only=False)
     if outside.any():
         row = int(outside.argmax())
         raise UserError(
-            f"{where(row)}, column '{label}': expected 0 or 1, true or false, yes or no, got "
+            f"{locate_row(row)}, column '{label}': expected 0 or 1, true or false, yes or no, got "
             f"{text[row].as_py()!r}."
         )
     values = pc.cast(index, pa.float64()).to_numpy(zero_copy_only=False)
@@ -326,7 +326,7 @@ def _flags(label: str, column: pa.ChunkedArray, where: LocateRow) -> np.ndarray:
     return flags
 
 
-def _outside(name: str, fitted: FittedTask, where: str, label: str) -> str:
+def _outside(name: str, fitted: FittedTask, location: str, label: str) -> str:
     classes = list(fitted.classes[:10])
     if len(fitted.classes) > 10:
         more = f" and {len(fitted.classes) - 10} more"
@@ -339,6 +339,4 @@ def _outside(name: str, fitted: FittedTask, where: str, label: str) -> str:
         hint = f" Correct the label, or add it to data.tasks.{name}.classes."
     if label.lstrip("0") in fitted.classes:
         hint = f" YAML reads {label} as {label.lstrip('0')}: put the classes in quotes."
-    return (
-        f"{where}: expected a label of task '{name}', one of {classes}{more}, got '{label}'.{hint}"
-    )
+    return f"{location}: expected a label of task '{name}', one of {classes}{more}, got '{label}'.{hint}"

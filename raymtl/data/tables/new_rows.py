@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from raymtl.data.base import most
 from raymtl.data.tables.columns import in_order, numbers, plain, texts
 from raymtl.data.tables.dataset import TableDataset, TableRows, label_columns
-from raymtl.data.tables.encode import Labels, encode_inputs, encode_labels
+from raymtl.data.tables.encode import EncodedLabels, encode_inputs, encode_labels
 from raymtl.data.tables.folders import FILE, FOLDER, named_first
 from raymtl.data.tables.readings import form_of_new_labels
 from raymtl.data.tables.row_origins import RowOrigins, origins_of, together
@@ -95,7 +95,9 @@ def read_unseen(
 
 
 class _Block(NamedTuple):
-    """The rows of a block, which of them can be read [N], and the shapes [N, 2] of their pictures."""
+    """The rows of a block, which of them can be read [N], and the shapes [N, 2] of their
+    pictures.
+    """
 
     number: int
     rows: TableRows
@@ -231,16 +233,16 @@ def _values(dataset: TableDataset, number: int, name: str, column: pa.ChunkedArr
     float32 cannot hold.
     """
 
-    def where(row: int) -> str:
-        return dataset.where(number, row)
+    def locate_row(row: int) -> str:
+        return dataset.locate_row(number, row)
 
-    values = numbers(column, name, where)
+    values = numbers(column, name, locate_row)
     odd = np.abs(np.nan_to_num(values, posinf=np.inf)) > LARGEST
     if odd.any():
         row = int(odd.argmax())
         raise UserError(
-            f"{where(row)}, column '{name}': expected a finite number of less than {LARGEST:g}, "
-            f"got {values[row]:g}. Correct the row, or leave it away."
+            f"{locate_row(row)}, column '{name}': expected a finite number of less than "
+            f"{LARGEST:g}, got {values[row]:g}. Correct the row, or leave it away."
         )
     return values
 
@@ -257,7 +259,7 @@ def _classes(
     if odd.any():
         row = int(odd.argmax())
         raise UserError(
-            f"{dataset.where(number, row)}, column '{name}': expected one of the classes "
+            f"{dataset.locate_row(number, row)}, column '{name}': expected one of the classes "
             f"{list(classes)}, got '{text[row].as_py()}'. Correct the row, or leave it away."
         )
     found: np.ndarray = pc.cast(index, pa.float64()).to_numpy(zero_copy_only=False)
@@ -303,7 +305,7 @@ def _found_classes(source: FilesConfig, dataset: TableDataset, name: str) -> tup
     classes = in_order({label for part in labels for label in part.drop_null().to_pylist()})
     if not 2 <= len(classes) <= most(source.ways):
         raise UserError(
-            f"{dataset.parts[0].place.shown}: column "
+            f"{dataset.parts[0].file_set.shown}: column "
             f"'{label_columns(name, source.tasks[name])[0]}': expected labels of 2 to "
             f"{most(source.ways)} classes, as many as the run learned to tell apart (data.ways), "
             f"got {list(classes)}."
@@ -313,13 +315,13 @@ def _found_classes(source: FilesConfig, dataset: TableDataset, name: str) -> tup
 
 def _labels(
     source: FilesConfig, dataset: TableDataset, block: _Block, name: str, classes: tuple[str, ...]
-) -> Labels:
+) -> EncodedLabels:
     columns = block.rows.labels[name]
     size = len(block.rows.table)
     if all(plain(column).null_count == size for column in columns.values()):
         (task,) = (task for task in source.make_tasks() if task.name == name)
         whole = task.kind in ("classification", "segmentation")
-        return Labels(
+        return EncodedLabels(
             np.zeros((size, *task.target_shape), np.int64 if whole else np.float32),
             np.zeros(size, bool),
         )
@@ -332,8 +334,8 @@ def _labels(
     if odd.any():
         row = int(odd.argmax())
         raise UserError(
-            f"{dataset.where(block.number, row)}, column '{column}': expected one of the classes of "
-            f"the support set, {list(classes)}, got '{text[row].as_py()}'."
+            f"{dataset.locate_row(block.number, row)}, column '{column}': expected one of the "
+            f"classes of the support set, {list(classes)}, got '{text[row].as_py()}'."
         )
     numbered = pc.fill_null(index, 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return Labels(numbered, pc.is_valid(text).to_numpy(False))
+    return EncodedLabels(numbered, pc.is_valid(text).to_numpy(False))

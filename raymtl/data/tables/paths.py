@@ -31,7 +31,7 @@ ANNOTATIONS = (".xml", ".json")
 KNOWN = (*MAPS, *(ending for endings in ENDINGS.values() for ending in endings))
 
 
-class Place(NamedTuple):
+class FileSet(NamedTuple):
     """Files somewhere, by their paths there."""
 
     fs: pafs.FileSystem
@@ -92,7 +92,7 @@ def _is_there(path: str) -> bool:
     return os.path.lexists(os.path.dirname(fixed) if star and "$" in fixed else path)
 
 
-def locate(path: str, key: str) -> Place:
+def locate(path: str, key: str) -> FileSet:
     """The files that a path, a pattern, a folder or a URL means, in the order of their names.
     Raises UserError.
     """
@@ -143,7 +143,7 @@ def locate(path: str, key: str) -> Place:
         folder = posixpath.dirname(root)
     if found and "://" not in path:
         folder = os.path.commonpath([os.path.dirname(name) for name in found])
-    return Place(fs, tuple(files), folder, shown, tuple(skipped))
+    return FileSet(fs, tuple(files), folder, shown, tuple(skipped))
 
 
 def _remote(url: str) -> tuple[pafs.FileSystem, str]:
@@ -207,10 +207,10 @@ def reason(error: BaseException) -> str:
     return "".join(letters).rstrip(".")[:200] or type(error).__name__
 
 
-def format_of(place: Place, key: str) -> Format:
+def format_of(file_set: FileSet, key: str) -> Format:
     """What most of the files are by their endings. Raises UserError where that is not clear."""
     counts = {
-        form: sum(name.lower().endswith(endings) for name in place.files)
+        form: sum(name.lower().endswith(endings) for name in file_set.files)
         for form, endings in ENDINGS.items()
     }
     if counts["pictures"]:
@@ -219,29 +219,29 @@ def format_of(place: Place, key: str) -> Format:
     if len(found) == 1:
         return found[0]
     if not found:
-        _refuse_known(place, key)
+        _refuse_known(file_set, key)
     if found:
         got = " and ".join(found)
     else:
-        got = f"{len(place.files)} files of another kind"
-    if place.skipped and not found:
+        got = f"{len(file_set.files)} files of another kind"
+    if file_set.skipped and not found:
         got += (
-            f", beside {len(place.skipped)} whose names or folders begin with . or _ and are "
-            f"passed over ({posixpath.basename(place.skipped[0])})"
+            f", beside {len(file_set.skipped)} whose names or folders begin with . or _ and are "
+            f"passed over ({posixpath.basename(file_set.skipped[0])})"
         )
     raise UserError(
-        f"{key}: expected files of one known kind in {place.shown}, got {got}. Set data.format, "
+        f"{key}: expected files of one known kind in {file_set.shown}, got {got}. Set data.format, "
         "such as csv."
     )
 
 
-def _refuse_known(place: Place, key: str) -> None:
+def _refuse_known(file_set: FileSet, key: str) -> None:
     """Raises UserError for a file whose first bytes say what it is, so that no data.format would
     help.
     """
-    for file in place.files[:1]:
+    for file in file_set.files[:1]:
         try:
-            with place.fs.open_input_stream(file, compression=None) as stream:
+            with file_set.fs.open_input_stream(file, compression=None) as stream:
                 found = signature_of(stream.read(HEAD))
         except (OSError, pa.ArrowException):
             return
@@ -259,10 +259,10 @@ def key_of(name: str) -> str:
 class Listing:
     """The files of a place, to be found by their names."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, file_set: FileSet) -> None:
+        self.file_set = file_set
         self.by_path = {
-            key_of(file.removeprefix(place.root).strip("/")): file for file in place.files
+            key_of(file.removeprefix(file_set.root).strip("/")): file for file in file_set.files
         }
         self.by_name: dict[str, str | None] = {}
         for path, file in self.by_path.items():
@@ -285,19 +285,19 @@ class Listing:
         ]
 
 
-def stems_below(place: Place) -> dict[str, str]:
+def stems_below(file_set: FileSet) -> dict[str, str]:
     """Name without folders and ending -> file, of maps; of a pattern such as `*_mask.png` what the
     star stands for.
 
     Those in folders have their path below the place too. A name that two files have is none.
     """
-    before, star, after = posixpath.basename(place.shown).partition("*")
+    before, star, after = posixpath.basename(file_set.shown).partition("*")
     named: dict[str, str] = {}
     twice: set[str] = set()
-    for file in place.files:
+    for file in file_set.files:
         if not file.lower().endswith(MAPS):
             continue
-        path = key_of(file.removeprefix(place.root).strip("/"))
+        path = key_of(file.removeprefix(file_set.root).strip("/"))
         folder, _, name = path.rpartition("/")
         if star and name.startswith(before) and name.endswith(after):
             stem = name[len(before) : len(name) - len(after)]

@@ -20,7 +20,7 @@ from raymtl.data.tables.cells import NOTHING, missing_words, plainly
 from raymtl.data.tables.columns import is_number, is_text
 from raymtl.data.tables.contents import arrow_stream, decoded, refuse_others, uncompressed
 from raymtl.data.tables.findings import header_note
-from raymtl.data.tables.paths import ENDINGS, Place, has_threads, reason
+from raymtl.data.tables.paths import ENDINGS, FileSet, has_threads, reason
 from raymtl.data.tables.plain_cells import plain_cells
 from raymtl.data.tables.schema import Format
 from raymtl.data.tables.splits import ALIASES
@@ -39,7 +39,7 @@ from raymtl.types import UserError
 
 
 class Block(NamedTuple):
-    """Rows that are read together. `side` is the split that their path says, `task` the one task
+    """Rows that are read together. `split` is the split that their path says, `task` the one task
     they are for.
     """
 
@@ -48,7 +48,7 @@ class Block(NamedTuple):
     start: int = 0
     """Of its rows among those of the file."""
     rows: int | None = None
-    side: int | None = None
+    split: int | None = None
     task: str | None = None
 
 
@@ -121,39 +121,39 @@ class Table:
         table = self.raw(block)
         columns = table.columns
         written = [
-            place
-            for place, field in enumerate(table.schema)
+            index
+            for index, field in enumerate(table.schema)
             if field.name in self.written.columns and is_text(field.type)
         ]
-        found = plain_cells([columns[place] for place in written], self.written.missing)
-        for number, place in enumerate(written):
+        found = plain_cells([columns[index] for index in written], self.written.missing)
+        for number, index in enumerate(written):
             numbers = found.numbers.get(number)
             if numbers is None:
-                columns[place] = plainly(columns[place], self.written.missing)
+                columns[index] = plainly(columns[index], self.written.missing)
             else:
-                columns[place] = numbers
+                columns[index] = numbers
         return pa.table(columns, names=table.column_names)
 
     @staticmethod
-    def where(block: Block, row: int) -> str:
+    def locate_row(block: Block, row: int) -> str:
         """The file, and the row in it, counted from 0."""
         return f"{block.file}: row {block.start + row}"
 
 
-def open_table(place: Place, form: Format, reading: Reading, key: str) -> Table:
+def open_table(file_set: FileSet, form: Format, reading: Reading, key: str) -> Table:
     """A table out of these files, whose columns must be the same in all. Raises UserError."""
     files = [
-        name for name in place.files if form == "csv" or name.lower().endswith(ENDINGS[form])
-    ] or [*place.files]
+        name for name in file_set.files if form == "csv" or name.lower().endswith(ENDINGS[form])
+    ] or [*file_set.files]
     blocks: list[Block] = []
     names: list[str] = []
     kinds: dict[str, Kinds] = {}
     delimiters: set[bytes | None] = set()
     missing = missing_words(reading.missing_values)
     for file in files:
-        inside = file.removeprefix(place.root).strip("/").split("/")[:-1]
-        side = next((ALIASES[part.lower()] for part in inside if part.lower() in ALIASES), None)
-        schema, rows_of = _contents(place, file, form, reading)
+        inside = file.removeprefix(file_set.root).strip("/").split("/")[:-1]
+        split = next((ALIASES[part.lower()] for part in inside if part.lower() in ALIASES), None)
+        schema, rows_of = _contents(file_set, file, form, reading)
         repeated = _repeated(schema.names)
         if repeated is not None:
             raise UserError(_of_repeated(file, repeated, form))
@@ -174,20 +174,20 @@ def open_table(place: Place, form: Format, reading: Reading, key: str) -> Table:
         start = 0
         for row_group, rows in rows_of:
             if rows != 0:
-                blocks.append(Block(file, row_group, start, rows, side))
+                blocks.append(Block(file, row_group, start, rows, split))
             start += rows or 0
     if not blocks:
         raise UserError(
-            f"{key}: {files[0] if len(files) == 1 else place.shown}: expected rows, got an empty "
-            "file."
+            f"{key}: {files[0] if len(files) == 1 else file_set.shown}: expected rows, got an "
+            "empty file."
         )
 
     def read(block: Block, wanted: Kinds) -> pa.Table:
-        table = _read_block(place, block, form, reading)
+        table = _read_block(file_set, block, form, reading)
         if form == "csv":
             table = _plain_where(table, wanted, missing)
         table = _as_types(table, {**kinds[block.file], **wanted}, block, reading)
-        inside = block.file.removeprefix(place.root).strip("/").split("/")[:-1]
+        inside = block.file.removeprefix(file_set.root).strip("/").split("/")[:-1]
         for name, value in _of_folders(inside).items():
             table = table.append_column(name, pa.array([value] * len(table)))
         return table.select(names)
@@ -203,7 +203,7 @@ def open_table(place: Place, form: Format, reading: Reading, key: str) -> Table:
     notes = (
         ()
         if reading.columns
-        else _of_header(files[0], _recent.get(_key_of(place, files[0], form, reading)))
+        else _of_header(files[0], _recent.get(_key_of(file_set, files[0], form, reading)))
     )
     written = Cells(frozenset(names) - folders, missing, folders, comma, notes)
     return Table(blocks, names, read, kinds, written)
@@ -224,14 +224,16 @@ def _of_header(file: str, table: pa.Table | None) -> tuple[Note, ...]:
 
 def _plain_where(table: pa.Table, wanted: Kinds, missing: pa.Array) -> pa.Table:
     """With numbers and dates in the columns that files of other formats have as such."""
-    for place, name in enumerate(table.column_names):
+    for index, name in enumerate(table.column_names):
         if name in wanted and not is_text(wanted[name]):
-            table = table.set_column(place, name, plainly(table.column(place), missing))
+            table = table.set_column(index, name, plainly(table.column(index), missing))
     return table
 
 
 def _of_repeated(file: str, name: str, form: Format) -> str:
-    """What is said of a name that two columns have: of a number that there is no header, perhaps."""
+    """What is said of a name that two columns have: of a number that there is no header,
+    perhaps.
+    """
     expected = f"{file}: expected different names of columns, got '{name}' twice."
     if form == "csv" and re.fullmatch(r"[-+.,\deE %]*\d[-+.,\deE %]*", name):
         return f"{expected} Where the file has no header, name its columns in data.columns; else rename one."
@@ -298,11 +300,11 @@ def _number_or_text(name: str, tables: Sequence[Table]) -> pa.DataType | None:
 def _as_types(table: pa.Table, wanted: Kinds, block: Block, reading: Reading) -> pa.Table:
     """The same columns in these types. Raises UserError for a value that cannot be of the type."""
     columns = table.columns
-    for place, field in enumerate(table.schema):
+    for index, field in enumerate(table.schema):
         if field.type == wanted[field.name]:
             continue
         try:
-            columns[place] = as_type(columns[place], wanted[field.name], reading.encoding)
+            columns[index] = as_type(columns[index], wanted[field.name], reading.encoding)
         except (pa.ArrowException, UnicodeDecodeError) as error:
             raise UserError(
                 f"{block.file}: column '{field.name}': expected {wanted[field.name]} in all rows, "
@@ -318,26 +320,28 @@ def _of_folders(folders: Sequence[str]) -> dict[str, str]:
 
 
 def _contents(
-    place: Place, file: str, form: Format, reading: Reading
+    file_set: FileSet, file: str, form: Format, reading: Reading
 ) -> tuple[pa.Schema, list[tuple[int | None, int | None]]]:
     """Names and plain types of the columns, and (row group, rows) of each block."""
     if form == "parquet":
         try:
-            with place.fs.open_input_file(file) as stream:
-                about = pq.ParquetFile(stream, pre_buffer=has_threads(place.fs))
+            with file_set.fs.open_input_file(file) as stream:
+                about = pq.ParquetFile(stream, pre_buffer=has_threads(file_set.fs))
                 rows = [about.metadata.row_group(i).num_rows for i in range(about.num_row_groups)]
-                return _plain_schema(about, place, file, reading), list(enumerate(rows))
+                return _plain_schema(about, file_set, file, reading), list(enumerate(rows))
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{file}: expected a Parquet file, got something else ({reason(error)}). Correct "
                 "data.format or the file."
             ) from None
-    table = _read_block(place, Block(file), form, reading)
+    table = _read_block(file_set, Block(file), form, reading)
     fields = [field.with_type(plainer(field.type)) for field in table.schema]
     return pa.schema(fields, table.schema.metadata), [(None, len(table))]
 
 
-def _plain_schema(about: pq.ParquetFile, where: Place, file: str, reading: Reading) -> pa.Schema:
+def _plain_schema(
+    about: pq.ParquetFile, file_set: FileSet, file: str, reading: Reading
+) -> pa.Schema:
     """Names and plain types; bytes that are texts in the first row group are texts."""
     try:
         stored = about.schema_arrow
@@ -349,30 +353,30 @@ def _plain_schema(about: pq.ParquetFile, where: Place, file: str, reading: Readi
     if about.num_row_groups and len({field.name for field in fields}) == len(fields):
         named = [field.name for field in fields if kind_of_bytes(field.type)]
         if named:
-            first = about.read_row_group(0, columns=named, use_threads=has_threads(where.fs))
+            first = about.read_row_group(0, columns=named, use_threads=has_threads(file_set.fs))
         else:
             first = None
-        for place, field in enumerate(fields):
+        for index, field in enumerate(fields):
             if first is not None and field.name in named:
                 values = as_type(first[field.name], pa.binary())
-                fields[place] = field.with_type(
+                fields[index] = field.with_type(
                     pa.string() if holds_texts(values, reading.encoding) else pa.binary()
                 )
     return pa.schema(fields)
 
 
-def _read_block(place: Place, block: Block, form: Format, reading: Reading) -> pa.Table:
+def _read_block(file_set: FileSet, block: Block, form: Format, reading: Reading) -> pa.Table:
     try:
         if form == "parquet":
-            with place.fs.open_input_file(block.file) as stream:
-                threads = has_threads(place.fs)
+            with file_set.fs.open_input_file(block.file) as stream:
+                threads = has_threads(file_set.fs)
                 opened = pq.ParquetFile(stream, pre_buffer=threads)
                 return opened.read_row_group(block.row_group, use_threads=threads)
-        key = _key_of(place, block.file, form, reading)
+        key = _key_of(file_set, block.file, form, reading)
         found = _recent.get(key)
         if found is not None:
             return found
-        return _recent.keep(key, _read_text(place, block.file, form, reading))
+        return _recent.keep(key, _read_text(file_set, block.file, form, reading))
     except (pa.ArrowException, OSError, EOFError) as error:
         raise UserError(
             f"{block.file}: cannot be read as {form} ({reason(error)}). Correct the file."
@@ -401,13 +405,13 @@ class _Recent:
 _recent = _Recent()
 
 
-def _key_of(place: Place, file: str, form: Format, reading: Reading) -> Hashable:
-    info = place.fs.get_file_info(file)
+def _key_of(file_set: FileSet, file: str, form: Format, reading: Reading) -> Hashable:
+    info = file_set.fs.get_file_info(file)
     return file, info.size, info.mtime_ns, form, reading
 
 
-def _read_text(place: Place, file: str, form: Format, reading: Reading) -> pa.Table:
-    content = place.read(file)
+def _read_text(file_set: FileSet, file: str, form: Format, reading: Reading) -> pa.Table:
+    content = file_set.read(file)
     if form == "mat":
         return _read_mat(content, file)
     content = uncompressed(content, file, form.upper())

@@ -70,7 +70,7 @@ class Readings(NamedTuple):
 
 
 def find_readings(
-    source: FilesConfig, dataset: TableDataset, raw: TableRows, where: LocateRow
+    source: FilesConfig, dataset: TableDataset, raw: TableRows, locate_row: LocateRow
 ) -> Readings:
     """Looks at the cells as they are written. Raises UserError for labels of which it is in doubt
     what they are.
@@ -91,7 +91,7 @@ def find_readings(
         plain = {}
     findings = find_forms(columns, keys, commas_divide=dataset.commas_divide, known=plain)
     found = Readings({}, {}, {}, list(dataset.header_notes))
-    look = _Look(source, dataset, keys, where, findings, found)
+    look = _Look(source, dataset, keys, locate_row, findings, found)
     candidates = dataset.candidates()
     for name, finding in findings.items():
         role = given_role(source, dataset, name)
@@ -141,7 +141,7 @@ class _Look(NamedTuple):
     source: FilesConfig
     dataset: TableDataset
     keys: Keys
-    where: LocateRow
+    locate_row: LocateRow
     findings: Mapping[str, Finding]
     found: Readings
 
@@ -157,7 +157,7 @@ class _Look(NamedTuple):
             return TEXT
         place = columns_named([name])
         if finding.codes:
-            first = rows_named(finding.codes, self.where)
+            first = rows_named(finding.codes, self.locate_row)
             text = f"has codes that begin with 0, such as {shown(column[finding.codes[0]])} ({first}), so it is text"
             self.found.notes.append(Note(place=place, text=text, key="data.inputs"))
         if finding.others:
@@ -179,8 +179,9 @@ class _Look(NamedTuple):
             return TextForm(kind="whole")
         if finding.others:
             raise UserError(
-                f"{key}: {self.where(finding.first)}, column '{name}': expected numbers or dates "
-                f"that leave no doubt, got {doubt(column, finding)}. Say {key_of_doubt(finding)}."
+                f"{key}: {self.locate_row(finding.first)}, column '{name}': expected numbers or "
+                f"dates that leave no doubt, got {doubt(column, finding)}. Say "
+                f"{key_of_doubt(finding)}."
             )
         return finding.best or TextForm(kind="number")
 
@@ -192,7 +193,7 @@ class _Look(NamedTuple):
             what = "dates"
         else:
             what = "numbers"
-        first = rows_named(finding.odd, self.where)
+        first = rows_named(finding.odd, self.locate_row)
         if finding.share < NEARLY_ALL / 2 and (self.keys.decimal or self.keys.thousands):
             keys = " and ".join(
                 f"data.{key}" for key in ("decimal", "thousands") if getattr(self.keys, key)
@@ -287,7 +288,7 @@ class _Look(NamedTuple):
             if few and finding.form not in PLAIN:
                 return TEXT
             return finding.form
-        place = f"data.tasks.{name}: {self.where(finding.first)}, column '{column}'"
+        place = f"data.tasks.{name}: {self.locate_row(finding.first)}, column '{column}'"
         if finding.odd and come_again:
             note = f"{self.oddity(text, finding)}, so they are classes"
             self.found.notes.append(
@@ -296,9 +297,9 @@ class _Look(NamedTuple):
         elif finding.odd:
             row, cell = finding.odd[0], text[finding.odd[0]]
             raise UserError(
-                f"data.tasks.{name}: {self.where(row)}, column '{column}': expected a number or "
-                f"date as in most rows, got {shown(cell)}: {self.oddity(text, finding)}. Correct "
-                "it, or add it to data.missing_values if it stands for nothing."
+                f"data.tasks.{name}: {self.locate_row(row)}, column '{column}': expected a number "
+                f"or date as in most rows, got {shown(cell)}: {self.oddity(text, finding)}. "
+                "Correct it, or add it to data.missing_values if it stands for nothing."
             )
         elif finding.others and not few:
             raise UserError(
@@ -322,7 +323,7 @@ class _Look(NamedTuple):
         """Raises UserError where one class is left because the others count as missing."""
         if task.kind is None and len(pc.unique(text.drop_null())) == 1 and _taken(values, text):
             raise UserError(
-                f"data.tasks.{name}: {self.where(0).rpartition(': ')[0]}: column '{column}': "
+                f"data.tasks.{name}: {self.locate_row(0).rpartition(': ')[0]}: column '{column}': "
                 f"expected labels of two classes at least, got {shown(text.drop_null()[0])} alone: "
                 f"{_taken(values, text)}, which counts as missing. Name it in "
                 f"data.tasks.{name}.classes if it is a class."

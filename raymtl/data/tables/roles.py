@@ -20,7 +20,7 @@ from raymtl.data.tables.folders import FILE, FOLDER
 from raymtl.data.tables.readings import given_role
 from raymtl.data.tables.schema import Role
 from raymtl.data.tables.settings import FilesConfig
-from raymtl.data.tables.splits import UNKNOWN, sides_named
+from raymtl.data.tables.splits import UNKNOWN, splits_named
 from raymtl.data.tables.wide import changing, numbers_without_doubt
 from raymtl.notes import Note
 from raymtl.types import UserError
@@ -34,7 +34,7 @@ ODD = "texts beside numbers"
 OF_PICTURES = re.compile(rf"{FILE}|{FOLDER}\d*")
 
 
-class Inputs(NamedTuple):
+class ChosenInputs(NamedTuple):
     """The columns that are inputs, with their roles; why others are none; and the notes on both."""
 
     roles: dict[str, Role]
@@ -48,15 +48,15 @@ def choose_inputs(
     source: FilesConfig,
     dataset: TableDataset,
     rows: TableRows,
-    where: LocateRow,
+    locate_row: LocateRow,
     oddities: Mapping[str, str],
-) -> Inputs:
+) -> ChosenInputs:
     """`oddities` say why columns that are nearly all numbers are none.
 
     Raises UserError where no column can be learned from, or one that was named.
     """
     candidates = dataset.candidates()
-    chosen = Inputs({}, {}, [], candidates)
+    chosen = ChosenInputs({}, {}, [], candidates)
     sure = numbers_without_doubt(rows.table, candidates)
     columns = dict(zip(rows.table.column_names, rows.table.columns, strict=True))
     for name, named in candidates.items():
@@ -75,8 +75,8 @@ def choose_inputs(
             chosen.roles[name] = role
         elif named:
             raise UserError(
-                f"data.inputs: {where(0).rpartition(': ')[0]}: column '{name}': expected values to "
-                f"learn from, got {why}. Leave it away, or give it a role."
+                f"data.inputs: {locate_row(0).rpartition(': ')[0]}: column '{name}': expected "
+                f"values to learn from, got {why}. Leave it away, or give it a role."
             )
         else:
             chosen.left_out[name] = why
@@ -111,7 +111,7 @@ def _none_of(left_out: Mapping[str, str]) -> UserError:
     return UserError(f"data.inputs: expected a column to learn from, got none: {listed}.{hint}")
 
 
-def _leave_pictures_alone(chosen: Inputs) -> None:
+def _leave_pictures_alone(chosen: ChosenInputs) -> None:
     """Leaves out the columns beside those of pictures. Raises UserError where they were named."""
     pictures = [name for name, role in chosen.roles.items() if role == "picture"]
     for name in [name for name in chosen.roles if pictures and name != pictures[0]]:
@@ -124,7 +124,7 @@ def _leave_pictures_alone(chosen: Inputs) -> None:
         del chosen.roles[name]
 
 
-def _refuse_labels(source: FilesConfig, chosen: Inputs) -> None:
+def _refuse_labels(source: FilesConfig, chosen: ChosenInputs) -> None:
     for name, task in source.tasks.items():
         both = sorted(set(label_columns(name, task)) & set(chosen.roles))
         if both:
@@ -134,7 +134,7 @@ def _refuse_labels(source: FilesConfig, chosen: Inputs) -> None:
             )
 
 
-def _explain_others(source: FilesConfig, dataset: TableDataset, chosen: Inputs) -> None:
+def _explain_others(source: FilesConfig, dataset: TableDataset, chosen: ChosenInputs) -> None:
     """Why columns that were no candidates are no inputs."""
     if source.inputs != "auto":
         return
@@ -160,15 +160,15 @@ def split_column_of(source: FilesConfig, dataset: TableDataset, rows: TableRows)
     if "split" in dataset.names and not any(
         "split" in label_columns(n, t) for n, t in source.tasks.items()
     ):
-        found = sides_named(texts(rows.table["split"]))
+        found = splits_named(texts(rows.table["split"]))
         if (found != UNKNOWN).all() and len(np.unique(found)) > 1:
             return "split"
     return None
 
 
 def without_constants(
-    chosen: Inputs, rows: TableRows, train: np.ndarray, where: LocateRow
-) -> Inputs:
+    chosen: ChosenInputs, rows: TableRows, train: np.ndarray, locate_row: LocateRow
+) -> ChosenInputs:
     """Leaves out numbers that are always the same in the rows for training [N], unless they were
     named.
 
@@ -180,7 +180,7 @@ def without_constants(
         if role not in ("number", "category") or train.all() or name in sure:
             continue
         if role == "number":
-            values = numbers(rows.table[name], name, where)
+            values = numbers(rows.table[name], name, locate_row)
         else:
             values = codes_of(rows.table[name])
         if not is_constant(values, train):
@@ -194,7 +194,7 @@ def without_constants(
             del roles[name]
     if not roles:
         raise _none_of(left_out)
-    return Inputs(roles, left_out, notes, chosen.named)
+    return ChosenInputs(roles, left_out, notes, chosen.named)
 
 
 def left_out_notes(left_out: Mapping[str, str]) -> list[Note]:

@@ -65,7 +65,9 @@ def origins_of(
 
 
 def together(parts: Sequence[RowOrigins]) -> RowOrigins:
-    """The rows of several blocks, one after the other; without their file where it is the only one."""
+    """The rows of several blocks, one after the other; without their file where it is the only
+    one.
+    """
     files = tuple(file for part in parts for file in part.files or ())
     shapes = [part.shapes for part in parts if part.shapes is not None]
     return RowOrigins(

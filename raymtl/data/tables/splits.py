@@ -13,8 +13,8 @@ from raymtl.data.base import SPLITS
 from raymtl.data.tables.columns import is_bytes, is_list, is_number, plain, texts, vectors
 
 ALIASES = {
-    name: side
-    for side, names in enumerate(
+    name: split
+    for split, names in enumerate(
         (
             ("train", "training", "fit"),
             ("val", "valid", "validation", "dev", "eval"),
@@ -27,7 +27,7 @@ UNKNOWN = -1
 """In place of a split's number: the row is in none yet."""
 
 
-def sides_named(names: pa.Array) -> np.ndarray:
+def splits_named(names: pa.Array) -> np.ndarray:
     """The number of the split that each text names, [N] int8; -1 where it names none."""
     known = pa.array(list(ALIASES))
     index = pc.fill_null(pc.index_in(pc.utf8_lower(names), value_set=known), len(known))
@@ -110,18 +110,18 @@ def by_rank(hashed: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     Equal hashes, which are equal groups, are on the same side.
     """
     different, inverse = np.unique(hashed, return_inverse=True)
-    wanted = [side for side, share in enumerate(shares) if share > 0]
-    cuts = np.cumsum([shares[side] for side in wanted]) / sum(shares)
+    wanted = [split for split, share in enumerate(shares) if share > 0]
+    cuts = np.cumsum([shares[split] for split in wanted]) / sum(shares)
     stops = np.round(cuts * len(different)).astype(int)
     if len(different) >= len(wanted):
         for i in range(len(stops)):  # at least one each, as many kept for those after it
             stops[i] = min(max(stops[i], i + 1), len(different) - (len(stops) - 1 - i))
-    sides = np.empty(len(different), np.int8)
+    splits = np.empty(len(different), np.int8)
     start = 0
-    for side, stop in zip(wanted, stops, strict=True):
-        sides[start:stop] = side
+    for split, stop in zip(wanted, stops, strict=True):
+        splits[start:stop] = split
         start = stop
-    found: np.ndarray = sides[inverse]
+    found: np.ndarray = splits[inverse]
     return found
 
 
@@ -134,7 +134,7 @@ def by_threshold(hashed: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     return found
 
 
-def leak(groups: pa.Array, sides: np.ndarray) -> tuple[int, int] | None:
+def leak(groups: pa.Array, splits: np.ndarray) -> tuple[int, int] | None:
     """Two rows of one group on different sides, or None where each group is on one."""
     codes = pc.dictionary_encode(pc.fill_null(groups, "")).indices.to_numpy(zero_copy_only=False)
     if len(codes):
@@ -142,12 +142,12 @@ def leak(groups: pa.Array, sides: np.ndarray) -> tuple[int, int] | None:
     else:
         first = np.zeros(0, np.int64)
     first[codes[::-1]] = np.arange(len(codes))[::-1]
-    other = np.flatnonzero(sides != sides[first[codes]])
+    other = np.flatnonzero(splits != splits[first[codes]])
     if len(other):
         return (int(first[codes[other[0]]]), int(other[0]))
     return None
 
 
-def side_name(side: int) -> str:
+def split_name(split: int) -> str:
     """`train`, `val` or `test`."""
-    return SPLITS[side]
+    return SPLITS[split]

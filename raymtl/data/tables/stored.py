@@ -171,7 +171,9 @@ def kind_of_bytes(kind: pa.DataType) -> bool:
 
 
 def numbers_in(column: pa.ChunkedArray) -> bool:
-    """Whether all these texts are written as numbers are, without zeros before them, as codes have."""
+    """Whether all these texts are written as numbers are, without zeros before them, as codes
+    have.
+    """
     known = texts(column).drop_null()
     if len(known) == 0:
         return True

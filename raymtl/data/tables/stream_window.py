@@ -17,7 +17,7 @@ import numpy as np
 
 from raymtl.data.base import Arrays
 from raymtl.data.tables.dataset import TableDataset
-from raymtl.data.tables.encode import encode, sides_of, unreadable_notes
+from raymtl.data.tables.encode import assign_splits, encode, unreadable_notes
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.types import UserError
 
@@ -84,9 +84,9 @@ class _Reader:
                 [name for names, _ in told for name in names],
                 sum(rows for _, rows in told),
             )  # for what it raises
-        sides = sides_of(self.source, one.given, one.hashed, each_by_itself=True)
+        splits = assign_splits(self.source, one.given, one.hashed, each_by_itself=True)
         labelled = np.any([one.arrays[f"mask/{name}"] for name in self.source.tasks], axis=0)
-        return _Held(one.arrays, np.flatnonzero(labelled & (sides == 0)))
+        return _Held(one.arrays, np.flatnonzero(labelled & (splits == 0)))
 
 
 _READERS: dict[str, _Reader] = {}
