@@ -8,8 +8,8 @@ import warnings
 import ray
 import ray.data
 import ray.train
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
+from raymtl import ray_internals
 from raymtl.cluster import refusal, resolve
 from raymtl.cluster.doctor.check import first_line
 from raymtl.distributed import ENVIRONMENT
@@ -61,7 +61,7 @@ def _silence(address: str) -> str | None:
 
     def ask() -> None:
         with contextlib.suppress(Exception):  # another version, or no token: ray.init says that
-            GcsClient(address=address)
+            ray_internals.connect_to_gcs(address)
         answered.set()
 
     threading.Thread(target=ask, daemon=True).start()

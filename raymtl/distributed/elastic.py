@@ -14,8 +14,8 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2._internal.execution.controller.state import ResizingState, TrainControllerState
+
+from raymtl import ray_internals
 
 PATIENCE_S = 600.0
 """How long the controller waits for that checkpoint, at most."""
@@ -75,7 +75,7 @@ def rescue() -> bool:
     return STOP_REQUEST.rescue()
 
 
-class CheckpointBeforeShutdown(ControllerCallback, WorkerGroupCallback):
+class CheckpointBeforeShutdown:
     """Has the workers keep what they have done before Ray Train's controller, in whose process this
     is, ends them.
     """
@@ -84,19 +84,14 @@ class CheckpointBeforeShutdown(ControllerCallback, WorkerGroupCallback):
         self.workers: Any = None
         self.resizing = False
 
-    def after_worker_group_start(self, worker_group: Any) -> None:
+    def on_group_start(self, worker_group: Any) -> None:
         self.workers = worker_group
         self.resizing = False
 
-    def before_worker_group_shutdown(self, worker_group: Any) -> None:
+    def before_group_shutdown(self, worker_group: Any) -> None:
         until = time.monotonic() + RESCUE_S
         while not self.resizing and time.monotonic() < until:
-            # Not `poll_status`, which tells other callbacks, who have ended already.
-            statuses = worker_group._poll_workers_and_collect_errors(POLL_S)
-            workers = worker_group.get_workers()
-            running = [
-                worker for worker, status in zip(workers, statuses, strict=True) if status.running
-            ]
+            running = ray_internals.running_workers(worker_group, POLL_S)
             rescued = [self._rescued(worker) for worker in running]
             if all(rescued):
                 return
@@ -111,14 +106,11 @@ class CheckpointBeforeShutdown(ControllerCallback, WorkerGroupCallback):
         except RayError:  # lost, or it does not answer in time
             return True
 
-    def after_controller_state_update(
-        self, previous_state: TrainControllerState, current_state: TrainControllerState
-    ) -> None:
-        if isinstance(current_state, ResizingState):
-            self.resizing = True
-            until = time.monotonic() + PATIENCE_S
-            while time.monotonic() < until and not self._kept():
-                time.sleep(POLL_S)
+    def before_resize(self) -> None:
+        self.resizing = True
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until and not self._kept():
+            time.sleep(POLL_S)
 
     def _kept(self) -> bool:
         # Its side effect is wanted, too: a worker that reports waits until the controller has taken

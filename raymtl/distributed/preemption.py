@@ -82,21 +82,16 @@ def watch(ask: Callable[[], float | None], tell: Callable[[float], None]) -> Non
 def drain(seconds: float) -> None:
     """Tells Ray that the machine this runs on is taken after so long."""
     import ray
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-    from ray.core.generated import autoscaler_pb2
+
+    from raymtl import ray_internals
 
     ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
-    context = ray.get_runtime_context()
-    accepted, why = GcsClient(address=context.gcs_address).drain_node(
-        context.get_node_id(),
-        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),  # type: ignore[attr-defined]
-        "the cloud takes this machine",
-        int((time.time() + seconds) * 1000),
-    )
-    print(
-        f"taken in {seconds:.0f} s: {'told' if accepted else f'Ray refuses to hear it ({why})'}",
-        flush=True,
-    )
+    accepted, reason = ray_internals.report_preemption(seconds)
+    if accepted:
+        outcome = "told"
+    else:
+        outcome = f"Ray refuses to hear it ({reason})"
+    print(f"taken in {seconds:.0f} s: {outcome}", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,9 @@ import torch
 from ray.autoscaler.sdk import request_resources
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.exceptions import (
-    WorkerHealthCheckFailedError,
-    WorkerHealthCheckTimeoutError,
-)
 from ray.train.v2.api.exceptions import ControllerError
 
+from raymtl import ray_internals
 from raymtl.cluster import machines
 from raymtl.cluster.capacity import gpus_for, slots
 from raymtl.cluster.doctor.check import first_line
@@ -32,10 +29,6 @@ from raymtl.reporting.ray_metrics import observer
 from raymtl.step.workers import Workers
 from raymtl.training.loop import TrainContext, train_loop
 from raymtl.types import DivergedError, UserError
-
-LOST = (ray.exceptions.RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
-"""What Ray Train says of a worker whose process or machine is gone."""
-
 
 ASK_AGAIN_S = 10.0
 """How often an autoscaling cluster is asked while it grows: another search's asking takes the place
@@ -158,7 +151,10 @@ def train(
                 + math.ceil(patience_s / start_s),
             ),
             logging_config=LoggingConfig(log_level="ERROR"),
-            callbacks=[*callbacks, CheckpointBeforeShutdown()],  # type: ignore[list-item]
+            callbacks=[
+                *callbacks,
+                *ray_internals.controller_callbacks(CheckpointBeforeShutdown()),
+            ],
         ),
     )
     try:
@@ -186,7 +182,8 @@ def why_given_up(error: ray.train.TrainingFailedError) -> str | None:
     if isinstance(error, ControllerError):
         return f"its workers found no room ({first_line(error.controller_failure)})"
     failures = getattr(error, "worker_failures", {}).values()
-    if failures and all(isinstance(failure, LOST) for failure in failures):
+    lost = ray_internals.lost_worker_errors()
+    if failures and all(isinstance(failure, lost) for failure in failures):
         return f"its workers were lost more often than train.max_failures allows ({first_line(next(iter(failures)))})"
     return None
 
@@ -231,7 +228,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
 def machine_leaving() -> bool:
     """Whether the machine of this process is about to be taken away, as Ray was told."""
-    return ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
+    return ray.get_runtime_context().get_node_id() in ray_internals.draining_nodes()
 
 
 def _leaving() -> bool:

@@ -52,7 +52,7 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
         _at_work(experiment, run, "tune") as attempt,
         View(f"raymtl tune {experiment.name}") as view,
         _ray(address, view),
-        _board(experiment, run, view) as board,
+        _board(run, view) as board,
     ):
         ensure_machines(experiment, run, view, searching=True)
         settings = plan(experiment, machines())
@@ -100,7 +100,7 @@ def train_run(
         _at_work(experiment, run, "train") as attempt,
         View(f"raymtl train {experiment.name}") as view,
         _ray(address, view),
-        _board(experiment, run, view) as board,
+        _board(run, view) as board,
     ):
         ensure_machines(experiment, run, view, searching=False)
         least, most = experiment.train.fewest, experiment.train.workers
@@ -139,8 +139,8 @@ def _ray(address: str | None, view: View) -> Iterator[None]:
         ray.shutdown()
 
 
-def _board(experiment: Experiment, run: Path, view: View) -> closing[Dashboard]:
-    return closing(Dashboard(run, experiment.train.max_failures, view.say))
+def _board(run: Path, view: View) -> closing[Dashboard]:
+    return closing(Dashboard(run, view.say))
 
 
 def _train_best(
@@ -154,7 +154,7 @@ def _train_best(
     if not gpus and experiment.train.device == "auto" and ray.cluster_resources().get("GPU"):
         key = workers_key(experiment)
         view.say(f"fewer GPUs than {key}, so they train on CPUs; lower {key} to use the GPUs")
-    board.started("best", searched_values(experiment.search, experiment.flat()))
+    board.on_trial_start("best", searched_values(experiment.search, experiment.flat()))
     with watched({folder: experiment}, view):
         try:
             train(
@@ -176,7 +176,7 @@ def _train_best(
                 f"{folder}: the training was given up, since {why}. When the cluster has room for "
                 "its workers, give the same command with --resume."
             ) from None
-    board.ended("best", "complete", f"val.score {last_score(folder):.4f}")
+    board.on_trial_end("best", "complete", f"val.score {last_score(folder):.4f}")
     view.say("scoring it on held-out episodes")
     options = {"num_cpus": experiment.tune.cpus_per_trial, "name": f"{run.name}/best scoring"}
     results_of([score_remotely.options(**options).remote(folder, arrays, experiment.data)])

@@ -6,12 +6,8 @@ from contextlib import contextmanager
 
 from ray.exceptions import RayActorError
 
+from raymtl import ray_internals
 from raymtl.cluster.doctor.check import first_line
-
-LOGGER = "ray.tune.execution.tune_controller"
-"""Where Tune logs each trial that failed, with the whole traceback. Its name is not of Ray's
-interface: where it is another one, the traceback comes back. Of Ray 2.60.
-"""
 
 
 class _OneLine(logging.Filter):
@@ -37,7 +33,7 @@ class _OneLine(logging.Filter):
 @contextmanager
 def lost_in_one_line(say: Callable[[str], None]) -> Iterator[None]:
     """Within it a lost trial is said in a line, and not as Ray's traceback."""
-    logger = logging.getLogger(LOGGER)
+    logger = ray_internals.tune_logger()
     one_line = _OneLine(say)
     logger.addFilter(one_line)
     try:

@@ -80,7 +80,7 @@ def run_search(
                 name=f"search-{len(ended)}",
                 storage_path=str(run / ".ray"),
                 failure_config=tune.FailureConfig(max_failures=experiment.train.max_failures),
-                callbacks=[Watcher(experiment, run, settings, view, board)],
+                callbacks=[Watcher(experiment, run, view, board)],
                 verbose=0,
             ),
         )

@@ -15,7 +15,7 @@ from raymtl.config import Experiment
 from raymtl.config.domains import default_params, suggest
 from raymtl.storage import atomic, formats
 from raymtl.storage.fence import Attempt
-from raymtl.tune.study import REPORT, open_study, trial_rows
+from raymtl.tune.study import REPORT, open_storage, study_in, trial_rows
 
 PROCESS_ENDED = "the trial's process ended with an error"
 TABLE_SHARE = 0.02
@@ -43,7 +43,9 @@ class Search(Searcher):
         else:
             self.publish = atomic.publish
         self.defaults = experiment.flat()
-        self.study = open_study(run, experiment, attempt)
+        self.storage = open_storage(run, attempt)
+        self.study = study_in(self.storage, experiment)
+        self.study_id = self.storage.get_study_id_from_name(self.study.study_name)
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self.unfinished = [trial.number for trial in running]
         self.numbers: dict[str, int] = {}
@@ -146,10 +148,9 @@ class Search(Searcher):
             self.write_from = ended + (ended - began) / TABLE_SHARE
 
     def _trial(self, number: int) -> optuna.Trial:
-        atomic = self.study._storage
-        return optuna.Trial(
-            self.study, atomic.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
-        )
+        """A trial of the study that can be reported to, though it was asked for earlier."""
+        trial_id = self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
+        return optuna.Trial(self.study, trial_id)
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune keeps a pickle of its parts. Nothing is restored from it: the journal holds

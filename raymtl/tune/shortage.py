@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
+
+from raymtl import ray_internals
 
 
 @contextmanager
@@ -13,21 +13,14 @@ def ends_the_trial_alone() -> Iterator[None]:
     """Within it Tune takes such a trial for one whose process died: it is tried again, or fails,
     and the others go on.
 
-    Ray 2.60 knows this error of its own not where Tune waits for its trials, and would end the
-    whole search.
+    Ray 2.60 does not expect its own error where Tune waits for its trials, and would end the whole
+    search.
     """
-    known = RayActorManager._actor_task_failed
 
-    def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
-        lost = (
-            RayActorError(error_msg=str(exception))
-            if isinstance(exception, OutOfMemoryError)
-            else exception
-        )
-        known(self, tracked_actor_task=tracked_actor_task, exception=lost)
+    def as_lost(error: Exception) -> Exception:
+        if isinstance(error, OutOfMemoryError):
+            return RayActorError(error_msg=str(error))
+        return error
 
-    RayActorManager._actor_task_failed = failed  # type: ignore[method-assign]
-    try:
+    with ray_internals.translated_task_errors(as_lost):
         yield
-    finally:
-        RayActorManager._actor_task_failed = known  # type: ignore[method-assign]

@@ -28,14 +28,23 @@ def open_study(run: Path, experiment: Experiment, attempt: Attempt | None = None
     """The study of the run folder, made if there is none; written by the `attempt` at the run, if
     one is given.
     """
+    return study_in(open_storage(run, attempt), experiment)
+
+
+def open_storage(run: Path, attempt: Attempt | None = None) -> JournalStorage:
+    """The journal of the run folder as Optuna's storage."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    journal = JournalStorage(Journal(run / "study.journal", attempt))
+    return JournalStorage(Journal(run / "study.journal", attempt))
+
+
+def study_in(storage: JournalStorage, experiment: Experiment) -> optuna.Study:
+    """The experiment's study in the storage, made if there is none."""
     directions = [
         StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
         for mode in experiment.tune.modes
     ]
     return optuna.create_study(
-        storage=journal, study_name=experiment.name, directions=directions, load_if_exists=True
+        storage=storage, study_name=experiment.name, directions=directions, load_if_exists=True
     )
 
 

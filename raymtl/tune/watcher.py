@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from raymtl.cluster.capacity import Plan
 from raymtl.config import Experiment
 from raymtl.reporting.terminal import Row, View, described
 from raymtl.training.heartbeat import StallMonitor
@@ -24,10 +23,8 @@ LOOK_S = 2.0
 class Watcher(tune.Callback):
     """Passes what Tune sees on to the view and to the board."""
 
-    def __init__(
-        self, experiment: Experiment, run: Path, plan: Plan, view: View, board: "Dashboard"
-    ) -> None:
-        self.experiment, self.plan, self.view, self.board = experiment, plan, view, board
+    def __init__(self, experiment: Experiment, run: Path, view: View, board: "Dashboard") -> None:
+        self.experiment, self.view, self.board = experiment, view, board
         self.run = run
         self.stall_monitor = StallMonitor(view.say)
         self.looked = -math.inf
@@ -38,13 +35,7 @@ class Watcher(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._show(trial, {}, "running")
-        # Of several workers, it is a run of Ray Train by itself, and this actor waits for it.
-        if self.plan.workers == 1:
-            actor = trial.temporary_state.ray_actor
-        else:
-            actor = None
-        resources = {"CPU": self.plan.cpus, "GPU": self.plan.gpus}
-        self.board.started(trial_name(trial), _values(trial), actor, resources)
+        self.board.on_trial_start(trial_name(trial), _values(trial))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         now = time.monotonic()
@@ -73,16 +64,16 @@ class Watcher(tune.Callback):
             state = "complete"
         shown = self._show(trial, result, state)
         at = f"at step {shown.step} of {shown.steps}"
-        self.board.ended(
+        self.board.on_trial_end(
             trial_name(trial), state, result.get("failed") or f"{at} {shown.score}".rstrip()
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._show(trial, trial.last_result or {}, "failed")
-        self.board.ended(trial_name(trial), "failed", PROCESS_ENDED)
+        self.board.on_trial_end(trial_name(trial), "failed", PROCESS_ENDED)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.board.ended(trial_name(trial), "restarting", PROCESS_ENDED)
+        self.board.on_trial_end(trial_name(trial), "restarting", PROCESS_ENDED)
 
     def _show(self, trial: Any, result: dict[str, Any], state: str) -> Row:
         row = {

@@ -18,6 +18,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch import distributed as dist
 
+from raymtl import ray_internals
 from raymtl.config import Experiment
 from raymtl.data.episodes import build_episodes
 from raymtl.step.meta_gradient import MetaGradient, meta_gradient
@@ -195,7 +196,7 @@ def test_the_controller_waits_for_the_checkpoint_taking_reports_but_for_no_worke
             raise RayActorError
         return end == "kept" and len(polls) > 3
 
-    asks = elastic.CheckpointBeforeShutdown()
+    (asks,) = ray_internals.controller_callbacks(elastic.CheckpointBeforeShutdown())
     asks.after_worker_group_start(
         SimpleNamespace(poll_status=poll_status, execute_single=execute_single)
     )
@@ -235,7 +236,7 @@ def test_the_controller_has_those_that_are_left_write_what_they_have(elastic, mo
             SimpleNamespace(running=rank > 1) for rank in range(4)
         ],
     )
-    elastic.CheckpointBeforeShutdown().before_worker_group_shutdown(group)
+    elastic.CheckpointBeforeShutdown().before_group_shutdown(group)
     assert asked == [2, 3, 2, 3]
 
 

@@ -291,10 +291,11 @@ def test_a_lost_trial_is_one_line_and_a_fault_of_ours_keeps_its_traceback(
 
     from ray.exceptions import RayActorError
 
-    from raymtl.tune.lost import LOGGER, lost_in_one_line
+    from raymtl.ray_internals import tune_logger
+    from raymtl.tune.lost import lost_in_one_line
 
     told: list[str] = []
-    logger = logging.getLogger(LOGGER)
+    logger = tune_logger()
     logger.propagate = True
     with caplog.at_level(logging.ERROR), lost_in_one_line(told.append):
         for error in (

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from raymtl import ray_internals
 from raymtl.cluster.address import TCP_S, refusal
 from raymtl.cluster.capacity import Machines, check
 from raymtl.cluster.doctor import node_checks
@@ -197,6 +198,7 @@ def _answers(node_ids: list[str], probe: Path | None) -> dict[str, Answer]:
 
 def _describing(packages: tuple[str, ...], probe: Path | None) -> Callable[[str], dict[str, Any]]:
     """A function that a node runs: what it is, and whether it could write its file."""
+    asks_for_token = ray_internals.token_probe()
 
     def describe(node: str) -> dict[str, Any]:
         import os
@@ -212,12 +214,7 @@ def _describing(packages: tuple[str, ...], probe: Path | None) -> Callable[[str]
                 about[package] = metadata.version(package)
             except metadata.PackageNotFoundError:
                 about[package] = None
-        try:
-            from ray._raylet import AuthenticationMode, get_authentication_mode  # type: ignore[attr-defined]
-
-            about["token"] = get_authentication_mode() == AuthenticationMode.TOKEN
-        except ImportError:  # another version of Ray, which is said elsewhere
-            about["token"] = None
+        about["token"] = asks_for_token()
         try:
             about["resolves"] = socket.gethostbyname(socket.gethostname())
         except OSError:

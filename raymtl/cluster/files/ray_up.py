@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from raymtl import ray_internals
 from raymtl.cluster.doctor.check import first_line
 from raymtl.cluster.files.documents import PLACEHOLDER
 from raymtl.cluster.files.providers import PROVIDERS
@@ -56,20 +57,18 @@ def algorithms(documents: Sequence[Mapping[str, Any]], folder: Path) -> Iterator
 
 def _as_ray_reads(config: Mapping[str, Any]) -> dict[str, Any]:
     """The file with Ray's defaults. Raises UserError where Ray refuses it."""
-    from ray.autoscaler._private import util  # seconds
-
     try:
         with contextlib.redirect_stdout(
             io.StringIO()
         ):  # Ray warns of mounted files, which matters to Docker alone
-            prepared: dict[str, Any] = util.prepare_config(copy.deepcopy(dict(config)))
-            util.validate_config(prepared)
+            return ray_internals.prepared_cluster_file(copy.deepcopy(dict(config)))
+    except UserError:
+        raise
     except Exception as error:  # Ray and jsonschema raise a dozen kinds
         where = ".".join(map(str, getattr(error, "absolute_path", ())))
         raise UserError(
             f"{where + ': ' if where else ''}Ray refuses the file: {first_line(error)}."
         ) from None
-    return prepared
 
 
 def _numbers(config: Mapping[str, Any]) -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""What the pages and the API of Ray's dashboard are told of the trainings of a run."""
+"""What the pages of Ray's dashboard show of the trainings of a run."""
