@@ -5,8 +5,8 @@
 | energy | heating and cooling load of 768 buildings (Tsanas & Xifara, 2012) | 8, shared | rows |
 | jura | cadmium, cobalt, copper in 359 samples of soil (Goovaerts, 1997) | 15, shared | rows |
 | water | 14 species in 1060 samples of rivers (Dzeroski et al., 2000) | 16, shared | rows |
-| school | exam score, a task for each of 139 schools (Bakker & Heskes, 2003) | 28, own | pupils |
-| parkinsons | total_UPDRS, a task for each of 42 patients (Tsanas et al., 2010) | 19, own | visits |
+| school | exam score, 139 schools (Bakker & Heskes, 2003) | 28, own | pupils |
+| parkinsons | total_UPDRS, 42 patients (Tsanas et al., 2010) | 19, own | visits |
 | digits | two overlapping digits, left and right (scikit-learn) | 8 x 13, shared | source digits |
 
 60 % train, 20 % validate, 20 % test. Inputs are standardised with the mean and spread of the

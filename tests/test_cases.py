@@ -47,7 +47,7 @@ def check_always(seen: Seen) -> None:
 
 
 @pytest.fixture
-def case(request, tmp_path: Path, monkeypatch) -> Path:
+def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the case that the test is about, and its maker run."""
     folder = tmp_path / request.param
     shutil.copytree(CASES / request.param, folder)
@@ -220,7 +220,7 @@ def check_sparse(model: Mapping[str, Any], notes: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the run-data that the cases of `adapt` and of moved data have in common, and its run `runs/t`."""
     folder = tmp_path_factory.mktemp("trained")
     first = next(name for name in FOUND if (CASES / name / "run-data").is_dir())

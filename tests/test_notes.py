@@ -37,7 +37,7 @@ def test_a_note_of_a_part_names_the_part_and_its_keys() -> None:
     ("number", "lines"), [(0, 0), (MOST_LINES, MOST_LINES), (MOST_LINES + 5, MOST_LINES)]
 )
 def test_before_a_training_some_notes_are_printed_and_where_the_others_are(
-    number, lines, capsys
+    number: int, lines: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     notes = [ZIP.model_copy(update={"place": f"column {i}"}) for i in range(number)]
     print_notes(Console(), notes, "c.yaml")

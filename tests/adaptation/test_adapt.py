@@ -6,7 +6,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -41,7 +43,7 @@ def trained(folder: Path, arrays, **values) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, arrays) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, arrays: dict[str, np.ndarray]) -> Path:
     return trained(tmp_path_factory.mktemp("runs") / "small", arrays, data__shots=2)
 
 
@@ -105,7 +107,7 @@ for run in sys.argv[1:]:
 
 
 def test_another_process_adapts_and_predicts_to_the_last_bit_what_this_one_does(
-    arrays, tmp_path
+    arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     """Of every kind of learner: gradient steps, prototypes, a displacement, a context; parameters from memory here."""
     learners = {
@@ -151,7 +153,7 @@ torch.save(network(torch.rand(5, 1, 16, 16)), "said.pt")
 
 
 def test_another_process_carries_to_a_new_task_and_predicts_to_the_last_bit_what_this_one_does(
-    run, arrays, tmp_path
+    run: Path, arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     file = new_task(tmp_path / "mine.parquet", arrays)
     told = carried(run, "model", file, "here")
@@ -187,7 +189,7 @@ BLOCKS = [
     ids=["mlp", "conv"],
 )
 def test_the_lines_of_the_docs_load_the_result_where_raymtl_is_not_installed(
-    block, encoder, arrays, tmp_path
+    block: str, encoder: dict[str, Any], arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     run = trained(tmp_path / "runs" / "quickstart", arrays, **encoder)
     carried(run, "model", new_task(tmp_path / "mine.parquet", arrays), None)
@@ -207,7 +209,7 @@ def test_the_lines_of_the_docs_load_the_result_where_raymtl_is_not_installed(
 
 
 def test_an_episode_is_learned_from_its_support_set_and_scored_by_its_query_set(
-    run, monkeypatch, capsys
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = answer(
         monkeypatch, capsys, "adapt", str(run), "--episode", "1", "--transfer", "feature", "--json",
@@ -248,7 +250,9 @@ def test_an_episode_is_learned_from_its_support_set_and_scored_by_its_query_set(
     assert "feature transfer to" in text and "accuracy" in text and "±" in text
 
 
-def test_numbers_come_back_in_their_own_unit(run, arrays, tmp_path) -> None:
+def test_numbers_come_back_in_their_own_unit(
+    run: Path, arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     values = [1000.0 + 50 * (index % 3) if index < 18 else None for index in range(24)]
     file = new_task(tmp_path / "numbers.parquet", arrays, mine=values)
     told = carried(
@@ -273,7 +277,9 @@ def test_numbers_come_back_in_their_own_unit(run, arrays, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("adapt_teacher", [False, True])
-def test_a_student_of_another_kind_learns_a_task_that_the_run_has(adapt_teacher, run) -> None:
+def test_a_student_of_another_kind_learns_a_task_that_the_run_has(
+    adapt_teacher: bool, run: Path
+) -> None:
     values = {"student__name": "conv", "student__channels": [4], "adapt_teacher": adapt_teacher}
     told = carried(run, "target", None, f"student-{adapt_teacher}", 2, **values)
     saved = load_file(Path(told["folder"]) / "model.safetensors")
@@ -283,7 +289,9 @@ def test_a_student_of_another_kind_learns_a_task_that_the_run_has(adapt_teacher,
     assert network(torch.rand(2, 1, 16, 16)).shape == (2, 10)
 
 
-def test_another_architecture_is_built_again_from_its_folder(arrays, tmp_path) -> None:
+def test_another_architecture_is_built_again_from_its_folder(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     run = trained(tmp_path / "stitched", arrays, sharing__name="cross_stitch", encoder__hidden=[6])
     told = carried(
         run, "model", new_task(tmp_path / "mine.parquet", arrays), reads="right", l2_sp=0
@@ -298,7 +306,9 @@ def test_another_architecture_is_built_again_from_its_folder(arrays, tmp_path) -
     assert network(torch.rand(2, 1, 16, 16)).shape == (2, 3)
 
 
-def test_nothing_is_written_over_and_a_failure_leaves_nothing(run, arrays, tmp_path) -> None:
+def test_nothing_is_written_over_and_a_failure_leaves_nothing(
+    run: Path, arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     file = new_task(tmp_path / "twice.parquet", arrays)
     first = carried(run, "feature", file)["folder"]
     stamp = (Path(first) / "model.safetensors").read_bytes()
@@ -355,7 +365,14 @@ def test_nothing_is_written_over_and_a_failure_leaves_nothing(run, arrays, tmp_p
     ],
 )
 def test_new_tasks_that_cannot_be_are_refused(
-    changes, values, says, run, arrays, monkeypatch, capsys, tmp_path
+    changes: dict[str, Any],
+    values: dict[str, Any],
+    says: str,
+    run: Path,
+    arrays: dict[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     file = new_task(tmp_path / "bad.parquet", arrays, **changes)
     sets = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
@@ -426,7 +443,13 @@ def test_new_tasks_that_cannot_be_are_refused(
         ),
     ],
 )
-def test_transfers_that_cannot_be_are_refused(args, says, run, monkeypatch, capsys) -> None:
+def test_transfers_that_cannot_be_are_refused(
+    args: tuple[str, ...],
+    says: str,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     before = set((run / "adapted").glob("*"))
     message = mistake(monkeypatch, capsys, "adapt", str(run), *args)
     assert says in message
@@ -435,7 +458,7 @@ def test_transfers_that_cannot_be_are_refused(args, says, run, monkeypatch, caps
 
 
 def test_a_new_task_cannot_be_told_by_a_teacher_that_does_not_know_it(
-    run, arrays, tmp_path
+    run: Path, arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     file = new_task(tmp_path / "mine.parquet", arrays)
     with pytest.raises(
@@ -446,7 +469,9 @@ def test_a_new_task_cannot_be_told_by_a_teacher_that_does_not_know_it(
     assert told["task"]["num_classes"] == 3
 
 
-def test_prototypes_teach_after_adapting_alone(arrays, tmp_path) -> None:
+def test_prototypes_teach_after_adapting_alone(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     run = trained(
         tmp_path / "proto",
         arrays,
@@ -461,14 +486,16 @@ def test_prototypes_teach_after_adapting_alone(arrays, tmp_path) -> None:
     assert carried(run, "target", student__name="mlp", adapt_teacher=True)["test"]["before"] is None
 
 
-def test_a_run_that_is_not_finished_is_said(arrays, tmp_path) -> None:
+def test_a_run_that_is_not_finished_is_said(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     experiment().save(tmp_path / "config.yaml")
     with pytest.raises(UserError, match="expected a trained model, got none yet"):
         carried(tmp_path, "feature")
 
 
 @pytest.mark.parametrize("section", ["encoder", "student"])
-def test_a_norm_whose_predictions_hang_together_is_refused(section, run, arrays, tmp_path) -> None:
+def test_a_norm_whose_predictions_hang_together_is_refused(
+    section: str, run: Path, arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     norm = {"name": "conv", "channels": [4], "norm": "batch"}
     if section == "encoder":
         run = trained(
@@ -481,7 +508,9 @@ def test_a_norm_whose_predictions_hang_together_is_refused(section, run, arrays,
         carried(run, "target", student=norm if section == "student" else {"name": "mlp"})
 
 
-def test_a_model_that_predicts_through_its_learner_is_refused(run, monkeypatch) -> None:
+def test_a_model_that_predicts_through_its_learner_is_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = MAML.predict
     shifted = lambda *args: {name: of + 1 for name, of in plain(*args).items()}  # noqa: E731
     monkeypatch.setattr(MAML, "predict", shifted)
@@ -489,7 +518,9 @@ def test_a_model_that_predicts_through_its_learner_is_refused(run, monkeypatch) 
         carried(run, "feature")
 
 
-def test_tasks_with_inputs_of_their_own_are_carried_from_and_to(arrays, tmp_path) -> None:
+def test_tasks_with_inputs_of_their_own_are_carried_from_and_to(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     mixed = {"data__name": "several", "data__episodes": "together", "encoder__hidden": [6]}
     chosen = experiment(**mixed, train__steps=2, train__eval_every=2)
     folder = tmp_path / "several" / "best"

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -67,7 +68,7 @@ def trained(folder: Path, data: dict, steps: int = 2, inner: int = 1, **more) ->
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("flats")
     write_csv(root / "flats.csv", flats())
     trained(root / "run", {"path": str(root / "flats.csv"), "tasks": TASKS, "group": "landlord"})
@@ -90,7 +91,7 @@ def predictions(told: dict) -> list[dict]:
     return pq.read_table(Path(told["folder"]) / "predictions.parquet").to_pylist()
 
 
-def test_rows_are_encoded_as_those_of_the_run_whatever_else_is_in_their_file(home) -> None:
+def test_rows_are_encoded_as_those_of_the_run_whatever_else_is_in_their_file(home: Path) -> None:
     source = load_model(home / "run" / "best")[0].data
     assert isinstance(source, Files)
     arrays = source.load()
@@ -109,7 +110,7 @@ def test_rows_are_encoded_as_those_of_the_run_whatever_else_is_in_their_file(hom
     assert found.classes["state"] == ("poor", "fair", "good")
 
 
-def test_rows_without_labels_are_predicted_in_their_own_units_and_names(home) -> None:
+def test_rows_without_labels_are_predicted_in_their_own_units_and_names(home: Path) -> None:
     told = adapt_run(home / "run", support_file(home / "new.csv"), 0, 3, None)
     assert (told["support_examples"], told["predicted_examples"], told["scores"]) == (20, 10, {})
     rows = predictions(told)
@@ -128,7 +129,7 @@ def test_rows_without_labels_are_predicted_in_their_own_units_and_names(home) ->
     assert [row["rent.before"] for row in rows] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
-def test_a_query_file_is_predicted_and_scored_by_the_labels_that_it_has(home) -> None:
+def test_a_query_file_is_predicted_and_scored_by_the_labels_that_it_has(home: Path) -> None:
     support = support_file(home / "s.csv")
     bare = support_file(home / "q.csv", without=tuple(TASKS))
     told = adapt_run(home / "run", support, 0, None, "bare", bare)
@@ -144,7 +145,7 @@ def test_a_query_file_is_predicted_and_scored_by_the_labels_that_it_has(home) ->
     assert all(row["has.target"] is None for row in rows)
 
 
-def test_adapting_to_new_rows_follows_their_labels(home) -> None:
+def test_adapting_to_new_rows_follows_their_labels(home: Path) -> None:
     """Flats of another country cost a thousand more: before adapting nobody can know, after it the model does."""
     dear = flats(30, seed=1)
     content = {
@@ -159,7 +160,7 @@ def test_adapting_to_new_rows_follows_their_labels(home) -> None:
 
 
 @pytest.fixture(scope="module")
-def kinds(tmp_path_factory) -> Path:
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of episodes of classes: which of up to four kinds of things a row is of."""
     root = tmp_path_factory.mktemp("kinds")
     rng = np.random.default_rng(0)
@@ -191,7 +192,7 @@ def things(path: Path, names: tuple[str, ...], each: int = 4, labelled: bool = T
     )
 
 
-def test_classes_that_no_run_has_seen_are_learned_from_a_few_rows_of_each(kinds) -> None:
+def test_classes_that_no_run_has_seen_are_learned_from_a_few_rows_of_each(kinds: Path) -> None:
     support = things(kinds / "s.csv", ("unicorn", "griffin", "basilisk"))
     query = things(kinds / "q.csv", ("unicorn", "griffin", "basilisk"), each=5)
     told = adapt_run(kinds / "run", support, 0, None, None, query)
@@ -216,7 +217,7 @@ def test_classes_that_no_run_has_seen_are_learned_from_a_few_rows_of_each(kinds)
         adapt_run(kinds / "run", things(kinds / "x.csv", ("x", "y")), 0, None, None, query)
 
 
-def test_pictures_with_masks_are_adapted_to_and_predicted(tmp_path) -> None:
+def test_pictures_with_masks_are_adapted_to_and_predicted(tmp_path: Path) -> None:
     root = write_scenes(tmp_path / "scenes", 30)
     data = {
         "path": str(root),
@@ -241,7 +242,9 @@ def test_pictures_with_masks_are_adapted_to_and_predicted(tmp_path) -> None:
     assert np.flatnonzero(~found.masks["mask"]).tolist() == [2, 7]  # as its table leaves them away
 
 
-def test_a_new_task_of_twenty_rows_takes_one_command(home, monkeypatch, capsys) -> None:
+def test_a_new_task_of_twenty_rows_takes_one_command(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Whether a flat is large, in words, is nothing that the run was trained on."""
     new = flats(30, seed=3)
     labels = ["large" if size > 60 else "small" for size in new["size (m2)"]]
@@ -275,7 +278,7 @@ def test_a_new_task_of_twenty_rows_takes_one_command(home, monkeypatch, capsys) 
     assert [row["fits.after"] for row in predictions(json.loads(out))] == ["small", "large"]
 
 
-def test_numbers_of_a_new_task_are_read_as_numbers(home) -> None:
+def test_numbers_of_a_new_task_are_read_as_numbers(home: Path) -> None:
     source = load_model(home / "run" / "best")[0].data
     write_csv(
         home / "age.csv", {"city": ["Bonn", "Kiel"], "size (m2)": [50, 60], "age": [12.5, None]}
@@ -306,7 +309,9 @@ def test_numbers_of_a_new_task_are_read_as_numbers(home) -> None:
         ),
     ],
 )
-def test_files_that_do_not_fit_are_refused_in_a_sentence(home, changes, says) -> None:
+def test_files_that_do_not_fit_are_refused_in_a_sentence(
+    home: Path, changes: dict[str, Any], says: str
+) -> None:
     without = tuple(name for name, values in changes.items() if values is None)
     file = support_file(
         home / "bad.csv", without, **{k: v for k, v in changes.items() if v is not None}
@@ -315,7 +320,9 @@ def test_files_that_do_not_fit_are_refused_in_a_sentence(home, changes, says) ->
         adapt_run(home / "run", file, 0, None, None)
 
 
-def test_a_query_takes_a_support_set_and_a_new_task_a_column(home, monkeypatch, capsys) -> None:
+def test_a_query_takes_a_support_set_and_a_new_task_a_column(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "--query: expected --support beside it" in mistake(
         monkeypatch, capsys, "adapt", str(home / "run"), "--query", str(home / "flats.csv")
     )

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from raymtl.adaptation.transfer import (
     parse_transfer,
     split,
 )
+from raymtl.adaptation.transfer.base import Transfer
 from raymtl.encoders import MLPSpec
 from raymtl.types import DivergedError, UserError
 
@@ -412,7 +414,9 @@ X = torch.zeros(6, DIM)
         ),
     ],
 )  # fmt: skip
-def test_examples_that_do_not_fit_are_refused_with_the_reason(way, source, examples, says) -> None:
+def test_examples_that_do_not_fit_are_refused_with_the_reason(
+    way: Transfer, source: Teacher, examples: Examples, says: str
+) -> None:
     with pytest.raises(UserError) as caught:
         way.fit(source, examples)
     assert says in str(caught.value)
@@ -458,7 +462,9 @@ def test_examples_that_do_not_fit_are_refused_with_the_reason(way, source, examp
         ("feature", {"optimiser.lr": float("inf")}, "--set optimiser.lr: expected a finite number"),
     ],
 )
-def test_values_that_cannot_be_are_refused_by_their_dotted_names(way, values, says) -> None:
+def test_values_that_cannot_be_are_refused_by_their_dotted_names(
+    way: str, values: dict[str, Any], says: str
+) -> None:
     with pytest.raises(UserError) as caught:
         parse_transfer(way, values)
     assert says in str(caught.value)

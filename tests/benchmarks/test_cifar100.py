@@ -3,6 +3,7 @@
 import json
 import math
 from concurrent.futures import Future
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,18 +40,20 @@ TINY = Protocol(
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tmp_path_factory: pytest.TempPathFactory):
     return write(tmp_path_factory.mktemp("data"), contents())
 
 
 @pytest.fixture(autouse=True)
-def _few(root, monkeypatch) -> None:
+def _few(root, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raymtl.data.sources.cifar100.PARTS", PER_CLASS)
     monkeypatch.setattr("raymtl.data.formats.cifar100.PARTS", PER_CLASS)
     monkeypatch.setenv("RAYMTL_DATA", str(root))
 
 
-def test_every_method_and_protocol_is_a_configuration_that_can_run(monkeypatch) -> None:
+def test_every_method_and_protocol_is_a_configuration_that_can_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.undo()  # the protocols ask for more pictures than the small folder has
     assert {
         SINGLE,
@@ -100,7 +103,9 @@ def test_errors_are_the_share_of_wrong_classes_of_each_task() -> None:
     assert errors(algorithm, params, right, ExecutionConfig("loop")) == dict.fromkeys(COARSE, 0.0)
 
 
-def test_a_row_is_the_look_with_the_lowest_validation_error_and_repeats_itself(monkeypatch) -> None:
+def test_a_row_is_the_look_with_the_lowest_validation_error_and_repeats_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     looked: list[tuple[dict[str, float], str]] = []
     plain = cifar100.errors
     worse = iter([0.0, 0.5, 0.0, 0.0, 0.5, 0.0])
@@ -126,7 +131,7 @@ def test_a_row_is_the_look_with_the_lowest_validation_error_and_repeats_itself(m
     )
 
 
-def test_training_learns_what_can_be_learned(monkeypatch) -> None:
+def test_training_learns_what_can_be_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures whose class within the superclass is the height of a bar: the test error falls far below chance."""
     arrays = dict(experiment(SINGLE, 0, TINY).data.load())
     within = np.repeat(
@@ -143,7 +148,9 @@ def test_training_learns_what_can_be_learned(monkeypatch) -> None:
         assert np.mean(list(test.values())) < 0.5  # of 0.8
 
 
-def test_what_would_take_too_long_or_diverges_is_told_and_not_run(monkeypatch) -> None:
+def test_what_would_take_too_long_or_diverges_is_told_and_not_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     slow = TINY.model_copy(update={"steps": 10**7, "looks": 1, "most_seconds": 1.0})
     assert cell(0, "hard", slow, "cpu")["not_run"].startswith("too slow: ")
 
@@ -193,7 +200,9 @@ def test_the_scale_changes_the_steps_and_keeps_a_look() -> None:
     assert scaled(PROTOCOLS["gpu"], 2.0).steps == 42_000
 
 
-def test_the_command_runs_what_its_file_does_not_hold(tmp_path, monkeypatch, capsys) -> None:
+def test_the_command_runs_what_its_file_does_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Here:
         """Runs what is submitted at once, in this process."""
 

@@ -1,6 +1,7 @@
 """The benchmark of blood cells: its rows are one configuration, and its scores are those of all pictures once."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tests.data.blood import write_voc
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_voc(tmp_path)
     monkeypatch.setenv("RAYMTL_DATA", str(tmp_path))
     return tmp_path
@@ -28,7 +29,7 @@ def test_every_row_is_the_configuration_with_its_tasks_at_the_same_budget(folder
 
 
 def test_the_model_that_scores_best_in_validation_is_scored_on_all_test_pictures_once(
-    folder, tmp_path
+    folder, tmp_path: Path
 ) -> None:
     chosen = detection.chosen(("boxes", "count"), seed=0, steps=2, unboxed=0.5)
     small = {

@@ -1,5 +1,7 @@
 """The benchmarks of sinusoid and Omniglot: what they train is what they say, and scores are those of `evaluate`."""
 
+from pathlib import Path
+
 import pytest
 
 from benchmarks import omniglot, sinusoid
@@ -22,7 +24,7 @@ def test_every_row_is_trained_on_the_protocol_of_the_reference(row: str) -> None
 
 
 @pytest.mark.parametrize("row", sinusoid.ROWS)
-def test_scores_go_to_ten_inner_steps_whatever_was_trained_with(row: str, tmp_path) -> None:
+def test_scores_go_to_ten_inner_steps_whatever_was_trained_with(row: str, tmp_path: Path) -> None:
     chosen = sinusoid.chosen(row, workers=1, quick=True)
     context = TrainContext(lambda metrics: None, lambda row: None)
     train_loop(chosen, {}, local_batches(chosen, {}), context, tmp_path)
@@ -45,7 +47,9 @@ def test_what_cannot_be_beaten_without_adapting_is_3_006() -> None:
 
 @pytest.mark.parametrize("length", ["quick", "cpu", "full"])
 @pytest.mark.parametrize("learner", omniglot.CONFIGS)
-def test_every_length_of_omniglot_is_a_configuration_of_its_learner(learner: str, length) -> None:
+def test_every_length_of_omniglot_is_a_configuration_of_its_learner(
+    learner: str, length: str
+) -> None:
     chosen = omniglot.chosen(learner, 20, 5, "cpu", 1, length)
     assert (chosen.learner.name, chosen.data.name) == (learner, "omniglot")
     assert (chosen.data.ways, chosen.data.shots, chosen.train.device) == (20, 5, "cpu")

@@ -1,6 +1,7 @@
 """The benchmark of MultiMNIST: what is tried, chosen and scored; on made-up digits, no data is needed."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from tests.conftest import SHARING as ARCHITECTURES
 
 
 @pytest.fixture
-def few(monkeypatch) -> None:
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random digits, and 9 fixed pairs a split."""
     rng = np.random.default_rng(0)
     digits = rng.integers(256, size=(70_000, 28, 28), dtype=np.uint8), rng.integers(10, size=70_000)
@@ -90,7 +91,7 @@ def test_branching_and_hierarchical_are_not_hard_sharing_in_disguise() -> None:
         assert len(set(numbers.values())) == 3
 
 
-def test_a_single_task_learns_nothing_from_the_other(few) -> None:
+def test_a_single_task_learns_nothing_from_the_other(few: None) -> None:
     """Whatever the other task's labels are, its network is moved the same way."""
     experiment = Try(SINGLE, 0.1, False).experiment(
         protocol_of("fixed", "cpu", quick=True), multimnist.FIXED.encoder
@@ -157,7 +158,7 @@ def test_the_table_shows_errors_intervals_and_the_change_against_single_tasks() 
     ("pairs", "size"), [("fixed", "cpu"), ("fresh", "cpu"), ("fresh", "resnet")]
 )
 def test_a_few_steps_of_every_protocol_leave_a_model_that_is_scored_on_all_pairs(
-    few, tmp_path, pairs, size
+    few: None, tmp_path: Path, pairs: str, size: str
 ) -> None:
     protocol, steps_done = protocol_of(pairs, size, quick=True), {}
     tried = Try(HARD, 0.001, True)
@@ -184,7 +185,7 @@ def test_a_few_steps_of_every_protocol_leave_a_model_that_is_scored_on_all_pairs
         assert split != "val" or scores == found["val"]
 
 
-def test_a_try_that_diverges_has_no_score_and_is_never_best(few, tmp_path) -> None:
+def test_a_try_that_diverges_has_no_score_and_is_never_best(few: None, tmp_path: Path) -> None:
     protocol = protocol_of("fixed", "cpu", quick=True)
     found = multimnist.train(Try(HARD, 1e30, False), protocol, tmp_path / "model", "cpu", {})
     assert found["val"] is None and "Lower learner.inner_lr or train.lr" in found["diverged"]
@@ -199,7 +200,9 @@ def test_a_try_that_diverges_has_no_score_and_is_never_best(few, tmp_path) -> No
         (["--data", "nowhere"], "data.folder: expected 47040016 bytes in"),
     ],
 )
-def test_mistakes_are_answered_by_a_sentence(arguments, says, monkeypatch) -> None:
+def test_mistakes_are_answered_by_a_sentence(
+    arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAYMTL_DATA", "elsewhere")
     application = typer.Typer()
     application.command()(multimnist.main)

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +25,7 @@ QUICKSTART = Path(__file__).parent.parent.parent / "tune_configs" / "quickstart.
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, arrays) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, arrays: dict[str, np.ndarray]) -> Path:
     """A run folder with a trained model, as `raymtl train` leaves it."""
     folder = tmp_path_factory.mktemp("runs") / "small"
     chosen = experiment(train__steps=4, train__eval_every=2, name="small")
@@ -56,7 +58,7 @@ def run(tmp_path_factory, arrays) -> Path:
     return folder
 
 
-def call(monkeypatch, *args: str) -> int:
+def call(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
     """Exit status of `raymtl ARGS`, in this process."""
     monkeypatch.setattr(sys, "argv", ["raymtl", *args])
     try:
@@ -66,19 +68,21 @@ def call(monkeypatch, *args: str) -> int:
     return 0
 
 
-def answer(monkeypatch, capsys, *args: str) -> str:
+def answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str) -> str:
     assert call(monkeypatch, *args) == 0
     return capsys.readouterr().out
 
 
-def mistake(monkeypatch, capsys, *args: str) -> str:
+def mistake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str) -> str:
     assert call(monkeypatch, *args) == 2
     message = capsys.readouterr().err
     assert "Traceback" not in message
     return message
 
 
-def test_dry_run_tells_the_plan_and_makes_nothing(monkeypatch, capsys, tmp_path) -> None:
+def test_dry_run_tells_the_plan_and_makes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     out = answer(
         monkeypatch,
         capsys,
@@ -153,7 +157,13 @@ def test_dry_run_tells_the_plan_and_makes_nothing(monkeypatch, capsys, tmp_path)
         (("report", "nowhere"), "nowhere: expected a run folder"),
     ],
 )
-def test_mistakes_exit_with_2_and_one_sentence(args, says, monkeypatch, capsys, tmp_path) -> None:
+def test_mistakes_exit_with_2_and_one_sentence(
+    args: tuple[str, ...],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
     monkeypatch.chdir(tmp_path)
     message = mistake(monkeypatch, capsys, *args)
     assert says in message
@@ -167,7 +177,9 @@ def test_a_mistake_never_imports_ray() -> None:
     assert (done.returncode, done.stdout.strip()) == (2, "False")
 
 
-def test_trials_lists_and_shows_one(run, monkeypatch, capsys) -> None:
+def test_trials_lists_and_shows_one(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     listed = answer(monkeypatch, capsys, "trials", str(run))
     assert "complete" in listed
     assert "failed" in listed
@@ -180,7 +192,7 @@ def test_trials_lists_and_shows_one(run, monkeypatch, capsys) -> None:
 
 
 def test_evaluate_prints_scores_and_says_that_they_are_not_transductive(
-    run, monkeypatch, capsys
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = answer(monkeypatch, capsys, "evaluate", str(run), "--episodes", "4", "--split", "val")
     assert "left accuracy" in out
@@ -196,12 +208,16 @@ def test_evaluate_prints_scores_and_says_that_they_are_not_transductive(
     )
 
 
-def test_report_writes_a_page(run, monkeypatch, capsys) -> None:
+def test_report_writes_a_page(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "report.html" in answer(monkeypatch, capsys, "report", str(run))
     assert (run / "report.html").stat().st_size > 1e6
 
 
-def test_adapt_to_a_held_out_domain(run, monkeypatch, capsys) -> None:
+def test_adapt_to_a_held_out_domain(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     told = json.loads(answer(monkeypatch, capsys, "adapt", str(run), "--episode", "3", "--json"))
     folder = Path(told["folder"])
     rows = pq.read_table(folder / "predictions.parquet").to_pylist()
@@ -233,7 +249,11 @@ def support_file(path: Path, run: Path, arrays, **changes) -> Path:
 
 
 def test_adapt_to_a_file_equals_adapting_by_hand(
-    run, arrays, monkeypatch, capsys, tmp_path
+    run: Path,
+    arrays: dict[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     file = support_file(tmp_path / "mine.parquet", run, arrays)
     told = json.loads(
@@ -285,7 +305,13 @@ def test_adapt_to_a_file_equals_adapting_by_hand(
     ],
 )
 def test_support_files_that_do_not_fit_are_named(
-    changes, says, run, arrays, monkeypatch, capsys, tmp_path
+    changes: dict[str, Any],
+    says: str,
+    run: Path,
+    arrays: dict[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     file = support_file(tmp_path / "bad.parquet", run, arrays, **changes)
     message = mistake(monkeypatch, capsys, "adapt", str(run), "--support", str(file))
@@ -293,7 +319,9 @@ def test_support_files_that_do_not_fit_are_named(
     assert str(file) in message
 
 
-def test_support_files_that_are_none(run, monkeypatch, capsys, tmp_path) -> None:
+def test_support_files_that_are_none(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     (tmp_path / "text.parquet").write_text("hello")
     assert "expected a Parquet file" in mistake(
         monkeypatch, capsys, "adapt", str(run), "--support", str(tmp_path / "text.parquet")
@@ -304,7 +332,7 @@ def test_support_files_that_are_none(run, monkeypatch, capsys, tmp_path) -> None
 
 
 def test_data_that_cannot_be_learned_from_leave_no_run_folder_behind(
-    tmp_path, monkeypatch, capsys
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = write_pictures(tmp_path / "pictures")
     config = tmp_path / "own.yaml"

@@ -45,7 +45,7 @@ def cifar100_of_noise() -> Pictures:
 @pytest.mark.filterwarnings("ignore:.* are left out")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_shipped_configuration_loads_round_trips_and_takes_a_step(
-    path: Path, tmp_path: Path, monkeypatch
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "$RAYMTL_DATA/" in path.read_text() and "RAYMTL_DATA" not in os.environ:
         pytest.skip("needs data in $RAYMTL_DATA")

@@ -4,6 +4,7 @@ import os
 import pickle
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,12 +73,12 @@ def write(root: Path, found: dict[str, dict], protocol: int = 4) -> Path:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("data"), contents())
 
 
 @pytest.fixture(autouse=True)
-def _few(monkeypatch) -> None:
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raymtl.data.sources.cifar100.PARTS", PER_CLASS)
     monkeypatch.setattr("raymtl.data.formats.cifar100.PARTS", PER_CLASS)
 
@@ -99,7 +100,7 @@ def build(source: CIFAR100, count: int, split="train", seed=0, step=0):
     return stack, domains
 
 
-def test_every_superclass_is_a_task_with_inputs_and_five_classes_of_its_own(root) -> None:
+def test_every_superclass_is_a_task_with_inputs_and_five_classes_of_its_own(root: Path) -> None:
     episodes, _ = build(small(root), 4)
     assert set(episodes.query.inputs) == set(COARSE)
     for number, name in enumerate(COARSE):
@@ -118,7 +119,7 @@ def test_every_superclass_is_a_task_with_inputs_and_five_classes_of_its_own(root
             assert len(set(drawn)) == 7
 
 
-def test_fine_and_coarse_are_two_labels_of_the_same_picture(root) -> None:
+def test_fine_and_coarse_are_two_labels_of_the_same_picture(root: Path) -> None:
     source = small(root, episodes="fine_and_coarse", queries=298)
     episodes, _ = build(source, 2)
     for index in range(2):
@@ -138,7 +139,7 @@ def test_fine_and_coarse_are_two_labels_of_the_same_picture(root) -> None:
 
 @pytest.mark.parametrize("episodes", ["superclasses", "fine_and_coarse"])
 def test_validation_is_a_balanced_part_of_the_training_set_and_the_test_is_the_test_set(
-    root, episodes
+    root: Path, episodes: str
 ) -> None:
     source = small(root, episodes=episodes)
     arrays = source.load()
@@ -155,7 +156,7 @@ def test_validation_is_a_balanced_part_of_the_training_set_and_the_test_is_the_t
     assert np.array_equal(arrays["val"], source.load()["val"])
 
 
-def test_an_episode_of_classes_has_pictures_of_its_ways_and_the_name_of_each(root) -> None:
+def test_an_episode_of_classes_has_pictures_of_its_ways_and_the_name_of_each(root: Path) -> None:
     source = small(root, episodes="classes", ways=4, shots=3, queries=6)
     episodes, domains = build(source, 30)
     assert episodes.support.inputs.shape == (30, 12, 3, 32, 32)
@@ -174,7 +175,7 @@ def test_an_episode_of_classes_has_pictures_of_its_ways_and_the_name_of_each(roo
     assert parts == {0, 1}  # pictures of both files
 
 
-def test_cifar_fs_holds_out_the_classes_of_its_authors(root) -> None:
+def test_cifar_fs_holds_out_the_classes_of_its_authors(root: Path) -> None:
     source = small(root, episodes="classes")
     arrays = source.load()
     for split, size in {"train": 64, "val": 16, "test": 20}.items():
@@ -190,7 +191,7 @@ def test_cifar_fs_holds_out_the_classes_of_its_authors(root) -> None:
     assert source.sizes(arrays) == {"class": 64 * 17}
 
 
-def test_fc100_holds_out_whole_superclasses(root) -> None:
+def test_fc100_holds_out_whole_superclasses(root: Path) -> None:
     arrays = small(root, episodes="classes", split="fc100").load()
     held = {"val": {8, 11, 13, 16}, "test": {0, 7, 12, 14}}
     for split, size in {"train": 60, "val": 20, "test": 20}.items():
@@ -201,7 +202,7 @@ def test_fc100_holds_out_whole_superclasses(root) -> None:
         assert arrays[split].shape == (size, 17)
 
 
-def test_ways_and_shots_may_vary_from_episode_to_episode(root) -> None:
+def test_ways_and_shots_may_vary_from_episode_to_episode(root: Path) -> None:
     source = small(root, episodes="classes", ways=(2, 4), shots=(1, 3))
     stacks, _ = build_episodes(
         source, source.load(), seed=0, split="test", step=0, indices=range(90)
@@ -231,7 +232,7 @@ def test_augmentation_draws_every_crop_of_the_padded_picture_and_its_mirror_alik
     assert all(50 < count < 160 for count in counts.values())  # 100 on average
 
 
-def test_pictures_are_augmented_in_training_alone_and_with_the_same_labels(root) -> None:
+def test_pictures_are_augmented_in_training_alone_and_with_the_same_labels(root: Path) -> None:
     for split in SPLITS:
         plain, _ = build(small(root), 3, split)
         moved, _ = build(small(root, augment=True), 3, split)
@@ -249,7 +250,9 @@ def test_pictures_are_augmented_in_training_alone_and_with_the_same_labels(root)
 
 
 @pytest.mark.parametrize("episodes", ["superclasses", "fine_and_coarse", "classes"])
-def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(root, episodes) -> None:
+def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(
+    root: Path, episodes: str
+) -> None:
     source = small(root, episodes=episodes, augment=True)
     task = source.task_names[0]
 
@@ -268,7 +271,7 @@ def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(root, episo
         assert not torch.equal(seen(whole, 5), seen(other[0], 5))
 
 
-def test_some_of_the_tasks_can_be_taken_alone(root) -> None:
+def test_some_of_the_tasks_can_be_taken_alone(root: Path) -> None:
     source = small(root).select_tasks(("trees", "fish"))
     assert CIFAR100.model_validate(source.model_dump()) == source
     assert (
@@ -284,7 +287,7 @@ def test_some_of_the_tasks_can_be_taken_alone(root) -> None:
     assert set(coarse.query.targets) == {"coarse"}
 
 
-def test_without_support_an_episode_has_as_many_labelled_examples_as_there_are(root) -> None:
+def test_without_support_an_episode_has_as_many_labelled_examples_as_there_are(root: Path) -> None:
     for episodes, labelled in {"superclasses": 7, "classes": 5 * 7}.items():
         source = small(root, episodes=episodes).as_supervised()
         assert CIFAR100.model_validate(source.model_dump()) == source
@@ -297,7 +300,7 @@ def test_without_support_an_episode_has_as_many_labelled_examples_as_there_are(r
     ("sharing", "weighting"),
     [("hard", "pcgrad"), ("cross_stitch", "nash_mtl"), ("mmoe", "uncertainty")],
 )
-def test_a_step_of_twenty_tasks_moves_every_head(root, sharing, weighting) -> None:
+def test_a_step_of_twenty_tasks_moves_every_head(root: Path, sharing: str, weighting: str) -> None:
     values = {
         "data.name": "cifar100",
         "data.folder": str(root),
@@ -351,13 +354,15 @@ def test_a_step_of_twenty_tasks_moves_every_head(root, sharing, weighting) -> No
         ),
     ],
 )
-def test_impossible_sources_are_refused(root, values, says) -> None:
+def test_impossible_sources_are_refused(root: Path, values: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         small(root, **values)
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_folders_are_read_whatever_the_protocol_of_their_pickles(tmp_path, root, protocol) -> None:
+def test_folders_are_read_whatever_the_protocol_of_their_pickles(
+    tmp_path: Path, root: Path, protocol: int
+) -> None:
     found = contents()
     if protocol == 2:  # as Python 2 wrote them: texts for bytes, and numpy's old module
         for part in PER_CLASS:
@@ -401,7 +406,7 @@ class Calls:
         return self.function, self.given
 
 
-def test_a_pickle_that_calls_anything_else_is_refused_and_does_nothing(tmp_path) -> None:
+def test_a_pickle_that_calls_anything_else_is_refused_and_does_nothing(tmp_path: Path) -> None:
     touched = tmp_path / "touched"
     for number, call in enumerate(
         [
@@ -442,7 +447,9 @@ def changed(part: str, key: str, change) -> dict[str, dict]:
         (changed("meta", "fine_label_names", lambda v: v[:-1] + v[:1]), "the 100 classes and 20 superclasses"),
     ],
 )  # fmt: skip
-def test_a_folder_with_other_contents_is_answered_with_the_file(tmp_path, found, says) -> None:
+def test_a_folder_with_other_contents_is_answered_with_the_file(
+    tmp_path: Path, found: dict[str, Any], says: str
+) -> None:
     with pytest.raises(
         UserError, match=f"data.folder: .*{says}.*raymtl data fetch cifar100"
     ) as caught:
@@ -450,7 +457,9 @@ def test_a_folder_with_other_contents_is_answered_with_the_file(tmp_path, found,
     assert "\n" not in str(caught.value)
 
 
-def test_missing_or_broken_data_is_answered_with_the_remedy(tmp_path, root, monkeypatch) -> None:
+def test_missing_or_broken_data_is_answered_with_the_remedy(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("RAYMTL_DATA", raising=False)
     with pytest.raises(
         UserError, match=r"data.folder: expected the folder that holds cifar-100-python.*data fetch"
@@ -473,7 +482,9 @@ def test_missing_or_broken_data_is_answered_with_the_remedy(tmp_path, root, monk
 
 
 @needs_data
-def test_real_classes_are_told_apart_by_their_mean_pictures_alone(monkeypatch) -> None:
+def test_real_classes_are_told_apart_by_their_mean_pictures_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Nearest class mean of the training pictures: above the chance of 1 in 5 on test pictures of most superclasses."""
     monkeypatch.setattr("raymtl.data.sources.cifar100.PARTS", {"train": 500, "test": 100})
     monkeypatch.setattr("raymtl.data.formats.cifar100.PARTS", {"train": 500, "test": 100})
@@ -493,7 +504,9 @@ def test_real_classes_are_told_apart_by_their_mean_pictures_alone(monkeypatch) -
 
 
 @needs_data
-def test_the_real_split_of_cifar_fs_has_no_class_that_is_not_there(monkeypatch) -> None:
+def test_the_real_split_of_cifar_fs_has_no_class_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("raymtl.data.sources.cifar100.PARTS", {"train": 500, "test": 100})
     monkeypatch.setattr("raymtl.data.formats.cifar100.PARTS", {"train": 500, "test": 100})
     for split, sizes in {"cifar_fs": (64, 16, 20), "fc100": (60, 20, 20)}.items():

@@ -113,7 +113,9 @@ def there(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
 
-def test_a_file_is_fetched_checked_unpacked_and_nothing_else_is_left(server, tmp_path) -> None:
+def test_a_file_is_fetched_checked_unpacked_and_nothing_else_is_left(
+    server: Server, tmp_path: Path
+) -> None:
     named = one_file(server)
     said = fetched(named, tmp_path / "new" / "root")
     assert there(tmp_path) == {"new/root/MNIST/raw/numbers"}
@@ -125,7 +127,7 @@ def test_a_file_is_fetched_checked_unpacked_and_nothing_else_is_left(server, tmp
     assert missing(named, tmp_path / "new" / "root") == []
 
 
-def test_what_is_there_and_right_is_not_asked_for_again(server, tmp_path) -> None:
+def test_what_is_there_and_right_is_not_asked_for_again(server: Server, tmp_path: Path) -> None:
     named = one_file(server)
     other = Part("other", (server.archive("other.gz", gzip.compress(b"other")),), of_size(5))
     both = named._replace(parts=(*named.parts, other))
@@ -135,7 +137,7 @@ def test_what_is_there_and_right_is_not_asked_for_again(server, tmp_path) -> Non
     assert [name for name, _ in server.asked] == ["numbers.gz", "other.gz"]
 
 
-def test_two_archives_make_one_folder(server, tmp_path) -> None:
+def test_two_archives_make_one_folder(server: Server, tmp_path: Path) -> None:
     first = server.archive("trainval.tar.gz", tar({"kit/a/1.jpg": b"1", "kit/b/1.xml": b"x"}))
     second = server.archive("test.tar.gz", tar({"kit/a/2.jpg": b"2", "kit/b/2.xml": b"y"}))
     counts = partial(fetching._other_counts, {"a/*.jpg": 2, "b/*.xml": 2})
@@ -145,7 +147,7 @@ def test_two_archives_make_one_folder(server, tmp_path) -> None:
     assert there(tmp_path) == {"kit/a/1.jpg", "kit/a/2.jpg", "kit/b/1.xml", "kit/b/2.xml"}
 
 
-def test_a_zip_is_unpacked_into_its_folder(server, tmp_path) -> None:
+def test_a_zip_is_unpacked_into_its_folder(server: Server, tmp_path: Path) -> None:
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w") as archive:
         archive.writestr("images/A/character01/1.png", b"")
@@ -155,7 +157,7 @@ def test_a_zip_is_unpacked_into_its_folder(server, tmp_path) -> None:
     assert there(tmp_path) == {"py/images/A/character01/1.png"}
 
 
-def test_a_wrong_sum_is_one_sentence_and_nothing_is_kept(server, tmp_path) -> None:
+def test_a_wrong_sum_is_one_sentence_and_nothing_is_kept(server: Server, tmp_path: Path) -> None:
     named = one_file(server, md5="0" * 32)
     for _ in range(2):  # and it is not gone on with
         with pytest.raises(
@@ -168,7 +170,7 @@ def test_a_wrong_sum_is_one_sentence_and_nothing_is_kept(server, tmp_path) -> No
 
 @pytest.mark.parametrize("takes_ranges", [True, False])
 def test_a_broken_connection_leaves_nothing_under_the_final_name_and_is_gone_on_with(
-    server, tmp_path, takes_ranges
+    server: Server, tmp_path: Path, takes_ranges: bool
 ) -> None:
     named, server.takes_ranges = one_file(server), takes_ranges
     server.breaks_after = 400_000
@@ -185,7 +187,9 @@ def test_a_broken_connection_leaves_nothing_under_the_final_name_and_is_gone_on_
     assert server.asked == [("numbers.gz", None), ("numbers.gz", "bytes=400000-")]
 
 
-def test_an_archive_that_was_downloaded_before_is_unpacked_without_asking(server, tmp_path) -> None:
+def test_an_archive_that_was_downloaded_before_is_unpacked_without_asking(
+    server: Server, tmp_path: Path
+) -> None:
     named = one_file(server)
     (tmp_path / ".small.fetching" / "unpacked" / "half").mkdir(parents=True)
     (tmp_path / ".small.fetching" / "numbers.gz").write_bytes(server.files["numbers.gz"])
@@ -193,7 +197,7 @@ def test_an_archive_that_was_downloaded_before_is_unpacked_without_asking(server
     assert server.asked == [] and there(tmp_path) == {"MNIST/raw/numbers"}
 
 
-def test_a_beginning_that_is_not_one_is_fetched_anew(server, tmp_path) -> None:
+def test_a_beginning_that_is_not_one_is_fetched_anew(server: Server, tmp_path: Path) -> None:
     named = one_file(server)
     unfinished = tmp_path / ".small.fetching" / "numbers.gz.part"
     unfinished.parent.mkdir()
@@ -202,7 +206,9 @@ def test_a_beginning_that_is_not_one_is_fetched_anew(server, tmp_path) -> None:
     assert (tmp_path / "MNIST/raw/numbers").read_bytes() == CONTENT
 
 
-def test_a_server_that_does_not_answer_or_lacks_the_file_is_one_sentence(server, tmp_path) -> None:
+def test_a_server_that_does_not_answer_or_lacks_the_file_is_one_sentence(
+    server: Server, tmp_path: Path
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{free.getsockname()[1]}/numbers.gz"
@@ -221,7 +227,9 @@ def test_a_server_that_does_not_answer_or_lacks_the_file_is_one_sentence(server,
     assert there(tmp_path) == {"MNIST/raw/numbers"}
 
 
-def test_a_server_that_falls_silent_is_not_waited_for(tmp_path, monkeypatch) -> None:
+def test_a_server_that_falls_silent_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fetching, "TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/numbers.gz"
@@ -231,7 +239,7 @@ def test_a_server_that_falls_silent_is_not_waited_for(tmp_path, monkeypatch) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_copy_that_is_wrong_is_named_and_left_as_it_is(server, tmp_path) -> None:
+def test_a_copy_that_is_wrong_is_named_and_left_as_it_is(server: Server, tmp_path: Path) -> None:
     named = one_file(server)
     (tmp_path / "MNIST/raw").mkdir(parents=True)
     (tmp_path / "MNIST/raw/numbers").write_bytes(b"mine")
@@ -243,7 +251,7 @@ def test_a_copy_that_is_wrong_is_named_and_left_as_it_is(server, tmp_path) -> No
     assert (tmp_path / "MNIST/raw/numbers").read_bytes() == b"mine" and not server.asked
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(server, tmp_path) -> None:
+def test_a_folder_that_cannot_be_written_is_one_sentence(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(
         UserError, match=r"file.*: cannot be written \(.+\)\. Free space or name another --root"
@@ -275,7 +283,7 @@ def test_sums_and_addresses_are_those_of_torchvision() -> None:
     assert sum(a.num_bytes for p in names["voc2007"].parts for a in p.archives) == 911_052_800
 
 
-def test_cifar_files_are_held_against_the_sums_of_torchvision(tmp_path) -> None:
+def test_cifar_files_are_held_against_the_sums_of_torchvision(tmp_path: Path) -> None:
     for file in ("train", "test", "meta"):
         (tmp_path / "cifar-100-python").mkdir(exist_ok=True)
         (tmp_path / "cifar-100-python" / file).write_bytes(b"other")
@@ -289,7 +297,9 @@ def test_cifar_files_are_held_against_the_sums_of_torchvision(tmp_path) -> None:
         missing(known()["cifar100"], tmp_path)
 
 
-def test_nyuv2_is_had_by_hand_and_its_layout_is_checked(tmp_path, monkeypatch) -> None:
+def test_nyuv2_is_had_by_hand_and_its_layout_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nyuv2 = known()["nyuv2"]
     with pytest.raises(
         UserError,
@@ -308,7 +318,7 @@ def test_nyuv2_is_had_by_hand_and_its_layout_is_checked(tmp_path, monkeypatch) -
         missing(nyuv2, tmp_path)
 
 
-def command(monkeypatch, *given: str) -> int:
+def command(monkeypatch: pytest.MonkeyPatch, *given: str) -> int:
     monkeypatch.setattr(sys, "argv", ["raymtl", "data", "fetch", *given])
     with pytest.raises(SystemExit) as caught:
         main()
@@ -316,14 +326,17 @@ def command(monkeypatch, *given: str) -> int:
 
 
 @pytest.fixture
-def small(server, monkeypatch) -> Server:
+def small(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     named = one_file(server)
     monkeypatch.setattr(fetching, "known", lambda: {"small": named})
     return server
 
 
 def test_the_command_says_what_it_fetches_and_from_where_and_then_checks_it(
-    small, tmp_path, monkeypatch, capsys
+    small: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("RAYMTL_DATA", str(tmp_path))
     assert command(monkeypatch, "small", "--yes") == 0
@@ -337,7 +350,10 @@ def test_the_command_says_what_it_fetches_and_from_where_and_then_checks_it(
 
 
 def test_the_command_asks_and_fetches_nothing_where_the_answer_is_no(
-    small, tmp_path, monkeypatch, capsys
+    small: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -351,7 +367,10 @@ def test_the_command_asks_and_fetches_nothing_where_the_answer_is_no(
 
 
 def test_mistakes_of_the_command_are_one_sentence_and_exit_2(
-    small, tmp_path, monkeypatch, capsys
+    small: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv("RAYMTL_DATA", raising=False)
     small.breaks_after = 1000

@@ -36,7 +36,7 @@ def read(path: Path, **values: object) -> Files:
     ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"],
 )
 @pytest.mark.parametrize("said", ["utf8", "latin1"])
-def test_a_byte_order_mark_says_the_encoding(tmp_path, encoding, said) -> None:
+def test_a_byte_order_mark_says_the_encoding(tmp_path: Path, encoding: str, said: str) -> None:
     mark = "" if encoding in ("utf-8-sig", "utf-16", "utf-32") else "\ufeff"
     (tmp_path / "t.csv").write_bytes((mark + rows("città", CITIES)).encode(encoding))
     found = read(tmp_path / "t.csv", encoding=said).found
@@ -48,14 +48,18 @@ def test_a_byte_order_mark_says_the_encoding(tmp_path, encoding, said) -> None:
     ("encoding", "name"),
     [("latin1", "latin1"), ("cp1252", "windows-1252"), ("utf-16-le", "utf-16-le")],
 )
-def test_an_encoding_that_is_said_holds_for_names_and_values(tmp_path, encoding, name) -> None:
+def test_an_encoding_that_is_said_holds_for_names_and_values(
+    tmp_path: Path, encoding: str, name: str
+) -> None:
     (tmp_path / "t.csv").write_bytes(rows("größe", WESTERN).encode(encoding))
     found = read(tmp_path / "t.csv", encoding=name).found
     assert found.columns[0].column == "größe" and set(found.columns[0].categories) == set(WESTERN)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".arff"])
-def test_another_encoding_is_told_with_the_file_the_line_and_the_key(tmp_path, ending) -> None:
+def test_another_encoding_is_told_with_the_file_the_line_and_the_key(
+    tmp_path: Path, ending: str
+) -> None:
     path = tmp_path / f"t{ending}"
     path.write_bytes(rows("größe", WESTERN).encode("latin1"))
     with pytest.raises(
@@ -66,7 +70,7 @@ def test_another_encoding_is_told_with_the_file_the_line_and_the_key(tmp_path, e
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_utf16_without_a_mark_is_told(tmp_path, encoding) -> None:
+def test_utf16_without_a_mark_is_told(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "t.csv").write_bytes(rows("city", CITIES).encode(encoding))
     with pytest.raises(
         UserError, match=rf"t.csv: expected text in utf8, .* Set data.encoding: {encoding}\."
@@ -78,7 +82,7 @@ def test_utf16_without_a_mark_is_told(tmp_path, encoding) -> None:
 
 
 @pytest.mark.parametrize("name", ["windows1252x", "", "hex", "rot13", "utf 8x", "a\0b"])
-def test_a_name_that_is_no_encoding_is_told(tmp_path, name) -> None:
+def test_a_name_that_is_no_encoding_is_told(tmp_path: Path, name: str) -> None:
     (tmp_path / "t.csv").write_text(rows("city", CITIES))
     with pytest.raises(
         UserError, match=r"data.encoding: expected the name of an encoding, such as utf8"
@@ -90,7 +94,7 @@ ARFF = "% made by hand\n@RELATION 'r s'\n@ATTRIBUTE größe numeric\n@attribute 
 
 
 @pytest.mark.parametrize("encoding", ["utf8", "latin1", "utf-16"])
-def test_arff_is_read_in_its_encoding(tmp_path, encoding) -> None:
+def test_arff_is_read_in_its_encoding(tmp_path: Path, encoding: str) -> None:
     classes = ("ä", "'b, c'", '"d\\\'e"')
     lines = "".join(
         f"{i / 3}, {classes[i % 3]}, 'word w{i % 5}',{'?' if i == 3 else i * 2.5}\n"
@@ -109,7 +113,7 @@ def test_arff_is_read_in_its_encoding(tmp_path, encoding) -> None:
     assert arrays["mask/y"].sum() == 59
 
 
-def test_sparse_arff_and_arff_by_tabs_and_gzip_are_read(tmp_path) -> None:
+def test_sparse_arff_and_arff_by_tabs_and_gzip_are_read(tmp_path: Path) -> None:
     head = "@relation r\n@attribute a numeric\n@attribute k {u,v}\n@attribute y numeric\n@data\n"
     lines = "".join(f"{{0 {i},{'1 v, ' if i % 2 else ''}2 {i * 2}}}\n" for i in range(1, 60))
     (tmp_path / "s.arff.gz").write_bytes(gzip.compress((head + lines).encode()))
@@ -136,7 +140,7 @@ def test_sparse_arff_and_arff_by_tabs_and_gzip_are_read(tmp_path) -> None:
         ("@relation r\n@attribute a {u,v\n@data\n", "line 2: expected the classes of 'a' between"),
     ],
 )
-def test_arff_that_is_none_is_told(tmp_path, content, says) -> None:
+def test_arff_that_is_none_is_told(tmp_path: Path, content: str, says: str) -> None:
     (tmp_path / "t.arff").write_text(content)
     with pytest.raises(UserError, match=rf"t.arff: {says}"):
         read(tmp_path / "t.arff")
@@ -179,7 +183,9 @@ OTHERS = {
 
 @pytest.mark.parametrize("kind", OTHERS)
 @pytest.mark.parametrize("name", ["t.csv", "t.arff", "t.csv.zip", "t"])
-def test_a_file_of_another_kind_is_told_in_one_sentence(tmp_path, kind, name) -> None:
+def test_a_file_of_another_kind_is_told_in_one_sentence(
+    tmp_path: Path, kind: str, name: str
+) -> None:
     content, says = OTHERS[kind]
     (tmp_path / name).write_bytes(content)
     for more in ({}, {"format": "csv"}):
@@ -188,7 +194,7 @@ def test_a_file_of_another_kind_is_told_in_one_sentence(tmp_path, kind, name) ->
         assert str(raised.value).isprintable() and name in str(raised.value)
 
 
-def test_what_is_compressed_is_read_by_its_ending_and_else_told(tmp_path) -> None:
+def test_what_is_compressed_is_read_by_its_ending_and_else_told(tmp_path: Path) -> None:
     for ending, content in (
         (".gz", gzip.compress(TEXT)),
         (".bz2", bz2.compress(TEXT)),
@@ -209,7 +215,7 @@ def test_what_is_compressed_is_read_by_its_ending_and_else_told(tmp_path) -> Non
         read(tmp_path / "cut.csv.gz")
 
 
-def test_parquet_called_csv_is_told_and_read_with_its_format(tmp_path) -> None:
+def test_parquet_called_csv_is_told_and_read_with_its_format(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"x": np.arange(60) / 7, "y": np.arange(60) % 3 * 1.5}), tmp_path / "t.csv"
     )
@@ -236,12 +242,12 @@ def test_parquet_called_csv_is_told_and_read_with_its_format(tmp_path) -> None:
     ],
 )
 def test_the_delimiter_is_what_header_and_rows_have_as_often_outside_of_quotes(
-    text, delimiter
+    text: str, delimiter: str
 ) -> None:
     assert delimiter_of(text) == delimiter
 
 
-def test_a_header_with_quoted_commas_is_read(tmp_path) -> None:
+def test_a_header_with_quoted_commas_is_read(tmp_path: Path) -> None:
     head = '"size, m2";"rent, net, EUR";y\n'
     (tmp_path / "t.csv").write_text(
         head + "".join(f"{i / 7};{i};{i % 3 * 1.5}\n" for i in range(60))
@@ -250,7 +256,9 @@ def test_a_header_with_quoted_commas_is_read(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cost$1", "$HOME", "a$b$c", "${x}"])
-def test_a_folder_may_have_a_dollar_in_its_name(tmp_path, name, monkeypatch) -> None:
+def test_a_folder_may_have_a_dollar_in_its_name(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "d.csv").write_bytes(TEXT)
     monkeypatch.chdir(tmp_path)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,13 +22,13 @@ Written = dict[str, list[Object]]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> tuple[Path, Written]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Written]:
     root = tmp_path_factory.mktemp("boxes")
     return root / "VOCdevkit" / "VOC2007", write_voc(root)
 
 
 @pytest.fixture
-def own(made, tmp_path) -> tuple[Path, Written]:
+def own(made: tuple[Path, Written], tmp_path: Path) -> tuple[Path, Written]:
     """A copy that a test may change."""
     shutil.copytree(made[0], tmp_path / "own")
     return tmp_path / "own", made[1]
@@ -72,7 +73,7 @@ def source(folder: Path, task: dict, **values) -> Files:
     )
 
 
-def test_xml_json_and_tables_say_the_same(made, tmp_path) -> None:
+def test_xml_json_and_tables_say_the_same(made: tuple[Path, Written], tmp_path: Path) -> None:
     folder, written = made
     names = list(written)
     (tmp_path / "boxes.json").write_text(json.dumps(coco(written, names)))
@@ -98,7 +99,7 @@ def test_xml_json_and_tables_say_the_same(made, tmp_path) -> None:
     )
 
 
-def test_a_folder_of_voc_is_the_same_as_the_source_of_its_name(made) -> None:
+def test_a_folder_of_voc_is_the_same_as_the_source_of_its_name(made: tuple[Path, Written]) -> None:
     folder, written = made
     arrays = source(folder, {"path": str(folder / "Annotations")}, size=(18, 24)).load()
     voc = VOC(folder=str(folder.parent.parent), size=(18, 24), flips=()).load()
@@ -109,7 +110,7 @@ def test_a_folder_of_voc_is_the_same_as_the_source_of_its_name(made) -> None:
 
 
 def test_pictures_that_nobody_has_looked_at_are_masked_and_train_the_other_tasks(
-    made, tmp_path
+    made: tuple[Path, Written], tmp_path: Path
 ) -> None:
     folder, written = made
     names = list(written)
@@ -148,7 +149,7 @@ def test_pictures_that_nobody_has_looked_at_are_masked_and_train_the_other_tasks
     )
 
 
-def test_cropping_moves_the_boxes_with_the_picture(made) -> None:
+def test_cropping_moves_the_boxes_with_the_picture(made: tuple[Path, Written]) -> None:
     folder, written = made
     arrays = source(
         folder, {"path": str(folder / "Annotations")}, size=36, resize="crop"
@@ -165,7 +166,7 @@ def test_cropping_moves_the_boxes_with_the_picture(made) -> None:
 
 
 def test_a_crowd_of_coco_and_a_difficult_object_of_voc_are_neither_right_nor_wrong(
-    own, tmp_path
+    own: tuple[Path, Written], tmp_path: Path
 ) -> None:
     folder, written = own
     content = coco(written, list(written))
@@ -182,7 +183,9 @@ def test_a_crowd_of_coco_and_a_difficult_object_of_voc_are_neither_right_nor_wro
     np.testing.assert_array_equal(as_voc["target/things"], found["target/things"])
 
 
-def test_annotations_are_found_by_path_name_or_name_without_ending(own, tmp_path) -> None:
+def test_annotations_are_found_by_path_name_or_name_without_ending(
+    own: tuple[Path, Written], tmp_path: Path
+) -> None:
     folder, written = own
     names = list(written)
     for part, some in (("a", names[:20]), ("b", names[20:])):
@@ -210,7 +213,7 @@ def test_annotations_are_found_by_path_name_or_name_without_ending(own, tmp_path
     ).sum() == 1
 
 
-def test_columns_of_a_table_may_have_any_names(made, tmp_path) -> None:
+def test_columns_of_a_table_may_have_any_names(made: tuple[Path, Written], tmp_path: Path) -> None:
     folder, written = made
     names = ["bild", "art", "links", "oben", "rechts", "unten"]
     write_csv(
@@ -236,7 +239,9 @@ def test_columns_of_a_table_may_have_any_names(made, tmp_path) -> None:
         ),
     ],
 )
-def test_what_is_no_coco_is_told_with_its_annotation(made, tmp_path, change, says) -> None:
+def test_what_is_no_coco_is_told_with_its_annotation(
+    made: tuple[Path, Written], tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
     content = coco(made[1], list(made[1]))
     content["annotations"][0] |= change
     (tmp_path / "b.json").write_text(json.dumps(content))
@@ -256,7 +261,9 @@ def test_what_is_no_coco_is_told_with_its_annotation(made, tmp_path, change, say
         ({"path": "EMPTY", "kind": "detection"}, r"expected a folder of XML as of Pascal VOC, JSON as of COCO, or a table"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_sentence(made, tmp_path, task, says) -> None:
+def test_mistakes_are_one_sentence(
+    made: tuple[Path, Written], tmp_path: Path, task: dict[str, Any], says: str
+) -> None:
     (tmp_path / "others").mkdir()
     (tmp_path / "others" / "other.xml").write_text(xml([("disc", 1, 1, 9, 9)]))
     (tmp_path / "b.json").write_text('{"categories": []}')
@@ -279,7 +286,9 @@ def test_mistakes_are_one_sentence(made, tmp_path, task, says) -> None:
         source(made[0], task)
 
 
-def test_faulty_boxes_and_annotations_are_counted_named_and_left_out(own) -> None:
+def test_faulty_boxes_and_annotations_are_counted_named_and_left_out(
+    own: tuple[Path, Written],
+) -> None:
     folder, _ = own
     (folder / "Annotations" / "p001.xml").write_text(
         xml([("disc", 3, 3, 3, 9), ("disc", 3, 3, 9, 9)])
@@ -296,7 +305,9 @@ def test_faulty_boxes_and_annotations_are_counted_named_and_left_out(own) -> Non
     assert not arrays["mask/things"][2] and arrays["mask/things"].sum() == 39
 
 
-def test_inspection_counts_the_boxes_of_every_class_and_draws_them(made, tmp_path) -> None:
+def test_inspection_counts_the_boxes_of_every_class_and_draws_them(
+    made: tuple[Path, Written], tmp_path: Path
+) -> None:
     folder, written = made
     files = source(folder, {"path": str(folder / "Annotations")}, size=(96, 96))
     told, arrays = inspect(files, 0)

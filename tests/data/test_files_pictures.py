@@ -5,6 +5,7 @@ import shutil
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,11 +42,11 @@ def plain_pictures(root: Path, number: int = 40) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("own") / "Bilder 1.0")
 
 
-def test_pictures_of_all_kinds_with_four_kinds_of_labels_train_a_step(pictures) -> None:
+def test_pictures_of_all_kinds_with_four_kinds_of_labels_train_a_step(pictures: Path) -> None:
     data = {"name": "files", "path": str(pictures), "size": 12, "tasks": PICTURE_TASKS}
     chosen = Experiment.model_validate(
         {
@@ -83,7 +84,7 @@ def test_pictures_of_all_kinds_with_four_kinds_of_labels_train_a_step(pictures) 
     )
 
 
-def test_labels_are_those_of_the_row_that_names_the_picture(pictures) -> None:
+def test_labels_are_those_of_the_row_that_names_the_picture(pictures: Path) -> None:
     source = Files(
         path=str(pictures), size=4, tasks={"colour": {}, "folder": {"column": "folder1"}}
     )
@@ -93,7 +94,7 @@ def test_labels_are_those_of_the_row_that_names_the_picture(pictures) -> None:
     np.testing.assert_array_equal(arrays["target/colour"][known], arrays["target/folder"][known])
 
 
-def test_grey_pictures_have_one_channel_and_the_folder_is_a_class(tmp_path) -> None:
+def test_grey_pictures_have_one_channel_and_the_folder_is_a_class(tmp_path: Path) -> None:
     source = Files(
         path=str(plain_pictures(tmp_path)), size=(4, 6), tasks={"light": {"column": "folder"}}
     )
@@ -103,7 +104,7 @@ def test_grey_pictures_have_one_channel_and_the_folder_is_a_class(tmp_path) -> N
     np.testing.assert_array_equal(arrays["target/light"], arrays["inputs"][:, 0, 0, 0] >= 100)
 
 
-def test_folders_named_as_splits_are_the_splits(tmp_path) -> None:
+def test_folders_named_as_splits_are_the_splits(tmp_path: Path) -> None:
     for split, number in (("train", 20), ("valid", 8), ("test", 6)):
         plain_pictures(tmp_path / split, number)
     source = Files(path=str(tmp_path), size=4, tasks={"light": {"column": "folder"}})
@@ -112,7 +113,7 @@ def test_folders_named_as_splits_are_the_splits(tmp_path) -> None:
     assert "folder1" not in source.found.left_out
 
 
-def test_a_table_can_name_the_pictures(tmp_path) -> None:
+def test_a_table_can_name_the_pictures(tmp_path: Path) -> None:
     plain_pictures(tmp_path / "p")
     names = [f"p/{('dark', 'light')[i % 2]}/{i}.png" for i in range(40)]
     write_csv(tmp_path / "table.csv", {"which": names, "value": [i / 2 for i in range(40)]})
@@ -125,7 +126,7 @@ def test_a_table_can_name_the_pictures(tmp_path) -> None:
     )
 
 
-def test_pictures_can_stand_in_the_table(tmp_path) -> None:
+def test_pictures_can_stand_in_the_table(tmp_path: Path) -> None:
     contents = [png(np.full((5, 5), i, np.uint8)) for i in range(40)]
     for values in (contents, [{"bytes": content, "path": None} for content in contents]):
         pq.write_table(pa.table({"image": values, "y": np.arange(40) / 3}), tmp_path / "t.parquet")
@@ -161,7 +162,7 @@ def test_stretching_keeps_all_and_cropping_the_proportion() -> None:
     np.testing.assert_array_equal(cropped, wide[0, 15:25])
 
 
-def test_unreadable_pictures_are_counted_named_and_left_out_up_to_a_share(tmp_path) -> None:
+def test_unreadable_pictures_are_counted_named_and_left_out_up_to_a_share(tmp_path: Path) -> None:
     root = plain_pictures(tmp_path, 40)
     (root / "dark" / "0.png").write_bytes(b"\x89PNG no picture")
     whole = (root / "light" / "1.png").read_bytes()
@@ -181,7 +182,9 @@ def test_unreadable_pictures_are_counted_named_and_left_out_up_to_a_share(tmp_pa
         Files(path=str(root), size=4, tasks={"light": {"column": "folder"}}).load()
 
 
-def test_a_picture_that_a_table_names_and_that_is_not_there_counts_as_unreadable(tmp_path) -> None:
+def test_a_picture_that_a_table_names_and_that_is_not_there_counts_as_unreadable(
+    tmp_path: Path,
+) -> None:
     plain_pictures(tmp_path / "p", 20)
     names = [f"p/{('dark', 'light')[i % 2]}/{i}.png" for i in range(20)] + ["p/gone.png"]
     write_csv(tmp_path / "t.csv", {"which": names, "y": [i / 2 for i in range(21)]})
@@ -202,13 +205,15 @@ def test_a_picture_that_a_table_names_and_that_is_not_there_counts_as_unreadable
         ),
     ],
 )
-def test_labels_that_do_not_fit_the_pictures_are_told(tmp_path, labels, says) -> None:
+def test_labels_that_do_not_fit_the_pictures_are_told(
+    tmp_path: Path, labels: dict[str, Any], says: str
+) -> None:
     write_csv(plain_pictures(tmp_path) / "labels.csv", labels)
     with pytest.raises(UserError, match=says):
         Files(path=str(tmp_path), size=4, tasks={"y": {}})
 
 
-def test_names_may_stand_without_folder_or_ending(tmp_path) -> None:
+def test_names_may_stand_without_folder_or_ending(tmp_path: Path) -> None:
     root = plain_pictures(tmp_path)
     write_csv(
         root / "labels.csv", {"id": [str(i) for i in range(40)], "y": [i * 1.5 for i in range(40)]}
@@ -221,7 +226,7 @@ def test_names_may_stand_without_folder_or_ending(tmp_path) -> None:
 
 
 def test_pictures_that_a_table_names_are_found_in_folders_below_it_beside_masks_and_boxes_of_the_same_names(
-    tmp_path,
+    tmp_path: Path,
 ) -> None:
     rng = np.random.default_rng(0)
     names = [f"p{i:02d}.png" for i in range(30)]
@@ -298,7 +303,9 @@ def by_name(source: Files) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("most", "white"), [(200, 255), (299, 1023), (4095, 4095), (16000, 16383), (40000, 65535)]
 )
-def test_deep_pictures_are_scaled_alike_by_the_bits_that_the_set_has(tmp_path, most, white) -> None:
+def test_deep_pictures_are_scaled_alike_by_the_bits_that_the_set_has(
+    tmp_path: Path, most: int, white: int
+) -> None:
     pictures = {f"{i:02d}.png": pixels for i, pixels in enumerate(ramps(40, most))}
     source = source_of(saved(tmp_path, pictures))
     assert source.found.shades == Shades(black=0, white=white, fractions=False)
@@ -309,7 +316,7 @@ def test_deep_pictures_are_scaled_alike_by_the_bits_that_the_set_has(tmp_path, m
     assert note.key == "data.value_range" and f"0 is black and {white} white" in note.text
 
 
-def test_pictures_of_8_bits_beside_deeper_ones_keep_their_own_white(tmp_path) -> None:
+def test_pictures_of_8_bits_beside_deeper_ones_keep_their_own_white(tmp_path: Path) -> None:
     deep = {f"{i:02d}.png": pixels for i, pixels in enumerate(ramps(20, 4000))}
     flat = {f"{i:02d}f.png": pixels for i, pixels in enumerate(ramps(20, 255, np.uint8))}
     source = source_of(saved(tmp_path, {**deep, **flat}))
@@ -320,7 +327,7 @@ def test_pictures_of_8_bits_beside_deeper_ones_keep_their_own_white(tmp_path) ->
     assert "255 in the" in note.text
 
 
-def test_floats_are_taken_from_0_to_1_or_in_the_range_that_is_said(tmp_path) -> None:
+def test_floats_are_taken_from_0_to_1_or_in_the_range_that_is_said(tmp_path: Path) -> None:
     unit = {f"{i:02d}.tif": pixels for i, pixels in enumerate(ramps(20, 1.0, np.float32))}
     seen = by_name(source_of(saved(tmp_path / "unit", unit)))
     np.testing.assert_array_equal(seen["07.tif"], np.rint(unit["07.tif"].astype(float) * 255))
@@ -342,7 +349,7 @@ def test_floats_are_taken_from_0_to_1_or_in_the_range_that_is_said(tmp_path) -> 
         source_of(mixed)
 
 
-def test_values_beyond_the_range_are_cut_off_and_told(tmp_path) -> None:
+def test_values_beyond_the_range_are_cut_off_and_told(tmp_path: Path) -> None:
     pictures = {f"{i:02d}.png": pixels for i, pixels in enumerate(ramps(20, 4000))}
     source = source_of(saved(tmp_path, pictures), value_range=(0, 3000))
     arrays = source.load()
@@ -358,7 +365,7 @@ def test_values_beyond_the_range_are_cut_off_and_told(tmp_path) -> None:
         source_of(tmp_path, value_range=(3000, 0))
 
 
-def test_colours_of_16_bits_keep_what_is_in_their_lower_8(tmp_path) -> None:
+def test_colours_of_16_bits_keep_what_is_in_their_lower_8(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     colours = {
         f"{i:02d}.png": rng.integers(0, 4096, (6, 6, 3)).astype(np.uint16) for i in range(20)
@@ -399,7 +406,7 @@ def png16(pixels: np.ndarray) -> bytes:
     )
 
 
-def test_new_pictures_are_seen_in_the_scale_of_the_run(tmp_path) -> None:
+def test_new_pictures_are_seen_in_the_scale_of_the_run(tmp_path: Path) -> None:
     source = source_of(
         saved(tmp_path / "run", {f"{i:02d}.png": p for i, p in enumerate(ramps(20, 4000))})
     )
@@ -414,7 +421,7 @@ def test_new_pictures_are_seen_in_the_scale_of_the_run(tmp_path) -> None:
 
 
 def test_an_oversized_picture_counts_as_unreadable_in_grey_and_colour(
-    tmp_path, monkeypatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
     root = plain_pictures(tmp_path, 40)  # of 108 pixels
@@ -426,7 +433,7 @@ def test_an_oversized_picture_counts_as_unreadable_in_grey_and_colour(
     assert "1 of 41 pictures cannot be read: dark/huge.png (Image size" in note.text
 
 
-def test_names_with_an_underscore_are_read_and_hidden_ones_told(tmp_path) -> None:
+def test_names_with_an_underscore_are_read_and_hidden_ones_told(tmp_path: Path) -> None:
     root = plain_pictures(tmp_path, 20)
     for i, path in enumerate(sorted(root.rglob("*.png"))):
         path.rename(path.with_name(f"_DSC{i:04d}.JPG"))
@@ -457,7 +464,7 @@ def test_names_with_an_underscore_are_read_and_hidden_ones_told(tmp_path) -> Non
         source_of(hidden)
 
 
-def test_files_of_other_kinds_and_rows_without_a_picture_are_noted(tmp_path) -> None:
+def test_files_of_other_kinds_and_rows_without_a_picture_are_noted(tmp_path: Path) -> None:
     root = plain_pictures(tmp_path, 20)
     for name in ("a.heic", "b.heic", "Thumbs.db", "c.psd"):
         (root / "dark" / name).touch()
@@ -478,7 +485,7 @@ def test_files_of_other_kinds_and_rows_without_a_picture_are_noted(tmp_path) -> 
 
 
 @pytest.mark.parametrize("ending", ["jfif", "jp2", "avif", "tga", "pbm"])
-def test_less_common_kinds_of_pictures_are_read(tmp_path, ending) -> None:
+def test_less_common_kinds_of_pictures_are_read(tmp_path: Path, ending: str) -> None:
     for i in range(20):
         (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
         Image.fromarray(np.full((8, 8), 255 * (i % 2), np.uint8)).save(
@@ -488,7 +495,7 @@ def test_less_common_kinds_of_pictures_are_read(tmp_path, ending) -> None:
     np.testing.assert_array_equal(arrays["inputs"][:, 0, 0, 0] > 100, arrays["target/folder"])
 
 
-def test_colours_that_a_set_of_greys_hides_are_noted(tmp_path) -> None:
+def test_colours_that_a_set_of_greys_hides_are_noted(tmp_path: Path) -> None:
     root = saved(
         tmp_path, {f"{i:03d}.png": np.full((9, 12), i % 250, np.uint8) for i in range(200)}
     )

@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +51,7 @@ def rows_at(source: Files, arrays, step: int, indices=range(4), split="train") -
     ]
 
 
-def test_small_files_are_not_streamed_and_large_ones_are(tmp_path) -> None:
+def test_small_files_are_not_streamed_and_large_ones_are(tmp_path: Path) -> None:
     assert numbered(tmp_path, in_memory_mb=100).found.pool is None
     source = numbered(tmp_path)
     assert source.found.pool == 1
@@ -58,7 +59,7 @@ def test_small_files_are_not_streamed_and_large_ones_are(tmp_path) -> None:
     assert len(source.load()["inputs"]) < 2 * (50 + GROUP)
 
 
-def test_an_episode_of_a_stream_is_a_function_of_seed_step_and_index(tmp_path) -> None:
+def test_an_episode_of_a_stream_is_a_function_of_seed_step_and_index(tmp_path: Path) -> None:
     source = numbered(tmp_path, in_memory_mb=0.04)
     arrays = source.load()
     steps = [0, 1, 7, 30, 100, 3]
@@ -72,7 +73,7 @@ def test_an_episode_of_a_stream_is_a_function_of_seed_step_and_index(tmp_path) -
     assert told[0] != told[1]
 
 
-def test_the_rows_for_training_are_those_that_are_not_held_out(tmp_path) -> None:
+def test_the_rows_for_training_are_those_that_are_not_held_out(tmp_path: Path) -> None:
     source = numbered(tmp_path, in_memory_mb=0.04, held_out_rows=10**6)
     arrays = source.load()
     held = {
@@ -99,7 +100,7 @@ def test_blocks_are_drawn_by_their_rows_and_held_for_a_while() -> None:
         assert at == {(10 - place * 10 // 3) % 10}
 
 
-def test_inputs_of_a_stream_are_those_of_the_same_rows_in_memory(tmp_path) -> None:
+def test_inputs_of_a_stream_are_those_of_the_same_rows_in_memory(tmp_path: Path) -> None:
     streamed, whole = numbered(tmp_path, fit_rows=ROWS), numbered(tmp_path, in_memory_mb=100)
     assert (streamed.found.columns[0].mean, streamed.found.columns[0].std) == pytest.approx(
         (whole.found.columns[0].mean, whole.found.columns[0].std), abs=0.05
@@ -113,7 +114,9 @@ def test_inputs_of_a_stream_are_those_of_the_same_rows_in_memory(tmp_path) -> No
     )
 
 
-def test_pictures_and_csv_files_are_streamed_too(tmp_path, monkeypatch) -> None:
+def test_pictures_and_csv_files_are_streamed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("raymtl.data.tables.folders.PICTURES_A_BLOCK", 10)
     root = write_pictures(tmp_path / "pictures")
     source = Files(
@@ -154,12 +157,12 @@ def test_pictures_and_csv_files_are_streamed_too(tmp_path, monkeypatch) -> None:
         ),
     ],
 )
-def test_what_cannot_be_streamed_is_told(tmp_path, values, says) -> None:
+def test_what_cannot_be_streamed_is_told(tmp_path: Path, values: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         numbered(tmp_path, **values)
 
 
-def test_a_run_waits_for_its_data_and_for_nothing_else_in_data_wait_pct(tmp_path) -> None:
+def test_a_run_waits_for_its_data_and_for_nothing_else_in_data_wait_pct(tmp_path: Path) -> None:
     chosen = experiment(train__steps=4, train__eval_every=2)
     arrays = chosen.data.load()
 
@@ -215,7 +218,7 @@ ray.shutdown()
 
 
 @pytest.mark.slow
-def test_ten_times_the_object_store_trains_in_bounded_memory(tmp_path) -> None:
+def test_ten_times_the_object_store_trains_in_bounded_memory(tmp_path: Path) -> None:
     writer, rng = None, np.random.default_rng(0)
     path = tmp_path / "large.parquet"
     for _ in range(100):

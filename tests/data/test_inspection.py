@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from raymtl.data import SPLITS
 from tests.data.own import PICTURE_TASKS, columns, write_parquet, write_pictures
 
 
-def inspected(monkeypatch, capsys, *args: str) -> str:
+def inspected(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str
+) -> str:
     monkeypatch.setattr(sys, "argv", ["raymtl", "data", "inspect", *args])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -20,7 +23,7 @@ def inspected(monkeypatch, capsys, *args: str) -> str:
     return capsys.readouterr().out
 
 
-def config(tmp_path, path, tasks, **more) -> str:
+def config(tmp_path: Path, path, tasks, **more) -> str:
     file = tmp_path / "c.yaml"
     data = {"name": "files", "path": str(path), "tasks": tasks, **more}
     file.write_text(
@@ -36,7 +39,9 @@ def config(tmp_path, path, tasks, **more) -> str:
     return str(file)
 
 
-def test_the_schema_the_counts_and_the_balance_of_a_table(tmp_path, monkeypatch, capsys) -> None:
+def test_the_schema_the_counts_and_the_balance_of_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = columns(rows=300, tasks=3)
     content["blood.pressure"][5] = None
     tasks = {
@@ -79,7 +84,7 @@ def test_the_schema_the_counts_and_the_balance_of_a_table(tmp_path, monkeypatch,
 
 
 def test_pictures_are_drawn_with_their_labels_and_what_was_left_out_is_said(
-    tmp_path, monkeypatch, capsys
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_pictures(tmp_path / "p")
     (root / "broken.png").write_bytes(b"no picture")
@@ -99,7 +104,9 @@ def test_pictures_are_drawn_with_their_labels_and_what_was_left_out_is_said(
         assert picture.width > 300
 
 
-def test_any_source_can_be_looked_at(tmp_path, monkeypatch, capsys) -> None:
+def test_any_source_can_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "d.yaml"
     file.write_text(f"name: digits\noutput: {tmp_path}\nlearner: {{name: maml}}\n")
     assert "digits-batch.png" in inspected(monkeypatch, capsys, str(file))
@@ -110,7 +117,9 @@ def test_any_source_can_be_looked_at(tmp_path, monkeypatch, capsys) -> None:
     assert told["episode"]["query"] == {"y": 10}
 
 
-def test_a_mistake_is_one_sentence_and_status_2(tmp_path, monkeypatch, capsys) -> None:
+def test_a_mistake_is_one_sentence_and_status_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = config(tmp_path, tmp_path / "nowhere.csv", {"y": {}})
     monkeypatch.setattr(sys, "argv", ["raymtl", "data", "inspect", path])
     with pytest.raises(SystemExit) as ended:
@@ -121,7 +130,10 @@ def test_a_mistake_is_one_sentence_and_status_2(tmp_path, monkeypatch, capsys) -
 
 @pytest.mark.parametrize("picture", ["batch.docx", "folder", "data.csv/batch.png"])
 def test_a_picture_that_cannot_be_written_there_is_one_sentence(
-    picture: str, tmp_path, monkeypatch, capsys
+    picture: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "data.csv").write_text(

@@ -76,7 +76,9 @@ def test_families_have_equal_odds() -> None:
 @pytest.mark.parametrize(
     "families", [("line",), ("quadratic",), ("sinusoid", "quadratic"), tuple(BASES)]
 )
-def test_the_targets_have_mean_0_and_variance_1_in_the_unit_of_the_loss(families) -> None:
+def test_the_targets_have_mean_0_and_variance_1_in_the_unit_of_the_loss(
+    families: tuple[str, ...],
+) -> None:
     source = Mixture(families=families, shots=1, queries=50)
     (task,) = source.make_tasks()
     y = build(source, 3000)[0].query.targets["y"].double()

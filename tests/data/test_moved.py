@@ -18,7 +18,7 @@ from tests.data.own import write_csv
 
 
 @pytest.fixture
-def home(tmp_path) -> Path:
+def home(tmp_path: Path) -> Path:
     """A run on `flats.csv`, which is then called `moved.csv`."""
     write_csv(tmp_path / "flats.csv", flats())
     trained(
@@ -34,7 +34,9 @@ def shifted(path: Path) -> Path:
     return write_csv(path, content)
 
 
-def test_a_run_is_scored_where_its_files_are_now(home, monkeypatch, capsys) -> None:
+def test_a_run_is_scored_where_its_files_are_now(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = json.loads(answer(monkeypatch, capsys, "evaluate", str(home / "run"), "--json"))
     (home / "flats.csv").rename(home / "moved.csv")
     moved = ("--data", str(home / "moved.csv"))
@@ -53,7 +55,7 @@ def test_a_run_is_scored_where_its_files_are_now(home, monkeypatch, capsys) -> N
     assert "gone.csv, where there is none" in message
 
 
-def test_editing_the_path_of_a_run_finds_nothing_anew(home) -> None:
+def test_editing_the_path_of_a_run_finds_nothing_anew(home: Path) -> None:
     support = support_file(home / "new.csv")
     before = predictions(adapt_run(home / "run", support, 0, 3, None))
     source = load_model(home / "run" / "best")[0].data
@@ -71,14 +73,16 @@ def test_editing_the_path_of_a_run_finds_nothing_anew(home) -> None:
     assert load(config).data.found.columns[0].mean > 2 * source.found.columns[0].mean
 
 
-def test_what_is_asked_of_the_files_still_finds_anew(home) -> None:
+def test_what_is_asked_of_the_files_still_finds_anew(home: Path) -> None:
     source = load_model(home / "run" / "best")[0].data
     for changes in ({"exclude": ("city",)}, {"tasks": {"rent": {}, "state": {}}}):
         other = Files.model_validate({**source.model_dump(), **changes})
         assert other.fitted != source.fitted
 
 
-def test_moved_files_without_a_column_of_the_run_are_told(home, monkeypatch, capsys) -> None:
+def test_moved_files_without_a_column_of_the_run_are_told(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for gone, says in (
         ("city", "data.path: {}: expected the column 'city'"),
         ("rent", "data.tasks.rent: {}: expected"),
@@ -89,7 +93,9 @@ def test_moved_files_without_a_column_of_the_run_are_told(home, monkeypatch, cap
         assert says.format(path) in message and message.count("\n") == 1
 
 
-def test_files_of_a_task_and_of_a_split_move_by_their_keys(tmp_path, monkeypatch, capsys) -> None:
+def test_files_of_a_task_and_of_a_split_move_by_their_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = flats()
     content["id"] = [f"f{i}" for i in range(120)]
     write_csv(tmp_path / "flats.csv", {name: content[name] for name in ("id", "size (m2)", "city")})
@@ -114,7 +120,9 @@ def test_files_of_a_task_and_of_a_split_move_by_their_keys(tmp_path, monkeypatch
     assert source.path == {"test": str(tmp_path / "flats.csv")}
 
 
-def test_data_without_files_do_not_move(tmp_path, monkeypatch, capsys) -> None:
+def test_data_without_files_do_not_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = trained(tmp_path / "run", {"name": "sinusoid", "shots": 4, "queries": 4})
     with pytest.raises(
         UserError, match="--data: expected a run on files or on a folder, got one on sinusoid"

@@ -1,6 +1,8 @@
 """MultiMNIST: its pairs and splits on digits that carry their own number, the reader on small files, and real data."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ def numbers() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture
-def numbered(numbers, monkeypatch) -> None:
+def numbered(numbers: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raymtl.data.sources.multimnist.read_digits", lambda root: numbers)
 
 
@@ -70,7 +72,7 @@ def test_a_picture_is_the_brighter_of_two_digits_in_opposite_corners() -> None:
 
 
 @pytest.mark.parametrize("pairs", ["fixed", "fresh"])
-def test_labels_are_those_of_the_digits_that_are_shown(numbered, pairs) -> None:
+def test_labels_are_those_of_the_digits_that_are_shown(numbered: None, pairs: str) -> None:
     for split in SPLITS:
         episodes = build(SHORT.model_copy(update={"pairs": pairs}), 5, split)
         assert episodes.support.inputs.shape == (5, 3, 1, 36, 36)
@@ -84,7 +86,7 @@ def test_labels_are_those_of_the_digits_that_are_shown(numbered, pairs) -> None:
 
 @pytest.mark.parametrize("pairs", ["fixed", "fresh"])
 def test_no_digit_of_one_split_is_in_another_and_the_test_has_those_of_the_test_alone(
-    numbered, pairs
+    numbered: None, pairs: str
 ) -> None:
     source = SHORT.model_copy(update={"pairs": pairs, "queries": 2_000})
     digits = {split: np.concatenate(np.divmod(pairs_of(source, split), 70_000)) for split in SPLITS}
@@ -96,7 +98,9 @@ def test_no_digit_of_one_split_is_in_another_and_the_test_has_those_of_the_test_
     assert np.array_equal(np.unique(arrays["train"]), np.sort(arrays["train_digits"]))
 
 
-def test_each_digit_of_the_fixed_pairs_is_as_often_on_each_side_as_the_others(numbered) -> None:
+def test_each_digit_of_the_fixed_pairs_is_as_often_on_each_side_as_the_others(
+    numbered: None,
+) -> None:
     arrays = SHORT.load()
     for split, (least, most) in {"train": (1, 2), "val": (2, 2), "test": (1, 1)}.items():
         for side in (0, 1):
@@ -107,7 +111,7 @@ def test_each_digit_of_the_fixed_pairs_is_as_often_on_each_side_as_the_others(nu
         assert abs(np.corrcoef(arrays[split].T)[0, 1]) < 0.03
 
 
-def test_fixed_pairs_are_the_same_in_all_steps_and_fresh_ones_others(numbered) -> None:
+def test_fixed_pairs_are_the_same_in_all_steps_and_fresh_ones_others(numbered: None) -> None:
     fixed, fresh = (
         SHORT.model_copy(update={"pairs": pairs, "queries": 5_000}) for pairs in ("fixed", "fresh")
     )
@@ -124,7 +128,7 @@ def test_fixed_pairs_are_the_same_in_all_steps_and_fresh_ones_others(numbered) -
         assert np.array_equal(pairs_of(fresh, split), pairs_of(fixed, split))
 
 
-def test_another_seed_of_the_pairs_holds_out_other_digits(numbered) -> None:
+def test_another_seed_of_the_pairs_holds_out_other_digits(numbered: None) -> None:
     one, again, other = (SHORT.model_copy(update={"pairs_seed": seed}).load() for seed in (0, 0, 1))
     assert all(np.array_equal(one[split], again[split]) for split in SPLITS)
     shared = len(np.intersect1d(one["val"], other["val"]))
@@ -132,7 +136,9 @@ def test_another_seed_of_the_pairs_holds_out_other_digits(numbered) -> None:
 
 
 @pytest.mark.parametrize("pairs", ["fixed", "fresh"])
-def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(numbered, pairs) -> None:
+def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(
+    numbered: None, pairs: str
+) -> None:
     source = SHORT.model_copy(update={"pairs": pairs})
     whole = build(source, 4, step=4)
     (alone,), _ = build_episodes(source, source.load(), seed=0, split="train", step=4, indices=[3])
@@ -145,20 +151,20 @@ def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(numbered, p
         assert not torch.equal(whole.query.inputs, other.query.inputs)
 
 
-def test_a_task_alone_sees_the_same_pictures(numbered) -> None:
+def test_a_task_alone_sees_the_same_pictures(numbered: None) -> None:
     both, alone = (build(source, 2) for source in (SHORT, SHORT.select_tasks(("right",))))
     assert torch.equal(both.query.inputs, alone.query.inputs)
     assert list(alone.query.targets) == ["right"]
     assert torch.equal(both.query.targets["right"], alone.query.targets["right"])
 
 
-def test_without_support_an_episode_has_as_many_labelled_examples(numbered) -> None:
+def test_without_support_an_episode_has_as_many_labelled_examples(numbered: None) -> None:
     assert build(SHORT.as_supervised()).query.inputs.shape[1] == 23
     whole = MultiMNIST(folder="numbered", shots=1_000, queries=9_000).as_supervised()
     assert MultiMNIST.model_validate(whole.model_dump()) == whole
 
 
-def test_sizes_are_those_that_training_draws_from(numbered) -> None:
+def test_sizes_are_those_that_training_draws_from(numbered: None) -> None:
     assert SHORT.sizes(SHORT.load()) == {"left": 60_000, "right": 60_000}
     fresh = SHORT.model_copy(update={"pairs": "fresh"})
     assert fresh.sizes(fresh.load()) == {"left": 55_000, "right": 55_000}
@@ -175,13 +181,13 @@ def test_sizes_are_those_that_training_draws_from(numbered) -> None:
         ),
     ],
 )
-def test_impossible_sources_are_refused(values, says) -> None:
+def test_impossible_sources_are_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         MultiMNIST(**values)
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch):
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Files of three and two digits, filled with their number; the labels are 9, 8, 7 and 1, 0."""
     monkeypatch.setattr("raymtl.data.sources.multimnist.FILES", {"train": 3, "t10k": 2})
     raw = tmp_path / "MNIST" / "raw"
@@ -207,7 +213,7 @@ def test_files_are_read_training_first(small) -> None:
 
 
 def test_missing_and_broken_files_are_answered_with_the_remedy(
-    small, tmp_path, monkeypatch
+    small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAYMTL_DATA", raising=False)
     with pytest.raises(

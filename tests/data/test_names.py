@@ -55,7 +55,9 @@ NAMES = [
 
 
 @pytest.mark.parametrize("names", [NAMES[:3], NAMES[3:6], NAMES[6:]])
-def test_names_classes_and_categories_are_printed_as_they_are(tmp_path, names, monkeypatch) -> None:
+def test_names_classes_and_categories_are_printed_as_they_are(
+    tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     words = [names[i % 3] for i in range(60)]
     write(
@@ -75,7 +77,7 @@ def test_names_classes_and_categories_are_printed_as_they_are(tmp_path, names, m
 
 
 @pytest.mark.parametrize("task", ["on", "no", "y", "0", "2020-01-01", "null", "010", "1_000"])
-def test_a_task_is_named_as_it_is_written(tmp_path, task) -> None:
+def test_a_task_is_named_as_it_is_written(tmp_path: Path, task: str) -> None:
     write(tmp_path, {"x": X, task: 2 * X})
     experiment = configured(tmp_path, f"  tasks:\n    {task}: {{}}\n")
     assert experiment.data.task_names == (task,)
@@ -86,7 +88,7 @@ def test_a_task_is_named_as_it_is_written(tmp_path, task) -> None:
     assert load(tmp_path / "saved.yaml") == experiment
 
 
-def test_columns_named_with_numbers_are_columns(tmp_path) -> None:
+def test_columns_named_with_numbers_are_columns(tmp_path: Path) -> None:
     write(tmp_path, {"0": X, "1": X + 1, "2": 2 * X})
     for inputs in ("[0, 1]", "{0: number, 1: number}", "['0', '1']"):
         found = configured(tmp_path, f"  inputs: {inputs}\n  tasks: {{2: {{}}}}\n").data
@@ -111,7 +113,9 @@ def test_columns_named_with_numbers_are_columns(tmp_path) -> None:
         ("  encoding: 1252\n", "data.encoding: expected a text, got 1252. Put it in quotes"),
     ],
 )  # fmt: skip
-def test_what_yaml_reads_otherwise_is_told_with_its_key(tmp_path, data, says) -> None:
+def test_what_yaml_reads_otherwise_is_told_with_its_key(
+    tmp_path: Path, data: str, says: str
+) -> None:
     write(tmp_path, {"x": X, "no": X + 1, "y": 2 * X})
     with pytest.raises(UserError, match=says) as raised:
         configured(tmp_path, f"{data}  tasks: {{y: {{}}}}\n")
@@ -119,7 +123,7 @@ def test_what_yaml_reads_otherwise_is_told_with_its_key(tmp_path, data, says) ->
 
 
 @pytest.mark.parametrize("task", ["sp.ecies", "a/b", "[/b]", "größe (m)", "", "-x"])
-def test_a_task_of_another_name_is_told_what_to_write(tmp_path, task) -> None:
+def test_a_task_of_another_name_is_told_what_to_write(tmp_path: Path, task: str) -> None:
     write(tmp_path, {"x": X, "y": 2 * X})
     with pytest.raises(
         UserError, match=r"expected a name of letters, digits, _, - and spaces, got .*: write \S+"
@@ -132,7 +136,7 @@ def test_a_task_of_another_name_is_told_what_to_write(tmp_path, task) -> None:
         assert configured(tmp_path, f"  tasks:\n    {written}\n").data.task_names
 
 
-def test_a_name_of_a_run_that_no_folder_has_is_told_in_words(tmp_path) -> None:
+def test_a_name_of_a_run_that_no_folder_has_is_told_in_words(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("name: a/b\n")
     with pytest.raises(UserError, match=r"c.yaml:1: name: expected ASCII letters, .* got 'a/b'.$"):
         load(tmp_path / "c.yaml")
@@ -153,7 +157,14 @@ ADVICE: list[tuple[str, bytes, str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "content", "says", "advice"), ADVICE)
-def test_what_a_message_says_can_be_set(tmp_path, name, content, says, advice, monkeypatch) -> None:
+def test_what_a_message_says_can_be_set(
+    tmp_path: Path,
+    name: str,
+    content: bytes,
+    says: str,
+    advice: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_bytes(content)
     (tmp_path / "u.csv").write_text("x,y\n" + "".join(f"{i * i},{3 * i}\n" for i in range(60)))
@@ -163,7 +174,7 @@ def test_what_a_message_says_can_be_set(tmp_path, name, content, says, advice, m
     assert configured(tmp_path, "  tasks: {y: {}}\n", name, [advice]).data.found.rows >= 60
 
 
-def test_set_is_named_where_its_value_is_wrong(tmp_path) -> None:
+def test_set_is_named_where_its_value_is_wrong(tmp_path: Path) -> None:
     write(tmp_path, {"x": X, "y": 2 * X})
     for sets, says in (
         ("data.formt=csv", r"^--set: data.formt: unknown key. Did you mean data.format\?"),
@@ -179,12 +190,12 @@ def test_set_is_named_where_its_value_is_wrong(tmp_path) -> None:
 @pytest.mark.parametrize(
     "mark", [",", ";", "|", "-", ":", "#", "*", "&", "!", "%", "@", "`", ">", "?"]
 )
-def test_a_mark_alone_is_itself(mark) -> None:
+def test_a_mark_alone_is_itself(mark: str) -> None:
     assert overrides([f"data.delimiter={mark}"]) == {"data.delimiter": mark}
 
 
 @pytest.mark.parametrize("locale", ["C", "POSIX"])
-def test_yaml_and_names_are_utf8_in_any_locale(tmp_path, locale) -> None:
+def test_yaml_and_names_are_utf8_in_any_locale(tmp_path: Path, locale: str) -> None:
     write(tmp_path, {"größe": X, "цена": 2 * X})
     (tmp_path / "c.yaml").write_bytes(
         f"data:\n  name: files\n  path: t.csv\n  tasks:\n    цена: {{}}\n{MODEL}# ü\n".encode()
@@ -216,7 +227,7 @@ def test_yaml_and_names_are_utf8_in_any_locale(tmp_path, locale) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
-def test_yaml_is_read_by_its_byte_order_mark(tmp_path, encoding) -> None:
+def test_yaml_is_read_by_its_byte_order_mark(tmp_path: Path, encoding: str) -> None:
     write(tmp_path, {"x": X, "größe": 2 * X})
     text = f"data:\n  name: files\n  path: {tmp_path / 't.csv'}\n  tasks: {{größe: {{}}}}\n{MODEL}"
     (tmp_path / "c.yaml").write_bytes(

@@ -207,7 +207,9 @@ def test_a_label_that_no_number_can_square_is_refused(tmp_path: Path) -> None:
         (["red", "y"], [["red", "blue"], ["y", "n"]], True),
     ],
 )
-def test_a_header_that_looks_like_data_is_noted(header, columns, is_data) -> None:
+def test_a_header_that_looks_like_data_is_noted(
+    header: list[str], columns: list[Any], is_data: bool
+) -> None:
     cells = {
         name: [str(value) for value in values] for name, values in zip(header, columns, strict=True)
     }
@@ -240,7 +242,9 @@ def test_two_texts_are_binary_and_learners_of_classes_say_the_key(tmp_path: Path
 @pytest.mark.parametrize(
     "words", [("no", "yes"), ("N", "Y"), ("False", "TRUE"), ("0", "1"), ("nein", "ja")]
 )
-def test_columns_of_yes_and_no_are_the_flags_of_a_multilabel_task(tmp_path: Path, words) -> None:
+def test_columns_of_yes_and_no_are_the_flags_of_a_multilabel_task(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
     truth = np.random.default_rng(0).integers(0, 2, (ROWS, 2))
     content = {
         "a": numbers(),

@@ -2,6 +2,7 @@
 
 import datetime
 import re
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,9 @@ def written(value: float, decimal: str, thousands: str, unit: str = "") -> str:
 @pytest.mark.parametrize(
     "unit", ["", "{}%", "{} %", "{} kg", "$ {}", "{} €", "EUR {}", "{} m2", "{} km/h"]
 )
-def test_numbers_in_every_style_are_read_as_what_was_written(decimal, thousands, unit) -> None:
+def test_numbers_in_every_style_are_read_as_what_was_written(
+    decimal: str, thousands: str, unit: str
+) -> None:
     if decimal == thousands:
         pytest.skip("no style")
     cells = [written(value, decimal, thousands, unit) for value in NUMBERS]
@@ -62,7 +65,9 @@ def test_numbers_in_every_style_are_read_as_what_was_written(decimal, thousands,
         (["3,460e-01", "2,118e+00"], True, [0.346, 2.118]),
     ],
 )
-def test_a_doubt_is_settled_by_the_delimiter_or_by_nothing(cells, divide, expected) -> None:
+def test_a_doubt_is_settled_by_the_delimiter_or_by_nothing(
+    cells: list[str], divide: bool | None, expected: list[Any] | None
+) -> None:
     found = finding(*cells, divide=divide)
     if expected is None:
         assert found.form == TEXT and len(found.others) == 2
@@ -115,7 +120,7 @@ def test_keys_settle_every_doubt() -> None:
      "%B %d, %Y", "%b %d %Y", "%Y%m%d", "%d.%m.%y", "%m/%d/%y", "%d.%m.%Y %H:%M", "%m/%d/%Y %I:%M:%S %p",
      "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%d.%m.%Y %H:%M:%S"],
 )  # fmt: skip
-def test_dates_in_the_common_orders_are_read_as_the_days_they_are(pattern) -> None:
+def test_dates_in_the_common_orders_are_read_as_the_days_they_are(pattern: str) -> None:
     timed = "%M" in pattern
     rng = np.random.default_rng(0)
     days = [
@@ -162,7 +167,7 @@ def test_a_day_that_is_none_is_no_date() -> None:
         ["0x10", "0x11"],
     ],
 )
-def test_codes_names_and_texts_stay_texts(cells) -> None:
+def test_codes_names_and_texts_stay_texts(cells: list[str]) -> None:
     assert finding(*cells).form == TEXT
 
 

@@ -1,6 +1,7 @@
 """NYUv2 on a folder of its layout: splits, masks, crops and mirrors that keep what is true, and what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ CONFIG = Path(__file__).parent.parent.parent / "tune_configs" / "nyuv2.yaml"
 
 
 @pytest.fixture(scope="module")
-def rooms(tmp_path_factory) -> Path:
+def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rooms(tmp_path_factory.mktemp("data") / "nyuv2")
 
 
@@ -34,7 +35,7 @@ def numbers(pictures: torch.Tensor) -> list[int]:
     return (pictures[:, 2, 0, 0].double() / 2.55).round().int().tolist()
 
 
-def test_frames_are_what_the_files_hold(rooms) -> None:
+def test_frames_are_what_the_files_hold(rooms: Path) -> None:
     episodes, domains = build(NYUv2(folder=str(rooms), queries=3), split="test")
     assert domains == ["frames of val"]
     assert (
@@ -55,7 +56,7 @@ def test_frames_are_what_the_files_hold(rooms) -> None:
         np.testing.assert_array_equal(targets["normals"], np.moveaxis(found["normal"], -1, 0))
 
 
-def test_the_splits_share_no_frame_and_the_seed_says_which_are_held_out(rooms) -> None:
+def test_the_splits_share_no_frame_and_the_seed_says_which_are_held_out(rooms: Path) -> None:
     source = NYUv2(folder=str(rooms), held_out=100)
     arrays = source.load()
     assert [len(arrays[split]) for split in SPLITS] == [695, 100, 654]
@@ -71,7 +72,7 @@ def test_the_splits_share_no_frame_and_the_seed_says_which_are_held_out(rooms) -
     }
 
 
-def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(rooms) -> None:
+def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(rooms: Path) -> None:
     source = NYUv2(folder=str(rooms), size=(24, 32), augment=True)
     whole, _ = build(source, 3, step=4)
     (alone,), _ = build_episodes(source, source.load(), seed=0, split="train", step=4, indices=[2])
@@ -83,7 +84,7 @@ def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(rooms) -> N
     assert not torch.equal(whole.query.inputs, build(source, 3, step=5)[0].query.inputs)
 
 
-def test_a_smaller_size_keeps_what_is_missing_and_makes_no_value_of_two(rooms) -> None:
+def test_a_smaller_size_keeps_what_is_missing_and_makes_no_value_of_two(rooms: Path) -> None:
     episodes, _ = build(NYUv2(folder=str(rooms), size=(36, 48), queries=8))
     targets = episodes.query.targets
     assert set(targets["segmentation"].unique().tolist()) <= set(range(-1, 13))
@@ -99,7 +100,7 @@ def test_a_smaller_size_keeps_what_is_missing_and_makes_no_value_of_two(rooms) -
     )  # but at the borders of the classes
 
 
-def test_a_crop_divides_depth_by_its_scale_and_a_mirror_turns_x_of_the_normals(rooms) -> None:
+def test_a_crop_divides_depth_by_its_scale_and_a_mirror_turns_x_of_the_normals(rooms: Path) -> None:
     """In a frame depth is 1 + column / width, and so is the angle of the normal, less 0.3: whatever the crop is."""
     episodes, _ = build(
         NYUv2(
@@ -126,7 +127,7 @@ def test_a_crop_divides_depth_by_its_scale_and_a_mirror_turns_x_of_the_normals(r
     assert found == {(scale, mirrored) for scale in (1.0, 1.2, 1.5) for mirrored in (False, True)}
 
 
-def test_frames_that_are_not_trained_on_are_as_they_are(rooms) -> None:
+def test_frames_that_are_not_trained_on_are_as_they_are(rooms: Path) -> None:
     plain, augmented = (
         NYUv2(folder=str(rooms), size=(24, 32), augment=augment) for augment in (False, True)
     )
@@ -153,14 +154,14 @@ def test_mirroring_twice_changes_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(mirror(once), own, strict=True))
 
 
-def test_without_support_an_episode_has_as_many_labelled_frames(rooms) -> None:
+def test_without_support_an_episode_has_as_many_labelled_frames(rooms: Path) -> None:
     source = NYUv2(folder=str(rooms), size=(24, 32), shots=3, queries=4, held_out=8)
     assert build(source.as_supervised(), split="val")[0].query.inputs.shape[1] == 7
     assert NYUv2.model_validate(source.as_supervised().model_dump()) == source.as_supervised()
     assert [task.name for task in source.select_tasks(("depth",)).make_tasks()] == ["depth"]
 
 
-def test_the_shipped_configuration_takes_a_step_on_a_folder_of_the_layout(rooms) -> None:
+def test_the_shipped_configuration_takes_a_step_on_a_folder_of_the_layout(rooms: Path) -> None:
     experiment = load(CONFIG, {"data.folder": str(rooms), "data.size": [48, 64]})
     algorithm = experiment.build()
     built, _ = build_episodes(
@@ -179,12 +180,14 @@ def test_the_shipped_configuration_takes_a_step_on_a_folder_of_the_layout(rooms)
         ({"held_out": 793, "queries": 4}, "data.held_out: expected 5 frames at least"),
     ],
 )
-def test_impossible_sources_are_refused(values, says) -> None:
+def test_impossible_sources_are_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         NYUv2(**values)
 
 
-def test_missing_or_damaged_data_is_answered_with_the_file(tmp_path, monkeypatch) -> None:
+def test_missing_or_damaged_data_is_answered_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("RAYMTL_DATA", raising=False)
     with pytest.raises(
         UserError, match=r"data.folder: expected the folder .* got none.*RAYMTL_DATA"

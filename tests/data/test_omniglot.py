@@ -1,6 +1,8 @@
 """Omniglot: its splits and classes on drawings that carry their own number, the reader on a small folder, and real data."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ needs_data = pytest.mark.skipif(
 
 
 @pytest.fixture
-def numbered(monkeypatch) -> None:
+def numbered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every drawing carries a white corner, the character's number in base 100, and the drawing's own number."""
     drawings = np.zeros((1623, 20, 28, 28), np.uint8)
     drawings[..., 0, 0] = 255
@@ -47,7 +49,7 @@ def build(source: Omniglot, count: int, split="train", seed=0, step=0):
     return stack, domains
 
 
-def test_a_class_is_a_character_at_one_rotation_and_no_drawing_comes_twice(numbered) -> None:
+def test_a_class_is_a_character_at_one_rotation_and_no_drawing_comes_twice(numbered: None) -> None:
     episodes, domains = build(SHORT, 40)
     assert episodes.support.inputs.shape == (40, 14, 1, 28, 28)
     assert episodes.query.inputs.dtype == torch.uint8
@@ -75,7 +77,7 @@ def test_a_class_is_a_character_at_one_rotation_and_no_drawing_comes_twice(numbe
 
 
 def test_training_has_ways_of_its_own_and_the_heads_are_as_wide_as_the_widest_episode(
-    numbered,
+    numbered: None,
 ) -> None:
     source = SHORT.model_copy(update={"train_ways": 30})
     assert source.make_tasks()[0].out_features == 30
@@ -91,7 +93,7 @@ def test_training_has_ways_of_its_own_and_the_heads_are_as_wide_as_the_widest_ep
         )
 
 
-def test_ways_and_shots_may_vary_from_episode_to_episode(numbered) -> None:
+def test_ways_and_shots_may_vary_from_episode_to_episode(numbered: None) -> None:
     source = SHORT.model_copy(update={"train_ways": (3, 9), "ways": (2, 4), "shots": (1, 3)})
     arrays = source.load()
     for split, ways in {"train": range(3, 10), "test": range(2, 5)}.items():
@@ -102,12 +104,12 @@ def test_ways_and_shots_may_vary_from_episode_to_episode(numbered) -> None:
         assert numbers == {(way, way * shots) for way in ways for shots in (1, 2, 3)}
 
 
-def test_without_rotations_every_character_is_upright(numbered) -> None:
+def test_without_rotations_every_character_is_upright(numbered: None) -> None:
     episodes, _ = build(SHORT.model_copy(update={"rotations": False}), 10)
     assert {turn for inputs in episodes.query.inputs for _, turn, _ in told(inputs)} == {0}
 
 
-def test_the_splits_share_no_character_and_hold_1100_100_and_the_rest(numbered) -> None:
+def test_the_splits_share_no_character_and_hold_1100_100_and_the_rest(numbered: None) -> None:
     arrays = SHORT.load()
     assert [len(arrays[split]) for split in SPLITS] == [1100, 100, 423]
     assert sorted(np.concatenate([arrays[split] for split in SPLITS])) == list(range(1623))
@@ -123,14 +125,14 @@ def test_the_splits_share_no_character_and_hold_1100_100_and_the_rest(numbered) 
     assert not np.array_equal(arrays["train"], other["train"])
 
 
-def test_the_background_split_tests_on_the_evaluation_set(numbered) -> None:
+def test_the_background_split_tests_on_the_evaluation_set(numbered: None) -> None:
     arrays = Omniglot(folder="numbered", split="background").load()
     assert [len(arrays[split]) for split in SPLITS] == [864, 100, 659]
     assert sorted(np.concatenate([arrays["train"], arrays["val"]])) == list(range(964))
     assert sorted(arrays["test"]) == list(range(964, 1623))
 
 
-def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(numbered) -> None:
+def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(numbered: None) -> None:
     whole, domains = build(SHORT, 6, step=4)
     (alone,), (domain,) = build_episodes(
         SHORT, SHORT.load(), seed=0, split="train", step=4, indices=[5]
@@ -147,14 +149,14 @@ def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(numbered) -
 
 @pytest.mark.parametrize(("shots", "queries", "labelled"), [(2, 3, 5), (5, 15, 19)])
 def test_without_support_an_episode_has_as_many_labelled_examples_as_there_are(
-    numbered, shots, queries, labelled
+    numbered: None, shots: int, queries: int, labelled: int
 ) -> None:
     source = Omniglot(folder="numbered", shots=shots, queries=queries).as_supervised()
     assert Omniglot.model_validate(source.model_dump()) == source
     assert build(source, 1)[0].query.inputs.shape[1] == 5 * labelled
 
 
-def test_sizes_count_drawings_of_all_classes(numbered) -> None:
+def test_sizes_count_drawings_of_all_classes(numbered: None) -> None:
     assert SHORT.sizes(SHORT.load()) == {"character": 1100 * 4 * 20}
 
 
@@ -176,13 +178,13 @@ def test_sizes_count_drawings_of_all_classes(numbered) -> None:
         ({"shots": (1, 5), "queries": 16}, "data.queries: expected at most the 15 drawings"),
     ],
 )
-def test_impossible_sources_are_refused(values, says) -> None:
+def test_impossible_sources_are_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         Omniglot(**values)
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch):
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Two characters in the background, one in the evaluation set; a drawing is a black square on white."""
     monkeypatch.setattr(
         "raymtl.data.sources.omniglot.PARTS", {"images_background": 2, "images_evaluation": 1}
@@ -219,7 +221,7 @@ def test_folders_are_read_in_their_order_with_bright_strokes(small) -> None:
 
 
 def test_missing_data_is_answered_with_the_folder_and_the_remedy(
-    small, tmp_path, monkeypatch
+    small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAYMTL_DATA", raising=False)
     with pytest.raises(

@@ -1,6 +1,7 @@
 """A user's support set: what it must keep, each breach answered by a sentence and exit status 2."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +25,9 @@ from tests.conftest import experiment
         ([[1], [1], [1], [1]], [False, False, False, False], None),
     ],
 )
-def test_only_an_input_with_and_without_a_label_is_repeated(inputs, labelled, found) -> None:
+def test_only_an_input_with_and_without_a_label_is_repeated(
+    inputs: list[list[int]], labelled: list[bool], found: tuple[int, ...] | None
+) -> None:
     """Twice the same picture in the support set is the user's to weigh, and twice in the query set costs nothing."""
     for dtype in (torch.uint8, torch.float32, torch.float64):
         assert repeated(torch.tensor(inputs, dtype=dtype), torch.tensor(labelled)) == found
@@ -38,7 +41,7 @@ def test_inputs_that_differ_in_one_number_are_different() -> None:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Run folders with models as they are made, of a learner that predicts unadapted and of one that does not."""
     found = {}
     for learner, tasks in (("maml", ["left", "right", "sum"]), ("protonet", ["left", "right"])):
@@ -97,7 +100,13 @@ PICTURES = [[number] * 256 for number in range(6)]
     ],
 )
 def test_a_support_file_that_cannot_be_is_answered_by_a_sentence(
-    learner, columns, says, folders, monkeypatch, capsys, tmp_path
+    learner: str,
+    columns: dict[str, Any],
+    says: str,
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     file = tmp_path / "mine.parquet"
     pq.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), file)

@@ -44,7 +44,9 @@ COLUMNS = {
 
 @pytest.mark.parametrize("cells", [module.CELLS, 3 * N])
 @pytest.mark.parametrize("chunks", [1, 3])
-def test_cells_of_many_columns_are_those_of_each(cells, chunks, monkeypatch) -> None:
+def test_cells_of_many_columns_are_those_of_each(
+    cells: int, chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "CELLS", cells)
     module._kept.clear()
     step = N // chunks

@@ -1,6 +1,7 @@
 """Sinusoids: the protocol, what cannot be reached without adapting, and the whole way of inputs that are no pictures."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -143,7 +144,7 @@ def test_noise_is_on_support_and_query_and_in_the_standard_deviation() -> None:
     assert variances[1] - variances[0] == pytest.approx(0.09)
 
 
-def test_inputs_and_targets_are_computed_in_the_default_precision(float64) -> None:
+def test_inputs_and_targets_are_computed_in_the_default_precision(float64: None) -> None:
     moved = on_device(build(Sinusoid(), 2), "cpu")
     assert {moved.support.inputs.dtype, moved.query.targets["y"].dtype} == {torch.float64}
 
@@ -154,7 +155,7 @@ def test_without_support_an_episode_has_as_many_labelled_examples() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("run")
     source = {"name": "sinusoid", "shots": 10, "queries": 10}
     chosen = experiment(
@@ -199,7 +200,7 @@ def test_scores_and_examples_of_inputs_that_are_no_pictures(run) -> None:
     )
 
 
-def test_adapting_to_a_file_is_adapting_to_its_numbers(run, tmp_path) -> None:
+def test_adapting_to_a_file_is_adapting_to_its_numbers(run, tmp_path: Path) -> None:
     chosen, algorithm, params = load_model(run / "best")
     episode = build(chosen.data, 1, "test")
     support, query = episode.support, episode.query
@@ -225,7 +226,7 @@ def test_adapting_to_a_file_is_adapting_to_its_numbers(run, tmp_path) -> None:
     torch.testing.assert_close(torch.tensor(by_file, dtype=torch.float64), by_hand.detach())
 
 
-def test_an_input_beyond_the_precision_is_refused(run, tmp_path) -> None:
+def test_an_input_beyond_the_precision_is_refused(run, tmp_path: Path) -> None:
     pq.write_table(pa.table({"input": [[1e300]], "y": [1.0]}), tmp_path / "huge.parquet")
     with pytest.raises(
         UserError, match=r"expected numbers that torch.float32 can hold, got larger ones"

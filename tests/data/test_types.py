@@ -59,7 +59,7 @@ NUMBERS: dict[str, tuple[pa.Array, Sequence[float]]] = {
 
 
 @pytest.mark.parametrize("kind", NUMBERS)
-def test_a_column_of_numbers_of_any_type_is_a_number(tmp_path, kind) -> None:
+def test_a_column_of_numbers_of_any_type_is_a_number(tmp_path: Path, kind: str) -> None:
     array, values = NUMBERS[kind]
     found = source(tmp_path, {"x": array})
     assert found.found.columns[0].role == "number"
@@ -75,7 +75,9 @@ def test_a_column_of_numbers_of_any_type_is_a_number(tmp_path, kind) -> None:
         (pa.decimal128(25, 0), 10**20, 10**18 + 1),
     ],
 )
-def test_whole_numbers_beyond_2_53_are_numbers(tmp_path, kind, start, step) -> None:
+def test_whole_numbers_beyond_2_53_are_numbers(
+    tmp_path: Path, kind: pa.DataType | pa.Decimal128Type, start: int, step: int
+) -> None:
     values = [start + (i * 7 % N) * step for i in range(N)]
     found = source(tmp_path, {"x": pa.array(values, kind)})
     assert found.found.columns[0].role == "number"
@@ -92,7 +94,9 @@ def test_whole_numbers_beyond_2_53_are_numbers(tmp_path, kind, start, step) -> N
     )
 
 
-def test_keys_beyond_2_53_that_floats_do_not_tell_apart_are_left_out_and_told(tmp_path) -> None:
+def test_keys_beyond_2_53_that_floats_do_not_tell_apart_are_left_out_and_told(
+    tmp_path: Path,
+) -> None:
     keys = pa.array([2**60 + i * 13 % 97 for i in range(N)])
     found = source(tmp_path, {"x": pa.array(X), "key": keys}).found
     assert "differ less than 64-bit floats are exact" in found.left_out["key"]
@@ -106,7 +110,7 @@ def test_keys_beyond_2_53_that_floats_do_not_tell_apart_are_left_out_and_told(tm
     "kind",
     ["string_view", "large_string", "dictionary", "binary", "large_binary", "binary_view", "fixed"],
 )
-def test_texts_of_any_type_are_texts(tmp_path, kind) -> None:
+def test_texts_of_any_type_are_texts(tmp_path: Path, kind: str) -> None:
     types = {
         "string_view": pa.string_view(),
         "large_string": pa.large_string(),
@@ -132,7 +136,7 @@ def test_texts_of_any_type_are_texts(tmp_path, kind) -> None:
     assert found.load()["target/y"].tolist() == [i % 4 for i in range(N)]
 
 
-def test_bytes_in_another_encoding_are_texts_of_data_encoding(tmp_path) -> None:
+def test_bytes_in_another_encoding_are_texts_of_data_encoding(tmp_path: Path) -> None:
     words = pa.array(["Zürich", "Genève"] * 30).cast(pa.string()).to_pylist()
     columns = {"x": pa.array(X), "c": pa.array([w.encode("latin1") for w in words])}
     assert "neither pictures nor texts" in source(tmp_path, columns).found.left_out["c"]
@@ -147,7 +151,7 @@ def test_bytes_in_another_encoding_are_texts_of_data_encoding(tmp_path) -> None:
         source(tmp_path, {"x": pa.array(X), "c": mixed})
 
 
-def test_bytes_that_are_neither_are_left_out_or_told(tmp_path) -> None:
+def test_bytes_that_are_neither_are_left_out_or_told(tmp_path: Path) -> None:
     raw = pa.array([bytes([200, i, 255]) for i in range(N)])
     found = source(tmp_path, {"x": pa.array(X), "raw": raw}).found
     assert found.left_out == {"raw": "bytes that are neither pictures nor texts"}
@@ -163,7 +167,7 @@ def test_bytes_that_are_neither_are_left_out_or_told(tmp_path) -> None:
         source(tmp_path, {"x": pa.array(X), "y": raw})
 
 
-def test_bytes_of_pictures_stay_pictures_whatever_their_type(tmp_path) -> None:
+def test_bytes_of_pictures_stay_pictures_whatever_their_type(tmp_path: Path) -> None:
     def png(i: int) -> bytes:
         content = io.BytesIO()
         Image.fromarray(np.full((8, 8), i, np.uint8)).save(content, "PNG" if i % 2 else "PPM")
@@ -193,7 +197,7 @@ def test_bytes_of_pictures_stay_pictures_whatever_their_type(tmp_path) -> None:
         pa.list_(pa.int64()),
     ],
 )
-def test_lists_of_numbers_of_any_type_are_vectors(tmp_path, kind) -> None:
+def test_lists_of_numbers_of_any_type_are_vectors(tmp_path: Path, kind: Any) -> None:
     rows = [[np.float16(i % 7), np.float16(1), np.float16(-i % 5)] for i in range(N)]
     found = source(
         tmp_path,
@@ -220,13 +224,15 @@ def test_lists_of_numbers_of_any_type_are_vectors(tmp_path, kind) -> None:
         (pa.array([{"a": {"b": b"c"}}] * N), "struct"),
     ],
 )
-def test_types_that_are_no_inputs_are_left_out_with_the_reason(tmp_path, values, why) -> None:
+def test_types_that_are_no_inputs_are_left_out_with_the_reason(
+    tmp_path: Path, values: Any, why: str
+) -> None:
     assert re.search(why, source(tmp_path, {"x": pa.array(X), "z": values}).found.left_out["z"])
     with pytest.raises(UserError, match=r"data.tasks.y: .*column 'y': expected labels"):
         source(tmp_path, {"x": pa.array(X), "y": values})
 
 
-def test_bool8_and_uuid_and_runs_are_read_as_what_they_hold(tmp_path) -> None:
+def test_bool8_and_uuid_and_runs_are_read_as_what_they_hold(tmp_path: Path) -> None:
     flags = pa.ExtensionArray.from_storage(
         pa.bool8(), pa.array([i % 2 for i in range(N)], pa.int8())
     )
@@ -242,7 +248,7 @@ def parts(folder: Path, one: dict[str, Any], other: dict[str, Any], **values: An
 
 
 def test_labels_that_are_numbers_in_one_part_and_texts_in_another_are_the_same_classes(
-    tmp_path,
+    tmp_path: Path,
 ) -> None:
     numbers, as_texts = [i % 3 for i in range(N)], [str(i % 3) for i in range(N)]
     for one, other in (
@@ -257,14 +263,16 @@ def test_labels_that_are_numbers_in_one_part_and_texts_in_another_are_the_same_c
         assert found.load()["target/y"].tolist() == numbers * 2
 
 
-def test_classes_that_are_numbers_in_one_part_and_words_in_another_are_all_there(tmp_path) -> None:
+def test_classes_that_are_numbers_in_one_part_and_words_in_another_are_all_there(
+    tmp_path: Path,
+) -> None:
     found = parts(
         tmp_path, {"y": pa.array([i % 2 for i in range(N)])}, {"y": pa.array(["a", "1"] * 30)}
     )
     assert found.found.tasks["y"].classes == ("0", "1", "a")
 
 
-def test_inputs_that_are_numbers_in_one_part_and_texts_in_another(tmp_path) -> None:
+def test_inputs_that_are_numbers_in_one_part_and_texts_in_another(tmp_path: Path) -> None:
     y = pa.array(X * 2)
     found = parts(
         tmp_path, {"y": y, "c": pa.array(X)}, {"y": y, "c": pa.array([f" {x} " for x in X])}
@@ -303,7 +311,7 @@ ALIKE: list[tuple[pa.Array, pa.Array, str]] = [
 
 @pytest.mark.parametrize("one, other, role", ALIKE)
 def test_parts_that_store_the_same_values_by_other_types_are_one_column(
-    tmp_path, one, other, role
+    tmp_path: Path, one: Any, other: Any, role: str
 ) -> None:
     y = pa.array(X * 2)
     for first, second in ((one, other), (other, one)):
@@ -312,13 +320,13 @@ def test_parts_that_store_the_same_values_by_other_types_are_one_column(
         np.testing.assert_allclose(*np.split(found.load()["inputs"][:, 1:], 2), atol=1e-5)
 
 
-def test_a_column_without_values_in_one_part_is_that_of_the_other(tmp_path) -> None:
+def test_a_column_without_values_in_one_part_is_that_of_the_other(tmp_path: Path) -> None:
     y = pa.array(X * 2)
     found = parts(tmp_path, {"y": y, "c": pa.nulls(N)}, {"y": y, "c": pa.array(WORDS)})
     assert found.found.columns[1].categories == ("w0", "w1", "w2", "w3")
 
 
-def test_text_parts_are_read_as_they_are_written(tmp_path) -> None:
+def test_text_parts_are_read_as_they_are_written(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     for number, words in enumerate((["True", "False"], ["True", "maybe"])):
         lines = "".join(f"{x},{words[i % 2]},{2 * x}\n" for i, x in enumerate(X))
@@ -331,7 +339,7 @@ def test_text_parts_are_read_as_they_are_written(tmp_path) -> None:
     assert found.tasks["c"].classes == ("False", "True", "maybe")
 
 
-def test_huge_whole_numbers_in_text_stay_apart(tmp_path) -> None:
+def test_huge_whole_numbers_in_text_stay_apart(tmp_path: Path) -> None:
     labels = [10**20 + i % 3 for i in range(N)]
     (tmp_path / "t.csv").write_text(
         "x,y\n" + "".join(f"{x},{y}\n" for x, y in zip(X, labels, strict=True))
@@ -342,7 +350,7 @@ def test_huge_whole_numbers_in_text_stay_apart(tmp_path) -> None:
 
 
 def test_statistics_and_splits_are_of_the_same_rows_where_types_differ_between_parts(
-    tmp_path,
+    tmp_path: Path,
 ) -> None:
     y = pa.array(X * 2)
     found = parts(

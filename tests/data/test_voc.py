@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,13 +26,13 @@ needs_data = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> tuple[Path, dict[str, list[Object]]]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[Object]]]:
     root = tmp_path_factory.mktemp("voc")
     return root, write_voc(root)
 
 
 @pytest.fixture
-def own(made, tmp_path) -> Path:
+def own(made: tuple[Path, dict[str, list[Object]]], tmp_path: Path) -> Path:
     """A copy that a test may change; VOC2007 itself."""
     shutil.copytree(made[0], tmp_path / "copy")
     return tmp_path / "copy" / "VOCdevkit" / "VOC2007"
@@ -46,7 +47,9 @@ def of(own: Path, **values) -> VOC:
     return source(own.parent.parent, **values)
 
 
-def test_the_labels_of_every_picture_are_those_of_its_objects(made) -> None:
+def test_the_labels_of_every_picture_are_those_of_its_objects(
+    made: tuple[Path, dict[str, list[Object]]],
+) -> None:
     root, written = made
     arrays = source(root, size=(18, 24)).load()
     assert sorted(arrays["names"]) == sorted(written)
@@ -68,7 +71,9 @@ def test_the_labels_of_every_picture_are_those_of_its_objects(made) -> None:
     assert arrays["mask/boxes"].all()  # a picture that shows nothing says so
 
 
-def test_the_counts_are_standardised_by_the_pictures_for_training(made) -> None:
+def test_the_counts_are_standardised_by_the_pictures_for_training(
+    made: tuple[Path, dict[str, list[Object]]],
+) -> None:
     root, written = made
     numbers = np.array(
         [[sum(o[0] == name for o in written[f"p{i:03d}"]) for name in CLASSES] for i in range(24)]
@@ -78,7 +83,9 @@ def test_the_counts_are_standardised_by_the_pictures_for_training(made) -> None:
     np.testing.assert_allclose(found.stds, numbers.std(0), rtol=1e-6)
 
 
-def test_an_episode_has_the_pictures_of_its_split_and_a_box_lies_on_its_object(made) -> None:
+def test_an_episode_has_the_pictures_of_its_split_and_a_box_lies_on_its_object(
+    made: tuple[Path, dict[str, list[Object]]],
+) -> None:
     voc = source(made[0], shots=2, queries=6, flips=("horizontal", "vertical"))
     arrays = voc.load()
     pool = {
@@ -115,7 +122,7 @@ def test_an_episode_has_the_pictures_of_its_split_and_a_box_lies_on_its_object(m
 
 
 @pytest.mark.parametrize("across", [True, False])
-def test_boxes_turned_twice_are_themselves_and_rows_of_nothing_stay(across) -> None:
+def test_boxes_turned_twice_are_themselves_and_rows_of_nothing_stay(across: bool) -> None:
     boxes = np.array([[0, 1, 2, 5, 9], [-1, -1, -1, -1, -1], [-3, 4, 0, 8, 3]], np.float32)
     once = mirrored(boxes, (10, 20), across=across)
     np.testing.assert_array_equal(mirrored(once, (10, 20), across=across), boxes)
@@ -123,7 +130,9 @@ def test_boxes_turned_twice_are_themselves_and_rows_of_nothing_stay(across) -> N
     np.testing.assert_array_equal(once[0], [0, 15, 2, 19, 9] if across else [0, 1, 1, 5, 8])
 
 
-def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(made) -> None:
+def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(
+    made: tuple[Path, dict[str, list[Object]]],
+) -> None:
     voc = source(made[0], flips=("horizontal",))
     arrays = voc.load()
     (whole,), _ = build_episodes(voc, arrays, seed=0, split="train", step=3, indices=range(4))
@@ -133,7 +142,9 @@ def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(made) -> No
     assert not torch.equal(other.query.inputs, alone.query.inputs)
 
 
-def test_withheld_boxes_are_those_of_a_share_of_the_pictures_for_training_alone(made) -> None:
+def test_withheld_boxes_are_those_of_a_share_of_the_pictures_for_training_alone(
+    made: tuple[Path, dict[str, list[Object]]],
+) -> None:
     voc = source(made[0], unboxed=0.25)
     arrays = voc.load()
     for split, size in zip(SPLITS, (24, 8, 8), strict=True):
@@ -145,7 +156,9 @@ def test_withheld_boxes_are_those_of_a_share_of_the_pictures_for_training_alone(
     assert not np.array_equal(arrays["mask/boxes"], other["mask/boxes"])
 
 
-def test_pictures_without_boxes_train_the_other_tasks_only(made) -> None:
+def test_pictures_without_boxes_train_the_other_tasks_only(
+    made: tuple[Path, dict[str, list[Object]]],
+) -> None:
     chosen = Experiment.model_validate(
         {
             "data": {
@@ -177,7 +190,7 @@ def test_pictures_without_boxes_train_the_other_tasks_only(made) -> None:
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_picture_without_annotation_says_what_the_lists_of_its_classes_say(own) -> None:
+def test_a_picture_without_annotation_says_what_the_lists_of_its_classes_say(own: Path) -> None:
     for number in (0, 1, 2):
         (own / "Annotations" / f"p{number:03d}.xml").unlink()
     for name, values in {"disc": (1, -1), "square": (0, -1)}.items():
@@ -196,7 +209,7 @@ def test_a_picture_without_annotation_says_what_the_lists_of_its_classes_say(own
     assert len(of(own, tasks=("boxes", "count")).load()["rows/train"]) == 21
 
 
-def test_difficult_objects_are_neither_counted_nor_wrong_unless_they_are_objects(own) -> None:
+def test_difficult_objects_are_neither_counted_nor_wrong_unless_they_are_objects(own: Path) -> None:
     objects = [("disc", 2, 2, 10, 10), ("square", 20, 4, 40, 30)]
     (own / "Annotations" / "p000.xml").write_text(xml(objects, difficult=[1]))
     row = 0
@@ -220,7 +233,9 @@ def test_difficult_objects_are_neither_counted_nor_wrong_unless_they_are_objects
         ((), (28, 6, 6)),
     ],
 )
-def test_splits_that_are_not_listed_are_taken_out_of_those_for_training(own, kept, sizes) -> None:
+def test_splits_that_are_not_listed_are_taken_out_of_those_for_training(
+    own: Path, kept: tuple[str, ...], sizes: tuple[int, ...]
+) -> None:
     for split in SPLITS:
         if split not in kept:
             (own / "ImageSets" / "Main" / f"{split}.txt").unlink()
@@ -236,7 +251,7 @@ def test_splits_that_are_not_listed_are_taken_out_of_those_for_training(own, kep
     )
 
 
-def test_what_was_found_is_kept_and_needs_no_folder_any_more(own) -> None:
+def test_what_was_found_is_kept_and_needs_no_folder_any_more(own: Path) -> None:
     voc = of(own)
     content = voc.model_dump(mode="json")
     shutil.rmtree(own)
@@ -266,7 +281,9 @@ def test_what_was_found_is_kept_and_needs_no_folder_any_more(own) -> None:
         (xml([("", 1, 1, 9, 9)]), "object 0 has no name"),
     ],
 )
-def test_what_is_wrong_is_counted_and_named_and_refused_above_a_share(own, content, says) -> None:
+def test_what_is_wrong_is_counted_and_named_and_refused_above_a_share(
+    own: Path, content: str, says: str
+) -> None:
     (own / "Annotations" / "p003.xml").write_text(content)
     with pytest.raises(
         UserError, match=r"data.max_corrupt: 1 of 40 pictures have faults: .*over 1.0%"
@@ -278,7 +295,7 @@ def test_what_is_wrong_is_counted_and_named_and_refused_above_a_share(own, conte
     assert not (arrays["target/boxes"][3, :, 0] == 0).any()
 
 
-def test_a_picture_that_cannot_be_read_or_is_not_there_is_named(own) -> None:
+def test_a_picture_that_cannot_be_read_or_is_not_there_is_named(own: Path) -> None:
     whole = (own / "JPEGImages" / "p004.png").read_bytes()
     (own / "JPEGImages" / "p004.png").write_bytes(whole[:300])
     (own / "JPEGImages" / "p005.png").unlink()
@@ -311,12 +328,14 @@ def test_entities_are_never_expanded() -> None:
         ({"year": "2012"}, "data.folder: expected the folder .*VOC2012/JPEGImages, got none"),
     ],
 )
-def test_impossible_sources_are_refused(made, values, says) -> None:
+def test_impossible_sources_are_refused(
+    made: tuple[Path, dict[str, list[Object]]], values: dict[str, Any], says: str
+) -> None:
     with pytest.raises(UserError, match=says):
         source(made[0], **values)
 
 
-def test_a_picture_on_two_sides_is_refused(own) -> None:
+def test_a_picture_on_two_sides_is_refused(own: Path) -> None:
     with (own / "ImageSets" / "Main" / "test.txt").open("a") as file:
         file.write("p000\n")
     with pytest.raises(
@@ -326,7 +345,7 @@ def test_a_picture_on_two_sides_is_refused(own) -> None:
         of(own)
 
 
-def test_without_a_folder_the_remedy_is_told(monkeypatch) -> None:
+def test_without_a_folder_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAYMTL_DATA", raising=False)
     with pytest.raises(
         UserError,

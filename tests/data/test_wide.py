@@ -63,7 +63,7 @@ def where(row: int) -> str:
 @pytest.mark.parametrize("chunks", [1, 3])
 @pytest.mark.parametrize("numbers", [wide.NUMBERS, 5 * N])
 def test_what_is_found_of_many_columns_is_what_is_found_of_each(
-    chunks, numbers, monkeypatch
+    chunks: int, numbers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wide, "NUMBERS", numbers)
     table = pa.table(odd_columns())
@@ -134,7 +134,7 @@ def wide_table(folder: Path, columns: int, kind: str) -> Path:
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
 @pytest.mark.parametrize("kind", ["numbers", "gaps", "wholes", "constants"])
 def test_ten_thousand_columns_are_inspected_in_seconds_and_on_a_page(
-    tmp_path, kind, ending, monkeypatch
+    tmp_path: Path, kind: str, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = wide_table(tmp_path, 10_000, kind)
@@ -150,7 +150,9 @@ def test_ten_thousand_columns_are_inspected_in_seconds_and_on_a_page(
     assert re.search("9,99[67] more", done.output)
 
 
-def test_a_saved_configuration_of_ten_thousand_columns_loads_at_once_and_equals(tmp_path) -> None:
+def test_a_saved_configuration_of_ten_thousand_columns_loads_at_once_and_equals(
+    tmp_path: Path,
+) -> None:
     path = wide_table(tmp_path, 10_000, "numbers")
     (tmp_path / "c.yaml").write_text(
         CONFIG.format(path=path, more="") + "search: {train.lr: {log_uniform: [0.001, 0.01]}}\n"
@@ -167,7 +169,9 @@ def test_a_saved_configuration_of_ten_thousand_columns_loads_at_once_and_equals(
 
 
 @pytest.mark.parametrize("columns", [3, 64, 65, 200])
-def test_findings_of_any_number_of_columns_come_back_as_they_were(tmp_path, columns) -> None:
+def test_findings_of_any_number_of_columns_come_back_as_they_were(
+    tmp_path: Path, columns: int
+) -> None:
     names = ["a: b", "c, 'd'", 'e"f', "größe", " g ", "h\ni", "#j", "[k]", "- l", "null"]
     rng = np.random.default_rng(0)
     table: dict[str, Any] = {f"{names[i % 10]} {i}": rng.normal(size=60) for i in range(columns)}
@@ -190,7 +194,7 @@ def test_findings_of_any_number_of_columns_come_back_as_they_were(tmp_path, colu
     assert len(again.data.fitted.left_out) == columns
 
 
-def test_a_configuration_of_an_older_version_lists_its_columns_and_loads(tmp_path) -> None:
+def test_a_configuration_of_an_older_version_lists_its_columns_and_loads(tmp_path: Path) -> None:
     path = wide_table(tmp_path, 100, "numbers")
     (tmp_path / "c.yaml").write_text(CONFIG.format(path=path, more=""))
     experiment = load(tmp_path / "c.yaml")
@@ -243,7 +247,7 @@ def test_few_columns_have_a_line_each_and_many_one_for_those_that_are_alike() ->
 
 @pytest.mark.parametrize("hidden", [(5,), (7, 3)])
 @pytest.mark.parametrize("norm", ["none", "layer"])
-def test_the_shapes_of_linear_layers_are_what_they_make(hidden, norm) -> None:
+def test_the_shapes_of_linear_layers_are_what_they_make(hidden: tuple[int, ...], norm: str) -> None:
     built = MLPSpec(hidden=hidden, norm=norm).build((2, 3))
     found = Encoder(list(built.stages), (2, 3))
     assert (built.shapes, built.out_features) == (found.shapes, found.out_features)

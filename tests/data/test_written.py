@@ -142,7 +142,13 @@ def _parts_seen(files: Files) -> set[int]:
         (["True", "False", "True"], {"classes": [True, False]}, "binary", ("true", "false")),
     ],
 )
-def test_classes_are_as_they_are_written(tmp_path: Path, labels, task, kind, classes) -> None:
+def test_classes_are_as_they_are_written(
+    tmp_path: Path,
+    labels: list[str],
+    task: dict[str, Any],
+    kind: str,
+    classes: tuple[str, ...] | None,
+) -> None:
     files = source(write_csv(tmp_path / "d.csv", {"x": X, "y": labels * (ROWS // 3)}), {"y": task})
     fitted = files.found.tasks["y"]
     assert (fitted.kind, fitted.classes) == (kind, classes or tuple(task["classes"]))

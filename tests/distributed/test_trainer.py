@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,7 +83,7 @@ def gradients_on_workers(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_one_two_and_three_train_workers_give_the_same_meta_gradient(
-    number: int, tmp_path: Path, arrays, float64
+    number: int, tmp_path: Path, arrays: dict[str, np.ndarray], float64: None
 ) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -162,7 +163,7 @@ def our_train_workers() -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays) -> None:
+def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
     """kill -9 of one of two workers in the middle; the weights are those of an undisturbed run, to the bit.
 
     The next checkpoint is far away, so what was done is kept by the other worker or not at all.
@@ -204,7 +205,7 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays) -> None:
 
 
 def test_divergence_on_workers_comes_out_as_what_it_is_and_is_known_to_ray_by_name(
-    tmp_path: Path, arrays
+    tmp_path: Path, arrays: dict[str, np.ndarray]
 ) -> None:
     wild = experiment(
         learner__inner_lr=1e4, learner__inner_steps=8, train__steps=2, train__max_failures=0
@@ -232,7 +233,9 @@ def test_workers_that_can_never_start_are_refused() -> None:
         ensure_resources(9, 1.0, 0.0, key="train.workers", wait_s=0)
 
 
-def test_a_cluster_that_grows_is_asked_until_it_has_and_then_asked_for_nothing(monkeypatch) -> None:
+def test_a_cluster_that_grows_is_asked_until_it_has_and_then_asked_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Another search's asking takes the place of this one's; and what is asked for would outlive the process."""
     from raymtl.distributed import trainer as training
 
@@ -251,7 +254,7 @@ def test_a_cluster_that_grows_is_asked_until_it_has_and_then_asked_for_nothing(m
 
 
 def test_a_training_that_the_cluster_has_no_room_for_ends_in_a_sentence_and_a_fault_of_ours_does_not(
-    tmp_path: Path, monkeypatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray.exceptions import RayActorError
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
@@ -279,7 +282,9 @@ def test_a_training_that_the_cluster_has_no_room_for_ends_in_a_sentence_and_a_fa
             pipeline._train_best(experiment(), tmp_path, None, seen, seen)  # type: ignore[arg-type]
 
 
-def test_an_address_where_something_else_listens_is_one_sentence_too(monkeypatch) -> None:
+def test_an_address_where_something_else_listens_is_one_sentence_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from raymtl.distributed import connection
 
     monkeypatch.setattr(connection, "ANSWER_S", 1.0)
@@ -295,7 +300,7 @@ def test_an_address_where_something_else_listens_is_one_sentence_too(monkeypatch
     check_address(ray.get_runtime_context().gcs_address)
 
 
-def test_a_machine_is_leaving_once_ray_was_told(monkeypatch) -> None:
+def test_a_machine_is_leaving_once_ray_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not machine_leaving()
     here = ray.get_runtime_context().get_node_id()
     monkeypatch.setattr(

@@ -10,6 +10,7 @@ from torch.func import functional_call, grad, vmap
 
 from raymtl.config import Experiment
 from raymtl.encoders import Conv4Spec, ConvSpec, EncoderSpec, LeNetSpec, MLPSpec, ResNet18Spec
+from raymtl.encoders.norm import NormedSpec
 from raymtl.types import UserError
 
 SMALL = {
@@ -148,7 +149,7 @@ def test_inputs_that_are_no_pictures_are_refused(name: str) -> None:
     ids=["conv4", "lenet", "resnet18-small", "resnet18-imagenet"],
 )
 def test_the_smallest_picture_leaves_one_pixel_and_a_smaller_one_is_refused(
-    spec, least: int
+    spec: NormedSpec, least: int
 ) -> None:
     with torch.device("meta"):
         assert spec.build((3, least, least + 3)).shapes[0] == (3, least, least + 3)
@@ -203,7 +204,9 @@ def test_torchvision_is_not_needed_to_import_the_encoders() -> None:
 
 
 @pytest.mark.parametrize(("stem", "dilated"), [("imagenet", 1), ("imagenet", 2), ("small", 3)])
-def test_dilated_groups_make_of_every_few_pixels_what_plain_ones_make_of_all(stem, dilated) -> None:
+def test_dilated_groups_make_of_every_few_pixels_what_plain_ones_make_of_all(
+    stem: str, dilated: int
+) -> None:
     shape = (3, 64, 96) if stem == "imagenet" else (3, 16, 24)
     specs = [
         ResNet18Spec(stem=stem, pooled=False, norm="none", dilated=number)

@@ -55,7 +55,7 @@ def knowing(**values: Any) -> tuple[Experiment, Algorithm, Params]:
 
 
 def test_every_task_of_every_held_out_episode_is_embedded_from_its_support_set_alone(
-    arrays,
+    arrays: dict[str, np.ndarray],
 ) -> None:
     chosen, algorithm, params = knowing(data__shots=3)
     rows = embeddings(chosen, algorithm, params, arrays, split="test", episodes=5)
@@ -84,7 +84,7 @@ class Partly(Digits):
         return episode._replace(support=episode.support._replace(masks={"sum": kept})), domain
 
 
-def test_a_task_without_support_labels_is_not_embedded(arrays) -> None:
+def test_a_task_without_support_labels_is_not_embedded(arrays: dict[str, np.ndarray]) -> None:
     chosen, algorithm, params = knowing()
     partly = chosen.model_copy(update={"data": Partly.model_validate(chosen.data.model_dump())})
     rows = embeddings(partly, algorithm, params, arrays, split="test", episodes=12)
@@ -92,7 +92,7 @@ def test_a_task_without_support_labels_is_not_embedded(arrays) -> None:
     assert found[:2] == [12, 12] and 0 < found[2] < 12
 
 
-def test_the_relations_are_of_the_first_rows_to_each_other(arrays) -> None:
+def test_the_relations_are_of_the_first_rows_to_each_other(arrays: dict[str, np.ndarray]) -> None:
     chosen, algorithm, params = knowing()
     rows = embeddings(chosen, algorithm, params, arrays, split="val", episodes=50)
     found = relations(algorithm, params, rows)
@@ -106,7 +106,7 @@ def test_the_relations_are_of_the_first_rows_to_each_other(arrays) -> None:
 
 @pytest.mark.parametrize("knows", [True, False])
 def test_the_files_are_written_where_the_learner_knows_tasks_by_something(
-    knows, arrays, tmp_path, monkeypatch
+    knows: bool, arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen, algorithm, params = (
         knowing() if knows else (e := experiment(), p := e.build(), p.init_params())
@@ -141,7 +141,7 @@ def test_the_principal_plane_is_that_of_the_eigenvectors_of_the_covariance() -> 
 
 
 @pytest.mark.parametrize("points", [np.ones((4, 3)), np.arange(4.0)[:, None]])
-def test_a_plane_of_less_than_two_dimensions_is_flat(points) -> None:
+def test_a_plane_of_less_than_two_dimensions_is_flat(points: np.ndarray) -> None:
     plane, shares = principal_plane(points)
     assert plane.shape == (4, 2) and not plane[:, 1].any()
     assert shares.sum() == pytest.approx(float(points.std() > 0))
@@ -178,7 +178,7 @@ def rows_of(domains: list[str], tasks: list[str], episodes: int) -> list[dict[st
     ],
 )
 def test_marks_are_told_apart_by_domain_where_there_are_few(
-    domains, tasks, keys, says, marks
+    domains: list[str], tasks: list[str], keys: tuple[str, ...], says: str, marks: int
 ) -> None:
     rows = rows_of(domains, tasks, 30)
     by = groups(rows)

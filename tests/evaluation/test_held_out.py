@@ -75,7 +75,7 @@ def evaluated(experiment: Experiment, **execution: Any) -> Evaluation:
     )
 
 
-def test_scores_are_those_of_all_test_rows(tmp_path) -> None:
+def test_scores_are_those_of_all_test_rows(tmp_path: Path) -> None:
     chosen = files(table_of(tmp_path), THREE)
     arrays = chosen.data.load()
     algorithm = chosen.build()
@@ -108,7 +108,7 @@ def test_scores_are_those_of_all_test_rows(tmp_path) -> None:
     assert found["scored"]["text"] == f"Every one of the {len(rows)} test examples was scored once."
 
 
-def test_what_does_not_adapt_scores_the_same_whatever_the_episodes(tmp_path) -> None:
+def test_what_does_not_adapt_scores_the_same_whatever_the_episodes(tmp_path: Path) -> None:
     path = table_of(tmp_path)
     one = evaluated(files(path, THREE)).metrics
     other = evaluated(files(path, THREE, shots=1, queries=9), episodes=50).metrics
@@ -116,7 +116,7 @@ def test_what_does_not_adapt_scores_the_same_whatever_the_episodes(tmp_path) -> 
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_workers_score_every_row_between_them_once(tmp_path, size) -> None:
+def test_workers_score_every_row_between_them_once(tmp_path: Path, size: int) -> None:
     chosen = files(table_of(tmp_path, rows=3000), THREE)
     arrays, algorithm = chosen.data.load(), chosen.build()
     held = held_out_split(chosen, algorithm, arrays, "val", 3)
@@ -130,7 +130,7 @@ def test_workers_score_every_row_between_them_once(tmp_path, size) -> None:
     assert torch.equal(inputs.sort(0).values, own.sort(0).values)
 
 
-def test_validation_while_training_is_evaluation(tmp_path) -> None:
+def test_validation_while_training_is_evaluation(tmp_path: Path) -> None:
     chosen = files(table_of(tmp_path), THREE)
     algorithm, arrays = chosen.build(), chosen.data.load()
     params = algorithm.init_params()
@@ -149,7 +149,7 @@ def test_validation_while_training_is_evaluation(tmp_path) -> None:
     )
 
 
-def test_the_interval_of_an_adapting_model_does_not_shrink_with_episodes(tmp_path) -> None:
+def test_the_interval_of_an_adapting_model_does_not_shrink_with_episodes(tmp_path: Path) -> None:
     chosen = files(table_of(tmp_path), {"kind": {}}).override({"learner.inner_steps": 1})
     few, many = (evaluated(chosen, episodes=number).metrics for number in (30, 400))
     width = [found["tasks"]["kind"]["accuracy"]["after"]["ci95"] for found in (few, many)]
@@ -161,7 +161,7 @@ def test_the_interval_of_an_adapting_model_does_not_shrink_with_episodes(tmp_pat
     assert many["scored"]["text"] == f"{text} Behind them stand {rows} rows."
 
 
-def test_rows_of_a_patient_are_one_member(tmp_path) -> None:
+def test_rows_of_a_patient_are_one_member(tmp_path: Path) -> None:
     path = table_of(tmp_path, patient=[f"p{row // 10}" for row in range(ROWS)])
     grouped = evaluated(files(path, {"kind": {}}, group="patient"))
     partition = grouped.estimators["kind.accuracy"].partitions["patient"]
@@ -176,7 +176,7 @@ SOURCES: dict[str, Source] = {
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_members_are_those_of_the_drawn_episode(name) -> None:
+def test_members_are_those_of_the_drawn_episode(name: str) -> None:
     source = SOURCES[name]
     arrays = source.load()
     sizes = {own.name: own.size for own in source.populations(arrays, "test")}
@@ -191,7 +191,7 @@ def test_members_are_those_of_the_drawn_episode(name) -> None:
                 assert numbers.min() >= 0 and numbers.max() < sizes[population]
 
 
-def test_members_of_files_are_the_rows_that_were_drawn(tmp_path) -> None:
+def test_members_of_files_are_the_rows_that_were_drawn(tmp_path: Path) -> None:
     source = files(table_of(tmp_path), {"kind": {}}).data
     arrays = source.load()
     rows = arrays["rows/test"]
@@ -209,7 +209,7 @@ def sparse(folder: Path) -> Path:
     return table_of(folder, part=part, rare=rare, same=same)
 
 
-def test_a_task_without_labels_is_trained_and_has_no_score(tmp_path) -> None:
+def test_a_task_without_labels_is_trained_and_has_no_score(tmp_path: Path) -> None:
     chosen = files(
         sparse(tmp_path), {"price": {}, "rare": {"kind": "regression"}}, split={"column": "part"}
     )
@@ -234,7 +234,7 @@ def test_a_task_without_labels_is_trained_and_has_no_score(tmp_path) -> None:
     assert len([text for text in said if "no row of val has a label" in text]) == 1
 
 
-def test_a_search_by_a_task_without_validation_labels_is_refused(tmp_path) -> None:
+def test_a_search_by_a_task_without_validation_labels_is_refused(tmp_path: Path) -> None:
     tasks = {"price": {}, "rare": {"kind": "regression"}}
     chosen = files(sparse(tmp_path), tasks, split={"column": "part"})
     search = {"search": {"train.lr": {"uniform": [0.001, 0.01]}}, "tune": {"metric": "val.rare.r2"}}
@@ -249,7 +249,7 @@ def test_a_search_by_a_task_without_validation_labels_is_refused(tmp_path) -> No
         refuse_unscored(alone, alone.data.load())
 
 
-def test_a_task_is_chosen_by_the_score_that_is_named(tmp_path) -> None:
+def test_a_task_is_chosen_by_the_score_that_is_named(tmp_path: Path) -> None:
     path = table_of(tmp_path)
     found = evaluated(
         files(path, {"price": {"metric": "mae"}, "sold": {"metric": "log_loss"}})
@@ -266,7 +266,7 @@ def test_a_task_is_chosen_by_the_score_that_is_named(tmp_path) -> None:
         files(path, {"price": {"metric": "auroc"}}).data.make_tasks()
 
 
-def test_predictions_of_one_class_alone_are_noted(tmp_path) -> None:
+def test_predictions_of_one_class_alone_are_noted(tmp_path: Path) -> None:
     chosen = files(table_of(tmp_path), {"kind": {}, "sold": {}})
     algorithm = chosen.build()
     params = algorithm.init_params()
@@ -282,7 +282,7 @@ def test_predictions_of_one_class_alone_are_noted(tmp_path) -> None:
     }
 
 
-def test_a_score_that_never_moves_is_noted(tmp_path) -> None:
+def test_a_score_that_never_moves_is_noted(tmp_path: Path) -> None:
     tasks = files(table_of(tmp_path), {"kind": {}}).data.make_tasks()
     still, moving = (
         [{"val.kind.accuracy": value} for value in values]
@@ -296,7 +296,7 @@ def test_a_score_that_never_moves_is_noted(tmp_path) -> None:
     assert not list(history_notes(tasks, moving))
 
 
-def test_models_of_a_run_are_compared_on_the_same_rows(tmp_path) -> None:
+def test_models_of_a_run_are_compared_on_the_same_rows(tmp_path: Path) -> None:
     chosen = files(table_of(tmp_path), THREE)
     arrays = chosen.data.load()
     folders = {}
@@ -322,7 +322,7 @@ def test_models_of_a_run_are_compared_on_the_same_rows(tmp_path) -> None:
 
 @pytest.mark.parametrize(("offset", "scale"), [(1e9, 10.0), (1e8, 1.0), (0.0, 1e-30)])
 def test_labels_of_any_size_are_learned_as_those_centred_and_scaled(
-    tmp_path, offset, scale
+    tmp_path: Path, offset: float, scale: float
 ) -> None:
     scores = []
     for place, (shift, unit) in enumerate(((0.0, 1.0), (offset, scale))):
@@ -352,7 +352,7 @@ def test_labels_of_any_size_are_learned_as_those_centred_and_scaled(
     )
 
 
-def test_files_of_few_shot_classes_have_their_classes_behind_them(tmp_path) -> None:
+def test_files_of_few_shot_classes_have_their_classes_behind_them(tmp_path: Path) -> None:
     kinds = [f"k{row % 30:02d}" for row in range(ROWS)]
     path = table_of(tmp_path, species=kinds)
     tasks, few = {"species": {}}, {"episodes": "classes", "ways": 2, "shots": 2, "queries": 3}

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,7 +47,7 @@ def read(told: dict) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("rooms")
     write_csv(root / "rooms.csv", rooms(150, 0))
     split = {"key": "id"}
@@ -61,7 +62,7 @@ def home(tmp_path_factory) -> Path:
     return root
 
 
-def test_what_is_printed_follows_from_the_predictions(home) -> None:
+def test_what_is_printed_follows_from_the_predictions(home: Path) -> None:
     """By scikit-learn, task by task, on the rows that have a label."""
     told = adapt_run(home / "run", home / "support.csv", 0, None, "all", home / "query.csv")
     found, scores = read(told), {name: after for name, (_, after) in told["scores"].items()}
@@ -100,7 +101,7 @@ def test_what_is_printed_follows_from_the_predictions(home) -> None:
         ]
 
 
-def test_rows_go_by_their_key_and_their_place_in_the_file(home) -> None:
+def test_rows_go_by_their_key_and_their_place_in_the_file(home: Path) -> None:
     told = adapt_run(home / "run", home / "support.csv", 0, None, "keyed", home / "query.csv")
     found, content = read(told), rooms(60, 2)
     assert found["id"].tolist() == content["id"] and found["row"].tolist() == list(range(60))
@@ -116,7 +117,7 @@ def test_rows_go_by_their_key_and_their_place_in_the_file(home) -> None:
     assert some["id"].tolist() == [unlabelled["id"][row] for row in some["row"]]
 
 
-def test_held_out_rows_are_named_too(home) -> None:
+def test_held_out_rows_are_named_too(home: Path) -> None:
     found, content = read(adapt_run(home / "run", None, 3, None, None)), rooms(150, 0)
     assert len(found) == 4 and found["id"].tolist() == [content["id"][row] for row in found["row"]]
     for name in ("rent", "state"):
@@ -130,7 +131,7 @@ def test_held_out_rows_are_named_too(home) -> None:
 
 
 def test_every_held_out_row_can_be_written_and_has_the_scores_that_are_printed(
-    tmp_path, monkeypatch, capsys
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_csv(tmp_path / "rooms.csv", rooms(400, 0))
     data = {"path": str(tmp_path / "rooms.csv"), "tasks": TASKS, "split": {"key": "id"}}
@@ -157,7 +158,9 @@ def test_every_held_out_row_can_be_written_and_has_the_scores_that_are_printed(
     assert "--predictions: expected a model that does not adapt" in message
 
 
-def test_labels_of_a_query_score_a_transfer(home, monkeypatch, capsys) -> None:
+def test_labels_of_a_query_score_a_transfer(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     support, query = rooms(40, 5), rooms(50, 6)
     for content in (support, query):
         content["fits"] = ["yes" if size > 60 else "no" for size in content["size (m2)"]]
@@ -201,7 +204,9 @@ def test_labels_of_a_query_score_a_transfer(home, monkeypatch, capsys) -> None:
     )
 
 
-def test_a_task_of_yes_and_no_can_be_carried_on_as_two_classes(home, monkeypatch, capsys) -> None:
+def test_a_task_of_yes_and_no_can_be_carried_on_as_two_classes(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ("--support", str(home / "support.csv"), "--query", str(home / "query.csv"), "--json")
     plain = read(
         adapt_run(home / "run", home / "support.csv", 0, None, "plain", home / "query.csv")
@@ -246,7 +251,12 @@ def test_a_task_of_yes_and_no_can_be_carried_on_as_two_classes(home, monkeypatch
     ],
 )
 def test_labels_of_a_new_task_are_named_as_the_file_has_them(
-    home, monkeypatch, capsys, labels, kind, says
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    labels: list[Any],
+    kind: str,
+    says: str,
 ) -> None:
     support = write_csv(home / "odd.csv", {**rooms(30, 7), "fits": labels})
     words = (
@@ -263,7 +273,7 @@ def test_labels_of_a_new_task_are_named_as_the_file_has_them(
 
 
 def test_a_run_without_inner_steps_says_that_nothing_was_adapted(
-    home, tmp_path, monkeypatch, capsys
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trained(tmp_path / "run", {"path": str(home / "rooms.csv"), "tasks": TASKS}, inner=0)
     words = ("adapt", str(run), "--support", str(home / "support.csv"))
@@ -277,7 +287,7 @@ def test_a_run_without_inner_steps_says_that_nothing_was_adapted(
 
 
 def test_tasks_with_files_of_their_own_are_told_apart_by_task(
-    tmp_path, monkeypatch, capsys
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, seed in (("bonn", 0), ("kiel", 1)):
         content = flats(60, seed)
@@ -307,7 +317,9 @@ def test_tasks_with_files_of_their_own_are_told_apart_by_task(
     )
 
 
-def test_parts_of_several_take_examples_in_their_own_form(tmp_path, monkeypatch, capsys) -> None:
+def test_parts_of_several_take_examples_in_their_own_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, column in (("old", "size (m2)"), ("new", "area")):
         content = flats(60, len(name))
         columns = {column: content["size (m2)"], "city": content["city"], "state": content["state"]}
@@ -342,7 +354,7 @@ def test_parts_of_several_take_examples_in_their_own_form(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("resize", ["stretch", "crop"])
 @pytest.mark.parametrize("shape", [(24, 32), (31, 17), (5, 60)])
-def test_maps_come_back_where_their_pixels_were(resize, shape) -> None:
+def test_maps_come_back_where_their_pixels_were(resize: str, shape: tuple[int, ...]) -> None:
     """A map that says where each pixel of the picture is, resized and brought back, says so again."""
     size = (12, 16)
     where = torch.arange(shape[0] * shape[1]).reshape(1, *shape).float()
@@ -362,7 +374,7 @@ def test_maps_come_back_where_their_pixels_were(resize, shape) -> None:
 
 
 @pytest.mark.parametrize("resize", ["stretch", "crop"])
-def test_boxes_come_back_where_they_were(resize) -> None:
+def test_boxes_come_back_where_they_were(resize: str) -> None:
     shape, size, box = (40, 90), (24, 32), (37.0, 11.0, 52.0, 33.0)
     (row,) = rows_of([Seen("a", box)], ["a"], shape, size, crop=resize == "crop")
     np.testing.assert_allclose(
@@ -370,7 +382,7 @@ def test_boxes_come_back_where_they_were(resize) -> None:
     )
 
 
-def test_masks_and_boxes_are_in_the_pixels_of_their_pictures(tmp_path) -> None:
+def test_masks_and_boxes_are_in_the_pixels_of_their_pictures(tmp_path: Path) -> None:
     """Pictures of different sizes; the labels that the model saw come back at the size and in the numbers of the files."""
     root = write_scenes(tmp_path / "scenes", 30)
     rng = np.random.default_rng(0)
@@ -444,7 +456,7 @@ def test_masks_and_boxes_are_in_the_pixels_of_their_pictures(tmp_path) -> None:
 
 
 def test_files_that_have_gone_name_the_option_that_says_where(
-    home, tmp_path, monkeypatch, capsys
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_csv(tmp_path / "rooms.csv", rooms(60, 0))
     run = trained(tmp_path / "run", {"path": str(tmp_path / "rooms.csv"), "tasks": TASKS})
@@ -456,7 +468,7 @@ def test_files_that_have_gone_name_the_option_that_says_where(
 
 
 def test_a_broken_picture_among_new_ones_is_left_out_and_said(
-    tmp_path, monkeypatch, capsys
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, new = write_scenes(tmp_path / "scenes", 30), write_scenes(tmp_path / "new", 20)
     for folder in ("depths", "normals", "masks"):
@@ -538,7 +550,7 @@ def close(found: pd.DataFrame, plain: pd.DataFrame, offset: float, scale: float)
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> dict:
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """A run on labels around 0, of which what it predicts of new rows, adapted and carried to a new task."""
     root = tmp_path_factory.mktemp("plain")
     run = trained(
@@ -555,7 +567,9 @@ def plain(tmp_path_factory) -> dict:
 
 
 @pytest.mark.parametrize(("offset", "scale"), FAR)
-def test_far_and_small_labels_are_adapted_to_as_plain_ones(plain, tmp_path, offset, scale) -> None:
+def test_far_and_small_labels_are_adapted_to_as_plain_ones(
+    plain: dict, tmp_path: Path, offset: float, scale: float
+) -> None:
     data = {"path": str(numbered(tmp_path / "d.csv", offset, scale, 200, 0)), "tasks": {"y": {}}}
     run = trained(tmp_path / "run", data, steps=20)
     files = [
@@ -574,7 +588,13 @@ def test_far_and_small_labels_are_adapted_to_as_plain_ones(plain, tmp_path, offs
 @pytest.mark.parametrize(("offset", "scale"), FAR)
 @pytest.mark.parametrize("way", ["feature", "model"])
 def test_far_and_small_labels_are_carried_to_as_plain_ones(
-    plain, tmp_path, monkeypatch, capsys, way, offset, scale
+    plain: dict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    way: str,
+    offset: float,
+    scale: float,
 ) -> None:
     def carried(offset: float, scale: float, name: str) -> dict:
         files = [

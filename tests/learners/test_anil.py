@@ -1,5 +1,6 @@
 """ANIL: MAML on the heads alone."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -28,7 +29,9 @@ class Flat(nn.Module):
 
 
 @pytest.mark.parametrize("learn_inner_lr", [False, True])
-def test_where_the_model_is_its_heads_it_is_maml(learn_inner_lr: bool, arrays) -> None:
+def test_where_the_model_is_its_heads_it_is_maml(
+    learn_inner_lr: bool, arrays: dict[str, np.ndarray]
+) -> None:
     chosen = experiment()
     tasks = chosen.data.make_tasks()
     found = []
@@ -47,7 +50,9 @@ def test_where_the_model_is_its_heads_it_is_maml(learn_inner_lr: bool, arrays) -
 
 
 @pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
-def test_it_fits_the_heads_on_features_that_stay(sharing: str, arrays) -> None:
+def test_it_fits_the_heads_on_features_that_stay(
+    sharing: str, arrays: dict[str, np.ndarray]
+) -> None:
     """Gradient descent of torch on heads that read the features as data."""
     chosen = axes(sharing, "static", "anil").override(
         {"learner.inner_steps": 4, "learner.inner_lr": 0.1}
@@ -76,7 +81,7 @@ def test_it_fits_the_heads_on_features_that_stay(sharing: str, arrays) -> None:
         )
 
 
-def test_only_heads_have_learned_rates(arrays) -> None:
+def test_only_heads_have_learned_rates(arrays: dict[str, np.ndarray]) -> None:
     algorithm = axes("hard", "static", "anil").override({"learner.learn_inner_lr": True}).build()
     rates = {name for name in algorithm.init_params() if name.startswith("learner.")}
     assert rates == {
@@ -87,7 +92,9 @@ def test_only_heads_have_learned_rates(arrays) -> None:
 
 
 @pytest.mark.parametrize("learn_inner_lr", [False, True])
-def test_the_meta_gradient_equals_finite_differences(learn_inner_lr: bool, arrays) -> None:
+def test_the_meta_gradient_equals_finite_differences(
+    learn_inner_lr: bool, arrays: dict[str, np.ndarray]
+) -> None:
     """For the features too, on which the inner gradients depend."""
     chosen = axes("hard", "static", "anil").override({"learner.learn_inner_lr": learn_inner_lr})
     algorithm = chosen.build()

@@ -1,5 +1,6 @@
 """BOIL: MAML on the body alone."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,7 +26,7 @@ def test_where_heads_have_nothing_to_learn_it_is_maml_on_a_quadratic() -> None:
 
 
 @pytest.mark.parametrize("sharing", SHARING)
-def test_with_anil_it_parts_what_maml_moves(sharing: str, arrays) -> None:
+def test_with_anil_it_parts_what_maml_moves(sharing: str, arrays: dict[str, np.ndarray]) -> None:
     """Names apart and together all; and in one step each part moves as in maml."""
     chosen = axes(sharing, "static", "maml").override({"learner.inner_steps": 1})
     algorithm = chosen.build()
@@ -46,7 +47,7 @@ def test_with_anil_it_parts_what_maml_moves(sharing: str, arrays) -> None:
             )
 
 
-def test_only_the_body_has_learned_rates(arrays) -> None:
+def test_only_the_body_has_learned_rates(arrays: dict[str, np.ndarray]) -> None:
     algorithm = experiment(learner__name="boil", learner__learn_inner_lr=True).build()
     params = algorithm.init_params()
     rates = {
@@ -55,7 +56,7 @@ def test_only_the_body_has_learned_rates(arrays) -> None:
     assert rates == {n for n, _ in algorithm.model.named_parameters() if not n.startswith("heads.")}
 
 
-def test_the_meta_gradient_equals_finite_differences(arrays) -> None:
+def test_the_meta_gradient_equals_finite_differences(arrays: dict[str, np.ndarray]) -> None:
     """For the heads too, under which the body is fitted."""
     chosen = axes("hard", "static", "boil").override({"learner.learn_inner_lr": True})
     algorithm = chosen.build()

@@ -1,5 +1,8 @@
 """CAVIA against a network that takes its context as inputs, written down once more."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -32,7 +35,7 @@ def by_hand(params: dict[str, Tensor], context: Tensor, inputs: Tensor) -> Tenso
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_it_equals_a_network_that_reads_the_context_beside_its_inputs(
-    steps: int, first_order: bool, arrays
+    steps: int, first_order: bool, arrays: dict[str, np.ndarray]
 ) -> None:
     chosen = experiment(data__tasks=["left"], learner__name="cavia", learner__inner_steps=steps,
                         learner__inner_lr=0.3, learner__num_context=4, learner__first_order=first_order)  # fmt: skip
@@ -67,7 +70,9 @@ def test_it_equals_a_network_that_reads_the_context_beside_its_inputs(
 @pytest.mark.parametrize(
     "encoder", [{"encoder__name": "mlp"}, {"encoder__name": "conv", "encoder__channels": [4, 8]}]
 )
-def test_a_task_moves_parameters_of_one_dimension_along_their_maps(encoder, arrays) -> None:
+def test_a_task_moves_parameters_of_one_dimension_along_their_maps(
+    encoder: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> None:
     """What they moved by is V c for one c that all of them share; nothing else moves."""
     chosen = experiment(learner__name="cavia", learner__num_context=3, **encoder)
     algorithm = chosen.build()
@@ -84,7 +89,9 @@ def test_a_task_moves_parameters_of_one_dimension_along_their_maps(encoder, arra
     torch.testing.assert_close(maps @ context, shift[:, None], rtol=1e-9, atol=1e-12)
 
 
-def test_the_first_step_lowers_the_loss_as_mamls_on_the_biases_does_on_average(arrays) -> None:
+def test_the_first_step_lowers_the_loss_as_mamls_on_the_biases_does_on_average(
+    arrays: dict[str, np.ndarray],
+) -> None:
     """To first order by alpha |grad|^2: the maps have E[V V^T] = I."""
     chosen = experiment(learner__name="cavia", learner__num_context=2000)
     maps = torch.cat(
@@ -93,14 +100,14 @@ def test_the_first_step_lowers_the_loss_as_mamls_on_the_biases_does_on_average(a
     torch.testing.assert_close(maps @ maps.T, torch.eye(len(maps)), rtol=0, atol=0.12)
 
 
-def test_the_meta_gradient_equals_finite_differences(arrays) -> None:
+def test_the_meta_gradient_equals_finite_differences(arrays: dict[str, np.ndarray]) -> None:
     chosen = axes("hard", "static", "cavia").override({"learner.inner_lr": 0.3})
     algorithm = chosen.build()
     params = perturbed(algorithm)
     assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6
 
 
-def test_an_adapted_model_is_an_ordinary_one(arrays) -> None:
+def test_an_adapted_model_is_an_ordinary_one(arrays: dict[str, np.ndarray]) -> None:
     """It predicts the same without the learner's tensors, in the module itself."""
     chosen = axes("cross_stitch", "static", "cavia")
     algorithm = chosen.build()

@@ -1,5 +1,6 @@
 """Conditional neural processes: against their formula, written down once more, and on sinusoids."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -26,7 +27,9 @@ def two_layers(params: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
-def test_it_decodes_the_query_beside_the_means_of_what_it_read(sharing: str, arrays) -> None:
+def test_it_decodes_the_query_beside_the_means_of_what_it_read(
+    sharing: str, arrays: dict[str, np.ndarray]
+) -> None:
     """All of them for a regression; for a classification those of each class, of which the fourth is hidden."""
     chosen = experiment(
         sharing__name=sharing, data__tasks=["left", "sum"], learner__name="cnp", data__shots=2
@@ -59,13 +62,13 @@ def test_it_decodes_the_query_beside_the_means_of_what_it_read(sharing: str, arr
 
 
 @pytest.mark.usefixtures("float64")
-def test_neither_order_nor_hidden_labels_have_a_say(arrays) -> None:
+def test_neither_order_nor_hidden_labels_have_a_say(arrays: dict[str, np.ndarray]) -> None:
     assert_the_order_of_the_support_set_has_no_say(axes("hard", "static", "cnp"), arrays)
     assert_unlabelled_examples_have_no_say(axes("hard", "static", "cnp"), arrays)
 
 
 @pytest.mark.usefixtures("float64")
-def test_without_any_label_it_predicts_numbers(arrays) -> None:
+def test_without_any_label_it_predicts_numbers(arrays: dict[str, np.ndarray]) -> None:
     chosen = axes("hard", "static", "cnp")
     algorithm = chosen.build()
     support, query = first(episodes_of(chosen, arrays))
@@ -79,7 +82,7 @@ def test_without_any_label_it_predicts_numbers(arrays) -> None:
 
 
 @pytest.mark.usefixtures("float64")
-def test_the_meta_gradient_equals_finite_differences(arrays) -> None:
+def test_the_meta_gradient_equals_finite_differences(arrays: dict[str, np.ndarray]) -> None:
     chosen = axes("hard", "static", "cnp")
     algorithm = chosen.build()
     params = perturbed(algorithm)

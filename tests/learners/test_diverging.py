@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from raymtl.learners import MAML, Reptile
+from raymtl.learners.base import MetaLearner
 from raymtl.learners.diverging import FIRST_STEPS, GROWTH, divergence
 from raymtl.step.algorithm import Algorithm
 from raymtl.types import Batch
@@ -34,7 +36,9 @@ def losses(quadratic: Quadratic, rate: float, steps: int) -> list[float]:
 
 @pytest.mark.parametrize("kind", [MAML, Reptile])
 @pytest.mark.parametrize("rate", [1.5, 4.0, 1e30])
-def test_it_finds_the_step_and_the_largest_half_that_lowers_the_loss(kind, rate: float) -> None:
+def test_it_finds_the_step_and_the_largest_half_that_lowers_the_loss(
+    kind: type[MetaLearner], rate: float
+) -> None:
     quadratic = Quadratic()
     found = on_a_quadratic(quadratic, kind(inner_lr=rate, inner_steps=40))
     way = losses(quadratic, rate, 40)
@@ -60,7 +64,9 @@ def test_a_loop_that_does_not_diverge_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_every_learner_that_takes_steps_says_where_they_lead(learner: str, arrays) -> None:
+def test_every_learner_that_takes_steps_says_where_they_lead(
+    learner: str, arrays: dict[str, np.ndarray]
+) -> None:
     assert possible("hard", "static", learner)
     chosen = axes("hard", "static", learner)
     if not chosen.learner.num_steps:

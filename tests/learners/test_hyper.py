@@ -1,5 +1,6 @@
 """The hypernetwork: where it starts from, what it does to a layer, and on sinusoids."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from tests.learners.laws import (
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("sharing", SHARING)
 def test_it_starts_as_protonet_for_classes_and_as_the_model_for_numbers(
-    sharing: str, arrays
+    sharing: str, arrays: dict[str, np.ndarray]
 ) -> None:
     """Up to |f|^2, which is the same for all classes, the absent ones included."""
     chosen = axes(sharing, "static", "protonet").override({"learner.name": "hyper"})
@@ -42,7 +43,7 @@ def test_it_starts_as_protonet_for_classes_and_as_the_model_for_numbers(
 
 
 @pytest.mark.usefixtures("float64")
-def test_a_regression_starts_as_the_models_own(arrays) -> None:
+def test_a_regression_starts_as_the_models_own(arrays: dict[str, np.ndarray]) -> None:
     chosen = experiment(learner__name="hyper", data__tasks=["sum"])
     algorithm = chosen.build()
     params = algorithm.init_params()
@@ -62,7 +63,9 @@ def test_a_regression_starts_as_the_models_own(arrays) -> None:
         {"encoder__name": "conv", "encoder__channels": [4, 8], "encoder__norm": "none"},
     ],
 )
-def test_it_scales_and_shifts_what_layers_and_norms_put_out(encoder: dict, arrays) -> None:
+def test_it_scales_and_shifts_what_layers_and_norms_put_out(
+    encoder: dict, arrays: dict[str, np.ndarray]
+) -> None:
     """By hooks on the modules of the unchanged model, whose head is the one that was emitted."""
     chosen = experiment(learner__name="hyper", data__tasks=["left", "sum"], **encoder)
     algorithm = chosen.build()
@@ -111,13 +114,13 @@ def test_it_scales_and_shifts_what_layers_and_norms_put_out(encoder: dict, array
 
 
 @pytest.mark.usefixtures("float64")
-def test_neither_order_nor_hidden_labels_have_a_say(arrays) -> None:
+def test_neither_order_nor_hidden_labels_have_a_say(arrays: dict[str, np.ndarray]) -> None:
     assert_the_order_of_the_support_set_has_no_say(axes("hard", "static", "hyper"), arrays)
     assert_unlabelled_examples_have_no_say(axes("hard", "static", "hyper"), arrays)
 
 
 @pytest.mark.usefixtures("float64")
-def test_a_task_without_labels_does_not_count(arrays) -> None:
+def test_a_task_without_labels_does_not_count(arrays: dict[str, np.ndarray]) -> None:
     """What the other says of the episode is then all that is emitted from."""
     chosen = experiment(learner__name="hyper", data__tasks=["left", "sum"])
     algorithm = chosen.build()
@@ -141,7 +144,7 @@ def test_a_task_without_labels_does_not_count(arrays) -> None:
 
 
 @pytest.mark.usefixtures("float64")
-def test_the_meta_gradient_equals_finite_differences(arrays) -> None:
+def test_the_meta_gradient_equals_finite_differences(arrays: dict[str, np.ndarray]) -> None:
     chosen = axes("hard", "static", "hyper")
     algorithm = chosen.build()
     params = perturbed(algorithm)

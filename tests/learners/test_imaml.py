@@ -1,5 +1,6 @@
 """iMAML against closed forms, a linear solver, and finite differences of what it converges to."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,7 @@ def test_without_conjugate_gradients_the_gradient_is_that_at_the_fitted_paramete
     )
 
 
-def test_without_steps_it_is_multi_task_training_as_maml(arrays) -> None:
+def test_without_steps_it_is_multi_task_training_as_maml(arrays: dict[str, np.ndarray]) -> None:
     found = []
     for learner in ("imaml", "maml"):
         chosen = experiment(learner__name=learner, learner__inner_steps=0)
@@ -83,7 +84,9 @@ def test_without_steps_it_is_multi_task_training_as_maml(arrays) -> None:
 
 
 @pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
-def test_the_implicit_gradient_is_that_of_what_the_steps_converge_to(sharing: str, arrays) -> None:
+def test_the_implicit_gradient_is_that_of_what_the_steps_converge_to(
+    sharing: str, arrays: dict[str, np.ndarray]
+) -> None:
     """Of a task's query loss, for the model and for the weighting, whose weights are those of the inner loss."""
     chosen = axes(sharing, "uncertainty", "imaml").override(
         {
@@ -136,7 +139,7 @@ def test_conjugate_gradients_stay_where_the_curvature_is_not_positive() -> None:
     assert torch.equal(conjugate_gradients(lambda x: 3 * x, b, 0), b)
 
 
-def test_the_graph_does_not_grow_with_the_steps(arrays) -> None:
+def test_the_graph_does_not_grow_with_the_steps(arrays: dict[str, np.ndarray]) -> None:
     def nodes(name: str, steps: int) -> int:
         chosen = experiment(learner__name=name, learner__inner_steps=steps)
         algorithm = chosen.build()
@@ -157,7 +160,9 @@ def test_the_graph_does_not_grow_with_the_steps(arrays) -> None:
     assert nodes("imaml", 5) == nodes("imaml", 50) < nodes("maml", 5) / 10
 
 
-def test_the_rows_of_several_tasks_add_up_to_the_gradient_of_their_sum(arrays) -> None:
+def test_the_rows_of_several_tasks_add_up_to_the_gradient_of_their_sum(
+    arrays: dict[str, np.ndarray],
+) -> None:
     """Each row is a linear system of its own, solved with the same matrix; solved to the end the map is linear."""
     found = []
     for weighting in ("equal", "graddrop"):

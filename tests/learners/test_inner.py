@@ -1,7 +1,9 @@
 """The inner loop against the optimisers of torch and torchopt; which parameters it moves."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchopt
@@ -123,7 +125,11 @@ def test_the_last_pattern_that_a_name_matches_decides() -> None:
     "values", [{}, {"learner.learn_inner_lr": True}, {"learner.gradient": "checkpointed"}]
 )
 def test_maml_on_the_heads_is_anil_and_on_the_body_boil(
-    sharing, learner: str, adapts, values, arrays
+    sharing: str,
+    learner: str,
+    adapts: list[str],
+    values: dict[str, Any],
+    arrays: dict[str, np.ndarray],
 ) -> None:
     found = []
     for own in ({"learner.name": learner}, {"learner.adapts": adapts}):
@@ -137,7 +143,7 @@ def test_maml_on_the_heads_is_anil_and_on_the_body_boil(
 
 
 @pytest.mark.parametrize("learner", ["maml", "maml_pp", "meta_sgd", "imaml", "cavia", "proto_maml"])
-def test_what_is_not_adapted_stays_where_it_is(learner: str, arrays) -> None:
+def test_what_is_not_adapted_stays_where_it_is(learner: str, arrays: dict[str, np.ndarray]) -> None:
     adapts = ["*.bias"] if learner == "cavia" else ["encoders.0.stages.1.*"]
     made = axes("hard", "static", learner).override(
         {"learner.adapts": [*adapts, "-encoders.0.stages.0.*"]}

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -46,7 +48,7 @@ def gradients(
 @pytest.mark.parametrize("axis", ["vmap", "loop"])
 @pytest.mark.parametrize(("learner", "values"), LEARNERS)
 def test_recomputed_steps_have_the_unrolled_gradient(
-    learner: str, values: dict, axis: str, arrays
+    learner: str, values: dict, axis: str, arrays: dict[str, np.ndarray]
 ) -> None:
     """For the model, the weighting's parameters and learned rates; seven steps are segments of three, three and one."""
     chosen = axes("cross_stitch", "uncertainty", learner).override(
@@ -68,7 +70,7 @@ def test_recomputed_steps_have_the_unrolled_gradient(
 
 @float64
 @pytest.mark.parametrize("steps", [1, 2, 4, 5])
-def test_whatever_the_number_of_steps(steps: int, arrays) -> None:
+def test_whatever_the_number_of_steps(steps: int, arrays: dict[str, np.ndarray]) -> None:
     chosen = experiment(data__tasks=["left", "sum"], learner__inner_steps=steps)
     episodes = episodes_of(chosen, arrays)
     exact = gradients(chosen, episodes)
@@ -82,7 +84,7 @@ def test_whatever_the_number_of_steps(steps: int, arrays) -> None:
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("weighting", ["random", "graddrop", "gls", "stch"])
 def test_recomputed_steps_weigh_by_the_same_state_and_serve_every_row(
-    weighting: str, micro_batches: int, arrays
+    weighting: str, micro_batches: int, arrays: dict[str, np.ndarray]
 ) -> None:
     """Though the outer step has moved it, whole numbers included, when they are recomputed."""
     chosen = axes("hard", weighting, "maml")
@@ -97,7 +99,9 @@ def test_recomputed_steps_weigh_by_the_same_state_and_serve_every_row(
         torch.testing.assert_close(computed[name], gradient, rtol=1e-10, atol=1e-12)
 
 
-def test_recomputed_steps_run_in_the_precision_that_they_ran_in(arrays) -> None:
+def test_recomputed_steps_run_in_the_precision_that_they_ran_in(
+    arrays: dict[str, np.ndarray],
+) -> None:
     """In bfloat16 a step that came back in float32 would be off in the second digit."""
     chosen = experiment(learner__inner_steps=4, data__tasks=["left", "right"])
     episodes = episodes_of(chosen, arrays)
@@ -111,14 +115,18 @@ def test_recomputed_steps_run_in_the_precision_that_they_ran_in(arrays) -> None:
 
 @float64
 @pytest.mark.parametrize("gradient", ["checkpointed", "implicit"])
-def test_vmap_equals_the_loop_with_labels_missing(gradient: str, arrays) -> None:
+def test_vmap_equals_the_loop_with_labels_missing(
+    gradient: str, arrays: dict[str, np.ndarray]
+) -> None:
     assert_vmap_equals_the_loop(
         axes("hard", "pcgrad", "maml").override({"learner.gradient": gradient}), arrays
     )
 
 
 @pytest.mark.parametrize("gradient", ["checkpointed", "implicit"])
-def test_an_adapted_model_survives_saving(gradient: str, arrays, tmp_path) -> None:
+def test_an_adapted_model_survives_saving(
+    gradient: str, arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     assert_it_survives_saving(experiment(learner__gradient=gradient), arrays, tmp_path)
 
 
@@ -213,7 +221,7 @@ def test_where_the_loop_arrives_the_implicit_gradient_becomes_exact(momentum: fl
 @float64
 @pytest.mark.parametrize(("learner", "bound"), [("anil", 0.03), ("maml", 0.08)])
 def test_on_the_way_the_implicit_gradient_is_nearer_than_that_of_first_order(
-    learner: str, bound: float, arrays
+    learner: str, bound: float, arrays: dict[str, np.ndarray]
 ) -> None:
     """Ten steps of 0.05: a quarter of the error, which is stated so that it cannot grow unseen."""
     chosen = axes("hard", "uncertainty", learner).override(

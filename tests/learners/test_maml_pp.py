@@ -1,5 +1,6 @@
 """MAML++: between MAML, FOMAML and the mean over the steps of either."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -40,7 +41,9 @@ def assert_models_agree(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> N
 
 
 @pytest.mark.parametrize(("step", "first_order"), [(9, True), (10, False), (500, False)])
-def test_once_annealed_it_is_fomaml_and_then_maml(step: int, first_order: bool, arrays) -> None:
+def test_once_annealed_it_is_fomaml_and_then_maml(
+    step: int, first_order: bool, arrays: dict[str, np.ndarray]
+) -> None:
     """The rates of one tensor, equal in all steps, have gradients that sum to that of maml's one rate."""
     ours = grads_of(plus_plus(multi_step_until=5, first_order_until=10), arrays, step)
     theirs = grads_of(
@@ -55,7 +58,7 @@ def test_once_annealed_it_is_fomaml_and_then_maml(step: int, first_order: bool, 
 
 @pytest.mark.parametrize("first_order", [False, True])
 def test_at_first_it_is_the_mean_of_maml_with_one_two_and_three_steps(
-    first_order: bool, arrays
+    first_order: bool, arrays: dict[str, np.ndarray]
 ) -> None:
     ours = grads_of(
         plus_plus(multi_step_until=8, first_order_until=8 if first_order else 0), arrays, step=0
@@ -84,7 +87,9 @@ def test_the_weights_of_the_steps_sum_to_one_and_pass_to_the_last() -> None:
     assert MAMLPlusPlus(multi_step_until=0).step_weights(0) == [0, 0, 1]
 
 
-def test_each_step_has_its_rate_and_further_steps_that_of_the_last(arrays) -> None:
+def test_each_step_has_its_rate_and_further_steps_that_of_the_last(
+    arrays: dict[str, np.ndarray],
+) -> None:
     chosen = plus_plus(inner_steps=3)
     algorithm = chosen.build()
     params = perturbed(algorithm, 0.5)
@@ -104,7 +109,9 @@ def test_each_step_has_its_rate_and_further_steps_that_of_the_last(arrays) -> No
     assert algorithm.adapt(params, support, steps=0) == params
 
 
-def test_the_meta_gradient_equals_finite_differences_while_the_weights_anneal(arrays) -> None:
+def test_the_meta_gradient_equals_finite_differences_while_the_weights_anneal(
+    arrays: dict[str, np.ndarray],
+) -> None:
     """At step 0 of a second-order start: weights of 1/3 each, rates of every step included."""
     chosen = plus_plus(first_order_until=0)
     algorithm = chosen.build()
@@ -112,7 +119,9 @@ def test_the_meta_gradient_equals_finite_differences_while_the_weights_anneal(ar
     assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6
 
 
-def test_looking_back_judges_the_same_steps_as_looking_forward(arrays) -> None:
+def test_looking_back_judges_the_same_steps_as_looking_forward(
+    arrays: dict[str, np.ndarray],
+) -> None:
     """Where nothing moved, the losses after the move are those before."""
     chosen = axes("hard", "famo", "maml_pp")
     algorithm = chosen.build()

@@ -1,5 +1,6 @@
 """Matching networks against naive loops, torch's own LSTMs and finite differences."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ def features(algorithm: Algorithm, params: dict[str, Tensor], inputs: Tensor, na
 @pytest.mark.parametrize("scale", [1.0, 10.0])
 @pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
 def test_a_probability_is_the_attention_on_the_examples_of_the_class(
-    sharing: str, scale: float, arrays
+    sharing: str, scale: float, arrays: dict[str, np.ndarray]
 ) -> None:
     chosen = matching(sharing, scale=scale)
     algorithm = chosen.build()
@@ -59,7 +60,7 @@ def test_a_probability_is_the_attention_on_the_examples_of_the_class(
 
 
 @CONTEXT
-def test_the_output_is_in_the_simplex(full_context: bool, arrays) -> None:
+def test_the_output_is_in_the_simplex(full_context: bool, arrays: dict[str, np.ndarray]) -> None:
     """Also where a class is not shown, and where none is."""
     chosen = matching(full_context=full_context)
     algorithm = chosen.build()
@@ -79,7 +80,9 @@ def test_the_output_is_in_the_simplex(full_context: bool, arrays) -> None:
 
 
 @pytest.mark.parametrize("full_context", [False, True])
-def test_the_support_order_matters_in_full_context_alone(full_context: bool, arrays) -> None:
+def test_the_support_order_matters_in_full_context_alone(
+    full_context: bool, arrays: dict[str, np.ndarray]
+) -> None:
     chosen = matching("cross_stitch", full_context=full_context)
     algorithm = chosen.build()
     params = perturbed(algorithm, scale=0.3)
@@ -96,7 +99,7 @@ def test_the_support_order_matters_in_full_context_alone(full_context: bool, arr
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
 
 
-def test_full_context_starts_as_the_plain_network(arrays) -> None:
+def test_full_context_starts_as_the_plain_network(arrays: dict[str, np.ndarray]) -> None:
     found = []
     for full_context in (False, True):
         chosen = matching(full_context=full_context)
@@ -108,7 +111,7 @@ def test_full_context_starts_as_the_plain_network(arrays) -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
 
 
-def test_full_context_is_what_torchs_lstms_compute(arrays) -> None:
+def test_full_context_is_what_torchs_lstms_compute(arrays: dict[str, np.ndarray]) -> None:
     chosen = matching(full_context=True, reads=3)
     algorithm = chosen.build()
     params = perturbed(algorithm, scale=0.3)
@@ -155,7 +158,9 @@ def test_full_context_is_what_torchs_lstms_compute(arrays) -> None:
 
 
 @pytest.mark.parametrize("own", ["forward", "backward", "read", ""])
-def test_the_meta_gradient_equals_finite_differences(own: str, arrays) -> None:
+def test_the_meta_gradient_equals_finite_differences(
+    own: str, arrays: dict[str, np.ndarray]
+) -> None:
     chosen = matching(full_context=True, reads=2)
     algorithm = chosen.build()
     params = perturbed(algorithm, scale=0.3)
@@ -163,7 +168,7 @@ def test_the_meta_gradient_equals_finite_differences(own: str, arrays) -> None:
     assert directional_error(algorithm, params, episodes_of(chosen, arrays), names) < 1e-6
 
 
-def test_the_plain_meta_gradient_equals_finite_differences(arrays) -> None:
+def test_the_plain_meta_gradient_equals_finite_differences(arrays: dict[str, np.ndarray]) -> None:
     chosen = matching()
     algorithm = chosen.build()
     params = perturbed(algorithm)
@@ -171,7 +176,7 @@ def test_the_plain_meta_gradient_equals_finite_differences(arrays) -> None:
 
 
 @CONTEXT
-def test_unlabelled_examples_have_no_say(full_context: bool, arrays) -> None:
+def test_unlabelled_examples_have_no_say(full_context: bool, arrays: dict[str, np.ndarray]) -> None:
     assert_unlabelled_examples_have_no_say(
         matching("cross_stitch", full_context=full_context), arrays
     )
@@ -185,7 +190,7 @@ def test_it_says_which_task_it_cannot_learn() -> None:
     assert "that of task 'odd' is a Sequential" in Matching(full_context=True).check([odd])
 
 
-def test_full_context_runs_in_bfloat16(arrays) -> None:
+def test_full_context_runs_in_bfloat16(arrays: dict[str, np.ndarray]) -> None:
     """The plain network does in tests/step/test_meta_gradient.py; the LSTMs stay in the precision of the parameters."""
     torch.set_default_dtype(torch.float32)
     chosen = matching(full_context=True)

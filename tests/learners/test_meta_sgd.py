@@ -1,5 +1,6 @@
 """Meta-SGD: MAML with a rate for every element."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -40,7 +41,7 @@ def test_one_step_on_a_quadratic_has_the_closed_form_for_weights_and_rates() -> 
 
 @pytest.mark.parametrize("first_order", [False, True])
 def test_equal_rates_are_maml_and_their_gradients_sum_to_that_of_the_one_rate(
-    first_order: bool, arrays
+    first_order: bool, arrays: dict[str, np.ndarray]
 ) -> None:
     """maml learns the logarithm, whose gradient is alpha times that of alpha."""
     found = []
@@ -66,7 +67,7 @@ def test_equal_rates_are_maml_and_their_gradients_sum_to_that_of_the_one_rate(
         )
 
 
-def test_rates_of_zero_adapt_nothing(arrays) -> None:
+def test_rates_of_zero_adapt_nothing(arrays: dict[str, np.ndarray]) -> None:
     chosen = axes("hard", "static", "meta_sgd")
     algorithm = chosen.build()
     params = {
@@ -77,7 +78,7 @@ def test_rates_of_zero_adapt_nothing(arrays) -> None:
     assert all(torch.equal(adapted[name], params[name]) for name in params)
 
 
-def test_the_meta_gradient_equals_finite_differences(arrays) -> None:
+def test_the_meta_gradient_equals_finite_differences(arrays: dict[str, np.ndarray]) -> None:
     chosen = axes("hard", "static", "meta_sgd")
     algorithm = chosen.build()
     params = perturbed(algorithm, 0.02)

@@ -126,7 +126,7 @@ def test_in_float32_it_is_what_it_is_in_float64() -> None:
     )
 
 
-def test_the_ridge_head_is_the_closed_form(arrays) -> None:
+def test_the_ridge_head_is_the_closed_form(arrays: dict[str, np.ndarray]) -> None:
     chosen = metaopt(head="ridge", cost=0.25)
     algorithm = chosen.build()
     params = perturbed(algorithm)
@@ -146,7 +146,9 @@ def test_the_ridge_head_is_the_closed_form(arrays) -> None:
 
 @HEADS
 @pytest.mark.parametrize("own", ["learner.scale.", ""])
-def test_the_meta_gradient_equals_finite_differences(own: str, head: str, arrays) -> None:
+def test_the_meta_gradient_equals_finite_differences(
+    own: str, head: str, arrays: dict[str, np.ndarray]
+) -> None:
     chosen = metaopt(head=head, cost=1.0)
     algorithm = chosen.build()
     params = perturbed(algorithm)
@@ -155,7 +157,7 @@ def test_the_meta_gradient_equals_finite_differences(own: str, head: str, arrays
 
 
 @HEADS
-def test_the_support_order_does_not_matter(head: str, arrays) -> None:
+def test_the_support_order_does_not_matter(head: str, arrays: dict[str, np.ndarray]) -> None:
     chosen = metaopt("cross_stitch", head=head)
     algorithm = chosen.build()
     params = perturbed(algorithm)
@@ -170,7 +172,9 @@ def test_the_support_order_does_not_matter(head: str, arrays) -> None:
 
 
 @HEADS
-def test_absent_classes_are_the_least_likely_and_no_label_says_nothing(head: str, arrays) -> None:
+def test_absent_classes_are_the_least_likely_and_no_label_says_nothing(
+    head: str, arrays: dict[str, np.ndarray]
+) -> None:
     chosen = metaopt(head=head)
     algorithm = chosen.build()
     support, query = first(episodes_of(chosen, arrays))
@@ -184,7 +188,7 @@ def test_absent_classes_are_the_least_likely_and_no_label_says_nothing(head: str
 
 
 @HEADS
-def test_unlabelled_examples_have_no_say(head: str, arrays) -> None:
+def test_unlabelled_examples_have_no_say(head: str, arrays: dict[str, np.ndarray]) -> None:
     assert_unlabelled_examples_have_no_say(metaopt("cross_stitch", head=head), arrays)
 
 

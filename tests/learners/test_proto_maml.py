@@ -1,5 +1,6 @@
 """Proto-MAML against protonet, against a loop written by hand, and against finite differences."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
-def test_without_steps_it_is_protonet(sharing: str, arrays) -> None:
+def test_without_steps_it_is_protonet(sharing: str, arrays: dict[str, np.ndarray]) -> None:
     """As probabilities, for the logits differ by |f|^2; a hidden class and hidden labels included."""
     ours = axes(sharing, "static", "proto_maml").override({"learner.inner_steps": 0})
     theirs = axes(sharing, "static", "protonet")
@@ -36,7 +37,7 @@ def test_without_steps_it_is_protonet(sharing: str, arrays) -> None:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-12, atol=1e-12)
 
 
-def test_without_steps_its_meta_gradient_is_that_of_protonet(arrays) -> None:
+def test_without_steps_its_meta_gradient_is_that_of_protonet(arrays: dict[str, np.ndarray]) -> None:
     found = []
     for values in (
         {"learner__name": "proto_maml", "learner__inner_steps": 0},
@@ -72,7 +73,7 @@ def by_hand(
 
 
 @pytest.mark.parametrize("first_order", [False, True])
-def test_it_equals_a_loop_written_by_hand(first_order: bool, arrays) -> None:
+def test_it_equals_a_loop_written_by_hand(first_order: bool, arrays: dict[str, np.ndarray]) -> None:
     chosen = experiment(data__tasks=["left"], learner__name="proto_maml", learner__inner_steps=2,
                         learner__inner_lr=0.1, learner__first_order=first_order)  # fmt: skip
     algorithm = chosen.build()
@@ -97,7 +98,7 @@ def test_it_equals_a_loop_written_by_hand(first_order: bool, arrays) -> None:
         )
 
 
-def test_the_meta_gradient_equals_finite_differences(arrays) -> None:
+def test_the_meta_gradient_equals_finite_differences(arrays: dict[str, np.ndarray]) -> None:
     chosen = experiment(data__tasks=["left", "right"], learner__name="proto_maml", learner__inner_steps=2,
                         learner__learn_inner_lr=True)  # fmt: skip
     algorithm = chosen.build()
@@ -105,7 +106,9 @@ def test_the_meta_gradient_equals_finite_differences(arrays) -> None:
     assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6
 
 
-def test_a_class_that_is_not_shown_stays_the_least_likely_through_the_steps(arrays) -> None:
+def test_a_class_that_is_not_shown_stays_the_least_likely_through_the_steps(
+    arrays: dict[str, np.ndarray],
+) -> None:
     chosen = axes("hard", "static", "proto_maml").override({"learner.inner_steps": 3})
     algorithm = chosen.build()
     support, query = first(episodes_of(chosen, arrays))
@@ -117,7 +120,7 @@ def test_a_class_that_is_not_shown_stays_the_least_likely_through_the_steps(arra
     assert not adapted["model.heads.left.weight"][3].any()
 
 
-def test_a_task_without_any_label_scores_all_classes_alike(arrays) -> None:
+def test_a_task_without_any_label_scores_all_classes_alike(arrays: dict[str, np.ndarray]) -> None:
     chosen = axes("hard", "static", "proto_maml")
     algorithm = chosen.build()
     support, query = first(episodes_of(chosen, arrays))
@@ -127,14 +130,14 @@ def test_a_task_without_any_label_scores_all_classes_alike(arrays) -> None:
     assert predictions["right"].isfinite().all() and predictions["right"].any()
 
 
-def test_the_models_own_heads_have_no_say(arrays) -> None:
+def test_the_models_own_heads_have_no_say(arrays: dict[str, np.ndarray]) -> None:
     chosen = axes("hard", "static", "proto_maml")
     algorithm = chosen.build()
     grads = meta_gradient(algorithm, perturbed(algorithm), episodes_of(chosen, arrays)).grads
     assert not any(gradient.any() for name, gradient in grads.items() if ".heads." in name)
 
 
-def test_unlabelled_examples_have_no_say(arrays) -> None:
+def test_unlabelled_examples_have_no_say(arrays: dict[str, np.ndarray]) -> None:
     assert_unlabelled_examples_have_no_say(axes("cross_stitch", "static", "proto_maml"), arrays)
 
 

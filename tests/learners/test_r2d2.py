@@ -1,5 +1,6 @@
 """R2-D2's head against least squares of an augmented system, its two forms against each other, its limits."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,11 @@ def test_the_primal_form_is_woodburys_form(num: int, width: int, ridge: float) -
     ("width", "unused"), [(4, "woodbury"), (9, "woodbury"), (10, "primal"), (12, "primal")]
 )
 def test_heads_are_ridge_regressions_in_the_smaller_form(
-    width: int, unused: str, weighting: str, arrays, monkeypatch
+    width: int,
+    unused: str,
+    weighting: str,
+    arrays: dict[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """10 support pictures, and a constant beside the features; whatever the losses' weights are."""
     monkeypatch.setattr(r2d2, unused, None)
@@ -79,7 +84,7 @@ def test_heads_are_ridge_regressions_in_the_smaller_form(
         )
 
 
-def test_where_it_starts(arrays) -> None:
+def test_where_it_starts(arrays: dict[str, np.ndarray]) -> None:
     chosen = experiment(learner__name="r2d2", learner__ridge=0.5, learner__scale=3)
     params = chosen.build().init_params()
     own = {
@@ -112,13 +117,13 @@ def with_ridge(ridge: float, arrays) -> tuple[dict[str, Tensor], Batch, dict[str
     return algorithm.predict(algorithm.adapt(params, support), support.inputs), support, params
 
 
-def test_an_infinite_ridge_gives_the_constant_head(arrays) -> None:
+def test_an_infinite_ridge_gives_the_constant_head(arrays: dict[str, np.ndarray]) -> None:
     predictions, _, _ = with_ridge(1e14, arrays)
     torch.testing.assert_close(predictions["sum"], torch.full((10, 1), 0.7), rtol=0, atol=1e-10)
     torch.testing.assert_close(predictions["left"], torch.zeros(10, 10), rtol=0, atol=1e-10)
 
 
-def test_no_ridge_interpolates_the_support_set(arrays) -> None:
+def test_no_ridge_interpolates_the_support_set(arrays: dict[str, np.ndarray]) -> None:
     predictions, support, params = with_ridge(1e-12, arrays)
     expected = (support.targets["sum"][:, None] - 9) / 16.5**0.5 + 0.7
     torch.testing.assert_close(predictions["sum"], expected, rtol=0, atol=1e-5)
@@ -130,7 +135,9 @@ def test_no_ridge_interpolates_the_support_set(arrays) -> None:
 
 @pytest.mark.parametrize("own", ["log_ridge", "scale", "bias.sum", ""])
 @pytest.mark.parametrize("hidden", [[12, 8], [12, 16]])
-def test_the_meta_gradient_equals_finite_differences(own: str, hidden: list[int], arrays) -> None:
+def test_the_meta_gradient_equals_finite_differences(
+    own: str, hidden: list[int], arrays: dict[str, np.ndarray]
+) -> None:
     """For lambda, alpha and beta, then for all parameters together; in the primal form and in Woodbury's."""
     chosen = experiment(learner__name="r2d2", weighting__name="equal", encoder__hidden=hidden)
     algorithm = chosen.build()
@@ -139,7 +146,7 @@ def test_the_meta_gradient_equals_finite_differences(own: str, hidden: list[int]
     assert directional_error(algorithm, params, episodes_of(chosen, arrays), names) < 1e-6
 
 
-def test_the_support_order_does_not_matter(arrays) -> None:
+def test_the_support_order_does_not_matter(arrays: dict[str, np.ndarray]) -> None:
     chosen = axes("cross_stitch", "static", "r2d2")
     algorithm = chosen.build()
     params = perturbed(algorithm)
@@ -153,7 +160,7 @@ def test_the_support_order_does_not_matter(arrays) -> None:
         torch.testing.assert_close(prediction, again, rtol=1e-10, atol=1e-11)
 
 
-def test_a_class_that_is_not_shown_is_the_least_likely(arrays) -> None:
+def test_a_class_that_is_not_shown_is_the_least_likely(arrays: dict[str, np.ndarray]) -> None:
     chosen = axes("hard", "static", "r2d2")
     algorithm = chosen.build()
     support, query = first(episodes_of(chosen, arrays))
@@ -163,7 +170,7 @@ def test_a_class_that_is_not_shown_is_the_least_likely(arrays) -> None:
     torch.testing.assert_close(logits[:, 3], shown.amin(1) - BELOW)
 
 
-def test_a_task_without_any_label_predicts_a_constant(arrays) -> None:
+def test_a_task_without_any_label_predicts_a_constant(arrays: dict[str, np.ndarray]) -> None:
     chosen = axes("hard", "static", "r2d2")
     algorithm = chosen.build()
     params = perturbed(algorithm)
@@ -175,7 +182,7 @@ def test_a_task_without_any_label_predicts_a_constant(arrays) -> None:
     assert (predictions["sum"] == params["learner.bias.sum"]).all()
 
 
-def test_hidden_labels_may_be_no_numbers(arrays) -> None:
+def test_hidden_labels_may_be_no_numbers(arrays: dict[str, np.ndarray]) -> None:
     chosen = experiment(learner__name="r2d2", data__tasks=["sum"])
     algorithm = chosen.build()
     episodes = episodes_of(chosen, arrays)
@@ -186,7 +193,7 @@ def test_hidden_labels_may_be_no_numbers(arrays) -> None:
     assert all(gradient.isfinite().all() for gradient in meta.grads.values())
 
 
-def test_unlabelled_examples_have_no_say(arrays) -> None:
+def test_unlabelled_examples_have_no_say(arrays: dict[str, np.ndarray]) -> None:
     assert_unlabelled_examples_have_no_say(axes("cross_stitch", "static", "r2d2"), arrays)
 
 
@@ -212,7 +219,7 @@ def test_it_says_which_task_it_cannot_learn() -> None:
         assert "numbers under squared error, and task 'odd' has others" in R2D2().check([task])
 
 
-def test_a_regression_without_weight_predicts_a_constant(arrays) -> None:
+def test_a_regression_without_weight_predicts_a_constant(arrays: dict[str, np.ndarray]) -> None:
     """Its target is read off the objective, which says nothing of it."""
     chosen = axes("hard", "static", "r2d2")
     algorithm = chosen.build()

@@ -1,5 +1,6 @@
 """T-nets against maml, and against layers that apply T after W, written down once more."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ LAYERS = ("encoders.0.stages.0.1", "encoders.0.stages.1.1", "heads.left")
 
 @pytest.mark.parametrize("learner", ["t_net", "warp_grad"])
 @pytest.mark.parametrize("sharing", SHARING)
-def test_with_the_identity_it_adapts_as_maml(sharing: str, learner: str, arrays) -> None:
+def test_with_the_identity_it_adapts_as_maml(
+    sharing: str, learner: str, arrays: dict[str, np.ndarray]
+) -> None:
     """To the last bit: rows of the identity pick, and 0 and 1 lose no digits."""
     found = []
     for name in (learner, "maml"):
@@ -35,7 +38,7 @@ def test_with_the_identity_it_adapts_as_maml(sharing: str, learner: str, arrays)
     "values", [{}, {"learner.inner_optimizer": "adam"}, {"learner.first_order": True}]
 )
 def test_with_the_identity_its_meta_gradient_is_that_of_maml(
-    sharing: str, values: dict, arrays
+    sharing: str, values: dict, arrays: dict[str, np.ndarray]
 ) -> None:
     found = []
     for name in ("t_net", "maml"):
@@ -51,7 +54,9 @@ def test_with_the_identity_its_meta_gradient_is_that_of_maml(
 
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_it_equals_a_network_that_applies_t_after_w(steps: int, first_order: bool, arrays) -> None:
+def test_it_equals_a_network_that_applies_t_after_w(
+    steps: int, first_order: bool, arrays: dict[str, np.ndarray]
+) -> None:
     chosen = experiment(data__tasks=["left"], learner__name="t_net", learner__inner_steps=steps,
                         learner__inner_lr=0.1, learner__first_order=first_order)  # fmt: skip
     algorithm = chosen.build()
@@ -87,7 +92,7 @@ def test_it_equals_a_network_that_applies_t_after_w(steps: int, first_order: boo
 
 
 def test_a_step_moves_the_effective_weights_along_t_t_transposed_times_their_gradient(
-    arrays,
+    arrays: dict[str, np.ndarray],
 ) -> None:
     """Of a convolution: T mixes the channels that come out."""
     chosen = experiment(
@@ -124,7 +129,9 @@ def test_only_what_is_adapted_is_transformed() -> None:
 
 
 @pytest.mark.parametrize("learner", ["t_net", "warp_grad"])
-def test_adapted_parameters_predict_without_the_learners_own(learner: str, arrays) -> None:
+def test_adapted_parameters_predict_without_the_learners_own(
+    learner: str, arrays: dict[str, np.ndarray]
+) -> None:
     """In the module itself, and the same once more after they are folded again."""
     chosen = axes("cross_stitch", "static", learner)
     algorithm = chosen.build()
@@ -138,7 +145,7 @@ def test_adapted_parameters_predict_without_the_learners_own(learner: str, array
         torch.testing.assert_close(prediction, expected[name], rtol=0, atol=0)
 
 
-def test_the_meta_gradient_equals_finite_differences(arrays) -> None:
+def test_the_meta_gradient_equals_finite_differences(arrays: dict[str, np.ndarray]) -> None:
     chosen = axes("hard", "static", "t_net")
     algorithm = chosen.build()
     params = perturbed(algorithm)

@@ -1,5 +1,6 @@
 """WarpGrad: its path is t_net's, its meta-gradient that of each step by itself, written down once more."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ LAYERS = ("encoders.0.stages.0.1", "encoders.0.stages.1.1", "heads.left")
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
-def test_it_adapts_as_t_net_and_judges_what_it_adapts_to(optimizer: str, arrays) -> None:
+def test_it_adapts_as_t_net_and_judges_what_it_adapts_to(
+    optimizer: str, arrays: dict[str, np.ndarray]
+) -> None:
     adapted, judged = {}, []
     for name in ("t_net", "warp_grad"):
         chosen = axes("cross_stitch", "uncertainty", name).override(
@@ -32,7 +35,7 @@ def test_it_adapts_as_t_net_and_judges_what_it_adapts_to(optimizer: str, arrays)
         torch.testing.assert_close(judged[-1][1][name], value, rtol=1e-12, atol=1e-13)
 
 
-def test_with_one_step_its_meta_gradient_is_that_of_t_net(arrays) -> None:
+def test_with_one_step_its_meta_gradient_is_that_of_t_net(arrays: dict[str, np.ndarray]) -> None:
     found = []
     for name in ("warp_grad", "t_net"):
         chosen = axes("cross_stitch", "uncertainty", name).override({"learner.inner_steps": 1})
@@ -44,7 +47,9 @@ def test_with_one_step_its_meta_gradient_is_that_of_t_net(arrays) -> None:
         torch.testing.assert_close(gradient, found[1][name], rtol=1e-11, atol=1e-13)
 
 
-def test_its_meta_gradient_is_the_mean_of_those_of_single_steps_from_given_points(arrays) -> None:
+def test_its_meta_gradient_is_the_mean_of_those_of_single_steps_from_given_points(
+    arrays: dict[str, np.ndarray],
+) -> None:
     chosen = experiment(
         data__tasks=["left"],
         learner__name="warp_grad",

@@ -1,6 +1,7 @@
 """The optimisation modes: what each counts and moves, exact resume, accumulation, regret."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,9 @@ def short(mode: str, steps: int = 6, **values) -> Experiment:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_interrupted_run_ends_with_the_same_weights_to_the_bit(mode, arrays, tmp_path) -> None:
+def test_an_interrupted_run_ends_with_the_same_weights_to_the_bit(
+    mode: str, arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     own = {
         "online": {"mode__arrivals": {"sum": 2}},
         "hierarchical": {"mode__period": 2, "mode__strength": 1.0},
@@ -67,7 +70,9 @@ def test_an_interrupted_run_ends_with_the_same_weights_to_the_bit(mode, arrays, 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("parts", [2, 3, 5])
 @pytest.mark.parametrize("weighting", WEIGHTING)
-def test_accumulation_equals_the_joint_step(weighting: str, parts: int, arrays) -> None:
+def test_accumulation_equals_the_joint_step(
+    weighting: str, parts: int, arrays: dict[str, np.ndarray]
+) -> None:
     """Also where labels are missing, and where there are more parts than episodes."""
     chosen = axes("hard", weighting, "maml")
     episodes = with_missing_labels(episodes_of(chosen, arrays, count=4))
@@ -83,7 +88,9 @@ def test_accumulation_equals_the_joint_step(weighting: str, parts: int, arrays) 
     assert Accumulation(parts=parts).micro_batches == parts
 
 
-def test_alternating_moves_the_heads_in_odd_steps_alone(arrays, tmp_path) -> None:
+def test_alternating_moves_the_heads_in_odd_steps_alone(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     chosen = short("alternating", steps=1)
     start = chosen.build().init_params()
     first = trained(chosen, arrays, tmp_path / "one")
@@ -111,7 +118,7 @@ def test_a_task_is_drawn_as_often_as_its_size_to_the_power_says(power: float) ->
 
 
 def test_one_task_a_step_moves_its_head_alone_and_records_no_loss_of_the_others(
-    arrays, tmp_path
+    arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     chosen = short("alternating", steps=1, mode__by="tasks", learner__inner_steps=0)
     start = chosen.build().init_params()
@@ -135,7 +142,7 @@ def test_hierarchical_takes_the_tasks_in_order_and_anchors_each_turn() -> None:
     assert [step for step in range(8) if mode.anchors(step)] == [0, 2, 4, 6]
 
 
-def test_the_anchor_holds_a_later_task_back(arrays, tmp_path) -> None:
+def test_the_anchor_holds_a_later_task_back(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     """Plain descent, one turn of many steps: the stronger the anchor, the less the trunk moves from where it was."""
     moved = []
     for strength in (0.0, 0.1, 10.0):
@@ -149,7 +156,9 @@ def test_the_anchor_holds_a_later_task_back(arrays, tmp_path) -> None:
     assert moved[0] > moved[1] > 5 * moved[2]
 
 
-def test_before_it_arrives_a_task_is_neither_learned_nor_recorded(arrays, tmp_path) -> None:
+def test_before_it_arrives_a_task_is_neither_learned_nor_recorded(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     chosen = short("online", steps=4, mode__arrivals={"sum": 3, "right": 2})
     start = chosen.build().init_params()
     trained(chosen, arrays, tmp_path / "all")
@@ -163,7 +172,9 @@ def test_before_it_arrives_a_task_is_neither_learned_nor_recorded(arrays, tmp_pa
     assert not torch.equal(early["model.heads.right.weight"], start["model.heads.right.weight"])
 
 
-def test_the_regret_is_the_loss_beyond_that_of_the_best_fixed_weights(arrays, tmp_path) -> None:
+def test_the_regret_is_the_loss_beyond_that_of_the_best_fixed_weights(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     def history(name: str, left: list[float], right: list[float | None]) -> Path:
         folder = tmp_path / name
         folder.mkdir()
@@ -224,7 +235,7 @@ def test_comparators_are_fixed_weights_on_the_same_stream() -> None:
         ({"mode.name": "accumulation", "learner.name": "reptile"}, "has none to divide"),
     ],
 )
-def test_what_a_mode_cannot_do_is_refused(values, says) -> None:
+def test_what_a_mode_cannot_do_is_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         experiment().override(values)
 
@@ -234,7 +245,7 @@ def test_online_with_no_arrivals_is_the_joint_step() -> None:
 
 
 def test_the_head_of_a_task_that_does_not_count_stands_still_over_many_steps(
-    arrays, tmp_path
+    arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     """Momentum from its last turn must not carry it on."""
     plan = {
@@ -261,7 +272,7 @@ def test_a_high_power_takes_the_largest_task_alone() -> None:
 
 
 def test_no_pass_sees_more_than_its_part_while_the_axis_is_timed(
-    arrays, tmp_path, monkeypatch
+    arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
     monkeypatch.setattr(

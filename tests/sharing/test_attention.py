@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from raymtl.encoders import ConvSpec, MLPSpec
+from raymtl.encoders.norm import NormedSpec
 from raymtl.sharing import AttentionSpec, HardSpec
 from raymtl.tasks import classification
 from raymtl.types import UserError
@@ -29,7 +30,9 @@ def build(encoder, shape, tasks=TASKS, **numbers):
 
 @over_the_encoders
 @pytest.mark.parametrize("heads", [1, 2, 3])
-def test_the_features_are_the_formula_written_as_a_loop(encoder, shape, heads: int) -> None:
+def test_the_features_are_the_formula_written_as_a_loop(
+    encoder: NormedSpec, shape: tuple[int, ...], heads: int
+) -> None:
     """With five features in two parts these are three and two, in three parts two, two and one."""
     model, inputs = build(encoder, shape, heads=heads, dim=4), torch.randn(3, *shape)
     features, attention = model(inputs, output="features"), model.attention(inputs)
@@ -55,7 +58,9 @@ def test_the_features_are_the_formula_written_as_a_loop(encoder, shape, heads: i
 
 
 @over_the_encoders
-def test_zero_queries_give_every_task_the_mean_of_the_towers(encoder, shape) -> None:
+def test_zero_queries_give_every_task_the_mean_of_the_towers(
+    encoder: NormedSpec, shape: tuple[int, ...]
+) -> None:
     model, inputs = build(encoder, shape), torch.randn(3, *shape)
     with torch.no_grad():
         model.query_map.weight.zero_()
@@ -68,7 +73,9 @@ def test_zero_queries_give_every_task_the_mean_of_the_towers(encoder, shape) -> 
 
 
 @over_the_encoders
-def test_rows_of_attention_are_in_the_simplex_and_far_from_uniform(encoder, shape) -> None:
+def test_rows_of_attention_are_in_the_simplex_and_far_from_uniform(
+    encoder: NormedSpec, shape: tuple[int, ...]
+) -> None:
     attention = build(encoder, shape).attention(torch.randn(5, *shape))
     assert attention.shape == (5, 4, 3, 3) and (attention >= 0).all()
     torch.testing.assert_close(attention.sum(-1), torch.ones(5, 4, 3))
@@ -84,7 +91,9 @@ def test_attention_starts_about_uniform() -> None:
 
 
 @over_the_encoders
-def test_permuting_the_tasks_permutes_the_predictions(encoder, shape) -> None:
+def test_permuting_the_tasks_permutes_the_predictions(
+    encoder: NormedSpec, shape: tuple[int, ...]
+) -> None:
     model, inputs = build(encoder, shape), torch.randn(3, *shape)
     renamed = dict(zip(NAMES, "cab", strict=True))
     other = build(encoder, shape)
@@ -104,7 +113,7 @@ def test_permuting_the_tasks_permutes_the_predictions(encoder, shape) -> None:
 
 
 @over_the_encoders
-def test_one_task_alone_is_hard_sharing(encoder, shape) -> None:
+def test_one_task_alone_is_hard_sharing(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
     tower = encoder.build(shape)
     model, hard = (spec.build(TASKS[:1], [tower]) for spec in (AttentionSpec(), HardSpec()))
     hard.heads = model.heads

@@ -2,11 +2,13 @@
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 import torch
 
 from raymtl.encoders import ConvSpec, MLPSpec
+from raymtl.encoders.norm import NormedSpec
 from raymtl.sharing import BranchingSpec, HardSpec, SoftSpec
 from raymtl.tasks import classification, regression
 from raymtl.types import UserError
@@ -59,7 +61,7 @@ def stages_reached(model, encoder) -> dict[str, dict[int, set[str]]]:
 
 
 @over_the_encoders
-def test_the_empty_tree_is_hard_sharing(encoder) -> None:
+def test_the_empty_tree_is_hard_sharing(encoder: NormedSpec) -> None:
     model, trunk = build({}, encoder), encoder.build(SHAPE)
     hard = HardSpec().build(TASKS, [trunk])
     hard.heads = model.heads
@@ -71,7 +73,7 @@ def test_the_empty_tree_is_hard_sharing(encoder) -> None:
 
 
 @over_the_encoders
-def test_parting_before_the_first_stage_is_independent_networks(encoder) -> None:
+def test_parting_before_the_first_stage_is_independent_networks(encoder: NormedSpec) -> None:
     model = build(tree_of(("a", 0), ("b", 0), ("a", 0)), encoder)
     towers = [encoder.build(SHAPE) for _ in TASKS]
     for name, tower in zip(NAMES, towers, strict=True):
@@ -85,7 +87,7 @@ def test_parting_before_the_first_stage_is_independent_networks(encoder) -> None
 
 
 @over_the_encoders
-def test_random_trees_share_exactly_the_stages_of_common_ancestry(encoder) -> None:
+def test_random_trees_share_exactly_the_stages_of_common_ancestry(encoder: NormedSpec) -> None:
     """Ancestry is walked here link by link, from each stage down to whoever does not follow at it."""
     generator = random.Random(0)
     for _ in range(6):
@@ -216,7 +218,7 @@ def test_every_copy_runs_once_and_only_where_a_task_needs_it() -> None:
         ),
     ],
 )
-def test_what_is_no_tree_is_refused_by_name(tree, says: str) -> None:
+def test_what_is_no_tree_is_refused_by_name(tree: dict[str, Any], says: str) -> None:
     nodes = {
         name: {"follows": follows, "stages": stages} for name, (follows, stages) in tree.items()
     }
@@ -233,7 +235,7 @@ def test_plain_dotted_names_grow_the_tree() -> None:
 
 
 @over_the_encoders
-def test_own_inputs_go_together_only_as_far_as_their_tasks(encoder) -> None:
+def test_own_inputs_go_together_only_as_far_as_their_tasks(encoder: NormedSpec) -> None:
     model = build(tree_of(("a", 1), ("b", 2), ("a", 0)), encoder)
     own = {task: torch.randn(1 + i, *SHAPE) for i, task in enumerate(NAMES)}
     together = model(own)
@@ -242,6 +244,6 @@ def test_own_inputs_go_together_only_as_far_as_their_tasks(encoder) -> None:
 
 
 @over_the_encoders
-def test_vmap_over_episodes_is_a_loop_in_a_tree(encoder) -> None:
+def test_vmap_over_episodes_is_a_loop_in_a_tree(encoder: NormedSpec) -> None:
     model = build(tree_of(("a", 1), ("b", 2), ("a", 0)), encoder)
     assert_vmap_is_a_loop(model, torch.randn(2, 3, *SHAPE), moved(model))

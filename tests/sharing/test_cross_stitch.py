@@ -5,6 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from raymtl.encoders import ConvSpec, LeNetSpec, MLPSpec
+from raymtl.encoders.norm import NormedSpec
 from raymtl.sharing import CrossStitchSpec
 from raymtl.tasks import regression
 
@@ -27,7 +28,9 @@ def build(encoder, shape, num_tasks=3, **numbers):
 
 
 @over_the_encoders
-def test_the_features_are_the_papers_sum_written_as_a_loop(encoder, shape) -> None:
+def test_the_features_are_the_papers_sum_written_as_a_loop(
+    encoder: NormedSpec, shape: tuple[int, ...]
+) -> None:
     model, inputs = build(encoder, shape), torch.randn(2, *shape)
     with torch.no_grad():
         model.stitches.copy_(torch.randn_like(model.stitches))
@@ -66,6 +69,6 @@ def test_stitches_have_a_learning_rate_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("numbers", [{"own": 1.1}, {"own": -0.1}, {"lr_scale": 0.0}])
-def test_what_is_no_stitch_is_refused(numbers) -> None:
+def test_what_is_no_stitch_is_refused(numbers: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match=next(iter(numbers))):
         CrossStitchSpec(**numbers)

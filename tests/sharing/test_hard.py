@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from raymtl.encoders import ConvSpec, MLPSpec
+from raymtl.encoders.norm import NormedSpec
 from raymtl.sharing import HardSpec
 from raymtl.tasks import classification, regression
 
@@ -17,7 +18,7 @@ over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(),
 
 @over_the_encoders
 def test_the_trunk_follows_the_weighted_sum_of_the_tasks_and_a_head_its_own_task_alone(
-    encoder, shape
+    encoder: NormedSpec, shape: tuple[int, ...]
 ) -> None:
     model = HardSpec().build(TASKS, [encoder.build(shape)])
     named, weights = dict(model.named_parameters()), dict(zip(NAMES, (0.2, 0.5, 3.0), strict=True))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from raymtl.encoders import ConvSpec, LeNetSpec, MLPSpec
+from raymtl.encoders.norm import NormedSpec
 from raymtl.sharing import HardSpec, HierarchicalSpec
 from raymtl.tasks import classification, regression
 from raymtl.types import UserError
@@ -29,7 +30,7 @@ def build(levels, encoder, shape, tasks=TASKS):
 
 
 @over_the_encoders
-def test_all_at_the_last_stage_is_hard_sharing(encoder, shape) -> None:
+def test_all_at_the_last_stage_is_hard_sharing(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
     for levels in ({}, dict.fromkeys(NAMES, 3)):
         model, trunk = build(levels, encoder, shape), encoder.build(shape)
         hard = HardSpec().build(TASKS, [trunk])
@@ -41,7 +42,9 @@ def test_all_at_the_last_stage_is_hard_sharing(encoder, shape) -> None:
 
 
 @over_the_encoders
-def test_a_task_has_no_gradient_above_its_level(encoder, shape) -> None:
+def test_a_task_has_no_gradient_above_its_level(
+    encoder: NormedSpec, shape: tuple[int, ...]
+) -> None:
     levels = {"a": 1, "b": 3, "c": 2}
     model = build(levels, encoder, shape)
     predictions, named = model(torch.randn(3, *shape)), dict(model.stages.named_parameters())
@@ -59,7 +62,7 @@ def test_a_task_has_no_gradient_above_its_level(encoder, shape) -> None:
 
 
 @over_the_encoders
-def test_the_features_are_the_flattened_stages(encoder, shape) -> None:
+def test_the_features_are_the_flattened_stages(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
     model = build({"a": 1, "b": 2}, encoder, shape)
     inputs = torch.randn(3, *shape)
     x, outputs = inputs, []
@@ -73,7 +76,9 @@ def test_the_features_are_the_flattened_stages(encoder, shape) -> None:
 
 
 @over_the_encoders
-def test_own_inputs_go_together_up_to_their_levels(encoder, shape) -> None:
+def test_own_inputs_go_together_up_to_their_levels(
+    encoder: NormedSpec, shape: tuple[int, ...]
+) -> None:
     model = build({"a": 1, "b": 2}, encoder, shape)
     own = {task: torch.randn(2 + i, *shape) for i, task in enumerate(NAMES)}
     together = model(own)
@@ -106,12 +111,14 @@ def test_a_single_low_task_shares_nothing() -> None:
         ({"sum": 0}, r"sharing\.levels\.sum: expected greater than 0, got 0"),
     ],
 )
-def test_what_is_no_level_is_refused_by_name(levels, says: str) -> None:
+def test_what_is_no_level_is_refused_by_name(levels: dict[str, int], says: str) -> None:
     with pytest.raises(UserError, match=says):
         experiment(sharing={"name": "hierarchical", "levels": levels})
 
 
 @over_the_encoders
-def test_vmap_over_episodes_is_a_loop_on_several_levels(encoder, shape) -> None:
+def test_vmap_over_episodes_is_a_loop_on_several_levels(
+    encoder: NormedSpec, shape: tuple[int, ...]
+) -> None:
     model = build({"a": 1, "b": 2}, encoder, shape)
     assert_vmap_is_a_loop(model, torch.randn(2, 3, *shape), moved(model))

@@ -5,6 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from raymtl.encoders import ConvSpec, MLPSpec
+from raymtl.encoders.norm import NormedSpec
 from raymtl.sharing import HardSpec, MMoESpec
 from raymtl.tasks import classification, regression
 
@@ -30,7 +31,7 @@ def test_gates_are_in_the_simplex() -> None:
 
 
 @pytest.mark.parametrize("encoder", [MLP, ConvSpec(channels=(4,))])
-def test_one_expert_is_hard_sharing(encoder) -> None:
+def test_one_expert_is_hard_sharing(encoder: NormedSpec) -> None:
     model, trunk = build(1, encoder), encoder.build(SHAPE)
     hard = HardSpec().build(TASKS, [trunk])
     hard.heads.load_state_dict(model.heads.state_dict())

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from raymtl.encoders import ConvSpec, Encoder, LeNetSpec, MLPSpec
+from raymtl.encoders.norm import NormedSpec
 from raymtl.sharing import HardSpec, MTANSpec
 from raymtl.tasks import classification, regression
 
@@ -22,7 +23,9 @@ over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(),
 
 
 @over_the_encoders
-def test_masks_of_one_at_the_last_stage_are_hard_sharing(encoder, shape) -> None:
+def test_masks_of_one_at_the_last_stage_are_hard_sharing(
+    encoder: NormedSpec, shape: tuple[int, ...]
+) -> None:
     """Those of earlier stages only say what later masks see."""
     trunk = encoder.build(shape)
     model, hard = MTANSpec().build(TASKS, [trunk]), HardSpec().build(TASKS, [trunk])
@@ -40,7 +43,7 @@ def test_masks_of_one_at_the_last_stage_are_hard_sharing(encoder, shape) -> None
 
 
 @over_the_encoders
-def test_masks_lie_between_zero_and_one(encoder, shape) -> None:
+def test_masks_lie_between_zero_and_one(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
     trunk = encoder.build(shape)
     model = MTANSpec().build(TASKS, [trunk])
     inputs = torch.randn(3, *shape)

@@ -5,6 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from raymtl.encoders import ConvSpec, LeNetSpec, MLPSpec
+from raymtl.encoders.norm import NormedSpec
 from raymtl.sharing import CGCSpec, PLESpec
 from raymtl.tasks import classification, regression
 from raymtl.types import UserError
@@ -24,7 +25,7 @@ def build(spec, encoder, shape):
     [(MLPSpec(hidden=(5, 4)), (6,)), (ConvSpec(channels=(4, 8)), (1, 6, 6))],
     ids=["mlp", "conv"],
 )
-def test_one_level_is_customized_gate_control(encoder, shape) -> None:
+def test_one_level_is_customized_gate_control(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
     numbers = {"num_shared_experts": 2, "num_task_experts": 2}
     ple, cgc = (
         build(PLESpec(num_levels=1, **numbers), encoder, shape),

@@ -7,7 +7,7 @@ from raymtl.encoders import MLPSpec
 from raymtl.encoders.base import Encoder
 from raymtl.sharing import HardSpec, RelationSpec
 from raymtl.tasks import classification, regression
-from raymtl.types import UserError
+from raymtl.types import Task, UserError
 from tests.conftest import experiment
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -61,7 +61,7 @@ def test_the_relation_beats_every_random_feasible_one() -> None:
 
 
 @pytest.mark.parametrize("tasks", [TASKS, tuple(regression(name, 0.0, 1.0) for name in "abcdefgh")])
-def test_the_gradient_is_that_of_half_the_squared_trace_norm(tasks) -> None:
+def test_the_gradient_is_that_of_half_the_squared_trace_norm(tasks: tuple[Task, ...]) -> None:
     """Also with more tasks than weights, where Omega has an inverse by the ridge alone."""
     model = build(tasks, lambda_1=0.3, lambda_2=0.7, ridge=1e-9)
     params = dict(model.named_parameters())

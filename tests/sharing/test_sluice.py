@@ -5,8 +5,10 @@ import torch
 from pydantic import ValidationError
 
 from raymtl.encoders import ConvSpec, LeNetSpec, MLPSpec
+from raymtl.encoders.norm import NormedSpec
 from raymtl.sharing import SluiceSpec
 from raymtl.tasks import classification, regression
+from raymtl.types import Task
 from tests.sharing.test_sharing import moved
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -27,7 +29,7 @@ def build(encoder, shape, tasks=TASKS, **numbers):
 
 @over_the_encoders
 def test_alpha_the_identity_and_beta_the_last_stage_are_independent_networks(
-    encoder, shape
+    encoder: NormedSpec, shape: tuple[int, ...]
 ) -> None:
     model, inputs = build(encoder, shape, own=1.0), torch.randn(3, *shape)
     torch.testing.assert_close(model.alpha[0], torch.eye(6))
@@ -38,7 +40,9 @@ def test_alpha_the_identity_and_beta_the_last_stage_are_independent_networks(
 
 
 @over_the_encoders
-def test_the_features_are_the_papers_sums_written_as_a_loop(encoder, shape) -> None:
+def test_the_features_are_the_papers_sums_written_as_a_loop(
+    encoder: NormedSpec, shape: tuple[int, ...]
+) -> None:
     model, inputs = build(encoder, shape), torch.randn(2, *shape)
     model.load_state_dict(moved(model, 0.3))
     features = model(inputs, output="features")
@@ -60,7 +64,7 @@ def test_the_features_are_the_papers_sums_written_as_a_loop(encoder, shape) -> N
 
 
 @pytest.mark.parametrize("tasks", [TASKS, TASKS[:1]], ids=["three", "one"])
-def test_mixtures_start_from_rows_that_sum_to_one(tasks) -> None:
+def test_mixtures_start_from_rows_that_sum_to_one(tasks: tuple[Task, ...]) -> None:
     model = build(*ENCODERS["lenet"], tasks)
     num_subspaces = 2 * len(tasks)
     torch.testing.assert_close(model.alpha.sum(-1), torch.ones(3, num_subspaces))
@@ -84,7 +88,9 @@ def orthogonal(model) -> dict[str, torch.Tensor]:
 
 
 @over_the_encoders
-def test_the_penalty_is_zero_exactly_where_subspaces_are_orthogonal(encoder, shape) -> None:
+def test_the_penalty_is_zero_exactly_where_subspaces_are_orthogonal(
+    encoder: NormedSpec, shape: tuple[int, ...]
+) -> None:
     model = build(encoder, shape, strength=0.7)
     params = orthogonal(model)
     assert model.penalty(params) == 0
@@ -96,7 +102,7 @@ def test_the_penalty_is_zero_exactly_where_subspaces_are_orthogonal(encoder, sha
 
 
 @over_the_encoders
-def test_the_penalty_is_the_papers_sum(encoder, shape) -> None:
+def test_the_penalty_is_the_papers_sum(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
     model = build(encoder, shape, strength=0.7)
     params = moved(model, 0.3)
     expected = torch.zeros(())
@@ -129,7 +135,9 @@ def test_alpha_is_shared_and_beta_and_adapters_are_the_tasks_own() -> None:
 
 
 @over_the_encoders
-def test_one_task_alone_with_the_identity_is_one_network_twice_as_wide(encoder, shape) -> None:
+def test_one_task_alone_with_the_identity_is_one_network_twice_as_wide(
+    encoder: NormedSpec, shape: tuple[int, ...]
+) -> None:
     model, inputs = build(encoder, shape, TASKS[:1], own=1.0), torch.randn(3, *shape)
     expected = model.heads["a"](torch.cat([tower(inputs) for tower in model.towers["a"]], 1))
     torch.testing.assert_close(model(inputs)["a"], expected)
@@ -150,6 +158,6 @@ def test_towers_run_once_for_the_inputs_of_all_tasks() -> None:
 
 
 @pytest.mark.parametrize("numbers", [{"own": 1.1}, {"strength": -1.0}, {"lr_scale": 0.0}])
-def test_what_is_no_sluice_is_refused(numbers) -> None:
+def test_what_is_no_sluice_is_refused(numbers: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match=next(iter(numbers))):
         SluiceSpec(**numbers)

@@ -5,6 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from raymtl.encoders import ConvSpec, MLPSpec
+from raymtl.encoders.norm import NormedSpec
 from raymtl.sharing import SoftSpec
 from raymtl.tasks import regression
 from tests.sharing.test_sharing import moved
@@ -24,7 +25,9 @@ def build(encoder, shape, num_tasks=3, strength=0.3):
 
 
 @over_the_encoders
-def test_the_penalty_is_that_of_all_pairs_of_tasks(encoder, shape) -> None:
+def test_the_penalty_is_that_of_all_pairs_of_tasks(
+    encoder: NormedSpec, shape: tuple[int, ...]
+) -> None:
     """sum_t |theta_t - mean|^2 = 1/K sum over pairs |theta_s - theta_t|^2, which needs no mean."""
     model = build(encoder, shape)
     params = moved(model, 1.0)
@@ -42,7 +45,9 @@ def test_the_penalty_is_that_of_all_pairs_of_tasks(encoder, shape) -> None:
 
 
 @over_the_encoders
-def test_equal_trunks_and_a_single_one_cost_nothing(encoder, shape) -> None:
+def test_equal_trunks_and_a_single_one_cost_nothing(
+    encoder: NormedSpec, shape: tuple[int, ...]
+) -> None:
     model = build(encoder, shape)
     for other in model.encoders[1:]:
         other.load_state_dict(model.encoders[0].state_dict())

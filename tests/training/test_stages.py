@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -65,7 +67,9 @@ PLAIN = {"learner.inner_steps": 0, "train.lr": 0.01}
 HYBRID = (3, PLAIN)
 
 
-def test_a_stage_that_differs_in_nothing_changes_nothing(arrays, tmp_path) -> None:
+def test_a_stage_that_differs_in_nothing_changes_nothing(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     """Where the optimiser has no state and the rate no schedule, both of which start anew in each stage."""
     memoryless = {"train__optimizer": "sgd", "train__schedule": "constant", "train__lr": 0.05}
     one = trained(staged(**memoryless), arrays, tmp_path / "one")
@@ -81,7 +85,7 @@ def test_a_stage_that_differs_in_nothing_changes_nothing(arrays, tmp_path) -> No
 
 
 def test_the_first_stage_alone_is_a_training_of_its_own_and_the_next_begins_at_its_end(
-    arrays, tmp_path
+    arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     chosen = staged(HYBRID)
     run(chosen, arrays, tmp_path / "hybrid")
@@ -100,7 +104,9 @@ def test_the_first_stage_alone_is_a_training_of_its_own_and_the_next_begins_at_i
     assert any(not torch.equal(before[name], moved[name]) for name in before)
 
 
-def test_each_stage_has_its_own_optimiser_and_schedule(arrays, tmp_path) -> None:
+def test_each_stage_has_its_own_optimiser_and_schedule(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     """The first step of a fresh Adam is as long as its rate in every coordinate that has a gradient."""
     chosen = staged((3, PLAIN), train__eval_every=1, train__lr=0.001)
     run(chosen, arrays, tmp_path / "run")
@@ -131,7 +137,10 @@ def test_each_stage_has_its_own_optimiser_and_schedule(arrays, tmp_path) -> None
     ],
 )
 def test_interrupted_in_any_stage_it_ends_with_the_same_weights_to_the_bit(
-    stop_at, stages, arrays, tmp_path
+    stop_at: int,
+    stages: tuple[tuple[int, dict[str, Any]] | tuple[int, dict[str, str]], ...],
+    arrays: dict[str, np.ndarray],
+    tmp_path: Path,
 ) -> None:
     chosen = staged(*stages)
     straight = run(chosen, arrays, tmp_path / "straight")
@@ -154,7 +163,9 @@ def test_interrupted_in_any_stage_it_ends_with_the_same_weights_to_the_bit(
     assert [row["step"] for row in rows[1]] == [1, 2, 3, 4, 5, 6]
 
 
-def test_parameters_of_a_learner_go_on_in_the_same_learner_alone(arrays, tmp_path) -> None:
+def test_parameters_of_a_learner_go_on_in_the_same_learner_alone(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     still = {"train__lr": 1e-30}
     learned = {"learner.name": "meta_sgd", "train.lr": 0.01, "weighting.name": "uncertainty"}
     same = trained(
@@ -172,7 +183,7 @@ def test_parameters_of_a_learner_go_on_in_the_same_learner_alone(arrays, tmp_pat
     assert own and all(torch.equal(other[name], fresh[name]) for name in own)
 
 
-def test_an_episode_is_of_its_stage_wherever_it_is_built(arrays) -> None:
+def test_an_episode_is_of_its_stage_wherever_it_is_built(arrays: dict[str, np.ndarray]) -> None:
     chosen = staged((3, {"train.meta_batch": 2, "data.shots": 2}))
     parts = chosen.parts()
     build = BuildParts(
@@ -195,7 +206,9 @@ def test_an_episode_is_of_its_stage_wherever_it_is_built(arrays) -> None:
         assert torch.equal(streamed[2][0].support.inputs, stacks[0].support.inputs)
 
 
-def test_a_damaged_checkpoint_is_named_whatever_the_stage(arrays, tmp_path) -> None:
+def test_a_damaged_checkpoint_is_named_whatever_the_stage(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     with pytest.raises(Stopped):
         run(staged(HYBRID), arrays, tmp_path / "run", stop_at=4)
     saved = checkpoint.Saved(
@@ -239,7 +252,9 @@ def test_a_damaged_checkpoint_is_named_whatever_the_stage(arrays, tmp_path) -> N
         ),
     ],
 )
-def test_stages_that_cannot_be_are_refused_with_the_reason(text, says, tmp_path) -> None:
+def test_stages_that_cannot_be_are_refused_with_the_reason(
+    text: str, says: str, tmp_path: Path
+) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(UserError) as caught:
         load(tmp_path / "bad.yaml")
@@ -247,7 +262,9 @@ def test_stages_that_cannot_be_are_refused_with_the_reason(text, says, tmp_path)
 
 
 @pytest.mark.slow
-def test_two_train_workers_take_the_stages_that_one_process_takes(arrays, tmp_path) -> None:
+def test_two_train_workers_take_the_stages_that_one_process_takes(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     """Streamed by Ray Data, and the seam between two stages in the middle of a block of ids."""
     ray = pytest.importorskip("ray")
     from raymtl.distributed.trainer import train
@@ -286,7 +303,7 @@ def test_a_winner_with_stages_is_compared_with_one_without_and_no_other_baseline
     assert "one-stage" not in baselines(alone, alone)
 
 
-def test_the_plots_mark_where_a_stage_begins(arrays, tmp_path) -> None:
+def test_the_plots_mark_where_a_stage_begins(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     run(staged(HYBRID, train__eval_every=1), arrays, tmp_path / "run")
     history = formats.read_rows(tmp_path / "run" / "history.parquet")
     for figure in (loss_plot(history), validation_plot(history)):
@@ -297,7 +314,9 @@ def test_the_plots_mark_where_a_stage_begins(arrays, tmp_path) -> None:
     ).layout.shapes
 
 
-def test_the_plan_tells_the_steps_of_the_stages(monkeypatch, capsys) -> None:
+def test_the_plan_tells_the_steps_of_the_stages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = answer(monkeypatch, capsys, "train", str(HYBRID_CONFIG), "--dry-run", "--json")
     assert json.loads(out)["train"]["steps_of_stages"] == [150, 250]
 
