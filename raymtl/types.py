@@ -1,10 +1,13 @@
-"""The shared vocabulary: Spec, Task, Batch, Episode, Params. Needs torch and pydantic alone."""
+"""The shared vocabulary: Spec, Task, TaskKind, Batch, Episode, Params. Needs torch and pydantic alone."""
 
 import datetime
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
+import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 from torch import Tensor, nn
 
@@ -72,18 +75,6 @@ WRITTEN = BeforeValidator(as_written)
 """Of texts that a user may write as numbers: names of columns, what stands for nothing."""
 
 
-Kind = Literal[
-    "classification",
-    "binary",
-    "multilabel",
-    "regression",
-    "segmentation",
-    "depth",
-    "normals",
-    "detection",
-]
-
-
 def mean_over_examples(sums: Tensor, count: Tensor) -> Tensor:
     """sums [..., 1] / count [...] -> [...]."""
     return sums[..., 0] / count
@@ -117,6 +108,93 @@ class Metric(NamedTuple):
     """Whether tables show it even where it is not the metric that the task is chosen by."""
 
 
+LabelForm = Literal["class", "set", "number", "map", "boxes"]
+"""What one label is: one of several classes, some of several labels, a number or a vector of
+numbers, a value for every pixel, or boxes.
+"""
+
+
+class LabelStatistics(NamedTuple):
+    """What a user's labels showed and what was asked of them, from which `TaskKind.make` builds."""
+
+    num_classes: int = 0
+    means: tuple[float, ...] = ()
+    stds: tuple[float, ...] = ()
+    """Of the components of a number or vector, or of all pixels of maps."""
+    is_vector: bool = False
+    loss: Literal["squared", "absolute", "huber"] | None = None
+    stride: int | None = None
+
+
+class TaskKind(ABC):
+    """What all tasks of one kind have in common. Each kind is one file in raymtl/tasks/, and
+    `raymtl.tasks.KINDS` lists them all.
+    """
+
+    name: ClassVar[str]
+    """As configurations and run folders write it."""
+    label_form: ClassVar[LabelForm]
+    is_dense: ClassVar[bool] = False
+    """Whether heads need features that are maps, [channels, height, width]."""
+    is_map: ClassVar[bool] = False
+    """Whether a target has a value for every pixel; then the kind is a `raymtl.tasks.MapKind`."""
+    has_boxes: ClassVar[bool] = False
+    has_class_targets: ClassVar[bool] = False
+    """Whether a target is the number of one class, [N]."""
+    has_class_logits: ClassVar[bool] = False
+    """Whether, besides, a prediction has one logit for every class, [N, num_classes]."""
+    has_integer_targets: ClassVar[bool] = False
+    has_label_sets: ClassVar[bool] = False
+    """Whether a target says of each of several labels if it applies, [N, num_labels]."""
+    predicts_numbers: ClassVar[bool] = False
+    """Whether a target is a number [N] or a vector [N, D] in a unit of its own."""
+    max_classes: ClassVar[int | None] = None
+    classes_hint: ClassVar[str] = ""
+    """How to make it a classification, where that is possible: behind errors that ask for one."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def described(self) -> str:
+        """What a task of the kind is, in a sentence: `a regression`."""
+        return f"a {self.name}"
+
+    @abstractmethod
+    def make(self, name: str, labels: LabelStatistics, size: tuple[int, int]) -> "Task":
+        """The task of labels that look so; `size` is the height and width of the inputs, where
+        these are images.
+        """
+
+    @abstractmethod
+    def summarise(self, target: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+        """What labels [N, ...] that are known hold: examples of each class, or mean, std, min and
+        max.
+        """
+
+    def num_classes(self, out_features: int) -> int:
+        """How many classes or labels such a task tells apart."""
+        return 2
+
+    def positive_class(self, classes: Sequence[str]) -> str | None:
+        """The class that counts as yes, where there is such."""
+        return None
+
+    def class_logits(self, prediction: Tensor) -> Tensor:
+        """A prediction as one logit for every class, [N, num_classes], of a kind with class
+        targets.
+        """
+        raise TypeError(f"{self.name} has no classes")
+
+    def probabilities(self, prediction: Tensor) -> Tensor:
+        """The probability of every class, [N, num_classes], of a kind with class targets."""
+        return self.class_logits(prediction).softmax(-1)
+
+    def expected_label(self, value: float, out_features: int) -> str | None:
+        """What a label should be instead, in words, where this number cannot be one."""
+        return None
+
+
 class Task(NamedTuple):
     """A kind of output: how to predict it from features, and how to judge the prediction.
 
@@ -126,7 +204,7 @@ class Task(NamedTuple):
     """
 
     name: str
-    kind: Kind
+    kind: TaskKind
     out_features: int
     head: Callable[[tuple[int, ...]], nn.Module]
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -145,8 +223,6 @@ class Task(NamedTuple):
 
     An example without is one whose label is masked.
     """
-    dense: bool = False
-    """Whether the head needs features that are maps, [channels, height, width]."""
     target_shape: tuple[int, ...] = ()
     """Of one example's target, of the least size where it varies: what stands in for a label that
     is masked.
@@ -155,6 +231,22 @@ class Task(NamedTuple):
     """Whether the loss is quadratic in the prediction, so that one Newton step from anywhere finds
     its least.
     """
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the head needs features that are maps, [channels, height, width]."""
+        return self.kind.is_dense
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes or labels the task tells apart."""
+        return self.kind.num_classes(self.out_features)
+
+    def missing_targets(self, number: int) -> Tensor:
+        """Targets [number, ...] that stand in for labels that are all masked."""
+        if self.kind.has_integer_targets:
+            return torch.zeros(number, *self.target_shape, dtype=torch.int64)
+        return torch.zeros(number, *self.target_shape)
 
 
 class Batch(NamedTuple):

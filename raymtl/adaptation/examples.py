@@ -21,7 +21,7 @@ from raymtl.data.tables.row_origins import RowOrigins, held_out
 from raymtl.data.tables.sampling import query_rows
 from raymtl.notes import Note
 from raymtl.step.algorithm import Algorithm
-from raymtl.types import Batch, Episode, UserError
+from raymtl.types import Batch, Episode, Task, UserError
 
 LARGEST = 1e38
 """Of a label that a model can learn, in float32."""
@@ -201,15 +201,11 @@ def _own_rows(
     targets, masks = {}, {}
     for task in algorithm.tasks:
         own = task.name.removeprefix(form.prefix)
-        whole = task.kind in ("classification", "segmentation")
-        nothing = torch.zeros(
-            number, *task.target_shape, dtype=torch.int64 if whole else torch.get_default_dtype()
-        )
         there = own in found.targets and task.name == form.prefix + own
         if there:
             targets[task.name] = torch.from_numpy(found.targets[own])
         else:
-            targets[task.name] = nothing
+            targets[task.name] = task.missing_targets(number)
         if there:
             masks[task.name] = torch.from_numpy(found.masks[own])
         else:
@@ -222,12 +218,10 @@ def _rows(path: Path, experiment: Experiment, algorithm: Algorithm) -> _Rows:
     """Of a Parquet file with the column `input` and one a task."""
     table = read_table(path)
     for task in algorithm.tasks:
-        if task.kind not in ("classification", "binary", "regression") or (
-            task.kind == "regression" and task.out_features > 1
-        ):
+        if task.target_shape or task.kind.is_dense:
             raise UserError(
                 f"{path}: expected a run all of whose labels are single numbers, and its task "
-                f"'{task.name}' is a {task.kind} with {task.out_features} outputs. Adapt to an "
+                f"'{task.name}' is {task.kind.described} with {task.out_features} outputs. Adapt to an "
                 "episode of its source with --episode."
             )
     names = [task.name for task in algorithm.tasks]
@@ -254,11 +248,11 @@ def _rows(path: Path, experiment: Experiment, algorithm: Algorithm) -> _Rows:
         for row, value in enumerate(columns[task.name]):
             _check_label(path, task, row, value)
         masks[task.name] = torch.tensor([value is not None for value in columns[task.name]])
-        if task.kind == "classification":
-            kind = torch.int64
+        if task.kind.has_integer_targets:
+            dtype = torch.int64
         else:
-            kind = torch.float64
-        targets[task.name] = torch.tensor([value or 0 for value in columns[task.name]], dtype=kind)
+            dtype = torch.float64
+        targets[task.name] = torch.tensor([value or 0 for value in columns[task.name]], dtype=dtype)
     return _Rows(inputs, targets, masks, {}, RowOrigins(np.arange(len(inputs))))
 
 
@@ -510,7 +504,7 @@ def _check_apart(path: Path, inputs: Tensor, labelled: Tensor) -> None:
         )
 
 
-def _check_label(path: Path, task: Any, row: int, value: Any) -> None:
+def _check_label(path: Path, task: Task, row: int, value: Any) -> None:
     if value is None:
         return
     where = f"{path}: row {row}, column `{task.name}`"
@@ -518,14 +512,9 @@ def _check_label(path: Path, task: Any, row: int, value: Any) -> None:
         raise UserError(f"{where}: expected a number or null, got {value!r}.")
     if abs(value) > LARGEST:
         raise UserError(f"{where}: expected a number of less than {LARGEST:g}, got {value!r}.")
-    if task.kind == "binary" and value not in (0, 1):
-        raise UserError(f"{where}: expected 0 or 1, got {value!r}.")
-    if task.kind == "classification" and (
-        value != int(value) or not 0 <= value < task.out_features
-    ):
-        raise UserError(
-            f"{where}: expected a class from 0 to {task.out_features - 1}, got {value!r}."
-        )
+    expected = task.kind.expected_label(value, task.out_features)
+    if expected:
+        raise UserError(f"{where}: expected {expected}, got {value!r}.")
 
 
 def is_number(value: Any) -> bool:

@@ -293,14 +293,14 @@ def _check_plain(
 
 def _kind_of(task: Task) -> str:
     """Of a new task that is the same: yes or no is one of two classes."""
-    if task.kind == "binary":
+    if task.kind.has_class_targets:
         return "classification"
-    return task.kind
+    return task.kind.name
 
 
 def _num_outputs(task: Task) -> int:
-    if task.kind == "binary":
-        return 2
+    if task.kind.has_class_targets:
+        return task.num_classes
     return task.out_features
 
 
@@ -316,10 +316,8 @@ def _with_the_task(
 
     def predict(inputs: Tensor, fitted: Params = params) -> Tensor:
         predicted = algorithm.predict(fitted, inputs)[task.name]
-        if task.kind == "binary":  # as logits of two classes
-            return torch.cat([torch.zeros_like(predicted), predicted], 1)
-        if task.kind == "classification":
-            return predicted
+        if task.kind.has_class_targets:
+            return task.kind.class_logits(predicted)
         return task.decode(predicted.double())
 
     def adapt(examples: Examples) -> Predict:
@@ -359,8 +357,8 @@ def _scores(result: Result, data: NewData, before: Tensor | None, after: Tensor)
     of the query set.
     """
     task, held_out = result.task, result.held_out
-    about: dict[str, Any] = {"name": task.name, "kind": task.kind, "num_classes": None}
-    if task.kind == "classification":
+    about: dict[str, Any] = {"name": task.name, "kind": task.kind.name, "num_classes": None}
+    if task.kind.has_class_logits:
         about["num_classes"] = task.out_features
         about["classes"] = list(data.classes)
     else:
@@ -403,6 +401,6 @@ def _without_nan(tree: Any) -> Any:
 
 
 def _as_learned(targets: Tensor, task: Task) -> Tensor:
-    if task.kind == "classification":
+    if task.kind.has_class_logits:
         return targets.long()
     return targets

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from raymtl.data.base import SPLITS, Arrays, Source
-from raymtl.data.colours import PAINT, of_classes
 from raymtl.data.episodes import build_episodes
-from raymtl.data.tables import Files, FittedColumn, FittedTask
-from raymtl.types import Batch, UserError
+from raymtl.data.tables import Files, FittedColumn
+from raymtl.tasks import MapKind
+from raymtl.tasks.colours import class_colours
+from raymtl.types import Batch, TaskKind, UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,7 +43,7 @@ def inspect(source: Source, seed: int) -> tuple[dict[str, Any], Arrays]:
         "input_shape": list(source.input_shape),
         "pictures": source.is_image,
         "tasks": {
-            task.name: {"kind": task.kind, "metrics": list(task.metrics)}
+            task.name: {"kind": task.kind.name, "metrics": list(task.metrics)}
             for task in source.make_tasks()
         },
         "labelled_for_training": dict(source.sizes(arrays)),
@@ -98,12 +99,14 @@ def _of_files(source: Files, arrays: Arrays) -> dict[str, Any]:
             "columns": list(label_columns(name, fitted.asked)),
             "kind": fitted.kind,
             "inferred": fitted.inferred,
-            "yes": fitted.classes[1] if fitted.kind == "binary" else None,
+            "yes": fitted.task_kind.positive_class(fitted.classes),
             "missing": 1 - fitted.labelled,
             "splits": {
                 split: {
                     "labelled": int((mask & (side == number)).sum()),
-                    "balance": _balance(fitted, target[mask & (side == number)]),
+                    "balance": fitted.task_kind.summarise(
+                        target[mask & (side == number)], fitted.classes
+                    ),
                 }
                 for number, split in enumerate(SPLITS)
             },
@@ -138,62 +141,6 @@ def _normalised(column: FittedColumn) -> str:
     return {"text": "hashed words", "picture": "0 to 1"}[column.role]
 
 
-def _balance(fitted: FittedTask, target: np.ndarray) -> dict[str, float]:
-    """Examples of each class or label; of numbers their mean, spread and ends; of boxes how many of
-    each class; of maps the share of labelled pixels.
-
-    That of each class, in a segmentation, or with what is labelled of the pixels their mean, spread
-    and ends.
-    """
-    if fitted.kind in MAPS:
-        return MAPS[fitted.kind](fitted, target)
-    if fitted.classes:
-        if target.ndim == 2:
-            counts = np.nansum(target, 0)
-        else:
-            counts = np.bincount(target, minlength=len(fitted.classes))
-        return {name: int(count) for name, count in zip(fitted.classes, counts, strict=True)}
-    known = target[~np.isnan(target)].astype(np.float64)
-    if not len(known):
-        return {}
-    scale = float(np.abs(known).max()) or 1.0  # squares of the smallest numbers would be 0
-    return {
-        key: scale * float(getattr(known / scale, key)()) for key in ("mean", "std", "min", "max")
-    }
-
-
-def _of_classes(fitted: FittedTask, target: np.ndarray) -> dict[str, float]:
-    counts = np.bincount(target[target >= 0], minlength=len(fitted.classes))
-    shares = counts / max(1, counts.sum())
-    return {
-        "labelled": _share(target >= 0),
-        **dict(zip(fitted.classes, shares.tolist(), strict=True)),
-    }
-
-
-def _of_depths(fitted: FittedTask, target: np.ndarray) -> dict[str, float]:
-    known = target[target > 0].astype(np.float64)
-    return {"labelled": _share(target > 0)} | {
-        key: float(getattr(known, key)()) for key in ("mean", "std", "min", "max") if known.size
-    }
-
-
-def _share(there: np.ndarray) -> float:
-    if there.size:
-        return float(there.mean())
-    return 0.0
-
-
-MAPS: Mapping[str, Callable[[FittedTask, np.ndarray], dict[str, float]]] = {
-    "segmentation": _of_classes,
-    "depth": _of_depths,
-    "normals": lambda fitted, target: {"labelled": _share((target != 0).any(1))},
-    "detection": lambda fitted, target: {
-        name: int((target[..., 0] == number).sum()) for number, name in enumerate(fitted.classes)
-    },
-}
-
-
 def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
     """Writes the query set of the first training episode as a picture: each input with its labels."""
     from PIL import Image, ImageDraw, ImageFont
@@ -209,15 +156,9 @@ def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
         batch = Batch(first, {n: t for n, t in batch.targets.items() if alike[n]}, batch.masks)
     assert isinstance(batch.inputs, Tensor)
     inputs = batch.inputs[0][:SHOWN]
-    painted = {
-        t.name: PAINT[t.kind]
-        for t in source.make_tasks()
-        if t.kind in PAINT and t.name in batch.targets
-    }
-    boxed = [
-        t.name for t in source.make_tasks() if t.kind == "detection" and t.name in batch.targets
-    ]
-    kinds = {task.name: task.kind for task in source.make_tasks()}
+    kinds = {t.name: t.kind for t in source.make_tasks() if t.name in batch.targets}
+    painted = {name: kind.render for name, kind in kinds.items() if isinstance(kind, MapKind)}
+    boxed = [name for name, kind in kinds.items() if kind.has_boxes]
     labels = [_labels(source, batch, row, kinds, painted) for row in range(len(inputs))]
     font = ImageFont.load_default(12)
     if source.is_image:
@@ -310,7 +251,7 @@ def _draw_boxes(pen: "ImageDraw", boxes: np.ndarray, scale: float, left: int, to
         else:
             number = -2 - int(label)
         x1, y1, x2, y2 = (scale * corner for corner in corners)
-        colour = tuple(of_classes(np.array([[number]]))[0, 0].tolist())
+        colour = tuple(class_colours(np.array([[number]]))[0, 0].tolist())
         pen.rectangle(
             (left + x1, top + y1, left + max(x2 - 1, x1), top + max(y2 - 1, y1)), outline=colour
         )
@@ -333,7 +274,7 @@ def _plain(text: str) -> str:
 
 
 def _labels(
-    source: Source, batch: Batch, row: int, kinds: Mapping[str, str], painted: Collection[str]
+    source: Source, batch: Batch, row: int, kinds: Mapping[str, TaskKind], painted: Collection[str]
 ) -> dict[str, str]:
     """Of an example, task by task, as a person reads them; without those that are painted."""
     shown = {}
@@ -350,13 +291,13 @@ def _labels(
                 shown[name] = classes[int(value)]
             else:
                 shown[name] = f"{float(value):.4g}"
-        elif kinds[name] == "multilabel" and classes:
+        elif kinds[name].has_label_sets and classes:
             shown[name] = " ".join(
                 label for label, there in zip(classes, value.tolist(), strict=True) if there == 1
             )
         elif value.ndim == 1 and len(value) <= 4:
             shown[name] = " ".join(f"{number:.3g}" for number in value.tolist())
-        elif kinds[name] == "detection":
+        elif kinds[name].has_boxes:
             shown[name] = ", ".join(
                 f"{count} {label}"
                 for n, label in enumerate(classes)

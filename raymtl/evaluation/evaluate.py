@@ -178,7 +178,7 @@ def _class_name(task: Task, names: Sequence[str], number: int) -> str:
     """The name of a class in quotes, or its number; of a multi-label task whether the labels are
     there.
     """
-    if task.target_shape and not task.dense:
+    if task.target_shape and not task.is_dense:
         if number:
             return "that every label is there"
         return "that no label is there"

@@ -246,6 +246,7 @@ def _groups(
 
 def _numbers_of_example(source: Source, tasks: Sequence[Task]) -> int:
     outputs = sum(
-        task.out_features * math.prod(task.target_shape[-2:]) if task.dense else 1 for task in tasks
+        task.out_features * math.prod(task.target_shape[-2:]) if task.is_dense else 1
+        for task in tasks
     )
     return max(math.prod(source.input_shape), outputs)

@@ -20,7 +20,8 @@ from raymtl.data.episodes import on_device
 from raymtl.data.tables.row_origins import RowOrigins, held_out
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage import atomic
-from raymtl.types import Params, Task, UserError
+from raymtl.tasks import MapKind
+from raymtl.types import LabelForm, Params, Task, UserError
 
 NUMBERS_AT_ONCE = 2**24  # of maps that are in memory
 EXAMPLES_AT_ONCE = 256
@@ -88,16 +89,12 @@ def said_of(
     classes: Sequence[str] = (),
 ) -> Said:
     """With the names of the classes: those given, or the source's."""
-    if task.kind in ("classification", "multilabel", "segmentation"):
-        number = task.out_features
-    else:
-        number = 2
     if task.name in source.task_names:
         own = source.class_names(task.name)
     else:
         own = ()
     names = tuple(classes) or own
-    numbers = tuple(str(label) for label in range(number))
+    numbers = tuple(str(label) for label in range(task.num_classes))
     if target is None:
         there = np.zeros(len(after), bool)
     else:
@@ -153,7 +150,9 @@ def write_held_out(
         whole = RowOrigins(section.rows)
         if isinstance(source, Files):
             whole = (
-                held_out(source, section.rows, shapes=any(task.dense for task in algorithm.tasks))
+                held_out(
+                    source, section.rows, shapes=any(task.is_dense for task in algorithm.tasks)
+                )
                 or whole
             )
         for start in range(0, len(section.rows), EXAMPLES_AT_ONCE):
@@ -211,7 +210,7 @@ def _write(path: Path, tables: Iterator[pa.Table]) -> None:
 def _tables(said: Sequence[Said], asked: RowOrigins, placed: Placed | None) -> Iterator[pa.Table]:
     number = len(asked.rows)
     largest = 1
-    if asked.shapes is not None and number and any(one.task.dense for one in said):
+    if asked.shapes is not None and number and any(one.task.is_dense for one in said):
         largest = int(asked.shapes.prod(1).max())
     step = max(1, NUMBERS_AT_ONCE // largest)
     for start in range(0, max(1, number), step):
@@ -219,7 +218,7 @@ def _tables(said: Sequence[Said], asked: RowOrigins, placed: Placed | None) -> I
         part = asked.at(np.arange(number)[rows])
         columns = _naming(part)
         for one in said:
-            own = COLUMNS[one.task.kind](one.at(rows), part.shapes, placed)
+            own = COLUMNS[one.task.kind.label_form](one.at(rows), part.shapes, placed)
             columns |= {name: _padded(values, len(part.rows)) for name, values in own.items()}
         yield pa.table(columns)
 
@@ -295,11 +294,7 @@ def _class_of(said: Said, number: int) -> str | int | None:
 
 def _probabilities(said: Said) -> np.ndarray:
     """[N, classes]"""
-    logits = said.after.double()
-    if said.task.kind == "binary":
-        yes = logits[:, 0].sigmoid()
-        return torch.stack([(-logits[:, 0]).sigmoid(), yes], 1).numpy()
-    found: np.ndarray = logits.softmax(-1).numpy()
+    found: np.ndarray = said.task.kind.probabilities(said.after.double()).numpy()
     return found
 
 
@@ -367,7 +362,9 @@ def _without_nan(values: list[object]) -> list[object]:
 def _of_maps(said: Said, shapes: np.ndarray | None, placed: Placed | None) -> Columns:
     """Row-major lists with their shapes beside them, as large as the original pictures."""
     name, number = said.task.name, len(said.after)
-    classes = said.task.kind == "segmentation"
+    kind = said.task.kind
+    assert isinstance(kind, MapKind)
+    classes = kind.has_integer_targets
     if classes:
         inner = pa.int32()
     else:
@@ -390,7 +387,7 @@ def _of_maps(said: Said, shapes: np.ndarray | None, placed: Placed | None) -> Co
             else:
                 shape = (int(shapes[row, 0]), int(shapes[row, 1]))
             if shape is not None and placed is not None:
-                own = unplaced_map(own, shape, placed, nothing=-1 if classes else 0)
+                own = unplaced_map(own, shape, placed, nothing=kind.missing_value)
             lists[row] = own.astype(np.int32 if classes else np.float32).ravel()
             sides[row] = list(own.shape)
         columns[f"{name}.{when}"] = pa.array(lists, pa.list_(inner))
@@ -401,8 +398,8 @@ def _of_maps(said: Said, shapes: np.ndarray | None, placed: Placed | None) -> Co
             {"value": value, "class": label}
             for value, label in zip(numbers, said.classes, strict=False)
         ]
-        kind = pa.list_(pa.struct([("value", pa.int32()), ("class", pa.string())]))
-        columns[f"{name}.classes"] = pa.array([legend] * number, kind)
+        entries = pa.list_(pa.struct([("value", pa.int32()), ("class", pa.string())]))
+        columns[f"{name}.classes"] = pa.array([legend] * number, entries)
     return columns
 
 
@@ -501,13 +498,10 @@ def unplaced_box(corners: np.ndarray, shape: tuple[int, int], placed: Placed) ->
     return inside
 
 
-COLUMNS: Mapping[str, Callable[[Said, np.ndarray | None, Placed | None], Columns]] = {
-    "classification": _of_classes,
-    "binary": _of_classes,
-    "multilabel": _of_labels,
-    "regression": _of_numbers,
-    "segmentation": _of_maps,
-    "depth": _of_maps,
-    "normals": _of_maps,
-    "detection": _of_boxes,
+COLUMNS: Mapping[LabelForm, Callable[[Said, np.ndarray | None, Placed | None], Columns]] = {
+    "class": _of_classes,
+    "set": _of_labels,
+    "number": _of_numbers,
+    "map": _of_maps,
+    "boxes": _of_boxes,
 }

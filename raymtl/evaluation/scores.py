@@ -224,7 +224,7 @@ def refuse_unscored(experiment: Experiment, arrays: Arrays) -> None:
     """
     tasks = experiment.data.make_tasks()
     sections = experiment.data.every_example(arrays, "val")
-    if not sections or any(task.dense for task in tasks):
+    if not sections or any(task.is_dense for task in tasks):
         return
     tally = Tally(tasks, {}, "cpu")
     for section in sections:

@@ -16,12 +16,10 @@ BELOW = 10.0  # nats
 
 def needs_classes(tasks: Sequence[Task], reason: str) -> str | None:
     """The reason and the first task that is no classification; None where all are."""
-    odd = next((task for task in tasks if task.kind != "classification"), None)
+    odd = next((task for task in tasks if not task.kind.has_class_logits), None)
     if odd is None:
         return None
-    if odd.kind == "binary":
-        return f"{reason}, and task '{odd.name}' is binary (its `kind: classification` makes it one of two classes)"
-    return f"{reason}, and task '{odd.name}' is a {odd.kind}"
+    return f"{reason}, and task '{odd.name}' is {odd.kind.described}{odd.kind.classes_hint}"
 
 
 def needs_linear_heads(tasks: Sequence[Task]) -> str | None:

@@ -53,13 +53,9 @@ class R2D2(MetaLearner):
 
     def check(self, tasks: Sequence[Task]) -> str | None:
         for task in tasks:
-            if task.kind != "classification" and not (task.quadratic and task.out_features == 1):
-                if task.kind == "binary":
-                    hint = " (its `kind: classification` makes it one of two classes)"
-                else:
-                    hint = ""
+            if not task.kind.has_class_logits and not (task.quadratic and task.out_features == 1):
                 reason = "it solves for classes and for numbers under squared error"
-                return f"{reason}, and task '{task.name}' has others{hint}"
+                return f"{reason}, and task '{task.name}' has others{task.kind.classes_hint}"
         return needs_linear_heads(tasks)
 
     def init_params(self, model_params: Params, generator: torch.Generator) -> Params:

@@ -19,7 +19,7 @@ def needs_readable_labels(tasks: Sequence[Task]) -> str | None:
     for task in tasks:
         if task.encode_target is None:
             return f"it reads the labels, and those of task '{task.name}' have no encoding"
-        if (task.kind == "regression") != (task.out_features == 1):
+        if task.kind.predicts_numbers != (task.out_features == 1):
             return f"it reads labels of classes or of one number, and task '{task.name}' has {task.out_features}"
     return needs_linear_heads(tasks)
 

@@ -127,7 +127,7 @@ class SharingSpecBase(Spec, ABC):
         """
         for task in tasks:
             shape = self.feature_shape(task.name, encoder)
-            if task.dense and (len(shape) != 3 or math.prod(shape[1:]) == 1):
+            if task.is_dense and (len(shape) != 3 or math.prod(shape[1:]) == 1):
                 return (
                     "name",
                     "expected features that are maps [channels, height, width] for the "

@@ -8,6 +8,8 @@ from raymtl.tasks.classification import classification
 from raymtl.tasks.dense import over_places
 from raymtl.tasks.depth import depth
 from raymtl.tasks.detection import detection
+from raymtl.tasks.kinds import KINDS, MAP_KINDS, KindName, kind_named
+from raymtl.tasks.maps import MapKind
 from raymtl.tasks.multilabel import multilabel
 from raymtl.tasks.normals import normals
 from raymtl.tasks.regression import regression
@@ -27,6 +29,10 @@ from raymtl.tasks.sums import (
 )
 
 __all__ = [
+    "KINDS",
+    "MAP_KINDS",
+    "KindName",
+    "MapKind",
     "binary",
     "chosen_by",
     "classification",
@@ -34,6 +40,7 @@ __all__ = [
     "detection",
     "grouped_metric_sums",
     "grouped_sums",
+    "kind_named",
     "label_counts",
     "label_mask",
     "loss_sums",

@@ -1,12 +1,54 @@
 """Yes or no."""
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raymtl.tasks.scores import auroc, average_precision, balanced_accuracy, f1, log_loss
-from raymtl.types import Metric, Task
+from raymtl.types import LabelStatistics, Metric, Task, TaskKind
+
+
+class BinaryKind(TaskKind):
+    """Targets are 0 and 1, the first class and the second."""
+
+    name = "binary"
+    label_form = "class"
+    has_class_targets = True
+    max_classes = 2
+    classes_hint = " (its `kind: classification` makes it one of two classes)"
+
+    @property
+    def described(self) -> str:
+        return "binary"
+
+    def make(self, name: str, labels: LabelStatistics, size: tuple[int, int]) -> Task:
+        return binary(name)
+
+    def summarise(self, target: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+        counts = np.bincount(target, minlength=len(classes))
+        return dict(zip(classes, counts.tolist(), strict=True))
+
+    def positive_class(self, classes: Sequence[str]) -> str | None:
+        return classes[1]
+
+    def class_logits(self, prediction: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(prediction), prediction], 1)
+
+    def probabilities(self, prediction: Tensor) -> Tensor:
+        # Not a softmax: both stay exact where one of them is almost 1.
+        return torch.cat([(-prediction).sigmoid(), prediction.sigmoid()], 1)
+
+    def expected_label(self, value: float, out_features: int) -> str | None:
+        if value in (0, 1):
+            return None
+        return "0 or 1"
+
+
+BINARY = BinaryKind()
 
 
 def binary(name: str) -> Task:
@@ -27,7 +69,7 @@ def binary(name: str) -> Task:
 
     return Task(
         name=name,
-        kind="binary",
+        kind=BINARY,
         out_features=1,
         head=lambda shape: nn.Linear(math.prod(shape), 1),
         loss=lambda logits, target: F.binary_cross_entropy_with_logits(

@@ -1,13 +1,46 @@
 """One class of several."""
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raymtl.tasks.scores import mean_ratio, true_and_false
-from raymtl.types import Metric, Task
+from raymtl.types import LabelStatistics, Metric, Task, TaskKind
+
+
+class ClassificationKind(TaskKind):
+    """Targets are the numbers of classes."""
+
+    name = "classification"
+    label_form = "class"
+    has_class_targets = True
+    has_class_logits = True
+    has_integer_targets = True
+
+    def make(self, name: str, labels: LabelStatistics, size: tuple[int, int]) -> Task:
+        return classification(name, labels.num_classes)
+
+    def summarise(self, target: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+        counts = np.bincount(target, minlength=len(classes))
+        return dict(zip(classes, counts.tolist(), strict=True))
+
+    def num_classes(self, out_features: int) -> int:
+        return out_features
+
+    def class_logits(self, prediction: Tensor) -> Tensor:
+        return prediction
+
+    def expected_label(self, value: float, out_features: int) -> str | None:
+        if value == int(value) and 0 <= value < out_features:
+            return None
+        return f"a class from 0 to {out_features - 1}"
+
+
+CLASSIFICATION = ClassificationKind()
 
 
 def classification(name: str, num_classes: int, *, few_shot: bool = False) -> Task:
@@ -47,7 +80,7 @@ def classification(name: str, num_classes: int, *, few_shot: bool = False) -> Ta
     metrics["log_loss"] = Metric(entropy, False, shown=False)
     return Task(
         name=name,
-        kind="classification",
+        kind=CLASSIFICATION,
         out_features=num_classes,
         head=lambda shape: nn.Linear(math.prod(shape), num_classes),
         loss=entropy,

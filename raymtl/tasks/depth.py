@@ -1,13 +1,83 @@
 """The distance of every pixel."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from raymtl.tasks.colours import depth_colours
 from raymtl.tasks.dense import Decoder
+from raymtl.tasks.maps import (
+    FittedMaps,
+    MapFiles,
+    MapKind,
+    MapSettings,
+    flat,
+    moments_of,
+    share_of,
+)
 from raymtl.tasks.scores import mean_where, pixel_mean
-from raymtl.types import Task
+from raymtl.types import LabelStatistics, Task, UserError
 
 CLOSE = 1.25  # either of the two divided by the other, at most
+
+
+class DepthKind(MapKind):
+    """Targets are distances, 0 where there is none."""
+
+    name = "depth"
+    dtype = np.float32
+    settings = ("scale",)
+
+    def make(self, name: str, labels: LabelStatistics, size: tuple[int, int]) -> Task:
+        return depth(name, size, mean=labels.means[0], std=labels.stds[0])
+
+    def encode(
+        self, task: str, fitted: FittedMaps, values: np.ndarray, map_name: str
+    ) -> np.ndarray:
+        return _depths(fitted.asked, values, map_name)
+
+    def fit(self, task: str, given: MapSettings, maps: MapFiles) -> dict[str, Any]:
+        """Mean and spread over all pixels that have a depth."""
+
+        def of_map(map_name: str, values: np.ndarray) -> tuple[int, float, float] | None:
+            depths = _depths(given, values, map_name)
+            known = depths[depths > 0].astype(np.float64)
+            if not len(known):
+                return None
+            return len(known), float(known.mean()), float(known.var())
+
+        moments = np.array(maps.read(of_map)).reshape(-1, 3)
+        if not len(moments):
+            raise UserError(
+                f"data.tasks.{task}: {maps.first}: expected depths above 0 in the maps for "
+                f"training, got none in {len(maps)}. Correct the maps, or leave the task away."
+            )
+        counts, means, variances = moments.T
+        share = counts / counts.sum()
+        mean = float(share @ means)
+        std = float((share @ (variances + (means - mean) ** 2)) ** 0.5)
+        return {"means": (mean,), "stds": (std or 1.0,)}
+
+    def render(self, target: np.ndarray) -> np.ndarray:
+        return depth_colours(target)
+
+    def summarise(self, target: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+        known = target[target > 0].astype(np.float64)
+        return {"labelled": share_of(target > 0), **moments_of(known)}
+
+
+DEPTH = DepthKind()
+
+
+def _depths(given: MapSettings, values: np.ndarray, map_name: str) -> np.ndarray:
+    """[H, W] float32 in the unit that `scale` gives; 0 where the number is 0, negative, infinite or
+    nan.
+    """
+    depths = flat(values, map_name).astype(np.float32) * np.float32(given.scale or 1.0)
+    return np.where(np.isfinite(depths) & (depths > 0), depths, np.float32(0))
 
 
 def depth(
@@ -46,7 +116,7 @@ def depth(
 
     return Task(
         name=name,
-        kind="depth",
+        kind=DEPTH,
         out_features=1,
         head=lambda shape: Decoder(shape, 1, size, width),
         loss=loss,
@@ -58,5 +128,4 @@ def depth(
         decode=decode,
         target_shape=size,
         label_mask=lambda target: valid(target).flatten(1).any(1),
-        dense=True,
     )

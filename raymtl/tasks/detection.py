@@ -6,9 +6,10 @@ GIoU(box, b) + BCE(centreness)) / number of such places; the score of a box is s
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +25,7 @@ from raymtl.tasks.boxes import (
 )
 from raymtl.tasks.dense import resized
 from raymtl.tasks.scores import counted
-from raymtl.types import Metric, Task
+from raymtl.types import LabelStatistics, Metric, Task, TaskKind
 
 IGNORED = -2
 """Class of a difficult object, which counts neither as found nor as missed: -2 - c where it is of
@@ -37,6 +38,24 @@ MOST = 100  # after it
 LEAST_SCORE = 0.05
 NUM_GROUPS = 8  # of channels that are normalised together
 NUM_BINS = 200  # of the score, for the average precision
+
+
+class DetectionKind(TaskKind):
+    """Targets are boxes with their classes."""
+
+    name = "detection"
+    label_form = "boxes"
+    is_dense = True
+    has_boxes = True
+
+    def make(self, name: str, labels: LabelStatistics, size: tuple[int, int]) -> Task:
+        return detection(name, labels.num_classes, size, stride=labels.stride or 8)
+
+    def summarise(self, target: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+        return {name: int((target[..., 0] == number).sum()) for number, name in enumerate(classes)}
+
+
+DETECTION = DetectionKind()
 
 
 class Tower(nn.Module):
@@ -290,12 +309,11 @@ def detection(
     spec = Detection(num_classes, size, places, overlap)
     return Task(
         name=name,
-        kind="detection",
+        kind=DETECTION,
         out_features=num_classes + 5,
         head=lambda shape: spec.head(shape, width, depth),
         loss=spec.loss,
         metrics=spec.metrics,
         decode=spec.found,
-        dense=True,
         target_shape=(1, 5),
     )

@@ -1,7 +1,9 @@
 """Several labels of one example, each of them yes or no or unknown."""
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +17,28 @@ from raymtl.tasks.scores import (
     mean_ratio,
     mean_where,
 )
-from raymtl.types import Metric, Task
+from raymtl.types import LabelStatistics, Metric, Task, TaskKind
+
+
+class MultilabelKind(TaskKind):
+    """Targets say of each label whether it applies."""
+
+    name = "multilabel"
+    label_form = "set"
+    has_label_sets = True
+
+    def make(self, name: str, labels: LabelStatistics, size: tuple[int, int]) -> Task:
+        return multilabel(name, labels.num_classes)
+
+    def summarise(self, target: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+        counts = np.nansum(target, 0).astype(np.int64)
+        return dict(zip(classes, counts.tolist(), strict=True))
+
+    def num_classes(self, out_features: int) -> int:
+        return out_features
+
+
+MULTILABEL = MultilabelKind()
 
 
 def multilabel(name: str, num_labels: int) -> Task:
@@ -50,7 +73,7 @@ def multilabel(name: str, num_labels: int) -> Task:
 
     return Task(
         name=name,
-        kind="multilabel",
+        kind=MULTILABEL,
         out_features=num_labels,
         head=lambda shape: nn.Linear(math.prod(shape), num_labels),
         loss=loss,

@@ -1,15 +1,54 @@
 """The direction that the surface faces at every pixel."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from raymtl.tasks.colours import direction_colours
 from raymtl.tasks.dense import Decoder
+from raymtl.tasks.maps import FittedMaps, MapKind, share_of, vectors
 from raymtl.tasks.scores import mean_where, median, pixel_mean
-from raymtl.types import Task
+from raymtl.types import LabelStatistics, Task
 
 WITHIN = {"within_22": 22.5, "within_11": 11.25, "within_30": 30.0}  # degrees
 NUM_BINS = 1800  # of 180 degrees, for the median
 LEAST = 1e-12  # squared length of a prediction, below which it has no direction
+
+
+class NormalsKind(MapKind):
+    """Targets are vectors of length 1, or 0 where there is none."""
+
+    name = "normals"
+    dtype = np.float16
+    channels = (3,)
+
+    def make(self, name: str, labels: LabelStatistics, size: tuple[int, int]) -> Task:
+        return normals(name, size)
+
+    def encode(
+        self, task: str, fitted: FittedMaps, values: np.ndarray, map_name: str
+    ) -> np.ndarray:
+        """[3, H, W] float32. Colours that are no direction, such as black and the grey of 127,
+        stand for none.
+        """
+        directions = vectors(values, map_name)
+        lengths = np.linalg.norm(directions, axis=0)
+        if values.dtype == np.uint8:
+            valid = (lengths > 0.5) & (lengths < 1.5)
+        else:
+            valid = lengths > 0
+        return np.where(valid, directions / np.where(valid, lengths, 1), 0)
+
+    def render(self, target: np.ndarray) -> np.ndarray:
+        return direction_colours(target)
+
+    def summarise(self, target: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+        return {"labelled": share_of((target != 0).any(1))}
+
+
+NORMALS = NormalsKind()
 
 
 def normals(name: str, size: tuple[int, int], *, width: int = 32) -> Task:
@@ -51,7 +90,7 @@ def normals(name: str, size: tuple[int, int], *, width: int = 32) -> Task:
     }
     return Task(
         name=name,
-        kind="normals",
+        kind=NORMALS,
         out_features=3,
         head=lambda shape: Decoder(shape, 3, size, width),
         loss=loss,
@@ -63,5 +102,4 @@ def normals(name: str, size: tuple[int, int], *, width: int = 32) -> Task:
         decode=direction,
         target_shape=(3, *size),
         label_mask=lambda target: valid(target).flatten(1).any(1),
-        dense=True,
     )

@@ -4,17 +4,43 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raymtl.tasks.maps import moments_of
 from raymtl.tasks.scores import mean_ratio, mean_where
-from raymtl.types import Metric, Task
+from raymtl.types import LabelStatistics, Metric, Task, TaskKind
 
 Loss = Literal["squared", "absolute", "huber"]
 CONSTANT = 1e-13
 """Targets whose sum of squares about their mean is a smaller share of their sum of squares than
 this are all equal.
 """
+
+
+class RegressionKind(TaskKind):
+    """Targets are numbers, or vectors of them."""
+
+    name = "regression"
+    label_form = "number"
+    predicts_numbers = True
+
+    def make(self, name: str, labels: LabelStatistics, size: tuple[int, int]) -> Task:
+        loss = labels.loss or "squared"
+        if labels.is_vector:
+            return regression(name, labels.means, labels.stds, loss=loss)
+        return regression(name, labels.means[0], labels.stds[0], loss=loss)
+
+    def summarise(self, target: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+        known = target[~np.isnan(target)].astype(np.float64)
+        if not known.size:
+            return {}
+        scale = float(np.abs(known).max()) or 1.0  # squares of the smallest numbers would be 0
+        return {key: scale * value for key, value in moments_of(known / scale).items()}
+
+
+REGRESSION = RegressionKind()
 
 
 def _squared(error: Tensor) -> Tensor:
@@ -165,7 +191,7 @@ def _vector(
     squares = parts(squared, lambda _, own: own, lambda _, own: own.square())
     return Task(
         name=name,
-        kind="regression",
+        kind=REGRESSION,
         out_features=number,
         head=lambda shape: nn.Linear(math.prod(shape), number),
         loss=losses,

@@ -1,11 +1,69 @@
 """One class of several for every pixel."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from raymtl.tasks.class_maps import encode_classes, fit_classes
+from raymtl.tasks.colours import class_colours
 from raymtl.tasks.dense import Decoder
+from raymtl.tasks.maps import FittedMaps, MapFiles, MapKind, MapSettings, share_of
 from raymtl.tasks.scores import counted, mean_where, pixel_mean
-from raymtl.types import Metric, Task
+from raymtl.types import LabelStatistics, Metric, Task
+
+
+class SegmentationKind(MapKind):
+    """Targets are the numbers of classes, -1 where a pixel is to be ignored."""
+
+    name = "segmentation"
+    has_integer_targets = True
+    dtype = np.int16
+    missing_value = -1
+    settings = ("classes", "values", "ignore")
+
+    def make(self, name: str, labels: LabelStatistics, size: tuple[int, int]) -> Task:
+        return segmentation(name, labels.num_classes, size)
+
+    def num_classes(self, out_features: int) -> int:
+        return out_features
+
+    def encode(
+        self, task: str, fitted: FittedMaps, values: np.ndarray, map_name: str
+    ) -> np.ndarray:
+        return encode_classes(task, fitted, values, map_name)
+
+    def fit(self, task: str, given: MapSettings, maps: MapFiles) -> dict[str, Any]:
+        return fit_classes(task, given, maps)
+
+    def render(self, target: np.ndarray) -> np.ndarray:
+        return class_colours(target)
+
+    def legend(
+        self, target: np.ndarray, classes: Sequence[str]
+    ) -> list[tuple[str, tuple[int, int, int]]]:
+        entries = []
+        for number in np.unique(target[target >= 0]).astype(int).tolist():
+            red, green, blue = class_colours(np.array([[number]]))[0, 0].tolist()
+            if number < len(classes):
+                name = classes[number]
+            else:
+                name = str(number)
+            entries.append((name, (red, green, blue)))
+        return entries
+
+    def summarise(self, target: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+        counts = np.bincount(target[target >= 0], minlength=len(classes))
+        shares = counts / max(1, counts.sum())
+        return {
+            "labelled": share_of(target >= 0),
+            **dict(zip(classes, shares.tolist(), strict=True)),
+        }
+
+
+SEGMENTATION = SegmentationKind()
 
 
 def segmentation(name: str, num_classes: int, size: tuple[int, int], *, width: int = 32) -> Task:
@@ -46,7 +104,7 @@ def segmentation(name: str, num_classes: int, size: tuple[int, int], *, width: i
 
     return Task(
         name=name,
-        kind="segmentation",
+        kind=SEGMENTATION,
         out_features=num_classes,
         head=lambda shape: Decoder(shape, num_classes, size, width),
         loss=loss,
@@ -57,5 +115,4 @@ def segmentation(name: str, num_classes: int, size: tuple[int, int], *, width: i
         decode=lambda logits: logits.argmax(1),
         target_shape=size,
         label_mask=lambda target: valid(target).flatten(1).any(1),
-        dense=True,
     )

@@ -38,5 +38,5 @@ class UncertaintySpec(WeightingSpecBase):
 
     def build(self, tasks: Sequence[Task]) -> Uncertainty:
         return Uncertainty(
-            torch.tensor([0.5 if task.kind == "regression" else 1.0 for task in tasks])
+            torch.tensor([0.5 if task.kind.predicts_numbers else 1.0 for task in tasks])
         )

@@ -41,7 +41,11 @@ def test_a_table_and_a_folder_of_pictures_are_learned_jointly(both, episodes) ->
     source = chosen.data
     assert isinstance(source, Several)
     assert source.task_names == ("lamps_value", "scenes_larger", "scenes_mask")
-    assert [task.kind for task in source.make_tasks()] == ["regression", "binary", "segmentation"]
+    assert [task.kind.name for task in source.make_tasks()] == [
+        "regression",
+        "binary",
+        "segmentation",
+    ]
     arrays = source.load()
     stacks, _ = build_episodes(source, arrays, seed=0, split="train", step=0, indices=range(6))
     for stack in stacks:

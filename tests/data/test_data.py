@@ -150,7 +150,7 @@ def test_every_source_keeps_its_contract(kind, tmp_path) -> None:
     source = {Files: own_table, NYUv2: small_rooms, VOC: small_cells}.get(
         kind, lambda folder: kind()
     )(tmp_path)
-    encoder = "conv" if any(task.dense for task in source.make_tasks()) else "mlp"
+    encoder = "conv" if any(task.is_dense for task in source.make_tasks()) else "mlp"
     assert (
         Experiment.model_validate({"data": source.model_dump(), "encoder": {"name": encoder}}).data
         == source

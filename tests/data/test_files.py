@@ -48,7 +48,7 @@ def test_twelve_tasks_with_missing_labels_train_from_yaml_alone(tmp_path) -> Non
     experiment.save(tmp_path / "saved.yaml")
     assert load(tmp_path / "saved.yaml") == experiment
     source = experiment.data
-    assert [task.kind for task in source.make_tasks()[:3]] == [
+    assert [task.kind.name for task in source.make_tasks()[:3]] == [
         "regression",
         "binary",
         "classification",

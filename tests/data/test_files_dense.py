@@ -15,9 +15,11 @@ from PIL import Image
 
 from raymtl.config import Experiment, load
 from raymtl.data import SPLITS, Files
-from raymtl.data.colours import PAINT
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.step.meta_gradient import meta_gradient
+from raymtl.tasks.depth import DEPTH
+from raymtl.tasks.normals import NORMALS
+from raymtl.tasks.segmentation import SEGMENTATION
 from raymtl.types import UserError
 from tests.data.own import scene, write_csv, write_scenes
 from tests.data.test_inspection import inspected
@@ -185,7 +187,7 @@ UNIT = np.stack([np.full((8, 12), 0.6), np.zeros((8, 12)), np.full((8, 12), 0.8)
 def test_the_kind_of_maps_is_inferred(tmp_path, values, ending, kind) -> None:
     source = of(coded(tmp_path, [values] * 12, ending), (8, 12))
     assert (source.found.tasks["map"].kind, source.found.tasks["map"].inferred) == (kind, True)
-    assert source.make_tasks()[0].kind == kind
+    assert source.make_tasks()[0].kind.name == kind
 
 
 @pytest.mark.parametrize(
@@ -514,16 +516,16 @@ def test_inspect_tells_the_share_of_every_class_and_paints_the_maps(
     for split in SPLITS:
         balance = told["tasks"]["map"]["splits"][split]["balance"]
         assert balance == pytest.approx({"labelled": 7 / 8, "0": 1 / 7, "1": 2 / 7, "2": 4 / 7})
-    colours = PAINT["segmentation"](np.array([[0, 1, 2, -1]]))[0].tolist()
+    colours = SEGMENTATION.render(np.array([[0, 1, 2, -1]]))[0].tolist()
     with Image.open(tmp_path / "b.png") as picture:
         drawn = {tuple(pixel) for pixel in np.asarray(picture).reshape(-1, 3).tolist()}
     assert len({tuple(c) for c in colours}) == 4 and {tuple(c) for c in colours} <= drawn
 
 
 def test_what_is_missing_is_painted_black_and_near_depths_are_bright() -> None:
-    depth = PAINT["depth"](np.array([[0, 1.0, 2.0, np.nan]]))[0].astype(int).sum(-1)
+    depth = DEPTH.render(np.array([[0, 1.0, 2.0, np.nan]]))[0].astype(int).sum(-1)
     assert depth[0] == depth[3] == 0 < depth[2] < depth[1]
-    normals = PAINT["normals"](np.array([[0, 0.0], [0, 0.0], [0, 2.0]])[:, None])
+    normals = NORMALS.render(np.array([[0, 0.0], [0, 0.0], [0, 2.0]])[:, None])
     assert normals[0].tolist() == [[0, 0, 0], [127, 127, 255]]
 
 

@@ -14,6 +14,7 @@ from raymtl.learners import MAML
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient, stacks
 from raymtl.tasks import classification, loss_sums, regression
+from raymtl.tasks.regression import REGRESSION
 from raymtl.types import Batch, Episode, MetaBatch, Metric, Task, UserError
 from raymtl.weighting import StaticSpec
 from tests.conftest import LEARNERS, SHARING, experiment, perturbed
@@ -124,7 +125,7 @@ def dense(name: str, side: int) -> Task:
     """A value for every pixel, [N, side, side]: squared error, a mean over the pixels."""
     return Task(
         name=name,
-        kind="regression",
+        kind=REGRESSION,
         out_features=side * side,
         head=lambda shape: nn.Linear(shape[0], side * side),
         loss=lambda prediction, target: (prediction - target.flatten(1)).square().mean(1),
@@ -142,7 +143,7 @@ def batch_of(
     for index, task in enumerate(tasks):
         if task.name in present:
             inputs[task.name] = torch.randn(number + index, 6, generator=generator)
-            if task.kind == "classification":
+            if task.kind.name == "classification":
                 targets[task.name] = torch.randint(
                     task.out_features, (number + index,), generator=generator
                 )

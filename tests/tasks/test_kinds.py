@@ -1,6 +1,7 @@
 """Laws of every kind of task: what is missing has no say, sums add up, vmap is the loop, gradients are right."""
 
 import itertools
+from typing import get_args
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from raymtl.tasks import (
     classification,
     depth,
     detection,
+    kinds,
     label_counts,
     loss_sums,
     metric_names,
@@ -23,7 +25,7 @@ from raymtl.tasks import (
     regression,
     segmentation,
 )
-from raymtl.types import Batch, Task
+from raymtl.types import Batch, LabelForm, Task
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -45,6 +47,7 @@ KINDS: dict[str, Task] = {
     )
 }
 MAPS = (3, 4, 5)
+LABEL_FORMS = get_args(LabelForm)
 over_the_kinds = pytest.mark.parametrize("task", KINDS.values(), ids=KINDS)
 over_those_with_parts = pytest.mark.parametrize(
     "task",
@@ -58,24 +61,24 @@ def random_target(task: Task, number: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     rand = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
     hole = rand(number, *SIZE) < 0.3
-    if task.kind in ("classification", "binary"):
+    if task.kind.name in ("classification", "binary"):
         return torch.randint(max(task.out_features, 2), (number,), generator=generator)
-    if task.kind == "regression" and task.out_features == 1:
+    if task.kind.name == "regression" and task.out_features == 1:
         return 4 * rand(number) - 2
-    if task.kind == "regression":
+    if task.kind.name == "regression":
         return torch.where(
             rand(number, task.out_features) < 0.3,
             torch.nan,
             4 * rand(number, task.out_features) - 2,
         )
-    if task.kind == "multilabel":
+    if task.kind.name == "multilabel":
         values = torch.randint(2, (number, task.out_features), generator=generator).double()
         return torch.where(rand(number, task.out_features) < 0.3, torch.nan, values)
-    if task.kind == "segmentation":
+    if task.kind.name == "segmentation":
         return torch.where(hole, -1, torch.randint(3, (number, *SIZE), generator=generator))
-    if task.kind == "depth":
+    if task.kind.name == "depth":
         return torch.where(hole, 0.0, 0.2 + 3 * rand(number, *SIZE))
-    if task.kind == "normals":
+    if task.kind.name == "normals":
         return torch.where(hole[:, None], 0.0, 2 * rand(number, 3, *SIZE) - 1)
     corner, extent = rand(number, 5, 2) * 7, 2 + 4 * rand(number, 5, 2)
     label = torch.randint(-1, 2, (number, 5, 1), generator=generator).double()
@@ -112,6 +115,19 @@ def nonsense(target: Tensor) -> Tensor:
     return torch.full_like(target, torch.nan if target.is_floating_point() else -77)
 
 
+def test_every_kind_is_registered_once_and_is_tested_here() -> None:
+    names = [kind.name for kind in kinds.KINDS]
+    assert list(get_args(kinds.KindName)) == names and len(set(names)) == len(names)
+    assert [kinds.kind_named(name) for name in names] == list(kinds.KINDS)
+    assert {task.kind for task in KINDS.values()} == set(kinds.KINDS)
+
+
+def test_every_form_of_label_has_columns_in_predictions() -> None:
+    from raymtl.evaluation.predictions import COLUMNS
+
+    assert set(COLUMNS) == set(LABEL_FORMS) == {kind.label_form for kind in kinds.KINDS}
+
+
 @over_the_kinds
 def test_masked_examples_have_no_say_whatever_they_hold(task: Task) -> None:
     target, prediction = random_target(task, 9), random_prediction(task, 9).requires_grad_()
@@ -136,11 +152,11 @@ def test_missing_parts_of_a_label_have_no_say(task: Task) -> None:
         "segmentation": lambda: (target < 0)[:, None],
         "depth": lambda: (target == 0)[:, None],
         "normals": lambda: (target == 0).all(1, keepdim=True),
-    }[task.kind]().expand_as(prediction)
+    }[task.kind.name]().expand_as(prediction)
     assert gone.any() and not gone.all()
     other = torch.where(gone, random_prediction(task, 6, seed=1), prediction).requires_grad_()
     marked = target
-    if task.kind in ("depth", "normals"):
+    if task.kind.name in ("depth", "normals"):
         marked = torch.where(target == 0, torch.nan, target)
     own, moved = sums_of(task, prediction, target), sums_of(task, other, marked)
     for one, two in zip(own, moved, strict=True):
@@ -172,7 +188,7 @@ def test_what_stands_in_for_masked_labels_is_of_their_shape_and_leaves_no_gradie
     task: Task,
 ) -> None:
     target = torch.zeros(4, *task.target_shape, dtype=torch.int64)
-    assert task.kind == "detection" or target.shape == random_target(task, 4).shape
+    assert task.kind.name == "detection" or target.shape == random_target(task, 4).shape
     prediction = random_prediction(task, 4).requires_grad_()
     losses, sums, counts = sums_of(task, prediction, target, torch.zeros(4, dtype=torch.bool))
     (gradient,) = torch.autograd.grad(losses.sum(), prediction, create_graph=True)

@@ -340,7 +340,7 @@ def test_learners_of_classes_refuse_other_kinds() -> None:
         (task,) = Shapes(tasks=(name,)).make_tasks()
         kind = (
             "binary (its `kind: classification` makes it one of two classes)"
-            if task.kind == "binary"
+            if task.kind.name == "binary"
             else f"a {task.kind}"
         )
         assert f"task '{name}' is {kind}" in str(ProtoNet().check([task]))

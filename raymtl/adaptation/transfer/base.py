@@ -103,7 +103,7 @@ def as_prediction(task: Task, predicted: Tensor) -> Tensor:
     """What a teacher predicts, logits [N, classes] or values [N], as the head would give it, [N,
     out_features].
     """
-    if task.kind == "classification":
+    if task.kind.has_class_logits:
         return predicted
     assert task.encode_target is not None
     return task.encode_target(predicted.flatten())

@@ -66,7 +66,7 @@ class TargetTransfer(Transfer):
         def loss(read: Tensor, rows: Tensor) -> Tensor:
             predicted = network(read)
             own = task.loss(predicted, train.targets[rows])
-            if task.kind == "classification":
+            if task.kind.has_class_logits:
                 apart = distillation(predicted, taught[rows], self.temperature)
             else:
                 apart = (predicted - taught[rows]).square().flatten(1).sum(1)
@@ -116,7 +116,7 @@ class TargetTransfer(Transfer):
             )
         with torch.no_grad():
             predicted = predict(train.inputs)
-        if task.kind == "classification" and predicted.shape[-1] != task.out_features:
+        if task.kind.has_class_logits and predicted.shape[-1] != task.out_features:
             raise UserError(
                 "match: predictions takes as many classes as the trained model has, "
                 f"{predicted.shape[-1]}, got task.num_classes: {task.out_features}. Set match: "

@@ -16,7 +16,8 @@ from raymtl.data.tables.columns import in_order, numbers, texts
 from raymtl.data.tables.paths import ENDINGS, FileSet, key_of
 from raymtl.data.tables.pictures import Resize
 from raymtl.data.tables.readers import Reading, open_table
-from raymtl.data.tables.schema import FittedTask, Format, KindName, TaskColumn, label_text
+from raymtl.data.tables.schema import FittedTask, Format, TaskColumn, label_text
+from raymtl.tasks.detection import DETECTION
 from raymtl.types import UserError
 
 COLUMNS = ("picture", "class", "x1", "y1", "x2", "y2")
@@ -81,7 +82,10 @@ def _keys(picture: str) -> list[str]:
 def holds_boxes(file_set: FileSet, task: TaskColumn) -> bool:
     """Whether the path of a task means boxes: by its kind, or by the endings of the files."""
     marks = any(file.lower().endswith((XML, JSON)) for file in file_set.files)
-    return task.kind == "detection" or (task.kind is None and marks)
+    kind = task.task_kind
+    if kind is None:
+        return marks
+    return kind.has_boxes
 
 
 def sources_of(file_set: FileSet) -> list[str]:
@@ -261,11 +265,10 @@ def fit_boxes(
             f"for training, got those of others, such as '{example}'. Annotations are found by the "
             "names of pictures."
         )
-    kind: KindName = "detection"
     return FittedTask(
         asked=asked,
-        kind=kind,
-        inferred=asked.kind is None,
+        kind=DETECTION.name,
+        inferred=asked.task_kind is None,
         classes=classes,
         labelled=float(known[train].mean()),
     )

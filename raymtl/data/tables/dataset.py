@@ -26,7 +26,7 @@ from raymtl.data.tables.columns import (
     plain,
     texts,
 )
-from raymtl.data.tables.dense_labels import UnreadMap, array_of, array_of_lists, is_dense
+from raymtl.data.tables.dense_labels import UnreadMap, array_of, array_of_lists
 from raymtl.data.tables.folders import FILE, joined, named_first, open_pictures
 from raymtl.data.tables.paths import (
     MAPS,
@@ -67,7 +67,8 @@ def label_columns(name: str, task: TaskColumn) -> tuple[str, ...]:
     """The columns that hold the labels of the task of this name. (Those of boxes are of a table of
     their own.)
     """
-    if task.kind == "detection":
+    kind = task.task_kind
+    if kind is not None and kind.has_boxes:
         return (name,)
     return task.columns or (task.column or name,)
 
@@ -123,7 +124,7 @@ class TableDataset:
                     beside |= set(sources_of(file_set))
                 elif _holds_maps(file_set, task):
                     self.maps[name] = file_set
-            elif task.kind == "detection":
+            elif task.task_kind is not None and task.task_kind.has_boxes:
                 raise UserError(
                     f"data.tasks.{name}.path: expected where the boxes are, a folder of XML, JSON "
                     "of COCO or a table, got none. Add it."
@@ -189,9 +190,7 @@ class TableDataset:
         file_set = locate(absolute(path, key), key)
         form = self._form(file_set)
         if form == "pictures":
-            tasks = [
-                (n, t) for n, t in self.source.tasks.items() if t.kind is None or is_dense(t.kind)
-            ]
+            tasks = [(n, t) for n, t in self.source.tasks.items() if t.may_be_maps]
             labels = {file for maps in self.maps.values() for file in maps.files} | self._beside
             file_set = file_set._replace(
                 files=tuple(file for file in file_set.files if file not in labels)
@@ -576,9 +575,13 @@ class TableDataset:
 
     def holds_maps(self, task: str, column: pa.ChunkedArray) -> bool:
         """Whether these labels are maps, by what was asked for or by how they look."""
-        kind = self.source.tasks[task].kind
-        if task in self.maps or task in self.boxes or kind is not None:
-            return task in self.maps or is_dense(kind)
+        kind = self.source.tasks[task].task_kind
+        if task in self.maps:
+            return True
+        if kind is not None:
+            return kind.is_map
+        if task in self.boxes:
+            return False
         values = plain(column)
         if is_list(values.type):
             inner = values.type.value_type
@@ -702,9 +705,10 @@ def _holds_maps(file_set: FileSet, task: TaskColumn) -> bool:
     """Whether the path of a task means maps, and no table or data set of its own."""
     maps = any(file.lower().endswith(MAPS) for file in file_set.files)
     tables = any(file.lower().endswith(TABLES) for file in file_set.files)
-    return maps and (
-        is_dense(task.kind) or (task.kind is None and not (task.column or task.columns or tables))
-    )
+    kind = task.task_kind
+    if kind is not None:
+        return maps and kind.is_map
+    return maps and not (task.column or task.columns or tables)
 
 
 def _cell(name: str, value: pa.Scalar) -> UnreadMap:

@@ -27,7 +27,6 @@ from raymtl.data.tables.splits import (
     split_name,
     splits_named,
 )
-from raymtl.data.tables.task_kinds import KINDS
 from raymtl.data.tables.wide import encode_columns
 from raymtl.notes import ARRAY, Note, pack
 from raymtl.types import UserError
@@ -137,7 +136,7 @@ def encode_labels(
             fitted, dataset.boxes[name], index, shapes, (size[0], size[1]), source.resize
         )
         return EncodedLabels(found.target, found.mask, found.faults)
-    if KINDS[fitted.kind].form != "map":
+    if not fitted.task_kind.is_map:
         return EncodedLabels(
             *encode_task(
                 name, fitted, rows.labels[name], lambda row: dataset.locate_row(number, row)

@@ -13,7 +13,6 @@ from raymtl.data.base import SPLITS
 from raymtl.data.tables.columns import LocateRow, is_number, moments, plain, texts
 from raymtl.data.tables.schema import FittedTask
 from raymtl.data.tables.splits import hashes
-from raymtl.data.tables.task_kinds import KINDS
 from raymtl.notes import Note
 
 NAMED = 5
@@ -112,7 +111,7 @@ def label_notes(
     """On the labels [N, ...] of a task: classes that training never has, and targets that never
     change.
     """
-    form = KINDS[fitted.kind].form
+    form = fitted.task_kind.label_form
     if form == "number":
         return _constant_targets(name, fitted, target, mask & (splits == 0))
     if form not in ("class", "set"):

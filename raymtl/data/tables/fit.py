@@ -197,7 +197,7 @@ def _tasks(
 def _check_kind(source: FilesConfig, tasks: Mapping[str, FittedTask]) -> None:
     """Raises UserError where episodes are of classes and the task has none."""
     name, task = next(iter(tasks.items()))
-    if source.episodes == "classes" and task.kind not in ("classification", "binary"):
+    if source.episodes == "classes" and not task.task_kind.has_class_targets:
         raise UserError(
             "data.episodes: expected a task with classes for classes, got one of kind "
             f"{task.kind}. Set data.tasks.{name}.kind: classification."
@@ -217,7 +217,7 @@ def _bytes_of_maps(source: FilesConfig, dataset: TableDataset) -> int:
     size = height_and_width(source.size)
     labels = dataset.read(0).labels
     return sum(
-        bytes_a_row(task.kind, size)
+        bytes_a_row(task.task_kind, size)
         for name, task in source.tasks.items()
         if dataset.holds_maps(name, next(iter(labels[name].values())))
     )

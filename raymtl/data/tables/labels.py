@@ -21,9 +21,12 @@ from raymtl.data.tables.columns import (
     vectors,
 )
 from raymtl.data.tables.flags import NO_WORDS, YES_WORDS, holds_flags, no_then_yes
-from raymtl.data.tables.schema import FittedTask, KindName, TaskColumn, label_text
-from raymtl.data.tables.task_kinds import KINDS
-from raymtl.types import UserError
+from raymtl.data.tables.schema import FittedTask, TaskColumn, label_text
+from raymtl.tasks.binary import BINARY
+from raymtl.tasks.classification import CLASSIFICATION
+from raymtl.tasks.multilabel import MULTILABEL
+from raymtl.tasks.regression import REGRESSION
+from raymtl.types import TaskKind, UserError
 
 LARGEST = 1e38
 """Labels beyond it have squares and sums that no number can hold."""
@@ -49,10 +52,10 @@ def fit_task(
     `few_shot` says that episodes are of classes, of which two are no binary task. Raises UserError
     for labels of no kind, for ones outside the given classes and for a task without any.
     """
-    kind = asked.kind or _inferred(name, asked, columns, locate_row)
-    if few_shot and asked.kind is None and kind == "binary":
-        kind = "classification"
-    form = KINDS[kind].form
+    kind = asked.task_kind or _inferred(name, asked, columns, locate_row)
+    if few_shot and asked.task_kind is None and kind.has_class_targets:
+        kind = CLASSIFICATION
+    form = kind.label_form
     key = f"data.tasks.{name}"
     if asked.classes and form == "number":
         raise UserError(
@@ -77,7 +80,9 @@ def fit_task(
         if form == "set":
             found["separator"] = asked.separator or _separator(columns)
         found["classes"] = _classes(name, asked, columns, kind, found.get("separator"))
-    fitted = FittedTask(asked=asked, kind=kind, inferred=asked.kind is None, labelled=0.0, **found)
+    fitted = FittedTask(
+        asked=asked, kind=kind.name, inferred=asked.task_kind is None, labelled=0.0, **found
+    )
     _, mask = encode_task(name, fitted, columns, locate_row)
     if not mask[train].any():
         raise UserError(
@@ -88,44 +93,44 @@ def fit_task(
     return fitted.model_copy(update={"labelled": float(mask[train].mean())})
 
 
-def _inferred(name: str, asked: TaskColumn, columns: Columns, locate_row: LocateRow) -> KindName:
+def _inferred(name: str, asked: TaskColumn, columns: Columns, locate_row: LocateRow) -> TaskKind:
     first = next(iter(columns.values()))
     kind = plain(first).type
     if len(columns) > 1:
         flags = all(holds_flags(column) for column in columns.values())
         if flags:
-            return "multilabel"
-        return "regression"
+            return MULTILABEL
+        return REGRESSION
     if is_list(kind) and not pa.types.is_nested(kind.value_type):
         if is_number(kind.value_type):
-            return "regression"
-        return "multilabel"
+            return REGRESSION
+        return MULTILABEL
     known = texts(first).drop_null()
     different = pc.unique(known)
     if asked.classes:
         of_two = len(asked.classes) == 2 and (is_text(kind) or holds_flags(first))
         if of_two:
-            return "binary"
-        return "classification"
+            return BINARY
+        return CLASSIFICATION
     if pa.types.is_boolean(kind) or (
         len(different) == 2 and set(different.to_pylist()) == {"0", "1"}
     ):
-        return "binary"
+        return BINARY
     if is_number(kind):
         whole = not pa.types.is_temporal(kind) and all(
             _is_whole(text) for text in different[: FEW + 1].to_pylist()
         )
         few = 2 <= len(different) <= FEW and len(known) >= 3 * len(different)
         if whole and few:
-            return "classification"
-        return "regression"
+            return CLASSIFICATION
+        return REGRESSION
     if is_text(kind):
         if _reused(different.to_pylist()):
-            return "multilabel"
+            return MULTILABEL
         if len(different) == 2 and len(known) > 2:
-            return "binary"
+            return BINARY
         if 2 <= len(different) <= max(FEW, len(known) / 5):
-            return "classification"
+            return CLASSIFICATION
         if len(different) < 2:
             if len(different):
                 got = f"'{different[0].as_py()}' alone"
@@ -142,7 +147,7 @@ def _inferred(name: str, asked: TaskColumn, columns: Columns, locate_row: Locate
             f"different texts in {len(known)} rows. Say data.tasks.{name}.kind."
         )
     if pa.types.is_null(kind):
-        return "regression"  # and so refused, since it has no labels
+        return REGRESSION  # and so refused, since it has no labels
     raise UserError(
         f"data.tasks.{name}: {locate_row(0).rpartition(': ')[0]}: column '{next(iter(columns))}': "
         "expected labels that are numbers, texts or lists of them, got "
@@ -184,9 +189,9 @@ def _separator(columns: Columns) -> str | None:
 
 
 def _classes(
-    name: str, asked: TaskColumn, columns: Columns, kind: KindName, separator: str | None
+    name: str, asked: TaskColumn, columns: Columns, kind: TaskKind, separator: str | None
 ) -> tuple[str, ...]:
-    if kind == "multilabel" and len(columns) > 1:
+    if kind.has_label_sets and len(columns) > 1:
         if asked.classes:
             raise UserError(
                 f"data.tasks.{name}.classes: expected none beside `columns`, which are the labels."
@@ -199,20 +204,15 @@ def _classes(
             raise UserError(
                 f"data.tasks.{name}.classes: expected every class once, got {list(classes)}."
             )
-    elif kind == "multilabel":
+    elif kind.has_label_sets:
         classes = in_order({label for labels in _sets(column, separator) for label in labels or ()})
     else:
         classes = in_order(pc.unique(texts(column)).drop_null().to_pylist())
-        if kind == "binary":
+        if kind.max_classes == 2:
             classes = no_then_yes(classes)
-        else:
-            classes = classes
-        if len(classes) == 1 and kind == "binary":
-            if classes[0] in "01":
-                classes = tuple(sorted({*classes, "0" if classes[0] == "1" else "1"}))
-            else:
-                classes = classes
-    if kind == "multilabel":
+            if len(classes) == 1 and classes[0] in ("0", "1"):
+                classes = ("0", "1")
+    if kind.has_label_sets:
         least = 1
     else:
         least = 2
@@ -222,10 +222,10 @@ def _classes(
             f"classes at least, got {list(classes)}. Correct the column, name its classes, or "
             "leave the task away."
         )
-    if kind == "binary" and len(classes) != 2:
+    if kind.max_classes and len(classes) > kind.max_classes:
         raise UserError(
             f"data.tasks.{name}: column '{next(iter(columns))}': expected two classes of kind "
-            f"binary, got {len(classes)}: {list(classes[:10])}. Take kind: classification."
+            f"{kind}, got {len(classes)}: {list(classes[:10])}. Take kind: classification."
         )
     return classes
 
@@ -257,7 +257,7 @@ def encode_task(
     Raises UserError, with file, row and column, for a label outside the classes or one that is no
     number.
     """
-    form = KINDS[fitted.kind].form
+    form = fitted.task_kind.label_form
     first, column = next(iter(columns.items()))
     if form == "class":
         text = texts(column)

@@ -19,7 +19,6 @@ from raymtl.data.tables.readings import form_of_new_labels
 from raymtl.data.tables.row_origins import RowOrigins, origins_of, together
 from raymtl.data.tables.schema import SplitRule, TaskColumn
 from raymtl.data.tables.settings import FilesConfig
-from raymtl.data.tables.task_kinds import KINDS
 from raymtl.notes import Note
 from raymtl.types import UserError
 
@@ -281,11 +280,7 @@ def _open(source: FilesConfig, path: str, *, labelled: bool = True) -> TableData
     dataset = TableDataset(bare)
     own: dict[str, TaskColumn] = {}
     for name, task in source.tasks.items() if labelled else ():
-        in_folder = bool(task.path) and KINDS[found.tasks[name].kind].form not in (
-            "class",
-            "set",
-            "number",
-        )
+        in_folder = bool(task.path) and found.tasks[name].task_kind.is_dense
         if in_folder and not task.column:
             own[name] = task.model_copy(update={"kind": found.tasks[name].kind})
         elif all(column in dataset.names for column in label_columns(name, task)):
@@ -320,11 +315,8 @@ def _labels(
     size = len(block.rows.table)
     if all(plain(column).null_count == size for column in columns.values()):
         (task,) = (task for task in source.make_tasks() if task.name == name)
-        whole = task.kind in ("classification", "segmentation")
-        return EncodedLabels(
-            np.zeros((size, *task.target_shape), np.int64 if whole else np.float32),
-            np.zeros(size, bool),
-        )
+        dtype = np.int64 if task.kind.has_integer_targets else np.float32
+        return EncodedLabels(np.zeros((size, *task.target_shape), dtype), np.zeros(size, bool))
     if source.episodes != "classes":
         return encode_labels(source, dataset, block.number, name, block.rows, block.shapes)
     ((column, values),) = columns.items()

@@ -243,14 +243,15 @@ class _Look(NamedTuple):
     def _of_label(
         self, name: str, task: TaskColumn, column: str, text: pa.Array, several: bool
     ) -> TextForm:
-        if task.kind == "multilabel" and not several:
+        kind = task.task_kind
+        if kind is not None and kind.has_label_sets and not several:
             return TEXT
         finding = self._finding(name, column, text)
-        if task.kind == "regression":
+        if kind is not None and kind.predicts_numbers:
             form = self._of_number(column, text, finding, f"data.tasks.{name}")
         elif task.classes:
             return _of_classes(finding.form, text, self.dataset.classes_of(name))
-        elif task.kind is not None:
+        elif kind is not None:
             return _plain_or_text(finding)
         else:
             form = self._inferred(name, column, text, finding)
@@ -321,7 +322,11 @@ class _Look(NamedTuple):
         self, name: str, task: TaskColumn, column: str, values: pa.ChunkedArray, text: pa.Array
     ) -> None:
         """Raises UserError where one class is left because the others count as missing."""
-        if task.kind is None and len(pc.unique(text.drop_null())) == 1 and _taken(values, text):
+        if (
+            task.task_kind is None
+            and len(pc.unique(text.drop_null())) == 1
+            and _taken(values, text)
+        ):
             raise UserError(
                 f"data.tasks.{name}: {self.locate_row(0).rpartition(': ')[0]}: column '{column}': "
                 f"expected labels of two classes at least, got {shown(text.drop_null()[0])} alone: "

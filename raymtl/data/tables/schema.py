@@ -19,20 +19,11 @@ from pydantic import (
 
 from raymtl.notes import Note
 from raymtl.storage import strict_json
-from raymtl.types import WRITTEN, Spec
+from raymtl.tasks.kinds import KindName, kind_named
+from raymtl.types import WRITTEN, LabelStatistics, Spec, TaskKind
 
 Role = Literal["number", "category", "text", "vector", "picture"]
 Format = Literal["parquet", "csv", "arff", "mat", "pictures"]
-KindName = Literal[
-    "classification",
-    "binary",
-    "multilabel",
-    "regression",
-    "segmentation",
-    "depth",
-    "normals",
-    "detection",
-]
 Written = Annotated[str, WRITTEN]
 """The name of a column, or a text in the files, which YAML may take for a number."""
 
@@ -121,6 +112,19 @@ class TaskColumn(Spec):
     given.
     """
 
+    @property
+    def task_kind(self) -> TaskKind | None:
+        """The kind that was given."""
+        given = self.kind
+        if given is None:
+            return None
+        return kind_named(given)
+
+    @property
+    def may_be_maps(self) -> bool:
+        """Whether the labels are maps, or their kind was not given."""
+        return self.task_kind is None or self.task_kind.is_map
+
 
 class TextForm(Spec):
     """How the texts of a column are read: as numbers, dates, or texts."""
@@ -180,6 +184,23 @@ class FittedTask(Spec):
     vector: bool = False
     labelled: float
     """Share of the rows for training that have a label."""
+
+    @property
+    def task_kind(self) -> TaskKind:
+        """The kind."""
+        return kind_named(self.kind)
+
+    @property
+    def statistics(self) -> LabelStatistics:
+        """What the task is built from."""
+        return LabelStatistics(
+            len(self.classes),
+            self.means,
+            self.stds,
+            self.vector,
+            self.asked.loss,
+            self.asked.stride,
+        )
 
 
 MANY = 64

@@ -20,7 +20,6 @@ from raymtl.data.tables.schema import (
     Thousands,
     Written,
 )
-from raymtl.data.tables.task_kinds import KINDS
 from raymtl.tasks import chosen_by, classification
 from raymtl.types import Task, UserError
 
@@ -152,9 +151,10 @@ class FilesConfig(Source):
                 for name, task in self.tasks.items()
             )
         size = height_and_width(self.size)
-        tasks = [
-            KINDS[found.tasks[name].kind].make(name, found.tasks[name], size) for name in self.tasks
-        ]
+        tasks = []
+        for name in self.tasks:
+            fitted = found.tasks[name]
+            tasks.append(fitted.task_kind.make(name, fitted.statistics, size))
         return tuple(
             chosen_by(task, self.tasks[task.name].metric, f"data.tasks.{task.name}.metric")
             for task in tasks

@@ -4,14 +4,14 @@ directions.
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from raymtl.data.colours import of_classes, of_depth, of_normals
 from raymtl.reporting.html.collect import Row
+from raymtl.tasks import MapKind
 from raymtl.types import Task
 
 LEAST_SCORE = 0.5
@@ -53,16 +53,15 @@ class Panel(NamedTuple):
 
 def panels(row: Row, task: Task, names: Sequence[str]) -> list[Panel]:
     """One, or none of a task without a label here or whose outputs are no maps and no boxes."""
-    drawn = DRAWN.get(task.kind)
-    if drawn is None or any(
-        row.get(f"{task.name}.{part}.shape") is None for part in ("target", "after")
-    ):
+    columns = (f"{task.name}.target", f"{task.name}.after")
+    if any(row.get(f"{column}.shape") is None for column in columns):
         return []
-    return [
-        drawn(
-            row, task, names, _array(row, f"{task.name}.target"), _array(row, f"{task.name}.after")
-        )
-    ]
+    truth, after = (_array(row, column) for column in columns)
+    if isinstance(task.kind, MapKind):
+        return [_maps(task, task.kind, names, truth, after)]
+    if task.kind.has_boxes:
+        return [_boxes(row, task, names, truth, after)]
+    return []
 
 
 def _array(row: Row, column: str) -> np.ndarray:
@@ -99,38 +98,17 @@ def _box(
     )
 
 
-def _classes(
-    row: Row, task: Task, names: Sequence[str], truth: np.ndarray, found: np.ndarray
-) -> Panel:
-    there = np.unique(np.concatenate([truth.ravel(), found.ravel()]))
-    legend = [
-        (
-            names[number] if number < len(names) else str(number),
-            "rgb({},{},{})".format(*of_classes(np.array([[number]]))[0, 0]),
-        )
-        for number in there[there >= 0].astype(int).tolist()
-    ]
-    return _maps(task, of_classes(truth), of_classes(found), legend)
-
-
-def _depths(
-    row: Row, task: Task, names: Sequence[str], truth: np.ndarray, found: np.ndarray
-) -> Panel:
-    one, other = np.split(of_depth(np.concatenate([truth, found])), 2)  # on one scale
-    return _maps(task, one, other)
-
-
-def _directions(
-    row: Row, task: Task, names: Sequence[str], truth: np.ndarray, found: np.ndarray
-) -> Panel:
-    return _maps(task, of_normals(truth), of_normals(found))
-
-
 def _maps(
-    task: Task, truth: np.ndarray, found: np.ndarray, legend: Sequence[tuple[str, str]] = ()
+    task: Task, kind: MapKind, names: Sequence[str], truth: np.ndarray, after: np.ndarray
 ) -> Panel:
-    height, width = truth.shape[:2]
-    return Panel(task.name, width, height, Side(png(truth)), Side(png(found)), legend)
+    both = np.concatenate([truth, after], axis=-2)  # colours on one scale
+    true_pixels, after_pixels = np.split(kind.render(both), 2)
+    height, width = true_pixels.shape[:2]
+    legend = [
+        (name, f"rgb({red},{green},{blue})")
+        for name, (red, green, blue) in kind.legend(both, names)
+    ]
+    return Panel(task.name, width, height, Side(png(true_pixels)), Side(png(after_pixels)), legend)
 
 
 def png(pixels: np.ndarray) -> str:
@@ -138,11 +116,3 @@ def png(pixels: np.ndarray) -> str:
     content = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(content, "PNG")
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
-
-
-DRAWN: Mapping[str, Callable[[Row, Task, Sequence[str], np.ndarray, np.ndarray], Panel]] = {
-    "detection": _boxes,
-    "segmentation": _classes,
-    "depth": _depths,
-    "normals": _directions,
-}

@@ -9,7 +9,7 @@ from raymtl.data import Source
 from raymtl.reporting.html.collect import Row
 from raymtl.reporting.html.panels import Panel, panels, png
 from raymtl.reporting.html.tables import show
-from raymtl.types import Task
+from raymtl.types import LabelForm, Task
 
 MOST = 12
 LISTED = 12  # numbers of a vector that a line shows
@@ -59,15 +59,15 @@ def _lines(row: Row, task: Task, names: Sequence[str]) -> list[Line]:
     target, before, after = (
         row.get(f"{task.name}.{part}") for part in ("target", "before", "after")
     )
-    if target is None or task.dense or (isinstance(target, list) and len(target) > LISTED):
+    if target is None or task.is_dense or (isinstance(target, list) and len(target) > LISTED):
         return []
-    read = READERS.get(task.kind, _number)
+    read = READERS.get(task.kind.label_form, _number)
     said = [Answer(read(value, names), _right(task, value, target)) for value in (before, after)]
     return [Line(task.name, read(target, names), *said)]
 
 
 def _right(task: Task, value: Any, target: Any) -> bool | None:
-    if task.kind in ("classification", "binary") and value is not None:
+    if task.kind.has_class_targets and value is not None:
         return value == target
     return None
 
@@ -102,8 +102,7 @@ def _number(value: Any, names: Sequence[str]) -> str:
     return ", ".join(listed)
 
 
-READERS: Mapping[str, Callable[[Any, Sequence[str]], str]] = {
-    "classification": _class,
-    "binary": _class,
-    "multilabel": _labels,
+READERS: Mapping[LabelForm, Callable[[Any, Sequence[str]], str]] = {
+    "class": _class,
+    "set": _labels,
 }
