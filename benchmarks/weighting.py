@@ -38,8 +38,8 @@ from raymtl.step.task_gradients import Losses, TaskGradients
 from raymtl.step.workers import Workers
 from raymtl.tasks import regression
 from raymtl.types import Batch, Episode
-from raymtl.weighting import WeightingSpec
-from raymtl.weighting.base import LossWeighting, WeightingSpecBase
+from raymtl.weighting import GradientWeighting, WeightingSpec
+from raymtl.weighting.base import WeightingSpecBase
 
 WEIGHTINGS: dict[str, type[WeightingSpecBase]] = {
     member.model_fields["name"].default: member for member in get_args(get_args(WeightingSpec)[0])
@@ -107,10 +107,11 @@ def aggregator(name: str, num_tasks: int) -> Aggregator:
     return made
 
 
-def weighting(name: str, num_tasks: int) -> LossWeighting:
-    return WEIGHTINGS[name]().build(
-        [regression(f"t{index}", 0.0, 1.0) for index in range(num_tasks)]
-    )
+def weighting(name: str, num_tasks: int) -> GradientWeighting:
+    tasks = [regression(f"t{index}", 0.0, 1.0) for index in range(num_tasks)]
+    made = WEIGHTINGS[name]().build(tasks)
+    assert isinstance(made, GradientWeighting)
+    return made
 
 
 def conflicting_rows(num_tasks: int, width: int) -> Tensor:
@@ -136,7 +137,7 @@ def aggregation(
         own = weighting(name, num_tasks)
         gradients = TaskGradients([], range(num_tasks), [theta], [], Workers())
 
-        def ours(own: LossWeighting = own, gradients: TaskGradients = gradients) -> Tensor:
+        def ours(own: GradientWeighting = own, gradients: TaskGradients = gradients) -> Tensor:
             gradients.change(
                 lambda _: rows
             )  # What a method changed in the last turn is taken back, at no cost.

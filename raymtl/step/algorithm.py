@@ -20,7 +20,7 @@ from raymtl.learners.base import STEPS
 from raymtl.sharing import SharingArchitecture
 from raymtl.tasks import label_counts, loss_sums
 from raymtl.types import Batch, Params, Task, prefixed, select
-from raymtl.weighting import LossWeighting
+from raymtl.weighting import Weighting
 
 
 class Algorithm(NamedTuple):
@@ -32,7 +32,7 @@ class Algorithm(NamedTuple):
 
     tasks: tuple[Task, ...]
     model: SharingArchitecture
-    weighting: LossWeighting
+    weighting: Weighting
     learner: MetaLearner
     seed: int = 0
     """Of the learner's own initial parameters; the model has its own already."""

@@ -18,7 +18,7 @@ from raymtl.step.task_gradients import Losses, TaskGradients
 from raymtl.step.workers import Workers
 from raymtl.tasks import label_counts, loss_sums, task_loss_sums
 from raymtl.types import Batch, DivergedError, Episode, MetaBatch, Params, prefixed, select
-from raymtl.weighting import Jacobian
+from raymtl.weighting import GradientWeighting
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -200,13 +200,12 @@ def _down_the_query_losses(
     gradients = TaskGradients(
         micro_batches, batch.tasks.tolist(), leaves[:num_shared], leaves[num_shared:], workers
     )
-    weights, direct = _weigh(algorithm, params, losses, gradients, batch.tasks)
-    return _OuterGradient(
-        gradients.combine(weights) if gradients.computed else gradients.weighted(weights),
-        losses,
-        weights,
-        direct,
-    )
+    _refuse_infinite(algorithm, losses)
+    if isinstance(algorithm.weighting, GradientWeighting) and len(batch.tasks):
+        weights = algorithm.weighting.weigh(losses[batch.tasks], gradients, batch.tasks)
+        return _OuterGradient(gradients.combine(weights), losses, weights, {})
+    weights, direct = _weigh_losses(algorithm, params, losses, batch.tasks)
+    return _OuterGradient(gradients.weighted(weights), losses, weights, direct)
 
 
 def _with_the_batch(
@@ -251,7 +250,8 @@ def _to_the_adapted(
         )
         flat = workers.sum(flat / batch.num_episodes)
         losses = workers.sum(sums.sum(0) / batch.counts.clamp(min=1))
-    weights, direct = _weigh(algorithm, params, losses, None, batch.tasks)
+    _refuse_infinite(algorithm, losses)
+    weights, direct = _weigh_losses(algorithm, params, losses, batch.tasks)
     auxiliary = _auxiliary_gradient(algorithm, params, batch, execution, workers)
     return _OuterGradient(flat, losses, weights, direct | auxiliary)
 
@@ -281,7 +281,7 @@ def update_after_step(
         sums = [_losses(algorithm, given, part, execution) for part in parts]
         after = workers.sum(torch.stack([torch.stack(losses.tasks) for losses in sums]).sum(0))
     _refuse_infinite(algorithm, after)
-    algorithm.weighting.observe(meta.losses[meta.tasks], after[meta.tasks], meta.tasks)
+    algorithm.weighting.update_after_step(meta.losses[meta.tasks], after[meta.tasks], meta.tasks)
 
 
 def _totals(algorithm: Algorithm, episodes: MetaBatch, workers: Workers) -> tuple[Tensor, Tensor]:
@@ -394,18 +394,23 @@ def _displacement(
     }
 
 
-def _weigh(
-    algorithm: Algorithm, params: Params, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor
+def _weigh_losses(
+    algorithm: Algorithm, params: Params, losses: Tensor, tasks: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weights of `tasks` at these losses, and the gradient of the total for the weighting's own
-    parameters.
+    """The weights [K] of `tasks`, and the gradient of the total for the weighting's parameters.
+
+    Raises TypeError for a weighting of gradients, of which there are none to weigh here.
     """
-    _refuse_infinite(algorithm, losses)
     if not len(tasks):
         return losses[:0], {}
+    if isinstance(algorithm.weighting, GradientWeighting):
+        raise TypeError(
+            f"expected a weighting of losses for {type(algorithm.learner).__name__}, which has "
+            f"no query gradient, got {type(algorithm.weighting).__name__}."
+        )
     present = losses[tasks].detach().requires_grad_()
     own = select(params, "weighting")
-    weighed = functional_call(algorithm.weighting, own, (present, jacobian, tasks))
+    weighed = functional_call(algorithm.weighting, own, (present, tasks))
     if weighed.ndim:
         return weighed.detach(), {}
     weights, *grads = torch.autograd.grad(weighed, [present, *own.values()], allow_unused=True)

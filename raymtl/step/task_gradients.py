@@ -62,11 +62,6 @@ class TaskGradients:
         self._private: Tensor | None = None  # ... and on the private ones
         self._whole = workers.size == 1
 
-    @property
-    def computed(self) -> bool:
-        """Whether a method has asked for the rows."""
-        return self._rows is not None
-
     def gramian(self) -> Tensor:
         """Inner products [K, K] of the tasks' gradients on the shared parameters.
 
@@ -78,19 +73,22 @@ class TaskGradients:
             return products
         return self.workers.sum(products)
 
-    def change(self, rows: Callable[[Tensor], Tensor]) -> None:
-        """Puts `rows(the rows [K, P])` in their place; the function sees the whole rows on every
-        worker.
-        """
+    def rows(self) -> Tensor:
+        """The whole rows [K, P], the same on every worker."""
         if self._rows is None:
             self._rows = self._computed_rows()
         if isinstance(self._rows, Tensor):
-            whole = self._rows
+            rows = self._rows
         else:
-            whole = _joined(self._rows, self.width)
+            rows = _joined(self._rows, self.width)
         if not self._whole:
-            whole = self.workers.gather(whole, self.width)
-        self._rows, self._whole = rows(whole), True
+            rows = self.workers.gather(rows, self.width)
+        self._rows, self._whole = rows, True
+        return rows
+
+    def change(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Replaces the rows [K, P] by `function(rows)`, which is the same on every worker."""
+        self._rows = function(self.rows())
 
     def combine(self, weights: Tensor) -> Tensor:
         """The flat gradient: the weighted sum on the shared parameters, the plain sum on the

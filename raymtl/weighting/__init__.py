@@ -6,7 +6,7 @@ from pydantic import Field
 
 from raymtl.weighting.aligned_mtl import AlignedMTLSpec
 from raymtl.weighting.auto_lambda import AutoLambdaSpec
-from raymtl.weighting.base import Jacobian, LossWeighting
+from raymtl.weighting.base import GradientWeighting, Jacobian, LossWeighting, Weighting
 from raymtl.weighting.cagrad import CAGradSpec
 from raymtl.weighting.config import ConFIGSpec
 from raymtl.weighting.db_mtl import DBMTLSpec
@@ -78,6 +78,7 @@ __all__ = [
     "GradDropSpec",
     "GradNormSpec",
     "GradVacSpec",
+    "GradientWeighting",
     "IMTLGSpec",
     "IMTLLSpec",
     "Jacobian",
@@ -91,5 +92,6 @@ __all__ = [
     "StaticSpec",
     "UPGradSpec",
     "UncertaintySpec",
+    "Weighting",
     "WeightingSpec",
 ]

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
-from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
-from raymtl.weighting.gramian import Array, solved, spectrum
+from raymtl.weighting.base import GradientWeightingSpec
+from raymtl.weighting.gramian import Array, GramianWeighting, spectrum
 
 Scale = Literal["min", "median", "rmse"]
 
@@ -29,7 +28,7 @@ def aligned(products: Array, rounding: float, scale: Scale) -> Array:
     return matrix
 
 
-class AlignedMTL(LossWeighting):
+class AlignedMTL(GramianWeighting):
     """Sums the gradients after their principal components have been scaled to the same length.
 
     The sum, where the paper has a mean by preferences (TorchJD returns 1/K of it), so that equal
@@ -42,22 +41,17 @@ class AlignedMTL(LossWeighting):
         super().__init__(num_tasks)
         self.scale: Scale = scale
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        assert jacobian is not None
-        return solved(
-            lambda products, rounding: aligned(products, rounding, self.scale).sum(1),
-            jacobian.gramian(),
-        )
+    def solve(self, products: Array, rounding: float) -> Array:
+        return aligned(products, rounding, self.scale).sum(1)
 
 
-class AlignedMTLSpec(WeightingSpecBase):
+class AlignedMTLSpec(GradientWeightingSpec):
     """Sums gradients whose principal components have been brought to one length, chosen by `scale`."""
 
     name: Literal["aligned_mtl"] = "aligned_mtl"
     helps: ClassVar[str] = (
         "the joint problem is ill-conditioned: gradients dominate or are nearly parallel"
     )
-    needs_gradients: ClassVar[bool] = True
     scale: Scale = "min"
 
     def build(self, tasks: Sequence[Task]) -> AlignedMTL:

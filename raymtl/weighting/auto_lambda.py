@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raymtl.types import Task
 from raymtl.weighting.adam import adam
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import GradientWeighting, GradientWeightingSpec, Jacobian
 
 
 def hypergradient(now: Tensor, before: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def hypergradient(now: Tensor, before: Tensor) -> Tensor:
     return -before @ now
 
 
-class AutoLambda(LossWeighting):
+class AutoLambda(GradientWeighting):
     """Raises the weights whose gradients helped the primary tasks on the batch that came next.
 
     Every batch is fresh, so the next step's batch serves as the validation batch. For an outer step
@@ -60,14 +60,8 @@ class AutoLambda(LossWeighting):
     def loss_weights(self) -> Tensor:
         return self.num_tasks * self.log_lambda.softmax(0)
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        assert jacobian is not None
-
-        def read(rows: Tensor) -> Tensor:
-            self._move(rows, tasks)
-            return rows
-
-        jacobian.change(read)
+    def weigh(self, losses: Tensor, jacobian: Jacobian, tasks: Tensor) -> Tensor:
+        self._move(jacobian.rows(), tasks)
         return self.log_lambda[tasks].exp()
 
     def _move(self, rows: Tensor, tasks: Tensor) -> None:
@@ -84,14 +78,13 @@ class AutoLambda(LossWeighting):
         self.previous = previous.index_put((tasks,), rows)
 
 
-class AutoLambdaSpec(WeightingSpecBase):
+class AutoLambdaSpec(GradientWeightingSpec):
     """Learns weights that help the `primary` tasks, all where none is named; `lr` is how fast
     weights move.
     """
 
     name: Literal["auto_lambda"] = "auto_lambda"
     helps: ClassVar[str] = "a few tasks are what counts, the others are there to help them"
-    needs_gradients: ClassVar[bool] = True
     primary: tuple[str, ...] = ()
     lr: PositiveFloat = 1e-3
 

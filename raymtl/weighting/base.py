@@ -1,6 +1,4 @@
-"""What every loss weighting offers: from the losses, and if it asks for them the gradients, to
-weights or a total.
-"""
+"""The interfaces of all weightings: of losses, of gradients, and of the specs that build them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -13,32 +11,91 @@ from raymtl.types import Spec, Task
 
 
 class Jacobian(Protocol):
-    """The gradients of the task losses on the shared parameters, one row a task, summed over all
-    workers.
+    """The gradients of K task losses with respect to the P shared parameters, summed over workers.
 
-    The rows are computed when first asked for, at the cost of one backward pass a task.
+    Row t is the gradient of task t. The rows are computed when a method first asks for them, which
+    costs one backward pass for each task.
     """
 
     def gramian(self) -> Tensor:
         """Inner products of the rows, [K, K]."""
 
-    def change(self, rows: Callable[[Tensor], Tensor]) -> None:
-        """Puts `rows(the rows [K, P])`, [K, P], in their place, for methods that act on single
-        coordinates.
+    def rows(self) -> Tensor:
+        """The whole matrix [K, P], the same on every worker."""
 
-        The function sees the same whole rows on every worker. The Gramian, and the sum that the
-        weights are for, are those of the changed rows from then on.
+    def change(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Replaces the rows by `function(rows)`, [K, P] -> [K, P].
+
+        This is for methods that act on single coordinates. The function sees the same rows on every
+        worker. From then on the Gramian and the weighted sum are those of the changed rows.
         """
 
 
-class LossWeighting(nn.Module, ABC):
-    """Learned weights are parameters, other state is buffers: both are checkpointed, and equal on
-    all workers.
+class WeightingBase(nn.Module, ABC):
+    """What the weightings of losses and those of gradients have in common: their state.
+
+    Learned weights are parameters, all other state is buffers. Both are checkpointed, and both are
+    equal on all workers.
     """
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
         self.num_tasks = num_tasks
+
+    def forward(self) -> Tensor:
+        """The weights of the losses in the inner loop: `loss_weights`."""
+        return self.loss_weights()
+
+    def loss_weights(self) -> Tensor:
+        """Weights [num_tasks] of the losses in the inner loop; must not change any state.
+
+        The default is 1 for each task, as for a method that weighs gradients and not losses.
+        """
+        return torch.ones(self.num_tasks)
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of all buffers."""
+        return {name: value.clone() for name, value in self.named_buffers()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Sets all buffers to those of `state`, which may have grown since construction."""
+        for name, value in self.named_buffers():
+            setattr(self, name, state[name].to(value.device, copy=True))
+
+    def update_after_step(self, before: Tensor, after: Tensor, tasks: Tensor) -> None:
+        """Takes the losses [K] of one batch before and after the outer step.
+
+        Called only where the spec says `needs_post_step_losses`.
+        """
+
+
+class LossWeighting(WeightingBase):
+    """Weighs the losses of the tasks: one backward pass for all of them."""
+
+    def forward(self, losses: Tensor | None = None, tasks: Tensor | None = None) -> Tensor:
+        """`weigh` for the outer step, by default of all tasks; `loss_weights` without losses."""
+        if losses is None:
+            return self.loss_weights()
+        if tasks is None:
+            tasks = torch.arange(self.num_tasks)
+        return self.weigh(losses, tasks)
+
+    @abstractmethod
+    def weigh(self, losses: Tensor, tasks: Tensor) -> Tensor:
+        """Weights [K] of the tasks in this outer step, or a scalar total to differentiate.
+
+        Called once a step on all workers with equal arguments, so that state changes alike on all.
+
+        Args:
+            losses: [K], means over all workers and episodes. A total is differentiated with respect
+                to them.
+            tasks: [K], the indices of the tasks that have labels. The state of all other tasks
+                must stay as it is.
+        """
+
+
+class GradientWeighting(WeightingBase):
+    """Weighs the gradients of the tasks: one backward pass for each of them."""
 
     def forward(
         self,
@@ -46,48 +103,31 @@ class LossWeighting(nn.Module, ABC):
         jacobian: Jacobian | None = None,
         tasks: Tensor | None = None,
     ) -> Tensor:
-        """`weigh` for the outer step; without losses `loss_weights` for the inner loop. All tasks
-        unless told.
-        """
+        """`weigh` for the outer step, by default of all tasks; `loss_weights` without losses."""
         if losses is None:
             return self.loss_weights()
-        return self.weigh(
-            losses, jacobian, torch.arange(self.num_tasks) if tasks is None else tasks
-        )
-
-    def loss_weights(self) -> Tensor:
-        """Weights [num_tasks] of the losses in the inner loop; must not move any state.
-
-        A method that weighs gradients has no weights of losses: there all tasks weigh 1.
-        """
-        return torch.ones(self.num_tasks)
+        if jacobian is None:
+            name = type(self).__name__
+            raise TypeError(f"expected the Jacobian of the losses, got None: {name} needs it.")
+        if tasks is None:
+            tasks = torch.arange(self.num_tasks)
+        return self.weigh(losses, jacobian, tasks)
 
     @abstractmethod
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        """Weights [K] of the tasks that have labels in this outer step, or a scalar total to
-        differentiate.
+    def weigh(self, losses: Tensor, jacobian: Jacobian, tasks: Tensor) -> Tensor:
+        """Weights [K] of the rows of the Jacobian in this outer step.
 
-        `losses` [K] are means over all workers and episodes, without a graph unless the total asks
-        for one, and `tasks` [K] says which of the `num_tasks` tasks they belong to: state of the
-        others must stay as it is. `jacobian` is there where the spec says `needs_gradients`. Called
-        once a step, on all workers with equal arguments, so state moves alike on all of them.
+        Called once a step on all workers with equal arguments, so that state changes alike on all.
+
+        Args:
+            losses: [K], means over all workers and episodes, without a graph.
+            jacobian: the gradients of these losses.
+            tasks: [K], the indices of the tasks that have labels. The state of all other tasks
+                must stay as it is.
         """
 
-    def state(self) -> dict[str, Tensor]:
-        """A copy of all buffers."""
-        return {name: value.clone() for name, value in self.named_buffers()}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Takes a state back, whatever the shapes of its buffers, which may have grown since
-        construction.
-        """
-        for name, value in self.named_buffers():
-            setattr(self, name, state[name].to(value.device, copy=True))
-
-    def observe(self, before: Tensor, after: Tensor, tasks: Tensor) -> None:
-        """Takes the losses [K] of the same batch before and after the move, where the spec says
-        `needs_post_step_losses`.
-        """
+Weighting = LossWeighting | GradientWeighting
 
 
 class WeightingSpecBase(Spec, ABC):
@@ -97,19 +137,36 @@ class WeightingSpecBase(Spec, ABC):
     """When one would choose the method, half a sentence for docs/methods.md."""
 
     needs_gradients: ClassVar[bool] = False
-    """Whether the method needs the Jacobian: one backward pass a task."""
+    """Whether the method weighs gradients, at the cost of one backward pass for each task."""
 
     needs_post_step_losses: ClassVar[bool] = False
-    """Whether the method needs the losses of the same batch once more after the move: one forward
-    pass.
+    """Whether the method needs the losses of the same batch again after the outer step, at the cost
+    of one forward pass.
     """
 
     def check(self, tasks: Sequence[str]) -> tuple[str, str] | None:
-        """What cannot be on these tasks: the key below `weighting.` and a sentence; None where all
-        is well.
+        """Why these hyperparameters do not fit the tasks; None where they do.
+
+        The first string is the key below `weighting.`, the second continues the sentence after it.
         """
         return None
 
     @abstractmethod
-    def build(self, tasks: Sequence[Task]) -> LossWeighting:
+    def build(self, tasks: Sequence[Task]) -> Weighting:
         """The weighting of these tasks, in this order."""
+
+
+class LossWeightingSpec(WeightingSpecBase):
+    """Hyperparameters of a weighting of losses."""
+
+    @abstractmethod
+    def build(self, tasks: Sequence[Task]) -> LossWeighting: ...
+
+
+class GradientWeightingSpec(WeightingSpecBase):
+    """Hyperparameters of a weighting of gradients."""
+
+    needs_gradients: ClassVar[bool] = True
+
+    @abstractmethod
+    def build(self, tasks: Sequence[Task]) -> GradientWeighting: ...

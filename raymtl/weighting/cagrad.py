@@ -12,11 +12,10 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 from scipy.optimize import brentq
-from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
-from raymtl.weighting.gramian import Array, factor, in_hull, leaving_out_zeros, solved
+from raymtl.weighting.base import GradientWeightingSpec
+from raymtl.weighting.gramian import Array, GramianWeighting, factor, in_hull, leaving_out_zeros
 
 SHORTEST = 1e-8
 
@@ -47,7 +46,7 @@ def averse(products: Array, rounding: float, c: float) -> Array:
     return (1 + len(products) * radius / np.exp(log_r) * dual(log_r)) / (1 + c)
 
 
-class CAGrad(LossWeighting):
+class CAGrad(GramianWeighting):
     """Of all directions near the mean gradient, the one along which the task that improves least
     improves most.
 
@@ -61,12 +60,11 @@ class CAGrad(LossWeighting):
         super().__init__(num_tasks)
         self.c = c
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        assert jacobian is not None
-        return solved(leaving_out_zeros(partial(averse, c=self.c)), jacobian.gramian())
+    def solve(self, products: Array, rounding: float) -> Array:
+        return leaving_out_zeros(partial(averse, c=self.c))(products, rounding)
 
 
-class CAGradSpec(WeightingSpecBase):
+class CAGradSpec(GradientWeightingSpec):
     """The best worst improvement among the directions within `c` times its length from the mean
     gradient.
 
@@ -75,7 +73,6 @@ class CAGradSpec(WeightingSpecBase):
 
     name: Literal["cagrad"] = "cagrad"
     helps: ClassVar[str] = "the mean should still fall, while the worst task is cared for"
-    needs_gradients: ClassVar[bool] = True
     c: Annotated[float, Field(ge=0, lt=1)] = 0.4
 
     def build(self, tasks: Sequence[Task]) -> CAGrad:

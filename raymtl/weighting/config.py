@@ -6,11 +6,9 @@ d = (sum_t <g_t, v>) v, with v the unit vector along U^+ 1 and U the rows g_t / 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
-from raymtl.weighting.gramian import Array, equal_projections, leaving_out_zeros, solved
+from raymtl.weighting.base import GradientWeightingSpec
+from raymtl.weighting.gramian import Array, GramianWeighting, equal_projections, leaving_out_zeros
 
 
 def conflict_free(products: Array, rounding: float) -> Array:
@@ -23,7 +21,7 @@ def conflict_free(products: Array, rounding: float) -> Array:
     return gains.sum() / square * weights
 
 
-class ConFIG(LossWeighting):
+class ConFIG(GramianWeighting):
     """The direction that has the same positive cosine with every task's gradient, as long as their
     projections on it.
 
@@ -33,19 +31,17 @@ class ConFIG(LossWeighting):
     gradient is zero takes no part.
     """
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        assert jacobian is not None
-        return solved(leaving_out_zeros(conflict_free), jacobian.gramian())
+    def solve(self, products: Array, rounding: float) -> Array:
+        return leaving_out_zeros(conflict_free)(products, rounding)
 
 
-class ConFIGSpec(WeightingSpecBase):
+class ConFIGSpec(GradientWeightingSpec):
     """A joint gradient with equal cosines to those of all tasks; no hyperparameters."""
 
     name: Literal["config"] = "config"
     helps: ClassVar[str] = (
         "tasks of very different gradient sizes, such as the terms of a physical loss"
     )
-    needs_gradients: ClassVar[bool] = True
 
     def build(self, tasks: Sequence[Task]) -> ConFIG:
         return ConFIG(len(tasks))

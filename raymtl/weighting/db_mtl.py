@@ -11,12 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import GradientWeighting, GradientWeightingSpec, Jacobian
 
 FLOOR = 1e-8
 
 
-class DBMTL(LossWeighting):
+class DBMTL(GradientWeighting):
     """Balances the losses by their logarithm, and the averaged gradients of these by scaling all to
     the largest norm.
 
@@ -33,8 +33,7 @@ class DBMTL(LossWeighting):
         self.beta = beta
         self.register_buffer("averages", torch.zeros(num_tasks, 0))
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        assert jacobian is not None
+    def weigh(self, losses: Tensor, jacobian: Jacobian, tasks: Tensor) -> Tensor:
         scale = losses.detach().clamp(min=FLOOR)[:, None]
 
         def average(rows: Tensor) -> Tensor:
@@ -52,14 +51,13 @@ class DBMTL(LossWeighting):
         return torch.where(norms > 0, norms.max() / norms, 1)
 
 
-class DBMTLSpec(WeightingSpecBase):
+class DBMTLSpec(GradientWeightingSpec):
     """Log losses and gradients of equal norm, averaged over steps; `beta` is the share of the past
     in the average.
     """
 
     name: Literal["db_mtl"] = "db_mtl"
     helps: ClassVar[str] = "losses and gradients both differ in scale"
-    needs_gradients: ClassVar[bool] = True
     beta: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
     def build(self, tasks: Sequence[Task]) -> DBMTL:

@@ -7,11 +7,9 @@ v >= 1.
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
-from raymtl.weighting.gramian import Array, factor, in_cone, solved
+from raymtl.weighting.base import GradientWeightingSpec
+from raymtl.weighting.gramian import Array, GramianWeighting, factor, in_cone
 
 
 def projected_sum(products: Array, rounding: float) -> Array:
@@ -20,7 +18,7 @@ def projected_sum(products: Array, rounding: float) -> Array:
     return 1 + in_cone(columns, -columns.sum(1), "dualproj")
 
 
-class DualProj(LossWeighting):
+class DualProj(GramianWeighting):
     """The direction nearest to the sum of the gradients that conflicts with none of them.
 
     GEM projects the current task's gradient so; here it is the sum (TorchJD projects the mean and
@@ -29,17 +27,15 @@ class DualProj(LossWeighting):
     conflicts with none and weighs 1.
     """
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        assert jacobian is not None
-        return solved(projected_sum, jacobian.gramian())
+    def solve(self, products: Array, rounding: float) -> Array:
+        return projected_sum(products, rounding)
 
 
-class DualProjSpec(WeightingSpecBase):
+class DualProjSpec(GradientWeightingSpec):
     """Projects the sum of the gradients onto what conflicts with none of them; no hyperparameters."""
 
     name: Literal["dualproj"] = "dualproj"
     helps: ClassVar[str] = "the mean gradient should be followed unless it harms a task"
-    needs_gradients: ClassVar[bool] = True
 
     def build(self, tasks: Sequence[Task]) -> DualProj:
         return DualProj(len(tasks))

@@ -10,7 +10,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import LossWeighting, LossWeightingSpec
 
 
 class DWA(LossWeighting):
@@ -33,7 +33,7 @@ class DWA(LossWeighting):
     def loss_weights(self) -> Tensor:
         return self._weights(self.windows)
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+    def weigh(self, losses: Tensor, tasks: Tensor) -> Tensor:
         windows = self.windows.to(losses)
         total, number, last, older = windows[tasks].unbind(1)
         total, number = total + losses.detach(), number + 1
@@ -51,7 +51,7 @@ class DWA(LossWeighting):
         return len(rates) * (rates / self.temperature).softmax(0)
 
 
-class DWASpec(WeightingSpecBase):
+class DWASpec(LossWeightingSpec):
     """Tasks whose loss falls slowly weigh more; `period` is the window's steps, a high
     `temperature` evens out.
     """

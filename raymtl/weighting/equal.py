@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import LossWeighting, LossWeightingSpec
 
 
 class Equal(LossWeighting):
     """Every task weighs 1, so the total is the sum of the losses."""
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+    def weigh(self, losses: Tensor, tasks: Tensor) -> Tensor:
         return torch.ones_like(losses)
 
 
-class EqualSpec(WeightingSpecBase):
+class EqualSpec(LossWeightingSpec):
     """Every task weighs the same; no hyperparameters."""
 
     name: Literal["equal"] = "equal"

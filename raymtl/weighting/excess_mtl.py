@@ -12,13 +12,13 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import GradientWeighting, GradientWeightingSpec, Jacobian
 
 EPS = 1e-7
 BLOCK = 1 << 14  # columns that are worked on at once, so that they stay in a CPU's cache
 
 
-class ExcessMTL(LossWeighting):
+class ExcessMTL(GradientWeighting):
     """Gives weight to the tasks that are furthest from what they could reach, whatever their label
     noise.
 
@@ -46,14 +46,8 @@ class ExcessMTL(LossWeighting):
     def loss_weights(self) -> Tensor:
         return self.log_weights.exp()
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        assert jacobian is not None
-
-        def read(rows: Tensor) -> Tensor:
-            self._move(rows, tasks)
-            return rows
-
-        jacobian.change(read)
+    def weigh(self, losses: Tensor, jacobian: Jacobian, tasks: Tensor) -> Tensor:
+        self._move(jacobian.rows(), tasks)
         return len(tasks) * self.log_weights[tasks].softmax(0)
 
     def _move(self, rows: Tensor, tasks: Tensor) -> None:
@@ -84,14 +78,13 @@ class ExcessMTL(LossWeighting):
         self.log_weights = log_weights.index_put((tasks,), moved)
 
 
-class ExcessMTLSpec(WeightingSpecBase):
+class ExcessMTLSpec(GradientWeightingSpec):
     """Weight for what can still be learned; `lr` is how fast weights move, `warmup` the steps that
     set the standard.
     """
 
     name: Literal["excess_mtl"] = "excess_mtl"
     helps: ClassVar[str] = "labels of some tasks are noisy: what cannot be learned should not weigh"
-    needs_gradients: ClassVar[bool] = True
     lr: PositiveFloat = 0.01
     warmup: PositiveInt = 50
 

@@ -8,11 +8,10 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
-from raymtl.weighting.gramian import Array, cosines, leaving_out_zeros, solved
+from raymtl.weighting.base import GradientWeightingSpec
+from raymtl.weighting.gramian import Array, GramianWeighting, cosines, leaving_out_zeros
 
 MAX_STEPS = 100
 SURE = 1e-10
@@ -77,7 +76,7 @@ def _solve(
     )
 
 
-class FairGrad(LossWeighting):
+class FairGrad(GramianWeighting):
     """Weights at which every task gains according to alpha-fairness: the smaller its gain, the
     larger its weight.
 
@@ -92,20 +91,18 @@ class FairGrad(LossWeighting):
         super().__init__(num_tasks)
         self.alpha = alpha
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        assert jacobian is not None
+    def solve(self, products: Array, rounding: float) -> Array:
         solve = partial(fair, alpha=self.alpha, method="fairgrad")
-        return solved(leaving_out_zeros(solve), jacobian.gramian())
+        return leaving_out_zeros(solve)(products, rounding)
 
 
-class FairGradSpec(WeightingSpecBase):
+class FairGradSpec(GradientWeightingSpec):
     """Fair shares of the improvement among the tasks; the larger `alpha`, the more equal."""
 
     name: Literal["fairgrad"] = "fairgrad"
     helps: ClassVar[str] = (
         "the trade-off between tasks should be chosen: alpha from the sum to max-min"
     )
-    needs_gradients: ClassVar[bool] = True
     alpha: Annotated[float, Field(ge=0.5, le=10)] = 2.0
 
     def build(self, tasks: Sequence[Task]) -> FairGrad:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raymtl.types import Task
 from raymtl.weighting.adam import adam
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import LossWeighting, LossWeightingSpec
 
 FLOOR = 1e-8
 
@@ -41,10 +41,10 @@ class FAMO(LossWeighting):
     def loss_weights(self) -> Tensor:
         return self.num_tasks * self.logits.softmax(0)
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+    def weigh(self, losses: Tensor, tasks: Tensor) -> Tensor:
         return len(tasks) * (self.logits.to(losses)[tasks] - self._log(losses, tasks)).softmax(0)
 
-    def observe(self, before: Tensor, after: Tensor, tasks: Tensor) -> None:
+    def update_after_step(self, before: Tensor, after: Tensor, tasks: Tensor) -> None:
         logits, state = self.logits.to(before), self.moments.to(before)
         drop = self._log(before, tasks) - self._log(after, tasks)
         z = logits[tasks].softmax(0)
@@ -57,7 +57,7 @@ class FAMO(LossWeighting):
         return (losses.detach() - self.lower_bounds.to(losses)[tasks]).clamp(min=FLOOR).log()
 
 
-class FAMOSpec(WeightingSpecBase):
+class FAMOSpec(LossWeightingSpec):
     """Lets all losses fall at the same relative rate; `lower_bounds` by task name, 0 where none is
     given.
 

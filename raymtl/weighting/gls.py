@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import LossWeighting, LossWeightingSpec
 
 FLOOR = 1e-8
 
@@ -31,14 +31,14 @@ class GLS(LossWeighting):
     def loss_weights(self) -> Tensor:
         return self.num_tasks * self.weights / self.weights.sum()
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+    def weigh(self, losses: Tensor, tasks: Tensor) -> Tensor:
         mean = losses.clamp(min=FLOOR).log().mean().exp()
         weights = torch.where(losses > FLOOR, mean / losses, 0).detach()
         self.weights = self.weights.to(losses).index_put((tasks,), weights)
         return len(losses) * mean
 
 
-class GLSSpec(WeightingSpecBase):
+class GLSSpec(LossWeightingSpec):
     """The geometric mean of the losses, which knows no unit; no hyperparameters."""
 
     name: Literal["gls"] = "gls"

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu_
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import GradientWeighting, GradientWeightingSpec, Jacobian
 
 PIECE = 8192
 
@@ -43,7 +43,7 @@ def drop(rows: Tensor, chances: Tensor, leak: float) -> Tensor:
     return dropped
 
 
-class GradDrop(LossWeighting):
+class GradDrop(GradientWeighting):
     """Keeps in every coordinate the entries of one sign alone, drawn by how much of the gradients
     has that sign.
 
@@ -61,20 +61,18 @@ class GradDrop(LossWeighting):
         self.leak = leak
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        assert jacobian is not None
+    def weigh(self, losses: Tensor, jacobian: Jacobian, tasks: Tensor) -> Tensor:
         seed = int(self.num_updates)
         self.num_updates = self.num_updates + 1
         jacobian.change(lambda rows: drop(rows, draw_chances(rows.shape[1], seed), self.leak))
         return torch.ones_like(losses)
 
 
-class GradDropSpec(WeightingSpecBase):
+class GradDropSpec(GradientWeightingSpec):
     """Lets one sign pass per coordinate, at random; `leak` is what passes of the other."""
 
     name: Literal["graddrop"] = "graddrop"
     helps: ClassVar[str] = "conflicts are in single weights rather than in whole gradients"
-    needs_gradients: ClassVar[bool] = True
     leak: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     def build(self, tasks: Sequence[Task]) -> GradDrop:

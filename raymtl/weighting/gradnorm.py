@@ -12,7 +12,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import GradientWeighting, GradientWeightingSpec, Jacobian
 
 
 def slope(weights: Tensor, norms: Tensor, progress: Tensor, alpha: float) -> Tensor:
@@ -29,7 +29,7 @@ def slope(weights: Tensor, norms: Tensor, progress: Tensor, alpha: float) -> Ten
     )
 
 
-class GradNorm(LossWeighting):
+class GradNorm(GradientWeighting):
     """Brings the norms of the weighted gradients to a common size, larger for tasks that learn
     slowly.
 
@@ -54,8 +54,7 @@ class GradNorm(LossWeighting):
     def loss_weights(self) -> Tensor:
         return self.log_weights.exp()
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        assert jacobian is not None
+    def weigh(self, losses: Tensor, jacobian: Jacobian, tasks: Tensor) -> Tensor:
         losses = losses.detach().clamp(min=0)
         log_weights, initial = self.log_weights.to(losses), self.initial.to(losses)
         own, first = log_weights[tasks], initial[tasks]
@@ -74,14 +73,13 @@ class GradNorm(LossWeighting):
         return weights
 
 
-class GradNormSpec(WeightingSpecBase):
+class GradNormSpec(GradientWeightingSpec):
     """Gradients of a common size, larger for tasks that learn slowly by the power `asymmetry`;
     weights move by `lr`.
     """
 
     name: Literal["gradnorm"] = "gradnorm"
     helps: ClassVar[str] = "gradients differ in size and tasks learn at different pace"
-    needs_gradients: ClassVar[bool] = True
     asymmetry: NonNegativeFloat = 1.5
     lr: PositiveFloat = 0.025
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import GradientWeighting, GradientWeightingSpec, Jacobian
 from raymtl.weighting.gramian import Array, solved
 from raymtl.weighting.pcgrad import draw_order
 
@@ -50,7 +50,7 @@ def vaccinate(products: Array, targets: Array, order: NDArray[np.int64], beta: f
     return coefficients.sum(0)
 
 
-class GradVac(LossWeighting):
+class GradVac(GradientWeighting):
     """Sums the gradients after each has been turned to the cosines that its task used to have with
     the others.
 
@@ -71,8 +71,7 @@ class GradVac(LossWeighting):
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("targets", torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        assert jacobian is not None
+    def weigh(self, losses: Tensor, jacobian: Jacobian, tasks: Tensor) -> Tensor:
         order = draw_order(len(tasks), int(self.num_updates))
         self.num_updates = self.num_updates + 1
         pairs = (tasks[:, None].to(self.targets.device), tasks.to(self.targets.device))
@@ -85,12 +84,11 @@ class GradVac(LossWeighting):
         return weights
 
 
-class GradVacSpec(WeightingSpecBase):
+class GradVacSpec(GradientWeightingSpec):
     """Turns gradients to the cosines that they used to have; `beta` is how fast these follow."""
 
     name: Literal["gradvac"] = "gradvac"
     helps: ClassVar[str] = "tasks are alike and their gradients should agree more than they do"
-    needs_gradients: ClassVar[bool] = True
     beta: Annotated[float, Field(gt=0, le=1)] = 0.01
 
     def build(self, tasks: Sequence[Task]) -> GradVac:

@@ -5,6 +5,7 @@ The nearest points are nonnegative least squares, which an active set solves to 
 Hanson, 1974).
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from raymtl.types import DivergedError
+from raymtl.weighting.base import GradientWeighting, Jacobian
 
 Array = NDArray[np.float64]
 Solve = Callable[[Array, float], Array]
@@ -29,6 +31,17 @@ def solved(solve: Solve, gramian: Tensor) -> Tensor:
         raise DivergedError("the gradient of a task's query loss is not finite")
     rounding = len(gramian) * torch.finfo(gramian.dtype).eps
     return torch.from_numpy(solve(products, rounding)).to(gramian)
+
+
+class GramianWeighting(GradientWeighting):
+    """A weighting that is a function of the Gramian alone."""
+
+    @abstractmethod
+    def solve(self, products: Array, rounding: float) -> Array:
+        """Weights [K] from the Gramian [K, K]; see `Solve`."""
+
+    def weigh(self, losses: Tensor, jacobian: Jacobian, tasks: Tensor) -> Tensor:
+        return solved(self.solve, jacobian.gramian())
 
 
 def leaving_out_zeros(solve: Solve) -> Solve:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
-from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
-from raymtl.weighting.gramian import Array, equal_projections, leaving_out_zeros, solved
+from raymtl.weighting.base import GradientWeightingSpec
+from raymtl.weighting.gramian import Array, GramianWeighting, equal_projections, leaving_out_zeros
 
 
 def impartial(products: Array, rounding: float) -> Array:
@@ -24,7 +23,7 @@ def impartial(products: Array, rounding: float) -> Array:
     return len(weights) * weights / size
 
 
-class IMTLG(LossWeighting):
+class IMTLG(GramianWeighting):
     """The joint gradient has the same positive projection on every task's gradient.
 
     Weights may be negative. Their absolute values sum to K, while in the paper the weights sum to 1
@@ -35,17 +34,15 @@ class IMTLG(LossWeighting):
     zero takes no part.
     """
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        assert jacobian is not None
-        return solved(leaving_out_zeros(impartial), jacobian.gramian())
+    def solve(self, products: Array, rounding: float) -> Array:
+        return leaving_out_zeros(impartial)(products, rounding)
 
 
-class IMTLGSpec(WeightingSpecBase):
+class IMTLGSpec(GradientWeightingSpec):
     """A joint gradient with equal projections on those of all tasks; no hyperparameters."""
 
     name: Literal["imtl_g"] = "imtl_g"
     helps: ClassVar[str] = "no task's gradient may dominate by its size"
-    needs_gradients: ClassVar[bool] = True
 
     def build(self, tasks: Sequence[Task]) -> IMTLG:
         return IMTLG(len(tasks))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import LossWeighting, LossWeightingSpec
 
 
 class IMTLL(LossWeighting):
@@ -22,12 +22,12 @@ class IMTLL(LossWeighting):
     def loss_weights(self) -> Tensor:
         return self.log_scale.exp()
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+    def weigh(self, losses: Tensor, tasks: Tensor) -> Tensor:
         log_scale = self.log_scale[tasks]
         return (log_scale.exp() * losses - log_scale).sum()
 
 
-class IMTLLSpec(WeightingSpecBase):
+class IMTLLSpec(LossWeightingSpec):
     """Learns to scale every loss to 1; no hyperparameters."""
 
     name: Literal["imtl_l"] = "imtl_l"

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import GradientWeighting, GradientWeightingSpec, Jacobian
 from raymtl.weighting.gramian import Array, factor, in_hull, leaving_out_zeros, solved
 
 
@@ -19,7 +19,7 @@ def shortest(products: Array, rounding: float) -> Array:
     return len(products) * in_hull(factor(products), "mgda")
 
 
-class MGDA(LossWeighting):
+class MGDA(GradientWeighting):
     """The shortest convex combination of the gradients, which conflicts with none of them, times K.
 
     The factor K is not the paper's (TorchJD returns 1/K of it): with it equal gradients give their
@@ -37,8 +37,7 @@ class MGDA(LossWeighting):
         super().__init__(num_tasks)
         self.normalize = normalize
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        assert jacobian is not None
+    def weigh(self, losses: Tensor, jacobian: Jacobian, tasks: Tensor) -> Tensor:
         products = jacobian.gramian()
         if self.normalize.startswith("loss"):
             scale = losses.detach().to(products)
@@ -52,7 +51,7 @@ class MGDA(LossWeighting):
         return solved(leaving_out_zeros(shortest), products / scale[:, None] / scale)
 
 
-class MGDASpec(WeightingSpecBase):
+class MGDASpec(GradientWeightingSpec):
     """The shortest convex combination of the gradients; `normalize` scales them before the search
     for weights.
     """
@@ -61,7 +60,6 @@ class MGDASpec(WeightingSpecBase):
     helps: ClassVar[str] = (
         "no task may get worse; follows the smallest gradient, so beware of tasks that are done"
     )
-    needs_gradients: ClassVar[bool] = True
     normalize: Literal["none", "l2", "loss", "loss+"] = "none"
 
     def build(self, tasks: Sequence[Task]) -> MGDA:

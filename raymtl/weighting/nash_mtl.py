@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import GradientWeightingSpec
 from raymtl.weighting.fairgrad import fair
-from raymtl.weighting.gramian import leaving_out_zeros, solved
+from raymtl.weighting.gramian import Array, GramianWeighting, leaving_out_zeros
 
 
-class NashMTL(LossWeighting):
+class NashMTL(GramianWeighting):
     """The direction with the largest product of improvements; the unit of a task's loss has no say
     in it.
 
@@ -27,18 +25,16 @@ class NashMTL(LossWeighting):
     there the weights are large, and their combination of the gradients nearly 0.
     """
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        assert jacobian is not None
+    def solve(self, products: Array, rounding: float) -> Array:
         solve = partial(fair, alpha=1.0, method="nash_mtl")
-        return solved(leaving_out_zeros(solve), jacobian.gramian())
+        return leaving_out_zeros(solve)(products, rounding)
 
 
-class NashMTLSpec(WeightingSpecBase):
+class NashMTLSpec(GradientWeightingSpec):
     """The Nash bargaining solution among the tasks' gradients; no hyperparameters."""
 
     name: Literal["nash_mtl"] = "nash_mtl"
     helps: ClassVar[str] = "losses have unlike scales and a fair bargain is wanted"
-    needs_gradients: ClassVar[bool] = True
 
     def build(self, tasks: Sequence[Task]) -> NashMTL:
         return NashMTL(len(tasks))

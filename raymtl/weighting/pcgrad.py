@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import GradientWeighting, GradientWeightingSpec, Jacobian
 from raymtl.weighting.gramian import Array, solved
 
 
@@ -49,7 +49,7 @@ def project(products: Array, rounding: float, order: NDArray[np.int64]) -> Array
     return coefficients.sum(0)
 
 
-class PCGrad(LossWeighting):
+class PCGrad(GradientWeighting):
     """Sums the projected gradients, as the paper does: where nothing conflicts it equals the sum of
     the losses.
 
@@ -63,19 +63,17 @@ class PCGrad(LossWeighting):
         super().__init__(num_tasks)
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        assert jacobian is not None
+    def weigh(self, losses: Tensor, jacobian: Jacobian, tasks: Tensor) -> Tensor:
         order = draw_order(len(tasks), int(self.num_updates))
         self.num_updates = self.num_updates + 1
         return solved(partial(project, order=order), jacobian.gramian())
 
 
-class PCGradSpec(WeightingSpecBase):
+class PCGradSpec(GradientWeightingSpec):
     """Removes from each gradient what conflicts with another, then sums; no hyperparameters."""
 
     name: Literal["pcgrad"] = "pcgrad"
     helps: ClassVar[str] = "gradients of a few tasks point against each other"
-    needs_gradients: ClassVar[bool] = True
 
     def build(self, tasks: Sequence[Task]) -> PCGrad:
         return PCGrad(len(tasks))

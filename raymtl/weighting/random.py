@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import LossWeighting, LossWeightingSpec
 
 
 def draw(num_tasks: int, num_updates: int) -> Tensor:
@@ -37,7 +37,7 @@ class Random(LossWeighting):
     def loss_weights(self) -> Tensor:
         return self.num_tasks * self.logits.softmax(0)
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+    def weigh(self, losses: Tensor, tasks: Tensor) -> Tensor:
         logits = self.logits.to(losses)
         self.num_updates = self.num_updates + 1
         fresh = draw(self.num_tasks, int(self.num_updates)).to(losses)
@@ -45,7 +45,7 @@ class Random(LossWeighting):
         return len(tasks) * logits[tasks].softmax(0)
 
 
-class RandomSpec(WeightingSpecBase):
+class RandomSpec(LossWeightingSpec):
     """Weights are drawn anew each step; no hyperparameters."""
 
     name: Literal["random"] = "random"

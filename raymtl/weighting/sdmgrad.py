@@ -9,11 +9,10 @@ from functools import partial
 from typing import ClassVar, Literal
 
 from pydantic import NonNegativeFloat
-from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
-from raymtl.weighting.gramian import Array, factor, in_hull, leaving_out_zeros, solved
+from raymtl.weighting.base import GradientWeightingSpec
+from raymtl.weighting.gramian import Array, GramianWeighting, factor, in_hull, leaving_out_zeros
 
 
 def oriented(products: Array, rounding: float, pull: float) -> Array:
@@ -23,7 +22,7 @@ def oriented(products: Array, rounding: float, pull: float) -> Array:
     return (len(weights) * weights + pull) / (1 + pull)
 
 
-class SDMGrad(LossWeighting):
+class SDMGrad(GramianWeighting):
     """MGDA regularised towards the mean gradient, by `pull`, the paper's lambda: 0 is MGDA,
     infinity the mean.
 
@@ -38,17 +37,15 @@ class SDMGrad(LossWeighting):
         super().__init__(num_tasks)
         self.pull = pull
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        assert jacobian is not None
-        return solved(leaving_out_zeros(partial(oriented, pull=self.pull)), jacobian.gramian())
+    def solve(self, products: Array, rounding: float) -> Array:
+        return leaving_out_zeros(partial(oriented, pull=self.pull))(products, rounding)
 
 
-class SDMGradSpec(WeightingSpecBase):
+class SDMGradSpec(GradientWeightingSpec):
     """MGDA drawn towards the mean gradient, by `pull` (lambda in the paper)."""
 
     name: Literal["sdmgrad"] = "sdmgrad"
     helps: ClassVar[str] = "as mgda, held near the mean"
-    needs_gradients: ClassVar[bool] = True
     pull: NonNegativeFloat = 0.3
 
     def build(self, tasks: Sequence[Task]) -> SDMGrad:

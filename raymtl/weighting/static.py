@@ -8,7 +8,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import LossWeighting, LossWeightingSpec
 
 
 class Static(LossWeighting):
@@ -27,11 +27,11 @@ class Static(LossWeighting):
     def loss_weights(self) -> Tensor:
         return self.weights
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+    def weigh(self, losses: Tensor, tasks: Tensor) -> Tensor:
         return self.weights[tasks]
 
 
-class StaticSpec(WeightingSpecBase):
+class StaticSpec(LossWeightingSpec):
     """`weights` by task name, 1 where none is given; only their ratios matter."""
 
     name: Literal["static"] = "static"

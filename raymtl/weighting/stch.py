@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import LossWeighting, LossWeightingSpec
 
 FLOOR = 1e-8
 
@@ -41,7 +41,7 @@ class STCH(LossWeighting):
     def loss_weights(self) -> Tensor:
         return self.num_tasks * self.weights / self.weights.sum()
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+    def weigh(self, losses: Tensor, tasks: Tensor) -> Tensor:
         losses = losses.detach().clamp(min=FLOOR)
         references = self.references.to(losses)
         mean, number = references[tasks].unbind(1)
@@ -53,7 +53,7 @@ class STCH(LossWeighting):
         return weights
 
 
-class STCHSpec(WeightingSpecBase):
+class STCHSpec(LossWeightingSpec):
     """Follows the worst task, softly: the smaller `mu`, the more; losses are judged against the
     first `warmup` ones.
 

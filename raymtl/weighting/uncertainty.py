@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
+from raymtl.weighting.base import LossWeighting, LossWeightingSpec
 
 
 class Uncertainty(LossWeighting):
@@ -26,11 +26,11 @@ class Uncertainty(LossWeighting):
     def loss_weights(self) -> Tensor:
         return self.scale.to(self.log_variance) * torch.exp(-self.log_variance)
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
+    def weigh(self, losses: Tensor, tasks: Tensor) -> Tensor:
         return (self.loss_weights()[tasks] * losses + self.log_variance[tasks] / 2).sum()
 
 
-class UncertaintySpec(WeightingSpecBase):
+class UncertaintySpec(LossWeightingSpec):
     """No hyperparameters."""
 
     name: Literal["uncertainty"] = "uncertainty"

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
-from torch import Tensor
 
 from raymtl.types import Task
-from raymtl.weighting.base import Jacobian, LossWeighting, WeightingSpecBase
-from raymtl.weighting.gramian import Array, factor, in_cone, solved
+from raymtl.weighting.base import GradientWeightingSpec
+from raymtl.weighting.gramian import Array, GramianWeighting, factor, in_cone
 
 
 def projected_each(products: Array, rounding: float) -> Array:
@@ -21,7 +20,7 @@ def projected_each(products: Array, rounding: float) -> Array:
     return 1 + np.sum([in_cone(columns, -column, "upgrad") for column in columns.T], axis=0)
 
 
-class UPGrad(LossWeighting):
+class UPGrad(GramianWeighting):
     """Sums the gradients after each has been projected onto the directions that conflict with none
     of them.
 
@@ -30,17 +29,15 @@ class UPGrad(LossWeighting):
     TorchJD adds by default. A gradient that is zero conflicts with none and weighs 1.
     """
 
-    def weigh(self, losses: Tensor, jacobian: Jacobian | None, tasks: Tensor) -> Tensor:
-        assert jacobian is not None
-        return solved(projected_each, jacobian.gramian())
+    def solve(self, products: Array, rounding: float) -> Array:
+        return projected_each(products, rounding)
 
 
-class UPGradSpec(WeightingSpecBase):
+class UPGradSpec(GradientWeightingSpec):
     """Sums the projections of all gradients onto what conflicts with none; no hyperparameters."""
 
     name: Literal["upgrad"] = "upgrad"
     helps: ClassVar[str] = "no task may get worse, and none may be ignored"
-    needs_gradients: ClassVar[bool] = True
 
     def build(self, tasks: Sequence[Task]) -> UPGrad:
         return UPGrad(len(tasks))

@@ -97,7 +97,7 @@ def test_the_first_step_moves_nothing_and_rows_stay_as_they_are() -> None:
     module, rows = AutoLambdaSpec().build(TASKS), torch.randn(3, 4)
     jacobian = Rows(rows.clone())
     assert module(torch.rand(3), jacobian).tolist() == [1, 1, 1]
-    torch.testing.assert_close(jacobian.rows, rows, rtol=0, atol=0)
+    torch.testing.assert_close(jacobian.matrix, rows, rtol=0, atol=0)
 
 
 def test_a_task_that_was_absent_is_judged_by_the_last_step_that_had_its_labels() -> None:

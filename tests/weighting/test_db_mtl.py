@@ -32,14 +32,14 @@ def test_the_joint_gradient_equals_the_papers_loop_also_where_labels_are_missing
         )
         jacobian = Rows(torch.stack(rows))
         weights = module(torch.stack(losses), jacobian, tasks)
-        torch.testing.assert_close(weights @ jacobian.rows, expected)
+        torch.testing.assert_close(weights @ jacobian.matrix, expected)
         assert (weights >= 1).all()
 
 
 def test_all_weighted_gradients_have_the_largest_norm() -> None:
     jacobian = Rows(torch.randn(3, 7))
     weights = DBMTLSpec().build(TASKS)(torch.rand(3) + 0.1, jacobian)
-    norms = jacobian.rows.norm(dim=1)
+    norms = jacobian.matrix.norm(dim=1)
     torch.testing.assert_close(weights * norms, norms.max().expand(3))
 
 
@@ -50,7 +50,7 @@ def test_the_unit_of_a_loss_has_no_say() -> None:
         losses, rows = torch.rand(3) + 0.1, torch.randn(3, 4)
         one, other = Rows(rows), Rows(units[:, None] * rows)
         torch.testing.assert_close(
-            there(units * losses, other) @ other.rows, here(losses, one) @ one.rows
+            there(units * losses, other) @ other.matrix, here(losses, one) @ one.matrix
         )
 
 
@@ -59,4 +59,4 @@ def test_a_loss_and_a_gradient_of_zero_give_no_nan(dtype: torch.dtype) -> None:
     jacobian = Rows(torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]], dtype=dtype))
     weights = DBMTLSpec(beta=0.0).build(TASKS)(torch.tensor([0.0, 1.0, 1.0], dtype=dtype), jacobian)
     torch.testing.assert_close(weights, torch.tensor([1.0, 1.0, 5.0], dtype=dtype))
-    torch.testing.assert_close(weights @ jacobian.rows, torch.tensor([3.0, 9.0], dtype=dtype))
+    torch.testing.assert_close(weights @ jacobian.matrix, torch.tensor([3.0, 9.0], dtype=dtype))

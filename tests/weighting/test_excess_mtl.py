@@ -34,7 +34,7 @@ def test_rows_stay_as_they_are() -> None:
     rows = torch.randn(3, 8)
     jacobian = Rows(rows.clone())
     ExcessMTLSpec().build(TASKS)(torch.rand(3), jacobian)
-    torch.testing.assert_close(jacobian.rows, rows, rtol=0, atol=0)
+    torch.testing.assert_close(jacobian.matrix, rows, rtol=0, atol=0)
 
 
 def test_it_equals_a_loop_over_tasks_where_labels_are_missing() -> None:

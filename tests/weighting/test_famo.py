@@ -22,7 +22,7 @@ def test_weights_are_three_times_torchjds_over_a_training(decay: float) -> None:
         weights = module(losses)
         torch.testing.assert_close(weights, 3 * expected, rtol=1e-6, atol=0)
         torch.testing.assert_close(weights.sum(), torch.tensor(3.0))
-        module.observe(losses, after, torch.arange(3))
+        module.update_after_step(losses, after, torch.arange(3))
         oracle.update(after)
     assert not torch.allclose(module(), torch.ones(3), rtol=0.05)
 
@@ -41,13 +41,13 @@ def test_the_weights_are_the_gradient_of_the_papers_total_times_the_number_of_ta
 def test_equal_relative_drops_move_nothing_and_the_slowest_task_gains() -> None:
     module = FAMOSpec(weight_decay=0.0).build(TASKS)
     before = torch.tensor([1.0, 20.0, 0.4])
-    module.observe(before, before / 2, torch.arange(3))
+    module.update_after_step(before, before / 2, torch.arange(3))
     torch.testing.assert_close(
         module(), torch.ones(3), rtol=0, atol=1e-6
     )  # Adam magnifies what rounding leaves
     module = FAMOSpec(weight_decay=0.0).build(TASKS)
     for _ in range(5):
-        module.observe(before, before * torch.tensor([0.5, 0.9, 0.6]), torch.arange(3))
+        module.update_after_step(before, before * torch.tensor([0.5, 0.9, 0.6]), torch.arange(3))
     assert module().argmax() == 1
 
 
@@ -60,14 +60,14 @@ def test_the_unit_of_a_loss_has_no_say_in_the_joint_gradients_direction() -> Non
         torch.testing.assert_close(
             torch.nn.functional.cosine_similarity(one, other, dim=0), torch.tensor(1.0)
         )
-        here.observe(losses, after, torch.arange(3))
-        there.observe(units * losses, units * after, torch.arange(3))
+        here.update_after_step(losses, after, torch.arange(3))
+        there.update_after_step(units * losses, units * after, torch.arange(3))
 
 
 def test_state_is_a_few_numbers_a_task() -> None:
     module = FAMOSpec().build(TASKS)
     module(torch.rand(3))
-    module.observe(torch.rand(3), torch.rand(3), torch.arange(3))
+    module.update_after_step(torch.rand(3), torch.rand(3), torch.arange(3))
     assert sum(buffer.numel() for buffer in module.buffers()) == 5 * 3
     assert FAMOSpec.needs_post_step_losses and not FAMOSpec.needs_gradients
 
@@ -78,7 +78,7 @@ def test_a_loss_at_its_bound_gives_no_nan(dtype: torch.dtype) -> None:
     for _ in range(3):
         losses = torch.tensor([0.0, 1.0, 2.0], dtype=dtype)
         assert module(losses).isfinite().all()
-        module.observe(losses, losses.flip(0), torch.arange(3))
+        module.update_after_step(losses, losses.flip(0), torch.arange(3))
     assert module().isfinite().all()
 
 

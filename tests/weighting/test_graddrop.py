@@ -29,7 +29,7 @@ def test_every_coordinate_keeps_one_sign_and_all_of_it() -> None:
     rows = torch.randn(4, 100)
     given = Rows(rows)
     assert GradDropSpec().build(TASKS)(torch.ones(4), given).tolist() == [1] * 4
-    for before, after in zip(rows.T, given.rows.T, strict=True):
+    for before, after in zip(rows.T, given.matrix.T, strict=True):
         positive, negative = before.clamp(min=0), before.clamp(max=0)
         assert torch.equal(after, positive) or torch.equal(after, negative)
 
@@ -48,10 +48,10 @@ def test_the_draw_is_its_state_alone_and_new_in_every_step() -> None:
     for _ in range(4):
         given = Rows(rows)
         one(torch.ones(4), given)
-        steps.append(given.rows)
+        steps.append(given.matrix)
     assert not torch.equal(steps[0], steps[1])
     other.load_state_dict({"num_updates": torch.tensor(2)})
     torch.manual_seed(99)
     given = Rows(rows)
     other(torch.ones(4), given)
-    assert torch.equal(given.rows, steps[2])
+    assert torch.equal(given.matrix, steps[2])

@@ -39,6 +39,6 @@ def test_it_is_least_where_every_scaled_loss_is_1() -> None:
 def test_a_task_without_labels_has_no_gradient() -> None:
     module = IMTLLSpec().build(TASKS)
     (gradient,) = torch.autograd.grad(
-        module(torch.tensor([0.5, 3.0]), None, torch.tensor([2, 0])), [module.log_scale]
+        module(torch.tensor([0.5, 3.0]), torch.tensor([2, 0])), [module.log_scale]
     )
     torch.testing.assert_close(gradient, torch.tensor([2.0, 0.0, -0.5]))

@@ -40,6 +40,4 @@ def test_weights_of_some_tasks_are_the_same_draw_renormalised() -> None:
     module = RandomSpec().build(TASKS)
     of_all = module()
     some = torch.tensor([2, 0])
-    torch.testing.assert_close(
-        module(torch.ones(2), None, some), 2 * of_all[some] / of_all[some].sum()
-    )
+    torch.testing.assert_close(module(torch.ones(2), some), 2 * of_all[some] / of_all[some].sum())

@@ -17,11 +17,11 @@ from raymtl.weighting import (
     GLSSpec,
     GradNormSpec,
     IMTLLSpec,
-    LossWeighting,
     RandomSpec,
     STCHSpec,
+    Weighting,
 )
-from tests.weighting import Rows
+from tests.weighting import Rows, weigh
 
 TASKS = [regression(name, 0.0, 1.0) for name in "abc"]
 SPECS = {
@@ -53,17 +53,17 @@ def batches(number: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor
 
 
 def step(
-    module: LossWeighting,
+    module: Weighting,
     batch: tuple[Tensor, Tensor, Tensor],
     tasks: list[int],
     dtype: torch.dtype,
 ) -> Tensor:
     before, after, rows = (values[tasks].to(dtype) for values in batch)
     losses = before.clone().requires_grad_()
-    weights = module(losses, Rows(rows), torch.tensor(tasks))
+    weights = weigh(module, losses, Rows(rows), torch.tensor(tasks))
     if weights.ndim == 0:
         (weights,) = torch.autograd.grad(weights, losses)
-    module.observe(before, after, torch.tensor(tasks))
+    module.update_after_step(before, after, torch.tensor(tasks))
     return weights.detach()
 
 
@@ -155,6 +155,6 @@ def test_state_keeps_no_graph(name: str) -> None:
     module = SPECS[name].build(TASKS)
     for batch in batches(3):
         losses = batch[0].requires_grad_()
-        module(losses, Rows(batch[2]))
-        module.observe(losses, batch[1], torch.arange(3))
+        weigh(module, losses, Rows(batch[2]))
+        module.update_after_step(losses, batch[1], torch.arange(3))
     assert not any(value.requires_grad for value in module.buffers())

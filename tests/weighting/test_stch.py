@@ -56,8 +56,8 @@ def test_the_unit_of_one_loss_leaves_the_direction_of_the_joint_gradient() -> No
 def test_a_late_task_has_a_reference_of_its_own_and_a_loss_of_zero_gives_no_nan() -> None:
     module = STCHSpec(mu=0.5, warmup=2).build(TASKS)
     for _ in range(3):
-        module(torch.tensor([1.0, 1.0]), None, torch.tensor([0, 1]))
-    module(torch.tensor([8.0]), None, torch.tensor([2]))
+        module(torch.tensor([1.0, 1.0]), torch.tensor([0, 1]))
+    module(torch.tensor([8.0]), torch.tensor([2]))
     torch.testing.assert_close(
         module(torch.full((3,), 4.0))[2], 3 * torch.tensor(4.0 / 36 / (4 + 4 + 4 / 36))
     )

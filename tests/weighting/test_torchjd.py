@@ -170,7 +170,7 @@ def test_graddrop_is_torchjds_with_the_same_chances(
     for rows, joint in zip(jacobians(), expected, strict=True):
         ours = Rows(rows)
         weights = GradDropSpec(leak=leak).build(TASKS[: len(rows)])(torch.ones(len(rows)), ours)
-        assert distance(weights @ ours.rows, joint) < 1e-6
+        assert distance(weights @ ours.matrix, joint) < 1e-6
 
 
 def test_mgda_meets_its_conditions_and_is_no_longer_than_torchjds() -> None:

@@ -23,6 +23,6 @@ def test_it_is_least_where_the_variance_is_the_loss() -> None:
 def test_a_task_without_labels_has_no_part_in_the_total() -> None:
     module = UncertaintySpec().build(TASKS)
     (gradient,) = torch.autograd.grad(
-        module(torch.tensor([0.3, 5.0]), None, torch.tensor([0, 2])), module.log_variance
+        module(torch.tensor([0.3, 5.0]), torch.tensor([0, 2])), module.log_variance
     )
     assert gradient[1] == 0 and (gradient != 0).sum() == 2

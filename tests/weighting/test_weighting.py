@@ -8,8 +8,8 @@ from torch import Tensor
 
 from raymtl.tasks import classification, regression
 from raymtl.types import DivergedError, Task
-from raymtl.weighting import LossWeighting, WeightingSpec
-from tests.weighting import Rows
+from raymtl.weighting import Weighting, WeightingSpec
+from tests.weighting import Rows, weigh
 
 TASKS = (classification("a", 4), regression("b", 0.0, 1.0), classification("c", 3))
 # Read off the union, so that a new member is tested on arrival.
@@ -25,17 +25,17 @@ float64 = pytest.mark.usefixtures("float64")
 
 
 def step(
-    module: LossWeighting, losses: Tensor, rows: Tensor, tasks: list[int] | None = None
+    module: Weighting, losses: Tensor, rows: Tensor, tasks: list[int] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Weights [K] and the joint gradient [P] of one outer step, and the look back after it."""
     losses, jacobian = losses.clone().requires_grad_(), Rows(rows)
     indices = None if tasks is None else torch.tensor(tasks)
-    weights = module(losses, jacobian, indices)
+    weights = weigh(module, losses, jacobian, indices)
     if weights.ndim == 0:
         (weights,) = torch.autograd.grad(weights, losses)
     present = torch.arange(module.num_tasks) if indices is None else indices
-    module.observe(losses.detach(), 0.9 * losses.detach() + 0.01, present)
-    return weights.detach(), weights.detach().to(rows) @ jacobian.rows
+    module.update_after_step(losses.detach(), 0.9 * losses.detach() + 0.01, present)
+    return weights.detach(), weights.detach().to(rows) @ jacobian.matrix
 
 
 def batch(seed: int, size: int = 3, width: int = 6) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ def batch(seed: int, size: int = 3, width: int = 6) -> tuple[Tensor, Tensor]:
     )
 
 
-def build(name: str, tasks: tuple[Task, ...] = TASKS) -> LossWeighting:
+def build(name: str, tasks: tuple[Task, ...] = TASKS) -> Weighting:
     assert SPECS[name].check([task.name for task in tasks]) is None
     return SPECS[name].build(tasks)
 
