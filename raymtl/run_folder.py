@@ -10,18 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from raymtl import __version__, config
-from raymtl.config import Experiment
+from raymtl import __version__
 from raymtl.storage import atomic, fence
 from raymtl.storage.atomic import Lock
 from raymtl.storage.fence import Attempt
-from raymtl.storage.formats import now, read_json
 from raymtl.storage.redaction import redacted_word
 from raymtl.types import UserError
+
+if TYPE_CHECKING:
+    from raymtl.config import Experiment
 
 LOCK = ".lock"
 """In a run folder: the file that whoever is at work on it has locked."""
@@ -30,7 +29,7 @@ LOCK = ".lock"
 PACKAGES = ("ray", "torch", "torchvision", "optuna", "pyarrow", "pydantic", "numpy")
 
 
-def create(experiment: Experiment) -> Path:
+def create(experiment: "Experiment") -> Path:
     """A new, empty run folder OUTPUT/NAME, or OUTPUT/NAME-2 ... where that is taken; absolute.
 
     Raises UserError where it cannot be made.
@@ -55,12 +54,15 @@ def create(experiment: Experiment) -> Path:
             ) from None
 
 
-def latest(experiment: Experiment, command: str) -> Path:
+def latest(experiment: "Experiment", command: str) -> Path:
     """The run folder of this command and configuration to go on with, for `--resume`.
 
     That is the newest that has not come to its end and that nobody is at work on; or else the
     newest. Raises UserError where there is none.
     """
+    from raymtl import config
+    from raymtl.storage.formats import read_json
+
     parent = Path(experiment.output).absolute()
     found = []
     unreadable: list[str] = []
@@ -122,7 +124,7 @@ def _why_closed(path: Path) -> str | None:
     return None
 
 
-def _same(one: Experiment, other: Experiment) -> bool:
+def _same(one: "Experiment", other: "Experiment") -> bool:
     """Whether the two say the same but for `output`, so that a run folder can be copied and gone on
     with.
     """
@@ -200,8 +202,12 @@ def publish_folder(parent: Path, name: str, write: Callable[[Path], Any]) -> Pat
         ) from None
 
 
-def environment(experiment: Experiment, command: str) -> dict[str, Any]:
+def environment(experiment: "Experiment", command: str) -> dict[str, Any]:
     """What is needed to run the same again: versions, commit, seed, command line."""
+    import torch
+
+    from raymtl.storage.formats import now
+
     versions = {"raymtl": __version__}
     for package in PACKAGES:
         try:

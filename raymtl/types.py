@@ -1,17 +1,22 @@
-"""The shared vocabulary: Spec, Task, TaskKind, Batch, Episode, Params. Needs torch and pydantic alone."""
+"""The shared vocabulary: Spec, Task, TaskKind, Batch, Episode, Params. Imports pydantic alone, for
+the sake of commands that end before they need torch.
+"""
+
+from __future__ import annotations
 
 import datetime
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
-import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
-from torch import Tensor, nn
 
-Params = Mapping[str, Tensor]
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+Params = Mapping[str, "Tensor"]
 """One flat mapping of everything that is learned; the prefixes are `model.`, `weighting.` and
 `learner.`.
 """
@@ -161,7 +166,7 @@ class TaskKind(ABC):
         return f"a {self.name}"
 
     @abstractmethod
-    def make(self, name: str, labels: LabelStatistics, size: tuple[int, int]) -> "Task":
+    def make(self, name: str, labels: LabelStatistics, size: tuple[int, int]) -> Task:
         """The task of labels that look so; `size` is the height and width of the inputs, where
         these are images.
         """
@@ -244,6 +249,8 @@ class Task(NamedTuple):
 
     def missing_targets(self, number: int) -> Tensor:
         """Targets [number, ...] that stand in for labels that are all masked."""
+        import torch
+
         if self.kind.has_integer_targets:
             return torch.zeros(number, *self.target_shape, dtype=torch.int64)
         return torch.zeros(number, *self.target_shape)

@@ -2,17 +2,26 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from raymtl.cli.options import Address, AsJson, Sets, assignment, overrides
-from raymtl.config import load
+from raymtl.cli.options import Address, AsJson, Sets, assignment, load_config
 from raymtl.reporting.console import plain_console
 from raymtl.storage import strict_json
 from raymtl.types import UserError
+
+if TYPE_CHECKING:
+    from raymtl.cluster.doctor.check import Check
+    from raymtl.cluster.files.templates import Question
+
+MARKS = {
+    True: Text("ok", "green"),
+    None: Text("look", "yellow"),
+    False: Text("fails", "red"),
+}
 
 
 def doctor(
@@ -27,31 +36,34 @@ def doctor(
     """Check what a run needs: versions, cores, memory, disk, and the cluster if there is one. Exit
     1 on a failure.
     """
-    from raymtl.cluster import doctor as examine
-
     if sets and config is None:
         raise UserError(
             f"--set: expected --config, whose values it sets, got {sets[0]} alone. Add --config."
         )
-    checks = examine(output, address, load(config, overrides(sets)) if config else None)
+    experiment = None
+    if config is not None:
+        experiment = load_config(config, sets)
+    from raymtl.cluster.doctor.doctor import doctor as examine
+
+    checks = examine(output, address, experiment)
     if as_json:
         print(strict_json.dumps([check._asdict() for check in checks], indent=2))
     else:
-        table = Table(box=None, pad_edge=False)
-        for column in ("", "check", "found", "what to do"):
-            table.add_column(column, overflow="fold")
-        marks = {
-            True: Text("ok", "green"),
-            None: Text("look", "yellow"),
-            False: Text("fails", "red"),
-        }
-        for check in checks:
-            table.add_row(
-                marks[check.ok], check.name, check.found, "" if check.ok else check.advice
-            )
-        plain_console().print(table)
+        _print_checks(checks)
     if any(check.ok is False for check in checks):
         raise typer.Exit(1)
+
+
+def _print_checks(checks: "list[Check]") -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "check", "found", "what to do"):
+        table.add_column(column, overflow="fold")
+    for check in checks:
+        advice = check.advice
+        if check.ok:
+            advice = ""
+        table.add_row(MARKS[check.ok], check.name, check.found, advice)
+    plain_console().print(table)
 
 
 def render_file(
@@ -67,7 +79,7 @@ def render_file(
     """Fill a shipped cluster file with your own values, keep its comments, and check it without
     asking any cloud.
     """
-    from raymtl.cluster.files.check import audit
+    from raymtl.cluster.files.check import check_text
     from raymtl.cluster.files.render import render
 
     if output is not None and output.exists():
@@ -75,9 +87,12 @@ def render_file(
             f"--output: expected a new file, got {output}, which exists. Choose another, or move "
             "it away."
         )
-    given = dict(assignment(text) for text in sets)
-    text = render(target, given, ask if sys.stdin.isatty() else None, Path.cwd())
-    _refuse(audit(text, output or Path(target), Path.cwd()))
+    values = dict(assignment(text) for text in sets)
+    prompt = None
+    if sys.stdin.isatty():
+        prompt = ask
+    text = render(target, values, prompt, Path.cwd())
+    _exit_on(check_text(text, output or Path(target), Path.cwd()))
     if output is None:
         print(text, end="")
         return
@@ -96,7 +111,7 @@ def check_file(
     """Say what is wrong with a cluster file, Ray's own checks included; asks no cloud. Exit 2 where
     something is.
     """
-    from raymtl.cluster.files.check import audit
+    from raymtl.cluster.files.check import check_text
 
     try:
         text = file.read_text(encoding="utf8")
@@ -104,25 +119,25 @@ def check_file(
         raise UserError(
             f"{file}: cannot be read ({error}). Give a cluster file such as cluster.yaml."
         ) from None
-    _refuse(audit(text, file, Path.cwd()))
+    _exit_on(check_text(text, file, Path.cwd()))
     print(f"{file}: nothing found")
 
 
-def ask(name: str, question: Any) -> str:
-    """Asks until the answer will do."""
-    from raymtl.cluster.files.render import refused
+def ask(name: str, question: "Question") -> str:
+    """Asks for a value until it is valid."""
+    from raymtl.cluster.files.render import why_invalid
 
     while True:
-        answer: str = typer.prompt(f"{question.ask} ({name})", err=True)
-        why = refused(question, answer)
-        if not why:
-            return answer
-        print(why, file=sys.stderr)
+        value: str = typer.prompt(f"{question.ask} ({name})", err=True)
+        reason = why_invalid(question, value)
+        if not reason:
+            return value
+        print(reason, file=sys.stderr)
 
 
-def _refuse(found: list[str]) -> None:
-    """Ends with status 2, a line for each thing that was found."""
-    for sentence in found:
+def _exit_on(problems: list[str]) -> None:
+    """Prints a line for each problem of a file, and exits with status 2 if there is one."""
+    for sentence in problems:
         print(f"raymtl: {sentence}", file=sys.stderr)
-    if found:
+    if problems:
         raise typer.Exit(2)

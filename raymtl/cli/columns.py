@@ -1,25 +1,23 @@
-"""The columns of a table as `data inspect` prints them: each, or where there are many all that are
-alike in a line.
+"""The columns of a table as `data inspect` prints them: one a line, or one line for all that are
+alike where there are many.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 MOST_LINES = 40
-"""Of columns, of those that are left out, of tasks and of notes; `--json` prints all."""
+"""The most columns, columns left out, and notes that are printed; `--json` prints all."""
 NAMED = 4
-"""Columns of a group that are named."""
+"""How many columns of a group are named."""
 
 Line = tuple[str, str, str, str, str, str]
-"""Names, type, role, how many numbers a column becomes, what is missing, and what numbers are
-normalised by.
+"""Names, type, role, how many numbers a column becomes, the share that is missing, and what its
+numbers are normalised by.
 """
 
 
 def lines(columns: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
-    """A line a column; where they are more than MOST_LINES a line for those of the same type and
-    role.
-    """
+    """One line for each column, or for each type and role where there are over MOST_LINES."""
     if len(columns) <= MOST_LINES:
         for one in columns:
             missing = f"{one['missing']:.1%}"
@@ -50,11 +48,10 @@ def lines(columns: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
 
 def named(names: Sequence[str]) -> str:
     """The first of the names, and how many more there are."""
+    text = ", ".join(names[:NAMED])
     if len(names) > NAMED:
-        more = f" and {len(names) - NAMED:,} more"
-    else:
-        more = ""
-    return ", ".join(names[:NAMED]) + more
+        text += f" and {len(names) - NAMED:,} more"
+    return text
 
 
 def left_out(reasons: Mapping[str, str]) -> Iterator[str]:
@@ -64,7 +61,9 @@ def left_out(reasons: Mapping[str, str]) -> Iterator[str]:
         return
     groups: dict[str, list[str]] = {}
     for name, why in reasons.items():
-        groups.setdefault("always the same" if why.startswith("always ") else why, []).append(name)
+        if why.startswith("always "):
+            why = "always the same"
+        groups.setdefault(why, []).append(name)
     for number, (why, names) in enumerate(groups.items()):
         if number == MOST_LINES:
             yield f"left out: {len(groups) - MOST_LINES:,} more reasons (--json prints all)"
@@ -83,7 +82,8 @@ def _normalised(group: Sequence[Mapping[str, Any]]) -> str:
     """The range of means and spreads, or what is said of the first of the group."""
     if len(group) == 1 or group[0]["role"] not in ("number", "vector"):
         return str(group[0]["normalised_by"])
-    means, spreads = ([one[key] for one in group] for key in ("mean", "spread"))
+    means = [one["mean"] for one in group]
+    spreads = [one["spread"] for one in group]
     return f"means {_range(means, _short)}, spreads {_range(spreads, _short)}"
 
 

@@ -1,17 +1,19 @@
 """Notes as commands print them: what was decided for the user, and the key that changes it."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from raymtl.notes import Note
+if TYPE_CHECKING:
+    from raymtl.notes import Note
 
 MOST_LINES = 8
 """Of the notes that are printed before a training."""
 
 
-def print_notes(console: Console, notes: Sequence[Note], config: object = None) -> None:
-    """One line a note: all of them, or where the path of a configuration is given the first ones.
+def print_notes(console: Console, notes: "Sequence[Note]", config: object = None) -> None:
+    """Prints one line a note: all of them, or only the first where a configuration's path is given.
 
     The last line then says how many more `raymtl data inspect` prints.
     """

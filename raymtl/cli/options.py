@@ -1,15 +1,19 @@
-"""Options that several commands have, and how the values of `--set` are read."""
+"""Options that several commands have, and how their values are read."""
 
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
-from raymtl.config.yaml_text import read_yaml
+from raymtl.storage.yaml_document import read_document
+from raymtl.storage.yaml_text import read_yaml
 from raymtl.types import UserError
+
+if TYPE_CHECKING:
+    from raymtl.config import Experiment
 
 Config = Annotated[
     Path, typer.Argument(help="A YAML configuration, such as tune_configs/quickstart.yaml.")
@@ -34,16 +38,32 @@ Data = Annotated[
         help="Where the run's data are now: PATH, or KEY=PATH such as tasks.boxes.path=PATH.",
     ),
 ]
-PLACE = re.compile(r"(?P<key>(?:path|tasks|parts)\.[^=/]+)=(?P<path>.+)")
+MOVED = re.compile(r"(?P<key>(?:path|tasks|parts)\.[^=/]+)=(?P<path>.+)")
+_MARK = re.compile(r"[^\w\s~\[\]{}'\"]")
+"""A delimiter or separator such as `|` or `,`, which YAML would take for a sign of its own."""
 
 
-def places(data: list[str]) -> dict[str, str]:
-    """Key below `data` -> the place that its files have moved to."""
-    found: dict[str, str] = {}
+def load_config(path: Path, sets: list[str]) -> "Experiment":
+    """The experiment of a file, with the values of `--set`; raises UserError."""
+    values = overrides(sets)
+    document = read_document(path)
+    # Importing the methods imports torch, which takes seconds: a file that cannot be read should
+    # not cost them.
+    from raymtl.config.load import parse_document
+
+    return parse_document(document, values)
+
+
+def moved_paths(data: list[str]) -> dict[str, str]:
+    """Key below `data` -> the path that its files have moved to."""
+    paths: dict[str, str] = {}
     for text in data:
-        keyed = PLACE.fullmatch(text)
-        found |= {keyed["key"]: keyed["path"]} if keyed else {"path": text}
-    return found
+        keyed = MOVED.fullmatch(text)
+        if keyed:
+            paths[keyed["key"]] = keyed["path"]
+        else:
+            paths["path"] = text
+    return paths
 
 
 def assignment(text: str) -> tuple[str, str]:
@@ -57,7 +77,8 @@ def assignment(text: str) -> tuple[str, str]:
 def overrides(sets: list[str]) -> dict[str, Any]:
     """Dotted name -> value, read as YAML; raises UserError."""
     values: dict[str, Any] = {}
-    for key, value in map(assignment, map(_in_utf8, sets)):
+    for text in sets:
+        key, value = assignment(_in_utf8(text))
         try:
             if _MARK.fullmatch(value):
                 values[key] = value
@@ -68,12 +89,8 @@ def overrides(sets: list[str]) -> dict[str, Any]:
     return values
 
 
-_MARK = re.compile(r"[^\w\s~\[\]{}'\"]")
-"""A delimiter or separator such as `|` or `,`, which YAML would take for a sign of its own."""
-
-
 def _in_utf8(word: str) -> str:
-    """A word of the command line, of which Python in the locale C keeps what is not ASCII as bytes."""
+    """A word of the command line; in the locale C Python keeps its non-ASCII letters as bytes."""
     try:
         return os.fsencode(word).decode()
     except UnicodeError:

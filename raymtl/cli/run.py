@@ -4,22 +4,22 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from raymtl import run_folder
 from raymtl.cli.notes import print_notes
-from raymtl.cli.options import Address, AsJson, Config, DryRun, Resume, Sets, overrides
+from raymtl.cli.options import Address, AsJson, Config, DryRun, Resume, Sets, load_config
 from raymtl.cli.tables import print_scores
-from raymtl.config import Experiment, load
-from raymtl.data import Arrays
-from raymtl.evaluation.baselines import planned
-from raymtl.evaluation.scores import refuse_unscored
-from raymtl.notes import Note
 from raymtl.reporting.console import plain_console
 from raymtl.storage import strict_json
 from raymtl.types import UserError
+
+if TYPE_CHECKING:
+    from raymtl.config import Experiment
+    from raymtl.data import Arrays
+    from raymtl.notes import Note
 
 
 def tune(
@@ -33,7 +33,7 @@ def tune(
     """Search, train the winner on Ray Train workers, compare it with its baselines, write the
     report.
     """
-    experiment = load(config, overrides(sets))
+    experiment = load_config(config, sets)
     if not experiment.search:
         raise UserError(
             f"{config}: search: expected something to search, got nothing. Use `raymtl train`, or "
@@ -42,11 +42,10 @@ def tune(
     if dry_run:
         _print_plan(experiment, as_json, searching=True)
         return
-    # Importing Ray takes seconds, which a mistyped key should not cost.
     from raymtl.pipeline import capacity, pipeline
 
     capacity.refuse(experiment, address, searching=True)
-    arrays = _loaded(experiment, config)
+    arrays = _load_data(experiment, config)
     if resume:
         run = run_folder.latest(experiment, "tune")
     else:
@@ -68,15 +67,14 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train one configuration on Ray Train workers, evaluate it, write the report."""
-    experiment = load(config, overrides(sets))
+    experiment = load_config(config, sets)
     if dry_run:
         _print_plan(experiment, as_json, searching=False)
         return
-    # Importing Ray takes seconds, which a mistyped key should not cost.
     from raymtl.pipeline import capacity, pipeline
 
     capacity.refuse(experiment, address, searching=False)
-    arrays = _loaded(experiment, config)
+    arrays = _load_data(experiment, config)
     if resume:
         run = run_folder.latest(experiment, "train")
     else:
@@ -89,12 +87,13 @@ def train(
     )
 
 
-def _loaded(experiment: Experiment, config: Path) -> Arrays:
-    """The data; read before anything is started or made, for there may be something wrong with
-    them.
+def _load_data(experiment: "Experiment", config: Path) -> "Arrays":
+    """Reads the data, before anything is started or made: something may be wrong with them.
 
-    Prints what was decided while they were read, in some lines.
+    Prints notes on what was decided while they were read.
     """
+    from raymtl.evaluation.scores import refuse_unscored
+
     console = plain_console(stderr=True)
     with console.status("reading the data"):
         arrays = experiment.data.load()
@@ -104,89 +103,110 @@ def _loaded(experiment: Experiment, config: Path) -> Arrays:
 
 
 def _print_summary(
-    summary: Mapping[str, Any], run: Path, as_json: bool, printed: Sequence[Note]
+    summary: Mapping[str, Any], run: Path, as_json: bool, printed: "Sequence[Note]"
 ) -> None:
-    """The scores and what they say; of the notes those that are not `printed` yet."""
+    """Prints the scores and what they say; of the notes only those that are not `printed` yet."""
     if as_json:
         print(strict_json.dumps(summary, indent=2))
         return
+    from raymtl.notes import Note
     from raymtl.reporting.html import outcome, protocol, result_rows
 
     console = plain_console(soft_wrap=True)
     console.print()
     print_scores(summary["models"])
     console.print(f"\n{outcome(result_rows(summary))} {protocol(summary)}", highlight=False)
-    print_notes(console, [note for one in summary["notes"] if (note := Note(**one)) not in printed])
+    notes = [Note(**note) for note in summary["notes"]]
+    print_notes(console, [note for note in notes if note not in printed])
     if "regret" in summary:
-        about = summary["regret"]
-        weights = ", ".join(
-            f"{task} {weight:.2f}" for task, weight in about["best_weights"].items()
-        )
-        console.print(
-            f"\nRegret: {about['regret']:+.2f} summed over all steps ({about['loss_per_step']:.4f} "
-            f"a step, the best of {len(about['fixed_loss_per_step'])} fixed weights, {weights}: "
-            f"{about['fixed_loss_per_step'][about['best']]:.4f}).",
-            highlight=False,
-        )
-    where = os.path.relpath(run) if run.absolute().is_relative_to(Path.cwd()) else run
+        console.print(_regret(summary["regret"]), highlight=False)
+    folder: str | Path = run
+    if run.absolute().is_relative_to(Path.cwd()):
+        folder = os.path.relpath(run)
     shares = f"waited for data {summary['data_wait_pct']:.1f} % of its time"
     if summary["communication_pct"]:
         shares += f", and communicated with other workers {summary['communication_pct']:.1f} %"
     console.print(
-        f"\n{summary['seconds']:.0f} s; training {shares}. Open {where}/report.html; next: raymtl "
-        f"adapt {where}",
+        f"\n{summary['seconds']:.0f} s; training {shares}. Open {folder}/report.html; next: raymtl "
+        f"adapt {folder}",
         highlight=False,
     )
 
 
-def _print_plan(experiment: Experiment, as_json: bool, *, searching: bool) -> None:
-    train_settings, settings = experiment.train, experiment.tune
-    content: dict[str, Any] = {
+def _regret(regret: Mapping[str, Any]) -> str:
+    weights = ", ".join(f"{task} {weight:.2f}" for task, weight in regret["best_weights"].items())
+    fixed_losses = regret["fixed_loss_per_step"]
+    return (
+        f"\nRegret: {regret['regret']:+.2f} summed over all steps ({regret['loss_per_step']:.4f} "
+        f"a step, the best of {len(fixed_losses)} fixed weights, {weights}: "
+        f"{fixed_losses[regret['best']]:.4f})."
+    )
+
+
+def _print_plan(experiment: "Experiment", as_json: bool, *, searching: bool) -> None:
+    """Prints what `--dry-run` shows: the run folder, the training, the search, all trainings."""
+    from raymtl.evaluation.baselines import planned
+
+    plan: dict[str, Any] = {
         "run": str(Path(experiment.output) / experiment.name),
-        "train": {
-            "workers": train_settings.workers,
-            **({"min_workers": train_settings.min_workers} if train_settings.min_workers else {}),
-            "cpus_per_worker": train_settings.cpus_per_worker,
-            "steps": train_settings.steps,
-            "episodes_per_step": train_settings.meta_batch,
-            "num_parameters": sum(v.numel() for v in experiment.build().init_params().values()),
-        },
+        "train": _planned_training(experiment),
     }
-    if experiment.stages:
-        content["train"]["steps_of_stages"] = [
-            part.experiment.train.steps for part in experiment.parts()
-        ]
     if searching:
-        if hasattr(os, "sched_getaffinity"):
-            cores = len(os.sched_getaffinity(0))
-        else:
-            cores = os.cpu_count() or 1
-        each = settings.workers_per_trial * settings.cpus_per_trial
-        here = max(0, min(int(cores / each), settings.trials))
-        content["search"] = {
-            "trials": settings.trials,
-            "objectives": dict(zip(settings.metrics, settings.modes, strict=True)),
-            "concurrency": here
-            if settings.concurrency == "auto"
-            else min(here, settings.concurrency),
-            "concurrency_of": f"{cores} CPU of this machine",
-            "cpus_per_trial": each,
-            "workers_per_trial": settings.workers_per_trial,
-            "asha": settings.asha.model_dump() if settings.asha else None,
-            "space": {
-                key: domain.model_dump(exclude_defaults=True)
-                for key, domain in experiment.search.items()
-            },
-        }
+        plan["search"] = _planned_search(experiment)
     trainings = planned(experiment, searching=searching)
-    content["trainings"] = [
+    plan["trainings"] = [
         {"name": name, "number": number, "steps": steps} for name, number, steps in trainings
     ]
-    content["total"] = {
+    plan["total"] = {
         "trainings": sum(each.number for each in trainings),
         "outer_steps": sum(each.number * each.steps for each in trainings),
     }
     if as_json:
-        print(strict_json.dumps(content, indent=2))
+        print(strict_json.dumps(plan, indent=2))
     else:
-        print(yaml.safe_dump(json.loads(strict_json.dumps(content)), sort_keys=False).rstrip())
+        print(yaml.safe_dump(json.loads(strict_json.dumps(plan)), sort_keys=False).rstrip())
+
+
+def _planned_training(experiment: "Experiment") -> dict[str, Any]:
+    settings = experiment.train
+    plan: dict[str, Any] = {"workers": settings.workers}
+    if settings.min_workers:
+        plan["min_workers"] = settings.min_workers
+    params = experiment.build().init_params()
+    plan |= {
+        "cpus_per_worker": settings.cpus_per_worker,
+        "steps": settings.steps,
+        "episodes_per_step": settings.meta_batch,
+        "num_parameters": sum(value.numel() for value in params.values()),
+    }
+    if experiment.stages:
+        plan["steps_of_stages"] = [part.experiment.train.steps for part in experiment.parts()]
+    return plan
+
+
+def _planned_search(experiment: "Experiment") -> dict[str, Any]:
+    settings = experiment.tune
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    cpus_per_trial = settings.workers_per_trial * settings.cpus_per_trial
+    concurrency = max(0, min(int(cores / cpus_per_trial), settings.trials))
+    if settings.concurrency != "auto":
+        concurrency = min(concurrency, settings.concurrency)
+    asha = None
+    if settings.asha:
+        asha = settings.asha.model_dump()
+    return {
+        "trials": settings.trials,
+        "objectives": dict(zip(settings.metrics, settings.modes, strict=True)),
+        "concurrency": concurrency,
+        "concurrency_of": f"{cores} CPU of this machine",
+        "cpus_per_trial": cpus_per_trial,
+        "workers_per_trial": settings.workers_per_trial,
+        "asha": asha,
+        "space": {
+            key: distribution.model_dump(exclude_defaults=True)
+            for key, distribution in experiment.search.items()
+        },
+    }

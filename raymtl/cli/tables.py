@@ -1,6 +1,6 @@
 """Scores as several commands print them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
@@ -9,23 +9,18 @@ from raymtl.reporting.console import plain_console
 
 
 def print_scores(models: list[dict[str, Any]]) -> None:
-    """One column a model, its first in two: before and after adaptation."""
+    """Prints one column for each model, and for the first one two: before and after adaptation."""
     best = models[0]
     table = Table(box=None, pad_edge=False)
-    table.add_column("held-out test" if len(models) > 1 else "", no_wrap=True)
-    for heading in (
-        f"{best['name']}\nbefore",
-        f"{best['name']}\nadapted",
-        *(f"{m['name']}\n" for m in models[1:]),
-    ):
+    title = ""
+    if len(models) > 1:
+        title = "held-out test"
+    table.add_column(title, no_wrap=True)
+    headings = [f"{best['name']}\nbefore", f"{best['name']}\nadapted"]
+    headings += [f"{model['name']}\n" for model in models[1:]]
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    metrics = [
-        (task, name)
-        for task, named in best["tasks"].items()
-        for name, one in named.items()
-        if one.get("shown", True)
-    ]
-    for task, metric in metrics:
+    for task, metric in _shown(best["tasks"]):
         scores = [model["tasks"][task][metric] for model in models]
         table.add_row(
             f"{task} {metric}", _before(scores[0]), *(figure(score["after"]) for score in scores)
@@ -38,11 +33,22 @@ def print_scores(models: list[dict[str, Any]]) -> None:
     plain_console(width=max(100, plain_console().width)).print(table)
 
 
+def _shown(tasks: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Task and metric of every score that tables show."""
+    for task, metrics in tasks.items():
+        for metric, score in metrics.items():
+            if score.get("shown", True):
+                yield task, metric
+
+
 def _delta(model: Mapping[str, Any], key: str) -> str:
     value, ci95 = model[key], model.get(f"{key}_ci95")
     if value is None:
         return "-"
-    return f"{round(value, 1) or 0.0:+.1f}" + (f"±{ci95:.1f}" if value and ci95 is not None else "")
+    text = f"{round(value, 1) or 0.0:+.1f}"
+    if value and ci95 is not None:
+        text += f"±{ci95:.1f}"
+    return text
 
 
 def _before(score: Mapping[str, Any]) -> str:
@@ -55,21 +61,13 @@ def _before(score: Mapping[str, Any]) -> str:
 
 
 def _mean(value: Mapping[str, float | None] | None) -> str:
-    if value:
-        mean = value["mean"]
-    else:
-        mean = None
-    if mean is None:
+    if not value or value["mean"] is None:
         return "-"
-    return f"{mean:.3f}"
+    return f"{value['mean']:.3f}"
 
 
 def figure(value: Mapping[str, float | None] | None) -> str:
     """A score with its 95 % interval; a dash for none."""
-    if value:
-        ci95 = value.get("ci95")
-    else:
-        ci95 = None
-    if ci95 is None:
+    if not value or value.get("ci95") is None:
         return _mean(value)
-    return f"{_mean(value)}±{ci95:.3f}"
+    return f"{_mean(value)}±{value['ci95']:.3f}"

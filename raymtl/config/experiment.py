@@ -11,7 +11,6 @@ from raymtl.config.domains import Domain
 from raymtl.config.explain import explain
 from raymtl.config.names import as_values, dotted_names, members, nearest, open_names
 from raymtl.config.sections import Evaluate, Stage, Train, Tune
-from raymtl.config.yaml_text import write_yaml
 from raymtl.data import Digits, SourceSpec
 from raymtl.encoders import ConvSpec, Encoder, EncoderSpec
 from raymtl.encoders.norm import BatchStatistics
@@ -19,6 +18,7 @@ from raymtl.learners import MAML, LearnerSpec
 from raymtl.modes import ModeSpec, Weighted
 from raymtl.sharing import HardSpec, SharingSpec
 from raymtl.step.algorithm import Algorithm
+from raymtl.storage.yaml_text import write_yaml
 from raymtl.types import Spec, UserError, matching
 from raymtl.weighting import StaticSpec, WeightingSpec
 

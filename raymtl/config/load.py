@@ -1,61 +1,35 @@
 """From a YAML file to an Experiment, with the file and the line of what is wrong."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
-
-from raymtl.config import yaml_text
 from raymtl.config.experiment import Experiment, parse
-from raymtl.config.lines import lines_of
 from raymtl.config.space import check_space
+from raymtl.storage.yaml_document import Document, read_document
 from raymtl.types import UserError
+
+Result = TypeVar("Result")
 
 
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
     """Reads and validates a YAML file, then applies `--set` overrides.
 
-    Raises UserError naming the file, the line and the dotted key. Every combination that the search
-    could suggest is checked too.
+    Raises UserError that names the file, the line and the dotted key. Every combination that the
+    search could suggest is checked too.
     """
-    try:
-        text = yaml_text.decoded(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Give the path of a YAML configuration.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: cannot be read as text ({error}). Give the path of a YAML configuration."
-        ) from None
-    try:
-        node = yaml_text.compose(text)
-        lines = lines_of(node, path)
-        tree = yaml_text.values_of(node)
-    except yaml.MarkedYAMLError as error:
-        if error.problem_mark:
-            line = f":{error.problem_mark.line + 1}"
-        else:
-            line = ""
-        raise UserError(
-            f"{path}{line}: not valid YAML: {error.problem}. Correct the line."
-        ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise UserError(
-            f"{path}: expected a mapping of keys, got {type(tree).__name__}. Write `key: value` "
-            "lines."
-        )
-    overrides = overrides or {}
-    # What replaces a value of the file does so before that is validated, and all of the data before
-    # they are read: data.path may name files that are elsewhere, and data.format is what a message
-    # about the files may ask for.
+    return parse_document(read_document(path), overrides or {})
+
+
+def parse_document(document: Document, overrides: Mapping[str, Any]) -> Experiment:
+    """Validates what a file holds, with the overrides in it; see `load`."""
+    # An override replaces a value of the file before that value is validated. It replaces values of
+    # the data before the data are read: data.path may name files that are elsewhere, and a message
+    # about the files may ask for data.format.
     replaced = frozenset(
-        key for key, value in overrides.items() if _replace(tree, key, value, overrides)
+        key for key, value in overrides.items() if _replace(document.tree, key, value, overrides)
     )
-    experiment = _located(lambda: parse(tree), path, lines, replaced)
+    experiment = _located(lambda: parse(document.tree), document, replaced)
     rest = {
         key: value
         for key, value in overrides.items()
@@ -66,16 +40,17 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
             experiment = experiment.override(rest)
         except UserError as error:
             raise UserError(f"--set: {error}") from None
-    _located(lambda: check_space(experiment), path, lines)
+    _located(lambda: check_space(experiment), document)
     return experiment
 
 
 def _replace(tree: dict[str, Any], key: str, value: Any, overrides: Mapping[str, Any]) -> bool:
-    """Whether the plain tree can take the value before it is validated, and does from now on.
+    """Puts the value into the plain tree if the tree can take it before it is validated; returns
+    whether it did.
 
-    Of data all values can, but for those of other data than the file names; elsewhere those that
-    the file has too, other than mappings and the names of members, of which `override` knows what
-    they keep.
+    A value of the data can always be replaced, unless `data.name` changes too. Elsewhere only a
+    value that the file holds can be replaced, and neither a mapping nor the name of a member:
+    `override` knows which of a member's values stay when its name changes.
     """
     *parents, last = key.split(".")
     data = tree.get("data")
@@ -86,13 +61,12 @@ def _replace(tree: dict[str, Any], key: str, value: Any, overrides: Mapping[str,
         and "data.name" not in overrides
     )
     node: Any = tree
-    for part in parents:
-        if of_data and isinstance(node, dict) and node.get(part) is None:
-            node[part] = {}
-        if isinstance(node, dict):
-            node = node.get(part)
-        else:
-            node = None
+    for parent in parents:
+        if not isinstance(node, dict):
+            return False
+        if of_data and node.get(parent) is None:
+            node[parent] = {}
+        node = node.get(parent)
     if not isinstance(node, dict) or last == "name":
         return False
     if not of_data and (last not in node or isinstance(node[last], dict)):
@@ -102,25 +76,29 @@ def _replace(tree: dict[str, Any], key: str, value: Any, overrides: Mapping[str,
 
 
 def _located(
-    action: Any, path: Path, lines: Mapping[str, int], given: frozenset[str] = frozenset()
-) -> Any:
-    """Runs `action`; puts the file, and the line of the key that a UserError begins with, before
-    its message.
+    action: Callable[[], Result], document: Document, given: frozenset[str] = frozenset()
+) -> Result:
+    """Runs `action` and puts the file and the line of the key before the message of its UserError.
 
-    Instead of both it says `--set` where the key is one of those `given` there.
+    Where the key is one of those `given` on the command line, it puts `--set` there instead.
     """
     try:
         return action()
     except UserError as error:
+        lines = document.lines
+        begun = {start for key in given for start in _starts(key)}
         key = str(error).partition(":")[0]
-        begun = {
-            ".".join(parts[:depth])
-            for one in given
-            for parts in [one.split(".")]
-            for depth in range(len(parts))
-        }
         while key and key not in lines and key not in given | begun:
             key = key.rpartition(".")[0]
         if key in given or (key in begun and key not in lines):
             raise UserError(f"--set: {error}") from None
-        raise UserError(f"{path}{f':{lines[key]}' if key else ''}: {error}") from None
+        place = str(document.path)
+        if key:
+            place = f"{place}:{lines[key]}"
+        raise UserError(f"{place}: {error}") from None
+
+
+def _starts(key: str) -> list[str]:
+    """What stands before each dot of a dotted key, and before its first word."""
+    parts = key.split(".")
+    return [".".join(parts[:depth]) for depth in range(len(parts))]

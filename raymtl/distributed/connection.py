@@ -10,7 +10,7 @@ import ray.data
 import ray.train
 
 from raymtl import ray_internals
-from raymtl.cluster import refusal, resolve
+from raymtl.cluster.address import refusal, resolve
 from raymtl.cluster.doctor.check import first_line
 from raymtl.distributed import ENVIRONMENT
 from raymtl.types import UserError

@@ -17,9 +17,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 
 from raymtl import ray_internals
-from raymtl.cluster import machines
 from raymtl.cluster.capacity import gpus_for, slots
 from raymtl.cluster.doctor.check import first_line
+from raymtl.cluster.doctor.node_probe import machines
 from raymtl.config import Experiment
 from raymtl.config.domains import searched_values
 from raymtl.distributed.elastic import STOP_REQUEST, CheckpointBeforeShutdown

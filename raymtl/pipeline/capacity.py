@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from raymtl.cluster import machines, resolve, survey
+from raymtl.cluster.address import resolve
 from raymtl.cluster.capacity import shortfalls, workers_key
 from raymtl.cluster.doctor.local_checks import resources
+from raymtl.cluster.doctor.node_probe import machines, survey
 from raymtl.config import Experiment
 from raymtl.distributed.connection import check_address
 from raymtl.distributed.trainer import ensure_resources, gpus_per_worker

@@ -11,8 +11,8 @@ from typing import Any
 import ray
 
 from raymtl import run_folder
-from raymtl.cluster import machines
 from raymtl.cluster.capacity import plan, workers_key
+from raymtl.cluster.doctor.node_probe import machines
 from raymtl.config import Experiment
 from raymtl.config.domains import searched_values
 from raymtl.data import Arrays

@@ -16,10 +16,11 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from ray._private import ray_constants
 
-from raymtl.cluster import Check, capacity, doctor
+from raymtl.cluster import capacity
 from raymtl.cluster.address import endpoint
 from raymtl.cluster.doctor import local_checks, node_checks, node_probe
-from raymtl.cluster.doctor.check import FLOORS, version
+from raymtl.cluster.doctor.check import FLOORS, Check, version
+from raymtl.cluster.doctor.doctor import doctor
 from tests.conftest import experiment
 
 

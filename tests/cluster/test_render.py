@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from raymtl.cli import app, main
 from raymtl.cli.cluster import ask
-from raymtl.cluster.files.check import audit
+from raymtl.cluster.files.check import check_text
 from raymtl.cluster.files.documents import PLACEHOLDER
 from raymtl.cluster.files.render import fill, render
 from raymtl.cluster.files.templates import SHIPPED
@@ -90,7 +90,7 @@ def test_placeholders_and_questions_are_the_same(target: str) -> None:
 @TARGETS
 def test_filled_file_has_nothing_left_to_find_and_keeps_its_comments(target: str) -> None:
     text = filled(target)
-    assert audit(text, Path(target), ROOT) == []
+    assert check_text(text, Path(target), ROOT) == []
     assert not PLACEHOLDER.search(text)
     before = (ROOT / SHIPPED[target].path).read_text()
     kept = [line for line in before.splitlines() if "#" in line and not PLACEHOLDER.search(line)]
@@ -101,7 +101,7 @@ def test_filled_file_has_nothing_left_to_find_and_keeps_its_comments(target: str
 @TARGETS
 def test_shipped_file_has_its_placeholders_left_and_no_other_fault(target: str) -> None:
     path = SHIPPED[target].path
-    found = audit((ROOT / path).read_text(), path, ROOT)
+    found = check_text((ROOT / path).read_text(), path, ROOT)
     assert found
     assert all("got REPLACE_WITH_" in sentence for sentence in found)
 
@@ -363,7 +363,7 @@ def test_a_policy_that_lets_everybody_in_is_found(ingress: list, index: int) -> 
     documents = list(yaml.safe_load_all(filled("kuberay")))
     (policy,) = (document for document in documents if document["kind"] == "NetworkPolicy")
     policy["spec"]["ingress"] = ingress
-    assert audit(written(documents), Path("file"), ROOT) == [
+    assert check_text(written(documents), Path("file"), ROOT) == [
         f"file: NetworkPolicy: ingress.{index}: expected who may reach the pods, got all; name them."
     ]
 
@@ -385,7 +385,7 @@ def test_a_policy_that_lets_everybody_in_is_found(ingress: list, index: int) -> 
 )
 def test_a_file_whose_keys_repeat_or_multiply_is_one_sentence(text: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        audit(text, Path("file"), ROOT)
+        check_text(text, Path("file"), ROOT)
 
 
 def test_a_token_that_is_empty_or_open_to_others_is_found(home: Path) -> None:
@@ -393,7 +393,7 @@ def test_a_token_that_is_empty_or_open_to_others_is_found(home: Path) -> None:
     for content, mode, says in (("", 0o600, "which is empty"), ("secret", 0o644, "chmod 600")):
         token.write_text(content)
         token.chmod(mode)
-        (sentence,) = audit(filled("local"), Path("file"), ROOT)
+        (sentence,) = check_text(filled("local"), Path("file"), ROOT)
         assert (
             sentence.startswith("file: file_mounts.~/.ray/raymtl_token: expected")
             and says in sentence
@@ -421,7 +421,7 @@ def test_every_single_fault_is_found_and_named(
 ) -> None:
     documents = list(yaml.safe_load_all(written(list(yaml.safe_load_all(filled(target))))))
     broken(documents[-1], path.split("."), copy.deepcopy(value))
-    found = audit(written(documents), Path("file"), ROOT)
+    found = check_text(written(documents), Path("file"), ROOT)
     assert found, f"{path} passed"
     assert any(sentence.startswith(f"file: {expected}") for sentence in found), found
     assert all(re.fullmatch(r"file: .+\.", sentence) for sentence in found)
@@ -454,7 +454,7 @@ def test_part_of_another_type_never_ends_in_a_traceback(
     for path in every[first::10]:
         documents = copy.deepcopy(original)
         broken(documents[-1], path.split("."), wrong)
-        assert isinstance(audit(written(documents), Path("file"), ROOT), list), path
+        assert isinstance(check_text(written(documents), Path("file"), ROOT), list), path
 
 
 def test_wrong_answers_are_asked_again(
@@ -480,7 +480,7 @@ def test_fault_beside_the_rayjob_is_found() -> None:
         ("kind: NetworkPolicy", "kind: Other", "NetworkPolicy: "),
     ):
         assert before in text
-        found = audit(text.replace(before, after), Path("file"), ROOT)
+        found = check_text(text.replace(before, after), Path("file"), ROOT)
         assert any(expected in sentence for sentence in found), found
 
 
@@ -489,7 +489,7 @@ def test_fault_beside_the_rayjob_is_found() -> None:
 )
 def test_file_that_is_none_is_a_users_error(text: str) -> None:
     with pytest.raises(UserError, match=r"^file: "):
-        audit(text, Path("file"), ROOT)
+        check_text(text, Path("file"), ROOT)
 
 
 def test_commands_write_check_and_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from raymtl.cluster.files import kuberay, ray_up
 from raymtl.cluster.files.documents import placeholders, read
 
 
-def audit(text: str, path: Path, folder: Path) -> list[str]:
+def check_text(text: str, path: Path, folder: Path) -> list[str]:
     """A sentence for each thing that is wrong with a file for `ray up` or for KubeRay; none where
     nothing was found.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from raymtl.config.lines import lines_of
+from raymtl.storage.yaml_lines import lines_of
 from raymtl.types import UserError
 
 PLACEHOLDER = re.compile(r"REPLACE_WITH_([A-Z_]*[A-Z])")

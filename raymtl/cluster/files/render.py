@@ -47,7 +47,7 @@ def render(target: str, given: Mapping[str, str], ask: Ask | None, folder: Path)
             answer = given[name]
         else:
             answer = ask(name, question)
-        why = refused(question, answer)
+        why = why_invalid(question, answer)
         if why:
             raise UserError(f"{name}: {why}")
         answers[name] = _values(question, answer)
@@ -55,7 +55,7 @@ def render(target: str, given: Mapping[str, str], ask: Ask | None, folder: Path)
     return f"# Written by `raymtl cluster render {target}`: nothing is left to replace.\n{filled}"
 
 
-def refused(question: Question, answer: str) -> str | None:
+def why_invalid(question: Question, answer: str) -> str | None:
     """What is wrong with the answer; None where it will do."""
     for value in _values(question, answer):
         expected = question.judge(value)
