@@ -35,7 +35,7 @@ def test_numbers_in_every_style_are_read_as_what_was_written(
         pytest.skip("no style")
     cells = [written(value, decimal, thousands, unit) for value in NUMBERS]
     found = finding(*cells, None)
-    assert found.form.kind == "number"
+    assert found.form.value_type == "number"
     assert read_as(pa.array([*cells, None]), found.form).values.to_pylist() == [*NUMBERS, None]
 
 
@@ -146,7 +146,7 @@ def test_a_day_that_is_none_is_no_date() -> None:
         finding("01/02/2024", "03/04/2024").others
         and finding("01/02/2024", "03/04/2024").form == TEXT
     )
-    assert finding("01/01/2024", "03/03/2024").form.kind == "date"  # day and month are alike
+    assert finding("01/01/2024", "03/03/2024").form.value_type == "date"  # day and month are alike
 
 
 @pytest.mark.parametrize(

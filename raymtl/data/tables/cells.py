@@ -72,7 +72,7 @@ def formed(
     Raises UserError for a cell that is not of the form.
     """
     text = blanked(column, missing)
-    if form.kind == "text":
+    if form.value_type == "text":
         return text
     values, wrong = read_as(text, form)
     if wrong.any():
@@ -86,7 +86,7 @@ def formed(
 
 def described(form: TextForm) -> str:
     """What a cell of the form is, in words."""
-    if form.kind in ("date", "moment"):
+    if form.is_date:
         order = {
             "ymd": "year, month and day",
             "dmy": "day, month and year",
@@ -95,8 +95,8 @@ def described(form: TextForm) -> str:
         if form.order:
             return f"a date of {order[form.order]} as in other rows"
         return "a date"
-    if form.kind in ("flag", "time"):
-        return {"flag": "true or false", "time": "a time"}[form.kind]
+    if form.value_type in ("flag", "time"):
+        return {"flag": "true or false", "time": "a time"}[form.value_type]
     if form.decimal == "," or form.thousands:
         marks = f" with the decimal sign '{form.decimal}'"
     else:

@@ -97,7 +97,7 @@ def find_forms(
             chosen = [form for form in finding.others if orders == {form.order}]
             findings[name] = _chosen(finding, chosen)
         elif finding.others:
-            point = any(form.kind == "number" and form.decimal == "." for form in sure)
+            point = any(form.value_type == "number" and form.decimal == "." for form in sure)
             divides = commas_divide or (point and not comma)
             if comma or (commas_divide is False and not point):
                 decimal = ","
@@ -353,9 +353,9 @@ class Values(NamedTuple):
 
 def read_as(texts: pa.Array, form: TextForm) -> Values:
     """Reads trimmed texts [N], null where a cell is missing."""
-    if form.kind == "text":
+    if form.value_type == "text":
         return Values(texts, np.zeros(len(texts), bool))
-    made = _READERS[form.kind](texts, form)
+    made = _READERS[form.value_type](texts, form)
     wrong = pc.and_(pc.is_null(made), pc.is_valid(texts))
     return Values(made, wrong.to_numpy(zero_copy_only=False))
 
@@ -403,7 +403,7 @@ def _read_dates(texts: pa.Array, form: TextForm) -> pa.Array:
 
 
 def _as_kind(moments: pa.Array, form: TextForm) -> pa.Array:
-    if form.kind == "date":
+    if form.value_type == "date":
         return moments.cast(pa.date32(), safe=False)
     return moments
 

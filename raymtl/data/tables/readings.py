@@ -189,7 +189,7 @@ class _Look(NamedTuple):
         """Which cells keep a column from being read as numbers or dates."""
         known = len(column) - column.null_count
         good = round(finding.share * known)
-        if finding.best and finding.best.kind in ("date", "moment"):
+        if finding.best and finding.best.is_date:
             what = "dates"
         else:
             what = "numbers"
@@ -398,11 +398,11 @@ def key_of(form: TextForm, keys: Keys) -> str | None:
     """The key that changes a form that was found; None for one that the user gave or anybody would
     read so.
     """
-    if form.kind in ("date", "moment") and form.order:
+    if form.is_date and form.order:
         if keys.dates:
             return None
         return "data.dates"
-    if form.kind != "number":
+    if form.value_type != "number":
         return None
     if form.decimal == "," and keys.decimal is None:
         return "data.decimal"
@@ -415,10 +415,10 @@ def key_of(form: TextForm, keys: Keys) -> str | None:
 
 def _in_words(form: TextForm) -> str:
     """What cells of a form that was found are."""
-    if form.kind in ("date", "moment") and form.order:
+    if form.is_date and form.order:
         order = {"ymd": "year, month, day", "dmy": "day, month, year", "mdy": "month, day, year"}
         return f"dates in the order {order[form.order]}"
-    if form.kind != "number":
+    if form.value_type != "number":
         return "texts that are numbers or dates"
     marks = []
     if form.decimal == ",":

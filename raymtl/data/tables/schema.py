@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -129,14 +130,25 @@ class TaskColumn(Spec):
 class TextForm(Spec):
     """How the texts of a column are read: as numbers, dates, or texts."""
 
-    kind: Literal["text", "flag", "whole", "number", "date", "moment", "time"]
-    """A flag is true or false; a moment a date with a time; a time one without a date."""
+    model_config = ConfigDict(serialize_by_alias=True, validate_by_alias=True)
+
+    value_type: Literal["text", "flag", "whole", "number", "date", "moment", "time"] = Field(
+        alias="kind"
+    )
+    """A flag is true or false; a moment a date with a time; a time one without a date. Run folders
+    call it `kind`.
+    """
     decimal: Decimal = "."
     thousands: Thousands | None = None
     unit: str = ""
     """What stands beside every number, such as `%`, `kg` or a sign of a currency."""
     order: DateOrder | None = None
     """Of day, month and year; none where they are written as ISO 8601 says."""
+
+    @property
+    def is_date(self) -> bool:
+        """Whether values are dates, with a time or without."""
+        return self.value_type in ("date", "moment")
 
 
 class FittedColumn(Spec):
