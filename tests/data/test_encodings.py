@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymtl.data import Files
-from raymtl.data.tables.readers import delimiter_of
+from raymtl.data.tables.delimited import delimiter_of
 from raymtl.types import UserError
 
 CITIES = ("Zürich", "Genève", "Łódź", "北京")

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from raymtl.data.formats.voc_xml import Seen, fault, read_xml, rows_of, stacked
+from raymtl.data.tables.blocks import Reading
 from raymtl.data.tables.columns import in_order, numbers, texts
 from raymtl.data.tables.paths import ENDINGS, FileSet, key_of
 from raymtl.data.tables.pictures import Resize
-from raymtl.data.tables.readers import Reading, open_table
+from raymtl.data.tables.readers import open_table
 from raymtl.data.tables.schema import FittedTask, Format, TaskColumn, label_text
 from raymtl.tasks.detection import DETECTION
 from raymtl.types import UserError

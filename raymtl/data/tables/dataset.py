@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from raymtl.data.base import SPLITS
+from raymtl.data.tables.blocks import Block, Cells, Reading, Table, agree
 from raymtl.data.tables.boxes import Boxes, holds_boxes, read_boxes, sources_of
 from raymtl.data.tables.cells import formed, missing_words, plainly
 from raymtl.data.tables.columns import (
@@ -27,7 +28,8 @@ from raymtl.data.tables.columns import (
     texts,
 )
 from raymtl.data.tables.dense_labels import UnreadMap, array_of, array_of_lists
-from raymtl.data.tables.folders import FILE, joined, named_first, open_pictures
+from raymtl.data.tables.folders import FILE, named_first, open_pictures
+from raymtl.data.tables.joins import joined
 from raymtl.data.tables.paths import (
     MAPS,
     TABLES,
@@ -41,7 +43,7 @@ from raymtl.data.tables.paths import (
     stems_below,
 )
 from raymtl.data.tables.plain_cells import plain_cells
-from raymtl.data.tables.readers import Block, Cells, Reading, Table, agree, open_table
+from raymtl.data.tables.readers import open_table
 from raymtl.data.tables.schema import Fitted, Format, TaskColumn, TextForm, label_text
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.data.tables.stored import as_type, common

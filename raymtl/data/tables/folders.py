@@ -1,27 +1,50 @@
 """Folders of pictures as tables, with what a table beside them says of each."""
 
 import posixpath
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from raymtl.data.tables.blocks import Block, Cells, Reading, Table
 from raymtl.data.tables.columns import SUFFIXES, is_text, named_files, texts
-from raymtl.data.tables.paths import ANNOTATIONS, ENDINGS, KNOWN, TABLES, FileSet, Listing, key_of
-from raymtl.data.tables.readers import Block, Cells, Reading, Table, open_table
+from raymtl.data.tables.joins import OF_TABLE, LabelTable, join_pictures
+from raymtl.data.tables.paths import ANNOTATIONS, ENDINGS, KNOWN, TABLES, FileSet, Listing
+from raymtl.data.tables.readers import open_table
 from raymtl.data.tables.schema import Format
-from raymtl.data.tables.splits import ALIASES
+from raymtl.data.tables.splits import ALIASES, UNKNOWN
 from raymtl.notes import Note
 from raymtl.types import UserError
 
 PICTURES_A_BLOCK = 64
 NAMED = 3  # files that a note names
-OF_TABLE = " (table)"
-"""Behind the name of a column of the table, where the pictures have one of that name."""
 FILE, FOLDER = "file", "folder"
 """Columns of a folder of pictures: the name of the file below it, and of the folder it is in."""
+
+
+class _NamedPictures(NamedTuple):
+    """The pictures that the columns of a table of labels name."""
+
+    labels: set[str | None]
+    inputs: set[str | None]
+
+
+class _Location(NamedTuple):
+    """What the path of a picture below the folder says."""
+
+    path: str
+    split: int
+    """The number of its split, or UNKNOWN."""
+    folders: Sequence[str]
+    """The names of the folders that it is in, without that of the split."""
+
+    def folder(self, level: int) -> str | None:
+        """The folder at a level, the outermost being 0 and the innermost -1; None without one."""
+        if level >= len(self.folders) or not self.folders:
+            return None
+        return self.folders[level]
 
 
 def open_pictures(
@@ -35,181 +58,153 @@ def open_pictures(
     Folders named as the splits are none of these: they say the split. Pictures that the columns
     `labels_in` of the table name are labels and no rows, as are others in a folder of such.
     """
-    tables = [name for name in file_set.files if name.lower().endswith(TABLES)]
-    labels: pa.Table | None = None
+    labels = _label_table(file_set, reading, key)
+    pictures = _input_pictures(file_set, _named_pictures(file_set, labels, labels_in))
+    if not pictures:
+        raise UserError(
+            f"{key}: {file_set.shown}: expected pictures, got none that are no labels. Correct the "
+            "path."
+        )
+    locations = _locations(pictures, file_set.root)
+    columns = _columns_of_paths(locations)
+    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    notes = _other_notes(file_set)
     written = Cells()
+    if labels is not None:
+        paths = [location.path for location in locations]
+        table, without_picture = join_pictures(table, paths, labels, labels_in)
+        written = labels.cells
+        if without_picture:
+            text = (
+                f"{len(without_picture)} rows name no picture that is there, and are left out: "
+                f"{named_first(without_picture)}"
+            )
+            notes.append(Note(place=labels.file, text=text, key=key))
+    of_table = {
+        name for name in table.column_names if name.removesuffix(OF_TABLE) in written.columns
+    }
+    written = written._replace(columns=frozenset(of_table - set(columns)), names=frozenset(columns))
+    return _by_split(table, locations, file_set.root, written), notes
+
+
+def _by_split(table: pa.Table, locations: Sequence[_Location], root: str, written: Cells) -> Table:
+    """The pictures in the order of their splits, in blocks of one split each."""
+    splits = np.array([location.split for location in locations])
+    order = np.argsort(splits, kind="stable")
+    ordered = table.take(order)
+    return Table(
+        _blocks(root, splits[order].tolist()),
+        ordered.column_names,
+        lambda block, _: ordered.slice(block.start, block.rows),
+        written=written,
+    )
+
+
+def _label_table(file_set: FileSet, reading: Reading, key: str) -> LabelTable | None:
+    """The table beside the pictures. Raises UserError where there are several."""
+    tables = [name for name in file_set.files if name.lower().endswith(TABLES)]
     if len(tables) > 1:
         raise UserError(
             f"{key}: expected one table of labels beside the pictures, got "
             f"{', '.join(tables[:3])}. Give data.path the table that is meant, with a column of "
             "the pictures' names."
         )
-    taken: set[str | None] = set()
-    inputs: set[str | None] = set()
-    if tables:
-        form: Format
-        if tables[0].lower().endswith(ENDINGS["parquet"]):
-            form = "parquet"
+    if not tables:
+        return None
+    file = tables[0]
+    form: Format = "csv"
+    if file.lower().endswith(ENDINGS["parquet"]):
+        form = "parquet"
+    opened = open_table(FileSet(file_set.fs, (file,), file_set.root, file), form, reading, key)
+    rows = pa.concat_tables([opened.raw(block) for block in opened.blocks])
+    return LabelTable(file, rows, opened.written)
+
+
+def _named_pictures(
+    file_set: FileSet, labels: LabelTable | None, labels_in: Collection[str]
+) -> _NamedPictures:
+    """The pictures that are named in columns of labels, and those that are named in others."""
+    named = _NamedPictures(set(), set())
+    if labels is None:
+        return named
+    listing = Listing(file_set)
+    for name in labels.rows.column_names:
+        column = labels.rows[name]
+        if not is_text(column.type) or not named_files(texts(column)):
+            continue
+        pictures = listing.found(texts(column).to_pylist())
+        if name in labels_in:
+            named.labels.update(pictures)
         else:
-            form = "csv"
-        opened = open_table(
-            FileSet(file_set.fs, (tables[0],), file_set.root, tables[0]), form, reading, key
-        )
-        labels = pa.concat_tables([opened.raw(block) for block in opened.blocks])
-        written = opened.written
-        listing = Listing(file_set)
-        for name in labels.column_names:
-            if is_text(labels[name].type) and named_files(texts(labels[name])):
-                found = listing.found(texts(labels[name]).to_pylist())
-                (taken if name in labels_in else inputs).update(found)
+            named.inputs.update(pictures)
+    return named
+
+
+def _input_pictures(file_set: FileSet, named: _NamedPictures) -> list[str]:
+    """The pictures that are rows: those that are no labels, in folders of more than labels."""
+    folders_of_inputs = {posixpath.dirname(name) for name in named.inputs if name}
     # A folder with the labels of some pictures and no inputs holds labels alone.
-    of_labels = {posixpath.dirname(name) for name in taken if name} - {
-        posixpath.dirname(n) for n in inputs if n
+    folders_of_labels = {posixpath.dirname(name) for name in named.labels if name}
+    folders_of_labels -= folders_of_inputs
+    labels_alone = named.labels - named.inputs
+    pictures = []
+    for name in file_set.files:
+        if not name.lower().endswith(SUFFIXES) or name in labels_alone:
+            continue
+        if name in named.inputs or posixpath.dirname(name) not in folders_of_labels:
+            pictures.append(name)
+    return pictures
+
+
+def _locations(pictures: Sequence[str], root: str) -> list[_Location]:
+    """The split and the folders of each picture, by its path below the root."""
+    locations = []
+    for picture in pictures:
+        path = picture.removeprefix(root).strip("/")
+        folders = path.split("/")[:-1]
+        of_splits = [ALIASES[name.lower()] for name in folders if name.lower() in ALIASES]
+        others = [name for name in folders if name.lower() not in ALIASES]
+        locations.append(_Location(path, [*of_splits, UNKNOWN][0], others))
+    return locations
+
+
+def _columns_of_paths(locations: Sequence[_Location]) -> dict[str, list[str | None]]:
+    """The path of each picture, the folder it is in, and where folders are nested all of them."""
+    columns: dict[str, list[str | None]] = {
+        FILE: [location.path for location in locations],
+        FOLDER: [location.folder(-1) for location in locations],
     }
-    pictures = [
-        name
-        for name in file_set.files
-        if name.lower().endswith(SUFFIXES)
-        and name not in taken - inputs
-        and (name in inputs or posixpath.dirname(name) not in of_labels)
-    ]
-    if not pictures:
-        raise UserError(
-            f"{key}: {file_set.shown}: expected pictures, got none that are no labels. Correct the "
-            "path."
-        )
-    paths = [name.removeprefix(file_set.root).strip("/") for name in pictures]
-    splits, folders = [], []
-    for path in paths:
-        parts = path.split("/")[:-1]
-        named = [part.lower() in ALIASES for part in parts]
-        splits.append(ALIASES[parts[named.index(True)].lower()] if any(named) else None)
-        folders.append([part for part, is_side in zip(parts, named, strict=True) if not is_side])
-    columns: dict[str, Any] = {
-        FILE: paths,
-        FOLDER: [parts[-1] if parts else None for parts in folders],
-    }
-    depth = max(len(parts) for parts in folders)
+    depth = max(len(location.folders) for location in locations)
     if depth > 1:
         for level in range(depth):
-            columns[f"{FOLDER}{level + 1}"] = [
-                parts[level] if level < len(parts) else None for parts in folders
-            ]
-    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-    notes = _other_notes(file_set)
-    if labels is not None:
-        table, gone = _with_labels(table, labels, tables[0], labels_in)
-        if gone:
-            text = f"{len(gone)} rows name no picture that is there, and are left out: {named_first(gone)}"
-            notes.append(Note(place=tables[0], text=text, key=key))
-    order = np.argsort(
-        np.array([-1 if split is None else split for split in splits]), kind="stable"
-    )
-    table = table.take(order)
-    splits = [splits[i] for i in order]
-    blocks = []
-    start = 0
-    while start < len(splits):  # a block is on one side
-        stop = start
-        while stop < min(len(splits), start + PICTURES_A_BLOCK) and splits[stop] == splits[start]:
-            stop += 1
-        blocks.append(Block(file_set.root, None, start, stop - start, splits[start]))
-        start = stop
-    of_table = {
-        name for name in table.column_names if name.removesuffix(OF_TABLE) in written.columns
-    }
-    written = written._replace(columns=frozenset(of_table - set(columns)), names=frozenset(columns))
-    table_of = Table(
-        blocks,
-        table.column_names,
-        lambda block, _: table.slice(block.start, block.rows),
-        written=written,
-    )
-    return table_of, notes
+            columns[f"{FOLDER}{level + 1}"] = [location.folder(level) for location in locations]
+    return columns
+
+
+def _blocks(root: str, splits: Sequence[int]) -> list[Block]:
+    """Blocks of pictures in the order of their splits, each of one split."""
+    blocks: list[Block] = []
+    for split, group in groupby(splits):
+        start = sum(block.rows or 0 for block in blocks)
+        stop = start + len(list(group))
+        for first in range(start, stop, PICTURES_A_BLOCK):
+            rows = min(PICTURES_A_BLOCK, stop - first)
+            blocks.append(Block(root, None, first, rows, split if split != UNKNOWN else None))
+    return blocks
 
 
 def _other_notes(file_set: FileSet) -> list[Note]:
-    """Of files in a folder of pictures that are neither pictures nor labels of any kind."""
+    """A note on the files in a folder of pictures that are neither pictures nor labels."""
     others = [name for name in file_set.files if not name.lower().endswith((*KNOWN, *ANNOTATIONS))]
     if not others:
         return []
-    text = f"{len(others)} are of no known kind of pictures, and are passed over: {named_first(others)}"
+    text = (
+        f"{len(others)} are of no known kind of pictures, and are passed over: "
+        f"{named_first(others)}"
+    )
     return [Note(place="files", text=text, key="data.path")]
 
 
 def named_first(names: Sequence[str]) -> str:
     """The first of these names, and how many more there are."""
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" * (len(names) > NAMED))
-
-
-def _with_labels(
-    table: pa.Table, labels: pa.Table, source: str, labels_in: Collection[str]
-) -> tuple[pa.Table, list[str]]:
-    """The pictures and their labels, joined by the column that names most of the pictures, which is
-    no label.
-
-    And what that column names beside pictures.
-    """
-    paths = [key_of(path) for path in table[FILE].to_pylist()]
-    ways: tuple[Callable[[str], str], ...] = (
-        lambda path: path,
-        lambda path: path.rpartition("/")[2],
-        lambda path: path.rpartition(".")[0],
-        lambda path: path.rpartition("/")[2].rpartition(".")[0],
-    )
-    best: tuple[int, str, list[str]] = (0, "", [])
-    for way in ways:
-        own = [way(path) for path in paths]
-        if len(set(own)) < len(own):
-            continue  # names that two pictures have say nothing
-        for name in [name for name in labels.column_names if name not in labels_in]:
-            found = {key_of(v) for v in texts(labels[name]).drop_null().to_pylist()} & set(own)
-            if len(found) > best[0]:
-                best = (len(found), name, own)
-    count, name, own = best
-    if not count:
-        raise UserError(
-            f"{source}: expected a column with the names of the pictures beside it, got "
-            f"{labels.column_names}. Write the path of each picture below the folder."
-        )
-    values = [None if v is None else key_of(v) for v in texts(labels[name]).to_pylist()]
-    seen: dict[str, int] = {}
-    for row, value in enumerate(values):
-        if value in seen:
-            raise UserError(
-                f"{source}: row {row}, column '{name}': expected each picture once, got '{value}' "
-                "twice."
-            )
-        if value is not None:
-            seen[value] = row
-    rows = pa.array([seen.get(path) for path in own], pa.int64())
-    for other in labels.column_names:
-        if other == name:
-            continue
-        if other not in table.column_names:
-            label = other
-        else:
-            label = f"{other}{OF_TABLE}"
-        table = table.append_column(label, labels[other].take(rows))
-    return table, sorted(set(seen) - set(own))
-
-
-def joined(
-    table: pa.Table, labels: pa.Table, key: str, source: str
-) -> Iterator[tuple[str, pa.ChunkedArray]]:
-    """The columns of `labels` for the rows of `table`, by the column `key` of both; null where
-    there is none.
-    """
-    own = texts(labels[key])
-    if len(pc.unique(own)) < len(own):
-        row = next(
-            row for row, value in enumerate(own.to_pylist()) if value in own[:row].to_pylist()
-        )
-        raise UserError(
-            f"{source}: row {row}, column '{key}': expected each key once, got "
-            f"'{own[row].as_py()}' twice."
-        )
-    rows = pc.index_in(texts(table[key]), value_set=own)
-    for name in labels.column_names:
-        if name != key:
-            yield name, labels[name].take(rows)
