@@ -180,7 +180,9 @@ def _planned_training(experiment: "Experiment") -> dict[str, Any]:
         "num_parameters": sum(value.numel() for value in params.values()),
     }
     if experiment.stages:
-        plan["steps_of_stages"] = [part.experiment.train.steps for part in experiment.parts()]
+        plan["steps_of_stages"] = [
+            part.experiment.train.steps for part in experiment.stage_configs()
+        ]
     return plan
 
 

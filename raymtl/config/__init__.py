@@ -1,8 +1,8 @@
 """The Experiment: one YAML file, validated once; load, override, save."""
 
-from raymtl.config.experiment import Experiment, Part, parse
+from raymtl.config.experiment import Experiment, StageConfig, parse
 from raymtl.config.load import load
 from raymtl.config.names import dotted_names, is_known
 from raymtl.config.space import check_space
 
-__all__ = ["Experiment", "Part", "check_space", "dotted_names", "is_known", "load", "parse"]
+__all__ = ["Experiment", "StageConfig", "check_space", "dotted_names", "is_known", "load", "parse"]

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from raymtl.config.domains import Domain
 from raymtl.config.explain import explain
 from raymtl.config.names import as_values, dotted_names, members, nearest, open_names
-from raymtl.config.sections import Evaluate, Stage, Train, Tune
+from raymtl.config.sections import Evaluate, StageSection, Train, Tune
 from raymtl.data import Digits, SourceSpec
 from raymtl.encoders import ConvSpec, Encoder, EncoderSpec
 from raymtl.encoders.norm import BatchStatistics
@@ -34,10 +34,8 @@ STAGED = ("learner.", "weighting.", "mode.")
 STAGED_VALUES = (*SEARCHABLE_TRAIN, "data.shots", "data.queries", "data.ways")
 
 
-class Part(NamedTuple):
-    """One of the trainings that a training consists of, as a configuration of its own, and the step
-    it begins at.
-    """
+class StageConfig(NamedTuple):
+    """One stage of a training as a complete configuration, and the step that it begins at."""
 
     start: int
     experiment: "Experiment"
@@ -66,7 +64,7 @@ class Experiment(Spec):
     learner: LearnerSpec = MAML()
     mode: ModeSpec = Weighted()
     train: Train = Train()
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[StageSection, ...] = ()
     """What comes first, in this order; the configuration itself is the last stage and has the rest
     of the steps.
     """
@@ -206,24 +204,22 @@ class Experiment(Spec):
                         f"({', '.join(STAGED)}, {', '.join(STAGED_VALUES)}), got another. Set it "
                         "for all stages alike."
                     )
-        self.parts()
+        self.stage_configs()
 
-    def parts(self) -> tuple[Part, ...]:
-        """The trainings that this one consists of, one after the other: the stages, then the
-        configuration itself.
-        """
+    def stage_configs(self) -> tuple[StageConfig, ...]:
+        """All stages of the training in their order; the last one is the configuration itself."""
         alone = self.model_copy(update={"stages": (), "tune": Tune(), "search": {}})
-        parts: list[Part] = []
+        configs: list[StageConfig] = []
         start = 0
         for number, stage in enumerate(self.stages):
             try:
                 own = alone.override({**stage.set, "train.steps": stage.steps})
             except UserError as error:
                 raise UserError(f"stages.{number}.set: {error}") from None
-            parts.append(Part(start, own))
+            configs.append(StageConfig(start, own))
             start += stage.steps
         rest = self.train.model_copy(update={"steps": self.train.steps - start})
-        return (*parts, Part(start, alone.model_copy(update={"train": rest})))
+        return (*configs, StageConfig(start, alone.model_copy(update={"train": rest})))
 
     def metric_names(self) -> list[str]:
         """What a trial reports and a search can optimise."""

@@ -150,7 +150,7 @@ class Tune(Spec):
         return (self.asha.metric if self.asha else None) or self.metrics[0]
 
 
-class Stage(Spec):
+class StageSection(Spec):
     """A training that comes before that of the configuration itself, such as multi-task
     pre-training.
 

@@ -7,8 +7,10 @@ import numpy as np
 from ray.data import DataIterator
 from ray.data.collate_fn import NumpyBatchCollateFn
 
-from raymtl.data.base import Arrays, Source
+from raymtl.config import Experiment
+from raymtl.data.base import Arrays
 from raymtl.data.episodes import build_episodes
+from raymtl.step.workers import Workers
 from raymtl.types import MetaBatch
 
 PREFETCH = 4  # steps
@@ -24,35 +26,34 @@ class BuildEpisodes(NumpyBatchCollateFn):
 
     def __init__(
         self,
-        source: Source,
+        experiment: Experiment,
         arrays: Arrays,
-        seed: int,
-        meta_batch: int,
         num_workers: int,
         first_step: int,
     ) -> None:
-        self.source, self.arrays, self.seed = source, arrays, seed
-        self.meta_batch, self.num_workers, self.first_step = meta_batch, num_workers, first_step
+        self.experiment, self.arrays = experiment, arrays
+        self.num_workers, self.first_step = num_workers, first_step
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Any:
         step, share = int(batch["step"][0]), int(batch["share"][0])
         if step < self.first_step:
             return step, share, None
-        start, stop = (self.meta_batch * rank // self.num_workers for rank in (share, share + 1))
+        worker = Workers(rank=share, size=self.num_workers)
         episodes, _ = build_episodes(
-            self.source,
+            self.experiment.data,
             self.arrays,
-            seed=self.seed,
+            seed=self.experiment.seed,
             split="train",
             step=step,
-            indices=range(start, stop),
+            indices=worker.share(self.experiment.train.meta_batch),
         )
         return step, share, episodes
 
 
-class BuildParts(NumpyBatchCollateFn):
-    """The same for a training in several parts: first step of a part -> what builds its episodes,
-    in that order.
+class BuildStages(NumpyBatchCollateFn):
+    """Builds the episodes of a training in several stages.
+
+    `builds` holds, under the first step of each stage, what builds the stage's episodes.
     """
 
     def __init__(self, builds: Mapping[int, BuildEpisodes]) -> None:

@@ -24,7 +24,7 @@ from raymtl.config import Experiment
 from raymtl.config.domains import searched_values
 from raymtl.distributed.elastic import STOP_REQUEST, CheckpointBeforeShutdown
 from raymtl.distributed.step_shards import StepShards
-from raymtl.distributed.streaming import BuildEpisodes, BuildParts, streamed
+from raymtl.distributed.streaming import BuildEpisodes, BuildStages, streamed
 from raymtl.reporting.ray_metrics import observer
 from raymtl.step.workers import Workers
 from raymtl.training.loop import TrainContext, train_loop
@@ -203,13 +203,10 @@ def _worker(settings: dict[str, Any]) -> None:
 
     def batches(first_step: int) -> Any:
         builds = {
-            part.start: BuildEpisodes(
-                own.data, arrays, own.seed, own.train.meta_batch, workers.size, first_step
-            )
-            for part in experiment.parts()
-            for own in [part.experiment]
+            stage.start: BuildEpisodes(stage.experiment, arrays, workers.size, first_step)
+            for stage in experiment.stage_configs()
         }
-        return streamed(ray.train.get_dataset_shard("ids"), BuildParts(builds))
+        return streamed(ray.train.get_dataset_shard("ids"), BuildStages(builds))
 
     observe = observer(settings["name"], experiment.data.task_names)
     # No checkpoint goes through Ray: the loop keeps its own in the run folder, with checksums, and

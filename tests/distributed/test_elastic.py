@@ -24,7 +24,7 @@ from raymtl.data.episodes import build_episodes
 from raymtl.step.meta_gradient import MetaGradient, meta_gradient
 from raymtl.step.workers import Workers
 from raymtl.storage import formats
-from raymtl.training import checkpoint, loop
+from raymtl.training import checkpoint, loop, stage
 from raymtl.training.loop import TrainContext, local_batches, train_loop
 from raymtl.types import MetaBatch
 from tests.conftest import axes, experiment
@@ -73,7 +73,7 @@ def trained(
             raise Stopped
 
     folder.mkdir(exist_ok=True)
-    with mock.patch.object(loop, "meta_gradient", kept), contextlib.suppress(Stopped):
+    with mock.patch.object(stage, "meta_gradient", kept), contextlib.suppress(Stopped):
         train_loop(chosen, arrays, batches, TrainContext(report, lambda row: None, workers), folder)
     return found
 

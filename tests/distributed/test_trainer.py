@@ -66,7 +66,9 @@ def gradients_on_workers(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     workers = Workers(context.get_world_rank(), context.get_world_size())
     arrays = ray.get(settings["arrays"])
-    build = BuildEpisodes(small("static").data, arrays, 0, 7, workers.size, 0)
+    build = BuildEpisodes(
+        small("static").override({"train.meta_batch": 7}), arrays, workers.size, 0
+    )
     for step, share, raw in streamed(ray.train.get_dataset_shard("ids"), build):
         (stack,) = raw
         assert (

@@ -13,7 +13,7 @@ from raymtl.evaluation.baselines import comparators, regret
 from raymtl.modes import Accumulation, Alternating, Hierarchical, Online
 from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient
 from raymtl.storage import formats
-from raymtl.training import loop
+from raymtl.training import stage
 from raymtl.training.loop import TrainContext, local_batches, train_loop
 from raymtl.types import UserError
 from tests.conftest import (
@@ -276,7 +276,7 @@ def test_no_pass_sees_more_than_its_part_while_the_axis_is_timed(
 ) -> None:
     seen = []
     monkeypatch.setattr(
-        loop,
+        stage,
         "meta_gradient",
         lambda *given: seen.append(given[4].micro_batches) or meta_gradient(*given),
     )

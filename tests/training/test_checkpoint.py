@@ -22,7 +22,7 @@ from raymtl.data.episodes import build_episodes
 from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient
 from raymtl.step.workers import Workers
 from raymtl.storage import formats
-from raymtl.training import checkpoint, checkpointing, loop
+from raymtl.training import checkpoint, checkpointing, loop, stage
 from raymtl.training.checkpointing import HALVED
 from raymtl.training.loop import Batches, TrainContext, local_batches, train_loop
 from raymtl.types import UserError
@@ -315,7 +315,7 @@ def test_short_of_memory_half_of_the_episodes_run_at_a_time_with_the_same_number
             raise torch.OutOfMemoryError("CUDA out of memory")
         return meta_gradient(algorithm, params, episodes, workers, execution, step)
 
-    monkeypatch.setattr(loop, "meta_gradient", small)
+    monkeypatch.setattr(stage, "meta_gradient", small)
     halved = run(chosen, arrays, tmp_path / "halved")
     assert asked == [1, 1, 1, 1, 2, 2, 2, 2]  # once more from the checkpoint of step 2 on
     assert [row["step"] for row in formats.read_rows(tmp_path / "halved" / "history.parquet")] == [
@@ -336,7 +336,7 @@ def test_short_of_memory_for_a_half_too_it_says_what_to_lower(
     def none(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(loop, "meta_gradient", none)
+    monkeypatch.setattr(stage, "meta_gradient", none)
     with pytest.raises(
         UserError, match=r"^train.meta_batch: at step 1 the memory did not suffice, though half"
     ):
@@ -348,14 +348,14 @@ def test_memory_that_does_not_suffice_for_a_score_has_one_episode_scored_at_a_ti
 ) -> None:
     chosen = short(train__checkpoint_share=0)
     straight = run(chosen, arrays, tmp_path / "straight")
-    scores = loop.validation_scores
+    scores = stage.validation_scores
 
     def small(experiment, algorithm, params, arrays, execution: ExecutionConfig, workers):
         if execution.chunk != 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return scores(experiment, algorithm, params, arrays, execution, workers)
 
-    monkeypatch.setattr(loop, "validation_scores", small)
+    monkeypatch.setattr(stage, "validation_scores", small)
     halved = run(chosen, arrays, tmp_path / "halved")
     assert [row["step"] for row in halved] == [row["step"] for row in straight]
     assert halved[-1]["val.score"] == pytest.approx(straight[-1]["val.score"], abs=1e-5)

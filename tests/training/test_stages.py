@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from raymtl.config import Experiment, load
-from raymtl.distributed.streaming import BuildEpisodes, BuildParts
+from raymtl.distributed.streaming import BuildEpisodes, BuildStages
 from raymtl.evaluation.baselines import baselines
 from raymtl.reporting.html.training_plots import loss_plot, validation_plot
 from raymtl.storage import formats
@@ -89,8 +89,8 @@ def test_the_first_stage_alone_is_a_training_of_its_own_and_the_next_begins_at_i
 ) -> None:
     chosen = staged(HYBRID)
     run(chosen, arrays, tmp_path / "hybrid")
-    before = trained(chosen.parts()[0].experiment, arrays, tmp_path / "alone")
-    assert chosen.parts()[0].experiment == staged(
+    before = trained(chosen.stage_configs()[0].experiment, arrays, tmp_path / "alone")
+    assert chosen.stage_configs()[0].experiment == staged(
         train__steps=3, learner__inner_steps=0, train__lr=0.01
     )
     at_the_seam = load_file(tmp_path / "hybrid" / "3.safetensors")
@@ -145,7 +145,7 @@ def test_interrupted_in_any_stage_it_ends_with_the_same_weights_to_the_bit(
     chosen = staged(*stages)
     straight = run(chosen, arrays, tmp_path / "straight")
     assert [report["step"] for report in straight] == sorted(
-        {2, 4, 6, *(part.stop for part in chosen.parts())}
+        {2, 4, 6, *(stage.stop for stage in chosen.stage_configs())}
     )
     with pytest.raises(Stopped):
         run(chosen, arrays, tmp_path / "broken", stop_at=stop_at)
@@ -185,13 +185,10 @@ def test_parameters_of_a_learner_go_on_in_the_same_learner_alone(
 
 def test_an_episode_is_of_its_stage_wherever_it_is_built(arrays: dict[str, np.ndarray]) -> None:
     chosen = staged((3, {"train.meta_batch": 2, "data.shots": 2}))
-    parts = chosen.parts()
-    build = BuildParts(
+    build = BuildStages(
         {
-            part.start: BuildEpisodes(
-                part.experiment.data, arrays, 0, part.experiment.train.meta_batch, 1, 0
-            )
-            for part in parts
+            stage.start: BuildEpisodes(stage.experiment, arrays, 1, 0)
+            for stage in chosen.stage_configs()
         }
     )
     locally = list(local_batches(chosen, arrays)(0))
@@ -323,6 +320,6 @@ def test_the_plan_tells_the_steps_of_the_stages(
 
 def test_a_search_reaches_the_stages_through_the_configuration() -> None:
     chosen = staged(HYBRID).override({"learner.inner_lr": 0.07, "train.lr": 0.002})
-    first, last = (part.experiment for part in chosen.parts())
+    first, last = (stage.experiment for stage in chosen.stage_configs())
     assert (first.learner.inner_lr, first.train.lr, first.learner.inner_steps) == (0.07, 0.01, 0)
     assert (last.learner.inner_lr, last.train.lr) == (0.07, 0.002)

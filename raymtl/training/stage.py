@@ -1,0 +1,296 @@
+"""One stage of a training: its algorithm, its parameters and its optimiser, step by step."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from raymtl.config import Experiment, StageConfig
+from raymtl.data import Arrays
+from raymtl.data.episodes import on_device, with_labels_of
+from raymtl.evaluation.scores import validation_scores
+from raymtl.learners.diverging import divergence
+from raymtl.step.algorithm import Algorithm
+from raymtl.step.meta_gradient import (
+    ExecutionConfig,
+    MetaGradient,
+    TaskAxis,
+    meta_gradient,
+    stacks,
+    update_after_step,
+)
+from raymtl.step.workers import COMMUNICATION
+from raymtl.training import checkpoint
+from raymtl.training.checkpoint import Progress, Saved
+from raymtl.training.checkpointing import CheckpointManager
+from raymtl.training.outer_step import learning_rate, make_optimizer, move, select_moving
+from raymtl.types import DivergedError, MetaBatch, Params
+
+Scores = Mapping[str, float | None]
+
+
+class StepInput(NamedTuple):
+    """What the loop knows about a step before the step is made."""
+
+    step: int
+    """Counted over all stages."""
+    episodes: MetaBatch
+    """Those of this worker."""
+    wait_s: float
+    """How long this worker waited for the episodes."""
+    ask_preempted: bool
+    """Whether all workers ask after this step if one of them is about to be taken away."""
+
+
+class StepResult(NamedTuple):
+    """What a step leaves for its record."""
+
+    meta: MetaGradient
+    grad_norm: float
+    learning_rate: float
+
+
+class Stage:
+    """One stage of a training on one worker.
+
+    Call `setup` once, then for each step `step`, `score` and `record`, in this order.
+    """
+
+    def __init__(
+        self, config: StageConfig, number: int, arrays: Arrays, manager: CheckpointManager
+    ) -> None:
+        self.config, self.number, self.arrays = config, number, arrays
+        self.manager, self.context = manager, manager.context
+        self.experiment = config.experiment
+        self.algorithm: Algorithm = self.experiment.build()
+        self.params = self.algorithm.init_params(self.context.device)
+        self.task_axis: TaskAxis | None = None
+        """How episodes are run; None until the first step has timed both ways."""
+        if self.experiment.train.task_axis != "auto":
+            self.task_axis = self.experiment.train.task_axis
+        self.anchor: dict[str, Tensor] = {}
+        """The model at the last anchor step of a mode that draws the parameters back to it."""
+        self.task_sizes = self.experiment.data.sizes(arrays)
+        self.started = time.perf_counter()
+
+    def setup(self, carried: Mapping[str, Tensor], resume_from: Saved | None) -> None:
+        """Starts from parameters of the stage before, or from a checkpoint within this stage."""
+        with torch.no_grad():
+            for name, value in self.params.items():
+                if name in carried and carried[name].shape == value.shape:
+                    value.copy_(carried[name])
+        self.optimizer = make_optimizer(self.experiment, self.algorithm, self.params)
+        if resume_from:
+            restored = checkpoint.restore(resume_from, self.algorithm, self.params, self.optimizer)
+            self.anchor = restored.anchor
+            if restored.task_axis in ("vmap", "loop"):
+                self.task_axis = restored.task_axis  # type: ignore[assignment]
+        self.started = time.perf_counter()
+        COMMUNICATION.taken()  # leaves out what was communicated before the first step
+
+    def step(self, inputs: StepInput) -> StepResult:
+        """Computes the meta-gradient of the episodes and moves the parameters along it.
+
+        Raises DivergedError with the step and what to change where a loss is not finite.
+        """
+        step = self._own_step(inputs)
+        episodes = self._visible(inputs.episodes, step)
+        if self.experiment.mode.anchors(step):
+            self.anchor = self._copy_of_model()
+        with self._failures_explained(inputs.step + 1, episodes):
+            if self.task_axis is None:
+                self.task_axis = self._faster_axis(episodes)
+            return self._move(step, episodes)
+
+    def _move(self, step: int, episodes: MetaBatch) -> StepResult:
+        settings, workers = self.experiment.train, self.context.workers
+        execution = self._execution()
+        meta = meta_gradient(self.algorithm, self.params, episodes, workers, execution, step)
+        for name, value in self.anchor.items():
+            pull = 2 * self.experiment.mode.anchor_strength
+            meta.grads[name] += pull * (self.params[name].detach() - value)
+        moving = select_moving(self.algorithm, self.params, self.experiment.mode, step, meta)
+        rate = learning_rate(self.experiment, step)
+        self.manager.moving()
+        norm = move(self.optimizer, moving, meta, rate, settings.clip_norm)
+        if self.experiment.weighting.needs_post_step_losses:
+            update_after_step(self.algorithm, self.params, episodes, meta, workers, execution, step)
+        return StepResult(meta, norm, rate)
+
+    def score(self, done: int) -> Scores:
+        """The scores of the validation split after `done` steps; empty where it is not scored."""
+        if not self.is_scored(done):
+            return {}
+        execution = self._execution()
+        if self.manager.short_of_memory:
+            execution = execution._replace(chunk=1)
+        with self._failures_explained(done), torch.no_grad():
+            return validation_scores(
+                self.experiment,
+                self.algorithm,
+                self.params,
+                self.arrays,
+                execution,
+                self.context.workers,
+            )
+
+    def is_scored(self, done: int) -> bool:
+        """Whether the validation split is scored after so many steps."""
+        return done == self.config.stop or done % self.experiment.train.eval_every == 0
+
+    def record(self, inputs: StepInput, result: StepResult, scores: Scores) -> None:
+        """Records the step, writes a checkpoint where one is due, and reports the scores."""
+        done = inputs.step + 1
+        self.manager.recorder.add(self._row(inputs, result, scores))
+        progress = Progress(done, self.params, str(self.task_axis), self.anchor)
+        preempted = self.manager.keep(
+            self.algorithm,
+            self.optimizer,
+            progress,
+            self.is_scored(done),
+            self.is_scored(done + 1),
+            inputs.ask_preempted,
+        )
+        if self.is_scored(done):
+            self._report(done, scores)
+        if preempted:
+            self.context.kept()
+
+    def _row(self, inputs: StepInput, result: StepResult, scores: Scores) -> dict[str, Any]:
+        now = time.perf_counter()
+        seconds = now - self.started
+        self.started = now
+        row: dict[str, Any] = {"step": inputs.step + 1}
+        if self.manager.experiment.stages:
+            row["stage"] = self.number
+        return {
+            **row,
+            "workers": self.context.workers.size,
+            "lr": result.learning_rate,
+            "grad_norm": result.grad_norm,
+            "seconds": seconds,
+            "data_wait_pct": 100 * inputs.wait_s / seconds,
+            "communication_pct": 100 * COMMUNICATION.taken() / seconds,
+            **_columns_by_task(self.algorithm, result.meta),
+            **scores,
+        }
+
+    def _report(self, done: int, scores: Scores) -> None:
+        finite = {name: value for name, value in scores.items() if value is not None}
+        num_parameters = sum(value.numel() for value in self.params.values())
+        seconds = self.manager.recorder.seconds
+        self.context.report(
+            {**finite, "step": done, "num_parameters": num_parameters, "seconds": seconds}
+        )
+
+    def _own_step(self, inputs: StepInput) -> int:
+        """The step counted from the start of this stage, by which everything is scheduled."""
+        return inputs.step - self.config.start
+
+    def _visible(self, episodes: MetaBatch, step: int) -> MetaBatch:
+        """The episodes on this worker's device, with the labels that the mode lets the step see."""
+        mode, sizes = self.experiment.mode, self.task_sizes
+        arrived = mode.arrived(step, tuple(sizes))
+        counted = mode.counted(step, self.experiment.seed, sizes)
+        return with_labels_of(on_device(episodes, self.context.device), arrived, counted)
+
+    def _copy_of_model(self) -> dict[str, Tensor]:
+        return {
+            name: value.detach().clone()
+            for name, value in self.params.items()
+            if name.startswith("model.")
+        }
+
+    def _execution(self) -> ExecutionConfig:
+        assert self.task_axis is not None  # the first step has chosen it
+        settings, micro_batches = self.experiment.train, self.experiment.mode.micro_batches
+        if self.manager.short_of_memory:
+            micro_batches *= 2
+        return ExecutionConfig(self.task_axis, settings.chunk, settings.precision, micro_batches)
+
+    @contextmanager
+    def _failures_explained(self, done: int, episodes: MetaBatch | None = None) -> Iterator[None]:
+        """Within it a failure tells what to change.
+
+        Where memory runs out, the next attempt runs half of the episodes at a time. Where a step
+        on these episodes diverges, the error names the step and the rate to lower.
+        """
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            self.manager.out_of_memory(error, done)
+        except DivergedError as error:
+            if episodes is None:
+                raise
+            self.manager.recorder.flush()
+            reason = self._inner_divergence(episodes)
+            if reason:
+                advice = f" ({reason}). Lower learner.inner_lr."
+            else:
+                advice = ". Lower learner.inner_lr or train.lr."
+            raise DivergedError(f"{error} at step {done}{advice}") from None
+
+    def _inner_divergence(self, episodes: MetaBatch) -> str | None:
+        """How the inner loop diverges in the first of these episodes in which it does; else None."""
+        algorithm = self.algorithm
+        for stack in stacks(episodes):
+            for index in range(len(next(iter(stack.query.targets.values())))):
+                support = tree_map(lambda leaf, i=index: leaf[i], stack.support)
+                params: Params = self.params
+                reason = divergence(
+                    algorithm.learner, algorithm.model, params, support, algorithm.objective
+                )
+                if reason:
+                    return str(reason)
+        return None
+
+    def _faster_axis(self, episodes: MetaBatch) -> TaskAxis:
+        """Times both ways of running the episodes on these very ones.
+
+        All workers choose the same way, by the sum of their times.
+        """
+        state = self.algorithm.weighting.state()
+        axes: tuple[TaskAxis, ...] = ("vmap", "loop")
+        seconds = torch.tensor(
+            [self._seconds_on(axis, episodes) for axis in axes], device=self.context.device
+        )
+        self.algorithm.weighting.restore(state)
+        return axes[int(self.context.workers.sum(seconds).argmin())]
+
+    def _seconds_on(self, axis: TaskAxis, episodes: MetaBatch) -> float:
+        settings, workers = self.experiment.train, self.context.workers
+        micro_batches = self.experiment.mode.micro_batches
+        execution = ExecutionConfig(axis, settings.chunk, settings.precision, micro_batches)
+        for _ in range(2):  # the first run of each pays for warming up
+            start = time.perf_counter()
+            meta_gradient(self.algorithm, self.params, episodes, workers, execution)
+            if self.context.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+        return seconds
+
+
+def lasting_prefixes(one: Experiment, other: Experiment) -> tuple[str, ...]:
+    """Beginnings of the names of parameters that mean the same in two stages."""
+    prefixes = ["model."]
+    if one.weighting.name == other.weighting.name:
+        prefixes.append("weighting.")
+    if one.learner.name == other.learner.name:
+        prefixes.append("learner.")
+    return tuple(prefixes)
+
+
+def _columns_by_task(algorithm: Algorithm, meta: MetaGradient) -> dict[str, float | None]:
+    """Columns `loss.TASK`, None where the task had no label, and `weight.TASK`."""
+    columns: dict[str, float | None] = {}
+    names = [task.name for task in algorithm.tasks]
+    for name, loss in zip(names, meta.losses.tolist(), strict=True):
+        columns[f"loss.{name}"] = None if math.isnan(loss) else loss
+    for name, weight in zip(names, meta.weights.tolist(), strict=True):
+        columns[f"weight.{name}"] = weight
+    return columns
