@@ -251,7 +251,10 @@ def _ray_disk() -> Check:
     folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp")
     usage = shutil.disk_usage(existing(folder))
     share = 1 - usage.free / usage.total
-    advice = f"Above {RAY_DISK_FULL:.0%} Ray puts no objects there. Free some space, or set RAY_TMPDIR to another disk."
+    advice = (
+        f"Above {RAY_DISK_FULL:.0%} Ray puts no objects there. Free some space, or set RAY_TMPDIR "
+        "to another disk."
+    )
     return Check(
         "Ray's disk", True if share < RAY_DISK_FULL else None, f"{folder}: {share:.0%} full", advice
     )
@@ -303,7 +306,10 @@ def _ray_address(address: str | None) -> Check:
 
 def _parquet() -> Check:
     given = os.environ.get("RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA", "0")
-    advice = "Unset RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA: with it a Parquet file can run programs here."
+    advice = (
+        "Unset RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA: with it a Parquet file can run "
+        "programs here."
+    )
     return Check(
         "pickles in Parquet", given != "1", "not read" if given != "1" else "are read", advice
     )

@@ -39,7 +39,10 @@ def alive(names: list[str], silent: list[str], waited_s: float) -> Check:
     found = f"{len(names)} alive: {', '.join(names)}"
     if silent:
         found += f"; no answer within {waited_s:g} s from {', '.join(silent)}"
-    advice = "Look at the logs under /tmp/ray/session_latest/logs there, and at the firewall between the nodes."
+    advice = (
+        "Look at the logs under /tmp/ray/session_latest/logs there, and at the firewall between "
+        "the nodes."
+    )
     return Check("nodes", not silent, found, advice)
 
 
@@ -133,7 +136,10 @@ def clocks(answers: Answers) -> Check:
             off.append(
                 f"{name} is {least:.0f} s {'ahead' if answer.told > answer.answered else 'behind'}"
             )
-    advice = "Let a time service (chrony, systemd-timesyncd) set the clocks: the newest run is told by when it was written."
+    advice = (
+        "Let a time service (chrony, systemd-timesyncd) set the clocks: the newest run is told by "
+        "when it was written."
+    )
     return Check(
         "clocks",
         None if off else True,
@@ -186,7 +192,10 @@ def disks(answers: Answers) -> Check:
         for name, answer in answers.items()
         if answer.about["disk_share"] >= RAY_DISK_FULL
     ]
-    advice = f"Above {RAY_DISK_FULL:.0%} Ray puts no objects there. Free some space, or set RAY_TMPDIR to another disk."
+    advice = (
+        f"Above {RAY_DISK_FULL:.0%} Ray puts no objects there. Free some space, or set RAY_TMPDIR "
+        "to another disk."
+    )
     return Check(
         "disks of the nodes",
         None if full else True,

@@ -53,4 +53,7 @@ def placeholders(tree: Any) -> Iterator[str]:
     for key, value in leaves(tree):
         left = PLACEHOLDER.search(str(value))
         if left:
-            yield f"{key}: expected your own value, got {left[0]}; fill it in, or use `raymtl cluster render`."
+            yield (
+                f"{key}: expected your own value, got {left[0]}; fill it in, or use `raymtl "
+                "cluster render`."
+            )

@@ -1,95 +1,107 @@
-"""`raymtl cluster render`: a shipped cluster file with its placeholders filled, its comments kept."""
+"""`raymtl cluster render`: fills the placeholders of a shipped cluster file, keeps its comments."""
 
 import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from raymtl.cluster.files.documents import PLACEHOLDER
-from raymtl.cluster.files.templates import SHIPPED, Question
+from raymtl.cluster.files.templates import TEMPLATES, Question
 from raymtl.types import UserError
 
 Ask = Callable[[str, Question], str]
 
 
 def render(target: str, given: Mapping[str, str], ask: Ask | None, folder: Path) -> str:
-    """The file of `target`, a key of `SHIPPED`, with every placeholder filled.
+    """Fills every placeholder of the file of `target`, a key of `TEMPLATES`.
 
-    `given` are answers by question; `ask` gets the others, or is None where nobody can be asked.
-    `folder` is the checkout. Raises UserError for a target or a question that there is not, and an
-    answer that is missing or will not do.
+    `given` are values by question; `ask` gets the others, or is None where nobody can be asked.
+    `folder` is the checkout. Raises UserError for an unknown target or question, and for a value
+    that is missing or invalid.
     """
-    if target not in SHIPPED:
-        raise UserError(f"render: expected one of {', '.join(SHIPPED)}, got '{target}'.")
-    shipped = SHIPPED[target]
+    if target not in TEMPLATES:
+        raise UserError(f"render: expected one of {', '.join(TEMPLATES)}, got '{target}'.")
+    questions = TEMPLATES[target].questions
     for name in given:
-        if name not in shipped.questions:
-            near = difflib.get_close_matches(name, shipped.questions, n=1)
+        if name not in questions:
+            near = difflib.get_close_matches(name, questions, n=1)
+            hint = ""
             if near:
                 hint = f" Did you mean {near[0]}?"
-            else:
-                hint = ""
-            raise UserError(f"--set {name}: expected one of {', '.join(shipped.questions)}.{hint}")
-    path = folder / shipped.path
+            raise UserError(f"--set {name}: expected one of {', '.join(questions)}.{hint}")
+    path = folder / TEMPLATES[target].path
     if not path.is_file():
         raise UserError(
             f"{path}: no such file. Run `raymtl cluster render` in raymtl's checkout, as `ray up` "
             "too."
         )
-    missing = [name for name in shipped.questions if name not in given]
+    missing = [name for name in questions if name not in given]
     if missing and ask is None:
         raise UserError(
             f"render {target}: expected a value for {', '.join(missing)}, got none. Give --set "
             "NAME=VALUE for each, or run it in a terminal, which asks."
         )
-    answers = {}
-    for name, question in shipped.questions.items():
-        if ask is None or name in given:
-            answer = given[name]
-        else:
-            answer = ask(name, question)
-        why = why_invalid(question, answer)
-        if why:
-            raise UserError(f"{name}: {why}")
-        answers[name] = _values(question, answer)
-    filled = fill(path.read_text(encoding="utf8"), answers)
+    filled = fill(path.read_text(encoding="utf8"), _collect(questions, given, ask))
     return f"# Written by `raymtl cluster render {target}`: nothing is left to replace.\n{filled}"
 
 
-def why_invalid(question: Question, answer: str) -> str | None:
-    """What is wrong with the answer; None where it will do."""
-    for value in _values(question, answer):
-        expected = question.judge(value)
+def _collect(
+    questions: Mapping[str, Question], given: Mapping[str, str], ask: Ask | None
+) -> dict[str, list[str]]:
+    """The values of each question, given or asked for; raises UserError for an invalid one."""
+    values = {}
+    for name, question in questions.items():
+        if ask is None or name in given:
+            value = given[name]
+        else:
+            value = ask(name, question)
+        reason = why_invalid(question, value)
+        if reason:
+            raise UserError(f"{name}: {reason}")
+        values[name] = _split(question, value)
+    return values
+
+
+def why_invalid(question: Question, value: str) -> str | None:
+    """What is wrong with the value; None where nothing is."""
+    for each in _split(question, value):
+        expected = question.validate(each)
         if expected:
-            return f"expected {expected}, got '{value}'."
+            return f"expected {expected}, got '{each}'."
     return None
 
 
-def _values(question: Question, answer: str) -> list[str]:
+def _split(question: Question, value: str) -> list[str]:
     if not question.several:
-        return [answer.strip()]
-    if answer.strip() == "none":
+        return [value.strip()]
+    if value.strip() == "none":
         return []
-    return [value.strip() for value in answer.split(",")]
+    return [each.strip() for each in value.split(",")]
 
 
-def fill(text: str, answers: Mapping[str, list[str]]) -> str:
-    """Puts answers where the placeholders stand, in comments too; several, or none, make as many
-    lines of one.
+def fill(text: str, values: Mapping[str, list[str]]) -> str:
+    """Replaces the placeholders, in comments too; a line becomes as many as its placeholder has
+    values.
     """
     lines = []
     for line in text.splitlines():
         names = [name.lower() for name in PLACEHOLDER.findall(line)]
-        for values in _rows([answers[name] for name in names]):
-            chosen = dict(zip(names, values, strict=True))
-            parts = PLACEHOLDER.split(line)  # text and names in turn
-            parts[1::2] = [chosen[name.lower()] for name in parts[1::2]]
-            lines.append("".join(parts))
+        for row in _rows([values[name] for name in names]):
+            pieces = PLACEHOLDER.split(line)  # text and names in turn
+            pieces[1::2] = row
+            lines.append("".join(pieces))
     return "\n".join(lines) + "\n"
 
 
-def _rows(columns: list[list[str]]) -> list[tuple[str, ...]]:
-    """The answers of each line that one with these placeholders becomes."""
-    length = min((len(column) for column in columns if len(column) != 1), default=1)
-    return [
-        tuple(column[row if len(column) > 1 else 0] for column in columns) for row in range(length)
-    ]
+def _rows(columns: list[list[str]]) -> list[list[str]]:
+    """The values of each line that one with these placeholders becomes."""
+    lengths = [len(column) for column in columns if len(column) != 1]
+    rows = []
+    for index in range(min(lengths, default=1)):
+        row = []
+        for column in columns:
+            if len(column) > 1:
+                row.append(column[index])
+            else:
+                row.append(column[0])
+        rows.append(row)
+    return rows

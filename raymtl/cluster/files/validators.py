@@ -1,5 +1,5 @@
-"""What may stand where a shipped cluster file has a placeholder: each function says what is wrong
-with an answer.
+"""Which values the placeholders of a shipped cluster file accept: each function says what was
+expected instead of a value.
 """
 
 import ipaddress
@@ -7,23 +7,31 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-Judge = Callable[[str], str | None]
-"""An answer -> what was expected instead, or None where it will do."""
+Validator = Callable[[str], str | None]
+"""A value -> what was expected instead, or None where the value is valid."""
 
 # An address that SSH is opened to covers at most so many machines: an office, not a continent.
 WIDEST = 2**16
+_LABEL = r"[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?"
+HOSTNAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
 
 
-def like(pattern: str, expected: str) -> Judge:
-    """Judges by a pattern that the whole answer has to follow."""
+def matches(pattern: str, expected: str) -> Validator:
+    """Accepts a value that matches the pattern from its beginning to its end."""
     compiled = re.compile(pattern)
-    return lambda answer: None if compiled.fullmatch(answer) else expected
+
+    def validate(value: str) -> str | None:
+        if compiled.fullmatch(value):
+            return None
+        return expected
+
+    return validate
 
 
-def network(answer: str) -> str | None:
+def network(value: str) -> str | None:
     """Where SSH is opened to."""
     try:
-        parsed = ipaddress.ip_network(answer)
+        parsed = ipaddress.ip_network(value)
     except ValueError:
         return "a network such as 203.0.113.7/32, whose bits behind the / are 0"
     if parsed.num_addresses > WIDEST:
@@ -31,16 +39,13 @@ def network(answer: str) -> str | None:
     return None
 
 
-def host(answer: str) -> str | None:
+def host(value: str) -> str | None:
     """An address, or a name, that other machines can reach."""
     try:
-        parsed = ipaddress.ip_address(answer)
+        parsed = ipaddress.ip_address(value)
     except ValueError:
-        name = r"(?=.{1,253}$)[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*"
         wrong = (
-            not re.fullmatch(name, answer)
-            or answer == "localhost"
-            or re.fullmatch(r"[\d.]+", answer)
+            not HOSTNAME.fullmatch(value) or value == "localhost" or re.fullmatch(r"[\d.]+", value)
         )
         if wrong:
             return "an address such as 10.0.0.5, or a host's name"
@@ -52,15 +57,15 @@ def host(answer: str) -> str | None:
     return None
 
 
-def private_host(answer: str) -> str | None:
+def private_host(value: str) -> str | None:
     """An address, or a name, and not an address that the whole Internet reaches."""
-    return host(answer) or public_address(answer)
+    return host(value) or public_address(value)
 
 
-def public_address(answer: str) -> str | None:
+def public_address(value: str) -> str | None:
     """Refuses addresses that the whole Internet reaches; says nothing about names."""
     try:
-        public = ipaddress.ip_address(answer).is_global
+        public = ipaddress.ip_address(value).is_global
     except ValueError:
         return None
     if public:
@@ -68,11 +73,11 @@ def public_address(answer: str) -> str | None:
     return None
 
 
-def private_key(answer: str) -> str | None:
+def private_key(value: str) -> str | None:
     """A file that is there, holds a private key without a passphrase, and is its owner's alone."""
-    if not re.fullmatch(r"[\w./~+@-]+", answer):
+    if not re.fullmatch(r"[\w./~+@-]+", value):
         return "a path of letters, digits and . / ~ + @ -"
-    path = Path(answer).expanduser()
+    path = Path(value).expanduser()
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError):
@@ -82,44 +87,44 @@ def private_key(answer: str) -> str | None:
     if "ENCRYPTED" in text[:400]:
         return "a private key without a passphrase, which Ray could not ask for"
     if path.stat().st_mode & 0o077:
-        return f"a private key that nobody else can read (chmod 600 {answer})"
+        return f"a private key that nobody else can read (chmod 600 {value})"
     return None
 
 
-def account(answer: str) -> str | None:
+def account(value: str) -> str | None:
     """The user on the machines."""
-    if answer == "root":
+    if value == "root":
         return "an account other than root"
-    if re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", answer):
+    if re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", value):
         return None
     return "the name of an account"
 
 
-def container_image(answer: str) -> str | None:
+def container_image(value: str) -> str | None:
     """An image that means the same on all machines, and tomorrow."""
     pattern = r"[a-z0-9]([a-z0-9._/-]|:\d+/)*(:(?P<tag>[\w][\w.-]{0,127})|@sha256:[0-9a-f]{64})"
-    found = re.fullmatch(pattern, answer)
-    if not found or found["tag"] == "latest":
+    image = re.fullmatch(pattern, value)
+    if not image or image["tag"] == "latest":
         return (
             "an image with a tag of its own or a digest, such as registry.example.com/raymtl:0.1.0"
         )
     return None
 
 
-def service_account(answer: str) -> str | None:
+def service_account(value: str) -> str | None:
     """An account of Google Cloud that was made for this."""
     made = re.fullmatch(
-        r"[a-z][a-z0-9-]{4,28}[a-z0-9]@[a-z][a-z0-9-]+\.iam\.gserviceaccount\.com", answer
+        r"[a-z][a-z0-9-]{4,28}[a-z0-9]@[a-z][a-z0-9-]+\.iam\.gserviceaccount\.com", value
     )
     if made:
         return None
     return "an account made for the head, NAME@PROJECT.iam.gserviceaccount.com"
 
 
-def public_key(answer: str) -> str | None:
+def public_key(value: str) -> str | None:
     """One line of a .pub file."""
     kinds = r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521))"
-    right = re.fullmatch(kinds + r" [A-Za-z0-9+/]{40,}={0,2}( [\w.@+-]+)?", answer)
+    right = re.fullmatch(kinds + r" [A-Za-z0-9+/]{40,}={0,2}( [\w.@+-]+)?", value)
     if right:
         return None
     return "the line in the .pub file, ssh-ed25519 AAAA..."
