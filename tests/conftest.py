@@ -97,6 +97,19 @@ def combinations() -> list[tuple[str, str, str]]:
     return [combination for combination in dict.fromkeys(every) if possible(*combination)]
 
 
+def star() -> list[tuple[str, str, str]]:
+    """Every architecture, weighting and learner once, beside `hard`, `pcgrad` and `maml`.
+
+    PCGrad, because it needs the gradient of every task apart, which each axis has to give.
+    """
+    every = [(sharing, "pcgrad", "maml") for sharing in SHARING]
+    every += [("hard", weighting, "maml") for weighting in WEIGHTING]
+    for learner in LEARNERS:
+        weighting = "pcgrad" if possible("hard", "pcgrad", learner) else "static"
+        every.append(("hard", weighting, learner))
+    return [combination for combination in dict.fromkeys(every) if possible(*combination)]
+
+
 def episodes_of(
     chosen: Experiment, arrays: Mapping[str, np.ndarray], step: int = 0, count: int | None = None
 ) -> Episode:

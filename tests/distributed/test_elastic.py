@@ -14,7 +14,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch import distributed as dist
 
@@ -28,6 +27,7 @@ from raymtl.training import checkpoint, loop, stage
 from raymtl.training.loop import TrainContext, local_batches, train_loop
 from raymtl.types import MetaBatch
 from tests.conftest import axes, experiment
+from tests.processes import run_on
 
 CASES = [
     ("cross_stitch", "db_mtl", "maml"),
@@ -100,7 +100,7 @@ def test_on_four_workers_two_and_four_again_the_meta_gradients_are_those_of_one_
     arrays, tmp_path: Path
 ) -> None:
     """To 1e-10, at every step and on every worker; and so are the parameters in the end."""
-    mp.spawn(on_one_of_four, (str(tmp_path), arrays), nprocs=4)
+    run_on(4, on_one_of_four, str(tmp_path), arrays)
     for number, case in enumerate(CASES):
         alone = tmp_path / f"{number}-alone"
         expected = trained(case, arrays, alone, Workers(), stop_at=9)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
@@ -26,6 +25,7 @@ from tests.learners.laws import (
     directional_error,
     first,
 )
+from tests.processes import run_on
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -507,7 +507,7 @@ def test_two_workers_attend_to_one_batch(arrays, tmp_path: Path) -> None:
     episodes = with_missing_labels(episodes_of(chosen, arrays, count=5))
     algorithm = chosen.build()
     expected = meta_gradient(algorithm, perturbed(algorithm), episodes).grads
-    mp.spawn(_on_one_of_two, (str(tmp_path), episodes), nprocs=2)
+    run_on(2, _on_one_of_two, str(tmp_path), episodes)
     for rank in range(2):
         assert_alike(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected, 1e-8)
 

@@ -37,12 +37,13 @@ def allowed(sharing: str, learner: str, values: Mapping[str, Any]) -> bool:
     return True
 
 
-COMBINATIONS = [
+PAIRS = [
     *(
         (sharing, learner, {})
         for sharing in SHARING
         for learner in LEARNERS
-        if possible(sharing, "static", learner)
+        if (sharing in ("hard", "cross_stitch") or learner == "maml")
+        and possible(sharing, "static", learner)
     ),
     *(("hard", learner, values) for learner, values in VARIANTS if values),
     # Batch norms hold the statistics of a support set beside the parameters.
@@ -61,7 +62,6 @@ DESCENDING = [
     n for n, member in MEMBERS.items() if member().num_steps and member.embed is MetaLearner.embed
 ]
 UNROLLED = [n for n, member in MEMBERS.items() if member.adapt is UnrolledLearner.adapt]
-PAIRS = [c for c in COMBINATIONS if c[0] in ("hard", "cross_stitch") or c[1] == "maml"]
 OWN_WEIGHTS = (
     "auto_lambda",
     "dwa",
@@ -119,9 +119,12 @@ def with_batch(algorithm: Algorithm, params: Params, *episodes: Episode) -> Para
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("sharing", "learner", "values"), COMBINATIONS)
+@pytest.mark.parametrize(("sharing", "learner", "values"), PAIRS)
 def test_what_was_adapted_to_before_leaves_no_trace(sharing, learner, values, arrays) -> None:
-    """B after A is B alone, to the bit; neither the given parameters nor the model and weighting are moved."""
+    """B after A is B alone, to the bit; neither the given parameters nor the model and weighting are moved.
+
+    A trace could lie in an architecture or in a learner: each beside plain and intricate partners.
+    """
     chosen = axes(sharing, "static", learner).override(values)
     first, second = drawn(chosen, arrays, 0, 1)
     fresh = chosen.build()
@@ -159,7 +162,7 @@ def test_an_episode_of_a_batch_adapts_as_it_does_alone_in_any_company(
         return own, algorithm.predict(own, episode.query.inputs)
 
     alone = adapted(b)
-    for company, place in (((a, b), 1), ((c, b), 1), ((b, c), 0)):
+    for company, place in (((a, b), 1), ((b, c), 0)):
         batch = over_episodes(adapted, stacked(*company), ExecutionConfig("vmap"))
         found = tree_map(lambda leaf, at=place: leaf[at], batch)
         for own, expected in zip(found, alone, strict=True):
@@ -177,13 +180,13 @@ def test_the_meta_gradient_is_the_mean_of_the_episodes_and_knows_no_order(
     sharing, learner, values, arrays
 ) -> None:
     chosen = axes(sharing, "static", learner).override(values)
-    a, b, c = drawn(chosen, arrays, 0, 1, 2)
-    together = gradients(chosen, a, b, c)
+    a, b = drawn(chosen, arrays, 0, 1)
+    together = gradients(chosen, a, b)
     assert any(gradient.abs().max() > 1e-6 for gradient in together.values())
-    assert_close(gradients(chosen, c, a, b), together)
+    assert_close(gradients(chosen, b, a), together)
     if not chosen.learner.uses_batch_context:
-        apart = [gradients(chosen, episode) for episode in (a, b, c)]
-        assert_close({name: sum(grads[name] for grads in apart) / 3 for name in together}, together)
+        apart = [gradients(chosen, episode) for episode in (a, b)]
+        assert_close({name: sum(grads[name] for grads in apart) / 2 for name in together}, together)
 
 
 def moved_weighting(chosen: Experiment, arrays) -> tuple[Algorithm, dict[str, Tensor]]:

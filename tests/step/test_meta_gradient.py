@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import distributed as dist
 from torch.utils._pytree import tree_map
 
@@ -14,16 +13,20 @@ from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient, update_aft
 from raymtl.step.workers import Workers
 from raymtl.types import Batch, DivergedError, Episode
 from tests.conftest import (
+    LEARNERS,
     WEIGHTING,
     axes,
     combinations,
     episodes_of,
     experiment,
     perturbed,
+    star,
     with_missing_labels,
 )
+from tests.processes import run_on
 
 COMBINATIONS = combinations()
+STAR = star()
 SPLITS = {  # ragged on purpose
     1: [(0, 9)],
     2: [(0, 7), (7, 9)],
@@ -38,26 +41,45 @@ def test_every_combination_takes_a_step_and_vmap_equals_the_loop(
     sharing, weighting, learner, arrays
 ) -> None:
     chosen = axes(sharing, weighting, learner)
-    episodes = episodes_of(chosen, arrays)
-    results = []
-    for execution in (
+    _assert_alike(
+        chosen,
+        episodes_of(chosen, arrays, count=2),
         ExecutionConfig("vmap"),
         ExecutionConfig("loop"),
+    )
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_vmap_over_a_few_episodes_at_a_time_equals_vmap_over_all(learner, arrays) -> None:
+    """How many at a time is decided around the learner, which alone sees single episodes."""
+    chosen = axes("hard", "pcgrad", learner)
+    _assert_alike(
+        chosen,
+        episodes_of(chosen, arrays),
+        ExecutionConfig("vmap"),
         ExecutionConfig("vmap", chunk=2),
-    ):
+    )
+
+
+def _assert_alike(chosen: Experiment, episodes: Episode, *executions: ExecutionConfig) -> None:
+    """The same losses and meta-gradients in both ways, and not all zero."""
+    results = []
+    for execution in executions:
         algorithm = chosen.build()
         results.append(
             meta_gradient(algorithm, perturbed(algorithm), episodes, execution=execution)
         )
-    assert any(gradient.abs().max() > 0 for gradient in results[0].grads.values())
-    for other in results[1:]:
-        torch.testing.assert_close(other.losses, results[0].losses, rtol=1e-10, atol=1e-12)
-        for name, gradient in other.grads.items():
-            torch.testing.assert_close(gradient, results[0].grads[name], rtol=1e-8, atol=1e-11)
+    one, other = results
+    assert any(gradient.abs().max() > 0 for gradient in one.grads.values())
+    torch.testing.assert_close(other.losses, one.losses, rtol=1e-10, atol=1e-12)
+    for name, gradient in other.grads.items():
+        torch.testing.assert_close(gradient, one.grads[name], rtol=1e-8, atol=1e-11)
 
 
-@pytest.mark.parametrize(("sharing", "weighting", "learner"), COMBINATIONS)
-def test_every_combination_runs_in_bfloat16(sharing, weighting, learner, arrays) -> None:
+@pytest.mark.parametrize(("sharing", "weighting", "learner"), STAR)
+def test_every_member_runs_in_bfloat16(sharing, weighting, learner, arrays) -> None:
+    """Each member once: precision is set around the whole step, so pairs add nothing."""
     chosen = axes(sharing, weighting, learner)
     algorithm = chosen.build()
     execution = ExecutionConfig(precision="bfloat16")
@@ -100,63 +122,66 @@ def _trained(
 def _cases(arrays: Any, every: bool) -> list[tuple[Experiment, list[Episode]]]:
     """Two steps of nine episodes: all labels, then some missing and one task without any.
 
-    Each axis beside its simple partners, or with `every` all combinations.
+    Each member of each axis once, beside `hard`, `pcgrad` and `maml`; with `every` all combinations.
     """
     cases = []
-    for combination in COMBINATIONS:
+    for combination in COMBINATIONS if every else STAR:
         chosen = axes(*combination)
-        plain = [
-            chosen.sharing.name == "hard",
-            chosen.weighting.name in ("static", "pcgrad"),
-            chosen.learner.name == "maml",
-        ]
-        if every or sum(plain) >= 2:
-            steps = [episodes_of(chosen, arrays, step=step, count=9) for step in range(2)]
-            # A class without a single support label has no prototype.
-            steps[1] = with_missing_labels(steps[1], support=chosen.learner.name != "protonet")
-            masks = steps[1].query.masks
-            masks["left"] = torch.zeros_like(masks["left"])
-            cases.append((chosen, steps))
+        steps = [episodes_of(chosen, arrays, step=step, count=9) for step in range(2)]
+        # A class without a single support label has no prototype.
+        steps[1] = with_missing_labels(steps[1], support=chosen.learner.name != "protonet")
+        masks = steps[1].query.masks
+        masks["left"] = torch.zeros_like(masks["left"])
+        cases.append((chosen, steps))
     return cases
 
 
-def _on_one_of(rank: int, size: int, folder: str, arrays: Any, every: bool) -> None:
-    """A worker process: trains on its ragged share of every case and saves what it ends up with."""
+def _as_worker(rank: int, folder: str, arrays: Any, every: bool) -> None:
+    """A worker process: of four, and before that, for every fourth case, of two.
+
+    Trains on its ragged share of every case and saves what it ends up with.
+    """
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous-{size}", rank=rank, world_size=size
-    )
-    share = slice(*SPLITS[size][rank])
-    found = [
-        _trained(chosen, steps, Workers(rank, size), share)
-        for chosen, steps in _cases(arrays, every)
-    ]
-    torch.save(found, f"{folder}/{size}-{rank}.pt")
-    dist.destroy_process_group()
+    cases = _cases(arrays, every)
+    for size, of_size in ((2, cases[::4]), (4, cases)):
+        if rank < size:
+            dist.init_process_group(
+                "gloo", init_method=f"file://{folder}/rendezvous-{size}", rank=rank, world_size=size
+            )
+            share = slice(*SPLITS[size][rank])
+            found = [
+                _trained(chosen, steps, Workers(rank, size), share) for chosen, steps in of_size
+            ]
+            torch.save(found, f"{folder}/{size}-{rank}.pt")
+            dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(
-    ("size", "every"), [(2, False), (4, False), pytest.param(4, True, marks=pytest.mark.slow)]
-)
-def test_any_number_of_workers_trains_alike(size: int, every: bool, tmp_path: Path, arrays) -> None:
-    """Architectures, weightings and learners, state included, over steps that follow from each other."""
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_any_number_of_workers_trains_alike(every: bool, tmp_path: Path, arrays) -> None:
+    """Two steps that follow from each other end alike on one worker, two and four, state included.
+
+    Workers exchange sums over episodes, which each axis makes in its own way whatever stands on the
+    other two: each member once suffices. All pairs are the slow variant.
+    """
     cases = _cases(arrays, every)
     expected = [_trained(chosen, steps, Workers(), slice(None)) for chosen, steps in cases]
-    mp.spawn(_on_one_of, (size, str(tmp_path), arrays, every), nprocs=size)
-    for rank in range(size):
-        for (chosen, _), whole, found in zip(
-            cases,
-            expected,
-            torch.load(tmp_path / f"{size}-{rank}.pt", weights_only=True),
-            strict=True,
-        ):
-            axes_of_it = f"{chosen.sharing.name} {chosen.weighting.name} {chosen.learner.name}"
-            assert found.keys() == whole.keys()
-            for name, value in found.items():
-                close = torch.allclose(value, whole[name], rtol=1e-8, atol=1e-10, equal_nan=True)
-                assert close, f"{axes_of_it}: {name} differs by {(value - whole[name]).abs().max()}"
+    run_on(4, _as_worker, str(tmp_path), arrays, every)
+    for size, stride in ((2, 4), (4, 1)):
+        for rank in range(size):
+            ended = torch.load(tmp_path / f"{size}-{rank}.pt", weights_only=True)
+            for (chosen, _), whole, found in zip(
+                cases[::stride], expected[::stride], ended, strict=True
+            ):
+                axes_of_it = f"{chosen.sharing.name} {chosen.weighting.name} {chosen.learner.name}"
+                assert found.keys() == whole.keys()
+                for name, value in found.items():
+                    close = torch.allclose(
+                        value, whole[name], rtol=1e-8, atol=1e-10, equal_nan=True
+                    )
+                    off = (value - whole[name]).abs().max()
+                    assert close, f"{axes_of_it}: {name} differs by {off} on {size} workers"
 
 
 @pytest.mark.usefixtures("float64")

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch import distributed as dist
 from torch.utils._pytree import tree_map
@@ -26,6 +25,7 @@ from raymtl.storage import formats
 from raymtl.types import Episode, Task, UserError
 from raymtl.weighting import StaticSpec
 from tests.conftest import SHARING, axes, perturbed
+from tests.processes import run_on
 from tests.tasks.shapes import NAMES, Shapes
 
 ENCODER = ConvSpec(channels=(4, 8))
@@ -204,7 +204,7 @@ def _on_one_of(rank: int, folder: str) -> None:
 @pytest.mark.usefixtures("float64")
 def test_two_workers_find_the_gradient_and_the_scores_that_one_finds(tmp_path: Path) -> None:
     whole = _stepped(Workers(), slice(None))
-    mp.spawn(_on_one_of, (str(tmp_path),), nprocs=2)
+    run_on(2, _on_one_of, str(tmp_path))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert found.keys() == whole.keys()

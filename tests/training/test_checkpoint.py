@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import distributed as dist
-from torch import multiprocessing as mp
 
 from raymtl.config import Experiment
 from raymtl.data.episodes import build_episodes
@@ -27,6 +26,7 @@ from raymtl.training.checkpointing import HALVED
 from raymtl.training.loop import Batches, TrainContext, local_batches, train_loop
 from raymtl.types import UserError
 from tests.conftest import axes
+from tests.processes import new_process
 
 
 class Stopped(Exception):
@@ -258,10 +258,7 @@ def train_on_one_of(
 
 def on_three_workers(*settings: object) -> list[int | None]:
     """The exit status of each process; none is ended by the end of another, and the last at the latest here."""
-    started = [
-        mp.get_context("spawn").Process(target=train_on_one_of, args=(rank, 3, *settings))
-        for rank in range(3)
-    ]
+    started = [new_process(train_on_one_of, rank, 3, *settings) for rank in range(3)]
     for process in started:
         process.start()
     for process in started[:2]:
