@@ -97,9 +97,13 @@ def unsafe(source: str, *, pickles: bool = False) -> Iterator[str]:
                 yield f"{name} of a name that is not written here"
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_no_file_can_be_made_to_run_what_it_reads(file: str) -> None:
-    assert list(unsafe((ROOT / file).read_text(), pickles=file in PICKLES)) == []
+def test_no_file_can_be_made_to_run_what_it_reads() -> None:
+    offenders = [
+        f"{file}: {what}"
+        for file in FILES
+        for what in unsafe((ROOT / file).read_text(), pickles=file in PICKLES)
+    ]
+    assert offenders == []
 
 
 @pytest.mark.parametrize(

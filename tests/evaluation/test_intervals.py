@@ -219,7 +219,7 @@ def few_shot(
 def test_intervals_cover_over_classes_of_few_shot_episodes(num_episodes: int) -> None:
     task = classification("a", 5, few_shot=True)
     worlds = few_shot(20, 1)
-    truth = np.mean([estimator(task, "accuracy", next(worlds)).value for _ in range(4000)])
+    truth = np.mean([estimator(task, "accuracy", next(worlds)).value for _ in range(1500)])
     found = coverage(
         task, "accuracy", float(truth), few_shot(20, num_episodes), frozenset({"class"})
     )

@@ -229,8 +229,7 @@ VARIANTS = [
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("weighting", ["static", "pcgrad"])
-@pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
+@pytest.mark.parametrize(("sharing", "weighting"), [("hard", "static"), ("cross_stitch", "pcgrad")])
 @pytest.mark.parametrize(("learner", "values"), VARIANTS)
 def test_vmap_equals_the_loop_with_labels_missing(
     learner, values, sharing, weighting, arrays

@@ -221,12 +221,12 @@ def test_vmap_over_episodes_is_a_loop_where_tasks_bring_their_own_inputs(name: s
 def test_resnet18_serves_every_architecture(name: str) -> None:
     """Abstractly: shapes and what is shared, without computing."""
     with torch.device("meta"):
-        model = build(name, (ResNet18Spec(), SHAPE))
+        model = build(name, (ResNet18Spec(), SHAPE), TASKS[:2])
         predictions = model(torch.empty(2, *SHAPE))
     assert {task: value.shape for task, value in predictions.items()} == {
         task: (2, num_outputs) for task, num_outputs in model.out_features.items()
     }
-    reached = [touched(predictions[task], model) for task in NAMES]
+    reached = [touched(predictions[task], model) for task in NAMES[:2]]
     assert {
         k for k, _ in model.named_parameters() if sum(k in of_task for of_task in reached) > 1
     } == model.shared

@@ -1,4 +1,4 @@
-"""Every weighting of gradients that TorchJD has, against it, on 200 Jacobians each.
+"""Every weighting of gradients that TorchJD has, against it, on 60 Jacobians each.
 
 What agrees is the combination of the gradients, to 1e-6 of its length. Where TorchJD iterates towards a solution that
 is ours exactly, ours meets the conditions of optimality to 1e-8 and is no worse than TorchJD's.
@@ -40,7 +40,7 @@ from tests.weighting import Rows
 pytestmark = pytest.mark.usefixtures("float64")
 
 TASKS = [regression(f"task_{index}", 0.0, 1.0) for index in range(40)]
-NUMBER = 200
+NUMBER = 60
 
 
 def jacobian(seed: int) -> Tensor:
