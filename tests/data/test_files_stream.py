@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from raymtl.data import Files
 from raymtl.data.episodes import build_episodes
 from raymtl.data.tables.stream_window import blocks_of
+from raymtl.training import loop
 from raymtl.training.loop import TrainContext, local_batches, train_loop
 from raymtl.types import UserError
 from tests.conftest import experiment
@@ -162,24 +164,32 @@ def test_what_cannot_be_streamed_is_told(tmp_path: Path, values: dict[str, Any],
         numbered(tmp_path, **values)
 
 
-def test_a_run_waits_for_its_data_and_for_nothing_else_in_data_wait_pct(tmp_path: Path) -> None:
+def test_a_run_waits_for_its_data_and_for_nothing_else_in_data_wait_pct(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that only the data and the reports move."""
+    now = [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: now[0], monotonic=time.monotonic, sleep=time.sleep)
+    monkeypatch.setattr(loop, "time", clock)
+
+    def advance(seconds: float) -> None:
+        now[0] += seconds
+
     chosen = experiment(train__steps=4, train__eval_every=2)
     arrays = chosen.data.load()
 
     def slow(first_step):
         for batch in local_batches(chosen, arrays)(first_step):
-            time.sleep(0.05)
+            advance(0.05)
             yield batch
 
-    # Reports are as slow, and are no data.
-    context = TrainContext(lambda metrics: time.sleep(0.2), lambda row: None)
+    context = TrainContext(lambda metrics: advance(0.2), lambda row: None)
     train_loop(chosen, arrays, slow, context, tmp_path)
     waited = [
         row["seconds"] * row["data_wait_pct"] / 100
         for row in pq.read_table(tmp_path / "history.parquet").to_pylist()
     ]
-    assert len(waited) == 4
-    assert all(0.05 <= seconds < 0.15 for seconds in waited), waited
+    assert waited == pytest.approx([0.05] * 4)
 
 
 SCRIPT = """

@@ -39,6 +39,7 @@ def fill(disk: Path) -> Path:
     """Puts a file there that takes all that is left."""
     filler = disk / "filler"
     room = os.statvfs(disk)
+    assert room.f_blocks * room.f_frsize <= 2**20, "the small disk is no longer mounted"
     filler.write_bytes(b"0" * room.f_bavail * room.f_bsize)
     assert os.statvfs(disk).f_bavail == 0
     return filler
@@ -130,12 +131,16 @@ def test_a_training_waits_for_a_disk_that_is_really_full_and_ends_as_any_other(
             folder,
         )
 
+    timers: list[threading.Timer] = []
+
     def observe(row) -> None:
         if row["step"] == 25:
-            threading.Timer(1.0, fill(disk).unlink).start()
+            timers.append(threading.Timer(1.0, fill(disk).unlink))
+            timers[0].start()
 
     train(tmp_path / "straight", lambda row: None)
     train(disk / "full", observe)
+    timers[0].join()
     one, other = (
         load_file(folder / "model.safetensors") for folder in (tmp_path / "straight", disk / "full")
     )
