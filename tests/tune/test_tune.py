@@ -457,8 +457,8 @@ def test_killed_half_way_and_resumed_it_is_the_uninterrupted_search(tmp_path: Pa
     The other run is a whole one of the same seed, so this also shows that a seed gives the same result twice.
     """
     straight, broken = (
-        command(tmp_path / "a", concurrency=1),
-        command(tmp_path / "b", concurrency=1),
+        command(tmp_path / "a", concurrency=1, baselines="default"),
+        command(tmp_path / "b", concurrency=1, baselines="default"),
     )
     subprocess.run(straight, check=True, capture_output=True, env=without_address())
     for number, args in enumerate(([], ["--resume"])):
@@ -509,7 +509,12 @@ def test_trials_of_several_workers_finish_and_agree_with_trials_of_one(tmp_path:
     rows = []
     for name, workers in (("one", 1), ("two", 2)):
         args = command(
-            tmp_path / name, concurrency=1, trials=2, workers_per_trial=workers, asha=None
+            tmp_path / name,
+            concurrency=1,
+            trials=2,
+            workers_per_trial=workers,
+            asha=None,
+            baselines="none",
         )
         subprocess.run(args, check=True, capture_output=True, env=without_address())
         rows.append(formats.read_rows(tmp_path / name / "runs" / "small" / "trials.parquet"))
