@@ -30,6 +30,14 @@ torch.set_num_threads(1)
 
 PARTNERS = ("hard", "static", "pcgrad")
 
+LONGEST = ("test_tune.py", "test_trainer.py", "test_ray_dashboard.py", "test_checkpoint.py")
+"""Files that start Ray or processes and wait for them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(autouse=True)
 def _quiet_torch() -> Iterator[None]:
