@@ -1,5 +1,6 @@
 """What many tests need: small problems in float64, and the digits."""
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
@@ -57,24 +58,27 @@ def arrays() -> dict[str, np.ndarray]:
     return Digits().load()
 
 
+@functools.cache
+def small() -> Experiment:
+    """The configuration that most tests vary; made once, since no experiment can be changed."""
+    return Experiment().override(
+        {
+            "encoder.name": "mlp",
+            "encoder.hidden": [12, 8],
+            "learner.inner_lr": 0.05,
+            "data.shots": 1,
+            "data.queries": 1,
+            "train.meta_batch": 3,
+            "train.task_axis": "vmap",
+            "evaluate.val_episodes": 4,
+            "evaluate.test_episodes": 6,
+        }
+    )
+
+
 def experiment(**values: Any) -> Experiment:
     """A small configuration; keys are dotted names with `__` for the dot."""
-    small: dict[str, Any] = {
-        "encoder.name": "mlp",
-        "encoder.hidden": [12, 8],
-        "learner.inner_lr": 0.05,
-        "data.shots": 1,
-        "data.queries": 1,
-        "train.meta_batch": 3,
-        "train.task_axis": "vmap",
-        "evaluate.val_episodes": 4,
-        "evaluate.test_episodes": 6,
-    }
-    return (
-        Experiment()
-        .override(small)
-        .override({key.replace("__", "."): value for key, value in values.items()})
-    )
+    return small().override({key.replace("__", "."): value for key, value in values.items()})
 
 
 def axes(sharing: str, weighting: str, learner: str) -> Experiment:
@@ -86,6 +90,7 @@ def axes(sharing: str, weighting: str, learner: str) -> Experiment:
         return experiment(**chosen, data__tasks=["left", "right"])
 
 
+@functools.cache
 def possible(sharing: str, weighting: str, learner: str) -> bool:
     """Whether the combination can run at all; what is refused is told by tests/config/test_config.py."""
     try:

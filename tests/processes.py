@@ -8,7 +8,7 @@ from typing import Any
 import torch.multiprocessing as mp
 
 # One server imports these once and forks every process of every test from itself.
-multiprocessing.set_forkserver_preload(["torch", "raymtl.config", "raymtl.training.loop"])
+multiprocessing.set_forkserver_preload(["torch", "tests.conftest", "raymtl.training.loop"])
 
 
 def run_on(count: int, target: Callable[..., None], *args: Any) -> None:
