@@ -101,12 +101,20 @@ def possible(sharing: str, weighting: str, learner: str) -> bool:
 
 
 def combinations() -> list[tuple[str, str, str]]:
-    """Every architecture, weighting and learner, each beside plain and intricate partners on the other two axes."""
+    """Every architecture, weighting and learner, each beside plain and intricate partners on the other two axes.
+
+    Of learners, beside every architecture and every weighting: one that differentiates through its
+    steps, one that takes none, and one that is not differentiated.
+    """
     pairs = [
         (s, w) for s, w in itertools.product(SHARING, WEIGHTING) if s in PARTNERS or w in PARTNERS
     ]
-    every = [(s, w, learner) for s, w in pairs for learner in ("maml", "protonet", "reptile")]
-    every += itertools.product(("hard", "cross_stitch"), ("static", "pcgrad"), LEARNERS)
+    every = [(sharing, weighting, "maml") for sharing, weighting in pairs]
+    for learner in ("protonet", "reptile"):
+        every += [(sharing, "static", learner) for sharing in SHARING]
+        every += [("hard", weighting, learner) for weighting in WEIGHTING]
+    every += [("hard", "static", learner) for learner in LEARNERS]
+    every += [("cross_stitch", "pcgrad", learner) for learner in LEARNERS]
     return [combination for combination in dict.fromkeys(every) if possible(*combination)]
 
 

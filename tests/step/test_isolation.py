@@ -42,8 +42,7 @@ PAIRS = [
         (sharing, learner, {})
         for sharing in SHARING
         for learner in LEARNERS
-        if (sharing in ("hard", "cross_stitch") or learner == "maml")
-        and possible(sharing, "static", learner)
+        if (sharing == "hard" or learner == "maml") and possible(sharing, "static", learner)
     ),
     *(("hard", learner, values) for learner, values in VARIANTS if values),
     # Batch norms hold the statistics of a support set beside the parameters.

@@ -115,8 +115,8 @@ def test_a_training_waits_for_a_disk_that_is_really_full_and_ends_as_any_other(
     monkeypatch.setattr("raymtl.reporting.tensorboard.FLUSH_S", 0.05)
     chosen = axes("hard", "famo", "maml").override(
         {
-            "train.steps": 60,
-            "train.eval_every": 20,
+            "train.steps": 24,
+            "train.eval_every": 8,
             "train.task_axis": "vmap",
             "encoder.hidden": [6],
         }
@@ -134,7 +134,7 @@ def test_a_training_waits_for_a_disk_that_is_really_full_and_ends_as_any_other(
     timers: list[threading.Timer] = []
 
     def observe(row) -> None:
-        if row["step"] == 25:
+        if row["step"] == 10:
             timers.append(threading.Timer(1.0, fill(disk).unlink))
             timers[0].start()
 
@@ -146,9 +146,9 @@ def test_a_training_waits_for_a_disk_that_is_really_full_and_ends_as_any_other(
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert [row["step"] for row in formats.read_rows(disk / "full" / "history.parquet")] == list(
-        range(1, 61)
+        range(1, 25)
     )
-    assert shown(disk / "full") == shown(tmp_path / "straight") == list(range(1, 61))
+    assert shown(disk / "full") == shown(tmp_path / "straight") == list(range(1, 25))
 
 
 def shown(folder: Path) -> list[int]:
