@@ -34,7 +34,8 @@ from raymtl.data import Arrays, Split
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.data.formats.cifar100 import COARSE
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient, update_after_step
+from raymtl.step.execution import ExecutionConfig
+from raymtl.step.meta_gradient import meta_gradient, update_after_step
 from raymtl.types import Batch, DivergedError, Params, Spec
 
 DATASET = "cifar100"
@@ -220,7 +221,7 @@ def train(
             )
         optimizer.step()
         if chosen.weighting.needs_post_step_losses:
-            update_after_step(algorithm, params, episodes, meta, execution=execution, step=step)
+            update_after_step(algorithm, params, episodes, meta, execution=execution)
         done = step + 1
         if done * protocol.looks // protocol.steps > step * protocol.looks // protocol.steps:
             found = errors(algorithm, params, validation, execution)

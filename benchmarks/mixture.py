@@ -32,7 +32,8 @@ from raymtl.data.episodes import build_episodes, on_device
 from raymtl.evaluation.evaluate import evaluate
 from raymtl.evaluation.scores import validation_scores
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient, over_episodes
+from raymtl.step.execution import ExecutionConfig, over_episodes
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.step.workers import Workers
 from raymtl.types import DivergedError, Params, Spec
 

@@ -42,7 +42,7 @@ from raymtl.evaluation.relative import delta_m
 from raymtl.learners import MAML
 from raymtl.sharing import BranchingSpec, HierarchicalSpec, SoftSpec
 from raymtl.sharing.base import SharingSpecBase
-from raymtl.step.meta_gradient import Precision
+from raymtl.step.execution import Precision
 from raymtl.tasks import metric_sums, metric_values
 from raymtl.training.loop import TrainContext, local_batches, train_loop
 from raymtl.types import DivergedError, Episode, Spec, UserError

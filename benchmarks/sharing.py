@@ -36,7 +36,8 @@ from raymtl.learners import MAML
 from raymtl.sharing import HardSpec, SharingSpec, SoftSpec
 from raymtl.sharing.base import SharingSpecBase
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient
+from raymtl.step.execution import ExecutionConfig
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.tasks import loss_sums, metric_sums, metric_values
 from raymtl.types import Batch, DivergedError, Episode, Params, Spec, Task
 from raymtl.weighting import EqualSpec, StaticSpec

@@ -33,7 +33,8 @@ from raymtl.encoders import LeNetSpec, MLPSpec, ResNet18Spec
 from raymtl.learners import MAML
 from raymtl.sharing import HardSpec
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient, update_after_step
+from raymtl.step.execution import ExecutionConfig
+from raymtl.step.meta_gradient import meta_gradient, update_after_step
 from raymtl.step.task_gradients import Losses, TaskGradients
 from raymtl.step.workers import Workers
 from raymtl.tasks import regression

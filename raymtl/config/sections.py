@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from raymtl.step.meta_gradient import Precision
+from raymtl.step.execution import Precision
 from raymtl.types import Spec
 
 

@@ -11,7 +11,7 @@ from raymtl.config import Experiment
 from raymtl.data import Arrays, Split
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.meta_gradient import ExecutionConfig, over_episodes
+from raymtl.step.execution import ExecutionConfig, over_episodes
 from raymtl.types import Episode, Params
 
 EXAMPLES = 12

@@ -16,7 +16,7 @@ from raymtl.data import Arrays, Source, Split
 from raymtl.data.base import HeldOut, Members
 from raymtl.data.episodes import build_buckets, generator, on_device
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.meta_gradient import ExecutionConfig, over_episodes
+from raymtl.step.execution import ExecutionConfig, over_episodes
 from raymtl.step.workers import Workers
 from raymtl.tasks import num_sums
 from raymtl.types import Batch, Episode, Params, Task

@@ -20,7 +20,7 @@ from raymtl.evaluation.held_out import (
 )
 from raymtl.evaluation.intervals import Estimator, Partition, Range
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.meta_gradient import ExecutionConfig
+from raymtl.step.execution import ExecutionConfig
 from raymtl.step.workers import Workers
 from raymtl.tasks import (
     grouped_metric_sums,

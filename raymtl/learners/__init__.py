@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from raymtl.learners.anil import ANIL
-from raymtl.learners.base import BATCH, MetaLearner, Objective
+from raymtl.learners.base import BATCH_EMBEDDINGS, MetaLearner, Objective
 from raymtl.learners.boil import BOIL
 from raymtl.learners.cavia import CAVIA
 from raymtl.learners.cnp import CNP
@@ -48,7 +48,7 @@ LearnerSpec = Annotated[
 
 __all__ = [
     "ANIL",
-    "BATCH",
+    "BATCH_EMBEDDINGS",
     "BOIL",
     "CAVIA",
     "CNP",

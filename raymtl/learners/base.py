@@ -13,9 +13,10 @@ from torch.func import functional_call
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, Spec, Task, select
 
-BATCH = "learner.batch"
-STEPS = "learner.steps"
-"""Inner steps behind what is judged in training, where these are not `num_steps`."""
+BATCH_EMBEDDINGS = "learner.batch"
+"""The key of the embeddings of all tasks of the meta-batch, [E, K, D], among the parameters."""
+STEPS_TAKEN = "learner.steps"
+"""The key of the number of inner steps behind evaluated parameters, where it is not `num_steps`."""
 
 Objective = Callable[[Params, Mapping[str, Tensor], Batch], Tensor]
 """(parameters, predictions, batch) -> the weighted loss of the tasks, a scalar."""
@@ -89,7 +90,7 @@ class MetaLearner(Spec, ABC):
         knows none so.
 
         Where `uses_batch_context`, training gives the embeddings of all episodes of all workers, [E, K,
-        D], to `adapt` as `params[BATCH]`. No gradient follows them: they are the others', and read
+        D], to `adapt` as `params[BATCH_EMBEDDINGS]`. No gradient follows them: they are the others', and read
         as they are.
         """
         return None
@@ -130,7 +131,7 @@ class MetaLearner(Spec, ABC):
         Differentiable in `params`, and safe under vmap over the support sets.
         """
 
-    def adaptations(
+    def evaluated_params(
         self,
         model: SharingArchitecture,
         params: Params,
@@ -138,11 +139,10 @@ class MetaLearner(Spec, ABC):
         objective: Objective,
         step: int,
     ) -> Sequence[tuple[float, Params]]:
-        """What the outer step `step` judges in training: parameters, each with the weight of its
-        query loss.
+        """The parameters whose query losses the outer step `step` follows, each with its weight.
 
-        The adapted ones alone, unless a learner also judges the way to them or trains otherwise
-        than it adapts.
+        The default is the adapted parameters alone. A learner overrides it for multi-step losses,
+        which also count the query loss on the way, or where it trains otherwise than it adapts.
         """
         return [(1.0, self.adapt(model, params, support, objective))]
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from raymtl.learners.base import STEPS, Objective
+from raymtl.learners.base import STEPS_TAKEN, Objective
 from raymtl.learners.inner import GradientLearner, Rates
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, prefixed, select
@@ -64,10 +64,12 @@ class MAMLPlusPlus(GradientLearner):
         objective: Objective,
         steps: int | None = None,
     ) -> Params:
+        if steps is None:
+            steps = self.inner_steps
         path = self.path(model, params, support, objective, first_order=False)
-        return next(islice(path, self.inner_steps if steps is None else steps, None))
+        return next(islice(path, steps, None))
 
-    def adaptations(
+    def evaluated_params(
         self,
         model: SharingArchitecture,
         params: Params,
@@ -79,8 +81,12 @@ class MAMLPlusPlus(GradientLearner):
             model, params, support, objective, first_order=step < self.first_order_until
         )
         after = islice(path, 1, self.inner_steps + 1)
-        judged = enumerate(zip(self.step_weights(step), after, strict=True), start=1)
-        return [(v, {**phi, STEPS: torch.tensor(taken)}) for taken, (v, phi) in judged if v]
+        evaluated = []
+        pairs = zip(self.step_weights(step), after, strict=True)
+        for taken, (weight, phi) in enumerate(pairs, start=1):
+            if weight:
+                evaluated.append((weight, {**phi, STEPS_TAKEN: torch.tensor(taken)}))
+        return evaluated
 
     def step_weights(self, step: int) -> list[float]:
         """Of the query losses after each inner step, in the outer step `step`."""

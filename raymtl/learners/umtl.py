@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional as F
 
-from raymtl.learners.base import BATCH, Objective
+from raymtl.learners.base import BATCH_EMBEDDINGS, Objective
 from raymtl.learners.classes import needs_linear_heads
 from raymtl.learners.inner import Rates, UnrolledLearner
 from raymtl.learners.task_encoder import (
@@ -257,8 +257,8 @@ class UMTL(UnrolledLearner):
         own = select(params, "learner")
         emitted: dict[str, Tensor] = {}
         with torch.autocast(z.device.type, enabled=False):
-            if self.uses_batch_context and BATCH in params:
-                batch = [params[BATCH].flatten(0, -2) @ own["project"].T]
+            if self.uses_batch_context and BATCH_EMBEDDINGS in params:
+                batch = [params[BATCH_EMBEDDINGS].flatten(0, -2) @ own["project"].T]
             else:
                 batch = []
             e = self._contexts(

@@ -12,7 +12,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from raymtl.learners.base import STEPS, Objective
+from raymtl.learners.base import STEPS_TAKEN, Objective
 from raymtl.learners.inner import GradientLearner, inner_start, inner_step
 from raymtl.learners.t_net import folded, identities
 from raymtl.sharing import SharingArchitecture
@@ -60,10 +60,12 @@ class WarpGrad(GradientLearner):
         objective: Objective,
         steps: int | None = None,
     ) -> Params:
+        if steps is None:
+            steps = self.inner_steps
         path = self.path(model, params, support, objective, first_order=False)
-        return folded(next(islice(path, self.inner_steps if steps is None else steps, None)))
+        return folded(next(islice(path, steps, None)))
 
-    def adaptations(
+    def evaluated_params(
         self,
         model: SharingArchitecture,
         params: Params,
@@ -72,7 +74,7 @@ class WarpGrad(GradientLearner):
         step: int,
     ) -> Sequence[tuple[float, Params]]:
         loss, theta = self.support_loss(model, objective), self.start(params)
-        place, judged = inner_start(theta, self.inner_optimizer), []
+        place, evaluated = inner_start(theta, self.inner_optimizer), []
         for index in range(self.inner_steps):
             # The value of a point on the path, the gradient of where the path began.
             here = {
@@ -86,9 +88,9 @@ class WarpGrad(GradientLearner):
                 index,
                 optimizer=self.inner_optimizer,
             )
-            phi = {**folded(self.fitted(params, place.phi)), STEPS: torch.tensor(index + 1)}
-            judged.append((1 / self.inner_steps, phi))
-        return judged
+            phi = {**folded(self.fitted(params, place.phi)), STEPS_TAKEN: torch.tensor(index + 1)}
+            evaluated.append((1 / self.inner_steps, phi))
+        return evaluated
 
     def predict(
         self, model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]

@@ -16,7 +16,7 @@ from raymtl.encoders.norm import (
     statistics_of,
 )
 from raymtl.learners import MetaLearner
-from raymtl.learners.base import STEPS
+from raymtl.learners.base import STEPS_TAKEN
 from raymtl.sharing import SharingArchitecture
 from raymtl.tasks import label_counts, loss_sums
 from raymtl.types import Batch, Params, Task, prefixed, select
@@ -73,17 +73,20 @@ class Algorithm(NamedTuple):
     def adapt(self, params: Params, support: Batch, steps: int | None = None) -> Params:
         """Parameters fitted to one support set."""
         adapted = self.learner.adapt(self.model, params, support, self.objective, steps)
-        return self.normalised(adapted, support, self.learner.num_steps if steps is None else steps)
+        if steps is None:
+            steps = self.learner.num_steps
+        return self.normalised(adapted, support, steps)
 
-    def adaptations(
+    def evaluated_params(
         self, params: Params, support: Batch, step: int
     ) -> Sequence[tuple[float, Params]]:
-        """What the outer step `step` judges in training, each with the weight of its query loss."""
-        judged = self.learner.adaptations(self.model, params, support, self.objective, step)
-        return [
-            (weight, self.normalised(phi, support, phi.get(STEPS, self.learner.num_steps)))
-            for weight, phi in judged
-        ]
+        """The parameters whose query losses the outer step `step` follows, each with its weight."""
+        evaluated = self.learner.evaluated_params(self.model, params, support, self.objective, step)
+        pairs = []
+        for weight, phi in evaluated:
+            steps = phi.get(STEPS_TAKEN, self.learner.num_steps)
+            pairs.append((weight, self.normalised(phi, support, steps)))
+        return pairs
 
     def normalised(self, params: Params, support: Batch, steps: int | Tensor = 0) -> Params:
         """The parameters after `steps` inner steps, and beside them what a query is normalised by,

@@ -16,14 +16,8 @@ from raymtl.data.episodes import on_device, with_labels_of
 from raymtl.evaluation.scores import validation_scores
 from raymtl.learners.diverging import divergence
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.meta_gradient import (
-    ExecutionConfig,
-    MetaGradient,
-    TaskAxis,
-    meta_gradient,
-    stacks,
-    update_after_step,
-)
+from raymtl.step.execution import ExecutionConfig, TaskAxis, stacks
+from raymtl.step.meta_gradient import MetaGradient, meta_gradient, update_after_step
 from raymtl.step.workers import COMMUNICATION
 from raymtl.training import checkpoint
 from raymtl.training.checkpoint import Progress, Saved
@@ -119,7 +113,7 @@ class Stage:
         self.manager.moving()
         norm = move(self.optimizer, moving, meta, rate, settings.clip_norm)
         if self.experiment.weighting.needs_post_step_losses:
-            update_after_step(self.algorithm, self.params, episodes, meta, workers, execution, step)
+            update_after_step(self.algorithm, self.params, episodes, meta, workers, execution)
         return StepResult(meta, norm, rate)
 
     def score(self, done: int) -> Scores:

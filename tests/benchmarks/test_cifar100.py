@@ -25,7 +25,7 @@ from benchmarks.cifar100 import (
 )
 from raymtl.data import CIFAR100
 from raymtl.data.formats.cifar100 import COARSE
-from raymtl.step.meta_gradient import ExecutionConfig
+from raymtl.step.execution import ExecutionConfig
 from raymtl.types import DivergedError
 from tests.data.test_cifar100 import PER_CLASS, contents, write
 

@@ -12,7 +12,8 @@ from raymtl.data.episodes import build_episodes, on_device
 from raymtl.encoders import MLPSpec
 from raymtl.learners import MAML
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient, stacks
+from raymtl.step.execution import ExecutionConfig, stacks
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.tasks import classification, loss_sums, regression
 from raymtl.tasks.regression import REGRESSION
 from raymtl.types import Batch, Episode, MetaBatch, Metric, Task, UserError

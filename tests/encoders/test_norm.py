@@ -14,7 +14,8 @@ from raymtl.encoders import BatchNorm, Conv4Spec, LeNetSpec, MLPSpec
 from raymtl.encoders.norm import recorded_statistics, statistics_of
 from raymtl.evaluation.evaluate import evaluate
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient, over_episodes
+from raymtl.step.execution import ExecutionConfig, over_episodes
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import Batch, Episode, UserError
 from tests.conftest import LEARNERS, SHARING, axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (

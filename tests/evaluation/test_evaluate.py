@@ -6,7 +6,7 @@ from torch.utils._pytree import tree_map
 
 from raymtl.evaluation.evaluate import evaluate, evaluate_folder, load_model
 from raymtl.evaluation.scores import validation_scores
-from raymtl.step.meta_gradient import ExecutionConfig
+from raymtl.step.execution import ExecutionConfig
 from raymtl.step.workers import Workers
 from raymtl.storage import formats
 from raymtl.training.loop import TrainContext, local_batches, train_loop

@@ -19,7 +19,7 @@ from raymtl.evaluation.baselines import table
 from raymtl.evaluation.evaluate import Evaluation, evaluate, evaluate_folder, history_notes
 from raymtl.evaluation.held_out import held_out_split, scored
 from raymtl.evaluation.scores import refuse_unscored, validation_scores
-from raymtl.step.meta_gradient import ExecutionConfig
+from raymtl.step.execution import ExecutionConfig
 from raymtl.step.workers import Workers
 from raymtl.training.loop import TrainContext, local_batches, train_loop
 from raymtl.types import UserError

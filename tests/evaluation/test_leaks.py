@@ -25,7 +25,8 @@ from raymtl.evaluation.evaluate import evaluate
 from raymtl.learners import LearnerSpec
 from raymtl.sharing import HardSpec
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient, over_episodes
+from raymtl.step.execution import ExecutionConfig, over_episodes
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.storage import formats
 from raymtl.tasks import classification
 from raymtl.types import Batch, Episode

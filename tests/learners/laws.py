@@ -11,7 +11,8 @@ from raymtl.config import Experiment
 from raymtl.data import Split
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient, over_episodes
+from raymtl.step.execution import ExecutionConfig, over_episodes
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.storage import formats
 from raymtl.types import Batch, Episode
 from tests.conftest import episodes_of, perturbed, with_missing_labels

@@ -28,7 +28,8 @@ def main(gradient: str, steps: int, axis: str) -> None:
     from raymtl.learners import MAML
     from raymtl.sharing import HardSpec
     from raymtl.step.algorithm import Algorithm
-    from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient
+    from raymtl.step.execution import ExecutionConfig
+    from raymtl.step.meta_gradient import meta_gradient
     from raymtl.tasks import classification
     from raymtl.types import Batch, Episode
     from raymtl.weighting import StaticSpec

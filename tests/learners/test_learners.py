@@ -13,7 +13,8 @@ from raymtl.learners import MAML, ProtoNet, Reptile
 from raymtl.learners.classes import BELOW
 from raymtl.sharing.base import SharingArchitecture
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient
+from raymtl.step.execution import ExecutionConfig
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import Batch, Episode, Task
 from raymtl.weighting import StaticSpec
 from tests.conftest import LEARNERS, SHARING, axes, episodes_of, experiment, perturbed, possible

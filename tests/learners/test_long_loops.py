@@ -15,7 +15,8 @@ from raymtl.learners import MAML
 from raymtl.learners.implicit import implicit, lanczos, through_equal_steps
 from raymtl.learners.inner import inner_loop
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient
+from raymtl.step.execution import ExecutionConfig
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import Batch, Episode, Params, UserError
 from tests.conftest import axes, episodes_of, experiment, perturbed, with_missing_labels
 from tests.learners.laws import assert_it_survives_saving, assert_vmap_equals_the_loop

@@ -132,6 +132,6 @@ def test_looking_back_judges_the_same_steps_as_looking_forward(
         algorithm.weighting.observe = lambda before, after, tasks, step=step: seen.update(
             {step: (before, after)}
         )
-        update_after_step(algorithm, params, episodes, meta, step=step)
+        update_after_step(algorithm, params, episodes, meta)
         torch.testing.assert_close(*seen[step], rtol=1e-12, atol=1e-13)
     assert not torch.allclose(seen[0][0], seen[10**6][0], rtol=1e-3)

@@ -10,7 +10,8 @@ from raymtl.config import Experiment
 from raymtl.learners import Matching
 from raymtl.learners.classes import BELOW
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient
+from raymtl.step.execution import ExecutionConfig
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import Batch, Task
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (

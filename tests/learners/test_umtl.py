@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from raymtl.config import Experiment
-from raymtl.learners import BATCH, UMTL
+from raymtl.learners import BATCH_EMBEDDINGS, UMTL
 from raymtl.learners.task_encoder import embedding, reconstruction_error, support_pairs
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.step.workers import Workers
@@ -408,7 +408,7 @@ def test_in_training_it_attends_to_the_whole_batch_as_to_constants(arrays) -> No
 
     grads = meta_gradient(algorithm, params, episodes).grads
     expected = torch.autograd.grad(
-        total({**params, BATCH: batch}), list(params.values()), allow_unused=True
+        total({**params, BATCH_EMBEDDINGS: batch}), list(params.values()), allow_unused=True
     )
     for (name, gradient), other in zip(grads.items(), (dict(zip(params, expected, strict=True))[n] for n in grads), strict=True):  # fmt: skip
         torch.testing.assert_close(
@@ -423,7 +423,7 @@ def test_with_memory_alone_the_batch_is_not_read(arrays) -> None:
     params = perturbed(algorithm)
     support = first(episodes_of(umtl(), arrays)).support
     assert not algorithm.learner.uses_batch_context
-    given = {**params, BATCH: torch.randn(4, 3, 6)}
+    given = {**params, BATCH_EMBEDDINGS: torch.randn(4, 3, 6)}
     assert_alike(algorithm.adapt(given, support), algorithm.adapt(params, support))
 
 

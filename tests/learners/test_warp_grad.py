@@ -28,7 +28,7 @@ def test_it_adapts_as_t_net_and_judges_what_it_adapts_to(
         params = perturbed(algorithm)
         support = first(episodes_of(chosen, arrays)).support
         adapted[name] = algorithm.adapt(params, support)
-        judged = algorithm.adaptations(params, support, 0)
+        judged = algorithm.evaluated_params(params, support, 0)
     assert sum(weight for weight, _ in judged) == pytest.approx(1)
     for name, value in adapted["t_net"].items():
         torch.testing.assert_close(adapted["warp_grad"][name], value, rtol=1e-12, atol=1e-13)

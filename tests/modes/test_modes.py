@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from raymtl.config import Experiment
 from raymtl.evaluation.baselines import comparators, regret
 from raymtl.modes import Accumulation, Alternating, Hierarchical, Online
-from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient
+from raymtl.step.execution import ExecutionConfig
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.storage import formats
 from raymtl.training import stage
 from raymtl.training.loop import TrainContext, local_batches, train_loop

@@ -14,15 +14,11 @@ from torch.utils._pytree import tree_map
 
 from raymtl.config import Experiment
 from raymtl.data.episodes import generator, on_device
-from raymtl.learners import BATCH, LearnerSpec, MetaLearner
+from raymtl.learners import BATCH_EMBEDDINGS, LearnerSpec, MetaLearner
 from raymtl.learners.inner import UnrolledLearner
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.meta_gradient import (
-    ExecutionConfig,
-    meta_gradient,
-    over_episodes,
-    update_after_step,
-)
+from raymtl.step.execution import ExecutionConfig, over_episodes
+from raymtl.step.meta_gradient import meta_gradient, update_after_step
 from raymtl.types import Batch, Episode, Params, UserError, select
 from tests.conftest import LEARNERS, SHARING, WEIGHTING, axes, perturbed, possible
 from tests.learners.test_learners import VARIANTS
@@ -114,7 +110,7 @@ def with_batch(algorithm: Algorithm, params: Params, *episodes: Episode) -> Para
     embeddings = [
         algorithm.learner.embed(algorithm.model, params, episode.support) for episode in episodes
     ]
-    return {**params, BATCH: torch.stack(embeddings).detach()}
+    return {**params, BATCH_EMBEDDINGS: torch.stack(embeddings).detach()}
 
 
 @pytest.mark.usefixtures("float64")
@@ -199,7 +195,7 @@ def moved_weighting(chosen: Experiment, arrays) -> tuple[Algorithm, dict[str, Te
             for name, value in params.items():
                 value -= 0.05 * meta.grads[name]
         if chosen.weighting.needs_post_step_losses:
-            update_after_step(algorithm, params, episodes, meta, step=step)
+            update_after_step(algorithm, params, episodes, meta)
     return algorithm, params
 
 

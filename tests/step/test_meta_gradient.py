@@ -9,7 +9,8 @@ from torch import distributed as dist
 from torch.utils._pytree import tree_map
 
 from raymtl.config import Experiment
-from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient, update_after_step
+from raymtl.step.execution import ExecutionConfig
+from raymtl.step.meta_gradient import meta_gradient, update_after_step
 from raymtl.step.workers import Workers
 from raymtl.types import Batch, DivergedError, Episode
 from tests.conftest import (

@@ -19,7 +19,8 @@ from raymtl.evaluation.scores import validation_scores
 from raymtl.learners import MAML, ProtoNet
 from raymtl.sharing import HierarchicalSpec
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient
+from raymtl.step.execution import ExecutionConfig
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.step.workers import Workers
 from raymtl.storage import formats
 from raymtl.types import Episode, Task, UserError

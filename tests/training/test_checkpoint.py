@@ -18,7 +18,8 @@ from torch import distributed as dist
 
 from raymtl.config import Experiment
 from raymtl.data.episodes import build_episodes
-from raymtl.step.meta_gradient import ExecutionConfig, meta_gradient
+from raymtl.step.execution import ExecutionConfig
+from raymtl.step.meta_gradient import meta_gradient
 from raymtl.step.workers import Workers
 from raymtl.storage import formats
 from raymtl.training import checkpoint, checkpointing, loop, stage

@@ -1,0 +1,107 @@
+"""The terms of the outer objective, each a function of one worker's episodes or of the parameters.
+
+The objective is sum_t w_t L_t + the mean over episodes of the auxiliary terms + the penalty. L_t is
+the query loss of task t, the mean over all labelled examples of all workers.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from raymtl.step.algorithm import Algorithm
+from raymtl.step.context import StepBatch, StepContext
+from raymtl.step.execution import over_episodes
+from raymtl.step.task_gradients import Losses
+from raymtl.tasks import loss_sums, task_loss_sums
+from raymtl.types import Batch, Episode, Params, prefixed, select
+
+
+def query_losses(context: StepContext, batch: StepBatch) -> Losses:
+    """What these episodes add to the losses of the whole meta-batch."""
+    algorithm, params = context.algorithm, context.params
+
+    def of_one(episode: Episode) -> tuple[tuple[Tensor, ...], Tensor]:
+        evaluated = algorithm.evaluated_params(params, episode.support, batch.step)
+        sums = _multi_step_losses(algorithm, evaluated, episode.query)
+        _, last = evaluated[-1]
+        rest = _auxiliary_terms(algorithm, last, episode.query)
+        of_learner = algorithm.learner.auxiliary(algorithm.model, params, episode.support)
+        if of_learner is not None:
+            rest = rest + of_learner
+        return sums, rest
+
+    sums, rest = over_episodes(of_one, batch.episodes, context.execution)
+    means = []
+    for total, count in zip(sums, batch.counts.clamp(min=1).unbind(), strict=True):
+        means.append(total.sum() / count)
+    return Losses(tuple(means), rest.sum() / batch.num_episodes)
+
+
+def _multi_step_losses(
+    algorithm: Algorithm, evaluated: Sequence[tuple[float, Params]], query: Batch
+) -> tuple[Tensor, ...]:
+    """The summed loss of each task, over the parameters that are evaluated, by their weights."""
+    totals: list[Tensor] = []
+    for weight, phi in evaluated:
+        predictions = algorithm.predict(phi, query.inputs)
+        sums = task_loss_sums(algorithm.tasks, predictions, query)
+        weighted = [weight * loss for loss in sums]
+        if totals:
+            totals = [total + loss for total, loss in zip(totals, weighted, strict=True)]
+        else:
+            totals = weighted
+    return tuple(totals)
+
+
+def displacement(
+    algorithm: Algorithm, params: Params, episode: Episode
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The summed query losses [K] after adapting, and how far that moved each parameter."""
+    adapted = algorithm.adapt(params, episode.support)
+    predictions = algorithm.predict(adapted, episode.query.inputs)
+    moved = {name: params[name] - adapted[name] for name in params if name.startswith("model.")}
+    return loss_sums(algorithm.tasks, predictions, episode.query), moved
+
+
+def auxiliary_gradient(context: StepContext, batch: StepBatch) -> dict[str, Tensor]:
+    """The gradient of the mean auxiliary term at the parameters before adapting.
+
+    Learners without a query gradient take it from here.
+    """
+    algorithm, params = context.algorithm, context.params
+    local = over_episodes(
+        lambda episode: _auxiliary_terms(algorithm, params, episode.query),
+        batch.episodes,
+        context.execution,
+    )
+    if not local.requires_grad:  # the architecture decides this, so it is the same on all workers
+        return {}
+    own = {name: value for name, value in params.items() if name.startswith("model.")}
+    local_gradients = _gradients(local.sum() / batch.num_episodes, own)
+    return {name: context.workers.sum(gradient) for name, gradient in local_gradients.items()}
+
+
+def penalty_gradient(algorithm: Algorithm, params: Params) -> dict[str, Tensor]:
+    """The gradient of the architecture's penalty on its parameters."""
+    own = select(params, "model")
+    penalty = algorithm.model.penalty(own)
+    if not penalty.requires_grad:
+        return {}
+    return prefixed(_gradients(penalty, own), "model")
+
+
+def _auxiliary_terms(algorithm: Algorithm, params: Params, query: Batch) -> Tensor:
+    """The sum of the architecture's auxiliary terms on one query set, a scalar."""
+    terms = functional_call(
+        algorithm.model, select(params, "model"), (query.inputs,), {"output": "auxiliary"}
+    )
+    return sum(terms.values(), start=next(iter(params.values())).new_zeros(()))
+
+
+def _gradients(value: Tensor, params: Params) -> dict[str, Tensor]:
+    """The gradient of a scalar for each of the parameters that it depends on."""
+    gradients = torch.autograd.grad(value, list(params.values()), allow_unused=True)
+    pairs = zip(params, gradients, strict=True)
+    return {name: gradient for name, gradient in pairs if gradient is not None}
