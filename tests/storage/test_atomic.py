@@ -3,10 +3,13 @@
 import errno
 import json
 import os
+import stat
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -45,7 +48,21 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-def test_storage_that_is_full_is_waited_for(tmp_path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "ENOSPC",
+        "EDQUOT",
+        "EIO",
+        "ESTALE",
+        "ETIMEDOUT",
+        "ENOTCONN",
+        "EHOSTDOWN",
+        "EHOSTUNREACH",
+        "EROFS",
+    ],
+)
+def test_storage_faults_are_waited_for(fault, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(atomic, "RETRY_S", 0.0)
     tries: list[int] = []
 
@@ -53,12 +70,32 @@ def test_storage_that_is_full_is_waited_for(tmp_path, monkeypatch, capsys) -> No
         aside.write_text("half")
         tries.append(1)
         if len(tries) < 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(getattr(errno, fault), "what the system says")
 
     atomic.publish(tmp_path / "file", write)
     assert len(tries) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    assert capsys.readouterr().err.count("No space left on device; trying again for 300 s") == 1
+    assert capsys.readouterr().err.count("what the system says; trying again for 300 s") == 1
+
+
+def test_a_published_file_survives_a_power_cut(tmp_path, monkeypatch) -> None:
+    """The disk has the content before the name points to it, and then the name."""
+    order: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(opened: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(opened).st_mode)
+        order.append("folder" if is_folder else "file")
+        sync(opened)
+
+    def renamed(*paths: Path) -> None:
+        order.append("rename")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    atomic.publish(tmp_path / "file", lambda aside: aside.write_text("content"))
+    assert order == ["file", "rename", "folder"]
 
 
 def test_what_is_no_fault_of_the_storage_is_raised_at_once_and_that_which_stays_after_a_while(
@@ -260,6 +297,49 @@ def test_a_journal_that_ends_in_half_a_line_is_read_and_written_on(tmp_path) -> 
     assert [trial.value for trial in study(path).trials] == [1.0, 3.0]
     assert path.read_bytes().startswith(whole)
     assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_one_writer_at_a_time_is_in_the_journal(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "study.journal"
+    append, inside, most = atomic.append, [], []
+
+    def watched(*given: Any, **options: Any) -> None:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.002)
+        append(*given, **options)
+        inside.pop()
+
+    monkeypatch.setattr(atomic, "append", watched)
+
+    def write(journal: Journal) -> None:
+        for number in range(20):
+            journal.append_logs([{"number": number}])
+
+    writers = [threading.Thread(target=write, args=(Journal(path),)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert max(most) == 1
+    assert len(list(Journal(path).read_logs(0))) == 40
+
+
+def test_reading_a_journal_waits_for_its_storage(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "study.journal"
+    journal = Journal(path)
+    journal.append_logs([{"number": 1}, {"number": 2}])
+    aside = path.rename(tmp_path / "aside")
+    slept: list[float] = []
+
+    def back(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            aside.rename(path)
+
+    monkeypatch.setattr(atomic.time, "sleep", back)
+    assert [log["number"] for log in journal.read_logs(0)] == [1, 2]
+    assert len(slept) == 2
 
 
 def test_a_journal_waits_until_its_storage_is_back(disk, tmp_path, monkeypatch) -> None:

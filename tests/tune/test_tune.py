@@ -124,10 +124,33 @@ def test_the_configuration_itself_is_the_first_trial(tmp_path: Path) -> None:
     assert own["number"] == 0
     assert own["learner.name"] == "maml"
     assert own["learner.inner_lr"] == pytest.approx(0.02)
-    (tmp_path / "other").mkdir()
-    assert Search(searching(default_first=False), tmp_path / "other").suggest("a")[
-        "learner.inner_lr"
-    ] != pytest.approx(0.1)
+
+
+def test_default_first_false_draws_the_first_trial(tmp_path: Path) -> None:
+    own = searching().learner.inner_lr
+    first = Search(searching(default_first=False), tmp_path).suggest("a")
+    assert first["learner.inner_lr"] != pytest.approx(own)
+
+
+def test_a_step_reported_twice_is_journalled_once(tmp_path: Path) -> None:
+    search = Search(searching(), tmp_path)
+    search.suggest("a")
+    result = {"step": 10, "val.score": 0.5}
+    search.on_trial_result("a", result)
+    once = (tmp_path / "study.journal").read_bytes()
+    search.on_trial_result("a", result)
+    assert (tmp_path / "study.journal").read_bytes() == once
+
+
+def test_minimising_the_negated_scores_keeps_the_winner(tmp_path: Path) -> None:
+    for sign, mode in ((1, "max"), (-1, "min")):
+        experiment = searching(mode=mode)
+        (tmp_path / mode).mkdir()
+        search = Search(experiment, tmp_path / mode)
+        for name, score in {"a": 0.2, "b": 0.7, "c": 0.5}.items():
+            search.suggest(name)
+            search.on_trial_complete(name, {"step": 40, "val.score": sign * score})
+        assert winner(search.study, experiment).number == 1
 
 
 def test_optuna_is_told_what_happened(tmp_path: Path) -> None:
