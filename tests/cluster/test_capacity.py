@@ -60,6 +60,11 @@ def test_a_plan_never_deadlocks_however_trials_are_placed(seed: int) -> None:
     )  # fmt: skip
     missing = shortfalls(chosen, machines, searching=True)
     if any(sentence.startswith("tune.cpus_per_trial: a trial takes") for sentence in missing):
+        tune, gpus = chosen.tune, chosen.tune.gpus_per_trial
+        if gpus == "auto":
+            gpus = float(any(machine.get("GPU") for machine in machines))
+        refused = [{"CPU": tune.cpus_per_trial, "GPU": gpus}] * tune.workers_per_trial
+        assert not placed(machines, refused, rng)
         return
     made = plan(chosen, machines)
     trial = [{"CPU": made.cpus, "GPU": made.gpus}] * made.workers
@@ -77,7 +82,9 @@ def test_shortfalls_are_what_no_placing_can_meet(seed: int) -> None:
     )  # fmt: skip
     wanted = needs(chosen, machines, searching=False)
     possible = [any(placed(machines, [n.each] * n.number, rng) for _ in range(20)) for n in wanted]
-    assert len(shortfalls(chosen, machines, searching=False)) == possible.count(False)
+    impossible = [n for n, can in zip(wanted, possible, strict=True) if not can]
+    named = [s.partition(" expected")[0] for s in shortfalls(chosen, machines, searching=False)]
+    assert named == [f"{need.key}: {need.what}:" for need in impossible]
 
 
 def test_training_on_fewer_workers_than_it_would_take_needs_room_for_the_fewest_and_a_gpu_for_each() -> (

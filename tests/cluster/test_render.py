@@ -230,6 +230,11 @@ FAULTS: dict[str, list[tuple[str, Any, str]]] = {
         (f"{HEAD}.node_config.BlockDeviceMappings.0.Ebs.Encrypted", False, f"{HEAD}.node_config.BlockDeviceMappings: "),
         (f"{WORKER}.node_config.BlockDeviceMappings", GONE, f"{WORKER}.node_config.BlockDeviceMappings: "),
         (
+            f"{WORKER}.node_config.BlockDeviceMappings",
+            [{"DeviceName": name, "Ebs": {"Encrypted": name == "/dev/sda1"}} for name in ("/dev/sda1", "/dev/sdb")],
+            f"{WORKER}.node_config.BlockDeviceMappings: ",
+        ),
+        (
             f"{WORKER}.node_config.NetworkInterfaces",
             [{"AssociatePublicIpAddress": True, "Groups": ["sg-1"], "SubnetId": "subnet-1"}],
             f"{WORKER}.node_config.NetworkInterfaces: expected no public address",
@@ -346,6 +351,7 @@ def broken(tree: Any, path: Sequence[str], value: Any) -> None:
         ([{}], 0),
         ([{"from": []}], 0),
         ([{"from": [{"podSelector": {}}]}, {"from": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}], 1),
+        ([{"from": [{"ipBlock": {"cidr": "::/0"}}]}], 0),
         ([{"from": [{"namespaceSelector": {}}]}], 0),
     ],
 )

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 from raymtl.config import Experiment, parse
 from raymtl.data import Files, Several
@@ -15,11 +16,14 @@ from tests.data.test_files_pictures import plain_pictures
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> dict[str, dict]:
-    """A table that names pictures, with numbers; and a folder of scenes, with classes and masks."""
+    """A table that names pictures, with a number for all but every fifth; and a folder of scenes,
+    with classes and masks.
+    """
     root = tmp_path_factory.mktemp("several")
     plain_pictures(root / "p")
     names = [f"p/{('dark', 'light')[i % 2]}/{i}.png" for i in range(40)]
-    write_csv(root / "table.csv", {"which": names, "value": [i / 2 for i in range(40)]})
+    values = [i / 2 if i % 5 else None for i in range(40)]
+    write_csv(root / "table.csv", {"which": names, "value": values})
     write_scenes(root / "scenes")
     common = {"name": "files", "size": [12, 16], "channels": 3, "shots": 2, "queries": 4}
     return {
@@ -47,20 +51,27 @@ def test_a_table_and_a_folder_of_pictures_are_learned_jointly(both, episodes) ->
         "segmentation",
     ]
     arrays = source.load()
-    stacks, _ = build_episodes(source, arrays, seed=0, split="train", step=0, indices=range(6))
-    for stack in stacks:
-        targets, masks = stack.query.targets, stack.query.masks
-        inputs = stack.query.inputs
-        own = inputs if isinstance(inputs, torch.Tensor) else inputs["lamps_value"]
-        there = (
-            masks["lamps_value"]
-            if "lamps_value" in masks
-            else torch.ones_like(targets["lamps_value"]).bool()
-        )
-        if there.any():  # a lamp's label is a function of its brightness
-            brightness = own[there][:, 0, 0, 0].double()
-            number = torch.where(brightness % 4 == 2, (brightness - 100) / 2, brightness / 2)
-            torch.testing.assert_close(targets["lamps_value"][there].double(), number / 2)
+    stacks, domains = build_episodes(
+        source, arrays, seed=0, split="train", step=0, indices=range(6)
+    )
+    every = [
+        tree_map(lambda leaf, i=i: leaf[i], stack.query)
+        for stack in stacks
+        for i in range(len(stack.query.targets["lamps_value"]))
+    ]
+    missing = 0
+    for query, domain in zip(every, domains, strict=True):
+        target, mask = query.targets["lamps_value"], query.masks["lamps_value"]
+        if "lamps" not in domain:
+            assert not mask.any()
+            continue
+        inputs = query.inputs if episodes == "one" else query.inputs["lamps_value"]
+        brightness = inputs[:, 0, 0, 0].double()  # which tells a lamp's number
+        number = torch.where(brightness % 4 == 2, (brightness - 100) / 2, brightness / 2)
+        assert mask.tolist() == (number % 5 != 0).tolist()
+        torch.testing.assert_close(target[mask].double(), number[mask] / 2)
+        missing += int((~mask).sum())
+    assert missing
     algorithm = chosen.build()
     meta = meta_gradient(algorithm, algorithm.init_params(), on_device(stacks, "cpu"))
     assert meta.losses.isfinite().all()

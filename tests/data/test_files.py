@@ -12,6 +12,7 @@ import torch
 from raymtl.config import Experiment, load
 from raymtl.data import SPLITS, Files
 from raymtl.data.episodes import build_episodes, on_device
+from raymtl.data.tables.splits import by_rank
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import UserError
 from tests.data.own import columns, own_table, write_csv, write_parquet
@@ -240,6 +241,11 @@ def test_rows_with_equal_inputs_or_equal_keys_stay_together(tmp_path) -> None:
         values = [{content[of][row] for row in rows[split]} for split in SPLITS]
         assert all(values)
         assert not (values[0] & values[1] | values[0] & values[2] | values[1] & values[2])
+
+
+def test_the_smallest_share_gets_a_group() -> None:
+    hashed = np.array([3, 1, 2, 3], np.uint64)
+    assert by_rank(hashed, (0.98, 0.01, 0.01)).tolist() == [2, 0, 1, 2]
 
 
 def test_a_split_that_the_column_does_not_name_is_taken_out_of_the_rows_for_training(

@@ -1,12 +1,15 @@
 """What the winner is compared with: valid on its own, at equal budget, and honest where something is missing."""
 
+from collections.abc import Mapping
+
+import numpy as np
 import pytest
 
-from raymtl.config import parse
+from raymtl.config import Experiment, parse
 from raymtl.evaluation.baselines import baselines, comparators, planned, table
 from raymtl.reporting.html import outcome, result_rows
 from raymtl.storage import formats
-from tests.conftest import experiment
+from tests.conftest import MODES, episodes_of, experiment
 
 
 def scores(**tasks: float) -> dict:
@@ -46,6 +49,32 @@ def test_every_baseline_is_a_valid_configuration_of_the_same_budget() -> None:
     assert models["joint"][0].learner.num_steps == 0
     assert models["single-sum"][1].learner.inner_lr == 0.5
     assert models["single-sum"][1].data.task_names == ("sum",)
+
+
+def labels_a_step(model: Experiment, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Task -> the labelled examples that an outer step learns from."""
+    episodes = episodes_of(model, arrays)
+    batches = episodes if model.learner.num_steps else [episodes.query]
+    return {
+        task: sum(batch.targets[task].numel() for batch in batches)
+        for task in model.data.task_names
+    }
+
+
+def test_every_baseline_sees_as_many_labels_a_step(arrays) -> None:
+    chosen = experiment(data__shots=2, data__queries=3)
+    own = labels_a_step(chosen, arrays)
+    for models in baselines(chosen, chosen).values():
+        for model in models:
+            seen = labels_a_step(model, arrays)
+            assert seen == {task: own[task] for task in seen}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_single_task_models_have_no_mode_of_several(mode: str) -> None:
+    chosen = experiment(mode__name=mode)
+    for model in baselines(chosen, chosen)["single-left"]:
+        assert model.mode.name == "weighted"
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,11 @@ def test_the_folder_scores_as_the_model_in_memory_and_adapting_helps(trained, ar
     chosen, algorithm, params = load_model(trained)
     evaluate_folder(trained, arrays, chosen.data)
     written = formats.read_json(trained / "metrics.json")
-    again, examples, _ = evaluate(chosen, algorithm, params, arrays)
+    again, examples, _ = evaluate(chosen, algorithm, params, arrays, split="test")
     assert {key: written[key] for key in again} == again
+    assert written["split"] == "test"
+    other, _, _ = evaluate(chosen, algorithm, params, arrays, split="val")
+    assert other["score"] != written["score"]
     assert written["steps"] == 80
     assert written["transductive"] is False
     gain = written["score"]["gain"]

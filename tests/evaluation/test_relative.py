@@ -22,3 +22,8 @@ def test_they_are_opposite_where_every_task_has_one_metric() -> None:
     scores = {"a": {"acc": (0.7, True)}}
     base = {"a": {"acc": (0.5, True)}}
     assert delta_m(scores, base) == -delta_p(scores, base) == pytest.approx(-40)
+
+
+def test_a_rise_from_below_zero_is_an_improvement() -> None:
+    scores, base = {"a": {"r2": (-1.0, True)}}, {"a": {"r2": (-2.0, True)}}
+    assert delta_p(scores, base) == -delta_m(scores, base) == pytest.approx(50)

@@ -478,6 +478,12 @@ def test_each_phase_moves_exactly_what_it_says(second_phase: str, arrays, tmp_pa
     assert moved[1] == learners | weighting | (meta if second_phase == "all" else set())
 
 
+@pytest.mark.parametrize("parameter", ["model.w", "learner.log_inner_lr.w"])
+def test_theta_moves_from_first_phase_on(parameter: str) -> None:
+    learner = umtl(first_phase=3).learner
+    assert [learner.moves(step, parameter) for step in range(5)] == [False] * 3 + [True] * 2
+
+
 def _adam(params: dict[str, Tensor]) -> torch.optim.Optimizer:
     return torch.optim.Adam([{"params": [value], "lr_scale": 1.0} for value in params.values()])
 

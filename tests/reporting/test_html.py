@@ -38,6 +38,7 @@ from raymtl.reporting.html.search_plots import (
 )
 from raymtl.reporting.html.tables import compare, gain_rows
 from raymtl.reporting.html.training_plots import smoothed
+from raymtl.reporting.html.verdict import adaptation, progress
 from raymtl.storage import formats
 from tests.data.blood import write_voc
 from tests.tasks.shapes import Shapes
@@ -489,6 +490,31 @@ def test_gain_is_judged_by_its_own_interval(summary: dict[str, Any]) -> None:
         "sum.r2": 1,
         "sum.mae": -1,
     }
+
+
+def test_an_unknown_interval_is_never_best_nor_worse(summary: dict[str, Any]) -> None:
+    for model in summary["models"]:
+        for metric in (metric for task in model["tasks"].values() for metric in task.values()):
+            metric["after"]["ci95"] = None
+        if model["score"]:
+            model["score"]["after"]["ci95"] = None
+    rows = result_rows(summary)
+    assert not any(cell.best for row in rows for cell in row.cells.values())
+    sentence = outcome(rows)
+    assert "better than" not in sentence and "worse than" not in sentence
+
+
+def test_a_gain_inside_its_interval_is_no_improvement(summary: dict[str, Any]) -> None:
+    summary["models"][0]["tasks"]["left"]["accuracy"]["gain"] = estimate(0.005, 0.01)
+    sentence = adaptation(gain_rows(result_rows(summary)[0]))
+    assert sentence.startswith("Of 4 metrics, adaptation improved 3 and worsened 0 ")
+    assert sentence.endswith("1 moved within it.")
+
+
+def test_the_best_of_a_minimum_is_the_lowest(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", metric="val.loss", mode="min")
+    (run / "summary.json").unlink()
+    assert " has the lowest val.loss so far" in progress(read_run(run))
 
 
 def test_learner_without_a_score_before_adaptation(tmp_path: Path) -> None:

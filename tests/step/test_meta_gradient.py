@@ -275,6 +275,16 @@ def test_a_loss_that_is_not_finite_names_its_task(arrays) -> None:
         )
 
 
+def test_a_move_to_infinite_losses_is_refused(arrays) -> None:
+    algorithm = axes("hard", "famo", "maml").build()
+    episodes = episodes_of(experiment(), arrays)
+    params = algorithm.init_params()
+    meta = meta_gradient(algorithm, params, episodes)
+    moved = {name: torch.full_like(value, torch.inf) for name, value in params.items()}
+    with pytest.raises(DivergedError, match="task 'left'"):
+        update_after_step(algorithm, moved, episodes, meta)
+
+
 @pytest.mark.usefixtures("float64")
 def test_reptile_follows_the_auxiliary_terms_at_theta(arrays) -> None:
     chosen = axes("adversarial", "static", "reptile")

@@ -70,3 +70,11 @@ def test_weighted_losses_weigh_what_is_private_too() -> None:
         gradients.weighted(weights), torch.cat([weights @ rows + 1, torch.full((3,), 2.5)])
     )
     assert not gradients.computed
+
+
+def test_summing_leaves_the_callers_tensor_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other of two workers holds the same."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2))
+    own = torch.ones(3)
+    assert Workers(0, 2).sum(own).tolist() == [2, 2, 2]
+    assert own.tolist() == [1, 1, 1]

@@ -1,5 +1,7 @@
 """Boxes: overlaps, suppression and losses against torchvision, the average precision against COCO's own tools."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -179,6 +181,20 @@ def test_a_prediction_that_says_the_truth_finds_all_boxes_and_no_others() -> Non
             atol=1e-2,
         )
     assert all(score == pytest.approx(1.0) for score in scored(task, prediction, truth).values())
+
+
+def test_a_boxs_score_holds_its_centreness() -> None:
+    spec = Detection(2, SIZE, (6, 8), overlap=1.0)  # suppresses nothing
+    prediction = torch.randn(2, 7, 6, 8)
+    logits, _, centreness = spec.parts(prediction)
+    for index, picture in enumerate(spec.found(prediction)):
+        wanted = [
+            math.sqrt(float(logit.sigmoid()) * float(centre.sigmoid()))
+            for row, centre in zip(logits[index], centreness[index], strict=True)
+            for logit in row
+        ]
+        wanted = sorted((score for score in wanted if score > 0.05), reverse=True)
+        assert picture[picture[:, 0] >= 0, 5].tolist() == pytest.approx(wanted)
 
 
 def scored(task, prediction: Tensor, truth: Tensor) -> dict[str, float]:

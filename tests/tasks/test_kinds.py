@@ -25,7 +25,7 @@ from raymtl.tasks import (
     regression,
     segmentation,
 )
-from raymtl.types import Batch, LabelForm, Task
+from raymtl.types import Batch, Counts, LabelForm, Metric, Task
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -331,3 +331,18 @@ def test_a_quadratic_loss_has_its_least_one_newton_step_away(task: Task) -> None
     (curvature,) = torch.autograd.grad(gradient.sum(), prediction)
     best = prediction - torch.where(curvature != 0, gradient / curvature, 0.0)
     torch.testing.assert_close(task.loss(best, target), torch.zeros(3), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_metric_sums_count_beyond_float32(sparse: bool) -> None:
+    """2^24 + 1 is no number of float32."""
+
+    def update(prediction: Tensor, target: Tensor) -> Tensor | Counts:
+        if sparse:
+            return Counts(torch.zeros(len(prediction), 1, dtype=torch.int64), prediction[:, None])
+        return prediction
+
+    task = regression("a", 0.0, 1.0)._replace(metrics={"sum": Metric(update, True)})
+    prediction = torch.tensor([2.0**24, 1.0], dtype=torch.float32)
+    batch = Batch(torch.zeros(2), {"a": torch.zeros(2)}, {})
+    assert metric_sums([task], {"a": prediction}, batch).tolist() == [2**24 + 1]

@@ -22,7 +22,7 @@ from raymtl.tasks import (
     segmentation,
 )
 from raymtl.tasks.normals import NUM_BINS as ANGLE_BINS
-from raymtl.tasks.scores import NUM_BINS, bins_of, logit_bin
+from raymtl.tasks.scores import NUM_BINS, bins_of, logit_bin, median
 from raymtl.types import Batch, Task
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -324,3 +324,8 @@ def test_the_median_angle_is_off_by_less_than_a_bin(number: int) -> None:
     found = metric.compute(metric.update(prediction, target).sum(0), torch.tensor(number))
     low, high = (np.quantile(angles, 0.5, method=method) for method in ("lower", "higher"))
     assert low - 0.1 <= float(found) <= high + 0.1
+
+
+def test_a_median_lies_inside_its_bin() -> None:
+    metric = median(lambda prediction, target: (prediction, target), most=1.0, num_bins=4)
+    assert float(metric.compute(torch.tensor([0.0, 3.0, 0.0, 0.0]), torch.tensor(3))) == 0.375

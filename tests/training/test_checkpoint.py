@@ -22,8 +22,10 @@ from raymtl.step.execution import ExecutionConfig
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.step.workers import Workers
 from raymtl.storage import formats
+from raymtl.storage.fence import claim
 from raymtl.training import checkpoint, checkpointing, loop, stage
-from raymtl.training.checkpointing import HALVED
+from raymtl.training.checkpoint import Progress
+from raymtl.training.checkpointing import HALVED, Begin, CheckpointManager
 from raymtl.training.loop import Batches, TrainContext, local_batches, train_loop
 from raymtl.types import UserError
 from tests.conftest import axes
@@ -166,6 +168,40 @@ def test_what_is_aside_when_a_write_is_cut_off_is_no_checkpoint_and_goes_with_th
     assert not aside.exists()
 
 
+def test_a_checkpoint_brings_the_generator_back(tmp_path) -> None:
+    """As a module with dropout needs it; nothing else of the package draws from it."""
+    algorithm = short().build()
+    params = algorithm.init_params()
+    optimizer = torch.optim.SGD(params.values(), lr=0.1)
+    progress = Progress(1, params, "vmap")
+    folder = checkpoint.save(claim(tmp_path), checkpoint.snapshot(algorithm), optimizer, progress)
+    expected = torch.rand(3)
+    torch.manual_seed(123)
+    saved = checkpoint.read(folder)
+    assert saved is not None
+    checkpoint.restore(saved, algorithm, params, optimizer)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_nothing_is_rescued_while_parameters_move(tmp_path) -> None:
+    """They are those of no whole step then."""
+    chosen = short(train__checkpoint_share=0)
+    algorithm = chosen.build()
+    params = algorithm.init_params()
+    optimizer = torch.optim.SGD(params.values(), lr=0.1)
+    context = TrainContext(lambda scores: None, lambda row: None, Workers(0, 2))
+    begin = Begin(claim(tmp_path), None, ())
+    manager = CheckpointManager(chosen, begin, context, SimpleNamespace(unwritten=[]))
+    for step in (1, 2):
+        manager.moving()
+        assert not manager.rescue()
+        progress = Progress(step, params, "vmap")
+        manager.keep(algorithm, optimizer, progress, with_scores=False, soon=False, ask=False)
+    assert steps(tmp_path) == []
+    assert manager.rescue()
+    assert steps(tmp_path) == [2]
+
+
 def test_as_often_as_it_is_cheap_no_more_than_a_step_is_repeated(
     arrays, tmp_path, monkeypatch
 ) -> None:
@@ -263,7 +299,7 @@ def on_three_workers(*settings: object) -> list[int | None]:
     for process in started:
         process.start()
     for process in started[:2]:
-        process.join(60)
+        process.join(300)  # importing torch three times takes long on a busy machine
     started[2].join(10)
     if started[2].is_alive():
         started[2].kill()

@@ -61,6 +61,14 @@ def test_in_hull_is_the_shortest_point_of_all_faces(seed: int) -> None:
     np.testing.assert_allclose(columns @ weights, shortest, atol=1e-10 * np.linalg.norm(shortest))
 
 
+@pytest.mark.parametrize("unit", [1e-8, 1e8])
+def test_in_hull_knows_no_unit_of_length(unit: float) -> None:
+    columns = np.random.default_rng(0).standard_normal((5, 4))
+    np.testing.assert_allclose(
+        in_hull(unit * columns, "test"), in_hull(columns, "test"), rtol=1e-9, atol=1e-12
+    )
+
+
 def test_in_hull_is_shared_by_the_columns_that_are_zero() -> None:
     assert in_hull(np.array([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]]), "test").tolist() == [0.0, 0.5, 0.5]
 
