@@ -1,10 +1,21 @@
 """One file a weighting; here what stands in for the gradients of the outer step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
+from raymtl.tasks import regression
+from raymtl.types import Task
 from raymtl.weighting import GradientWeighting, Weighting
+
+
+def regressions(names: Iterable[str]) -> list[Task]:
+    """Tasks that are alike, for weightings that see losses and gradients alone."""
+    return [regression(name, 0.0, 1.0) for name in names]
+
+
+ABC = regressions("abc")
+ABCD = regressions("abcd")
 
 
 class Rows:

@@ -3,12 +3,10 @@
 import pytest
 import torch
 
-from raymtl.tasks import regression
 from raymtl.weighting import AlignedMTLSpec
 from raymtl.weighting.aligned_mtl import aligned
-from tests.weighting import Rows
+from tests.weighting import ABCD, Rows
 
-TASKS = [regression(name, 0.0, 1.0) for name in "abcd"]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
@@ -19,7 +17,7 @@ def test_aligned_gradients_are_orthogonal_and_of_one_length(scale: str) -> None:
     length = {"min": sigma[-1], "median": sigma[2], "rmse": sigma.square().mean().sqrt()}[scale]
     turned = torch.from_numpy(aligned((rows @ rows.T).numpy(), 1e-15, scale)) @ rows
     torch.testing.assert_close(turned @ turned.T, length**2 * torch.eye(4), rtol=1e-8, atol=1e-8)
-    weights = AlignedMTLSpec(scale=scale).build(TASKS)(torch.ones(4), Rows(rows))
+    weights = AlignedMTLSpec(scale=scale).build(ABCD)(torch.ones(4), Rows(rows))
     torch.testing.assert_close(weights @ rows, turned.sum(0))
 
 
@@ -28,16 +26,16 @@ def test_it_is_the_sum_of_the_rows_of_the_polar_factor() -> None:
     for width in (9, 3):
         rows = torch.randn(4, width)
         left, sigma, right = torch.linalg.svd(rows, full_matrices=False)
-        joint = AlignedMTLSpec().build(TASKS)(torch.ones(4), Rows(rows)) @ rows
+        joint = AlignedMTLSpec().build(ABCD)(torch.ones(4), Rows(rows)) @ rows
         torch.testing.assert_close(joint, sigma[-1] * (left @ right).sum(0), rtol=1e-8, atol=1e-8)
 
 
 def test_a_task_whose_gradient_is_zero_weighs_0() -> None:
     rows = torch.randn(3, 4)
-    weights = AlignedMTLSpec().build(TASKS)(
+    weights = AlignedMTLSpec().build(ABCD)(
         torch.ones(4), Rows(torch.cat([torch.zeros(1, 4), rows]))
     )
     assert abs(weights[0]) < 1e-12
     torch.testing.assert_close(
-        weights[1:], AlignedMTLSpec().build(TASKS[:3])(torch.ones(3), Rows(rows))
+        weights[1:], AlignedMTLSpec().build(ABCD[:3])(torch.ones(3), Rows(rows))
     )

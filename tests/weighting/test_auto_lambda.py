@@ -4,12 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from raymtl.tasks import regression
 from raymtl.weighting import AutoLambdaSpec
 from raymtl.weighting.auto_lambda import hypergradient
-from tests.weighting import Rows
+from tests.weighting import ABC, Rows
 
-TASKS = [regression(name, 0.0, 1.0) for name in "abc"]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
@@ -55,7 +53,7 @@ def test_one_step_later_the_product_of_gradients_is_the_papers_hypergradient(
 def test_lambda_descends_the_hypergradient_by_adam_in_its_logarithm() -> None:
     """A training by SGD, in which autograd differentiates each step's losses through the step before."""
     module, alpha, theta = (
-        AutoLambdaSpec(lr=0.05, primary=("a", "c")).build(TASKS),
+        AutoLambdaSpec(lr=0.05, primary=("a", "c")).build(ABC),
         0.02,
         torch.randn(4),
     )
@@ -84,7 +82,7 @@ def test_lambda_descends_the_hypergradient_by_adam_in_its_logarithm() -> None:
 
 
 def test_a_task_that_helps_the_primary_one_gains_and_one_that_harms_it_loses() -> None:
-    module = AutoLambdaSpec(lr=0.05, primary=("a",)).build(TASKS)
+    module = AutoLambdaSpec(lr=0.05, primary=("a",)).build(ABC)
     rows = torch.tensor([[1.0, 0.0], [0.5, 3.0], [-1.0, 3.0]])
     for _ in range(100):
         weights = module(torch.ones(3), Rows(rows))
@@ -94,14 +92,14 @@ def test_a_task_that_helps_the_primary_one_gains_and_one_that_harms_it_loses() -
 
 
 def test_the_first_step_moves_nothing_and_rows_stay_as_they_are() -> None:
-    module, rows = AutoLambdaSpec().build(TASKS), torch.randn(3, 4)
+    module, rows = AutoLambdaSpec().build(ABC), torch.randn(3, 4)
     jacobian = Rows(rows.clone())
     assert module(torch.rand(3), jacobian).tolist() == [1, 1, 1]
     torch.testing.assert_close(jacobian.matrix, rows, rtol=0, atol=0)
 
 
 def test_a_task_that_was_absent_is_judged_by_the_last_step_that_had_its_labels() -> None:
-    module = AutoLambdaSpec(lr=0.1).build(TASKS[:2])
+    module = AutoLambdaSpec(lr=0.1).build(ABC[:2])
     module(torch.ones(1), Rows(torch.tensor([[1.0, 0.0]])), torch.tensor([0]))
     module(torch.ones(1), Rows(torch.tensor([[-1.0, 0.0]])), torch.tensor([1]))
     module(torch.ones(1), Rows(torch.tensor([[2.0, 0.0]])), torch.tensor([0]))

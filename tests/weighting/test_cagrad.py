@@ -3,18 +3,16 @@
 import pytest
 import torch
 
-from raymtl.tasks import regression
 from raymtl.weighting import CAGradSpec
-from tests.weighting import Rows
+from tests.weighting import ABCD, Rows
 
-TASKS = [regression(name, 0.0, 1.0) for name in "abcd"]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 def direction(rows: torch.Tensor, c: float) -> torch.Tensor:
     """The paper's d."""
     size = len(rows)
-    return CAGradSpec(c=c).build(TASKS[:size])(torch.ones(size), Rows(rows)) @ rows * (1 + c) / size
+    return CAGradSpec(c=c).build(ABCD[:size])(torch.ones(size), Rows(rows)) @ rows * (1 + c) / size
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -30,7 +28,7 @@ def test_no_direction_of_the_ball_improves_the_worst_task_more(c: float, seed: i
 
 
 def test_without_a_ball_it_is_the_sum() -> None:
-    assert CAGradSpec(c=0).build(TASKS)(torch.ones(4), Rows(torch.randn(4, 5))).tolist() == [1] * 4
+    assert CAGradSpec(c=0).build(ABCD)(torch.ones(4), Rows(torch.randn(4, 5))).tolist() == [1] * 4
 
 
 def test_two_orthogonal_gradients_of_equal_length_are_stretched_along_their_sum() -> None:
@@ -56,7 +54,5 @@ def test_opposite_gradients_and_another_along_which_they_stand_still_give_a_dire
 
 def test_a_task_whose_gradient_is_zero_leaves_the_others_as_if_alone() -> None:
     rows = torch.randn(3, 4)
-    weights = CAGradSpec().build(TASKS)(torch.ones(4), Rows(torch.cat([rows, torch.zeros(1, 4)])))
-    torch.testing.assert_close(
-        weights[:3], CAGradSpec().build(TASKS[:3])(torch.ones(3), Rows(rows))
-    )
+    weights = CAGradSpec().build(ABCD)(torch.ones(4), Rows(torch.cat([rows, torch.zeros(1, 4)])))
+    torch.testing.assert_close(weights[:3], CAGradSpec().build(ABCD[:3])(torch.ones(3), Rows(rows)))

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from raymtl.tasks import regression
 from raymtl.weighting import ConFIGSpec
-from tests.weighting import Rows
+from tests.weighting import Rows, regressions
 
-TASKS = [regression(name, 0.0, 1.0) for name in "abcde"]
+TASKS = regressions("abcde")
 pytestmark = pytest.mark.usefixtures("float64")
 
 

@@ -3,17 +3,15 @@
 import pytest
 import torch
 
-from raymtl.tasks import regression
 from raymtl.weighting import DBMTLSpec
-from tests.weighting import Rows
+from tests.weighting import ABC, Rows
 
-TASKS = [regression(name, 0.0, 1.0) for name in "abc"]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_the_joint_gradient_equals_the_papers_loop_also_where_labels_are_missing() -> None:
-    module = DBMTLSpec(beta=0.7).build(TASKS)
-    averages = [torch.zeros(5) for _ in TASKS]
+    module = DBMTLSpec(beta=0.7).build(ABC)
+    averages = [torch.zeros(5) for _ in ABC]
     for step in range(12):
         theta = torch.randn(5)
         tasks = torch.tensor([[0, 1, 2], [2, 0], [1]][step % 3])
@@ -38,13 +36,13 @@ def test_the_joint_gradient_equals_the_papers_loop_also_where_labels_are_missing
 
 def test_all_weighted_gradients_have_the_largest_norm() -> None:
     jacobian = Rows(torch.randn(3, 7))
-    weights = DBMTLSpec().build(TASKS)(torch.rand(3) + 0.1, jacobian)
+    weights = DBMTLSpec().build(ABC)(torch.rand(3) + 0.1, jacobian)
     norms = jacobian.matrix.norm(dim=1)
     torch.testing.assert_close(weights * norms, norms.max().expand(3))
 
 
 def test_the_unit_of_a_loss_has_no_say() -> None:
-    here, there = DBMTLSpec().build(TASKS), DBMTLSpec().build(TASKS)
+    here, there = DBMTLSpec().build(ABC), DBMTLSpec().build(ABC)
     units = torch.tensor([1.0, 1e3, 1e-2])
     for _ in range(4):
         losses, rows = torch.rand(3) + 0.1, torch.randn(3, 4)
@@ -57,6 +55,6 @@ def test_the_unit_of_a_loss_has_no_say() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_loss_and_a_gradient_of_zero_give_no_nan(dtype: torch.dtype) -> None:
     jacobian = Rows(torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]], dtype=dtype))
-    weights = DBMTLSpec(beta=0.0).build(TASKS)(torch.tensor([0.0, 1.0, 1.0], dtype=dtype), jacobian)
+    weights = DBMTLSpec(beta=0.0).build(ABC)(torch.tensor([0.0, 1.0, 1.0], dtype=dtype), jacobian)
     torch.testing.assert_close(weights, torch.tensor([1.0, 1.0, 5.0], dtype=dtype))
     torch.testing.assert_close(weights @ jacobian.matrix, torch.tensor([3.0, 9.0], dtype=dtype))

@@ -4,15 +4,14 @@ import pytest
 import torch
 from torchjd.scalarization import DWA
 
-from raymtl.tasks import regression
 from raymtl.weighting import DWASpec
+from tests.weighting import ABC
 
-TASKS = [regression(name, 0.0, 1.0) for name in "abc"]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_windows_of_steps_equal_torchjds_epochs() -> None:
-    module, oracle = DWASpec(period=4, temperature=0.7).build(TASKS), DWA(0.7)
+    module, oracle = DWASpec(period=4, temperature=0.7).build(ABC), DWA(0.7)
     weights = []
     for step in range(1, 22):
         losses = torch.rand(3).requires_grad_()
@@ -26,7 +25,7 @@ def test_windows_of_steps_equal_torchjds_epochs() -> None:
 
 
 def test_each_task_counts_the_steps_that_have_its_labels() -> None:
-    module = DWASpec(period=2, temperature=1.0).build(TASKS)
+    module = DWASpec(period=2, temperature=1.0).build(ABC)
     seen: list[list[float]] = [[], [], []]
     generator = torch.Generator().manual_seed(5)
     for _ in range(60):
@@ -49,7 +48,7 @@ def test_each_task_counts_the_steps_that_have_its_labels() -> None:
 
 
 def test_a_task_that_falls_more_slowly_weighs_more_and_the_unit_has_no_say() -> None:
-    slow, fast = DWASpec(period=1).build(TASKS[:2]), DWASpec(period=1).build(TASKS[:2])
+    slow, fast = DWASpec(period=1).build(ABC[:2]), DWASpec(period=1).build(ABC[:2])
     for step in range(5):
         losses = torch.tensor([0.9**step, 0.5**step])
         weights = slow(losses)
@@ -58,7 +57,7 @@ def test_a_task_that_falls_more_slowly_weighs_more_and_the_unit_has_no_say() -> 
 
 
 def test_a_mean_loss_of_zero_gives_the_neutral_rate() -> None:
-    module = DWASpec(period=1).build(TASKS[:2])
+    module = DWASpec(period=1).build(ABC[:2])
     for _ in range(4):
         weights = module(torch.tensor([0.0, 1.0]))
     assert weights.tolist() == [1, 1]

@@ -4,18 +4,16 @@ import pytest
 import torch
 from torchjd.aggregation import ExcessMTLWeighting
 
-from raymtl.tasks import regression
 from raymtl.weighting import ExcessMTLSpec
-from tests.weighting import Rows
+from tests.weighting import ABC, Rows
 
-TASKS = [regression(name, 0.0, 1.0) for name in "abc"]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.mark.parametrize("warmup", [1, 4])
 def test_weights_are_three_times_torchjds_over_a_sequence(warmup: int) -> None:
     module, oracle = (
-        ExcessMTLSpec(lr=0.3, warmup=warmup).build(TASKS),
+        ExcessMTLSpec(lr=0.3, warmup=warmup).build(ABC),
         ExcessMTLWeighting(0.3, warmup),
     )
     for step in range(15):
@@ -33,12 +31,12 @@ def test_weights_are_three_times_torchjds_over_a_sequence(warmup: int) -> None:
 def test_rows_stay_as_they_are() -> None:
     rows = torch.randn(3, 8)
     jacobian = Rows(rows.clone())
-    ExcessMTLSpec().build(TASKS)(torch.rand(3), jacobian)
+    ExcessMTLSpec().build(ABC)(torch.rand(3), jacobian)
     torch.testing.assert_close(jacobian.matrix, rows, rtol=0, atol=0)
 
 
 def test_it_equals_a_loop_over_tasks_where_labels_are_missing() -> None:
-    module = ExcessMTLSpec(lr=0.2, warmup=2).build(TASKS)
+    module = ExcessMTLSpec(lr=0.2, warmup=2).build(ABC)
     weights, squares, early = [1.0] * 3, [torch.zeros(4)] * 3, [[], [], []]
     for step in range(12):
         tasks = [[0, 1, 2], [2, 0], [1]][step % 3]
@@ -65,8 +63,8 @@ def test_it_equals_a_loop_over_tasks_where_labels_are_missing() -> None:
 
 def test_the_unit_of_a_loss_has_no_say() -> None:
     here, there = (
-        ExcessMTLSpec(lr=0.3, warmup=2).build(TASKS),
-        ExcessMTLSpec(lr=0.3, warmup=2).build(TASKS),
+        ExcessMTLSpec(lr=0.3, warmup=2).build(ABC),
+        ExcessMTLSpec(lr=0.3, warmup=2).build(ABC),
     )
     units = torch.tensor([[1.0], [100.0], [0.1]])
     for _ in range(6):
@@ -81,7 +79,7 @@ def test_the_unit_of_a_loss_has_no_say() -> None:
 
 def test_a_weight_that_has_nearly_vanished_comes_back() -> None:
     """In float32 too, where a weight itself would have become 0 for good."""
-    module = ExcessMTLSpec(lr=50.0, warmup=1).build(TASKS[:2])
+    module = ExcessMTLSpec(lr=50.0, warmup=1).build(ABC[:2])
     rows = torch.ones(2, 3, dtype=torch.float32)
     for leader in (0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1):
         scale = torch.tensor(

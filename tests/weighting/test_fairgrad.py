@@ -4,12 +4,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from raymtl.tasks import regression
 from raymtl.weighting import FairGradSpec, NashMTLSpec
 from raymtl.weighting.fairgrad import fair
-from tests.weighting import Rows
+from tests.weighting import Rows, regressions
 
-TASKS = [regression(str(index), 0.0, 1.0) for index in range(40)]
+TASKS = regressions(map(str, range(40)))
 pytestmark = pytest.mark.usefixtures("float64")
 
 

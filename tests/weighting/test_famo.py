@@ -4,17 +4,16 @@ import pytest
 import torch
 from torchjd.scalarization import FAMO
 
-from raymtl.tasks import regression
 from raymtl.weighting import FAMOSpec
+from tests.weighting import ABC
 
-TASKS = [regression(name, 0.0, 1.0) for name in "abc"]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_weights_are_three_times_torchjds_over_a_training(decay: float) -> None:
     bounds = {"a": 0.0, "b": -0.5, "c": 0.05}
-    module = FAMOSpec(lr=0.2, weight_decay=decay, lower_bounds=bounds).build(TASKS)
+    module = FAMOSpec(lr=0.2, weight_decay=decay, lower_bounds=bounds).build(ABC)
     oracle = FAMO(3, min_losses=torch.tensor(list(bounds.values())), lr=0.2, weight_decay=decay)
     for _ in range(30):
         losses, after = (torch.rand(3) + 0.1).requires_grad_(), torch.rand(3) + 0.1
@@ -28,7 +27,7 @@ def test_weights_are_three_times_torchjds_over_a_training(decay: float) -> None:
 
 
 def test_the_weights_are_the_gradient_of_the_papers_total_times_the_number_of_tasks() -> None:
-    module = FAMOSpec().build(TASKS)
+    module = FAMOSpec().build(ABC)
     module.logits = torch.randn(3)
     losses = (torch.rand(3) + 0.1).requires_grad_()
     z = module.logits.exp() / module.logits.exp().sum()
@@ -39,20 +38,20 @@ def test_the_weights_are_the_gradient_of_the_papers_total_times_the_number_of_ta
 
 
 def test_equal_relative_drops_move_nothing_and_the_slowest_task_gains() -> None:
-    module = FAMOSpec(weight_decay=0.0).build(TASKS)
+    module = FAMOSpec(weight_decay=0.0).build(ABC)
     before = torch.tensor([1.0, 20.0, 0.4])
     module.update_after_step(before, before / 2, torch.arange(3))
     torch.testing.assert_close(
         module(), torch.ones(3), rtol=0, atol=1e-6
     )  # Adam magnifies what rounding leaves
-    module = FAMOSpec(weight_decay=0.0).build(TASKS)
+    module = FAMOSpec(weight_decay=0.0).build(ABC)
     for _ in range(5):
         module.update_after_step(before, before * torch.tensor([0.5, 0.9, 0.6]), torch.arange(3))
     assert module().argmax() == 1
 
 
 def test_the_unit_of_a_loss_has_no_say_in_the_joint_gradients_direction() -> None:
-    here, there = FAMOSpec().build(TASKS), FAMOSpec().build(TASKS)
+    here, there = FAMOSpec().build(ABC), FAMOSpec().build(ABC)
     units = torch.tensor([1.0, 1e3, 1e-2])
     for _ in range(5):
         losses, after, rows = torch.rand(3) + 0.1, torch.rand(3) + 0.1, torch.randn(3, 6)
@@ -65,7 +64,7 @@ def test_the_unit_of_a_loss_has_no_say_in_the_joint_gradients_direction() -> Non
 
 
 def test_state_is_a_few_numbers_a_task() -> None:
-    module = FAMOSpec().build(TASKS)
+    module = FAMOSpec().build(ABC)
     module(torch.rand(3))
     module.update_after_step(torch.rand(3), torch.rand(3), torch.arange(3))
     assert sum(buffer.numel() for buffer in module.buffers()) == 5 * 3
@@ -74,7 +73,7 @@ def test_state_is_a_few_numbers_a_task() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_loss_at_its_bound_gives_no_nan(dtype: torch.dtype) -> None:
-    module = FAMOSpec().build(TASKS)
+    module = FAMOSpec().build(ABC)
     for _ in range(3):
         losses = torch.tensor([0.0, 1.0, 2.0], dtype=dtype)
         assert module(losses).isfinite().all()

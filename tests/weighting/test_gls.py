@@ -4,22 +4,21 @@ import pytest
 import torch
 from torchjd.scalarization import GeometricMean
 
-from raymtl.tasks import regression
 from raymtl.weighting import GLSSpec
+from tests.weighting import ABC
 
-TASKS = [regression(name, 0.0, 1.0) for name in "abc"]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 def weights_of(losses: torch.Tensor) -> torch.Tensor:
     losses = losses.clone().requires_grad_()
-    return torch.autograd.grad(GLSSpec().build(TASKS)(losses), losses)[0]
+    return torch.autograd.grad(GLSSpec().build(ABC)(losses), losses)[0]
 
 
 def test_the_total_is_three_times_the_geometric_mean_of_three_losses() -> None:
     losses = torch.rand(3) + 0.1
-    torch.testing.assert_close(GLSSpec().build(TASKS)(losses), 3 * GeometricMean()(losses))
-    torch.testing.assert_close(GLSSpec().build(TASKS)(losses), 3 * losses.prod() ** (1 / 3))
+    torch.testing.assert_close(GLSSpec().build(ABC)(losses), 3 * GeometricMean()(losses))
+    torch.testing.assert_close(GLSSpec().build(ABC)(losses), 3 * losses.prod() ** (1 / 3))
 
 
 def test_weights_have_the_product_1_and_are_1_for_equal_losses() -> None:

@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from raymtl.tasks import regression
 from raymtl.weighting import GradDropSpec
 from raymtl.weighting.graddrop import draw_chances, drop
-from tests.weighting import Rows
+from tests.weighting import Rows, regressions
 
-TASKS = [regression(str(index), 0.0, 1.0) for index in range(4)]
+TASKS = regressions(map(str, range(4)))
 pytestmark = pytest.mark.usefixtures("float64")
 
 

@@ -3,16 +3,14 @@
 import pytest
 import torch
 
-from raymtl.tasks import regression
 from raymtl.weighting import GradNormSpec
-from tests.weighting import Rows
+from tests.weighting import ABC, Rows
 
-TASKS = [regression(name, 0.0, 1.0) for name in "abc"]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_steps_descend_the_papers_sum_in_the_log_of_the_weights() -> None:
-    module = GradNormSpec(asymmetry=1.5, lr=0.1).build(TASKS)
+    module = GradNormSpec(asymmetry=1.5, lr=0.1).build(ABC)
     log_weights, initial = torch.zeros(3), None
     for _ in range(12):
         losses, rows = torch.rand(3) + 0.1, torch.randn(3, 5) * torch.tensor([[0.1], [1.0], [3.0]])
@@ -33,7 +31,7 @@ def test_steps_descend_the_papers_sum_in_the_log_of_the_weights() -> None:
 
 
 def test_equal_norms_and_rates_leave_the_weights_where_they_are() -> None:
-    module = GradNormSpec(lr=0.5).build(TASKS)
+    module = GradNormSpec(lr=0.5).build(ABC)
     rows = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
     for factor in (1.0, 0.5, 0.25):
         torch.testing.assert_close(
@@ -42,7 +40,7 @@ def test_equal_norms_and_rates_leave_the_weights_where_they_are() -> None:
 
 
 def test_at_equal_rates_the_weighted_norms_become_equal() -> None:
-    module = GradNormSpec(lr=0.01).build(TASKS)
+    module = GradNormSpec(lr=0.01).build(ABC)
     norms = torch.tensor([1.0, 4.0, 0.5])
     for _ in range(600):
         weights = module(torch.ones(3), Rows(norms.diag()))
@@ -54,7 +52,7 @@ def test_at_equal_rates_the_weighted_norms_become_equal() -> None:
 
 def test_at_equal_norms_the_slow_task_is_given_the_larger_gradient() -> None:
     """Rates r give weights in the ratio r^alpha."""
-    module = GradNormSpec(lr=0.002, asymmetry=1.5).build(TASKS[:2])
+    module = GradNormSpec(lr=0.002, asymmetry=1.5).build(ABC[:2])
     module(torch.tensor([1.0, 1.0]), Rows(torch.eye(2)))
     for _ in range(1500):
         weights = module(torch.tensor([0.6, 0.4]), Rows(torch.eye(2)))
@@ -63,14 +61,14 @@ def test_at_equal_norms_the_slow_task_is_given_the_larger_gradient() -> None:
 
 
 def test_the_unit_of_all_losses_has_no_say() -> None:
-    here, there = GradNormSpec(lr=0.1).build(TASKS), GradNormSpec(lr=0.1).build(TASKS)
+    here, there = GradNormSpec(lr=0.1).build(ABC), GradNormSpec(lr=0.1).build(ABC)
     for _ in range(6):
         losses, rows = torch.rand(3), torch.randn(3, 4)
         torch.testing.assert_close(there(1e4 * losses, Rows(1e4 * rows)), here(losses, Rows(rows)))
 
 
 def test_tasks_of_a_step_share_what_they_had() -> None:
-    module = GradNormSpec(lr=0.3).build(TASKS)
+    module = GradNormSpec(lr=0.3).build(ABC)
     for _ in range(4):
         module(torch.rand(3) + 0.1, Rows(torch.randn(3, 4)))
     before = module()
@@ -83,7 +81,7 @@ def test_tasks_of_a_step_share_what_they_had() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_losses_and_gradients_of_zero_give_no_nan(dtype: torch.dtype) -> None:
-    module = GradNormSpec().build(TASKS)
+    module = GradNormSpec().build(ABC)
     for losses in ([0.0, 0.0, 0.0], [0.0, 1.0, 2.0], [0.0, 0.0, 0.0], [3.0, 0.0, 1.0]):
         module(torch.tensor(losses, dtype=dtype), Rows(torch.zeros(3, 4, dtype=dtype)))
         weights = module(torch.tensor(losses, dtype=dtype), Rows(torch.randn(3, 4, dtype=dtype)))

@@ -4,15 +4,14 @@ import pytest
 import torch
 from torchjd.scalarization import IMTLL
 
-from raymtl.tasks import regression
 from raymtl.weighting import IMTLLSpec
+from tests.weighting import ABC
 
-TASKS = [regression(name, 0.0, 1.0) for name in "abc"]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_total_and_both_gradients_equal_torchjds() -> None:
-    module, oracle = IMTLLSpec().build(TASKS), IMTLL(3)
+    module, oracle = IMTLLSpec().build(ABC), IMTLL(3)
     scales, losses = torch.randn(3), torch.rand(3).requires_grad_()
     with torch.no_grad():
         module.log_scale.copy_(scales)
@@ -28,7 +27,7 @@ def test_total_and_both_gradients_equal_torchjds() -> None:
 
 
 def test_it_is_least_where_every_scaled_loss_is_1() -> None:
-    module, losses = IMTLLSpec().build(TASKS), torch.tensor([0.3, 5.0, 40.0])
+    module, losses = IMTLLSpec().build(ABC), torch.tensor([0.3, 5.0, 40.0])
     with torch.no_grad():
         module.log_scale.copy_(-losses.log())
     torch.testing.assert_close(module() * losses, torch.ones(3))
@@ -37,7 +36,7 @@ def test_it_is_least_where_every_scaled_loss_is_1() -> None:
 
 
 def test_a_task_without_labels_has_no_gradient() -> None:
-    module = IMTLLSpec().build(TASKS)
+    module = IMTLLSpec().build(ABC)
     (gradient,) = torch.autograd.grad(
         module(torch.tensor([0.5, 3.0]), torch.tensor([2, 0])), [module.log_scale]
     )

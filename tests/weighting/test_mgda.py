@@ -3,11 +3,9 @@
 import pytest
 import torch
 
-from raymtl.tasks import regression
 from raymtl.weighting import MGDASpec
-from tests.weighting import Rows
+from tests.weighting import ABCD, Rows
 
-TASKS = [regression(name, 0.0, 1.0) for name in "abcd"]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
@@ -15,13 +13,13 @@ pytestmark = pytest.mark.usefixtures("float64")
 def test_two_tasks_follow_the_closed_form(seed: int) -> None:
     one, other = torch.randn(2, 3, generator=torch.Generator().manual_seed(seed)) + seed % 2
     share = ((other - one) @ other / (other - one).square().sum()).clamp(0, 1)
-    weights = MGDASpec().build(TASKS[:2])(torch.ones(2), Rows(torch.stack([one, other])))
+    weights = MGDASpec().build(ABCD[:2])(torch.ones(2), Rows(torch.stack([one, other])))
     torch.testing.assert_close(weights, 2 * torch.stack([share, 1 - share]))
 
 
 def test_no_convex_combination_is_shorter() -> None:
     rows = torch.randn(4, 9)
-    joint = MGDASpec().build(TASKS)(torch.ones(4), Rows(rows)) @ rows
+    joint = MGDASpec().build(ABCD)(torch.ones(4), Rows(rows)) @ rows
     others = 4 * torch.rand(5000, 4).pow(3)
     others = 4 * others / others.sum(1, keepdim=True)
     assert ((others @ rows).norm(dim=1) > joint.norm()).all()
@@ -29,9 +27,9 @@ def test_no_convex_combination_is_shorter() -> None:
 
 def test_a_task_whose_gradient_is_zero_leaves_the_others_as_they_are_without_it() -> None:
     rows = torch.tensor([[1.0, 2.0], [0.0, 0.0], [2.0, -1.0]])
-    weights = MGDASpec().build(TASKS[:3])(torch.ones(3), Rows(rows))
+    weights = MGDASpec().build(ABCD[:3])(torch.ones(3), Rows(rows))
     torch.testing.assert_close(
-        weights[[0, 2]], MGDASpec().build(TASKS[:2])(torch.ones(2), Rows(rows[[0, 2]]))
+        weights[[0, 2]], MGDASpec().build(ABCD[:2])(torch.ones(2), Rows(rows[[0, 2]]))
     )
     torch.testing.assert_close(weights[[0, 2]], torch.ones(2))  # orthogonal and equally long
 
@@ -45,14 +43,14 @@ def test_weights_are_those_of_the_normalized_gradients(normalize: str) -> None:
         "loss": losses,
         "loss+": losses * rows.norm(dim=1),
     }[normalize]
-    expected = MGDASpec().build(TASKS)(torch.ones(4), Rows(rows / scale[:, None]))
+    expected = MGDASpec().build(ABCD)(torch.ones(4), Rows(rows / scale[:, None]))
     torch.testing.assert_close(
-        MGDASpec(normalize=normalize).build(TASKS)(losses, Rows(rows)), expected
+        MGDASpec(normalize=normalize).build(ABCD)(losses, Rows(rows)), expected
     )
 
 
 @pytest.mark.parametrize("normalize", ["l2", "loss", "loss+"])
 def test_zeros_are_no_scale(normalize: str) -> None:
     rows = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
-    weights = MGDASpec(normalize=normalize).build(TASKS[:2])(torch.tensor([0.0, 1.0]), Rows(rows))
+    weights = MGDASpec(normalize=normalize).build(ABCD[:2])(torch.tensor([0.0, 1.0]), Rows(rows))
     torch.testing.assert_close(weights, torch.ones(2))

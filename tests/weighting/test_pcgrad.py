@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from raymtl.tasks import regression
 from raymtl.weighting import PCGradSpec
 from raymtl.weighting.pcgrad import draw_order, project
-from tests.weighting import Rows
+from tests.weighting import Rows, regressions
 
-TASKS = [regression(str(index), 0.0, 1.0) for index in range(8)]
+TASKS = regressions(map(str, range(8)))
 pytestmark = pytest.mark.usefixtures("float64")
 
 

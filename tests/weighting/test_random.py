@@ -3,16 +3,15 @@
 import pytest
 import torch
 
-from raymtl.tasks import regression
 from raymtl.weighting import RandomSpec
+from tests.weighting import ABC
 
-TASKS = [regression(name, 0.0, 1.0) for name in "abc"]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_log_weights_differ_like_normal_numbers() -> None:
     """log w_a - log w_b = n_a - n_b has mean 0 and variance 2; successive draws are uncorrelated."""
-    module = RandomSpec().build(TASKS)
+    module = RandomSpec().build(ABC)
     weights = torch.stack([module(torch.ones(3)) for _ in range(3000)])
     torch.testing.assert_close(weights.sum(1), torch.full((3000,), 3.0))
     differences = weights[:, 0].log() - weights[:, 1].log()
@@ -23,21 +22,21 @@ def test_log_weights_differ_like_normal_numbers() -> None:
 
 
 def test_draws_depend_on_nothing_but_the_number_of_updates() -> None:
-    one, other = RandomSpec().build(TASKS), RandomSpec().build(TASKS)
+    one, other = RandomSpec().build(ABC), RandomSpec().build(ABC)
     for step in range(5):
         torch.manual_seed(step)
         torch.testing.assert_close(one(torch.ones(3)), other(torch.rand(3)), rtol=0, atol=0)
 
 
 def test_the_inner_loop_uses_the_draw_of_the_outer_step_that_follows() -> None:
-    module = RandomSpec().build(TASKS)
+    module = RandomSpec().build(ABC)
     for _ in range(4):
         inner = module()
         torch.testing.assert_close(module(torch.ones(3)), inner, rtol=0, atol=0)
 
 
 def test_weights_of_some_tasks_are_the_same_draw_renormalised() -> None:
-    module = RandomSpec().build(TASKS)
+    module = RandomSpec().build(ABC)
     of_all = module()
     some = torch.tensor([2, 0])
     torch.testing.assert_close(module(torch.ones(2), some), 2 * of_all[some] / of_all[some].sum())

@@ -3,27 +3,23 @@
 import pytest
 import torch
 
-from raymtl.tasks import regression
 from raymtl.weighting import MGDASpec, SDMGradSpec
-from tests.weighting import Rows
+from tests.weighting import ABCD, Rows
 
-TASKS = [regression(name, 0.0, 1.0) for name in "abcd"]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_without_a_pull_it_is_mgda_and_with_a_strong_one_the_sum() -> None:
     rows = torch.randn(4, 6)
-    weights = [
-        SDMGradSpec(pull=pull).build(TASKS)(torch.ones(4), Rows(rows)) for pull in (0.0, 1e6)
-    ]
-    torch.testing.assert_close(weights[0], MGDASpec().build(TASKS)(torch.ones(4), Rows(rows)))
+    weights = [SDMGradSpec(pull=pull).build(ABCD)(torch.ones(4), Rows(rows)) for pull in (0.0, 1e6)]
+    torch.testing.assert_close(weights[0], MGDASpec().build(ABCD)(torch.ones(4), Rows(rows)))
     torch.testing.assert_close(weights[1], torch.ones(4), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("pull", [0.1, 0.3, 3.0])
 def test_no_weights_of_the_simplex_beside_the_mean_are_shorter(pull: float) -> None:
     rows = torch.randn(4, 6)
-    joint = SDMGradSpec(pull=pull).build(TASKS)(torch.ones(4), Rows(rows)) @ rows * (1 + pull) / 4
+    joint = SDMGradSpec(pull=pull).build(ABCD)(torch.ones(4), Rows(rows)) @ rows * (1 + pull) / 4
     others = torch.rand(5000, 4).pow(3)
     others = others / others.sum(1, keepdim=True)
     assert ((others @ rows + pull * rows.mean(0)).norm(dim=1) > joint.norm()).all()
@@ -31,8 +27,8 @@ def test_no_weights_of_the_simplex_beside_the_mean_are_shorter(pull: float) -> N
 
 def test_weights_sum_to_the_number_of_tasks_and_a_zero_leaves_the_others_alone() -> None:
     rows = torch.tensor([[1.0, 0.2], [0.3, 2.0], [0.0, 0.0]])
-    weights = SDMGradSpec(pull=0.5).build(TASKS[:3])(torch.ones(3), Rows(rows))
+    weights = SDMGradSpec(pull=0.5).build(ABCD[:3])(torch.ones(3), Rows(rows))
     torch.testing.assert_close(weights[:2].sum(), torch.tensor(2.0))
     torch.testing.assert_close(
-        weights[:2], SDMGradSpec(pull=0.5).build(TASKS[:2])(torch.ones(2), Rows(rows[:2]))
+        weights[:2], SDMGradSpec(pull=0.5).build(ABCD[:2])(torch.ones(2), Rows(rows[:2]))
     )

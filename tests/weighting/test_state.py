@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from raymtl.tasks import regression
 from raymtl.weighting import (
     AutoLambdaSpec,
     DBMTLSpec,
@@ -21,9 +20,8 @@ from raymtl.weighting import (
     STCHSpec,
     Weighting,
 )
-from tests.weighting import Rows, weigh
+from tests.weighting import ABC, Rows, weigh
 
-TASKS = [regression(name, 0.0, 1.0) for name in "abc"]
 SPECS = {
     spec.name: spec
     for spec in (
@@ -69,7 +67,7 @@ def step(
 
 @pytest.mark.parametrize("name", SPECS)
 def test_state_of_tasks_without_labels_stays_as_it_is(name: str) -> None:
-    module = SPECS[name].build(TASKS)
+    module = SPECS[name].build(ABC)
     for batch in batches(5):
         step(module, batch, [0, 1, 2], torch.float64)
     old = dict(module.named_buffers())
@@ -84,7 +82,7 @@ def test_state_of_tasks_without_labels_stays_as_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_weights_follow_their_tasks_in_whatever_order_these_come(name: str) -> None:
-    one, other = SPECS[name].build(TASKS), SPECS[name].build(TASKS)
+    one, other = SPECS[name].build(ABC), SPECS[name].build(ABC)
     for batch in batches(6):
         here = step(one, batch, [0, 1, 2], torch.float64)
         there = step(other, batch, [2, 0, 1], torch.float64)
@@ -93,7 +91,7 @@ def test_weights_follow_their_tasks_in_whatever_order_these_come(name: str) -> N
 
 @pytest.mark.parametrize("name", SPECS)
 def test_state_that_is_assigned_goes_on_exactly(name: str) -> None:
-    one, other = SPECS[name].build(TASKS), SPECS[name].build(TASKS)
+    one, other = SPECS[name].build(ABC), SPECS[name].build(ABC)
     for batch in batches(5):
         step(one, batch, [0, 1, 2], torch.float64)
     for key, value in one.named_buffers():
@@ -105,7 +103,7 @@ def test_state_that_is_assigned_goes_on_exactly(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_precision_is_that_of_the_losses(name: str) -> None:
-    in_32, in_64 = SPECS[name].build(TASKS), SPECS[name].build(TASKS)
+    in_32, in_64 = SPECS[name].build(ABC), SPECS[name].build(ABC)
     for batch in batches(8):
         coarse, fine = (
             step(in_32, batch, [0, 1, 2], torch.float32),
@@ -119,7 +117,7 @@ def test_precision_is_that_of_the_losses(name: str) -> None:
 def test_the_inner_loop_moves_no_state_and_its_weights_sum_to_the_number_of_tasks(
     name: str,
 ) -> None:
-    module = SPECS[name].build(TASKS)
+    module = SPECS[name].build(ABC)
     for batch in batches(5):
         step(module, batch, [0, 1, 2], torch.float64)
         old = {key: value.clone() for key, value in module.named_buffers()}
@@ -130,7 +128,7 @@ def test_the_inner_loop_moves_no_state_and_its_weights_sum_to_the_number_of_task
 
 @pytest.mark.parametrize("name", ON_A_SIMPLEX)
 def test_weights_sum_to_the_number_of_tasks_that_have_labels(name: str) -> None:
-    module = SPECS[name].build(TASKS)
+    module = SPECS[name].build(ABC)
     for batch, tasks in zip(batches(8), [[0, 1, 2], [1, 2], [0], [0, 2]] * 2, strict=True):
         weights = step(module, batch, tasks, torch.float64)
         torch.testing.assert_close(
@@ -142,7 +140,7 @@ def test_weights_sum_to_the_number_of_tasks_that_have_labels(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(SPECS.keys() - {"auto_lambda"}))
 def test_a_task_alone_weighs_1_whatever_has_been(name: str) -> None:
     """All but Auto-Lambda, whose weights are not relative."""
-    module = SPECS[name].build(TASKS)
+    module = SPECS[name].build(ABC)
     for batch, tasks in zip(
         batches(6), [[0, 1, 2], [0, 1, 2], [0, 1, 2], [1], [1], [2]], strict=True
     ):
@@ -152,7 +150,7 @@ def test_a_task_alone_weighs_1_whatever_has_been(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_state_keeps_no_graph(name: str) -> None:
-    module = SPECS[name].build(TASKS)
+    module = SPECS[name].build(ABC)
     for batch in batches(3):
         losses = batch[0].requires_grad_()
         weigh(module, losses, Rows(batch[2]))

@@ -2,20 +2,18 @@
 
 import torch
 
-from raymtl.tasks import regression
 from raymtl.weighting import StaticSpec
-
-TASKS = [regression(name, 0.0, 1.0) for name in "abc"]
+from tests.weighting import ABC
 
 
 def test_weights_sum_to_the_number_of_tasks_and_keep_their_ratio() -> None:
-    weights = StaticSpec(weights={"a": 3.0, "b": 1.0}).build(TASKS[:2])(torch.rand(2))
+    weights = StaticSpec(weights={"a": 3.0, "b": 1.0}).build(ABC[:2])(torch.rand(2))
     torch.testing.assert_close(weights, torch.tensor([1.5, 0.5]))
 
 
 def test_a_task_without_a_weight_has_1_and_an_unknown_one_is_refused() -> None:
     torch.testing.assert_close(
-        StaticSpec(weights={"b": 4.0}).build(TASKS)(), torch.tensor([0.5, 2.0, 0.5])
+        StaticSpec(weights={"b": 4.0}).build(ABC)(), torch.tensor([0.5, 2.0, 0.5])
     )
     assert StaticSpec(weights={"b": 4.0}).check(["a", "b"]) is None
     key, sentence = StaticSpec(weights={"z": 4.0}).check(["a", "b"])

@@ -5,16 +5,15 @@ import torch
 from pydantic import ValidationError
 from torchjd.scalarization import STCH
 
-from raymtl.tasks import regression
 from raymtl.weighting import STCHSpec
+from tests.weighting import ABC
 
-TASKS = [regression(name, 0.0, 1.0) for name in "abc"]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.mark.parametrize("mu", [0.1, 0.5, 1.0])
 def test_weights_are_torchjds_gradient_scaled_to_sum_to_the_number_of_tasks(mu: float) -> None:
-    module, oracle = STCHSpec(mu=mu, warmup=4).build(TASKS), STCH(mu, weights=torch.ones(3))
+    module, oracle = STCHSpec(mu=mu, warmup=4).build(ABC), STCH(mu, weights=torch.ones(3))
     first = torch.rand(4, 3) + 0.1
     for losses in first:
         module(losses)
@@ -26,7 +25,7 @@ def test_weights_are_torchjds_gradient_scaled_to_sum_to_the_number_of_tasks(mu: 
 
 
 def test_equal_losses_weigh_1() -> None:
-    module = STCHSpec(mu=0.2, warmup=3).build(TASKS)
+    module = STCHSpec(mu=0.2, warmup=3).build(ABC)
     for loss in (1.0, 4.0, 2.0, 0.5, 0.1):
         torch.testing.assert_close(module(torch.full((3,), loss)), torch.ones(3))
 
@@ -34,7 +33,7 @@ def test_equal_losses_weigh_1() -> None:
 def test_the_smaller_mu_the_more_the_worst_task_leads() -> None:
     leads = []
     for mu in (1.0, 0.5, 0.1, 0.01):
-        module = STCHSpec(mu=mu, warmup=1).build(TASKS)
+        module = STCHSpec(mu=mu, warmup=1).build(ABC)
         module(torch.ones(3))
         leads.append(float(module(torch.tensor([0.9, 0.3, 0.5]))[0]))
     assert leads[0] == pytest.approx(1)
@@ -43,7 +42,7 @@ def test_the_smaller_mu_the_more_the_worst_task_leads() -> None:
 
 
 def test_the_unit_of_one_loss_leaves_the_direction_of_the_joint_gradient() -> None:
-    here, there = STCHSpec(warmup=2).build(TASKS), STCHSpec(warmup=2).build(TASKS)
+    here, there = STCHSpec(warmup=2).build(ABC), STCHSpec(warmup=2).build(ABC)
     units = torch.tensor([1.0, 1e3, 1e-2])
     for _ in range(5):
         losses, rows = torch.rand(3) + 0.1, torch.randn(3, 6)
@@ -54,7 +53,7 @@ def test_the_unit_of_one_loss_leaves_the_direction_of_the_joint_gradient() -> No
 
 
 def test_a_late_task_has_a_reference_of_its_own_and_a_loss_of_zero_gives_no_nan() -> None:
-    module = STCHSpec(mu=0.5, warmup=2).build(TASKS)
+    module = STCHSpec(mu=0.5, warmup=2).build(ABC)
     for _ in range(3):
         module(torch.tensor([1.0, 1.0]), torch.tensor([0, 1]))
     module(torch.tensor([8.0]), torch.tensor([2]))

@@ -16,7 +16,6 @@ from torch import Tensor
 from torchjd.aggregation._nash_mtl import _NashMTLWeighting
 from torchjd.linalg import DualConeProjector
 
-from raymtl.tasks import regression
 from raymtl.weighting import (
     AlignedMTLSpec,
     CAGradSpec,
@@ -35,11 +34,11 @@ from raymtl.weighting import (
 from raymtl.weighting.base import WeightingSpecBase
 from raymtl.weighting.graddrop import draw_chances
 from raymtl.weighting.pcgrad import draw_order
-from tests.weighting import Rows
+from tests.weighting import Rows, regressions
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-TASKS = [regression(f"task_{index}", 0.0, 1.0) for index in range(40)]
+TASKS = regressions(f"task_{index}" for index in range(40))
 NUMBER = 60
 
 
