@@ -28,6 +28,7 @@ from raymtl.training.loop import TrainContext, local_batches, train_loop
 from raymtl.types import MetaBatch
 from tests.conftest import axes, experiment
 from tests.processes import run_on
+from tests.training.runs import Stopped
 
 CASES = [
     ("cross_stitch", "db_mtl", "maml"),
@@ -37,10 +38,6 @@ CASES = [
 """Gradient weightings that remember something from step to step, each with a learner."""
 PHASES = [(4, 3), (2, 6), (4, 9)]
 """Numbers of workers, and the step after which they are stopped; 9 is the last."""
-
-
-class Stopped(Exception):
-    """Thrown into a training to interrupt it."""
 
 
 def ragged(case: tuple[str, str, str]) -> Experiment:

@@ -15,7 +15,6 @@ from raymtl.step.execution import ExecutionConfig
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.storage import formats
 from raymtl.training import stage
-from raymtl.training.loop import TrainContext, local_batches, train_loop
 from raymtl.types import UserError
 from tests.conftest import (
     MODES,
@@ -26,24 +25,15 @@ from tests.conftest import (
     perturbed,
     with_missing_labels,
 )
+from tests.training.runs import Stopped, run
 
 TASKS = ("left", "right", "sum")
-
-
-class Stopped(Exception):
-    """Thrown into a training to interrupt it."""
 
 
 def trained(
     chosen: Experiment, arrays, folder: Path, stop_at: int | None = None
 ) -> dict[str, torch.Tensor]:
-    def report(metrics) -> None:
-        if metrics["step"] == stop_at:
-            raise Stopped
-
-    folder.mkdir(exist_ok=True)
-    context = TrainContext(report, lambda row: None)
-    train_loop(chosen, arrays, local_batches(chosen, arrays), context, folder)
+    run(chosen, arrays, folder, stop_at=stop_at)
     return load_file(folder / "model.safetensors")
 
 

@@ -26,14 +26,11 @@ from raymtl.storage.fence import claim
 from raymtl.training import checkpoint, checkpointing, loop, stage
 from raymtl.training.checkpoint import Progress
 from raymtl.training.checkpointing import HALVED, Begin, CheckpointManager
-from raymtl.training.loop import Batches, TrainContext, local_batches, train_loop
+from raymtl.training.loop import Batches, TrainContext, train_loop
 from raymtl.types import UserError
 from tests.conftest import axes
 from tests.processes import new_process
-
-
-class Stopped(Exception):
-    """Thrown into a training to interrupt it."""
+from tests.training.runs import Stopped, run
 
 
 def short(**values) -> Experiment:
@@ -46,22 +43,6 @@ def short(**values) -> Experiment:
     return axes("hard", "famo", "maml").override(
         plan | {k.replace("__", "."): v for k, v in values.items()}
     )
-
-
-def run(
-    chosen: Experiment, arrays, folder: Path, die_after: int | None = None, leaving=lambda: False
-) -> list[dict]:
-    """Dies right after the record of a step, wherever the last checkpoint is."""
-    reports: list[dict] = []
-
-    def observe(row) -> None:
-        if row["step"] == die_after:
-            raise Stopped
-
-    train_loop(
-        chosen, arrays, local_batches(chosen, arrays), TrainContext(reports.append, observe, leaving=leaving), folder
-    )  # fmt: skip
-    return reports
 
 
 def steps(folder: Path) -> list[int]:

@@ -1,7 +1,6 @@
 """The outer loop: exact resume, corrupt checkpoints, the record of every step."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,20 +8,15 @@ from safetensors.torch import load_file
 
 from raymtl.config import Experiment
 from raymtl.storage import formats
-from raymtl.training import checkpoint
-from raymtl.training.loop import TrainContext, local_batches, train_loop
 from raymtl.types import DivergedError, UserError
 from tests.conftest import LEARNERS, WEIGHTING, axes, experiment
+from tests.training.runs import Stopped, run
 
 # Each weighting and each learner once: their states are saved apart from each other.
 PAIRS = [
     *((weighting, "maml") for weighting in WEIGHTING),
     *(("static", learner) for learner in LEARNERS if learner != "maml"),
 ]
-
-
-class Stopped(Exception):
-    """Thrown into a training to interrupt it."""
 
 
 def short(
@@ -32,21 +26,6 @@ def short(
         k.replace("__", "."): v for k, v in values.items()
     }
     return axes(sharing, weighting, learner).override(plan)
-
-
-def run(chosen: Experiment, arrays, folder: Path, stop_at: int | None = None) -> list[dict]:
-    reports: list[dict] = []
-
-    def report(metrics) -> None:
-        reports.append(metrics)
-        assert checkpoint.newest_step(folder) == metrics["step"]
-        if metrics["step"] == stop_at:
-            raise Stopped
-
-    folder.mkdir(exist_ok=True)
-    context = TrainContext(report, lambda row: None)
-    train_loop(chosen, arrays, local_batches(chosen, arrays), context, folder)
-    return reports
 
 
 @pytest.mark.parametrize(("weighting", "learner"), PAIRS)

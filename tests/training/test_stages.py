@@ -15,16 +15,14 @@ from raymtl.evaluation.baselines import baselines
 from raymtl.reporting.html.training_plots import loss_plot, validation_plot
 from raymtl.storage import formats
 from raymtl.training import checkpoint
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.loop import local_batches
 from raymtl.types import UserError
 from tests.cli.test_cli import answer
 from tests.conftest import experiment
+from tests.training import runs
+from tests.training.runs import Stopped
 
 HYBRID_CONFIG = Path(__file__).parent.parent.parent / "tune_configs" / "hybrid.yaml"
-
-
-class Stopped(Exception):
-    """Thrown into a training to interrupt it."""
 
 
 def staged(*stages: tuple[int, dict], **values) -> Experiment:
@@ -42,20 +40,12 @@ def staged(*stages: tuple[int, dict], **values) -> Experiment:
 
 def run(chosen: Experiment, arrays, folder: Path, stop_at: int | None = None) -> list[dict]:
     """Every checkpoint stays, as `STEP` beside the model."""
-    reports: list[dict] = []
 
-    def report(metrics) -> None:
-        reports.append(metrics)
-        kept = folder / "checkpoints" / f"step_{metrics['step']:08d}"
-        kept_params = formats.load_params(kept / "model.safetensors")
-        formats.save_params(folder / f"{metrics['step']}.safetensors", kept_params)
-        if metrics["step"] == stop_at:
-            raise Stopped
+    def scored(step: int) -> None:
+        saved = folder / "checkpoints" / f"step_{step:08d}" / "model.safetensors"
+        formats.save_params(folder / f"{step}.safetensors", formats.load_params(saved))
 
-    folder.mkdir(exist_ok=True)
-    context = TrainContext(report, lambda row: None)
-    train_loop(chosen, arrays, local_batches(chosen, arrays), context, folder)
-    return reports
+    return runs.run(chosen, arrays, folder, stop_at=stop_at, scored=scored)
 
 
 def trained(chosen: Experiment, arrays, folder: Path) -> dict[str, torch.Tensor]:
