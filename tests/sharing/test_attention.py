@@ -5,10 +5,11 @@ import torch
 
 from raymtl.encoders import ConvSpec, MLPSpec
 from raymtl.encoders.norm import NormedSpec
-from raymtl.sharing import AttentionSpec, HardSpec
+from raymtl.sharing import AttentionSpec
 from raymtl.tasks import classification
 from raymtl.types import UserError
 from tests.conftest import experiment
+from tests.sharing.laws import assert_predicts_as_hard_sharing
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -115,10 +116,8 @@ def test_permuting_the_tasks_permutes_the_predictions(
 @over_the_encoders
 def test_one_task_alone_is_hard_sharing(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
     tower = encoder.build(shape)
-    model, hard = (spec.build(TASKS[:1], [tower]) for spec in (AttentionSpec(), HardSpec()))
-    hard.heads = model.heads
-    inputs = torch.randn(3, *shape)
-    torch.testing.assert_close(model(inputs)["a"], hard(inputs)["a"], rtol=0, atol=0)
+    model = AttentionSpec().build(TASKS[:1], [tower])
+    assert_predicts_as_hard_sharing(model, tower, TASKS[:1], shape, exactly=True)
 
 
 def test_towers_run_once_for_the_inputs_of_all_tasks() -> None:

@@ -9,11 +9,11 @@ import torch
 
 from raymtl.encoders import ConvSpec, MLPSpec
 from raymtl.encoders.norm import NormedSpec
-from raymtl.sharing import BranchingSpec, HardSpec, SoftSpec
+from raymtl.sharing import BranchingSpec, SoftSpec
 from raymtl.tasks import classification, regression
 from raymtl.types import UserError
 from tests.conftest import experiment
-from tests.sharing.test_sharing import assert_vmap_is_a_loop, moved
+from tests.sharing.laws import assert_predicts_as_hard_sharing, assert_vmap_is_a_loop, moved
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -63,12 +63,8 @@ def stages_reached(model, encoder) -> dict[str, dict[int, set[str]]]:
 @over_the_encoders
 def test_the_empty_tree_is_hard_sharing(encoder: NormedSpec) -> None:
     model, trunk = build({}, encoder), encoder.build(SHAPE)
-    hard = HardSpec().build(TASKS, [trunk])
-    hard.heads = model.heads
     trunk.stages.load_state_dict(model.trunks["a"]["stages"].state_dict())
-    inputs = torch.randn(3, *SHAPE)
-    for task, prediction in model(inputs).items():
-        torch.testing.assert_close(prediction, hard(inputs)[task], rtol=0, atol=0)
+    assert_predicts_as_hard_sharing(model, trunk, TASKS, SHAPE, exactly=True)
     assert BranchingSpec().num_encoders(4) == 1
 
 

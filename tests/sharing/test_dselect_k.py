@@ -8,10 +8,11 @@ import torch
 from pydantic import ValidationError
 
 from raymtl.encoders import MLPSpec
-from raymtl.sharing import DSelectKSpec, HardSpec
+from raymtl.sharing import DSelectKSpec
 from raymtl.sharing.dselect_k import entropy, selectors, smooth_step
 from raymtl.tasks import classification, regression
 from raymtl.types import UserError
+from tests.sharing.laws import assert_predicts_as_hard_sharing
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -105,13 +106,8 @@ def test_static_gates_do_not_see_the_input_and_others_do() -> None:
 
 @pytest.mark.parametrize("gates", ["per_input", "static"])
 def test_one_expert_is_hard_sharing(gates: str) -> None:
-    model, trunk = build(num_experts=1, k=1, gates=gates), MLPSpec(hidden=(5, 4)).build(SHAPE)
-    hard = HardSpec().build(TASKS, [trunk])
-    hard.heads.load_state_dict(model.heads.state_dict())
-    trunk.load_state_dict(model.experts[0].state_dict())
-    inputs = torch.randn(3, *SHAPE)
-    for task, prediction in model(inputs).items():
-        torch.testing.assert_close(prediction, hard(inputs)[task])
+    model = build(num_experts=1, k=1, gates=gates)
+    assert_predicts_as_hard_sharing(model, model.experts[0], TASKS, SHAPE)
 
 
 def test_entropy_is_that_of_the_selectors_and_its_gradient_is_finite_at_a_decision() -> None:

@@ -5,11 +5,11 @@ import torch
 
 from raymtl.encoders import ConvSpec, LeNetSpec, MLPSpec
 from raymtl.encoders.norm import NormedSpec
-from raymtl.sharing import HardSpec, HierarchicalSpec
+from raymtl.sharing import HierarchicalSpec
 from raymtl.tasks import classification, regression
 from raymtl.types import UserError
 from tests.conftest import experiment
-from tests.sharing.test_sharing import assert_vmap_is_a_loop, moved
+from tests.sharing.laws import assert_predicts_as_hard_sharing, assert_vmap_is_a_loop, moved
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -33,12 +33,8 @@ def build(levels, encoder, shape, tasks=TASKS):
 def test_all_at_the_last_stage_is_hard_sharing(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
     for levels in ({}, dict.fromkeys(NAMES, 3)):
         model, trunk = build(levels, encoder, shape), encoder.build(shape)
-        hard = HardSpec().build(TASKS, [trunk])
-        hard.heads = model.heads
         trunk.stages = model.stages
-        inputs = torch.randn(3, *shape)
-        for task, prediction in model(inputs).items():
-            torch.testing.assert_close(prediction, hard(inputs)[task], rtol=0, atol=0)
+        assert_predicts_as_hard_sharing(model, trunk, TASKS, shape, exactly=True)
 
 
 @over_the_encoders

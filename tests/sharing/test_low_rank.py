@@ -8,9 +8,14 @@ from pydantic import ValidationError
 from torch.func import functional_call
 
 from raymtl.encoders import ConvSpec, MLPSpec
-from raymtl.sharing import HardSpec, LowRankSpec, SoftSpec
+from raymtl.sharing import LowRankSpec, SoftSpec
 from raymtl.tasks import classification, regression
-from tests.sharing.test_sharing import assert_vmap_is_a_loop, moved, touched
+from tests.sharing.laws import (
+    assert_predicts_as_hard_sharing,
+    assert_vmap_is_a_loop,
+    moved,
+    touched,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -168,15 +173,10 @@ def test_tasks_start_apart() -> None:
 
 @over_the_encoders
 def test_rank_one_with_equal_coefficients_is_hard_sharing(encoder, shape) -> None:
+    """One coefficient, normalised, is 1 for every task."""
     model, trunk = build(encoder, shape, rank=1), encoder.build(shape)
-    hard = HardSpec().build(TASKS, [trunk])
-    hard.heads = model.heads
     trunk.load_state_dict(model.encoder_params("a"))
-    inputs = torch.randn(3, *shape)
-    for task, prediction in model(
-        inputs
-    ).items():  # one coefficient, normalised: it is 1 for every task
-        torch.testing.assert_close(prediction, hard(inputs)[task])
+    assert_predicts_as_hard_sharing(model, trunk, TASKS, shape)
 
 
 @pytest.mark.parametrize("numbers", [{}, {"form": "tensor", "kept": 1.0}])

@@ -6,8 +6,9 @@ from pydantic import ValidationError
 
 from raymtl.encoders import ConvSpec, MLPSpec
 from raymtl.encoders.norm import NormedSpec
-from raymtl.sharing import HardSpec, MMoESpec
+from raymtl.sharing import MMoESpec
 from raymtl.tasks import classification, regression
+from tests.sharing.laws import assert_predicts_as_hard_sharing
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -32,13 +33,8 @@ def test_gates_are_in_the_simplex() -> None:
 
 @pytest.mark.parametrize("encoder", [MLP, ConvSpec(channels=(4,))])
 def test_one_expert_is_hard_sharing(encoder: NormedSpec) -> None:
-    model, trunk = build(1, encoder), encoder.build(SHAPE)
-    hard = HardSpec().build(TASKS, [trunk])
-    hard.heads.load_state_dict(model.heads.state_dict())
-    trunk.load_state_dict(model.experts[0].state_dict())
-    inputs = torch.randn(3, *SHAPE)
-    for task, prediction in model(inputs).items():
-        torch.testing.assert_close(prediction, hard(inputs)[task])
+    model = build(1, encoder)
+    assert_predicts_as_hard_sharing(model, model.experts[0], TASKS, SHAPE)
 
 
 def test_the_features_are_the_papers_sum_written_as_a_loop() -> None:

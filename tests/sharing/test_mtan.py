@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from raymtl.encoders import ConvSpec, Encoder, LeNetSpec, MLPSpec
 from raymtl.encoders.norm import NormedSpec
-from raymtl.sharing import HardSpec, MTANSpec
+from raymtl.sharing import MTANSpec
 from raymtl.tasks import classification, regression
+from tests.sharing.laws import assert_predicts_as_hard_sharing
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -28,18 +29,15 @@ def test_masks_of_one_at_the_last_stage_are_hard_sharing(
 ) -> None:
     """Those of earlier stages only say what later masks see."""
     trunk = encoder.build(shape)
-    model, hard = MTANSpec().build(TASKS, [trunk]), HardSpec().build(TASKS, [trunk])
-    hard.heads = model.heads
-    inputs = torch.randn(3, *shape)
-    before = model(inputs)
-    assert all(not torch.allclose(before[task], value) for task, value in hard(inputs).items())
+    model = MTANSpec().build(TASKS, [trunk])
+    with pytest.raises(AssertionError):
+        assert_predicts_as_hard_sharing(model, trunk, TASKS, shape)
     for modules in model.attention.values():
         nn.init.zeros_(modules[-1].expand.weight)
         nn.init.constant_(
             modules[-1].expand.bias, 50.0
         )  # sigmoid(50) = 1 - 2e-22, which is 1 in float64
-    for task, prediction in model(inputs).items():
-        assert torch.equal(prediction, hard(inputs)[task])
+    assert_predicts_as_hard_sharing(model, trunk, TASKS, shape, exactly=True)
 
 
 @over_the_encoders

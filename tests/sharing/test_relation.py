@@ -9,6 +9,7 @@ from raymtl.sharing import HardSpec, RelationSpec
 from raymtl.tasks import classification, regression
 from raymtl.types import Task, UserError
 from tests.conftest import experiment
+from tests.sharing.laws import assert_predicts_as_hard_sharing
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -100,13 +101,10 @@ def test_the_penalty_leaves_biases_and_the_trunk_alone() -> None:
 
 
 def test_it_predicts_as_hard_sharing_does() -> None:
-    model = build()
-    hard = HardSpec().build(TASKS, [MLP.build((6,))])
-    hard.load_state_dict(model.state_dict())
-    inputs = torch.randn(3, 6)
-    for task, prediction in model(inputs).items():
-        torch.testing.assert_close(prediction, hard(inputs)[task], rtol=0, atol=0)
-    assert model.shared == hard.shared
+    trunk = MLP.build((6,))
+    model = RelationSpec().build(TASKS, [trunk])
+    assert_predicts_as_hard_sharing(model, trunk, TASKS, (6,), exactly=True)
+    assert model.shared == HardSpec().build(TASKS, [trunk]).shared
 
 
 def test_opposed_toy_tasks_become_known_as_opposed() -> None:

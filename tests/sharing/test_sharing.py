@@ -11,6 +11,7 @@ from raymtl.sharing import CrossStitchSpec, SoftSpec
 from raymtl.tasks import classification, regression
 from raymtl.types import Task
 from tests.conftest import SHARING, axes, experiment
+from tests.sharing.laws import adapted_outputs, assert_vmap_is_a_loop, moved, touched
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -37,21 +38,6 @@ def build(name: str, encoder=MLP, tasks: tuple[Task, ...] = TASKS):
     return spec.build(
         tasks, [encoder_spec.build(shape) for _ in range(spec.num_encoders(len(tasks)))]
     )
-
-
-def moved(model: torch.nn.Module, scale: float = 0.1) -> dict[str, torch.Tensor]:
-    """Parameters off the symmetric points of an initialisation, so that no gradient is zero by accident."""
-    return {
-        key: value.detach() + scale * torch.randn_like(value)
-        for key, value in model.named_parameters()
-    }
-
-
-def touched(output: torch.Tensor, model: torch.nn.Module) -> set[str]:
-    """The parameters in the graph of `output`."""
-    named = dict(model.named_parameters())
-    grads = torch.autograd.grad(output.sum(), named.values(), allow_unused=True, retain_graph=True)
-    return {name for name, gradient in zip(named, grads, strict=True) if gradient is not None}
 
 
 @over_the_encoders
@@ -164,37 +150,6 @@ def test_a_network_of_zeros_predicts_zeros(name: str) -> None:
     zeros = {key: torch.zeros_like(value) for key, value in model.named_parameters()}
     predictions = functional_call(model, zeros, (torch.randn(2, *SHAPE),))
     assert all(bool((value == 0).all()) for value in predictions.values())
-
-
-def adapted_outputs(model, params, inputs):
-    """What an episode computes: an inner step on all tasks, then predictions, features and auxiliary terms."""
-
-    def loss(at):
-        return sum(
-            value.square().mean() for value in functional_call(model, at, (inputs,)).values()
-        )
-
-    update = grad(loss)(params)
-    phi = {name: value - 0.1 * update[name] for name, value in params.items()}
-    kinds = ("predictions", "features", "auxiliary")
-    return {kind: functional_call(model, phi, (inputs,), {"output": kind}) for kind in kinds}
-
-
-def assert_vmap_is_a_loop(model, inputs, params) -> None:
-    def outer(theta, of_episode):
-        outputs = adapted_outputs(model, theta, of_episode)
-        return sum(
-            value.square().mean() for kind in outputs.values() for value in kind.values()
-        ), outputs
-
-    together, outputs = vmap(grad(outer, has_aux=True), in_dims=(None, 0))(params, inputs)
-    for index, of_episode in enumerate(inputs):
-        alone, expected = grad(outer, has_aux=True)(params, of_episode)
-        for kind, values in expected.items():
-            for key, value in values.items():
-                torch.testing.assert_close(outputs[kind][key][index], value)
-        for key, value in alone.items():
-            torch.testing.assert_close(together[key][index], value)
 
 
 @over_the_encoders

@@ -9,7 +9,7 @@ from raymtl.encoders.norm import NormedSpec
 from raymtl.sharing import SluiceSpec
 from raymtl.tasks import classification, regression
 from raymtl.types import Task
-from tests.sharing.test_sharing import moved
+from tests.sharing.laws import moved
 
 pytestmark = pytest.mark.usefixtures("float64")
 

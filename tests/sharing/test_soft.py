@@ -8,7 +8,7 @@ from raymtl.encoders import ConvSpec, MLPSpec
 from raymtl.encoders.norm import NormedSpec
 from raymtl.sharing import SoftSpec
 from raymtl.tasks import regression
-from tests.sharing.test_sharing import moved
+from tests.sharing.laws import moved
 
 pytestmark = pytest.mark.usefixtures("float64")
 
