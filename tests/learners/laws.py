@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
@@ -131,6 +132,16 @@ def assert_it_survives_saving(chosen: Experiment, arrays, folder: Path) -> None:
     again = chosen.build().predict(loaded, query.inputs)
     for name, prediction in algorithm.predict(adapted, query.inputs).items():
         assert torch.equal(prediction, again[name])
+
+
+def assert_gradient_of_finite_differences(
+    chosen: Experiment, arrays: dict[str, np.ndarray], prefix: str = "", scale: float = 0.1
+) -> None:
+    """The meta-gradient along a random direction of the parameters whose names begin so."""
+    algorithm = chosen.build()
+    params = perturbed(algorithm, scale)
+    names = [name for name in params if name.startswith(prefix)]
+    assert directional_error(algorithm, params, episodes_of(chosen, arrays), names) < 1e-6
 
 
 def directional_error(

@@ -11,7 +11,6 @@ from raymtl.step.algorithm import Algorithm
 from raymtl.step.meta_gradient import meta_gradient
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
-    directional_error,
     first,
 )
 
@@ -89,14 +88,3 @@ def test_only_heads_have_learned_rates(arrays: dict[str, np.ndarray]) -> None:
         for t in ("left", "right", "sum")
         for p in ("weight", "bias")
     }
-
-
-@pytest.mark.parametrize("learn_inner_lr", [False, True])
-def test_the_meta_gradient_equals_finite_differences(
-    learn_inner_lr: bool, arrays: dict[str, np.ndarray]
-) -> None:
-    """For the features too, on which the inner gradients depend."""
-    chosen = axes("hard", "static", "anil").override({"learner.learn_inner_lr": learn_inner_lr})
-    algorithm = chosen.build()
-    params = perturbed(algorithm)
-    assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6

@@ -7,7 +7,6 @@ import torch
 from raymtl.learners import ANIL, BOIL, MAML
 from tests.conftest import SHARING, axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
-    directional_error,
     first,
 )
 from tests.learners.test_learners import DIM, Quadratic
@@ -54,11 +53,3 @@ def test_only_the_body_has_learned_rates(arrays: dict[str, np.ndarray]) -> None:
         name.removeprefix("learner.log_inner_lr.") for name in params if name.startswith("learner.")
     }
     assert rates == {n for n, _ in algorithm.model.named_parameters() if not n.startswith("heads.")}
-
-
-def test_the_meta_gradient_equals_finite_differences(arrays: dict[str, np.ndarray]) -> None:
-    """For the heads too, under which the body is fitted."""
-    chosen = axes("hard", "static", "boil").override({"learner.learn_inner_lr": True})
-    algorithm = chosen.build()
-    params = perturbed(algorithm)
-    assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from raymtl.step.meta_gradient import meta_gradient
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
-    directional_error,
     first,
 )
 
@@ -98,13 +97,6 @@ def test_the_first_step_lowers_the_loss_as_mamls_on_the_biases_does_on_average(
         [m for n, m in chosen.build().init_params().items() if n.startswith("learner.")]
     )
     torch.testing.assert_close(maps @ maps.T, torch.eye(len(maps)), rtol=0, atol=0.12)
-
-
-def test_the_meta_gradient_equals_finite_differences(arrays: dict[str, np.ndarray]) -> None:
-    chosen = axes("hard", "static", "cavia").override({"learner.inner_lr": 0.3})
-    algorithm = chosen.build()
-    params = perturbed(algorithm)
-    assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6
 
 
 def test_an_adapted_model_is_an_ordinary_one(arrays: dict[str, np.ndarray]) -> None:

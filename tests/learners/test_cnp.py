@@ -12,7 +12,6 @@ from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
     assert_the_order_of_the_support_set_has_no_say,
     assert_unlabelled_examples_have_no_say,
-    directional_error,
     first,
     mse_on_sinusoids,
 )
@@ -79,14 +78,6 @@ def test_without_any_label_it_predicts_numbers(arrays: dict[str, np.ndarray]) ->
         algorithm.adapt(perturbed(algorithm), support._replace(masks=hidden)), query.inputs
     )
     assert all(value.isfinite().all() for value in predicted.values())
-
-
-@pytest.mark.usefixtures("float64")
-def test_the_meta_gradient_equals_finite_differences(arrays: dict[str, np.ndarray]) -> None:
-    chosen = axes("hard", "static", "cnp")
-    algorithm = chosen.build()
-    params = perturbed(algorithm)
-    assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6
 
 
 def test_it_says_what_it_cannot_read() -> None:

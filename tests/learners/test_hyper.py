@@ -12,7 +12,6 @@ from tests.conftest import SHARING, axes, episodes_of, experiment, perturbed, wi
 from tests.learners.laws import (
     assert_the_order_of_the_support_set_has_no_say,
     assert_unlabelled_examples_have_no_say,
-    directional_error,
     first,
     mse_on_sinusoids,
 )
@@ -141,14 +140,6 @@ def test_a_task_without_labels_does_not_count(arrays: dict[str, np.ndarray]) -> 
     assert all(
         value.isfinite().all() for value in algorithm.predict(nothing, query.inputs).values()
     )
-
-
-@pytest.mark.usefixtures("float64")
-def test_the_meta_gradient_equals_finite_differences(arrays: dict[str, np.ndarray]) -> None:
-    chosen = axes("hard", "static", "hyper")
-    algorithm = chosen.build()
-    params = perturbed(algorithm)
-    assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6
 
 
 @pytest.mark.slow

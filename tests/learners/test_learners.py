@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import higher
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,11 @@ from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import Batch, Episode, Task
 from raymtl.weighting import StaticSpec
 from tests.conftest import LEARNERS, SHARING, axes, episodes_of, experiment, perturbed, possible
-from tests.learners.laws import assert_it_survives_saving, assert_vmap_equals_the_loop
+from tests.learners.laws import (
+    assert_gradient_of_finite_differences,
+    assert_it_survives_saving,
+    assert_vmap_equals_the_loop,
+)
 
 DIM = 5
 
@@ -174,21 +179,25 @@ def test_maml_equals_higher_through_every_layer_of_the_encoders(encoder, axis, a
         )
 
 
+APPROXIMATE = ("imaml", "reptile", "warp_grad")
+"""Follow another direction than the gradient of the query loss, by their definition."""
+WHOLE: dict[str, dict[str, object]] = {
+    "maml": {"learner.learn_inner_lr": True},
+    "anil": {"learner.learn_inner_lr": True},
+    "boil": {"learner.learn_inner_lr": True},
+    "maml_pp": {"learner.first_order_until": 0},
+    "umtl": {"learner.reconstruction": 0},
+}
+"""Values with which all parameters have a part in the query loss, and in nothing else."""
+
+
 @pytest.mark.usefixtures("float64")
-def test_learned_inner_rates_get_the_gradient_of_finite_differences(arrays) -> None:
-    chosen = experiment(
-        learner__learn_inner_lr=True, learner__inner_steps=2, learner__inner_lr=0.02
-    )
-    algorithm = chosen.build()
-    params = algorithm.init_params()
-    episodes = episodes_of(chosen, arrays)
-    name = "learner.log_inner_lr.encoders.0.stages.0.1.weight"
-    computed = meta_gradient(algorithm, params, episodes).grads[name]
-    losses = []
-    for shift in (1e-5, -1e-5):
-        moved = {**params, name: (params[name].detach() + shift).requires_grad_()}
-        losses.append(meta_gradient(algorithm, moved, episodes).losses.sum())
-    torch.testing.assert_close(computed, (losses[0] - losses[1]) / 2e-5, rtol=1e-6, atol=1e-9)
+@pytest.mark.parametrize("learner", [name for name in LEARNERS if name not in APPROXIMATE])
+def test_the_meta_gradient_equals_finite_differences(
+    learner: str, arrays: dict[str, np.ndarray]
+) -> None:
+    chosen = axes("hard", "static", learner).override(WHOLE.get(learner, {}))
+    assert_gradient_of_finite_differences(chosen, arrays, scale=0.02)
 
 
 @pytest.mark.usefixtures("float64")

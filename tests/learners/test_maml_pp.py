@@ -10,7 +10,6 @@ from raymtl.learners import MAMLPlusPlus
 from raymtl.step.meta_gradient import meta_gradient, update_after_step
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
-    directional_error,
     first,
 )
 
@@ -107,16 +106,6 @@ def test_each_step_has_its_rate_and_further_steps_that_of_the_last(
     for name, value in expected.items():
         torch.testing.assert_close(adapted[name], value, rtol=1e-11, atol=1e-13)
     assert algorithm.adapt(params, support, steps=0) == params
-
-
-def test_the_meta_gradient_equals_finite_differences_while_the_weights_anneal(
-    arrays: dict[str, np.ndarray],
-) -> None:
-    """At step 0 of a second-order start: weights of 1/3 each, rates of every step included."""
-    chosen = plus_plus(first_order_until=0)
-    algorithm = chosen.build()
-    params = perturbed(algorithm)
-    assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6
 
 
 def test_looking_back_judges_the_same_steps_as_looking_forward(

@@ -15,8 +15,8 @@ from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import Batch, Task
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
+    assert_gradient_of_finite_differences,
     assert_unlabelled_examples_have_no_say,
-    directional_error,
     first,
 )
 
@@ -163,17 +163,8 @@ def test_the_meta_gradient_equals_finite_differences(
     own: str, arrays: dict[str, np.ndarray]
 ) -> None:
     chosen = matching(full_context=True, reads=2)
-    algorithm = chosen.build()
-    params = perturbed(algorithm, scale=0.3)
-    names = [name for name in params if not own or name.startswith(f"learner.{own}.")]
-    assert directional_error(algorithm, params, episodes_of(chosen, arrays), names) < 1e-6
-
-
-def test_the_plain_meta_gradient_equals_finite_differences(arrays: dict[str, np.ndarray]) -> None:
-    chosen = matching()
-    algorithm = chosen.build()
-    params = perturbed(algorithm)
-    assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6
+    prefix = f"learner.{own}." if own else ""
+    assert_gradient_of_finite_differences(chosen, arrays, prefix, scale=0.3)
 
 
 @CONTEXT

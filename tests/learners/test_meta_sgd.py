@@ -11,7 +11,6 @@ from raymtl.types import Batch, Episode
 from raymtl.weighting import StaticSpec
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
-    directional_error,
     first,
 )
 from tests.learners.test_learners import DIM, Quadratic, Weights
@@ -76,10 +75,3 @@ def test_rates_of_zero_adapt_nothing(arrays: dict[str, np.ndarray]) -> None:
     }
     adapted = algorithm.adapt(params, first(episodes_of(chosen, arrays)).support)
     assert all(torch.equal(adapted[name], params[name]) for name in params)
-
-
-def test_the_meta_gradient_equals_finite_differences(arrays: dict[str, np.ndarray]) -> None:
-    chosen = axes("hard", "static", "meta_sgd")
-    algorithm = chosen.build()
-    params = perturbed(algorithm, 0.02)
-    assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6

@@ -12,11 +12,11 @@ from raymtl.learners import MetaOpt
 from raymtl.learners.classes import BELOW
 from raymtl.learners.metaopt import CENTRAL, dual
 from raymtl.learners.r2d2 import primal
-from raymtl.types import Batch
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
+    assert_gradient_of_finite_differences,
+    assert_the_order_of_the_support_set_has_no_say,
     assert_unlabelled_examples_have_no_say,
-    directional_error,
     first,
 )
 
@@ -149,26 +149,12 @@ def test_the_ridge_head_is_the_closed_form(arrays: dict[str, np.ndarray]) -> Non
 def test_the_meta_gradient_equals_finite_differences(
     own: str, head: str, arrays: dict[str, np.ndarray]
 ) -> None:
-    chosen = metaopt(head=head, cost=1.0)
-    algorithm = chosen.build()
-    params = perturbed(algorithm)
-    names = [name for name in params if name.startswith(own)]
-    assert directional_error(algorithm, params, episodes_of(chosen, arrays), names) < 1e-6
+    assert_gradient_of_finite_differences(metaopt(head=head, cost=1.0), arrays, own)
 
 
 @HEADS
 def test_the_support_order_does_not_matter(head: str, arrays: dict[str, np.ndarray]) -> None:
-    chosen = metaopt("cross_stitch", head=head)
-    algorithm = chosen.build()
-    params = perturbed(algorithm)
-    support, query = first(episodes_of(chosen, arrays))
-    order = torch.randperm(len(support.inputs))
-    other = Batch(support.inputs[order], {n: t[order] for n, t in support.targets.items()}, {})
-    one, two = (
-        algorithm.predict(algorithm.adapt(params, s), query.inputs)["left"]
-        for s in (support, other)
-    )
-    torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-11)
+    assert_the_order_of_the_support_set_has_no_say(metaopt("cross_stitch", head=head), arrays)
 
 
 @HEADS

@@ -13,7 +13,6 @@ from raymtl.types import Task
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
     assert_unlabelled_examples_have_no_say,
-    directional_error,
     first,
 )
 
@@ -96,14 +95,6 @@ def test_it_equals_a_loop_written_by_hand(first_order: bool, arrays: dict[str, n
         torch.testing.assert_close(
             computed.grads[f"model.encoders.0.{name}"], gradient, rtol=1e-10, atol=1e-12
         )
-
-
-def test_the_meta_gradient_equals_finite_differences(arrays: dict[str, np.ndarray]) -> None:
-    chosen = experiment(data__tasks=["left", "right"], learner__name="proto_maml", learner__inner_steps=2,
-                        learner__learn_inner_lr=True)  # fmt: skip
-    algorithm = chosen.build()
-    params = perturbed(algorithm)
-    assert directional_error(algorithm, params, episodes_of(chosen, arrays), list(params)) < 1e-6
 
 
 def test_a_class_that_is_not_shown_stays_the_least_likely_through_the_steps(

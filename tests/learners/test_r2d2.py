@@ -12,8 +12,9 @@ from raymtl.tasks import binary, regression, segmentation
 from raymtl.types import Batch, Task
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
+    assert_gradient_of_finite_differences,
+    assert_the_order_of_the_support_set_has_no_say,
     assert_unlabelled_examples_have_no_say,
-    directional_error,
     first,
 )
 
@@ -140,24 +141,11 @@ def test_the_meta_gradient_equals_finite_differences(
 ) -> None:
     """For lambda, alpha and beta, then for all parameters together; in the primal form and in Woodbury's."""
     chosen = experiment(learner__name="r2d2", weighting__name="equal", encoder__hidden=hidden)
-    algorithm = chosen.build()
-    params = perturbed(algorithm)
-    names = [name for name in params if name.startswith(f"learner.{own}" if own else "")]
-    assert directional_error(algorithm, params, episodes_of(chosen, arrays), names) < 1e-6
+    assert_gradient_of_finite_differences(chosen, arrays, f"learner.{own}" if own else "")
 
 
 def test_the_support_order_does_not_matter(arrays: dict[str, np.ndarray]) -> None:
-    chosen = axes("cross_stitch", "static", "r2d2")
-    algorithm = chosen.build()
-    params = perturbed(algorithm)
-    support, query = first(episodes_of(chosen, arrays))
-    order = torch.randperm(len(support.inputs))
-    other = Batch(support.inputs[order], {n: t[order] for n, t in support.targets.items()}, {})
-    for name, prediction in algorithm.predict(
-        algorithm.adapt(params, support), query.inputs
-    ).items():
-        again = algorithm.predict(algorithm.adapt(params, other), query.inputs)[name]
-        torch.testing.assert_close(prediction, again, rtol=1e-10, atol=1e-11)
+    assert_the_order_of_the_support_set_has_no_say(axes("cross_stitch", "static", "r2d2"), arrays)
 
 
 def test_a_class_that_is_not_shown_is_the_least_likely(arrays: dict[str, np.ndarray]) -> None:

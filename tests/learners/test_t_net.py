@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from raymtl.step.meta_gradient import meta_gradient
 from tests.conftest import SHARING, axes, episodes_of, experiment, perturbed
-from tests.learners.laws import directional_error, first
+from tests.learners.laws import first
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -143,11 +143,3 @@ def test_adapted_parameters_predict_without_the_learners_own(
     )
     for name, prediction in algorithm.model(query.inputs).items():
         torch.testing.assert_close(prediction, expected[name], rtol=0, atol=0)
-
-
-def test_the_meta_gradient_equals_finite_differences(arrays: dict[str, np.ndarray]) -> None:
-    chosen = axes("hard", "static", "t_net")
-    algorithm = chosen.build()
-    params = perturbed(algorithm)
-    own = [name for name in params if name.startswith("learner.")]
-    assert directional_error(algorithm, params, episodes_of(chosen, arrays), own) < 1e-6
