@@ -54,12 +54,16 @@ def test_an_interrupted_run_ends_with_the_same_weights_to_the_bit(
 
 def test_training_lowers_the_loss_and_the_record_is_whole(arrays, tmp_path) -> None:
     chosen = experiment(
-        train__steps=60, train__eval_every=30, encoder__hidden=[64], learner__inner_lr=0.02
+        train__steps=60,
+        train__eval_every=30,
+        train__lr=0.02,
+        encoder__hidden=[64],
+        learner__inner_lr=0.02,
     )
     reports = run(chosen, arrays, tmp_path / "run")
     rows = formats.read_rows(tmp_path / "run" / "history.parquet")
     total = [sum(row[f"loss.{task}"] for task in chosen.data.task_names) for row in rows]
-    assert sum(total[-10:]) < 0.98 * sum(total[:10])
+    assert sum(total[-10:]) < 0.9 * sum(total[:10])
     assert {
         "lr",
         "grad_norm",
@@ -71,8 +75,8 @@ def test_training_lowers_the_loss_and_the_record_is_whole(arrays, tmp_path) -> N
     assert all(row["communication_pct"] == 0 for row in rows)
     assert [row["step"] for row in rows if row["val.score"] is not None] == [30, 60]
     assert [report["step"] for report in reports] == [30, 60]
-    assert rows[0]["lr"] == pytest.approx(0.003)
-    assert rows[-1]["lr"] < 1e-5
+    assert rows[0]["lr"] == pytest.approx(0.02)
+    assert rows[-1]["lr"] < 1e-4
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 
@@ -94,7 +98,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(arrays, tmp_path) -> N
 
 def test_a_diverging_run_names_task_and_step(arrays, tmp_path) -> None:
     wild = short(learner__inner_lr=50.0, learner__inner_steps=8)
-    with pytest.raises(DivergedError, match=r"(task '|meta-gradient).* at step \d+"):
+    with pytest.raises(DivergedError, match=r"query loss of task 'left' is (nan|inf) at step 1 "):
         run(wild, arrays, tmp_path / "run")
 
 
