@@ -17,7 +17,7 @@ from ray._private import ray_constants
 
 from raymtl.cluster import capacity
 from raymtl.cluster.address import endpoint
-from raymtl.cluster.doctor import local_checks, node_checks, node_probe
+from raymtl.cluster.doctor import local_checks, node_checks, node_probe, package_checks
 from raymtl.cluster.doctor.check import FLOORS, Check, version
 from raymtl.cluster.doctor.doctor import doctor
 from tests.conftest import experiment
@@ -150,7 +150,7 @@ def test_object_store_figures_are_rays_own() -> None:
 def test_requirements_that_are_not_met_are_named() -> None:
     torch = metadata.version("torch")
     required = ["torch>=2", "ray[tune]<1", "no-such-package>=3", 'absent>=1; extra == "test"']
-    packages, ray_check, missing = local_checks._packages(required)
+    packages, ray_check, missing = package_checks._packages(required)
     assert packages == Check("packages", True, f"torch {torch}", "")
     assert (ray_check.name, ray_check.ok, ray_check.found) == ("ray", False, ray.__version__)
     assert "<1" in ray_check.advice
@@ -167,7 +167,7 @@ def test_broken_torchvision_gets_the_remedy(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-    check = local_checks._torchvision()
+    check = package_checks.torchvision_build()
     assert check.ok is False
     assert check.found == "operator torchvision::nms does not exist"
     assert "another torch" in check.advice
@@ -233,9 +233,9 @@ GOOD: Mapping[str, Any] = {
 }
 
 
-def nodes_of(**changes: Any) -> dict[str, node_checks.Answer]:
+def nodes_of(**changes: Any) -> dict[str, node_checks.NodeReport]:
     """Node a as it should be, and b with these changes."""
-    return {"a": node_checks.Answer(GOOD), "b": node_checks.Answer({**GOOD, **changes})}
+    return {"a": node_checks.NodeReport(GOOD), "b": node_checks.NodeReport({**GOOD, **changes})}
 
 
 def test_nodes_as_they_should_be_pass_every_check(tmp_path: Path) -> None:
@@ -264,7 +264,9 @@ def test_nodes_that_differ_or_do_not_share_are_named(tmp_path: Path) -> None:
     assert "not seen on b" in blind.found
     barred = node_checks.shared(tmp_path, nodes_of(writes=False))
     assert "read-only on b" in barred.found
-    apart = node_checks.shared(tmp_path, nodes_of() | {"a": node_checks.Answer(GOOD, unread=["b"])})
+    apart = node_checks.shared(
+        tmp_path, nodes_of() | {"a": node_checks.NodeReport(GOOD, unread=["b"])}
+    )
     assert apart.ok is False
     assert "is not read on a" in apart.found
     assert node_checks.alive(["a", "b"], ["b"], 30).ok is False
@@ -286,8 +288,8 @@ def test_clock_is_off_where_asking_cannot_explain_it(
     told: float, ok: bool | None, found: str
 ) -> None:
     answers = {
-        "a": node_checks.Answer(GOOD, 100.0, 101.0, 102.0),
-        "b": node_checks.Answer(GOOD, 100.0, told, 102.0),
+        "a": node_checks.NodeReport(GOOD, 100.0, 101.0, 102.0),
+        "b": node_checks.NodeReport(GOOD, 100.0, told, 102.0),
     }
     assert node_checks.clocks(answers)[1:3] == (
         ok,
@@ -309,10 +311,10 @@ def test_silent_node_that_ray_gives_up_in_time_is_none_of_them_and_another_is_to
             for key in ("here", "gone", "mute")
         ]  # fmt: skip
 
-    answer = node_checks.Answer(dict.fromkeys((*node_checks.PACKAGES, "raymtl", "python")))
+    report = node_checks.NodeReport(dict.fromkeys((*node_checks.PACKAGES, "raymtl", "python")))
     monkeypatch.setattr(ray, "nodes", seen)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
-    monkeypatch.setattr(node_probe, "_answers", lambda asked, probe: {"here": answer})
+    monkeypatch.setattr(node_probe, "_reports", lambda node_ids, probe: {"here": report})
     monkeypatch.setattr(node_probe.time, "sleep", lambda seconds: None)
     for check in (
         "same_versions",
@@ -335,7 +337,7 @@ def test_versions_with_known_holes_are_named_and_installed_ones_have_none() -> N
     assert check.ok is False
     assert "b: ray 2.54.1 (CVE-2026-41486" in check.found
     assert "b: torch 2.5.1+cu121 (CVE-2025-32434" in check.found
-    assert local_checks._floors().ok is True
+    assert package_checks.floors().ok is True
 
 
 def test_what_the_package_requires_has_no_known_hole() -> None:
@@ -362,7 +364,7 @@ def test_interfaces_that_others_do_not_reach_are_told() -> None:
     assert "b: its hostname is 127.0.1.1" in loopback.found
     assert node_checks.interfaces(nodes_of(resolves="127.0.1.1", gloo="eth0")).ok is True
     assert (
-        node_checks.interfaces({"a": node_checks.Answer({**GOOD, "resolves": "127.0.1.1"})}).ok
+        node_checks.interfaces({"a": node_checks.NodeReport({**GOOD, "resolves": "127.0.1.1"})}).ok
         is True
     )
     assert node_checks.interfaces(nodes_of(gloo="eth7")).ok is False

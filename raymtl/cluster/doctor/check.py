@@ -1,4 +1,4 @@
-"""What a check is, and what several of them use."""
+"""One check of the doctor, and what several of them use."""
 
 from importlib import metadata
 from typing import NamedTuple
@@ -23,14 +23,22 @@ FLOORS = {
 
 
 class Check(NamedTuple):
-    """One thing that was looked at. `ok` is None where it may matter; `advice` says what to do
-    unless `ok` is True.
+    """One thing that was looked at, and what was found.
+
+    `ok` is None where it may matter; `advice` says what to do unless `ok` is True.
     """
 
     name: str
     ok: bool | None
     found: str
     advice: str
+
+
+def warning(name: str, ok: bool, found: str, advice: str) -> Check:
+    """A check that never fails: where it is not ok, it may matter."""
+    if ok:
+        return Check(name, True, found, advice)
+    return Check(name, None, found, advice)
 
 
 def version(package: str) -> str | None:
@@ -42,5 +50,5 @@ def version(package: str) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """Of its message, or else its kind."""
+    """The first line of the error's message, or else its kind."""
     return (str(error).strip() or type(error).__name__).partition("\n")[0]

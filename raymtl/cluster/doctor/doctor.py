@@ -15,16 +15,16 @@ def doctor(output: Path, address: str | None, experiment: Experiment | None = No
     """Looks at this machine without starting Ray and, where `address` or RAY_ADDRESS names one, at
     the cluster.
 
-    With an `experiment`, whether its search and its training have room there, or would wait for
-    ever.
-
+    With an `experiment` it also checks whether there is room for its search and its training.
     `output` is where runs would be written; it is not made. What cannot be looked at is a check
     that failed: nothing is raised, and a cluster that does not answer costs at most
-    `nodes.ANSWER_S` seconds.
+    `node_probe.ANSWER_S` seconds.
     """
     folder = output.absolute()
     address = resolve(address)
     checks = local_checks.look(folder, address)
     if address:
-        return checks + node_probe.look(folder, address, experiment)
-    return checks + ([capacity.check(experiment, [local_checks.resources()])] if experiment else [])
+        checks += node_probe.look(folder, address, experiment)
+    elif experiment is not None:
+        checks.append(capacity.check(experiment, [local_checks.resources()]))
+    return checks

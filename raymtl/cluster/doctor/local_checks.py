@@ -1,20 +1,14 @@
 """What `raymtl doctor` looks at on this machine, without starting Ray. Nothing is changed."""
 
 import os
-import platform
 import shutil
 import socket
 import tempfile
-import warnings
-from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 
-from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
-
-from raymtl.cluster.doctor.check import GIB, INSTALL, Check, first_line, version
-from raymtl.cluster.doctor.node_checks import PACKAGES, RAY_DISK_FULL, too_old
+from raymtl.cluster.doctor import package_checks
+from raymtl.cluster.doctor.check import GIB, Check, warning
+from raymtl.cluster.doctor.node_checks import RAY_DISK_FULL
 
 # Ray's object store asks for this share of the free memory, at most this much, and for no more than
 # /dev/shm has, unless that is less than the last figure: then it goes to the disk.
@@ -28,10 +22,10 @@ def look(folder: Path, address: str | None) -> list[Check]:
     """Checks of this machine; `folder` is where runs would be written, and is not made."""
     memory = _free_memory()
     return [
-        *_versions(),
-        _floors(),
-        _gpu(),
-        _torchvision(),
+        *package_checks.versions(),
+        package_checks.floors(),
+        package_checks.gpu(),
+        package_checks.torchvision_build(),
         _cores(),
         _memory(memory),
         _shared_memory(memory),
@@ -51,92 +45,6 @@ def resources() -> dict[str, float]:
     import torch
 
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
-
-
-def _versions() -> list[Check]:
-    try:
-        python = metadata.metadata("raymtl")["Requires-Python"]
-        required = metadata.requires("raymtl") or []
-    except metadata.PackageNotFoundError:
-        return [
-            Check("python", True, platform.python_version(), ""),
-            Check(
-                "packages",
-                None,
-                "raymtl is not installed, so nothing says what it needs",
-                f"{INSTALL} .",
-            ),
-        ]
-    return [_python(python), *_packages(required)]
-
-
-def _python(required: str) -> Check:
-    found = platform.python_version()
-    ok = SpecifierSet(required).contains(found, prereleases=True)
-    return Check("python", ok, found, f"Make a virtual environment with a Python {required}.")
-
-
-def _floors() -> Check:
-    old = too_old({package: version(package) for package in PACKAGES})
-    return Check(
-        "security floor", not old, "; ".join(old) or "no version with a known hole", f"{INSTALL} ."
-    )
-
-
-def _packages(required: Iterable[str]) -> list[Check]:
-    """One check for all requirements that are met, and one for each that is not."""
-    met, checks = [], []
-    for text in required:
-        requirement = Requirement(text)
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        name, wanted = requirement.name, requirement.specifier
-        found = version(name)
-        if found and wanted.contains(found, prereleases=True):
-            met.append(f"{name} {found}")
-        else:
-            advice = f"raymtl needs {name} {wanted}: {INSTALL} ."
-            checks.append(Check(name, False, found or "not installed", advice))
-    return [Check("packages", True, ", ".join(met) or "none", ""), *checks]
-
-
-def _gpu() -> Check:
-    try:
-        import torch
-    except Exception as error:  # a library that is missing or of another build raises as it likes
-        return Check(
-            "torch", False, first_line(error), f"{INSTALL} --force-reinstall torch torchvision"
-        )
-    with warnings.catch_warnings():
-        # torch says in a warning that the driver is too old; the advice below says so too.
-        warnings.simplefilter("ignore")
-        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    if names:
-        return Check("gpu", True, ", ".join(names), "")
-    if shutil.which("nvidia-smi"):
-        found = f"none for torch {torch.__version__}, though NVIDIA's tools are here"
-        return Check(
-            "gpu", None, found, "Look at nvidia-smi; take a CUDA build of torch, or a newer driver."
-        )
-    return Check("gpu", True, "none; torch computes on the CPU", "")
-
-
-def _torchvision() -> Check:
-    try:
-        import torchvision
-    except (
-        Exception
-    ) as error:  # RuntimeError for operators that torch does not know, OSError for libraries
-        why = (
-            "torchvision was built for another torch than this one (CPU and CUDA builds differ too)"
-        )
-        if "torchvision::" in str(error):
-            reason = why
-        else:
-            reason = "torchvision does not go with this torch"
-        advice = f"{reason}. Install both together: {INSTALL} --force-reinstall torch torchvision"
-        return Check("torchvision", False, first_line(error), advice)
-    return Check("torchvision", True, f"{torchvision.__version__}, imports with torch", "")
 
 
 def _kernel_numbers(path: str) -> list[float]:
@@ -163,7 +71,7 @@ def _cores() -> Check:
         cores = quota[0] / quota[1]
         found += f"; the container is limited to {cores:g}"
     advice = "Trials run one at a time; give the process or the container more cores."
-    return Check("cores", True if cores >= 2 else None, found, advice)
+    return warning("cores", cores >= 2, found, advice)
 
 
 def _free_memory() -> float | None:
@@ -189,9 +97,7 @@ def _memory(free: float | None) -> Check:
         "Ray takes about 1 GiB and each worker about 0.7 GiB before it computes. Close other "
         "programs, or lower tune.concurrency and train.workers."
     )
-    return Check(
-        "memory", True if free >= MEMORY_WANTED else None, f"{free / GIB:.1f} GiB free", advice
-    )
+    return warning("memory", free >= MEMORY_WANTED, f"{free / GIB:.1f} GiB free", advice)
 
 
 def _shared_memory(free: float | None) -> Check:
@@ -206,7 +112,7 @@ def _shared_memory(free: float | None) -> Check:
         f"--shm-size={want * 1.1 / GIB:.1f}g."
     )
     found = f"{have / GIB:.1f} GiB free, Ray's object store wants {want / GIB:.1f}"
-    return Check("/dev/shm", True if have >= want else None, found, advice)
+    return warning("/dev/shm", have >= want, found, advice)
 
 
 def existing(folder: Path) -> Path:
@@ -215,20 +121,21 @@ def existing(folder: Path) -> Path:
 
 
 def _writable(folder: Path) -> Check:
-    there = existing(folder)
+    nearest = existing(folder)
     advice = "Choose another output: --output here, `output` in the configuration."
-    if not there.is_dir():
-        return Check("output", False, f"{there} is a file, not a folder", advice)
+    if not nearest.is_dir():
+        return Check("output", False, f"{nearest} is a file, not a folder", advice)
     try:
         # Tried, because permissions do not tell: root passes them all, and a read-only disk has
         # them too.
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        return Check("output", False, f"{there}: {error.strerror}", advice)
-    return Check(
-        "output", True, f"{folder} is writable" if there == folder else f"{folder} can be made", ""
-    )
+        return Check("output", False, f"{nearest}: {error.strerror}", advice)
+    found = f"{folder} can be made"
+    if nearest == folder:
+        found = f"{folder} is writable"
+    return Check("output", True, found, "")
 
 
 def _disk(folder: Path) -> Check:
@@ -255,9 +162,7 @@ def _ray_disk() -> Check:
         f"Above {RAY_DISK_FULL:.0%} Ray puts no objects there. Free some space, or set RAY_TMPDIR "
         "to another disk."
     )
-    return Check(
-        "Ray's disk", True if share < RAY_DISK_FULL else None, f"{folder}: {share:.0%} full", advice
-    )
+    return warning("Ray's disk", share < RAY_DISK_FULL, f"{folder}: {share:.0%} full", advice)
 
 
 def _hostname(address: str | None) -> Check:
@@ -273,14 +178,12 @@ def _hostname(address: str | None) -> Check:
         resolved = ""
     if resolved and not resolved.startswith("127."):
         return Check("hostname", True, f"{name} is {resolved}", "")
+    found = f"{name} has no address"
+    if resolved:
+        found = f"{name} is {resolved}"
     # One machine alone is content with itself.
-    if address and not os.environ.get("GLOO_SOCKET_IFNAME"):
-        ok = None
-    else:
-        ok = True
-    return Check(
-        "hostname", ok, f"{name} is {resolved}" if resolved else f"{name} has no address", advice
-    )
+    ok = not address or bool(os.environ.get("GLOO_SOCKET_IFNAME"))
+    return warning("hostname", ok, found, advice)
 
 
 def _interface() -> Check:
@@ -310,9 +213,9 @@ def _parquet() -> Check:
         "Unset RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA: with it a Parquet file can run "
         "programs here."
     )
-    return Check(
-        "pickles in Parquet", given != "1", "not read" if given != "1" else "are read", advice
-    )
+    if given == "1":
+        return Check("pickles in Parquet", False, "are read", advice)
+    return Check("pickles in Parquet", True, "not read", advice)
 
 
 def _token(address: str | None) -> Check:
@@ -333,15 +236,9 @@ def _token(address: str | None) -> Check:
     path = Path(given or "~/.ray/auth_token").expanduser()
     if os.path.exists(path):
         if path.stat().st_mode & 0o077:
-            ok = None
-        else:
-            ok = True
-        return Check(
-            name,
-            ok,
-            f"from {path}" + ("" if ok else ", which others can read"),
-            f"chmod 600 {path}",
-        )
+            found = f"from {path}, which others can read"
+            return Check(name, None, found, f"chmod 600 {path}")
+        return Check(name, True, f"from {path}", f"chmod 600 {path}")
     if given:
         advice = "Copy the cluster's token there, or correct RAY_AUTH_TOKEN_PATH."
         return Check(name, False, f"RAY_AUTH_TOKEN_PATH={given}: no such file", advice)

@@ -1,4 +1,4 @@
-"""What the doctor makes of the nodes' answers; nothing is asked here."""
+"""The checks of a cluster, made of what its nodes report; no node is asked here."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from packaging.version import Version
 
-from raymtl.cluster.doctor.check import FLOORS, GIB, INSTALL, Check, version
+from raymtl.cluster.doctor.check import FLOORS, GIB, INSTALL, Check, version, warning
 
 PACKAGES = tuple(FLOORS)
 SAME = ("python", "raymtl", "ray", "torch")
@@ -18,20 +18,22 @@ CLOCK_S = 2.0
 RAY_DISK_FULL = 0.95
 
 
-class Answer(NamedTuple):
-    """What a node says of itself, and when it was asked, what its clock showed then, and when it
-    had answered.
+class NodeReport(NamedTuple):
+    """What a node reports of itself.
+
+    This machine's clock showed `asked_at` and `answered_at`, in seconds, when the node was asked
+    and when it had answered; the node's own clock showed `node_time` in between.
     """
 
-    about: Mapping[str, Any]
-    asked: float = 0.0
-    told: float = 0.0
-    answered: float = 0.0
+    facts: Mapping[str, Any]
+    asked_at: float = 0.0
+    node_time: float = 0.0
+    answered_at: float = 0.0
     unread: Sequence[str] = ()
-    """Nodes that wrote a file which this one did not find."""
+    """The nodes that wrote a file which this one did not find."""
 
 
-Answers = Mapping[str, Answer]
+NodeReports = Mapping[str, NodeReport]
 
 
 def alive(names: list[str], silent: list[str], waited_s: float) -> Check:
@@ -53,12 +55,10 @@ def resources(total: Mapping[str, float]) -> Check:
         "No node takes work. Wait until workers have joined; an autoscaled cluster starts them "
         "when asked (`request_resources`, see cluster.yaml)."
     )
-    return Check(
-        "cluster's resources", True if cpus else None, f"{cpus:g} CPU, {gpus:g} GPU", advice
-    )
+    return warning("cluster's resources", cpus > 0, f"{cpus:g} CPU, {gpus:g} GPU", advice)
 
 
-def same_versions(answers: Answers) -> Check:
+def same_versions(reports: NodeReports) -> Check:
     """Whether all nodes have this process's versions, whatever their builds (`+cpu`, `+cu128`)."""
 
     def comparable(versions: Mapping[str, Any]) -> dict[str, str]:
@@ -69,8 +69,8 @@ def same_versions(answers: Answers) -> Check:
     )
     other = [
         f"{name}: {key} {found}, here {here[key]}"
-        for name, answer in answers.items()
-        for key, found in comparable(answer.about).items()
+        for name, report in reports.items()
+        for key, found in comparable(report.facts).items()
         if found != here[key]
     ]
     same = ", ".join(f"{key} {found}" for key, found in here.items())
@@ -88,10 +88,10 @@ def too_old(versions: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def floors(answers: Answers) -> Check:
+def floors(reports: NodeReports) -> Check:
     """Whether any node has a version with a hole that is known."""
     old = [
-        f"{name}: {found}" for name, answer in answers.items() for found in too_old(answer.about)
+        f"{name}: {found}" for name, report in reports.items() for found in too_old(report.facts)
     ]
     return Check(
         "security floor on the nodes",
@@ -104,126 +104,132 @@ def floors(answers: Answers) -> Check:
 ALLOW_OPEN = "RAYMTL_ALLOW_OPEN_CLUSTER"
 
 
-def authentication(answers: Answers) -> Check:
+def authentication(reports: NodeReports) -> Check:
     """Whether Ray asks for its token everywhere; where it does not, the user can say that this is
     meant.
     """
-    open_ = [name for name, answer in answers.items() if answer.about.get("token") is False]
-    unknown = [name for name, answer in answers.items() if answer.about.get("token") is None]
+    open_ = [name for name, report in reports.items() if report.facts.get("token") is False]
+    unknown = [name for name, report in reports.items() if report.facts.get("token") is None]
     advice = (
         "Start Ray with RAY_AUTH_MODE=token on every node: else who reaches its ports can run "
         f"programs there. Where nobody else can, set {ALLOW_OPEN}=1."
     )
     if open_:
-        allowed = os.environ.get(ALLOW_OPEN) == "1"
-        return Check(
-            "token on the nodes",
-            None if allowed else False,
-            f"not asked for on {', '.join(open_)}",
-            advice,
-        )
+        ok: bool | None = False
+        if os.environ.get(ALLOW_OPEN) == "1":
+            ok = None
+        return Check("token on the nodes", ok, f"not asked for on {', '.join(open_)}", advice)
     if unknown:
         return Check("token on the nodes", None, f"{', '.join(unknown)} cannot tell", advice)
     return Check("token on the nodes", True, "asked for everywhere", "")
 
 
-def clocks(answers: Answers) -> Check:
+def clocks(reports: NodeReports) -> Check:
     """Whether any node's clock differs for sure: by more than asking it took."""
     off = []
-    for name, answer in answers.items():
-        least = max(answer.told - answer.answered, answer.asked - answer.told)
-        if least > CLOCK_S:
-            off.append(
-                f"{name} is {least:.0f} s {'ahead' if answer.told > answer.answered else 'behind'}"
-            )
+    for name, report in reports.items():
+        ahead = report.node_time - report.answered_at
+        behind = report.asked_at - report.node_time
+        if ahead > CLOCK_S:
+            off.append(f"{name} is {ahead:.0f} s ahead")
+        if behind > CLOCK_S:
+            off.append(f"{name} is {behind:.0f} s behind")
     advice = (
         "Let a time service (chrony, systemd-timesyncd) set the clocks: the newest run is told by "
         "when it was written."
     )
-    return Check(
+    return warning(
         "clocks",
-        None if off else True,
+        not off,
         "; ".join(off) or f"none differs by over {CLOCK_S:g} s",
         advice,
     )
 
 
-def interfaces(answers: Answers) -> Check:
+def interfaces(reports: NodeReports) -> Check:
     """Whether gloo and NCCL will take an interface that others reach."""
     wrong, weak = [], []
-    for name, answer in answers.items():
-        about = answer.about
+    for name, report in reports.items():
+        facts = report.facts
         for variable, key in (("GLOO_SOCKET_IFNAME", "gloo"), ("NCCL_SOCKET_IFNAME", "nccl")):
-            # NCCL takes beginnings, with = before a whole name and ^ before what is not to be used.
-            chosen = [
-                part
-                for part in str(about.get(key) or "").split(",")
-                if part and part[0] not in "^="
-            ]
-            starts = [
-                part for part in chosen if not any(i.startswith(part) for i in about["interfaces"])
-            ]
-            if starts:
+            unknown = _unknown_interfaces(str(facts.get(key) or ""), facts["interfaces"])
+            if unknown:
                 wrong.append(
-                    f"{name}: {variable}={','.join(starts)} is none of "
-                    f"{', '.join(about['interfaces'])}"
+                    f"{name}: {variable}={','.join(unknown)} is none of "
+                    f"{', '.join(facts['interfaces'])}"
                 )
-        if (
-            len(answers) > 1
-            and not about.get("gloo")
-            and str(about.get("resolves") or "127.").startswith("127.")
-        ):
-            weak.append(f"{name}: its hostname is {about.get('resolves') or 'not resolved'}")
+        address = facts.get("resolves")
+        is_loopback = str(address or "127.").startswith("127.")
+        if len(reports) > 1 and not facts.get("gloo") and is_loopback:
+            weak.append(f"{name}: its hostname is {address or 'not resolved'}")
     advice = (
         "Set GLOO_SOCKET_IFNAME to the interface that the machines share (`ip -br addr`) before "
         "Ray starts there: gloo takes the one that the hostname stands for."
     )
     found = "; ".join([*wrong, *weak]) or "every node offers an address that others reach"
-    return Check(
-        "interfaces on the nodes", False if wrong else None if weak else True, found, advice
-    )
+    ok: bool | None = True
+    if wrong:
+        ok = False
+    elif weak:
+        ok = None
+    return Check("interfaces on the nodes", ok, found, advice)
 
 
-def disks(answers: Answers) -> Check:
+def _unknown_interfaces(variable: str, interfaces: Sequence[str]) -> list[str]:
+    """The beginnings of names in a variable that no interface has.
+
+    NCCL takes beginnings, with = before a whole name and ^ before what is not to be used.
+    """
+    unknown = []
+    for start in variable.split(","):
+        if not start or start[0] in "^=":
+            continue
+        if not any(interface.startswith(start) for interface in interfaces):
+            unknown.append(start)
+    return unknown
+
+
+def disks(reports: NodeReports) -> Check:
     """Whether Ray can put objects on every node's disk."""
     full = [
-        f"{name}: {answer.about['disk_share']:.0%} full, {answer.about['disk_free'] / GIB:.1f} GiB "
+        f"{name}: {report.facts['disk_share']:.0%} full, {report.facts['disk_free'] / GIB:.1f} GiB "
         "free"
-        for name, answer in answers.items()
-        if answer.about["disk_share"] >= RAY_DISK_FULL
+        for name, report in reports.items()
+        if report.facts["disk_share"] >= RAY_DISK_FULL
     ]
     advice = (
         f"Above {RAY_DISK_FULL:.0%} Ray puts no objects there. Free some space, or set RAY_TMPDIR "
         "to another disk."
     )
-    return Check(
+    return warning(
         "disks of the nodes",
-        None if full else True,
+        not full,
         "; ".join(full) or "all have room for objects",
         advice,
     )
 
 
-def shared(folder: Path, answers: Answers) -> Check:
+def shared(folder: Path, reports: NodeReports) -> Check:
     """Whether what one node writes under the output is read by every other."""
-    blind = [name for name, answer in answers.items() if not answer.about["sees"]]
-    barred = [
-        name
-        for name, answer in answers.items()
-        if answer.about["sees"] and not answer.about["writes"]
-    ]
-    apart = [name for name, answer in answers.items() if name not in blind and answer.unread]
+    not_seen, read_only, not_read = [], [], []
+    for name, report in reports.items():
+        if not report.facts["sees"]:
+            not_seen.append(name)
+            continue
+        if not report.facts["writes"]:
+            read_only.append(name)
+        if report.unread:
+            not_read.append(name)
+    found = []
+    if not_seen:
+        found.append(f"a folder in {folder} is not seen on {', '.join(not_seen)}")
+    if read_only:
+        found.append(f"{folder} is read-only on {', '.join(read_only)}")
+    if not_read:
+        found.append(f"what other nodes write to {folder} is not read on {', '.join(not_read)}")
     advice = (
         "The run folder must be on storage that all nodes see under the same path and may write "
         "to: NFS, EFS, FSx. Mount it everywhere, and give a folder on it as output."
-    )
-    if blind:
-        found = [f"a folder in {folder} is not seen on {', '.join(blind)}"]
-    else:
-        found = []
-    found += [f"{folder} is read-only on {', '.join(barred)}"] if barred else []
-    found += (
-        [f"what other nodes write to {folder} is not read on {', '.join(apart)}"] if apart else []
     )
     return Check(
         "shared output", not found, "; ".join(found) or f"{folder} is the same on all nodes", advice

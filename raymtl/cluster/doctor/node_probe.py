@@ -1,4 +1,4 @@
-"""What `raymtl doctor` asks the nodes of a cluster. Nothing is changed."""
+"""`raymtl doctor` asks every node of a cluster for a report. Nothing is changed."""
 
 import contextlib
 import logging
@@ -18,7 +18,7 @@ from raymtl.cluster.capacity import Machines, check
 from raymtl.cluster.doctor import node_checks
 from raymtl.cluster.doctor.check import Check, first_line
 from raymtl.cluster.doctor.local_checks import existing
-from raymtl.cluster.doctor.node_checks import Answer
+from raymtl.cluster.doctor.node_checks import NodeReport
 from raymtl.config import Experiment
 
 # ray.init alone tries a dead address for minutes; a live cluster answers within a few seconds.
@@ -32,7 +32,7 @@ def look(folder: Path, address: str, experiment: Experiment | None = None) -> li
     reason = refusal(address)
     if reason:
         return [_unreachable(address, reason)]
-    return _asked(folder, address, experiment)
+    return _ask_in_process(folder, address, experiment)
 
 
 def _unreachable(address: str, reason: str) -> Check:
@@ -43,19 +43,19 @@ def _unreachable(address: str, reason: str) -> Check:
     return Check("cluster", False, f"{address}: {reason}", advice)
 
 
-def _asked(folder: Path, address: str, experiment: Experiment | None) -> list[Check]:
-    """Has a process of its own ask the cluster, because ray.init can neither be given a time nor be
+def _ask_in_process(folder: Path, address: str, experiment: Experiment | None) -> list[Check]:
+    """Asks the cluster in a separate process, because ray.init has no time limit and cannot be
     interrupted.
     """
     spawn = multiprocessing.get_context("spawn")
-    answer, ours = spawn.Pipe(duplex=False)
-    child = spawn.Process(target=_ask, args=(ours, folder, address, experiment), daemon=True)
+    receiver, sender = spawn.Pipe(duplex=False)
+    child = spawn.Process(target=_ask, args=(sender, folder, address, experiment), daemon=True)
     child.start()
-    ours.close()
+    sender.close()
     try:
-        if not answer.poll(ANSWER_S):
+        if not receiver.poll(ANSWER_S):
             return [_unreachable(address, f"no answer within {ANSWER_S:g} s")]
-        checks: list[Check] = answer.recv()
+        checks: list[Check] = receiver.recv()
         child.join(TCP_S)
         return checks
     except EOFError:
@@ -63,11 +63,11 @@ def _asked(folder: Path, address: str, experiment: Experiment | None) -> list[Ch
     finally:
         child.kill()
         child.join()
-        answer.close()
+        receiver.close()
 
 
-def _ask(answer: Connection, folder: Path, address: str, experiment: Experiment | None) -> None:
-    """The process of `_asked`: sends its list of checks."""
+def _ask(sender: Connection, folder: Path, address: str, experiment: Experiment | None) -> None:
+    """The process of `_ask_in_process`: sends its list of checks."""
     # Ray's own messages about a failed connection, from C++ as well, would stand between the
     # doctor's lines.
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -77,19 +77,18 @@ def _ask(answer: Connection, folder: Path, address: str, experiment: Experiment 
 
     try:
         ray.init(address=address, logging_level=logging.CRITICAL, log_to_driver=False)
-        found = [
+        checks = [
             Check("cluster", True, f"Ray {ray.__version__} answers at {address}", ""),
             *survey(folder),
         ]
         if experiment is not None:
-            found.append(check(experiment, machines()))
-    except (
-        Exception
-    ) as error:  # Ray raises ConnectionError, RuntimeError, ValueError and its own kinds
-        found = [_unreachable(address, first_line(error))]
+            checks.append(check(experiment, machines()))
+    # Ray raises ConnectionError, RuntimeError, ValueError and its own kinds.
+    except Exception as error:
+        checks = [_unreachable(address, first_line(error))]
     finally:
         ray.shutdown()
-    answer.send(found)
+    sender.send(checks)
 
 
 def machines() -> Machines:
@@ -100,28 +99,28 @@ def machines() -> Machines:
 
 
 def survey(folder: Path, notice_s: float = 0.0) -> list[Check]:
-    """Asks every node that is alive; Ray is connected.
+    """Checks of every node that is alive; Ray is connected.
 
-    One that does not answer may be gone already: Ray is given `notice_s` to notice that, and then
-    it is none of them.
+    A node that does not answer may have left already: Ray is given `notice_s` seconds to notice
+    that, and then the node does not count.
     """
     import ray
 
     with _probe(folder) as probe:
         nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        answers = _answers(list(nodes), probe)
+        reports = _reports(list(nodes), probe)
     until = time.monotonic() + notice_s
-    while nodes.keys() - answers.keys() and time.monotonic() < until:
+    while nodes.keys() - reports.keys() and time.monotonic() < until:
         time.sleep(1)
-        gone = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
-        nodes = {key: node for key, node in nodes.items() if key in answers or key not in gone}
+        dead = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+        nodes = {key: node for key, node in nodes.items() if key in reports or key not in dead}
     names = {
         key: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
         for key, node in nodes.items()
     }
-    named = {names[key]: answer for key, answer in answers.items()}
-    silent = [names[key] for key in nodes if key not in answers]
-    return [
+    named = {names[key]: report for key, report in reports.items()}
+    silent = [names[key] for key in nodes if key not in reports]
+    checks = [
         node_checks.alive(list(names.values()), silent, NODE_S),
         node_checks.resources(ray.cluster_resources()),
         node_checks.same_versions(named),
@@ -130,8 +129,10 @@ def survey(folder: Path, notice_s: float = 0.0) -> list[Check]:
         node_checks.clocks(named),
         node_checks.interfaces(named),
         node_checks.disks(named),
-        *([node_checks.shared(probe.parent, named)] if probe else []),
     ]
+    if probe:
+        checks.append(node_checks.shared(probe.parent, named))
+    return checks
 
 
 @contextlib.contextmanager
@@ -152,9 +153,8 @@ def _probe(folder: Path) -> Iterator[Path | None]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _answers(node_ids: list[str], probe: Path | None) -> dict[str, Answer]:
-    """What each node says of itself, and which nodes' files it reads; one is missing that does not
-    answer in time.
+def _reports(node_ids: list[str], probe: Path | None) -> dict[str, NodeReport]:
+    """The report of each node; a node that does not answer in time has none.
 
     Every node writes a file named after it into `probe`; once all have, each reads those of its
     neighbours in the list.
@@ -169,27 +169,23 @@ def _answers(node_ids: list[str], probe: Path | None) -> dict[str, Answer]:
     on = {key: NodeAffinitySchedulingStrategy(key, soft=False) for key in node_ids}
     pending = {describe.options(scheduling_strategy=on[key]).remote(key): key for key in node_ids}
     done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=NODE_S)
-    told: dict[str, dict[str, Any]] = {}
+    facts_of: dict[str, dict[str, Any]] = {}
     for ref in done:
-        with contextlib.suppress(
-            ray.exceptions.RayError
-        ):  # the node went away: it is missing, and named as silent
-            told[pending[ref]] = ray.get(ref)
-    written = [key for key, about in told.items() if about["writes"]]
-    answers = {}
-    for (
-        key,
-        about,
-    ) in told.items():  # one after the other: by how long it took, the clocks are compared
+        # A node that went away has no report, and is named as silent.
         with contextlib.suppress(ray.exceptions.RayError):
-            asked = time.time()
-            now, found = ray.get(
-                read.options(scheduling_strategy=on[key]).remote(_beside(key, written)),
-                timeout=NODE_S,
-            )
-            unread = [other for other in _beside(key, written) if other not in found]
-            answers[key] = Answer(about, asked, now, time.time(), unread)
-    return answers
+            facts_of[pending[ref]] = ray.get(ref)
+    writers = [key for key, facts in facts_of.items() if facts["writes"]]
+    reports = {}
+    # One after the other: the time that each takes is what the clocks are compared by.
+    for key, facts in facts_of.items():
+        neighbours = _neighbours(key, writers)
+        with contextlib.suppress(ray.exceptions.RayError):
+            asked_at = time.time()
+            task = read.options(scheduling_strategy=on[key]).remote(neighbours)
+            node_time, files = ray.get(task, timeout=NODE_S)
+            unread = [other for other in neighbours if other not in files]
+            reports[key] = NodeReport(facts, asked_at, node_time, time.time(), unread)
+    return reports
 
 
 # What a node runs is made inside of a function: it travels whole, and a node without raymtl can run
@@ -197,10 +193,11 @@ def _answers(node_ids: list[str], probe: Path | None) -> dict[str, Answer]:
 
 
 def _describing(packages: tuple[str, ...], probe: Path | None) -> Callable[[str], dict[str, Any]]:
-    """A function that a node runs: what it is, and whether it could write its file."""
+    """A function that a node runs: the facts of it, and whether it could write its file."""
     asks_for_token = ray_internals.token_probe()
 
     def describe(node: str) -> dict[str, Any]:
+        import contextlib
         import os
         import pathlib
         import platform
@@ -208,31 +205,28 @@ def _describing(packages: tuple[str, ...], probe: Path | None) -> Callable[[str]
         import socket
         from importlib import metadata
 
-        about: dict[str, Any] = {"python": platform.python_version()}
+        facts: dict[str, Any] = {"python": platform.python_version()}
         for package in packages:
-            try:
-                about[package] = metadata.version(package)
-            except metadata.PackageNotFoundError:
-                about[package] = None
-        about["token"] = asks_for_token()
-        try:
-            about["resolves"] = socket.gethostbyname(socket.gethostname())
-        except OSError:
-            about["resolves"] = None
-        about["interfaces"] = [name for _, name in socket.if_nameindex()]
-        about["gloo"] = os.environ.get("GLOO_SOCKET_IFNAME", "")
-        about["nccl"] = os.environ.get("NCCL_SOCKET_IFNAME", "")
+            facts[package] = None
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                facts[package] = metadata.version(package)
+        facts["token"] = asks_for_token()
+        facts["resolves"] = None
+        with contextlib.suppress(OSError):
+            facts["resolves"] = socket.gethostbyname(socket.gethostname())
+        facts["interfaces"] = [name for _, name in socket.if_nameindex()]
+        facts["gloo"] = os.environ.get("GLOO_SOCKET_IFNAME", "")
+        facts["nccl"] = os.environ.get("NCCL_SOCKET_IFNAME", "")
         usage = shutil.disk_usage(os.environ.get("RAY_TMPDIR") or "/tmp")
-        about["disk_free"], about["disk_share"] = usage.free, 1 - usage.free / usage.total
-        about["sees"] = about["writes"] = None
+        facts["disk_free"], facts["disk_share"] = usage.free, 1 - usage.free / usage.total
+        facts["sees"] = facts["writes"] = None
         if probe is not None:
-            about["sees"] = pathlib.Path(probe).is_dir()
-            try:
+            facts["sees"] = pathlib.Path(probe).is_dir()
+            facts["writes"] = False
+            with contextlib.suppress(OSError):
                 (pathlib.Path(probe) / node).write_text(node)
-                about["writes"] = True
-            except OSError:
-                about["writes"] = False
-        return about
+                facts["writes"] = True
+        return facts
 
     return describe
 
@@ -256,14 +250,14 @@ def _reading(probe: Path | None) -> Callable[[list[str]], tuple[float, list[str]
     return read
 
 
-def _beside(node: str, written: list[str]) -> list[str]:
-    """The nodes before and after it in the ring; where two storages are, some node reads from the
-    other.
+def _neighbours(node: str, ring: list[str]) -> list[str]:
+    """The nodes before and after it in the ring.
+
+    Where the nodes see two storages instead of one, some node's neighbour writes to the other one.
     """
-    if node in written:
-        at = written.index(node)
-    else:
-        at = 0
-    if written:
-        return sorted({written[at - 1], written[(at + 1) % len(written)]})
-    return []
+    if not ring:
+        return []
+    index = 0
+    if node in ring:
+        index = ring.index(node)
+    return sorted({ring[index - 1], ring[(index + 1) % len(ring)]})
