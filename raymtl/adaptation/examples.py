@@ -173,7 +173,7 @@ def _check_told_apart(data: Files, path: Path) -> None:
     """Raises UserError where the labels of tasks that have files of their own stand in columns of
     the same name.
     """
-    from raymtl.data.tables.dataset import label_columns
+    from raymtl.data.tables.column_names import label_columns
 
     owners: dict[tuple[str, ...], str] = {}
     for name, asked in data.tasks.items():

@@ -63,7 +63,8 @@ def inspect(source: Source, seed: int) -> tuple[dict[str, Any], Arrays]:
 
 
 def _of_files(source: Files, arrays: Arrays) -> dict[str, Any]:
-    from raymtl.data.tables.dataset import TableDataset, label_columns
+    from raymtl.data.tables.column_names import label_columns
+    from raymtl.data.tables.dataset import TableDataset
 
     found = source.found
     dataset = TableDataset(source)

@@ -143,7 +143,7 @@ def encode_labels(
             )
         )
     ((column, values),) = rows.labels[name].items()
-    cells, gone = dataset.cells(name, [number], values)
+    cells, gone = dataset.unread_maps(name, [number], values)
     height, width = source.input_shape[-2:]
     if name in dataset.maps and not fitted.asked.column:
         shown = None

@@ -180,7 +180,7 @@ def _tasks(
         if name in dataset.boxes:
             tasks[name] = fit_boxes(name, task, dataset.boxes[name], column, looked.train)
         elif about:
-            cells, _ = dataset.cells(name, numbers, column)
+            cells, _ = dataset.unread_maps(name, numbers, column)
             tasks[name] = fit_maps(name, task, cells, looked.train)
         else:
             own = looked.rows.labels[name]

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data.base import most
+from raymtl.data.tables.column_names import label_columns
 from raymtl.data.tables.columns import in_order, numbers, plain, texts
-from raymtl.data.tables.dataset import TableDataset, TableRows, label_columns
+from raymtl.data.tables.dataset import TableDataset, TableRows
 from raymtl.data.tables.encode import EncodedLabels, encode_inputs, encode_labels
 from raymtl.data.tables.folders import FILE, FOLDER, named_first
 from raymtl.data.tables.readings import form_of_new_labels
