@@ -21,7 +21,7 @@ from raymtl.distributed.trainer import ensure_resources, machine_leaving, train
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.storage import formats
 from raymtl.types import DivergedError, UserError
-from tests.conftest import WEIGHTING, axes, episodes_of, experiment, perturbed
+from tests.conftest import axes, episodes_of, experiment, perturbed
 
 ray = pytest.importorskip("ray")
 
@@ -47,6 +47,10 @@ def cluster() -> Iterator[None]:
         os.environ["RAY_ADDRESS"] = before
 
 
+WEIGHTINGS = ("static", "pcgrad", "famo")
+"""One of losses, one of gradients, one with a state; all of them are in tests/step/test_meta_gradient.py."""
+
+
 def small(weighting: str) -> Experiment:
     """Seven episodes a step: ragged on two workers and on three."""
     return axes("cross_stitch", weighting, "maml").override(
@@ -55,7 +59,7 @@ def small(weighting: str) -> Experiment:
 
 
 def gradients_on_workers(settings: dict[str, Any]) -> None:
-    """Runs on each worker: the meta-gradients of the streamed episodes, of every weighting, in float64."""
+    """Runs on each worker: the meta-gradients of the streamed episodes, in float64."""
     import ray.train
 
     from raymtl.data.episodes import on_device
@@ -74,7 +78,7 @@ def gradients_on_workers(settings: dict[str, Any]) -> None:
         assert (
             len(stack.query.inputs) == 7 * (share + 1) // workers.size - 7 * share // workers.size
         )
-        for weighting in WEIGHTING:
+        for weighting in WEIGHTINGS:
             algorithm = small(weighting).build()
             meta = meta_gradient(algorithm, perturbed(algorithm), on_device(raw, "cpu"), workers)
             torch.save(
@@ -83,8 +87,8 @@ def gradients_on_workers(settings: dict[str, Any]) -> None:
             )
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_one_two_and_three_train_workers_give_the_same_meta_gradient(
+@pytest.mark.parametrize("number", [1, 3])
+def test_one_train_worker_and_three_give_the_same_meta_gradient(
     number: int, tmp_path: Path, arrays: dict[str, np.ndarray], float64: None
 ) -> None:
     from ray.train import RunConfig, ScalingConfig
@@ -101,7 +105,7 @@ def test_one_two_and_three_train_workers_give_the_same_meta_gradient(
         dataset_config=StepShards(2),
         run_config=RunConfig(name="gradients", storage_path=str(tmp_path / "ray")),
     ).fit()
-    for weighting in WEIGHTING:
+    for weighting in WEIGHTINGS:
         chosen = small(weighting)
         for step in range(2):
             algorithm = chosen.build()
