@@ -380,7 +380,7 @@ def _scores(result: Result, data: NewData, before: Tensor | None, after: Tensor)
             "after": scores_of(task, after[known], targets),
         }
     counts = {"trained_on": len(result.trained_on.targets), "held_out": len(held_out.targets)}
-    return _without_nan(
+    scores: dict[str, Any] = _without_nan(
         {
             "task": about,
             "step": result.course.step,
@@ -389,6 +389,7 @@ def _scores(result: Result, data: NewData, before: Tensor | None, after: Tensor)
             "test": test,
         }
     )
+    return scores
 
 
 def _without_nan(tree: Any) -> Any:

@@ -52,7 +52,8 @@ def id_dataset(steps: int, num_workers: int) -> ray.data.Dataset:
     DataContext.get_current().enable_progress_bars = False
     # Made where the workers hold every CPU already: `from_arrow` would wait for one to look at the
     # tables with.
-    return ray.data.from_blocks(id_blocks(steps, num_workers))
+    dataset: ray.data.Dataset = ray.data.from_blocks(id_blocks(steps, num_workers))
+    return dataset
 
 
 def id_blocks(steps: int, num_workers: int) -> list[pa.Table]:

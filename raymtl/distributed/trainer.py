@@ -27,7 +27,8 @@ from raymtl.distributed.step_shards import StepShards
 from raymtl.distributed.streaming import BuildEpisodes, BuildStages, streamed
 from raymtl.reporting.ray_metrics import observer
 from raymtl.step.workers import Workers
-from raymtl.training.loop import TrainContext, train_loop
+from raymtl.training.checkpointing import TrainContext
+from raymtl.training.loop import train_loop
 from raymtl.types import DivergedError, UserError
 
 ASK_AGAIN_S = 10.0

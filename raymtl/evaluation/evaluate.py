@@ -112,9 +112,10 @@ def _with_score(tasks: Sequence[Task], estimators: Mapping[str, Estimator]) -> d
         return {**estimators, SCORE: Estimator(math.nan, {})}
 
     def mean(values: Sequence[np.ndarray]) -> np.ndarray:
-        return np.mean(
+        mean_values: np.ndarray = np.mean(
             [sign * value for (sign, _), value in zip(first, values, strict=True)], axis=0
         )
+        return mean_values
 
     return {**estimators, SCORE: combine(mean, [estimator for _, estimator in first])}
 

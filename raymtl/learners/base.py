@@ -150,4 +150,5 @@ class MetaLearner(Spec, ABC):
         self, model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Predictions of every task from adapted parameters."""
-        return functional_call(model, select(params, "model"), (inputs,))
+        predictions: dict[str, Tensor] = functional_call(model, select(params, "model"), (inputs,))
+        return predictions

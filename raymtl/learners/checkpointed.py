@@ -45,7 +45,8 @@ def checkpointed(
             precision = None
         segment = _Segment(step, indices, len(leaves), tree, given_tree, device, precision)
         leaves = list(_Segmented.apply(segment, *leaves, *given))
-    return tree_unflatten(leaves, tree)
+    place: Place = tree_unflatten(leaves, tree)
+    return place
 
 
 class _Segment(NamedTuple):
@@ -108,7 +109,8 @@ class _Segmented(Function):
                 merged = list(given)
                 for i, value in zip(followed, floats, strict=True):
                     merged[i] = value
-                return segment.after(leaves, merged, index)
+                leaves_after: list[Tensor] = segment.after(leaves, merged, index)
+                return leaves_after
 
             pull = vjp(after, places.pop(), [given[i] for i in followed])[1]
             back, more = pull(back)

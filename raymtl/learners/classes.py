@@ -36,7 +36,10 @@ def features_of(
     model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """What the heads would read, [N, in_features] of each task."""
-    return functional_call(model, select(params, "model"), (inputs,), {"output": "features"})
+    features: dict[str, Tensor] = functional_call(
+        model, select(params, "model"), (inputs,), {"output": "features"}
+    )
+    return features
 
 
 def members(support: Batch, task: str, num_classes: int, like: Tensor) -> Tensor:

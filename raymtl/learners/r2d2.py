@@ -118,13 +118,15 @@ class R2D2(MetaLearner):
 def primal(x: Tensor, y: Tensor, ridge: Tensor) -> Tensor:
     """(X'X + ridge I)^-1 X'Y; x [N, d], y [N, C], a scalar -> [d, C]."""
     identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    return torch.linalg.solve(x.T @ x + ridge * identity, x.T @ y)
+    weights: Tensor = torch.linalg.solve(x.T @ x + ridge * identity, x.T @ y)
+    return weights
 
 
 def woodbury(x: Tensor, y: Tensor, ridge: Tensor) -> Tensor:
     """X'(XX' + ridge I)^-1 Y, the same through an N x N system."""
     identity = torch.eye(x.shape[0], dtype=x.dtype, device=x.device)
-    return x.T @ torch.linalg.solve(x @ x.T + ridge * identity, y)
+    weights: Tensor = x.T @ torch.linalg.solve(x @ x.T + ridge * identity, y)
+    return weights
 
 
 def _with_constant(features: Tensor) -> Tensor:

@@ -53,7 +53,8 @@ def support_pairs(model: SharingArchitecture, params: Params, support: Batch) ->
 
 def random_matrix(generator: torch.Generator, out: int, width: int, like: Tensor) -> Tensor:
     """[out, width], such that it keeps the mean square of what it is applied to."""
-    return torch.randn(out, width, generator=generator).to(like) / width**0.5
+    matrix: Tensor = torch.randn(out, width, generator=generator).to(like) / width**0.5
+    return matrix
 
 
 def encoder_params(

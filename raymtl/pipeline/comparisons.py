@@ -24,7 +24,8 @@ from raymtl.reporting.ray_metrics import observer
 from raymtl.reporting.terminal import View
 from raymtl.storage import formats
 from raymtl.storage.fence import PREFIX, Attempt, Superseded
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.checkpointing import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import DivergedError, UserError
 
 ArraysRef = Any  # ray.ObjectRef of Arrays

@@ -77,7 +77,8 @@ class Attention(SharingArchitecture):
     def _keys(self, values: Tensor) -> Tensor:
         """[N, K, out_features] -> [N, K, heads, dim]."""
         keys = self.key_map(values).unflatten(-1, (self.num_heads, self.dim))
-        return keys + torch.stack([self.keys[name] for name in self.task_names])
+        task_keys: Tensor = keys + torch.stack([self.keys[name] for name in self.task_names])
+        return task_keys
 
     # One task at a time: in one product over all of them the graph of each task would reach the
     # queries of the others.

@@ -27,7 +27,8 @@ class SoftmaxGate(nn.Module):
 
     def weights(self, inputs: Tensor) -> Tensor:
         """[N, *input_shape] -> [N, E], each row in the simplex."""
-        return self.linear(inputs.flatten(1)).softmax(-1)
+        gates: Tensor = self.linear(inputs.flatten(1)).softmax(-1)
+        return gates
 
     def forward(self, inputs: Tensor, experts: Sequence[Tensor]) -> Tensor:
         """The mixture [N, ...] of E outputs [N, ...]."""

@@ -35,7 +35,8 @@ class Attention(nn.Module):
             seen = torch.cat(
                 [seen, F.adaptive_avg_pool2d(_as_map(before), (seen.shape[2], seen.shape[3]))], 1
             )
-        return self.expand(self.squeeze(seen).relu()).sigmoid().view_as(x)
+        mask: Tensor = self.expand(self.squeeze(seen).relu()).sigmoid().view_as(x)
+        return mask
 
 
 def _as_map(x: Tensor) -> Tensor:

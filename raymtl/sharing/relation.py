@@ -57,7 +57,8 @@ class Relation(Hard):
         root = directions.T * scales @ directions + self.ridge * torch.eye(len(self.task_names)).to(
             directions
         )
-        return root / root.trace()
+        unit_trace: Tensor = root / root.trace()
+        return unit_trace
 
     def penalty(self, params: Params) -> Tensor:
         weights = self.weights(params)
@@ -68,7 +69,8 @@ class Relation(Hard):
         within = trace * (left * (scales / (scales + self.ridge))) @ directions
         # With Omega held fixed the gradient of tr(W Omega^-1 W^T) is twice W Omega^-1.
         relation = 2 * (weights * within).sum() - (weights.detach() * within).sum()
-        return self.lambda_1 / 2 * weights.square().sum() + self.lambda_2 / 2 * relation
+        penalty: Tensor = self.lambda_1 / 2 * weights.square().sum() + self.lambda_2 / 2 * relation
+        return penalty
 
 
 class RelationSpec(SharingSpecBase):

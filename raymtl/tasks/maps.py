@@ -135,7 +135,8 @@ def packed(values: np.ndarray) -> np.ndarray:
     """
     channels = np.broadcast_to(values.reshape(*values.shape[:2], -1), (*values.shape[:2], 3))
     red, green, blue = np.moveaxis(channels, -1, 0)
-    return red.astype(np.int64) << 16 | green.astype(np.int64) << 8 | blue
+    codes: np.ndarray = red.astype(np.int64) << 16 | green.astype(np.int64) << 8 | blue
+    return codes
 
 
 def flat(values: np.ndarray, map_name: str) -> np.ndarray:
@@ -194,4 +195,5 @@ def vectors(values: np.ndarray, map_name: str) -> np.ndarray:
     numbers: np.ndarray = values.astype(np.float32)
     if values.dtype == np.uint8:
         return numbers / 127.5 - 1
-    return np.nan_to_num(numbers)
+    finite: np.ndarray = np.nan_to_num(numbers)
+    return finite

@@ -97,7 +97,8 @@ def segmentation(name: str, num_classes: int, size: tuple[int, int], *, width: i
     def mean_iou(sums: Tensor, _: Tensor) -> Tensor:
         matrix = sums.unflatten(-1, (num_classes, num_classes))
         both = matrix.diagonal(dim1=-2, dim2=-1)
-        return (both / (matrix.sum(-1) + matrix.sum(-2) - both)).nanmean(-1)
+        iou: Tensor = (both / (matrix.sum(-1) + matrix.sum(-2) - both)).nanmean(-1)
+        return iou
 
     def hits(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         return (logits.argmax(1) == target).to(logits), valid(target)

@@ -92,7 +92,7 @@ class Recorder:
     @property
     def seconds(self) -> float:
         """Training time so far, over all attempts, on the first worker."""
-        return sum(row["seconds"] for row in self.rows)
+        return float(sum(row["seconds"] for row in self.rows))
 
     def add(self, row: dict[str, Any]) -> None:
         """Takes the record of a step. Raises Superseded."""

@@ -31,8 +31,9 @@ def make_optimizer(
             decay = experiment.train.weight_decay
         groups.append({"params": [value], "lr_scale": scale, "weight_decay": decay})
     # Without momentum, as here, the decay of SGD is decoupled too.
-    kinds = {"adam": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    return kinds[experiment.train.optimizer](groups, lr=experiment.train.lr)
+    if experiment.train.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=experiment.train.lr)
+    return torch.optim.AdamW(groups, lr=experiment.train.lr)
 
 
 def learning_rate(experiment: Experiment, step: int) -> float:

@@ -16,7 +16,8 @@ from raymtl.distributed.trainer import machine_leaving, train
 from raymtl.reporting.ray_metrics import observer
 from raymtl.storage import fence, formats
 from raymtl.training import checkpoint
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.checkpointing import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import DivergedError, UserError
 
 

@@ -42,7 +42,8 @@ class AlignedMTL(GramianWeighting):
         self.scale: Scale = scale
 
     def solve(self, products: Array, rounding: float) -> Array:
-        return aligned(products, rounding, self.scale).sum(1)
+        weights: Array = aligned(products, rounding, self.scale).sum(1)
+        return weights
 
 
 class AlignedMTLSpec(GradientWeightingSpec):

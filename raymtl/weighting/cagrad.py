@@ -43,7 +43,8 @@ def averse(products: Array, rounding: float, c: float) -> Array:
     log_r = np.log(SHORTEST * longest)
     if excess(log_r) > 0:
         log_r = brentq(excess, log_r, np.log(2 * longest), xtol=1e-13)
-    return (1 + len(products) * radius / np.exp(log_r) * dual(log_r)) / (1 + c)
+    weights: Array = (1 + len(products) * radius / np.exp(log_r) * dual(log_r)) / (1 + c)
+    return weights
 
 
 class CAGrad(GramianWeighting):

@@ -18,7 +18,8 @@ def conflict_free(products: Array, rounding: float) -> Array:
     square = weights @ gains
     if square <= 0:
         return weights
-    return gains.sum() / square * weights
+    scaled: Array = gains.sum() / square * weights
+    return scaled
 
 
 class ConFIG(GramianWeighting):

@@ -42,7 +42,8 @@ def fair(products: Array, rounding: float, alpha: float, method: str) -> Array:
         exponent = alpha ** (rung / max(num_rungs, 1))
         weights = norms * (norms * gains) ** -exponent
         weights, gains = _solve(matrix, norms, weights, gains, exponent, method)
-    return weights / norms * unit ** (-2 * alpha / (1 + alpha))
+    scaled: Array = weights / norms * unit ** (-2 * alpha / (1 + alpha))
+    return scaled
 
 
 def _solve(

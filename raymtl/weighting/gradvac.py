@@ -47,7 +47,8 @@ def vaccinate(products: Array, targets: Array, order: NDArray[np.int64], beta: f
         coefficients[rows, others] += shift
         now += shift[:, None] * products[others]
         targets[rows, others] = (1 - beta) * target + beta * cosine
-    return coefficients.sum(0)
+    weights: Array = coefficients.sum(0)
+    return weights
 
 
 class GradVac(GradientWeighting):

@@ -75,7 +75,8 @@ def factor(products: Array) -> Array:
     """
     of_units, norms = cosines(products)
     values, vectors = np.linalg.eigh(of_units)
-    return np.sqrt(values.clip(min=0))[:, None] * vectors.T * norms
+    columns: Array = np.sqrt(values.clip(min=0))[:, None] * vectors.T * norms
+    return columns
 
 
 def spectrum(products: Array, rounding: float) -> tuple[Array, Array]:
@@ -120,9 +121,11 @@ def in_hull(columns: Array, method: str) -> Array:
     """
     norms = np.linalg.norm(columns, axis=0)
     if not norms.all():
-        return (norms == 0) / (norms == 0).sum()
+        on_zeros: Array = (norms == 0) / (norms == 0).sum()
+        return on_zeros
     # |columns x|^2 + (sum x - 1)^2 is least on the ray of the shortest point, whatever the unit of
     # length. With the shortest column as unit, sum x is between 1/2 and 1.
     extended = np.vstack([columns / norms.min(), np.ones(len(norms))])
     weights = in_cone(extended, np.append(np.zeros(len(columns)), 1.0), method)
-    return weights / weights.sum()
+    on_simplex: Array = weights / weights.sum()
+    return on_simplex

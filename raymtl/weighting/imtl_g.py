@@ -20,7 +20,8 @@ def impartial(products: Array, rounding: float) -> Array:
     size = np.abs(weights).sum()
     if size == 0:
         return weights
-    return len(weights) * weights / size
+    scaled: Array = len(weights) * weights / size
+    return scaled
 
 
 class IMTLG(GramianWeighting):

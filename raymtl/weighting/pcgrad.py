@@ -46,7 +46,8 @@ def project(products: Array, rounding: float, order: NDArray[np.int64]) -> Array
         )
         coefficients[rows, others] -= shift
         now -= shift[:, None] * products[others]
-    return coefficients.sum(0)
+    weights: Array = coefficients.sum(0)
+    return weights
 
 
 class PCGrad(GradientWeighting):

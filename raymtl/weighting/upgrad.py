@@ -17,7 +17,10 @@ from raymtl.weighting.gramian import Array, GramianWeighting, factor, in_cone
 def projected_each(products: Array, rounding: float) -> Array:
     """Weights [K] of the sum of the projections of all gradients."""
     columns = factor(products)
-    return 1 + np.sum([in_cone(columns, -column, "upgrad") for column in columns.T], axis=0)
+    weights: Array = 1 + np.sum(
+        [in_cone(columns, -column, "upgrad") for column in columns.T], axis=0
+    )
+    return weights
 
 
 class UPGrad(GramianWeighting):

@@ -162,4 +162,5 @@ def _step_size(optimizer: torch.optim.Optimizer, value: Tensor, lr: float) -> Te
         return torch.full_like(value, lr)
     state: dict[str, Any] = optimizer.state[value]
     second = state["exp_avg_sq"] / (1 - ADAM_BETA2 ** float(state["step"]))
-    return lr / (second.sqrt() + ADAM_EPS)
+    step_sizes: Tensor = lr / (second.sqrt() + ADAM_EPS)
+    return step_sizes

@@ -89,7 +89,8 @@ class TargetTransfer(Transfer):
             features = network.body(read)
             own = task.loss(network.head(features), train.targets[rows])
             apart = (onto(features) - hints[rows]).square().mean(1) / spread
-            return (1 - self.alpha) * own + self.alpha * apart
+            mixed: Tensor = (1 - self.alpha) * own + self.alpha * apart
+            return mixed
 
         return Learned(nn.ModuleList([network, onto]), lambda inputs: inputs, network, loss, {})
 

@@ -77,12 +77,8 @@ def read_pictures(root: Path) -> Pictures:
             np.array(content["coarse_labels"]),
         )
         expected = (CLASSES * of_class, 3 * SIDE * SIDE)
-        if (data.shape, data.dtype, fine.shape, coarse.shape) != (
-            expected,
-            np.uint8,
-            expected[:1],
-            expected[:1],
-        ):
+        shapes = (data.shape, fine.shape, coarse.shape)
+        if data.dtype != np.uint8 or shapes != (expected, expected[:1], expected[:1]):
             raise UserError(
                 f"data.folder: expected {expected[0]} pictures of {expected[1]} bytes with as many "
                 f"labels in {root / FOLDER / part}, got {data.dtype} of shape {data.shape} with "
@@ -131,7 +127,7 @@ def _read(root: Path, part: str, keys: Mapping[str, type]) -> dict[str, Any]:
             f"data.folder: expected the lists {', '.join(keys)} in {path}, got others. "
             f"{_again(root)}"
         )
-    return content
+    return dict(content)
 
 
 def _again(root: Path) -> str:

@@ -267,7 +267,8 @@ def _draw_numbers(
 
 def _draw(pool: np.ndarray, digits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """For each digit [N] the index [N] of a glyph of that digit out of the pool [10, M]."""
-    return pool[digits, rng.integers(pool.shape[1], size=len(digits))]
+    glyphs: np.ndarray = pool[digits, rng.integers(pool.shape[1], size=len(digits))]
+    return glyphs
 
 
 def compose(glyphs: np.ndarray, left: np.ndarray, right: np.ndarray) -> torch.Tensor:

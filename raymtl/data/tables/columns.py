@@ -50,8 +50,8 @@ def is_bytes(kind: pa.DataType) -> bool:
     `bytes`.
     """
     if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        return bool(kind.get_field_index("bytes") >= 0)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def plain(column: pa.ChunkedArray) -> pa.Array:
@@ -140,7 +140,7 @@ def _all_alike(array: np.ndarray, values: pa.Array) -> bool:
     if not len(known) or np.abs(known).max() < 2**53:
         return False
     least, most = pc.min_max(values).as_py().values()
-    return 0 < most - least < 1000 * float(np.spacing(np.abs(known).max()))
+    return bool(0 < most - least < 1000 * float(np.spacing(np.abs(known).max())))
 
 
 def _parses(text: str) -> bool:
@@ -379,7 +379,8 @@ def hashed(text: pa.Array, size: int) -> np.ndarray:
             if place is None:
                 place = places[word] = zlib.crc32(word.encode()) % size
             out[row, place] += 1
-    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1)
+    unit_rows: np.ndarray = out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1)
+    return unit_rows
 
 
 def in_order(values: Any) -> tuple[str, ...]:

@@ -234,7 +234,7 @@ class OpenedFiles:
         """
         if numbers_a_row is not None:
             return self.num_rows * numbers_a_row / 1e6
-        return sum(info.size for info in self._file_infos()) / 1e6
+        return float(sum(info.size for info in self._file_infos())) / 1e6
 
     def _file_infos(self) -> Iterator[FileInfo]:
         for part in self.parts:

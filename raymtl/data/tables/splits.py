@@ -32,7 +32,8 @@ def splits_named(names: pa.Array) -> np.ndarray:
     known = pa.array(list(ALIASES))
     index = pc.fill_null(pc.index_in(pc.utf8_lower(names), value_set=known), len(known))
     table = np.array([*ALIASES.values(), UNKNOWN], np.int8)
-    return table[index.to_numpy(zero_copy_only=False)]
+    split_of_row: np.ndarray = table[index.to_numpy(zero_copy_only=False)]
+    return split_of_row
 
 
 def hashes(columns: Sequence[tuple[str, pa.ChunkedArray]], seed: int) -> np.ndarray:
@@ -77,7 +78,8 @@ def _of_column(column: pa.ChunkedArray) -> np.ndarray:
     of_value = np.array(
         [_of_bytes((value or "").encode()) for value in encoded.dictionary.to_pylist()], np.uint64
     )
-    return of_value[encoded.indices.to_numpy(zero_copy_only=False)]
+    split_of_row: np.ndarray = of_value[encoded.indices.to_numpy(zero_copy_only=False)]
+    return split_of_row
 
 
 def _of_numbers(values: np.ndarray) -> np.ndarray:

@@ -167,7 +167,7 @@ def kind_of_bytes(kind: pa.DataType) -> bool:
     """Whether only the values say what a column of this type holds: bytes that may be texts,
     pictures or others.
     """
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def numbers_in(column: pa.ChunkedArray) -> bool:

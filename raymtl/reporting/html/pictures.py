@@ -68,7 +68,7 @@ def _lines(row: Row, task: Task, names: Sequence[str]) -> list[Line]:
 
 def _right(task: Task, value: Any, target: Any) -> bool | None:
     if task.kind.has_class_targets and value is not None:
-        return value == target
+        return bool(value == target)
     return None
 
 
