@@ -37,7 +37,7 @@ def tune(
     if not experiment.search:
         raise UserError(
             f"{config}: search: expected something to search, got nothing. Use `raymtl train`, or "
-            "add domains."
+            "add distributions."
         )
     if dry_run:
         _print_plan(experiment, as_json, searching=True)

@@ -1,5 +1,5 @@
-"""What there is to choose from: one row a method, read off the unions of specs, so that the list
-cannot go stale.
+"""The catalog of methods: one row for each, read off the unions of specs, so that it cannot go
+stale.
 """
 
 import inspect
@@ -25,7 +25,7 @@ TASKS = 3  # for which the copies of the encoder are counted
 
 
 class Method(NamedTuple):
-    """A row of the list."""
+    """A row of the catalog."""
 
     section: str
     name: str
@@ -39,35 +39,38 @@ class Method(NamedTuple):
 
 def methods(section: str) -> Iterator[Method]:
     """The members of a union, by name."""
-    for spec in sorted(
-        get_args(get_args(UNIONS[section])[0]), key=lambda spec: spec.model_fields["name"].default
-    ):
+    members = get_args(get_args(UNIONS[section])[0])
+    for spec in sorted(members, key=lambda member: member.model_fields["name"].default):
+        described = spec
         if hasattr(spec, "build"):
-            made = get_type_hints(spec.build)["return"]
-        else:
-            made = spec
-        source = (
-            inspect.cleandoc(sys.modules[spec.__module__].__doc__ or "")
-            .split("\n\n")[0]
-            .replace("\n", " ")
-        )
-        paper = re.match(r"[^(]*\([^()]*\)", source)
-        keys = tuple(key for key in spec.model_fields if key != "name")
-        what = inspect.cleandoc(made.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+            described = get_type_hints(spec.build)["return"]
+        what = _first_paragraph(described.__doc__)
         yield Method(
             section,
             spec.model_fields["name"].default,
-            keys,
+            tuple(key for key in spec.model_fields if key != "name"),
             re.split(r"(?<=[.:])\s", what)[0].rstrip(".:"),
-            paper[0] if paper else source.split(":")[0].rstrip("."),
+            _paper(_first_paragraph(sys.modules[spec.__module__].__doc__)),
             _cost(spec),
             spec.helps,
         )
 
 
+def _first_paragraph(docstring: str | None) -> str:
+    return inspect.cleandoc(docstring or "").split("\n\n")[0].replace("\n", " ")
+
+
+def _paper(paragraph: str) -> str:
+    """The paper that a module names first, or else what the module is about."""
+    paper = re.match(r"[^(]*\([^()]*\)", paragraph)
+    if paper:
+        return paper[0]
+    return paragraph.split(":")[0].rstrip(".")
+
+
 def _cost(spec: Any) -> str:
-    """Of a weighting the backward passes through the trunk, of an architecture the trunks in a
-    forward pass.
+    """The backward passes through the trunk for a weighting, the copies of the encoder for an
+    architecture, and the spec's own words for other methods.
     """
     if issubclass(spec, WeightingSpecBase):
         if spec.needs_gradients:

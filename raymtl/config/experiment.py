@@ -7,7 +7,8 @@ from typing import Annotated, Any, NamedTuple, Self
 import torch
 from pydantic import Field, ValidationError, model_validator
 
-from raymtl.config.domains import Domain
+from raymtl.config import checks
+from raymtl.config.distributions import Distribution
 from raymtl.config.explain import explain
 from raymtl.config.names import as_values, dotted_names, members, nearest, open_names
 from raymtl.config.sections import Evaluate, StageSection, Train, Tune
@@ -70,67 +71,40 @@ class Experiment(Spec):
     """
     evaluate: Evaluate = Evaluate()
     tune: Tune = Tune()
-    search: Mapping[str, Domain] = {}
+    search: Mapping[str, Distribution] = {}
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        self._check_axes()
-        self._check_numbers()
+        checks.check_learner(self.learner, self.data)
+        checks.check_weighting(self.weighting, self.learner, self.mode, self.data.task_names)
+        checks.check_mode(self.mode, self.learner)
+        checks.check_encoder(self.encoder, self.learner)
+        self._check_methods()
+        checks.check_workers(self.train)
+        checks.check_search(self.tune, self.train)
+        checks.check_objectives(self.tune, self.metric_names())
         self._check_stages()
         return self
 
-    def _check_axes(self) -> None:
-        names, weighting, learner = self.data.task_names, self.weighting, self.learner
-        reason = learner.check(self.data.make_tasks())
-        if reason:
-            raise UserError(
-                f"learner.name: {learner.name} cannot learn data.tasks: {list(names)}, since "
-                f"{reason}. Choose another learner or other tasks."
-            )
-        if weighting.needs_gradients and not learner.uses_query_gradient:
-            raise UserError(
-                f"weighting.name: {weighting.name} weighs gradients of the query losses, and "
-                f"learner.name: {learner.name} has none to weigh. Choose a weighting of losses "
-                "such as static, or another learner."
-            )
-        if weighting.needs_gradients and len(names) == 1:
-            raise UserError(
-                f"weighting.name: {weighting.name} needs the gradients of several tasks, got "
-                f"data.tasks: {list(names)}. Choose weighting.name: static or add a task."
-            )
-        if weighting.needs_gradients and self.mode.one_task_a_step:
-            raise UserError(
-                f"weighting.name: {weighting.name} needs the gradients of several tasks, and "
-                f"mode.name: {self.mode.name} lets one task count in each step. Choose "
-                "weighting.name: static or another mode."
-            )
-        if self.mode.divides_gradient and not learner.uses_query_gradient:
-            raise UserError(
-                f"mode.name: {self.mode.name} divides the gradient of the query losses, and "
-                f"learner.name: {learner.name} has none to divide. Choose mode.name: weighted or "
-                "another learner."
-            )
-        if self.encoder.has_per_step_params and not learner.has_per_step_params:
-            raise UserError(
-                f"encoder.norm: {self.encoder.norm} has scales for every inner step, and "
-                f"learner.name: {learner.name}, as it is set, has no steps to tell apart. Choose "
-                "encoder.norm: batch or another learner."
-            )
+    def _check_methods(self) -> None:
+        """Asks each method what it cannot do with these tasks, as a key of it and the reason."""
+        names = self.data.task_names
         with torch.device("meta"):
             encoder = self._encoder()
-        for section, algorithm in (
-            ("learner", learner.check_parameters(self._parameter_names)),
-            ("weighting", weighting.check(names)),
+        refusals = (
+            ("learner", self.learner.check_parameters(self._parameter_names)),
+            ("weighting", self.weighting.check(names)),
             ("mode", self.mode.check(names)),
             ("sharing", self.sharing.check(self.data.make_tasks(), encoder)),
-        ):
-            if algorithm:
-                named = set(algorithm[0].split("."))
-                if named & set(names):
-                    hint = ""
-                else:
-                    hint = nearest(algorithm[0], names)
-                raise UserError(f"{section}.{algorithm[0]}: {algorithm[1]}{hint}")
+        )
+        for section, refusal in refusals:
+            if not refusal:
+                continue
+            key, reason = refusal
+            hint = ""
+            if not set(key.split(".")) & set(names):
+                hint = nearest(key, names)
+            raise UserError(f"{section}.{key}: {reason}{hint}")
 
     def _encoder(self) -> Encoder:
         return self.encoder.build(self.data.input_shape, self.learner.num_steps)
@@ -142,46 +116,6 @@ class Experiment(Spec):
             number = self.sharing.num_encoders(len(tasks))
             encoders = [self._encoder() for _ in range(number)]
             return [name for name, _ in self.sharing.build(tasks, encoders).named_parameters()]
-
-    def _check_numbers(self) -> None:
-        train, tune = self.train, self.tune
-        if train.meta_batch < train.workers:
-            raise UserError(
-                "train.meta_batch: expected an episode for each of train.workers: "
-                f"{train.workers}, got {train.meta_batch}. Raise it or take fewer workers."
-            )
-        if train.fewest > train.workers:
-            raise UserError(
-                f"train.min_workers: expected at most train.workers: {train.workers}, got "
-                f"{train.min_workers}. Lower it, or raise train.workers."
-            )
-        if tune.asha and tune.asha.grace > train.steps:
-            raise UserError(
-                f"tune.asha.grace: expected at most train.steps: {train.steps}, got "
-                f"{tune.asha.grace}. Lower it."
-            )
-        gpus = tune.gpus_per_trial
-        if gpus != "auto" and (
-            (train.device == "cuda" and not gpus) or (train.device == "cpu" and gpus)
-        ):
-            raise UserError(
-                f"tune.gpus_per_trial: expected what train.device: {train.device} needs, got "
-                f"{gpus:g}. Leave it at auto, or set train.device: auto."
-            )
-        if len(tune.modes) != len(tune.metrics):
-            raise UserError(
-                f"tune.mode: expected one for each of tune.metric: {list(tune.metrics)}, got "
-                f"{list(tune.modes)}."
-            )
-        known = self.metric_names()
-        for key, metric in [("tune.metric", m) for m in tune.metrics] + [
-            ("tune.asha.metric", tune.asha_metric)
-        ]:
-            if metric not in known:
-                raise UserError(
-                    f"{key}: expected one of {', '.join(known)}, got "
-                    f"'{metric}'.{nearest(metric, known)}"
-                )
 
     def _check_stages(self) -> None:
         taken = sum(stage.steps for stage in self.stages)
@@ -262,22 +196,21 @@ class Experiment(Spec):
         A changed `SECTION.name` keeps what was set of the old member, other than its defaults, and
         the new one has too. Raises UserError.
         """
-        of_data = any(key.partition(".")[0] == "data" for key in values)
-        tree = self.model_dump(mode="json", exclude=set() if of_data else {"data"})
+        changes_data = any(key.partition(".")[0] == "data" for key in values)
+        excluded = {"data"}
+        if changes_data:
+            excluded = set()
+        tree = self.model_dump(mode="json", exclude=excluded)
         for key, value in sorted(values.items(), key=lambda item: not item[0].endswith(".name")):
             *path, last = key.split(".")
             node = _at(tree, path, key)
             if last == "name" and len(path) == 1 and value != node.get("name"):
-                known = members(path[0], Experiment)
-                old, new = known[node["name"]]().model_dump(mode="json"), known.get(str(value))
-                kept = {
-                    k: v for k, v in node.items() if new and k in new.model_fields and v != old[k]
-                }
-                tree[path[0]] = kept | {"name": value}
+                tree[path[0]] = _renamed(path[0], node, value)
             else:
                 node[last] = value
-        # Data that stay as they are need not be read, or validated, again.
-        return parse(tree if of_data else {**tree, "data": self.data})
+        if not changes_data:  # then the data need not be read, or validated, again
+            tree["data"] = self.data
+        return parse(tree)
 
     def flat(self) -> dict[str, Any]:
         """Dotted path -> value, for all that is not the search itself."""
@@ -286,6 +219,21 @@ class Experiment(Spec):
     def save(self, path: Path) -> None:
         """Writes the complete configuration, which `load` gives back unchanged."""
         path.write_text(write_yaml(self.model_dump(mode="json")), encoding="utf8")
+
+
+def _renamed(section: str, values: Mapping[str, Any], name: Any) -> dict[str, Any]:
+    """The values of a section for another member of its union: those that were set and that it has
+    too.
+    """
+    known = members(section, Experiment)
+    defaults = known[values["name"]]().model_dump(mode="json")
+    member = known.get(str(name))
+    new_values = {}
+    if member is not None:
+        for key, value in values.items():
+            if key in member.model_fields and value != defaults[key]:
+                new_values[key] = value
+    return new_values | {"name": name}
 
 
 def parse(tree: Mapping[str, Any]) -> Experiment:

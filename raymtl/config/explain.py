@@ -1,4 +1,4 @@
-"""What pydantic found, in one sentence that begins with the dotted key."""
+"""Explains an error of pydantic in one sentence that begins with the dotted key."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,50 +18,62 @@ def explain(error: ValidationError, tree: Mapping[str, Any], root: type[Spec]) -
     if kind == "extra_forbidden":
         if len(first["loc"]) == 1 and key in dotted_names(root):
             section, _, last = key.partition(".")
-            return f"{key}: expected nested keys, got a dotted one. Write `{section}: {{{last}: ...}}`."
-        parent = key.rpartition(".")[0]
-        if isinstance(section, Mapping):
-            member = section.get("name")
-        else:
-            member = None
-        belongs = [
-            m
-            for m, spec in members(parent, root).items()
-            if key.rpartition(".")[2] in spec.model_fields
-        ]
-        if belongs:
-            return f"{key}: {parent}.name: {member} has no such key, only {' and '.join(belongs)}. Remove it."
-        siblings = members(parent, root).get(str(member))
-        if siblings:
-            names = [f"{parent}.{k}" for k in siblings.model_fields]
-        else:
-            names = dotted_names(root)
-        return f"{key}: unknown key.{nearest(key, names) or nearest(key, dotted_names(root))}"
+            nested = f"{section}: {{{last}: ...}}"
+            return f"{key}: expected nested keys, got a dotted one. Write `{nested}`."
+        return _explain_unknown_key(key, section, root)
     if kind == "union_tag_invalid":
-        tag, expected = (
-            context["tag"],
-            [name.strip(" '") for name in context["expected_tags"].split(",")],
-        )
-        return f"{key}.name: expected one of {', '.join(expected)}, got '{tag}'.{nearest(tag, expected)}"
-    if kind == "union_tag_not_found":
+        tag = context["tag"]
+        expected = [name.strip(" '") for name in context["expected_tags"].split(",")]
         return (
-            f"{key}.name: expected one of {', '.join(members(key, root))}, got none. Add the name."
+            f"{key}.name: expected one of {', '.join(expected)}, got "
+            f"'{tag}'.{nearest(tag, expected)}"
         )
+    if kind == "union_tag_not_found":
+        names = ", ".join(members(key, root))
+        return f"{key}.name: expected one of {names}, got none. Add the name."
     if kind == "missing":
         return f"{key}: expected a value, got none. Add it."
     if kind == "literal_error":
-        return f"{key}: expected {context['expected']}, got {got!r}.{nearest(str(got), _quoted(context['expected']))}"
+        hint = nearest(str(got), _quoted(context["expected"]))
+        return f"{key}: expected {context['expected']}, got {got!r}.{hint}"
     if kind == "string_type" and not isinstance(got, Mapping | list | tuple):
-        return f"{key}: expected a text, got {got!r}. Put it in quotes, for YAML reads it as something else."
-    says = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    says = says[0].lower() + says[1:]
-    if says.startswith("expected"):
-        says = says
-    else:
-        says = f"expected {says}"
-    if ", got " in says:
-        return f"{key}: {says}."
-    return f"{key}: {says}, got {got!r}."
+        return (
+            f"{key}: expected a text, got {got!r}. Put it in quotes, for YAML reads it as "
+            "something else."
+        )
+    return _explain_message(key, first["msg"], got)
+
+
+def _explain_unknown_key(key: str, section: Any, root: type[Spec]) -> str:
+    """The sentence on a key that the section does not have, with the key that was meant."""
+    parent, _, last = key.rpartition(".")
+    member = None
+    if isinstance(section, Mapping):
+        member = section.get("name")
+    known = members(parent, root)
+    owners = [name for name, spec in known.items() if last in spec.model_fields]
+    if owners:
+        return (
+            f"{key}: {parent}.name: {member} has no such key, only {' and '.join(owners)}. Remove "
+            "it."
+        )
+    names = dotted_names(root)
+    siblings = known.get(str(member))
+    hint = ""
+    if siblings:
+        hint = nearest(key, [f"{parent}.{sibling}" for sibling in siblings.model_fields])
+    return f"{key}: unknown key.{hint or nearest(key, names)}"
+
+
+def _explain_message(key: str, message: str, got: Any) -> str:
+    """The sentence on what pydantic, or a check of ours, says in words."""
+    message = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    message = message[0].lower() + message[1:]
+    if not message.startswith("expected"):
+        message = f"expected {message}"
+    if ", got " in message:
+        return f"{key}: {message}."
+    return f"{key}: {message}, got {got!r}."
 
 
 def _most_telling(error: ValidationError, tree: Mapping[str, Any]) -> Any:

@@ -21,7 +21,7 @@ def is_known(name: str, root: type[Spec]) -> bool:
 
 @cache
 def open_names(root: type[Spec]) -> list[str]:
-    """The dotted names below which the user names the keys, such as tasks, with `*` in their place."""
+    """The dotted names of keys that the user names, such as tasks, with `*` in their place."""
     names = []
     for section in root.model_fields:
         for member in members(section, root).values():

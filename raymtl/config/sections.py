@@ -1,4 +1,4 @@
-"""The sections of an experiment that choose no method: how long, how wide, how often."""
+"""The sections of a configuration that choose no method: how long, how wide, how often."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -10,58 +10,59 @@ from raymtl.types import Spec
 
 
 class Train(Spec):
-    """The outer loop. One step is one meta-batch over all workers and one move of the optimiser."""
+    """The outer loop. One step is one meta-batch over all workers and one move of the optimiser.
+
+    Example: `train: {steps: 100, meta_batch: 16, lr: 0.001, workers: 2}`
+    """
 
     steps: PositiveInt = 1000
     meta_batch: PositiveInt = 8
-    """Episodes a step, over all workers."""
+    """The number of episodes in a step, over all workers."""
     optimizer: Literal["adam", "sgd"] = "adam"
     lr: PositiveFloat = 0.003
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """How the learning rate falls to 0 at the last step."""
     clip_norm: PositiveFloat | None = 10.0
-    """Longest meta-gradient that is followed as it is; longer ones are shortened to it."""
+    """The largest norm of the meta-gradient; a longer one is scaled down to it."""
     weight_decay: NonNegativeFloat = 0.0
-    """What a weight of the model loses in a step is lr * weight_decay of itself, beside its
-    gradient's share.
-
-    That is decoupled as in AdamW (arXiv:1711.05101). Biases and scales, which have one dimension,
-    lose nothing.
+    """Decoupled weight decay as in AdamW (arXiv:1711.05101): in each step a weight of the model
+    loses lr * weight_decay of itself. Biases and scales, which have one dimension, lose nothing.
     """
     workers: PositiveInt = 1
     min_workers: PositiveInt | None = None
-    """Fewest workers to train on, where machines come and go: as many train as fit, `workers` of
-    them at most.
+    """The fewest workers to train on where machines come and go: as many train as there is room
+    for, up to `workers`. All of `workers` are needed by default.
     """
     cpus_per_worker: PositiveFloat = 1.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes a GPU for each worker where the cluster has them."""
+    """The device to compute on; `auto` takes a GPU for each worker where the cluster has them."""
     precision: Precision = "float32"
     task_axis: Literal["auto", "vmap", "loop"] = "auto"
-    """How the episodes of a step are run; `auto` measures both on the first one and keeps the
-    faster.
+    """How the episodes of a step are run; `auto` measures both on the first step and takes the
+    faster one.
     """
     chunk: PositiveInt | None = None
-    """Episodes that vmap takes at once; fewer need less memory."""
+    """How many episodes vmap takes at once, all by default; fewer need less memory."""
     eval_every: PositiveInt = 100
-    """Steps between scores on the validation split, each with a checkpoint."""
+    """The number of steps between two scores on the validation split, each with a checkpoint."""
     checkpoint_share: Annotated[float, Field(ge=0, le=1)] = 0.02
-    """Largest share of its time that training spends on more checkpoints, between the scores."""
+    """The largest share of its time that training spends on checkpoints between the scores."""
     wait_for_nodes_s: NonNegativeInt = 0
-    """How long to wait for machines that an autoscaling cluster does not have yet; they are asked
-    for first.
-    """
+    """How many seconds to wait for machines that an autoscaling cluster still has to start."""
     max_failures: NonNegativeInt = 3
-    """How often a lost worker or trial is started again from its last checkpoint."""
+    """How many times a lost worker or trial is started again from its last checkpoint."""
 
     @property
     def fewest(self) -> int:
-        """How many workers there must be room for."""
+        """The number of workers that there must be room for."""
         return self.min_workers or self.workers
 
 
 class Evaluate(Spec):
-    """How many held-out episodes a score is a mean of."""
+    """How many held-out episodes a score is the mean of.
+
+    Example: `evaluate: {val_episodes: 64, test_episodes: 500}`
+    """
 
     val_episodes: Annotated[int, Field(ge=2)] = 32
     test_episodes: Annotated[int, Field(ge=2)] = 200
@@ -70,24 +71,29 @@ class Evaluate(Spec):
 class ASHA(Spec):
     """Asynchronous successive halving (arXiv:1810.05934): stops a trial that is behind at a rung.
 
-    The rungs are at `grace` steps and its multiples by `reduction`; the best 1 / `reduction` of a
-    rung go on.
+    The first rung is at `grace` steps and each further one at `reduction` times as many; the best
+    1 / `reduction` of a rung go on.
+
+    Example: `tune: {asha: {grace: 100, reduction: 3}}`
     """
 
     grace: PositiveInt = 100
     reduction: Annotated[float, Field(gt=1)] = 3.0
     metric: str | None = None
-    """What ASHA compares; `tune.metric` unless given, and to be given where there are several."""
+    """The metric that ASHA compares, `tune.metric` by default; name one where there are several."""
 
 
 class TPE(Spec):
-    """Tree-structured Parzen estimator (Optuna): `startup_trials` random trials come first."""
+    """Tree-structured Parzen estimator (Optuna): `startup_trials` random trials come first.
+
+    Example: `tune: {sampler: {startup_trials: 10}}`
+    """
 
     startup_trials: PositiveInt = 6
     candidates: PositiveInt = 24
     multivariate: bool = True
-    """Model the parameters jointly, in groups that occur together where `when` makes them
-    conditional.
+    """Whether to model the parameters jointly, in groups that occur together where `when` makes
+    them conditional.
     """
 
 
@@ -95,7 +101,12 @@ Baseline = Literal["default", "joint", "single"]
 
 
 class Tune(Spec):
-    """The search. `metric` and `mode` are lists where several objectives are searched."""
+    """The search for the best values of `search`.
+
+    `metric` and `mode` are lists where there are several objectives.
+
+    Example: `tune: {trials: 50, metric: val.score, asha: {grace: 100}}`
+    """
 
     trials: PositiveInt = 20
     metric: str | Annotated[tuple[str, ...], Field(min_length=1)] = "val.score"
@@ -103,16 +114,17 @@ class Tune(Spec):
         Literal["max", "min"] | Annotated[tuple[Literal["max", "min"], ...], Field(min_length=1)]
     ) = "max"
     default_first: bool = True
-    """Whether the first trial is the configuration's own values, where they lie inside the domains.
-    """
+    """Whether the first trial takes the configuration's own values, if the search allows them."""
     concurrency: PositiveInt | Literal["auto"] = "auto"
-    """Trials at a time, never more than fit; `auto` is as many as fit when the search starts."""
+    """The number of trials at a time, never more than there is room for; `auto` is as many as there
+    is room for when the search starts.
+    """
     workers_per_trial: PositiveInt = 1
-    """Ray Train workers of each trial; 1 runs the trial as a plain function."""
+    """The number of Ray Train workers of a trial; 1 runs the trial as a plain function."""
     cpus_per_trial: PositiveFloat = 1.0
     gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """GPUs of each worker of a trial; `auto` is one where the cluster has any and `train.device`
-    allows it.
+    """The number of GPUs of each worker of a trial; `auto` is one where the cluster has any and
+    `train.device` allows it.
     """
     sampler: TPE = TPE()
     asha: ASHA | None = None
@@ -146,8 +158,10 @@ class Tune(Spec):
 
     @property
     def asha_metric(self) -> str:
-        """What ASHA compares."""
-        return (self.asha.metric if self.asha else None) or self.metrics[0]
+        """The metric that ASHA compares."""
+        if self.asha and self.asha.metric:
+            return self.asha.metric
+        return self.metrics[0]
 
 
 class StageSection(Spec):
@@ -157,8 +171,10 @@ class StageSection(Spec):
     `set` holds the dotted values in which it differs from the configuration: of the learner, the
     weighting, the mode, the outer optimiser, and how many examples an episode has. What the model
     is made of is the same in all stages.
+
+    Example: `stages: [{steps: 500, set: {learner.inner_steps: 0}}]`
     """
 
     steps: PositiveInt
-    """Of train.steps, which are those of all stages together."""
+    """The number of its steps, a part of `train.steps`."""
     set: Mapping[str, Any] = {}

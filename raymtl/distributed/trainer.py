@@ -21,7 +21,7 @@ from raymtl.cluster.capacity import gpus_for, slots
 from raymtl.cluster.doctor.check import first_line
 from raymtl.cluster.doctor.node_probe import machines
 from raymtl.config import Experiment
-from raymtl.config.domains import searched_values
+from raymtl.config.distributions import searched_values
 from raymtl.distributed.elastic import STOP_REQUEST, CheckpointBeforeShutdown
 from raymtl.distributed.step_shards import StepShards
 from raymtl.distributed.streaming import BuildEpisodes, BuildStages, streamed

@@ -14,7 +14,7 @@ from raymtl import run_folder
 from raymtl.cluster.capacity import plan, workers_key
 from raymtl.cluster.doctor.node_probe import machines
 from raymtl.config import Experiment
-from raymtl.config.domains import searched_values
+from raymtl.config.distributions import searched_values
 from raymtl.data import Arrays
 from raymtl.distributed.connection import start_ray
 from raymtl.distributed.trainer import gpus_per_worker, train, why_given_up

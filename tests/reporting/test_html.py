@@ -22,7 +22,7 @@ from optuna.study import StudyDirection
 from PIL import Image
 
 from raymtl.config import Experiment, parse
-from raymtl.config.domains import suggest
+from raymtl.config.distributions import suggest
 from raymtl.data.sources.digits import Digits
 from raymtl.encoders import ConvSpec
 from raymtl.evaluation.examples import example_rows

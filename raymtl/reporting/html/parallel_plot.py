@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from raymtl.config.domains import Choice, Domain, Int, LogUniform, Uniform
+from raymtl.config.distributions import Choice, Distribution, Int, LogUniform, Uniform
 from raymtl.reporting.html.collect import RunData, drawable, finite, searched_names
 from raymtl.reporting.html.tables import show
 from raymtl.reporting.html.theme import TEMPLATE, literal
@@ -74,19 +74,19 @@ def _axis(run: RunData, name: str, values: Sequence[Any]) -> dict[str, Any]:
     """One axis: numbers on their scale, names at even distances, `not used` below where a `when`
     left it out.
     """
-    domain = run.experiment.search.get(name)
+    distribution = run.experiment.search.get(name)
     numbers = [value for value in values if value is not None]
-    if isinstance(domain, Choice) or not all(map(finite, numbers)):
-        axis = _names_axis(domain, values)
+    if isinstance(distribution, Choice) or not all(map(finite, numbers)):
+        axis = _names_axis(distribution, values)
     else:
-        axis = _numbers_axis(domain, values, numbers)
+        axis = _numbers_axis(distribution, values, numbers)
     return {"label": literal(name), **axis}
 
 
-def _names_axis(domain: Domain | None, values: Sequence[Any]) -> dict[str, Any]:
-    """Names in the order of the domain; a null that is no choice goes below them."""
-    if isinstance(domain, Choice):
-        choices = domain.choice
+def _names_axis(distribution: Distribution | None, values: Sequence[Any]) -> dict[str, Any]:
+    """Names in the order of the choices; a null that is no choice goes below them."""
+    if isinstance(distribution, Choice):
+        choices = distribution.choice
     else:
         choices = ()
     labels = ["null" if value is None and None in choices else show(value) for value in values]
@@ -111,17 +111,17 @@ def _names_axis(domain: Domain | None, values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _numbers_axis(
-    domain: Domain | None, values: Sequence[Any], numbers: Sequence[float]
+    distribution: Distribution | None, values: Sequence[Any], numbers: Sequence[float]
 ) -> dict[str, Any]:
-    """The whole domain, or what there is of it; a null goes below."""
+    """The whole distribution, or what there is of it; a null goes below."""
     bounds: tuple[float, ...] = ()
-    if isinstance(domain, LogUniform):
-        bounds = domain.log_uniform
-    elif isinstance(domain, Uniform):
-        bounds = domain.uniform
-    elif isinstance(domain, Int):
-        bounds = domain.int
-    logarithmic = isinstance(domain, LogUniform) and min(numbers) > 0
+    if isinstance(distribution, LogUniform):
+        bounds = distribution.log_uniform
+    elif isinstance(distribution, Uniform):
+        bounds = distribution.uniform
+    elif isinstance(distribution, Int):
+        bounds = distribution.int
+    logarithmic = isinstance(distribution, LogUniform) and min(numbers) > 0
 
     def place(value: float) -> float:
         if logarithmic:

@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 import plotly.graph_objects as go
 
-from raymtl.config.domains import Choice
+from raymtl.config.distributions import Choice
 from raymtl.reporting.html.collect import Row, RunData, drawable, finite, searched_names
 from raymtl.reporting.html.tables import show
 from raymtl.reporting.html.theme import ACCENT, GREY, INK, colour, literal, panels, place, whole
@@ -197,8 +197,8 @@ def choices_plot(run: RunData) -> go.Figure | None:
     ]
     tried = {
         name: [row for row in rows if row.get(name) is not None]
-        for name, domain in run.experiment.search.items()
-        if isinstance(domain, Choice) and len(domain.choice) > 1
+        for name, distribution in run.experiment.search.items()
+        if isinstance(distribution, Choice) and len(distribution.choice) > 1
     }
     tried = {
         name: of_it for name, of_it in tried.items() if len({show(row[name]) for row in of_it}) > 1

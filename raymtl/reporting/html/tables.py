@@ -178,29 +178,30 @@ def gain_rows(row: ResultRow) -> list[GainRow]:
 
 
 def value_rows(experiment: Experiment, best: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The winner's searched values beside the configuration's own and the domain."""
+    """The winner's searched values beside the configuration's own and their distributions."""
     own = experiment.flat()
     return [
         {
             "name": name,
             "value": show(value),
             "default": show(own.get(name)),
-            "domain": domain_text(experiment, name),
+            "domain": distribution_text(experiment, name),
         }
         for name, value in best.items()
     ]
 
 
-def domain_text(experiment: Experiment, name: str) -> str:
-    """The domain of a dotted value in words; a simplex is one domain for several values."""
-    domain = experiment.search.get(name) or experiment.search.get(name.rpartition(".")[0])
-    if domain is None:
+def distribution_text(experiment: Experiment, name: str) -> str:
+    """The distribution of a searched value in words; the values of a simplex share theirs."""
+    search = experiment.search
+    distribution = search.get(name) or search.get(name.rpartition(".")[0])
+    if distribution is None:
         return ""
-    fields = domain.model_dump(mode="json")
+    fields = distribution.model_dump(mode="json")
     conditions = fields.pop("when")
     kind, content = next(iter(fields.items()))
     if kind == "choice":
-        text = "one of " + ", ".join("null" if value is None else show(value) for value in content)
+        text = "one of " + ", ".join(_show_choice(value) for value in content)
     elif kind == "simplex":
         text = "weights that sum to 1"
     else:
@@ -210,6 +211,12 @@ def domain_text(experiment: Experiment, name: str) -> str:
     if when:
         return f"{text}; only where {when}"
     return text
+
+
+def _show_choice(value: Any) -> str:
+    if value is None:
+        return "null"
+    return show(value)
 
 
 def show(value: Any) -> str:

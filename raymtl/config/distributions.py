@@ -1,4 +1,4 @@
-"""Typed search domains, compiled to an Optuna define-by-run space."""
+"""Distributions of searched values, compiled to an Optuna define-by-run space."""
 
 import json
 import math
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 Scalar = None | bool | int | float | str
 
 
-class DomainBase(Spec):
-    """A domain is searched only in trials in which every key of `when` has (one of) the values
+class DistributionBase(Spec):
+    """A value is searched only in trials in which every key of `when` has (one of) the values
     given.
     """
 
@@ -25,12 +25,14 @@ class DomainBase(Spec):
     def active(self, values: Mapping[str, Any]) -> bool:
         """Whether the trial with these dotted values searches it."""
         for key, wanted in self.when.items():
-            if values.get(key) not in (wanted if isinstance(wanted, tuple) else (wanted,)):
+            if not isinstance(wanted, tuple):
+                wanted = (wanted,)
+            if values.get(key) not in wanted:
                 return False
         return True
 
 
-class _Range(DomainBase):
+class _Range(DistributionBase):
     @property
     def bounds(self) -> tuple[float, float]:
         """Both ends."""
@@ -44,19 +46,22 @@ class _Range(DomainBase):
         return self
 
     def params_of(self, name: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Optuna's parameters for the value that is there; None where it is outside."""
+        """Optuna's parameters for the value of `values`; None where it lies outside."""
         value = values.get(name)
         if value is not None and self.bounds[0] <= value <= self.bounds[1]:
             return {name: value}
         return None
 
     def typical(self, name: str) -> list[dict[str, Any]]:
-        """Values from inside, which every value of a range stands for."""
+        """A value from inside, which stands for all values of the range."""
         return [{name: math.sqrt(0.5) * self.bounds[1] + (1 - math.sqrt(0.5)) * self.bounds[0]}]
 
 
 class LogUniform(_Range):
-    """A positive number whose logarithm is uniform between the bounds."""
+    """A positive number whose logarithm is uniform between the bounds.
+
+    Example: `search: {learner.inner_lr: {log_uniform: [0.001, 1.0]}}`
+    """
 
     log_uniform: tuple[PositiveFloat, PositiveFloat]
 
@@ -65,7 +70,10 @@ class LogUniform(_Range):
 
 
 class Uniform(_Range):
-    """A number uniform between the bounds."""
+    """A number uniform between the bounds.
+
+    Example: `search: {train.clip_norm: {uniform: [1.0, 10.0]}}`
+    """
 
     uniform: tuple[float, float]
 
@@ -74,7 +82,10 @@ class Uniform(_Range):
 
 
 class Int(_Range):
-    """A whole number between the bounds, both included."""
+    """A whole number between the bounds, both included.
+
+    Example: `search: {learner.inner_steps: {int: [1, 5]}}`
+    """
 
     int: tuple[int, int]
 
@@ -85,8 +96,11 @@ class Int(_Range):
         return [{name: self.int[1]}]
 
 
-class Choice(DomainBase):
-    """One of the values listed; a list or mapping is one value and is shown as JSON."""
+class Choice(DistributionBase):
+    """One of the values listed; a list or mapping is one value and is shown as JSON.
+
+    Example: `search: {weighting.name: {choice: [static, pcgrad]}}`
+    """
 
     choice: Annotated[tuple[JsonValue, ...], Field(min_length=1)]
 
@@ -97,7 +111,13 @@ class Choice(DomainBase):
         return self
 
     def _labels(self) -> dict[Scalar, JsonValue]:
-        return {json.dumps(v) if isinstance(v, list | dict) else v: v for v in self.choice}
+        labels: dict[Scalar, JsonValue] = {}
+        for value in self.choice:
+            if isinstance(value, list | dict):
+                labels[json.dumps(value)] = value
+            else:
+                labels[value] = value
+        return labels
 
     def suggest(self, trial: "optuna.Trial", name: str) -> dict[str, Any]:
         labels = self._labels()
@@ -108,17 +128,21 @@ class Choice(DomainBase):
 
     def params_of(self, name: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
         value = values.get(name)
+        if isinstance(value, tuple):
+            value = list(value)
         for label, choice in self._labels().items():
-            if choice == (list(value) if isinstance(value, tuple) else value):
+            if choice == value:
                 return {name: label}
         return None
 
 
-class Simplex(DomainBase):
+class Simplex(DistributionBase):
     """Positive weights that sum to 1, uniform on the simplex.
 
     Optuna's parameters are one u in (0, 1) for each name, called `KEY.NAME:u`; the weights are
     -log u / sum(-log u), which is uniform on the simplex for independent uniform u.
+
+    Example: `search: {weighting.weights: {simplex: [left, right]}}`
     """
 
     simplex: Annotated[tuple[str, ...], Field(min_length=2)]
@@ -160,7 +184,7 @@ def _kind(value: Any) -> str | None:
     return next((key for key in KINDS if key in keys), None)
 
 
-Domain = Annotated[
+Distribution = Annotated[
     Annotated[LogUniform, Tag("log_uniform")]
     | Annotated[Uniform, Tag("uniform")]
     | Annotated[Int, Tag("int")]
@@ -168,20 +192,25 @@ Domain = Annotated[
     | Annotated[Simplex, Tag("simplex")],
     Discriminator(
         _kind,
-        custom_error_type="domain",
+        custom_error_type="distribution",
         custom_error_message="expected one of log_uniform, uniform, int, choice or simplex",
     ),
 ]
-Space = Mapping[str, Domain]
+Space = Mapping[str, Distribution]
 
 
-def ordered(space: Space) -> list[tuple[str, Domain]]:
-    """The domains, each behind those its `when` names. Raises UserError where they wait for each
-    other.
+def ordered(space: Space) -> list[tuple[str, Distribution]]:
+    """The distributions, each behind those that its `when` names.
+
+    Raises UserError where they wait for each other.
     """
     waiting, done = dict(space), []
     while waiting:
-        ready = [name for name, domain in waiting.items() if not set(domain.when) & set(waiting)]
+        ready = [
+            name
+            for name, distribution in waiting.items()
+            if not set(distribution.when) & set(waiting)
+        ]
         if not ready:
             raise UserError(
                 f"search: the `when` of {' and '.join(waiting)} wait for each other. Remove one of "
@@ -195,10 +224,10 @@ def representatives(space: Space, defaults: Mapping[str, Any]) -> Iterator[dict[
     """Every combination of the choices, with one inner value of each range; then both ends of each
     range once.
     """
-    domains = ordered(space)
+    distributions = ordered(space)
 
     def combined(
-        rest: Sequence[tuple[str, Domain]], values: dict[str, Any]
+        rest: Sequence[tuple[str, Distribution]], values: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
         if not rest:
             yield values
@@ -208,8 +237,12 @@ def representatives(space: Space, defaults: Mapping[str, Any]) -> Iterator[dict[
             for more in rest[0][1].typical(rest[0][0]):
                 yield from combined(rest[1:], values | more)
 
-    ends = {name: domain.bounds for name, domain in domains if isinstance(domain, _Range)}
-    for values in combined(domains, {}):
+    ends = {
+        name: distribution.bounds
+        for name, distribution in distributions
+        if isinstance(distribution, _Range)
+    }
+    for values in combined(distributions, {}):
         yield values
         for name in set(ends) & set(values):
             for end in ends.pop(name):
@@ -221,9 +254,9 @@ def suggest(space: Space, defaults: Mapping[str, Any], trial: "optuna.Trial") ->
     is not searched.
     """
     chosen: dict[str, Any] = {}
-    for name, domain in ordered(space):
-        if domain.active({**defaults, **chosen}):
-            chosen |= domain.suggest(trial, name)
+    for name, distribution in ordered(space):
+        if distribution.active({**defaults, **chosen}):
+            chosen |= distribution.suggest(trial, name)
     return chosen
 
 
@@ -241,12 +274,12 @@ def searched_values(searched: Iterable[str], values: Mapping[str, Any]) -> dict[
 
 def default_params(space: Space, defaults: Mapping[str, Any]) -> dict[str, Any] | None:
     """Optuna's parameters for the configuration's own values; None where one of them is outside its
-    domain.
+    distribution.
     """
     params: dict[str, Any] = {}
-    for name, domain in ordered(space):
-        if domain.active(defaults):
-            own = domain.params_of(name, defaults)
+    for name, distribution in ordered(space):
+        if distribution.active(defaults):
+            own = distribution.params_of(name, defaults)
             if own is None:
                 return None
             params |= own

@@ -5,7 +5,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from raymtl.config import Experiment, check_space, parse
-from raymtl.config.domains import Simplex, Space, default_params, searched_values, suggest
+from raymtl.config.distributions import Simplex, Space, default_params, searched_values, suggest
 from raymtl.types import UserError
 
 SPACE = TypeAdapter(Space).validate_python(
@@ -30,7 +30,7 @@ def suggestions(number: int = 60) -> list[dict]:
     return [suggest(SPACE, DEFAULTS, study.ask()) for _ in range(number)]
 
 
-def test_values_are_in_their_domains_and_whole_sections_validate() -> None:
+def test_values_are_in_their_distributions_and_whole_sections_validate() -> None:
     for values in suggestions():
         assert 1e-3 <= values["learner.inner_lr"] <= 1e-1
         assert values["learner.inner_steps"] in (1, 2, 3, 4)

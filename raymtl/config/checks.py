@@ -1,0 +1,114 @@
+"""Checks of settings that must go together. Each raises UserError where they do not."""
+
+from collections.abc import Sequence
+
+from raymtl.config.names import nearest
+from raymtl.config.sections import Train, Tune
+from raymtl.data import Source
+from raymtl.encoders import EncoderSpec
+from raymtl.learners import LearnerSpec
+from raymtl.modes import ModeSpec
+from raymtl.types import UserError
+from raymtl.weighting import WeightingSpec
+
+
+def check_learner(learner: LearnerSpec, data: Source) -> None:
+    """Refuses a learner that cannot learn the tasks."""
+    reason = learner.check(data.make_tasks())
+    if reason:
+        raise UserError(
+            f"learner.name: {learner.name} cannot learn data.tasks: {list(data.task_names)}, since "
+            f"{reason}. Choose another learner or other tasks."
+        )
+
+
+def check_weighting(
+    weighting: WeightingSpec, learner: LearnerSpec, mode: ModeSpec, task_names: Sequence[str]
+) -> None:
+    """Refuses a weighting of gradients where there are not several gradients to weigh."""
+    if not weighting.needs_gradients:
+        return
+    if not learner.uses_query_gradient:
+        raise UserError(
+            f"weighting.name: {weighting.name} weighs gradients of the query losses, and "
+            f"learner.name: {learner.name} has none to weigh. Choose a weighting of losses "
+            "such as static, or another learner."
+        )
+    if len(task_names) == 1:
+        raise UserError(
+            f"weighting.name: {weighting.name} needs the gradients of several tasks, got "
+            f"data.tasks: {list(task_names)}. Choose weighting.name: static or add a task."
+        )
+    if mode.one_task_a_step:
+        raise UserError(
+            f"weighting.name: {weighting.name} needs the gradients of several tasks, and "
+            f"mode.name: {mode.name} lets one task count in each step. Choose "
+            "weighting.name: static or another mode."
+        )
+
+
+def check_mode(mode: ModeSpec, learner: LearnerSpec) -> None:
+    """Refuses a mode that divides a gradient which the learner does not have."""
+    if mode.divides_gradient and not learner.uses_query_gradient:
+        raise UserError(
+            f"mode.name: {mode.name} divides the gradient of the query losses, and "
+            f"learner.name: {learner.name} has none to divide. Choose mode.name: weighted or "
+            "another learner."
+        )
+
+
+def check_encoder(encoder: EncoderSpec, learner: LearnerSpec) -> None:
+    """Refuses scales for every inner step where there are no inner steps."""
+    if encoder.has_per_step_params and not learner.has_per_step_params:
+        raise UserError(
+            f"encoder.norm: {encoder.norm} has scales for every inner step, and "
+            f"learner.name: {learner.name}, as it is set, has no steps to tell apart. Choose "
+            "encoder.norm: batch or another learner."
+        )
+
+
+def check_workers(train: Train) -> None:
+    """Refuses more workers than episodes, and a minimum above the number of workers."""
+    if train.meta_batch < train.workers:
+        raise UserError(
+            "train.meta_batch: expected an episode for each of train.workers: "
+            f"{train.workers}, got {train.meta_batch}. Raise it or take fewer workers."
+        )
+    if train.fewest > train.workers:
+        raise UserError(
+            f"train.min_workers: expected at most train.workers: {train.workers}, got "
+            f"{train.min_workers}. Lower it, or raise train.workers."
+        )
+
+
+def check_search(tune: Tune, train: Train) -> None:
+    """Refuses a first rung after the last step, and GPUs that contradict the device."""
+    if tune.asha and tune.asha.grace > train.steps:
+        raise UserError(
+            f"tune.asha.grace: expected at most train.steps: {train.steps}, got "
+            f"{tune.asha.grace}. Lower it."
+        )
+    gpus = tune.gpus_per_trial
+    if gpus == "auto":
+        return
+    if (train.device == "cuda" and not gpus) or (train.device == "cpu" and gpus):
+        raise UserError(
+            f"tune.gpus_per_trial: expected what train.device: {train.device} needs, got "
+            f"{gpus:g}. Leave it at auto, or set train.device: auto."
+        )
+
+
+def check_objectives(tune: Tune, known_metrics: Sequence[str]) -> None:
+    """Refuses metrics that no trial reports, and modes that are not one for each of them."""
+    if len(tune.modes) != len(tune.metrics):
+        raise UserError(
+            f"tune.mode: expected one for each of tune.metric: {list(tune.metrics)}, got "
+            f"{list(tune.modes)}."
+        )
+    keyed = [("tune.metric", metric) for metric in tune.metrics]
+    for key, metric in [*keyed, ("tune.asha.metric", tune.asha_metric)]:
+        if metric not in known_metrics:
+            raise UserError(
+                f"{key}: expected one of {', '.join(known_metrics)}, got "
+                f"'{metric}'.{nearest(metric, known_metrics)}"
+            )
