@@ -1,6 +1,7 @@
 """The digits, the sampler, and what every source promises: what an episode depends on, and what must be disjoint."""
 
 import os
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -8,7 +9,18 @@ import pytest
 import torch
 
 from raymtl.config import Experiment, parse
-from raymtl.data import SPLITS, VOC, Digits, Files, NYUv2, SourceSpec
+from raymtl.data import (
+    CIFAR100,
+    SPLITS,
+    VOC,
+    Digits,
+    Files,
+    MultiMNIST,
+    NYUv2,
+    Omniglot,
+    Source,
+    SourceSpec,
+)
 from raymtl.data.episodes import build_episodes, generator, on_device
 from raymtl.data.sources.digits import CLASS_SPLIT, compose, rotated
 from raymtl.types import Batch, UserError
@@ -35,6 +47,46 @@ def test_an_episode_is_a_function_of_seed_step_and_index_alone(arrays) -> None:
         build(Digits(), arrays, split="val", step=4, indices=[5]),
     ):
         assert not torch.equal(alone.support.inputs, other.support.inputs)
+
+
+@pytest.mark.parametrize(
+    ("source", "holds", "remedy"),
+    [
+        (CIFAR100(held_out=3, queries=5), "cifar-100-python", "raymtl data fetch cifar100"),
+        (MultiMNIST(), "MNIST/raw", "raymtl data fetch mnist"),
+        (NYUv2(), "nyuv2", "lorenmt/mtan"),
+        (Omniglot(), "omniglot-py", "raymtl data fetch omniglot"),
+        (VOC(), "VOCdevkit", "raymtl data fetch voc2007"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_missing_folder_names_the_remedy(
+    source: Source, holds: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAYMTL_DATA", raising=False)
+    with pytest.raises(UserError, match=r"data.folder: expected the folder .*got none") as caught:
+        source.load()
+    message = str(caught.value)
+    assert holds in message and "RAYMTL_DATA" in message and remedy in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (CIFAR100(held_out=3, queries=5), "expected .*cifar-100-python/meta, found no such file"),
+        (MultiMNIST(), r"expected \d+ bytes in .*train-images.*, got no such file\."),
+        (NYUv2(), "795 files 0.npy to 794.npy in .*nyuv2/train/image, got 0 without 0.npy"),
+        (Omniglot(), "964 characters under .*omniglot-py/images_background .*got 0"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_an_empty_folder_names_the_missing_file(
+    source: Source, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYMTL_DATA", str(tmp_path))
+    with pytest.raises(UserError, match=says):
+        source.load()
 
 
 @pytest.mark.parametrize("source", [Digits(shots=3, queries=2), CLASSES])

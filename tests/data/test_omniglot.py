@@ -220,21 +220,7 @@ def test_folders_are_read_in_their_order_with_bright_strokes(small) -> None:
     assert not drawings.flags.writeable
 
 
-def test_missing_data_is_answered_with_the_folder_and_the_remedy(
-    small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RAYMTL_DATA", raising=False)
-    with pytest.raises(
-        UserError,
-        match=r"data.folder: expected the folder that holds omniglot-py, got none.*RAYMTL_DATA",
-    ):
-        Omniglot().load()
-    monkeypatch.setenv("RAYMTL_DATA", str(tmp_path / "empty"))
-    with pytest.raises(
-        UserError,
-        match=r"2 characters under .*empty/omniglot-py/images_background .*got 0.*raymtl data fetch omniglot",
-    ):
-        Omniglot().load()
+def test_a_missing_drawing_names_its_folder(small: Path) -> None:
     next((small / "omniglot-py" / "images_background" / "B" / "character01").glob("*.png")).unlink()
     with pytest.raises(UserError, match=r"expected 20 drawings in .*B/character01, got 19"):
         Omniglot(folder=str(small)).load()

@@ -345,15 +345,6 @@ def test_a_picture_on_two_sides_is_refused(own: Path) -> None:
         of(own)
 
 
-def test_without_a_folder_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAYMTL_DATA", raising=False)
-    with pytest.raises(
-        UserError,
-        match=r"data.folder: expected the folder that holds VOCdevkit, got none.*raymtl data fetch voc2007",
-    ):
-        VOC().make_tasks()
-
-
 @needs_data
 def test_blood_cells_are_all_there_and_their_two_boxes_without_area_are_told() -> None:
     voc = VOC(size=(48, 64), tasks=ALL)
