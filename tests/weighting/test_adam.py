@@ -21,7 +21,8 @@ def test_it_equals_torchs_over_20_steps(dtype: torch.dtype, tolerance: float) ->
     assert ours[3] == 0
 
 
-def test_a_number_that_stands_still_goes_on_as_if_no_step_had_been() -> None:
+def test_an_idle_number_resumes_its_moments() -> None:
+    """A number that stands still goes on as if there had been no step."""
     gradients = torch.randn(6, 1, dtype=torch.float64)
     alone, among = torch.zeros(1, 3, dtype=torch.float64), torch.zeros(2, 3, dtype=torch.float64)
     for step, gradient in enumerate(gradients):

@@ -21,7 +21,7 @@ def test_aligned_gradients_are_orthogonal_and_of_one_length(scale: str) -> None:
     torch.testing.assert_close(weights @ rows, turned.sum(0))
 
 
-def test_it_is_the_sum_of_the_rows_of_the_polar_factor() -> None:
+def test_it_sums_the_rows_of_the_polar_factor() -> None:
     """Of fewer coordinates than tasks too: there U V' of the reduced decomposition."""
     for width in (9, 3):
         rows = torch.randn(4, width)

@@ -28,7 +28,7 @@ class Quadratics:
 
 
 @pytest.mark.parametrize("primary", [(0, 1, 2), (1,), (0, 2)])
-def test_one_step_later_the_product_of_gradients_is_the_papers_hypergradient(
+def test_the_hypergradient_is_the_papers(
     primary: tuple[int, ...],
 ) -> None:
     """Central differences in lambda of the validation loss after a step; exact on a quadratic, up to rounding."""
@@ -50,7 +50,7 @@ def test_one_step_later_the_product_of_gradients_is_the_papers_hypergradient(
     )
 
 
-def test_lambda_descends_the_hypergradient_by_adam_in_its_logarithm() -> None:
+def test_log_lambda_descends_the_hypergradient_by_adam() -> None:
     """A training by SGD, in which autograd differentiates each step's losses through the step before."""
     module, alpha, theta = (
         AutoLambdaSpec(lr=0.05, primary=("a", "c")).build(ABC),
@@ -81,7 +81,8 @@ def test_lambda_descends_the_hypergradient_by_adam_in_its_logarithm() -> None:
     assert not torch.allclose(weights, torch.ones(3), rtol=0.05)
 
 
-def test_a_task_that_helps_the_primary_one_gains_and_one_that_harms_it_loses() -> None:
+def test_tasks_that_help_the_primary_one_gain() -> None:
+    """A task that harms it loses."""
     module = AutoLambdaSpec(lr=0.05, primary=("a",)).build(ABC)
     rows = torch.tensor([[1.0, 0.0], [0.5, 3.0], [-1.0, 3.0]])
     for _ in range(100):
@@ -91,14 +92,15 @@ def test_a_task_that_helps_the_primary_one_gains_and_one_that_harms_it_loses() -
     torch.testing.assert_close(module(), 3 * weights / weights.sum())
 
 
-def test_the_first_step_moves_nothing_and_rows_stay_as_they_are() -> None:
+def test_the_first_step_moves_nothing() -> None:
     module, rows = AutoLambdaSpec().build(ABC), torch.randn(3, 4)
     jacobian = Rows(rows.clone())
     assert module(torch.rand(3), jacobian).tolist() == [1, 1, 1]
     torch.testing.assert_close(jacobian.matrix, rows, rtol=0, atol=0)
 
 
-def test_a_task_that_was_absent_is_judged_by_the_last_step_that_had_its_labels() -> None:
+def test_an_absent_task_keeps_its_last_gradient() -> None:
+    """It is judged by the last step that had its labels."""
     module = AutoLambdaSpec(lr=0.1).build(ABC[:2])
     module(torch.ones(1), Rows(torch.tensor([[1.0, 0.0]])), torch.tensor([0]))
     module(torch.ones(1), Rows(torch.tensor([[-1.0, 0.0]])), torch.tensor([1]))

@@ -38,7 +38,8 @@ def test_opposite_gradients_give_0() -> None:
     assert weights.tolist() == [0, 0]
 
 
-def test_a_task_whose_gradient_is_zero_leaves_the_others_as_if_alone() -> None:
+def test_a_zero_gradient_leaves_the_others_alone() -> None:
+    """The other tasks are weighed as if they were alone."""
     rows = torch.randn(3, 4)
     weights = ConFIGSpec().build(TASKS[:4])(
         torch.ones(4), Rows(torch.cat([torch.zeros(1, 4), rows]))

@@ -9,7 +9,7 @@ from tests.weighting import ABC, Rows
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def test_the_joint_gradient_equals_the_papers_loop_also_where_labels_are_missing() -> None:
+def test_it_equals_the_papers_loop_with_missing_labels() -> None:
     module = DBMTLSpec(beta=0.7).build(ABC)
     averages = [torch.zeros(5) for _ in ABC]
     for step in range(12):
@@ -53,7 +53,7 @@ def test_the_unit_of_a_loss_has_no_say() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_loss_and_a_gradient_of_zero_give_no_nan(dtype: torch.dtype) -> None:
+def test_zero_losses_and_gradients_give_no_nan(dtype: torch.dtype) -> None:
     jacobian = Rows(torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]], dtype=dtype))
     weights = DBMTLSpec(beta=0.0).build(ABC)(torch.tensor([0.0, 1.0, 1.0], dtype=dtype), jacobian)
     torch.testing.assert_close(weights, torch.tensor([1.0, 1.0, 5.0], dtype=dtype))

@@ -18,7 +18,8 @@ def test_it_is_the_projected_sum(seed: int) -> None:
     torch.testing.assert_close(joint, projected(rows.sum(0), rows), rtol=1e-8, atol=1e-8)
 
 
-def test_a_sum_that_conflicts_with_no_gradient_stays_though_gradients_conflict() -> None:
+def test_a_sum_without_conflict_stays() -> None:
+    """Though gradients conflict with each other."""
     rows = torch.tensor([[2.0, 1.0], [-1.0, 1.5], [0.0, 0.0]])
     assert rows[0] @ rows[1] < 0
     assert DualProjSpec().build(ABCD[:3])(torch.ones(3), Rows(rows)).tolist() == [1] * 3

@@ -24,7 +24,7 @@ def test_windows_of_steps_equal_torchjds_epochs() -> None:
     assert not torch.allclose(weights[8], torch.ones(3))
 
 
-def test_each_task_counts_the_steps_that_have_its_labels() -> None:
+def test_a_task_counts_its_labelled_steps_alone() -> None:
     module = DWASpec(period=2, temperature=1.0).build(ABC)
     seen: list[list[float]] = [[], [], []]
     generator = torch.Generator().manual_seed(5)
@@ -47,7 +47,7 @@ def test_each_task_counts_the_steps_that_have_its_labels() -> None:
             seen[task].append(loss)
 
 
-def test_a_task_that_falls_more_slowly_weighs_more_and_the_unit_has_no_say() -> None:
+def test_slower_tasks_weigh_more_in_any_unit() -> None:
     slow, fast = DWASpec(period=1).build(ABC[:2]), DWASpec(period=1).build(ABC[:2])
     for step in range(5):
         losses = torch.tensor([0.9**step, 0.5**step])
@@ -56,7 +56,7 @@ def test_a_task_that_falls_more_slowly_weighs_more_and_the_unit_has_no_say() -> 
     assert weights[0] > 1 > weights[1]
 
 
-def test_a_mean_loss_of_zero_gives_the_neutral_rate() -> None:
+def test_a_zero_mean_loss_gives_the_neutral_rate() -> None:
     module = DWASpec(period=1).build(ABC[:2])
     for _ in range(4):
         weights = module(torch.tensor([0.0, 1.0]))

@@ -35,7 +35,7 @@ def test_rows_stay_as_they_are() -> None:
     torch.testing.assert_close(jacobian.matrix, rows, rtol=0, atol=0)
 
 
-def test_it_equals_a_loop_over_tasks_where_labels_are_missing() -> None:
+def test_it_equals_a_loop_with_missing_labels() -> None:
     module = ExcessMTLSpec(lr=0.2, warmup=2).build(ABC)
     weights, squares, early = [1.0] * 3, [torch.zeros(4)] * 3, [[], [], []]
     for step in range(12):

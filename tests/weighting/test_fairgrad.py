@@ -42,7 +42,7 @@ def test_at_alpha_1_it_is_nash_mtl() -> None:
     )
 
 
-def test_the_larger_alpha_the_more_equal_are_the_gains() -> None:
+def test_larger_alpha_makes_gains_more_equal() -> None:
     rows = torch.randn(4, 6) * torch.tensor([[1.0], [3.0], [0.3], [1.0]])
     spreads = []
     for alpha in (0.5, 1.0, 2.0, 5.0, 10.0):
@@ -51,7 +51,7 @@ def test_the_larger_alpha_the_more_equal_are_the_gains() -> None:
     assert spreads == sorted(spreads, reverse=True)
 
 
-def test_a_solver_that_does_not_converge_names_the_method_and_the_remedy(
+def test_a_failed_solver_names_method_and_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("raymtl.weighting.fairgrad.MAX_STEPS", 2)
@@ -61,6 +61,6 @@ def test_a_solver_that_does_not_converge_names_the_method_and_the_remedy(
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 11.0])
-def test_an_alpha_that_the_gramian_cannot_resolve_is_refused(alpha: float) -> None:
+def test_an_alpha_beyond_the_gramians_digits_is_refused(alpha: float) -> None:
     with pytest.raises(ValidationError):
         FairGradSpec(alpha=alpha)

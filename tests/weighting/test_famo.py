@@ -26,7 +26,8 @@ def test_weights_are_three_times_torchjds_over_a_training(decay: float) -> None:
     assert not torch.allclose(module(), torch.ones(3), rtol=0.05)
 
 
-def test_the_weights_are_the_gradient_of_the_papers_total_times_the_number_of_tasks() -> None:
+def test_weights_are_the_papers_gradient_times_k() -> None:
+    """The gradient of the paper's total, times the number of tasks."""
     module = FAMOSpec().build(ABC)
     module.logits = torch.randn(3)
     losses = (torch.rand(3) + 0.1).requires_grad_()
@@ -37,7 +38,8 @@ def test_the_weights_are_the_gradient_of_the_papers_total_times_the_number_of_ta
     torch.testing.assert_close(module(losses), 3 * expected)
 
 
-def test_equal_relative_drops_move_nothing_and_the_slowest_task_gains() -> None:
+def test_the_slowest_task_gains() -> None:
+    """Equal relative drops move nothing."""
     module = FAMOSpec(weight_decay=0.0).build(ABC)
     before = torch.tensor([1.0, 20.0, 0.4])
     module.update_after_step(before, before / 2, torch.arange(3))
@@ -50,7 +52,8 @@ def test_equal_relative_drops_move_nothing_and_the_slowest_task_gains() -> None:
     assert module().argmax() == 1
 
 
-def test_the_unit_of_a_loss_has_no_say_in_the_joint_gradients_direction() -> None:
+def test_loss_units_leave_the_direction_alone() -> None:
+    """The direction of the joint gradient does not depend on the unit of a loss."""
     here, there = FAMOSpec().build(ABC), FAMOSpec().build(ABC)
     units = torch.tensor([1.0, 1e3, 1e-2])
     for _ in range(5):

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.mark.parametrize("leak", [0.0, 0.25])
-def test_the_mean_over_chances_is_that_of_the_papers_purity(leak: float) -> None:
+def test_the_expected_gradient_follows_the_papers_purity(leak: float) -> None:
     """The chances run over a grid of [0, 1), so the mean is exact to one over their number."""
     rows = torch.randn(4, 7)
     purity = (1 + rows.sum(0) / rows.abs().sum(0)) / 2
@@ -24,7 +24,7 @@ def test_the_mean_over_chances_is_that_of_the_papers_purity(leak: float) -> None
     )
 
 
-def test_every_coordinate_keeps_one_sign_and_all_of_it() -> None:
+def test_every_coordinate_keeps_one_whole_sign() -> None:
     rows = torch.randn(4, 100)
     given = Rows(rows)
     assert GradDropSpec().build(TASKS)(torch.ones(4), given).tolist() == [1] * 4
@@ -33,7 +33,7 @@ def test_every_coordinate_keeps_one_sign_and_all_of_it() -> None:
         assert torch.equal(after, positive) or torch.equal(after, negative)
 
 
-def test_gradients_of_one_sign_and_leaks_of_1_stay_as_they_are() -> None:
+def test_one_sign_or_full_leak_changes_nothing() -> None:
     rows = torch.rand(4, 50) * torch.randn(50).sign()
     assert torch.equal(drop(rows, draw_chances(50, 0), 0.0), rows)
     assert torch.equal(drop(rows, torch.zeros(50), 0.0), rows)
@@ -41,7 +41,8 @@ def test_gradients_of_one_sign_and_leaks_of_1_stay_as_they_are() -> None:
     assert torch.equal(drop(conflicting, draw_chances(50, 0), 1.0), conflicting)
 
 
-def test_the_draw_is_its_state_alone_and_new_in_every_step() -> None:
+def test_draws_depend_on_the_state_alone() -> None:
+    """Each step draws anew."""
     one, other, rows = GradDropSpec().build(TASKS), GradDropSpec().build(TASKS), torch.randn(4, 60)
     steps = []
     for _ in range(4):

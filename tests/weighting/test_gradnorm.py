@@ -9,7 +9,7 @@ from tests.weighting import ABC, Rows
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def test_steps_descend_the_papers_sum_in_the_log_of_the_weights() -> None:
+def test_log_weights_descend_the_papers_sum() -> None:
     module = GradNormSpec(asymmetry=1.5, lr=0.1).build(ABC)
     log_weights, initial = torch.zeros(3), None
     for _ in range(12):
@@ -30,7 +30,7 @@ def test_steps_descend_the_papers_sum_in_the_log_of_the_weights() -> None:
     torch.testing.assert_close(module(), log_weights.exp())
 
 
-def test_equal_norms_and_rates_leave_the_weights_where_they_are() -> None:
+def test_equal_norms_and_rates_move_no_weight() -> None:
     module = GradNormSpec(lr=0.5).build(ABC)
     rows = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
     for factor in (1.0, 0.5, 0.25):
@@ -50,7 +50,7 @@ def test_at_equal_rates_the_weighted_norms_become_equal() -> None:
     )  # the sign makes steps of lr around it
 
 
-def test_at_equal_norms_the_slow_task_is_given_the_larger_gradient() -> None:
+def test_the_slow_task_gets_the_larger_gradient() -> None:
     """Rates r give weights in the ratio r^alpha."""
     module = GradNormSpec(lr=0.002, asymmetry=1.5).build(ABC[:2])
     module(torch.tensor([1.0, 1.0]), Rows(torch.eye(2)))

@@ -15,7 +15,7 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return one @ other / one.norm() / other.norm()
 
 
-def test_it_equals_the_loop_of_the_paper_also_where_labels_are_missing() -> None:
+def test_it_equals_the_papers_loop_with_missing_labels() -> None:
     module, targets, beta = GradVacSpec(beta=0.3).build(TASKS), torch.zeros(5, 5), 0.3
     for step in range(12):
         tasks = torch.tensor([[0, 1, 2, 3, 4], [4, 1, 2], [3], [0, 2]][step % 4])
@@ -53,7 +53,8 @@ def test_with_fresh_targets_it_is_pcgrad() -> None:
     )
 
 
-def test_gradients_that_used_to_be_parallel_are_turned_back_by_a_finite_step() -> None:
+def test_once_parallel_gradients_turn_by_finite_steps() -> None:
+    """Gradients that used to be parallel are turned back by a finite step."""
     module = GradVacSpec(beta=1.0).build(TASKS[:2])
     module(torch.ones(2), Rows(torch.tensor([[1.0, 0.0], [2.0, 0.0]])))
     assert module.targets[0, 1] == 1
@@ -62,7 +63,8 @@ def test_gradients_that_used_to_be_parallel_are_turned_back_by_a_finite_step() -
     assert weights.isfinite().all() and (weights > 100).all()
 
 
-def test_a_gradient_that_is_zero_weighs_1_and_its_targets_stay() -> None:
+def test_a_zero_gradient_weighs_one() -> None:
+    """Its targets stay as they are."""
     module = GradVacSpec(beta=0.5).build(TASKS[:3])
     module(torch.ones(3), Rows(torch.tensor([[1.0, 0.5], [1.0, 0.0], [0.3, 1.0]])))
     old = module.targets.clone()

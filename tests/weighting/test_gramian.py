@@ -27,7 +27,7 @@ def faces(size: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_in_cone_is_the_nearest_point_of_all_faces(seed: int) -> None:
+def test_in_cone_finds_the_nearest_point(seed: int) -> None:
     generator = np.random.default_rng(seed)
     columns, target = generator.standard_normal((5, 4)), generator.standard_normal(5)
     nearest = np.zeros(5)
@@ -44,7 +44,7 @@ def test_in_cone_is_the_nearest_point_of_all_faces(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_in_hull_is_the_shortest_point_of_all_faces(seed: int) -> None:
+def test_in_hull_finds_the_shortest_point(seed: int) -> None:
     """The shortest point of a face's plane, where its weights are positive."""
     generator = np.random.default_rng(seed)
     columns = generator.standard_normal((5, 4)) * np.array([1.0, 100.0, 0.01, 1.0]) + (seed % 3)
@@ -69,11 +69,12 @@ def test_in_hull_knows_no_unit_of_length(unit: float) -> None:
     )
 
 
-def test_in_hull_is_shared_by_the_columns_that_are_zero() -> None:
+def test_zero_columns_share_the_hulls_weight() -> None:
     assert in_hull(np.array([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]]), "test").tolist() == [0.0, 0.5, 0.5]
 
 
-def test_factor_has_the_products_of_the_gradients_and_keeps_the_digits_of_short_ones() -> None:
+def test_factor_keeps_the_digits_of_short_gradients() -> None:
+    """Its columns have the inner products of the gradients."""
     rows = np.random.default_rng(0).standard_normal((4, 6)) * np.array(
         [[1.0], [1e6], [1e-6], [1e3]]
     )
@@ -86,13 +87,13 @@ def test_factor_has_the_products_of_the_gradients_and_keeps_the_digits_of_short_
     np.testing.assert_allclose(np.linalg.norm(columns, axis=0), norms, rtol=1e-13)
 
 
-def test_a_gradient_that_is_zero_has_no_cosine_with_others() -> None:
+def test_a_zero_gradient_has_no_cosines() -> None:
     """Also where its square has underflown but its products have not."""
     of_units, norms = cosines(np.array([[4.0, 1e-200], [1e-200, 0.0]]))
     assert of_units.tolist() == [[1, 0], [0, 0]] and norms.tolist() == [2, 0]
 
 
-def test_equal_projections_are_equal_also_of_dependent_gradients_that_allow_it() -> None:
+def test_dependent_gradients_have_equal_projections() -> None:
     """Four vectors on a cone around an axis, in three dimensions; no three on a line."""
     angles = np.array([0.1, 1.3, 3.0, 4.4])
     rows = np.stack([np.cos(angles), np.sin(angles), np.ones(4)], 1) * np.array(
@@ -122,7 +123,7 @@ def test_zeros_are_left_out_and_weigh_1() -> None:
     assert leaving_out_zeros(solve)(np.zeros((2, 2)), 0.0).tolist() == [1, 1]
 
 
-def test_solved_tells_the_rounding_of_the_precision_it_came_in() -> None:
+def test_solved_knows_the_rounding_of_its_precision() -> None:
     told = []
     for dtype in (torch.float32, torch.float64):
         weights = solved(
@@ -141,7 +142,7 @@ def test_solved_refuses_what_is_not_finite() -> None:
         )
 
 
-def test_a_solver_that_gives_up_names_the_method_and_the_remedy(
+def test_a_failed_solver_names_method_and_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def gives_up(columns: np.ndarray, target: np.ndarray, maxiter: int) -> None:

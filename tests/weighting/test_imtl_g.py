@@ -28,7 +28,7 @@ def test_two_gradients_weigh_as_one_over_their_lengths() -> None:
     torch.testing.assert_close(weights, torch.tensor([0.5, 1.5]))
 
 
-def test_losses_fall_also_where_the_papers_sum_of_weights_is_negative() -> None:
+def test_losses_fall_at_negative_sums_of_weights() -> None:
     """The outer two, long, are far from each other and the bisector; the short one between them must be held back."""
     rows = torch.tensor([[100.0, 0.0, 1.0], [0.0, 100.0, 1.0], [0.01, 0.01, 0.001]])
     weights = IMTLGSpec().build(TASKS[:3])(torch.ones(3), Rows(rows))
@@ -36,7 +36,8 @@ def test_losses_fall_also_where_the_papers_sum_of_weights_is_negative() -> None:
     assert (rows @ (weights @ rows) > 0).all()
 
 
-def test_a_task_whose_gradient_is_zero_leaves_the_others_as_if_alone() -> None:
+def test_a_zero_gradient_leaves_the_others_alone() -> None:
+    """The other tasks are weighed as if they were alone."""
     rows = torch.randn(3, 4)
     weights = IMTLGSpec().build(TASKS[:4])(
         torch.ones(4), Rows(torch.cat([torch.zeros(1, 4), rows]))

@@ -26,7 +26,7 @@ def test_total_and_both_gradients_equal_torchjds() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_it_is_least_where_every_scaled_loss_is_1() -> None:
+def test_the_minimum_scales_every_loss_to_one() -> None:
     module, losses = IMTLLSpec().build(ABC), torch.tensor([0.3, 5.0, 40.0])
     with torch.no_grad():
         module.log_scale.copy_(-losses.log())

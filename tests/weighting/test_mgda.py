@@ -25,7 +25,8 @@ def test_no_convex_combination_is_shorter() -> None:
     assert ((others @ rows).norm(dim=1) > joint.norm()).all()
 
 
-def test_a_task_whose_gradient_is_zero_leaves_the_others_as_they_are_without_it() -> None:
+def test_a_zero_gradient_leaves_the_others_alone() -> None:
+    """The other tasks are weighed as they are without it."""
     rows = torch.tensor([[1.0, 2.0], [0.0, 0.0], [2.0, -1.0]])
     weights = MGDASpec().build(ABCD[:3])(torch.ones(3), Rows(rows))
     torch.testing.assert_close(

@@ -15,9 +15,10 @@ def nash(rows: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 40])
-def test_every_weight_is_one_over_the_gain_of_its_task_and_the_joint_gradient_has_length_sqrt_k(
+def test_every_weight_is_one_over_its_gain(
     size: int,
 ) -> None:
+    """The joint gradient has the length sqrt(K)."""
     rows = torch.randn(size, size + 2) * 10 ** (2 * torch.rand(size, 1))
     weights = nash(rows)
     assert (weights > 0).all()
@@ -33,7 +34,8 @@ def test_orthogonal_and_equal_gradients_have_closed_forms() -> None:
     torch.testing.assert_close(nash(torch.full((4, 9), 2.0)), torch.full((4,), 1 / (2 * 6)))
 
 
-def test_no_direction_of_the_same_length_has_a_larger_product_of_improvements() -> None:
+def test_no_direction_has_a_larger_product() -> None:
+    """Of improvements, among directions of the same length."""
     rows = torch.randn(4, 5)
     joint = nash(rows) @ rows
     others = joint + 0.5 * torch.randn(5000, 5)
@@ -43,13 +45,15 @@ def test_no_direction_of_the_same_length_has_a_larger_product_of_improvements() 
     assert (products < (rows @ joint).prod()).all()
 
 
-def test_a_task_whose_gradient_is_zero_leaves_the_others_as_if_alone() -> None:
+def test_a_zero_gradient_leaves_the_others_alone() -> None:
+    """The other tasks are weighed as if they were alone."""
     rows = torch.randn(3, 4)
     beside = torch.cat([rows[:1], torch.zeros(1, 4), rows[1:]])
     torch.testing.assert_close(nash(beside)[[0, 2, 3]], nash(rows))
 
 
-def test_where_gradients_are_opposite_weights_are_finite_and_the_joint_gradient_nearly_0() -> None:
+def test_opposite_gradients_give_finite_weights() -> None:
+    """The joint gradient is nearly 0 then."""
     rows = torch.tensor([[3.0, 4.0], [-6.0, -8.0]])
     weights = nash(rows)
     assert weights.isfinite().all()

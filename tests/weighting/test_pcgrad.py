@@ -42,7 +42,8 @@ def test_a_gradient_is_never_projected_onto_itself() -> None:
     assert first @ rows[0] < 0
 
 
-def test_permuting_the_order_with_the_tasks_permutes_the_weights() -> None:
+def test_pcgrad_is_permutation_equivariant() -> None:
+    """Permuting the drawn order with the tasks permutes the weights."""
     rows, order, permutation = (
         torch.randn(5, 4),
         torch.from_numpy(draw_order(5, 3)),
@@ -63,13 +64,15 @@ def test_two_tasks_conflict_with_neither() -> None:
         assert (rows @ joint > -1e-12).all()
 
 
-def test_a_gradient_that_is_zero_is_passed_over_and_weighs_1() -> None:
+def test_a_zero_gradient_weighs_one() -> None:
+    """The others pass over it."""
     rows = torch.tensor([[1.0, 0.0], [0.0, 0.0], [-1.0, 0.5]])
     weights = PCGradSpec().build(TASKS[:3])(torch.ones(3), Rows(rows))
     torch.testing.assert_close(weights, torch.tensor([2.0, 1.0, 1.8]))
 
 
-def test_an_order_has_the_others_once_each_and_depends_on_the_number_of_updates_alone() -> None:
+def test_an_order_depends_on_the_updates_alone() -> None:
+    """It has each other task once."""
     for num_tasks in (1, 2, 7):
         order = draw_order(num_tasks, 5)
         assert all(

@@ -21,21 +21,21 @@ def test_log_weights_differ_like_normal_numbers() -> None:
     assert (differences.abs() < 1).double().mean() == pytest.approx(0.5205, abs=0.04)  # erf(1 / 2)
 
 
-def test_draws_depend_on_nothing_but_the_number_of_updates() -> None:
+def test_draws_depend_on_the_updates_alone() -> None:
     one, other = RandomSpec().build(ABC), RandomSpec().build(ABC)
     for step in range(5):
         torch.manual_seed(step)
         torch.testing.assert_close(one(torch.ones(3)), other(torch.rand(3)), rtol=0, atol=0)
 
 
-def test_the_inner_loop_uses_the_draw_of_the_outer_step_that_follows() -> None:
+def test_inner_loop_and_outer_step_share_a_draw() -> None:
     module = RandomSpec().build(ABC)
     for _ in range(4):
         inner = module()
         torch.testing.assert_close(module(torch.ones(3)), inner, rtol=0, atol=0)
 
 
-def test_weights_of_some_tasks_are_the_same_draw_renormalised() -> None:
+def test_fewer_tasks_renormalise_the_same_draw() -> None:
     module = RandomSpec().build(ABC)
     of_all = module()
     some = torch.tensor([2, 0])

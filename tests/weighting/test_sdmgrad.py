@@ -9,7 +9,8 @@ from tests.weighting import ABCD, Rows
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def test_without_a_pull_it_is_mgda_and_with_a_strong_one_the_sum() -> None:
+def test_it_lies_between_mgda_and_the_sum() -> None:
+    """Without a pull it is MGDA, with a strong one the sum."""
     rows = torch.randn(4, 6)
     weights = [SDMGradSpec(pull=pull).build(ABCD)(torch.ones(4), Rows(rows)) for pull in (0.0, 1e6)]
     torch.testing.assert_close(weights[0], MGDASpec().build(ABCD)(torch.ones(4), Rows(rows)))
@@ -17,7 +18,8 @@ def test_without_a_pull_it_is_mgda_and_with_a_strong_one_the_sum() -> None:
 
 
 @pytest.mark.parametrize("pull", [0.1, 0.3, 3.0])
-def test_no_weights_of_the_simplex_beside_the_mean_are_shorter(pull: float) -> None:
+def test_no_weights_of_the_simplex_are_shorter(pull: float) -> None:
+    """Of the objective, which holds the mean beside them."""
     rows = torch.randn(4, 6)
     joint = SDMGradSpec(pull=pull).build(ABCD)(torch.ones(4), Rows(rows)) @ rows * (1 + pull) / 4
     others = torch.rand(5000, 4).pow(3)
@@ -25,7 +27,8 @@ def test_no_weights_of_the_simplex_beside_the_mean_are_shorter(pull: float) -> N
     assert ((others @ rows + pull * rows.mean(0)).norm(dim=1) > joint.norm()).all()
 
 
-def test_weights_sum_to_the_number_of_tasks_and_a_zero_leaves_the_others_alone() -> None:
+def test_weights_sum_to_the_number_of_tasks() -> None:
+    """A gradient of zero leaves the others alone."""
     rows = torch.tensor([[1.0, 0.2], [0.3, 2.0], [0.0, 0.0]])
     weights = SDMGradSpec(pull=0.5).build(ABCD[:3])(torch.ones(3), Rows(rows))
     torch.testing.assert_close(weights[:2].sum(), torch.tensor(2.0))

@@ -66,7 +66,7 @@ def step(
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_state_of_tasks_without_labels_stays_as_it_is(name: str) -> None:
+def test_unlabelled_tasks_keep_their_state(name: str) -> None:
     module = SPECS[name].build(ABC)
     for batch in batches(5):
         step(module, batch, [0, 1, 2], torch.float64)
@@ -81,7 +81,7 @@ def test_state_of_tasks_without_labels_stays_as_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_weights_follow_their_tasks_in_whatever_order_these_come(name: str) -> None:
+def test_weights_are_permutation_equivariant(name: str) -> None:
     one, other = SPECS[name].build(ABC), SPECS[name].build(ABC)
     for batch in batches(6):
         here = step(one, batch, [0, 1, 2], torch.float64)
@@ -114,9 +114,10 @@ def test_precision_is_that_of_the_losses(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_the_inner_loop_moves_no_state_and_its_weights_sum_to_the_number_of_tasks(
+def test_the_inner_loop_moves_no_state(
     name: str,
 ) -> None:
+    """Its weights sum to the number of tasks."""
     module = SPECS[name].build(ABC)
     for batch in batches(5):
         step(module, batch, [0, 1, 2], torch.float64)
@@ -127,7 +128,7 @@ def test_the_inner_loop_moves_no_state_and_its_weights_sum_to_the_number_of_task
 
 
 @pytest.mark.parametrize("name", ON_A_SIMPLEX)
-def test_weights_sum_to_the_number_of_tasks_that_have_labels(name: str) -> None:
+def test_weights_sum_to_the_labelled_tasks(name: str) -> None:
     module = SPECS[name].build(ABC)
     for batch, tasks in zip(batches(8), [[0, 1, 2], [1, 2], [0], [0, 2]] * 2, strict=True):
         weights = step(module, batch, tasks, torch.float64)

@@ -6,12 +6,13 @@ from raymtl.weighting import StaticSpec
 from tests.weighting import ABC
 
 
-def test_weights_sum_to_the_number_of_tasks_and_keep_their_ratio() -> None:
+def test_weights_sum_to_k_and_keep_ratios() -> None:
     weights = StaticSpec(weights={"a": 3.0, "b": 1.0}).build(ABC[:2])(torch.rand(2))
     torch.testing.assert_close(weights, torch.tensor([1.5, 0.5]))
 
 
-def test_a_task_without_a_weight_has_1_and_an_unknown_one_is_refused() -> None:
+def test_a_task_without_a_weight_has_one() -> None:
+    """A weight of an unknown task is refused."""
     torch.testing.assert_close(
         StaticSpec(weights={"b": 4.0}).build(ABC)(), torch.tensor([0.5, 2.0, 0.5])
     )

@@ -12,7 +12,8 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.mark.parametrize("mu", [0.1, 0.5, 1.0])
-def test_weights_are_torchjds_gradient_scaled_to_sum_to_the_number_of_tasks(mu: float) -> None:
+def test_weights_are_torchjds_scaled_gradient(mu: float) -> None:
+    """Scaled to sum to the number of tasks."""
     module, oracle = STCHSpec(mu=mu, warmup=4).build(ABC), STCH(mu, weights=torch.ones(3))
     first = torch.rand(4, 3) + 0.1
     for losses in first:
@@ -30,7 +31,7 @@ def test_equal_losses_weigh_1() -> None:
         torch.testing.assert_close(module(torch.full((3,), loss)), torch.ones(3))
 
 
-def test_the_smaller_mu_the_more_the_worst_task_leads() -> None:
+def test_smaller_mu_favours_the_worst_task() -> None:
     leads = []
     for mu in (1.0, 0.5, 0.1, 0.01):
         module = STCHSpec(mu=mu, warmup=1).build(ABC)
@@ -41,7 +42,7 @@ def test_the_smaller_mu_the_more_the_worst_task_leads() -> None:
     assert leads[-1] == pytest.approx(3, abs=1e-10)
 
 
-def test_the_unit_of_one_loss_leaves_the_direction_of_the_joint_gradient() -> None:
+def test_loss_units_leave_the_direction_alone() -> None:
     here, there = STCHSpec(warmup=2).build(ABC), STCHSpec(warmup=2).build(ABC)
     units = torch.tensor([1.0, 1e3, 1e-2])
     for _ in range(5):
@@ -52,7 +53,8 @@ def test_the_unit_of_one_loss_leaves_the_direction_of_the_joint_gradient() -> No
         )
 
 
-def test_a_late_task_has_a_reference_of_its_own_and_a_loss_of_zero_gives_no_nan() -> None:
+def test_a_late_task_has_its_own_reference() -> None:
+    """A loss of zero gives no nan."""
     module = STCHSpec(mu=0.5, warmup=2).build(ABC)
     for _ in range(3):
         module(torch.tensor([1.0, 1.0]), torch.tensor([0, 1]))

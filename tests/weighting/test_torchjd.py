@@ -113,7 +113,7 @@ def test_combination_is_torchjds_in_our_scale(name: str) -> None:
         assert distance(weights_of(spec, rows) @ rows, scale(len(rows)) * aggregator()(rows)) < 1e-6
 
 
-def test_imtl_g_is_torchjds_once_its_weights_sum_to_1() -> None:
+def test_imtl_g_is_torchjds_at_sum_one() -> None:
     for rows in jacobians():
         weights = weights_of(IMTLGSpec(), rows)
         assert weights.abs().sum() == pytest.approx(len(rows))
@@ -133,9 +133,10 @@ def test_pcgrad_is_torchjds_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -
         assert distance(weights_of(PCGradSpec(), rows) @ rows, theirs.PCGrad()(rows)) < 1e-6
 
 
-def test_gradvac_is_torchjds_in_the_same_order_over_three_steps(
+def test_gradvac_is_torchjds_over_three_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """In the same order of tasks."""
     for seed in range(NUMBER):
         rows = jacobian(seed)
         module, oracle = (
@@ -172,7 +173,7 @@ def test_graddrop_is_torchjds_with_the_same_chances(
         assert distance(weights @ ours.matrix, joint) < 1e-6
 
 
-def test_mgda_meets_its_conditions_and_is_no_longer_than_torchjds() -> None:
+def test_mgda_is_optimal_beside_torchjd() -> None:
     """TorchJD's Frank-Wolfe steps converge as 1 / steps; of two tasks the first step is exact."""
     oracle = theirs.MGDA(epsilon=1e-12, max_iters=100)
     for rows in jacobians():
@@ -189,7 +190,7 @@ def test_mgda_meets_its_conditions_and_is_no_longer_than_torchjds() -> None:
             assert distance(joint, expected @ rows) < 1e-6
 
 
-def test_sdmgrad_meets_its_conditions_and_is_no_longer_than_torchjds() -> None:
+def test_sdmgrad_is_optimal_beside_torchjd() -> None:
     """TorchJD takes projected steps; its rate is set to what the Gramian's largest eigenvalue allows."""
     for rows in jacobians():
         products, size, pull = rows @ rows.T, len(rows), 0.3
@@ -207,7 +208,7 @@ def test_sdmgrad_meets_its_conditions_and_is_no_longer_than_torchjds() -> None:
 
 
 @pytest.mark.parametrize("c", [0.2, 0.5, 0.9])
-def test_cagrad_meets_its_conditions_and_is_no_worse_than_torchjds(c: float) -> None:
+def test_cagrad_is_optimal_beside_torchjd(c: float) -> None:
     """TorchJD solves a cone program to 8 digits of the objective, which are 4 of the direction."""
     oracle = theirs.CAGrad(c=c, norm_eps=0.0)
     for rows in jacobians():
@@ -235,7 +236,8 @@ def misfit(weights: Tensor, products: Tensor, alpha: float) -> float:
 
 
 @pytest.mark.parametrize("alpha", [0.5, 2.0])
-def test_fairgrad_solves_its_equation_and_agrees_where_torchjd_does_too(alpha: float) -> None:
+def test_fairgrad_solves_its_equation(alpha: float) -> None:
+    """It agrees with TorchJD where that solves it too."""
     agreements = 0
     for rows in jacobians():
         products = rows @ rows.T
@@ -251,7 +253,7 @@ def test_fairgrad_solves_its_equation_and_agrees_where_torchjd_does_too(alpha: f
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
-def test_nash_mtl_solves_its_equation_and_agrees_where_torchjd_does_too(
+def test_nash_mtl_solves_its_equation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """TorchJD takes convex-concave steps by ECOS, here by Clarabel; with more than two tasks from our solution on."""

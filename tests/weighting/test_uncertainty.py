@@ -10,7 +10,7 @@ TASKS = [classification("a", 4), regression("b", 0.0, 1.0), classification("c", 
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def test_it_is_least_where_the_variance_is_the_loss() -> None:
+def test_the_minimum_has_the_loss_as_variance() -> None:
     """Regression: d/ds (e^-s L / 2 + s / 2) = 0 at s = log L; classification: at s = log 2 L."""
     module = UncertaintySpec().build(TASKS[:2])
     losses = torch.tensor([0.3, 5.0])
@@ -20,7 +20,7 @@ def test_it_is_least_where_the_variance_is_the_loss() -> None:
     torch.testing.assert_close(gradient, torch.zeros(2), atol=1e-12, rtol=0)
 
 
-def test_a_task_without_labels_has_no_part_in_the_total() -> None:
+def test_unlabelled_tasks_are_left_out_of_the_total() -> None:
     module = UncertaintySpec().build(TASKS)
     (gradient,) = torch.autograd.grad(
         module(torch.tensor([0.3, 5.0]), torch.tensor([0, 2])), module.log_variance
