@@ -36,7 +36,8 @@ def cross_entropy(model, inputs) -> torch.Tensor:
     return F.cross_entropy(logits, labels)
 
 
-def test_reversal_is_the_identity_and_its_gradient_is_exactly_minus_strength() -> None:
+def test_reversal_negates_and_scales_the_gradient() -> None:
+    """Forward it is the identity."""
     x, back = torch.randn(5, requires_grad=True), torch.randn(5)
     y = reversed_gradient(x, 0.3)
     assert torch.equal(y, x)
@@ -44,9 +45,8 @@ def test_reversal_is_the_identity_and_its_gradient_is_exactly_minus_strength() -
     assert torch.equal(gradient, -0.3 * back)
 
 
-def test_the_shared_trunk_gets_minus_lambda_times_the_gradient_and_the_discriminator_its_own() -> (
-    None
-):
+def test_only_the_trunks_gradient_is_reversed() -> None:
+    """The trunk gets -lambda times the gradient, the discriminator its own."""
     model, inputs = build(reversal=0.3), own_inputs()
     ours, plain = model.auxiliary(inputs)["adversarial"], cross_entropy(model, inputs)
     torch.testing.assert_close(ours, plain)
@@ -61,7 +61,8 @@ def test_the_shared_trunk_gets_minus_lambda_times_the_gradient_and_the_discrimin
             torch.testing.assert_close(mine, factor * theirs)
 
 
-def test_descending_the_term_makes_the_discriminator_better_and_the_trunk_harder_to_read() -> None:
+def test_discriminator_and_trunk_move_against_each_other() -> None:
+    """Descending the term makes the discriminator better, and the trunk harder to read."""
     model, inputs = build(reversal=1.0), own_inputs()
     before = cross_entropy(model, inputs)
     for module, better in ((model.discriminator, True), (model.shared_encoder, False)):
@@ -75,7 +76,7 @@ def test_descending_the_term_makes_the_discriminator_better_and_the_trunk_harder
                 leaf += 1e-3 * gradient
 
 
-def test_with_one_input_for_all_no_discriminator_does_better_than_guessing() -> None:
+def test_one_shared_input_leaves_the_discriminator_guessing() -> None:
     """The mean over labels of the cross-entropy of the same scores is at least log K, and that at equal scores."""
     model, inputs = build(), torch.randn(5, *SHAPE)
     guess = torch.log(torch.tensor(3.0))
@@ -94,7 +95,8 @@ def test_a_shared_input_is_every_tasks_own() -> None:
         torch.testing.assert_close(value, apart[name])
 
 
-def test_orthogonality_is_the_papers_norm_over_the_squared_number_of_examples() -> None:
+def test_orthogonality_is_the_papers_norm() -> None:
+    """Divided by the squared number of examples."""
     model, inputs = build(orthogonality=0.7), own_inputs()
     expected = torch.zeros(())
     for name, x in inputs.items():
@@ -105,7 +107,7 @@ def test_orthogonality_is_the_papers_norm_over_the_squared_number_of_examples() 
     torch.testing.assert_close(model.auxiliary(inputs)["orthogonality"], 0.7 * expected)
 
 
-def test_orthogonality_is_zero_where_shared_and_private_features_have_nothing_in_common() -> None:
+def test_orthogonality_is_zero_for_disjoint_features() -> None:
     model = build()
     with torch.no_grad():
         for encoder, kept in (
@@ -125,7 +127,7 @@ def test_orthogonality_is_zero_where_shared_and_private_features_have_nothing_in
     assert model.auxiliary(inputs)["orthogonality"] == 0
 
 
-def test_the_head_reads_the_shared_and_the_private_features() -> None:
+def test_heads_read_shared_and_private_features() -> None:
     model, inputs = build(), torch.randn(3, *SHAPE)
     for name, features in model.features(inputs, NAMES).items():
         expected = torch.cat([model.shared_encoder(inputs), model.task_encoders[name](inputs)], 1)

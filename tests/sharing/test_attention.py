@@ -31,9 +31,7 @@ def build(encoder, shape, tasks=TASKS, **numbers):
 
 @over_the_encoders
 @pytest.mark.parametrize("heads", [1, 2, 3])
-def test_the_features_are_the_formula_written_as_a_loop(
-    encoder: NormedSpec, shape: tuple[int, ...], heads: int
-) -> None:
+def test_features_equal_a_loop(encoder: NormedSpec, shape: tuple[int, ...], heads: int) -> None:
     """With five features in two parts these are three and two, in three parts two, two and one."""
     model, inputs = build(encoder, shape, heads=heads, dim=4), torch.randn(3, *shape)
     features, attention = model(inputs, output="features"), model.attention(inputs)
@@ -59,9 +57,7 @@ def test_the_features_are_the_formula_written_as_a_loop(
 
 
 @over_the_encoders
-def test_zero_queries_give_every_task_the_mean_of_the_towers(
-    encoder: NormedSpec, shape: tuple[int, ...]
-) -> None:
+def test_zero_queries_give_the_mean_tower(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
     model, inputs = build(encoder, shape), torch.randn(3, *shape)
     with torch.no_grad():
         model.query_map.weight.zero_()
@@ -74,9 +70,8 @@ def test_zero_queries_give_every_task_the_mean_of_the_towers(
 
 
 @over_the_encoders
-def test_rows_of_attention_are_in_the_simplex_and_far_from_uniform(
-    encoder: NormedSpec, shape: tuple[int, ...]
-) -> None:
+def test_attention_lies_in_the_simplex(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
+    """The rows are far from uniform here."""
     attention = build(encoder, shape).attention(torch.randn(5, *shape))
     assert attention.shape == (5, 4, 3, 3) and (attention >= 0).all()
     torch.testing.assert_close(attention.sum(-1), torch.ones(5, 4, 3))
@@ -120,7 +115,7 @@ def test_one_task_alone_is_hard_sharing(encoder: NormedSpec, shape: tuple[int, .
     assert_predicts_as_hard_sharing(model, tower, TASKS[:1], shape, exactly=True)
 
 
-def test_towers_run_once_for_the_inputs_of_all_tasks() -> None:
+def test_towers_run_once_for_all_tasks() -> None:
     model = build(*ENCODERS["mlp"])
     calls: list[tuple[str, int]] = []
     for name, tower in model.towers.items():
@@ -131,7 +126,7 @@ def test_towers_run_once_for_the_inputs_of_all_tasks() -> None:
     assert calls == [("a", 6), ("b", 6), ("c", 6)]
 
 
-def test_a_query_is_its_own_tasks_and_a_key_is_everyones() -> None:
+def test_queries_are_private_and_keys_shared() -> None:
     shared = build(*ENCODERS["mlp"]).shared
     assert not any(name.startswith("queries") for name in shared)
     assert {f"keys.{task}" for task in NAMES} | {"query_map.weight", "key_map.weight"} <= shared

@@ -83,7 +83,7 @@ def test_parting_before_the_first_stage_is_independent_networks(encoder: NormedS
 
 
 @over_the_encoders
-def test_random_trees_share_exactly_the_stages_of_common_ancestry(encoder: NormedSpec) -> None:
+def test_trees_share_the_stages_of_common_ancestry(encoder: NormedSpec) -> None:
     """Ancestry is walked here link by link, from each stage down to whoever does not follow at it."""
     generator = random.Random(0)
     for _ in range(6):
@@ -126,7 +126,7 @@ def set_partitions(items):
     return found
 
 
-def test_the_trees_of_three_tasks_over_two_stages_are_all_there_are() -> None:
+def test_all_trees_of_three_tasks_are_built() -> None:
     """A tree is a chain of partitions of the tasks, stage by stage, each a refinement of the one before."""
     partitions = [
         frozenset(map(frozenset, partition)) for partition in set_partitions(list(NAMES[:3]))
@@ -167,7 +167,7 @@ def test_a_parameter_tells_its_owner_and_its_stage() -> None:
     assert {name.rpartition(".")[0] for name in model.shared} == trunks  # a and d; all; b and c
 
 
-def test_every_copy_runs_once_and_only_where_a_task_needs_it() -> None:
+def test_every_copy_runs_once_where_needed() -> None:
     model = build({"b": {"follows": "a", "stages": 1}, "c": {"follows": "b", "stages": 2}})
     calls: list[str] = []
     for name in ("a.stages.0", "a.stages.1", "b.stages.1"):
@@ -231,7 +231,7 @@ def test_plain_dotted_names_grow_the_tree() -> None:
 
 
 @over_the_encoders
-def test_own_inputs_go_together_only_as_far_as_their_tasks(encoder: NormedSpec) -> None:
+def test_inputs_join_as_far_as_their_tasks(encoder: NormedSpec) -> None:
     model = build(tree_of(("a", 1), ("b", 2), ("a", 0)), encoder)
     own = {task: torch.randn(1 + i, *SHAPE) for i, task in enumerate(NAMES)}
     together = model(own)
@@ -240,6 +240,6 @@ def test_own_inputs_go_together_only_as_far_as_their_tasks(encoder: NormedSpec) 
 
 
 @over_the_encoders
-def test_vmap_over_episodes_is_a_loop_in_a_tree(encoder: NormedSpec) -> None:
+def test_vmap_equals_a_loop_in_a_tree(encoder: NormedSpec) -> None:
     model = build(tree_of(("a", 1), ("b", 2), ("a", 0)), encoder)
     assert_vmap_is_a_loop(model, torch.randn(2, 3, *SHAPE), moved(model))

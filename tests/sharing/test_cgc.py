@@ -20,7 +20,7 @@ def build(spec: CGCSpec = SPEC, tasks=TASKS):
     return spec.build(tasks, encoders)
 
 
-def test_every_task_has_its_own_experts_beside_the_shared_ones() -> None:
+def test_tasks_have_private_and_shared_experts() -> None:
     model = build()
     assert SPEC.num_encoders(2) == 2 + 2 * 3
     assert len(model.shared_experts) == 2
@@ -29,7 +29,7 @@ def test_every_task_has_its_own_experts_beside_the_shared_ones() -> None:
     assert len({id(expert) for expert in everyone}) == 8
 
 
-def test_the_features_are_the_papers_sum_written_as_a_loop() -> None:
+def test_features_equal_the_papers_loop() -> None:
     model, inputs = build(), torch.randn(4, *SHAPE)
     features = model.features(inputs, ("a", "b"))
     for task in ("a", "b"):
@@ -49,7 +49,7 @@ def test_gates_are_in_the_simplex() -> None:
         torch.testing.assert_close(weights.sum(1), torch.ones(7))
 
 
-def test_the_loss_of_a_task_leaves_the_experts_of_the_others_alone() -> None:
+def test_a_loss_leaves_other_tasks_experts_alone() -> None:
     model = build()
     grads = torch.autograd.grad(
         model(torch.randn(3, *SHAPE))["a"].sum(),

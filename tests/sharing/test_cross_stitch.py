@@ -28,9 +28,7 @@ def build(encoder, shape, num_tasks=3, **numbers):
 
 
 @over_the_encoders
-def test_the_features_are_the_papers_sum_written_as_a_loop(
-    encoder: NormedSpec, shape: tuple[int, ...]
-) -> None:
+def test_features_equal_the_papers_loop(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
     model, inputs = build(encoder, shape), torch.randn(2, *shape)
     with torch.no_grad():
         model.stitches.copy_(torch.randn_like(model.stitches))
@@ -42,7 +40,7 @@ def test_the_features_are_the_papers_sum_written_as_a_loop(
         torch.testing.assert_close(own, x[t].reshape(2, -1))
 
 
-def test_towers_run_once_for_the_inputs_of_all_tasks() -> None:
+def test_towers_run_once_for_all_tasks() -> None:
     model = build(*ENCODERS["mlp"])
     calls: list[int] = []
     for encoder in model.encoders:
@@ -52,9 +50,8 @@ def test_towers_run_once_for_the_inputs_of_all_tasks() -> None:
 
 
 @pytest.mark.parametrize("num_tasks, other", [(1, None), (2, 0.3), (3, 0.15)])
-def test_what_is_not_ones_own_is_spread_over_the_others(
-    num_tasks: int, other: float | None
-) -> None:
+def test_the_rest_is_spread_over_the_others(num_tasks: int, other: float | None) -> None:
+    """What `own` leaves of a row of the stitches."""
     stitch = build(*ENCODERS["mlp"], num_tasks, own=0.7).stitches[0]
     for t in range(num_tasks):
         for s in range(num_tasks):

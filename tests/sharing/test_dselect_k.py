@@ -26,9 +26,10 @@ def build(**values):
 
 
 @pytest.mark.parametrize("gamma", [0.1, 1.0, 3.0])
-def test_the_step_is_zero_and_one_exactly_outside_its_width_and_the_papers_cubic_within(
+def test_the_smooth_step_is_the_papers_cubic(
     gamma: float,
 ) -> None:
+    """Outside of its width it is 0 and 1 exactly."""
     outside = torch.tensor([0.5, 0.51, 2.0, 100.0]) * gamma
     assert (smooth_step(outside, gamma) == 1).all()
     assert (smooth_step(-outside, gamma) == 0).all()
@@ -53,7 +54,7 @@ def test_a_selector_is_in_the_simplex(num_experts: int) -> None:
 
 
 @pytest.mark.parametrize("num_experts", range(1, 10))
-def test_every_code_selects_one_expert_and_every_expert_has_a_code(num_experts: int) -> None:
+def test_codes_and_experts_match_one_to_one(num_experts: int) -> None:
     num_bits = math.ceil(math.log2(num_experts))
     selected = set()
     for bits in itertools.product((0, 1), repeat=num_bits):
@@ -77,9 +78,8 @@ def test_a_selector_is_the_papers_product_over_bits() -> None:
 
 @pytest.mark.parametrize("gates", ["per_input", "static"])
 @pytest.mark.parametrize("num_experts", [2, 3, 4, 5])
-def test_gates_are_in_the_simplex_and_decided_ones_have_k_experts_at_most(
-    gates: str, num_experts: int
-) -> None:
+def test_gates_lie_in_the_simplex(gates: str, num_experts: int) -> None:
+    """Decided ones have k experts at most."""
     model, inputs = build(num_experts=num_experts, gates=gates), torch.randn(7, *SHAPE)
     for scale in (1.0, 1e9):
         for gate in model.gates.values():
@@ -97,7 +97,7 @@ def test_gates_are_in_the_simplex_and_decided_ones_have_k_experts_at_most(
                 assert (weights.count_nonzero(dim=1) <= 2).all()
 
 
-def test_static_gates_do_not_see_the_input_and_others_do() -> None:
+def test_only_static_gates_ignore_the_input() -> None:
     inputs = torch.randn(2, *SHAPE)
     for gates, same in (("static", True), ("per_input", False)):
         one, two = build(gates=gates).gates["a"](inputs)[0]
@@ -110,7 +110,8 @@ def test_one_expert_is_hard_sharing(gates: str) -> None:
     assert_predicts_as_hard_sharing(model, model.experts[0], TASKS, SHAPE)
 
 
-def test_entropy_is_that_of_the_selectors_and_its_gradient_is_finite_at_a_decision() -> None:
+def test_entropy_has_a_finite_gradient_when_decided() -> None:
+    """It is the entropy of the selectors."""
     probabilities = torch.tensor([[[0.5, 0.5], [0.25, 0.75]], [[1.0, 0.0], [0.1, 0.9]]])
     expected = -torch.special.xlogy(probabilities, probabilities).sum() / 2
     torch.testing.assert_close(entropy(probabilities), expected)
@@ -122,7 +123,8 @@ def test_entropy_is_that_of_the_selectors_and_its_gradient_is_finite_at_a_decisi
 
 
 @pytest.mark.parametrize("gates", ["per_input", "static"])
-def test_the_entropy_is_an_auxiliary_term_or_a_penalty_but_never_both(gates: str) -> None:
+def test_entropy_is_counted_once(gates: str) -> None:
+    """As an auxiliary term or as a penalty, never as both."""
     model, inputs = build(gates=gates, entropy=0.3), torch.randn(5, *SHAPE)
     expected = 0.3 * sum(entropy(gate(inputs)[1]) for gate in model.gates.values())
     terms, penalty = model.auxiliary(inputs), model.penalty(dict(model.named_parameters()))

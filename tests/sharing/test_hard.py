@@ -17,9 +17,8 @@ over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(),
 
 
 @over_the_encoders
-def test_the_trunk_follows_the_weighted_sum_of_the_tasks_and_a_head_its_own_task_alone(
-    encoder: NormedSpec, shape: tuple[int, ...]
-) -> None:
+def test_the_trunk_follows_the_weighted_sum(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
+    """A head follows its own task alone."""
     model = HardSpec().build(TASKS, [encoder.build(shape)])
     named, weights = dict(model.named_parameters()), dict(zip(NAMES, (0.2, 0.5, 3.0), strict=True))
     losses = {
@@ -44,7 +43,7 @@ def test_the_trunk_follows_the_weighted_sum_of_the_tasks_and_a_head_its_own_task
             torch.testing.assert_close(total[name], weights[owner] * of_tasks[owner][name])
 
 
-def test_the_trunk_runs_once_for_the_inputs_of_all_tasks() -> None:
+def test_the_trunk_runs_once_for_all_tasks() -> None:
     encoder, shape = ENCODERS["mlp"]
     model = HardSpec().build(TASKS, [encoder.build(shape)])
     calls: list[int] = []

@@ -82,7 +82,7 @@ def test_own_inputs_go_together_up_to_their_levels(
         torch.testing.assert_close(together[task], model(own[task])[task])
 
 
-def test_stages_above_the_highest_level_neither_exist_nor_run() -> None:
+def test_stages_above_the_highest_level_are_absent() -> None:
     model = build({"a": 1, "b": 2, "c": 2}, *ENCODERS["mlp"])
     assert len(model.stages) == 2
     calls: list[int] = []
@@ -113,8 +113,6 @@ def test_what_is_no_level_is_refused_by_name(levels: dict[str, int], says: str) 
 
 
 @over_the_encoders
-def test_vmap_over_episodes_is_a_loop_on_several_levels(
-    encoder: NormedSpec, shape: tuple[int, ...]
-) -> None:
+def test_vmap_equals_a_loop_on_several_levels(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
     model = build({"a": 1, "b": 2}, encoder, shape)
     assert_vmap_is_a_loop(model, torch.randn(2, 3, *shape), moved(model))

@@ -45,9 +45,7 @@ def stacked(model, names=NAMES) -> dict[str, torch.Tensor]:
 @over_the_forms
 @over_the_encoders
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_the_stacked_parameters_have_no_more_than_that_rank(
-    encoder, shape, rank: int, form: str
-) -> None:
+def test_stacked_parameters_have_at_most_the_rank(encoder, shape, rank: int, form: str) -> None:
     model = build(encoder, shape, rank=rank, form=form)
     model.load_state_dict(
         moved(model, 1.0)
@@ -57,7 +55,7 @@ def test_the_stacked_parameters_have_no_more_than_that_rank(
 
 
 @over_the_encoders
-def test_as_many_as_tasks_reach_every_set_of_networks(encoder, shape) -> None:
+def test_rank_of_all_tasks_reaches_every_network(encoder, shape) -> None:
     """The factors from a singular value decomposition of any towers: the predictions are those of the towers."""
     model, towers = build(encoder, shape, rank=4), [encoder.build(shape) for _ in TASKS]
     params = moved(model)
@@ -84,7 +82,7 @@ def test_as_many_as_tasks_reach_every_set_of_networks(encoder, shape) -> None:
         torch.testing.assert_close(features[task], tower(inputs))
 
 
-def test_as_many_as_numbers_reach_every_set_of_networks() -> None:
+def test_rank_of_all_numbers_reaches_every_network() -> None:
     """Four tasks and two numbers in each parameter: rank 2 holds them all."""
     model = build(MLPSpec(hidden=(2,)), (1,), rank=2)
     wanted = torch.randn(2, 4)
@@ -104,7 +102,7 @@ def test_as_many_as_numbers_reach_every_set_of_networks() -> None:
 
 
 @over_the_encoders
-def test_a_tensor_with_everything_kept_reaches_what_the_matrix_does(encoder, shape) -> None:
+def test_a_full_tensor_reaches_the_matrix_form(encoder, shape) -> None:
     """U_out^T W U_in for its core, where the factors are orthogonal and square."""
     matrix, tensor = build(encoder, shape), build(encoder, shape, form="tensor", kept=1.0)
     params = dict(tensor.named_parameters()) | dict(matrix.named_parameters())
@@ -122,7 +120,7 @@ def test_a_tensor_with_everything_kept_reaches_what_the_matrix_does(encoder, sha
         torch.testing.assert_close(reached[task], prediction)
 
 
-def test_a_tensor_keeps_the_share_of_outputs_and_inputs() -> None:
+def test_a_tensor_keeps_its_share_of_channels() -> None:
     model = build(*ENCODERS["conv"], form="tensor", kept=0.5)
     core = model.factors["stages_1_0_weight"]
     assert (
@@ -203,7 +201,7 @@ def test_the_template_is_not_part_of_the_module(form: str) -> None:
 
 
 @over_the_encoders
-def test_a_tensor_obeys_the_laws_that_a_matrix_does(encoder, shape) -> None:
+def test_the_tensor_form_obeys_the_laws(encoder, shape) -> None:
     model = build(encoder, shape, form="tensor")
     inputs = torch.randn(2, 3, *shape)
     predictions = model(inputs[0])
@@ -231,7 +229,7 @@ def test_the_penalty_is_the_papers_sum(form: str) -> None:
     torch.testing.assert_close(model.penalty(params), torch.tensor(expected))
 
 
-def test_a_rank_beyond_the_tasks_is_that_of_the_tasks() -> None:
+def test_the_rank_is_at_most_the_tasks() -> None:
     assert LowRankSpec(rank=9).num_encoders(4) == 4
 
 

@@ -37,7 +37,7 @@ def test_one_expert_is_hard_sharing(encoder: NormedSpec) -> None:
     assert_predicts_as_hard_sharing(model, model.experts[0], TASKS, SHAPE)
 
 
-def test_the_features_are_the_papers_sum_written_as_a_loop() -> None:
+def test_features_equal_the_papers_loop() -> None:
     model, inputs = build(3), torch.randn(4, *SHAPE)
     features = model.features(inputs, ("a", "b"))
     for task in ("a", "b"):

@@ -24,9 +24,7 @@ over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(),
 
 
 @over_the_encoders
-def test_masks_of_one_at_the_last_stage_are_hard_sharing(
-    encoder: NormedSpec, shape: tuple[int, ...]
-) -> None:
+def test_full_last_masks_are_hard_sharing(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
     """Those of earlier stages only say what later masks see."""
     trunk = encoder.build(shape)
     model = MTANSpec().build(TASKS, [trunk])
@@ -51,7 +49,7 @@ def test_masks_lie_between_zero_and_one(encoder: NormedSpec, shape: tuple[int, .
         assert ((ratio > 0) & (ratio < 1)).all()
 
 
-def test_the_features_of_flat_stages_are_the_papers_equation() -> None:
+def test_flat_stages_follow_the_papers_equation() -> None:
     model, inputs = MTANSpec().build(TASKS, [MLPSpec(hidden=(5, 4)).build((6,))]), torch.randn(3, 6)
     features = model.features(inputs, ("a", "b"))
     first = model.trunk.stages[0](inputs)
@@ -68,7 +66,7 @@ def test_the_features_of_flat_stages_are_the_papers_equation() -> None:
         torch.testing.assert_close(features[task], expected)
 
 
-def test_what_was_attended_to_is_pooled_to_the_next_stage() -> None:
+def test_attended_maps_are_pooled_onward() -> None:
     """On a picture whose sides the pooling divides: blocks of 2 x 2 are averaged."""
     model, inputs = (
         MTANSpec().build(TASKS, [ConvSpec(channels=(4, 8)).build((1, 8, 8))]),
@@ -97,7 +95,8 @@ def test_reduction_narrows_the_attention_modules() -> None:
         MTANSpec(reduction=0)
 
 
-def test_stages_that_are_neither_flat_nor_maps_are_refused() -> None:
+def test_other_shapes_of_stages_are_refused() -> None:
+    """A stage is flat or gives maps."""
     sequence = Encoder([nn.Linear(3, 4)], (5, 3))
     key, reason = MTANSpec().check(TASKS, sequence)
     assert key == "name" and "(5, 4)" in reason

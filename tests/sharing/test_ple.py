@@ -48,7 +48,7 @@ def softmax_sum(gate, x, outputs):
     return sum(s / scores.sum() * f for s, f in zip(scores, outputs, strict=True))
 
 
-def test_the_features_are_the_papers_levels_written_as_a_loop() -> None:
+def test_features_equal_the_papers_loop() -> None:
     """On pictures and over three levels, whose groups of stages have different shapes."""
     shape = (1, 16, 16)
     encoder = LeNetSpec(maps=(2, 3), hidden=(6, 5))
@@ -79,7 +79,7 @@ def test_the_features_are_the_papers_levels_written_as_a_loop() -> None:
 
 
 @pytest.mark.parametrize("num_levels", [1, 2, 3, 4])
-def test_the_levels_hold_every_stage_once_and_in_order(num_levels: int) -> None:
+def test_levels_hold_every_stage_in_order(num_levels: int) -> None:
     encoder = MLPSpec(hidden=(7, 6, 5, 4))
     encoders = [encoder.build((8,)) for _ in range(3)]
     model = PLESpec(num_levels=num_levels).build(TASKS, encoders)
@@ -89,7 +89,7 @@ def test_the_levels_hold_every_stage_once_and_in_order(num_levels: int) -> None:
 
 
 @pytest.mark.parametrize("num_levels", [1, 2, 3, 4])
-def test_what_is_shared_grows_with_the_levels_as_autograd_says(num_levels: int) -> None:
+def test_shared_parameters_grow_with_the_levels(num_levels: int) -> None:
     encoder = MLPSpec(hidden=(7, 6, 5, 4))
     model = build(PLESpec(num_levels=num_levels), encoder, (8,))
     predictions, named = model(torch.randn(3, 8)), dict(model.named_parameters())

@@ -27,7 +27,7 @@ def weights_of(params, tasks=TASKS):
 
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 4])
-def test_the_relation_is_positive_definite_and_has_trace_one(num_tasks: int) -> None:
+def test_the_relation_is_definite_of_trace_one(num_tasks: int) -> None:
     model = build(TASKS[:num_tasks])
     for scale in (0.0, 1e-3, 1.0, 100.0):
         params = {name: scale * value for name, value in model.named_parameters()}
@@ -62,7 +62,7 @@ def test_the_relation_beats_every_random_feasible_one() -> None:
 
 
 @pytest.mark.parametrize("tasks", [TASKS, tuple(regression(name, 0.0, 1.0) for name in "abcdefgh")])
-def test_the_gradient_is_that_of_half_the_squared_trace_norm(tasks: tuple[Task, ...]) -> None:
+def test_the_gradient_is_half_the_squared_trace_norms(tasks: tuple[Task, ...]) -> None:
     """Also with more tasks than weights, where Omega has an inverse by the ridge alone."""
     model = build(tasks, lambda_1=0.3, lambda_2=0.7, ridge=1e-9)
     params = dict(model.named_parameters())
@@ -80,7 +80,8 @@ def test_the_gradient_is_that_of_half_the_squared_trace_norm(tasks: tuple[Task, 
     torch.testing.assert_close(model.penalty(params), reference, rtol=1e-6, atol=1e-6)
 
 
-def test_the_gradient_is_w_times_the_inverse_with_omega_fixed() -> None:
+def test_the_gradient_is_w_times_inverse_omega() -> None:
+    """With Omega held fixed."""
     model = build(lambda_1=0.0, lambda_2=0.7, ridge=0.01)
     params = dict(model.named_parameters())
     leaves = [params[f"heads.{task.name}.weight"] for task in TASKS]
@@ -142,7 +143,8 @@ def test_opposed_toy_tasks_become_known_as_opposed() -> None:
     torch.testing.assert_close(omega[0, 0], omega[1, 1], rtol=0.02, atol=0)
 
 
-def test_heads_of_different_shapes_are_refused_with_two_tasks_and_their_shapes() -> None:
+def test_heads_of_different_shapes_are_refused() -> None:
+    """The error names two tasks and their shapes."""
     says = r"sharing\.name: relation .* got \[1, 8\] for 'sum' and \[10, 8\] for 'left'"
     with pytest.raises(UserError, match=says):
         experiment(sharing__name="relation")
@@ -152,7 +154,8 @@ def test_heads_of_different_shapes_are_refused_with_two_tasks_and_their_shapes()
     )
 
 
-def test_the_gradient_keeps_its_digits_in_float32_where_tasks_outnumber_weights() -> None:
+def test_the_gradient_keeps_its_digits_in_float32() -> None:
+    """Where there are more tasks than weights."""
     tasks = tuple(regression(f"t{i}", 0.0, 1.0) for i in range(40))
     torch.set_default_dtype(torch.float32)
     model = build(tasks, lambda_1=0.0, lambda_2=1.0)

@@ -42,7 +42,8 @@ def build(name: str, encoder=MLP, tasks: tuple[Task, ...] = TASKS):
 
 @over_the_encoders
 @over_the_union
-def test_predicts_every_task_and_names_what_is_shared_truly(name: str, encoder) -> None:
+def test_every_task_is_predicted(name: str, encoder) -> None:
+    """What is named as shared is what several tasks reach."""
     model = build(name, encoder)
     predictions = model(torch.randn(5, *encoder[1]))
     assert {task: value.shape for task, value in predictions.items()} == {
@@ -58,7 +59,7 @@ def test_predicts_every_task_and_names_what_is_shared_truly(name: str, encoder) 
 
 @over_the_encoders
 @over_the_union
-def test_every_parameter_serves_a_prediction_or_an_auxiliary_term(name: str, encoder) -> None:
+def test_every_parameter_serves_some_output(name: str, encoder) -> None:
     model = build(name, encoder)
     inputs = torch.randn(5, *encoder[1])
     outputs = [*model(inputs).values(), *model(inputs, output="auxiliary").values()]
@@ -81,9 +82,8 @@ def test_own_inputs_give_what_a_shared_input_gives(name: str, encoder) -> None:
 
 
 @pytest.mark.parametrize(("weighting", "reached"), [("pcgrad", 4), ("equal", 12)])
-def test_where_gradients_are_asked_one_by_one_a_task_is_followed_through_its_own_examples_alone(
-    weighting: str, reached: int
-) -> None:
+def test_isolated_tasks_follow_their_own_examples(weighting: str, reached: int) -> None:
+    """Where gradients are asked for one by one, a task is followed through its own examples alone."""
     chosen = experiment(weighting__name=weighting)
     algorithm = chosen.build()
     inputs = {name: torch.randn(4, *chosen.data.input_shape) for name in chosen.data.task_names}
@@ -97,7 +97,8 @@ def test_where_gradients_are_asked_one_by_one_a_task_is_followed_through_its_own
 
 @over_the_encoders
 @over_the_union
-def test_the_features_of_one_task_are_its_entry_of_all(name: str, encoder) -> None:
+def test_one_tasks_features_are_its_own_entry(name: str, encoder) -> None:
+    """They do not depend on which other tasks are asked for."""
     model = build(name, encoder)
     inputs = torch.randn(4, *encoder[1])
     everything = model(inputs, output="features")
@@ -154,13 +155,13 @@ def test_a_network_of_zeros_predicts_zeros(name: str) -> None:
 
 @over_the_encoders
 @over_the_union
-def test_vmap_over_episodes_is_a_loop_in_second_order(name: str, encoder) -> None:
+def test_vmap_equals_a_loop_in_second_order(name: str, encoder) -> None:
     model = build(name, encoder)
     assert_vmap_is_a_loop(model, torch.randn(2, 3, *encoder[1]), moved(model))
 
 
 @over_the_union
-def test_vmap_over_episodes_is_a_loop_where_tasks_bring_their_own_inputs(name: str) -> None:
+def test_vmap_equals_a_loop_with_own_inputs(name: str) -> None:
     model = build(name)
     params = moved(model)
     inputs = {task: torch.randn(2, 3 + i, *SHAPE) for i, task in enumerate(NAMES)}
@@ -189,7 +190,7 @@ def test_resnet18_serves_every_architecture(name: str) -> None:
 
 @over_the_encoders
 @over_the_union
-def test_the_inner_loop_moves_every_parameter_of_a_prediction(name: str, encoder) -> None:
+def test_the_inner_loop_moves_every_predicting_parameter(name: str, encoder) -> None:
     model = build(name, encoder)
     inputs = torch.randn(8, *encoder[1])
     predictions = model(inputs)
@@ -212,7 +213,7 @@ def test_one_name_changes_the_architecture(name: str) -> None:
 
 
 @over_the_union
-def test_the_penalty_is_a_scalar_that_is_never_negative(name: str) -> None:
+def test_the_penalty_is_a_nonnegative_scalar(name: str) -> None:
     model = build(name)
     for scale in (0.0, 0.1, 1.0):
         penalty = model.penalty(moved(model, scale))
@@ -246,13 +247,14 @@ def test_cross_stitch_with_the_identity_is_independent_networks(encoder) -> None
         torch.testing.assert_close(stitched(inputs)[task], independent(inputs)[task])
 
 
-def test_cross_stitch_starts_from_rows_that_sum_to_one() -> None:
+def test_cross_stitch_rows_start_at_sum_one() -> None:
     stitches = build("cross_stitch").stitches
     torch.testing.assert_close(stitches.sum(-1), torch.ones(2, 3))
     assert torch.allclose(stitches.diagonal(dim1=1, dim2=2), torch.tensor(0.9))
 
 
-def test_the_gradient_of_the_soft_penalty_is_twice_the_distance_to_the_mean() -> None:
+def test_soft_penalty_pulls_to_the_mean() -> None:
+    """Its gradient is twice the distance to the mean, times the strength."""
     model = SoftSpec(strength=0.3).build(TASKS, [MLPSpec(hidden=(4,)).build(SHAPE) for _ in TASKS])
     params = dict(model.named_parameters())
     name = "encoders.1.stages.0.1.weight"

@@ -28,9 +28,10 @@ def build(encoder, shape, tasks=TASKS, **numbers):
 
 
 @over_the_encoders
-def test_alpha_the_identity_and_beta_the_last_stage_are_independent_networks(
+def test_identity_alpha_gives_independent_networks(
     encoder: NormedSpec, shape: tuple[int, ...]
 ) -> None:
+    """With a beta of the last stage alone."""
     model, inputs = build(encoder, shape, own=1.0), torch.randn(3, *shape)
     torch.testing.assert_close(model.alpha[0], torch.eye(6))
     for name in NAMES:
@@ -40,9 +41,7 @@ def test_alpha_the_identity_and_beta_the_last_stage_are_independent_networks(
 
 
 @over_the_encoders
-def test_the_features_are_the_papers_sums_written_as_a_loop(
-    encoder: NormedSpec, shape: tuple[int, ...]
-) -> None:
+def test_features_equal_the_papers_loop(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
     model, inputs = build(encoder, shape), torch.randn(2, *shape)
     model.load_state_dict(moved(model, 0.3))
     features = model(inputs, output="features")
@@ -88,9 +87,8 @@ def orthogonal(model) -> dict[str, torch.Tensor]:
 
 
 @over_the_encoders
-def test_the_penalty_is_zero_exactly_where_subspaces_are_orthogonal(
-    encoder: NormedSpec, shape: tuple[int, ...]
-) -> None:
+def test_orthogonal_subspaces_have_no_penalty(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
+    """Others have one."""
     model = build(encoder, shape, strength=0.7)
     params = orthogonal(model)
     assert model.penalty(params) == 0
@@ -115,7 +113,7 @@ def test_the_penalty_is_the_papers_sum(encoder: NormedSpec, shape: tuple[int, ..
     assert expected > 0
 
 
-def test_rotating_what_both_subspaces_put_out_leaves_the_penalty() -> None:
+def test_the_penalty_is_invariant_to_output_rotation() -> None:
     model = build(*ENCODERS["mlp"])
     params = moved(model, 1.0)
     rotation, _ = torch.linalg.qr(torch.randn(6, 6))
@@ -129,22 +127,22 @@ def test_rotating_what_both_subspaces_put_out_leaves_the_penalty() -> None:
     torch.testing.assert_close(model.penalty(rotated), model.penalty(params))
 
 
-def test_alpha_is_shared_and_beta_and_adapters_are_the_tasks_own() -> None:
+def test_only_alpha_is_shared_among_the_mixers() -> None:
+    """Beta and the adapters are the tasks' own."""
     shared = build(*ENCODERS["mlp"]).shared
     assert {name.split(".")[0] for name in shared} == {"towers", "alpha"}
 
 
 @over_the_encoders
-def test_one_task_alone_with_the_identity_is_one_network_twice_as_wide(
-    encoder: NormedSpec, shape: tuple[int, ...]
-) -> None:
+def test_one_task_is_a_network_twice_as_wide(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
+    """With an alpha that is the identity."""
     model, inputs = build(encoder, shape, TASKS[:1], own=1.0), torch.randn(3, *shape)
     expected = model.heads["a"](torch.cat([tower(inputs) for tower in model.towers["a"]], 1))
     torch.testing.assert_close(model(inputs)["a"], expected)
     assert not model.shared
 
 
-def test_towers_run_once_for_the_inputs_of_all_tasks() -> None:
+def test_towers_run_once_for_all_tasks() -> None:
     model = build(*ENCODERS["mlp"])
     calls: list[int] = []
     for name in NAMES:

@@ -25,9 +25,7 @@ def build(encoder, shape, num_tasks=3, strength=0.3):
 
 
 @over_the_encoders
-def test_the_penalty_is_that_of_all_pairs_of_tasks(
-    encoder: NormedSpec, shape: tuple[int, ...]
-) -> None:
+def test_the_penalty_sums_over_all_pairs(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
     """sum_t |theta_t - mean|^2 = 1/K sum over pairs |theta_s - theta_t|^2, which needs no mean."""
     model = build(encoder, shape)
     params = moved(model, 1.0)
@@ -56,7 +54,7 @@ def test_equal_trunks_and_a_single_one_cost_nothing(
     assert alone.penalty(moved(alone)) == 0
 
 
-def test_each_trunk_sees_the_inputs_of_its_own_task_alone() -> None:
+def test_each_trunk_sees_its_own_inputs_alone() -> None:
     model = build(*ENCODERS["mlp"])
     calls: list[tuple[int, int]] = []
     for i, encoder in enumerate(model.encoders):
