@@ -1,37 +1,23 @@
-"""Rows of the user's files as arrays: encoded block by block, and told apart into splits."""
+"""Rows of the user's files as arrays, encoded block by block."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from raymtl.data.base import SPLITS, Arrays, most
 from raymtl.data.tables.boxes import encode_boxes
-from raymtl.data.tables.columns import encode_column, texts
+from raymtl.data.tables.columns import encode_column
 from raymtl.data.tables.dataset import TableDataset, TableRows
 from raymtl.data.tables.dense_labels import encode_maps
-from raymtl.data.tables.findings import small_class_note, small_group_note
 from raymtl.data.tables.labels import encode_task
 from raymtl.data.tables.pictures import measured
 from raymtl.data.tables.settings import FilesConfig
-from raymtl.data.tables.splits import (
-    UNKNOWN,
-    by_rank,
-    by_threshold,
-    hashes,
-    leak,
-    split_name,
-    splits_named,
-)
+from raymtl.data.tables.split_rows import given_splits, group_keys_of, row_hashes
 from raymtl.data.tables.wide import encode_columns
-from raymtl.notes import ARRAY, Note, pack
-from raymtl.types import UserError
-
-NAMED = 5  # unreadable pictures that a message names
 
 
 class Encoded(NamedTuple):
@@ -42,13 +28,13 @@ class Encoded(NamedTuple):
     not be read.
     """
     given: np.ndarray
-    """The side of each row that the files say, or UNKNOWN."""
+    """The split of each row that the files give, or UNKNOWN."""
     hashed: np.ndarray
     group_keys: pa.Array | None
     """The group or the class of each row, as text."""
     unreadable: Sequence[str]
-    gone: Sequence[str]
-    """Maps that are named and not there."""
+    missing_maps: Sequence[str]
+    """Maps that are named and are in no folder."""
     beyond: Sequence[str]
     """Pictures with values darker than black or lighter than white."""
     faded: Sequence[str]
@@ -66,26 +52,25 @@ def encode(source: FilesConfig, dataset: TableDataset, number: int) -> Encoded:
 
     inputs = encode_inputs(source, dataset, number, rows)
     arrays = {"inputs": inputs.numbers}
-    unreadable, gone = list(inputs.unreadable), list[str]()
+    unreadable = list(inputs.unreadable)
+    missing_maps: list[str] = []
     for name in source.tasks:
         labels = encode_labels(source, dataset, number, name, rows, inputs.shapes)
-        arrays[f"target/{name}"], arrays[f"mask/{name}"] = (
-            labels.target,
-            labels.mask & inputs.readable,
-        )
+        arrays[f"target/{name}"] = labels.target
+        arrays[f"mask/{name}"] = labels.mask & inputs.readable
         unreadable += labels.unreadable
-        gone += labels.gone
+        missing_maps += labels.missing_maps
     columns = source.found.hashed or [column.column for column in source.found.columns]
-    given, hashed = given_splits(
-        source, rows, dataset.split_of(number), columns, source.found.split_column, locate_row
-    )
+    split_column = source.found.split_column
+    given = given_splits(rows, dataset.split_of(number), split_column, locate_row)
+    group_keys = group_keys_of(source, rows, locate_row)
     return Encoded(
         arrays,
         given,
-        hashed,
-        group_keys_of(source, rows, locate_row),
+        row_hashes(source, rows, group_keys, columns),
+        group_keys,
         unreadable,
-        gone,
+        missing_maps,
         inputs.beyond,
         inputs.faded,
     )
@@ -114,7 +99,7 @@ class EncodedLabels(NamedTuple):
     target: np.ndarray
     mask: np.ndarray
     unreadable: Sequence[str] = ()
-    gone: Sequence[str] = ()
+    missing_maps: Sequence[str] = ()
 
 
 def encode_labels(
@@ -137,13 +122,10 @@ def encode_labels(
         )
         return EncodedLabels(found.target, found.mask, found.faults)
     if not fitted.task_kind.is_map:
-        return EncodedLabels(
-            *encode_task(
-                name, fitted, rows.labels[name], lambda row: dataset.locate_row(number, row)
-            )
-        )
+        locate_row = partial(dataset.locate_row, number)
+        return EncodedLabels(*encode_task(name, fitted, rows.labels[name], locate_row))
     ((column, values),) = rows.labels[name].items()
-    cells, gone = dataset.unread_maps(name, [number], values)
+    cells, missing = dataset.unread_maps(name, [number], values)
     height, width = source.input_shape[-2:]
     if name in dataset.maps and not fitted.asked.column:
         shown = None
@@ -152,7 +134,7 @@ def encode_labels(
     target, mask, unreadable = encode_maps(
         name, fitted, shown, cells, shapes, (height, width), source.resize
     )
-    return EncodedLabels(target, mask, unreadable, [f"{one} of task '{name}'" for one in gone])
+    return EncodedLabels(target, mask, unreadable, [f"{one} of task '{name}'" for one in missing])
 
 
 def encode_inputs(
@@ -209,330 +191,7 @@ def _pictures(
         return None
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
-        algorithms = [algorithm for algorithm in threads.map(fill, range(len(reads))) if algorithm]
-    names = [[named(row) for row in np.flatnonzero(flags).tolist()] for flags in (beyond, faded)]
-    return EncodedInputs(out, readable, shapes, algorithms, *names)
-
-
-def given_splits(
-    source: FilesConfig,
-    rows: TableRows,
-    side: int | None,
-    inputs: Sequence[str],
-    column: str | None,
-    locate_row: Any,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The side of each row that its path or the `column` says, UNKNOWN without one; and the hash
-    that decides then.
-    """
-    size = len(rows.table)
-    given = np.full(size, UNKNOWN if side is None else side, np.int8)
-    if column is not None:
-        named = texts(rows.table[column])
-        given = splits_named(named)
-        if (given == UNKNOWN).any():
-            row = int((given == UNKNOWN).argmax())
-            raise UserError(
-                f"{locate_row(row)}, column '{column}': expected train, val or test, got "
-                f"{named[row].as_py()!r}. Correct the row, or split by data.split.fractions."
-            )
-    group_keys = group_keys_of(source, rows, locate_row)
-    names = [source.split.key] if source.split.key else inputs
-    if group_keys is not None:
-        return given, hashes([("", pa.chunked_array([group_keys]))], source.split.seed)
-    columns = dict(zip(rows.table.column_names, rows.table.columns, strict=True))
-    return given, hashes([(name, columns[name]) for name in names], source.split.seed)
-
-
-def group_keys_of(source: FilesConfig, rows: TableRows, locate_row: Any) -> pa.Array | None:
-    """The group of each row, or its class for episodes of classes; None where rows are by
-    themselves.
-    """
-    if source.episodes == "classes" and source.group is None:
-        ((_, columns),) = rows.labels.items()
-        return texts(next(iter(columns.values())))
-    if source.group is None:
-        return None
-    groups = texts(rows.table[source.group])
-    if groups.null_count:
-        row = int(pc.is_null(groups).to_numpy(zero_copy_only=False).argmax())
-        raise UserError(
-            f"{locate_row(row)}, column '{source.group}': expected a group, got none. Every row "
-            "needs one."
-        )
-    return groups
-
-
-def assign_splits(
-    source: FilesConfig, given: np.ndarray, hashed: np.ndarray, *, each_by_itself: bool
-) -> np.ndarray:
-    """The side of every row, [N] int8.
-
-    Sides that the files do not say at all are taken out of those for training. Where
-    `each_by_itself`, shares hold on average; else they hold exactly, and every side has a row where
-    there are enough of them.
-    """
-    if each_by_itself:
-        cut = by_threshold
-    else:
-        cut = by_rank
-    said = set(np.unique(given).tolist()) - {UNKNOWN}
-    open_rows = given == (0 if said else UNKNOWN)
-    shares = [
-        share if side == 0 or side not in said else 0.0
-        for side, share in enumerate(source.split.fractions)
-    ]
-    splits = given.copy()
-    if said and (given == UNKNOWN).any():
-        raise UserError(
-            "data.path: expected every file to be below a folder train, val or test, or none, got "
-            "both."
-        )
-    if not said or sum(shares) > shares[0]:
-        splits[open_rows] = cut(hashed[open_rows], shares)
-    return splits
-
-
-def check_leak(group_keys: pa.Array | None, splits: np.ndarray, what: str, locate_row: Any) -> None:
-    """Raises UserError where a group, or a class, is on two sides."""
-    if group_keys is None:
-        rows = None
-    else:
-        rows = leak(group_keys, splits)
-    if group_keys is not None and rows is not None:
-        one, other = rows
-        raise UserError(
-            f"{locate_row(other)}: expected {what} '{group_keys[other].as_py()}' in "
-            f"{split_name(splits[one])} alone, where {locate_row(one)} has it, got it in "
-            f"{split_name(splits[other])} too. Correct the split, or leave it to "
-            "data.split.fractions."
-        )
-
-
-def load(source: FilesConfig) -> dict[str, np.ndarray]:
-    """All rows, or where they are streamed those that are held out; and which of them are on which
-    side.
-    """
-    dataset = TableDataset(source)
-    dataset.check_fitted(source.found)
-    streamed = source.found.pool is not None
-    encoded: list[Encoded] = []
-    splits: list[np.ndarray] = []
-    held, seen = np.zeros(len(SPLITS), int), 0
-    for one in _blocks(source, dataset):
-        seen += len(one.given)
-        if streamed:
-            side = assign_splits(source, one.given, one.hashed, each_by_itself=True)
-            room = source.held_out_rows - held
-            keep = np.flatnonzero(np.isin(side, [s for s in (1, 2) if room[s] > 0]))
-            encoded.append(_some(one, keep))
-            splits.append(side[keep])
-            held += np.bincount(side[keep], minlength=len(SPLITS))
-            if (held[1:] >= source.held_out_rows).all():
-                break
-        else:
-            encoded.append(one)
-    arrays = {
-        key: np.concatenate([one.arrays[key] for one in encoded])
-        if len(encoded) > 1
-        else encoded[0].arrays[key]
-        for key in encoded[0].arrays
-    }
-    given, hashed = (
-        np.concatenate(parts) for parts in zip(*((e.given, e.hashed) for e in encoded), strict=True)
-    )
-    if streamed:
-        side = np.concatenate(splits)
-    else:
-        side = assign_splits(source, given, hashed, each_by_itself=False)
-    notes = [
-        *unreadable_notes(source, [name for one in encoded for name in one.unreadable], seen),
-        *gone_notes([name for one in encoded for name in one.gone]),
-        *_beyond_notes(source, [name for one in encoded for name in one.beyond]),
-        *_faded_notes(source, [name for one in encoded for name in one.faded]),
-    ]
-    all_group_keys = [one.group_keys for one in encoded if one.group_keys is not None]
-    if all_group_keys:
-        group_keys = pa.concat_arrays(all_group_keys)
-    else:
-        group_keys = None
-    arrays |= _pools(source, arrays, side, group_keys, notes)
-    names = list(source.tasks)
-    counts = [int(arrays[f"mask/{name}"][side == 0].sum()) for name in names]
-    if streamed:
-        counts = [round(source.found.tasks[name].labelled * source.found.rows) for name in names]
-    elif all(arrays[f"mask/{name}"].all() for name in names):
-        arrays["complete"] = np.array(True)
-    notes += _unlabelled_notes(source, arrays, side)
-    return arrays | {
-        "side": side,
-        "tasks": np.array(names),
-        "sizes": np.array(counts),
-        ARRAY: pack(notes),
-    }
-
-
-def _blocks(source: FilesConfig, dataset: TableDataset) -> Iterator[Encoded]:
-    """Every block in its order; of a stream, in one by chance."""
-    order = np.arange(len(dataset.blocks))
-    if source.found.pool is not None:
-        order = np.random.default_rng(source.split.seed).permutation(order)
-    for number in order.tolist():
-        yield encode(source, dataset, number)
-
-
-def _some(one: Encoded, rows: np.ndarray) -> Encoded:
-    if one.group_keys is None:
-        group_keys = None
-    else:
-        group_keys = one.group_keys.take(pa.array(rows))
-    return Encoded(
-        {key: values[rows] for key, values in one.arrays.items()}, one.given[rows], one.hashed[rows], group_keys,
-        one.unreadable, one.gone, one.beyond, one.faded,
-    )  # fmt: skip
-
-
-def unreadable_notes(source: FilesConfig, unreadable: Sequence[str], number: int) -> list[Note]:
-    """Which of this number of pictures could not be read. Raises UserError where there are too
-    many.
-    """
-    if not unreadable:
-        return []
-    named = "; ".join(unreadable[:NAMED]) + (
-        f" and {len(unreadable) - NAMED} more" * (len(unreadable) > NAMED)
-    )
-    says = f"{len(unreadable)} of {number} pictures cannot be read: {named}"
-    if len(unreadable) > source.max_corrupt * number:
-        raise UserError(
-            f"data.max_corrupt: {says}, which is over {source.max_corrupt:.1%} of them. Restore "
-            "them, or raise it."
-        )
-    return [Note(place="pictures", text=f"{says}; they are left out", key="data.max_corrupt")]
-
-
-def _unlabelled_notes(source: FilesConfig, arrays: Arrays, side: np.ndarray) -> list[Note]:
-    """Which tasks have no label in the rows of validation or test."""
-    return [
-        Note(
-            place=f"task '{name}'",
-            text=f"no row of {split} has a label, so that it is trained, but has no score there",
-            key="data.split",
-        )
-        for name in source.tasks
-        for number, split in enumerate(SPLITS)
-        if split != "train" and not arrays[f"mask/{name}"][side == number].any()
-    ]
-
-
-def gone_notes(gone: Sequence[str]) -> list[Note]:
-    """Which maps are named and not there; their rows have no label of the task."""
-    if not gone:
-        return []
-    named = "; ".join(gone[:NAMED]) + (f" and {len(gone) - NAMED} more" * (len(gone) > NAMED))
-    return [
-        Note(
-            place="maps",
-            text=f"{len(gone)} maps are not there: {named}; these rows have no label of it",
-        )
-    ]
-
-
-def _faded_notes(source: FilesConfig, faded: Sequence[str]) -> list[Note]:
-    """Which pictures are in colour though those that were looked at are grey."""
-    if not faded or source.channels is not None:
-        return []
-    named = "; ".join(faded[:NAMED]) + (f" and {len(faded) - NAMED} more" * (len(faded) > NAMED))
-    text = f"{len(faded)} are in colour and are seen as greys, since those that were looked at first are grey: {named}"
-    return [Note(place="pictures", text=text, key="data.channels")]
-
-
-def _beyond_notes(source: FilesConfig, beyond: Sequence[str]) -> list[Note]:
-    """Which pictures have values beyond black or white, which the pictures for training have not,
-    or few of them.
-    """
-    if not beyond or source.found.shades is None:
-        return []
-    named = "; ".join(beyond[:NAMED]) + (f" and {len(beyond) - NAMED} more" * (len(beyond) > NAMED))
-    ends = f"{source.found.shades.black:g} to {source.found.shades.white:g}"
-    text = f"{len(beyond)} have values outside {ends}, which are cut off: {named}"
-    return [Note(place="pictures", text=text, key="data.value_range")]
-
-
-def _pools(
-    source: FilesConfig,
-    arrays: Mapping[str, np.ndarray],
-    splits: np.ndarray,
-    group_keys: pa.Array | None,
-    notes: list[Note],
-) -> dict[str, np.ndarray]:
-    """Which rows are drawn from: those with a label, of each side; by group or class where episodes
-    are of these.
-
-    Adds notes on groups and classes that are too small to be drawn.
-    """
-    labelled = np.any([arrays[f"mask/{name}"] for name in source.tasks], axis=0)
-    pools: dict[str, np.ndarray] = {}
-    if source.group is not None:
-        pools["group"] = pc.dictionary_encode(group_keys).indices.to_numpy(zero_copy_only=False)
-    for number, split in enumerate(SPLITS):
-        rows = np.flatnonzero(labelled & (splits == number))
-        if source.episodes == "rows":
-            pools[f"rows/{split}"] = rows
-            for name in source.tasks:
-                pools[f"rows/{split}/{name}"] = rows[arrays[f"mask/{name}"][rows]]
-            if source.found.pool is None or split != "train":
-                _need(source, split, len(rows), 2, "rows with a label")
-            continue
-        if source.episodes == "classes":
-            ((_, target),) = ((n, arrays[f"target/{n}"]) for n in source.tasks)
-            classes = next(iter(source.found.tasks.values())).classes
-            codes, names = target, np.array(classes)
-            least = most(source.shots) + source.queries
-        else:
-            encoded = pc.dictionary_encode(group_keys)
-            codes = encoded.indices.to_numpy(zero_copy_only=False)
-            names, least = np.array(encoded.dictionary.to_pylist()), 2
-        counts = np.bincount(codes[rows], minlength=len(names))
-        kept = sorted(np.flatnonzero(counts >= least), key=lambda code: names[code])
-        notes += _small(
-            source,
-            split,
-            names[(counts > 0) & (counts < least)].tolist(),
-            int((counts > 0).sum()),
-            least,
-        )
-        members = [rows[codes[rows] == code] for code in kept]
-        if source.episodes == "groups":
-            what = f"groups of {least} rows"
-        else:
-            what = f"classes of {least} rows"
-        _need(
-            source, split, len(kept), most(source.ways) if source.episodes == "classes" else 1, what
-        )
-        pools[f"rows/{split}"] = np.concatenate(members)
-        pools[f"starts/{split}"] = np.cumsum([0, *(len(m) for m in members)])
-        pools[f"names/{split}"] = names[kept]
-    return pools
-
-
-def _small(
-    source: FilesConfig, split: str, small: Sequence[str], number: int, least: int
-) -> list[Note]:
-    """A note on the groups or classes, of this number in the split, that have fewer than the least
-    number of rows.
-    """
-    if not small:
-        return []
-    if source.episodes == "classes":
-        return [small_class_note(source.task_names[0], split, small, number, least)]
-    return [small_group_note(str(source.group), split, small, number, least)]
-
-
-def _need(source: FilesConfig, split: str, got: int, least: int, what: str) -> None:
-    if got < least:
-        raise UserError(
-            f"data.split: expected {least} {what} at least in {split}, got {got}. Change "
-            "data.split.fractions, ask for "
-            f"less{' ways, shots or queries' if source.episodes == 'classes' else ''}, or give "
-            "more rows."
-        )
+        unreadable = [fault for fault in threads.map(fill, range(len(reads))) if fault]
+    names_beyond = [named(row) for row in np.flatnonzero(beyond).tolist()]
+    names_faded = [named(row) for row in np.flatnonzero(faded).tolist()]
+    return EncodedInputs(out, readable, shapes, unreadable, names_beyond, names_faded)

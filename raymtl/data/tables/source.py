@@ -153,7 +153,7 @@ class Files(FilesConfig):
         return ()
 
     def load(self) -> dict[str, np.ndarray]:
-        from raymtl.data.tables.encode import load
+        from raymtl.data.tables.load import load
 
         return load(self)
 

@@ -17,8 +17,10 @@ import numpy as np
 
 from raymtl.data.base import Arrays
 from raymtl.data.tables.dataset import TableDataset
-from raymtl.data.tables.encode import assign_splits, encode, unreadable_notes
+from raymtl.data.tables.encode import encode
+from raymtl.data.tables.load_notes import unreadable_notes
 from raymtl.data.tables.settings import FilesConfig
+from raymtl.data.tables.split_rows import assign_splits
 from raymtl.types import UserError
 
 AHEAD = 2
