@@ -1,6 +1,7 @@
 """What many tests need: small problems in float64, and the digits."""
 
 import functools
+import gc
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
@@ -38,6 +39,12 @@ LONGEST = ("test_tune.py", "test_trainer.py", "test_ray_dashboard.py", "test_che
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no process is left with one of them at the end."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_collection_finish() -> None:
+    """Takes all that was imported out of the garbage collector's sight, which else walks it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

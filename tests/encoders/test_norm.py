@@ -189,9 +189,13 @@ def test_a_transductive_prediction_moves_with_the_other_queries(learner: str, ar
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
-    ("norm", "own_inputs"), [("batch", False), ("batch", True), ("per_step", True)]
+    ("sharing", "norm", "own_inputs"),
+    [
+        *((sharing, "batch", own_inputs) for sharing in SHARING for own_inputs in (False, True)),
+        # Which set of a step is in use is decided inside the norm.
+        *((sharing, "per_step", True) for sharing in ("hard", "cross_stitch")),
+    ],
 )
-@pytest.mark.parametrize("sharing", SHARING)
 def test_a_prediction_does_not_move_with_the_other_queries_in_any_architecture(
     sharing, norm, own_inputs, arrays
 ) -> None:
