@@ -28,9 +28,7 @@ class Flat(nn.Module):
 
 
 @pytest.mark.parametrize("learn_inner_lr", [False, True])
-def test_where_the_model_is_its_heads_it_is_maml(
-    learn_inner_lr: bool, arrays: dict[str, np.ndarray]
-) -> None:
+def test_on_heads_alone_it_is_maml(learn_inner_lr: bool, arrays: dict[str, np.ndarray]) -> None:
     chosen = experiment()
     tasks = chosen.data.make_tasks()
     found = []

@@ -14,7 +14,8 @@ from tests.learners.test_learners import DIM, Quadratic
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def test_where_heads_have_nothing_to_learn_it_is_maml_on_a_quadratic() -> None:
+def test_without_heads_it_is_maml() -> None:
+    """On a quadratic, where the heads have nothing to learn."""
     quadratic, alpha, steps = Quadratic(), 0.07, 3
     start, computed = quadratic.meta_gradient(BOIL(inner_lr=alpha, inner_steps=steps))
     contraction = torch.linalg.matrix_power(torch.eye(DIM) - alpha * quadratic.A, steps)

@@ -33,7 +33,7 @@ def by_hand(params: dict[str, Tensor], context: Tensor, inputs: Tensor) -> Tenso
 
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_it_equals_a_network_that_reads_the_context_beside_its_inputs(
+def test_it_equals_a_network_reading_the_context(
     steps: int, first_order: bool, arrays: dict[str, np.ndarray]
 ) -> None:
     chosen = experiment(data__tasks=["left"], learner__name="cavia", learner__inner_steps=steps,
@@ -69,7 +69,7 @@ def test_it_equals_a_network_that_reads_the_context_beside_its_inputs(
 @pytest.mark.parametrize(
     "encoder", [{"encoder__name": "mlp"}, {"encoder__name": "conv", "encoder__channels": [4, 8]}]
 )
-def test_a_task_moves_parameters_of_one_dimension_along_their_maps(
+def test_vectors_move_along_their_maps(
     encoder: dict[str, Any], arrays: dict[str, np.ndarray]
 ) -> None:
     """What they moved by is V c for one c that all of them share; nothing else moves."""
@@ -88,7 +88,7 @@ def test_a_task_moves_parameters_of_one_dimension_along_their_maps(
     torch.testing.assert_close(maps @ context, shift[:, None], rtol=1e-9, atol=1e-12)
 
 
-def test_the_first_step_lowers_the_loss_as_mamls_on_the_biases_does_on_average(
+def test_the_expected_first_step_is_mamls(
     arrays: dict[str, np.ndarray],
 ) -> None:
     """To first order by alpha |grad|^2: the maps have E[V V^T] = I."""

@@ -26,9 +26,7 @@ def two_layers(params: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
-def test_it_decodes_the_query_beside_the_means_of_what_it_read(
-    sharing: str, arrays: dict[str, np.ndarray]
-) -> None:
+def test_it_decodes_queries_beside_means(sharing: str, arrays: dict[str, np.ndarray]) -> None:
     """All of them for a regression; for a classification those of each class, of which the fourth is hidden."""
     chosen = experiment(
         sharing__name=sharing, data__tasks=["left", "sum"], learner__name="cnp", data__shots=2

@@ -36,9 +36,8 @@ def losses(quadratic: Quadratic, rate: float, steps: int) -> list[float]:
 
 @pytest.mark.parametrize("kind", [MAML, Reptile])
 @pytest.mark.parametrize("rate", [1.5, 4.0, 1e30])
-def test_it_finds_the_step_and_the_largest_half_that_lowers_the_loss(
-    kind: type[MetaLearner], rate: float
-) -> None:
+def test_the_largest_stable_half_step_is_found(kind: type[MetaLearner], rate: float) -> None:
+    """And the step at which the loop diverges."""
     quadratic = Quadratic()
     found = on_a_quadratic(quadratic, kind(inner_lr=rate, inner_steps=40))
     way = losses(quadratic, rate, 40)
@@ -57,14 +56,14 @@ def test_it_finds_the_step_and_the_largest_half_that_lowers_the_loss(
     assert found.rate is None or f"to {found.rate:.2g}" in str(found)
 
 
-def test_a_loop_that_does_not_diverge_is_left_alone() -> None:
+def test_stable_loops_are_left_alone() -> None:
     quadratic = Quadratic()
     assert on_a_quadratic(quadratic, MAML(inner_lr=0.1, inner_steps=40)) is None
     assert on_a_quadratic(quadratic, MAML(inner_lr=4.0, inner_steps=0)) is None
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_every_learner_that_takes_steps_says_where_they_lead(
+def test_every_stepping_learner_says_where_it_goes(
     learner: str, arrays: dict[str, np.ndarray]
 ) -> None:
     assert possible("hard", "static", learner)

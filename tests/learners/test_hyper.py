@@ -19,9 +19,7 @@ from tests.learners.laws import (
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("sharing", SHARING)
-def test_it_starts_as_protonet_for_classes_and_as_the_model_for_numbers(
-    sharing: str, arrays: dict[str, np.ndarray]
-) -> None:
+def test_it_starts_as_protonet_or_the_model(sharing: str, arrays: dict[str, np.ndarray]) -> None:
     """Up to |f|^2, which is the same for all classes, the absent ones included."""
     chosen = axes(sharing, "static", "protonet").override({"learner.name": "hyper"})
     episode = first(with_missing_labels(episodes_of(chosen, arrays), share=0.5))
@@ -62,9 +60,7 @@ def test_a_regression_starts_as_the_models_own(arrays: dict[str, np.ndarray]) ->
         {"encoder__name": "conv", "encoder__channels": [4, 8], "encoder__norm": "none"},
     ],
 )
-def test_it_scales_and_shifts_what_layers_and_norms_put_out(
-    encoder: dict, arrays: dict[str, np.ndarray]
-) -> None:
+def test_it_modulates_layers_and_norms(encoder: dict, arrays: dict[str, np.ndarray]) -> None:
     """By hooks on the modules of the unchanged model, whose head is the one that was emitted."""
     chosen = experiment(learner__name="hyper", data__tasks=["left", "sum"], **encoder)
     algorithm = chosen.build()

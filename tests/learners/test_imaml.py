@@ -45,7 +45,9 @@ def test_it_equals_the_closed_form_on_a_quadratic(
     )
 
 
-def test_its_error_falls_with_the_steps_and_with_those_of_conjugate_gradients() -> None:
+def test_its_error_falls_with_the_steps() -> None:
+    """Also with those of the conjugate gradients."""
+
     def error(seed: int, steps: int, cg_steps: int) -> float:
         torch.manual_seed(seed)
         quadratic = Quadratic()
@@ -61,7 +63,8 @@ def test_its_error_falls_with_the_steps_and_with_those_of_conjugate_gradients() 
         assert by_cg[0] > 2 * by_cg[1] > 1e6 * by_cg[2]
 
 
-def test_without_conjugate_gradients_the_gradient_is_that_at_the_fitted_parameters() -> None:
+def test_without_solving_the_gradient_is_first_order() -> None:
+    """Without conjugate gradients it is the gradient at the fitted parameters."""
     quadratic = Quadratic()
     start, computed = quadratic.meta_gradient(
         IMAML(inner_lr=0.1, inner_steps=400, strength=2.0, cg_steps=0)
@@ -71,7 +74,7 @@ def test_without_conjugate_gradients_the_gradient_is_that_at_the_fitted_paramete
     )
 
 
-def test_without_steps_it_is_multi_task_training_as_maml(arrays: dict[str, np.ndarray]) -> None:
+def test_without_steps_it_is_multi_task_training(arrays: dict[str, np.ndarray]) -> None:
     found = []
     for learner in ("imaml", "maml"):
         chosen = experiment(learner__name=learner, learner__inner_steps=0)
@@ -84,7 +87,7 @@ def test_without_steps_it_is_multi_task_training_as_maml(arrays: dict[str, np.nd
 
 
 @pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
-def test_the_implicit_gradient_is_that_of_what_the_steps_converge_to(
+def test_the_implicit_gradient_is_that_of_convergence(
     sharing: str, arrays: dict[str, np.ndarray]
 ) -> None:
     """Of a task's query loss, for the model and for the weighting, whose weights are those of the inner loss."""
@@ -121,7 +124,7 @@ def test_the_implicit_gradient_is_that_of_what_the_steps_converge_to(
         torch.testing.assert_close(computed, numeric, rtol=1e-5, atol=1e-9)
 
 
-def test_conjugate_gradients_solve_what_a_factorisation_solves_each_episode_on_its_own() -> None:
+def test_conjugate_gradients_equal_a_factorisation() -> None:
     """Batched by vmap, one of them already solved: b is an eigenvector of 1."""
     roots = torch.randn(4, DIM, DIM)
     matrices = torch.eye(DIM) + roots @ roots.mT
@@ -133,7 +136,7 @@ def test_conjugate_gradients_solve_what_a_factorisation_solves_each_episode_on_i
     assert torch.equal(found[3], b[3])
 
 
-def test_conjugate_gradients_stay_where_the_curvature_is_not_positive() -> None:
+def test_conjugate_gradients_stop_at_negative_curvature() -> None:
     b = torch.randn(DIM)
     assert torch.equal(conjugate_gradients(lambda x: -2 * x, b, 5), b)
     assert torch.equal(conjugate_gradients(lambda x: 3 * x, b, 0), b)
@@ -160,7 +163,7 @@ def test_the_graph_does_not_grow_with_the_steps(arrays: dict[str, np.ndarray]) -
     assert nodes("imaml", 5) == nodes("imaml", 50) < nodes("maml", 5) / 10
 
 
-def test_the_rows_of_several_tasks_add_up_to_the_gradient_of_their_sum(
+def test_task_rows_add_up_to_the_sum(
     arrays: dict[str, np.ndarray],
 ) -> None:
     """Each row is a linear system of its own, solved with the same matrix; solved to the end the map is linear."""

@@ -50,7 +50,7 @@ def test_its_optimisers_go_where_those_of_torch_go(
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
-def test_the_gradient_through_every_optimiser_is_that_of_finite_differences(
+def test_gradients_through_optimisers_equal_finite_differences(
     optimizer: InnerOptimizer,
 ) -> None:
     def after(a: Tensor, b: Tensor) -> Tensor:
@@ -73,9 +73,11 @@ def test_the_gradient_through_every_optimiser_is_that_of_finite_differences(
         ),
     ],
 )
-def test_every_place_on_the_path_and_its_gradient_are_those_of_torchopt(
+def test_the_path_is_torchopts(
     ours: InnerOptimizer, theirs: Callable[[nn.Module], torchopt.MetaOptimizer]
 ) -> None:
+    """And so is the gradient at every place of it."""
+
     class Bumpy(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -101,7 +103,8 @@ def test_every_place_on_the_path_and_its_gradient_are_those_of_torchopt(
         optimizer.step(net())
 
 
-def test_the_path_begins_at_the_start_and_takes_the_rates_of_each_step() -> None:
+def test_the_path_takes_each_steps_rates() -> None:
+    """It begins at the start."""
     path = inner_path(lambda p: p["a"].sum(), {"a": torch.zeros(2)}, lambda step: {"a": 10.0**step})
     found = [float(next(path)["a"][0]) for _ in range(4)]
     assert found == [0.0, -1.0, -11.0, -111.0]
@@ -124,13 +127,14 @@ def test_the_last_pattern_that_a_name_matches_decides() -> None:
 @pytest.mark.parametrize(
     "values", [{}, {"learner.learn_inner_lr": True}, {"learner.gradient": "checkpointed"}]
 )
-def test_maml_on_the_heads_is_anil_and_on_the_body_boil(
+def test_patterns_make_maml_anil_or_boil(
     sharing: str,
     learner: str,
     adapts: list[str],
     values: dict[str, Any],
     arrays: dict[str, np.ndarray],
 ) -> None:
+    """On the heads it is ANIL, on the body BOIL."""
     found = []
     for own in ({"learner.name": learner}, {"learner.adapts": adapts}):
         made = axes(sharing, "uncertainty", "maml").override({**own, **values})
@@ -167,7 +171,8 @@ def test_what_is_not_adapted_stays_where_it_is(learner: str, arrays: dict[str, n
 
 
 @pytest.mark.parametrize("sharing", SHARING)
-def test_a_pattern_that_matches_no_parameter_is_refused_in_every_architecture(sharing: str) -> None:
+def test_patterns_without_a_match_are_refused(sharing: str) -> None:
+    """In every architecture."""
     made = axes(sharing, "static", "maml")
     made.override({"learner.adapts": ["heads.*"]})
     with pytest.raises(
@@ -178,7 +183,7 @@ def test_a_pattern_that_matches_no_parameter_is_refused_in_every_architecture(sh
         made.override({"learner.adapts": ["heads.*", "-*"]})
 
 
-def test_anil_and_boil_are_named_by_what_they_adapt() -> None:
+def test_anil_and_boil_adapt_what_they_say() -> None:
     for learner in ("anil", "boil"):
         with pytest.raises(UserError, match=r"learner\.adapts"):
             experiment(learner__name=learner).override(

@@ -111,7 +111,8 @@ def test_fomaml_leaves_the_jacobian_out() -> None:
 
 
 @pytest.mark.usefixtures("float64")
-def test_reptile_with_one_step_is_inner_lr_times_the_support_gradient() -> None:
+def test_one_step_reptile_follows_the_support_gradient() -> None:
+    """Times `inner_lr`."""
     quadratic = Quadratic()
     start, computed = quadratic.meta_gradient(Reptile(inner_lr=0.03, inner_steps=1))
     torch.testing.assert_close(
@@ -120,7 +121,8 @@ def test_reptile_with_one_step_is_inner_lr_times_the_support_gradient() -> None:
 
 
 @pytest.mark.usefixtures("float64")
-def test_reptile_with_adam_first_moves_by_inner_lr_in_every_coordinate() -> None:
+def test_reptiles_first_adam_step_is_inner_lr() -> None:
+    """In every coordinate."""
     quadratic = Quadratic()
     start, computed = quadratic.meta_gradient(
         Reptile(inner_lr=0.03, inner_steps=1, inner_optimizer="adam")
@@ -140,7 +142,7 @@ def test_reptile_with_adam_first_moves_by_inner_lr_in_every_coordinate() -> None
     ],
 )
 @pytest.mark.parametrize("axis", ["vmap", "loop"])
-def test_maml_equals_higher_through_every_layer_of_the_encoders(encoder, axis, arrays) -> None:
+def test_maml_equals_higher_on_every_encoder(encoder, axis, arrays) -> None:
     chosen = experiment(
         learner__inner_steps=3, learner__inner_lr=0.02, data__tasks=["left", "sum"], **encoder
     )
@@ -202,9 +204,8 @@ def test_the_meta_gradient_equals_finite_differences(
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("sharing", SHARING)
-def test_prototypes_are_class_means_and_absent_classes_the_least_likely(
-    sharing: str, arrays
-) -> None:
+def test_prototypes_are_class_means(sharing: str, arrays) -> None:
+    """Absent classes are the least likely."""
     chosen = axes(sharing, "static", "protonet")
     algorithm = chosen.build()
     params = algorithm.init_params()

@@ -85,7 +85,7 @@ def test_whatever_the_number_of_steps(steps: int, arrays: dict[str, np.ndarray])
 @float64
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("weighting", ["random", "graddrop", "gls", "stch"])
-def test_recomputed_steps_weigh_by_the_same_state_and_serve_every_row(
+def test_recomputed_steps_see_the_same_weights(
     weighting: str, micro_batches: int, arrays: dict[str, np.ndarray]
 ) -> None:
     """Though the outer step has moved it, whole numbers included, when they are recomputed."""
@@ -101,7 +101,7 @@ def test_recomputed_steps_weigh_by_the_same_state_and_serve_every_row(
         torch.testing.assert_close(computed[name], gradient, rtol=1e-10, atol=1e-12)
 
 
-def test_recomputed_steps_run_in_the_precision_that_they_ran_in(
+def test_recomputed_steps_keep_their_precision(
     arrays: dict[str, np.ndarray],
 ) -> None:
     """In bfloat16 a step that came back in float32 would be off in the second digit."""
@@ -158,7 +158,8 @@ def test_on_a_quadratic_both_equal_the_closed_form(
 
 
 @float64
-def test_on_a_quadratic_the_error_falls_with_the_products() -> None:
+def test_the_error_falls_with_the_products() -> None:
+    """On a quadratic."""
     quadratic = Quadratic()
     exact = quadratic.meta_gradient(MAML(inner_lr=0.1, inner_steps=20))[1]
     errors = []
@@ -192,7 +193,7 @@ def implicit_error(chosen, arrays, prefix: str, values: dict | None = None) -> f
 
 @float64
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_where_the_loop_arrives_the_implicit_gradient_becomes_exact(momentum: float) -> None:
+def test_the_implicit_gradient_is_exact_at_convergence(momentum: float) -> None:
     """Of a convex loss whose curvature changes on the way: sum cosh(C phi - w) + |phi|^2 / 2."""
     mix, outer = torch.randn(4, 3), torch.randn(3)
 
@@ -222,7 +223,7 @@ def test_where_the_loop_arrives_the_implicit_gradient_becomes_exact(momentum: fl
 
 @float64
 @pytest.mark.parametrize(("learner", "bound"), [("anil", 0.03), ("maml", 0.08)])
-def test_on_the_way_the_implicit_gradient_is_nearer_than_that_of_first_order(
+def test_the_implicit_gradient_beats_first_order(
     learner: str, bound: float, arrays: dict[str, np.ndarray]
 ) -> None:
     """Ten steps of 0.05: a quarter of the error, which is stated so that it cannot grow unseen."""
@@ -249,7 +250,7 @@ def test_what_it_cannot_be_combined_with_is_refused(values: dict, sentence: str)
 
 
 @float64
-def test_the_krylov_basis_is_orthonormal_and_ends_where_nothing_is_new() -> None:
+def test_the_krylov_basis_is_orthonormal() -> None:
     """Each episode on its own: the first starts from a sum of two eigenvectors, the last from nothing."""
     values = torch.arange(1.0, 7.0)
     rotation = torch.linalg.qr(torch.randn(6, 6))[0]
@@ -271,9 +272,8 @@ def test_the_krylov_basis_is_orthonormal_and_ends_where_nothing_is_new() -> None
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 @pytest.mark.parametrize("gradient", ["checkpointed", "implicit"])
 @pytest.mark.parametrize("axis", ["vmap", "loop"])
-def test_two_hundred_steps_of_a_conv_net_fit_in_the_memory_of_five(
-    axis: str, gradient: str
-) -> None:
+def test_many_recomputed_steps_need_little_memory(axis: str, gradient: str) -> None:
+    """Two hundred steps of a convolutional network fit in the memory of five."""
     five, ten = (peak("unrolled", steps, axis) for steps in (5, 10))
     assert 5 < peak(gradient, 200, axis) < five < ten / 1.5
 

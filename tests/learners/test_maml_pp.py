@@ -56,9 +56,8 @@ def test_once_annealed_it_is_fomaml_and_then_maml(
 
 
 @pytest.mark.parametrize("first_order", [False, True])
-def test_at_first_it_is_the_mean_of_maml_with_one_two_and_three_steps(
-    first_order: bool, arrays: dict[str, np.ndarray]
-) -> None:
+def test_at_first_it_averages_mamls(first_order: bool, arrays: dict[str, np.ndarray]) -> None:
+    """With one, two and three steps."""
     ours = grads_of(
         plus_plus(multi_step_until=8, first_order_until=8 if first_order else 0), arrays, step=0
     )
@@ -71,7 +70,8 @@ def test_at_first_it_is_the_mean_of_maml_with_one_two_and_three_steps(
     )
 
 
-def test_the_weights_of_the_steps_sum_to_one_and_pass_to_the_last() -> None:
+def test_step_weights_sum_to_one() -> None:
+    """In the end the last step has all of it."""
     learner = MAMLPlusPlus(inner_steps=4, multi_step_until=100)
     found = torch.tensor([learner.step_weights(step) for step in (0, 50, 75, 99, 100, 10**6)])
     torch.testing.assert_close(found.sum(1), torch.ones(6))
@@ -86,9 +86,10 @@ def test_the_weights_of_the_steps_sum_to_one_and_pass_to_the_last() -> None:
     assert MAMLPlusPlus(multi_step_until=0).step_weights(0) == [0, 0, 1]
 
 
-def test_each_step_has_its_rate_and_further_steps_that_of_the_last(
+def test_each_step_has_its_rate(
     arrays: dict[str, np.ndarray],
 ) -> None:
+    """Further steps have that of the last."""
     chosen = plus_plus(inner_steps=3)
     algorithm = chosen.build()
     params = perturbed(algorithm, 0.5)
@@ -108,7 +109,7 @@ def test_each_step_has_its_rate_and_further_steps_that_of_the_last(
     assert algorithm.adapt(params, support, steps=0) == params
 
 
-def test_looking_back_judges_the_same_steps_as_looking_forward(
+def test_post_step_losses_evaluate_the_same_steps(
     arrays: dict[str, np.ndarray],
 ) -> None:
     """Where nothing moved, the losses after the move are those before."""

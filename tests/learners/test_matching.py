@@ -37,7 +37,7 @@ def features(algorithm: Algorithm, params: dict[str, Tensor], inputs: Tensor, na
 
 @pytest.mark.parametrize("scale", [1.0, 10.0])
 @pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
-def test_a_probability_is_the_attention_on_the_examples_of_the_class(
+def test_probability_is_attention_on_the_class(
     sharing: str, scale: float, arrays: dict[str, np.ndarray]
 ) -> None:
     chosen = matching(sharing, scale=scale)

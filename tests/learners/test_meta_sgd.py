@@ -18,7 +18,7 @@ from tests.learners.test_learners import DIM, Quadratic, Weights
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def test_one_step_on_a_quadratic_has_the_closed_form_for_weights_and_rates() -> None:
+def test_one_quadratic_step_has_the_closed_form() -> None:
     """w_1 = w - alpha o A(w - a); the gradients are (I - A diag(alpha)) B(w_1 - b) and -A(w - a) o B(w_1 - b)."""
     quadratic = Quadratic()
     model = Weights([quadratic.task])
@@ -39,9 +39,7 @@ def test_one_step_on_a_quadratic_has_the_closed_form_for_weights_and_rates() -> 
 
 
 @pytest.mark.parametrize("first_order", [False, True])
-def test_equal_rates_are_maml_and_their_gradients_sum_to_that_of_the_one_rate(
-    first_order: bool, arrays: dict[str, np.ndarray]
-) -> None:
+def test_equal_rates_are_maml(first_order: bool, arrays: dict[str, np.ndarray]) -> None:
     """maml learns the logarithm, whose gradient is alpha times that of alpha."""
     found = []
     for values in (

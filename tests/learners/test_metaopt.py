@@ -43,7 +43,7 @@ def primal_loss(weight: Tensor, x: Tensor, y: Tensor, cost: float) -> Tensor:
 
 @pytest.mark.parametrize("cost", [0.1, 10.0])
 @pytest.mark.parametrize("width", [3, 12])
-def test_the_svm_is_within_its_bound_of_the_one_that_cvxpy_finds(width: int, cost: float) -> None:
+def test_the_svm_is_within_bounds_of_cvxpys(width: int, cost: float) -> None:
     x, y = examples(9, 3, width)
     weight = cost * x.T @ (y - dual(x @ x.T, y, cost, 20))
     free = cvxpy.Variable((width, 3))
@@ -63,7 +63,7 @@ def test_the_svm_is_within_its_bound_of_the_one_that_cvxpy_finds(width: int, cos
 
 @pytest.mark.parametrize("cost", [0.01, 0.1, 1.0, 100.0])
 @pytest.mark.parametrize(("num", "classes", "width"), [(10, 10, 8), (20, 5, 64), (50, 10, 16)])
-def test_the_solution_keeps_the_conditions_of_the_central_path(
+def test_the_solution_lies_on_the_central_path(
     num: int, classes: int, width: int, cost: float
 ) -> None:
     """P > 0 with rows of sum 1, Z = CENTRAL / P, and the gradient less Z the same for all classes of an example."""
@@ -87,7 +87,7 @@ def test_classes_that_are_not_shown_take_no_part() -> None:
     assert not p[:, 2:5].any()
 
 
-def test_one_class_alone_or_none_gives_the_head_0() -> None:
+def test_fewer_than_two_classes_give_zero() -> None:
     x, _ = examples(4, 2, 3)
     for y in (torch.tensor([[0.0, 1.0]]).expand(4, 2), torch.zeros(4, 2)):
         p = dual(torch.where(y.any(1)[:, None], x @ x.T, 0.0), y, 0.1, 20)
@@ -104,7 +104,7 @@ def test_the_gradient_of_the_dual_equals_finite_differences() -> None:
     )
 
 
-def test_the_gradient_does_not_depend_on_how_many_steps_led_there() -> None:
+def test_the_gradient_ignores_the_number_of_steps() -> None:
     x, y = examples(8, 4, 6)
     direction = torch.randn(8, 4)
     found = []
@@ -118,7 +118,7 @@ def test_the_gradient_does_not_depend_on_how_many_steps_led_there() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)
 
 
-def test_in_float32_it_is_what_it_is_in_float64() -> None:
+def test_float32_agrees_with_float64() -> None:
     x, y = examples(50, 10, 64)
     exact = dual(x @ x.T, y, 0.1, 20)
     torch.testing.assert_close(
@@ -158,9 +158,8 @@ def test_the_support_order_does_not_matter(head: str, arrays: dict[str, np.ndarr
 
 
 @HEADS
-def test_absent_classes_are_the_least_likely_and_no_label_says_nothing(
-    head: str, arrays: dict[str, np.ndarray]
-) -> None:
+def test_absent_classes_are_the_least_likely(head: str, arrays: dict[str, np.ndarray]) -> None:
+    """Without any label all classes are alike."""
     chosen = metaopt(head=head)
     algorithm = chosen.build()
     support, query = first(episodes_of(chosen, arrays))

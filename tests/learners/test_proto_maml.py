@@ -36,7 +36,7 @@ def test_without_steps_it_is_protonet(sharing: str, arrays: dict[str, np.ndarray
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-12, atol=1e-12)
 
 
-def test_without_steps_its_meta_gradient_is_that_of_protonet(arrays: dict[str, np.ndarray]) -> None:
+def test_without_steps_its_gradient_is_protonets(arrays: dict[str, np.ndarray]) -> None:
     found = []
     for values in (
         {"learner__name": "proto_maml", "learner__inner_steps": 0},
@@ -97,9 +97,10 @@ def test_it_equals_a_loop_written_by_hand(first_order: bool, arrays: dict[str, n
         )
 
 
-def test_a_class_that_is_not_shown_stays_the_least_likely_through_the_steps(
+def test_absent_classes_stay_the_least_likely(
     arrays: dict[str, np.ndarray],
 ) -> None:
+    """Through all of the steps."""
     chosen = axes("hard", "static", "proto_maml").override({"learner.inner_steps": 3})
     algorithm = chosen.build()
     support, query = first(episodes_of(chosen, arrays))
@@ -111,7 +112,7 @@ def test_a_class_that_is_not_shown_stays_the_least_likely_through_the_steps(
     assert not adapted["model.heads.left.weight"][3].any()
 
 
-def test_a_task_without_any_label_scores_all_classes_alike(arrays: dict[str, np.ndarray]) -> None:
+def test_unlabelled_tasks_score_classes_alike(arrays: dict[str, np.ndarray]) -> None:
     chosen = axes("hard", "static", "proto_maml")
     algorithm = chosen.build()
     support, query = first(episodes_of(chosen, arrays))

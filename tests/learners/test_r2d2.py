@@ -148,7 +148,7 @@ def test_the_support_order_does_not_matter(arrays: dict[str, np.ndarray]) -> Non
     assert_the_order_of_the_support_set_has_no_say(axes("cross_stitch", "static", "r2d2"), arrays)
 
 
-def test_a_class_that_is_not_shown_is_the_least_likely(arrays: dict[str, np.ndarray]) -> None:
+def test_absent_classes_are_the_least_likely(arrays: dict[str, np.ndarray]) -> None:
     chosen = axes("hard", "static", "r2d2")
     algorithm = chosen.build()
     support, query = first(episodes_of(chosen, arrays))

@@ -37,7 +37,7 @@ def test_with_the_identity_it_adapts_as_maml(
 @pytest.mark.parametrize(
     "values", [{}, {"learner.inner_optimizer": "adam"}, {"learner.first_order": True}]
 )
-def test_with_the_identity_its_meta_gradient_is_that_of_maml(
+def test_with_the_identity_it_is_maml(
     sharing: str, values: dict, arrays: dict[str, np.ndarray]
 ) -> None:
     found = []
@@ -54,7 +54,7 @@ def test_with_the_identity_its_meta_gradient_is_that_of_maml(
 
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_it_equals_a_network_that_applies_t_after_w(
+def test_it_equals_applying_t_after_w(
     steps: int, first_order: bool, arrays: dict[str, np.ndarray]
 ) -> None:
     chosen = experiment(data__tasks=["left"], learner__name="t_net", learner__inner_steps=steps,
@@ -91,7 +91,7 @@ def test_it_equals_a_network_that_applies_t_after_w(
         torch.testing.assert_close(computed.grads[name], expected, rtol=1e-9, atol=1e-12)
 
 
-def test_a_step_moves_the_effective_weights_along_t_t_transposed_times_their_gradient(
+def test_a_step_moves_weights_along_the_metric(
     arrays: dict[str, np.ndarray],
 ) -> None:
     """Of a convolution: T mixes the channels that come out."""

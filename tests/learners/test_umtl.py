@@ -59,9 +59,7 @@ def assert_alike(
 
 @pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
 @pytest.mark.parametrize("initial", ["gate", "low_rank", "theta"])
-def test_without_emission_it_is_maml_whatever_the_encoder_is(
-    initial: str, sharing: str, arrays
-) -> None:
+def test_without_emission_it_is_maml(initial: str, sharing: str, arrays) -> None:
     """Adapted weights, and the meta-gradients of theta and of the learned rates, which maml has one of for all steps."""
     chosen = umtl(sharing, initial=initial)
     algorithm = chosen.build()
@@ -140,7 +138,8 @@ def test_tasks_in_another_order_end_the_same(arrays) -> None:
     torch.testing.assert_close(two.learner.relations(params, z.flip(0)), relations.flip(0, 1))
 
 
-def test_the_embedding_is_what_a_loop_over_the_labelled_examples_computes(arrays) -> None:
+def test_the_embedding_equals_a_loop(arrays) -> None:
+    """Over the labelled examples."""
     chosen = umtl()
     algorithm = chosen.build()
     params = perturbed(algorithm, 0.3)
@@ -223,7 +222,8 @@ def test_it_attends_as_torchs_own_attention_does() -> None:
 
 
 @pytest.mark.parametrize("emit", [True, False])
-def test_equal_logits_are_equal_weights_and_others_are_those_of_static(emit: bool, arrays) -> None:
+def test_logits_scale_the_static_weights(emit: bool, arrays) -> None:
+    """Equal logits are equal weights."""
     chosen = umtl(emit_loss_weights=emit)
     algorithm = chosen.build()
     params = without_emission(perturbed(algorithm))
@@ -278,7 +278,8 @@ def test_rates_are_positive_and_bounded_whatever_is_emitted(arrays) -> None:
             assert 0.99 * torch.e**-2 <= rate / learned <= 1.01 * torch.e**2
 
 
-def test_a_low_rank_delta_has_that_rank_and_a_gate_scales_units(arrays) -> None:
+def test_emitted_deltas_have_their_form(arrays) -> None:
+    """A low-rank delta has that rank, a gate scales units."""
     support = first(episodes_of(umtl(), arrays)).support
     for initial in ("low_rank", "gate"):
         algorithm = umtl(initial=initial, rank=2).build()
@@ -322,7 +323,7 @@ def test_a_task_without_any_label_has_no_say(arrays) -> None:
     assert_alike(found, expected)
 
 
-def test_a_task_that_an_episode_lacks_is_as_one_without_labels(arrays) -> None:
+def test_absent_and_unlabelled_tasks_are_alike(arrays) -> None:
     algorithm = umtl().build()
     params = perturbed(algorithm)
     support = first(episodes_of(umtl(), arrays)).support
@@ -344,9 +345,10 @@ def test_the_meta_gradient_equals_finite_differences(values, arrays) -> None:
     assert_gradient_of_finite_differences(umtl(reconstruction=0, **values), arrays)
 
 
-def test_the_reconstruction_has_the_gradient_of_finite_differences_and_leaves_the_model_alone(
+def test_the_reconstruction_leaves_the_model_alone(
     arrays,
 ) -> None:
+    """Its gradient is that of finite differences."""
     chosen = umtl(reconstruction=0.5)
     algorithm = chosen.build()
     params = perturbed(algorithm)
@@ -382,7 +384,7 @@ def test_the_reconstruction_has_the_gradient_of_finite_differences_and_leaves_th
         ), name
 
 
-def test_in_training_it_attends_to_the_whole_batch_as_to_constants(arrays) -> None:
+def test_training_attends_to_constant_batch_embeddings(arrays) -> None:
     """The meta-gradient is that of a plain loop in which the embeddings of all episodes are numbers."""
     chosen = umtl(attends="batch", reconstruction=0)
     algorithm = chosen.build()
@@ -424,7 +426,7 @@ def test_with_memory_alone_the_batch_is_not_read(arrays) -> None:
     assert_alike(algorithm.adapt(given, support), algorithm.adapt(params, support))
 
 
-def test_relations_are_cosines_of_tasks_that_each_stand_alone(arrays) -> None:
+def test_relations_are_cosines_of_lone_tasks(arrays) -> None:
     algorithm = umtl().build()
     params = perturbed(algorithm, 0.3)
     z = torch.randn(5, 6).tanh()

@@ -16,9 +16,8 @@ LAYERS = ("encoders.0.stages.0.1", "encoders.0.stages.1.1", "heads.left")
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
-def test_it_adapts_as_t_net_and_judges_what_it_adapts_to(
-    optimizer: str, arrays: dict[str, np.ndarray]
-) -> None:
+def test_it_adapts_as_t_net(optimizer: str, arrays: dict[str, np.ndarray]) -> None:
+    """It also evaluates what it adapts to."""
     adapted, judged = {}, []
     for name in ("t_net", "warp_grad"):
         chosen = axes("cross_stitch", "uncertainty", name).override(
@@ -35,7 +34,8 @@ def test_it_adapts_as_t_net_and_judges_what_it_adapts_to(
         torch.testing.assert_close(judged[-1][1][name], value, rtol=1e-12, atol=1e-13)
 
 
-def test_with_one_step_its_meta_gradient_is_that_of_t_net(arrays: dict[str, np.ndarray]) -> None:
+def test_with_one_step_it_is_t_net(arrays: dict[str, np.ndarray]) -> None:
+    """Its meta-gradient is the same."""
     found = []
     for name in ("warp_grad", "t_net"):
         chosen = axes("cross_stitch", "uncertainty", name).override({"learner.inner_steps": 1})
@@ -47,9 +47,10 @@ def test_with_one_step_its_meta_gradient_is_that_of_t_net(arrays: dict[str, np.n
         torch.testing.assert_close(gradient, found[1][name], rtol=1e-11, atol=1e-13)
 
 
-def test_its_meta_gradient_is_the_mean_of_those_of_single_steps_from_given_points(
+def test_its_meta_gradient_averages_single_steps(
     arrays: dict[str, np.ndarray],
 ) -> None:
+    """From the points of the path, which are held fixed."""
     chosen = experiment(
         data__tasks=["left"],
         learner__name="warp_grad",
