@@ -62,7 +62,8 @@ def query_gradient(encoder, params, support, query):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", NORMED)
-def test_the_shapes_are_those_of_the_stages_and_the_output_is_flat(name: str) -> None:
+def test_shapes_are_those_of_the_stages(name: str) -> None:
+    """The output is flat."""
     encoder, _, shape = made(name)
     x = torch.randn(3, *shape)
     walked, seen = x, [tuple(x.shape[1:])]
@@ -76,7 +77,7 @@ def test_the_shapes_are_those_of_the_stages_and_the_output_is_flat(name: str) ->
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", ALONE)
-def test_an_example_does_not_see_the_others_of_its_batch(name: str) -> None:
+def test_examples_do_not_see_their_batch(name: str) -> None:
     encoder, _, shape = made(name)
     x = torch.randn(3, *shape)
     torch.testing.assert_close(encoder(x)[:1], encoder(x[:1]))
@@ -84,7 +85,7 @@ def test_an_example_does_not_see_the_others_of_its_batch(name: str) -> None:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", NORMED)
-def test_second_order_gradients_under_vmap_are_those_of_a_loop(name: str) -> None:
+def test_vmap_equals_a_loop_in_second_order(name: str) -> None:
     encoder, params, shape = made(name)
     support, query = torch.randn(2, 2, 2, *shape).unbind()
     together = vmap(lambda s, q: query_gradient(encoder, params, s, q))(support, query)
@@ -126,7 +127,8 @@ def test_the_second_order_gradient_agrees_with_finite_differences(name: str) -> 
 
 
 @pytest.mark.parametrize("name", NORMED)
-def test_an_encoder_has_no_running_statistics_and_overwrites_nothing(name: str) -> None:
+def test_encoders_keep_no_running_statistics(name: str) -> None:
+    """They overwrite nothing."""
     encoder = made(name)[0]
     assert not list(encoder.buffers())
     assert not any(getattr(module, "inplace", False) for module in encoder.modules())
@@ -148,9 +150,8 @@ def test_inputs_that_are_no_pictures_are_refused(name: str) -> None:
     ],
     ids=["conv4", "lenet", "resnet18-small", "resnet18-imagenet"],
 )
-def test_the_smallest_picture_leaves_one_pixel_and_a_smaller_one_is_refused(
-    spec: NormedSpec, least: int
-) -> None:
+def test_the_smallest_picture_leaves_one_pixel(spec: NormedSpec, least: int) -> None:
+    """A smaller one is refused."""
     with torch.device("meta"):
         assert spec.build((3, least, least + 3)).shapes[0] == (3, least, least + 3)
         with pytest.raises(
@@ -159,7 +160,7 @@ def test_the_smallest_picture_leaves_one_pixel_and_a_smaller_one_is_refused(
             spec.build((3, least - 1, least))
 
 
-def test_lenet_of_the_papers_picture_has_the_papers_shapes() -> None:
+def test_lenet_has_the_papers_shapes() -> None:
     assert LeNetSpec().build((1, 32, 32)).shapes == [
         (1, 32, 32),
         (6, 14, 14),
@@ -177,7 +178,8 @@ def test_conv4_of_mini_imagenet_has_1600_features() -> None:
         ]
 
 
-def test_resnet18_has_the_parameters_of_torchvisions_without_the_classifier() -> None:
+def test_resnet18_has_torchvisions_parameters() -> None:
+    """Without the classifier."""
     from torchvision.models import resnet18
 
     with torch.device("meta"):
@@ -204,9 +206,8 @@ def test_torchvision_is_not_needed_to_import_the_encoders() -> None:
 
 
 @pytest.mark.parametrize(("stem", "dilated"), [("imagenet", 1), ("imagenet", 2), ("small", 3)])
-def test_dilated_groups_make_of_every_few_pixels_what_plain_ones_make_of_all(
-    stem: str, dilated: int
-) -> None:
+def test_dilated_groups_are_plain_on_sampled_pixels(stem: str, dilated: int) -> None:
+    """They make of every few pixels what plain ones make of all."""
     shape = (3, 64, 96) if stem == "imagenet" else (3, 16, 24)
     specs = [
         ResNet18Spec(stem=stem, pooled=False, norm="none", dilated=number)

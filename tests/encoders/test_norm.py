@@ -42,7 +42,8 @@ def random_affine(*shape: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("shape", [(5, 3), (4, 3, 2, 3), (1, 3, 4, 4), (6, 3, 2)])
-def test_batch_norm_is_torchs_in_training_mode_with_its_first_and_second_derivatives(shape) -> None:
+def test_batch_norm_is_torchs_in_training(shape) -> None:
+    """So are its first and second derivatives."""
     readout = torch.randn(shape)
     leaves = (torch.randn(shape), *random_affine(3))
     torch.testing.assert_close(ours(leaves[1:], leaves[0]), torchs(leaves[1:], leaves[0]))
@@ -59,7 +60,8 @@ def test_batch_norm_is_torchs_in_training_mode_with_its_first_and_second_derivat
 
 
 @pytest.mark.usefixtures("float64")
-def test_the_derivatives_of_batch_norm_are_those_of_finite_differences_to_second_order() -> None:
+def test_batch_norms_derivatives_equal_finite_differences() -> None:
+    """To second order."""
     leaves = [leaf.requires_grad_() for leaf in (torch.randn(4, 3, 2), *random_affine(3))]
     call = lambda x, *params: ours(params, x)  # noqa: E731
     assert torch.autograd.gradcheck(call, leaves)
@@ -67,7 +69,8 @@ def test_the_derivatives_of_batch_norm_are_those_of_finite_differences_to_second
 
 
 @pytest.mark.usefixtures("float64")
-def test_the_second_derivative_of_batch_norm_under_vmap_is_that_of_a_loop() -> None:
+def test_batch_norm_vmap_equals_a_loop() -> None:
+    """In second order."""
     x, readout = torch.randn(2, 5, 4, 3, 2).unbind()
     weight, bias = random_affine(5, 3)
 
@@ -87,7 +90,7 @@ def test_the_second_derivative_of_batch_norm_under_vmap_is_that_of_a_loop() -> N
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_a_normalised_network_does_not_feel_the_scale_of_its_convolutions(norm: str) -> None:
+def test_normalised_networks_ignore_scales_of_convolutions(norm: str) -> None:
     encoder = Conv4Spec(width=4, norm=norm).build((1, 16, 16))
     x = torch.randn(3, 1, 16, 16)
     params = {name: value.detach() for name, value in encoder.named_parameters()}
@@ -164,7 +167,7 @@ def apart(
         ),
     ],
 )
-def test_a_prediction_does_not_move_with_the_other_queries(learner: str, norm: str, arrays) -> None:
+def test_predictions_ignore_the_other_queries(learner: str, norm: str, arrays) -> None:
     if norm == "per_step" and not conv(learner).learner.has_per_step_params:
         return  # refused, as below
     algorithm = conv(learner, encoder__norm=norm).build()
@@ -196,7 +199,7 @@ def test_a_transductive_prediction_moves_with_the_other_queries(learner: str, ar
         *((sharing, "per_step", True) for sharing in ("hard", "cross_stitch")),
     ],
 )
-def test_a_prediction_does_not_move_with_the_other_queries_in_any_architecture(
+def test_every_architectures_predictions_ignore_other_queries(
     sharing, norm, own_inputs, arrays
 ) -> None:
     algorithm = conv("maml", sharing, encoder__norm=norm).build()
@@ -224,9 +227,7 @@ def _with_own_inputs(batch: Batch, num_tasks: int) -> Batch:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_the_order_of_the_support_set_does_not_matter_to_its_statistics(
-    learner: str, arrays
-) -> None:
+def test_support_statistics_ignore_the_order(learner: str, arrays) -> None:
     algorithm = conv(learner).build()
     support, query = first(episodes_of(conv(learner), arrays))
     order = torch.randperm(len(support.inputs))
@@ -243,15 +244,13 @@ def test_the_order_of_the_support_set_does_not_matter_to_its_statistics(
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("transductive", [False, True])
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_batch_normalised_episodes_under_vmap_are_those_of_a_loop(
-    learner: str, transductive: bool, arrays
-) -> None:
+def test_batch_normalised_vmap_equals_a_loop(learner: str, transductive: bool, arrays) -> None:
     assert_vmap_equals_the_loop(conv(learner, encoder__transductive=transductive), arrays)
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("transductive", [False, True])
-def test_a_query_is_predicted_the_same_however_episodes_are_run(transductive: bool, arrays) -> None:
+def test_predictions_ignore_how_episodes_run(transductive: bool, arrays) -> None:
     chosen = conv("maml", encoder__transductive=transductive)
     algorithm, episodes = chosen.build(), episodes_of(chosen, arrays)
     params = perturbed(algorithm)
@@ -273,7 +272,7 @@ def test_a_batch_normalised_model_survives_saving(learner: str, arrays, tmp_path
 
 
 @pytest.mark.usefixtures("float64")
-def test_the_support_set_is_a_query_like_any_other(arrays) -> None:
+def test_the_support_set_may_be_queried(arrays) -> None:
     """Queried beside its statistics it gives what it gave where these were recorded."""
     algorithm = conv("maml", learner__inner_steps=0).build()
     params = perturbed(algorithm)
@@ -308,9 +307,7 @@ def alike(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("transductive", [False, True])
-def test_equal_sets_for_every_step_are_batch_norm_whose_scales_rest(
-    transductive: bool, arrays
-) -> None:
+def test_equal_per_step_sets_are_batch_norm(transductive: bool, arrays) -> None:
     """The inner step moves a set that the next step does not use, so scales rest where all sets start alike."""
     values = {"learner__inner_steps": 2, "encoder__transductive": transductive}
     at_rest = conv("maml", learner__adapts=["*", "-*.1.weight", "-*.1.bias"], **values).build()
@@ -326,7 +323,8 @@ def test_equal_sets_for_every_step_are_batch_norm_whose_scales_rest(
 
 
 @pytest.mark.usefixtures("float64")
-def test_the_set_in_use_is_that_of_the_step_and_the_last_beyond(arrays) -> None:
+def test_each_step_uses_its_own_set(arrays) -> None:
+    """Steps beyond the last use the last one's."""
     algorithm = conv("maml", encoder__norm="per_step", learner__inner_steps=2).build()
     params = perturbed(algorithm)
     support, query = first(episodes_of(conv("maml"), arrays))
@@ -343,15 +341,13 @@ def test_the_set_in_use_is_that_of_the_step_and_the_last_beyond(arrays) -> None:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("transductive", [False, True])
 @pytest.mark.parametrize("learner", STEPPING)
-def test_per_step_episodes_under_vmap_are_those_of_a_loop(
-    learner: str, transductive: bool, arrays
-) -> None:
+def test_per_step_vmap_equals_a_loop(learner: str, transductive: bool, arrays) -> None:
     chosen = conv(learner, encoder__norm="per_step", encoder__transductive=transductive)
     assert_vmap_equals_the_loop(chosen, arrays)
 
 
 @pytest.mark.usefixtures("float64")
-def test_steps_that_are_computed_again_use_the_sets_of_their_step(arrays) -> None:
+def test_recomputed_steps_use_their_own_sets(arrays) -> None:
     grads = []
     for gradient in ("unrolled", "checkpointed"):
         chosen = conv(
@@ -395,7 +391,8 @@ def test_a_per_step_model_survives_saving(transductive: bool, arrays, tmp_path) 
 
 
 @pytest.mark.usefixtures("float64")
-def test_adapted_models_of_several_numbers_of_steps_predict_under_one_vmap(arrays) -> None:
+def test_one_vmap_predicts_after_different_steps(arrays) -> None:
+    """Of models that were adapted by different numbers of steps."""
     algorithm = conv("maml", encoder__norm="per_step", encoder__transductive=True).build()
     support, query = first(episodes_of(conv("maml"), arrays))
     adapted = [algorithm.adapt(perturbed(algorithm), support, steps) for steps in (1, 3)]
@@ -406,14 +403,15 @@ def test_adapted_models_of_several_numbers_of_steps_predict_under_one_vmap(array
 
 
 @pytest.mark.parametrize("learner", [name for name in LEARNERS if name not in STEPPING])
-def test_per_step_is_refused_where_no_steps_are_told_apart(learner: str) -> None:
+def test_per_step_needs_learners_that_count_steps(learner: str) -> None:
     with pytest.raises(
         UserError, match=f"encoder.norm: per_step .* learner.name: {learner}, as it is set"
     ):
         conv(learner, encoder__norm="per_step")
 
 
-def test_per_step_is_refused_where_no_steps_are_taken_or_all_are_taken_for_alike() -> None:
+def test_per_step_needs_steps_that_differ() -> None:
+    """It is refused where no steps are taken or all are taken for alike."""
     for values in ({"learner__inner_steps": 0}, {"learner__gradient": "implicit"}):
         with pytest.raises(UserError, match="has no steps to tell apart"):
             conv("maml", encoder__norm="per_step", **values)
@@ -422,9 +420,8 @@ def test_per_step_is_refused_where_no_steps_are_taken_or_all_are_taken_for_alike
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("transductive", [False, True])
 @pytest.mark.parametrize("axis", ["vmap", "loop"])
-def test_maml_through_batch_norm_is_a_plain_loop_of_autograd_with_torchs_batch_norm(
-    axis, transductive, arrays
-) -> None:
+def test_maml_through_batch_norm_equals_plain_autograd(axis, transductive, arrays) -> None:
+    """With torch's batch norm."""
     chosen = conv(
         "maml", data__tasks=["left"], encoder__transductive=transductive, learner__inner_steps=3
     )
@@ -513,7 +510,7 @@ def test_a_models_own_running_statistics_are_refused(module: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("norm", ["group", "layer", "none"])
-def test_transductive_is_refused_where_it_would_have_no_effect(norm: str) -> None:
+def test_transductive_without_effect_is_refused(norm: str) -> None:
     with pytest.raises(
         UserError, match=f"encoder.transductive: expected encoder.norm: batch.*got {norm}"
     ):
@@ -526,7 +523,8 @@ def test_one_value_of_a_channel_has_no_statistics() -> None:
         encoder(torch.randn(1, 3))
 
 
-def test_widths_that_do_not_divide_into_groups_are_refused() -> None:
+def test_indivisible_widths_are_refused() -> None:
+    """Those that do not divide into groups."""
     with pytest.raises(UserError, match="multiples of 4, got 6"):
         experiment(encoder__hidden=[6], encoder__norm="group")
     with pytest.raises(UserError, match="multiples of 2, got 5"):
