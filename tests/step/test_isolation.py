@@ -143,9 +143,7 @@ def test_what_was_adapted_to_before_leaves_no_trace(sharing, learner, values, ar
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("sharing", "learner", "values"), PAIRS)
-def test_an_episode_of_a_batch_adapts_as_it_does_alone_in_any_company(
-    sharing, learner, values, arrays
-) -> None:
+def test_episodes_adapt_as_they_do_alone(sharing, learner, values, arrays) -> None:
     """In one vmapped batch B's parameters and predictions are those of B alone, whoever stands beside it and where."""
     chosen = axes(sharing, "static", learner).override(values)
     a, b, c = drawn(chosen, arrays, 0, 1, 2)
@@ -171,9 +169,8 @@ def gradients(chosen: Experiment, *episodes: Episode) -> dict[str, Tensor]:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("sharing", "learner", "values"), PAIRS)
-def test_the_meta_gradient_is_the_mean_of_the_episodes_and_knows_no_order(
-    sharing, learner, values, arrays
-) -> None:
+def test_the_meta_gradient_averages_its_episodes(sharing, learner, values, arrays) -> None:
+    """In any order."""
     chosen = axes(sharing, "static", learner).override(values)
     a, b = drawn(chosen, arrays, 0, 1)
     together = gradients(chosen, a, b)
@@ -201,9 +198,7 @@ def moved_weighting(chosen: Experiment, arrays) -> tuple[Algorithm, dict[str, Te
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("weighting", WEIGHTING)
-def test_the_inner_loop_descends_the_weighted_loss_and_leaves_the_weighting_where_it_is(
-    weighting, arrays
-) -> None:
+def test_the_inner_loop_descends_the_weighted_loss(weighting, arrays) -> None:
     """One step is theta - lr sum_t w_t grad L_t, by plain autograd; methods that weigh gradients have w = 1."""
     chosen = axes("hard", weighting, "maml").override({**FAST, "learner.inner_steps": 1})
     chosen = chosen.override(
@@ -244,9 +239,7 @@ def weighted(chosen: Experiment, weights: list[float]) -> Algorithm:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("sharing", "learner", "values"), [c for c in PAIRS if c[1] in DESCENDING])
-def test_a_task_without_weight_has_no_say_in_the_inner_loop(
-    sharing, learner, values, arrays
-) -> None:
+def test_weightless_tasks_do_not_move_the_others(sharing, learner, values, arrays) -> None:
     """Its support labels may be anything: all but its own head, which some learners fit apart, ends up the same."""
     chosen = axes(sharing, "static", learner).override(values)
     *speaking, silent = chosen.data.task_names
@@ -268,7 +261,7 @@ def test_a_task_without_weight_has_no_say_in_the_inner_loop(
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("learner", ["anil", "maml", "maml_pp", "meta_sgd", "reptile"])
-def test_the_head_of_a_task_without_weight_stands_still(learner, arrays) -> None:
+def test_weightless_tasks_heads_stand_still(learner, arrays) -> None:
     chosen = axes("hard", "static", learner).override(FAST)
     algorithm = weighted(chosen, [1.0, 0.0, 0.0])
     params = perturbed(algorithm)
@@ -289,9 +282,7 @@ def test_the_head_of_a_task_without_weight_stands_still(learner, arrays) -> None
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 @pytest.mark.parametrize("learner", UNROLLED)
-def test_inner_loops_in_turns_are_the_same_as_one_after_the_other(
-    learner, optimizer, arrays
-) -> None:
+def test_interleaved_inner_loops_are_independent(learner, optimizer, arrays) -> None:
     chosen = axes("hard", "static", learner)
     algorithm = chosen.build()
     learner_spec = algorithm.learner.model_copy(update={"inner_optimizer": optimizer})
@@ -314,7 +305,7 @@ def test_inner_loops_in_turns_are_the_same_as_one_after_the_other(
 @pytest.mark.usefixtures("float64")
 # r2d2 differentiates forward, whose levels torch counts for all threads together.
 @pytest.mark.parametrize("learner", [name for name in LEARNERS if name != "r2d2"])
-def test_threads_with_a_problem_each_do_not_disturb_each_other(learner, arrays) -> None:
+def test_threads_with_own_algorithms_are_independent(learner, arrays) -> None:
     """One problem for all threads would: a functional call puts its parameters into the module for as long as it runs."""
     chosen = axes("hard", "static", learner)
     algorithm = chosen.build()

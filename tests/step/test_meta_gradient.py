@@ -39,9 +39,7 @@ SPLITS = {  # ragged on purpose
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("sharing", "weighting", "learner"), COMBINATIONS)
-def test_every_combination_takes_a_step_and_vmap_equals_the_loop(
-    sharing, weighting, learner, arrays
-) -> None:
+def test_every_combinations_vmap_equals_the_loop(sharing, weighting, learner, arrays) -> None:
     chosen = axes(sharing, weighting, learner)
     _assert_alike(
         chosen,
@@ -53,7 +51,7 @@ def test_every_combination_takes_a_step_and_vmap_equals_the_loop(
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_vmap_over_a_few_episodes_at_a_time_equals_vmap_over_all(learner, arrays) -> None:
+def test_chunked_vmap_equals_vmap_over_all(learner, arrays) -> None:
     """How many at a time is decided around the learner, which alone sees single episodes."""
     chosen = axes("hard", "pcgrad" if possible("hard", "pcgrad", learner) else "static", learner)
     _assert_alike(
@@ -232,7 +230,7 @@ def test_missing_labels_give_what_filtering_by_hand_gives(weighting: str, arrays
 
 
 @pytest.mark.usefixtures("float64")
-def test_the_whole_gradient_equals_finite_differences_of_the_weighted_loss(arrays) -> None:
+def test_the_whole_gradient_equals_finite_differences(arrays) -> None:
     """Uncertainty's own parameters, the inner loop that depends on them and the soft penalty, all in one number."""
     chosen = axes("soft", "uncertainty", "maml").override({"sharing.strength": 0.01})
     episodes = episodes_of(chosen, arrays)
@@ -259,7 +257,7 @@ def test_the_whole_gradient_equals_finite_differences_of_the_weighted_loss(array
     torch.testing.assert_close(computed, (outer(1e-6) - outer(-1e-6)) / 2e-6, rtol=1e-6, atol=1e-7)
 
 
-def test_a_loss_that_is_not_finite_names_its_task(arrays) -> None:
+def test_infinite_losses_name_their_task(arrays) -> None:
     chosen = experiment()
     algorithm = chosen.build()
     episodes = episodes_of(chosen, arrays)
@@ -308,7 +306,7 @@ def test_reptile_follows_the_auxiliary_terms_at_theta(arrays) -> None:
     torch.testing.assert_close(grads[name], expected)
 
 
-def test_a_task_that_shares_nothing_does_not_hold_the_others_still(arrays) -> None:
+def test_tasks_sharing_nothing_do_not_block_others(arrays) -> None:
     chosen = axes("branching", "mgda", "maml").override(
         {"sharing.tree.sum.follows": "left", "sharing.tree.sum.stages": 0}
     )

@@ -29,7 +29,7 @@ def gradients_of(
     return TaskGradients([compute] * parts, range(len(rows)), leaves, [private], Workers())
 
 
-def test_the_gramian_keeps_its_digits_over_millions_of_parameters_in_float32() -> None:
+def test_the_gramian_keeps_its_digits_in_float32() -> None:
     """Products that nearly cancel, as those of unrelated tasks do, next to rows with a common part."""
     rows = torch.randn(3, 3_000_000) + 0.5
     gradients = gradients_of(rows)
@@ -40,9 +40,8 @@ def test_the_gramian_keeps_its_digits_over_millions_of_parameters_in_float32() -
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("with_rest", [False, True])
-def test_combining_is_the_weighted_sum_on_what_is_shared_and_the_plain_sum_elsewhere(
-    with_rest, parts
-) -> None:
+def test_combining_weighs_the_shared_parameters_alone(with_rest, parts) -> None:
+    """Private ones have the plain sum."""
     rows, weights = torch.randn(4, 2 * BLOCK // 1000 + 7), torch.tensor([0.5, 2.0, 0.0, -1.0])
     rest = torch.randn(rows.shape[1]) if with_rest else None
     gradients = gradients_of(rows, rest, parts)
@@ -53,7 +52,7 @@ def test_combining_is_the_weighted_sum_on_what_is_shared_and_the_plain_sum_elsew
 
 
 @pytest.mark.usefixtures("float64")
-def test_changed_rows_are_those_that_count_from_then_on() -> None:
+def test_changed_rows_replace_the_others() -> None:
     rows = torch.randn(4, 100)
     gradients = gradients_of(rows)
     gradients.change(lambda whole: whole * torch.arange(1.0, 5.0)[:, None])
