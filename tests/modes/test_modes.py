@@ -43,7 +43,7 @@ def short(mode: str, steps: int = 6, **values) -> Experiment:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_interrupted_run_ends_with_the_same_weights_to_the_bit(
+def test_resumed_runs_end_bit_identical(
     mode: str, arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     own = {
@@ -98,7 +98,7 @@ def test_alternating_moves_the_heads_in_odd_steps_alone(
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-def test_a_task_is_drawn_as_often_as_its_size_to_the_power_says(power: float) -> None:
+def test_tasks_are_drawn_by_size_to_power(power: float) -> None:
     sizes = {"left": 100, "right": 400, "sum": 1600}
     mode = Alternating(by="tasks", power=power)
     drawn = [next(iter(mode.counted(step, 7, sizes))) for step in range(4000)]
@@ -108,9 +108,10 @@ def test_a_task_is_drawn_as_often_as_its_size_to_the_power_says(power: float) ->
     assert drawn[:50] != [next(iter(mode.counted(step, 8, sizes))) for step in range(50)]
 
 
-def test_one_task_a_step_moves_its_head_alone_and_records_no_loss_of_the_others(
+def test_alternating_steps_move_one_head_alone(
     arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
+    """No loss of the other tasks is recorded."""
     chosen = short("alternating", steps=1, mode__by="tasks", learner__inner_steps=0)
     start = chosen.build().init_params()
     end = trained(chosen, arrays, tmp_path / "run")
@@ -126,7 +127,8 @@ def test_one_task_a_step_moves_its_head_alone_and_records_no_loss_of_the_others(
     assert {t for t in TASKS if row[f"weight.{t}"] > 0} == {task}
 
 
-def test_hierarchical_takes_the_tasks_in_order_and_anchors_each_turn() -> None:
+def test_hierarchical_anchors_each_tasks_turn() -> None:
+    """The tasks come in order."""
     mode = Hierarchical(order=("sum", "left", "right"), period=2)
     turns = [next(iter(mode.counted(step, 0, dict.fromkeys(TASKS, 1)))) for step in range(8)]
     assert turns == ["sum", "sum", "left", "left", "right", "right", "sum", "sum"]
@@ -147,9 +149,10 @@ def test_the_anchor_holds_a_later_task_back(arrays: dict[str, np.ndarray], tmp_p
     assert moved[0] > moved[1] > 5 * moved[2]
 
 
-def test_before_it_arrives_a_task_is_neither_learned_nor_recorded(
+def test_tasks_are_unknown_before_they_arrive(
     arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
+    """Neither learned nor recorded."""
     chosen = short("online", steps=4, mode__arrivals={"sum": 3, "right": 2})
     start = chosen.build().init_params()
     trained(chosen, arrays, tmp_path / "all")
@@ -163,7 +166,7 @@ def test_before_it_arrives_a_task_is_neither_learned_nor_recorded(
     assert not torch.equal(early["model.heads.right.weight"], start["model.heads.right.weight"])
 
 
-def test_the_regret_is_the_loss_beyond_that_of_the_best_fixed_weights(
+def test_regret_is_against_the_best_fixed_weights(
     arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     def history(name: str, left: list[float], right: list[float | None]) -> Path:
@@ -235,9 +238,7 @@ def test_online_with_no_arrivals_is_the_joint_step() -> None:
     assert Online().arrived(0, TASKS) == frozenset(TASKS)
 
 
-def test_the_head_of_a_task_that_does_not_count_stands_still_over_many_steps(
-    arrays: dict[str, np.ndarray], tmp_path: Path
-) -> None:
+def test_uncounted_tasks_heads_stand_still(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     """Momentum from its last turn must not carry it on."""
     plan = {
         "learner__inner_steps": 0,
@@ -262,7 +263,7 @@ def test_a_high_power_takes_the_largest_task_alone() -> None:
     }
 
 
-def test_no_pass_sees_more_than_its_part_while_the_axis_is_timed(
+def test_timing_the_axis_respects_micro_batches(
     arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
