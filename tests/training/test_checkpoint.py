@@ -88,9 +88,8 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_gives_the_same_weights(
-    damage, arrays, tmp_path, capsys
-) -> None:
+def test_damaged_checkpoints_are_passed_over(damage, arrays, tmp_path, capsys) -> None:
+    """The one before gives the same weights."""
     chosen = short(train__checkpoint_share=0)
     run(chosen, arrays, tmp_path / "straight")
     with pytest.raises(Stopped):
@@ -108,9 +107,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_gives_the_same_w
     assert told["passed_over"][0] in capsys.readouterr().err
 
 
-def test_with_every_checkpoint_damaged_training_starts_anew_and_ends_the_same(
-    arrays, tmp_path
-) -> None:
+def test_without_a_whole_checkpoint_training_restarts(arrays, tmp_path) -> None:
+    """It ends the same."""
     chosen = short(train__checkpoint_share=0)
     run(chosen, arrays, tmp_path / "straight")
     with pytest.raises(Stopped):
@@ -121,9 +119,7 @@ def test_with_every_checkpoint_damaged_training_starts_anew_and_ends_the_same(
     assert same(tmp_path / "straight", tmp_path / "broken")
 
 
-def test_damaged_checkpoints_of_later_steps_do_not_take_the_place_of_whole_ones(
-    arrays, tmp_path
-) -> None:
+def test_later_damaged_checkpoints_replace_no_whole_ones(arrays, tmp_path) -> None:
     with pytest.raises(Stopped):
         run(short(train__checkpoint_share=0), arrays, tmp_path, die_after=5)
     for path in (tmp_path / "checkpoints").iterdir():
@@ -135,9 +131,8 @@ def test_damaged_checkpoints_of_later_steps_do_not_take_the_place_of_whole_ones(
     assert checkpoint.newest_step(tmp_path) == 1
 
 
-def test_what_is_aside_when_a_write_is_cut_off_is_no_checkpoint_and_goes_with_the_next(
-    arrays, tmp_path
-) -> None:
+def test_leftovers_of_a_write_are_no_checkpoint(arrays, tmp_path) -> None:
+    """They go with the next one."""
     chosen = short(train__checkpoint_share=0)
     with pytest.raises(Stopped):
         run(chosen, arrays, tmp_path, die_after=3)
@@ -183,9 +178,7 @@ def test_nothing_is_rescued_while_parameters_move(tmp_path) -> None:
     assert steps(tmp_path) == [2]
 
 
-def test_as_often_as_it_is_cheap_no_more_than_a_step_is_repeated(
-    arrays, tmp_path, monkeypatch
-) -> None:
+def test_cheap_checkpoints_repeat_at_most_one_step(arrays, tmp_path, monkeypatch) -> None:
     """By a clock on which a step takes as long as a checkpoint."""
     monkeypatch.setattr(
         checkpointing,
@@ -206,7 +199,7 @@ def test_as_often_as_it_is_cheap_no_more_than_a_step_is_repeated(
     assert len(steps(tmp_path / "broken")) == checkpoint.KEPT
 
 
-def test_a_machine_that_is_leaving_has_its_work_kept_at_once(arrays, tmp_path, monkeypatch) -> None:
+def test_leaving_machines_are_checkpointed_at_once(arrays, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(loop, "ASK_S", 0.0)
     chosen = short(train__eval_every=6, train__checkpoint_share=0)
     with pytest.raises(Stopped):
@@ -317,9 +310,8 @@ def test_of_a_lost_worker_one_step_is_repeated(
     assert same(tmp_path / "straight", tmp_path / "broken")
 
 
-def test_short_of_memory_half_of_the_episodes_run_at_a_time_with_the_same_numbers(
-    arrays, tmp_path, monkeypatch
-) -> None:
+def test_short_memory_halves_the_episodes(arrays, tmp_path, monkeypatch) -> None:
+    """With the same numbers."""
     chosen = short(train__checkpoint_share=0)
     straight = run(chosen, arrays, tmp_path / "straight")
     asked: list[int] = []
@@ -345,9 +337,7 @@ def test_short_of_memory_half_of_the_episodes_run_at_a_time_with_the_same_number
     assert json.loads((tmp_path / "halved" / HALVED).read_text())["step"] == 4
 
 
-def test_short_of_memory_for_a_half_too_it_says_what_to_lower(
-    arrays, tmp_path, monkeypatch
-) -> None:
+def test_too_little_memory_names_the_key(arrays, tmp_path, monkeypatch) -> None:
     def none(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -358,9 +348,7 @@ def test_short_of_memory_for_a_half_too_it_says_what_to_lower(
         run(short(), arrays, tmp_path)
 
 
-def test_memory_that_does_not_suffice_for_a_score_has_one_episode_scored_at_a_time(
-    arrays, tmp_path, monkeypatch
-) -> None:
+def test_short_memory_scores_one_episode_a_time(arrays, tmp_path, monkeypatch) -> None:
     chosen = short(train__checkpoint_share=0)
     straight = run(chosen, arrays, tmp_path / "straight")
     scores = stage.validation_scores

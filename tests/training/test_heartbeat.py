@@ -26,9 +26,10 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return at
 
 
-def test_each_worker_of_a_slow_step_tells_what_it_waits_for_and_those_that_do_not_are_counted(
+def test_slow_workers_tell_what_they_await(
     tmp_path: Path, now: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Those that do not are counted."""
     told: list[str] = []
     stall_monitor = StallMonitor(told.append)
     attempt = claim(tmp_path)
@@ -67,9 +68,8 @@ def test_each_worker_of_a_slow_step_tells_what_it_waits_for_and_those_that_do_no
     assert look() == ["best goes on."]
 
 
-def test_workers_that_do_not_answer_are_said_and_so_is_it_when_another_attempt_goes_on(
-    tmp_path: Path, now: list[float]
-) -> None:
+def test_silent_workers_are_named(tmp_path: Path, now: list[float]) -> None:
+    """And it is said when another attempt goes on."""
     told: list[str] = []
     stall_monitor = StallMonitor(told.append)
     stall_monitor.look("best", tmp_path / "not begun")
@@ -91,9 +91,7 @@ def test_workers_that_do_not_answer_are_said_and_so_is_it_when_another_attempt_g
     assert told[1:] == ["best goes on."]
 
 
-def test_storage_that_is_away_is_what_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lost_storage_is_named_as_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = Heartbeat(claim(tmp_path), Workers(), 0)
     waited: list[str] = []
 
@@ -107,7 +105,7 @@ def test_storage_that_is_away_is_what_is_waited_for(
     assert one.waits_for == heartbeat.COMPUTES
 
 
-def test_a_training_whose_episodes_do_not_come_leaves_word_of_it(
+def test_missing_episodes_are_named_as_awaited(
     arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat, "STILL_S", 0.2)

@@ -29,9 +29,7 @@ def short(
 
 
 @pytest.mark.parametrize(("weighting", "learner"), PAIRS)
-def test_an_interrupted_run_ends_with_the_same_weights_to_the_bit(
-    weighting, learner, arrays, tmp_path
-) -> None:
+def test_resumed_runs_end_bit_identical(weighting, learner, arrays, tmp_path) -> None:
     chosen = short(weighting, learner, train__steps=4)
     straight = run(chosen, arrays, tmp_path / "straight")
     with pytest.raises(Stopped):
@@ -52,7 +50,8 @@ def test_an_interrupted_run_ends_with_the_same_weights_to_the_bit(
     assert [row["loss.left"] for row in histories[0]] == [row["loss.left"] for row in histories[1]]
 
 
-def test_training_lowers_the_loss_and_the_record_is_whole(arrays, tmp_path) -> None:
+def test_training_lowers_the_loss(arrays, tmp_path) -> None:
+    """And the record is whole."""
     chosen = experiment(
         train__steps=60,
         train__eval_every=30,
@@ -80,7 +79,8 @@ def test_training_lowers_the_loss_and_the_record_is_whole(arrays, tmp_path) -> N
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 
-def test_auto_picks_a_way_keeps_it_and_leaves_the_weighting_state_alone(arrays, tmp_path) -> None:
+def test_auto_axis_leaves_the_weighting_alone(arrays, tmp_path) -> None:
+    """It picks a way and keeps it."""
     run(short("pcgrad", train__task_axis="auto", train__steps=2), arrays, tmp_path / "auto")
     state = torch.load(
         tmp_path / "auto" / "checkpoints" / "step_00000002" / "state.pt", weights_only=True
@@ -102,9 +102,8 @@ def test_a_diverging_run_names_task_and_step(arrays, tmp_path) -> None:
         run(wild, arrays, tmp_path / "run")
 
 
-def test_a_run_whose_inner_loop_diverges_names_the_inner_step_and_a_range_of_rates_that_do_not(
-    arrays, tmp_path
-) -> None:
+def test_diverging_inner_loops_name_stable_rates(arrays, tmp_path) -> None:
+    """And the inner step at which they diverge."""
     told = r"after inner step (\d) the support loss is .*learner.inner_lr from (\S+) to (\S+)\). Lower learner.inner_lr"
     with pytest.raises(DivergedError, match=told) as raised:
         run(short(learner__inner_lr=1e4, learner__inner_steps=6), arrays, tmp_path / "wild")
@@ -113,7 +112,7 @@ def test_a_run_whose_inner_loop_diverges_names_the_inner_step_and_a_range_of_rat
     run(short(learner__inner_lr=float(found[3]), learner__inner_steps=6), arrays, tmp_path / "run")
 
 
-def test_a_run_whose_outer_loop_diverges_does_not_blame_the_inner_one(arrays, tmp_path) -> None:
+def test_diverging_outer_loops_blame_no_inner_one(arrays, tmp_path) -> None:
     with pytest.raises(DivergedError, match=r"at step \d+\. Lower learner.inner_lr or train.lr"):
         run(
             short(learner__inner_steps=0, train__lr=1e30, train__optimizer="sgd"),
@@ -140,9 +139,7 @@ def test_the_stitches_learn_faster_than_the_rest(arrays, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_weights_shrink_by_their_rate_beside_what_the_gradient_does(
-    optimizer, arrays, tmp_path
-) -> None:
+def test_weight_decay_is_decoupled(optimizer, arrays, tmp_path) -> None:
     """One step with decay is one without it, less lr * weight_decay of what a weight was; biases and scales as before."""
     chosen = short(
         "uncertainty",

@@ -74,9 +74,8 @@ def test_a_stage_that_differs_in_nothing_changes_nothing(
     assert any(not torch.equal(one[name], start[name]) for name in one)
 
 
-def test_the_first_stage_alone_is_a_training_of_its_own_and_the_next_begins_at_its_end(
-    arrays: dict[str, np.ndarray], tmp_path: Path
-) -> None:
+def test_stages_are_trainings_in_sequence(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """The first alone is a training by itself, and the next begins at its end."""
     chosen = staged(HYBRID)
     run(chosen, arrays, tmp_path / "hybrid")
     before = trained(chosen.stage_configs()[0].experiment, arrays, tmp_path / "alone")
@@ -126,7 +125,7 @@ def test_each_stage_has_its_own_optimiser_and_schedule(
         (2, ((3, {"weighting.name": "dwa", "train.meta_batch": 2, "data.shots": 2}),)),
     ],
 )
-def test_interrupted_in_any_stage_it_ends_with_the_same_weights_to_the_bit(
+def test_resumed_stages_end_bit_identical(
     stop_at: int,
     stages: tuple[tuple[int, dict[str, Any]] | tuple[int, dict[str, str]], ...],
     arrays: dict[str, np.ndarray],
@@ -153,9 +152,10 @@ def test_interrupted_in_any_stage_it_ends_with_the_same_weights_to_the_bit(
     assert [row["step"] for row in rows[1]] == [1, 2, 3, 4, 5, 6]
 
 
-def test_parameters_of_a_learner_go_on_in_the_same_learner_alone(
+def test_learner_parameters_pass_to_the_same_learner(
     arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
+    """To that one alone."""
     still = {"train__lr": 1e-30}
     learned = {"learner.name": "meta_sgd", "train.lr": 0.01, "weighting.name": "uncertainty"}
     same = trained(
@@ -173,7 +173,7 @@ def test_parameters_of_a_learner_go_on_in_the_same_learner_alone(
     assert own and all(torch.equal(other[name], fresh[name]) for name in own)
 
 
-def test_an_episode_is_of_its_stage_wherever_it_is_built(arrays: dict[str, np.ndarray]) -> None:
+def test_episodes_are_of_their_stage_everywhere(arrays: dict[str, np.ndarray]) -> None:
     chosen = staged((3, {"train.meta_batch": 2, "data.shots": 2}))
     build = BuildStages(
         {
@@ -239,9 +239,7 @@ def test_a_damaged_checkpoint_is_named_whatever_the_stage(
         ),
     ],
 )
-def test_stages_that_cannot_be_are_refused_with_the_reason(
-    text: str, says: str, tmp_path: Path
-) -> None:
+def test_impossible_stages_are_refused(text: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(UserError) as caught:
         load(tmp_path / "bad.yaml")
@@ -249,9 +247,7 @@ def test_stages_that_cannot_be_are_refused_with_the_reason(
 
 
 @pytest.mark.slow
-def test_two_train_workers_take_the_stages_that_one_process_takes(
-    arrays: dict[str, np.ndarray], tmp_path: Path
-) -> None:
+def test_two_workers_take_the_same_stages(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     """Streamed by Ray Data, and the seam between two stages in the middle of a block of ids."""
     ray = pytest.importorskip("ray")
     from raymtl.distributed.trainer import train
@@ -280,7 +276,8 @@ def test_two_train_workers_take_the_stages_that_one_process_takes(
     assert [row["stage"] for row in history] == [0, 0, 0, 1, 1, 1]
 
 
-def test_a_winner_with_stages_is_compared_with_one_without_and_no_other_baseline_has_any() -> None:
+def test_staged_winners_are_compared_without_stages() -> None:
+    """No other baseline has any."""
     chosen = staged((3, {"weighting.name": "pcgrad", "learner.inner_steps": 0}))
     models = baselines(chosen, chosen.override({"learner.inner_lr": 0.07}))
     (alone,) = models.pop("one-stage")
