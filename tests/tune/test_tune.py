@@ -198,7 +198,7 @@ def test_no_step_of_the_search_copies_every_trial(
     FakeTune(searching(trials=8), tmp_path).run()
 
 
-def test_journal_grows_with_the_reports_and_not_with_their_square(tmp_path: Path) -> None:
+def test_the_journal_grows_linearly(tmp_path: Path) -> None:
     grown = []
     for number in (10, 100):
         folder = tmp_path / str(number)
@@ -213,7 +213,7 @@ def test_journal_grows_with_the_reports_and_not_with_their_square(tmp_path: Path
     assert grown[1] < 11 * grown[0]
 
 
-def test_table_of_trials_is_written_in_a_small_share_of_the_time(
+def test_writing_the_table_takes_little_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, written = [0.0], []
@@ -234,7 +234,7 @@ def test_table_of_trials_is_written_in_a_small_share_of_the_time(
     assert 0.1 * len(written) <= 0.03 * now[0]
 
 
-def test_what_the_workers_of_a_trial_report_in_vain_is_reported_again(
+def test_lost_reports_are_made_again(
     arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when one is lost between a checkpoint and the report of its score."""
@@ -282,7 +282,8 @@ def test_what_the_workers_of_a_trial_report_in_vain_is_reported_again(
     assert [row["val.score"] for row in told] == [scores[step]["val.score"] for step in (2, 4, 6)]
 
 
-def test_a_trial_that_ray_ends_for_its_memory_is_one_that_died_and_the_search_goes_on() -> None:
+def test_trials_out_of_memory_count_as_died() -> None:
+    """The search goes on."""
     from ray.air.execution._internal.actor_manager import RayActorManager
     from ray.exceptions import OutOfMemoryError, RayActorError
 
@@ -307,9 +308,10 @@ def test_a_trial_that_ray_ends_for_its_memory_is_one_that_died_and_the_search_go
         end(manager)
 
 
-def test_a_lost_trial_is_one_line_and_a_fault_of_ours_keeps_its_traceback(
+def test_lost_trials_take_one_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """A fault of this package keeps its traceback."""
     import logging
 
     from ray.exceptions import RayActorError
@@ -368,7 +370,7 @@ def test_several_objectives(tmp_path: Path) -> None:
         ({"trials": 3}, 16, 0, 3),
     ],
 )
-def test_never_more_trials_at_a_time_than_can_all_run(tune, cpus, gpus, concurrency) -> None:
+def test_concurrent_trials_all_fit(tune, cpus, gpus, concurrency) -> None:
     assert plan(searching(**tune), [{"CPU": cpus, "GPU": gpus}]).concurrency == concurrency
 
 
@@ -462,7 +464,7 @@ def test_the_summary_adds_up(searched) -> None:
     assert steps["winner"] == steps["default"] == steps["joint"] == 20
 
 
-def test_two_train_workers_train_what_the_trial_trained_alone(searched) -> None:
+def test_two_workers_reproduce_the_trial(searched) -> None:
     """The trial ran in one process, the winner on two workers with streamed, ragged shards: the same losses."""
     run, _ = searched
     summary = formats.read_json(run / "summary.json")
@@ -474,7 +476,7 @@ def test_two_train_workers_train_what_the_trial_trained_alone(searched) -> None:
 
 
 @pytest.mark.slow
-def test_killed_half_way_and_resumed_it_is_the_uninterrupted_search(tmp_path: Path) -> None:
+def test_a_killed_search_resumes_unchanged(tmp_path: Path) -> None:
     """kill -9 of the driver, twice, one trial at a time; then the same trials, values and scores, none twice.
 
     The other run is a whole one of the same seed, so this also shows that a seed gives the same result twice.
@@ -528,7 +530,7 @@ def test_killed_half_way_and_resumed_it_is_the_uninterrupted_search(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_trials_of_several_workers_finish_and_agree_with_trials_of_one(tmp_path: Path) -> None:
+def test_trials_of_several_workers_agree_with_one(tmp_path: Path) -> None:
     rows = []
     for name, workers in (("one", 1), ("two", 2)):
         args = command(
