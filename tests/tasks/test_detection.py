@@ -53,7 +53,7 @@ def test_overlaps_are_torchvision_s() -> None:
     )
 
 
-def test_suppression_under_vmap_keeps_what_torchvision_keeps_picture_by_picture() -> None:
+def test_suppression_under_vmap_is_torchvisions() -> None:
     boxes, scores, classes = (
         random_boxes(3, 4, 40),
         torch.rand(3, 4, 40),
@@ -117,7 +117,7 @@ def test_places_answer_for_the_boxes_that_loops_find() -> None:
     assert 0 < answers.double().mean() < 1
 
 
-def test_every_box_has_a_place_unless_a_smaller_one_took_it() -> None:
+def test_every_box_alone_has_a_place() -> None:
     spec = Detection(1, SIZE, (6, 8), 0.6)
     alone = torch.cat([torch.zeros(200, 1, 1), random_boxes(200, 1)], -1)
     alone[:, :, 3:] = alone[:, :, 1:3] + (alone[:, :, 3:] - alone[:, :, 1:3]) * 0.05
@@ -153,7 +153,7 @@ def test_the_loss_is_that_of_torchvision_s_parts() -> None:
         torch.testing.assert_close(own, total / max(len(rows), 1), rtol=1e-6, atol=1e-7)
 
 
-def test_a_prediction_that_says_the_truth_finds_all_boxes_and_no_others() -> None:
+def test_true_predictions_find_exactly_the_boxes() -> None:
     spec, task = Detection(2, SIZE, (6, 8), 0.6), detection("a", 2, SIZE, stride=4)
     truth = torch.tensor(
         [
@@ -235,7 +235,8 @@ def near_the_truth(spec: Detection, truth: Tensor, noise: float) -> Tensor:
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.3, 0.8])
-def test_the_average_precision_is_coco_s_up_to_its_bins_and_never_above(noise: float) -> None:
+def test_average_precision_is_cocos_up_to_bins(noise: float) -> None:
+    """It is never above."""
     spec, task = Detection(3, SIZE, (6, 8), 0.6), detection("a", 3, SIZE, stride=4)
     truth = random_truth(40, 4, 3)
     prediction = near_the_truth(spec, truth, noise)
@@ -249,7 +250,7 @@ def test_the_average_precision_is_coco_s_up_to_its_bins_and_never_above(noise: f
         )
 
 
-def test_with_scores_at_the_bins_the_average_precision_is_coco_s() -> None:
+def test_binned_scores_give_cocos_average_precision() -> None:
     """What shares a bin is then found in one go by both: one box a bin and a picture."""
     truth = random_truth(12, 4, 1)
     corners = truth[:, :, 1:] + torch.randn(12, 4, 4) * 0.7
@@ -273,7 +274,7 @@ def test_with_scores_at_the_bins_the_average_precision_is_coco_s() -> None:
     assert 0.1 < exact["map"] < 0.95
 
 
-def test_pictures_without_boxes_count_what_is_found_on_them_as_wrong() -> None:
+def test_boxes_found_on_empty_pictures_are_wrong() -> None:
     spec, task = Detection(1, SIZE, (6, 8), 0.6), detection("a", 1, SIZE, stride=4)
     truth = random_truth(6, 2, 1)
     truth[:, :, 0] = 0
@@ -290,7 +291,7 @@ def test_pictures_without_boxes_count_what_is_found_on_them_as_wrong() -> None:
     assert np.isnan(scored(task, prediction, empty)["map"])
 
 
-def test_a_difficult_object_is_neither_to_be_found_nor_wrong() -> None:
+def test_difficult_objects_are_ignored() -> None:
     spec, task = Detection(2, SIZE, (6, 8), 0.6), detection("a", 2, SIZE, stride=4)
     truth = random_truth(8, 3, 2)
     prediction = near_the_truth(spec, truth, 0.1)
@@ -323,7 +324,7 @@ def test_a_difficult_object_is_neither_to_be_found_nor_wrong() -> None:
     torch.testing.assert_close(one[~free], other[~free])
 
 
-def test_the_head_of_a_whole_picture_does_not_look_where_things_are() -> None:
+def test_whole_picture_heads_ignore_positions() -> None:
     task = over_places(regression("a", (0.0, 1.0), (1.0, 2.0)))
     head = task.head((3, 6, 8))
     inside = torch.zeros(2, 3, 6, 8)

@@ -115,7 +115,7 @@ def nonsense(target: Tensor) -> Tensor:
     return torch.full_like(target, torch.nan if target.is_floating_point() else -77)
 
 
-def test_every_kind_is_registered_once_and_is_tested_here() -> None:
+def test_every_kind_is_tested_here() -> None:
     names = [kind.name for kind in kinds.KINDS]
     assert list(get_args(kinds.KindName)) == names and len(set(names)) == len(names)
     assert [kinds.kind_named(name) for name in names] == list(kinds.KINDS)
@@ -166,7 +166,7 @@ def test_missing_parts_of_a_label_have_no_say(task: Task) -> None:
 
 
 @over_those_with_parts
-def test_an_example_all_of_whose_parts_are_missing_is_one_without_a_label(task: Task) -> None:
+def test_all_parts_missing_is_no_label(task: Task) -> None:
     target, prediction = random_target(task, 5), random_prediction(task, 5)
     missing = torch.full_like(target, torch.nan if target.is_floating_point() else -1)
     held = torch.where(
@@ -184,9 +184,10 @@ def test_an_example_all_of_whose_parts_are_missing_is_one_without_a_label(task: 
 
 
 @over_the_kinds
-def test_what_stands_in_for_masked_labels_is_of_their_shape_and_leaves_no_gradient(
+def test_filler_labels_leave_no_gradient(
     task: Task,
 ) -> None:
+    """They have the shape of the labels."""
     target = torch.zeros(4, *task.target_shape, dtype=torch.int64)
     assert task.kind.name == "detection" or target.shape == random_target(task, 4).shape
     prediction = random_prediction(task, 4).requires_grad_()
@@ -219,7 +220,7 @@ def test_vmap_equals_the_loop(task: Task) -> None:
 
 @over_the_kinds
 @pytest.mark.parametrize("seed", range(3))
-def test_scores_of_the_sums_of_any_shards_are_those_of_the_whole(task: Task, seed: int) -> None:
+def test_scores_do_not_depend_on_the_shards(task: Task, seed: int) -> None:
     number = 11
     target, prediction = random_target(task, number, seed), random_prediction(task, number, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -249,7 +250,7 @@ def test_scores_of_nothing_are_no_numbers(task: Task) -> None:
 
 
 @over_the_kinds
-def test_scores_of_many_sums_at_once_are_those_of_each(task: Task) -> None:
+def test_scores_are_computed_in_batches(task: Task) -> None:
     batches = [
         sums_of(task, random_prediction(task, 3, seed), random_target(task, 3, seed))
         for seed in range(4)
@@ -263,7 +264,8 @@ def test_scores_of_many_sums_at_once_are_those_of_each(task: Task) -> None:
 
 
 @over_the_kinds
-def test_gradients_of_the_loss_of_first_and_second_order_are_right(task: Task) -> None:
+def test_losses_pass_gradgradcheck(task: Task) -> None:
+    """And gradcheck."""
     target, prediction = random_target(task, 2), random_prediction(task, 2).requires_grad_()
     assert torch.autograd.gradcheck(lambda p: task.loss(p, target), prediction)
     # Along one direction: the whole of the second order is the square of many pixels.
@@ -291,7 +293,7 @@ def test_gradients_of_the_loss_of_first_and_second_order_are_right(task: Task) -
 
 
 @over_the_kinds
-def test_the_head_gives_what_the_loss_and_the_reader_take(task: Task) -> None:
+def test_heads_fit_loss_and_decoder(task: Task) -> None:
     prediction = head_of(task)(torch.randn(2, 60))
     assert prediction.shape[1] == task.out_features
     assert task.loss(prediction, random_target(task, 2)).shape == (2,)
@@ -302,9 +304,10 @@ def test_the_head_gives_what_the_loss_and_the_reader_take(task: Task) -> None:
 
 
 @over_the_kinds
-def test_the_loss_falls_when_the_prediction_follows_its_gradient_in_either_precision(
+def test_gradient_steps_lower_the_loss(
     task: Task,
 ) -> None:
+    """In either precision."""
     for dtype in (torch.float64, torch.float32):
         target = random_target(task, 4)
         target = target.to(dtype) if target.is_floating_point() else target
@@ -323,7 +326,7 @@ def test_the_loss_falls_when_the_prediction_follows_its_gradient_in_either_preci
     [t for t in KINDS.values() if t.quadratic],
     ids=[k for k, t in KINDS.items() if t.quadratic],
 )
-def test_a_quadratic_loss_has_its_least_one_newton_step_away(task: Task) -> None:
+def test_newton_steps_minimise_quadratic_losses(task: Task) -> None:
     target, prediction = random_target(task, 3), random_prediction(task, 3).requires_grad_()
     (gradient,) = torch.autograd.grad(
         task.loss(prediction, target).sum(), prediction, create_graph=True

@@ -58,7 +58,7 @@ def episodes_of(source: Shapes, number: int = 3, step: int = 0) -> Episode:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("names", MIXES.values(), ids=MIXES)
-def test_the_second_order_meta_gradient_of_a_mix_is_right(names: tuple[str, ...]) -> None:
+def test_mixed_meta_gradients_equal_finite_differences(names: tuple[str, ...]) -> None:
     """Against central differences along a random direction of all parameters, of which one has no kink between."""
     source = Shapes(tasks=names, side=16, shots=3, queries=2)
     algorithm = problem_of(source)
@@ -91,7 +91,8 @@ def mix_for(sharing: str) -> Shapes:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("sharing", SHARING)
-def test_every_architecture_learns_all_kinds_at_once_and_vmap_equals_the_loop(sharing: str) -> None:
+def test_every_architecture_learns_all_kinds(sharing: str) -> None:
+    """And vmap equals the loop."""
     source = mix_for(sharing)
     episodes = episodes_of(source, 2)
     results = []
@@ -114,7 +115,7 @@ def test_every_architecture_learns_all_kinds_at_once_and_vmap_equals_the_loop(sh
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("sharing", SHARING)
-def test_the_heads_read_maps_in_the_shape_that_the_architecture_says(sharing: str) -> None:
+def test_heads_read_maps_in_the_stated_shape(sharing: str) -> None:
     """What a head makes of a picture moves with the picture: nothing is lost or mixed up in flattening."""
     source = Shapes(tasks=("pixels", "far") if sharing != "relation" else ("far", "deep"), side=16)
     algorithm = problem_of(source, sharing, ConvSpec(channels=(4, 8), norm="none"))
@@ -203,7 +204,8 @@ def _on_one_of(rank: int, folder: str) -> None:
 
 
 @pytest.mark.usefixtures("float64")
-def test_two_workers_find_the_gradient_and_the_scores_that_one_finds(tmp_path: Path) -> None:
+def test_two_workers_equal_one(tmp_path: Path) -> None:
+    """In the gradient and in the scores."""
     whole = _stepped(Workers(), slice(None))
     run_on(2, _on_one_of, str(tmp_path))
     for rank in range(2):
@@ -214,7 +216,8 @@ def test_two_workers_find_the_gradient_and_the_scores_that_one_finds(tmp_path: P
             assert close, f"{name}: {value} is not {whole[name]}"
 
 
-def test_scores_while_training_are_those_of_evaluate_whatever_they_are_made_of() -> None:
+def test_validation_scores_are_those_of_evaluate() -> None:
+    """Whatever they are made of."""
     source = Shapes(side=16, shots=2, queries=3)
     algorithm, chosen = problem_of(source), scoring(source, 25)
     params = algorithm.init_params()
@@ -251,7 +254,7 @@ FLAT: dict[str, tuple[Any, Encoder]] = {
 
 @pytest.mark.parametrize("sharing", SHARING)
 @pytest.mark.parametrize("encoder", FLAT)
-def test_dense_tasks_are_refused_where_no_maps_are_left(sharing: str, encoder: str) -> None:
+def test_dense_tasks_need_maps(sharing: str, encoder: str) -> None:
     chosen, shape = FLAT[encoder]
     spec, tasks = (
         axes(sharing, "static", "maml").sharing,
@@ -264,7 +267,8 @@ def test_dense_tasks_are_refused_where_no_maps_are_left(sharing: str, encoder: s
     assert "encoder.name: conv" in sentence
 
 
-def test_dense_tasks_may_read_the_maps_of_a_lower_level_of_a_trunk_that_ends_flat() -> None:
+def test_dense_tasks_may_read_lower_levels() -> None:
+    """Of a trunk that ends flat."""
     tasks = Shapes(tasks=("which", "pixels"), side=32).make_tasks()
     encoder = LeNetSpec(hidden=(6,)).build((3, 32, 32))
     assert HierarchicalSpec(levels={"pixels": 2}).check(tasks, encoder) is None
@@ -312,9 +316,8 @@ def test_relation_takes_two_tasks_of_any_one_kind(name: str) -> None:
     assert "needs the same shapes in all" in spec.check(others, encoder)[1]
 
 
-def test_what_is_no_single_number_is_written_with_its_shape_and_thinned_out_where_it_is_large() -> (
-    None
-):
+def test_arrays_are_written_with_their_shape() -> None:
+    """Large ones are thinned out."""
     from raymtl.evaluation.examples import told
 
     assert told("a", None) == {"a": None}
@@ -325,7 +328,7 @@ def test_what_is_no_single_number_is_written_with_its_shape_and_thinned_out_wher
     assert found["a.shape"] == [3, 100, 50] and found["a"] == large[:, ::2, ::2].flatten().tolist()
 
 
-def test_a_file_of_examples_is_refused_where_labels_are_no_single_numbers(tmp_path: Path) -> None:
+def test_example_files_need_labels_of_one_number(tmp_path: Path) -> None:
     from raymtl.adaptation.examples import read_support
 
     formats.write_rows(tmp_path / "own.parquet", [{"input": [0.0], "pixels": 1}])
@@ -347,7 +350,7 @@ def test_learners_of_classes_refuse_other_kinds() -> None:
         assert f"task '{name}' is {kind}" in str(ProtoNet().check([task]))
 
 
-def test_a_configuration_names_the_encoder_that_leaves_no_maps(
+def test_an_encoder_without_maps_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from raymtl.data import Digits

@@ -55,7 +55,7 @@ def test_scores_of_classes() -> None:
     assert found["log_loss"] == pytest.approx(entropy, abs=1e-9)
 
 
-def test_classes_of_few_shot_episodes_have_no_scores_by_class() -> None:
+def test_few_shot_classes_have_no_class_scores() -> None:
     assert list(classification("a", 4, few_shot=True).metrics) == ["accuracy", "log_loss"]
 
 
@@ -90,7 +90,7 @@ def test_scores_of_yes_and_no(scale: float) -> None:
         assert found[name] == pytest.approx(exact(target, logits[:, 0]), abs=5e-4), name
 
 
-def test_the_area_of_rare_positives_with_low_probabilities_is_that_of_scikit_learn() -> None:
+def test_the_area_of_rare_positives_is_sklearns() -> None:
     generator = torch.Generator().manual_seed(1)
     target = (torch.rand(20_000, generator=generator) < 0.01).long()
     logits = -5 + 0.5 * torch.randn(20_000, 1, generator=generator) + 0.5 * target[:, None]
@@ -98,7 +98,8 @@ def test_the_area_of_rare_positives_with_low_probabilities_is_that_of_scikit_lea
     assert found == pytest.approx(sklearn.metrics.roc_auc_score(target, logits[:, 0]), abs=5e-4)
 
 
-def test_bins_of_logits_keep_their_order_and_reach_from_end_to_end() -> None:
+def test_logit_bins_keep_the_order() -> None:
+    """They reach from end to end."""
     logits = torch.cat([-torch.logspace(6, -6, 500), torch.logspace(-6, 6, 500)])
     bins = logit_bin(logits)
     assert (bins.diff() >= 0).all() and bins[0] == 0 and bins[-1] == NUM_BINS - 1
@@ -156,7 +157,7 @@ def test_scores_of_numbers() -> None:
 
 
 @pytest.mark.parametrize("spread", [1.0, 20.0])
-def test_a_constant_prediction_is_never_better_than_the_mean_of_the_scored_rows(
+def test_constant_predictions_never_beat_the_mean(
     spread: float,
 ) -> None:
     """On a heavy tail the variance of the training rows may be many times that of the scored ones."""
@@ -174,9 +175,7 @@ def test_targets_that_are_all_equal_have_no_r2() -> None:
 
 
 @pytest.mark.parametrize(("offset", "scale"), [(1e9, 10.0), (1e8, 1.0), (0.0, 1e-30), (-3e12, 1.0)])
-def test_labels_far_from_zero_or_tiny_score_as_those_centred_and_scaled(
-    offset: float, scale: float
-) -> None:
+def test_scores_are_invariant_to_shift_and_scale(offset: float, scale: float) -> None:
     torch.set_default_dtype(torch.float32)
     standard, off = torch.randn(60, dtype=torch.float64), 0.3 * torch.randn(60, 1)
     target = offset + scale * standard
@@ -192,7 +191,7 @@ def test_labels_far_from_zero_or_tiny_score_as_those_centred_and_scaled(
     assert task.decode(prediction).dtype == torch.float64
 
 
-def test_scores_of_vectors_are_means_over_components_of_the_examples_that_have_them() -> None:
+def test_vector_scores_average_over_known_components() -> None:
     target = torch.randn(40, 3) * torch.tensor([1.0, 3.0, 0.5]) + torch.tensor([0.0, 5.0, -1.0])
     there = torch.rand(40, 3) < 0.7
     mean = [float(target[there[:, d], d].mean()) for d in range(3)]
@@ -256,7 +255,8 @@ def test_scores_of_segmentation() -> None:
     assert found["miou"] == pytest.approx(float(macro), abs=1e-6)
 
 
-def test_the_loss_of_segmentation_is_cross_entropy_of_the_valid_pixels_of_each_picture() -> None:
+def test_segmentation_loss_is_valid_pixels_cross_entropy() -> None:
+    """Of each picture."""
     logits, target = torch.randn(4, 3, 5, 6), torch.randint(-1, 3, (4, 5, 6))
     own = segmentation("a", 3, (5, 6)).loss(logits, target)
     expected = [
@@ -266,9 +266,7 @@ def test_the_loss_of_segmentation_is_cross_entropy_of_the_valid_pixels_of_each_p
     torch.testing.assert_close(own, torch.stack(expected), rtol=1e-12, atol=1e-12)
 
 
-def test_with_as_many_valid_pixels_in_each_picture_the_loss_is_the_mean_over_all_valid_pixels() -> (
-    None
-):
+def test_equal_valid_pixels_give_libmtls_loss() -> None:
     """LibMTL's protocol for NYUv2, which divides by the pixels of the batch, is then the same."""
     target = torch.rand(5, 4, 4) + 0.5
     target.flatten(1)[:, :3] = 0
@@ -313,7 +311,7 @@ def test_scores_of_normals() -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 50, 5001])
-def test_the_median_angle_is_off_by_less_than_a_bin(number: int) -> None:
+def test_the_median_angle_errs_below_a_bin(number: int) -> None:
     """With an even number anything between the two in the middle is a median."""
     angles = 180 * torch.rand(number) ** 2
     prediction = torch.stack(
