@@ -38,7 +38,8 @@ class SplitSample(NamedTuple):
     @property
     def train(self) -> np.ndarray:
         """Which rows are for training, [N] bool."""
-        return self.splits == 0
+        train: np.ndarray = self.splits == 0
+        return train
 
 
 class Splitting(NamedTuple):
