@@ -1,6 +1,5 @@
-"""Carries a trained run's knowledge to a new task, `raymtl adapt --transfer`; starts no Ray."""
+"""Transfers a trained run to a new task, `raymtl adapt --transfer`; starts no Ray."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -10,38 +9,37 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import yaml
-from pydantic import ValidationError
 from torch import Tensor
 
-from raymtl import config, run_folder
-from raymtl.adaptation.examples import drawn_episode, read_examples
-from raymtl.adaptation.transfer import (
-    Examples,
-    Network,
-    Result,
-    TargetTransfer,
-    Teacher,
-    Transfer,
-    Trunk,
-    load_transfer,
-    named,
-)
-from raymtl.adaptation.transfer.base import as_prediction
+from raymtl import run_folder
+from raymtl.adaptation.examples import draw_episode
+from raymtl.adaptation.new_task import read_new_task
+from raymtl.adaptation.request import AdaptationRequest
+from raymtl.adaptation.transfer import Examples, Result, Teacher, Transfer, Trunk, named
 from raymtl.adaptation.transfer.descent import Look
-from raymtl.adaptation.transfer.network import Predict, headed
+from raymtl.adaptation.transfer.network import Predict
 from raymtl.config import Experiment
 from raymtl.data.episodes import on_device
 from raymtl.data.tables.row_origins import RowOrigins
 from raymtl.encoders.norm import WITH_BATCH_STATISTICS
-from raymtl.evaluation.evaluate import load_model, scores_of
+from raymtl.evaluation.evaluate import scores_of
 from raymtl.evaluation.predictions import said_of, write_predictions
 from raymtl.notes import Note
 from raymtl.reporting.terminal import Row, View
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage import formats
+from raymtl.storage.strict_json import finite_or_none
 from raymtl.types import Batch, Params, Task, UserError
 
 SHOWN_AFTER_S = 2.0
+"""Trainings that take longer show their steps."""
+
+
+class TransferRequest(NamedTuple):
+    """What is adapted to, and how."""
+
+    adaptation: AdaptationRequest
+    transfer: Transfer
 
 
 class NewData(NamedTuple):
@@ -56,8 +54,9 @@ class NewData(NamedTuple):
     inputs: Tensor
     targets: Tensor
     """[N] of these, nan where there is none."""
-    asked: RowOrigins
-    classes: tuple[str, ...] = ()
+    origins: RowOrigins
+    """Of these."""
+    class_names: tuple[str, ...] = ()
     """By their numbers, where the file or the run names them."""
     notes: Sequence[Note] = ()
 
@@ -67,81 +66,41 @@ class NewData(NamedTuple):
         return ~self.targets.double().isnan()
 
 
-def transfer_run(
-    run: Path,
-    transfer: Transfer,
-    support: Path | None,
-    episode: int,
-    name: str | None,
-    view: View,
-    query: Path | None = None,
-    moved: Mapping[str, str] | None = None,
-    task: str | None = None,
-) -> dict[str, Any]:
-    """Carries RUN/best to a new task and writes RUN/adapted/NAME; returns what was written and
+class _Prepared(NamedTuple):
+    """What a transfer is fitted on."""
+
+    experiment: Experiment
+    data: NewData
+    transfer: Transfer
+    """With the task's name, and its number of classes where the trained model has the task."""
+    teacher: Teacher
+    reads: str
+    """The trained task whose features the new head reads."""
+    trained: Task | None
+    """The task of the trained model that the new one is."""
+
+
+class _Predicted(NamedTuple):
+    """What is predicted of the inputs, before (where the trained model has the task) and after."""
+
+    before: Tensor | None
+    after: Tensor
+
+
+def transfer_run(request: TransferRequest, view: View) -> dict[str, Any]:
+    """Transfers RUN/best to a new task and writes RUN/adapted/NAME; returns what was written and
     scored.
 
     The task is a Parquet file (docs/transfer.md), or one task of a held-out test episode of the
-    source. The folder appears whole: `transfer.yaml`, `config.yaml`, `model.safetensors`,
+    source. The folder appears at once: `transfer.yaml`, `config.yaml`, `model.safetensors`,
     `predictions.parquet`, `curve.parquet` and `scores.json`.
     """
-    if name is not None and (Path(name).name != name or name in (".", "..")):
-        raise UserError(f"--name: expected a plain name for a folder, got '{name}'.")
-    experiment, algorithm, params = load_model(run / "best")
-    if moved:
-        experiment = experiment.model_copy(update={"data": experiment.data.moved(moved)})
-    for section, encoder in (
-        ("encoder", experiment.encoder),
-        ("student", getattr(transfer, "student", None)),
-    ):
-        if encoder is not None and encoder.norm in WITH_BATCH_STATISTICS:
-            raise UserError(
-                f"{section}.norm: expected one that predicts of each example alone, such as group, "
-                f"got {encoder.norm}, whose statistics are those of a support set. Choose another "
-                "norm."
-            )
-    data = _read(experiment, algorithm, transfer, support, episode, query, task)
-    transfer = transfer.model_copy(
-        update={"task": transfer.task.model_copy(update={"name": data.task})}
-    )
-    reads = transfer.reads or algorithm.tasks[0].name
-    if reads not in experiment.data.task_names:
-        raise UserError(
-            f"reads: expected one of the trained tasks {list(experiment.data.task_names)}, got "
-            f"'{reads}'."
-        )
-    _load(algorithm, params)
-    teacher = Teacher(Trunk(algorithm.model, reads), tuple(experiment.data.input_shape), None)
-    _check_plain(algorithm, params, teacher, reads, data.labelled.inputs[:2])
-    same = next(
-        (t for t in algorithm.tasks if t.name == data.task and _kind_of(t) == transfer.task.kind),
-        None,
-    )
-    if same is not None:
-        transfer, teacher = _with_the_task(algorithm, params, transfer, teacher, same)
-    result = transfer.fit(teacher, data.labelled, _shown(data, transfer, view))
-    before: Tensor | None = None
-    after = torch.zeros(0, result.task.out_features)
-    if len(data.inputs):
-        with torch.no_grad():
-            after = result.network(data.inputs)
-            if teacher.predict and same and _num_outputs(same) == result.task.out_features:
-                before = as_prediction(result.task, teacher.predict(data.inputs))
-    scores = _scores(result, data, before, after)
-    said = said_of(
-        experiment.data, result.task, data.targets, data.known, before, after, data.classes
-    )
-
-    def write(folder: Path) -> None:
-        experiment.save(folder / "config.yaml")
-        told = {"transfer": transfer.model_dump(mode="json"), "reads": reads}
-        (folder / "transfer.yaml").write_text(yaml.safe_dump(told, sort_keys=False))
-        formats.save_params(folder / "model.safetensors", named(result.network, data.task))
-        write_predictions(folder / "predictions.parquet", [said], data.asked)
-        formats.write_rows(folder / "curve.parquet", result.course.rows)
-        formats.write_json(folder / "scores.json", scores)
-
-    folder = run_folder.publish_folder(run / "adapted", name or data.folder, write)
+    prepared = _prepare(request)
+    data, transfer = prepared.data, prepared.transfer
+    result = transfer.fit(prepared.teacher, data.labelled, _progress(data, transfer, view))
+    predicted = _predict(prepared, result)
+    scores = _score(prepared, result, predicted)
+    folder = _write(request.adaptation, prepared, result, predicted, scores)
     return {
         "folder": str(folder),
         "domain": data.domain,
@@ -152,95 +111,103 @@ def transfer_run(
     }
 
 
-def load_network(folder: Path) -> tuple[Network, Task]:
-    """The network that `raymtl adapt --transfer` wrote, and its task. Raises UserError for what is
-    damaged.
-    """
-    experiment = config.load(folder / "config.yaml")
-    try:
-        told = yaml.safe_load((folder / "transfer.yaml").read_text(encoding="utf8"))
-        transfer = load_transfer(told["transfer"])
-        reads = str(told["reads"])
-    except (OSError, yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
+def _prepare(request: TransferRequest) -> _Prepared:
+    """Reads the examples, and makes a teacher of the trained model."""
+    experiment, algorithm, params = request.adaptation.load()
+    _check_norms(experiment, request.transfer)
+    data = _read(request, experiment, algorithm)
+    named_task = request.transfer.task.model_copy(update={"name": data.task})
+    transfer = request.transfer.model_copy(update={"task": named_task})
+    reads = transfer.reads or algorithm.tasks[0].name
+    if reads not in experiment.data.task_names:
         raise UserError(
-            f"{folder}: expected what `raymtl adapt --transfer` wrote, got another ({reason})."
-        ) from None
-    about = formats.read_json(folder / "scores.json")["task"]
-    new = transfer.task.model_copy(update={"num_classes": about["num_classes"]})
-    if new.kind == "classification":
-        task = new.build(torch.zeros(1))
-    else:
-        task = new.standardised(about["mean"], about["std"])
-    shape = tuple(experiment.data.input_shape)
-    teacher = Teacher(Trunk(experiment.build().model, reads), shape)
-    if isinstance(transfer, TargetTransfer):
-        body = transfer.network(teacher, task).body
-    else:
-        body = teacher.body
-    network = headed(body, task, shape, 0)
-    saved = formats.load_params(folder / "model.safetensors", named(network, task.name))
+            f"reads: expected one of the trained tasks {list(experiment.data.task_names)}, got "
+            f"'{reads}'."
+        )
     with torch.no_grad():
-        for key, value in named(network, task.name).items():
-            value.copy_(saved[key])
-    return network, task
+        for name, value in algorithm.model.named_parameters():
+            value.copy_(params[f"model.{name}"])
+    teacher = Teacher(Trunk(algorithm.model, reads), tuple(experiment.data.input_shape), None)
+    _check_plain(algorithm, params, teacher, reads, data.labelled.inputs[:2])
+    kind = transfer.task.task_kind
+    trained = None
+    for task in algorithm.tasks:
+        if task.name == data.task and kind.accepts(task):
+            trained = task
+            completed = kind.completed(transfer.task, task)
+            transfer = transfer.model_copy(update={"task": completed})
+            teacher = _teacher_of_task(algorithm, params, transfer, teacher, task)
+    return _Prepared(experiment, data, transfer, teacher, reads, trained)
 
 
-def _read(
-    experiment: Experiment,
-    algorithm: Algorithm,
-    transfer: Transfer,
-    support: Path | None,
-    episode: int,
-    query: Path | None,
-    task: str | None,
+def _check_norms(experiment: Experiment, transfer: Transfer) -> None:
+    """Raises UserError where a norm takes its statistics from a support set."""
+    encoders = {"encoder": experiment.encoder, "student": getattr(transfer, "student", None)}
+    for section, encoder in encoders.items():
+        if encoder is not None and encoder.norm in WITH_BATCH_STATISTICS:
+            raise UserError(
+                f"{section}.norm: expected one that predicts of each example alone, such as group, "
+                f"got {encoder.norm}, whose statistics are those of a support set. Choose another "
+                "norm."
+            )
+
+
+def _read(request: TransferRequest, experiment: Experiment, algorithm: Algorithm) -> NewData:
+    if request.adaptation.support is not None:
+        return _read_file(request, experiment, request.adaptation.support)
+    return _read_episode(request, experiment, algorithm)
+
+
+def _read_file(request: TransferRequest, experiment: Experiment, support: Path) -> NewData:
+    """The labelled rows of the user's file, and those that are to be predicted."""
+    new = request.transfer.task
+    kind = new.task_kind
+    of_classes = kind.kind.has_class_targets
+    read = read_new_task(request.adaptation, experiment, new.name, of_classes=of_classes)
+    labelled = read.examples._replace(targets=kind.typed(read.examples.targets.double()))
+    return NewData(
+        str(support),
+        support.stem,
+        read.column,
+        labelled,
+        read.inputs,
+        read.targets,
+        read.origins,
+        read.class_names,
+        read.notes,
+    )
+
+
+def _read_episode(
+    request: TransferRequest, experiment: Experiment, algorithm: Algorithm
 ) -> NewData:
-    """The user's file, or a task of a held-out episode: learned from its support set, scored by its
-    query set.
-    """
-    if support is not None:
-        of_classes = transfer.task.kind == "classification"
-        new = read_examples(
-            support, experiment, transfer.task.name, of_classes=of_classes, query=query, task=task
-        )
-        labelled = new.examples._replace(targets=_typed(new.examples, transfer))
-        return NewData(
-            str(support),
-            support.stem,
-            new.column,
-            labelled,
-            new.inputs,
-            new.targets,
-            new.asked,
-            new.classes,
-            new.notes,
-        )
-    wanted = transfer.task.name or algorithm.tasks[0].name
-    if wanted not in experiment.data.task_names:
+    """A task of a held-out episode: its support set, and its query set to be predicted."""
+    kind = request.transfer.task.task_kind
+    task = request.transfer.task.name or algorithm.tasks[0].name
+    if task not in experiment.data.task_names:
         raise UserError(
             "task.name: expected one of the tasks of an episode, "
-            f"{list(experiment.data.task_names)}, got '{wanted}'. Give your own task by --support."
+            f"{list(experiment.data.task_names)}, got '{task}'. Give your own task by --support."
         )
-    given = drawn_episode(experiment, episode)
-    parts = on_device(given.episode, "cpu")
-    (support_part, _), (query_part, there) = (_of_task(batch, wanted) for batch in parts)
-    labelled = support_part._replace(targets=_typed(support_part, transfer))
+    drawn = draw_episode(experiment, request.adaptation.episode)
+    episode = on_device(drawn.episode, "cpu")
+    support, _ = _of_task(episode.support, task)
+    query, query_rows = _of_task(episode.query, task)
+    labelled = support._replace(targets=kind.typed(support.targets.double()))
     if not len(labelled.targets):
         raise UserError(
-            f"--episode: expected one with labels of '{wanted}', got none in {given.domain}. Take "
+            f"--episode: expected one with labels of '{task}', got none in {drawn.domain}. Take "
             "another."
         )
-    names = given.classes.get(wanted) or experiment.data.class_names(wanted)
-    targets = _typed(query_part, transfer)
     return NewData(
-        given.domain,
-        given.folder,
-        wanted,
+        drawn.domain,
+        drawn.folder,
+        task,
         labelled,
-        query_part.inputs,
-        targets,
-        given.asked.at(there),
-        names,
+        query.inputs,
+        kind.typed(query.targets.double()),
+        drawn.query_origins.at(query_rows),
+        drawn.class_names.get(task) or experiment.data.class_names(task),
     )
 
 
@@ -254,20 +221,6 @@ def _of_task(batch: Batch, task: str) -> tuple[Examples, np.ndarray]:
         inputs = batch.inputs[task]
     mask = batch.masks.get(task, torch.ones(len(inputs), dtype=torch.bool))
     return Examples(inputs[mask], batch.targets[task][mask]), np.flatnonzero(mask.numpy())
-
-
-def _typed(examples: Examples, transfer: Transfer) -> Tensor:
-    """Classes as whole numbers where they are; what is not is for the task's own check to refuse."""
-    targets = examples.targets.double()
-    if transfer.task.kind == "classification" and bool((targets == targets.round()).all()):
-        return targets.long()
-    return targets
-
-
-def _load(algorithm: Algorithm, params: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, value in algorithm.model.named_parameters():
-            value.copy_(params[f"model.{name}"])
 
 
 @torch.no_grad()
@@ -291,117 +244,126 @@ def _check_plain(
         )
 
 
-def _kind_of(task: Task) -> str:
-    """Of a new task that is the same: yes or no is one of two classes."""
-    if task.kind.has_class_targets:
-        return "classification"
-    return task.kind.name
-
-
-def _num_outputs(task: Task) -> int:
-    if task.kind.has_class_targets:
-        return task.num_classes
-    return task.out_features
-
-
-def _with_the_task(
+def _teacher_of_task(
     algorithm: Algorithm, params: Params, transfer: Transfer, teacher: Teacher, task: Task
-) -> tuple[Transfer, Teacher]:
-    """Where the trained model has the task: as many classes as it, unless told, and its
-    predictions.
-    """
-    if _kind_of(task) == "classification" and transfer.task.num_classes is None:
-        new = transfer.task.model_copy(update={"num_classes": _num_outputs(task)})
-        transfer = transfer.model_copy(update={"task": new})
+) -> Teacher:
+    """The teacher with the predictions of its own task."""
+    kind = transfer.task.task_kind
 
-    def predict(inputs: Tensor, fitted: Params = params) -> Tensor:
-        predicted = algorithm.predict(fitted, inputs)[task.name]
-        if task.kind.has_class_targets:
-            return task.kind.class_logits(predicted)
-        return task.decode(predicted.double())
+    def predict(inputs: Tensor, adapted: Params = params) -> Tensor:
+        return kind.taught(task, algorithm.predict(adapted, inputs)[task.name])
 
     def adapt(examples: Examples) -> Predict:
-        none = torch.zeros(len(examples.targets), dtype=torch.bool)
-        targets = {t.name: torch.zeros_like(examples.targets) for t in algorithm.tasks} | {
-            task.name: examples.targets
-        }
-        masks = {t.name: none for t in algorithm.tasks if t.name != task.name}
+        number = len(examples.targets)
+        targets = {own.name: torch.zeros_like(examples.targets) for own in algorithm.tasks}
+        masks = {own.name: torch.zeros(number, dtype=torch.bool) for own in algorithm.tasks}
+        targets[task.name] = examples.targets
+        del masks[task.name]
         with torch.no_grad():
-            return partial(
-                predict, fitted=algorithm.adapt(params, Batch(examples.inputs, targets, masks))
-            )
+            adapted = algorithm.adapt(params, Batch(examples.inputs, targets, masks))
+        return partial(predict, adapted=adapted)
 
-    return transfer, teacher._replace(
-        predict=predict if algorithm.learner.supports_zero_shot else None, adapt=adapt
-    )
+    if algorithm.learner.supports_zero_shot:
+        return teacher._replace(predict=predict, adapt=adapt)
+    return teacher._replace(adapt=adapt)
 
 
-def _shown(data: NewData, transfer: Transfer, view: View) -> Look:
+def _progress(data: NewData, transfer: Transfer, view: View) -> Look:
     """Shows the steps of what takes longer than a moment."""
     started = time.monotonic()
+    steps = transfer.optimiser.steps
 
     def look(row: Mapping[str, float | None]) -> None:
         if time.monotonic() - started > SHOWN_AFTER_S:
-            step, steps = int(row["step"] or 0), transfer.optimiser.steps
+            step = int(row["step"] or 0)
+            state = "running"
             if step == steps:
                 state = "complete"
-            else:
-                state = "running"
             view.show(data.folder, Row(step, steps, state, f"loss {row['loss']:.4f}", ""))
 
     return look
 
 
-def _scores(result: Result, data: NewData, before: Tensor | None, after: Tensor) -> dict[str, Any]:
+@torch.no_grad()
+def _predict(prepared: _Prepared, result: Result) -> _Predicted:
+    """Before: what the trained model says, where it has the task with as many outputs."""
+    inputs, trained = prepared.data.inputs, prepared.trained
+    kind, teacher = prepared.transfer.task.task_kind, prepared.teacher
+    if not len(inputs):
+        return _Predicted(None, torch.zeros(0, result.task.out_features))
+    after = result.network(inputs)
+    if teacher.predict is None or trained is None:
+        return _Predicted(None, after)
+    if kind.num_outputs(trained) != result.task.out_features:
+        return _Predicted(None, after)
+    return _Predicted(kind.as_prediction(result.task, teacher.predict(inputs)), after)
+
+
+def _score(prepared: _Prepared, result: Result, predicted: _Predicted) -> dict[str, Any]:
     """What is known of the task, the step that was taken, and the metrics of what was held out and
     of the query set.
     """
+    data, kind = prepared.data, prepared.transfer.task.task_kind
     task, held_out = result.task, result.held_out
-    about: dict[str, Any] = {"name": task.name, "kind": task.kind.name, "num_classes": None}
-    if task.kind.has_class_logits:
-        about["num_classes"] = task.out_features
-        about["classes"] = list(data.classes)
-    else:
-        zero, one = (
-            float(task.decode(torch.tensor([[x]], dtype=torch.float64))) for x in (0.0, 1.0)
-        )
-        about |= {"mean": zero, "std": one - zero}
-    with torch.no_grad():
-        if len(held_out.targets):
+    validation = None
+    if len(held_out.targets):
+        with torch.no_grad():
             validation = scores_of(task, result.network(held_out.inputs), held_out.targets)
-        else:
-            validation = None
     test = None
     known = data.known
     if known.any():
-        targets = _as_learned(data.targets[known], task)
-        test = {
-            "before": None if before is None else scores_of(task, before[known], targets),
-            "after": scores_of(task, after[known], targets),
-        }
-    counts = {"trained_on": len(result.trained_on.targets), "held_out": len(held_out.targets)}
-    scores: dict[str, Any] = _without_nan(
-        {
-            "task": about,
-            "step": result.course.step,
-            **counts,
-            "validation": validation,
-            "test": test,
-        }
+        targets = data.targets[known]
+        if task.kind.has_integer_targets:
+            targets = targets.long()
+        before = None
+        if predicted.before is not None:
+            before = scores_of(task, predicted.before[known], targets)
+        test = {"before": before, "after": scores_of(task, predicted.after[known], targets)}
+    scores: dict[str, Any] = {
+        "task": {
+            "name": task.name,
+            "kind": task.kind.name,
+            **kind.describe(task, data.class_names),
+        },
+        "step": result.course.step,
+        "trained_on": len(result.trained_on.targets),
+        "held_out": len(held_out.targets),
+        "validation": validation,
+        "test": test,
+    }
+    finite: dict[str, Any] = finite_or_none(scores)
+    return finite
+
+
+def _write(
+    request: AdaptationRequest,
+    prepared: _Prepared,
+    result: Result,
+    predicted: _Predicted,
+    scores: Mapping[str, Any],
+) -> Path:
+    """Publishes the folder of the transferred model; returns where it is."""
+    data = prepared.data
+    said = said_of(
+        prepared.experiment.data,
+        result.task,
+        data.targets,
+        data.known,
+        predicted.before,
+        predicted.after,
+        data.class_names,
     )
-    return scores
 
+    def write(folder: Path) -> None:
+        prepared.experiment.save(folder / "config.yaml")
+        transferred = {
+            "transfer": prepared.transfer.model_dump(mode="json"),
+            "reads": prepared.reads,
+        }
+        (folder / "transfer.yaml").write_text(yaml.safe_dump(transferred, sort_keys=False))
+        formats.save_params(folder / "model.safetensors", named(result.network, data.task))
+        write_predictions(folder / "predictions.parquet", [said], data.origins)
+        formats.write_rows(folder / "curve.parquet", result.course.rows)
+        formats.write_json(folder / "scores.json", scores)
 
-def _without_nan(tree: Any) -> Any:
-    """None in place of what is no finite number, which JSON does not have."""
-    if isinstance(tree, Mapping):
-        return {key: _without_nan(value) for key, value in tree.items()}
-    if isinstance(tree, float) and not math.isfinite(tree):
-        return None
-    return tree
-
-
-def _as_learned(targets: Tensor, task: Task) -> Tensor:
-    if task.kind.has_class_logits:
-        return targets.long()
-    return targets
+    return run_folder.publish_folder(request.run / "adapted", request.name or data.folder, write)

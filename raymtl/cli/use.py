@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.table import Table
@@ -15,6 +15,9 @@ from raymtl.cli.tables import figure, print_scores
 from raymtl.reporting.console import plain_console
 from raymtl.storage import strict_json
 from raymtl.types import UserError
+
+if TYPE_CHECKING:
+    from raymtl.adaptation.request import AdaptationRequest
 
 GONE = "where there is none."
 """The end of every message about files that are missing."""
@@ -117,7 +120,7 @@ def _print_evaluation(metrics: Mapping[str, Any], *, episodes_ignored: bool) -> 
     return console
 
 
-class AdaptRequest(NamedTuple):
+class AdaptOptions(NamedTuple):
     """The options of `adapt`."""
 
     run: Path
@@ -156,6 +159,20 @@ class AdaptRequest(NamedTuple):
                 "--transfer."
             )
 
+    def request(self) -> "AdaptationRequest":
+        """What is adapted to."""
+        from raymtl.adaptation.request import AdaptationRequest
+
+        return AdaptationRequest(
+            run=self.run,
+            support=self.support,
+            query=self.query,
+            episode=self.episode,
+            task=self.task,
+            name=self.name,
+            moved=moved_paths(self.data),
+        )
+
 
 # Typer reads the command's options off the parameters, so there are as many as options.
 def adapt(
@@ -172,13 +189,13 @@ def adapt(
     as_json: AsJson = False,
 ) -> None:
     """Adapt the run's best model to a new task; write the adapted model and its predictions."""
-    request = AdaptRequest(run, support, query, episode, steps, name, task, transfer, sets, data)
-    request.check()
-    request = request._replace(run=run_folder.existing(run))
+    options = AdaptOptions(run, support, query, episode, steps, name, task, transfer, sets, data)
+    options.check()
+    options = options._replace(run=run_folder.existing(run))
     if transfer is None:
-        written = _adapt(request)
+        written = _adapt(options)
     else:
-        written = _transfer(request, transfer)
+        written = _transfer(options, transfer)
     if as_json:
         print(strict_json.dumps(written, indent=2))
     elif transfer is None:
@@ -187,20 +204,11 @@ def adapt(
         _print_transferred(written, transfer)
 
 
-def _adapt(request: AdaptRequest) -> dict[str, Any]:
+def _adapt(options: AdaptOptions) -> dict[str, Any]:
     from raymtl.adaptation.adapt import adapt_run
 
-    with _hint_at_data_option(request.data):
-        return adapt_run(
-            request.run,
-            request.support,
-            request.episode,
-            request.steps,
-            request.name,
-            request.query,
-            moved_paths(request.data),
-            request.task,
-        )
+    with _hint_at_data_option(options.data):
+        return adapt_run(options.request(), options.steps)
 
 
 def _print_adapted(written: Mapping[str, Any]) -> None:
@@ -226,24 +234,14 @@ def _adapted_text(written: Mapping[str, Any]) -> str:
     )
 
 
-def _transfer(request: AdaptRequest, kind: str) -> dict[str, Any]:
+def _transfer(options: AdaptOptions, kind: str) -> dict[str, Any]:
     from raymtl.adaptation.transfer import parse_transfer
-    from raymtl.adaptation.transfer_run import transfer_run
+    from raymtl.adaptation.transfer_run import TransferRequest, transfer_run
     from raymtl.reporting.terminal import View
 
-    transfer = parse_transfer(kind, overrides(request.sets))
-    with _hint_at_data_option(request.data), View(f"raymtl adapt --transfer {kind}") as view:
-        return transfer_run(
-            request.run,
-            transfer,
-            request.support,
-            request.episode,
-            request.name,
-            view,
-            request.query,
-            moved_paths(request.data),
-            request.task,
-        )
+    transfer = parse_transfer(kind, overrides(options.sets))
+    with _hint_at_data_option(options.data), View(f"raymtl adapt --transfer {kind}") as view:
+        return transfer_run(TransferRequest(options.request(), transfer), view)
 
 
 def _print_transferred(written: Mapping[str, Any], kind: str) -> None:

@@ -5,7 +5,7 @@ at their top.
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from typing import Any, get_args, get_origin
+from typing import Any, TypeGuard, get_args, get_origin
 
 from raymtl.types import Spec
 
@@ -61,7 +61,13 @@ def dotted_names(root: type[Spec]) -> list[str]:
 
 def members(section: str, root: type[Spec]) -> dict[str, type[Spec]]:
     """The union of a section by `name`; empty for a section that is none."""
-    field = root.model_fields.get(section)
+    *path, last = section.split(".")
+    for key in path:
+        inner = root.model_fields.get(key)
+        if inner is None or not _is_spec(inner.annotation):
+            return {}
+        root = inner.annotation
+    field = root.model_fields.get(last)
     if field is None:
         return {}
     kinds = [field.annotation, *get_args(field.annotation)]
@@ -71,6 +77,10 @@ def members(section: str, root: type[Spec]) -> dict[str, type[Spec]]:
         if isinstance(kind, type) and issubclass(kind, Spec) and "name" in kind.model_fields
     ]
     return {kind.model_fields["name"].default: kind for kind in specs}
+
+
+def _is_spec(annotation: Any) -> TypeGuard[type[Spec]]:
+    return isinstance(annotation, type) and issubclass(annotation, Spec)
 
 
 def as_values(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -88,7 +98,7 @@ def nearest(key: str, names: Iterable[str]) -> str:
     """
     names = list(names)
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
-    if not close and "." in key:
+    if not close:
         close = difflib.get_close_matches(key.rpartition(".")[2], names, n=1, cutoff=0.6)
         close = (
             close

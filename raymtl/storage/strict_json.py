@@ -10,16 +10,17 @@ from typing import Any
 
 def dumps(content: Any, indent: int | None = None) -> str:
     """`content` as JSON text, in which a number that is not finite is null."""
-    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+    return json.dumps(finite_or_none(content), indent=indent, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite_or_none(value: Any) -> Any:
+    """The same plain tree with None in place of numbers that are not finite."""
     if isinstance(value, float):
         if math.isfinite(value):
             return value
         return None
     if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite_or_none(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite_or_none(inner) for inner in value]
     return value

@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 
 from raymtl import run_folder
 from raymtl.adaptation.adapt import adapt_run
+from raymtl.adaptation.request import AdaptationRequest
 from raymtl.adaptation.transfer import parse_transfer
-from raymtl.adaptation.transfer_run import load_network, transfer_run
+from raymtl.adaptation.transfer_run import TransferRequest, transfer_run
+from raymtl.adaptation.transferred import load_network
 from raymtl.evaluation.evaluate import load_model
 from raymtl.learners import MAML
 from raymtl.reporting.terminal import View
@@ -73,7 +75,8 @@ def carried(
     chosen = parse_transfer(
         way, {"optimiser.steps": 20} | {k.replace("__", "."): v for k, v in values.items()}
     )
-    return transfer_run(run, chosen, support, episode, name, View("test"))
+    request = AdaptationRequest(run, support, episode=episode, name=name)
+    return transfer_run(TransferRequest(request, chosen), View("test"))
 
 
 def elsewhere(code: str, folder: Path, *args: str) -> str:
@@ -99,10 +102,11 @@ ADAPT = """
 import sys
 from pathlib import Path
 import torch
+from raymtl.adaptation.request import AdaptationRequest
 from raymtl.adaptation.adapt import adapt_run
 torch.set_num_threads(1)
 for run in sys.argv[1:]:
-    adapt_run(Path(run), None, 2, None, "there")
+    adapt_run(AdaptationRequest(Path(run), episode=2, name="there"))
 """
 
 
@@ -118,7 +122,7 @@ def test_another_process_adapts_and_predicts_to_the_last_bit_what_this_one_does(
     }
     for name, values in learners.items():
         trained(tmp_path / name, arrays, learner__name=name, encoder__hidden=[12], **values)
-        adapt_run(tmp_path / name, None, 2, None, "here")
+        adapt_run(AdaptationRequest(tmp_path / name, episode=2, name="here"))
     elsewhere(ADAPT, tmp_path, *learners)
     for name in learners:
         here, there = (tmp_path / name / "adapted" / where for where in ("here", "there"))
@@ -140,12 +144,15 @@ CARRY = """
 import sys
 from pathlib import Path
 import torch
-from raymtl.adaptation.transfer_run import load_network, transfer_run
+from raymtl.adaptation.request import AdaptationRequest
+from raymtl.adaptation.transfer_run import TransferRequest, transfer_run
+from raymtl.adaptation.transferred import load_network
 from raymtl.reporting.terminal import View
 from raymtl.adaptation.transfer import parse_transfer
 torch.set_num_threads(1)
 chosen = parse_transfer("model", {"optimiser.steps": 20})
-transfer_run(Path(sys.argv[1]), chosen, Path(sys.argv[2]), 0, "there", View("test"))
+request = AdaptationRequest(Path(sys.argv[1]), Path(sys.argv[2]), name="there")
+transfer_run(TransferRequest(request, chosen), View("test"))
 network, task = load_network(Path(sys.argv[3]))
 torch.manual_seed(4)
 torch.save(network(torch.rand(5, 1, 16, 16)), "said.pt")
@@ -315,7 +322,7 @@ def test_nothing_is_written_over_and_a_failure_leaves_nothing(
     second = carried(run, "feature", file, optimiser__seed=1)["folder"]
     assert (Path(first).name, Path(second).name) == ("twice", "twice-2")
     assert (Path(first) / "model.safetensors").read_bytes() == stamp
-    adapted = [adapt_run(run, None, 3, None, "episode") for _ in range(2)]
+    adapted = [adapt_run(AdaptationRequest(run, episode=3, name="episode")) for _ in range(2)]
     assert [Path(told["folder"]).name for told in adapted] == ["episode", "episode-2"]
 
     def fail(folder: Path) -> None:

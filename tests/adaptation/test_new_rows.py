@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from raymtl.adaptation.adapt import adapt_run
+from raymtl.adaptation.request import AdaptationRequest
 from raymtl.config import Experiment
 from raymtl.data import Files
 from raymtl.data.tables.new_rows import read_new_labels, read_unseen
@@ -111,7 +112,7 @@ def test_rows_are_encoded_as_those_of_the_run_whatever_else_is_in_their_file(hom
 
 
 def test_rows_without_labels_are_predicted_in_their_own_units_and_names(home: Path) -> None:
-    told = adapt_run(home / "run", support_file(home / "new.csv"), 0, 3, None)
+    told = adapt_run(AdaptationRequest(home / "run", support_file(home / "new.csv")), 3)
     assert (told["support_examples"], told["predicted_examples"], told["scores"]) == (20, 10, {})
     rows = predictions(told)
     assert len(rows) == 10 and Path(told["folder"]).name == "new"
@@ -132,10 +133,10 @@ def test_rows_without_labels_are_predicted_in_their_own_units_and_names(home: Pa
 def test_a_query_file_is_predicted_and_scored_by_the_labels_that_it_has(home: Path) -> None:
     support = support_file(home / "s.csv")
     bare = support_file(home / "q.csv", without=tuple(TASKS))
-    told = adapt_run(home / "run", support, 0, None, "bare", bare)
+    told = adapt_run(AdaptationRequest(home / "run", support, bare, name="bare"))
     assert (told["support_examples"], told["predicted_examples"], told["scores"]) == (20, 30, {})
     part = support_file(home / "p.csv", without=("has",))
-    told = adapt_run(home / "run", support, 0, None, "part", part)
+    told = adapt_run(AdaptationRequest(home / "run", support, part, name="part"))
     rows = predictions(told)
     assert {name.partition(".")[0] for name in told["scores"]} == {"rent", "state"}
     hits = [
@@ -154,7 +155,7 @@ def test_adapting_to_new_rows_follows_their_labels(home: Path) -> None:
         "rent": [rent + 1000 for rent in dear["rent"]],
     }
     support = write_csv(home / "dear.csv", content)
-    told = adapt_run(home / "run", support, 0, 200, None, support)
+    told = adapt_run(AdaptationRequest(home / "run", support, support), 200)
     before, after = told["scores"]["rent.mae"]
     assert after < 0.2 * before
 
@@ -195,13 +196,13 @@ def things(path: Path, names: tuple[str, ...], each: int = 4, labelled: bool = T
 def test_classes_that_no_run_has_seen_are_learned_from_a_few_rows_of_each(kinds: Path) -> None:
     support = things(kinds / "s.csv", ("unicorn", "griffin", "basilisk"))
     query = things(kinds / "q.csv", ("unicorn", "griffin", "basilisk"), each=5)
-    told = adapt_run(kinds / "run", support, 0, None, None, query)
+    told = adapt_run(AdaptationRequest(kinds / "run", support, query))
     assert told["scores"]["thing.accuracy"][1] == 1
     assert [row["thing.after"] for row in predictions(told)] == ["unicorn"] * 5 + [
         "griffin"
     ] * 5 + ["basilisk"] * 5
     nameless = things(kinds / "n.csv", ("unicorn", "griffin", "basilisk"), labelled=False)
-    again = predictions(adapt_run(kinds / "run", support, 0, None, None, nameless))
+    again = predictions(adapt_run(AdaptationRequest(kinds / "run", support, nameless)))
     assert [row["thing.after"] for row in again] == ["unicorn"] * 4 + ["griffin"] * 4 + [
         "basilisk"
     ] * 4
@@ -209,12 +210,12 @@ def test_classes_that_no_run_has_seen_are_learned_from_a_few_rows_of_each(kinds:
         UserError,
         match=r"column 'thing': expected labels of 2 to 3 classes, .*got \['a', 'b', 'c', 'd'\]",
     ):
-        adapt_run(kinds / "run", things(kinds / "m.csv", ("a", "b", "c", "d")), 0, None, None)
+        adapt_run(AdaptationRequest(kinds / "run", things(kinds / "m.csv", ("a", "b", "c", "d"))))
     with pytest.raises(
         UserError,
         match=r"q.csv: row 0, column 'thing': expected one of the classes of the support set",
     ):
-        adapt_run(kinds / "run", things(kinds / "x.csv", ("x", "y")), 0, None, None, query)
+        adapt_run(AdaptationRequest(kinds / "run", things(kinds / "x.csv", ("x", "y")), query))
 
 
 def test_pictures_with_masks_are_adapted_to_and_predicted(tmp_path: Path) -> None:
@@ -228,13 +229,13 @@ def test_pictures_with_masks_are_adapted_to_and_predicted(tmp_path: Path) -> Non
     for folder in (root, new):
         shutil.rmtree(folder / "depths")  # which are pictures too
     run = trained(tmp_path / "run", data, encoder={"name": "conv", "channels": [4]})
-    told = adapt_run(run, new, 0, 1, None, new)
+    told = adapt_run(AdaptationRequest(run, new, new), 1)
     assert (told["support_examples"], told["predicted_examples"]) == (12, 12)
     assert 0 <= told["scores"]["mask.miou"][1] <= 1
     row = predictions(told)[1]
     assert row["mask.after.shape"] == [24, 32] and len(row["mask.after"]) == 24 * 32
     assert row["larger.after"] in ("box", "disc")
-    only = predictions(adapt_run(run, new, 0, 1, "only", new / "images"))
+    only = predictions(adapt_run(AdaptationRequest(run, new, new / "images", name="only"), 1))
     # The same pictures without anything beside them are answered as before.
     assert [r["mask.after"] for r in only] == [r["mask.after"] for r in predictions(told)]
     assert all(r["mask.target"] is None and r["larger.target"] is None for r in only)
@@ -317,7 +318,7 @@ def test_files_that_do_not_fit_are_refused_in_a_sentence(
         home / "bad.csv", without, **{k: v for k, v in changes.items() if v is not None}
     )
     with pytest.raises(UserError, match=says):
-        adapt_run(home / "run", file, 0, None, None)
+        adapt_run(AdaptationRequest(home / "run", file))
 
 
 def test_a_query_takes_a_support_set_and_a_new_task_a_column(

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from raymtl.adaptation.adapt import adapt_run
+from raymtl.adaptation.request import AdaptationRequest
 from raymtl.config import load
 from raymtl.data import Files
 from raymtl.evaluation.evaluate import load_model
@@ -57,7 +58,7 @@ def test_a_run_is_scored_where_its_files_are_now(
 
 def test_editing_the_path_of_a_run_finds_nothing_anew(home: Path) -> None:
     support = support_file(home / "new.csv")
-    before = predictions(adapt_run(home / "run", support, 0, 3, None))
+    before = predictions(adapt_run(AdaptationRequest(home / "run", support), 3))
     source = load_model(home / "run" / "best")[0].data
     config = home / "run" / "best" / "config.yaml"
     tree = yaml.safe_load(config.read_text())
@@ -65,7 +66,9 @@ def test_editing_the_path_of_a_run_finds_nothing_anew(home: Path) -> None:
     config.write_text(yaml.safe_dump(tree))
     edited = load_model(home / "run" / "best")[0].data
     assert edited.path != source.path and edited.fitted == source.fitted
-    assert predictions(adapt_run(home / "run", support, 0, 3, "again")) == before
+    assert (
+        predictions(adapt_run(AdaptationRequest(home / "run", support, name="again"), 3)) == before
+    )
     (note,) = (note for note in edited.notes(edited.load()) if note.key == "data.fitted")
     assert "other.csv" in note.place and "are those found in" in note.text
     tree["data"]["fitted"] = None

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from raymtl.data.overlap import repeated
+from raymtl.data.overlap import find_repeated
 from raymtl.storage import formats
 from tests.cli.test_cli import mistake
 from tests.conftest import experiment
@@ -30,14 +30,14 @@ def test_only_an_input_with_and_without_a_label_is_repeated(
 ) -> None:
     """Twice the same picture in the support set is the user's to weigh, and twice in the query set costs nothing."""
     for dtype in (torch.uint8, torch.float32, torch.float64):
-        assert repeated(torch.tensor(inputs, dtype=dtype), torch.tensor(labelled)) == found
+        assert find_repeated(torch.tensor(inputs, dtype=dtype), torch.tensor(labelled)) == found
 
 
 def test_inputs_that_differ_in_one_number_are_different() -> None:
     inputs = torch.rand(1, 3, 4, 4).repeat(2, 1, 1, 1)
-    assert repeated(inputs, torch.tensor([True, False])) == (1, 0)
+    assert find_repeated(inputs, torch.tensor([True, False])) == (1, 0)
     inputs[1, 2, 3, 3] += 1e-6
-    assert repeated(inputs, torch.tensor([True, False])) is None
+    assert find_repeated(inputs, torch.tensor([True, False])) is None
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import torch
 from scipy.stats import kstest
 
 from raymtl.adaptation.adapt import adapt_run
+from raymtl.adaptation.request import AdaptationRequest
 from raymtl.data import SPLITS, Sinusoid
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.evaluation.evaluate import evaluate, evaluate_folder, load_model
@@ -209,9 +210,9 @@ def test_adapting_to_a_file_is_adapting_to_its_numbers(run, tmp_path: Path) -> N
         "y": support.targets["y"][0].tolist() + [None] * query.inputs.shape[1],
     }
     pq.write_table(pa.table(columns), tmp_path / "mine.parquet")
-    told = adapt_run(run, tmp_path / "mine.parquet", 0, None, None)
+    told = adapt_run(AdaptationRequest(run, tmp_path / "mine.parquet"))
     assert (told["support_examples"], told["predicted_examples"]) == (10, 10)
-    own = adapt_run(run, None, 0, None, None)
+    own = adapt_run(AdaptationRequest(run))
     assert set(own["scores"]) == {"y.r2", "y.mae", "y.rmse", "y.rrmse", "y.mse"}
     files = [
         formats.read_rows(run / "adapted" / name / "predictions.parquet")
@@ -231,4 +232,4 @@ def test_an_input_beyond_the_precision_is_refused(run, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"expected numbers that torch.float32 can hold, got larger ones"
     ):
-        adapt_run(run, tmp_path / "huge.parquet", 0, None, None)
+        adapt_run(AdaptationRequest(run, tmp_path / "huge.parquet"))

@@ -14,6 +14,7 @@ from PIL import Image
 from sklearn import metrics as sk
 
 from raymtl.adaptation.adapt import adapt_run
+from raymtl.adaptation.request import AdaptationRequest
 from raymtl.data.formats.voc_xml import Seen, rows_of
 from raymtl.data.tables.pictures import fitted_into
 from raymtl.evaluation.predictions import Placed, unplaced_box, unplaced_map
@@ -64,7 +65,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_printed_follows_from_the_predictions(home: Path) -> None:
     """By scikit-learn, task by task, on the rows that have a label."""
-    told = adapt_run(home / "run", home / "support.csv", 0, None, "all", home / "query.csv")
+    told = adapt_run(
+        AdaptationRequest(home / "run", home / "support.csv", home / "query.csv", name="all")
+    )
     found, scores = read(told), {name: after for name, (_, after) in told["scores"].items()}
     rent = found.dropna(subset="rent.target")
     assert scores["rent.mae"] == pytest.approx(
@@ -102,7 +105,9 @@ def test_what_is_printed_follows_from_the_predictions(home: Path) -> None:
 
 
 def test_rows_go_by_their_key_and_their_place_in_the_file(home: Path) -> None:
-    told = adapt_run(home / "run", home / "support.csv", 0, None, "keyed", home / "query.csv")
+    told = adapt_run(
+        AdaptationRequest(home / "run", home / "support.csv", home / "query.csv", name="keyed")
+    )
     found, content = read(told), rooms(60, 2)
     assert found["id"].tolist() == content["id"] and found["row"].tolist() == list(range(60))
     own = [value for value in content["rent"] if value is not None]
@@ -112,13 +117,15 @@ def test_rows_go_by_their_key_and_their_place_in_the_file(home: Path) -> None:
         unlabelled[name] = [
             None if i % 3 == 0 else value for i, value in enumerate(unlabelled[name])
         ]
-    some = read(adapt_run(home / "run", write_csv(home / "some.csv", unlabelled), 0, None, None))
+    some = read(
+        adapt_run(AdaptationRequest(home / "run", write_csv(home / "some.csv", unlabelled)))
+    )
     assert set(range(0, 30, 3)) <= set(some["row"]) and len(some) < 15
     assert some["id"].tolist() == [unlabelled["id"][row] for row in some["row"]]
 
 
 def test_held_out_rows_are_named_too(home: Path) -> None:
-    found, content = read(adapt_run(home / "run", None, 3, None, None)), rooms(150, 0)
+    found, content = read(adapt_run(AdaptationRequest(home / "run", episode=3))), rooms(150, 0)
     assert len(found) == 4 and found["id"].tolist() == [content["id"][row] for row in found["row"]]
     for name in ("rent", "state"):
         own = {row: content[name][row] for row in found["row"] if content[name][row] is not None}
@@ -209,7 +216,9 @@ def test_a_task_of_yes_and_no_can_be_carried_on_as_two_classes(
 ) -> None:
     words = ("--support", str(home / "support.csv"), "--query", str(home / "query.csv"), "--json")
     plain = read(
-        adapt_run(home / "run", home / "support.csv", 0, None, "plain", home / "query.csv")
+        adapt_run(
+            AdaptationRequest(home / "run", home / "support.csv", home / "query.csv", name="plain")
+        )
     )
     sets = ("--set", "task.name=large", "--set", "optimiser.steps=20")
     for way in ("model", "target"):
@@ -423,7 +432,7 @@ def test_masks_and_boxes_are_in_the_pixels_of_their_pictures(tmp_path: Path) -> 
         {"path": str(root), "size": (24, 32), "tasks": tasks},
         encoder={"name": "conv", "channels": [4]},
     )
-    told = adapt_run(run, root, 0, 1, None, root)
+    told = adapt_run(AdaptationRequest(run, root, root), 1)
     rows = pq.read_table(Path(told["folder"]) / "predictions.parquet").to_pylist()
     assert [row["picture"] for row in rows] == [f"images/{i:03d}.png" for i in range(30)]
     for i, row in enumerate(rows):
@@ -448,7 +457,7 @@ def test_masks_and_boxes_are_in_the_pixels_of_their_pictures(tmp_path: Path) -> 
         {"value": v, "class": c} for v, c in ((0, "floor"), (100, "box"), (200, "disc"))
     ]
     episode = pq.read_table(
-        Path(adapt_run(run, None, 0, 1, None)["folder"]) / "predictions.parquet"
+        Path(adapt_run(AdaptationRequest(run), 1)["folder"]) / "predictions.parquet"
     ).to_pylist()
     for row in episode:
         i = int(row["picture"][-7:-4])
@@ -464,7 +473,7 @@ def test_files_that_have_gone_name_the_option_that_says_where(
     for command in ("evaluate", "adapt"):
         assert "add --data PATH" in mistake(monkeypatch, capsys, command, str(run))
     with pytest.raises(UserError, match="no such file"):
-        adapt_run(run, tmp_path / "gone.csv", 0, None, None)
+        adapt_run(AdaptationRequest(run, tmp_path / "gone.csv"))
 
 
 def test_a_broken_picture_among_new_ones_is_left_out_and_said(
@@ -562,7 +571,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict:
         numbered(root / f"{name}.csv", 0, 1, rows, seed)
         for name, rows, seed in (("s", 40, 1), ("q", 60, 2))
     ]
-    adapted = adapt_run(run, files[0], 0, 3, "adapted", files[1])
+    adapted = adapt_run(AdaptationRequest(run, files[0], files[1], name="adapted"), 3)
     return {"run": run, "root": root, "adapted": adapted}
 
 
@@ -576,7 +585,7 @@ def test_far_and_small_labels_are_adapted_to_as_plain_ones(
         numbered(tmp_path / f"{n}.csv", offset, scale, rows, seed)
         for n, rows, seed in (("s", 40, 1), ("q", 60, 2))
     ]
-    told = adapt_run(run, files[0], 0, 3, None, files[1])
+    told = adapt_run(AdaptationRequest(run, files[0], files[1]), 3)
     close(read(told), read(plain["adapted"]), offset, scale)
     for name, (before, after) in plain["adapted"]["scores"].items():
         unit = scale if name in ("y.mae", "y.rmse") else 1.0

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from raymtl import config
 from raymtl.adaptation.adapt import adapt_run
+from raymtl.adaptation.request import AdaptationRequest
 from raymtl.evaluation.evaluate import evaluate, load_model
 from raymtl.storage import formats
 from raymtl.training.checkpointing import TrainContext
@@ -53,6 +54,6 @@ def test_an_earlier_model_has_its_earlier_scores() -> None:
 
 def test_an_earlier_model_adapts(tmp_path: Path) -> None:
     run = shutil.copytree(EARLIER / "finished", tmp_path / "run")
-    adapt_run(run, None, 1, None, "again")
+    adapt_run(AdaptationRequest(run, episode=1, name="again"))
     predicted = formats.read_rows(run / "adapted" / "again" / "predictions.parquet")
     assert len(predicted) == 5 and all(math.isfinite(row["y.after"]) for row in predicted)

@@ -1,6 +1,4 @@
-"""Knowledge carried to a new task: by features, by a model to go on from, by targets; needs torch
-alone.
-"""
+"""Knowledge carried to a new task: by features, by a model to go on from, by targets."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args
@@ -10,19 +8,13 @@ from pydantic import Field, TypeAdapter
 from raymtl.adaptation.transfer.base import Learned, Result, Transfer
 from raymtl.adaptation.transfer.descent import Anchor, Course, Optimiser, descend
 from raymtl.adaptation.transfer.feature import FeatureTransfer
+from raymtl.adaptation.transfer.losses import Absolute, CrossEntropy, Huber, Squared
 from raymtl.adaptation.transfer.model import ModelTransfer
 from raymtl.adaptation.transfer.network import Network, Teacher, Trunk, named
 from raymtl.adaptation.transfer.parse import parsed
+from raymtl.adaptation.transfer.split import split
 from raymtl.adaptation.transfer.target import TargetTransfer, distillation
-from raymtl.adaptation.transfer.task import (
-    Absolute,
-    CrossEntropy,
-    Examples,
-    Huber,
-    NewTask,
-    Squared,
-    split,
-)
+from raymtl.adaptation.transfer.task import NEW_TASK_KINDS, Examples, NewTask
 from raymtl.types import UserError
 
 TransferSpec = Annotated[
@@ -49,6 +41,7 @@ def load_transfer(tree: Any) -> Transfer:
 
 
 __all__ = [
+    "NEW_TASK_KINDS",
     "WAYS",
     "Absolute",
     "Anchor",

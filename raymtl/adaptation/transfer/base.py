@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from raymtl.adaptation.transfer.descent import Anchor, Course, Look, Optimiser, descend
 from raymtl.adaptation.transfer.network import Network, Teacher, check_inputs
-from raymtl.adaptation.transfer.task import Examples, NewTask, split
+from raymtl.adaptation.transfer.split import split
+from raymtl.adaptation.transfer.task import Examples, NewTask
 from raymtl.types import Spec, Task
 
 
@@ -68,12 +69,11 @@ class Transfer(Spec, ABC):
         """
         self.task.check(examples)
         check_inputs(teacher, examples.inputs)
-        train, held_out = split(examples, self.held_out, self.optimiser.seed, self.task.kind)
+        kind = self.task.task_kind
+        train, held_out = split(examples, self.held_out, self.optimiser.seed, kind)
         # Classes are counted over all examples, the spread of numbers over those that are trained
         # on.
-        task = self.task.build(
-            examples.targets if self.task.kind == "classification" else train.targets
-        )
+        task = kind.build(self.task, examples.targets, train.targets)
         network = self.network(teacher, task)
         learned = self.learned(teacher, network, task, train)
         read = learned.reads(train.inputs)
@@ -97,13 +97,3 @@ class Transfer(Spec, ABC):
             look,
         )
         return Result(network, task, course, train, held_out)
-
-
-def as_prediction(task: Task, predicted: Tensor) -> Tensor:
-    """What a teacher predicts, logits [N, classes] or values [N], as the head would give it, [N,
-    out_features].
-    """
-    if task.kind.has_class_logits:
-        return predicted
-    assert task.encode_target is not None
-    return task.encode_target(predicted.flatten())

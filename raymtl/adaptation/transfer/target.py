@@ -12,7 +12,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raymtl.adaptation.transfer.base import Learned, Transfer, as_prediction
+from raymtl.adaptation.transfer.base import Learned, Transfer
 from raymtl.adaptation.transfer.network import Network, Teacher, Trunk, headed
 from raymtl.adaptation.transfer.task import Examples
 from raymtl.encoders import EncoderSpec
@@ -61,7 +61,7 @@ class TargetTransfer(Transfer):
     def learned(self, teacher: Teacher, network: Network, task: Task, train: Examples) -> Learned:
         if self.match == "features":
             return self._by_features(teacher, network, task, train)
-        taught = as_prediction(task, self._told(teacher, task, train))
+        taught = self.task.task_kind.as_prediction(task, self._told(teacher, task, train))
 
         def loss(read: Tensor, rows: Tensor) -> Tensor:
             predicted = network(read)

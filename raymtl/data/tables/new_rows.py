@@ -37,7 +37,7 @@ class Unseen(NamedTuple):
     masks: Mapping[str, np.ndarray]
     classes: Mapping[str, tuple[str, ...]]
     """Of tasks of classes or labels, by their numbers."""
-    asked: RowOrigins
+    origins: RowOrigins
     notes: Sequence[Note] = ()
 
 
@@ -51,7 +51,7 @@ class NewLabels(NamedTuple):
     targets: np.ndarray
     classes: tuple[str, ...]
     """By their numbers; none where labels are numbers."""
-    asked: RowOrigins
+    origins: RowOrigins
     notes: Sequence[Note] = ()
 
 
@@ -89,7 +89,7 @@ def read_unseen(
         {name: np.concatenate(parts) for name, parts in targets.items()},
         {name: np.concatenate(parts) for name, parts in masks.items()},
         known,
-        blocks.asked,
+        blocks.origins,
         notes,
     )
 
@@ -110,13 +110,13 @@ class _Blocks(NamedTuple):
 
     each: Sequence[_Block]
     inputs: np.ndarray
-    asked: RowOrigins
+    origins: RowOrigins
     notes: Sequence[Note]
 
 
 def _read_blocks(source: FilesConfig, dataset: TableDataset, path: str) -> _Blocks:
     """Rows whose pictures cannot be read are left out. Raises UserError where none can be."""
-    each, numbers, asked = [], [], []
+    each, numbers, origins = [], [], []
     unreadable: list[str] = []
     beyond: list[str] = []
     for number in range(len(dataset.blocks)):
@@ -124,7 +124,7 @@ def _read_blocks(source: FilesConfig, dataset: TableDataset, path: str) -> _Bloc
         inputs = encode_inputs(dataset.source, dataset, number, rows)
         each.append(_Block(number, rows, inputs.readable, inputs.shapes))
         numbers.append(inputs.numbers[inputs.readable])
-        asked.append(origins_of(source, dataset, number, rows, inputs.shapes).at(inputs.readable))
+        origins.append(origins_of(source, dataset, number, rows, inputs.shapes).at(inputs.readable))
         unreadable += inputs.unreadable
         beyond += inputs.beyond
     if unreadable and not any(block.readable.any() for block in each):
@@ -135,7 +135,7 @@ def _read_blocks(source: FilesConfig, dataset: TableDataset, path: str) -> _Bloc
     if beyond:
         text = f"{len(beyond)} have values outside the range of the run's own, which are cut off: {named_first(beyond)}"
         notes.append(Note(place="pictures", text=text))
-    return _Blocks(each, np.concatenate(numbers), together(asked), notes)
+    return _Blocks(each, np.concatenate(numbers), together(origins), notes)
 
 
 def _notes_of_damaged(place: str, names: Sequence[str]) -> list[Note]:
@@ -185,7 +185,7 @@ def read_new_labels(
             for block, own in zip(blocks.each, labels, strict=True)
         ]
         return NewLabels(
-            name, blocks.inputs, np.concatenate(targets), (), blocks.asked, blocks.notes
+            name, blocks.inputs, np.concatenate(targets), (), blocks.origins, blocks.notes
         )
     known = source.found.tasks.get(name)
     if classes is None:
@@ -199,7 +199,7 @@ def read_new_labels(
         for block, own in zip(blocks.each, labels, strict=True)
     ]
     return NewLabels(
-        name, blocks.inputs, np.concatenate(targets), classes, blocks.asked, blocks.notes
+        name, blocks.inputs, np.concatenate(targets), classes, blocks.origins, blocks.notes
     )
 
 
