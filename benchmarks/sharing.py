@@ -199,7 +199,7 @@ def errors(algorithm: Algorithm, params: Params, batch: Batch) -> Tensor:
     return torch.stack(
         [
             (loss / count).sqrt()
-            if task.kind == "regression"
+            if task.kind.predicts_numbers
             else 1 - scores[f"{task.name}.accuracy"]
             for task, loss, count in zip(algorithm.tasks, losses, counts, strict=True)
         ]

@@ -1,6 +1,8 @@
-"""Where episodes come from; the union of sources is the registry."""
+"""Where episodes come from."""
 
-from typing import Annotated
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -12,17 +14,20 @@ from raymtl.data.sources.mixture import Mixture
 from raymtl.data.sources.multimnist import MultiMNIST
 from raymtl.data.sources.nyuv2 import NYUv2
 from raymtl.data.sources.omniglot import Omniglot
+from raymtl.data.sources.registry import SOURCES
 from raymtl.data.sources.sinusoid import Sinusoid
 from raymtl.data.sources.voc import VOC
 from raymtl.data.tables import Files
 
-SourceSpec = Annotated[
-    Digits | CIFAR100 | Files | Mixture | MultiMNIST | NYUv2 | Omniglot | Several | Sinusoid | VOC,
-    Field(discriminator="name"),
-]
+if TYPE_CHECKING:
+    SourceSpec = Source
+else:
+    SourceSpec = Annotated[reduce(or_, (*SOURCES, Several)), Field(discriminator="name")]
+"""Any source, chosen by its name."""
 
 __all__ = [
     "CIFAR100",
+    "SOURCES",
     "SPLITS",
     "VOC",
     "Arrays",

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import AfterValidator
@@ -207,3 +207,51 @@ class Source(Spec, ABC):
         self, arrays: Arrays, split: Split, rng: np.random.Generator
     ) -> tuple[Episode, str]:
         """One episode on the CPU, and a name for its domain. Takes all its chances from `rng`."""
+
+
+class DrawnSource(Source):
+    """A source whose episodes have `shots` support and `queries` query examples."""
+
+    if TYPE_CHECKING:
+        shots: int | tuple[int, int]
+        queries: int
+
+    @property
+    def _most_queries(self) -> int | None:
+        """The largest query set beside a support set of one; None without a limit."""
+        return None
+
+    def as_supervised(self) -> Self:
+        # A support set of one is drawn all the same, for an episode has both sets; where an episode
+        # takes every example, that one is missed.
+        queries = self.queries + usual(self.shots)
+        if self._most_queries is not None:
+            queries = min(queries, self._most_queries)
+        return self.model_copy(update={"shots": 1, "queries": queries})
+
+
+class ChosenTasks(DrawnSource):
+    """A source whose `tasks` are chosen from those that it knows."""
+
+    if TYPE_CHECKING:
+        tasks: tuple[str, ...]
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return self.tasks
+
+    def select_tasks(self, names: tuple[str, ...]) -> Self:
+        return self.model_copy(update={"tasks": names})
+
+
+class SingleTask(DrawnSource):
+    """A source with one task."""
+
+    task: ClassVar[str]
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return (self.task,)
+
+    def select_tasks(self, names: tuple[str, ...]) -> Self:
+        return self

@@ -95,7 +95,7 @@ def test_every_class_has_its_shots_and_queries(source, arrays) -> None:
     assert episodes.support.inputs.dtype == torch.uint8
     assert episodes.support.inputs.shape[2:] == source.input_shape
     for task in source.make_tasks():
-        if task.kind == "classification":
+        if task.kind.name == "classification":
             for batch, per_class in (
                 (episodes.support, source.shots),
                 (episodes.query, source.queries),
@@ -234,10 +234,10 @@ def test_every_source_keeps_its_contract(kind, tmp_path) -> None:
             assert target.shape[:2] == inputs.shape[:2]
             pairs = zip(target.shape[2:], task.target_shape, strict=True)
             assert all(
-                size >= least if task.kind == "detection" else size == least
+                size >= least if task.kind.name == "detection" else size == least
                 for size, least in pairs
             )
-            if task.kind == "classification":
+            if task.kind.name == "classification":
                 assert target.dtype == torch.int64
                 assert int(target.min()) >= 0 and int(target.max()) < task.out_features
 

@@ -14,17 +14,16 @@ from raymtl.data.base import (
     SPLITS,
     Arrays,
     Count,
+    DrawnSource,
     HeldOut,
     Members,
     Population,
-    Source,
     Split,
     Ways,
     data_folder,
     drawn,
     each_once,
     most,
-    usual,
 )
 from raymtl.data.formats.cifar100 import (
     CLASSES,
@@ -93,7 +92,7 @@ NUM_CLASSES: Mapping[Literal["cifar_fs", "fc100"], Mapping[Split, int]] = {
 }
 
 
-class CIFAR100(Source):
+class CIFAR100(DrawnSource):
     """Pictures [3, 32, 32] in colour, in one of three forms.
 
     `episodes: superclasses`: a task for each of the 20 superclasses, which of its 5 classes it is.
@@ -173,10 +172,9 @@ class CIFAR100(Source):
             return self
         return self.model_copy(update={"tasks": names})
 
-    def as_supervised(self) -> Self:
-        # A support set of one is drawn all the same: an episode has both parts.
-        queries = min(self.queries + usual(self.shots), self._fewest_pictures - 1)
-        return self.model_copy(update={"shots": 1, "queries": queries})
+    @property
+    def _most_queries(self) -> int:
+        return self._fewest_pictures - 1
 
     def make_tasks(self) -> tuple[Task, ...]:
         sizes = {

@@ -13,22 +13,12 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 from torch import Tensor
 
 from raymtl.data.base import Arrays, HeldOut, Members, Population, Source, Split
-from raymtl.data.sources.cifar100 import CIFAR100
 from raymtl.data.sources.digits import Digits
-from raymtl.data.sources.mixture import Mixture
-from raymtl.data.sources.multimnist import MultiMNIST
-from raymtl.data.sources.nyuv2 import NYUv2
-from raymtl.data.sources.omniglot import Omniglot
-from raymtl.data.sources.sinusoid import Sinusoid
-from raymtl.data.sources.voc import VOC
+from raymtl.data.sources.registry import PartSpec
 from raymtl.data.tables import Files
 from raymtl.notes import Note
 from raymtl.types import Batch, Episode, Task, UserError, matching
 
-PartSpec = Annotated[
-    CIFAR100 | Digits | Files | Mixture | MultiMNIST | NYUv2 | Omniglot | Sinusoid | VOC,
-    Field(discriminator="name"),
-]
 PartName = Annotated[str, matching(r"[A-Za-z][A-Za-z0-9]*", "letters and digits, a letter first")]
 
 

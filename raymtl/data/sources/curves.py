@@ -5,13 +5,13 @@ have in common.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 
-from raymtl.data.base import Arrays, Count, Population, Source, Split, drawn, usual
+from raymtl.data.base import Arrays, Count, Population, SingleTask, Split, drawn, usual
 from raymtl.tasks import regression
 from raymtl.types import Batch, Episode, Metric, Task
 
@@ -69,7 +69,7 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-class Curves(Source):
+class Curves(SingleTask):
     """An episode is one curve y(x), x uniform in [-5, 5]; its `shots` and `queries` points are
     drawn independently.
 
@@ -78,6 +78,7 @@ class Curves(Source):
     generators for other splits, so that no two episodes have one in common.
     """
 
+    task: ClassVar[str] = "y"
     shots: Count = 10
     queries: PositiveInt = 10
     noise_std: NonNegativeFloat = 0.0
@@ -91,17 +92,6 @@ class Curves(Source):
     @abstractmethod
     def family_names(self) -> tuple[str, ...]:
         """The families, drawn with equal odds."""
-
-    @property
-    def task_names(self) -> tuple[str, ...]:
-        return ("y",)
-
-    def select_tasks(self, names: tuple[str, ...]) -> Self:
-        return self
-
-    def as_supervised(self) -> Self:
-        # A support set of one is drawn all the same: an episode has both parts.
-        return self.model_copy(update={"shots": 1, "queries": self.queries + usual(self.shots)})
 
     def make_tasks(self) -> tuple[Task, ...]:
         families = [FAMILIES[name] for name in self.family_names]

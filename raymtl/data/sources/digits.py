@@ -13,15 +13,14 @@ from raymtl.data.base import (
     SPLITS,
     Arrays,
     Count,
+    DrawnSource,
     Members,
     Population,
-    Source,
     Split,
     Ways,
     drawn,
     each_once,
     most,
-    usual,
 )
 from raymtl.tasks import classification, regression
 from raymtl.types import Batch, Episode, Task, UserError
@@ -43,7 +42,7 @@ Angles = Annotated[tuple[Annotated[float, Field(ge=0, lt=360)], ...], Field(min_
 DigitTask = Literal["left", "right", "sum"]
 
 
-class Digits(Source):
+class Digits(DrawnSource):
     """Pictures [1, 16, 16] of a digit at the top left and one at the bottom right, overlapping.
 
     `episodes: domains`: an episode is one rotation of the picture about its centre, in degrees
@@ -121,10 +120,6 @@ class Digits(Source):
         if self.episodes == "domains":
             return self.model_copy(update={"tasks": names})
         return self
-
-    def as_supervised(self) -> Self:
-        # A support set of one is drawn all the same: an episode has both parts.
-        return self.model_copy(update={"shots": 1, "queries": self.queries + usual(self.shots)})
 
     def make_tasks(self) -> tuple[Task, ...]:
         if self.episodes == "classes":

@@ -13,17 +13,16 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 
 from raymtl.data.base import (
     Arrays,
+    ChosenTasks,
     Count,
     HeldOut,
     Members,
     Population,
-    Source,
     Split,
     data_folder,
     drawn,
     each_once,
     most,
-    usual,
 )
 from raymtl.tasks import classification
 from raymtl.types import Batch, Episode, Task, UserError
@@ -37,7 +36,7 @@ PAIRS = {"train": 60_000, "val": 10_000, "test": 10_000}  # that are fixed
 DigitTask = Literal["left", "right"]
 
 
-class MultiMNIST(Source):
+class MultiMNIST(ChosenTasks):
     """Pictures [1, 36, 36] of a digit at the top left and one at the bottom right, 28 x 28 each,
     the brighter showing.
 
@@ -80,17 +79,8 @@ class MultiMNIST(Source):
         return self
 
     @property
-    def task_names(self) -> tuple[str, ...]:
-        return self.tasks
-
-    def select_tasks(self, names: tuple[str, ...]) -> Self:
-        return self.model_copy(update={"tasks": names})
-
-    def as_supervised(self) -> Self:
-        # A support set of one is drawn all the same; where an episode takes all pairs, that one is
-        # missed.
-        queries = min(self.queries + usual(self.shots), min(PAIRS.values()) - 1)
-        return self.model_copy(update={"shots": 1, "queries": queries})
+    def _most_queries(self) -> int:
+        return min(PAIRS.values()) - 1
 
     def make_tasks(self) -> tuple[Task, ...]:
         return tuple(classification(name, 10) for name in self.tasks)

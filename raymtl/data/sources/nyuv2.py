@@ -15,16 +15,15 @@ from torch.nn import functional as F
 
 from raymtl.data.base import (
     Arrays,
+    ChosenTasks,
     Count,
     HeldOut,
     Members,
     Population,
-    Source,
     Split,
     drawn,
     each_once,
     most,
-    usual,
 )
 from raymtl.tasks import depth, normals, segmentation
 from raymtl.types import Batch, Episode, Task, UserError
@@ -43,7 +42,7 @@ RoomTask = Literal["segmentation", "depth", "normals"]
 Side = Annotated[int, Field(ge=8)]
 
 
-class NYUv2(Source):
+class NYUv2(ChosenTasks):
     """Pictures [3, height, width] of rooms; every pixel has a class, a depth in metres and the
     normal of its surface.
 
@@ -105,17 +104,8 @@ class NYUv2(Source):
         return self
 
     @property
-    def task_names(self) -> tuple[str, ...]:
-        return self.tasks
-
-    def select_tasks(self, names: tuple[str, ...]) -> Self:
-        return self.model_copy(update={"tasks": names})
-
-    def as_supervised(self) -> Self:
-        # A support set of one is drawn all the same; where an episode takes all frames, that one is
-        # missed.
-        queries = min(self.queries + usual(self.shots), self._least - 1)
-        return self.model_copy(update={"shots": 1, "queries": queries})
+    def _most_queries(self) -> int:
+        return self._least - 1
 
     @property
     def _least(self) -> int:

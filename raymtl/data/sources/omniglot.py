@@ -5,7 +5,7 @@ layout of torchvision.
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -17,13 +17,12 @@ from raymtl.data.base import (
     Count,
     Members,
     Population,
-    Source,
+    SingleTask,
     Split,
     Ways,
     data_folder,
     drawn,
     most,
-    usual,
 )
 from raymtl.tasks import classification
 from raymtl.types import Batch, Episode, Task, UserError
@@ -34,7 +33,7 @@ PARTS = {"images_background": 964, "images_evaluation": 659}  # folders -> chara
 TRAIN, VAL = 1100, 100  # characters of the random split; the rest is for the test
 
 
-class Omniglot(Source):
+class Omniglot(SingleTask):
     """Pictures [1, 28, 28] of handwritten characters, strokes bright; an episode is `ways` classes
     of them.
 
@@ -56,6 +55,7 @@ class Omniglot(Source):
     environment variable RAYMTL_DATA names it.
     """
 
+    task: ClassVar[str] = "character"
     name: Literal["omniglot"] = "omniglot"
     folder: str | None = None
     split: Literal["random", "background"] = "random"
@@ -106,17 +106,8 @@ class Omniglot(Source):
         return self.ways
 
     @property
-    def task_names(self) -> tuple[str, ...]:
-        return ("character",)
-
-    def select_tasks(self, names: tuple[str, ...]) -> Self:
-        return self
-
-    def as_supervised(self) -> Self:
-        # A support set of one is drawn all the same; where an episode takes all drawings, that one
-        # is missed.
-        queries = min(self.queries + usual(self.shots), DRAWINGS - 1)
-        return self.model_copy(update={"shots": 1, "queries": queries})
+    def _most_queries(self) -> int:
+        return DRAWINGS - 1
 
     def make_tasks(self) -> tuple[Task, ...]:
         return (

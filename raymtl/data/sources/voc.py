@@ -15,15 +15,14 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 from raymtl.data.base import (
     SPLITS,
     Arrays,
+    ChosenTasks,
     Count,
     HeldOut,
     Members,
     Population,
-    Source,
     Split,
     drawn,
     each_once,
-    usual,
 )
 from raymtl.data.formats.voc_xml import (
     Annotation,
@@ -71,7 +70,7 @@ class Labels(NamedTuple):
     notes: Sequence[Note]
 
 
-class VOC(Source):
+class VOC(ChosenTasks):
     """Pictures [3, height, width] and the objects in them; an episode is `shots` + `queries`
     pictures at random.
 
@@ -206,17 +205,6 @@ class VOC(Source):
 
     def class_names(self, task: str) -> tuple[str, ...]:
         return self._known.classes
-
-    @property
-    def task_names(self) -> tuple[str, ...]:
-        return self.tasks
-
-    def select_tasks(self, names: tuple[str, ...]) -> Self:
-        return self.model_copy(update={"tasks": names})
-
-    def as_supervised(self) -> Self:
-        # A support set of one is drawn all the same: an episode has both parts.
-        return self.model_copy(update={"shots": 1, "queries": self.queries + usual(self.shots)})
 
     @property
     def _size(self) -> tuple[int, int]:

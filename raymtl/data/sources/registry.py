@@ -1,0 +1,36 @@
+"""Every source of one data set, once: a new one is its file and its name in `SOURCES`."""
+
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from raymtl.data.base import Source
+from raymtl.data.sources.cifar100 import CIFAR100
+from raymtl.data.sources.digits import Digits
+from raymtl.data.sources.mixture import Mixture
+from raymtl.data.sources.multimnist import MultiMNIST
+from raymtl.data.sources.nyuv2 import NYUv2
+from raymtl.data.sources.omniglot import Omniglot
+from raymtl.data.sources.sinusoid import Sinusoid
+from raymtl.data.sources.voc import VOC
+from raymtl.data.tables import Files
+
+SOURCES: tuple[type[Source], ...] = (
+    Digits,
+    CIFAR100,
+    Files,
+    Mixture,
+    MultiMNIST,
+    NYUv2,
+    Omniglot,
+    Sinusoid,
+    VOC,
+)
+
+if TYPE_CHECKING:
+    PartSpec = Source
+else:
+    PartSpec = Annotated[reduce(or_, SOURCES), Field(discriminator="name")]
+"""A source that `several` can have as a part, chosen by its name."""
