@@ -184,10 +184,10 @@ class Experiment(Spec):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             encoders = [self._encoder() for _ in range(self.sharing.num_encoders(len(tasks)))]
-            model = self.sharing.build(tasks, encoders)
-        # Batch norms are of the examples that pass together.
-        normalises = any(isinstance(part, BatchStatistics) for part in model.parts())
-        model.apart = self.weighting.needs_gradients and not normalises
+            # Batch norms take the statistics of all examples that pass together.
+            normalises = any(isinstance(part, BatchStatistics) for part in encoders[0].modules())
+            isolate_task_graphs = self.weighting.needs_gradients and not normalises
+            model = self.sharing.build(tasks, encoders, isolate_task_graphs)
         return Algorithm(tasks, model, self.weighting.build(tasks), self.learner, self.seed)
 
     def override(self, values: Mapping[str, Any]) -> "Experiment":

@@ -65,17 +65,20 @@ def build_buckets(
 
 
 def with_labels_of(
-    episodes: MetaBatch, arrived: frozenset[str], counted: frozenset[str]
+    episodes: MetaBatch, support_tasks: frozenset[str], query_tasks: frozenset[str]
 ) -> MetaBatch:
-    """The episodes with the support labels of `arrived` tasks and the query labels of `counted`
-    tasks alone.
+    """The episodes with the labels of `support_tasks` in support and of `query_tasks` in query.
+
+    All other labels are masked.
     """
     if not isinstance(episodes, Episode):
-        return tuple(_with_labels_of(stack, arrived, counted) for stack in episodes)
-    return _with_labels_of(episodes, arrived, counted)
+        return tuple(_with_labels_of(stack, support_tasks, query_tasks) for stack in episodes)
+    return _with_labels_of(episodes, support_tasks, query_tasks)
 
 
-def _with_labels_of(episodes: Episode, arrived: frozenset[str], counted: frozenset[str]) -> Episode:
+def _with_labels_of(
+    episodes: Episode, support_tasks: frozenset[str], query_tasks: frozenset[str]
+) -> Episode:
 
     def hidden(batch: Batch, names: frozenset[str]) -> Batch:
         gone = {
@@ -85,7 +88,7 @@ def _with_labels_of(episodes: Episode, arrived: frozenset[str], counted: frozens
         }
         return batch._replace(masks={**batch.masks, **gone})
 
-    return Episode(hidden(episodes.support, arrived), hidden(episodes.query, counted))
+    return Episode(hidden(episodes.support, support_tasks), hidden(episodes.query, query_tasks))
 
 
 def on_device(episodes: Examples, device: torch.device | str) -> Examples:

@@ -18,6 +18,8 @@ class ConvSpec(NormedSpec):
     """3x3 convolutions of stride 2, each followed by its normalisation and ReLU.
 
     `norm: group` has 4 groups.
+
+    Example: `encoder: {name: conv, channels: [16, 32]}`
     """
 
     name: Literal["conv"] = "conv"

@@ -19,6 +19,8 @@ class Conv4Spec(NormedSpec):
 
     `width` is the number of channels of all of them; `norm: group` has 4 groups. Deviation from the
     paper: that is the default, where the paper has batch normalisation with running statistics.
+
+    Example: `encoder: {name: conv4, width: 32}`
     """
 
     name: Literal["conv4"] = "conv4"

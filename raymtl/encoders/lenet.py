@@ -25,6 +25,8 @@ class LeNetSpec(NormedSpec):
     Deviations from the paper: ReLU for tanh, max pooling for learned subsampling, and every map of
     the second convolution sees every map of the first. A normalisation, of which `norm: group` has
     2 groups, stands before each ReLU; there is none by default.
+
+    Example: `encoder: {name: lenet, maps: [6, 16], hidden: [84]}`
     """
 
     name: Literal["lenet"] = "lenet"

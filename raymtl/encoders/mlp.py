@@ -17,6 +17,8 @@ class MLPSpec(NormedSpec):
     """Flattens its input and applies linear layers, each followed by its normalisation and ReLU.
 
     `norm: group` has 4 groups.
+
+    Example: `encoder: {name: mlp, hidden: [64, 64], norm: layer}`
     """
 
     name: Literal["mlp"] = "mlp"

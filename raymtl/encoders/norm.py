@@ -203,7 +203,7 @@ def refuse_running_statistics(modules: Iterable[nn.Module]) -> None:
 
 @contextmanager
 def after_steps(steps: int | Tensor) -> Iterator[None]:
-    """Inside, the parameters are those after so many inner steps, for norms that tell them apart."""
+    """Inside, norms with per-step parameters use those after so many inner steps."""
     token = _step.set(steps)
     try:
         yield

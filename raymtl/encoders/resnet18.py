@@ -26,6 +26,8 @@ class ResNet18Spec(NormedSpec):
     imagenet` 2 gives maps of an eighth of the picture's sides, where 0 gives a 32nd. `norm: group`
     has 32 groups. Deviation from the first paper: that is the default, where it has batch
     normalisation with running statistics.
+
+    Example: `encoder: {name: resnet18, pooled: false, dilated: 2}`
     """
 
     name: Literal["resnet18"] = "resnet18"
@@ -54,19 +56,23 @@ class ResNet18Spec(NormedSpec):
         groups = [network.layer2, network.layer3, network.layer4]
         for step, group in enumerate(groups[len(groups) - self.dilated :]):
             _dilate(group, 2 ** (step + 1))
-        size, stride, padding = (7, 2, 3) if self.stem == "imagenet" else (3, 1, 1)
-        convolution = nn.Conv2d(channels, 64, size, stride, padding, bias=False)
-        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
         if self.stem == "imagenet":
-            pooling = [network.maxpool]
+            convolution = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+            stem_pooling = [network.maxpool]
         else:
-            pooling = []
+            convolution = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
+            stem_pooling = []
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        if self.pooled:
+            last_pooling = [network.avgpool]
+        else:
+            last_pooling = []
         stages = [
-            nn.Sequential(convolution, network.bn1, network.relu, *pooling),
+            nn.Sequential(convolution, network.bn1, network.relu, *stem_pooling),
             network.layer1,
             network.layer2,
             network.layer3,
-            nn.Sequential(network.layer4, *([network.avgpool] if self.pooled else [])),
+            nn.Sequential(network.layer4, *last_pooling),
         ]
         return Encoder(stages, input_shape)
 

@@ -13,6 +13,8 @@ class ANIL(MAML):
     The meta-gradient for the features is that of the query loss, and of the inner gradients that
     depend on them. Deviation from the paper: none in training; its inference without any head (NIL)
     is `protonet`'s, with another distance.
+
+    Example: `learner: {name: anil, inner_lr: 0.1, inner_steps: 5}`
     """
 
     name: Literal["anil"] = "anil"  # type: ignore[assignment]

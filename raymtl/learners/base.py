@@ -1,6 +1,4 @@
-"""What every learner offers: a support set becomes parameters, parameters and inputs become
-predictions.
-"""
+"""The interface of all learners: from a support set to parameters, from those to predictions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +12,7 @@ from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, Spec, Task, select
 
 BATCH_EMBEDDINGS = "learner.batch"
-"""The key of the embeddings of all tasks of the meta-batch, [E, K, D], among the parameters."""
+"""The key of the embeddings of all tasks of a meta-batch, [E, K, D], among the parameters."""
 STEPS_TAKEN = "learner.steps"
 """The key of the number of inner steps behind evaluated parameters, where it is not `num_steps`."""
 
@@ -23,8 +21,9 @@ Objective = Callable[[Params, Mapping[str, Tensor], Batch], Tensor]
 
 
 class MetaLearner(Spec, ABC):
-    """The hyperparameters are the learner: it keeps no state, all that is learned is in the
-    parameter mapping.
+    """A way to learn from a support set, given by its hyperparameters.
+
+    A learner has no state. All that is learned is in the mapping of parameters.
     """
 
     helps: ClassVar[str]
@@ -34,9 +33,7 @@ class MetaLearner(Spec, ABC):
     """What an episode costs in a step, in forward and backward passes."""
 
     uses_query_gradient: ClassVar[bool] = True
-    """False if the meta-gradient is the displacement of the parameters, not a gradient of the query
-    loss.
-    """
+    """False if the meta-gradient is the displacement of the parameters by adapting."""
 
     @property
     def rematerializes(self) -> bool:
@@ -45,11 +42,11 @@ class MetaLearner(Spec, ABC):
 
     @property
     def has_per_step_params(self) -> bool:
-        """Whether the function that is fitted may be another in each inner step."""
+        """Whether each inner step may use its own parameters, as `encoder.norm: per_step` does."""
         return self.num_steps > 0
 
     supports_zero_shot: ClassVar[bool] = True
-    """Whether parameters that saw no support set predict at all."""
+    """Whether the parameters predict before adapting to a support set."""
 
     @property
     def uses_support(self) -> bool:
@@ -61,23 +58,22 @@ class MetaLearner(Spec, ABC):
         return None
 
     def check_parameters(self, names: Callable[[], Sequence[str]]) -> tuple[str, str] | None:
-        """What cannot be with a model of these parameters: the key below `learner.` and a sentence;
-        None if nothing.
+        """Why the learner does not fit a model of these parameters; None where it does.
 
-        The sentence goes on after the key: what was expected, what was got, what to do.
+        The first string is the key below `learner.`. The second continues the sentence after it:
+        what was expected, what was got, what to do.
         """
         return None
 
     @property
     def uses_batch_context(self) -> bool:
-        """Whether an episode's adaptation in training reads what `embed` makes of the whole
-        meta-batch.
-        """
+        """Whether adapting in training reads the embeddings of the whole meta-batch."""
         return False
 
     def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
-        """The learner's own outer parameters, such as learned inner rates; all chance is from
-        `generator`.
+        """The learner's own outer parameters, such as learned inner rates.
+
+        All randomness is drawn from `generator`.
         """
         return {}
 
@@ -86,18 +82,15 @@ class MetaLearner(Spec, ABC):
         return True
 
     def embed(self, model: SharingArchitecture, params: Params, support: Batch) -> Tensor | None:
-        """What the learner knows a task by, of each task of one support set: [K, D]; None where it
-        knows none so.
+        """Embeddings of the tasks of one support set, [K, D]; None for a learner without them.
 
-        Where `uses_batch_context`, training gives the embeddings of all episodes of all workers, [E, K,
-        D], to `adapt` as `params[BATCH_EMBEDDINGS]`. No gradient follows them: they are the others', and read
-        as they are.
+        Where `uses_batch_context`, training passes the embeddings of all episodes of all workers,
+        [E, K, D], to `adapt` as `params[BATCH_EMBEDDINGS]`. They are constants there.
         """
         return None
 
     def relations(self, params: Params, embeddings: Tensor) -> Tensor | None:
-        """What the learner holds tasks to be to each other, [M, M], by their embeddings [M, D];
-        None where nothing.
+        """How related tasks are by their embeddings [M, D]: [M, M]; None for a learner without it.
 
         The embeddings are rows of `embed`, of any tasks of any episodes.
         """
@@ -106,15 +99,16 @@ class MetaLearner(Spec, ABC):
     def auxiliary(
         self, model: SharingArchitecture, params: Params, support: Batch
     ) -> Tensor | None:
-        """A term of the learner's own in the outer objective: a scalar of one support set, averaged
-        over episodes.
+        """The learner's own term of the outer objective, a scalar of one support set.
+
+        The objective takes its mean over episodes.
         """
         return None
 
     @property
     @abstractmethod
     def num_steps(self) -> int:
-        """Inner steps that `adapt` takes unless told otherwise."""
+        """The number of inner steps that `adapt` takes by default."""
 
     @abstractmethod
     def adapt(
@@ -125,10 +119,16 @@ class MetaLearner(Spec, ABC):
         objective: Objective,
         steps: int | None = None,
     ) -> Params:
-        """Parameters fitted to one support set [N, ...]; `steps` overrides the number of inner
-        steps.
+        """Parameters fitted to one support set.
 
-        Differentiable in `params`, and safe under vmap over the support sets.
+        The result is differentiable in `params`, and safe under vmap over support sets.
+
+        Args:
+            model: the architecture.
+            params: all outer parameters.
+            support: the examples to fit, [N, ...].
+            objective: the weighted loss of the tasks on them.
+            steps: the number of inner steps; `num_steps` by default.
         """
 
     def evaluated_params(
@@ -152,3 +152,16 @@ class MetaLearner(Spec, ABC):
         """Predictions of every task from adapted parameters."""
         predictions: dict[str, Tensor] = functional_call(model, select(params, "model"), (inputs,))
         return predictions
+
+
+class AmortisedLearner(MetaLearner):
+    """Computes adapted parameters in one pass over the support set, without inner steps.
+
+    It predicts nothing before it has read a support set.
+    """
+
+    supports_zero_shot: ClassVar[bool] = False
+
+    @property
+    def num_steps(self) -> int:
+        return 0

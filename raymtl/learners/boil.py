@@ -12,6 +12,8 @@ class BOIL(MAML):
 
     All of the model that is not a head is moved in the inner loop. The outer loop moves the heads
     too.
+
+    Example: `learner: {name: boil, inner_lr: 0.1, inner_steps: 5}`
     """
 
     name: Literal["boil"] = "boil"  # type: ignore[assignment]

@@ -9,7 +9,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from raymtl.learners.inner import UnrolledLearner, chosen
+from raymtl.learners.gradient import UnrolledLearner, chosen
 from raymtl.types import Params, prefixed, select
 
 
@@ -27,6 +27,8 @@ class CAVIA(UnrolledLearner):
     Deviations from the paper: c enters every layer and not one; V starts with the variance 1 /
     num_context, so that the first step lowers the loss as that of maml on the biases does, on
     average; `first_order` drops what c owes to theta.
+
+    Example: `learner: {name: cavia, inner_lr: 0.5, num_context: 4}`
     """
 
     name: Literal["cavia"] = "cavia"

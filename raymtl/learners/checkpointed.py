@@ -17,21 +17,21 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from raymtl.types import Batch, Params
 
-Place = TypeVar("Place")
+State = TypeVar("State")
 
 
 def checkpointed(
-    step: Callable[[Place, Params, Batch, int], Place],
-    start: Place,
+    step: Callable[[State, Params, Batch, int], State],
+    start: State,
     params: Params,
     support: Batch,
     steps: int,
-) -> Place:
-    """step(... step(start, params, support, 0) ..., params, support, steps - 1), with its exact
-    gradient.
+) -> State:
+    """The state after `steps` calls of `step(state, params, support, index)`, with its gradient.
 
-    `step` may depend on no other tensor that the gradient is to reach: params and support have to
-    hold them all. Safe under vmap, where torch.utils.checkpoint is not.
+    The gradient is exact. It reaches `start`, `params` and `support` alone, so `step` must not
+    depend on any other tensor that it should reach. Unlike torch.utils.checkpoint, this is safe
+    under vmap.
     """
     given, given_tree = tree_flatten((params, support))
     leaves, tree = tree_flatten(start)
@@ -45,12 +45,12 @@ def checkpointed(
             precision = None
         segment = _Segment(step, indices, len(leaves), tree, given_tree, device, precision)
         leaves = list(_Segmented.apply(segment, *leaves, *given))
-    place: Place = tree_unflatten(leaves, tree)
-    return place
+    state: State = tree_unflatten(leaves, tree)
+    return state
 
 
 class _Segment(NamedTuple):
-    """Consecutive steps, but for their tensors: these have to pass through autograd one by one."""
+    """Consecutive steps without their tensors, which pass through autograd one by one."""
 
     step: Callable[[Any, Params, Batch, int], Any]
     indices: range
@@ -62,7 +62,7 @@ class _Segment(NamedTuple):
     """Of torch.autocast, None where it is off: going back, the steps run as they did."""
 
     def after(self, leaves: list[Tensor], given: list[Tensor], index: int) -> list[Tensor]:
-        """The leaves of the place one step on."""
+        """The leaves of the state after one more step."""
         params, support = tree_unflatten(given, self.given_tree)
         # Its cache would keep casts of one transform's tensors for the next.
         with torch.autocast(
@@ -74,9 +74,7 @@ class _Segment(NamedTuple):
 
 
 class _Segmented(Function):
-    """(segment, leaves of the place, leaves of (params, support)) -> leaves of the place after the
-    segment.
-    """
+    """(segment, leaves of the state, leaves of (params, support)) -> leaves of the next state."""
 
     generate_vmap_rule = True
 
@@ -95,9 +93,9 @@ class _Segmented(Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         segment, tensors = ctx.segment, ctx.saved_tensors
-        places, given = [list(tensors[: segment.num_leaves])], list(tensors[segment.num_leaves :])
+        states, given = [list(tensors[: segment.num_leaves])], list(tensors[segment.num_leaves :])
         for index in segment.indices[:-1]:
-            places.append(segment.after(places[-1], given, index))
+            states.append(segment.after(states[-1], given, index))
         followed = [i for i, tensor in enumerate(given) if tensor.is_floating_point()]
         totals = [torch.zeros_like(given[i]) for i in followed]
         back = list(cotangents)
@@ -112,7 +110,7 @@ class _Segmented(Function):
                 leaves_after: list[Tensor] = segment.after(leaves, merged, index)
                 return leaves_after
 
-            pull = vjp(after, places.pop(), [given[i] for i in followed])[1]
+            pull = vjp(after, states.pop(), [given[i] for i in followed])[1]
             back, more = pull(back)
             totals = [total + extra for total, extra in zip(totals, more, strict=True)]
         gradients: list[Tensor | None] = [None] * len(given)

@@ -1,6 +1,4 @@
-"""What learners that predict from support features have in common: features, members of classes,
-absent classes.
-"""
+"""What learners that classify by support features share: class members and absent classes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -28,7 +26,10 @@ def needs_linear_heads(tasks: Sequence[Task]) -> str | None:
         with torch.device("meta"):
             head = task.head((1,))
         if not isinstance(head, nn.Linear) or head.bias is None:
-            return f"it sets the weights of linear heads, and that of task '{task.name}' is a {type(head).__name__}"
+            return (
+                f"it sets the weights of linear heads, and that of task '{task.name}' is a "
+                f"{type(head).__name__}"
+            )
     return None
 
 

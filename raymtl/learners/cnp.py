@@ -10,7 +10,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from raymtl.learners.base import MetaLearner, Objective
+from raymtl.learners.base import AmortisedLearner, Objective
 from raymtl.learners.classes import below_shown, features_of
 from raymtl.learners.sets import (
     group_means,
@@ -25,7 +25,7 @@ from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, Task, prefixed, select
 
 
-class CNP(MetaLearner):
+class CNP(AmortisedLearner):
     """Sums up a support set in `dim` numbers, which a learned decoder reads beside the query.
 
     h and g are perceptrons with one hidden layer of `hidden` units, of each task its own, over the
@@ -39,6 +39,8 @@ class CNP(MetaLearner):
     task; h and g read features that tasks share and not the inputs; classes are told by their
     number, as in the paper, so that their order in an episode has to be random or to mean the same
     throughout.
+
+    Example: `learner: {name: cnp, dim: 32, hidden: 64}`
     """
 
     name: Literal["cnp"] = "cnp"
@@ -46,13 +48,8 @@ class CNP(MetaLearner):
         "there are very many tasks to learn from, and adapting has to take one forward pass"
     )
     costs: ClassVar[str] = "one gradient, of support and query together"
-    supports_zero_shot: ClassVar[bool] = False
     dim: PositiveInt = 64
     hidden: PositiveInt = 64
-
-    @property
-    def num_steps(self) -> int:
-        return 0
 
     def check(self, tasks: Sequence[Task]) -> str | None:
         return needs_readable_labels(tasks)

@@ -1,6 +1,7 @@
-"""Where an inner loop that diverges begins to, and which rates would not."""
+"""Finds the inner step at which an inner loop diverges, and rates at which it does not."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from raymtl.learners.base import MetaLearner, Objective
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params
 
-GROWTH = 1000.0  # of the support loss, beyond which a loop counts as diverging
+GROWTH = 1000.0  # of the support loss; a loop beyond it counts as diverging
 FIRST_STEPS = 3
 HALVINGS = 20
 
@@ -30,10 +31,16 @@ class Divergence(NamedTuple):
     rate: float | None
 
     def __str__(self) -> str:
-        found = f"after inner step {self.step} the support loss is {self.loss:.3g}, from {self.before:.3g} before the first"
+        words = (
+            f"after inner step {self.step} the support loss is {self.loss:.3g}, from "
+            f"{self.before:.3g} before the first"
+        )
         if self.rate is None:
-            return found
-        return f"{found}; the first steps lower it with learner.inner_lr from {self.rate / 10:.2g} to {self.rate:.2g}"
+            return words
+        return (
+            f"{words}; the first steps lower it with learner.inner_lr from {self.rate / 10:.2g} to "
+            f"{self.rate:.2g}"
+        )
 
 
 @torch.no_grad()
@@ -44,45 +51,51 @@ def divergence(
     support: Batch,
     objective: Objective,
 ) -> Divergence | None:
-    """Of the inner loop on one support set; None where it arrives at a finite loss, no GROWTH times
-    that it began with.
+    """Where the inner loop on one support set diverges; None where it does not.
 
-    None, too, where the loss is not finite to begin with: then it is not the inner loop that
-    diverges. A loop that has diverged is taken to stay so: the step is found by bisection.
+    It diverges where its loss is not finite or grows by GROWTH, and is taken to stay so, so that
+    the step is found by bisection. A loss that is not finite to begin with gives None.
     """
 
-    def after(steps: int, own: MetaLearner = learner) -> float:
-        adapted = own.adapt(model, params, support, objective, steps)
+    def loss_after(steps: int, learner: MetaLearner = learner) -> float:
+        adapted = learner.adapt(model, params, support, objective, steps)
         with after_steps(steps):
-            return float(objective(adapted, own.predict(model, adapted, support.inputs), support))
+            predictions = learner.predict(model, adapted, support.inputs)
+            return float(objective(adapted, predictions, support))
 
     if not learner.num_steps:
         return None
-    before = after(0)
+    before = loss_after(0)
     if not math.isfinite(before):
         return None
 
-    def fine(loss: float) -> bool:
+    def is_fine(loss: float) -> bool:
         return math.isfinite(loss) and loss <= GROWTH * before
 
-    losses = {learner.num_steps: after(learner.num_steps)}
+    losses = {learner.num_steps: loss_after(learner.num_steps)}
     low, high = 0, learner.num_steps
-    if fine(losses[high]):
+    if is_fine(losses[high]):
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        losses[middle] = after(middle)
-        low, high = (middle, high) if fine(losses[middle]) else (low, middle)
+        losses[middle] = loss_after(middle)
+        if is_fine(losses[middle]):
+            low = middle
+        else:
+            high = middle
+    return Divergence(high, losses[high], before, _lowering_rate(learner, before, loss_after))
 
-    rate: float | None = None
+
+def _lowering_rate(
+    learner: MetaLearner, before: float, loss_after: Callable[[int, MetaLearner], float]
+) -> float | None:
+    """The largest of lr / 2, lr / 4, ... at which each of the first steps lowers the loss."""
     inner_lr: float = learner.inner_lr  # type: ignore[attr-defined]
-    for halved in range(1, HALVINGS + 1):
-        slower = learner.model_copy(update={"inner_lr": inner_lr / 2**halved})
-        way = [
-            before,
-            *(after(step, slower) for step in range(1, min(FIRST_STEPS, learner.num_steps) + 1)),
-        ]
-        if all(later < earlier for earlier, later in pairwise(way)):
-            rate = inner_lr / 2**halved
-            break
-    return Divergence(high, losses[high], before, rate)
+    num_steps = min(FIRST_STEPS, learner.num_steps)
+    for halvings in range(1, HALVINGS + 1):
+        rate = inner_lr / 2**halvings
+        slower = learner.model_copy(update={"inner_lr": rate})
+        path = [before, *(loss_after(step, slower) for step in range(1, num_steps + 1))]
+        if all(later < earlier for earlier, later in pairwise(path)):
+            return rate
+    return None

@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from raymtl.learners.base import MetaLearner, Objective
+from raymtl.learners.base import AmortisedLearner, Objective
 from raymtl.learners.classes import below_shown
 from raymtl.learners.sets import (
     group_means,
@@ -27,7 +27,7 @@ from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, Task, prefixed, select
 
 
-class Hyper(MetaLearner):
+class Hyper(AmortisedLearner):
     """Emits the weights that fit a support set, in one pass: scales and shifts of the model's
     units, and its heads.
 
@@ -48,6 +48,8 @@ class Hyper(MetaLearner):
     trunk is learned with the rest and not before it; emitters are linear, and none reads what the
     layer before was modulated by; heads are class means under a learned metric and no network's
     output; the paper has classifications alone.
+
+    Example: `learner: {name: hyper, dim: 32}`
     """
 
     name: Literal["hyper"] = "hyper"
@@ -55,12 +57,7 @@ class Hyper(MetaLearner):
         "adapting has to take no gradient, and the features too should fit the task"
     )
     costs: ClassVar[str] = "one gradient, of twice the support and the query together"
-    supports_zero_shot: ClassVar[bool] = False
     dim: PositiveInt = 64
-
-    @property
-    def num_steps(self) -> int:
-        return 0
 
     def check(self, tasks: Sequence[Task]) -> str | None:
         return needs_readable_labels(tasks)
@@ -129,12 +126,11 @@ class Hyper(MetaLearner):
     def predict(
         self, model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        present = select(params, "learner.present")
-        outputs = super().predict(model, params, inputs)
-        return {
-            name: below_shown(of, present[name]) if name in present else of
-            for name, of in outputs.items()
-        }
+        predictions = super().predict(model, params, inputs)
+        for name, present in select(params, "learner.present").items():
+            if name in predictions:
+                predictions[name] = below_shown(predictions[name], present)
+        return predictions
 
 
 def _modulated(own: Params, theta: Params, emitted: Tensor) -> dict[str, Tensor]:

@@ -11,8 +11,9 @@ from pydantic import NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from raymtl.learners.base import Objective
+from raymtl.learners.gradient import GradientLearner
 from raymtl.learners.implicit import implicit, to_a_minimum
-from raymtl.learners.inner import GradientLearner, inner_loop
+from raymtl.learners.inner import inner_loop
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params
 
@@ -31,6 +32,8 @@ class IMAML(GradientLearner):
     training, as maml. With ReLU a goal can lie on a kink, around which the steps go back and forth:
     the gradient is then that of the side they end on. The inner loop runs in the parameters'
     precision, whatever `train.precision`.
+
+    Example: `learner: {name: imaml, inner_steps: 20, strength: 1.0}`
     """
 
     name: Literal["imaml"] = "imaml"
@@ -58,8 +61,6 @@ class IMAML(GradientLearner):
     ) -> Params:
         if steps is None:
             steps = self.inner_steps
-        else:
-            steps = steps
         if steps == 0:
             return params
         loss = self.support_loss(model, objective)

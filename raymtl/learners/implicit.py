@@ -1,4 +1,4 @@
-"""Gradients of where an inner loop arrives, from the curvature there: nothing of its way is kept."""
+"""Implicit gradients: the curvature where an inner loop arrives, without the path to it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -51,7 +51,7 @@ class _Inner(NamedTuple):
     def pull_back(
         self, phi: Params, given: Params, support: Batch, cotangent: Params
     ) -> tuple[Params, Params]:
-        """The gradients for theta and for the floating-point values of `given`, from that for phi."""
+        """The gradients for theta and for the floating-point values of `given`."""
         followed = {name: value for name, value in given.items() if value.is_floating_point()}
 
         def slope(phi: Params, followed: Params) -> Params:

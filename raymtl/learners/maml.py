@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from raymtl.learners.inner import Rates, UnrolledLearner
+from raymtl.learners.gradient import UnrolledLearner
+from raymtl.learners.inner import Rates
 from raymtl.types import Params, prefixed, select
 
 
@@ -19,6 +20,8 @@ class MAML(UnrolledLearner):
     training on the query sets. `learn_inner_lr` learns one rate for each tensor from `inner_lr` on
     (as MAML++, arXiv:1810.09502, but one for all steps); it is learned as its logarithm, so that it
     stays positive.
+
+    Example: `learner: {name: maml, inner_lr: 0.1, inner_steps: 5, first_order: true}`
     """
 
     name: Literal["maml"] = "maml"

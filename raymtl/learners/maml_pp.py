@@ -13,7 +13,8 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from raymtl.learners.base import STEPS_TAKEN, Objective
-from raymtl.learners.inner import GradientLearner, Rates
+from raymtl.learners.gradient import GradientLearner
+from raymtl.learners.inner import Rates
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, prefixed, select
 
@@ -31,6 +32,8 @@ class MAMLPlusPlus(GradientLearner):
     the paper keeps a small weight for the early steps. Its cosine outer rate is `train.schedule:
     cosine`. Its norms with scales of each step are `encoder.norm: per_step`, which keep no
     statistics from episode to episode.
+
+    Example: `learner: {name: maml_pp, inner_steps: 5, multi_step_until: 500}`
     """
 
     name: Literal["maml_pp"] = "maml_pp"

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from raymtl.learners.base import MetaLearner, Objective
+from raymtl.learners.base import AmortisedLearner, Objective
 from raymtl.learners.classes import (
     below_shown,
     features_of,
@@ -26,7 +26,7 @@ from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, Task, select
 
 
-class Matching(MetaLearner):
+class Matching(AmortisedLearner):
     """Gives a query the labels of the support examples, each by the softmax of its cosine
     similarity.
 
@@ -36,6 +36,8 @@ class Matching(MetaLearner):
     they come, and a query of them by `reads` of them; each task has its own LSTMs, which start at
     zero: as the plain matching network. The heads of the model are not used. A class that the
     support set does not show scores 10 nats less than the least likely class that it shows.
+
+    Example: `learner: {name: matching, full_context: true, reads: 3}`
     """
 
     name: Literal["matching"] = "matching"
@@ -43,18 +45,15 @@ class Matching(MetaLearner):
     costs: ClassVar[str] = (
         "one gradient, of support and query together; in full context also LSTMs over the support"
     )
-    supports_zero_shot: ClassVar[bool] = False
     full_context: bool = False
     reads: PositiveInt = 5
     scale: Annotated[float, Field(gt=0, le=40)] = 10.0
 
-    @property
-    def num_steps(self) -> int:
-        return 0
-
     def check(self, tasks: Sequence[Task]) -> str | None:
         reason = needs_classes(tasks, "a match gives a class")
-        return reason or (needs_linear_heads(tasks) if self.full_context else None)
+        if reason is None and self.full_context:
+            return needs_linear_heads(tasks)
+        return reason
 
     def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
         own: dict[str, Tensor] = {}

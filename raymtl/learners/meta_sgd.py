@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from raymtl.learners.inner import Rates, UnrolledLearner
+from raymtl.learners.gradient import UnrolledLearner
+from raymtl.learners.inner import Rates
 from raymtl.types import Params, prefixed, select
 
 
@@ -17,6 +18,8 @@ class MetaSGD(UnrolledLearner):
     A rate may become negative: the inner loop then climbs. All begin at `inner_lr`, where the paper
     draws them from an interval. Deviation from the paper, which takes one step: all `inner_steps`
     have the same rates.
+
+    Example: `learner: {name: meta_sgd, inner_lr: 0.05, inner_steps: 1}`
     """
 
     name: Literal["meta_sgd"] = "meta_sgd"

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from raymtl.learners.base import MetaLearner, Objective
+from raymtl.learners.base import AmortisedLearner, Objective
 from raymtl.learners.classes import (
     below_shown,
     features_of,
@@ -28,7 +28,7 @@ from raymtl.types import Batch, Params, Task
 CENTRAL = 1e-5
 
 
-class MetaOpt(MetaLearner):
+class MetaOpt(AmortisedLearner):
     """Replaces every head by a convex classifier of the support features, an SVM or a ridge
     regression.
 
@@ -40,6 +40,8 @@ class MetaOpt(MetaLearner):
     (classes) 1e-5 of the least loss. Its gradient is the implicit one at that point, through one
     more Newton step. Classes that the support set does not show take no part, and score 10 nats
     less than the least likely class that it shows.
+
+    Example: `learner: {name: metaopt, head: ridge, cost: 1.0}`
     """
 
     name: Literal["metaopt"] = "metaopt"
@@ -47,15 +49,10 @@ class MetaOpt(MetaLearner):
     costs: ClassVar[str] = (
         "one gradient, of support and query together, and 20 solves of size N for each class"
     )
-    supports_zero_shot: ClassVar[bool] = False
     head: Literal["svm", "ridge"] = "svm"
     cost: PositiveFloat = 0.1
     scale: Annotated[float, Field(gt=0, le=1000)] = 10.0
     iterations: PositiveInt = 20
-
-    @property
-    def num_steps(self) -> int:
-        return 0
 
     def check(self, tasks: Sequence[Task]) -> str | None:
         return needs_classes(tasks, "it parts classes from each other") or needs_linear_heads(tasks)
@@ -102,13 +99,14 @@ class MetaOpt(MetaLearner):
 
 
 class Point(NamedTuple):
-    """Where the interior-point method is: P and its multipliers Z, both [N, K] and positive, and
-    those of the rows.
-    """
+    """An iterate of the interior-point method."""
 
     p: Tensor
+    """P, [N, K], positive."""
     z: Tensor
+    """The multipliers Z of P >= 0, [N, K], positive."""
     row: Tensor
+    """The multipliers of P 1 = 1, [N]."""
 
 
 def dual(gram: Tensor, y: Tensor, cost: float, iterations: int) -> Tensor:
@@ -122,35 +120,45 @@ def dual(gram: Tensor, y: Tensor, cost: float, iterations: int) -> Tensor:
         torch.ones_like(y),
         torch.zeros_like(y[:, 0]),
     )
-    fixed = gram.detach()
+    problem = _Dual(gram.detach(), y, cost, shown)
     for _ in range(iterations):
         gap = torch.where(shown, at.p * at.z, 0.0).sum() / (len(y) * shown.sum())
-        step = _newton(fixed, fixed, y, cost, shown, at, (gap / 10).clamp(min=CENTRAL))
+        step = _newton(problem, problem.gram, at, (gap / 10).clamp(min=CENTRAL))
         at = Point(
             at.p + _inside(at.p, step.p) * step.p,
             at.z + _inside(at.z, step.z) * step.z,
             at.row + _inside(at.z, step.z) * step.row,
         )
     # Its value is 0, for the equations hold; its gradient is that of their solution.
-    step = _newton(gram, fixed, y, cost, shown, at, torch.full_like(gap, CENTRAL))
+    step = _newton(problem, gram, at, torch.full_like(gap, CENTRAL))
     return torch.where(shown, at.p + step.p, 0.0)
 
 
-def _newton(
-    gram: Tensor, fixed: Tensor, y: Tensor, cost: float, shown: Tensor, at: Point, centre: Tensor
-) -> Point:
-    """The step to C gram (P - Y) + Y - Z - row = 0, P 1 = 1 and P Z = centre, linear in them but
-    for P Z.
+class _Dual(NamedTuple):
+    """The dual of the SVM, without a gradient."""
 
-    Only the first equation follows the gradient of `gram`; the matrices are of `fixed`, the same
-    without one.
+    gram: Tensor
+    """Inner products of the support features, [N, N]."""
+    y: Tensor
+    """One-hot labels, [N, K]."""
+    cost: float
+    shown: Tensor
+    """Which classes take part, [K]."""
+
+
+def _newton(dual: _Dual, gram: Tensor, at: Point, centre: Tensor) -> Point:
+    """The step to C gram (P - Y) + Y - Z - row = 0, P 1 = 1 and P Z = centre.
+
+    These are linear in the step but for P Z. `gram` has the values of `dual.gram`. Only the first
+    equation follows its gradient; the matrices are those of `dual.gram`.
     """
+    _, y, cost, shown = dual
     p = torch.where(shown, at.p, 0.0)
     force = cost * gram @ (p - y) + y - at.z - at.row[:, None]
     rest = at.z - centre / at.p
     # One N x N matrix for each class, not one of all N K unknowns: rows couple classes by their
     # sums alone.
-    inverse = torch.linalg.inv(cost * fixed + torch.diag_embed((at.z / at.p).T))  # [K, N, N]
+    inverse = torch.linalg.inv(cost * dual.gram + torch.diag_embed((at.z / at.p).T))  # [K, N, N]
     inverse = torch.where(shown[:, None, None], inverse, 0.0)
     free = torch.einsum("knm,mk->nk", inverse, -force - rest)
     row = torch.linalg.solve(inverse.sum(0), 1 - p.sum(1) - free.sum(1))

@@ -32,6 +32,8 @@ class ProtoMAML(MAML):
     they are replaced. With `inner_steps: 0` it is protonet. A class that the support set does not
     show scores 10 nats less than the least likely class that it shows, before, along and after the
     steps, as in protonet.
+
+    Example: `learner: {name: proto_maml, inner_lr: 0.05, inner_steps: 3}`
     """
 
     name: Literal["proto_maml"] = "proto_maml"  # type: ignore[assignment]
@@ -68,9 +70,8 @@ class ProtoMAML(MAML):
     def predict(
         self, model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        present = select(params, "learner.present")
-        logits = super().predict(model, params, inputs)
-        return {
-            name: below_shown(of, present[name]) if name in present else of
-            for name, of in logits.items()
-        }
+        predictions = super().predict(model, params, inputs)
+        for name, present in select(params, "learner.present").items():
+            if name in predictions:
+                predictions[name] = below_shown(predictions[name], present)
+        return predictions

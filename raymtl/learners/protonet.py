@@ -5,13 +5,13 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from raymtl.learners.base import MetaLearner, Objective
+from raymtl.learners.base import AmortisedLearner, Objective
 from raymtl.learners.classes import below_shown, features_of, members, needs_classes
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, Task
 
 
-class ProtoNet(MetaLearner):
+class ProtoNet(AmortisedLearner):
     """Classifies by the squared distance to the mean support feature of each class: logits -|f(x) -
     c_n|^2.
 
@@ -19,16 +19,13 @@ class ProtoNet(MetaLearner):
     where labels are missing, scores 10 nats less than the least likely class that it shows: it is
     never predicted, and its loss is finite. Nothing is learned from the support set by gradient, so
     there is no prediction before adaptation.
+
+    Example: `learner: {name: protonet}`
     """
 
     name: Literal["protonet"] = "protonet"
     helps: ClassVar[str] = "classes are new and examples few; adapting takes one forward pass"
     costs: ClassVar[str] = "one gradient, of support and query together"
-    supports_zero_shot: ClassVar[bool] = False
-
-    @property
-    def num_steps(self) -> int:
-        return 0
 
     def check(self, tasks: Sequence[Task]) -> str | None:
         return needs_classes(tasks, "a prototype is the mean of a class")

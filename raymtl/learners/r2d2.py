@@ -13,13 +13,13 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.func import grad, jvp
 
-from raymtl.learners.base import MetaLearner, Objective
+from raymtl.learners.base import AmortisedLearner, Objective
 from raymtl.learners.classes import below_shown, features_of, members, needs_linear_heads
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, Task
 
 
-class R2D2(MetaLearner):
+class R2D2(AmortisedLearner):
     """Replaces every head by the ridge regression on the support features, solved in closed form.
 
     Y is one-hot for a classification and the target, in the unit of the predictions, for a
@@ -34,6 +34,8 @@ class R2D2(MetaLearner):
     The target of a regression is read off the objective, as the prediction at which the loss of the
     example is least by one Newton step from 0: exact for squared errors. A task whose weight in the
     objective is 0 has no target, and its head is the constant beta.
+
+    Example: `learner: {name: r2d2, ridge: 0.1}`
     """
 
     name: Literal["r2d2"] = "r2d2"
@@ -43,13 +45,8 @@ class R2D2(MetaLearner):
     costs: ClassVar[str] = (
         "one gradient, of support and query together, and a solve of size min(d + 1, N)"
     )
-    supports_zero_shot: ClassVar[bool] = False
     ridge: PositiveFloat = 1.0
     scale: Annotated[float, Field(gt=0, le=1000)] = 10.0
-
-    @property
-    def num_steps(self) -> int:
-        return 0
 
     def check(self, tasks: Sequence[Task]) -> str | None:
         for task in tasks:
@@ -64,7 +61,8 @@ class R2D2(MetaLearner):
             if name.startswith("heads.") and name.endswith(".weight"):
                 task = name.split(".")[1]
                 own[f"log_ridge.{task}"] = weight.new_tensor(self.ridge).log()
-                own[f"scale.{task}"] = weight.new_tensor(self.scale if len(weight) > 1 else 1.0)
+                is_regression = len(weight) == 1
+                own[f"scale.{task}"] = weight.new_tensor(1.0 if is_regression else self.scale)
                 own[f"bias.{task}"] = weight.new_tensor(0.0)
         return own
 
@@ -141,14 +139,10 @@ def _regression_targets(
     objective: Objective,
     features: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The prediction that each labelled example of each regression wants, [N, 1]; 0 where there is
-    none.
-    """
-    at = {
-        name: x.new_zeros(len(x), num)
-        for name, num in model.out_features.items()
-        for x in [features[name]]
-    }
+    """The prediction of least loss for each regression and example, [N, 1]; 0 without a label."""
+    at: dict[str, Tensor] = {}
+    for name, num_outputs in model.out_features.items():
+        at[name] = features[name].new_zeros(len(features[name]), num_outputs)
     free = {name: zeros for name, zeros in at.items() if model.out_features[name] == 1}
     if not free:
         return {}

@@ -21,6 +21,8 @@ class Reptile(MetaLearner):
     state from task to task: episodes then do not depend on their order. The weighting acts through
     the inner objective; its own parameters follow their gradient at the query losses. Auxiliary
     terms and penalties of an architecture add their gradient at theta to the displacement.
+
+    Example: `learner: {name: reptile, inner_lr: 0.05, inner_steps: 8}`
     """
 
     name: Literal["reptile"] = "reptile"
@@ -52,8 +54,6 @@ class Reptile(MetaLearner):
 
         if steps is None:
             steps = self.inner_steps
-        else:
-            steps = steps
         rates = dict.fromkeys(theta, self.inner_lr)
         phi = inner_loop(
             loss, theta, rates, steps, first_order=True, optimizer=self.inner_optimizer

@@ -1,6 +1,4 @@
-"""What learners that read a support set in one pass have in common: what they read, perceptrons,
-means over groups.
-"""
+"""What amortised learners share: what they read of a support set, perceptrons, group means."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -15,12 +13,18 @@ from raymtl.types import Batch, Params, Task
 
 
 def needs_readable_labels(tasks: Sequence[Task]) -> str | None:
-    """The first task that a support set cannot be read of; a regression is told by its one output."""
+    """The first task whose labels cannot be read; None where all can.
+
+    A regression has one output, and no other task has.
+    """
     for task in tasks:
         if task.encode_target is None:
             return f"it reads the labels, and those of task '{task.name}' have no encoding"
         if task.kind.predicts_numbers != (task.out_features == 1):
-            return f"it reads labels of classes or of one number, and task '{task.name}' has {task.out_features}"
+            return (
+                f"it reads labels of classes or of one number, and task '{task.name}' has "
+                f"{task.out_features}"
+            )
     return needs_linear_heads(tasks)
 
 

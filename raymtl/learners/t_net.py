@@ -32,6 +32,8 @@ class TNet(MAML):
     which an architecture mixes its towers, are transformed too; biases come after T and are not;
     the masks of MT-nets, which choose the weights that adapt, are not learned (`adapts` names
     them).
+
+    Example: `learner: {name: t_net, inner_lr: 0.1, inner_steps: 5}`
     """
 
     name: Literal["t_net"] = "t_net"  # type: ignore[assignment]

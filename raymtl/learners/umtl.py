@@ -1,5 +1,4 @@
-"""UMTL, the unified framework: task encoder, task embedding, attention meta-learner, task-specific
-learners.
+"""UMTL, the unified framework: task encoder, embedding, attention meta-learner, task learners.
 
 z_t = the encoded support set of task t, u_t = P z_t; e_t = u_t + its attention to the u of the
 tasks at hand and to a memory of prototypes; phi_0 = theta gated by e, alpha_j = exp(rho_j + 2
@@ -18,7 +17,8 @@ from torch.nn import functional as F
 
 from raymtl.learners.base import BATCH_EMBEDDINGS, Objective
 from raymtl.learners.classes import needs_linear_heads
-from raymtl.learners.inner import Rates, UnrolledLearner
+from raymtl.learners.gradient import UnrolledLearner
+from raymtl.learners.inner import Rates
 from raymtl.learners.task_encoder import (
     embedding,
     encoder_params,
@@ -37,28 +37,12 @@ class UMTL(UnrolledLearner):
     """Reads off the support set what a task is like, and emits the initial weights and inner rates
     that suit it.
 
-    A set encoder makes an embedding z [dim] of the labelled support examples of each task; its
-    inputs are the features that the head would read, so that it works with any encoder and
-    architecture. The tasks of an episode attend to each other and to `num_prototypes` learned
-    vectors, which gives e_t; with `attends: batch` in training also to the embeddings of all
-    episodes of the step, as constants. At test time an episode stands alone.
+    A set encoder embeds the labelled support examples of each task. The embeddings attend to each
+    other and to learned prototypes. Linear maps of the result, which start at zero, emit the
+    initial weights, the inner rates and the loss weights of the inner loop, so that training starts
+    as maml. Training has two phases. docs/umtl.md shows how the data flows.
 
-    From e are emitted, by linear maps that start at zero, so that training starts as maml: the
-    *initial weights*, theta with every unit's weights times 1 + g and its bias shifted (`initial:
-    gate`), or plus a product of rank `rank` (`low_rank`), or as it is (`theta`); the *rates*, one
-    for each tensor and inner step, within a factor exp(2) of learned ones (`emit_rates`); and the
-    *loss weights* of the tasks in the inner loop, which sum to their number and multiply those of
-    the weighting (`emit_loss_weights`). A head follows the e of its own task, all else the mean
-    over the tasks with labels. Steps after `inner_steps` take the rates of the last.
-
-    `reconstruction` is xi: the decoder D tells the pooled features, the mean and mean square of the
-    labels, and the correlations of features with labels in the set from z; the error is a mean over
-    coordinates and over tasks, of features that are held constant: it trains the encoder and the
-    decoder, and never the model.
-
-    Before outer step `first_phase` the encoder and the meta-learner (attention, memory, emitters)
-    move while the task-specific learners, that is theta and the learned rates, rest. After it these
-    move too or, with `second_phase: learners`, they alone.
+    Example: `learner: {name: umtl, attends: batch, first_phase: 50}`
     """
 
     name: Literal["umtl"] = "umtl"
@@ -69,19 +53,33 @@ class UMTL(UnrolledLearner):
         "as maml, and two or three passes of a small encoder over the support set"
     )
     dim: PositiveInt = 128
-    """Of the embeddings."""
+    """Width of the embeddings z."""
     hidden: PositiveInt = 32
     """Width of the encoder, the decoder, the attention, the prototypes and e."""
     heads: PositiveInt = 4
+    """Attention heads, which divide `hidden`."""
     num_prototypes: NonNegativeInt = 16
+    """Learned vectors that every task attends to."""
     attends: Literal["memory", "batch"] = "memory"
+    """With "batch" training also attends to the embeddings of all episodes of the step, as
+    constants.
+    """
     initial: Literal["gate", "low_rank", "theta"] = "gate"
+    """How e changes theta: "gate" multiplies the weights of each unit by 1 + g and shifts its bias,
+    "low_rank" adds a product of rank `rank`, "theta" leaves it as it is.
+    """
     rank: PositiveInt = 2
+    """Rank of the change with `initial: low_rank`."""
     emit_rates: bool = True
+    """Whether e scales the learned rate of each tensor and step, by a factor up to exp(2)."""
     emit_loss_weights: bool = True
+    """Whether e weighs the tasks in the inner loop, on top of the weighting."""
     reconstruction: NonNegativeFloat = 10.0
+    """xi, the weight of the reconstruction error, which trains encoder and decoder alone."""
     first_phase: NonNegativeInt = 100
+    """The outer step before which theta and the learned rates rest."""
     second_phase: Literal["all", "learners"] = "all"
+    """What moves afterwards: all, or theta and the learned rates alone."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -112,8 +110,8 @@ class UMTL(UnrolledLearner):
         widths = {task: (weight.shape[1], weight.shape[0]) for task, weight in heads.items()}
         own = encoder_params(widths, self.dim, self.hidden, generator, like)
         own["project"] = random_matrix(generator, self.hidden, self.dim, like)
-        for part in ("query", "key", "value", "output"):
-            own[f"attention.{part}"] = random_matrix(generator, self.hidden, self.hidden, like)
+        for layer in ("query", "key", "value", "output"):
+            own[f"attention.{layer}"] = random_matrix(generator, self.hidden, self.hidden, like)
         own["prototypes"] = torch.randn(self.num_prototypes, self.hidden, generator=generator).to(
             like
         )
@@ -183,8 +181,7 @@ class UMTL(UnrolledLearner):
 
     @property
     def uses_support(self) -> bool:
-        # it is read off the support set what to begin with, whatever the number of inner steps
-        return True
+        return True  # without inner steps too: the initial weights depend on the support set
 
     def adapt(
         self,
@@ -194,64 +191,43 @@ class UMTL(UnrolledLearner):
         objective: Objective,
         steps: int | None = None,
     ) -> Params:
-        def weighed(given: Params, predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
-            """The objective with the emitted weights: it is shown the labels of one task at a time."""
-            names = list(batch.targets)
-            of_each = torch.eye(
-                len(names), dtype=torch.bool, device=next(iter(predictions.values())).device
-            )
-
-            def of_one(shown: Tensor) -> Tensor:
-                known = {
-                    name: batch.masks[name] & shown[i]
-                    if name in batch.masks
-                    else shown[i].expand(len(target))
-                    for i, (name, target) in enumerate(batch.targets.items())
-                }
-                return objective(given, predictions, batch._replace(masks=known))
-
-            weights = given[f"{EMITTED}.loss_weights"][
-                [model.task_names.index(name) for name in names]
-            ]
-            return weights @ vmap(of_one)(of_each)
-
+        if self.emit_loss_weights:
+            objective = _weighted(objective, model.task_names)
         given = {**params, **self._emitted(model, params, support)}
-        adapted = super().adapt(
-            model, given, support, weighed if self.emit_loss_weights else objective, steps
-        )
+        adapted = super().adapt(model, given, support, objective, steps)
         return {name: adapted[name] for name in params}
 
     def _embedded(
         self, model: SharingArchitecture, params: Params, support: Batch
     ) -> tuple[Tensor, Tensor]:
-        """z of each task, [K, dim], and whether the support set has a label of it at all, [K]."""
+        """z of each task, [K, dim], and whether the support set has any label of it, [K]."""
         own, pairs = select(params, "learner"), support_pairs(model, params, support)
         none, no = own["seed"].new_zeros(self.dim), own["seed"].new_zeros((), dtype=torch.bool)
         with torch.autocast(none.device.type, enabled=False):
             z = {name: embedding(own, name, its, self.heads) for name, its in pairs.items()}
         known = {name: its.known.any() for name, its in pairs.items()}
-        rows = [(z.get(name, none), known.get(name, no)) for name in model.task_names]
-        return torch.stack([row for row, _ in rows]), torch.stack([there for _, there in rows])
+        embeddings = [z.get(name, none) for name in model.task_names]
+        has_labels = [known.get(name, no) for name in model.task_names]
+        return torch.stack(embeddings), torch.stack(has_labels)
 
     def _contexts(self, params: Params, u: Tensor, known: Tensor, others: Tensor) -> Tensor:
-        """e [K, hidden] of tasks that attend to those of them that are `known`, and to `others` [M,
-        hidden].
-        """
+        """e [K, hidden] of tasks that attend to the `known` ones and to `others` [M, hidden]."""
         own = select(params, "learner.attention")
-        tokens, there = torch.cat([u, others]), torch.cat([known, known.new_ones(len(others))])
+        tokens = torch.cat([u, others])
+        is_token = torch.cat([known, known.new_ones(len(others))])
         query = (u @ own["query"].T).unflatten(-1, (self.heads, -1))
-        key, value = (
-            (tokens @ own[part].T).unflatten(-1, (self.heads, -1)) for part in ("key", "value")
-        )
+        key = (tokens @ own["key"].T).unflatten(-1, (self.heads, -1))
+        value = (tokens @ own["value"].T).unflatten(-1, (self.heads, -1))
         scores = torch.einsum("khd,mhd->hkm", query, key) / query.shape[-1] ** 0.5
-        attention = torch.where(there, scores, torch.finfo(scores.dtype).min).softmax(-1)
+        attention = torch.where(is_token, scores, torch.finfo(scores.dtype).min).softmax(-1)
         return u + torch.einsum("hkm,mhd->khd", attention, value).flatten(1) @ own["output"].T
 
     def _emitted(
         self, model: SharingArchitecture, params: Params, support: Batch
     ) -> dict[str, Tensor]:
-        """Initial weights and, below `EMITTED`, the logarithms of the rates and the loss weights of
-        one support set.
+        """What is emitted from one support set.
+
+        The initial weights and, below `EMITTED`, the logarithms of the rates and the loss weights.
         """
         z, known = self._embedded(model, params, support)
         own = select(params, "learner")
@@ -268,24 +244,21 @@ class UMTL(UnrolledLearner):
             for name, theta in select(params, "model").items():
                 first, *rest = name.split(".")
                 if first == "heads":
-                    of = e[model.task_names.index(rest[0])]
+                    context = e[model.task_names.index(rest[0])]
                 else:
-                    of = mean
-                emitted[f"model.{name}"] = self._initial(own, name, theta, of)
-                log = own[f"log_inner_lr.{name}"]
+                    context = mean
+                emitted[f"model.{name}"] = self._initial(own, name, theta, context)
+                log_rates = own[f"log_inner_lr.{name}"]
                 if self.emit_rates:
-                    emitted[f"{EMITTED}.log_inner_lr.{name}"] = (
-                        log + RATE_RANGE * (own[f"rate.{name}"] @ of).tanh()
-                    )
-                else:
-                    emitted[f"{EMITTED}.log_inner_lr.{name}"] = log
+                    log_rates = log_rates + RATE_RANGE * (own[f"rate.{name}"] @ context).tanh()
+                emitted[f"{EMITTED}.log_inner_lr.{name}"] = log_rates
             if self.emit_loss_weights:
                 logits = torch.where(known, e @ own["loss_weight"], torch.finfo(e.dtype).min)
                 emitted[f"{EMITTED}.loss_weights"] = logits.softmax(0) * known.sum()
         return emitted
 
     def _initial(self, own: Params, name: str, theta: Tensor, e: Tensor) -> Tensor:
-        """What the inner loop moves this tensor from."""
+        """Where the inner loop starts for this tensor."""
         if self.initial == "theta":
             return theta
         if theta.ndim <= 1:
@@ -294,3 +267,26 @@ class UMTL(UnrolledLearner):
             return theta * (1 + own[f"gate.{name}"] @ e).view(-1, *[1] * (theta.ndim - 1))
         left = (own[f"left.{name}"] @ e).view(-1, self.rank)
         return theta + (left @ own[f"right.{name}"]).view_as(theta)
+
+
+def _weighted(objective: Objective, task_names: Sequence[str]) -> Objective:
+    """The objective with the emitted loss weights, from the labels of one task at a time."""
+
+    def weighted(given: Params, predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        names = list(batch.targets)
+        device = next(iter(predictions.values())).device
+
+        def of_one(is_shown: Tensor) -> Tensor:
+            masks = {}
+            for shown, (name, target) in zip(is_shown, batch.targets.items(), strict=True):
+                if name in batch.masks:
+                    masks[name] = batch.masks[name] & shown
+                else:
+                    masks[name] = shown.expand(len(target))
+            return objective(given, predictions, batch._replace(masks=masks))
+
+        losses = vmap(of_one)(torch.eye(len(names), dtype=torch.bool, device=device))
+        weights = given[f"{EMITTED}.loss_weights"]
+        return weights[[task_names.index(name) for name in names]] @ losses
+
+    return weighted

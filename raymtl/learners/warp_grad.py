@@ -13,7 +13,8 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from raymtl.learners.base import STEPS_TAKEN, Objective
-from raymtl.learners.inner import GradientLearner, inner_start, inner_step
+from raymtl.learners.gradient import GradientLearner
+from raymtl.learners.inner import InnerState, inner_start, inner_step
 from raymtl.learners.t_net import folded, identities
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, prefixed, select
@@ -36,6 +37,8 @@ class WarpGrad(GradientLearner):
     Deviations from the paper: warps are linear, so that they can be multiplied in; every point of a
     fresh path is judged once, where the paper collects paths and draws from them; the paper leaves
     open what learns the initialisation, and tries MAML and Leap.
+
+    Example: `learner: {name: warp_grad, inner_lr: 0.1, inner_steps: 5}`
     """
 
     name: Literal["warp_grad"] = "warp_grad"
@@ -74,21 +77,21 @@ class WarpGrad(GradientLearner):
         step: int,
     ) -> Sequence[tuple[float, Params]]:
         loss, theta = self.support_loss(model, objective), self.start(params)
-        place, evaluated = inner_start(theta, self.inner_optimizer), []
+        state, evaluated = inner_start(theta, self.inner_optimizer), []
         for index in range(self.inner_steps):
             # The value of a point on the path, the gradient of where the path began.
-            here = {
-                name: value + (place.phi[name] - value).detach() for name, value in theta.items()
+            point = {
+                name: value + (state.phi[name] - value).detach() for name, value in theta.items()
             }
-            moment = {name: value.detach() for name, value in place.moment.items()}
-            place = inner_step(
+            moment = {name: value.detach() for name, value in state.moment.items()}
+            state = inner_step(
                 lambda phi: loss(phi, params, support),
-                place._replace(phi=here, moment=moment),
+                InnerState(point, moment),
                 self.rates(params, index),
                 index,
                 optimizer=self.inner_optimizer,
             )
-            phi = {**folded(self.fitted(params, place.phi)), STEPS_TAKEN: torch.tensor(index + 1)}
+            phi = {**folded(self.fitted(params, state.phi)), STEPS_TAKEN: torch.tensor(index + 1)}
             evaluated.append((1 / self.inner_steps, phi))
         return evaluated
 

@@ -16,6 +16,8 @@ class Accumulation(Mode):
     Equal to `weighted` up to rounding, with every weighting: no layer here has batch statistics.
     The losses must be known before they are weighed, which costs one more forward pass without a
     graph.
+
+    Example: `mode: {name: accumulation, parts: 4}`
     """
 
     name: Literal["accumulation"] = "accumulation"

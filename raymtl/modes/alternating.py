@@ -17,6 +17,8 @@ class Alternating(Mode):
     training examples (power 1: proportional to its size, 0: uniform, between them as in
     arXiv:1902.02671): only its query loss counts, while the inner loop adapts to the labels of all
     tasks, as it will when the model is used.
+
+    Example: `mode: {name: alternating, by: tasks, power: 0.5}`
     """
 
     name: Literal["alternating"] = "alternating"
@@ -29,7 +31,7 @@ class Alternating(Mode):
     def one_task_a_step(self) -> bool:
         return self.by == "tasks"
 
-    def counted(self, step: int, seed: int, sizes: Mapping[str, int]) -> frozenset[str]:
+    def query_tasks(self, step: int, seed: int, sizes: Mapping[str, int]) -> frozenset[str]:
         if self.by == "parts":
             return frozenset(sizes)
         logarithms = self.power * np.log(np.array(list(sizes.values()), float))

@@ -16,6 +16,8 @@ class Hierarchical(Mode):
     one has learned (the paper's successive regularisation; there over whole epochs, and over the
     layers below the task alone). Only the task's query loss counts in its turn. Without `order` the
     tasks follow each other as the data names them.
+
+    Example: `mode: {name: hierarchical, order: [left, right], period: 20}`
     """
 
     name: Literal["hierarchical"] = "hierarchical"
@@ -42,9 +44,9 @@ class Hierarchical(Mode):
             )
         return None
 
-    def counted(self, step: int, seed: int, sizes: Mapping[str, int]) -> frozenset[str]:
+    def query_tasks(self, step: int, seed: int, sizes: Mapping[str, int]) -> frozenset[str]:
         order = self.order or tuple(sizes)
         return frozenset([order[step // self.period % len(order)]])
 
-    def anchors(self, step: int) -> bool:
+    def is_anchor_step(self, step: int) -> bool:
         return step % self.period == 0

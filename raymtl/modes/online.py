@@ -19,6 +19,8 @@ class Online(Mode):
     regret: the sum over steps of the mean loss of the tasks that have arrived, minus that of the
     best of `comparators` trainings on the same stream with fixed weights (equal ones and points
     drawn from the simplex; best in hindsight).
+
+    Example: `mode: {name: online, arrivals: {right: 100}}`
     """
 
     name: Literal["online"] = "online"
@@ -45,9 +47,7 @@ class Online(Mode):
     def comparisons(self, tasks: Sequence[str], seed: int) -> list[dict[str, float]]:
         drawn = np.random.default_rng(seed).dirichlet(np.ones(len(tasks)), self.comparators - 1)
         rows = np.concatenate([np.full((1, len(tasks)), 1 / len(tasks)), drawn])
-        return [
-            {task: float(weight) for task, weight in zip(tasks, row, strict=True)} for row in rows
-        ]
+        return [dict(zip(tasks, row, strict=True)) for row in rows.tolist()]
 
-    def arrived(self, step: int, tasks: Sequence[str]) -> frozenset[str]:
+    def support_tasks(self, step: int, tasks: Sequence[str]) -> frozenset[str]:
         return frozenset(name for name in tasks if self.arrivals.get(name, 0) <= step)

@@ -6,7 +6,10 @@ from raymtl.modes.base import Mode
 
 
 class Weighted(Mode):
-    """One joint step of all weighted losses."""
+    """One joint step of all weighted losses.
+
+    Example: `mode: {name: weighted}`
+    """
 
     name: Literal["weighted"] = "weighted"
     helps: ClassVar[str] = "the default"

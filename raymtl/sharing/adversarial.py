@@ -92,6 +92,8 @@ class AdversarialSpec(SharingSpecBase):
 
     `reversal` is the paper's lambda, at 0 the shared trunk is not drawn; `orthogonality` is its
     gamma.
+
+    Example: `sharing: {name: adversarial, reversal: 0.1, orthogonality: 0.01}`
     """
 
     name: Literal["adversarial"] = "adversarial"
@@ -104,5 +106,7 @@ class AdversarialSpec(SharingSpecBase):
     def num_encoders(self, num_tasks: int) -> int:
         return 1 + num_tasks
 
-    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> Adversarial:
+    def build(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
+    ) -> Adversarial:
         return Adversarial(tasks, encoders, self.reversal, self.orthogonality)

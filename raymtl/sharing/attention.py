@@ -36,13 +36,16 @@ class Attention(SharingArchitecture):
         super().__init__(tasks, encoders[0].shapes[-1])
         self.num_heads, self.dim = heads, dim
         self.towers = nn.ModuleDict(dict(zip(self.task_names, encoders, strict=True)))
-        self.query_map, self.key_map = (nn.Linear(width, heads * dim, bias=False) for _ in range(2))
-        self.queries, self.keys = (
-            nn.ParameterDict(
-                {name: nn.Parameter(SPREAD * torch.randn(heads, dim)) for name in self.task_names}
-            )
-            for _ in range(2)
-        )
+        self.query_map = nn.Linear(width, heads * dim, bias=False)
+        self.key_map = nn.Linear(width, heads * dim, bias=False)
+        self.queries = self._embeddings()
+        self.keys = self._embeddings()
+
+    def _embeddings(self) -> nn.ParameterDict:
+        """A random embedding [heads, dim] for each task."""
+        shape = self.num_heads, self.dim
+        values = {name: SPREAD * torch.randn(shape) for name in self.task_names}
+        return nn.ParameterDict({name: nn.Parameter(value) for name, value in values.items()})
 
     @property
     def shared(self) -> frozenset[str]:
@@ -103,6 +106,8 @@ class AttentionSpec(SharingSpecBase):
 
     `heads` is how many parts of the features are attended to apart from each other; `dim` is the
     length of the queries and keys of one.
+
+    Example: `sharing: {name: attention, heads: 2, dim: 8}`
     """
 
     name: Literal["attention"] = "attention"
@@ -122,5 +127,7 @@ class AttentionSpec(SharingSpecBase):
     def num_encoders(self, num_tasks: int) -> int:
         return num_tasks
 
-    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> Attention:
+    def build(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
+    ) -> Attention:
         return Attention(tasks, encoders, self.heads, self.dim)

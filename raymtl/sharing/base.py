@@ -23,15 +23,11 @@ class SharingArchitecture(nn.Module, ABC):
     def __init__(
         self, tasks: Sequence[Task], shape: tuple[int, ...] | Mapping[str, tuple[int, ...]]
     ) -> None:
-        """`shape` is that of what the heads read of an example, of each task or the same for all."""
+        """`shape` is that of one example's features, by task or the same for all."""
         super().__init__()
         self.task_names = tuple(task.name for task in tasks)
         self.out_features = {task.name: task.out_features for task in tasks}
         self.encoded = {task.name: task.encode_target for task in tasks}
-        self.apart = False
-        """Whether tasks with inputs of their own take shared stages one by one: then no task's
-        gradient passes through the examples of the others.
-        """
         self.lr_scale: Mapping[
             str, float
         ] = {}  # of the outer learning rate, by the first part of a parameter's name
@@ -105,10 +101,9 @@ class SharingArchitecture(nn.Module, ABC):
         """
         if len(self.task_names) == 1:
             return frozenset()
-        found = (name for name, _ in self.named_parameters())
-        return frozenset(
-            name for name in found if any(name == p or name.startswith(f"{p}.") for p in parts)
-        )
+        prefixes = tuple(f"{part}." for part in parts)
+        names = [name for name, _ in self.named_parameters()]
+        return frozenset(name for name in names if f"{name}.".startswith(prefixes))
 
 
 class SharingSpecBase(Spec, ABC):
@@ -148,10 +143,17 @@ class SharingSpecBase(Spec, ABC):
         """How many copies of the encoder the architecture consists of."""
 
     @abstractmethod
-    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> SharingArchitecture:
-        """The architecture over `num_encoders` encoders of equal shape."""
+    def build(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
+    ) -> SharingArchitecture:
+        """The architecture over `num_encoders` encoders of equal shape.
+
+        With `isolate_task_graphs`, tasks with separate inputs pass through shared stages one by
+        one, so that no task's gradient passes through the examples of another. Architectures
+        without a stage that is applied to the joined inputs ignore it.
+        """
 
 
 def several(number: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of so many maps or vectors of this shape, one after the other along the channels."""
+    """The shape of `number` maps or vectors of this shape, concatenated along the channels."""
     return (number * shape[0], *shape[1:])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raymtl.encoders import Encoder
 from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
-from raymtl.sharing.hard import in_one_pass
+from raymtl.sharing.hard import apply_to_each
 from raymtl.types import Spec, Task
 
 
@@ -46,8 +46,10 @@ class Branching(SharingArchitecture):
         tasks: Sequence[Task],
         encoders: Sequence[Encoder],
         owners: Mapping[str, tuple[str, ...]],
+        isolate_task_graphs: bool = False,
     ) -> None:
         super().__init__(tasks, encoders[0].shapes[-1])
+        self.isolate_task_graphs = isolate_task_graphs
         self.owners = owners
         fresh = iter(encoders)
         self.trunks = nn.ModuleDict()
@@ -83,9 +85,9 @@ class Branching(SharingArchitecture):
         x = dict(inputs)
         for depth, companies in enumerate(self._companies(tuple(inputs))):
             for owner, company in companies.items():
-                x |= in_one_pass(
-                    self._stage(owner, depth), {name: x[name] for name in company}, self.apart
-                )
+                joined = {name: x[name] for name in company}
+                stage = self._stage(owner, depth)
+                x |= apply_to_each(stage, joined, self.isolate_task_graphs)
         return {name: x[name].flatten(1) for name in inputs}
 
     def _companies(self, tasks: Sequence[str]) -> list[dict[str, list[str]]]:
@@ -110,6 +112,8 @@ class BranchingSpec(SharingSpecBase):
     many of the first stages (`sharing.tree.TASK.stages`); 0 is a network of its own. A task that it
     does not name follows the first one all the way, so that the empty tree is hard sharing. Earlier
     is as the data names the tasks.
+
+    Example: `sharing: {name: branching, tree: {right: {follows: left, stages: 1}}}`
     """
 
     name: Literal["branching"] = "branching"
@@ -151,10 +155,11 @@ class BranchingSpec(SharingSpecBase):
     def num_encoders(self, num_tasks: int) -> int:
         return 1 + len(self.tree)
 
-    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> Branching:
-        return Branching(
-            tasks, encoders, self.owners([task.name for task in tasks], len(encoders[0].stages))
-        )
+    def build(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
+    ) -> Branching:
+        owners = self.owners([task.name for task in tasks], len(encoders[0].stages))
+        return Branching(tasks, encoders, owners, isolate_task_graphs)
 
     def owners(self, names: Sequence[str], num_stages: int) -> dict[str, tuple[str, ...]]:
         """Whose copy of each stage each task passes through."""

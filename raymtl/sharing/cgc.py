@@ -55,6 +55,8 @@ class CGCSpec(SharingSpecBase):
     """Every task mixes experts that all share with experts of its own.
 
     `num_task_experts` is how many each task has to itself.
+
+    Example: `sharing: {name: cgc, num_shared_experts: 2, num_task_experts: 1}`
     """
 
     name: Literal["cgc"] = "cgc"
@@ -65,5 +67,7 @@ class CGCSpec(SharingSpecBase):
     def num_encoders(self, num_tasks: int) -> int:
         return self.num_shared_experts + num_tasks * self.num_task_experts
 
-    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> CGC:
+    def build(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
+    ) -> CGC:
         return CGC(tasks, encoders, self.num_shared_experts)

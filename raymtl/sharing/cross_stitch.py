@@ -57,6 +57,8 @@ class CrossStitchSpec(SharingSpecBase):
 
     `own` is the initial a_tt, the others share 1 - own; `lr_scale` multiplies the outer learning
     rate of a.
+
+    Example: `sharing: {name: cross_stitch, own: 0.8}`
     """
 
     name: Literal["cross_stitch"] = "cross_stitch"
@@ -67,7 +69,9 @@ class CrossStitchSpec(SharingSpecBase):
     def num_encoders(self, num_tasks: int) -> int:
         return num_tasks
 
-    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> CrossStitch:
+    def build(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
+    ) -> CrossStitch:
         return CrossStitch(tasks, encoders, self.own, self.lr_scale)
 
 
@@ -75,9 +79,9 @@ def mostly(own: float, size: int) -> Tensor:
     """[size, size] with `own` on the diagonal and what is missing to 1 spread over the rest of each
     row.
     """
-    return torch.full((size, size), (1 - own) / max(size - 1, 1)).fill_diagonal_(
-        own if size > 1 else 1.0
-    )
+    if size == 1:
+        return torch.ones(1, 1)
+    return torch.full((size, size), (1 - own) / (size - 1)).fill_diagonal_(own)
 
 
 def own_parts(joint: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

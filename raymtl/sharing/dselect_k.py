@@ -52,7 +52,10 @@ class SelectorGate(nn.Module):
         super().__init__()
         self.num_experts, self.k, self.gamma = num_experts, k, gamma
         num_bits = (num_experts - 1).bit_length()
-        inputs = (math.prod(input_shape),) if gates == "per_input" else ()
+        if gates == "per_input":
+            inputs: tuple[int, ...] = (math.prod(input_shape),)
+        else:
+            inputs = ()
         # Close to the middle of the step, outside of which there is no gradient.
         self.codes = nn.Parameter(
             torch.empty(k, num_bits, *inputs).uniform_(-gamma / 100, gamma / 100)
@@ -66,13 +69,12 @@ class SelectorGate(nn.Module):
         flat, codes, scores = inputs.flatten(1), self.codes, self.scores
         if codes.ndim == 3:
             z = torch.einsum("kmd,nd->nkm", codes, flat)
+            logits = flat @ scores.T
         else:
             z = codes.expand(len(flat), -1, -1)
-        weights = (flat @ scores.T if scores.ndim == 2 else scores.expand(len(flat), -1)).softmax(
-            -1
-        )
+            logits = scores.expand(len(flat), -1)
         chosen = selectors(z, self.num_experts, self.gamma)
-        return torch.einsum("nk,nke->ne", weights, chosen), chosen
+        return torch.einsum("nk,nke->ne", logits.softmax(-1), chosen), chosen
 
 
 def entropy(selected: Tensor) -> Tensor:
@@ -118,8 +120,9 @@ class DSelectK(SharingArchitecture):
     def auxiliary(self, inputs: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if self.static:
             return {}
-        own = dict.fromkeys(self.task_names, inputs) if isinstance(inputs, Tensor) else inputs
-        entropies = [entropy(self.gates[name](x)[1]) for name, x in own.items()]
+        if isinstance(inputs, Tensor):
+            inputs = dict.fromkeys(self.task_names, inputs)
+        entropies = [entropy(self.gates[name](x)[1]) for name, x in inputs.items()]
         return {"entropy": self.strength * torch.stack(entropies).sum()}
 
     def penalty(self, params: Params) -> Tensor:
@@ -137,6 +140,8 @@ class DSelectKSpec(SharingSpecBase):
 
     `gates` decide for each input or once for all; `gamma` is the width of the step; `entropy`
     weighs the term that draws the selectors to a decision.
+
+    Example: `sharing: {name: dselect_k, num_experts: 8, k: 2}`
     """
 
     name: Literal["dselect_k"] = "dselect_k"
@@ -159,5 +164,7 @@ class DSelectKSpec(SharingSpecBase):
     def num_encoders(self, num_tasks: int) -> int:
         return self.num_experts
 
-    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> DSelectK:
+    def build(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
+    ) -> DSelectK:
         return DSelectK(tasks, encoders, self)

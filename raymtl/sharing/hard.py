@@ -18,9 +18,12 @@ class Hard(SharingArchitecture):
     own task alone.
     """
 
-    def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
+    ) -> None:
         super().__init__(tasks, encoders[0].shapes[-1])
         self.encoders = nn.ModuleList(encoders)
+        self.isolate_task_graphs = isolate_task_graphs
 
     @property
     def shared(self) -> frozenset[str]:
@@ -30,11 +33,14 @@ class Hard(SharingArchitecture):
         return dict.fromkeys(tasks, self.encoders[0](inputs))
 
     def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return in_one_pass(self.encoders[0], inputs, self.apart)
+        return apply_to_each(self.encoders[0], inputs, self.isolate_task_graphs)
 
 
 class HardSpec(SharingSpecBase):
-    """All tasks share the whole trunk; there is nothing to choose."""
+    """All tasks share the whole trunk; there is nothing to choose.
+
+    Example: `sharing: {name: hard}`
+    """
 
     name: Literal["hard"] = "hard"
     helps: ClassVar[str] = "the default: tasks are alike, or data and memory are scarce"
@@ -42,17 +48,20 @@ class HardSpec(SharingSpecBase):
     def num_encoders(self, num_tasks: int) -> int:
         return 1
 
-    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> Hard:
-        return Hard(tasks, encoders)
+    def build(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
+    ) -> Hard:
+        return Hard(tasks, encoders, isolate_task_graphs)
 
 
-def in_one_pass(
-    module: Callable[[Tensor], Tensor], inputs: Mapping[str, Tensor], apart: bool
+def apply_to_each(
+    module: Callable[[Tensor], Tensor], inputs: Mapping[str, Tensor], isolate_task_graphs: bool
 ) -> dict[str, Tensor]:
-    """`module` of each of `inputs` [N_t, ...], at the cost of one pass over all examples; or of one
-    a task, `apart`.
+    """`module` of the inputs [N_t, ...] of each task.
+
+    The examples of all tasks pass together, or with `isolate_task_graphs` those of each task alone.
     """
-    if apart:
+    if isolate_task_graphs:
         return {name: module(own) for name, own in inputs.items()}
     joint = module(torch.cat(list(inputs.values())))
     return dict(zip(inputs, joint.split([len(own) for own in inputs.values()]), strict=True))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raymtl.encoders import Encoder
 from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
-from raymtl.sharing.hard import in_one_pass
+from raymtl.sharing.hard import apply_to_each
 from raymtl.types import Task
 
 
@@ -27,10 +27,15 @@ class Hierarchical(SharingArchitecture):
     """
 
     def __init__(
-        self, tasks: Sequence[Task], encoders: Sequence[Encoder], levels: Mapping[str, int]
+        self,
+        tasks: Sequence[Task],
+        encoders: Sequence[Encoder],
+        levels: Mapping[str, int],
+        isolate_task_graphs: bool = False,
     ) -> None:
         super().__init__(tasks, {name: encoders[0].shapes[level] for name, level in levels.items()})
         self.levels = levels
+        self.isolate_task_graphs = isolate_task_graphs
         self.stages = nn.ModuleList(list(encoders[0].stages)[: max(levels.values())])
 
     @property
@@ -51,7 +56,7 @@ class Hierarchical(SharingArchitecture):
         x = dict(inputs)
         for level in range(1, self._highest(tuple(inputs)) + 1):
             above = {name: x[name] for name in x if self.levels[name] >= level}
-            x |= in_one_pass(self.stages[level - 1], above, self.apart)
+            x |= apply_to_each(self.stages[level - 1], above, self.isolate_task_graphs)
         return {name: own.flatten(1) for name, own in x.items()}
 
     def _highest(self, tasks: Sequence[str]) -> int:
@@ -63,6 +68,8 @@ class HierarchicalSpec(SharingSpecBase):
 
     `levels` by task name, from 1 to the number of the encoder's stages; a task that it does not
     name is supervised after the last.
+
+    Example: `sharing: {name: hierarchical, levels: {left: 1}}`
     """
 
     name: Literal["hierarchical"] = "hierarchical"
@@ -88,8 +95,9 @@ class HierarchicalSpec(SharingSpecBase):
     def num_encoders(self, num_tasks: int) -> int:
         return 1
 
-    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> Hierarchical:
+    def build(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
+    ) -> Hierarchical:
         last = len(encoders[0].stages)
-        return Hierarchical(
-            tasks, encoders, {task.name: self.levels.get(task.name, last) for task in tasks}
-        )
+        levels = {task.name: self.levels.get(task.name, last) for task in tasks}
+        return Hierarchical(tasks, encoders, levels, isolate_task_graphs)

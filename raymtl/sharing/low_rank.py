@@ -20,10 +20,9 @@ from raymtl.encoders import Encoder
 from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
 from raymtl.types import Params, Task
 
-NORM_OF_WEIGHTS, NORM_OF_VECTORS = (
-    2.0,
-    1.0,
-)  # of the coefficients at first: of unit length, or of sum 1
+# The initial coefficients are of unit length for weights, and of sum 1 for parameters of one
+# dimension.
+NORM_OF_WEIGHTS, NORM_OF_VECTORS = 2.0, 1.0
 
 
 class Matrix(nn.Module):
@@ -98,22 +97,17 @@ class LowRank(SharingArchitecture):
         # In a tuple it is no submodule, and on the meta device it has no values that could enter a
         # prediction.
         self._template = (deepcopy(encoders[0]).to("meta"),)
-        stacked = {
-            name: torch.stack([encoder.get_parameter(name).detach() for encoder in encoders])
-            for name, _ in encoders[0].named_parameters()
-        }
-        self._template_names = tuple(stacked)
-        self.factors = nn.ModuleDict(
-            {
-                _key(name): Tucker(values, kept)
-                if form == "tensor" and values.ndim > 2
-                else Matrix(values)
-                for name, values in stacked.items()
-            }
-        )
-        norms = [
-            NORM_OF_WEIGHTS if values.ndim > 2 else NORM_OF_VECTORS for values in stacked.values()
-        ]
+        self._template_names = tuple(name for name, _ in encoders[0].named_parameters())
+        self.factors = nn.ModuleDict()
+        norms = []
+        for name in self._template_names:
+            values = torch.stack([encoder.get_parameter(name).detach() for encoder in encoders])
+            is_weight = values.ndim > 2
+            if is_weight and form == "tensor":
+                self.factors[_key(name)] = Tucker(values, kept)
+            else:
+                self.factors[_key(name)] = Matrix(values)
+            norms.append(NORM_OF_WEIGHTS if is_weight else NORM_OF_VECTORS)
         self.coefficients = nn.ParameterDict(
             {name: nn.Parameter(_random_rows(norms, len(encoders))) for name in self.task_names}
         )
@@ -160,6 +154,8 @@ class LowRankSpec(SharingSpecBase):
     `rank` beyond the number of tasks adds nothing and is taken as that number. `form: tensor` also
     factorises the outputs and the inputs of every weight, of which the share `kept` remains.
     `sparsity` is mu, of the coefficients; `decay` is lambda, of what is shared.
+
+    Example: `sharing: {name: low_rank, rank: 2, form: tensor}`
     """
 
     name: Literal["low_rank"] = "low_rank"
@@ -173,7 +169,9 @@ class LowRankSpec(SharingSpecBase):
     def num_encoders(self, num_tasks: int) -> int:
         return min(self.rank, num_tasks)
 
-    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> LowRank:
+    def build(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
+    ) -> LowRank:
         return LowRank(tasks, encoders, self.form, self.kept, self.sparsity, self.decay)
 
 

@@ -50,6 +50,8 @@ class MMoESpec(SharingSpecBase):
     """All tasks share the experts, and each has a gate of its own that mixes them.
 
     `num_experts` is how many copies of the encoder there are.
+
+    Example: `sharing: {name: mmoe, num_experts: 3}`
     """
 
     name: Literal["mmoe"] = "mmoe"
@@ -59,5 +61,7 @@ class MMoESpec(SharingSpecBase):
     def num_encoders(self, num_tasks: int) -> int:
         return self.num_experts
 
-    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> MMoE:
+    def build(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
+    ) -> MMoE:
         return MMoE(tasks, encoders)

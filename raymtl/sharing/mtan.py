@@ -23,7 +23,10 @@ class Attention(nn.Module):
     def __init__(self, shape: Sequence[int], before: Sequence[int] | None, reduction: int) -> None:
         super().__init__()
         channels, width = shape[0], max(1, shape[0] // reduction)
-        self.squeeze = nn.Conv2d(channels + (before[0] if before else 0), width, 1)
+        in_channels = channels
+        if before is not None:
+            in_channels += before[0]
+        self.squeeze = nn.Conv2d(in_channels, width, 1)
         self.expand = nn.Conv2d(width, channels, 1)
 
     def forward(self, x: Tensor, before: Tensor | None) -> Tensor:
@@ -61,15 +64,11 @@ class MTAN(SharingArchitecture):
         super().__init__(tasks, encoders[0].shapes[-1])
         self.trunk = encoders[0]
         shapes = self.trunk.shapes[1:]
-        self.attention = nn.ModuleDict(
-            {
-                name: nn.ModuleList(
-                    Attention(shape, before, reduction)
-                    for shape, before in zip(shapes, [None, *shapes[:-1]], strict=True)
-                )
-                for name in self.task_names
-            }
-        )
+        pairs = list(zip(shapes, [None, *shapes[:-1]], strict=True))
+        self.attention = nn.ModuleDict()
+        for name in self.task_names:
+            modules = [Attention(shape, before, reduction) for shape, before in pairs]
+            self.attention[name] = nn.ModuleList(modules)
 
     @property
     def shared(self) -> frozenset[str]:
@@ -90,6 +89,8 @@ class MTANSpec(SharingSpecBase):
 
     `reduction` divides the number of channels between the two convolutions of an attention module;
     1 is the paper's.
+
+    Example: `sharing: {name: mtan, reduction: 4}`
     """
 
     name: Literal["mtan"] = "mtan"
@@ -111,5 +112,7 @@ class MTANSpec(SharingSpecBase):
     def num_encoders(self, num_tasks: int) -> int:
         return 1
 
-    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> MTAN:
+    def build(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
+    ) -> MTAN:
         return MTAN(tasks, encoders, self.reduction)

@@ -32,7 +32,9 @@ class Level(nn.Module):
         last: bool,
     ) -> None:
         super().__init__()
-        experts = [nn.Sequential(*(encoder.stages[i] for i in stages)) for encoder in encoders]
+        experts = []
+        for encoder in encoders:
+            experts.append(nn.Sequential(*encoder.stages[stages.start : stages.stop]))
         common, own = experts[:num_shared_experts], experts[num_shared_experts:]
         each, shape = len(own) // len(task_names), encoders[0].shapes[stages.start]
         self.shared_experts = Experts(common)
@@ -121,6 +123,8 @@ class PLESpec(SharingSpecBase):
 
     `num_levels` groups of stages make the levels; `num_task_experts` is how many each task has to
     itself at each.
+
+    Example: `sharing: {name: ple, num_levels: 2, num_task_experts: 2}`
     """
 
     name: Literal["ple"] = "ple"
@@ -142,5 +146,7 @@ class PLESpec(SharingSpecBase):
     def num_encoders(self, num_tasks: int) -> int:
         return self.num_shared_experts + num_tasks * self.num_task_experts
 
-    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> PLE:
+    def build(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
+    ) -> PLE:
         return PLE(tasks, encoders, self.num_shared_experts, self.num_levels)

@@ -37,8 +37,9 @@ class Relation(Hard):
         lambda_1: float,
         lambda_2: float,
         ridge: float,
+        isolate_task_graphs: bool = False,
     ) -> None:
-        super().__init__(tasks, encoders)
+        super().__init__(tasks, encoders, isolate_task_graphs)
         self.lambda_1, self.lambda_2, self.ridge = lambda_1, lambda_2, ridge
 
     def weights(self, params: Params) -> Tensor:
@@ -80,6 +81,8 @@ class RelationSpec(SharingSpecBase):
     `lambda_1` draws the weights to zero, `lambda_2` to those of related tasks and away from those
     of opposed ones. All heads need weights of the same shape: tasks of the same kind with as many
     outputs each.
+
+    Example: `sharing: {name: relation, lambda_2: 0.01}`
     """
 
     name: Literal["relation"] = "relation"
@@ -102,22 +105,26 @@ class RelationSpec(SharingSpecBase):
                 return (
                     "name",
                     "relation compares the weights of heads and needs the same shapes in all, got "
-                    f"{_told(own)} for '{name}' and {_told(shapes[first])} for '{first}'. Choose "
-                    "tasks with as many outputs each, or another sharing.name.",
+                    f"{_listed(own)} for '{name}' and {_listed(shapes[first])} for '{first}'. "
+                    "Choose tasks with as many outputs each, or another sharing.name.",
                 )
         return None
 
     def num_encoders(self, num_tasks: int) -> int:
         return 1
 
-    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> Relation:
-        return Relation(tasks, encoders, self.lambda_1, self.lambda_2, self.ridge)
+    def build(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
+    ) -> Relation:
+        return Relation(
+            tasks, encoders, self.lambda_1, self.lambda_2, self.ridge, isolate_task_graphs
+        )
 
 
 def _weight_shapes(head: nn.Module) -> dict[str, tuple[int, ...]]:
-    """What counts as a weight: a parameter of two dimensions or more, which a bias does not have."""
+    """The shapes of a head's weights, its parameters of two dimensions or more."""
     return {name: tuple(value.shape) for name, value in head.named_parameters() if value.ndim > 1}
 
 
-def _told(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(str(list(shape)) for shape in shapes.values())

@@ -64,14 +64,10 @@ class Sluice(SharingArchitecture):
         self.beta = nn.ParameterDict(
             {name: nn.Parameter(mostly(own, len(shapes))[-1]) for name in self.task_names}
         )
-        self.adapters = nn.ModuleDict(
-            {
-                name: nn.ModuleList(
-                    nn.Linear(NUM_SUBSPACES * shape[0], width) for shape in shapes[:-1]
-                )
-                for name in self.task_names
-            }
-        )
+        self.adapters = nn.ModuleDict()
+        for name in self.task_names:
+            adapters = [nn.Linear(NUM_SUBSPACES * shape[0], width) for shape in shapes[:-1]]
+            self.adapters[name] = nn.ModuleList(adapters)
 
     @property
     def shared(self) -> frozenset[str]:
@@ -98,9 +94,7 @@ class Sluice(SharingArchitecture):
                 else:
                     # Not the whole map: the adapter of a first stage would be larger than the
                     # network.
-                    means = torch.cat(
-                        [own.flatten(2).mean(2) if own.ndim > 2 else own for own in pair], 1
-                    )
+                    means = torch.cat([_channel_means(own) for own in pair], 1)
                     layers.append(self.adapters.get_submodule(f"{name}.{depth}")(means))
         return {
             name: torch.einsum("l,lnf->nf", self.beta[name], torch.stack(outputs[name]))
@@ -124,6 +118,13 @@ class Sluice(SharingArchitecture):
         return self.strength * total
 
 
+def _channel_means(x: Tensor) -> Tensor:
+    """[N, C, ...] -> [N, C]."""
+    if x.ndim == 2:
+        return x
+    return x.flatten(2).mean(2)
+
+
 class SluiceSpec(SharingSpecBase):
     """Each task has two subspaces; all are mixed with each other after every stage, and the head
     mixes the stages.
@@ -131,6 +132,8 @@ class SluiceSpec(SharingSpecBase):
     `own` is what a subspace starts to take from itself, and the head from the last stage, the
     others share 1 - own; `strength` is that of the penalty on subspaces that are not orthogonal;
     `lr_scale` multiplies the outer learning rate of both mixtures, alpha and beta.
+
+    Example: `sharing: {name: sluice, own: 0.8, strength: 0.01}`
     """
 
     name: Literal["sluice"] = "sluice"
@@ -144,5 +147,7 @@ class SluiceSpec(SharingSpecBase):
     def num_encoders(self, num_tasks: int) -> int:
         return NUM_SUBSPACES * num_tasks
 
-    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> Sluice:
+    def build(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
+    ) -> Sluice:
         return Sluice(tasks, encoders, self.own, self.strength, self.lr_scale)

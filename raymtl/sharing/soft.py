@@ -50,6 +50,8 @@ class SoftSpec(SharingSpecBase):
     """Every task has a network of its own, drawn toward the mean of all.
 
     `strength` is lambda; at 0 the tasks learn independently.
+
+    Example: `sharing: {name: soft, strength: 0.01}`
     """
 
     name: Literal["soft"] = "soft"
@@ -59,5 +61,7 @@ class SoftSpec(SharingSpecBase):
     def num_encoders(self, num_tasks: int) -> int:
         return num_tasks
 
-    def build(self, tasks: Sequence[Task], encoders: Sequence[Encoder]) -> Soft:
+    def build(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
+    ) -> Soft:
         return Soft(tasks, encoders, self.strength)

@@ -59,17 +59,9 @@ def meta_gradient(
     So shards of unequal size and missing labels weigh by count, and a task without any label takes
     no part. The gradients of the tasks are summed over workers before the weighting sees them.
 
-    Args:
-        algorithm: what is learned.
-        params: its parameters, as `Algorithm.init_params` names them.
-        episodes: this worker's shard, of any size: one stack [E, ...] or, where episodes differ in
-            shape, several.
-        workers: this process among those that share the meta-batch.
-        execution: how the episodes are run; the numbers do not depend on it.
-        step: the outer step, which some learners anneal by.
-
-    Raises:
-        DivergedError: a loss is not finite.
+    `params` are named as by `Algorithm.init_params`. `episodes` is this worker's shard, of any
+    size: one stack [E, ...] or, where episodes differ in shape, several. `step` is the outer step,
+    which some learners anneal by. Raises DivergedError where a loss is not finite.
     """
     context = StepContext(algorithm, params, workers, execution)
     batch = step_batch(context, episodes, step)

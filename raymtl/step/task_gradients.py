@@ -1,6 +1,4 @@
-"""Sums over workers. With one worker every operation is the identity and torch.distributed is not
-touched.
-"""
+"""The gradients of the tasks in one outer step, exact over workers and micro-batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -31,14 +29,13 @@ sum loses digits.
 
 
 class TaskGradients:
-    """The gradients of the task losses, one row each, summed over workers before anything is made
-    of them.
+    """The gradients of the task losses, one row each, summed over workers before they are used.
 
-    Each of `micro_batches` computes the losses of some of this worker's episodes; with several, one after
-    the other, no more than one graph is in memory. `tasks` says which tasks have labels at all. The
-    rows are computed when first asked for, with one backward pass a task. They stay in the pieces
-    that autograd makes, one a leaf: copying them into one matrix costs more than all that is done
-    with it.
+    Each of `micro_batches` computes the losses of some of this worker's episodes. Several are run
+    one after the other, so that only one graph is in memory. `tasks` lists the tasks that have
+    labels. The rows are computed at the first use, with one backward pass for each task. They stay
+    in the pieces that autograd makes, one for each leaf, because copying them into one matrix would
+    cost more than all that is done with it.
     """
 
     def __init__(
@@ -177,14 +174,23 @@ def _joined(pieces: list[Sequence[Tensor]], width: int) -> Tensor:
 
 def _added(grads: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The sums of two gradients of each leaf; None is zero."""
-    return [
-        b if a is None else a if b is None else a + b for a, b in zip(grads, others, strict=True)
-    ]
+    sums: list[Tensor | None] = []
+    for one, other in zip(grads, others, strict=True):
+        if one is None:
+            sums.append(other)
+        elif other is None:
+            sums.append(one)
+        else:
+            sums.append(one + other)
+    return sums
 
 
 def _flat(grads: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
     """Each gradient as a vector; None becomes zeros that take no memory."""
-    return [
-        leaf.new_zeros(1).expand(leaf.numel()) if grad is None else grad.reshape(-1)
-        for grad, leaf in zip(grads, leaves, strict=True)
-    ]
+    vectors = []
+    for grad, leaf in zip(grads, leaves, strict=True):
+        if grad is None:
+            vectors.append(leaf.new_zeros(1).expand(leaf.numel()))
+        else:
+            vectors.append(grad.reshape(-1))
+    return vectors

@@ -41,7 +41,7 @@ class Communication:
             self.since = None
 
     def taken(self) -> float:
-        """The seconds since this was last called; waits for what the GPU still has to do of them."""
+        """The seconds since the last call; waits for the GPU to finish the operations."""
         for start, end in self._events:
             end.synchronize()
             self._seconds += start.elapsed_time(end) / 1000
@@ -76,8 +76,8 @@ class Workers(NamedTuple):
             return rows
         width = -(-rows.shape[1] // self.size)
         padded = rows.new_zeros(self.size, len(rows), width)
-        for part, columns in zip(padded, rows.split(width, dim=1), strict=False):
-            part[:, : columns.shape[1]] = columns
+        for piece, columns in zip(padded, rows.split(width, dim=1), strict=False):
+            piece[:, : columns.shape[1]] = columns
         shard = rows.new_empty(len(rows), width)
         with COMMUNICATION.timed(shard):
             dist.reduce_scatter_tensor(shard, padded.flatten(0, 1))
@@ -88,14 +88,16 @@ class Workers(NamedTuple):
         if self.size == 1:
             return shard
         whole = shard.new_empty(self.size, *shard.shape)
+        if shard.ndim > 1:
+            joined = whole.flatten(0, -2)
+        else:
+            joined = whole.flatten()
         with COMMUNICATION.timed(shard):
-            dist.all_gather_into_tensor(
-                whole.flatten(0, -2) if shard.ndim > 1 else whole.flatten(), shard.contiguous()
-            )
+            dist.all_gather_into_tensor(joined, shard.contiguous())
         return whole.movedim(0, -2).flatten(-2)[..., :length]
 
     def join(self, rows: Tensor) -> Tensor:
-        """[E, ...] on every worker, E whatever it is there -> those of all workers, in their order."""
+        """[E, ...] on each worker, E may differ -> the rows of all workers, in their order."""
         if self.size == 1:
             return rows
         numbers = rows.new_zeros(self.size, dtype=torch.int64)

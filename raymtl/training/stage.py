@@ -94,7 +94,7 @@ class Stage:
         """
         step = self._own_step(inputs)
         episodes = self._visible(inputs.episodes, step)
-        if self.experiment.mode.anchors(step):
+        if self.experiment.mode.is_anchor_step(step):
             self.anchor = self._copy_of_model()
         with self._failures_explained(inputs.step + 1, episodes):
             if self.task_axis is None:
@@ -189,9 +189,9 @@ class Stage:
     def _visible(self, episodes: MetaBatch, step: int) -> MetaBatch:
         """The episodes on this worker's device, with the labels that the mode lets the step see."""
         mode, sizes = self.experiment.mode, self.task_sizes
-        arrived = mode.arrived(step, tuple(sizes))
-        counted = mode.counted(step, self.experiment.seed, sizes)
-        return with_labels_of(on_device(episodes, self.context.device), arrived, counted)
+        support_tasks = mode.support_tasks(step, tuple(sizes))
+        query_tasks = mode.query_tasks(step, self.experiment.seed, sizes)
+        return with_labels_of(on_device(episodes, self.context.device), support_tasks, query_tasks)
 
     def _copy_of_model(self) -> dict[str, Tensor]:
         return {

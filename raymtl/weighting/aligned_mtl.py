@@ -47,7 +47,12 @@ class AlignedMTL(GramianWeighting):
 
 
 class AlignedMTLSpec(GradientWeightingSpec):
-    """Sums gradients whose principal components have been brought to one length, chosen by `scale`."""
+    """Sums the gradients after scaling their principal components to one length.
+
+    `scale` chooses that length: the smallest singular value, the median or the root mean square.
+
+    Example: `weighting: {name: aligned_mtl, scale: median}`
+    """
 
     name: Literal["aligned_mtl"] = "aligned_mtl"
     helps: ClassVar[str] = (

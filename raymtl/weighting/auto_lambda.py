@@ -81,6 +81,8 @@ class AutoLambda(GradientWeighting):
 class AutoLambdaSpec(GradientWeightingSpec):
     """Learns weights that help the `primary` tasks, all where none is named; `lr` is how fast
     weights move.
+
+    Example: `weighting: {name: auto_lambda, primary: [left], lr: 0.01}`
     """
 
     name: Literal["auto_lambda"] = "auto_lambda"

@@ -70,6 +70,8 @@ class CAGradSpec(GradientWeightingSpec):
     gradient.
 
     c = 0 is the mean gradient itself; towards 1 the conflicts count more.
+
+    Example: `weighting: {name: cagrad, c: 0.5}`
     """
 
     name: Literal["cagrad"] = "cagrad"

@@ -37,7 +37,10 @@ class ConFIG(GramianWeighting):
 
 
 class ConFIGSpec(GradientWeightingSpec):
-    """A joint gradient with equal cosines to those of all tasks; no hyperparameters."""
+    """A joint gradient with equal cosines to those of all tasks; no hyperparameters.
+
+    Example: `weighting: {name: config}`
+    """
 
     name: Literal["config"] = "config"
     helps: ClassVar[str] = (

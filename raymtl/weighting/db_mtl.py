@@ -54,6 +54,8 @@ class DBMTL(GradientWeighting):
 class DBMTLSpec(GradientWeightingSpec):
     """Log losses and gradients of equal norm, averaged over steps; `beta` is the share of the past
     in the average.
+
+    Example: `weighting: {name: db_mtl, beta: 0.8}`
     """
 
     name: Literal["db_mtl"] = "db_mtl"

@@ -32,7 +32,10 @@ class DualProj(GramianWeighting):
 
 
 class DualProjSpec(GradientWeightingSpec):
-    """Projects the sum of the gradients onto what conflicts with none of them; no hyperparameters."""
+    """Projects the sum of the gradients onto the cone that conflicts with none of them.
+
+    Example: `weighting: {name: dualproj}`
+    """
 
     name: Literal["dualproj"] = "dualproj"
     helps: ClassVar[str] = "the mean gradient should be followed unless it harms a task"

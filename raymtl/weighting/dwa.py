@@ -54,6 +54,8 @@ class DWA(LossWeighting):
 class DWASpec(LossWeightingSpec):
     """Tasks whose loss falls slowly weigh more; `period` is the window's steps, a high
     `temperature` evens out.
+
+    Example: `weighting: {name: dwa, period: 100, temperature: 1.0}`
     """
 
     name: Literal["dwa"] = "dwa"

@@ -18,7 +18,10 @@ class Equal(LossWeighting):
 
 
 class EqualSpec(LossWeightingSpec):
-    """Every task weighs the same; no hyperparameters."""
+    """Every task weighs the same; no hyperparameters.
+
+    Example: `weighting: {name: equal}`
+    """
 
     name: Literal["equal"] = "equal"
     helps: ClassVar[str] = "the default that everything has to beat"

@@ -81,6 +81,8 @@ class ExcessMTL(GradientWeighting):
 class ExcessMTLSpec(GradientWeightingSpec):
     """Weight for what can still be learned; `lr` is how fast weights move, `warmup` the steps that
     set the standard.
+
+    Example: `weighting: {name: excess_mtl, lr: 0.05, warmup: 20}`
     """
 
     name: Literal["excess_mtl"] = "excess_mtl"

@@ -98,7 +98,10 @@ class FairGrad(GramianWeighting):
 
 
 class FairGradSpec(GradientWeightingSpec):
-    """Fair shares of the improvement among the tasks; the larger `alpha`, the more equal."""
+    """Fair shares of the improvement among the tasks; the larger `alpha`, the more equal.
+
+    Example: `weighting: {name: fairgrad, alpha: 1.0}`
+    """
 
     name: Literal["fairgrad"] = "fairgrad"
     helps: ClassVar[str] = (

@@ -62,6 +62,8 @@ class FAMOSpec(LossWeightingSpec):
     given.
 
     `lr` and `weight_decay` are those of the weights' own Adam.
+
+    Example: `weighting: {name: famo, lr: 0.01, lower_bounds: {left: 0.1}}`
     """
 
     name: Literal["famo"] = "famo"

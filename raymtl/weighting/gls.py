@@ -39,7 +39,10 @@ class GLS(LossWeighting):
 
 
 class GLSSpec(LossWeightingSpec):
-    """The geometric mean of the losses, which knows no unit; no hyperparameters."""
+    """The geometric mean of the losses, which knows no unit; no hyperparameters.
+
+    Example: `weighting: {name: gls}`
+    """
 
     name: Literal["gls"] = "gls"
     helps: ClassVar[str] = "losses differ in scale by orders of magnitude"

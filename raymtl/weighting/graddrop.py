@@ -69,7 +69,10 @@ class GradDrop(GradientWeighting):
 
 
 class GradDropSpec(GradientWeightingSpec):
-    """Lets one sign pass per coordinate, at random; `leak` is what passes of the other."""
+    """Lets one sign pass per coordinate, at random; `leak` is what passes of the other.
+
+    Example: `weighting: {name: graddrop, leak: 0.1}`
+    """
 
     name: Literal["graddrop"] = "graddrop"
     helps: ClassVar[str] = "conflicts are in single weights rather than in whole gradients"

@@ -76,6 +76,8 @@ class GradNorm(GradientWeighting):
 class GradNormSpec(GradientWeightingSpec):
     """Gradients of a common size, larger for tasks that learn slowly by the power `asymmetry`;
     weights move by `lr`.
+
+    Example: `weighting: {name: gradnorm, asymmetry: 0.5}`
     """
 
     name: Literal["gradnorm"] = "gradnorm"

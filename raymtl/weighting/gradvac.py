@@ -86,7 +86,10 @@ class GradVac(GradientWeighting):
 
 
 class GradVacSpec(GradientWeightingSpec):
-    """Turns gradients to the cosines that they used to have; `beta` is how fast these follow."""
+    """Turns gradients to the cosines that they used to have; `beta` is how fast these follow.
+
+    Example: `weighting: {name: gradvac, beta: 0.1}`
+    """
 
     name: Literal["gradvac"] = "gradvac"
     helps: ClassVar[str] = "tasks are alike and their gradients should agree more than they do"

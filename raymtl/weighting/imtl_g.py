@@ -40,7 +40,10 @@ class IMTLG(GramianWeighting):
 
 
 class IMTLGSpec(GradientWeightingSpec):
-    """A joint gradient with equal projections on those of all tasks; no hyperparameters."""
+    """A joint gradient with equal projections on those of all tasks; no hyperparameters.
+
+    Example: `weighting: {name: imtl_g}`
+    """
 
     name: Literal["imtl_g"] = "imtl_g"
     helps: ClassVar[str] = "no task's gradient may dominate by its size"

@@ -28,7 +28,10 @@ class IMTLL(LossWeighting):
 
 
 class IMTLLSpec(LossWeightingSpec):
-    """Learns to scale every loss to 1; no hyperparameters."""
+    """Learns to scale every loss to 1; no hyperparameters.
+
+    Example: `weighting: {name: imtl_l}`
+    """
 
     name: Literal["imtl_l"] = "imtl_l"
     helps: ClassVar[str] = "losses differ in scale; costs nothing"

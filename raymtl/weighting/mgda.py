@@ -54,6 +54,8 @@ class MGDA(GradientWeighting):
 class MGDASpec(GradientWeightingSpec):
     """The shortest convex combination of the gradients; `normalize` scales them before the search
     for weights.
+
+    Example: `weighting: {name: mgda, normalize: l2}`
     """
 
     name: Literal["mgda"] = "mgda"

@@ -31,7 +31,10 @@ class NashMTL(GramianWeighting):
 
 
 class NashMTLSpec(GradientWeightingSpec):
-    """The Nash bargaining solution among the tasks' gradients; no hyperparameters."""
+    """The Nash bargaining solution among the tasks' gradients; no hyperparameters.
+
+    Example: `weighting: {name: nash_mtl}`
+    """
 
     name: Literal["nash_mtl"] = "nash_mtl"
     helps: ClassVar[str] = "losses have unlike scales and a fair bargain is wanted"

@@ -71,7 +71,10 @@ class PCGrad(GradientWeighting):
 
 
 class PCGradSpec(GradientWeightingSpec):
-    """Removes from each gradient what conflicts with another, then sums; no hyperparameters."""
+    """Removes from each gradient what conflicts with another, then sums; no hyperparameters.
+
+    Example: `weighting: {name: pcgrad}`
+    """
 
     name: Literal["pcgrad"] = "pcgrad"
     helps: ClassVar[str] = "gradients of a few tasks point against each other"

@@ -46,7 +46,10 @@ class Random(LossWeighting):
 
 
 class RandomSpec(LossWeightingSpec):
-    """Weights are drawn anew each step; no hyperparameters."""
+    """Weights are drawn anew each step; no hyperparameters.
+
+    Example: `weighting: {name: random}`
+    """
 
     name: Literal["random"] = "random"
     helps: ClassVar[str] = "a sanity check: what cannot beat it does not weigh, it only adds noise"

@@ -16,7 +16,7 @@ from raymtl.weighting.gramian import Array, GramianWeighting, factor, in_hull, l
 
 
 def oriented(products: Array, rounding: float, pull: float) -> Array:
-    """K times the weights [K] of the paper's d: the shortest point of the hull of g_t + lambda g_0."""
+    """K times the weights [K] of the paper's d, the shortest in the hull of g_t + lambda g_0."""
     columns = factor(products)
     weights = in_hull(columns + pull * columns.mean(1, keepdims=True), "sdmgrad")
     return (len(weights) * weights + pull) / (1 + pull)
@@ -42,7 +42,10 @@ class SDMGrad(GramianWeighting):
 
 
 class SDMGradSpec(GradientWeightingSpec):
-    """MGDA drawn towards the mean gradient, by `pull` (lambda in the paper)."""
+    """MGDA drawn towards the mean gradient, by `pull` (lambda in the paper).
+
+    Example: `weighting: {name: sdmgrad, pull: 0.5}`
+    """
 
     name: Literal["sdmgrad"] = "sdmgrad"
     helps: ClassVar[str] = "as mgda, held near the mean"

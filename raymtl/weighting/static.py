@@ -32,7 +32,10 @@ class Static(LossWeighting):
 
 
 class StaticSpec(LossWeightingSpec):
-    """`weights` by task name, 1 where none is given; only their ratios matter."""
+    """`weights` by task name, 1 where none is given; only their ratios matter.
+
+    Example: `weighting: {name: static, weights: {left: 2.0, right: 1.0}}`
+    """
 
     name: Literal["static"] = "static"
     helps: ClassVar[str] = "the weights can be searched: at equal budget hard to beat"

@@ -58,6 +58,8 @@ class STCHSpec(LossWeightingSpec):
     first `warmup` ones.
 
     At mu = 1 the weights are constant, 1 over the reference; above it the best task would lead.
+
+    Example: `weighting: {name: stch, mu: 0.2, warmup: 20}`
     """
 
     name: Literal["stch"] = "stch"

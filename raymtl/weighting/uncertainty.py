@@ -31,7 +31,10 @@ class Uncertainty(LossWeighting):
 
 
 class UncertaintySpec(LossWeightingSpec):
-    """No hyperparameters."""
+    """No hyperparameters.
+
+    Example: `weighting: {name: uncertainty}`
+    """
 
     name: Literal["uncertainty"] = "uncertainty"
     helps: ClassVar[str] = "losses have different scales or noise; costs nothing"

@@ -37,7 +37,10 @@ class UPGrad(GramianWeighting):
 
 
 class UPGradSpec(GradientWeightingSpec):
-    """Sums the projections of all gradients onto what conflicts with none; no hyperparameters."""
+    """Sums the projections of all gradients onto what conflicts with none; no hyperparameters.
+
+    Example: `weighting: {name: upgrad}`
+    """
 
     name: Literal["upgrad"] = "upgrad"
     helps: ClassVar[str] = "no task may get worse, and none may be ignored"

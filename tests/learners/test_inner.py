@@ -9,7 +9,8 @@ import torch
 import torchopt
 from torch import Tensor, nn
 
-from raymtl.learners.inner import InnerOptimizer, chosen, inner_loop, inner_path
+from raymtl.learners.gradient import chosen
+from raymtl.learners.inner import InnerOptimizer, inner_loop, inner_path
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import UserError
 from tests.conftest import SHARING, axes, episodes_of, experiment, perturbed

@@ -101,11 +101,11 @@ def test_alternating_moves_the_heads_in_odd_steps_alone(
 def test_tasks_are_drawn_by_size_to_power(power: float) -> None:
     sizes = {"left": 100, "right": 400, "sum": 1600}
     mode = Alternating(by="tasks", power=power)
-    drawn = [next(iter(mode.counted(step, 7, sizes))) for step in range(4000)]
+    drawn = [next(iter(mode.query_tasks(step, 7, sizes))) for step in range(4000)]
     expected = np.array(list(sizes.values())) ** power
     shares = [drawn.count(task) / len(drawn) for task in sizes]
     np.testing.assert_allclose(shares, expected / expected.sum(), atol=0.03)
-    assert drawn[:50] != [next(iter(mode.counted(step, 8, sizes))) for step in range(50)]
+    assert drawn[:50] != [next(iter(mode.query_tasks(step, 8, sizes))) for step in range(50)]
 
 
 def test_alternating_steps_move_one_head_alone(
@@ -115,7 +115,7 @@ def test_alternating_steps_move_one_head_alone(
     chosen = short("alternating", steps=1, mode__by="tasks", learner__inner_steps=0)
     start = chosen.build().init_params()
     end = trained(chosen, arrays, tmp_path / "run")
-    (task,) = chosen.mode.counted(0, chosen.seed, dict.fromkeys(TASKS, 1))
+    (task,) = chosen.mode.query_tasks(0, chosen.seed, dict.fromkeys(TASKS, 1))
     heads = {
         name.split(".")[2]
         for name in start
@@ -130,9 +130,9 @@ def test_alternating_steps_move_one_head_alone(
 def test_hierarchical_anchors_each_tasks_turn() -> None:
     """The tasks come in order."""
     mode = Hierarchical(order=("sum", "left", "right"), period=2)
-    turns = [next(iter(mode.counted(step, 0, dict.fromkeys(TASKS, 1)))) for step in range(8)]
+    turns = [next(iter(mode.query_tasks(step, 0, dict.fromkeys(TASKS, 1)))) for step in range(8)]
     assert turns == ["sum", "sum", "left", "left", "right", "right", "sum", "sum"]
-    assert [step for step in range(8) if mode.anchors(step)] == [0, 2, 4, 6]
+    assert [step for step in range(8) if mode.is_anchor_step(step)] == [0, 2, 4, 6]
 
 
 def test_the_anchor_holds_a_later_task_back(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_what_a_mode_cannot_do_is_refused(values: dict[str, Any], says: str) -> 
 
 
 def test_online_with_no_arrivals_is_the_joint_step() -> None:
-    assert Online().arrived(0, TASKS) == frozenset(TASKS)
+    assert Online().support_tasks(0, TASKS) == frozenset(TASKS)
 
 
 def test_uncounted_tasks_heads_stand_still(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
@@ -258,9 +258,9 @@ def test_uncounted_tasks_heads_stand_still(arrays: dict[str, np.ndarray], tmp_pa
 
 def test_a_high_power_takes_the_largest_task_alone() -> None:
     mode = Alternating(by="tasks", power=300)
-    assert {next(iter(mode.counted(step, 0, {"a": 1000, "b": 1400}))) for step in range(50)} == {
-        "b"
-    }
+    assert {
+        next(iter(mode.query_tasks(step, 0, {"a": 1000, "b": 1400}))) for step in range(50)
+    } == {"b"}
 
 
 def test_timing_the_axis_respects_micro_batches(

@@ -29,15 +29,16 @@ over_the_union = pytest.mark.parametrize("name", SHARING)
 over_the_encoders = pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
 
 
-def build(name: str, encoder=MLP, tasks: tuple[Task, ...] = TASKS):
+def build(
+    name: str, encoder=MLP, tasks: tuple[Task, ...] = TASKS, isolate_task_graphs: bool = False
+):
     spec, (encoder_spec, shape) = axes(name, "static", "maml").sharing, encoder
     one = encoder_spec.build(shape)
     if spec.check(tasks, one):  # it takes no tasks of different sizes
         tasks = tuple(classification(task.name, 4) for task in tasks)
     assert spec.check(tasks, one) is None
-    return spec.build(
-        tasks, [encoder_spec.build(shape) for _ in range(spec.num_encoders(len(tasks)))]
-    )
+    encoders = [encoder_spec.build(shape) for _ in range(spec.num_encoders(len(tasks)))]
+    return spec.build(tasks, encoders, isolate_task_graphs)
 
 
 @over_the_encoders
@@ -73,12 +74,12 @@ def test_every_parameter_serves_some_output(name: str, encoder) -> None:
 @over_the_encoders
 @over_the_union
 def test_own_inputs_give_what_a_shared_input_gives(name: str, encoder) -> None:
-    model = build(name, encoder)
     own = {task: torch.randn(3 + i, *encoder[1]) for i, task in enumerate(NAMES)}
-    for model.apart in (False, True):
-        apart = model(own)
+    for isolate_task_graphs in (False, True):
+        model = build(name, encoder, isolate_task_graphs=isolate_task_graphs)
+        predictions = model(own)
         for task in NAMES:
-            torch.testing.assert_close(apart[task], model(own[task])[task])
+            torch.testing.assert_close(predictions[task], model(own[task])[task])
 
 
 @pytest.mark.parametrize(("weighting", "reached"), [("pcgrad", 4), ("equal", 12)])

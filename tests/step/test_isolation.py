@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from raymtl.config import Experiment
 from raymtl.data.episodes import generator, on_device
 from raymtl.learners import BATCH_EMBEDDINGS, LearnerSpec, MetaLearner
-from raymtl.learners.inner import UnrolledLearner
+from raymtl.learners.gradient import UnrolledLearner
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig, over_episodes
 from raymtl.step.meta_gradient import meta_gradient, update_after_step
