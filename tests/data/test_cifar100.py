@@ -100,7 +100,8 @@ def build(source: CIFAR100, count: int, split="train", seed=0, step=0):
     return stack, domains
 
 
-def test_every_superclass_is_a_task_with_inputs_and_five_classes_of_its_own(root: Path) -> None:
+def test_every_superclass_is_a_five_class_task(root: Path) -> None:
+    """With inputs of its own."""
     episodes, _ = build(small(root), 4)
     assert set(episodes.query.inputs) == set(COARSE)
     for number, name in enumerate(COARSE):
@@ -119,7 +120,7 @@ def test_every_superclass_is_a_task_with_inputs_and_five_classes_of_its_own(root
             assert len(set(drawn)) == 7
 
 
-def test_fine_and_coarse_are_two_labels_of_the_same_picture(root: Path) -> None:
+def test_fine_and_coarse_label_the_same_picture(root: Path) -> None:
     source = small(root, episodes="fine_and_coarse", queries=298)
     episodes, _ = build(source, 2)
     for index in range(2):
@@ -138,9 +139,8 @@ def test_fine_and_coarse_are_two_labels_of_the_same_picture(root: Path) -> None:
 
 
 @pytest.mark.parametrize("episodes", ["superclasses", "fine_and_coarse"])
-def test_validation_is_a_balanced_part_of_the_training_set_and_the_test_is_the_test_set(
-    root: Path, episodes: str
-) -> None:
+def test_validation_is_balanced_training_data(root: Path, episodes: str) -> None:
+    """The test split is the test set."""
     source = small(root, episodes=episodes)
     arrays = source.load()
     seen = {
@@ -156,7 +156,7 @@ def test_validation_is_a_balanced_part_of_the_training_set_and_the_test_is_the_t
     assert np.array_equal(arrays["val"], source.load()["val"])
 
 
-def test_an_episode_of_classes_has_pictures_of_its_ways_and_the_name_of_each(root: Path) -> None:
+def test_few_shot_episodes_name_their_classes(root: Path) -> None:
     source = small(root, episodes="classes", ways=4, shots=3, queries=6)
     episodes, domains = build(source, 30)
     assert episodes.support.inputs.shape == (30, 12, 3, 32, 32)
@@ -175,7 +175,7 @@ def test_an_episode_of_classes_has_pictures_of_its_ways_and_the_name_of_each(roo
     assert parts == {0, 1}  # pictures of both files
 
 
-def test_cifar_fs_holds_out_the_classes_of_its_authors(root: Path) -> None:
+def test_cifar_fs_holds_out_its_authors_classes(root: Path) -> None:
     source = small(root, episodes="classes")
     arrays = source.load()
     for split, size in {"train": 64, "val": 16, "test": 20}.items():
@@ -202,7 +202,7 @@ def test_fc100_holds_out_whole_superclasses(root: Path) -> None:
         assert arrays[split].shape == (size, 17)
 
 
-def test_ways_and_shots_may_vary_from_episode_to_episode(root: Path) -> None:
+def test_ways_and_shots_may_vary_by_episode(root: Path) -> None:
     source = small(root, episodes="classes", ways=(2, 4), shots=(1, 3))
     stacks, _ = build_episodes(
         source, source.load(), seed=0, split="test", step=0, indices=range(90)
@@ -223,7 +223,8 @@ def reference_crop(picture: torch.Tensor) -> set[bytes]:
     }
 
 
-def test_augmentation_draws_every_crop_of_the_padded_picture_and_its_mirror_alike() -> None:
+def test_augmentation_draws_every_crop_alike() -> None:
+    """Of the padded picture and of its mirror."""
     picture = torch.randint(1, 256, (3, 32, 32), dtype=torch.uint8)
     number = 16200
     made = augmented(np.repeat(picture[None].numpy(), number, 0), np.random.default_rng(0))
@@ -232,7 +233,8 @@ def test_augmentation_draws_every_crop_of_the_padded_picture_and_its_mirror_alik
     assert all(50 < count < 160 for count in counts.values())  # 100 on average
 
 
-def test_pictures_are_augmented_in_training_alone_and_with_the_same_labels(root: Path) -> None:
+def test_augmentation_is_for_training_alone(root: Path) -> None:
+    """The labels stay the same."""
     for split in SPLITS:
         plain, _ = build(small(root), 3, split)
         moved, _ = build(small(root, augment=True), 3, split)
@@ -250,9 +252,8 @@ def test_pictures_are_augmented_in_training_alone_and_with_the_same_labels(root:
 
 
 @pytest.mark.parametrize("episodes", ["superclasses", "fine_and_coarse", "classes"])
-def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(
-    root: Path, episodes: str
-) -> None:
+def test_episodes_depend_on_their_index_alone(root: Path, episodes: str) -> None:
+    """An episode is a function of seed, split, step and index."""
     source = small(root, episodes=episodes, augment=True)
     task = source.task_names[0]
 
@@ -287,7 +288,7 @@ def test_some_of_the_tasks_can_be_taken_alone(root: Path) -> None:
     assert set(coarse.query.targets) == {"coarse"}
 
 
-def test_without_support_an_episode_has_as_many_labelled_examples_as_there_are(root: Path) -> None:
+def test_supervised_episodes_keep_every_label(root: Path) -> None:
     for episodes, labelled in {"superclasses": 7, "classes": 5 * 7}.items():
         source = small(root, episodes=episodes).as_supervised()
         assert CIFAR100.model_validate(source.model_dump()) == source
@@ -360,9 +361,7 @@ def test_impossible_sources_are_refused(root: Path, values: dict[str, Any], says
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_folders_are_read_whatever_the_protocol_of_their_pickles(
-    tmp_path: Path, root: Path, protocol: int
-) -> None:
+def test_every_pickle_protocol_is_read(tmp_path: Path, root: Path, protocol: int) -> None:
     found = contents()
     if protocol == 2:  # as Python 2 wrote them: texts for bytes, and numpy's old module
         for part in PER_CLASS:
@@ -406,7 +405,8 @@ class Calls:
         return self.function, self.given
 
 
-def test_a_pickle_that_calls_anything_else_is_refused_and_does_nothing(tmp_path: Path) -> None:
+def test_pickles_that_call_functions_are_refused(tmp_path: Path) -> None:
+    """They do nothing."""
     touched = tmp_path / "touched"
     for number, call in enumerate(
         [
@@ -447,7 +447,7 @@ def changed(part: str, key: str, change) -> dict[str, dict]:
         (changed("meta", "fine_label_names", lambda v: v[:-1] + v[:1]), "the 100 classes and 20 superclasses"),
     ],
 )  # fmt: skip
-def test_a_folder_with_other_contents_is_answered_with_the_file(
+def test_other_contents_are_answered_with_the_file(
     tmp_path: Path, found: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(
@@ -470,7 +470,7 @@ def test_broken_data_is_answered_with_the_remedy(tmp_path: Path) -> None:
 
 
 @needs_data
-def test_real_classes_are_told_apart_by_their_mean_pictures_alone(
+def test_mean_pictures_tell_real_classes_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nearest class mean of the training pictures: above the chance of 1 in 5 on test pictures of most superclasses."""
@@ -492,7 +492,7 @@ def test_real_classes_are_told_apart_by_their_mean_pictures_alone(
 
 
 @needs_data
-def test_the_real_split_of_cifar_fs_has_no_class_that_is_not_there(
+def test_the_real_cifar_fs_split_is_complete(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("raymtl.data.sources.cifar100.PARTS", {"train": 500, "test": 100})

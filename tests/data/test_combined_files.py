@@ -30,7 +30,7 @@ def both(tmp_path_factory) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("episodes", ["one", "together"])
-def test_a_table_and_a_folder_of_pictures_are_learned_jointly(both, episodes) -> None:
+def test_tables_and_folders_are_learned_jointly(both, episodes) -> None:
     chosen = Experiment.model_validate(
         {
             "data": {"name": "several", "parts": both, "episodes": episodes},
@@ -90,7 +90,7 @@ def test_a_parts_missing_labels_stay_hidden(tmp_path, episodes) -> None:
         )
 
 
-def test_a_streamed_part_is_drawn_from_the_window_that_it_has_alone(tmp_path) -> None:
+def test_a_streamed_part_draws_from_its_window(tmp_path) -> None:
     x = np.random.default_rng(0).normal(size=1000)
     path = write_parquet(tmp_path / "t.parquet", {"x": x.tolist(), "y": (2 * x).tolist()})
     settings = {
@@ -120,7 +120,7 @@ def _window(source: Files, step: int) -> list[float]:
     )
 
 
-def test_what_is_wrong_with_a_part_is_said_of_it(both) -> None:
+def test_a_parts_mistakes_are_named_by_part(both) -> None:
     for part, changes, says in (
         ("lamps", {"path": "/nowhere.csv"}, r"^data.parts.lamps.path: expected a file"),
         (

@@ -36,7 +36,8 @@ def build(source, arrays, split="train", step=0, indices=range(3), seed=0):
     return build_episodes(source, arrays, seed=seed, split=split, step=step, indices=indices)[0][0]
 
 
-def test_an_episode_is_a_function_of_seed_step_and_index_alone(arrays) -> None:
+def test_digit_episodes_depend_on_their_index_alone(arrays) -> None:
+    """An episode is a function of seed, step and index."""
     whole = build(Digits(), arrays, step=4, indices=range(6))
     alone = build(Digits(), arrays, step=4, indices=[5])
     assert torch.equal(whole.support.inputs[5], alone.support.inputs[0])
@@ -106,7 +107,7 @@ def test_every_class_has_its_shots_and_queries(source, arrays) -> None:
                 assert (counts == per_class).all()
 
 
-def test_the_sum_is_the_sum_and_its_scale_is_right(arrays) -> None:
+def test_sums_are_right_and_standardised(arrays) -> None:
     targets = build(Digits(), arrays, indices=range(200)).query.targets
     assert torch.equal(targets["sum"], targets["left"] + targets["right"])
     task = Digits(tasks=("sum",)).make_tasks()[0]
@@ -114,7 +115,7 @@ def test_the_sum_is_the_sum_and_its_scale_is_right(arrays) -> None:
     assert float(standardised.mean()) == pytest.approx(1.0, abs=0.05)
 
 
-def test_the_splits_share_neither_digits_nor_angles_nor_numbers(arrays) -> None:
+def test_splits_share_no_digits_angles_or_numbers(arrays) -> None:
     members = [set(arrays[f"{split}_members"].flatten().tolist()) for split in SPLITS]
     angles = [set(Digits().angles(split)) for split in SPLITS]
     numbers = [set(arrays["numbers"][CLASS_SPLIT[split]].tolist()) for split in SPLITS]
@@ -138,14 +139,15 @@ def test_support_and_query_share_no_source_digit(source, arrays, monkeypatch) ->
     assert all(not support & query for support, query in zip(drawn[::2], drawn[1::2], strict=True))
 
 
-def test_a_quarter_turn_moves_every_pixel_to_its_place(arrays) -> None:
+def test_quarter_turns_move_every_pixel(arrays) -> None:
     picture = build(Digits(train_angles=(0,)), arrays).support.inputs[0]
     turned = rotated(picture, 90.0)
     assert torch.equal(turned, picture.rot90(1, (-2, -1)))
     assert torch.equal(rotated(picture, 0.0), picture)
 
 
-def test_left_is_at_the_top_left_and_right_at_the_bottom_right(arrays) -> None:
+def test_digits_lie_in_their_corners(arrays) -> None:
+    """Left at the top left, and right at the bottom right."""
     glyphs = np.zeros((2, 8, 8), np.uint8)
     glyphs[0], glyphs[1] = 100, 200
     picture = compose(glyphs, np.array([0]), np.array([1]))[0, 0]
@@ -184,7 +186,7 @@ def test_impossible_sources_are_refused(values, says) -> None:
         Digits(**values)
 
 
-def test_without_support_an_episode_has_as_many_labelled_examples(arrays) -> None:
+def test_supervised_episodes_keep_every_label(arrays) -> None:
     source = Digits(shots=2, queries=3)
     plain, joint = build(source, arrays), build(source.as_supervised(), arrays)
     assert (

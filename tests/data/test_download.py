@@ -113,9 +113,8 @@ def there(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
 
-def test_a_file_is_fetched_checked_unpacked_and_nothing_else_is_left(
-    server: Server, tmp_path: Path
-) -> None:
+def test_files_are_fetched_checked_and_unpacked(server: Server, tmp_path: Path) -> None:
+    """Nothing else is left."""
     named = one_file(server)
     said = fetched(named, tmp_path / "new" / "root")
     assert there(tmp_path) == {"new/root/MNIST/raw/numbers"}
@@ -127,7 +126,7 @@ def test_a_file_is_fetched_checked_unpacked_and_nothing_else_is_left(
     assert missing(named, tmp_path / "new" / "root") == []
 
 
-def test_what_is_there_and_right_is_not_asked_for_again(server: Server, tmp_path: Path) -> None:
+def test_right_files_are_not_fetched_again(server: Server, tmp_path: Path) -> None:
     named = one_file(server)
     other = Part("other", (server.archive("other.gz", gzip.compress(b"other")),), of_size(5))
     both = named._replace(parts=(*named.parts, other))
@@ -157,7 +156,8 @@ def test_a_zip_is_unpacked_into_its_folder(server: Server, tmp_path: Path) -> No
     assert there(tmp_path) == {"py/images/A/character01/1.png"}
 
 
-def test_a_wrong_sum_is_one_sentence_and_nothing_is_kept(server: Server, tmp_path: Path) -> None:
+def test_a_wrong_checksum_keeps_nothing(server: Server, tmp_path: Path) -> None:
+    """It is told in one sentence."""
     named = one_file(server, md5="0" * 32)
     for _ in range(2):  # and it is not gone on with
         with pytest.raises(
@@ -169,9 +169,8 @@ def test_a_wrong_sum_is_one_sentence_and_nothing_is_kept(server: Server, tmp_pat
 
 
 @pytest.mark.parametrize("takes_ranges", [True, False])
-def test_a_broken_connection_leaves_nothing_under_the_final_name_and_is_gone_on_with(
-    server: Server, tmp_path: Path, takes_ranges: bool
-) -> None:
+def test_broken_connections_are_resumed(server: Server, tmp_path: Path, takes_ranges: bool) -> None:
+    """Nothing stands under the final name until then."""
     named, server.takes_ranges = one_file(server), takes_ranges
     server.breaks_after = 400_000
     with pytest.raises(
@@ -187,9 +186,7 @@ def test_a_broken_connection_leaves_nothing_under_the_final_name_and_is_gone_on_
     assert server.asked == [("numbers.gz", None), ("numbers.gz", "bytes=400000-")]
 
 
-def test_an_archive_that_was_downloaded_before_is_unpacked_without_asking(
-    server: Server, tmp_path: Path
-) -> None:
+def test_downloaded_archives_are_unpacked_without_asking(server: Server, tmp_path: Path) -> None:
     named = one_file(server)
     (tmp_path / ".small.fetching" / "unpacked" / "half").mkdir(parents=True)
     (tmp_path / ".small.fetching" / "numbers.gz").write_bytes(server.files["numbers.gz"])
@@ -197,7 +194,7 @@ def test_an_archive_that_was_downloaded_before_is_unpacked_without_asking(
     assert server.asked == [] and there(tmp_path) == {"MNIST/raw/numbers"}
 
 
-def test_a_beginning_that_is_not_one_is_fetched_anew(server: Server, tmp_path: Path) -> None:
+def test_a_wrong_beginning_is_fetched_anew(server: Server, tmp_path: Path) -> None:
     named = one_file(server)
     unfinished = tmp_path / ".small.fetching" / "numbers.gz.part"
     unfinished.parent.mkdir()
@@ -206,9 +203,8 @@ def test_a_beginning_that_is_not_one_is_fetched_anew(server: Server, tmp_path: P
     assert (tmp_path / "MNIST/raw/numbers").read_bytes() == CONTENT
 
 
-def test_a_server_that_does_not_answer_or_lacks_the_file_is_one_sentence(
-    server: Server, tmp_path: Path
-) -> None:
+def test_an_unreachable_server_is_one_sentence(server: Server, tmp_path: Path) -> None:
+    """So is one that lacks the file."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{free.getsockname()[1]}/numbers.gz"
@@ -227,9 +223,7 @@ def test_a_server_that_does_not_answer_or_lacks_the_file_is_one_sentence(
     assert there(tmp_path) == {"MNIST/raw/numbers"}
 
 
-def test_a_server_that_falls_silent_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_silent_servers_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/numbers.gz"
@@ -239,7 +233,7 @@ def test_a_server_that_falls_silent_is_not_waited_for(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_copy_that_is_wrong_is_named_and_left_as_it_is(server: Server, tmp_path: Path) -> None:
+def test_a_wrong_copy_is_named_and_left(server: Server, tmp_path: Path) -> None:
     named = one_file(server)
     (tmp_path / "MNIST/raw").mkdir(parents=True)
     (tmp_path / "MNIST/raw/numbers").write_bytes(b"mine")
@@ -251,7 +245,7 @@ def test_a_copy_that_is_wrong_is_named_and_left_as_it_is(server: Server, tmp_pat
     assert (tmp_path / "MNIST/raw/numbers").read_bytes() == b"mine" and not server.asked
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(server: Server, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_one_sentence(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(
         UserError, match=r"file.*: cannot be written \(.+\)\. Free space or name another --root"
@@ -283,7 +277,7 @@ def test_sums_and_addresses_are_those_of_torchvision() -> None:
     assert sum(a.num_bytes for p in names["voc2007"].parts for a in p.archives) == 911_052_800
 
 
-def test_cifar_files_are_held_against_the_sums_of_torchvision(tmp_path: Path) -> None:
+def test_cifar_checksums_are_torchvisions(tmp_path: Path) -> None:
     for file in ("train", "test", "meta"):
         (tmp_path / "cifar-100-python").mkdir(exist_ok=True)
         (tmp_path / "cifar-100-python" / file).write_bytes(b"other")
@@ -297,9 +291,8 @@ def test_cifar_files_are_held_against_the_sums_of_torchvision(tmp_path: Path) ->
         missing(known()["cifar100"], tmp_path)
 
 
-def test_nyuv2_is_had_by_hand_and_its_layout_is_checked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nyuv2s_layout_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is had by hand alone."""
     nyuv2 = known()["nyuv2"]
     with pytest.raises(
         UserError,
@@ -332,12 +325,13 @@ def small(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     return server
 
 
-def test_the_command_says_what_it_fetches_and_from_where_and_then_checks_it(
+def test_the_command_says_what_it_fetches(
     small: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """And from where, and then checks it."""
     monkeypatch.setenv("RAYMTL_DATA", str(tmp_path))
     assert command(monkeypatch, "small", "--yes") == 0
     said = capsys.readouterr().out
@@ -349,7 +343,7 @@ def test_the_command_says_what_it_fetches_and_from_where_and_then_checks_it(
     assert "complete and right" in capsys.readouterr().out and len(small.asked) == 1
 
 
-def test_the_command_asks_and_fetches_nothing_where_the_answer_is_no(
+def test_a_no_fetches_nothing(
     small: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -366,12 +360,13 @@ def test_the_command_asks_and_fetches_nothing_where_the_answer_is_no(
         assert there(tmp_path) == files
 
 
-def test_mistakes_of_the_command_are_one_sentence_and_exit_2(
+def test_the_commands_mistakes_exit_with_2(
     small: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Each is one sentence."""
     monkeypatch.delenv("RAYMTL_DATA", raising=False)
     small.breaks_after = 1000
     root = ("--root", str(tmp_path))

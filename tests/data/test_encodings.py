@@ -48,7 +48,7 @@ def test_a_byte_order_mark_says_the_encoding(tmp_path: Path, encoding: str, said
     ("encoding", "name"),
     [("latin1", "latin1"), ("cp1252", "windows-1252"), ("utf-16-le", "utf-16-le")],
 )
-def test_an_encoding_that_is_said_holds_for_names_and_values(
+def test_given_encodings_hold_for_names_and_values(
     tmp_path: Path, encoding: str, name: str
 ) -> None:
     (tmp_path / "t.csv").write_bytes(rows("größe", WESTERN).encode(encoding))
@@ -57,9 +57,8 @@ def test_an_encoding_that_is_said_holds_for_names_and_values(
 
 
 @pytest.mark.parametrize("ending", [".csv", ".arff"])
-def test_another_encoding_is_told_with_the_file_the_line_and_the_key(
-    tmp_path: Path, ending: str
-) -> None:
+def test_a_wrong_encoding_names_its_line(tmp_path: Path, ending: str) -> None:
+    """With the file and the key."""
     path = tmp_path / f"t{ending}"
     path.write_bytes(rows("größe", WESTERN).encode("latin1"))
     with pytest.raises(
@@ -113,7 +112,8 @@ def test_arff_is_read_in_its_encoding(tmp_path: Path, encoding: str) -> None:
     assert arrays["mask/y"].sum() == 59
 
 
-def test_sparse_arff_and_arff_by_tabs_and_gzip_are_read(tmp_path: Path) -> None:
+def test_every_form_of_arff_is_read(tmp_path: Path) -> None:
+    """Sparse, by tabs and in gzip."""
     head = "@relation r\n@attribute a numeric\n@attribute k {u,v}\n@attribute y numeric\n@data\n"
     lines = "".join(f"{{0 {i},{'1 v, ' if i % 2 else ''}2 {i * 2}}}\n" for i in range(1, 60))
     (tmp_path / "s.arff.gz").write_bytes(gzip.compress((head + lines).encode()))
@@ -183,9 +183,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("kind", OTHERS)
 @pytest.mark.parametrize("name", ["t.csv", "t.arff", "t.csv.zip", "t"])
-def test_a_file_of_another_kind_is_told_in_one_sentence(
-    tmp_path: Path, kind: str, name: str
-) -> None:
+def test_other_kinds_of_files_are_one_sentence(tmp_path: Path, kind: str, name: str) -> None:
     content, says = OTHERS[kind]
     (tmp_path / name).write_bytes(content)
     for more in ({}, {"format": "csv"}):
@@ -194,7 +192,8 @@ def test_a_file_of_another_kind_is_told_in_one_sentence(
         assert str(raised.value).isprintable() and name in str(raised.value)
 
 
-def test_what_is_compressed_is_read_by_its_ending_and_else_told(tmp_path: Path) -> None:
+def test_compressed_files_are_read_by_their_ending(tmp_path: Path) -> None:
+    """Without one it is told."""
     for ending, content in (
         (".gz", gzip.compress(TEXT)),
         (".bz2", bz2.compress(TEXT)),
@@ -215,7 +214,8 @@ def test_what_is_compressed_is_read_by_its_ending_and_else_told(tmp_path: Path) 
         read(tmp_path / "cut.csv.gz")
 
 
-def test_parquet_called_csv_is_told_and_read_with_its_format(tmp_path: Path) -> None:
+def test_parquet_called_csv_is_named(tmp_path: Path) -> None:
+    """It is read where `format` says so."""
     pq.write_table(
         pa.table({"x": np.arange(60) / 7, "y": np.arange(60) % 3 * 1.5}), tmp_path / "t.csv"
     )
@@ -241,9 +241,8 @@ def test_parquet_called_csv_is_told_and_read_with_its_format(tmp_path: Path) -> 
         ("y\n1\n", ","),
     ],
 )
-def test_the_delimiter_is_what_header_and_rows_have_as_often_outside_of_quotes(
-    text: str, delimiter: str
-) -> None:
+def test_the_delimiter_agrees_in_header_and_rows(text: str, delimiter: str) -> None:
+    """Outside of quotes."""
     assert delimiter_of(text) == delimiter
 
 
@@ -256,7 +255,7 @@ def test_a_header_with_quoted_commas_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cost$1", "$HOME", "a$b$c", "${x}"])
-def test_a_folder_may_have_a_dollar_in_its_name(
+def test_folder_names_may_hold_dollars(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / name).mkdir()

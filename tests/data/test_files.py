@@ -37,7 +37,8 @@ def regression_table(rows: int = 60, **more: Any) -> dict[str, Any]:
     return {"x": x.tolist(), "y": (2 * x + 1).tolist(), **more}
 
 
-def test_twelve_tasks_with_missing_labels_train_from_yaml_alone(tmp_path) -> None:
+def test_twelve_tasks_with_missing_labels_train(tmp_path) -> None:
+    """From YAML alone."""
     write_parquet(tmp_path / "table.parquet", columns())
     tasks = "\n".join(f"    {name}: {{column: {task['column']}}}" for name, task in TASKS.items())
     config = tmp_path / "own.yaml"
@@ -63,7 +64,7 @@ def test_twelve_tasks_with_missing_labels_train_from_yaml_alone(tmp_path) -> Non
     assert meta.losses.isfinite().all() and len(meta.losses) == 12
 
 
-def test_roles_are_inferred_and_what_is_left_out_has_a_reason(tmp_path) -> None:
+def test_roles_are_inferred_with_reasons(tmp_path) -> None:
     source = own_table(tmp_path)
     assert {c.column: c.role for c in source.fitted.columns} == {
         "age (years)": "number",
@@ -81,7 +82,7 @@ def test_roles_are_inferred_and_what_is_left_out_has_a_reason(tmp_path) -> None:
     assert source.input_shape == (5 + 4,)
 
 
-def test_csv_and_parquet_of_one_table_give_the_same_arrays(tmp_path) -> None:
+def test_csv_and_parquet_give_equal_arrays(tmp_path) -> None:
     content = columns()
     one = simple(tmp_path, content, tasks=TASKS)
     for name, options in (("t.csv", {}), ("t.tsv.csv", {"delimiter": "\t"})):
@@ -93,7 +94,7 @@ def test_csv_and_parquet_of_one_table_give_the_same_arrays(tmp_path) -> None:
             np.testing.assert_array_equal(arrays[key], values)
 
 
-def test_numbers_are_standardised_by_the_rows_for_training_alone(tmp_path) -> None:
+def test_training_rows_alone_standardise_numbers(tmp_path) -> None:
     content = regression_table(part=["train"] * 40 + ["val"] * 10 + ["test"] * 10)
     content["x"][40:] = [1e6] * 20
     source = simple(tmp_path, content, split={"column": "part"})
@@ -111,7 +112,7 @@ def test_numbers_are_standardised_by_the_rows_for_training_alone(tmp_path) -> No
     np.testing.assert_array_equal(arrays["rows/test"], np.arange(50, 60))
 
 
-def test_an_unknown_category_has_a_value_of_its_own(tmp_path) -> None:
+def test_unknown_categories_have_their_own_value(tmp_path) -> None:
     content = regression_table(
         colour=(["red", "green"] * 20) + ["green"] * 10 + ["blue", None] * 5,
         split=["train"] * 40 + ["val"] * 10 + ["test"] * 10,
@@ -123,7 +124,8 @@ def test_an_unknown_category_has_a_value_of_its_own(tmp_path) -> None:
     np.testing.assert_array_equal(inputs[50:], [[0, 0, 1]] * 10)
 
 
-def test_words_are_hashed_into_bags_and_lists_are_vectors(tmp_path) -> None:
+def test_words_are_hashed_into_bags(tmp_path) -> None:
+    """And lists are vectors."""
     rng = np.random.default_rng(0)
     words = [
         " ".join(rng.choice(["Good", "bad", "ugly", "fine", "so-so"], 4)) + f" {i}"
@@ -194,7 +196,7 @@ def test_the_kind_of_a_task_is_inferred(tmp_path, labels, kind, classes) -> None
             assert classes[target[row]] == text
 
 
-def test_columns_together_are_a_vector_or_a_set_of_labels(tmp_path) -> None:
+def test_columns_join_into_vectors_or_labels(tmp_path) -> None:
     rng = np.random.default_rng(0)
     content = regression_table(a=rng.normal(size=60).tolist(), b=rng.normal(9, 3, size=60).tolist())
     content |= {"cat": [1, 0, None] * 20, "dog": [False, None, None] * 20}
@@ -213,7 +215,8 @@ def test_columns_together_are_a_vector_or_a_set_of_labels(tmp_path) -> None:
     assert arrays["mask/animals"][:3].tolist() == [True, True, False]
 
 
-def test_splits_do_not_depend_on_the_order_of_the_rows_and_have_their_shares(tmp_path) -> None:
+def test_splits_ignore_the_order_of_rows(tmp_path) -> None:
+    """They have their shares."""
     content = regression_table(rows=200)
     content["y"] = list(range(200))
     source = simple(tmp_path, content)
@@ -229,7 +232,8 @@ def test_splits_do_not_depend_on_the_order_of_the_rows_and_have_their_shares(tmp
     assert set(rows_of(seeded)["test"]) != set(rows_of(source)["test"])
 
 
-def test_rows_with_equal_inputs_or_equal_keys_stay_together(tmp_path) -> None:
+def test_equal_rows_stay_together(tmp_path) -> None:
+    """Those with equal inputs or equal keys."""
     content = regression_table()
     content["x"] = [i // 4 / 7 for i in range(60)]
     content["who"] = [f"{i // 6}" for i in range(60)]
@@ -248,9 +252,10 @@ def test_the_smallest_share_gets_a_group() -> None:
     assert by_rank(hashed, (0.98, 0.01, 0.01)).tolist() == [2, 0, 1, 2]
 
 
-def test_a_split_that_the_column_does_not_name_is_taken_out_of_the_rows_for_training(
+def test_an_unnamed_split_comes_from_training(
     tmp_path,
 ) -> None:
+    """Where the column of splits does not name it."""
     content = regression_table(part=(["Train"] * 4 + ["TEST"] * 2) * 10)
     rows = rows_of(simple(tmp_path, content, split={"column": "part"}))
     assert (
@@ -292,7 +297,8 @@ def test_folders_named_like_assignments_are_columns(tmp_path) -> None:
     assert source.load()["inputs"][[0, 79], 1:].tolist() == [[1, 0, 0], [0, 1, 0]]
 
 
-def test_an_episode_of_groups_is_one_group_and_no_group_is_on_two_sides(tmp_path) -> None:
+def test_group_episodes_hold_one_group(tmp_path) -> None:
+    """No group is in two splits."""
     rng = np.random.default_rng(0)
     school = rng.integers(0, 20, 400)
     content = {
@@ -383,7 +389,7 @@ def test_labels_can_lie_in_files_of_their_own(tmp_path) -> None:
     np.testing.assert_allclose(arrays["target/y"][10:], content["y"][10:], rtol=1e-6)
 
 
-def test_a_data_set_of_its_own_for_each_task(tmp_path) -> None:
+def test_each_task_may_have_its_data_set(tmp_path) -> None:
     for name, rows in (("a", 50), ("b", 70)):
         write_parquet(tmp_path / f"{name}.parquet", regression_table(rows=rows))
     tasks = {name: {"column": "y", "path": str(tmp_path / f"{name}.parquet")} for name in "ab"}
@@ -404,9 +410,10 @@ def test_a_single_task_draws_from_its_labelled_rows(tmp_path) -> None:
     assert tuple(episodes.query.targets) == ("t4",)
 
 
-def test_what_was_found_is_kept_while_the_files_change_and_found_anew_where_the_settings_do(
+def test_findings_outlast_changes_of_the_files(
     tmp_path,
 ) -> None:
+    """They are found anew where the settings change."""
     source = own_table(tmp_path)
     (tmp_path / "own.parquet").unlink()
     assert Files.model_validate(source.model_dump(mode="json")) == source
@@ -414,9 +421,10 @@ def test_what_was_found_is_kept_while_the_files_change_and_found_anew_where_the_
         Files.model_validate({**source.model_dump(mode="json"), "exclude": ["code"]})
 
 
-def test_a_path_given_to_the_command_replaces_that_of_the_file_before_either_is_read(
+def test_the_commands_path_replaces_the_files(
     tmp_path,
 ) -> None:
+    """Before either is read."""
     path, table = (
         tmp_path / "own.yaml",
         write_csv(tmp_path / "here.csv", columns(tasks=1, missing=0.0)),
@@ -471,9 +479,10 @@ def test_cells_of_matlab_and_arff_are_tables(tmp_path) -> None:
     np.testing.assert_allclose(found.load()["target/y"], np.arange(30) * 2.5)
 
 
-def test_missing_inputs_become_the_mean_of_the_rows_for_training_where_it_is_allowed(
+def test_missing_inputs_become_the_training_mean(
     tmp_path,
 ) -> None:
+    """Where it is allowed."""
     content = regression_table(part=["train"] * 40 + ["val"] * 10 + ["test"] * 10)
     content["x"][7] = content["x"][55] = None
     source = simple(tmp_path, content, split={"column": "part"}, missing_inputs="mean")
@@ -567,9 +576,7 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("content", "values", "says"), BAD, ids=[says[:40] for *_, says in BAD])
-def test_what_cannot_be_learned_from_is_told_in_one_sentence(
-    tmp_path, content, values, says
-) -> None:
+def test_unlearnable_tables_are_told_in_one_sentence(tmp_path, content, values, says) -> None:
     with pytest.raises(UserError) as caught:
         simple(tmp_path, {**regression_table(), **content}, **values).load()
     message = str(caught.value)
@@ -643,7 +650,8 @@ def test_two_tasks_of_one_name_are_told(tmp_path) -> None:
         load(path)
 
 
-def test_without_a_path_nothing_is_read_and_the_path_is_asked_for() -> None:
+def test_a_missing_path_is_asked_for() -> None:
+    """Nothing is read."""
     assert Files().fitted is None
     with pytest.raises(
         UserError, match=r"^data.path: expected a file, a folder or a URL, got none"

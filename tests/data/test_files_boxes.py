@@ -99,7 +99,7 @@ def test_xml_json_and_tables_say_the_same(made: tuple[Path, Written], tmp_path: 
     )
 
 
-def test_a_folder_of_voc_is_the_same_as_the_source_of_its_name(made: tuple[Path, Written]) -> None:
+def test_voc_folders_equal_the_voc_source(made: tuple[Path, Written]) -> None:
     folder, written = made
     arrays = source(folder, {"path": str(folder / "Annotations")}, size=(18, 24)).load()
     voc = VOC(folder=str(folder.parent.parent), size=(18, 24), flips=()).load()
@@ -109,9 +109,8 @@ def test_a_folder_of_voc_is_the_same_as_the_source_of_its_name(made: tuple[Path,
     np.testing.assert_array_equal(arrays["inputs"], voc["pictures"][order])
 
 
-def test_pictures_that_nobody_has_looked_at_are_masked_and_train_the_other_tasks(
-    made: tuple[Path, Written], tmp_path: Path
-) -> None:
+def test_unannotated_pictures_are_masked(made: tuple[Path, Written], tmp_path: Path) -> None:
+    """They train the other tasks."""
     folder, written = made
     names = list(written)
     (tmp_path / "boxes.json").write_text(json.dumps(coco(written, names[:30])))
@@ -165,9 +164,10 @@ def test_cropping_moves_the_boxes_with_the_picture(made: tuple[Path, Written]) -
         )
 
 
-def test_a_crowd_of_coco_and_a_difficult_object_of_voc_are_neither_right_nor_wrong(
+def test_crowds_and_difficult_objects_are_ignored(
     own: tuple[Path, Written], tmp_path: Path
 ) -> None:
+    """Those of COCO and those of VOC."""
     folder, written = own
     content = coco(written, list(written))
     content["annotations"][0]["iscrowd"] = 1
@@ -183,9 +183,8 @@ def test_a_crowd_of_coco_and_a_difficult_object_of_voc_are_neither_right_nor_wro
     np.testing.assert_array_equal(as_voc["target/things"], found["target/things"])
 
 
-def test_annotations_are_found_by_path_name_or_name_without_ending(
-    own: tuple[Path, Written], tmp_path: Path
-) -> None:
+def test_annotations_are_found_by_path_or_name(own: tuple[Path, Written], tmp_path: Path) -> None:
+    """Or by the name without its ending."""
     folder, written = own
     names = list(written)
     for part, some in (("a", names[:20]), ("b", names[20:])):
@@ -239,7 +238,7 @@ def test_columns_of_a_table_may_have_any_names(made: tuple[Path, Written], tmp_p
         ),
     ],
 )
-def test_what_is_no_coco_is_told_with_its_annotation(
+def test_broken_coco_is_told_with_its_annotation(
     made: tuple[Path, Written], tmp_path: Path, change: dict[str, Any], says: str
 ) -> None:
     content = coco(made[1], list(made[1]))
@@ -286,9 +285,10 @@ def test_mistakes_are_one_sentence(
         source(made[0], task)
 
 
-def test_faulty_boxes_and_annotations_are_counted_named_and_left_out(
+def test_faulty_boxes_are_counted_and_omitted(
     own: tuple[Path, Written],
 ) -> None:
+    """They are named; so are faulty annotations."""
     folder, _ = own
     (folder / "Annotations" / "p001.xml").write_text(
         xml([("disc", 3, 3, 3, 9), ("disc", 3, 3, 9, 9)])
@@ -305,9 +305,7 @@ def test_faulty_boxes_and_annotations_are_counted_named_and_left_out(
     assert not arrays["mask/things"][2] and arrays["mask/things"].sum() == 39
 
 
-def test_inspection_counts_the_boxes_of_every_class_and_draws_them(
-    made: tuple[Path, Written], tmp_path: Path
-) -> None:
+def test_inspection_counts_and_draws_boxes(made: tuple[Path, Written], tmp_path: Path) -> None:
     folder, written = made
     files = source(folder, {"path": str(folder / "Annotations")}, size=(96, 96))
     told, arrays = inspect(files, 0)

@@ -61,7 +61,8 @@ def in_order(source: Files) -> tuple[np.ndarray, np.ndarray]:
     return arrays["target/map"][order], arrays["mask/map"][order]
 
 
-def test_seven_kinds_of_labels_train_a_step_from_yaml_alone(tmp_path) -> None:
+def test_seven_kinds_of_labels_train(tmp_path) -> None:
+    """From YAML alone."""
     root = write_scenes(tmp_path / "mine")
     tasks = {
         "larger": {}, "tags": {"kind": "multilabel"}, "share": {}, "mask": {"classes": ["floor", "box", "disc"]},
@@ -106,7 +107,7 @@ def test_seven_kinds_of_labels_train_a_step_from_yaml_alone(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("size", [(16, 12), (8, 24), (40, 56)])
-def test_a_map_is_resized_by_the_nearest_pixel_as_its_picture_is(tmp_path, size) -> None:
+def test_maps_are_resized_by_nearest_pixels(tmp_path, size) -> None:
     maps = random_classes(12, 20, 28)
     targets, _ = in_order(of(coded(tmp_path, maps), size))
     for own, target in zip(maps, targets, strict=True):
@@ -115,7 +116,7 @@ def test_a_map_is_resized_by_the_nearest_pixel_as_its_picture_is(tmp_path, size)
         )
 
 
-def test_cropping_takes_the_same_part_of_a_map_as_of_its_picture(tmp_path) -> None:
+def test_crops_of_maps_and_pictures_agree(tmp_path) -> None:
     """Both show the column that a pixel is from."""
     columns = np.repeat(np.arange(0, 240, 6, dtype=np.uint8)[None], 10, 0)
     for i in range(12):
@@ -129,7 +130,8 @@ def test_cropping_takes_the_same_part_of_a_map_as_of_its_picture(tmp_path) -> No
     assert arrays["inputs"][0, 0, 0, 0] == 90
 
 
-def test_what_is_missing_stays_missing_and_no_value_is_made_of_two(tmp_path) -> None:
+def test_resizing_keeps_missing_pixels_missing(tmp_path) -> None:
+    """No value is made of two."""
     rng = np.random.default_rng(0)
     depths = [
         rng.choice([0.0, np.nan, -1.0, np.inf, 2.0, 5.0], (16, 16)).astype(np.float32)
@@ -210,9 +212,8 @@ def test_the_kind_of_maps_is_inferred(tmp_path, values, ending, kind) -> None:
         ),
     ],
 )
-def test_maps_of_no_clear_kind_are_refused_with_what_to_write(
-    tmp_path, values, ending, says
-) -> None:
+def test_maps_of_unclear_kind_are_refused(tmp_path, values, ending, says) -> None:
+    """The error says what to write."""
     with pytest.raises(UserError, match=rf"data.tasks.map.*maps/\d+.png: .*{says}"):
         of(coded(tmp_path, [values] * 12, ending))
 
@@ -271,7 +272,7 @@ def test_statistics_are_of_the_rows_for_training_alone(tmp_path) -> None:
     )
 
 
-def test_a_map_belongs_to_the_picture_of_its_name(tmp_path) -> None:
+def test_maps_match_pictures_by_name(tmp_path) -> None:
     maps = random_classes(20, 6, 6)
     root = coded(tmp_path, maps)
     for i in range(20):
@@ -288,7 +289,7 @@ def test_a_map_belongs_to_the_picture_of_its_name(tmp_path) -> None:
         np.testing.assert_array_equal(targets[i], maps[i])
 
 
-def test_pictures_in_folders_have_their_maps_in_folders_of_the_same_names(tmp_path) -> None:
+def test_maps_match_pictures_by_folder(tmp_path) -> None:
     for i, (folder, name) in enumerate((f, n) for f in "ab" for n in range(20)):
         save(tmp_path / "p" / folder / f"{name}.jpg", np.full((6, 6), 6 * i, np.uint8))
         save(tmp_path / "m" / folder / f"{name}.png", np.full((6, 6), i % 4, np.uint8))
@@ -302,7 +303,7 @@ def test_pictures_in_folders_have_their_maps_in_folders_of_the_same_names(tmp_pa
     assert in_order(half)[1].tolist() == [False] * 20 + [True] * 20
 
 
-def test_a_folder_that_holds_pictures_and_maps_takes_no_map_for_a_picture(tmp_path) -> None:
+def test_maps_beside_pictures_are_no_pictures(tmp_path) -> None:
     maps = random_classes(12, 6, 6)
     source = Files(
         path=str(coded(tmp_path, maps)), size=6, tasks={"map": {"path": str(tmp_path / "maps")}}
@@ -341,7 +342,8 @@ def test_maps_stand_in_a_table(tmp_path, form) -> None:
         np.testing.assert_array_equal(targets[i], maps[i])
 
 
-def test_maps_that_are_not_there_are_told_and_those_that_cannot_be_read_counted(tmp_path) -> None:
+def test_missing_maps_are_named(tmp_path) -> None:
+    """Those that cannot be read are counted."""
     root = coded(tmp_path, random_classes(20, 6, 6))
     write_csv(
         root / "t.csv",
@@ -364,9 +366,10 @@ def test_maps_that_are_not_there_are_told_and_those_that_cannot_be_read_counted(
         source.model_copy(update={"max_corrupt": 0.01}).load()
 
 
-def test_a_map_of_another_size_is_resized_where_its_proportion_fits_and_refused_else(
+def test_maps_of_other_proportions_are_refused(
     tmp_path,
 ) -> None:
+    """A map of another size is resized where its proportion fits."""
     maps = random_classes(12, 6, 8)
     root = coded(tmp_path, maps)
     expected, _ = in_order(of(root, (6, 8)))
@@ -398,7 +401,7 @@ def test_a_map_of_another_size_is_resized_where_its_proportion_fits_and_refused_
         (0.5, {}, r"maps/\d+.npy: expected whole numbers, those of classes, got 0.5"),
     ],
 )
-def test_a_value_outside_the_classes_is_refused_with_the_file(tmp_path, value, task, says) -> None:
+def test_values_outside_the_classes_name_their_file(tmp_path, value, task, says) -> None:
     maps = [
         values.astype(np.float32 if value < 1 else np.uint8) for values in random_classes(20, 6, 6)
     ]
@@ -439,7 +442,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, task, says) -> None:
         of(coded(tmp_path, maps), 6, task).load()
 
 
-def test_maps_need_pictures_and_a_name_to_go_by(tmp_path) -> None:
+def test_maps_need_pictures_and_names(tmp_path) -> None:
     root = coded(tmp_path, random_classes(12, 6, 6))
     write_csv(
         root / "t.csv",
@@ -467,7 +470,7 @@ def test_maps_need_pictures_and_a_name_to_go_by(tmp_path) -> None:
         Files(path=str(root / "t.csv"), tasks={"map": {}})
 
 
-def test_streamed_maps_are_those_of_the_same_pictures_in_memory(tmp_path) -> None:
+def test_streamed_maps_equal_those_in_memory(tmp_path) -> None:
     maps = random_classes(140, 6, 6)
     root = coded(tmp_path, maps)
     source = of(root, 6, in_memory_mb=0.03, fit_rows=140, hold_steps=2, queries=8)
@@ -487,9 +490,8 @@ def test_streamed_maps_are_those_of_the_same_pictures_in_memory(tmp_path) -> Non
     assert len(seen) > 16
 
 
-def test_inspect_tells_the_share_of_every_class_and_paints_the_maps(
-    tmp_path, monkeypatch, capsys
-) -> None:
+def test_inspection_tells_class_shares(tmp_path, monkeypatch, capsys) -> None:
+    """And paints the maps."""
     maps = [np.repeat(np.array([[0, 1, 1, 2, 2, 2, 2, 255]], np.uint8), 8, 0)] * 20
     coded(tmp_path, maps)
     file = tmp_path / "c.yaml"
@@ -522,7 +524,8 @@ def test_inspect_tells_the_share_of_every_class_and_paints_the_maps(
     assert len({tuple(c) for c in colours}) == 4 and {tuple(c) for c in colours} <= drawn
 
 
-def test_what_is_missing_is_painted_black_and_near_depths_are_bright() -> None:
+def test_missing_pixels_are_painted_black() -> None:
+    """Near depths are bright."""
     depth = DEPTH.render(np.array([[0, 1.0, 2.0, np.nan]]))[0].astype(int).sum(-1)
     assert depth[0] == depth[3] == 0 < depth[2] < depth[1]
     normals = NORMALS.render(np.array([[0, 0.0], [0, 0.0], [0, 2.0]])[:, None])
@@ -544,7 +547,7 @@ def test_a_palette_gives_the_numbers_of_its_colours(tmp_path) -> None:
     )
 
 
-def test_the_example_of_the_docs_runs_as_it_stands(tmp_path, monkeypatch) -> None:
+def test_the_example_of_the_docs_runs(tmp_path, monkeypatch) -> None:
     blocks = re.findall(
         r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "data.md").read_text(), re.S
     )
@@ -584,7 +587,7 @@ def test_the_example_of_the_docs_runs_as_it_stands(tmp_path, monkeypatch) -> Non
     assert len(chosen.build().tasks) == 6
 
 
-def test_maps_are_called_after_a_key_and_lie_anywhere(tmp_path) -> None:
+def test_maps_of_a_key_lie_anywhere(tmp_path) -> None:
     maps = random_classes(20, 6, 6)
     root = coded(tmp_path, maps)
     names = {"id": [f"p{i}" for i in range(20)], "image": [f"pictures/{i}.png" for i in range(20)]}
@@ -642,7 +645,7 @@ def test_colours_are_classes_where_they_are_few(tmp_path, given) -> None:
         source.load()
 
 
-def test_a_grey_that_is_saved_three_times_is_a_number(tmp_path) -> None:
+def test_grey_saved_as_colour_is_a_number(tmp_path) -> None:
     maps = random_classes(20, 6, 6)
     source = of(coded(tmp_path, [np.repeat(values[..., None], 3, -1) for values in maps]), 6)
     assert source.found.tasks["map"].values == (0, 1, 2) and not source.found.tasks["map"].colours

@@ -46,7 +46,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("own") / "Bilder 1.0")
 
 
-def test_pictures_of_all_kinds_with_four_kinds_of_labels_train_a_step(pictures: Path) -> None:
+def test_pictures_of_all_kinds_train(pictures: Path) -> None:
+    """With four kinds of labels."""
     data = {"name": "files", "path": str(pictures), "size": 12, "tasks": PICTURE_TASKS}
     chosen = Experiment.model_validate(
         {
@@ -84,7 +85,7 @@ def test_pictures_of_all_kinds_with_four_kinds_of_labels_train_a_step(pictures: 
     )
 
 
-def test_labels_are_those_of_the_row_that_names_the_picture(pictures: Path) -> None:
+def test_labels_come_from_the_pictures_row(pictures: Path) -> None:
     source = Files(
         path=str(pictures), size=4, tasks={"colour": {}, "folder": {"column": "folder1"}}
     )
@@ -94,7 +95,8 @@ def test_labels_are_those_of_the_row_that_names_the_picture(pictures: Path) -> N
     np.testing.assert_array_equal(arrays["target/colour"][known], arrays["target/folder"][known])
 
 
-def test_grey_pictures_have_one_channel_and_the_folder_is_a_class(tmp_path: Path) -> None:
+def test_grey_pictures_have_one_channel(tmp_path: Path) -> None:
+    """The folder is the class."""
     source = Files(
         path=str(plain_pictures(tmp_path)), size=(4, 6), tasks={"light": {"column": "folder"}}
     )
@@ -134,7 +136,8 @@ def test_pictures_can_stand_in_the_table(tmp_path: Path) -> None:
         assert source.load()["inputs"][:, 0, 1, 1].tolist() == list(range(40))
 
 
-def test_what_is_transparent_is_white_and_16_bits_become_8() -> None:
+def test_transparent_pixels_become_white() -> None:
+    """16 bits become 8."""
     half = np.zeros((6, 6, 4), np.uint8)
     half[:, 3:, 3] = 255
     shown = decoded(png(half), (6, 6), 3, "stretch")
@@ -162,7 +165,8 @@ def test_stretching_keeps_all_and_cropping_the_proportion() -> None:
     np.testing.assert_array_equal(cropped, wide[0, 15:25])
 
 
-def test_unreadable_pictures_are_counted_named_and_left_out_up_to_a_share(tmp_path: Path) -> None:
+def test_unreadable_pictures_are_counted_and_omitted(tmp_path: Path) -> None:
+    """They are named; up to a share of all."""
     root = plain_pictures(tmp_path, 40)
     (root / "dark" / "0.png").write_bytes(b"\x89PNG no picture")
     whole = (root / "light" / "1.png").read_bytes()
@@ -182,9 +186,10 @@ def test_unreadable_pictures_are_counted_named_and_left_out_up_to_a_share(tmp_pa
         Files(path=str(root), size=4, tasks={"light": {"column": "folder"}}).load()
 
 
-def test_a_picture_that_a_table_names_and_that_is_not_there_counts_as_unreadable(
+def test_missing_pictures_count_as_unreadable(
     tmp_path: Path,
 ) -> None:
+    """Those that a table names."""
     plain_pictures(tmp_path / "p", 20)
     names = [f"p/{('dark', 'light')[i % 2]}/{i}.png" for i in range(20)] + ["p/gone.png"]
     write_csv(tmp_path / "t.csv", {"which": names, "y": [i / 2 for i in range(21)]})
@@ -205,7 +210,7 @@ def test_a_picture_that_a_table_names_and_that_is_not_there_counts_as_unreadable
         ),
     ],
 )
-def test_labels_that_do_not_fit_the_pictures_are_told(
+def test_labels_unfit_for_pictures_are_told(
     tmp_path: Path, labels: dict[str, Any], says: str
 ) -> None:
     write_csv(plain_pictures(tmp_path) / "labels.csv", labels)
@@ -225,9 +230,10 @@ def test_names_may_stand_without_folder_or_ending(tmp_path: Path) -> None:
     assert torch.is_tensor(torch.from_numpy(brightness))
 
 
-def test_pictures_that_a_table_names_are_found_in_folders_below_it_beside_masks_and_boxes_of_the_same_names(
+def test_tables_find_pictures_below_them(
     tmp_path: Path,
 ) -> None:
+    """Beside masks and boxes of the same names."""
     rng = np.random.default_rng(0)
     names = [f"p{i:02d}.png" for i in range(30)]
     for folder in ("pictures", "masks"):
@@ -303,9 +309,8 @@ def by_name(source: Files) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("most", "white"), [(200, 255), (299, 1023), (4095, 4095), (16000, 16383), (40000, 65535)]
 )
-def test_deep_pictures_are_scaled_alike_by_the_bits_that_the_set_has(
-    tmp_path: Path, most: int, white: int
-) -> None:
+def test_deep_pictures_are_scaled_alike(tmp_path: Path, most: int, white: int) -> None:
+    """By the bits that the set has."""
     pictures = {f"{i:02d}.png": pixels for i, pixels in enumerate(ramps(40, most))}
     source = source_of(saved(tmp_path, pictures))
     assert source.found.shades == Shades(black=0, white=white, fractions=False)
@@ -316,7 +321,8 @@ def test_deep_pictures_are_scaled_alike_by_the_bits_that_the_set_has(
     assert note.key == "data.value_range" and f"0 is black and {white} white" in note.text
 
 
-def test_pictures_of_8_bits_beside_deeper_ones_keep_their_own_white(tmp_path: Path) -> None:
+def test_pictures_of_8_bits_keep_their_white(tmp_path: Path) -> None:
+    """Beside deeper ones."""
     deep = {f"{i:02d}.png": pixels for i, pixels in enumerate(ramps(20, 4000))}
     flat = {f"{i:02d}f.png": pixels for i, pixels in enumerate(ramps(20, 255, np.uint8))}
     source = source_of(saved(tmp_path, {**deep, **flat}))
@@ -327,7 +333,8 @@ def test_pictures_of_8_bits_beside_deeper_ones_keep_their_own_white(tmp_path: Pa
     assert "255 in the" in note.text
 
 
-def test_floats_are_taken_from_0_to_1_or_in_the_range_that_is_said(tmp_path: Path) -> None:
+def test_floats_have_a_range(tmp_path: Path) -> None:
+    """From 0 to 1, or the one that is given."""
     unit = {f"{i:02d}.tif": pixels for i, pixels in enumerate(ramps(20, 1.0, np.float32))}
     seen = by_name(source_of(saved(tmp_path / "unit", unit)))
     np.testing.assert_array_equal(seen["07.tif"], np.rint(unit["07.tif"].astype(float) * 255))
@@ -349,7 +356,8 @@ def test_floats_are_taken_from_0_to_1_or_in_the_range_that_is_said(tmp_path: Pat
         source_of(mixed)
 
 
-def test_values_beyond_the_range_are_cut_off_and_told(tmp_path: Path) -> None:
+def test_values_beyond_the_range_are_clipped(tmp_path: Path) -> None:
+    """It is told."""
     pictures = {f"{i:02d}.png": pixels for i, pixels in enumerate(ramps(20, 4000))}
     source = source_of(saved(tmp_path, pictures), value_range=(0, 3000))
     arrays = source.load()
@@ -365,7 +373,8 @@ def test_values_beyond_the_range_are_cut_off_and_told(tmp_path: Path) -> None:
         source_of(tmp_path, value_range=(3000, 0))
 
 
-def test_colours_of_16_bits_keep_what_is_in_their_lower_8(tmp_path: Path) -> None:
+def test_colours_keep_their_lower_8_bits(tmp_path: Path) -> None:
+    """Those of 16 bits."""
     rng = np.random.default_rng(0)
     colours = {
         f"{i:02d}.png": rng.integers(0, 4096, (6, 6, 3)).astype(np.uint16) for i in range(20)
@@ -406,7 +415,7 @@ def png16(pixels: np.ndarray) -> bytes:
     )
 
 
-def test_new_pictures_are_seen_in_the_scale_of_the_run(tmp_path: Path) -> None:
+def test_new_pictures_have_the_runs_scale(tmp_path: Path) -> None:
     source = source_of(
         saved(tmp_path / "run", {f"{i:02d}.png": p for i, p in enumerate(ramps(20, 4000))})
     )
@@ -420,9 +429,10 @@ def test_new_pictures_are_seen_in_the_scale_of_the_run(tmp_path: Path) -> None:
         read_unseen(flat.select_tasks(()), str(tmp_path / "new"))
 
 
-def test_an_oversized_picture_counts_as_unreadable_in_grey_and_colour(
+def test_oversized_pictures_count_as_unreadable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In grey and in colour."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
     root = plain_pictures(tmp_path, 40)  # of 108 pixels
     for path in root.rglob("*.png"):
@@ -433,7 +443,8 @@ def test_an_oversized_picture_counts_as_unreadable_in_grey_and_colour(
     assert "1 of 41 pictures cannot be read: dark/huge.png (Image size" in note.text
 
 
-def test_names_with_an_underscore_are_read_and_hidden_ones_told(tmp_path: Path) -> None:
+def test_names_with_an_underscore_are_read(tmp_path: Path) -> None:
+    """Hidden ones are told."""
     root = plain_pictures(tmp_path, 20)
     for i, path in enumerate(sorted(root.rglob("*.png"))):
         path.rename(path.with_name(f"_DSC{i:04d}.JPG"))
@@ -464,7 +475,8 @@ def test_names_with_an_underscore_are_read_and_hidden_ones_told(tmp_path: Path) 
         source_of(hidden)
 
 
-def test_files_of_other_kinds_and_rows_without_a_picture_are_noted(tmp_path: Path) -> None:
+def test_other_files_are_noted(tmp_path: Path) -> None:
+    """So are rows without a picture."""
     root = plain_pictures(tmp_path, 20)
     for name in ("a.heic", "b.heic", "Thumbs.db", "c.psd"):
         (root / "dark" / name).touch()
@@ -495,7 +507,7 @@ def test_less_common_kinds_of_pictures_are_read(tmp_path: Path, ending: str) -> 
     np.testing.assert_array_equal(arrays["inputs"][:, 0, 0, 0] > 100, arrays["target/folder"])
 
 
-def test_colours_that_a_set_of_greys_hides_are_noted(tmp_path: Path) -> None:
+def test_colours_among_greys_are_noted(tmp_path: Path) -> None:
     root = saved(
         tmp_path, {f"{i:03d}.png": np.full((9, 12), i % 250, np.uint8) for i in range(200)}
     )

@@ -53,7 +53,7 @@ def rows_at(source: Files, arrays, step: int, indices=range(4), split="train") -
     ]
 
 
-def test_small_files_are_not_streamed_and_large_ones_are(tmp_path: Path) -> None:
+def test_only_large_files_are_streamed(tmp_path: Path) -> None:
     assert numbered(tmp_path, in_memory_mb=100).found.pool is None
     source = numbered(tmp_path)
     assert source.found.pool == 1
@@ -61,7 +61,8 @@ def test_small_files_are_not_streamed_and_large_ones_are(tmp_path: Path) -> None
     assert len(source.load()["inputs"]) < 2 * (50 + GROUP)
 
 
-def test_an_episode_of_a_stream_is_a_function_of_seed_step_and_index(tmp_path: Path) -> None:
+def test_streamed_episodes_depend_on_their_index_alone(tmp_path: Path) -> None:
+    """An episode is a function of seed, step and index."""
     source = numbered(tmp_path, in_memory_mb=0.04)
     arrays = source.load()
     steps = [0, 1, 7, 30, 100, 3]
@@ -75,7 +76,7 @@ def test_an_episode_of_a_stream_is_a_function_of_seed_step_and_index(tmp_path: P
     assert told[0] != told[1]
 
 
-def test_the_rows_for_training_are_those_that_are_not_held_out(tmp_path: Path) -> None:
+def test_training_rows_are_those_not_held_out(tmp_path: Path) -> None:
     source = numbered(tmp_path, in_memory_mb=0.04, held_out_rows=10**6)
     arrays = source.load()
     held = {
@@ -91,7 +92,8 @@ def test_the_rows_for_training_are_those_that_are_not_held_out(tmp_path: Path) -
     assert len(drawn) > 0.95 * (ROWS - len(held["val"]) - len(held["test"]))
 
 
-def test_blocks_are_drawn_by_their_rows_and_held_for_a_while() -> None:
+def test_blocks_are_drawn_by_their_rows() -> None:
+    """They are held for a while."""
     rows = np.array([100, 300, 0, 600])
     steps = [blocks_of(rows, 3, 10, seed=1, step=step) for step in range(20000)]
     counts = Counter(block for step in steps for block in step)
@@ -102,7 +104,7 @@ def test_blocks_are_drawn_by_their_rows_and_held_for_a_while() -> None:
         assert at == {(10 - place * 10 // 3) % 10}
 
 
-def test_inputs_of_a_stream_are_those_of_the_same_rows_in_memory(tmp_path: Path) -> None:
+def test_streamed_inputs_equal_those_in_memory(tmp_path: Path) -> None:
     streamed, whole = numbered(tmp_path, fit_rows=ROWS), numbered(tmp_path, in_memory_mb=100)
     assert (streamed.found.columns[0].mean, streamed.found.columns[0].std) == pytest.approx(
         (whole.found.columns[0].mean, whole.found.columns[0].std), abs=0.05
@@ -164,7 +166,7 @@ def test_what_cannot_be_streamed_is_told(tmp_path: Path, values: dict[str, Any],
         numbered(tmp_path, **values)
 
 
-def test_a_run_waits_for_its_data_and_for_nothing_else_in_data_wait_pct(
+def test_data_wait_pct_measures_the_data_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a clock that only the data and the reports move."""
@@ -228,7 +230,8 @@ ray.shutdown()
 
 
 @pytest.mark.slow
-def test_ten_times_the_object_store_trains_in_bounded_memory(tmp_path: Path) -> None:
+def test_oversized_data_trains_in_bounded_memory(tmp_path: Path) -> None:
+    """Ten times the object store."""
     writer, rng = None, np.random.default_rng(0)
     path = tmp_path / "large.parquet"
     for _ in range(100):

@@ -39,7 +39,7 @@ def config(tmp_path: Path, path, tasks, **more) -> str:
     return str(file)
 
 
-def test_the_schema_the_counts_and_the_balance_of_a_table(
+def test_inspection_tells_schema_counts_and_balance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = columns(rows=300, tasks=3)
@@ -83,9 +83,10 @@ def test_the_schema_the_counts_and_the_balance_of_a_table(
         assert part in text
 
 
-def test_pictures_are_drawn_with_their_labels_and_what_was_left_out_is_said(
+def test_pictures_are_drawn_with_their_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """What was left out is said."""
     root = write_pictures(tmp_path / "p")
     (root / "broken.png").write_bytes(b"no picture")
     path = config(tmp_path, root, dict(PICTURE_TASKS), size=8, max_corrupt=0.1)
@@ -129,7 +130,7 @@ def test_a_mistake_is_one_sentence_and_status_2(
 
 
 @pytest.mark.parametrize("picture", ["batch.docx", "folder", "data.csv/batch.png"])
-def test_a_picture_that_cannot_be_written_there_is_one_sentence(
+def test_an_unwritable_picture_is_one_sentence(
     picture: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

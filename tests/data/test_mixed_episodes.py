@@ -90,9 +90,7 @@ def assert_equal_grads(one, other) -> None:
         *(("protonet", sharing, "together") for sharing in SHARING),
     ],
 )
-def test_buckets_of_any_mix_equal_the_loop_over_single_episodes(
-    learner: str, sharing: str, episodes: str
-) -> None:
+def test_buckets_of_any_mix_equal_the_loop(learner: str, sharing: str, episodes: str) -> None:
     chosen = mixed(learner, sharing, episodes)
     if "inner_steps" in type(chosen.learner).model_fields and learner != "imaml":
         chosen = chosen.override({"learner.inner_steps": 1})  # buckets do not see how many
@@ -161,7 +159,7 @@ def batch_of(
 @pytest.mark.parametrize(
     "sharing", [name for name in SHARING if name != "relation"]
 )  # which wants heads alike
-def test_classes_values_and_dense_outputs_of_own_inputs_go_together_in_one_meta_batch(
+def test_all_kinds_go_together_in_a_batch(
     sharing: str,
 ) -> None:
     """Against the sum over episodes and tasks, each adapted alone by hand-written loops, under equal weights."""
@@ -216,7 +214,7 @@ def test_classes_values_and_dense_outputs_of_own_inputs_go_together_in_one_meta_
 
 
 @pytest.mark.usefixtures("float64")
-def test_a_task_that_an_episode_lacks_is_a_task_whose_labels_are_all_masked() -> None:
+def test_absent_tasks_are_fully_masked_tasks() -> None:
     chosen = mixed("maml", "hard", **{"weighting.name": "pcgrad"})
     batch = drawn(chosen, 6)
 
@@ -238,7 +236,8 @@ def test_a_task_that_an_episode_lacks_is_a_task_whose_labels_are_all_masked() ->
     )
 
 
-def test_episodes_are_bucketed_by_what_can_be_stacked_and_domains_keep_to_theirs() -> None:
+def test_episodes_are_bucketed_by_shape() -> None:
+    """Domains stay with their episodes."""
     chosen = mixed("maml", "hard")
     arrays = chosen.data.load()
     buckets, domains = build_episodes(
@@ -257,7 +256,7 @@ def test_episodes_are_bucketed_by_what_can_be_stacked_and_domains_keep_to_theirs
             assert bool(stack.query.masks["scene_sum"][index].any()) == domain.startswith("scene ")
 
 
-def test_episodes_draw_ways_and_shots_between_their_bounds_and_all_of_them() -> None:
+def test_ways_and_shots_fill_their_bounds() -> None:
     chosen = experiment(
         data__episodes="classes", data__ways=[2, 4], data__shots=[1, 3], data__queries=2
     )
@@ -279,7 +278,7 @@ def test_parts_are_drawn_with_their_odds() -> None:
     assert abs(share - 0.75) < 4 * (0.75 * 0.25 / 600) ** 0.5
 
 
-def test_a_single_task_model_of_a_mix_sees_the_episodes_of_its_part_alone() -> None:
+def test_single_tasks_see_their_parts_episodes() -> None:
     chosen = mixed("maml", "hard")
     alone = chosen.data.select_tasks(("pair_number",))
     assert alone.task_names == ("pair_number",)
@@ -305,7 +304,7 @@ def test_a_single_task_model_of_a_mix_sees_the_episodes_of_its_part_alone() -> N
         ),
     ],
 )
-def test_a_mix_that_cannot_be_is_refused_with_its_key(data, message: str) -> None:
+def test_impossible_mixes_name_their_key(data, message: str) -> None:
     from raymtl.config import parse
 
     with pytest.raises(UserError, match=message):

@@ -34,7 +34,7 @@ def coefficients(episodes, index: int, family: str) -> np.ndarray:
     return np.linalg.lstsq(BASES[family](x), y)[0]
 
 
-def test_an_episode_is_one_curve_of_the_family_that_its_domain_names() -> None:
+def test_episodes_are_curves_of_their_domain() -> None:
     episodes, domains = build(Mixture(), 300)
     found = {family: [] for family in BASES}
     for index, family in enumerate(domains):
@@ -76,7 +76,7 @@ def test_families_have_equal_odds() -> None:
 @pytest.mark.parametrize(
     "families", [("line",), ("quadratic",), ("sinusoid", "quadratic"), tuple(BASES)]
 )
-def test_the_targets_have_mean_0_and_variance_1_in_the_unit_of_the_loss(
+def test_targets_are_standardised_for_the_loss(
     families: tuple[str, ...],
 ) -> None:
     source = Mixture(families=families, shots=1, queries=50)
@@ -91,7 +91,8 @@ def test_the_targets_have_mean_0_and_variance_1_in_the_unit_of_the_loss(
         assert interval < 0.15
 
 
-def test_an_episode_is_a_function_of_seed_split_step_and_index_alone() -> None:
+def test_episodes_depend_on_their_index_alone() -> None:
+    """An episode is a function of seed, split, step and index."""
     whole, domains = build(Mixture(), 9, step=4)
     (alone,), (domain,) = build_episodes(Mixture(), {}, seed=0, split="train", step=4, indices=[8])
     assert domain == domains[8]
@@ -104,7 +105,7 @@ def test_an_episode_is_a_function_of_seed_split_step_and_index_alone() -> None:
     assert all(not torch.equal(whole.support.inputs, other.support.inputs) for other in others)
 
 
-def test_no_split_has_a_curve_or_a_point_of_another() -> None:
+def test_splits_share_no_curve_or_point() -> None:
     source = Mixture(families=("line",))
     drawn = [build(source, 200, split)[0] for split in SPLITS]
     slopes = [round(coefficients(e, i, "line")[1], 6) for e in drawn for i in range(200)]

@@ -35,7 +35,7 @@ def shifted(path: Path) -> Path:
     return write_csv(path, content)
 
 
-def test_a_run_is_scored_where_its_files_are_now(
+def test_moved_files_are_scored(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = json.loads(answer(monkeypatch, capsys, "evaluate", str(home / "run"), "--json"))
@@ -56,7 +56,7 @@ def test_a_run_is_scored_where_its_files_are_now(
     assert "gone.csv, where there is none" in message
 
 
-def test_editing_the_path_of_a_run_finds_nothing_anew(home: Path) -> None:
+def test_editing_a_runs_path_keeps_findings(home: Path) -> None:
     support = support_file(home / "new.csv")
     before = predictions(adapt_run(AdaptationRequest(home / "run", support), 3))
     source = load_model(home / "run" / "best")[0].data
@@ -76,14 +76,14 @@ def test_editing_the_path_of_a_run_finds_nothing_anew(home: Path) -> None:
     assert load(config).data.found.columns[0].mean > 2 * source.found.columns[0].mean
 
 
-def test_what_is_asked_of_the_files_still_finds_anew(home: Path) -> None:
+def test_other_settings_still_find_anew(home: Path) -> None:
     source = load_model(home / "run" / "best")[0].data
     for changes in ({"exclude": ("city",)}, {"tasks": {"rent": {}, "state": {}}}):
         other = Files.model_validate({**source.model_dump(), **changes})
         assert other.fitted != source.fitted
 
 
-def test_moved_files_without_a_column_of_the_run_are_told(
+def test_moved_files_must_have_the_columns(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for gone, says in (
@@ -96,9 +96,10 @@ def test_moved_files_without_a_column_of_the_run_are_told(
         assert says.format(path) in message and message.count("\n") == 1
 
 
-def test_files_of_a_task_and_of_a_split_move_by_their_keys(
+def test_files_move_by_their_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Those of a task and those of a split."""
     content = flats()
     content["id"] = [f"f{i}" for i in range(120)]
     write_csv(tmp_path / "flats.csv", {name: content[name] for name in ("id", "size (m2)", "city")})

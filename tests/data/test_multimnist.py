@@ -57,7 +57,8 @@ def coded(pairs: np.ndarray) -> np.ndarray:
     return pairs[:, 0] * 70_000 + pairs[:, 1]
 
 
-def test_a_picture_is_the_brighter_of_two_digits_in_opposite_corners() -> None:
+def test_pictures_overlay_two_digits() -> None:
+    """The brighter of both counts; they lie in opposite corners."""
     digits = np.random.default_rng(0).integers(256, size=(5, 28, 28), dtype=np.uint8)
     pictures = compose(digits, np.array([0, 3]), np.array([4, 1]))
     for picture, (left, right) in zip(pictures[:, 0].tolist(), [(0, 4), (3, 1)], strict=True):
@@ -72,7 +73,7 @@ def test_a_picture_is_the_brighter_of_two_digits_in_opposite_corners() -> None:
 
 
 @pytest.mark.parametrize("pairs", ["fixed", "fresh"])
-def test_labels_are_those_of_the_digits_that_are_shown(numbered: None, pairs: str) -> None:
+def test_labels_are_those_of_the_digits(numbered: None, pairs: str) -> None:
     for split in SPLITS:
         episodes = build(SHORT.model_copy(update={"pairs": pairs}), 5, split)
         assert episodes.support.inputs.shape == (5, 3, 1, 36, 36)
@@ -85,9 +86,8 @@ def test_labels_are_those_of_the_digits_that_are_shown(numbered: None, pairs: st
 
 
 @pytest.mark.parametrize("pairs", ["fixed", "fresh"])
-def test_no_digit_of_one_split_is_in_another_and_the_test_has_those_of_the_test_alone(
-    numbered: None, pairs: str
-) -> None:
+def test_splits_share_no_digit(numbered: None, pairs: str) -> None:
+    """The test split has the digits of the test set alone."""
     source = SHORT.model_copy(update={"pairs": pairs, "queries": 2_000})
     digits = {split: np.concatenate(np.divmod(pairs_of(source, split), 70_000)) for split in SPLITS}
     assert max(digits["train"].max(), digits["val"].max()) < 60_000 <= digits["test"].min()
@@ -98,9 +98,10 @@ def test_no_digit_of_one_split_is_in_another_and_the_test_has_those_of_the_test_
     assert np.array_equal(np.unique(arrays["train"]), np.sort(arrays["train_digits"]))
 
 
-def test_each_digit_of_the_fixed_pairs_is_as_often_on_each_side_as_the_others(
+def test_fixed_pairs_use_digits_equally(
     numbered: None,
 ) -> None:
+    """On each side."""
     arrays = SHORT.load()
     for split, (least, most) in {"train": (1, 2), "val": (2, 2), "test": (1, 1)}.items():
         for side in (0, 1):
@@ -111,7 +112,7 @@ def test_each_digit_of_the_fixed_pairs_is_as_often_on_each_side_as_the_others(
         assert abs(np.corrcoef(arrays[split].T)[0, 1]) < 0.03
 
 
-def test_fixed_pairs_are_the_same_in_all_steps_and_fresh_ones_others(numbered: None) -> None:
+def test_only_fresh_pairs_change_by_step(numbered: None) -> None:
     fixed, fresh = (
         SHORT.model_copy(update={"pairs": pairs, "queries": 5_000}) for pairs in ("fixed", "fresh")
     )
@@ -128,7 +129,7 @@ def test_fixed_pairs_are_the_same_in_all_steps_and_fresh_ones_others(numbered: N
         assert np.array_equal(pairs_of(fresh, split), pairs_of(fixed, split))
 
 
-def test_another_seed_of_the_pairs_holds_out_other_digits(numbered: None) -> None:
+def test_the_pairs_seed_decides_held_out_digits(numbered: None) -> None:
     one, again, other = (SHORT.model_copy(update={"pairs_seed": seed}).load() for seed in (0, 0, 1))
     assert all(np.array_equal(one[split], again[split]) for split in SPLITS)
     shared = len(np.intersect1d(one["val"], other["val"]))
@@ -136,9 +137,8 @@ def test_another_seed_of_the_pairs_holds_out_other_digits(numbered: None) -> Non
 
 
 @pytest.mark.parametrize("pairs", ["fixed", "fresh"])
-def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(
-    numbered: None, pairs: str
-) -> None:
+def test_episodes_depend_on_their_index_alone(numbered: None, pairs: str) -> None:
+    """An episode is a function of seed, split, step and index."""
     source = SHORT.model_copy(update={"pairs": pairs})
     whole = build(source, 4, step=4)
     (alone,), _ = build_episodes(source, source.load(), seed=0, split="train", step=4, indices=[3])
@@ -158,7 +158,7 @@ def test_a_task_alone_sees_the_same_pictures(numbered: None) -> None:
     assert torch.equal(both.query.targets["right"], alone.query.targets["right"])
 
 
-def test_without_support_an_episode_has_as_many_labelled_examples(numbered: None) -> None:
+def test_supervised_episodes_keep_every_label(numbered: None) -> None:
     assert build(SHORT.as_supervised()).query.inputs.shape[1] == 23
     whole = MultiMNIST(folder="numbered", shots=1_000, queries=9_000).as_supervised()
     assert MultiMNIST.model_validate(whole.model_dump()) == whole
@@ -225,7 +225,7 @@ def test_broken_files_are_answered_with_the_remedy(small: Path) -> None:
 
 
 @needs_data
-def test_real_digits_are_told_apart_by_their_pixels_alone() -> None:
+def test_pixels_tell_real_digits_apart() -> None:
     """The nearest mean picture of a class, of the part of the picture that the other digit leaves free."""
     source = MultiMNIST()
     arrays = source.load()

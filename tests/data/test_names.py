@@ -55,9 +55,10 @@ NAMES = [
 
 
 @pytest.mark.parametrize("names", [NAMES[:3], NAMES[3:6], NAMES[6:]])
-def test_names_classes_and_categories_are_printed_as_they_are(
+def test_names_are_printed_as_they_are(
     tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of tasks, classes and categories."""
     monkeypatch.chdir(tmp_path)
     words = [names[i % 3] for i in range(60)]
     write(
@@ -113,9 +114,7 @@ def test_columns_named_with_numbers_are_columns(tmp_path: Path) -> None:
         ("  encoding: 1252\n", "data.encoding: expected a text, got 1252. Put it in quotes"),
     ],
 )  # fmt: skip
-def test_what_yaml_reads_otherwise_is_told_with_its_key(
-    tmp_path: Path, data: str, says: str
-) -> None:
+def test_misread_yaml_is_told_with_its_key(tmp_path: Path, data: str, says: str) -> None:
     write(tmp_path, {"x": X, "no": X + 1, "y": 2 * X})
     with pytest.raises(UserError, match=says) as raised:
         configured(tmp_path, f"{data}  tasks: {{y: {{}}}}\n")
@@ -123,7 +122,7 @@ def test_what_yaml_reads_otherwise_is_told_with_its_key(
 
 
 @pytest.mark.parametrize("task", ["sp.ecies", "a/b", "[/b]", "größe (m)", "", "-x"])
-def test_a_task_of_another_name_is_told_what_to_write(tmp_path: Path, task: str) -> None:
+def test_impossible_task_names_have_a_remedy(tmp_path: Path, task: str) -> None:
     write(tmp_path, {"x": X, "y": 2 * X})
     with pytest.raises(
         UserError, match=r"expected a name of letters, digits, _, - and spaces, got .*: write \S+"
@@ -136,7 +135,7 @@ def test_a_task_of_another_name_is_told_what_to_write(tmp_path: Path, task: str)
         assert configured(tmp_path, f"  tasks:\n    {written}\n").data.task_names
 
 
-def test_a_name_of_a_run_that_no_folder_has_is_told_in_words(tmp_path: Path) -> None:
+def test_impossible_run_names_are_told(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("name: a/b\n")
     with pytest.raises(UserError, match=r"c.yaml:1: name: expected ASCII letters, .* got 'a/b'.$"):
         load(tmp_path / "c.yaml")
@@ -236,7 +235,7 @@ def test_yaml_is_read_by_its_byte_order_mark(tmp_path: Path, encoding: str) -> N
     assert load(tmp_path / "c.yaml").data.task_names == ("größe",)
 
 
-def test_nothing_is_printed_by_a_console_that_takes_names_for_markup() -> None:
+def test_no_console_takes_names_for_markup() -> None:
     own = [path for path in Path(raymtl.__file__).parent.rglob("*.py") if path.name != "console.py"]
     assert [
         path.name

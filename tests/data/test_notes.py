@@ -39,7 +39,8 @@ def halves(folder: Path, train: dict[str, list[Any]], test: dict[str, list[Any]]
     }
 
 
-def test_classes_that_training_never_has_are_named_and_counted(tmp_path: Path) -> None:
+def test_classes_unseen_in_training_are_named(tmp_path: Path) -> None:
+    """And counted."""
     labels = ["no", "yes"] * (ROWS // 2)
     paths = halves(
         tmp_path,
@@ -79,7 +80,7 @@ def test_a_target_that_never_changes_is_noted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("by", ["files", "hash"])
-def test_a_column_that_is_constant_in_training_alone_is_left_out(tmp_path: Path, by: str) -> None:
+def test_columns_constant_in_training_are_omitted(tmp_path: Path, by: str) -> None:
     labels = ["p", "q"] * (ROWS // 2)
     if by == "files":
         data = halves(
@@ -113,7 +114,7 @@ def test_a_column_that_is_constant_in_training_alone_is_left_out(tmp_path: Path,
         assert any("a model cannot learn what it means" in note for note in notes(named))
 
 
-def test_rows_of_the_test_that_are_in_training_are_counted(tmp_path: Path) -> None:
+def test_rows_seen_in_training_are_counted(tmp_path: Path) -> None:
     content = {"a": numbers(0), "y": ["p", "q", "q"] * (ROWS // 3)}
     told = notes(source(halves(tmp_path, content, content)))
     assert any(note.startswith("test: 60 of 60 rows are in train or val too") for note in told)
@@ -132,9 +133,8 @@ def test_rows_of_the_test_that_are_in_training_are_counted(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["", "Unnamed: 0", "index", "__index_level_0__"])
-def test_the_index_of_a_data_frame_is_left_out_unless_it_is_named(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_data_frames_index_is_omitted(tmp_path: Path, name: str) -> None:
+    """Unless it is named."""
     content = {name: [3 * i for i in range(ROWS)], "a": numbers(), "y": ["p", "q"] * (ROWS // 2)}
     path = tmp_path / "d.parquet"
     pq.write_table(pa.table({key: pa.array(values) for key, values in content.items()}), path)
@@ -149,7 +149,7 @@ def test_the_index_of_a_data_frame_is_left_out_unless_it_is_named(
     ]
 
 
-def test_what_is_left_out_is_noted_by_its_reason(tmp_path: Path) -> None:
+def test_omissions_are_noted_by_reason(tmp_path: Path) -> None:
     content = {
         "id": [f"p{i}" for i in range(ROWS)],
         "name": [f"n{i}" for i in range(ROWS)],
@@ -165,7 +165,8 @@ def test_what_is_left_out_is_noted_by_its_reason(tmp_path: Path) -> None:
     ]
 
 
-def test_classes_and_groups_that_are_too_small_to_be_drawn_are_noted(tmp_path: Path) -> None:
+def test_classes_too_small_are_noted(tmp_path: Path) -> None:
+    """So are groups."""
     sizes = [20] * 15 + [3] * 10
     labels = [f"c{number:02d}" for number, size in enumerate(sizes) for _ in range(size)]
     path = write_csv(tmp_path / "d.csv", {"a": numbers(rows=len(labels)), "y": labels})
@@ -186,7 +187,7 @@ def test_classes_and_groups_that_are_too_small_to_be_drawn_are_noted(tmp_path: P
     assert any("1 of" in note and "never has them: 'alone' (data.group)" in note for note in told)
 
 
-def test_a_label_that_no_number_can_square_is_refused(tmp_path: Path) -> None:
+def test_labels_too_large_to_square_are_refused(tmp_path: Path) -> None:
     labels = [*numbers()[:-1], 1e300]
     path = write_csv(tmp_path / "d.csv", {"a": numbers(), "y": labels})
     with pytest.raises(
@@ -218,7 +219,8 @@ def test_a_header_that_looks_like_data_is_noted(
     assert note is None or note.key == "data.columns"
 
 
-def test_two_texts_are_binary_and_learners_of_classes_say_the_key(tmp_path: Path) -> None:
+def test_two_texts_are_binary(tmp_path: Path) -> None:
+    """Learners of classes name the key."""
     path = write_csv(
         tmp_path / "d.csv", {"a": numbers(), "y": ["sick", "well", "sick"] * (ROWS // 3)}
     )
@@ -242,9 +244,7 @@ def test_two_texts_are_binary_and_learners_of_classes_say_the_key(tmp_path: Path
 @pytest.mark.parametrize(
     "words", [("no", "yes"), ("N", "Y"), ("False", "TRUE"), ("0", "1"), ("nein", "ja")]
 )
-def test_columns_of_yes_and_no_are_the_flags_of_a_multilabel_task(
-    tmp_path: Path, words: tuple[str, ...]
-) -> None:
+def test_yes_no_columns_are_multilabel_flags(tmp_path: Path, words: tuple[str, ...]) -> None:
     truth = np.random.default_rng(0).integers(0, 2, (ROWS, 2))
     content = {
         "a": numbers(),

@@ -28,9 +28,7 @@ def written(value: float, decimal: str, thousands: str, unit: str = "") -> str:
 @pytest.mark.parametrize(
     "unit", ["", "{}%", "{} %", "{} kg", "$ {}", "{} €", "EUR {}", "{} m2", "{} km/h"]
 )
-def test_numbers_in_every_style_are_read_as_what_was_written(
-    decimal: str, thousands: str, unit: str
-) -> None:
+def test_numbers_in_every_style_are_read(decimal: str, thousands: str, unit: str) -> None:
     if decimal == thousands:
         pytest.skip("no style")
     cells = [written(value, decimal, thousands, unit) for value in NUMBERS]
@@ -65,9 +63,10 @@ def test_numbers_in_every_style_are_read_as_what_was_written(
         (["3,460e-01", "2,118e+00"], True, [0.346, 2.118]),
     ],
 )
-def test_a_doubt_is_settled_by_the_delimiter_or_by_nothing(
+def test_the_delimiter_settles_doubts(
     cells: list[str], divide: bool | None, expected: list[Any] | None
 ) -> None:
+    """Nothing else does."""
     found = finding(*cells, divide=divide)
     if expected is None:
         assert found.form == TEXT and len(found.others) == 2
@@ -120,7 +119,7 @@ def test_keys_settle_every_doubt() -> None:
      "%B %d, %Y", "%b %d %Y", "%Y%m%d", "%d.%m.%y", "%m/%d/%y", "%d.%m.%Y %H:%M", "%m/%d/%Y %I:%M:%S %p",
      "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%d.%m.%Y %H:%M:%S"],
 )  # fmt: skip
-def test_dates_in_the_common_orders_are_read_as_the_days_they_are(pattern: str) -> None:
+def test_dates_in_common_orders_are_read(pattern: str) -> None:
     timed = "%M" in pattern
     rng = np.random.default_rng(0)
     days = [
@@ -171,7 +170,7 @@ def test_codes_names_and_texts_stay_texts(cells: list[str]) -> None:
     assert finding(*cells).form == TEXT
 
 
-def test_the_first_cells_that_are_no_number_are_named() -> None:
+def test_the_first_unreadable_cells_are_named() -> None:
     cells: list[str | None] = [f"{i}.5" for i in range(20)]
     cells[3], cells[7], cells[12], cells[15] = None, "unknown", "-", "unknown"
     found = finding(*cells)
@@ -184,7 +183,8 @@ def test_the_first_cells_that_are_no_number_are_named() -> None:
     ).odd
 
 
-def test_points_in_groups_of_three_beside_semicolons_are_a_doubt() -> None:
+def test_ambiguous_points_are_a_doubt() -> None:
+    """In groups of three, beside semicolons."""
     cells = ["1.000", "1.997", "850", "59.823"]
     found = finding(*cells, divide=False)
     assert found.form == TextForm(kind="number") and len(found.others) == 2

@@ -56,7 +56,8 @@ def test_frames_are_what_the_files_hold(rooms: Path) -> None:
         np.testing.assert_array_equal(targets["normals"], np.moveaxis(found["normal"], -1, 0))
 
 
-def test_the_splits_share_no_frame_and_the_seed_says_which_are_held_out(rooms: Path) -> None:
+def test_splits_share_no_frame(rooms: Path) -> None:
+    """The seed decides which are held out."""
     source = NYUv2(folder=str(rooms), held_out=100)
     arrays = source.load()
     assert [len(arrays[split]) for split in SPLITS] == [695, 100, 654]
@@ -72,7 +73,8 @@ def test_the_splits_share_no_frame_and_the_seed_says_which_are_held_out(rooms: P
     }
 
 
-def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(rooms: Path) -> None:
+def test_episodes_depend_on_their_index_alone(rooms: Path) -> None:
+    """An episode is a function of seed, split, step and index."""
     source = NYUv2(folder=str(rooms), size=(24, 32), augment=True)
     whole, _ = build(source, 3, step=4)
     (alone,), _ = build_episodes(source, source.load(), seed=0, split="train", step=4, indices=[2])
@@ -84,7 +86,8 @@ def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(rooms: Path
     assert not torch.equal(whole.query.inputs, build(source, 3, step=5)[0].query.inputs)
 
 
-def test_a_smaller_size_keeps_what_is_missing_and_makes_no_value_of_two(rooms: Path) -> None:
+def test_resizing_keeps_missing_pixels_missing(rooms: Path) -> None:
+    """No value is made of two."""
     episodes, _ = build(NYUv2(folder=str(rooms), size=(36, 48), queries=8))
     targets = episodes.query.targets
     assert set(targets["segmentation"].unique().tolist()) <= set(range(-1, 13))
@@ -100,7 +103,7 @@ def test_a_smaller_size_keeps_what_is_missing_and_makes_no_value_of_two(rooms: P
     )  # but at the borders of the classes
 
 
-def test_a_crop_divides_depth_by_its_scale_and_a_mirror_turns_x_of_the_normals(rooms: Path) -> None:
+def test_crops_and_mirrors_keep_the_geometry(rooms: Path) -> None:
     """In a frame depth is 1 + column / width, and so is the angle of the normal, less 0.3: whatever the crop is."""
     episodes, _ = build(
         NYUv2(
@@ -127,7 +130,7 @@ def test_a_crop_divides_depth_by_its_scale_and_a_mirror_turns_x_of_the_normals(r
     assert found == {(scale, mirrored) for scale in (1.0, 1.2, 1.5) for mirrored in (False, True)}
 
 
-def test_frames_that_are_not_trained_on_are_as_they_are(rooms: Path) -> None:
+def test_held_out_frames_are_not_augmented(rooms: Path) -> None:
     plain, augmented = (
         NYUv2(folder=str(rooms), size=(24, 32), augment=augment) for augment in (False, True)
     )
@@ -154,14 +157,15 @@ def test_mirroring_twice_changes_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(mirror(once), own, strict=True))
 
 
-def test_without_support_an_episode_has_as_many_labelled_frames(rooms: Path) -> None:
+def test_supervised_episodes_keep_every_label(rooms: Path) -> None:
     source = NYUv2(folder=str(rooms), size=(24, 32), shots=3, queries=4, held_out=8)
     assert build(source.as_supervised(), split="val")[0].query.inputs.shape[1] == 7
     assert NYUv2.model_validate(source.as_supervised().model_dump()) == source.as_supervised()
     assert [task.name for task in source.select_tasks(("depth",)).make_tasks()] == ["depth"]
 
 
-def test_the_shipped_configuration_takes_a_step_on_a_folder_of_the_layout(rooms: Path) -> None:
+def test_the_shipped_configuration_takes_a_step(rooms: Path) -> None:
+    """On a folder of the layout."""
     experiment = load(CONFIG, {"data.folder": str(rooms), "data.size": [48, 64]})
     algorithm = experiment.build()
     built, _ = build_episodes(

@@ -49,7 +49,8 @@ def build(source: Omniglot, count: int, split="train", seed=0, step=0):
     return stack, domains
 
 
-def test_a_class_is_a_character_at_one_rotation_and_no_drawing_comes_twice(numbered: None) -> None:
+def test_a_class_is_a_rotated_character(numbered: None) -> None:
+    """No drawing comes twice."""
     episodes, domains = build(SHORT, 40)
     assert episodes.support.inputs.shape == (40, 14, 1, 28, 28)
     assert episodes.query.inputs.dtype == torch.uint8
@@ -76,9 +77,10 @@ def test_a_class_is_a_character_at_one_rotation_and_no_drawing_comes_twice(numbe
     assert turns == {0, 1, 2, 3}
 
 
-def test_training_has_ways_of_its_own_and_the_heads_are_as_wide_as_the_widest_episode(
+def test_training_may_have_more_ways(
     numbered: None,
 ) -> None:
+    """The heads are as wide as the widest episode."""
     source = SHORT.model_copy(update={"train_ways": 30})
     assert source.make_tasks()[0].out_features == 30
     assert SHORT.model_copy(update={"train_ways": 3}).make_tasks()[0].out_features == 7
@@ -93,7 +95,7 @@ def test_training_has_ways_of_its_own_and_the_heads_are_as_wide_as_the_widest_ep
         )
 
 
-def test_ways_and_shots_may_vary_from_episode_to_episode(numbered: None) -> None:
+def test_ways_and_shots_may_vary_by_episode(numbered: None) -> None:
     source = SHORT.model_copy(update={"train_ways": (3, 9), "ways": (2, 4), "shots": (1, 3)})
     arrays = source.load()
     for split, ways in {"train": range(3, 10), "test": range(2, 5)}.items():
@@ -109,7 +111,8 @@ def test_without_rotations_every_character_is_upright(numbered: None) -> None:
     assert {turn for inputs in episodes.query.inputs for _, turn, _ in told(inputs)} == {0}
 
 
-def test_the_splits_share_no_character_and_hold_1100_100_and_the_rest(numbered: None) -> None:
+def test_splits_share_no_character(numbered: None) -> None:
+    """They hold 1100, 100 and the rest."""
     arrays = SHORT.load()
     assert [len(arrays[split]) for split in SPLITS] == [1100, 100, 423]
     assert sorted(np.concatenate([arrays[split] for split in SPLITS])) == list(range(1623))
@@ -132,7 +135,8 @@ def test_the_background_split_tests_on_the_evaluation_set(numbered: None) -> Non
     assert sorted(arrays["test"]) == list(range(964, 1623))
 
 
-def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(numbered: None) -> None:
+def test_episodes_depend_on_their_index_alone(numbered: None) -> None:
+    """An episode is a function of seed, split, step and index."""
     whole, domains = build(SHORT, 6, step=4)
     (alone,), (domain,) = build_episodes(
         SHORT, SHORT.load(), seed=0, split="train", step=4, indices=[5]
@@ -148,7 +152,7 @@ def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(numbered: N
 
 
 @pytest.mark.parametrize(("shots", "queries", "labelled"), [(2, 3, 5), (5, 15, 19)])
-def test_without_support_an_episode_has_as_many_labelled_examples_as_there_are(
+def test_supervised_episodes_keep_every_label(
     numbered: None, shots: int, queries: int, labelled: int
 ) -> None:
     source = Omniglot(folder="numbered", shots=shots, queries=queries).as_supervised()
@@ -206,7 +210,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return tmp_path
 
 
-def test_folders_are_read_in_their_order_with_bright_strokes(small) -> None:
+def test_folders_are_read_in_order(small) -> None:
+    """With bright strokes."""
     drawings, names = read_drawings(small)
     assert names.tolist() == ["A 01", "B 01", "A 02"]
     assert drawings.shape == (3, 20, 28, 28)
@@ -227,7 +232,7 @@ def test_a_missing_drawing_names_its_folder(small: Path) -> None:
 
 
 @needs_data
-def test_real_characters_are_told_apart_by_their_pixels_alone() -> None:
+def test_pixels_tell_real_characters_apart() -> None:
     """One nearest neighbour: far above chance on every split, and at chance where the labels are shuffled."""
     for split in SPLITS:
         episodes = on_device(build(Omniglot(queries=3), 100, split)[0], "cpu")
@@ -240,7 +245,8 @@ def test_real_characters_are_told_apart_by_their_pixels_alone() -> None:
 
 
 @needs_data
-def test_real_data_is_complete_and_its_strokes_are_bright_on_dark() -> None:
+def test_real_data_is_complete() -> None:
+    """Its strokes are bright on dark."""
     arrays = Omniglot().load()
     assert arrays["drawings"].shape == (sum(PARTS.values()), 20, 28, 28)
     assert len(set(arrays["names"].tolist())) == 1623

@@ -25,7 +25,7 @@ from tests.conftest import experiment
         ([[1], [1], [1], [1]], [False, False, False, False], None),
     ],
 )
-def test_only_an_input_with_and_without_a_label_is_repeated(
+def test_repeats_are_labelled_and_unlabelled_inputs(
     inputs: list[list[int]], labelled: list[bool], found: tuple[int, ...] | None
 ) -> None:
     """Twice the same picture in the support set is the user's to weigh, and twice in the query set costs nothing."""
@@ -99,7 +99,7 @@ PICTURES = [[number] * 256 for number in range(6)]
         ),
     ],
 )
-def test_a_support_file_that_cannot_be_is_answered_by_a_sentence(
+def test_impossible_support_files_are_one_sentence(
     learner: str,
     columns: dict[str, Any],
     says: str,

@@ -85,7 +85,7 @@ def test_cells_of_many_columns_are_those_of_each(
         assert finding == find_form(plain[name], Keys()), name
 
 
-def test_other_columns_in_the_same_place_of_memory_are_looked_at_anew() -> None:
+def test_reused_memory_is_looked_at_anew() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         values = rng.integers(0, 1000, 50)

@@ -62,7 +62,8 @@ def best_unadapted(x: np.ndarray) -> np.ndarray:
     return -2.55 * 2 / math.pi * np.cos(x)
 
 
-def test_support_and_query_lie_on_one_sinusoid_of_the_protocol() -> None:
+def test_episodes_lie_on_one_sinusoid() -> None:
+    """Support and query, and the sinusoid is of the protocol."""
     episodes = build(Sinusoid(queries=15), 400)
     assert episodes.support.inputs.shape == (400, 10, 1)
     assert episodes.query.targets["y"].shape == (400, 15)
@@ -74,7 +75,8 @@ def test_support_and_query_lie_on_one_sinusoid_of_the_protocol() -> None:
     assert kstest(x.flatten(), "uniform", (-5, 10)).pvalue > 1e-3
 
 
-def test_an_episode_is_a_function_of_seed_split_step_and_index_alone() -> None:
+def test_episodes_depend_on_their_index_alone() -> None:
+    """An episode is a function of seed, split, step and index."""
     whole = build(Sinusoid(), 6, step=4)
     (alone,), _ = build_episodes(Sinusoid(), {}, seed=0, split="train", step=4, indices=[5])
     assert torch.equal(whole.query.targets["y"][5], alone.query.targets["y"][0])
@@ -86,7 +88,7 @@ def test_an_episode_is_a_function_of_seed_split_step_and_index_alone() -> None:
     assert all(not torch.equal(whole.support.inputs, other.support.inputs) for other in others)
 
 
-def test_no_split_has_a_sinusoid_or_a_point_of_another() -> None:
+def test_splits_share_no_sinusoid_or_point() -> None:
     drawn = [build(Sinusoid(), 300, split) for split in SPLITS]
     for values in (
         [amplitudes_and_phases(e)[:, 0] for e in drawn],
@@ -97,7 +99,8 @@ def test_no_split_has_a_sinusoid_or_a_point_of_another() -> None:
         )
 
 
-def test_the_targets_are_standardised_and_the_mse_is_in_their_own_unit() -> None:
+def test_targets_are_standardised() -> None:
+    """The MSE is in their own unit."""
     (task,) = Sinusoid().make_tasks()
     mean = mean_over_curves_and_x(lambda y, x: y)
     std = math.sqrt(mean_over_curves_and_x(lambda y, x: (y - mean) ** 2))
@@ -111,7 +114,8 @@ def test_the_targets_are_standardised_and_the_mse_is_in_their_own_unit() -> None
     assert not task.metrics["mse"].higher_is_better
 
 
-def test_without_adapting_the_mean_over_sinusoids_is_best_at_an_mse_of_3_006() -> None:
+def test_unadapted_models_are_no_better_than_3_006() -> None:
+    """Without adapting, the mean over sinusoids is best, at an MSE of 3.006."""
     assert mean_over_curves_and_x(lambda y, x: (y - best_unadapted(x)) ** 2) == pytest.approx(
         FLOOR, abs=5e-4
     )
@@ -129,7 +133,8 @@ def test_without_adapting_the_mean_over_sinusoids_is_best_at_an_mse_of_3_006() -
     assert 0.98 * errors.mean() < least.mean() <= errors.mean()
 
 
-def test_noise_is_on_support_and_query_and_in_the_standard_deviation() -> None:
+def test_noise_is_on_all_targets() -> None:
+    """And in their standard deviation."""
     quiet, noisy = build(Sinusoid(), 500), build(Sinusoid(noise_std=0.3), 500)
     for before, after in zip(quiet, noisy, strict=True):
         assert torch.equal(before.inputs, after.inputs)
@@ -145,12 +150,12 @@ def test_noise_is_on_support_and_query_and_in_the_standard_deviation() -> None:
     assert variances[1] - variances[0] == pytest.approx(0.09)
 
 
-def test_inputs_and_targets_are_computed_in_the_default_precision(float64: None) -> None:
+def test_episodes_have_the_default_precision(float64: None) -> None:
     moved = on_device(build(Sinusoid(), 2), "cpu")
     assert {moved.support.inputs.dtype, moved.query.targets["y"].dtype} == {torch.float64}
 
 
-def test_without_support_an_episode_has_as_many_labelled_examples() -> None:
+def test_supervised_episodes_keep_every_label() -> None:
     assert build(Sinusoid(shots=4, queries=6).as_supervised(), 1).query.inputs.shape == (1, 10, 1)
     assert Sinusoid().select_tasks(("y",)) == Sinusoid()
 
@@ -168,14 +173,14 @@ def run(tmp_path_factory: pytest.TempPathFactory):
     return folder
 
 
-def test_adapting_goes_below_the_floor_and_not_adapting_does_not(run) -> None:
+def test_only_adapting_goes_below_the_floor(run) -> None:
     chosen, algorithm, params = load_model(run / "best")
     mse = evaluate(chosen, algorithm, params, {}, episodes=300)[0]["tasks"]["y"]["mse"]
     assert mse["after"]["mean"] + mse["after"]["ci95"] < FLOOR
     assert mse["before"]["mean"] + mse["before"]["ci95"] > FLOOR
 
 
-def test_scores_and_examples_of_inputs_that_are_no_pictures(run) -> None:
+def test_vector_inputs_have_scores_and_examples(run) -> None:
     chosen, algorithm, _ = load_model(run / "best")
     evaluate_folder(run / "best", {}, chosen.data)
     assert list(formats.read_json(run / "best" / "metrics.json")["tasks"]["y"]) == [
@@ -201,7 +206,7 @@ def test_scores_and_examples_of_inputs_that_are_no_pictures(run) -> None:
     )
 
 
-def test_adapting_to_a_file_is_adapting_to_its_numbers(run, tmp_path: Path) -> None:
+def test_files_adapt_as_their_numbers_do(run, tmp_path: Path) -> None:
     chosen, algorithm, params = load_model(run / "best")
     episode = build(chosen.data, 1, "test")
     support, query = episode.support, episode.query

@@ -59,7 +59,7 @@ NUMBERS: dict[str, tuple[pa.Array, Sequence[float]]] = {
 
 
 @pytest.mark.parametrize("kind", NUMBERS)
-def test_a_column_of_numbers_of_any_type_is_a_number(tmp_path: Path, kind: str) -> None:
+def test_every_number_type_is_a_number(tmp_path: Path, kind: str) -> None:
     array, values = NUMBERS[kind]
     found = source(tmp_path, {"x": array})
     assert found.found.columns[0].role == "number"
@@ -94,9 +94,10 @@ def test_whole_numbers_beyond_2_53_are_numbers(
     )
 
 
-def test_keys_beyond_2_53_that_floats_do_not_tell_apart_are_left_out_and_told(
+def test_keys_beyond_2_53_are_omitted(
     tmp_path: Path,
 ) -> None:
+    """It is told that floats do not tell them apart."""
     keys = pa.array([2**60 + i * 13 % 97 for i in range(N)])
     found = source(tmp_path, {"x": pa.array(X), "key": keys}).found
     assert "differ less than 64-bit floats are exact" in found.left_out["key"]
@@ -136,7 +137,7 @@ def test_texts_of_any_type_are_texts(tmp_path: Path, kind: str) -> None:
     assert found.load()["target/y"].tolist() == [i % 4 for i in range(N)]
 
 
-def test_bytes_in_another_encoding_are_texts_of_data_encoding(tmp_path: Path) -> None:
+def test_bytes_follow_the_given_encoding(tmp_path: Path) -> None:
     words = pa.array(["Zürich", "Genève"] * 30).cast(pa.string()).to_pylist()
     columns = {"x": pa.array(X), "c": pa.array([w.encode("latin1") for w in words])}
     assert "neither pictures nor texts" in source(tmp_path, columns).found.left_out["c"]
@@ -151,7 +152,7 @@ def test_bytes_in_another_encoding_are_texts_of_data_encoding(tmp_path: Path) ->
         source(tmp_path, {"x": pa.array(X), "c": mixed})
 
 
-def test_bytes_that_are_neither_are_left_out_or_told(tmp_path: Path) -> None:
+def test_undecodable_bytes_are_omitted_or_told(tmp_path: Path) -> None:
     raw = pa.array([bytes([200, i, 255]) for i in range(N)])
     found = source(tmp_path, {"x": pa.array(X), "raw": raw}).found
     assert found.left_out == {"raw": "bytes that are neither pictures nor texts"}
@@ -224,15 +225,15 @@ def test_lists_of_numbers_of_any_type_are_vectors(tmp_path: Path, kind: Any) -> 
         (pa.array([{"a": {"b": b"c"}}] * N), "struct"),
     ],
 )
-def test_types_that_are_no_inputs_are_left_out_with_the_reason(
-    tmp_path: Path, values: Any, why: str
-) -> None:
+def test_types_unfit_as_inputs_are_omitted(tmp_path: Path, values: Any, why: str) -> None:
+    """With the reason."""
     assert re.search(why, source(tmp_path, {"x": pa.array(X), "z": values}).found.left_out["z"])
     with pytest.raises(UserError, match=r"data.tasks.y: .*column 'y': expected labels"):
         source(tmp_path, {"x": pa.array(X), "y": values})
 
 
-def test_bool8_and_uuid_and_runs_are_read_as_what_they_hold(tmp_path: Path) -> None:
+def test_rare_arrow_types_are_read(tmp_path: Path) -> None:
+    """bool8, uuid and runs are read as what they hold."""
     flags = pa.ExtensionArray.from_storage(
         pa.bool8(), pa.array([i % 2 for i in range(N)], pa.int8())
     )
@@ -247,9 +248,10 @@ def parts(folder: Path, one: dict[str, Any], other: dict[str, Any], **values: An
     return Files.model_validate({"path": str(folder / "d"), "tasks": {"y": {}}, **values})
 
 
-def test_labels_that_are_numbers_in_one_part_and_texts_in_another_are_the_same_classes(
+def test_number_and_text_labels_agree(
     tmp_path: Path,
 ) -> None:
+    """Numbers in one part and texts in another are the same classes."""
     numbers, as_texts = [i % 3 for i in range(N)], [str(i % 3) for i in range(N)]
     for one, other in (
         (numbers, as_texts),
@@ -263,7 +265,7 @@ def test_labels_that_are_numbers_in_one_part_and_texts_in_another_are_the_same_c
         assert found.load()["target/y"].tolist() == numbers * 2
 
 
-def test_classes_that_are_numbers_in_one_part_and_words_in_another_are_all_there(
+def test_number_and_word_classes_are_joined(
     tmp_path: Path,
 ) -> None:
     found = parts(
@@ -272,7 +274,8 @@ def test_classes_that_are_numbers_in_one_part_and_words_in_another_are_all_there
     assert found.found.tasks["y"].classes == ("0", "1", "a")
 
 
-def test_inputs_that_are_numbers_in_one_part_and_texts_in_another(tmp_path: Path) -> None:
+def test_inputs_may_be_numbers_and_texts(tmp_path: Path) -> None:
+    """In different parts."""
     y = pa.array(X * 2)
     found = parts(
         tmp_path, {"y": y, "c": pa.array(X)}, {"y": y, "c": pa.array([f" {x} " for x in X])}
@@ -310,9 +313,8 @@ ALIKE: list[tuple[pa.Array, pa.Array, str]] = [
 
 
 @pytest.mark.parametrize("one, other, role", ALIKE)
-def test_parts_that_store_the_same_values_by_other_types_are_one_column(
-    tmp_path: Path, one: Any, other: Any, role: str
-) -> None:
+def test_parts_of_other_types_join(tmp_path: Path, one: Any, other: Any, role: str) -> None:
+    """They store the same values."""
     y = pa.array(X * 2)
     for first, second in ((one, other), (other, one)):
         found = parts(tmp_path, {"y": y, "c": first}, {"y": y, "c": second})
@@ -320,7 +322,7 @@ def test_parts_that_store_the_same_values_by_other_types_are_one_column(
         np.testing.assert_allclose(*np.split(found.load()["inputs"][:, 1:], 2), atol=1e-5)
 
 
-def test_a_column_without_values_in_one_part_is_that_of_the_other(tmp_path: Path) -> None:
+def test_empty_parts_take_the_others_type(tmp_path: Path) -> None:
     y = pa.array(X * 2)
     found = parts(tmp_path, {"y": y, "c": pa.nulls(N)}, {"y": y, "c": pa.array(WORDS)})
     assert found.found.columns[1].categories == ("w0", "w1", "w2", "w3")
@@ -349,9 +351,10 @@ def test_huge_whole_numbers_in_text_stay_apart(tmp_path: Path) -> None:
     assert found.load()["target/y"].tolist() == [i % 3 for i in range(N)]
 
 
-def test_statistics_and_splits_are_of_the_same_rows_where_types_differ_between_parts(
+def test_splits_ignore_types_of_parts(
     tmp_path: Path,
 ) -> None:
+    """So do the statistics."""
     y = pa.array(X * 2)
     found = parts(
         tmp_path,

@@ -47,7 +47,7 @@ def of(own: Path, **values) -> VOC:
     return source(own.parent.parent, **values)
 
 
-def test_the_labels_of_every_picture_are_those_of_its_objects(
+def test_labels_are_those_of_the_objects(
     made: tuple[Path, dict[str, list[Object]]],
 ) -> None:
     root, written = made
@@ -71,7 +71,7 @@ def test_the_labels_of_every_picture_are_those_of_its_objects(
     assert arrays["mask/boxes"].all()  # a picture that shows nothing says so
 
 
-def test_the_counts_are_standardised_by_the_pictures_for_training(
+def test_training_pictures_standardise_the_counts(
     made: tuple[Path, dict[str, list[Object]]],
 ) -> None:
     root, written = made
@@ -83,9 +83,10 @@ def test_the_counts_are_standardised_by_the_pictures_for_training(
     np.testing.assert_allclose(found.stds, numbers.std(0), rtol=1e-6)
 
 
-def test_an_episode_has_the_pictures_of_its_split_and_a_box_lies_on_its_object(
+def test_boxes_lie_on_their_objects(
     made: tuple[Path, dict[str, list[Object]]],
 ) -> None:
+    """An episode has the pictures of its split."""
     voc = source(made[0], shots=2, queries=6, flips=("horizontal", "vertical"))
     arrays = voc.load()
     pool = {
@@ -122,7 +123,8 @@ def test_an_episode_has_the_pictures_of_its_split_and_a_box_lies_on_its_object(
 
 
 @pytest.mark.parametrize("across", [True, False])
-def test_boxes_turned_twice_are_themselves_and_rows_of_nothing_stay(across: bool) -> None:
+def test_boxes_mirrored_twice_are_themselves(across: bool) -> None:
+    """Rows of no box stay."""
     boxes = np.array([[0, 1, 2, 5, 9], [-1, -1, -1, -1, -1], [-3, 4, 0, 8, 3]], np.float32)
     once = mirrored(boxes, (10, 20), across=across)
     np.testing.assert_array_equal(mirrored(once, (10, 20), across=across), boxes)
@@ -130,9 +132,10 @@ def test_boxes_turned_twice_are_themselves_and_rows_of_nothing_stay(across: bool
     np.testing.assert_array_equal(once[0], [0, 15, 2, 19, 9] if across else [0, 1, 1, 5, 8])
 
 
-def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(
+def test_episodes_depend_on_their_index_alone(
     made: tuple[Path, dict[str, list[Object]]],
 ) -> None:
+    """An episode is a function of seed, split, step and index."""
     voc = source(made[0], flips=("horizontal",))
     arrays = voc.load()
     (whole,), _ = build_episodes(voc, arrays, seed=0, split="train", step=3, indices=range(4))
@@ -142,9 +145,10 @@ def test_an_episode_is_a_function_of_seed_split_step_and_index_alone(
     assert not torch.equal(other.query.inputs, alone.query.inputs)
 
 
-def test_withheld_boxes_are_those_of_a_share_of_the_pictures_for_training_alone(
+def test_boxes_are_withheld_in_training_alone(
     made: tuple[Path, dict[str, list[Object]]],
 ) -> None:
+    """Those of a share of the pictures."""
     voc = source(made[0], unboxed=0.25)
     arrays = voc.load()
     for split, size in zip(SPLITS, (24, 8, 8), strict=True):
@@ -190,7 +194,7 @@ def test_pictures_without_boxes_train_the_other_tasks_only(
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_picture_without_annotation_says_what_the_lists_of_its_classes_say(own: Path) -> None:
+def test_unannotated_pictures_follow_the_class_lists(own: Path) -> None:
     for number in (0, 1, 2):
         (own / "Annotations" / f"p{number:03d}.xml").unlink()
     for name, values in {"disc": (1, -1), "square": (0, -1)}.items():
@@ -209,7 +213,8 @@ def test_a_picture_without_annotation_says_what_the_lists_of_its_classes_say(own
     assert len(of(own, tasks=("boxes", "count")).load()["rows/train"]) == 21
 
 
-def test_difficult_objects_are_neither_counted_nor_wrong_unless_they_are_objects(own: Path) -> None:
+def test_difficult_objects_are_ignored(own: Path) -> None:
+    """Unless they are taken for objects."""
     objects = [("disc", 2, 2, 10, 10), ("square", 20, 4, 40, 30)]
     (own / "Annotations" / "p000.xml").write_text(xml(objects, difficult=[1]))
     row = 0
@@ -233,7 +238,7 @@ def test_difficult_objects_are_neither_counted_nor_wrong_unless_they_are_objects
         ((), (28, 6, 6)),
     ],
 )
-def test_splits_that_are_not_listed_are_taken_out_of_those_for_training(
+def test_unlisted_splits_come_from_training(
     own: Path, kept: tuple[str, ...], sizes: tuple[int, ...]
 ) -> None:
     for split in SPLITS:
@@ -251,7 +256,7 @@ def test_splits_that_are_not_listed_are_taken_out_of_those_for_training(
     )
 
 
-def test_what_was_found_is_kept_and_needs_no_folder_any_more(own: Path) -> None:
+def test_findings_need_no_folder_any_more(own: Path) -> None:
     voc = of(own)
     content = voc.model_dump(mode="json")
     shutil.rmtree(own)
@@ -281,9 +286,8 @@ def test_what_was_found_is_kept_and_needs_no_folder_any_more(own: Path) -> None:
         (xml([("", 1, 1, 9, 9)]), "object 0 has no name"),
     ],
 )
-def test_what_is_wrong_is_counted_and_named_and_refused_above_a_share(
-    own: Path, content: str, says: str
-) -> None:
+def test_faults_are_counted_and_named(own: Path, content: str, says: str) -> None:
+    """Above a share of the pictures they are refused."""
     (own / "Annotations" / "p003.xml").write_text(content)
     with pytest.raises(
         UserError, match=r"data.max_corrupt: 1 of 40 pictures have faults: .*over 1.0%"
@@ -295,7 +299,7 @@ def test_what_is_wrong_is_counted_and_named_and_refused_above_a_share(
     assert not (arrays["target/boxes"][3, :, 0] == 0).any()
 
 
-def test_a_picture_that_cannot_be_read_or_is_not_there_is_named(own: Path) -> None:
+def test_unreadable_and_missing_pictures_are_named(own: Path) -> None:
     whole = (own / "JPEGImages" / "p004.png").read_bytes()
     (own / "JPEGImages" / "p004.png").write_bytes(whole[:300])
     (own / "JPEGImages" / "p005.png").unlink()
@@ -346,7 +350,8 @@ def test_a_picture_on_two_sides_is_refused(own: Path) -> None:
 
 
 @needs_data
-def test_blood_cells_are_all_there_and_their_two_boxes_without_area_are_told() -> None:
+def test_real_blood_cells_are_complete() -> None:
+    """Their two boxes without area are told."""
     voc = VOC(size=(48, 64), tasks=ALL)
     assert voc.found.classes == ("Platelets", "RBC", "WBC")
     arrays = voc.load()

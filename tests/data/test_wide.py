@@ -65,9 +65,10 @@ def where(row: int) -> str:
 
 @pytest.mark.parametrize("chunks", [1, 3])
 @pytest.mark.parametrize("numbers", [wide.NUMBERS, 5 * N])
-def test_what_is_found_of_many_columns_is_what_is_found_of_each(
+def test_many_columns_equal_each_alone(
     chunks: int, numbers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In what is found of them."""
     monkeypatch.setattr(wide, "NUMBERS", numbers)
     table = pa.table(odd_columns())
     table = pa.concat_tables(
@@ -186,9 +187,7 @@ def test_a_thousand_columns_are_shown_on_a_page(tmp_path: Path, kind: str, endin
         ),
     ],
 )
-def test_ten_times_the_columns_take_about_ten_times_as_long_to_inspect(
-    tmp_path: Path, kind: str, ending: str
-) -> None:
+def test_inspection_time_is_linear_in_columns(tmp_path: Path, kind: str, ending: str) -> None:
     """At most 25 times: what looks at pairs of columns would take 100 times as long."""
     inspected(tmp_path / "first", 10, kind, ending)  # what is imported on first use
     _, few_s = inspected(tmp_path / "few", 1_000, kind, ending)
@@ -198,7 +197,7 @@ def test_ten_times_the_columns_take_about_ten_times_as_long_to_inspect(
     assert re.search("9,99[67] more", output)
 
 
-def test_a_saved_configuration_of_many_columns_loads_without_its_data_and_equals(
+def test_wide_configurations_load_without_data(
     tmp_path: Path,
 ) -> None:
     """Twenty times the columns take at most 50 times as long: what looks at pairs would take 400."""
@@ -219,9 +218,7 @@ def test_a_saved_configuration_of_many_columns_loads_without_its_data_and_equals
 
 
 @pytest.mark.parametrize("columns", [3, 64, 65, 200])
-def test_findings_of_any_number_of_columns_come_back_as_they_were(
-    tmp_path: Path, columns: int
-) -> None:
+def test_findings_survive_saving(tmp_path: Path, columns: int) -> None:
     names = ["a: b", "c, 'd'", 'e"f', "größe", " g ", "h\ni", "#j", "[k]", "- l", "null"]
     rng = np.random.default_rng(0)
     table: dict[str, Any] = {f"{names[i % 10]} {i}": rng.normal(size=60) for i in range(columns)}
@@ -244,7 +241,8 @@ def test_findings_of_any_number_of_columns_come_back_as_they_were(
     assert len(again.data.fitted.left_out) == columns
 
 
-def test_a_configuration_of_an_older_version_lists_its_columns_and_loads(tmp_path: Path) -> None:
+def test_configurations_of_older_versions_load(tmp_path: Path) -> None:
+    """They list their columns."""
     path = wide_table(tmp_path, 100, "numbers")
     (tmp_path / "c.yaml").write_text(CONFIG.format(path=path, more=""))
     experiment = load(tmp_path / "c.yaml")
@@ -262,7 +260,9 @@ def test_a_configuration_of_an_older_version_lists_its_columns_and_loads(tmp_pat
     assert load(tmp_path / "old.yaml") == experiment
 
 
-def test_few_columns_have_a_line_each_and_many_one_for_those_that_are_alike() -> None:
+def test_many_alike_columns_share_a_line() -> None:
+    """Few columns have a line each."""
+
     def column(i: int, role: str = "number", size: int = 1) -> dict[str, Any]:
         told = {
             "column": f"c{i}",
@@ -297,7 +297,7 @@ def test_few_columns_have_a_line_each_and_many_one_for_those_that_are_alike() ->
 
 @pytest.mark.parametrize("hidden", [(5,), (7, 3)])
 @pytest.mark.parametrize("norm", ["none", "layer"])
-def test_the_shapes_of_linear_layers_are_what_they_make(hidden: tuple[int, ...], norm: str) -> None:
+def test_linear_layers_state_their_shapes(hidden: tuple[int, ...], norm: str) -> None:
     built = MLPSpec(hidden=hidden, norm=norm).build((2, 3))
     found = Encoder(list(built.stages), (2, 3))
     assert (built.shapes, built.out_features) == (found.shapes, found.out_features)

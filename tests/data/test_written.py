@@ -40,7 +40,7 @@ def column(files: Files, name: str) -> np.ndarray:
     return found
 
 
-def test_a_german_file_is_read_as_the_same_file_in_plain_numbers(tmp_path: Path) -> None:
+def test_german_numbers_equal_plain_ones(tmp_path: Path) -> None:
     days = [f"2024-{1 + i % 12:02d}-{1 + i % 28:02d}" for i in range(ROWS)]
     plain = {"x": X, "when": days, "y": Y}
     written = {
@@ -66,7 +66,7 @@ def test_a_german_file_is_read_as_the_same_file_in_plain_numbers(tmp_path: Path)
     assert set(other.found.forms) == {"x", "when"} | {"y"} and not one.found.forms.keys() - {"when"}
 
 
-def test_new_rows_are_read_as_the_run_reads_its_own(tmp_path: Path) -> None:
+def test_new_rows_are_read_as_trained_ones(tmp_path: Path) -> None:
     codes = ["01234", "00501", "10115"] * (ROWS // 3)
     content = {"x": [german(value) for value in X], "zip": codes, "y": [f"{value}%" for value in Y]}
     files = source(write_csv(tmp_path / "d.csv", content, delimiter=";"))
@@ -91,9 +91,10 @@ def test_new_rows_are_read_as_the_run_reads_its_own(tmp_path: Path) -> None:
         read_unseen(files, str(odd))
 
 
-def test_a_stream_reads_as_memory_does_and_names_the_cell_that_it_cannot_read(
+def test_streams_read_as_memory_does(
     tmp_path: Path,
 ) -> None:
+    """They name the cell that they cannot read."""
     for part in range(4):
         rows = range(part * ROWS, (part + 1) * ROWS)
         content = {
@@ -155,7 +156,8 @@ def test_classes_are_as_they_are_written(
     assert files.load()["mask/y"].all()
 
 
-def test_what_yaml_makes_of_codes_and_what_a_wrong_key_leaves_is_said(tmp_path: Path) -> None:
+def test_codes_misread_by_yaml_are_told(tmp_path: Path) -> None:
+    """So is what a wrong key leaves."""
     path = write_csv(tmp_path / "d.csv", {"x": X, "y": ["01", "02", "02"] * (ROWS // 3)})
     with pytest.raises(UserError, match=r"got '01'. YAML reads 01 as 1: put the classes in quotes"):
         source(path, {"y": {"classes": [1, 2]}})
@@ -185,9 +187,7 @@ def test_labels_that_count_as_missing_are_noted(tmp_path: Path) -> None:
         ([f"2024-01-{1 + i % 28:02d}" for i in range(ROWS)], "it is one-hot"),
     ],
 )
-def test_the_cell_that_makes_a_text_of_a_column_is_named(
-    tmp_path: Path, cells: list[str], became: str
-) -> None:
+def test_the_cell_deciding_for_text_is_named(tmp_path: Path, cells: list[str], became: str) -> None:
     cells = [*cells]
     cells[7] = "unknown"
     content = {"x": cells, "a": X, "y": CLASSES}
@@ -208,7 +208,8 @@ def test_the_cell_that_makes_a_text_of_a_column_is_named(
             source(write_csv(tmp_path / "alone.csv", alone))
 
 
-def test_a_label_that_is_no_number_is_named_and_a_doubt_says_its_key(tmp_path: Path) -> None:
+def test_labels_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    """A doubt names its key."""
     labels = [str(value) for value in Y]
     labels[9] = "n.a."
     path = write_csv(tmp_path / "d.csv", {"x": X, "y": labels})
@@ -225,7 +226,8 @@ def test_a_label_that_is_no_number_is_named_and_a_doubt_says_its_key(tmp_path: P
     assert source(path, decimal=",").load()["target/y"][0] == pytest.approx(1.1)
 
 
-def test_codes_with_zeros_are_texts_unless_they_are_called_numbers(tmp_path: Path) -> None:
+def test_codes_with_leading_zeros_are_texts(tmp_path: Path) -> None:
+    """Unless they are called numbers."""
     path = write_csv(
         tmp_path / "d.csv", {"zip": ["01234", "00501", "10115"] * (ROWS // 3), "a": X, "y": CLASSES}
     )
@@ -236,7 +238,7 @@ def test_codes_with_zeros_are_texts_unless_they_are_called_numbers(tmp_path: Pat
     np.testing.assert_allclose(column(numbers, "zip")[:3], [1234, 501, 10115], rtol=1e-5)
 
 
-def test_columns_of_a_file_without_a_header_can_be_named(tmp_path: Path) -> None:
+def test_headerless_columns_can_be_named(tmp_path: Path) -> None:
     lines = "".join(f"{x},{i % 2},{'pq'[i % 2]}\n" for i, x in enumerate(X))
     (tmp_path / "d.csv").write_text(lines)
     files = source(tmp_path / "d.csv", columns=["a", "b", "y"])
