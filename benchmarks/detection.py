@@ -37,7 +37,8 @@ from raymtl.storage import formats
 from raymtl.tasks import label_counts, metric_parts, metric_sums, metric_values
 from raymtl.tasks.boxes import average_precision
 from raymtl.training import checkpoint
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import Params
 
 CONFIG = Path(__file__).parent.parent / "tune_configs" / "detection.yaml"

@@ -23,7 +23,8 @@ from scipy import stats
 from raymtl.config import Experiment, load
 from raymtl.evaluation.evaluate import evaluate
 from raymtl.storage.formats import load_params
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 
 
 def with_interval(values: Sequence[float]) -> tuple[float, float]:

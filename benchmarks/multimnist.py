@@ -44,7 +44,8 @@ from raymtl.sharing import BranchingSpec, HierarchicalSpec, SoftSpec
 from raymtl.sharing.base import SharingSpecBase
 from raymtl.step.execution import Precision
 from raymtl.tasks import metric_sums, metric_values
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import DivergedError, Episode, Spec, UserError
 from raymtl.weighting import EqualSpec
 

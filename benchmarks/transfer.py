@@ -40,7 +40,8 @@ from raymtl.data.base import Arrays
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.encoders import ConvSpec
 from raymtl.storage.formats import load_params
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import Episode
 
 WAYS, QUERIES = 5, 20

@@ -19,7 +19,8 @@ import pytest
 from raymtl.cli import main
 from raymtl.config import load
 from raymtl.evaluation.evaluate import evaluate_folder
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 from tests.cases import INSPECTED, OTHERS, Seen, never, refused
 
 CASES = Path(os.environ.get("RAYMTL_CASES") or "nowhere")

@@ -1,127 +1,90 @@
-"""What Ray Train's controller waits for before it ends all workers, to start as many as there is
-room for then.
+"""Has the workers of a training write a checkpoint before Ray Train's controller ends them.
 
-Ray does not ask whether they are in the middle of something. Where it wants more of them, because
-machines have come, the first is asked before: it keeps a checkpoint after the step that it is at,
-and makes no other one, so that no step is repeated. Where one was lost or is about to be taken, the
-others write what all had after the last whole step.
+The controller ends a whole group of workers where one was lost, and where machines have come and a
+larger group can start. It does not ask whether they are in the middle of a step. The protocol
+between the controller and a worker is drawn in `training.emergency`.
 """
 
-import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from raymtl import ray_internals
+from raymtl.training.emergency import StopRequest
 
-PATIENCE_S = 600.0
-"""How long the controller waits for that checkpoint, at most."""
-RESCUE_S = 10.0
-"""How long it waits for those that are left of a group to come to the end of a step, at most."""
+REQUEST_S = 600.0
+"""How long the controller waits for the checkpoint that it requested, at most."""
+EMERGENCY_S = 10.0
+"""How long it waits until all remaining workers of a group are between two steps, at most."""
 WRITE_S = 60.0
-"""How long each of them may take to write what it has."""
+"""How long each worker may take to write its emergency checkpoint."""
 POLL_S = 0.1
 
-
-class StopRequest:
-    """Between the thread of a worker that trains and the one that Ray calls it by."""
-
-    def __init__(self) -> None:
-        self._asked = threading.Event()
-        self._kept = threading.Event()
-        self._rescue: Callable[[], bool] = lambda: True
-
-    @property
-    def asked(self) -> bool:
-        """Whether a checkpoint is wanted, after which this process will be ended."""
-        return self._asked.is_set()
-
-    def ask(self) -> bool:
-        """Asks for it; whether it was kept."""
-        self._asked.set()
-        return self._kept.is_set()
-
-    def kept(self) -> None:
-        """Tells that a checkpoint was kept; where it was asked for, the process is ended in here."""
-        if self.asked:
-            self._kept.set()
-            threading.Event().wait()
-
-    def rescued_by(self, rescue: Callable[[], bool]) -> None:
-        """Takes what writes the last whole step, which may be called while the other thread waits
-        for a lost worker.
-        """
-        self._rescue = rescue
-
-    def rescue(self) -> bool:
-        """Has it written, and the training stopped; whether that is done."""
-        return self._rescue()
-
-
 STOP_REQUEST = StopRequest()
-"""Of this worker process."""
+"""The one of this worker process."""
 
 
-def ask_for_pause() -> bool:
+def request_stop() -> bool:
     """Runs in the process of the first worker, as often as the controller asks."""
-    return STOP_REQUEST.ask()
+    return STOP_REQUEST.request()
 
 
-def rescue() -> bool:
+def write_emergency_checkpoint() -> bool:
     """Runs in the process of a worker that may not know yet that another is lost."""
-    return STOP_REQUEST.rescue()
+    return STOP_REQUEST.write_emergency_checkpoint()
 
 
 class CheckpointBeforeShutdown:
-    """Has the workers keep what they have done before Ray Train's controller, in whose process this
-    is, ends them.
-    """
+    """Waits in the controller's process until the workers have written their checkpoint."""
 
     def __init__(self) -> None:
         self.workers: Any = None
         self.resizing = False
 
     def on_group_start(self, worker_group: Any) -> None:
+        """Remembers the group, which `before_resize` is not given."""
         self.workers = worker_group
         self.resizing = False
 
+    def before_resize(self) -> None:
+        """Requests a checkpoint of the first worker, before a larger group is started."""
+        self.resizing = True
+        until = time.monotonic() + REQUEST_S
+        while time.monotonic() < until and not self._is_saved():
+            time.sleep(POLL_S)
+
     def before_group_shutdown(self, worker_group: Any) -> None:
-        until = time.monotonic() + RESCUE_S
+        """Has the remaining workers of a group that lost one write what they have."""
+        until = time.monotonic() + EMERGENCY_S
         while not self.resizing and time.monotonic() < until:
             running = ray_internals.running_workers(worker_group, POLL_S)
-            rescued = [self._rescued(worker) for worker in running]
-            if all(rescued):
+            written = [self._writes_emergency_checkpoint(worker) for worker in running]
+            if all(written):
                 return
             time.sleep(POLL_S)
 
     @staticmethod
-    def _rescued(worker: Any) -> bool:
-        """Whether a worker whose training still runs, or waits, has nothing more to keep."""
+    def _writes_emergency_checkpoint(worker: Any) -> bool:
+        """Whether a worker whose training still runs, or waits, has nothing more to write."""
         try:
-            done: bool = ray.get(worker.execute_async(rescue), timeout=WRITE_S)
-            return done
-        except RayError:  # lost, or it does not answer in time
+            written: bool = ray.get(
+                worker.execute_async(write_emergency_checkpoint), timeout=WRITE_S
+            )
+            return written
+        except RayError:  # the worker is lost, or does not answer in time
             return True
 
-    def before_resize(self) -> None:
-        self.resizing = True
-        until = time.monotonic() + PATIENCE_S
-        while time.monotonic() < until and not self._kept():
-            time.sleep(POLL_S)
-
-    def _kept(self) -> bool:
-        # Its side effect is wanted, too: a worker that reports waits until the controller has taken
-        # that.
+    def _is_saved(self) -> bool:
+        # Polling has an effect that is needed: a worker that reports scores waits until the
+        # controller has taken them.
         status = self.workers.poll_status(timeout=POLL_S)
         if status.errors or status.finished:
-            return True  # what they keep, they have kept
+            return True  # such workers write their checkpoints by themselves
         try:
-            kept: bool = self.workers.execute_single(0, ask_for_pause)
-            return kept
-        except (
-            RayError
-        ):  # lost since: as after every loss, training goes on from the checkpoint before
+            saved: bool = self.workers.execute_single(0, request_stop)
+            return saved
+        except RayError:
+            # The worker is lost: as after every loss, training resumes from the checkpoint before.
             return True

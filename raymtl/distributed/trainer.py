@@ -27,7 +27,7 @@ from raymtl.distributed.step_shards import StepShards
 from raymtl.distributed.streaming import BuildEpisodes, BuildStages, streamed
 from raymtl.reporting.ray_metrics import observer
 from raymtl.step.workers import Workers
-from raymtl.training.checkpointing import TrainContext
+from raymtl.training.context import TrainContext
 from raymtl.training.loop import train_loop
 from raymtl.types import DivergedError, UserError
 
@@ -209,25 +209,25 @@ def _worker(settings: dict[str, Any]) -> None:
         }
         return streamed(ray.train.get_dataset_shard("ids"), BuildStages(builds))
 
-    observe = observer(settings["name"], experiment.data.task_names)
+    log_step = observer(settings["name"], experiment.data.task_names)
     # No checkpoint goes through Ray: the loop keeps its own in the run folder, with checksums, and
     # goes on from them.
     context = TrainContext(
         ray.train.report,
-        observe,
+        log_step,
         workers,
         device,
-        _leaving,
-        STOP_REQUEST.kept,
-        STOP_REQUEST.rescued_by,
+        _is_preempted,
+        STOP_REQUEST.confirm_saved,
+        STOP_REQUEST.register_emergency_hook,
     )
     train_loop(experiment, arrays, batches, context, folder)
 
 
-def machine_leaving() -> bool:
+def is_machine_preempted() -> bool:
     """Whether the machine of this process is about to be taken away, as Ray was told."""
     return ray.get_runtime_context().get_node_id() in ray_internals.draining_nodes()
 
 
-def _leaving() -> bool:
-    return ray.train.get_preemption_info() is not None or STOP_REQUEST.asked
+def _is_preempted() -> bool:
+    return ray.train.get_preemption_info() is not None or STOP_REQUEST.is_requested

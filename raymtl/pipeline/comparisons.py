@@ -15,7 +15,7 @@ from raymtl.config import Experiment
 from raymtl.data import Arrays, Source
 from raymtl.distributed.trainer import (
     gpus_per_worker,
-    machine_leaving,
+    is_machine_preempted,
 )
 from raymtl.evaluation.baselines import baselines, comparators, regret
 from raymtl.evaluation.evaluate import evaluate_folder
@@ -24,7 +24,7 @@ from raymtl.reporting.ray_metrics import observer
 from raymtl.reporting.terminal import View
 from raymtl.storage import formats
 from raymtl.storage.fence import PREFIX, Attempt, Superseded
-from raymtl.training.checkpointing import TrainContext
+from raymtl.training.context import TrainContext
 from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import DivergedError, UserError
 
@@ -177,9 +177,9 @@ def _train_here(tree: dict[str, Any], folder: Path, arrays: Arrays, cpus: float)
     torch.set_num_threads(max(1, int(cpus)))
     context = TrainContext(
         report=lambda metrics: None,
-        observe=observer(_name(folder), experiment.data.task_names),
+        log_step=observer(_name(folder), experiment.data.task_names),
         device=torch.device("cuda" if ray.get_gpu_ids() else "cpu"),
-        leaving=machine_leaving,
+        is_preempted=is_machine_preempted,
     )
     try:
         train_loop(experiment, arrays, local_batches(experiment, arrays), context, folder)

@@ -25,12 +25,12 @@ from raymtl.types import UserError
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
-KEPT = 2
-"""Checkpoints that stay: should the newest be damaged, there is the one before."""
+NUM_SAVED = 2
+"""How many checkpoints stay: where the newest is damaged, the one before is read."""
 
 
 class Progress(NamedTuple):
-    """Where a training stands. `task_axis` is kept so that a resumed run computes in the same way.
+    """Where a training stands. `task_axis` is saved so that a resumed run computes in the same way.
 
     `anchor` is what the model was at the step that the mode draws it to, empty where the mode does
     not. `rows` are the records of steps that are not in history.parquet yet.
@@ -81,7 +81,7 @@ def save(
 ) -> Path:
     """Publishes `checkpoints/step_N` of a model folder, its manifest written last.
 
-    Older ones go, all but `KEPT` with this one, and those that this attempt has `passed_over`, by
+    Older ones go, all but `NUM_SAVED` with this one, and those that this attempt has `passed_over`, by
     name. Raises Superseded, with nothing written or removed, where another attempt took the place
     of this one.
     """
@@ -100,7 +100,7 @@ def save(
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or _damage(folder) is not None:
             raise  # else another worker has written the same step meanwhile
-    older = sorted(other for other in root.glob("step_*") if other.name <= folder.name)[:-KEPT]
+    older = sorted(other for other in root.glob("step_*") if other.name <= folder.name)[:-NUM_SAVED]
     for old in {*older, *(root / name for name in passed_over)} - {folder}:
         attempt.remove(old)
     return folder
@@ -139,8 +139,8 @@ def _write(
     _synced(folder / MANIFEST)
 
 
-def is_kept(root: Path, step: int) -> bool:
-    """Whether there is a checkpoint of this step that is whole."""
+def is_saved(root: Path, step: int) -> bool:
+    """Whether the folder of checkpoints has one of this step that is not damaged."""
     return _damage(root / f"step_{step:08d}") is None
 
 

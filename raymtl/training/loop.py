@@ -13,17 +13,16 @@ from raymtl.data import Arrays
 from raymtl.data.episodes import build_episodes
 from raymtl.storage.fence import Superseded
 from raymtl.training import checkpoint
-from raymtl.training.checkpointing import (
-    ASK_S,
-    Begin,
-    CheckpointManager,
-    Recorder,
-    TrainContext,
-    begin,
-)
+from raymtl.training.checkpointing import CheckpointManager
+from raymtl.training.context import TrainContext
 from raymtl.training.heartbeat import Heartbeat, beating
+from raymtl.training.recorder import Recorder
+from raymtl.training.resume import StartingPoint, start_attempt
 from raymtl.training.stage import Stage, StepInput, lasting_prefixes
 from raymtl.types import DivergedError, MetaBatch, UserError
+
+ASK_S = 1.0
+"""How often all workers ask if one of them is about to be taken away, in seconds."""
 
 Batches = Callable[[int], Iterator[tuple[int, int, MetaBatch]]]
 """First step -> (step, share, this worker's episodes) of every step from there on."""
@@ -76,21 +75,21 @@ def train_loop(
 def _train(
     experiment: Experiment, arrays: Arrays, batches: Batches, context: TrainContext, folder: Path
 ) -> None:
-    begun = begin(folder, context)
+    begun = start_attempt(folder, context)
     if begun.saved:
         done, unwritten = checkpoint.steps_done(begun.saved)
     else:
         done, unwritten = 0, []
     recorder = Recorder(begun.attempt, done, unwritten, context)
     manager = CheckpointManager(experiment, begun, context, recorder)
-    context.rescued_by(manager.rescue)
+    context.register_emergency_hook(manager.emergency.write)
     with beating(recorder.heartbeat):
         inputs = _step_inputs(batches(done), context, recorder.heartbeat)
         _train_stages(arrays, inputs, begun, manager)
 
 
 def _train_stages(
-    arrays: Arrays, inputs: Iterator[StepInput], begun: Begin, manager: CheckpointManager
+    arrays: Arrays, inputs: Iterator[StepInput], begun: StartingPoint, manager: CheckpointManager
 ) -> None:
     """Trains what is left of the stages, one after the other."""
     done = manager.recorder.heartbeat.done
@@ -112,9 +111,9 @@ def _train_stages(
             stage.setup(carried, resume_from)
             params = _train_stage(stage, islice(inputs, config.stop - max(done, config.start)))
         except (DivergedError, UserError, Superseded):
-            raise  # of all workers alike, or there is nothing to keep
+            raise  # on all workers alike, or nothing may be written
         except Exception:
-            manager.rescue_in_turn()
+            manager.emergency.write_in_turn(manager.context.workers.rank)
             raise
 
 

@@ -21,7 +21,7 @@ from raymtl.step.meta_gradient import MetaGradient, meta_gradient, update_after_
 from raymtl.step.workers import COMMUNICATION
 from raymtl.training import checkpoint
 from raymtl.training.checkpoint import Progress, Saved
-from raymtl.training.checkpointing import CheckpointManager
+from raymtl.training.checkpointing import CheckpointManager, StepFlags
 from raymtl.training.outer_step import learning_rate, make_optimizer, move, select_moving
 from raymtl.types import DivergedError, MetaBatch, Params
 
@@ -110,7 +110,7 @@ class Stage:
             meta.grads[name] += pull * (self.params[name].detach() - value)
         moving = select_moving(self.algorithm, self.params, self.experiment.mode, step, meta)
         rate = learning_rate(self.experiment, step)
-        self.manager.moving()
+        self.manager.emergency.before_move()
         norm = move(self.optimizer, moving, meta, rate, settings.clip_norm)
         if self.experiment.weighting.needs_post_step_losses:
             update_after_step(self.algorithm, self.params, episodes, meta, workers, execution)
@@ -142,18 +142,12 @@ class Stage:
         done = inputs.step + 1
         self.manager.recorder.add(self._row(inputs, result, scores))
         progress = Progress(done, self.params, str(self.task_axis), self.anchor)
-        preempted = self.manager.keep(
-            self.algorithm,
-            self.optimizer,
-            progress,
-            self.is_scored(done),
-            self.is_scored(done + 1),
-            inputs.ask_preempted,
-        )
+        flags = StepFlags(self.is_scored(done), self.is_scored(done + 1), inputs.ask_preempted)
+        preempted = self.manager.after_step(self.algorithm, self.optimizer, progress, flags)
         if self.is_scored(done):
             self._report(done, scores)
         if preempted:
-            self.context.kept()
+            self.context.confirm_saved()
 
     def _row(self, inputs: StepInput, result: StepResult, scores: Scores) -> dict[str, Any]:
         now = time.perf_counter()

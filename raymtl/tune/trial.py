@@ -12,11 +12,11 @@ from raymtl import config
 from raymtl.cluster.capacity import Plan
 from raymtl.config import Experiment
 from raymtl.data import Arrays
-from raymtl.distributed.trainer import machine_leaving, train
+from raymtl.distributed.trainer import is_machine_preempted, train
 from raymtl.reporting.ray_metrics import observer
 from raymtl.storage import fence, formats
 from raymtl.training import checkpoint
-from raymtl.training.checkpointing import TrainContext
+from raymtl.training.context import TrainContext
 from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import DivergedError, UserError
 
@@ -56,7 +56,7 @@ def run_trial(
             tune.report,
             observer(name, chosen.data.task_names),
             device=device,
-            leaving=machine_leaving,
+            is_preempted=is_machine_preempted,
         )
         train_loop(chosen, arrays, local_batches(chosen, arrays), context, folder)
     except (DivergedError, UserError) as error:

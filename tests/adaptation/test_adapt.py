@@ -24,7 +24,8 @@ from raymtl.adaptation.transferred import load_network
 from raymtl.evaluation.evaluate import load_model
 from raymtl.learners import MAML
 from raymtl.reporting.terminal import View
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import UserError
 from tests.cli.test_cli import answer, mistake
 from tests.conftest import experiment

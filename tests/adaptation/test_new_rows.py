@@ -17,7 +17,8 @@ from raymtl.config import Experiment
 from raymtl.data import Files
 from raymtl.data.tables.new_rows import read_new_labels, read_unseen
 from raymtl.evaluation.evaluate import load_model
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import UserError
 from tests.cli.test_cli import answer, mistake
 from tests.data.own import write_csv, write_scenes

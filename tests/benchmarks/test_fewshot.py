@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks import omniglot, sinusoid
 from raymtl.evaluation.evaluate import evaluate, load_model
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 
 
 @pytest.mark.parametrize("row", sinusoid.ROWS)

@@ -17,7 +17,8 @@ from raymtl.cli import main
 from raymtl.data.episodes import build_episodes
 from raymtl.evaluation.evaluate import evaluate_folder, load_model
 from raymtl.storage import formats
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 from tests.conftest import experiment
 from tests.data.own import write_pictures
 

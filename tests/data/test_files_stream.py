@@ -19,7 +19,8 @@ from raymtl.data import Files
 from raymtl.data.episodes import build_episodes
 from raymtl.data.tables.stream_window import blocks_of
 from raymtl.training import loop
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import UserError
 from tests.conftest import experiment
 from tests.data.own import PICTURE_TASKS, write_csv, write_pictures

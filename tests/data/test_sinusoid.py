@@ -17,7 +17,8 @@ from raymtl.data.episodes import build_episodes, on_device
 from raymtl.evaluation.evaluate import evaluate, evaluate_folder, load_model
 from raymtl.reporting.html.pictures import pictures
 from raymtl.storage import formats
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import UserError
 from tests.conftest import experiment
 

@@ -24,7 +24,8 @@ from raymtl.step.meta_gradient import MetaGradient, meta_gradient
 from raymtl.step.workers import Workers
 from raymtl.storage import formats
 from raymtl.training import checkpoint, loop, stage
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import MetaBatch
 from tests.conftest import axes, experiment
 from tests.processes import run_on
@@ -142,7 +143,7 @@ def test_a_checkpoint_that_is_asked_for_is_of_the_step_that_was_just_made(
         raise Stopped
 
     context = TrainContext(
-        lambda scores: None, made.append, leaving=lambda: len(made) >= 3, kept=kept
+        lambda scores: None, made.append, is_preempted=lambda: len(made) >= 3, confirm_saved=kept
     )
     with pytest.raises(Stopped):
         train_loop(chosen, arrays, local_batches(chosen, arrays), context, tmp_path)
@@ -159,15 +160,15 @@ def elastic() -> Any:
 def test_a_worker_that_is_to_end_makes_no_step_after_its_checkpoint_and_another_goes_on(
     elastic,
 ) -> None:
-    pause = elastic.StopRequest()
-    pause.kept()  # of another reason: nobody asked
-    assert not pause.ask()
-    assert pause.asked
-    training = threading.Thread(target=pause.kept, daemon=True)
+    stop = elastic.StopRequest()
+    stop.confirm_saved()  # of another reason: nobody asked
+    assert not stop.request()
+    assert stop.is_requested
+    training = threading.Thread(target=stop.confirm_saved, daemon=True)
     training.start()
     training.join(0.5)
     assert training.is_alive()
-    assert pause.ask()
+    assert stop.request()
 
 
 @pytest.mark.parametrize("end", ["kept", "failed", "finished", "lost"])
@@ -188,7 +189,7 @@ def test_the_controller_waits_for_the_checkpoint_taking_reports_but_for_no_worke
                                finished=over and end == "finished")  # fmt: skip
 
     def execute_single(rank: int, asked: Any) -> bool:
-        assert (rank, asked) == (0, elastic.ask_for_pause)
+        assert (rank, asked) == (0, elastic.request_stop)
         if end == "lost" and len(polls) > 3:
             raise RayActorError
         return end == "kept" and len(polls) > 3
@@ -217,7 +218,7 @@ def test_the_controller_has_those_that_are_left_write_what_they_have(elastic, mo
             self.rank = rank
 
         def execute_async(self, what: Any) -> int:
-            assert what is elastic.rescue
+            assert what is elastic.write_emergency_checkpoint
             return self.rank
 
     def get(rank: int, timeout: float) -> bool:
@@ -238,10 +239,10 @@ def test_the_controller_has_those_that_are_left_write_what_they_have(elastic, mo
 
 
 def test_what_is_asked_for_is_what_the_training_gave(elastic) -> None:
-    pause = elastic.StopRequest()
-    assert pause.rescue()  # nothing is trained yet
-    pause.rescued_by(lambda: False)
-    assert not pause.rescue()
+    stop = elastic.StopRequest()
+    assert stop.write_emergency_checkpoint()  # nothing is trained yet
+    stop.register_emergency_hook(lambda: False)
+    assert not stop.write_emergency_checkpoint()
 
 
 STEPS, EVERY = 450, 200

@@ -17,7 +17,7 @@ import torch
 
 from raymtl.config import Experiment, parse
 from raymtl.distributed.connection import check_address, start_ray
-from raymtl.distributed.trainer import ensure_resources, machine_leaving, train
+from raymtl.distributed.trainer import ensure_resources, is_machine_preempted, train
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.storage import formats
 from raymtl.types import DivergedError, UserError
@@ -307,12 +307,12 @@ def test_an_address_where_something_else_listens_is_one_sentence_too(
 
 
 def test_a_machine_is_leaving_once_ray_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not machine_leaving()
+    assert not is_machine_preempted()
     here = ray.get_runtime_context().get_node_id()
     monkeypatch.setattr(
         ray._private.state.state, "get_draining_nodes", lambda: {"another": 0, here: 7}
     )
-    assert machine_leaving()
+    assert is_machine_preempted()
 
 
 @pytest.mark.parametrize(

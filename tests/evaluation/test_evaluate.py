@@ -9,7 +9,8 @@ from raymtl.evaluation.scores import validation_scores
 from raymtl.step.execution import ExecutionConfig
 from raymtl.step.workers import Workers
 from raymtl.storage import formats
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import Episode, UserError
 from tests.conftest import LEARNERS, axes, episodes_of, experiment
 

@@ -21,7 +21,8 @@ from raymtl.evaluation.held_out import held_out_split, scored
 from raymtl.evaluation.scores import refuse_unscored, validation_scores
 from raymtl.step.execution import ExecutionConfig
 from raymtl.step.workers import Workers
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import UserError
 from tests.data.own import write_parquet
 

@@ -15,7 +15,8 @@ from raymtl.learners.task_encoder import embedding, reconstruction_error, suppor
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.step.workers import Workers
 from raymtl.training import checkpoint
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import Batch, Episode, UserError, select
 from tests.conftest import axes, episodes_of, experiment, perturbed, with_missing_labels
 from tests.learners.laws import (

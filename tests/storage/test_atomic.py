@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 from raymtl.storage import atomic, formats
 from raymtl.storage.optuna_journal import Journal
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 from tests.conftest import axes
 
 

@@ -14,8 +14,13 @@ from raymtl.config import Experiment
 from raymtl.storage import atomic, formats
 from raymtl.storage.fence import Attempt, Superseded, claim
 from raymtl.storage.optuna_journal import Journal
-from raymtl.training import checkpoint, checkpointing
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training import checkpoint
+from raymtl.training.checkpointing import CheckpointManager
+from raymtl.training.context import TrainContext
+from raymtl.training.emergency import StepSnapshot
+from raymtl.training.loop import local_batches, train_loop
+from raymtl.training.recorder import Recorder
+from raymtl.training.resume import start_attempt
 from tests.conftest import axes
 
 WAIT_S = 60.0
@@ -322,17 +327,15 @@ def test_a_worker_that_wakes_rescues_nothing(arrays: Any, tmp_path: Path) -> Non
     algorithm = chosen.build()
     params = algorithm.init_params()
     context = TrainContext(lambda _: None, lambda _: None)
-    begun = checkpointing.begin(tmp_path, context)
-    keeper = checkpointing.CheckpointManager(
-        chosen, begun, context, checkpointing.Recorder(begun.attempt, 0, (), context)
-    )
+    start = start_attempt(tmp_path, context)
+    recorder = Recorder(start.attempt, 0, (), context)
+    manager = CheckpointManager(chosen, start, context, recorder)
     optimizer = torch.optim.SGD(params.values())
-    keeper.whole = checkpointing._Whole(
-        checkpoint.snapshot(algorithm), optimizer, checkpoint.Progress(2, params, "vmap")
-    )
+    progress = checkpoint.Progress(2, params, "vmap")
+    manager.emergency.take(StepSnapshot(checkpoint.snapshot(algorithm), optimizer, progress))
     train_loop(chosen, arrays, local_batches(chosen, arrays), context, tmp_path)
     before = state(tmp_path)
-    assert keeper.rescue()
+    assert manager.emergency.write()
     assert state(tmp_path) == before
 
 
@@ -351,7 +354,11 @@ def test_a_checkpoint_that_vanishes_before_it_is_read_is_chosen_anew(
 
     with pytest.raises(KeyboardInterrupt):
         train_loop(
-            chosen, arrays, local_batches(chosen, arrays), context._replace(observe=observe), folder
+            chosen,
+            arrays,
+            local_batches(chosen, arrays),
+            context._replace(log_step=observe),
+            folder,
         )
     choose, vanished = checkpoint.choose, []
 

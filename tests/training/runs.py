@@ -7,7 +7,8 @@ import numpy as np
 
 from raymtl.config import Experiment
 from raymtl.training import checkpoint
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 
 
 class Stopped(Exception):
@@ -45,6 +46,6 @@ def run(
             raise Stopped
 
     folder.mkdir(exist_ok=True)
-    context = TrainContext(report, observe, leaving=leaving)
+    context = TrainContext(report, observe, is_preempted=leaving)
     train_loop(chosen, arrays, local_batches(chosen, arrays), context, folder)
     return reports

@@ -25,8 +25,10 @@ from raymtl.storage import formats
 from raymtl.storage.fence import claim
 from raymtl.training import checkpoint, checkpointing, loop, stage
 from raymtl.training.checkpoint import Progress
-from raymtl.training.checkpointing import HALVED, Begin, CheckpointManager
-from raymtl.training.loop import Batches, TrainContext, train_loop
+from raymtl.training.checkpointing import HALVED, CheckpointManager, StepFlags
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import Batches, train_loop
+from raymtl.training.resume import StartingPoint
 from raymtl.types import UserError
 from tests.conftest import axes
 from tests.processes import new_process
@@ -166,15 +168,15 @@ def test_nothing_is_rescued_while_parameters_move(tmp_path) -> None:
     params = algorithm.init_params()
     optimizer = torch.optim.SGD(params.values(), lr=0.1)
     context = TrainContext(lambda scores: None, lambda row: None, Workers(0, 2))
-    begin = Begin(claim(tmp_path), None, ())
-    manager = CheckpointManager(chosen, begin, context, SimpleNamespace(unwritten=[]))
+    start = StartingPoint(claim(tmp_path), None, ())
+    manager = CheckpointManager(chosen, start, context, SimpleNamespace(unwritten=[]))
     for step in (1, 2):
-        manager.moving()
-        assert not manager.rescue()
+        manager.emergency.before_move()
+        assert not manager.emergency.write()
         progress = Progress(step, params, "vmap")
-        manager.keep(algorithm, optimizer, progress, with_scores=False, soon=False, ask=False)
+        manager.after_step(algorithm, optimizer, progress, StepFlags(False, False, False))
     assert steps(tmp_path) == []
-    assert manager.rescue()
+    assert manager.emergency.write()
     assert steps(tmp_path) == [2]
 
 
@@ -196,7 +198,7 @@ def test_cheap_checkpoints_repeat_at_most_one_step(arrays, tmp_path, monkeypatch
     assert not (tmp_path / "broken" / "history.parquet").exists()
     run(chosen, arrays, tmp_path / "broken")
     assert same(tmp_path / "straight", tmp_path / "broken")
-    assert len(steps(tmp_path / "broken")) == checkpoint.KEPT
+    assert len(steps(tmp_path / "broken")) == checkpoint.NUM_SAVED
 
 
 def test_leaving_machines_are_checkpointed_at_once(arrays, tmp_path, monkeypatch) -> None:
@@ -241,12 +243,12 @@ def train_on_one_of(
     workers = Workers(rank, size)
     silent = folder / "silent"
 
-    def asked_by_another(rescue: Callable[[], bool]) -> None:
+    def asked_by_another(write: Callable[[], bool]) -> None:
         def ask() -> None:
             while not silent.exists():
                 time.sleep(0.05)
             time.sleep(1 + 0.2 * rank)
-            os._exit(RESCUED if rescue() else UNSAVED)
+            os._exit(RESCUED if write() else UNSAVED)
 
         threading.Thread(target=ask, daemon=True).start()
 
@@ -262,7 +264,7 @@ def train_on_one_of(
 
         context = TrainContext(lambda scores: None, lambda row: None, workers)
         if lost_at is not None and rank < size - 1:
-            context = context._replace(rescued_by=asked_by_another)
+            context = context._replace(register_emergency_hook=asked_by_another)
         train_loop(chosen, arrays, shares(chosen, arrays, workers, lose), context, folder / name)
     dist.destroy_process_group()
 

@@ -14,7 +14,7 @@ from raymtl.adaptation.adapt import adapt_run
 from raymtl.adaptation.request import AdaptationRequest
 from raymtl.evaluation.evaluate import evaluate, load_model
 from raymtl.storage import formats
-from raymtl.training.checkpointing import TrainContext
+from raymtl.training.context import TrainContext
 from raymtl.training.loop import local_batches, train_loop
 
 EARLIER = Path(__file__).parent.parent / "earlier_run"

@@ -13,8 +13,9 @@ from raymtl.step.workers import COMMUNICATION, Workers
 from raymtl.storage import atomic, formats
 from raymtl.storage.fence import claim
 from raymtl.training import heartbeat
+from raymtl.training.context import TrainContext
 from raymtl.training.heartbeat import Heartbeat, StallMonitor
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.loop import local_batches, train_loop
 from tests.conftest import experiment
 
 

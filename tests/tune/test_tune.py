@@ -19,7 +19,8 @@ import yaml
 from raymtl.cluster.capacity import Plan, plan
 from raymtl.config import Experiment, load, parse
 from raymtl.storage import formats
-from raymtl.training.loop import TrainContext, local_batches, train_loop
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
 from raymtl.tune import Search, open_study, reports, scheduler, trial_rows, winner
 from raymtl.types import UserError
 from tests.conftest import experiment

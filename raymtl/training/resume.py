@@ -1,0 +1,109 @@
+"""Where an attempt at a training starts: at the newest checkpoint, on which all workers agree."""
+
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from raymtl.storage import atomic, fence, formats
+from raymtl.storage.fence import Attempt
+from raymtl.training import checkpoint
+from raymtl.training.checkpoint import Saved
+from raymtl.training.context import TrainContext
+from raymtl.types import UserError
+
+SEEN_S = 60.0
+"""How long one machine may see later than another what is on their storage."""
+
+
+class StartingPoint(NamedTuple):
+    """What an attempt at a training starts from."""
+
+    attempt: Attempt
+    saved: Saved | None
+    passed_over: tuple[str, ...]
+    """Names of what looked like newer checkpoints, on the first worker."""
+
+
+def start_attempt(folder: Path, context: TrainContext) -> StartingPoint:
+    """Claims a new attempt at the training of a model folder and reads its newest checkpoint.
+
+    The first worker chooses the checkpoint, and all workers agree on it and on the attempt. A
+    checkpoint that is gone before all have read it is replaced by another choice. The choice is
+    appended to resumes.jsonl. Raises UserError where a worker does not see the chosen checkpoint.
+    """
+    workers = context.workers
+    attempt = _agreed_attempt(folder, context)
+    while True:
+        if workers.rank == 0:
+            chosen = _chosen(attempt)
+        else:
+            chosen = checkpoint.Choice(None, {})
+        step = _from_the_first(checkpoint.step_of(chosen.folder) if chosen.folder else 0, context)
+        path = folder / checkpoint.FOLDER / f"step_{step:08d}"
+        if step:
+            saved = _read_when_seen(path, context)
+        else:
+            saved = None
+        if not step or _sum(saved is not None, context) == workers.size:
+            break
+        if _from_the_first(checkpoint.is_saved(path.parent, step), context):
+            raise UserError(
+                f"{path}: expected the checkpoint that the first worker sees on every machine, got "
+                f"none on one of them ({socket.gethostname()} tells it). `output` must be on "
+                "storage that all machines see."
+            )
+    if chosen.folder or chosen.passed_over:
+        told = list(chosen.passed_over.values())
+        about = {"from": chosen.folder.name if chosen.folder else None, "passed_over": told}
+        formats.append_row(folder / "resumes.jsonl", about, attempt.publish)
+        for sentence in told:
+            print(sentence, file=sys.stderr)
+    return StartingPoint(attempt, saved, tuple(chosen.passed_over))
+
+
+def _agreed_attempt(folder: Path, context: TrainContext) -> Attempt:
+    """Made by the first worker; the others wait for its folder when they first write."""
+    if context.workers.rank == 0:
+        made = fence.claim(folder)
+    else:
+        made = None
+    number = _from_the_first(made.number if made else 0, context)
+    return made or Attempt(folder, number)
+
+
+def _chosen(attempt: Attempt) -> checkpoint.Choice:
+    """What there is to go on from, looked up while the storage is there."""
+
+    def act() -> checkpoint.Choice:
+        chosen = checkpoint.choose(attempt.folder)
+        attempt.check()
+        return chosen
+
+    return atomic.patiently(attempt.folder, act, there=True)
+
+
+def _sum(value: int, context: TrainContext) -> int:
+    return int(context.workers.sum(torch.tensor(value, dtype=torch.int64, device=context.device)))
+
+
+def _from_the_first(value: int, context: TrainContext) -> int:
+    """What the first worker gives, on all workers."""
+    return _sum(int(value) if context.workers.rank == 0 else 0, context)
+
+
+def _read_when_seen(path: Path, context: TrainContext) -> Saved | None:
+    """A checkpoint that the first worker has chosen; None where it is gone, or not seen here in
+    time.
+    """
+    until = time.monotonic() + SEEN_S
+    while (
+        context.workers.rank > 0
+        and not (path / checkpoint.MANIFEST).exists()
+        and time.monotonic() < until
+    ):
+        time.sleep(0.5)
+    return checkpoint.read(path)
