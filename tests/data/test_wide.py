@@ -21,7 +21,8 @@ from raymtl.cli.columns import MOST_LINES, left_out, lines
 from raymtl.config import Experiment, load
 from raymtl.data import Files
 from raymtl.data.tables import wide
-from raymtl.data.tables.columns import encode_column, fit_column, role_of
+from raymtl.data.tables.column_numbers import encode_column, fit_column
+from raymtl.data.tables.column_roles import role_of
 from raymtl.data.tables.findings import is_constant
 from raymtl.encoders import MLPSpec
 from raymtl.encoders.base import Encoder

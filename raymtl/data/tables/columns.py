@@ -1,7 +1,5 @@
 """Columns of Arrow tables: which role they have, and how they become numbers."""
 
-import re
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymtl.data.tables.schema import FittedColumn, Role
 from raymtl.types import UserError
 
 SUFFIXES = (
@@ -96,33 +93,15 @@ def numbers(column: pa.ChunkedArray, name: str, locate_row: LocateRow) -> np.nda
     values = plain(column)
     kind = values.type
     if is_text(kind):
-        text = texts(values)
-        try:
-            values = pc.cast(text, pa.float64())
-        except pa.ArrowInvalid:
-            row = next(
-                row
-                for row, value in enumerate(text.to_pylist())
-                if value is not None and not _parses(value)
-            )
-            raise UserError(
-                f"{locate_row(row)}, column '{name}': expected a number, got {text[row].as_py()!r}."
-            ) from None
-    elif pa.types.is_time(kind):
-        values = pc.divide(pc.cast(pc.cast(values, pa.time64("us")), pa.int64()), 1e6)
-    elif pa.types.is_duration(kind):
-        values = pc.divide(pc.cast(pc.cast(values, pa.duration("us"), safe=False), pa.int64()), 1e6)
+        values = _numbers_in_texts(texts(values), name, locate_row)
     elif pa.types.is_temporal(kind):
-        values = pc.divide(
-            pc.cast(pc.cast(values, pa.timestamp("us"), safe=False), pa.int64()), DAY_US
-        )
+        values = _numbers_of_times(values)
+    elif pa.types.is_boolean(kind):
+        values = pc.cast(values, pa.uint8())
     elif not (is_number(kind) or pa.types.is_null(kind)):
         raise UserError(f"{locate_row(0)}, column '{name}': expected numbers, got {kind}.")
-    if pa.types.is_boolean(kind):
-        values = pc.cast(values, pa.uint8())
-    # Whole numbers beyond 2^53 become the nearest float64.
-    array: np.ndarray = pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    if pa.types.is_integer(kind) and _all_alike(array, values):
+    array = nearest(values)
+    if pa.types.is_integer(kind) and all_alike(array, values):
         raise UserError(
             f"{locate_row(0).rpartition(': ')[0]}: column '{name}': expected numbers that 64-bit "
             "floats tell apart, got whole numbers beyond 2^53 that differ by as little as they are "
@@ -132,7 +111,36 @@ def numbers(column: pa.ChunkedArray, name: str, locate_row: LocateRow) -> np.nda
     return array
 
 
-def _all_alike(array: np.ndarray, values: pa.Array) -> bool:
+def _numbers_in_texts(text: pa.Array, name: str, locate_row: LocateRow) -> pa.Array:
+    """The numbers that texts are written as. Raises UserError for a text that is none."""
+    try:
+        return pc.cast(text, pa.float64())
+    except pa.ArrowInvalid:
+        cells = enumerate(text.to_pylist())
+        row = next(row for row, value in cells if value is not None and not _parses(value))
+        raise UserError(
+            f"{locate_row(row)}, column '{name}': expected a number, got {text[row].as_py()!r}."
+        ) from None
+
+
+def _numbers_of_times(values: pa.Array) -> pa.Array:
+    """Times of the day and spans in seconds, moments in days since 1970."""
+    kind = values.type
+    if pa.types.is_time(kind):
+        return pc.divide(pc.cast(pc.cast(values, pa.time64("us")), pa.int64()), 1e6)
+    if pa.types.is_duration(kind):
+        return pc.divide(pc.cast(pc.cast(values, pa.duration("us"), safe=False), pa.int64()), 1e6)
+    micros = pc.cast(pc.cast(values, pa.timestamp("us"), safe=False), pa.int64())
+    return pc.divide(micros, DAY_US)
+
+
+def nearest(values: pa.Array) -> np.ndarray:
+    """The values as float64; whole numbers beyond 2^53 become the nearest one."""
+    array: np.ndarray = pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return array
+
+
+def all_alike(array: np.ndarray, values: pa.Array) -> bool:
     """Whether float64 rounds these whole numbers [N] by more than a thousandth of the distance
     between them.
     """
@@ -190,125 +198,6 @@ def named_files(values: pa.Array, endings: tuple[str, ...] = SUFFIXES) -> bool:
     return bool(ends) and sum(ends) >= 0.9 * len(ends)
 
 
-def role_of(column: pa.ChunkedArray, max_categories: int) -> tuple[Role | None, str]:
-    """The role that the values of a column speak for, or None and the reason why it is better left
-    out.
-    """
-    values = plain(column)
-    kind = values.type
-    if len(values) == values.null_count:
-        return None, "no values"
-    if is_bytes(kind):
-        if holds_pictures(values):
-            return ("picture", "")
-        return (None, "bytes that are neither pictures nor texts")
-    if is_list(kind):
-        lengths = pc.unique(pc.list_value_length(values.drop_null()))
-        if not is_number(kind.value_type):
-            return None, f"{kind}, no numbers"
-        if len(lengths) == 1 and lengths[0].as_py():
-            return ("vector", "")
-        return (None, "lists of different lengths")
-    if pa.types.is_struct(kind) or pa.types.is_map(kind) or not (is_number(kind) or is_text(kind)):
-        return None, f"{kind}, which is no number, text, list or picture"
-    different = pc.unique(texts(values)).drop_null()
-    missing = len(values) - len(texts(values).drop_null())
-    if len(different) == 0:
-        return None, "no values"
-    if len(different) == 1 and not missing:
-        return None, f"always {different[0].as_py()!r}"
-    if pa.types.is_integer(kind) and not missing and _counts_rows(values):
-        return None, "the number of the row"
-    if pa.types.is_integer(kind) and _all_alike(_nearest(values), values):
-        return (
-            None,
-            "whole numbers beyond 2^53 that differ less than 64-bit floats are exact: keys, "
-            "perhaps",
-        )
-    if is_number(kind):
-        if len(different) > 1:
-            return ("number", "")
-        return (None, f"always {different[0].as_py()!r}, or missing")
-    if named_files(texts(values)):
-        return "picture", ""
-    if len(different) <= max_categories and len(different) <= max(2, len(values) / 2):
-        return "category", ""
-    words = np.mean([len(text.split()) for text in different[:1000].to_pylist()])
-    if len(different) > 0.9 * len(values) and words < 2:
-        return None, "a name of the row: almost all are different"
-    return "text", ""
-
-
-def _nearest(values: pa.Array) -> np.ndarray:
-    array: np.ndarray = pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    return array
-
-
-def holds_pictures(values: pa.Array) -> bool:
-    """Whether some of the first of these bytes, or of the `bytes` in these structs, begin as
-    pictures do.
-    """
-    from raymtl.data.tables.pictures import is_picture
-
-    known = values.drop_null()[:20].to_pylist()
-    contents = [value.get("bytes") if isinstance(value, dict) else value for value in known]
-    if not any(contents):
-        return True  # names of pictures beside empty bytes
-    return any(is_picture(content) for content in contents if content)
-
-
-def _counts_rows(values: pa.Array) -> bool:
-    """Whether every whole number from the least to the largest is there once, in any order."""
-    ends = pc.min_max(values).as_py()
-    return len(values) > 2 and ends["max"] - ends["min"] + 1 == len(values) == len(
-        pc.unique(values)
-    )
-
-
-def fit_column(
-    column: pa.ChunkedArray,
-    name: str,
-    role: Role,
-    locate_row: LocateRow,
-    *,
-    max_categories: int,
-    text_size: int,
-) -> FittedColumn:
-    """What has to be known to encode the column, from the rows for training."""
-    if role == "picture":
-        return FittedColumn(column=name, role=role)
-    if role == "text":
-        return FittedColumn(column=name, role=role, size=text_size)
-    if role == "category":
-        counts = pc.value_counts(texts(column).drop_null()).to_pylist()
-        if len(counts) > max_categories:
-            # The frequent ones; all others are one.
-            counts = sorted(counts, key=lambda entry: (-entry["counts"], entry["values"]))[
-                :max_categories
-            ]
-        categories = in_order(entry["values"] for entry in counts)
-        return FittedColumn(column=name, role=role, size=len(categories) + 1, categories=categories)
-    if role == "vector":
-        values = vectors(column, name, locate_row)
-    else:
-        values = numbers(column, name, locate_row)
-    known = values[np.isfinite(values)]
-    if not known.size:
-        raise UserError(
-            f"{locate_row(0)}, column '{name}': expected numbers in the rows for training, got "
-            "none."
-        )
-    # A vector keeps its geometry: one mean and one spread for all of its numbers.
-    mean, std = moments(known)
-    return FittedColumn(
-        column=name,
-        role=role,
-        size=values.shape[1] if role == "vector" else 1,
-        mean=mean,
-        std=std or 1.0,
-    )
-
-
 def moments(values: np.ndarray) -> tuple[float, float]:
     """Mean and standard deviation of finite numbers; the latter is 0 where rounding alone makes
     them differ.
@@ -316,71 +205,9 @@ def moments(values: np.ndarray) -> tuple[float, float]:
     scale = float(np.abs(values).max()) or 1.0
     scaled = values / scale  # their squares could be too large otherwise
     mean, std = float(scaled.mean()), float(scaled.std())
-    return scale * mean, scale * std if std > 1e-12 * abs(mean) else 0.0
-
-
-def encode_column(
-    fitted: FittedColumn,
-    column: pa.ChunkedArray,
-    out: np.ndarray,
-    locate_row: LocateRow,
-    *,
-    impute: bool,
-) -> None:
-    """Writes the numbers of a column to `out` [N, size].
-
-    A missing number becomes the mean of the rows for training, 0 in their scale, where `impute`
-    allows it.
-    """
-    if fitted.role == "text":
-        out[:] = hashed(texts(column), fitted.size)
-        return
-    if fitted.role == "category":
-        index = pc.index_in(texts(column), value_set=pa.array(fitted.categories, pa.string()))
-        out[:] = 0
-        out[
-            np.arange(len(out)), pc.fill_null(index, fitted.size - 1).to_numpy(zero_copy_only=False)
-        ] = 1
-        return
-    name = fitted.column
-    if fitted.role == "vector":
-        values = vectors(column, name, locate_row, fitted.size)
-    else:
-        values = numbers(column, name, locate_row)[:, None]
-    if not np.isfinite(values.sum()):
-        gone = ~np.isfinite(values).all(1)
-        row = int(gone.argmax())
-        infinite = np.isinf(values).any(1)
-        if infinite.any():
-            row = int(infinite.argmax())
-            raise UserError(
-                f"{locate_row(row)}, column '{name}': expected a finite number, got "
-                f"{values[row].tolist()}."
-            )
-        if not impute:
-            raise UserError(
-                f"{locate_row(row)}, column '{name}': expected a number, got none "
-                f"({int(gone.sum())} such rows here). data.missing_inputs: mean takes the mean of "
-                "the rows for training; or leave the column away."
-            )
-        values = np.where(np.isnan(values), fitted.mean, values)
-    np.multiply(values - fitted.mean, 1 / fitted.std, out=out, casting="same_kind")
-
-
-def hashed(text: pa.Array, size: int) -> np.ndarray:
-    """Bags of words, [N, size] float32 of length 1: each word is counted in the place that its hash
-    says.
-    """
-    out = np.zeros((len(text), size), np.float32)
-    places: dict[str, int] = {}
-    for row, value in enumerate(text.to_pylist()):
-        for word in re.findall(r"\w+", (value or "").lower()):
-            place = places.get(word)
-            if place is None:
-                place = places[word] = zlib.crc32(word.encode()) % size
-            out[row, place] += 1
-    unit_rows: np.ndarray = out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1)
-    return unit_rows
+    if std <= 1e-12 * abs(mean):
+        std = 0.0
+    return scale * mean, scale * std
 
 
 def in_order(values: Any) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from raymtl.data.tables.boxes import encode_boxes
-from raymtl.data.tables.columns import encode_column
+from raymtl.data.tables.column_numbers import encode_column
 from raymtl.data.tables.dataset import TableDataset, TableRows
 from raymtl.data.tables.dense_labels import encode_maps
 from raymtl.data.tables.labels import encode_task

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from raymtl.data.tables.boxes import fit_boxes
-from raymtl.data.tables.columns import encode_column, fit_column, is_text, texts
+from raymtl.data.tables.column_numbers import encode_column, fit_column
+from raymtl.data.tables.columns import is_text, texts
 from raymtl.data.tables.dataset import TableDataset
 from raymtl.data.tables.dense_labels import fit_maps
 from raymtl.data.tables.findings import copy_notes, label_notes

@@ -11,15 +11,8 @@ import pyarrow as pa
 
 from raymtl.data.tables.blocks import Reading
 from raymtl.data.tables.boxes import Boxes, holds_boxes, read_boxes, sources_of
-from raymtl.data.tables.columns import (
-    holds_pictures,
-    is_bytes,
-    is_list,
-    is_text,
-    named_files,
-    plain,
-    texts,
-)
+from raymtl.data.tables.column_roles import holds_pictures
+from raymtl.data.tables.columns import is_bytes, is_list, is_text, named_files, plain, texts
 from raymtl.data.tables.dense_labels import UnreadMap, array_of, array_of_lists
 from raymtl.data.tables.paths import (
     MAPS,

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from raymtl.data.tables.column_names import label_columns
-from raymtl.data.tables.columns import LocateRow, numbers, role_of, texts
+from raymtl.data.tables.column_roles import role_of
+from raymtl.data.tables.columns import LocateRow, numbers, texts
 from raymtl.data.tables.dataset import TableDataset, TableRows
 from raymtl.data.tables.findings import (
     NAMED,

@@ -1,0 +1,121 @@
+"""Columns of inputs as numbers: what has to be known for it, and the numbers."""
+
+import re
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymtl.data.tables.columns import LocateRow, in_order, moments, numbers, texts, vectors
+from raymtl.data.tables.schema import FittedColumn, Role
+from raymtl.types import UserError
+
+
+def fit_column(
+    column: pa.ChunkedArray,
+    name: str,
+    role: Role,
+    locate_row: LocateRow,
+    *,
+    max_categories: int,
+    text_size: int,
+) -> FittedColumn:
+    """What has to be known to encode the column, from the rows for training."""
+    if role == "picture":
+        return FittedColumn(column=name, role=role)
+    if role == "text":
+        return FittedColumn(column=name, role=role, size=text_size)
+    if role == "category":
+        categories = _categories(column, max_categories)
+        return FittedColumn(column=name, role=role, size=len(categories) + 1, categories=categories)
+    size = 1
+    if role == "vector":
+        values = vectors(column, name, locate_row)
+        size = values.shape[1]
+    else:
+        values = numbers(column, name, locate_row)
+    known = values[np.isfinite(values)]
+    if not known.size:
+        raise UserError(
+            f"{locate_row(0)}, column '{name}': expected numbers in the rows for training, got "
+            "none."
+        )
+    # A vector keeps its geometry: one mean and one spread for all of its numbers.
+    mean, std = moments(known)
+    return FittedColumn(column=name, role=role, size=size, mean=mean, std=std or 1.0)
+
+
+def _categories(column: pa.ChunkedArray, max_categories: int) -> tuple[str, ...]:
+    """The different texts of a column; of too many the frequent ones, and all others are one."""
+    counts = pc.value_counts(texts(column).drop_null()).to_pylist()
+    if len(counts) > max_categories:
+        counts = sorted(counts, key=lambda entry: (-entry["counts"], entry["values"]))
+    return in_order(entry["values"] for entry in counts[:max_categories])
+
+
+def encode_column(
+    fitted: FittedColumn,
+    column: pa.ChunkedArray,
+    out: np.ndarray,
+    locate_row: LocateRow,
+    *,
+    impute: bool,
+) -> None:
+    """Writes the numbers of a column to `out` [N, size].
+
+    A missing number becomes the mean of the rows for training, 0 in their scale, where `impute`
+    allows it. Raises UserError for infinite numbers, and for missing ones else.
+    """
+    if fitted.role == "text":
+        out[:] = hashed(texts(column), fitted.size)
+        return
+    if fitted.role == "category":
+        index = pc.index_in(texts(column), value_set=pa.array(fitted.categories, pa.string()))
+        codes = pc.fill_null(index, fitted.size - 1).to_numpy(zero_copy_only=False)
+        out[:] = 0
+        out[np.arange(len(out)), codes] = 1
+        return
+    if fitted.role == "vector":
+        values = vectors(column, fitted.column, locate_row, fitted.size)
+    else:
+        values = numbers(column, fitted.column, locate_row)[:, None]
+    if not np.isfinite(values.sum()):
+        _check_finite(values, fitted.column, locate_row, impute=impute)
+        values = np.where(np.isnan(values), fitted.mean, values)
+    np.multiply(values - fitted.mean, 1 / fitted.std, out=out, casting="same_kind")
+
+
+def _check_finite(values: np.ndarray, name: str, locate_row: LocateRow, *, impute: bool) -> None:
+    """Raises UserError for infinite numbers in [N, size], and for missing ones unless `impute`."""
+    infinite = np.isinf(values).any(1)
+    if infinite.any():
+        row = int(infinite.argmax())
+        raise UserError(
+            f"{locate_row(row)}, column '{name}': expected a finite number, got "
+            f"{values[row].tolist()}."
+        )
+    if impute:
+        return
+    missing = ~np.isfinite(values).all(1)
+    raise UserError(
+        f"{locate_row(int(missing.argmax()))}, column '{name}': expected a number, got none "
+        f"({int(missing.sum())} such rows here). data.missing_inputs: mean takes the mean of "
+        "the rows for training; or leave the column away."
+    )
+
+
+def hashed(text: pa.Array, size: int) -> np.ndarray:
+    """Bags of words, [N, size] float32 of length 1: each word is counted in the place that its hash
+    says.
+    """
+    out = np.zeros((len(text), size), np.float32)
+    places: dict[str, int] = {}
+    for row, value in enumerate(text.to_pylist()):
+        for word in re.findall(r"\w+", (value or "").lower()):
+            place = places.get(word)
+            if place is None:
+                place = places[word] = zlib.crc32(word.encode()) % size
+            out[row, place] += 1
+    unit_rows: np.ndarray = out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1)
+    return unit_rows
