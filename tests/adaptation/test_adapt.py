@@ -111,7 +111,7 @@ for run in sys.argv[1:]:
 """
 
 
-def test_another_process_adapts_and_predicts_to_the_last_bit_what_this_one_does(
+def test_another_process_adapts_bit_identically(
     arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     """Of every kind of learner: gradient steps, prototypes, a displacement, a context; parameters from memory here."""
@@ -160,7 +160,7 @@ torch.save(network(torch.rand(5, 1, 16, 16)), "said.pt")
 """
 
 
-def test_another_process_carries_to_a_new_task_and_predicts_to_the_last_bit_what_this_one_does(
+def test_another_process_transfers_bit_identically(
     run: Path, arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     file = new_task(tmp_path / "mine.parquet", arrays)
@@ -196,7 +196,7 @@ BLOCKS = [
     [(BLOCKS[0], {"encoder__hidden": [192, 64]}), (BLOCKS[1], {"encoder__name": "conv"})],
     ids=["mlp", "conv"],
 )
-def test_the_lines_of_the_docs_load_the_result_where_raymtl_is_not_installed(
+def test_the_docs_load_results_without_raymtl(
     block: str, encoder: dict[str, Any], arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     run = trained(tmp_path / "runs" / "quickstart", arrays, **encoder)
@@ -216,7 +216,7 @@ def test_the_lines_of_the_docs_load_the_result_where_raymtl_is_not_installed(
     assert said.std() > 0
 
 
-def test_an_episode_is_learned_from_its_support_set_and_scored_by_its_query_set(
+def test_queries_score_what_supports_teach(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = answer(
@@ -285,9 +285,8 @@ def test_numbers_come_back_in_their_own_unit(
 
 
 @pytest.mark.parametrize("adapt_teacher", [False, True])
-def test_a_student_of_another_kind_learns_a_task_that_the_run_has(
-    adapt_teacher: bool, run: Path
-) -> None:
+def test_a_student_may_have_another_kind(adapt_teacher: bool, run: Path) -> None:
+    """It learns a task that the run has."""
     values = {"student__name": "conv", "student__channels": [4], "adapt_teacher": adapt_teacher}
     told = carried(run, "target", None, f"student-{adapt_teacher}", 2, **values)
     saved = load_file(Path(told["folder"]) / "model.safetensors")
@@ -314,9 +313,10 @@ def test_another_architecture_is_built_again_from_its_folder(
     assert network(torch.rand(2, 1, 16, 16)).shape == (2, 3)
 
 
-def test_nothing_is_written_over_and_a_failure_leaves_nothing(
+def test_transfer_overwrites_nothing(
     run: Path, arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
+    """A failure leaves nothing."""
     file = new_task(tmp_path / "twice.parquet", arrays)
     first = carried(run, "feature", file)["folder"]
     stamp = (Path(first) / "model.safetensors").read_bytes()
@@ -465,7 +465,7 @@ def test_transfers_that_cannot_be_are_refused(
     assert set((run / "adapted").glob("*")) == before
 
 
-def test_a_new_task_cannot_be_told_by_a_teacher_that_does_not_know_it(
+def test_teachers_cannot_teach_unknown_tasks(
     run: Path, arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     file = new_task(tmp_path / "mine.parquet", arrays)
@@ -516,7 +516,7 @@ def test_a_norm_whose_predictions_hang_together_is_refused(
         carried(run, "target", student=norm if section == "student" else {"name": "mlp"})
 
 
-def test_a_model_that_predicts_through_its_learner_is_refused(
+def test_models_predicting_by_their_learner_are_refused(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = MAML.predict
@@ -526,9 +526,10 @@ def test_a_model_that_predicts_through_its_learner_is_refused(
         carried(run, "feature")
 
 
-def test_tasks_with_inputs_of_their_own_are_carried_from_and_to(
+def test_tasks_with_own_inputs_are_transferred(
     arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
+    """From and to."""
     mixed = {"data__name": "several", "data__episodes": "together", "encoder__hidden": [6]}
     chosen = experiment(**mixed, train__steps=2, train__eval_every=2)
     folder = tmp_path / "several" / "best"

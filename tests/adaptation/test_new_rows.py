@@ -93,7 +93,8 @@ def predictions(told: dict) -> list[dict]:
     return pq.read_table(Path(told["folder"]) / "predictions.parquet").to_pylist()
 
 
-def test_rows_are_encoded_as_those_of_the_run_whatever_else_is_in_their_file(home: Path) -> None:
+def test_new_rows_are_encoded_as_the_runs(home: Path) -> None:
+    """Whatever else is in their file."""
     source = load_model(home / "run" / "best")[0].data
     assert isinstance(source, Files)
     arrays = source.load()
@@ -112,7 +113,8 @@ def test_rows_are_encoded_as_those_of_the_run_whatever_else_is_in_their_file(hom
     assert found.classes["state"] == ("poor", "fair", "good")
 
 
-def test_rows_without_labels_are_predicted_in_their_own_units_and_names(home: Path) -> None:
+def test_unlabelled_rows_are_predicted_in_their_units(home: Path) -> None:
+    """And in the names of their classes."""
     told = adapt_run(AdaptationRequest(home / "run", support_file(home / "new.csv")), 3)
     assert (told["support_examples"], told["predicted_examples"], told["scores"]) == (20, 10, {})
     rows = predictions(told)
@@ -131,7 +133,7 @@ def test_rows_without_labels_are_predicted_in_their_own_units_and_names(home: Pa
     assert [row["rent.before"] for row in rows] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
-def test_a_query_file_is_predicted_and_scored_by_the_labels_that_it_has(home: Path) -> None:
+def test_a_query_file_is_scored_by_its_labels(home: Path) -> None:
     support = support_file(home / "s.csv")
     bare = support_file(home / "q.csv", without=tuple(TASKS))
     told = adapt_run(AdaptationRequest(home / "run", support, bare, name="bare"))
@@ -194,7 +196,7 @@ def things(path: Path, names: tuple[str, ...], each: int = 4, labelled: bool = T
     )
 
 
-def test_classes_that_no_run_has_seen_are_learned_from_a_few_rows_of_each(kinds: Path) -> None:
+def test_unseen_classes_are_learned_from_few_rows(kinds: Path) -> None:
     support = things(kinds / "s.csv", ("unicorn", "griffin", "basilisk"))
     query = things(kinds / "q.csv", ("unicorn", "griffin", "basilisk"), each=5)
     told = adapt_run(AdaptationRequest(kinds / "run", support, query))
@@ -244,7 +246,7 @@ def test_pictures_with_masks_are_adapted_to_and_predicted(tmp_path: Path) -> Non
     assert np.flatnonzero(~found.masks["mask"]).tolist() == [2, 7]  # as its table leaves them away
 
 
-def test_a_new_task_of_twenty_rows_takes_one_command(
+def test_a_new_task_takes_one_command(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whether a flat is large, in words, is nothing that the run was trained on."""
@@ -280,7 +282,7 @@ def test_a_new_task_of_twenty_rows_takes_one_command(
     assert [row["fits.after"] for row in predictions(json.loads(out))] == ["small", "large"]
 
 
-def test_numbers_of_a_new_task_are_read_as_numbers(home: Path) -> None:
+def test_a_new_tasks_numbers_are_numbers(home: Path) -> None:
     source = load_model(home / "run" / "best")[0].data
     write_csv(
         home / "age.csv", {"city": ["Bonn", "Kiel"], "size (m2)": [50, 60], "age": [12.5, None]}
@@ -311,7 +313,7 @@ def test_numbers_of_a_new_task_are_read_as_numbers(home: Path) -> None:
         ),
     ],
 )
-def test_files_that_do_not_fit_are_refused_in_a_sentence(
+def test_unfit_files_are_refused_in_one_sentence(
     home: Path, changes: dict[str, Any], says: str
 ) -> None:
     without = tuple(name for name, values in changes.items() if values is None)
@@ -322,9 +324,10 @@ def test_files_that_do_not_fit_are_refused_in_a_sentence(
         adapt_run(AdaptationRequest(home / "run", file))
 
 
-def test_a_query_takes_a_support_set_and_a_new_task_a_column(
+def test_a_query_needs_a_support_set(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A new task needs a column."""
     assert "--query: expected --support beside it" in mistake(
         monkeypatch, capsys, "adapt", str(home / "run"), "--query", str(home / "flats.csv")
     )

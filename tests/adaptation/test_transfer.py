@@ -61,7 +61,7 @@ def state(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.named_parameters()}
 
 
-def test_feature_transfer_gives_the_body_no_gradient_and_leaves_it_to_the_bit() -> None:
+def test_feature_transfer_leaves_the_body_bit_identical() -> None:
     source = teacher()
     before = state(source.body)
     result = FeatureTransfer(optimiser=ROUGH).fit(source, blobs())
@@ -75,7 +75,7 @@ def test_feature_transfer_gives_the_body_no_gradient_and_leaves_it_to_the_bit() 
 
 
 @pytest.mark.usefixtures("float64")
-def test_feature_transfer_of_numbers_tends_to_least_squares_on_the_features() -> None:
+def test_feature_transfer_tends_to_least_squares() -> None:
     source, examples = teacher(), curve()
     settings = Optimiser(lr=0.05, steps=1500, batch_size=1000)
     way = FeatureTransfer(optimiser=settings, held_out=0, task=NewTask(kind="regression"))
@@ -92,9 +92,10 @@ def test_feature_transfer_of_numbers_tends_to_least_squares_on_the_features() ->
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_an_infinite_l2_sp_keeps_the_trained_body_to_the_bit_and_still_trains_the_head(
+def test_infinite_l2_sp_trains_the_head_alone(
     name: str,
 ) -> None:
+    """The body stays the same to the bit."""
     source = teacher()
     settings = ROUGH.model_copy(update={"name": name})
     result = ModelTransfer(l2_sp=1e30, optimiser=settings).fit(source, blobs())
@@ -127,7 +128,8 @@ def test_without_l2_sp_it_is_plain_fine_tuning(name: str, lr: float) -> None:
 
 
 @pytest.mark.usefixtures("float64")
-def test_the_gradient_of_the_penalty_is_twice_lambda_times_the_distance() -> None:
+def test_the_penaltys_gradient_is_the_papers() -> None:
+    """Twice lambda times the distance."""
     start, value = torch.randn(5), torch.randn(5).requires_grad_()
     (gradient,) = torch.autograd.grad(Anchor(start, 0.3).penalty(value), value)
     torch.testing.assert_close(gradient, 0.6 * (value.detach() - start), rtol=1e-14, atol=0)
@@ -150,7 +152,7 @@ class Point(nn.Module):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("name", "lr"), [("sgd", 0.05), ("adam", 0.02)])
 @pytest.mark.parametrize("strength", [0.0, 0.3, 50.0])
-def test_descent_with_an_anchor_ends_where_both_gradients_cancel(
+def test_anchored_descent_ends_where_gradients_cancel(
     name: str, lr: float, strength: float
 ) -> None:
     """(A + 2 lambda I) w = A a + 2 lambda w_0, for both optimisers, at strengths that would make plain SGD diverge."""
@@ -165,7 +167,7 @@ def test_descent_with_an_anchor_ends_where_both_gradients_cancel(
 
 
 @pytest.mark.usefixtures("float64")
-def test_one_sgd_step_with_an_anchor_is_the_proximal_step() -> None:
+def test_an_anchored_sgd_step_is_proximal() -> None:
     point, lr, strength = Point(), 0.07, 2.0
     point.w.data += 0.5
     at = point.w.detach().clone()
@@ -213,9 +215,8 @@ def test_distillation_that_does_not_listen_is_cross_entropy() -> None:
 
 
 @pytest.mark.usefixtures("float64")
-def test_distillation_is_the_kullback_leibler_divergence_times_the_square_of_the_temperature() -> (
-    None
-):
+def test_distillation_is_the_scaled_kl_divergence() -> None:
+    """Times the square of the temperature."""
     s, t = torch.randn(2, 7, 4)
     for temperature in (0.5, 1.0, 3.0):
         p, q = (
@@ -229,7 +230,7 @@ def test_distillation_is_the_kullback_leibler_divergence_times_the_square_of_the
 
 
 @pytest.mark.usefixtures("float64")
-def test_at_high_temperature_its_gradient_is_that_of_matching_centred_logits() -> None:
+def test_hot_distillation_matches_centred_logits() -> None:
     s, t = torch.randn(2, 5, 4)
     errors = []
     for temperature in (1.0, 10.0, 100.0, 1000.0):
@@ -241,7 +242,8 @@ def test_at_high_temperature_its_gradient_is_that_of_matching_centred_logits() -
     assert all(later < 0.2 * earlier for earlier, later in itertools.pairwise(errors))
 
 
-def test_a_student_that_only_listens_learns_what_its_teacher_says_and_not_the_labels() -> None:
+def test_distilled_students_ignore_the_labels() -> None:
+    """Where they only listen to the teacher."""
     examples = blobs()
     wrong = (examples.targets + 1) % 3
     source = teacher(lambda inputs: 8 * F.one_hot((_nearest(inputs, examples) + 1) % 3, 3).float())
@@ -258,7 +260,8 @@ def _nearest(inputs: Tensor, examples: Examples) -> Tensor:
     return examples.targets[torch.cdist(inputs, examples.inputs).argmin(1)]
 
 
-def test_a_student_of_numbers_comes_to_its_teacher_in_the_unit_of_the_target() -> None:
+def test_regression_students_reach_their_teacher() -> None:
+    """In the unit of the target."""
     examples = curve()
     source = teacher(lambda inputs: 100 + 7 * inputs[:, 2])
     way = TargetTransfer(
@@ -271,7 +274,7 @@ def test_a_student_of_numbers_comes_to_its_teacher_in_the_unit_of_the_target() -
     assert (said - 100 - 7 * examples.inputs[:, 2]).abs().mean() < 1.0
 
 
-def test_matching_features_draws_the_student_to_what_predicts_the_teachers() -> None:
+def test_matching_features_makes_teachers_predictable() -> None:
     """By how well a linear map of the student's features gives the teacher's, which another space cannot be read off."""
     examples = blobs(120)
     source = teacher()
@@ -290,7 +293,7 @@ def test_matching_features_draws_the_student_to_what_predicts_the_teachers() -> 
     assert unexplained[0.9] < 0.7 * unexplained[0.0]
 
 
-def test_selection_takes_the_look_with_the_lowest_loss_on_what_was_held_out() -> None:
+def test_selection_takes_the_lowest_held_out_loss() -> None:
     seen: list[dict] = []
     way = ModelTransfer(l2_sp=0, optimiser=Optimiser(lr=0.05, steps=60, look_every=7))
     result = way.fit(teacher(), blobs(30), seen.append)
@@ -307,7 +310,7 @@ def test_selection_takes_the_look_with_the_lowest_loss_on_what_was_held_out() ->
     assert [row["step"] for row in seen] == list(range(1, 61))
 
 
-def test_what_is_held_out_has_no_say_in_the_training() -> None:
+def test_held_out_examples_train_nothing() -> None:
     examples = blobs(40)
     way = FeatureTransfer(optimiser=ROUGH)
     first = way.fit(teacher(), examples)
@@ -318,7 +321,8 @@ def test_what_is_held_out_has_no_say_in_the_training() -> None:
     ]
 
 
-def test_the_split_leaves_every_class_and_depends_on_the_seed_alone() -> None:
+def test_the_split_leaves_every_class() -> None:
+    """It depends on the seed alone."""
     examples = blobs(20, 9)
     train, held = split(examples, 0.4, 3, NewTask().task_kind)
     assert set(train.targets.tolist()) == set(range(9))
@@ -344,7 +348,7 @@ def test_losses_are_what_they_say() -> None:
     )
 
 
-def test_the_same_seed_gives_the_same_network_and_another_seed_another() -> None:
+def test_the_seed_decides_the_network() -> None:
     fits = [
         FeatureTransfer(optimiser=ROUGH.model_copy(update={"seed": seed})).fit(teacher(), blobs())
         for seed in (0, 0, 1)
@@ -414,7 +418,7 @@ X = torch.zeros(6, DIM)
         ),
     ],
 )  # fmt: skip
-def test_examples_that_do_not_fit_are_refused_with_the_reason(
+def test_unfit_examples_are_refused_with_the_reason(
     way: Transfer, source: Teacher, examples: Examples, says: str
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -462,9 +466,7 @@ def test_examples_that_do_not_fit_are_refused_with_the_reason(
         ("feature", {"optimiser.lr": float("inf")}, "--set optimiser.lr: expected a finite number"),
     ],
 )
-def test_values_that_cannot_be_are_refused_by_their_dotted_names(
-    way: str, values: dict[str, Any], says: str
-) -> None:
+def test_impossible_values_name_their_key(way: str, values: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_transfer(way, values)
     assert says in str(caught.value)
