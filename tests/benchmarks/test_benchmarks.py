@@ -45,7 +45,8 @@ def own_inputs() -> Dataset:
     return tabular.with_own_inputs("made_up", rows, seed=1)
 
 
-def test_the_parts_of_a_split_are_disjoint_and_together_everything_and_keep_groups_whole() -> None:
+def test_splits_are_disjoint_and_complete() -> None:
+    """They keep groups whole."""
     group = np.random.default_rng(0).integers(0, 20, 200)
     parts = tabular.split_rows(group, np.random.default_rng(1))
     assert sorted(np.concatenate(parts)) == list(range(200))
@@ -58,7 +59,7 @@ def test_a_split_into_an_empty_part_is_refused() -> None:
         tabular.split_rows(np.zeros(50), np.random.default_rng(0))
 
 
-def test_inputs_and_targets_are_standardised_by_the_training_rows_alone() -> None:
+def test_training_rows_alone_standardise() -> None:
     data = shared_inputs()
     assert isinstance(data.train.inputs, Tensor) and isinstance(data.test.inputs, Tensor)
     moving = data.train.inputs[:, :3]
@@ -74,7 +75,8 @@ def test_inputs_and_targets_are_standardised_by_the_training_rows_alone() -> Non
         torch.testing.assert_close(loss_of_the_mean, torch.tensor(1.0))
 
 
-def test_own_inputs_share_one_scale_but_every_task_has_its_own_targets() -> None:
+def test_own_inputs_share_one_scale() -> None:
+    """Every task has its own targets."""
     data = own_inputs()
     assert [len(own) for own in data.train.inputs.values()] == [12, 18, 30]  # type: ignore[union-attr]
     joint = torch.cat(list(data.train.inputs.values()))  # type: ignore[union-attr]
@@ -106,12 +108,13 @@ def test_recordings_of_a_day_are_one_visit() -> None:
     assert tabular.visits(day).tolist() == [2, 1, 1, 0, 2, 1]
 
 
-def test_evenly_takes_distinct_indices_and_no_more_than_there_are() -> None:
+def test_evenly_takes_distinct_indices() -> None:
+    """No more than there are."""
     assert tabular.evenly(139, 3) == [0, 46, 92]
     assert tabular.evenly(4, 10) == [0, 1, 2, 3]
 
 
-def test_arff_files_are_read_with_the_last_columns_as_targets(tmp_path: Path) -> None:
+def test_arffs_last_columns_are_targets(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     names = "\n".join(f"@attribute a{i} numeric" for i in range(10))
     table = rng.normal(size=(30, 10))
@@ -150,7 +153,8 @@ def test_every_method_tries_as_many_different_settings(method: str) -> None:
     assert sharing.settings(method, data.tasks, 0, TINY) == found[:2]
 
 
-def test_scalarization_tries_equal_weights_first_and_simplex_points_after() -> None:
+def test_scalarization_tries_equal_weights_first() -> None:
+    """Then points of the simplex."""
     first, *_, last = sharing.settings(sharing.SCALARIZED, own_inputs().tasks, 0, Protocol())
     assert first.weighting.weights == {}  # type: ignore[attr-defined]
     assert math.isclose(sum(last.weighting.weights.values()), 1)  # type: ignore[attr-defined]
@@ -158,7 +162,7 @@ def test_scalarization_tries_equal_weights_first_and_simplex_points_after() -> N
 
 @pytest.mark.parametrize("method", sharing.METHODS)
 @pytest.mark.parametrize("make", [shared_inputs, own_inputs])
-def test_every_method_trains_or_is_refused_with_a_reason(
+def test_every_method_trains_or_says_why(
     method: str, make: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = make()  # type: ignore[operator]
@@ -186,7 +190,7 @@ def test_single_tasks_learn_each_as_if_alone() -> None:
     assert changed[1] != both[1]
 
 
-def test_the_test_rows_have_no_say_in_what_is_chosen() -> None:
+def test_rows_choose_nothing() -> None:
     data = shared_inputs()
     setting = sharing.settings("hard", data.tasks, 0, TINY)[0]
     other = data._replace(test=Batch(data.test.inputs * 100, data.test.targets, {}))  # type: ignore[operator]
@@ -195,7 +199,7 @@ def test_the_test_rows_have_no_say_in_what_is_chosen() -> None:
     assert one._replace(test=[]) == two._replace(test=[])
 
 
-def test_training_lowers_the_error_well_below_that_of_the_mean() -> None:
+def test_training_beats_the_mean() -> None:
     long = TINY.model_copy(update={"steps": {"made_up": 150}, "hidden": (16, 16)})
     setting = sharing.settings("hard", shared_inputs().tasks, 0, TINY)[1]
     assert max(sharing.train(shared_inputs(200), setting, long, 0).test) < 0.3
@@ -214,7 +218,7 @@ def test_the_error_is_the_rmse_in_training_spreads() -> None:
         torch.testing.assert_close(found[index], (rmse / spread).to(found.dtype), rtol=1e-4, atol=0)
 
 
-def test_a_run_too_slow_for_its_limit_is_given_up() -> None:
+def test_runs_beyond_their_limit_are_given_up() -> None:
     data = shared_inputs()
     long = TINY.model_copy(update={"steps": {"made_up": 100_000}})
     with pytest.raises(TimeoutError, match="ms a step"):
@@ -225,7 +229,8 @@ def row(dataset: str, seed: int, method: str, **test: float) -> dict[str, object
     return {"dataset": dataset, "seed": seed, "method": method, "test": test}
 
 
-def test_deltas_and_ranks_are_averaged_within_a_data_set_first() -> None:
+def test_deltas_average_within_data_sets_first() -> None:
+    """Ranks too."""
     rows = [
         row("one", 0, SINGLE, a=1.0, b=2.0),
         row("one", 0, "hard", a=0.5, b=1.0),
@@ -302,9 +307,7 @@ needs_data = pytest.mark.skipif(not FOLDER.is_dir(), reason="$RAYMTL_DATA/tabula
         ("parkinsons", 42, 5875),
     ],
 )
-def test_the_real_files_hold_as_many_tasks_and_rows_as_published(
-    name: str, num_tasks: int, rows: int
-) -> None:
+def test_real_files_have_the_published_size(name: str, num_tasks: int, rows: int) -> None:
     data = tabular.LOADERS[name](FOLDER, 0, 1000)
     assert len(data.tasks) == num_tasks
     found = [
@@ -317,7 +320,8 @@ def test_the_real_files_hold_as_many_tasks_and_rows_as_published(
 
 @needs_data
 @pytest.mark.slow
-def test_the_quick_run_prints_a_table_and_resumes_what_it_wrote(tmp_path: Path) -> None:
+def test_the_quick_run_resumes(tmp_path: Path) -> None:
+    """It prints a table."""
     command = [
         sys.executable,
         "-m",

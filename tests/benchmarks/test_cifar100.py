@@ -51,7 +51,7 @@ def _few(root, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYMTL_DATA", str(root))
 
 
-def test_every_method_and_protocol_is_a_configuration_that_can_run(
+def test_every_method_and_protocol_can_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.undo()  # the protocols ask for more pictures than the small folder has
@@ -73,9 +73,8 @@ def test_every_method_and_protocol_is_a_configuration_that_can_run(
             assert chosen.sharing.name == {SINGLE: "soft"}.get(method, method.partition(",")[0])
 
 
-def test_the_parts_of_a_split_hold_each_of_its_pictures_once_with_the_label_within_the_task() -> (
-    None
-):
+def test_parts_hold_each_picture_once() -> None:
+    """With the label within the task."""
     arrays = experiment(SINGLE, 0, TINY).data.load()
     for split, of_class in {"val": 3, "test": 5}.items():
         parts = whole(arrays, split, at_once=4)
@@ -87,7 +86,7 @@ def test_the_parts_of_a_split_hold_each_of_its_pictures_once_with_the_label_with
             assert len(np.unique(pictures.flatten(1).numpy(), axis=0)) == len(labels)
 
 
-def test_errors_are_the_share_of_wrong_classes_of_each_task() -> None:
+def test_errors_are_shares_of_wrong_classes() -> None:
     algorithm = experiment("hard", 0, TINY).build()
     params = {name: value.detach() for name, value in algorithm.init_params().items()}
     for number, name in enumerate(COARSE):  # every picture of a task is taken for one class
@@ -103,9 +102,10 @@ def test_errors_are_the_share_of_wrong_classes_of_each_task() -> None:
     assert errors(algorithm, params, right, ExecutionConfig("loop")) == dict.fromkeys(COARSE, 0.0)
 
 
-def test_a_row_is_the_look_with_the_lowest_validation_error_and_repeats_itself(
+def test_a_row_has_the_lowest_validation_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """It repeats itself."""
     looked: list[tuple[dict[str, float], str]] = []
     plain = cifar100.errors
     worse = iter([0.0, 0.5, 0.0, 0.0, 0.5, 0.0])
@@ -148,9 +148,10 @@ def test_training_learns_what_can_be_learned(monkeypatch: pytest.MonkeyPatch) ->
         assert np.mean(list(test.values())) < 0.5  # of 0.8
 
 
-def test_what_would_take_too_long_or_diverges_is_told_and_not_run(
+def test_impossible_runs_are_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Those that would take too long, and those that diverge."""
     slow = TINY.model_copy(update={"steps": 10**7, "looks": 1, "most_seconds": 1.0})
     assert cell(0, "hard", slow, "cpu")["not_run"].startswith("too slow: ")
 
@@ -177,7 +178,8 @@ def made_up(method: str, seed: int, error: float, **more) -> dict:
     return row | more
 
 
-def test_the_table_has_the_most_accurate_first_with_intervals_over_seeds() -> None:
+def test_the_table_has_the_most_accurate_first() -> None:
+    """With intervals over seeds."""
     rows = [made_up(SINGLE, seed, 0.5) for seed in (0, 1)]
     rows += [made_up("hard", seed, error) for seed, error in ((0, 0.4), (1, 0.44))]
     rows.append({"dataset": "cifar100", "seed": 0, "method": "sluice", "not_run": "too slow: 3 s"})
@@ -193,14 +195,14 @@ def test_the_table_has_the_most_accurate_first_with_intervals_over_seeds() -> No
     assert lines[-1] == "- sluice: too slow: 3 s"
 
 
-def test_the_scale_changes_the_steps_and_keeps_a_look() -> None:
+def test_the_scale_changes_the_steps() -> None:
     assert scaled(PROTOCOLS["cpu"], 0.001) == PROTOCOLS["cpu"].model_copy(
         update={"steps": 2, "looks": 2}
     )
     assert scaled(PROTOCOLS["gpu"], 2.0).steps == 42_000
 
 
-def test_the_command_runs_what_its_file_does_not_hold(
+def test_the_command_runs_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Here:

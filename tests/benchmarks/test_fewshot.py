@@ -11,7 +11,7 @@ from raymtl.training.loop import local_batches, train_loop
 
 
 @pytest.mark.parametrize("row", sinusoid.ROWS)
-def test_every_row_is_trained_on_the_protocol_of_the_reference(row: str) -> None:
+def test_every_row_has_the_references_protocol(row: str) -> None:
     chosen = sinusoid.chosen(row, workers=2, quick=False)
     assert (chosen.data.name, chosen.data.shots, chosen.encoder.hidden) == (
         "sinusoid",
@@ -25,7 +25,7 @@ def test_every_row_is_trained_on_the_protocol_of_the_reference(row: str) -> None
 
 
 @pytest.mark.parametrize("row", sinusoid.ROWS)
-def test_scores_go_to_ten_inner_steps_whatever_was_trained_with(row: str, tmp_path: Path) -> None:
+def test_scores_go_to_ten_inner_steps(row: str, tmp_path: Path) -> None:
     chosen = sinusoid.chosen(row, workers=1, quick=True)
     context = TrainContext(lambda metrics: None, lambda row: None)
     train_loop(chosen, {}, local_batches(chosen, {}), context, tmp_path)
@@ -40,7 +40,7 @@ def test_scores_go_to_ten_inner_steps_whatever_was_trained_with(row: str, tmp_pa
     )
 
 
-def test_what_cannot_be_beaten_without_adapting_is_3_006() -> None:
+def test_the_unadapted_floor_is_3_006() -> None:
     floor = sinusoid.unadapted(2_000)
     assert floor["mean"] == pytest.approx(3.006, abs=2 * floor["ci95"])
     assert floor["ci95"] < 0.2
@@ -48,9 +48,7 @@ def test_what_cannot_be_beaten_without_adapting_is_3_006() -> None:
 
 @pytest.mark.parametrize("length", ["quick", "cpu", "full"])
 @pytest.mark.parametrize("learner", omniglot.CONFIGS)
-def test_every_length_of_omniglot_is_a_configuration_of_its_learner(
-    learner: str, length: str
-) -> None:
+def test_every_length_of_omniglot_can_run(learner: str, length: str) -> None:
     chosen = omniglot.chosen(learner, 20, 5, "cpu", 1, length)
     assert (chosen.learner.name, chosen.data.name) == (learner, "omniglot")
     assert (chosen.data.ways, chosen.data.shots, chosen.train.device) == (20, 5, "cpu")

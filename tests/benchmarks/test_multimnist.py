@@ -55,7 +55,8 @@ def row(method: str, val: float | None, rate: float = 0.1, test: float = 0.5) ->
     } | scores
 
 
-def test_every_architecture_and_single_tasks_train_on_the_same_batches() -> None:
+def test_everything_trains_on_the_same_batches() -> None:
+    """Every architecture and the single tasks."""
     assert set(multimnist.SHORT_METHODS) == {SINGLE, *ARCHITECTURES}
     assert {method: SHARING[method].name for method in ARCHITECTURES} == {
         name: name for name in ARCHITECTURES
@@ -69,7 +70,8 @@ def test_every_architecture_and_single_tasks_train_on_the_same_batches() -> None
         assert tried[0].learner.num_steps == 0
 
 
-def test_no_network_on_fresh_pairs_has_more_than_half_a_million_parameters() -> None:
+def test_networks_on_fresh_pairs_are_small() -> None:
+    """No more than half a million parameters."""
     for method in SHARING:
         encoder, number = encoder_of(FRESH, method)
         built = Try(method, 0.1, True).experiment(FRESH, encoder).build().init_params()
@@ -81,7 +83,7 @@ def test_no_network_on_fresh_pairs_has_more_than_half_a_million_parameters() -> 
         encoder_of(FRESH.model_copy(update={"most_parameters": 9}), HARD)
 
 
-def test_branching_and_hierarchical_are_not_hard_sharing_in_disguise() -> None:
+def test_branching_and_hierarchical_differ_from_hard_sharing() -> None:
     """One architecture parts the trunk for a task, the other reads it where it is not done."""
     for protocol in (multimnist.FIXED, FRESH):
         numbers = {
@@ -111,7 +113,8 @@ def test_a_single_task_learns_nothing_from_the_other(few: None) -> None:
     assert "model.heads.right.weight" in same and "model.heads.left.weight" not in same
 
 
-def test_what_stands_is_chosen_on_validation_pairs_and_never_on_the_test() -> None:
+def test_validation_pairs_alone_choose() -> None:
+    """Never those of the test."""
     rows = [
         row("a", 0.5, 0.1, test=0.9),
         row("a", 0.6, 0.2, test=0.1),
@@ -135,7 +138,8 @@ def test_what_stands_is_chosen_on_validation_pairs_and_never_on_the_test() -> No
     assert all(tried.long for tried in tries)
 
 
-def test_the_table_shows_errors_intervals_and_the_change_against_single_tasks() -> None:
+def test_the_table_shows_errors_and_intervals() -> None:
+    """And the change against single tasks."""
     rows = [
         row(SINGLE, 0.5, test=0.8),
         row("worse", 0.4, test=0.4),
@@ -157,9 +161,7 @@ def test_the_table_shows_errors_intervals_and_the_change_against_single_tasks() 
 @pytest.mark.parametrize(
     ("pairs", "size"), [("fixed", "cpu"), ("fresh", "cpu"), ("fresh", "resnet")]
 )
-def test_a_few_steps_of_every_protocol_leave_a_model_that_is_scored_on_all_pairs(
-    few: None, tmp_path: Path, pairs: str, size: str
-) -> None:
+def test_every_protocol_scores_all_pairs(few: None, tmp_path: Path, pairs: str, size: str) -> None:
     protocol, steps_done = protocol_of(pairs, size, quick=True), {}
     tried = Try(HARD, 0.001, True)
     found = multimnist.train(tried, protocol, tmp_path / "model", "cpu", steps_done)
@@ -185,7 +187,7 @@ def test_a_few_steps_of_every_protocol_leave_a_model_that_is_scored_on_all_pairs
         assert split != "val" or scores == found["val"]
 
 
-def test_a_try_that_diverges_has_no_score_and_is_never_best(few: None, tmp_path: Path) -> None:
+def test_diverging_tries_are_never_best(few: None, tmp_path: Path) -> None:
     protocol = protocol_of("fixed", "cpu", quick=True)
     found = multimnist.train(Try(HARD, 1e30, False), protocol, tmp_path / "model", "cpu", {})
     assert found["val"] is None and "Lower learner.inner_lr or train.lr" in found["diverged"]

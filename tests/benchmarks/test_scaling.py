@@ -13,13 +13,13 @@ FREE = Constants(ask_s=0, ask_s_a_trial=0, report_s=0, end_s=0)
 
 
 @pytest.mark.parametrize(("trials", "slots"), [(12, 1), (12, 4), (13, 4), (3, 8)])
-def test_with_a_driver_that_takes_no_time_trials_fill_the_slots(trials: int, slots: int) -> None:
+def test_instant_drivers_fill_the_slots(trials: int, slots: int) -> None:
     found = search(FREE, trials, slots, 60.0, 5, overhead_s=2.0)
     assert found.seconds == pytest.approx(math.ceil(trials / slots) * 62.0)
     assert found.driver_busy == 0
 
 
-def test_with_trials_that_take_no_time_the_driver_is_all() -> None:
+def test_instant_trials_leave_the_driver_alone() -> None:
     constants = Constants(ask_s=0.1, ask_s_a_trial=0.01, report_s=0.02, end_s=0.03)
     found = search(constants, 50, 10, 1e-9, 3, overhead_s=0.0)
     service = sum(ask_s(constants, number) for number in range(50)) + 50 * (3 * 0.02 + 0.03)
@@ -27,7 +27,8 @@ def test_with_trials_that_take_no_time_the_driver_is_all() -> None:
     assert found.driver_busy == pytest.approx(1)
 
 
-def test_more_slots_are_never_slower_and_busy_shares_are_shares() -> None:
+def test_more_slots_are_never_slower() -> None:
+    """Busy shares are shares."""
     found = [search(Constants(), 300, slots, 30.0, 4, 0.5) for slots in (1, 2, 8, 64)]
     assert [one.seconds for one in found] == sorted((one.seconds for one in found), reverse=True)
     for one in found:
@@ -58,16 +59,17 @@ def test_gradients_of_one_task_cost_what_losses_do() -> None:
     )
 
 
-def test_a_table_written_whole_each_time_costs_the_sum_of_its_sizes() -> None:
+def test_rewriting_a_table_costs_its_sizes() -> None:
     assert written_s(3, 5, 2.0) == 2.0 * sum(3 * number for number in range(1, 6))
 
 
-def test_the_document_holds_the_tables_that_the_program_prints() -> None:
+def test_the_document_holds_the_printed_tables() -> None:
     text = (Path(__file__).parent.parent.parent / "docs" / "scaling.md").read_text()
     assert printed(tables(Constants())) in text
 
 
-def test_the_command_takes_constants_of_ones_own_and_names_wrong_ones() -> None:
+def test_the_command_takes_other_constants() -> None:
+    """It names wrong ones."""
     command = [sys.executable, "-m", "benchmarks.scaling", "--set"]
     own = subprocess.run([*command, "parameters=1e9"], capture_output=True, text=True, check=True)
     assert "| a checkpoint | 1,000,000,000 parameters | 12000 MB |" in own.stdout

@@ -8,7 +8,7 @@ from benchmarks import weighting
 from benchmarks.weighting import Timing
 
 
-def test_both_sides_of_a_step_compute_the_same_gradient() -> None:
+def test_both_packages_compute_the_same_gradient() -> None:
     """PCGrad, whose random order has no say over two tasks."""
     net = weighting.network("lenet", 2, batch_size=4)
     flat = weighting.our_step(net, "pcgrad")()
@@ -18,12 +18,13 @@ def test_both_sides_of_a_step_compute_the_same_gradient() -> None:
         torch.testing.assert_close(flat, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_a_ratio_is_their_time_over_ours_turn_by_turn() -> None:
+def test_ratios_are_their_time_over_ours() -> None:
     ratio = Timing([4.0, 30.0, 2.0]).ratio(Timing([2.0, 10.0, 2.0]))
     assert (ratio["low"], ratio["ratio"], ratio["high"]) == (1.0, 2.0, 3.0)
 
 
-def test_turns_are_taken_by_all_variants_and_the_first_run_does_not_count() -> None:
+def test_variants_take_turns() -> None:
+    """The first run does not count."""
     order: list[str] = []
     timed = weighting.take_turns({name: lambda name=name: order.append(name) for name in "ab"}, 2)
     assert "".join(order) == "ab" + "ab" + "ba"
