@@ -192,9 +192,10 @@ def test_trials_lists_and_shows_one(
     assert "expected 0 to 1, got 7" in mistake(monkeypatch, capsys, "trials", str(run), "7")
 
 
-def test_evaluate_prints_scores_and_says_that_they_are_not_transductive(
+def test_evaluate_prints_scores(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """It says that they are not transductive."""
     out = answer(monkeypatch, capsys, "evaluate", str(run), "--episodes", "4", "--split", "val")
     assert "left accuracy" in out
     assert "4 val episodes were scored; an episode is" in out and "Not transductive" in out
@@ -332,7 +333,7 @@ def test_support_files_that_are_none(
     )
 
 
-def test_data_that_cannot_be_learned_from_leave_no_run_folder_behind(
+def test_unlearnable_data_leave_no_run_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = write_pictures(tmp_path / "pictures")

@@ -51,9 +51,8 @@ def made_run(output: Path, **values: object) -> tuple[Experiment, Path]:
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "environment.json", "."])
-def test_resume_says_what_it_may_not_read_and_advises_no_second_search(
-    name: str, folder: Path
-) -> None:
+def test_resume_names_what_it_may_not_read(name: str, folder: Path) -> None:
+    """It advises no second search."""
     chosen, run = made_run(folder)
     (run / name).chmod(0)
     with (
@@ -100,7 +99,7 @@ def test_commands_say_what_they_may_not_read(
     assert told.count("\n") == 1
 
 
-def test_a_journal_that_may_not_be_read_is_named(folder: Path) -> None:
+def test_an_unreadable_journal_is_named(folder: Path) -> None:
     chosen, run = made_run(folder)
     open_study(run, chosen)
     (run / "study.journal").chmod(0)

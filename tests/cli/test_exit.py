@@ -65,12 +65,12 @@ def statuses(folder: Path, num_runs: int) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def test_a_mistake_in_a_table_never_aborts_at_exit(tmp_path: Path) -> None:
+def test_mistakes_in_tables_never_abort_at_exit(tmp_path: Path) -> None:
     assert statuses(tmp_path, 20) == "{2: 20}"  # a fifth of the runs aborted before
 
 
 @pytest.mark.slow
-def test_a_mistake_in_a_table_never_aborts_at_exit_in_100_runs(tmp_path: Path) -> None:
+def test_a_hundred_mistakes_never_abort_at_exit(tmp_path: Path) -> None:
     """If still one run in 20 aborted, this would miss it with a chance of 0.6 %."""
     assert statuses(tmp_path, 100) == "{2: 100}"
 
@@ -83,7 +83,7 @@ def test_arrow_reads_memory_of_its_own() -> None:
     assert stream.read() == content
 
 
-def test_files_that_python_reads_are_read_by_the_main_thread_alone(monkeypatch) -> None:
+def test_the_main_thread_alone_reads_through_python(monkeypatch) -> None:
     """Parquet from a file system of fsspec, whose reads are calls of Python, ahead of time or not."""
     memory = fsspec.filesystem("memory")
     table = pa.table(
@@ -104,7 +104,7 @@ def test_files_that_python_reads_are_read_by_the_main_thread_alone(monkeypatch) 
     assert readers == {threading.main_thread()}
 
 
-def test_no_memory_of_python_goes_to_readers_of_arrow() -> None:
+def test_arrows_readers_hold_no_python_memory() -> None:
     """Nor are they asked to decode text, for which they call Python from their own threads."""
     risky = re.compile(r"BufferReader\(|py_buffer\(|PythonFile\(|ReadOptions\([^)]*encoding")
     found = {path.name: len(risky.findall(path.read_text())) for path in ROOT.rglob("*.py")}
