@@ -87,9 +87,8 @@ def test_shortfalls_are_what_no_placing_can_meet(seed: int) -> None:
     assert named == [f"{need.key}: {need.what}:" for need in impossible]
 
 
-def test_training_on_fewer_workers_than_it_would_take_needs_room_for_the_fewest_and_a_gpu_for_each() -> (
-    None
-):
+def test_elastic_training_needs_room_for_min_workers() -> None:
+    """And a GPU for each of them."""
     elastic = experiment(train__workers=3, train__min_workers=2)
     assert shortfalls(elastic, [{"CPU": 2.0}], searching=False) == []
     for gpus in (1, 2):

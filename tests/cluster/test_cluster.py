@@ -89,7 +89,7 @@ def test_ray_never_starts_without_the_token(path: Path) -> None:
 
 
 @FILES
-def test_settings_command_writes_a_file_that_exports_the_token(path: Path, tmp_path: Path) -> None:
+def test_the_settings_command_exports_the_token(path: Path, tmp_path: Path) -> None:
     command = next(
         command
         for command in read(path)["setup_commands"]
@@ -165,7 +165,8 @@ def test_aws_demands_imdsv2_and_encrypts_disks() -> None:
         assert all(disk["Ebs"]["Encrypted"] is True for disk in disks)
 
 
-def test_aws_leaves_no_group_role_or_address_to_ray() -> None:
+def test_aws_leaves_nothing_to_rays_defaults() -> None:
+    """No group, role or address."""
     config = read(AWS)
     # Ray opens port 22 of a security group that it makes to the world, and lets a head without a profile do all in EC2.
     assert "security_group" not in config["provider"]
@@ -192,7 +193,8 @@ def test_gcp_workers_are_spot_and_start_at_none() -> None:
     )
 
 
-def test_gcp_leaves_no_address_role_or_key_to_google_or_ray() -> None:
+def test_gcp_leaves_nothing_to_defaults() -> None:
+    """No address, role or key, to Google or to Ray."""
     config = read(GCP)
     assert config["provider"]["use_internal_ips"] is True
     head, worker = (
@@ -226,13 +228,13 @@ def test_rayjob_ends_with_its_cluster() -> None:
     assert job["activeDeadlineSeconds"]
 
 
-def test_rayjob_and_image_have_the_ray_that_is_tested() -> None:
+def test_rayjob_and_image_have_the_tested_ray() -> None:
     (pinned,) = re.findall(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
     assert rayjob()["rayClusterSpec"]["rayVersion"] == pinned
     assert f"FROM rayproject/ray:{pinned}-py311\n" in (ROOT / "clusters" / "Dockerfile").read_text()
 
 
-def test_rayjob_writes_where_the_volume_is_mounted_and_starts_what_the_image_holds() -> None:
+def test_rayjob_fits_its_image_and_volume() -> None:
     job = rayjob()
     (output,) = re.findall(r"--set output=(\S+)", job["entrypoint"])
     groups = [job["rayClusterSpec"]["headGroupSpec"], *job["rayClusterSpec"]["workerGroupSpecs"]]

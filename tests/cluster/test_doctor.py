@@ -52,7 +52,7 @@ def test_doctor_finds_nothing_wrong_here(tmp_path: Path) -> None:
     assert "cluster" not in checks
 
 
-def test_output_that_is_not_there_yet_is_not_made(tmp_path: Path) -> None:
+def test_doctor_makes_no_output_folder(tmp_path: Path) -> None:
     assert by_name(doctor(tmp_path / "a" / "b", None))["output"].ok is True
     assert list(tmp_path.iterdir()) == []
 
@@ -86,7 +86,7 @@ def test_address_that_ray_rejects_is_a_failed_check(tmp_path: Path) -> None:
     assert "nonsense" in check.found
 
 
-def test_program_that_is_not_ray_costs_a_bounded_time(
+def test_other_programs_cost_a_bounded_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(node_probe, "ANSWER_S", 2.0)
@@ -126,7 +126,7 @@ def here() -> Iterator[str]:
         ray.shutdown()
 
 
-def test_live_cluster_is_examined_and_left_as_it_was(here: str, tmp_path: Path) -> None:
+def test_a_live_cluster_is_left_unchanged(here: str, tmp_path: Path) -> None:
     checks = by_name(doctor(tmp_path, here))
     for name in (
         "cluster",
@@ -253,7 +253,8 @@ def test_nodes_as_they_should_be_pass_every_check(tmp_path: Path) -> None:
         assert check.ok is True, check
 
 
-def test_nodes_that_differ_or_do_not_share_are_named(tmp_path: Path) -> None:
+def test_nodes_that_differ_are_named(tmp_path: Path) -> None:
+    """And those that do not share the storage."""
     other_build = f"{metadata.version('torch').partition('+')[0]}+cu128"
     assert node_checks.same_versions(nodes_of(torch=other_build)).ok is True
     old = node_checks.same_versions(nodes_of(ray="2.9.0"))
@@ -297,9 +298,7 @@ def test_clock_is_off_where_asking_cannot_explain_it(
     )
 
 
-def test_silent_node_that_ray_gives_up_in_time_is_none_of_them_and_another_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_nodes_still_silent_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three, one answers; Ray notices at the third look that the second is gone, and of the third never."""
     looks: list[int] = []
 
@@ -332,7 +331,8 @@ def test_silent_node_that_ray_gives_up_in_time_is_none_of_them_and_another_is_to
     assert "no answer within 30 s from mute" in told.found
 
 
-def test_versions_with_known_holes_are_named_and_installed_ones_have_none() -> None:
+def test_versions_with_known_holes_are_named() -> None:
+    """Those installed have none."""
     check = node_checks.floors(nodes_of(ray="2.54.1", torch="2.5.1+cu121"))
     assert check.ok is False
     assert "b: ray 2.54.1 (CVE-2026-41486" in check.found

@@ -105,7 +105,7 @@ def test_a_killed_worker_costs_seconds_and_no_result(cluster: Cluster, straight:
 
 
 @pytest.mark.slow
-def test_a_killed_trial_is_run_on_under_its_number(cluster: Cluster, searched: Run) -> None:
+def test_killed_trials_continue_under_their_number(cluster: Cluster, searched: Run) -> None:
     run = cluster.begin("tune", "trial")
     until(lambda: run.trials_ended() >= 2, "two trials", 240)
     killed = sum(cluster.kill(host, TRIAL) for host in range(HEAD, HEAD + NUM_HOSTS))
@@ -133,9 +133,10 @@ def test_a_killed_driver_goes_on_with_resume(cluster: Cluster, searched: Run) ->
         pytest.param("kill", 90, id="closing its connections", marks=pytest.mark.slow),
     ],
 )
-def test_a_lost_host_is_done_without_and_comes_back(
+def test_lost_hosts_are_done_without(
     how: str, within_s: int, cluster: Cluster, straight: Run
 ) -> None:
+    """And come back."""
     run = cluster.begin("train", how, *FAR_APART)
     lost: list[int] = []
 
@@ -150,9 +151,7 @@ def test_a_lost_host_is_done_without_and_comes_back(
     print(f"host lost by {how}: went on after {taken:.1f} s")
 
 
-def test_a_host_that_is_taken_after_a_notice_has_its_work_kept_before(
-    cluster: Cluster, straight: Run
-) -> None:
+def test_preempted_hosts_checkpoint_in_time(cluster: Cluster, straight: Run) -> None:
     """Without a notice, checkpoints would be kept with the scores and one step before them alone."""
     run = cluster.begin("train", "spot", "train.checkpoint_share=0", "train.max_failures=0")
     run.reach(49)
@@ -176,9 +175,7 @@ def test_a_host_that_is_taken_after_a_notice_has_its_work_kept_before(
 
 
 @pytest.mark.slow
-def test_a_host_that_is_cut_off_for_a_while_costs_no_result(
-    cluster: Cluster, straight: Run
-) -> None:
+def test_cut_off_hosts_cost_no_result(cluster: Cluster, straight: Run) -> None:
     run = cluster.begin("train", "cut")
     run.reach(100)
     where = [host for host in cluster.hosts_of(WORKER) if host != HEAD]
@@ -191,7 +188,8 @@ def test_a_host_that_is_cut_off_for_a_while_costs_no_result(
 
 
 @pytest.mark.slow
-def test_storage_that_is_away_for_a_minute_is_waited_for(cluster: Cluster, straight: Run) -> None:
+def test_lost_storage_is_waited_for(cluster: Cluster, straight: Run) -> None:
+    """For a minute."""
     run = cluster.begin("train", "away")
     run.reach(100)
     with cluster.hosts.storage_away():
@@ -204,7 +202,7 @@ def test_storage_that_is_away_for_a_minute_is_waited_for(cluster: Cluster, strai
 
 
 @pytest.mark.slow
-def test_storage_that_is_full_costs_a_search_no_trial(cluster: Cluster, searched: Run) -> None:
+def test_full_storage_costs_no_trial(cluster: Cluster, searched: Run) -> None:
     run = cluster.begin("tune", "full")
     until(lambda: run.trials_ended() >= 2, "two trials", 240)
     with cluster.hosts.storage_full():
@@ -214,9 +212,7 @@ def test_storage_that_is_full_costs_a_search_no_trial(cluster: Cluster, searched
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_passed_over_after_the_driver_was_killed(
-    cluster: Cluster, straight: Run
-) -> None:
+def test_killed_drivers_pass_over_damaged_checkpoints(cluster: Cluster, straight: Run) -> None:
     run = cluster.begin("train", "damaged")
     run.reach(100)
     assert cluster.kill(HEAD, "[r]aymtl train")
@@ -237,7 +233,7 @@ def test_a_damaged_checkpoint_is_passed_over_after_the_driver_was_killed(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not MEMORY_CGROUP.is_dir(), reason="hosts without a limit to their memory")
-def test_trials_that_diverge_or_fill_the_memory_fail_alone(cluster: Cluster) -> None:
+def test_failing_trials_fail_alone(cluster: Cluster) -> None:
     """Of two values of each, one makes the loss blow up, and one takes more memory than a host has."""
     run = cluster.begin(
         "tune", "bad", "train.max_failures=1", "train.steps=50", "tune.trials=6", "seed=1",
@@ -258,7 +254,7 @@ def test_trials_that_diverge_or_fill_the_memory_fail_alone(cluster: Cluster) -> 
 
 
 @pytest.mark.slow
-def test_two_searches_at_once_do_not_touch_each_other(cluster: Cluster, searched: Run) -> None:
+def test_concurrent_searches_are_independent(cluster: Cluster, searched: Run) -> None:
     both = [cluster.begin("tune", name) for name in ("one", "two")]
     for run in both:
         run.finish(600)
@@ -266,9 +262,7 @@ def test_two_searches_at_once_do_not_touch_each_other(cluster: Cluster, searched
 
 
 @pytest.mark.slow
-def test_a_lost_head_is_raised_again_and_the_search_resumed(
-    cluster: Cluster, searched: Run
-) -> None:
+def test_searches_resume_after_a_lost_head(cluster: Cluster, searched: Run) -> None:
     run = cluster.begin("tune", "head")
     until(lambda: run.trials_ended() >= 3, "three trials", 240)
     cluster.hosts("poweroff", str(HEAD))

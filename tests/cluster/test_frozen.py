@@ -94,7 +94,8 @@ def end(cluster: Cluster, run: Run, command: str) -> None:
     )
 
 
-def test_a_frozen_host_changes_no_training_that_has_ended_when_it_wakes(cluster: Cluster) -> None:
+def test_frozen_hosts_change_no_ended_training(cluster: Cluster) -> None:
+    """When they wake."""
     calm = cluster.begin("train", "calm", *SHORT)
     calm.finish()
     run = cluster.begin("train", "frozen-ended", *SHORT)
@@ -106,7 +107,8 @@ def test_a_frozen_host_changes_no_training_that_has_ended_when_it_wakes(cluster:
     come_back(cluster, host)
 
 
-def test_a_frozen_host_changes_no_training_that_goes_on_when_it_wakes(cluster: Cluster) -> None:
+def test_frozen_hosts_change_no_running_training(cluster: Cluster) -> None:
+    """When they wake."""
     run = cluster.begin("train", "frozen", *ENDLESS)
     run.reach(BEGUN)
     seen = Seen(lambda: [run.folder / "best"])
@@ -120,7 +122,8 @@ def test_a_frozen_host_changes_no_training_that_goes_on_when_it_wakes(cluster: C
     come_back(cluster, host)
 
 
-def test_a_frozen_host_changes_no_search_that_goes_on_when_it_wakes(cluster: Cluster) -> None:
+def test_frozen_hosts_change_no_running_search(cluster: Cluster) -> None:
+    """When they wake."""
     run = cluster.begin("tune", "frozen-search", "tune.trials=3", *ENDLESS)
     until(lambda: len(trials(run)) == 3 and min(steps(run)) >= BEGUN, "all trials", 300)
     at = steps(run)
@@ -136,7 +139,8 @@ def test_a_frozen_host_changes_no_search_that_goes_on_when_it_wakes(cluster: Clu
     come_back(cluster, host)
 
 
-def test_a_frozen_host_changes_no_search_that_has_ended_when_it_wakes(cluster: Cluster) -> None:
+def test_frozen_hosts_change_no_ended_search(cluster: Cluster) -> None:
+    """When they wake."""
     sets = (
         "tune.trials=3",
         "evaluate.test_episodes=4",

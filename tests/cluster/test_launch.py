@@ -33,7 +33,8 @@ def submit(cluster: Cluster, output: str, *sets: str) -> Run:
     return run
 
 
-def test_twelve_trials_and_a_training_on_two_nodes_from_up_to_down(cluster: Cluster) -> None:
+def test_two_nodes_run_from_up_to_down(cluster: Cluster) -> None:
+    """Twelve trials and a training."""
     assert f"{NUM_HOSTS} local.cluster.node" in cluster.on_head("ray status")
     start = time.monotonic()
     run = submit(cluster, "launch", "tune.trials=12")
@@ -49,7 +50,7 @@ def test_twelve_trials_and_a_training_on_two_nodes_from_up_to_down(cluster: Clus
 
 
 @pytest.mark.slow
-def test_what_trials_of_two_workers_hold_is_released_when_they_end(cluster: Cluster) -> None:
+def test_ended_trials_release_their_resources(cluster: Cluster) -> None:
     """Some of them are stopped by ASHA, which ends a trial while its Ray Train workers are at work."""
     watcher = cluster.started(f"python3 -c {quoted(WATCH)}", "watch")
     until(lambda: "[" in watcher.told, "the first look", 60)

@@ -97,7 +97,7 @@ def left_behind(cluster: Cluster) -> list[str]:
         pytest.param(100, 1, 20.0, marks=pytest.mark.slow, id="100 trials"),
     ],
 )
-def test_a_search_under_random_kills_is_the_undisturbed_one(
+def test_random_kills_change_no_search(
     cluster: Cluster, trials: int, workers: int, every: float
 ) -> None:
     sets = (

@@ -88,7 +88,8 @@ def test_placeholders_and_questions_are_the_same(target: str) -> None:
 
 
 @TARGETS
-def test_filled_file_has_nothing_left_to_find_and_keeps_its_comments(target: str) -> None:
+def test_filled_files_pass_the_check(target: str) -> None:
+    """They keep their comments."""
     text = filled(target)
     assert check_text(text, Path(target), ROOT) == []
     assert not PLACEHOLDER.search(text)
@@ -99,7 +100,7 @@ def test_filled_file_has_nothing_left_to_find_and_keeps_its_comments(target: str
 
 
 @TARGETS
-def test_shipped_file_has_its_placeholders_left_and_no_other_fault(target: str) -> None:
+def test_shipped_files_lack_their_placeholders_alone(target: str) -> None:
     path = TEMPLATES[target].path
     found = check_text((ROOT / path).read_text(), path, ROOT)
     assert found
@@ -119,7 +120,7 @@ def test_any_number_of_machines(given: str, workers: list[str]) -> None:
     assert yaml.safe_load(text)["provider"]["worker_ips"] == workers
 
 
-def test_a_line_with_two_placeholders_repeats_the_single_one() -> None:
+def test_two_placeholders_repeat_the_single_one() -> None:
     text = "a REPLACE_WITH_ONE: REPLACE_WITH_MANY_MORE\nb REPLACE_WITH_...\n"
     assert (
         fill(text, {"one": ["x"], "many_more": ["y", "z"]})
@@ -160,12 +161,13 @@ def test_a_line_with_two_placeholders_repeats_the_single_one() -> None:
         ("kuberay", "storage_class", "EFS"),
     ],
 )
-def test_answer_that_will_not_do_is_refused_by_name(target: str, name: str, wrong: str) -> None:
+def test_wrong_answers_are_refused_by_name(target: str, name: str, wrong: str) -> None:
     with pytest.raises(UserError, match=rf"^{name}: expected .*, got '"):
         render(target, {**ANSWERS[target], name: wrong}, None, ROOT)
 
 
-def test_private_key_that_others_read_or_with_a_passphrase_is_refused(home: Path) -> None:
+def test_unsafe_private_keys_are_refused(home: Path) -> None:
+    """Those that others read, and those with a passphrase."""
     (home / "key").chmod(0o640)
     with pytest.raises(UserError, match="chmod 600 ~/key"):
         filled("aws")
@@ -379,12 +381,13 @@ def test_a_policy_that_lets_everybody_in_is_found(ingress: list, index: int) -> 
         ),
     ],
 )
-def test_a_file_whose_keys_repeat_or_multiply_is_one_sentence(text: str, says: str) -> None:
+def test_repeated_or_multiplying_keys_are_one_sentence(text: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         check_text(text, Path("file"), ROOT)
 
 
-def test_a_token_that_is_empty_or_open_to_others_is_found(home: Path) -> None:
+def test_unsafe_tokens_are_found(home: Path) -> None:
+    """Empty ones, and those open to others."""
     token = home / ".ray" / "raymtl_token"
     for content, mode, says in (("", 0o600, "which is empty"), ("secret", 0o644, "chmod 600")):
         token.write_text(content)
@@ -441,9 +444,7 @@ def paths(tree: Any, before: str = "") -> list[str]:
 
 @pytest.mark.parametrize(("first", "wrong"), enumerate([3, None, "text", [], {}]))
 @pytest.mark.parametrize("target", ["aws", "kuberay"])
-def test_part_of_another_type_never_ends_in_a_traceback(
-    target: str, first: int, wrong: Any
-) -> None:
+def test_wrong_types_never_end_in_tracebacks(target: str, first: int, wrong: Any) -> None:
     original = list(yaml.safe_load_all(written(list(yaml.safe_load_all(filled(target))))))
     every = paths(original[-1])
     assert len(every) > 80
@@ -508,9 +509,7 @@ def test_commands_write_check_and_refuse(tmp_path: Path, monkeypatch: pytest.Mon
     assert ended.value.code == 2
 
 
-def test_render_writes_nothing_where_the_file_would_not_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_render_writes_no_faulty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(Path.home() / ".ray")
     monkeypatch.chdir(ROOT)
     sets = [part for key, value in ANSWERS["local"].items() for part in ("--set", f"{key}={value}")]
