@@ -44,9 +44,10 @@ def cifar100_of_noise() -> Pictures:
 # Real pictures have faults, which are told and left out: two of the blood cells' boxes have no area.
 @pytest.mark.filterwarnings("ignore:.* are left out")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_shipped_configuration_loads_round_trips_and_takes_a_step(
+def test_every_shipped_configuration_takes_a_step(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It loads and round-trips."""
     if "$RAYMTL_DATA/" in path.read_text() and "RAYMTL_DATA" not in os.environ:
         pytest.skip("needs data in $RAYMTL_DATA")
     # Not everyone has drawings and digits, and their shapes will do.
@@ -207,9 +208,8 @@ def test_every_shipped_configuration_loads_round_trips_and_takes_a_step(
         ("name: ../up", ":1: name: expected"),
     ],
 )
-def test_each_mistake_is_answered_by_one_sentence_with_its_line(
-    text: str, says: str, tmp_path: Path
-) -> None:
+def test_each_mistake_is_one_sentence(text: str, says: str, tmp_path: Path) -> None:
+    """With its line."""
     assert says in refused(tmp_path, text)
 
 
@@ -259,14 +259,14 @@ def test_dotted_names_are_those_of_the_configuration() -> None:
     } <= names
 
 
-def test_the_same_seed_builds_the_same_model_and_another_seed_another() -> None:
+def test_the_seed_decides_the_model() -> None:
     first, same, other = (Experiment(seed=seed).build().init_params() for seed in (0, 0, 1))
     name = "model.heads.left.weight"
     assert first[name].equal(same[name])
     assert not first[name].equal(other[name])
 
 
-def test_names_of_tasks_in_keys_may_be_set_beside_a_new_member() -> None:
+def test_task_keys_may_join_a_new_member() -> None:
     changed = Experiment().override(
         {
             "sharing.tree.sum.stages": 1,
@@ -283,14 +283,15 @@ def test_names_of_tasks_in_keys_may_be_set_beside_a_new_member() -> None:
     )
 
 
-def test_a_new_member_takes_over_what_was_set_and_not_what_was_a_default() -> None:
+def test_new_members_inherit_what_was_set() -> None:
+    """Not what was a default."""
     gradnorm = Experiment().override({"weighting.name": "gradnorm"})
     assert gradnorm.override({"weighting.name": "auto_lambda"}).weighting.model_dump()["lr"] == 1e-3
     faster = gradnorm.override({"weighting.lr": 0.3})
     assert faster.override({"weighting.name": "auto_lambda"}).weighting.model_dump()["lr"] == 0.3
 
 
-def test_a_large_space_is_not_refused_for_what_was_not_looked_at() -> None:
+def test_large_spaces_are_sampled_not_refused() -> None:
     """Over 2,000 combinations, the condition on the last architecture among those that are not enumerated."""
     names = ["hard", "soft", "cross_stitch", "mmoe", "cgc", "attention"]
     space = {

@@ -30,7 +30,8 @@ def suggestions(number: int = 60) -> list[dict]:
     return [suggest(SPACE, DEFAULTS, study.ask()) for _ in range(number)]
 
 
-def test_values_are_in_their_distributions_and_whole_sections_validate() -> None:
+def test_drawn_values_validate_as_whole_sections() -> None:
+    """And lie in their distributions."""
     for values in suggestions():
         assert 1e-3 <= values["learner.inner_lr"] <= 1e-1
         assert values["learner.inner_steps"] in (1, 2, 3, 4)
@@ -39,7 +40,7 @@ def test_values_are_in_their_distributions_and_whole_sections_validate() -> None
         Experiment().override({"encoder.name": "mlp"}).override(values)
 
 
-def test_what_is_conditional_is_searched_only_where_its_condition_holds() -> None:
+def test_conditions_decide_what_is_searched() -> None:
     seen = suggestions()
     for values in seen:
         assert ("weighting.name" in values) == (values["learner.name"] == "maml")
@@ -57,7 +58,7 @@ def test_simplex_weights_sum_to_one_and_are_uniform() -> None:
         assert sum(weights[name] > 0.5 for weights in drawn) / 3000 == pytest.approx(0.25, abs=0.03)
 
 
-def test_the_configurations_own_values_go_into_optuna_and_come_back() -> None:
+def test_own_values_round_trip_through_optuna() -> None:
     defaults = {**DEFAULTS, "learner.inner_lr": 0.05, "train.clip_norm": 1.5}
     params = default_params(SPACE, defaults)
     study = optuna.create_study()
@@ -119,7 +120,7 @@ def test_the_configurations_own_values_go_into_optuna_and_come_back() -> None:
         ),
     ],
 )
-def test_a_space_that_cannot_work_is_refused_before_anything_starts(space, says) -> None:
+def test_impossible_spaces_are_refused(space, says) -> None:
     with pytest.raises(UserError, match=says):
         check_space(parse({"search": space}))
 
@@ -133,7 +134,7 @@ def test_conditions_that_wait_for_each_other_are_refused() -> None:
         check_space(parse({"search": space}))
 
 
-def test_searched_values_are_what_the_search_suggests_and_nothing_else() -> None:
+def test_searched_values_are_exactly_the_suggested() -> None:
     weights = {f"weighting.weights.{task}" for task in ("left", "right", "sum")}
     for drawn in suggestions():
         values = Experiment().override({"encoder.name": "mlp"} | drawn).flat()
