@@ -94,9 +94,7 @@ def on_one_of_four(rank: int, folder: str, arrays: Any) -> None:
 
 
 @pytest.mark.usefixtures("float64")
-def test_on_four_workers_two_and_four_again_the_meta_gradients_are_those_of_one_that_never_stopped(
-    arrays, tmp_path: Path
-) -> None:
+def test_elastic_meta_gradients_equal_one_workers(arrays, tmp_path: Path) -> None:
     """To 1e-10, at every step and on every worker; and so are the parameters in the end."""
     run_on(4, on_one_of_four, str(tmp_path), arrays)
     for number, case in enumerate(CASES):
@@ -130,9 +128,7 @@ def _off(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
     return float((one - other).norm() / other.norm())
 
 
-def test_a_checkpoint_that_is_asked_for_is_of_the_step_that_was_just_made(
-    arrays, tmp_path: Path, monkeypatch
-) -> None:
+def test_requested_checkpoints_are_of_the_last_step(arrays, tmp_path: Path, monkeypatch) -> None:
     """Asked before the third of eight steps ends, and none but the last is scored: that one is kept, and then told."""
     monkeypatch.setattr(loop, "ASK_S", 0.0)
     chosen = experiment(train__steps=8, train__eval_every=8, train__checkpoint_share=0)
@@ -157,9 +153,10 @@ def elastic() -> Any:
     return elastic
 
 
-def test_a_worker_that_is_to_end_makes_no_step_after_its_checkpoint_and_another_goes_on(
+def test_ending_workers_stop_after_their_checkpoint(
     elastic,
 ) -> None:
+    """Another one goes on."""
     stop = elastic.StopRequest()
     stop.confirm_saved()  # of another reason: nobody asked
     assert not stop.request()
@@ -172,9 +169,8 @@ def test_a_worker_that_is_to_end_makes_no_step_after_its_checkpoint_and_another_
 
 
 @pytest.mark.parametrize("end", ["kept", "failed", "finished", "lost"])
-def test_the_controller_waits_for_the_checkpoint_taking_reports_but_for_no_worker_that_ended(
-    end: str, elastic, monkeypatch
-) -> None:
+def test_the_controller_awaits_checkpoints(end: str, elastic, monkeypatch) -> None:
+    """Taking reports meanwhile, but of no worker that ended."""
     from ray.exceptions import RayActorError
     from ray.train.v2._internal.execution.controller.state import ResizingState, RunningState
     from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
@@ -206,7 +202,7 @@ def test_the_controller_waits_for_the_checkpoint_taking_reports_but_for_no_worke
     assert len(polls) == 4
 
 
-def test_the_controller_has_those_that_are_left_write_what_they_have(elastic, monkeypatch) -> None:
+def test_the_controller_has_survivors_write(elastic, monkeypatch) -> None:
     """Of four workers one is lost, one knows of it, one still makes a step, and one does not answer."""
     from ray.exceptions import GetTimeoutError
 
@@ -238,7 +234,7 @@ def test_the_controller_has_those_that_are_left_write_what_they_have(elastic, mo
     assert asked == [2, 3, 2, 3]
 
 
-def test_what_is_asked_for_is_what_the_training_gave(elastic) -> None:
+def test_the_training_gives_what_is_requested(elastic) -> None:
     stop = elastic.StopRequest()
     assert stop.write_emergency_checkpoint()  # nothing is trained yet
     stop.register_emergency_hook(lambda: False)
@@ -288,9 +284,7 @@ def cluster(monkeypatch) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_four_workers_two_and_four_again_train_as_one_does_and_growing_repeats_no_step(
-    cluster, arrays, tmp_path: Path, monkeypatch
-) -> None:
+def test_elastic_training_equals_one_worker(cluster, arrays, tmp_path: Path, monkeypatch) -> None:
     """A machine is lost and another one comes. Scores, each with a checkpoint, are at steps 200, 400 and 450 alone."""
     import ray
 

@@ -84,7 +84,7 @@ def test_google_tells_that(cloud: tuple[Metadata, str]) -> None:
     assert preemption.gcp(base) == preemption.GCP_S
 
 
-def test_it_asks_until_there_is_one_though_the_cloud_fails_at_times(
+def test_notices_are_polled_through_failures(
     cloud: tuple[Metadata, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metadata, base = cloud
@@ -107,9 +107,7 @@ def test_it_asks_until_there_is_one_though_the_cloud_fails_at_times(
 @pytest.mark.parametrize(
     ("file", "cloud_name"), [("cluster.yaml", "aws"), ("clusters/gcp.yaml", "gcp")]
 )
-def test_the_shipped_files_start_it_on_workers_that_are_spot_machines(
-    file: str, cloud_name: str
-) -> None:
+def test_shipped_files_poll_on_spot_workers(file: str, cloud_name: str) -> None:
     commands = yaml.safe_load((ROOT / file).read_text())["worker_start_ray_commands"]
     assert f"python3 -m raymtl.distributed.preemption {cloud_name} " in commands[-1]
     assert cloud_name in preemption.CLOUDS

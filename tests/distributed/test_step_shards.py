@@ -8,9 +8,8 @@ from raymtl.distributed.step_shards import MOST_BLOCKS, id_blocks
 @pytest.mark.parametrize(
     ("steps", "workers"), [(1, 1), (300, 2), (65, 3), (3001, 64), (20_000, 512)]
 )
-def test_blocks_of_ids_hold_every_share_of_every_step_once_and_are_not_many(
-    steps: int, workers: int
-) -> None:
+def test_blocks_hold_every_shard_once(steps: int, workers: int) -> None:
+    """They are not many."""
     blocks = [block.to_pydict() for block in id_blocks(steps, workers)]
     assert len(blocks) <= MOST_BLOCKS + workers
     assert all(len(set(block["share"])) == 1 for block in blocks)

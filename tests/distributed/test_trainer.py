@@ -88,7 +88,7 @@ def gradients_on_workers(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_one_train_worker_and_three_give_the_same_meta_gradient(
+def test_three_workers_equal_one(
     number: int, tmp_path: Path, arrays: dict[str, np.ndarray], float64: None
 ) -> None:
     from ray.train import RunConfig, ScalingConfig
@@ -210,9 +210,10 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays: dict[str, np.ndar
     assert int(json.loads(line)["from"].removeprefix("step_")) not in (99, 100, 199, 200, 299)
 
 
-def test_divergence_on_workers_comes_out_as_what_it_is_and_is_known_to_ray_by_name(
+def test_divergence_on_workers_keeps_its_type(
     tmp_path: Path, arrays: dict[str, np.ndarray]
 ) -> None:
+    """Ray knows it by name."""
     wild = experiment(
         learner__inner_lr=1e4, learner__inner_steps=8, train__steps=2, train__max_failures=0
     )
@@ -239,7 +240,7 @@ def test_workers_that_can_never_start_are_refused() -> None:
         ensure_resources(9, 1.0, 0.0, key="train.workers", wait_s=0)
 
 
-def test_a_cluster_that_grows_is_asked_until_it_has_and_then_asked_for_nothing(
+def test_growing_clusters_are_asked_until_enough(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another search's asking takes the place of this one's; and what is asked for would outlive the process."""
@@ -259,9 +260,10 @@ def test_a_cluster_that_grows_is_asked_until_it_has_and_then_asked_for_nothing(
     assert asked[-1] == 0
 
 
-def test_a_training_that_the_cluster_has_no_room_for_ends_in_a_sentence_and_a_fault_of_ours_does_not(
+def test_too_small_clusters_end_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A fault of this package does not."""
     from ray.exceptions import RayActorError
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
@@ -288,7 +290,7 @@ def test_a_training_that_the_cluster_has_no_room_for_ends_in_a_sentence_and_a_fa
             pipeline._train_best(experiment(), tmp_path, None, seen, seen)  # type: ignore[arg-type]
 
 
-def test_an_address_where_something_else_listens_is_one_sentence_too(
+def test_addresses_of_other_programs_are_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from raymtl.distributed import connection
@@ -323,9 +325,8 @@ def test_a_machine_is_leaving_once_ray_was_told(monkeypatch: pytest.MonkeyPatch)
         ("somewhere", r"somewhere \(expected HOST:PORT"),
     ],
 )
-def test_an_address_where_nothing_listens_is_one_sentence_before_anything_is_made(
-    address: str, says: str, tmp_path: Path
-) -> None:
+def test_dead_addresses_are_one_sentence(address: str, says: str, tmp_path: Path) -> None:
+    """Before anything is made."""
     from raymtl.cli.run import train as command
 
     with pytest.raises(UserError, match=f"--address: cannot reach Ray at {says}"):
