@@ -36,7 +36,8 @@ def scores(**tasks: float) -> dict:
     }
 
 
-def test_every_baseline_is_a_valid_configuration_of_the_same_budget() -> None:
+def test_every_baseline_has_the_same_budget() -> None:
+    """And is a valid configuration."""
     chosen = experiment(weighting__name="pcgrad", sharing__name="cross_stitch").override(
         {"tune.metric": "val.left.accuracy"}
     )
@@ -104,7 +105,7 @@ def test_the_plan_holds_every_training_and_its_steps() -> None:
     assert planned(chosen, searching=False) == [("model", 1, 6)]
 
 
-def test_the_plan_holds_what_a_mode_is_compared_with() -> None:
+def test_the_plan_holds_a_modes_comparisons() -> None:
     chosen = experiment(mode__name="online", train__steps=6)
     names = {each.name for each in planned(chosen, searching=False)}
     assert names == {"model", *comparators(chosen)} and len(names) > 1
@@ -144,7 +145,7 @@ def test_the_table_joins_the_single_task_models(tmp_path) -> None:
     assert rows[1]["delta_m"] == 0
 
 
-def test_without_one_of_them_or_at_zero_there_is_no_delta(tmp_path) -> None:
+def test_incomplete_or_zero_baselines_give_no_delta(tmp_path) -> None:
     rows = table(made(tmp_path, winner=scores(a=0.6, b=0.5), single_a=scores(a=0.5)))
     assert [(row["name"], row["delta_m"]) for row in rows] == [("winner", None)]
     (tmp_path / "zero").mkdir()

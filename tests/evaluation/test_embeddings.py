@@ -54,9 +54,10 @@ def knowing(**values: Any) -> tuple[Experiment, Algorithm, Params]:
     return chosen, algorithm, algorithm.init_params()
 
 
-def test_every_task_of_every_held_out_episode_is_embedded_from_its_support_set_alone(
+def test_tasks_are_embedded_from_their_support(
     arrays: dict[str, np.ndarray],
 ) -> None:
+    """Every task of every held-out episode, from its support set alone."""
     chosen, algorithm, params = knowing(data__shots=3)
     rows = embeddings(chosen, algorithm, params, arrays, split="test", episodes=5)
     assert [(row["episode"], row["task"]) for row in rows] == [
@@ -92,7 +93,7 @@ def test_a_task_without_support_labels_is_not_embedded(arrays: dict[str, np.ndar
     assert found[:2] == [12, 12] and 0 < found[2] < 12
 
 
-def test_the_relations_are_of_the_first_rows_to_each_other(arrays: dict[str, np.ndarray]) -> None:
+def test_relations_are_among_the_first_rows(arrays: dict[str, np.ndarray]) -> None:
     chosen, algorithm, params = knowing()
     rows = embeddings(chosen, algorithm, params, arrays, split="val", episodes=50)
     found = relations(algorithm, params, rows)
@@ -105,7 +106,7 @@ def test_the_relations_are_of_the_first_rows_to_each_other(arrays: dict[str, np.
 
 
 @pytest.mark.parametrize("knows", [True, False])
-def test_the_files_are_written_where_the_learner_knows_tasks_by_something(
+def test_learners_that_embed_tasks_write_files(
     knows: bool, arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen, algorithm, params = (
@@ -126,7 +127,8 @@ def test_the_files_are_written_where_the_learner_knows_tasks_by_something(
     assert len(formats.read_rows(tmp_path / "relations.parquet")) == (3 * episodes if knows else 0)
 
 
-def test_the_principal_plane_is_that_of_the_eigenvectors_of_the_covariance() -> None:
+def test_the_principal_plane_is_the_covariances() -> None:
+    """Of its first eigenvectors."""
     points = np.random.default_rng(0).normal(size=(40, 5)) * [3, 0.1, 2, 0.5, 1]
     plane, shares = principal_plane(points)
     values, vectors = np.linalg.eigh(np.cov(points.T))
@@ -141,7 +143,7 @@ def test_the_principal_plane_is_that_of_the_eigenvectors_of_the_covariance() -> 
 
 
 @pytest.mark.parametrize("points", [np.ones((4, 3)), np.arange(4.0)[:, None]])
-def test_a_plane_of_less_than_two_dimensions_is_flat(points: np.ndarray) -> None:
+def test_degenerate_planes_are_flat(points: np.ndarray) -> None:
     plane, shares = principal_plane(points)
     assert plane.shape == (4, 2) and not plane[:, 1].any()
     assert shares.sum() == pytest.approx(float(points.std() > 0))
@@ -177,7 +179,7 @@ def rows_of(domains: list[str], tasks: list[str], episodes: int) -> list[dict[st
         ([f"A {n}" for n in range(30)], ["a", "b"], ("task",), "the colour is the task", 2),
     ],
 )
-def test_marks_are_told_apart_by_domain_where_there_are_few(
+def test_few_domains_have_their_own_marks(
     domains: list[str], tasks: list[str], keys: tuple[str, ...], says: str, marks: int
 ) -> None:
     rows = rows_of(domains, tasks, 30)
@@ -191,7 +193,7 @@ def test_marks_are_told_apart_by_domain_where_there_are_few(
     assert len(looks) == marks
 
 
-def test_the_heat_map_is_the_matrix_in_the_order_of_the_domains() -> None:
+def test_the_heat_map_is_ordered_by_domain() -> None:
     rows = rows_of(["b", "a", "c"], ["y"], 9)
     matrix = np.random.default_rng(1).normal(size=(9, 9))
     related = [{**row, "relations": line.tolist()} for row, line in zip(rows, matrix, strict=True)]
@@ -219,7 +221,8 @@ def test_nothing_is_drawn_of_nothing() -> None:
     assert embedding_plot([]) is None and relation_plot([]) is None
 
 
-def test_the_page_shows_both_and_names_what_is_hostile_as_text(tmp_path: Path) -> None:
+def test_the_page_escapes_hostile_names(tmp_path: Path) -> None:
+    """It shows both plots."""
     run = make_run(tmp_path / "run", "train")
     assert "embeddings" not in Elements(write_report(run).read_text()).ids
     chosen, algorithm, params = knowing(data__name="mixture", data__shots=10, data__queries=2)

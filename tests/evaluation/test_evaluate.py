@@ -25,7 +25,8 @@ def trained(tmp_path_factory, arrays):
     return folder
 
 
-def test_the_folder_scores_as_the_model_in_memory_and_adapting_helps(trained, arrays) -> None:
+def test_the_folder_scores_as_the_model(trained, arrays) -> None:
+    """And adapting helps."""
     chosen, algorithm, params = load_model(trained)
     evaluate_folder(trained, arrays, chosen.data)
     written = formats.read_json(trained / "metrics.json")
@@ -44,7 +45,7 @@ def test_the_folder_scores_as_the_model_in_memory_and_adapting_helps(trained, ar
     assert written["curve"]["left.accuracy"]["mean"][3] == after["mean"]
 
 
-def test_adapting_to_wrong_labels_costs_what_adapting_to_true_ones_gains(trained, arrays) -> None:
+def test_adapting_to_wrong_labels_hurts(trained, arrays) -> None:
     """What adapting gains must come from the labels of the support set."""
     chosen, algorithm, params = load_model(trained)
     episodes = episodes_of(chosen, arrays, step=7, count=30)
@@ -72,7 +73,7 @@ def test_adapting_to_wrong_labels_costs_what_adapting_to_true_ones_gains(trained
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_a_prediction_does_not_depend_on_the_rest_of_the_query_set(learner, arrays) -> None:
+def test_predictions_ignore_the_other_queries(learner, arrays) -> None:
     chosen = axes("cross_stitch", "static", learner)
     algorithm = chosen.build()
     params = algorithm.init_params()

@@ -109,7 +109,7 @@ def test_scores_are_those_of_all_test_rows(tmp_path: Path) -> None:
     assert found["scored"]["text"] == f"Every one of the {len(rows)} test examples was scored once."
 
 
-def test_what_does_not_adapt_scores_the_same_whatever_the_episodes(tmp_path: Path) -> None:
+def test_unadapted_scores_ignore_the_episodes(tmp_path: Path) -> None:
     path = table_of(tmp_path)
     one = evaluated(files(path, THREE)).metrics
     other = evaluated(files(path, THREE, shots=1, queries=9), episodes=50).metrics
@@ -150,7 +150,7 @@ def test_validation_while_training_is_evaluation(tmp_path: Path) -> None:
     )
 
 
-def test_the_interval_of_an_adapting_model_does_not_shrink_with_episodes(tmp_path: Path) -> None:
+def test_more_episodes_shrink_no_adapting_interval(tmp_path: Path) -> None:
     chosen = files(table_of(tmp_path), {"kind": {}}).override({"learner.inner_steps": 1})
     few, many = (evaluated(chosen, episodes=number).metrics for number in (30, 400))
     width = [found["tasks"]["kind"]["accuracy"]["after"]["ci95"] for found in (few, many)]
@@ -192,7 +192,7 @@ def test_members_are_those_of_the_drawn_episode(name: str) -> None:
                 assert numbers.min() >= 0 and numbers.max() < sizes[population]
 
 
-def test_members_of_files_are_the_rows_that_were_drawn(tmp_path: Path) -> None:
+def test_members_are_the_drawn_rows(tmp_path: Path) -> None:
     source = files(table_of(tmp_path), {"kind": {}}).data
     arrays = source.load()
     rows = arrays["rows/test"]
@@ -210,7 +210,8 @@ def sparse(folder: Path) -> Path:
     return table_of(folder, part=part, rare=rare, same=same)
 
 
-def test_a_task_without_labels_is_trained_and_has_no_score(tmp_path: Path) -> None:
+def test_unlabelled_tasks_have_no_score(tmp_path: Path) -> None:
+    """They are trained."""
     chosen = files(
         sparse(tmp_path), {"price": {}, "rare": {"kind": "regression"}}, split={"column": "part"}
     )
@@ -235,7 +236,8 @@ def test_a_task_without_labels_is_trained_and_has_no_score(tmp_path: Path) -> No
     assert len([text for text in said if "no row of val has a label" in text]) == 1
 
 
-def test_a_search_by_a_task_without_validation_labels_is_refused(tmp_path: Path) -> None:
+def test_searching_by_unlabelled_tasks_is_refused(tmp_path: Path) -> None:
+    """Where they lack labels for validation."""
     tasks = {"price": {}, "rare": {"kind": "regression"}}
     chosen = files(sparse(tmp_path), tasks, split={"column": "part"})
     search = {"search": {"train.lr": {"uniform": [0.001, 0.01]}}, "tune": {"metric": "val.rare.r2"}}
@@ -250,7 +252,7 @@ def test_a_search_by_a_task_without_validation_labels_is_refused(tmp_path: Path)
         refuse_unscored(alone, alone.data.load())
 
 
-def test_a_task_is_chosen_by_the_score_that_is_named(tmp_path: Path) -> None:
+def test_a_named_score_chooses(tmp_path: Path) -> None:
     path = table_of(tmp_path)
     found = evaluated(
         files(path, {"price": {"metric": "mae"}, "sold": {"metric": "log_loss"}})
@@ -297,7 +299,7 @@ def test_a_score_that_never_moves_is_noted(tmp_path: Path) -> None:
     assert not list(history_notes(tasks, moving))
 
 
-def test_models_of_a_run_are_compared_on_the_same_rows(tmp_path: Path) -> None:
+def test_models_are_compared_on_the_same_rows(tmp_path: Path) -> None:
     chosen = files(table_of(tmp_path), THREE)
     arrays = chosen.data.load()
     folders = {}
@@ -322,7 +324,7 @@ def test_models_of_a_run_are_compared_on_the_same_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("offset", "scale"), [(1e9, 10.0), (1e8, 1.0), (0.0, 1e-30)])
-def test_labels_of_any_size_are_learned_as_those_centred_and_scaled(
+def test_learning_ignores_shift_and_scale_of_labels(
     tmp_path: Path, offset: float, scale: float
 ) -> None:
     scores = []
@@ -353,7 +355,7 @@ def test_labels_of_any_size_are_learned_as_those_centred_and_scaled(
     )
 
 
-def test_files_of_few_shot_classes_have_their_classes_behind_them(tmp_path: Path) -> None:
+def test_few_shot_files_count_classes_as_population(tmp_path: Path) -> None:
     kinds = [f"k{row % 30:02d}" for row in range(ROWS)]
     path = table_of(tmp_path, species=kinds)
     tasks, few = {"species": {}}, {"episodes": "classes", "ways": 2, "shots": 2, "queries": 3}

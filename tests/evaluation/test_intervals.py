@@ -226,7 +226,7 @@ def test_intervals_cover_over_classes_of_few_shot_episodes(num_episodes: int) ->
     assert 0.90 <= found <= 0.98
 
 
-def test_more_episodes_of_the_same_rows_do_not_shrink_the_interval() -> None:
+def test_more_episodes_shrink_no_interval() -> None:
     """What 74 rows support, 1,000 episodes of them do not improve."""
     rng = np.random.default_rng(8)
     task = classification("a", 2)
@@ -259,7 +259,7 @@ def test_a_perfect_score_is_not_certain() -> None:
     assert interval["mean"] == interval["high"] == 1 and 0.9 < interval["low"] < 0.95
 
 
-def test_a_score_that_one_row_alone_defines_has_no_interval() -> None:
+def test_scores_of_one_row_have_no_interval() -> None:
     target = np.zeros(40, np.int64)
     target[3] = 1
     logits = torch.randn(40, 1)
@@ -269,7 +269,7 @@ def test_a_score_that_one_row_alone_defines_has_no_interval() -> None:
     assert found["mean"] is not None and found["ci95"] is None
 
 
-def test_models_on_the_same_rows_are_compared_in_pairs() -> None:
+def test_models_are_compared_in_pairs() -> None:
     """Their difference has the interval of the rows where they differ, and holds the truth as often as it says."""
     rng = np.random.default_rng(9)
     task, inside, narrower = classification("a", 2), [], []
@@ -288,7 +288,7 @@ def test_models_on_the_same_rows_are_compared_in_pairs() -> None:
     assert np.mean(narrower) > 0.95
 
 
-def test_groups_of_a_model_with_more_of_them_are_joined() -> None:
+def test_groups_of_finer_models_are_joined() -> None:
     rng = np.random.default_rng(10)
     values = rng.standard_normal(1000)
 
@@ -303,7 +303,7 @@ def test_groups_of_a_model_with_more_of_them_are_joined() -> None:
     np.testing.assert_allclose(joined.partitions["row"].left_out, 0, atol=2e-5)
 
 
-def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+def test_jackknife_of_means_is_standard_error() -> None:
     values = np.random.default_rng(11).standard_normal(30)
     left_out = (values.sum() - values) / 29
     variance, degrees = Estimator(

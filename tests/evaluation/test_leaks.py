@@ -94,7 +94,7 @@ def accuracy_after_training(
 
 
 @pytest.mark.parametrize(("learner", "values"), VARIANTS)
-def test_shuffled_query_labels_are_met_by_chance_and_true_ones_are_not(learner, values) -> None:
+def test_shuffled_query_labels_are_met_by_chance(learner, values) -> None:
     """Two intervals wide, for there are many learners."""
     mean, ci95 = accuracy_after_training(learner, values, "shuffled")
     assert abs(mean - CHANCE) < 2 * ci95 < 0.03
@@ -103,7 +103,7 @@ def test_shuffled_query_labels_are_met_by_chance_and_true_ones_are_not(learner, 
 
 
 @pytest.mark.parametrize("learner", ["maml", "matching", "metaopt", "protonet", "r2d2", "reptile"])
-def test_a_support_set_that_holds_the_query_set_would_be_seen(learner) -> None:
+def test_leaking_support_sets_would_be_seen(learner) -> None:
     """Guards the test above: shuffled labels that leak are met far more often than by chance."""
     mean, ci95 = accuracy_after_training(learner, {}, "shuffled and shown")
     assert mean - 2 * ci95 > CHANCE + 0.05
@@ -144,9 +144,7 @@ SEEING = [
 
 
 @pytest.mark.parametrize(("sharing", "learner", "values"), [c for c in SEEING if allowed(*c)])
-def test_predictions_are_the_same_to_the_bit_whatever_the_query_labels_are(
-    sharing, learner, values, arrays
-) -> None:
+def test_predictions_ignore_query_labels_bit_identically(sharing, learner, values, arrays) -> None:
     chosen = axes(sharing, "static", learner).override({**values, "evaluate.test_episodes": 2})
     if "inner_steps" in type(chosen.learner).model_fields:
         chosen = chosen.override({"learner.inner_steps": 2})
@@ -164,7 +162,7 @@ def test_predictions_are_the_same_to_the_bit_whatever_the_query_labels_are(
         }
 
 
-def test_nothing_that_does_not_adapt_goes_below_the_floor_of_the_sinusoids() -> None:
+def test_unadapted_models_stay_above_the_floor() -> None:
     """Joint training comes near the best unadapted prediction, and cannot pass it."""
     chosen = experiment(
         data={"name": "sinusoid"},
@@ -266,9 +264,8 @@ SOURCES: list[tuple[str, Callable[[Path], Source]]] = [
 
 
 @pytest.mark.parametrize(("name", "make"), SOURCES, ids=[name for name, _ in SOURCES])
-def test_no_input_stands_in_support_and_query_or_in_two_splits(
-    name, make, monkeypatch, tmp_path
-) -> None:
+def test_no_input_stands_twice(name, make, monkeypatch, tmp_path) -> None:
+    """In support and query, or in two splits."""
     monkeypatch.setattr("raymtl.data.sources.omniglot.read_drawings", numbered_drawings)
     monkeypatch.setattr("raymtl.data.sources.cifar100.read_pictures", numbered_pictures)
     monkeypatch.setattr("raymtl.data.sources.multimnist.read_digits", numbered_digits)
@@ -339,7 +336,7 @@ assert "ray" not in sys.modules
 """
 
 
-def test_another_process_adapts_and_predicts_the_same_to_the_bit(arrays, tmp_path) -> None:
+def test_another_process_adapts_bit_identically(arrays, tmp_path) -> None:
     """Saved here, loaded there, adapted to a task that neither has seen."""
     cases: list[tuple[Path, Experiment]] = []
     for number, (learner, values) in enumerate(VARIANTS):

@@ -104,7 +104,7 @@ def test_what_is_printed_follows_from_the_predictions(home: Path) -> None:
         ]
 
 
-def test_rows_go_by_their_key_and_their_place_in_the_file(home: Path) -> None:
+def test_predictions_name_key_and_row(home: Path) -> None:
     told = adapt_run(
         AdaptationRequest(home / "run", home / "support.csv", home / "query.csv", name="keyed")
     )
@@ -137,9 +137,10 @@ def test_held_out_rows_are_named_too(home: Path) -> None:
         assert told == (pytest.approx(own, rel=EXACT) if name == "rent" else own)
 
 
-def test_every_held_out_row_can_be_written_and_has_the_scores_that_are_printed(
+def test_written_predictions_have_the_printed_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Those of every held-out row."""
     write_csv(tmp_path / "rooms.csv", rooms(400, 0))
     data = {"path": str(tmp_path / "rooms.csv"), "tasks": TASKS, "split": {"key": "id"}}
     run = trained(tmp_path / "run", data, steps=20, inner=0)
@@ -211,7 +212,7 @@ def test_labels_of_a_query_score_a_transfer(
     )
 
 
-def test_a_task_of_yes_and_no_can_be_carried_on_as_two_classes(
+def test_binary_tasks_transfer_as_two_classes(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("--support", str(home / "support.csv"), "--query", str(home / "query.csv"), "--json")
@@ -259,7 +260,7 @@ def test_a_task_of_yes_and_no_can_be_carried_on_as_two_classes(
         ),
     ],
 )
-def test_labels_of_a_new_task_are_named_as_the_file_has_them(
+def test_new_labels_are_named_as_written(
     home: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -281,7 +282,7 @@ def test_labels_of_a_new_task_are_named_as_the_file_has_them(
     assert says in mistake(monkeypatch, capsys, "adapt", str(home / "run"), *words)
 
 
-def test_a_run_without_inner_steps_says_that_nothing_was_adapted(
+def test_runs_without_inner_steps_say_so(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trained(tmp_path / "run", {"path": str(home / "rooms.csv"), "tasks": TASKS}, inner=0)
@@ -295,7 +296,7 @@ def test_a_run_without_inner_steps_says_that_nothing_was_adapted(
     assert "nothing was adapted" not in out and "adapted to" in out
 
 
-def test_tasks_with_files_of_their_own_are_told_apart_by_task(
+def test_tasks_with_own_files_are_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, seed in (("bonn", 0), ("kiel", 1)):
@@ -326,7 +327,7 @@ def test_tasks_with_files_of_their_own_are_told_apart_by_task(
     )
 
 
-def test_parts_of_several_take_examples_in_their_own_form(
+def test_parts_take_examples_in_their_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, column in (("old", "size (m2)"), ("new", "area")):
@@ -391,7 +392,7 @@ def test_boxes_come_back_where_they_were(resize: str) -> None:
     )
 
 
-def test_masks_and_boxes_are_in_the_pixels_of_their_pictures(tmp_path: Path) -> None:
+def test_predicted_masks_fit_their_pictures(tmp_path: Path) -> None:
     """Pictures of different sizes; the labels that the model saw come back at the size and in the numbers of the files."""
     root = write_scenes(tmp_path / "scenes", 30)
     rng = np.random.default_rng(0)
@@ -464,7 +465,7 @@ def test_masks_and_boxes_are_in_the_pixels_of_their_pictures(tmp_path: Path) -> 
         assert row["mask.after.shape"] == ([24, 32] if i % 2 else [48, 40])
 
 
-def test_files_that_have_gone_name_the_option_that_says_where(
+def test_lost_files_name_the_option(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_csv(tmp_path / "rooms.csv", rooms(60, 0))
@@ -476,7 +477,7 @@ def test_files_that_have_gone_name_the_option_that_says_where(
         adapt_run(AdaptationRequest(run, tmp_path / "gone.csv"))
 
 
-def test_a_broken_picture_among_new_ones_is_left_out_and_said(
+def test_broken_new_pictures_are_omitted_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, new = write_scenes(tmp_path / "scenes", 30), write_scenes(tmp_path / "new", 20)
@@ -576,7 +577,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 @pytest.mark.parametrize(("offset", "scale"), FAR)
-def test_far_and_small_labels_are_adapted_to_as_plain_ones(
+def test_adapting_ignores_shift_and_scale(
     plain: dict, tmp_path: Path, offset: float, scale: float
 ) -> None:
     data = {"path": str(numbered(tmp_path / "d.csv", offset, scale, 200, 0)), "tasks": {"y": {}}}
@@ -596,7 +597,7 @@ def test_far_and_small_labels_are_adapted_to_as_plain_ones(
 
 @pytest.mark.parametrize(("offset", "scale"), FAR)
 @pytest.mark.parametrize("way", ["feature", "model"])
-def test_far_and_small_labels_are_carried_to_as_plain_ones(
+def test_transferring_ignores_shift_and_scale(
     plain: dict,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -18,7 +18,7 @@ def test_by_hand() -> None:
     assert delta_p(scores, BASE) == pytest.approx((20 + (50 - 25) / 2) / 2)
 
 
-def test_they_are_opposite_where_every_task_has_one_metric() -> None:
+def test_single_metrics_make_the_deltas_opposite() -> None:
     scores = {"a": {"acc": (0.7, True)}}
     base = {"a": {"acc": (0.5, True)}}
     assert delta_m(scores, base) == -delta_p(scores, base) == pytest.approx(-40)
