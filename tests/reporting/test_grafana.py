@@ -50,7 +50,7 @@ def shown() -> dict[str, set[str]]:
     return found
 
 
-def test_every_metric_has_its_panel_and_every_panel_its_metric(
+def test_metrics_and_panels_match(
     exported: dict[str, set[str]],
 ) -> None:
     assert len(exported) == 9
@@ -70,7 +70,8 @@ def test_variables_read_metrics_that_there_are(exported: dict[str, set[str]]) ->
         assert label in exported[metric]
 
 
-def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
+def test_panels_do_not_overlap() -> None:
+    """They have ids of their own."""
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     cells = [

@@ -416,9 +416,8 @@ def test_result_table_has_every_model_and_both_deltas(page: str, summary: dict[s
     assert (first.delta_m, first.delta_p) == (-12.04, 15.06)
 
 
-def test_many_metrics_turn_the_table_and_keep_every_value(
-    summary: dict[str, Any], run: Path
-) -> None:
+def test_many_metrics_turn_the_table(summary: dict[str, Any], run: Path) -> None:
+    """It keeps every value."""
     for model in summary["models"]:
         model["tasks"] |= {
             f"more-{index}": copy.deepcopy(model["tasks"]["sum"]) for index in range(4)
@@ -554,7 +553,8 @@ def interrupted(run: Path, request: pytest.FixtureRequest) -> tuple[Path, str]:
     return run, str(request.param)
 
 
-def test_interrupted_run_says_so_and_shows_what_is_there(interrupted: tuple[Path, str]) -> None:
+def test_interrupted_runs_show_what_exists(interrupted: tuple[Path, str]) -> None:
+    """They say that they are not complete."""
     run, kind = interrupted
     elements = Elements(write_report(run).read_text())
     assert "This run is not complete" in elements.text
@@ -566,7 +566,7 @@ def test_interrupted_run_says_so_and_shows_what_is_there(interrupted: tuple[Path
     assert ("better than default" in elements.text) is (kind == "everything but the summary")
 
 
-def test_interrupted_search_shows_the_training_of_the_best_trial(run: Path) -> None:
+def test_interrupted_searches_show_the_best_trials_training(run: Path) -> None:
     best = json.loads((run / "summary.json").read_text())["best_trial"]
     (run / "summary.json").unlink()
     (run / "history.parquet").rename(run / "moved.parquet")
@@ -596,7 +596,7 @@ def test_best_so_far_is_of_complete_trials(tuned: Path) -> None:
     assert list(line.y[:-1]) == list(np.maximum.accumulate(ended))
 
 
-def test_parallel_axes_show_names_and_places_for_what_is_not_used(tuned: Path) -> None:
+def test_parallel_axes_mark_unused_values(tuned: Path) -> None:
     run = read_run(tuned)
     axes = {axis.label: axis for axis in drawn(parallel_plot(run))[0].dimensions}
     assert set(axes["sharing.name"].ticktext) == {"hard", "cross_stitch", "soft"}
@@ -612,7 +612,7 @@ def test_parallel_axes_show_names_and_places_for_what_is_not_used(tuned: Path) -
     )
 
 
-def test_choices_are_drawn_by_trial_with_the_best_on_top(tuned: Path) -> None:
+def test_choices_draw_the_best_on_top(tuned: Path) -> None:
     run = read_run(tuned)
     figure = choices_plot(run)
     rows = [row for row in run.trials if row["state"] == "complete"]
@@ -658,7 +658,8 @@ def test_importance_needs_four_complete_trials(tmp_path: Path) -> None:
     )
 
 
-def test_smoothing_keeps_a_constant_and_skips_what_is_not_finite() -> None:
+def test_smoothing_keeps_a_constant() -> None:
+    """It skips what is not finite."""
     values = np.full(101, 2.0)
     values[[0, 50]] = np.nan, np.inf
     assert np.allclose(smoothed(values), 2.0)
@@ -702,7 +703,8 @@ def shapes() -> tuple[Shapes, list[dict[str, Any]], Any]:
     return source, rows, algorithm.tasks
 
 
-def test_what_has_pixels_or_boxes_is_drawn_and_the_rest_is_told() -> None:
+def test_pixels_and_boxes_are_drawn() -> None:
+    """The rest is told."""
     source, rows, tasks = shapes()
     for row, picture in zip(rows, pictures(rows, tasks, source), strict=True):
         assert [panel.task for panel in picture.panels] == ["pixels", "far", "facing", "boxes"]
@@ -726,7 +728,7 @@ def test_what_has_pixels_or_boxes_is_drawn_and_the_rest_is_told() -> None:
             assert [f"rgb({r},{g},{b})" for r, g, b in here.tolist()] in ([colour], [])
 
 
-def test_boxes_are_drawn_where_they_are_with_class_and_score(run: Path) -> None:
+def test_boxes_are_drawn_with_class_and_score(run: Path) -> None:
     source, rows, tasks = shapes()
     found = np.full((100, 6), -1.0)
     found[:3] = [[1, 2, 3, 12, 9, 0.87], [0, 4, 4, 8, 8, 0.51], [0, 0, 0, 5, 5, 0.49]]
@@ -748,7 +750,7 @@ def test_boxes_are_drawn_where_they_are_with_class_and_score(run: Path) -> None:
     assert [box.text for box in panel.truth.boxes] == [str(int(label)) for label in truth[:, 0]]
 
 
-def test_the_page_draws_boxes_with_the_names_of_their_classes(run: Path, tmp_path: Path) -> None:
+def test_the_page_names_the_boxes_classes(run: Path, tmp_path: Path) -> None:
     write_voc(tmp_path / "data")
     chosen = Experiment.model_validate(
         {

@@ -112,7 +112,9 @@ def values_of(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key.startswith(("learner.", "weighting."))}
 
 
-def test_every_trial_is_a_row_of_the_table_of_tasks_and_its_end_another(searched: Searched) -> None:
+def test_every_trial_has_rows_of_tasks(searched: Searched) -> None:
+    """One for its start and one for its end."""
+
     def whole(found: list[Any]) -> bool:
         return len(found) == 2 * len(searched.rows) and all(
             task.state in ("FINISHED", "FAILED") for task in found
@@ -150,7 +152,7 @@ def trial_that_stays(folder: str) -> None:
     time.sleep(300)
 
 
-def test_steps_and_scores_of_a_trial_are_among_the_metrics_of_its_machine(tmp_path: Path) -> None:
+def test_a_machines_metrics_hold_its_trials_scores(tmp_path: Path) -> None:
     runs_on = ray.remote(num_cpus=1)(trial_that_stays).remote(str(tmp_path / "measured"))
     wanted = {
         ("step", ""): 20.0,
@@ -176,9 +178,11 @@ def test_steps_and_scores_of_a_trial_are_among_the_metrics_of_its_machine(tmp_pa
         assert found[name, score] == pytest.approx(last[score] if value is None else value)
 
 
-def test_a_search_that_cannot_be_shown_is_the_same_search_and_says_so_once(
+def test_a_broken_dashboard_changes_no_search(
     searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It is said once."""
+
     def start(self: Rows, name: str, details: str) -> None:
         raise RuntimeError("no such task")
 
@@ -190,9 +194,10 @@ def test_a_search_that_cannot_be_shown_is_the_same_search_and_says_so_once(
         assert {**one, "seconds": None} == {**two, "seconds": None}
 
 
-def test_killed_the_process_of_the_rows_harms_nothing_and_is_said_once(
+def test_killing_the_rows_process_harms_nothing(
     tmp_path: Path,
 ) -> None:
+    """It is said once."""
     said: list[str] = []
     board = Dashboard(begun(tmp_path / "lost"), said.append)
     board.on_trial_start("trial-0000", {"train.lr": 0.1})
