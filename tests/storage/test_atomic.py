@@ -99,9 +99,9 @@ def test_a_published_file_survives_a_power_cut(tmp_path, monkeypatch) -> None:
     assert order == ["file", "rename", "folder"]
 
 
-def test_what_is_no_fault_of_the_storage_is_raised_at_once_and_that_which_stays_after_a_while(
-    tmp_path, monkeypatch
-) -> None:
+def test_only_storage_faults_are_waited_for(tmp_path, monkeypatch) -> None:
+    """Others are raised at once, and those that stay after a while."""
+
     def broken(aside) -> None:
         raise ValueError("a bug")
 
@@ -116,7 +116,7 @@ def test_what_is_no_fault_of_the_storage_is_raised_at_once_and_that_which_stays_
         atomic.publish(tmp_path / "file", full)
 
 
-def test_tensors_and_tables_wait_for_a_disk_that_is_really_full(disk, monkeypatch) -> None:
+def test_every_writer_waits_for_a_full_disk(disk, monkeypatch) -> None:
     def saved(aside) -> None:
         with aside.open("wb") as file:
             torch.save({"w": torch.zeros(20_000)}, file)
@@ -145,9 +145,7 @@ def test_tensors_and_tables_wait_for_a_disk_that_is_really_full(disk, monkeypatc
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnhandledThreadExceptionWarning"
 )  # TensorBoard's own thread
-def test_a_training_waits_for_a_disk_that_is_really_full_and_ends_as_any_other(
-    disk, arrays, tmp_path, monkeypatch
-) -> None:
+def test_a_training_outlasts_a_full_disk(disk, arrays, tmp_path, monkeypatch) -> None:
     """Its event files cannot be written either; TensorBoard would end it for that."""
     monkeypatch.setattr(atomic, "RETRY_S", 0.05)
     monkeypatch.setattr("raymtl.reporting.tensorboard.FLUSH_S", 0.05)
@@ -198,7 +196,8 @@ def shown(folder: Path) -> list[int]:
     return [event.step for event in events.Scalars("lr")]
 
 
-def test_half_a_line_is_cut_off_before_the_next_one_and_nothing_else_is(tmp_path) -> None:
+def test_half_lines_are_cut_off_before_appending(tmp_path) -> None:
+    """And nothing else is."""
     path = tmp_path / "lines"
     path.write_bytes(b"")
     atomic.append(path, b"one\n")
@@ -210,7 +209,7 @@ def test_half_a_line_is_cut_off_before_the_next_one_and_nothing_else_is(tmp_path
     assert path.read_bytes() == b"four\n"
 
 
-def test_a_line_for_which_there_is_no_room_is_not_begun(disk, monkeypatch) -> None:
+def test_lines_without_room_are_not_begun(disk, monkeypatch) -> None:
     path = disk / "lines"
     path.write_bytes(b"one\n" * 1000)
     filler = fill(disk)
@@ -221,9 +220,8 @@ def test_a_line_for_which_there_is_no_room_is_not_begun(disk, monkeypatch) -> No
     filler.unlink()
 
 
-def test_lines_that_arrived_though_the_storage_said_otherwise_are_not_added_twice(
-    tmp_path, monkeypatch
-) -> None:
+def test_appending_again_adds_no_line_twice(tmp_path, monkeypatch) -> None:
+    """Where lines arrived though the storage said otherwise."""
     path = tmp_path / "lines"
     path.write_bytes(b"one\n")
     monkeypatch.setattr(atomic, "RETRY_S", 0.0)
@@ -245,9 +243,7 @@ def test_lines_that_arrived_though_the_storage_said_otherwise_are_not_added_twic
     assert path.read_bytes() == b"one\ntwo\n"
 
 
-def test_a_journal_whose_lock_cannot_be_released_at_first_has_its_entries_once(
-    tmp_path, monkeypatch
-) -> None:
+def test_late_unlocking_adds_no_entry_twice(tmp_path, monkeypatch) -> None:
     kept = study(tmp_path / "study.journal")
     monkeypatch.setattr(atomic, "RETRY_S", 0.0)
     rename, failed = os.rename, []
@@ -264,7 +260,7 @@ def test_a_journal_whose_lock_cannot_be_released_at_first_has_its_entries_once(
     assert [trial.value for trial in study(tmp_path / "study.journal").trials] == [1.0]
 
 
-def test_what_cannot_be_read_for_a_while_is_no_damage(tmp_path, monkeypatch) -> None:
+def test_unreadable_for_a_while_is_no_damage(tmp_path, monkeypatch) -> None:
     path = tmp_path / "rows.parquet"
     formats.write_rows(path, [{"step": 1}])
     monkeypatch.setattr(atomic, "RETRY_S", 0.0)
@@ -287,7 +283,7 @@ def study(path: Path) -> optuna.Study:
     )
 
 
-def test_a_journal_that_ends_in_half_a_line_is_read_and_written_on(tmp_path) -> None:
+def test_half_written_journals_are_read_and_continued(tmp_path) -> None:
     path = tmp_path / "study.journal"
     study(path).add_trial(optuna.trial.create_trial(value=1.0))
     whole = path.read_bytes()
@@ -300,7 +296,7 @@ def test_a_journal_that_ends_in_half_a_line_is_read_and_written_on(tmp_path) -> 
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
-def test_one_writer_at_a_time_is_in_the_journal(tmp_path, monkeypatch) -> None:
+def test_journals_have_one_writer_at_a_time(tmp_path, monkeypatch) -> None:
     path = tmp_path / "study.journal"
     append, inside, most = atomic.append, [], []
 

@@ -30,7 +30,7 @@ def text(content: str) -> Callable[[Path], Any]:
     return lambda aside: aside.write_text(content)
 
 
-def test_the_last_attempt_writes_and_those_before_it_change_nothing(tmp_path: Path) -> None:
+def test_the_last_attempt_alone_writes(tmp_path: Path) -> None:
     first = claim(tmp_path)
     first.publish(tmp_path / "file", text("first"))
     second = claim(tmp_path)
@@ -70,7 +70,7 @@ def test_what_was_being_written_goes_with_its_attempt(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == [".attempt-0004"]
 
 
-def test_a_folder_that_was_taken_away_is_made_by_nobody_again(
+def test_superseded_folders_are_never_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each passes the check and is superseded before it writes."""
@@ -124,9 +124,7 @@ def test_a_folder_that_was_taken_away_is_made_by_nobody_again(
     assert sorted(path.name for path in run.rglob("*")) == [".attempt-0016", "checkpoints"]
 
 
-def test_lines_of_an_earlier_attempt_go_into_a_file_that_is_no_longer_the_journal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_superseded_lines_miss_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has the file open, has found itself the last, and is about to cut half a line off, when the other begins."""
     path = tmp_path / "lines"
     path.write_bytes(b"one\n")
@@ -148,7 +146,7 @@ def test_lines_of_an_earlier_attempt_go_into_a_file_that_is_no_longer_the_journa
     assert path.read_bytes() == b"one\ntwo\nthree\n"
 
 
-def test_a_study_is_written_by_the_last_driver_alone(tmp_path: Path) -> None:
+def test_the_last_driver_alone_writes_the_study(tmp_path: Path) -> None:
     def study(attempt: Attempt) -> optuna.Study:
         journal = JournalStorage(Journal(tmp_path / "study.journal", attempt))
         return optuna.create_study(storage=journal, study_name="study", load_if_exists=True)
@@ -162,9 +160,8 @@ def test_a_study_is_written_by_the_last_driver_alone(tmp_path: Path) -> None:
     assert [trial.value for trial in study(claim(tmp_path)).trials] == [1.0, 3.0]
 
 
-def test_storage_that_is_away_is_waited_for_and_is_not_taken_for_another_attempt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lost_storage_is_no_other_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for."""
     folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
     attempt = claim(folder)
     folder.rename(elsewhere)
@@ -174,9 +171,10 @@ def test_storage_that_is_away_is_waited_for_and_is_not_taken_for_another_attempt
     assert (folder / "file").read_text() == "there"
 
 
-def test_two_that_begin_at_the_same_time_have_numbers_of_their_own_and_one_is_the_last(
+def test_concurrent_attempts_have_distinct_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One of them is the last."""
     made: list[Attempt] = []
     mkdir = Path.mkdir
 
@@ -193,9 +191,10 @@ def test_two_that_begin_at_the_same_time_have_numbers_of_their_own_and_one_is_th
         made[0].check()
 
 
-def test_a_later_checkpoint_is_removed_by_the_attempt_alone_that_passed_it_over(
+def test_later_checkpoints_go_by_who_passed_them(
     tmp_path: Path,
 ) -> None:
+    """Only the attempt that passed one over removes it."""
     algorithm = short().build()
     params = algorithm.init_params()
     optimizer = torch.optim.SGD(params.values())
@@ -276,9 +275,7 @@ class Old(threading.Thread):
 
 @pytest.mark.parametrize("step", [2, 4, 8])
 @pytest.mark.parametrize("ended", [False, True], ids=["the new one runs", "the new one has ended"])
-def test_an_attempt_that_wakes_writes_nothing_into_that_which_took_its_place(
-    step: int, ended: bool, arrays: Any, tmp_path: Path
-) -> None:
+def test_waking_attempts_write_nothing(step: int, ended: bool, arrays: Any, tmp_path: Path) -> None:
     """By the clock a checkpoint is due when it wakes; or its record, the model and a score are next."""
     chosen = short(train__checkpoint_share=1.0)
     straight = tmp_path / "straight"
@@ -340,7 +337,7 @@ def test_a_worker_that_wakes_rescues_nothing(arrays: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("gone", ["all of it", "a file of it"])
-def test_a_checkpoint_that_vanishes_before_it_is_read_is_chosen_anew(
+def test_vanished_checkpoints_are_chosen_anew(
     gone: str, arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = short(train__checkpoint_share=0, train__steps=12)

@@ -80,7 +80,7 @@ def ended(folder: Path, errors: Sequence[BaseException | None]) -> None:
 
 
 @pytest.mark.slow
-def test_the_last_step_of_two_attempts_in_all_orders(tmp_path: Path) -> None:
+def test_two_attempts_last_steps_in_all_orders(tmp_path: Path) -> None:
     assert explore(tmp_path / "run", begun(STEPS - 1), [train, train], look, ended) > 500
 
 
@@ -113,7 +113,7 @@ def checked_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("broken", [unfenced, checked_only])
-def test_the_explorer_finds_what_each_part_of_the_fence_is_for(
+def test_every_part_of_the_fence_is_needed(
     broken: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken(monkeypatch)
@@ -136,9 +136,8 @@ def note(name: str) -> Callable[[Path], None]:
     return work
 
 
-def test_lines_in_all_orders_are_whole_and_none_that_stood_there_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lines_stay_whole_in_all_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None that stood there goes."""
     for name in ("_end_of_lines", "_write_all"):
         monkeypatch.setattr(atomic, name, step_before(getattr(atomic, name)))
 

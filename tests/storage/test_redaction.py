@@ -84,9 +84,10 @@ def test_the_environment_of_a_run_keeps_no_secret(monkeypatch: pytest.MonkeyPatc
     assert "mine.yaml" in about
 
 
-def test_url_with_a_secret_is_refused_before_a_configuration_keeps_it(
+def test_secret_urls_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Before a configuration keeps them."""
     with pytest.raises(
         UserError,
         match=r"data\.path: expected the password or signature in an environment variable",
@@ -101,9 +102,10 @@ def test_url_with_a_secret_is_refused_before_a_configuration_keeps_it(
     assert absolute("$HOME/a.parquet", "data.path") == str(Path.home() / "a.parquet")
 
 
-def test_configuration_with_a_url_in_a_variable_loads_again_and_keeps_the_variable(
+def test_configurations_keep_variables_of_urls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """They load again."""
     rows = "a,b\n" + "".join(f"{(7 * i % 11) / 3},{i % 3}\n" for i in range(60))
     fsspec.filesystem("memory").pipe("/kept/a.csv", rows.encode())
     monkeypatch.setenv("MINE", "memory://kept/a.csv")
@@ -132,7 +134,7 @@ def test_messages_of_the_command_line_hide_secrets(
     assert "***@example.com" in shown
 
 
-def test_worker_that_lacks_the_variable_takes_the_configuration_of_a_run(
+def test_workers_without_the_variable_load_configurations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fsspec.filesystem("memory").pipe(

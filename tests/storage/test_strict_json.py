@@ -24,7 +24,8 @@ def refused(constant: str) -> None:
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_numbers_that_are_not_finite_are_null_at_any_depth(number: float) -> None:
+def test_infinite_numbers_are_null(number: float) -> None:
+    """At any depth."""
     text = strict_json.dumps({"a": [number, (1.5, {"b": number})], "c": 2, "d": None})
     assert json.loads(text, parse_constant=refused) == {
         "a": [None, [1.5, {"b": None}]],
@@ -33,7 +34,7 @@ def test_numbers_that_are_not_finite_are_null_at_any_depth(number: float) -> Non
     }
 
 
-def test_files_of_a_run_have_null_for_numbers_that_are_not_finite(tmp_path: Path) -> None:
+def test_run_files_have_null_for_infinite(tmp_path: Path) -> None:
     formats.write_json(tmp_path / "summary.json", {"score": math.nan})
     formats.append_row(tmp_path / "events.jsonl", {"score": math.inf})
     for name in ("summary.json", "events.jsonl"):
