@@ -148,7 +148,7 @@ OFFSETS = {
 
 
 @of(*OFFSETS)
-def test_labels_far_from_zero_are_scored_as_the_same_labels_near_it(case: Path) -> None:
+def test_scores_ignore_the_shift_of_labels(case: Path) -> None:
     own: dict[str, Any] = {}
     if case.name.startswith("A12g"):
         own = {"train.steps": 200, "train.lr": 0.02}
@@ -192,14 +192,14 @@ def test_scores_that_are_not_defined_are_null(case: Path) -> None:
 
 
 @of("W5-sparse-task-small")
-def test_a_task_with_few_labels_never_breaks_a_training(case: Path) -> None:
+def test_few_labels_never_break_a_training(case: Path) -> None:
     seen = run(case, "train", "c.yaml", "--json")
     assert seen.status == 0, seen.text
     check_sparse(seen.told["models"][0], notes_of(seen.told))
 
 
 @of("W3-sparse-task-100k")
-def test_a_task_with_few_labels_among_many_rows_is_scored_or_named(case: Path) -> None:
+def test_tasks_with_few_labels_are_named_or_scored(case: Path) -> None:
     metrics = trained_here(case, {"seed": 1})
     check_sparse(metrics, notes_of(metrics))
 
@@ -244,18 +244,18 @@ def test_transfer_tells_large_values_apart(case: Path, trained: Path) -> None:
 
 
 @of("G23-transfer-single-class")
-def test_transfer_names_the_only_class_as_the_file_has_it(case: Path, trained: Path) -> None:
+def test_transfer_names_the_only_class(case: Path, trained: Path) -> None:
     refused("'x'|\"x\"|\\bx\\b", never=(r"got 0\b",))(adapt(trained, case, "--transfer", "feature"))
 
 
 @of("G28-transfer-reg-nan")
-def test_transfer_names_the_row_of_a_label_that_is_too_large(case: Path, trained: Path) -> None:
+def test_transfer_names_too_large_labels_rows(case: Path, trained: Path) -> None:
     seen = adapt(trained, case, "--transfer", "model", "--set", "task.kind=regression")
     refused(r"row \d+", r"1e\+?300", never=("got others",))(seen)
 
 
 @of("F15-moved-data")
-def test_data_that_moved_are_read_with_the_statistics_of_the_run(case: Path, trained: Path) -> None:
+def test_moved_data_keep_the_runs_statistics(case: Path, trained: Path) -> None:
     """Told the new place, or with the path edited in the run's own configuration: the same predictions."""
     shutil.copytree(trained, case / "trained")
     (case / "trained" / "run-data" / "d.csv").unlink()

@@ -105,7 +105,7 @@ print("trained a step")
 """
 
 
-def test_the_core_trains_a_step_where_ray_is_not_installed() -> None:
+def test_the_core_trains_without_ray() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CORE], capture_output=True, text=True, cwd=ROOT.parent, check=False
     )

@@ -24,7 +24,7 @@ def test_packed_notes_are_unpacked_as_they_were() -> None:
     assert unpack(pack(())) == ()
 
 
-def test_a_note_of_a_part_names_the_part_and_its_keys() -> None:
+def test_parts_notes_name_the_part() -> None:
     note = Note(place="pictures", text="see data.tasks.a", key="data.max_corrupt").of_part(
         "lamps", "data.parts.lamps"
     )
@@ -36,9 +36,10 @@ def test_a_note_of_a_part_names_the_part_and_its_keys() -> None:
 @pytest.mark.parametrize(
     ("number", "lines"), [(0, 0), (MOST_LINES, MOST_LINES), (MOST_LINES + 5, MOST_LINES)]
 )
-def test_before_a_training_some_notes_are_printed_and_where_the_others_are(
+def test_some_notes_are_printed_before_training(
     number: int, lines: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """And where the others are."""
     notes = [ZIP.model_copy(update={"place": f"column {i}"}) for i in range(number)]
     print_notes(Console(), notes, "c.yaml")
     printed = capsys.readouterr().out.splitlines()
@@ -68,7 +69,8 @@ def test_several_names_the_part_of_a_note(tmp_path: Path) -> None:
     assert notes[1].key == "data.parts.suns.max_corrupt"
 
 
-def test_notes_of_other_models_name_them_and_are_not_repeated(tmp_path: Path) -> None:
+def test_other_models_notes_name_the_model(tmp_path: Path) -> None:
+    """None is repeated."""
     own, same, other = (
         {"place": "task 'a'", "text": text, "key": None}
         for text in ("one class", "one class", "R2")

@@ -17,7 +17,8 @@ from raymtl.types import UserError
 from tests.conftest import experiment
 
 
-def test_a_taken_name_gets_a_number_and_resume_finds_the_newest(tmp_path: Path) -> None:
+def test_taken_names_get_a_number(tmp_path: Path) -> None:
+    """Resume finds the newest."""
     chosen = experiment(name="mine", output=str(tmp_path / "out"))
     made = [run_folder.create(chosen) for _ in range(3)]
     assert [path.name for path in made] == ["mine", "mine-2", "mine-3"]
@@ -34,7 +35,7 @@ def test_a_taken_name_gets_a_number_and_resume_finds_the_newest(tmp_path: Path) 
 HOLD = "import sys, pathlib; from raymtl import run_folder\nwith run_folder.held(pathlib.Path(sys.argv[1])): print(); sys.stdin.read()"
 
 
-def test_resume_takes_no_run_that_is_at_its_end_or_that_another_process_goes_on_with(
+def test_resume_takes_no_finished_or_held_run(
     tmp_path: Path,
 ) -> None:
     chosen = experiment(name="mine", output=str(tmp_path / "out"))
@@ -64,9 +65,11 @@ def test_resume_takes_no_run_that_is_at_its_end_or_that_another_process_goes_on_
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_storage_without_locks_says_so_once_and_the_later_of_two_goes_on(
+def test_storage_without_locks_says_so_once(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The later of two goes on."""
+
     def unsupported(file: object, how: int) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -137,7 +140,7 @@ def test_tensors_come_back_to_the_bit(tmp_path: Path) -> None:
         formats.load_params(tmp_path / "p", {**params, "a": torch.zeros(1)})
 
 
-def test_the_environment_tells_what_is_needed_to_do_it_again() -> None:
+def test_the_environment_makes_runs_reproducible() -> None:
     about = json.loads(json.dumps(run_folder.environment(experiment(seed=7), "train")))
     assert about["seed"] == 7
     assert about["packages"]["torch"] == torch.__version__.split("+")[0]
