@@ -61,6 +61,6 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation against the code: generated pages, code blocks, layers."""
-    pages = ["tests/config/test_catalog.py", "tests/adaptation", "tests/test_layering.py"]
+    """The documentation against the code: generated pages, recipes, layers."""
+    pages = ["tests/config/test_catalog.py", "tests/test_contributing.py", "tests/test_layering.py"]
     python(session, "pytest", "-n", "0", *pages, *session.posargs)
