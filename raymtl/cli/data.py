@@ -39,7 +39,8 @@ def inspect_data(
 ) -> None:
     """Print what is in the data: columns, tasks, splits, balance, what is missing; draw a batch."""
     experiment = load_config(config, sets)
-    from raymtl.data.inspection import draw_batch, inspect
+    from raymtl.data.batch_picture import draw_batch
+    from raymtl.data.inspection import inspect
 
     summary, arrays = inspect(experiment.data, experiment.seed)
     path = picture or Path(experiment.output) / f"{experiment.name}-batch.png"

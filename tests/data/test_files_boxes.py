@@ -11,8 +11,9 @@ from PIL import Image
 
 from raymtl.config import Experiment
 from raymtl.data import SPLITS, VOC, Files
+from raymtl.data.batch_picture import draw_batch
 from raymtl.data.episodes import build_episodes, on_device
-from raymtl.data.inspection import draw_batch, inspect
+from raymtl.data.inspection import inspect
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import UserError
 from tests.data.blood import SIDES, Object, write_voc, xml
