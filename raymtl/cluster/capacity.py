@@ -24,157 +24,161 @@ class Plan(NamedTuple):
     gpus: float
 
 
-class Need(NamedTuple):
-    """Pieces that are held at the same time, each on one machine: with fewer, Ray would wait for
-    the rest for ever.
+class ResourceRequest(NamedTuple):
+    """Bundles of resources that are held at the same time, each on one machine.
+
+    Where fewer fit, Ray would wait for the rest indefinitely.
     """
 
-    what: str
+    purpose: str
     key: str
-    number: int
-    each: Mapping[str, float]
+    """The dotted key that makes the request smaller."""
+    num_bundles: int
+    bundle: Mapping[str, float]
 
 
-def fitting(machines: Machines, each: Mapping[str, float]) -> int:
-    """How many pieces fit at the same time; one never spans two machines."""
-    return sum(
-        int(min(have.get(name, 0) / need + 1e-9 for name, need in each.items() if need))
-        for have in machines
-    )
+class Capacity(NamedTuple):
+    """What the machines have, and the rules for what a run takes of them."""
 
+    machines: Machines
 
-def slots(machines: Machines, cpus: float, gpus: float) -> int:
-    """How many workers fit at the same time; one worker never spans two machines."""
-    return fitting(machines, {"CPU": cpus, "GPU": gpus})
+    def total(self, resource: str) -> float:
+        """How much of a resource all machines have together."""
+        return sum(machine.get(resource, 0) for machine in self.machines)
 
+    def count_fitting(self, bundle: Mapping[str, float]) -> int:
+        """How many bundles fit at the same time; one never spans two machines."""
+        amounts = {name: amount for name, amount in bundle.items() if amount}
+        count = 0
+        for machine in self.machines:
+            shares = (machine.get(name, 0) / amount for name, amount in amounts.items())
+            count += int(min(shares) + 1e-9)
+        return count
 
-def gpus_for(experiment: Experiment, machines: Machines, workers: int) -> int:
-    """1 where the configuration wants GPUs, or lets them be used and there is one for each of the
-    workers.
-    """
-    enough = sum(have.get("GPU", 0) for have in machines) >= workers
-    return int(experiment.train.device == "cuda" or (experiment.train.device == "auto" and enough))
+    def gpus_per_worker(self, experiment: Experiment, num_workers: int) -> int:
+        """1 where `train.device` wants GPUs, or allows them and there is one for each worker."""
+        device = experiment.train.device
+        enough = self.total("GPU") >= num_workers
+        return int(device == "cuda" or (device == "auto" and enough))
+
+    def gpus_per_trial(self, experiment: Experiment) -> float:
+        """`tune.gpus_per_trial`; where that is auto, the rule of a training of one worker."""
+        gpus = experiment.tune.gpus_per_trial
+        if gpus == "auto":
+            return float(self.gpus_per_worker(experiment, 1))
+        return gpus
+
+    def plan(self, experiment: Experiment) -> Plan:
+        """How many trials run at a time, so that none can wait for what another holds.
+
+        Raises UserError where not even one trial fits.
+        """
+        settings = experiment.tune
+        gpus, workers = self.gpus_per_trial(experiment), settings.workers_per_trial
+        bundle = {"CPU": settings.cpus_per_trial, "GPU": gpus}
+        fits = self.count_fitting(bundle) // workers
+        if fits < 1:
+            raise UserError(
+                f"tune.cpus_per_trial: a trial takes {workers} x {settings.cpus_per_trial:g} CPU "
+                f"and {gpus:g} GPU, the cluster has {self.total('CPU'):g} and "
+                f"{self.total('GPU'):g} on {len(self.machines)} machines. "
+                "Lower tune.cpus_per_trial, tune.gpus_per_trial or tune.workers_per_trial."
+            )
+        concurrency = min(fits, settings.trials)
+        if settings.concurrency != "auto":
+            concurrency = min(concurrency, settings.concurrency)
+        return Plan(settings.trials, concurrency, workers, settings.cpus_per_trial, gpus)
+
+    def requests(self, experiment: Experiment, *, searching: bool) -> list[ResourceRequest]:
+        """What `raymtl tune`, or `train`, will hold at the same time, one after the other.
+
+        Ray Data takes none: its rows are numbers that are ready, and the workers build the episodes
+        themselves. Raises UserError where not even one trial fits.
+        """
+        train, tune = experiment.train, experiment.tune
+        requests = []
+        comparison_key, cpus = "train.cpus_per_worker", train.cpus_per_worker
+        if searching:
+            plan = self.plan(experiment)
+            requests += self._search_requests(experiment, plan)
+            comparison_key, cpus = "tune.cpus_per_trial", plan.cpus
+        requests.append(self.training_request(experiment))
+        if experiment.mode.comparisons(experiment.data.task_names, experiment.seed):
+            bundle = {"CPU": cpus, "GPU": self.gpus_per_worker(experiment, 1)}
+            requests.append(
+                ResourceRequest("a training to compare with", comparison_key, 1, bundle)
+            )
+        scoring = {"CPU": tune.cpus_per_trial}
+        requests.append(ResourceRequest("scoring", "tune.cpus_per_trial", 1, scoring))
+        return requests
+
+    def training_request(self, experiment: Experiment) -> ResourceRequest:
+        """What the training of the configuration itself, or of the winner, holds at least."""
+        train = experiment.train
+        gpus = self.gpus_per_worker(experiment, train.num_min_workers)
+        bundle = {"CPU": train.cpus_per_worker, "GPU": gpus}
+        return ResourceRequest("training", workers_key(experiment), train.num_min_workers, bundle)
+
+    def _search_requests(self, experiment: Experiment, plan: Plan) -> list[ResourceRequest]:
+        bundle = {"CPU": plan.cpus, "GPU": plan.gpus}
+        num_workers = plan.concurrency * plan.workers
+        requests = [ResourceRequest("trials", "tune.cpus_per_trial", num_workers, bundle)]
+        if plan.workers > 1 and any("memory" in machine for machine in self.machines):
+            driver = {"memory": DRIVER_MEMORY}
+            requests.append(
+                ResourceRequest("drivers of trials", "tune.concurrency", plan.concurrency, driver)
+            )
+        if experiment.tune.chosen_baselines:
+            baseline = {"CPU": plan.cpus, "GPU": self.gpus_per_worker(experiment, 1)}
+            requests.append(ResourceRequest("a baseline", "tune.cpus_per_trial", 1, baseline))
+        return requests
+
+    def shortfalls(self, experiment: Experiment, *, searching: bool) -> list[str]:
+        """A sentence for each request that would wait indefinitely, or be refused."""
+        try:
+            requests = self.requests(experiment, searching=searching)
+        except UserError as error:
+            return [str(error)]
+        where = f"{len(self.machines)} machines"
+        if len(self.machines) == 1:
+            where = "1 machine"
+        sentences = []
+        for request in requests:
+            num_fitting = self.count_fitting(request.bundle)
+            if num_fitting < request.num_bundles:
+                sentences.append(
+                    f"{request.key}: {request.purpose}: expected room for {request.num_bundles} of "
+                    f"{_in_words(request.bundle)} at the same time, got room for {num_fitting} on "
+                    f"{where}. Lower it, or take larger machines."
+                )
+        return sentences
 
 
 def workers_key(experiment: Experiment) -> str:
-    """Which value says how many workers training needs at least."""
+    """The dotted key that says how many workers training needs at least."""
     if experiment.train.min_workers is None:
         return "train.workers"
     return "train.min_workers"
 
 
-def plan(experiment: Experiment, machines: Machines) -> Plan:
-    """How many trials run at a time, so that none can wait for what another holds.
-
-    `machines` are the resources of each. Raises UserError where not even one trial fits.
-    """
-    settings = experiment.tune
-    gpus = settings.gpus_per_trial
-    if gpus == "auto":
-        any_gpu = any(have.get("GPU", 0) for have in machines)
-        if any_gpu and experiment.train.device != "cpu":
-            gpus = 1.0
-        else:
-            gpus = 0.0
-    workers = settings.workers_per_trial
-    fits = slots(machines, settings.cpus_per_trial, gpus) // workers
-    if fits < 1:
-        cpus, all_gpus = (sum(have.get(name, 0) for have in machines) for name in ("CPU", "GPU"))
-        raise UserError(
-            f"tune.cpus_per_trial: a trial takes {workers} x {settings.cpus_per_trial:g} CPU and "
-            f"{gpus:g} GPU, the cluster has {cpus:g} and {all_gpus:g} on {len(machines)} machines. "
-            "Lower tune.cpus_per_trial, tune.gpus_per_trial or tune.workers_per_trial."
-        )
-    if settings.concurrency == "auto":
-        wanted = fits
-    else:
-        wanted = settings.concurrency
-    return Plan(
-        settings.trials, min(wanted, fits, settings.trials), workers, settings.cpus_per_trial, gpus
-    )
-
-
-def needs(experiment: Experiment, machines: Machines, *, searching: bool) -> list[Need]:
-    """What `raymtl tune`, or `train`, will hold at the same time, one after the other.
-
-    Ray Data takes none: its rows are numbers that stand ready, and the workers build the episodes
-    themselves. Raises UserError where not even one trial fits.
-    """
-    train, tune = experiment.train, experiment.tune
-    alone = gpus_for(experiment, machines, 1)
-    found = []
-    cpus = train.cpus_per_worker
-    if searching:
-        chosen = plan(experiment, machines)
-        trial = {"CPU": chosen.cpus, "GPU": chosen.gpus}
-        found.append(
-            Need("trials", "tune.cpus_per_trial", chosen.concurrency * chosen.workers, trial)
-        )
-        if chosen.workers > 1 and any("memory" in have for have in machines):
-            found.append(
-                Need(
-                    "drivers of trials",
-                    "tune.concurrency",
-                    chosen.concurrency,
-                    {"memory": DRIVER_MEMORY},
-                )
-            )
-        if tune.chosen_baselines:
-            found.append(
-                Need("a baseline", "tune.cpus_per_trial", 1, {"CPU": chosen.cpus, "GPU": alone})
-            )
-        cpus = chosen.cpus
-    each = {"CPU": train.cpus_per_worker, "GPU": gpus_for(experiment, machines, train.fewest)}
-    found.append(Need("training", workers_key(experiment), train.fewest, each))
-    if experiment.mode.comparisons(experiment.data.task_names, experiment.seed):
-        if searching:
-            key = "tune.cpus_per_trial"
-        else:
-            key = "train.cpus_per_worker"
-        found.append(Need("a training to compare with", key, 1, {"CPU": cpus, "GPU": alone}))
-    found.append(Need("scoring", "tune.cpus_per_trial", 1, {"CPU": tune.cpus_per_trial}))
-    return found
-
-
-def shortfalls(experiment: Experiment, machines: Machines, *, searching: bool) -> list[str]:
-    """A sentence for each thing that would wait for ever, or be refused, on these machines."""
-    try:
-        wanted = needs(experiment, machines, searching=searching)
-    except UserError as error:
-        return [str(error)]
-    if len(machines) == 1:
-        where = "1 machine"
-    else:
-        where = f"{len(machines)} machines"
-    return [
-        f"{need.key}: {need.what}: expected room for {need.number} of {_told(need.each)} at the "
-        f"same time, got room for {room} on {where}. Lower it, or take larger machines."
-        for need in wanted
-        if (room := fitting(machines, need.each)) < need.number
-    ]
-
-
-def _told(each: Mapping[str, float]) -> str:
+def _in_words(bundle: Mapping[str, float]) -> str:
     units = {"CPU": "CPU", "GPU": "GPU", "memory": "bytes of memory"}
-    return " and ".join(f"{amount:g} {units[name]}" for name, amount in each.items() if amount)
+    return " and ".join(f"{amount:g} {units[name]}" for name, amount in bundle.items() if amount)
 
 
-def check(experiment: Experiment, machines: Machines) -> Check:
-    """Whether these machines have room for the experiment's search, or for its training where
+def check(experiment: Experiment, capacity: Capacity) -> Check:
+    """Whether the machines have room for the experiment's search, or for its training where
     nothing is searched.
     """
     searching = bool(experiment.search)
-    missing = shortfalls(experiment, machines, searching=searching)
+    missing = capacity.shortfalls(experiment, searching=searching)
     if missing:
         wait_s = experiment.train.wait_for_nodes_s
-        advice = "Lower what is named, or add machines."
-        if wait_s:
-            advice += (
-                f" The run itself waits {wait_s} s for those that an autoscaling cluster starts."
-            )
-        return Check("room for the plan", None if wait_s else False, " ".join(missing), advice)
-    found = ", ".join(
-        f"{need.what}: {need.number} x {_told(need.each)}"
-        for need in needs(experiment, machines, searching=searching)
-    )
-    return Check("room for the plan", True, found, "")
+        advice, ok = "Lower what is named, or add machines.", False
+        if not wait_s:
+            return Check("room for the plan", ok, " ".join(missing), advice)
+        advice += f" The run itself waits {wait_s} s for those that an autoscaling cluster starts."
+        return Check("room for the plan", None, " ".join(missing), advice)
+    requests = capacity.requests(experiment, searching=searching)
+    texts = [f"{each.purpose}: {each.num_bundles} x {_in_words(each.bundle)}" for each in requests]
+    return Check("room for the plan", True, ", ".join(texts), "")

@@ -74,7 +74,7 @@ def check_workers(train: Train) -> None:
             "train.meta_batch: expected an episode for each of train.workers: "
             f"{train.workers}, got {train.meta_batch}. Raise it or take fewer workers."
         )
-    if train.fewest > train.workers:
+    if train.num_min_workers > train.workers:
         raise UserError(
             f"train.min_workers: expected at most train.workers: {train.workers}, got "
             f"{train.min_workers}. Lower it, or raise train.workers."

@@ -53,7 +53,7 @@ class Train(Spec):
     """How many times a lost worker or trial is started again from its last checkpoint."""
 
     @property
-    def fewest(self) -> int:
+    def num_min_workers(self) -> int:
         """The number of workers that there must be room for."""
         return self.min_workers or self.workers
 

@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import ray.data
@@ -17,7 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 
 from raymtl import ray_internals
-from raymtl.cluster.capacity import gpus_for, slots
+from raymtl.cluster.capacity import Capacity, ResourceRequest
 from raymtl.cluster.doctor.check import first_line
 from raymtl.cluster.doctor.node_probe import machines
 from raymtl.config import Experiment
@@ -36,10 +36,8 @@ ASK_AGAIN_S = 10.0
 of this one's.
 """
 
-
 LOOK_S = 60.0
 """How often an elastic training looks whether there is room for more workers."""
-
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
@@ -47,12 +45,10 @@ START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 START_S = 60.0
 """Ray's own value of that."""
 
-
 REPLACED_S = 900.0
 """How long there is, at least, for a machine to come in the place of one that was lost: it may have
 to be set up.
 """
-
 
 ELASTIC_START_S = 25.0
 """How long an elastic training waits for workers on machines that, as Ray sees every 20 s, may be
@@ -60,100 +56,107 @@ gone.
 """
 
 
-def gpus_per_worker(experiment: Experiment, workers: int) -> int:
-    """1 where the configuration wants GPUs, or lets them be used and the cluster has one for each
-    of the workers.
-    """
-    return gpus_for(experiment, [ray.cluster_resources()], workers)
+class TrainerSpec(NamedTuple):
+    """How Ray Train runs a training."""
+
+    name: str
+    """What Ray calls it."""
+    ray_folder: Path
+    """Where Ray keeps its own records of the run."""
+    workers: int
+    """The number of workers; with `min_workers` the largest one."""
+    cpus: float
+    """CPUs of each worker."""
+    gpus: float
+    """GPUs of each worker."""
+    min_workers: int | None = None
+    """Train on as many workers as fit, but on no fewer than these; None: on exactly `workers`."""
+    callbacks: tuple[Any, ...] = ()
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change."""
+        return self.min_workers is not None and self.min_workers < self.workers
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What each worker takes, as Ray counts it."""
+        return bundle_of(self.cpus, self.gpus)
 
 
-def ensure_resources(workers: int, cpus: float, gpus: float, *, key: str, wait_s: int) -> None:
-    """Returns when the cluster has room for the workers of configuration key `key`, together.
+def bundle_of(cpus: float, gpus: float) -> dict[str, float]:
+    """Resources in Ray's words; Ray refuses a GPU entry of zero in some places."""
+    if gpus:
+        return {"CPU": cpus, "GPU": gpus}
+    return {"CPU": cpus}
+
+
+def current_capacity() -> Capacity:
+    """What the machines of the cluster have now; Ray is connected."""
+    return Capacity(machines())
+
+
+def ensure_resources(request: ResourceRequest, wait_s: float) -> None:
+    """Returns when the cluster has room for all bundles of the request at the same time.
 
     An autoscaling cluster is asked for them and given `wait_s`. Raises UserError where they do not
     come.
     """
+    cpus, gpus = request.bundle["CPU"], request.bundle.get("GPU", 0)
     asked = -math.inf
     until = time.monotonic() + wait_s
     try:
-        while (room := slots(machines(), cpus, gpus)) < workers:
+        while (room := current_capacity().count_fitting(request.bundle)) < request.num_bundles:
             now = time.monotonic()
             if now >= until:
                 have = ray.cluster_resources()
                 raise UserError(
-                    f"{key}: expected room for {workers} at {cpus:g} CPU and {gpus:g} GPU each, "
-                    f"got room for {room} in a cluster of {have.get('CPU', 0):g} CPU and "
-                    f"{have.get('GPU', 0):g} GPU. Lower it or what each takes, or on a cluster "
-                    "that grows set train.wait_for_nodes_s."
+                    f"{request.key}: expected room for {request.num_bundles} at {cpus:g} CPU and "
+                    f"{gpus:g} GPU each, got room for {room} in a cluster of "
+                    f"{have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU. Lower it or what "
+                    "each takes, or on a cluster that grows set train.wait_for_nodes_s."
                 )
             if now - asked >= ASK_AGAIN_S:
-                request_resources(
-                    bundles=[{"CPU": cpus} | ({"GPU": gpus} if gpus else {})] * workers
-                )
+                request_resources(bundles=[bundle_of(cpus, gpus)] * request.num_bundles)
                 asked = now
             time.sleep(1)
     finally:
-        # What takes the room asks for it by itself; and this would outlive the process, should that
-        # be killed.
+        # Whatever takes the room asks for it by itself. This request would outlive the process if
+        # the process were killed.
         if asked > -math.inf:
             request_resources(bundles=[])
 
 
 def train(
-    experiment: Experiment,
-    arrays: "ray.ObjectRef[Any]",
-    folder: Path,
-    *,
-    name: str,
-    ray_folder: Path,
-    workers: int,
-    cpus: float,
-    gpus: float,
-    fewest: int | None = None,
-    callbacks: tuple[Any, ...] = (),
+    experiment: Experiment, arrays: "ray.ObjectRef[Any]", folder: Path, spec: TrainerSpec
 ) -> None:
     """Meta-trains on Ray Train workers; the first writes the model folder.
 
-    With `fewest`, it trains on as many of `workers` as there is room for, but no fewer than these.
-    Ray knows it as `name`, and by its searched values under their dotted names. The same `folder`,
-    `name` and `ray_folder` again go on from the last checkpoint. Raises what the workers raise.
+    Ray shows the searched values under their dotted names. The same `folder` and `spec` again
+    resume from the last checkpoint. Raises what the workers raise.
     """
-    elastic = fewest is not None and fewest < workers
-    if elastic:
+    if spec.is_elastic:
         os.environ.setdefault(START_TIMEOUT, str(ELASTIC_START_S))
-    start_s = float(os.environ.get(START_TIMEOUT, START_S))
-    patience_s = max(REPLACED_S, experiment.train.wait_for_nodes_s)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
             **searched_values(experiment.search, experiment.flat()),  # for whoever looks at it
-            "name": name,
+            "name": spec.name,
             "experiment": experiment.model_dump(mode="json"),
             "arrays": arrays,
             "folder": str(folder),
         },
-        # mypy reads the signatures of the first version of Ray Train here, Ray runs the second.
-        scaling_config=ScalingConfig(  # type: ignore[call-arg]
-            num_workers=(fewest, workers) if elastic else workers,  # type: ignore[arg-type]
-            elastic_resize_monitor_interval_s=LOOK_S,
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
-        ),
-        torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
+        scaling_config=_scaling(spec),
+        torch_config=TorchConfig(backend="nccl" if spec.gpus >= 1 else "gloo"),
         datasets={"ids": ray.data.range(experiment.train.steps)},
         dataset_config=StepShards(experiment.train.steps),
         run_config=RunConfig(  # type: ignore[call-arg]
-            name=name,
-            storage_path=str(ray_folder),
-            failure_config=FailureConfig(  # type: ignore[call-arg]
-                max_failures=experiment.train.max_failures,
-                # A start for which there is no room counts as one.
-                controller_failure_limit=experiment.train.max_failures
-                + math.ceil(patience_s / start_s),
-            ),
+            name=spec.name,
+            storage_path=str(spec.ray_folder),
+            failure_config=_failure(experiment),
             logging_config=LoggingConfig(log_level="ERROR"),
             callbacks=[
-                *callbacks,
+                *spec.callbacks,
                 *ray_internals.controller_callbacks(CheckpointBeforeShutdown()),
             ],
         ),
@@ -165,6 +168,33 @@ def train(
         if answer is None:
             raise
         raise answer from None
+
+
+# mypy reads the signatures of the first version of Ray Train here, Ray runs the second.
+
+
+def _scaling(spec: TrainerSpec) -> ScalingConfig:
+    num_workers: Any = spec.workers
+    if spec.is_elastic:
+        num_workers = (spec.min_workers, spec.workers)
+    return ScalingConfig(  # type: ignore[call-arg]
+        num_workers=num_workers,
+        elastic_resize_monitor_interval_s=LOOK_S,
+        use_gpu=spec.gpus > 0,
+        resources_per_worker=spec.bundle,
+    )
+
+
+def _failure(experiment: Experiment) -> FailureConfig:
+    """Bounds how often workers are lost, and how long a lost machine may take to be replaced."""
+    start_s = float(os.environ.get(START_TIMEOUT, START_S))
+    patience_s = max(REPLACED_S, experiment.train.wait_for_nodes_s)
+    max_failures = experiment.train.max_failures
+    return FailureConfig(  # type: ignore[call-arg]
+        max_failures=max_failures,
+        # A start for which there is no room counts as one.
+        controller_failure_limit=max_failures + math.ceil(patience_s / start_s),
+    )
 
 
 def _answer(error: ray.train.TrainingFailedError) -> DivergedError | UserError | None:

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from raymtl.cluster.address import resolve
-from raymtl.cluster.capacity import shortfalls, workers_key
+from raymtl.cluster.capacity import Capacity, ResourceRequest
 from raymtl.cluster.doctor.local_checks import resources
 from raymtl.cluster.doctor.node_probe import machines, survey
 from raymtl.config import Experiment
 from raymtl.distributed.connection import check_address
-from raymtl.distributed.trainer import ensure_resources, gpus_per_worker
+from raymtl.distributed.trainer import current_capacity, ensure_resources
 from raymtl.reporting.terminal import View
 from raymtl.types import UserError
 
@@ -25,7 +25,7 @@ def refuse(experiment: Experiment, address: str | None, *, searching: bool) -> N
     check_address(address)
     if resolve(address):
         return
-    missing = shortfalls(experiment, [resources()], searching=searching)
+    missing = Capacity([resources()]).shortfalls(experiment, searching=searching)
     if missing:
         raise UserError(f"{missing[0]} Or give --address of a cluster.")
 
@@ -49,42 +49,30 @@ def ensure_machines(experiment: Experiment, run: Path, view: View, *, searching:
 
 
 def _ensure_room(experiment: Experiment, *, searching: bool) -> None:
-    """Returns when the cluster has room for all that will be held at the same time. Raises
-    UserError if it has not.
+    """Returns when the cluster has room for all that will be held at the same time.
+
+    Raises UserError if it has not.
     """
     wait_s = experiment.train.wait_for_nodes_s
     if searching:
-        tune = experiment.tune
-        if tune.concurrency == "auto":
-            at_once = 1
-        else:
-            at_once = min(tune.concurrency, tune.trials)
-        if wait_s:
-            trials = at_once
-        else:
-            trials = 1
-        if experiment.train.device == "cuda":
-            wanted = 1.0
-        else:
-            wanted = 0.0
-        if tune.gpus_per_trial == "auto":
-            gpus = wanted
-        else:
-            gpus = tune.gpus_per_trial
-        workers = trials * tune.workers_per_trial
-        ensure_resources(workers, tune.cpus_per_trial, gpus, key="tune.concurrency", wait_s=wait_s)
-    train = experiment.train
-    ensure_resources(
-        train.fewest,
-        train.cpus_per_worker,
-        gpus_per_worker(experiment, train.fewest),
-        key=workers_key(experiment),
-        wait_s=wait_s,
-    )
-    # What an autoscaling cluster lacks, it is still to start.
+        ensure_resources(_search_request(experiment), wait_s)
+    ensure_resources(current_capacity().training_request(experiment), wait_s)
     if wait_s:
-        missing = []
-    else:
-        missing = shortfalls(experiment, machines(), searching=searching)
+        return  # an autoscaling cluster starts what is still missing later
+    missing = current_capacity().shortfalls(experiment, searching=searching)
     if missing:
         raise UserError(missing[0])
+
+
+def _search_request(experiment: Experiment) -> ResourceRequest:
+    """What the search needs whatever machines come: all trials of `tune.concurrency` where an
+    autoscaling cluster is waited for, else one trial.
+    """
+    tune = experiment.tune
+    num_trials = 1
+    if tune.concurrency != "auto" and experiment.train.wait_for_nodes_s:
+        num_trials = min(tune.concurrency, tune.trials)
+    gpus = Capacity(()).gpus_per_trial(experiment)  # those that it takes on any machines
+    bundle = {"CPU": tune.cpus_per_trial, "GPU": gpus}
+    num_workers = num_trials * tune.workers_per_trial
+    return ResourceRequest("trials", "tune.concurrency", num_workers, bundle)

@@ -14,7 +14,7 @@ from raymtl.cluster.doctor.check import first_line
 from raymtl.config import Experiment
 from raymtl.data import Arrays, Source
 from raymtl.distributed.trainer import (
-    gpus_per_worker,
+    current_capacity,
     is_machine_preempted,
 )
 from raymtl.evaluation.baselines import baselines, comparators, regret
@@ -118,7 +118,7 @@ def _train_all(
         for folder, model in missing.items():
             folder.mkdir(parents=True, exist_ok=True)
             options = _train_here.options(
-                name=_name(folder), num_cpus=cpus, num_gpus=gpus_per_worker(model, 1),
+                name=_name(folder), num_cpus=cpus, num_gpus=current_capacity().gpus_per_worker(model, 1),
                 max_retries=model.train.max_failures, retry_exceptions=[Superseded],
             )  # fmt: skip
             tasks.append(options.remote(model.model_dump(mode="json"), folder, arrays, cpus))

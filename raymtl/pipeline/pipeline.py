@@ -11,13 +11,12 @@ from typing import Any
 import ray
 
 from raymtl import run_folder
-from raymtl.cluster.capacity import plan, workers_key
-from raymtl.cluster.doctor.node_probe import machines
+from raymtl.cluster.capacity import workers_key
 from raymtl.config import Experiment
 from raymtl.config.distributions import searched_values
 from raymtl.data import Arrays
 from raymtl.distributed.connection import start_ray
-from raymtl.distributed.trainer import gpus_per_worker, train, why_given_up
+from raymtl.distributed.trainer import TrainerSpec, current_capacity, train, why_given_up
 from raymtl.evaluation.baselines import notes_of_models, table
 from raymtl.notes import Note
 from raymtl.pipeline.capacity import ensure_machines
@@ -55,7 +54,7 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
         _board(run, view) as board,
     ):
         ensure_machines(experiment, run, view, searching=True)
-        settings = plan(experiment, machines())
+        settings = current_capacity().plan(experiment)
         view.say(f"{settings.trials} trials, {settings.concurrency} at a time; run folder {run}")
         study = run_search(experiment, attempt, arrays, settings, view, board)
         best = winner(study, experiment)
@@ -103,7 +102,7 @@ def train_run(
         _board(run, view) as board,
     ):
         ensure_machines(experiment, run, view, searching=False)
-        least, most = experiment.train.fewest, experiment.train.workers
+        least, most = experiment.train.num_min_workers, experiment.train.workers
         workers = most if least == most else f"{least} to {most}"
         view.say(f"{experiment.train.steps} steps on {workers} workers; run folder {run}")
         shared = ray.put(arrays)
@@ -150,24 +149,22 @@ def _train_best(
     if (folder / "metrics.json").exists():
         return
     folder.mkdir(exist_ok=True)
-    gpus = gpus_per_worker(experiment, experiment.train.fewest)
+    gpus = current_capacity().gpus_per_worker(experiment, experiment.train.num_min_workers)
     if not gpus and experiment.train.device == "auto" and ray.cluster_resources().get("GPU"):
         key = workers_key(experiment)
         view.say(f"fewer GPUs than {key}, so they train on CPUs; lower {key} to use the GPUs")
     board.on_trial_start("best", searched_values(experiment.search, experiment.flat()))
+    spec = TrainerSpec(
+        name=f"{run.name}/best",
+        ray_folder=run / ".ray",
+        workers=experiment.train.workers,
+        min_workers=experiment.train.num_min_workers,
+        cpus=experiment.train.cpus_per_worker,
+        gpus=gpus,
+    )
     with watched({folder: experiment}, view):
         try:
-            train(
-                experiment,
-                arrays,
-                folder,
-                name=f"{run.name}/best",
-                ray_folder=run / ".ray",
-                workers=experiment.train.workers,
-                fewest=experiment.train.fewest,
-                cpus=experiment.train.cpus_per_worker,
-                gpus=gpus,
-            )
+            train(experiment, arrays, folder, spec)
         except ray.train.TrainingFailedError as error:
             why = why_given_up(error)
             if why is None:

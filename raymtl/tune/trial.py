@@ -12,7 +12,7 @@ from raymtl import config
 from raymtl.cluster.capacity import Plan
 from raymtl.config import Experiment
 from raymtl.data import Arrays
-from raymtl.distributed.trainer import is_machine_preempted, train
+from raymtl.distributed.trainer import TrainerSpec, is_machine_preempted, train
 from raymtl.reporting.ray_metrics import observer
 from raymtl.storage import fence, formats
 from raymtl.training import checkpoint
@@ -44,10 +44,15 @@ def run_trial(
     _report_again(chosen, folder, range(1, done + 1))
     try:
         if plan.workers > 1:
-            train(
-                chosen, ray.put(arrays), folder, name=name, ray_folder=Path(run) / ".ray" / "trials",
-                workers=plan.workers, cpus=plan.cpus, gpus=plan.gpus, callbacks=(TuneReportCallback(),),
-            )  # fmt: skip
+            spec = TrainerSpec(
+                name=name,
+                ray_folder=Path(run) / ".ray" / "trials",
+                workers=plan.workers,
+                cpus=plan.cpus,
+                gpus=plan.gpus,
+                callbacks=(TuneReportCallback(),),
+            )
+            train(chosen, ray.put(arrays), folder, spec)
             _report_again(chosen, folder, range(done + 1, chosen.train.steps + 1))
             return
         torch.set_num_threads(max(1, int(plan.cpus)))

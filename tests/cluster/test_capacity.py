@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raymtl.cluster.capacity import fitting, needs, plan, shortfalls
+from raymtl.cluster.capacity import Capacity
 from tests.conftest import experiment
 
 SEARCH = {"learner.inner_lr": {"log_uniform": [0.01, 0.1]}}
@@ -58,7 +58,7 @@ def test_a_plan_never_deadlocks_however_trials_are_placed(seed: int) -> None:
         trials=50, workers_per_trial=rng.choice([1, 2, 3]), cpus_per_trial=rng.choice([0.5, 1, 2]),
         gpus_per_trial=rng.choice(["auto", 0, 0.5]),
     )  # fmt: skip
-    missing = shortfalls(chosen, machines, searching=True)
+    missing = Capacity(machines).shortfalls(chosen, searching=True)
     if any(sentence.startswith("tune.cpus_per_trial: a trial takes") for sentence in missing):
         tune, gpus = chosen.tune, chosen.tune.gpus_per_trial
         if gpus == "auto":
@@ -66,7 +66,7 @@ def test_a_plan_never_deadlocks_however_trials_are_placed(seed: int) -> None:
         refused = [{"CPU": tune.cpus_per_trial, "GPU": gpus}] * tune.workers_per_trial
         assert not placed(machines, refused, rng)
         return
-    made = plan(chosen, machines)
+    made = Capacity(machines).plan(chosen)
     trial = [{"CPU": made.cpus, "GPU": made.gpus}] * made.workers
     assert placed(machines, trial * made.concurrency, rng)
     assert not placed(machines, trial * (made.concurrency + 1), rng)
@@ -80,20 +80,24 @@ def test_shortfalls_are_what_no_placing_can_meet(seed: int) -> None:
         train__workers=rng.randint(1, 6), train__meta_batch=6, train__cpus_per_worker=rng.choice([1, 2]),
         train__device=rng.choice(["auto", "cpu"]), tune__cpus_per_trial=rng.choice([1, 4, 8]),
     )  # fmt: skip
-    wanted = needs(chosen, machines, searching=False)
-    possible = [any(placed(machines, [n.each] * n.number, rng) for _ in range(20)) for n in wanted]
+    wanted = Capacity(machines).requests(chosen, searching=False)
+    possible = [
+        any(placed(machines, [n.bundle] * n.num_bundles, rng) for _ in range(20)) for n in wanted
+    ]
     impossible = [n for n, can in zip(wanted, possible, strict=True) if not can]
-    named = [s.partition(" expected")[0] for s in shortfalls(chosen, machines, searching=False)]
-    assert named == [f"{need.key}: {need.what}:" for need in impossible]
+    named = [
+        s.partition(" expected")[0] for s in Capacity(machines).shortfalls(chosen, searching=False)
+    ]
+    assert named == [f"{need.key}: {need.purpose}:" for need in impossible]
 
 
 def test_elastic_training_needs_room_for_min_workers() -> None:
     """And a GPU for each of them."""
     elastic = experiment(train__workers=3, train__min_workers=2)
-    assert shortfalls(elastic, [{"CPU": 2.0}], searching=False) == []
+    assert Capacity([{"CPU": 2.0}]).shortfalls(elastic, searching=False) == []
     for gpus in (1, 2):
-        (training, *_) = needs(elastic, [{"CPU": 4.0, "GPU": gpus}], searching=False)
-        assert (training.number, training.each["GPU"]) == (2, gpus == 2)
+        (training, *_) = Capacity([{"CPU": 4.0, "GPU": gpus}]).requests(elastic, searching=False)
+        assert (training.num_bundles, training.bundle["GPU"]) == (2, gpus == 2)
 
 
 def test_fitting_counts_pieces_by_trying_all_placings() -> None:
@@ -103,7 +107,7 @@ def test_fitting_counts_pieces_by_trying_all_placings() -> None:
         count = next(
             n for n in range(20) if not placed(machines, [piece] * (n + 1), random.Random(0))
         )
-        assert fitting(machines, piece) == count
+        assert Capacity(machines).count_fitting(piece) == count
 
 
 @pytest.mark.parametrize(
@@ -149,7 +153,7 @@ def test_fitting_counts_pieces_by_trying_all_placings() -> None:
 def test_waits_for_ever_are_told_before(
     changes: dict[str, Any], machines: list[dict[str, float]], searching_: bool, key: str
 ) -> None:
-    found = shortfalls(experiment(**changes), machines, searching=searching_)
+    found = Capacity(machines).shortfalls(experiment(**changes), searching=searching_)
     assert any(sentence.startswith(key) for sentence in found), found
     enough = [{"CPU": 64.0, "GPU": 8.0, "memory": 1e11}]
-    assert shortfalls(experiment(**changes), enough, searching=searching_) == []
+    assert Capacity(enough).shortfalls(experiment(**changes), searching=searching_) == []

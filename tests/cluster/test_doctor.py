@@ -389,5 +389,8 @@ def test_doctor_tells_whether_the_plan_has_room(tmp_path: Path) -> None:
     assert check.found.startswith("train.workers: ")
     assert "room for the plan" not in by_name(doctor(tmp_path, None))
     assert (
-        capacity.check(too_wide.override({"train.wait_for_nodes_s": 60}), [{"CPU": 1.0}]).ok is None
+        capacity.check(
+            too_wide.override({"train.wait_for_nodes_s": 60}), capacity.Capacity([{"CPU": 1.0}])
+        ).ok
+        is None
     )

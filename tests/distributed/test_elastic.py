@@ -317,12 +317,9 @@ def test_elastic_training_equals_one_worker(cluster, arrays, tmp_path: Path, mon
                 chosen,
                 ray.put(given),
                 folder,
-                name="elastic",
-                ray_folder=tmp_path / "ray",
-                workers=4,
-                fewest=2,
-                cpus=1.0,
-                gpus=0.0,
+                training.TrainerSpec(
+                    "elastic", tmp_path / "ray", workers=4, min_workers=2, cpus=1.0, gpus=0.0
+                ),
             )
         except BaseException:
             failed.set()

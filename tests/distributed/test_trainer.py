@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from raymtl.cluster.capacity import ResourceRequest
 from raymtl.config import Experiment, parse
 from raymtl.distributed.connection import check_address, start_ray
-from raymtl.distributed.trainer import ensure_resources, is_machine_preempted, train
+from raymtl.distributed.trainer import TrainerSpec, ensure_resources, is_machine_preempted, train
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.storage import formats
 from raymtl.types import DivergedError, UserError
@@ -178,7 +179,12 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays: dict[str, np.ndar
         {"train.steps": 300, "train.eval_every": 100, "train.checkpoint_share": 0}
     )
     (tmp_path / "alone").mkdir()
-    train(chosen, ray.put(arrays), tmp_path / "alone", name="killing/alone", **options(tmp_path))
+    train(
+        chosen,
+        ray.put(arrays),
+        tmp_path / "alone",
+        TrainerSpec("killing/alone", **options(tmp_path)),
+    )
     folder = tmp_path / "killed"
     folder.mkdir()
     victims: list[int] = []
@@ -195,7 +201,7 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays: dict[str, np.ndar
 
     killer = threading.Thread(target=kill)
     killer.start()
-    train(chosen, ray.put(arrays), folder, name="killing/killed", **options(tmp_path))
+    train(chosen, ray.put(arrays), folder, TrainerSpec("killing/killed", **options(tmp_path)))
     killer.join()
     assert victims
     alone, resumed = (
@@ -223,7 +229,9 @@ def test_divergence_on_workers_keeps_its_type(
     folder = tmp_path / "wild"
     folder.mkdir()
     with pytest.raises(DivergedError, match="at step"):
-        train(wild, ray.put(arrays), folder, name="wild/best", **options(tmp_path, workers=1))
+        train(
+            wild, ray.put(arrays), folder, TrainerSpec("wild/best", **options(tmp_path, workers=1))
+        )
     kept = ray.get_actor("train_v2_state_actor", namespace="_train_state_actor")
     (run,) = (
         run for run in ray.get(kept.get_train_runs.remote()).values() if run.name == "wild/best"
@@ -232,12 +240,16 @@ def test_divergence_on_workers_keeps_its_type(
     assert run.run_settings.train_loop_config["learner.inner_lr"] == 1e4
 
 
+def workers_of(number: int) -> ResourceRequest:
+    return ResourceRequest("training", "train.workers", number, {"CPU": 1.0, "GPU": 0.0})
+
+
 def test_workers_that_can_never_start_are_refused() -> None:
     with pytest.raises(
         UserError,
         match=r"train.workers: expected room for 9 at 1 CPU and 0 GPU each, got room for 4",
     ):
-        ensure_resources(9, 1.0, 0.0, key="train.workers", wait_s=0)
+        ensure_resources(workers_of(9), wait_s=0)
 
 
 def test_growing_clusters_are_asked_until_enough(
@@ -251,12 +263,12 @@ def test_growing_clusters_are_asked_until_enough(
     monkeypatch.setattr(training, "machines", lambda: [{"CPU": 2.0}] * (1 if len(asked) < 3 else 2))
     monkeypatch.setattr(training, "ASK_AGAIN_S", 0.0)
     monkeypatch.setattr(training.time, "sleep", lambda seconds: None)
-    ensure_resources(4, 1.0, 0.0, key="train.workers", wait_s=60)
+    ensure_resources(workers_of(4), wait_s=60)
     assert asked == [4, 4, 4, 0]
     with pytest.raises(UserError, match=r"train.workers: expected room for 9"):
-        ensure_resources(9, 1.0, 0.0, key="train.workers", wait_s=0.05)  # type: ignore[arg-type]
+        ensure_resources(workers_of(9), wait_s=0.05)
     assert asked[-2:] == [9, 0]
-    ensure_resources(2, 1.0, 0.0, key="train.workers", wait_s=60)
+    ensure_resources(workers_of(2), wait_s=60)
     assert asked[-1] == 0
 
 
@@ -269,7 +281,7 @@ def test_too_small_clusters_end_in_one_sentence(
 
     from raymtl.pipeline import pipeline
 
-    seen = SimpleNamespace(show=lambda *row: None, say=print, started=lambda *about: None)
+    seen = SimpleNamespace(show=lambda *row: None, say=print, on_trial_start=lambda *about: None)
     for error, says in (
         (
             ControllerError(TimeoutError("not within 60 s")),

@@ -16,7 +16,7 @@ import optuna
 import pytest
 import yaml
 
-from raymtl.cluster.capacity import Plan, plan
+from raymtl.cluster.capacity import Capacity, Plan
 from raymtl.config import Experiment, load, parse
 from raymtl.storage import formats
 from raymtl.training.context import TrainContext
@@ -247,7 +247,7 @@ def test_lost_reports_are_made_again(
     monkeypatch.setattr(trial, "ray", SimpleNamespace(put=lambda value: value))
     dies = [True]
 
-    def train(chosen, arrays, folder, **options) -> None:
+    def train(chosen, arrays, folder, spec) -> None:
         def observe(row) -> None:
             if row["step"] == 5 and dies:
                 raise RuntimeError("a machine is lost")
@@ -372,15 +372,15 @@ def test_several_objectives(tmp_path: Path) -> None:
     ],
 )
 def test_concurrent_trials_all_fit(tune, cpus, gpus, concurrency) -> None:
-    assert plan(searching(**tune), [{"CPU": cpus, "GPU": gpus}]).concurrency == concurrency
+    assert Capacity([{"CPU": cpus, "GPU": gpus}]).plan(searching(**tune)).concurrency == concurrency
 
 
 def test_a_trial_never_spans_two_machines() -> None:
     machines = [{"CPU": 3.0}, {"CPU": 3.0}, {"CPU": 3.0}]
-    assert plan(searching(cpus_per_trial=2), machines).concurrency == 3
-    assert plan(searching(workers_per_trial=3), machines).concurrency == 3
+    assert Capacity(machines).plan(searching(cpus_per_trial=2)).concurrency == 3
+    assert Capacity(machines).plan(searching(workers_per_trial=3)).concurrency == 3
     with pytest.raises(UserError, match="on 3 machines"):
-        plan(searching(cpus_per_trial=4), machines)
+        Capacity(machines).plan(searching(cpus_per_trial=4))
 
 
 def test_a_trial_that_never_fits_is_refused() -> None:
@@ -388,7 +388,7 @@ def test_a_trial_that_never_fits_is_refused() -> None:
         UserError,
         match=r"a trial takes 3 x 2 CPU and 0 GPU, the cluster has 4 and 0 on 1 machines\.",
     ):
-        plan(searching(workers_per_trial=3, cpus_per_trial=2), [{"CPU": 4.0}])
+        Capacity([{"CPU": 4.0}]).plan(searching(workers_per_trial=3, cpus_per_trial=2))
 
 
 # Real Ray from here on.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from raymtl.cluster import capacity
 from raymtl.cluster.address import resolve
+from raymtl.cluster.capacity import Capacity
 from raymtl.cluster.doctor import local_checks, node_probe
 from raymtl.cluster.doctor.check import Check
 from raymtl.config import Experiment
@@ -26,5 +27,5 @@ def doctor(output: Path, address: str | None, experiment: Experiment | None = No
     if address:
         checks += node_probe.look(folder, address, experiment)
     elif experiment is not None:
-        checks.append(capacity.check(experiment, [local_checks.resources()]))
+        checks.append(capacity.check(experiment, Capacity([local_checks.resources()])))
     return checks

@@ -14,7 +14,7 @@ from typing import Any
 
 from raymtl import ray_internals
 from raymtl.cluster.address import TCP_S, refusal
-from raymtl.cluster.capacity import Machines, check
+from raymtl.cluster.capacity import Capacity, Machines, check
 from raymtl.cluster.doctor import node_checks
 from raymtl.cluster.doctor.check import Check, first_line
 from raymtl.cluster.doctor.local_checks import existing
@@ -82,7 +82,7 @@ def _ask(sender: Connection, folder: Path, address: str, experiment: Experiment 
             *survey(folder),
         ]
         if experiment is not None:
-            checks.append(check(experiment, machines()))
+            checks.append(check(experiment, Capacity(machines())))
     # Ray raises ConnectionError, RuntimeError, ValueError and its own kinds.
     except Exception as error:
         checks = [_unreachable(address, first_line(error))]
