@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymtl.data.tables.forms import TEXT, Finding, Keys, find_form, find_forms, read_as
+from raymtl.data.tables.forms import TEXT, Finding, Keys, find_form, find_forms
+from raymtl.data.tables.read_forms import read_as
 from raymtl.data.tables.schema import TextForm
 
 NUMBERS = (0.5, 12.0, 850.0, 1234.5, -98765.25, 1234567.0)

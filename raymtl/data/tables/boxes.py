@@ -5,7 +5,8 @@ table.
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +14,9 @@ import pyarrow as pa
 
 from raymtl.data.formats.voc_xml import Seen, fault, read_xml, rows_of, stacked
 from raymtl.data.tables.blocks import Reading
-from raymtl.data.tables.columns import in_order, numbers, texts
-from raymtl.data.tables.paths import ENDINGS, FileSet, key_of
+from raymtl.data.tables.columns import LocateRow, in_order, numbers, texts
+from raymtl.data.tables.listing import key_of
+from raymtl.data.tables.paths import ENDINGS, FileSet
 from raymtl.data.tables.pictures import Resize
 from raymtl.data.tables.readers import open_table
 from raymtl.data.tables.schema import FittedTask, Format, TaskColumn, label_text
@@ -92,9 +94,11 @@ def holds_boxes(file_set: FileSet, task: TaskColumn) -> bool:
 def sources_of(file_set: FileSet) -> list[str]:
     """The files of annotations: XML where there is any, else JSON, else tables."""
     endings: Sequence[tuple[str, ...]] = ((XML,), (JSON,), (*ENDINGS["parquet"], *ENDINGS["csv"]))
-    return next(
-        (own for e in endings if (own := [f for f in file_set.files if f.lower().endswith(e)])), []
-    )
+    for ending in endings:
+        files = [file for file in file_set.files if file.lower().endswith(ending)]
+        if files:
+            return files
+    return []
 
 
 def read_boxes(file_set: FileSet, task: TaskColumn, reading: Reading, key: str) -> Boxes:
@@ -127,54 +131,74 @@ def _of_xml(file_set: FileSet, files: Sequence[str]) -> Boxes:
     return Boxes(marked, in_order(labels), file_set.shown)
 
 
+class _Coco(NamedTuple):
+    """What a file of COCO holds: the names of classes and of pictures by their ids, and boxes."""
+
+    file: str
+    classes: Mapping[Any, str]
+    pictures: Mapping[Any, str]
+    annotations: Sequence[Any]
+
+
 def _of_json(file_set: FileSet, files: Sequence[str]) -> Boxes:
     """COCO's instances (Lin et al., 2014, arXiv:1405.0312): a box is x, y, width, height; a crowd
     is difficult.
     """
     marked, labels = [], dict[str, None]()
     for file in files:
-        try:
-            content = json.loads(file_set.read(file))
-            names = {one["id"]: str(one["name"]) for one in content["categories"]}
-            pictures = {one["id"]: str(one["file_name"]) for one in content["images"]}
-            found = list(content["annotations"])
-        except (ValueError, OSError, KeyError, TypeError) as error:
-            if isinstance(error, KeyError):
-                why = f"no {error}"
-            else:
-                why = str(error)
-            raise UserError(
-                f"{file}: expected JSON as of COCO, with images, annotations and categories, got "
-                f"another ({why})."
-            ) from None
-        labels |= dict.fromkeys(names.values())
-        objects: dict[Any, list[tuple[str, Seen]]] = {number: [] for number in pictures}
-        for row, one in enumerate(found):
-            where = f"{file}: annotation {row}"
-            for part, known in (("image_id", pictures), ("category_id", names)):
-                if not isinstance(one, dict) or one.get(part) not in known:
-                    if isinstance(one, dict):
-                        got = one.get(part)
-                    else:
-                        got = one
-                    raise UserError(
-                        f"{where}: expected {part} of one of the {len(known)} in the file, got "
-                        f"{got!r}."
-                    )
-            try:
-                left, top, width, height = (float(value) for value in one["bbox"])
-            except (KeyError, TypeError, ValueError):
-                raise UserError(
-                    f"{where}: expected bbox: [x, y, width, height], got {one.get('bbox')!r}. "
-                    "Correct it."
-                ) from None
-            corners = (left, top, left + width, top + height)
-            crowd = bool(one.get("iscrowd"))
-            objects[one["image_id"]].append(
-                (where, Seen(names[one["category_id"]], corners, crowd))
-            )
-        marked += [Marked(name, objects[number]) for number, name in pictures.items()]
+        coco = _read_coco(file_set, file)
+        labels |= dict.fromkeys(coco.classes.values())
+        objects: dict[Any, list[tuple[str, Seen]]] = {number: [] for number in coco.pictures}
+        for row, annotation in enumerate(coco.annotations):
+            location = f"{file}: annotation {row}"
+            objects_of_picture = objects[_known_id(annotation, "image_id", coco.pictures, location)]
+            label = coco.classes[_known_id(annotation, "category_id", coco.classes, location)]
+            crowd = bool(annotation.get("iscrowd"))
+            corners = _corners(annotation, location)
+            objects_of_picture.append((location, Seen(label, corners, crowd)))
+        marked += [Marked(name, objects[number]) for number, name in coco.pictures.items()]
     return Boxes(marked, tuple(labels), file_set.shown)
+
+
+def _read_coco(file_set: FileSet, file: str) -> _Coco:
+    """The lists of a file. Raises UserError where it is no JSON of COCO."""
+    try:
+        content = json.loads(file_set.read(file))
+        classes = {one["id"]: str(one["name"]) for one in content["categories"]}
+        pictures = {one["id"]: str(one["file_name"]) for one in content["images"]}
+        return _Coco(file, classes, pictures, list(content["annotations"]))
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        why = str(error)
+        if isinstance(error, KeyError):
+            why = f"no {error}"
+        raise UserError(
+            f"{file}: expected JSON as of COCO, with images, annotations and categories, got "
+            f"another ({why})."
+        ) from None
+
+
+def _known_id(annotation: Any, field: str, known: Collection[Any], location: str) -> Any:
+    """An id in an annotation. Raises UserError where it is none of those in the file."""
+    got = annotation
+    if isinstance(annotation, dict):
+        got = annotation.get(field)
+        if got in known:
+            return got
+    raise UserError(
+        f"{location}: expected {field} of one of the {len(known)} in the file, got {got!r}."
+    )
+
+
+def _corners(annotation: Mapping[str, Any], location: str) -> tuple[float, float, float, float]:
+    """The left, top, right and lower edge of a box. Raises UserError where it is none."""
+    try:
+        left, top, width, height = (float(value) for value in annotation["bbox"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{location}: expected bbox: [x, y, width, height], got {annotation.get('bbox')!r}. "
+            "Correct it."
+        ) from None
+    return left, top, left + width, top + height
 
 
 def _of_tables(
@@ -187,13 +211,9 @@ def _of_tables(
             f"{key.rpartition('.')[0]}.columns: expected those of {', '.join(COLUMNS)}, got "
             f"{list(columns)}."
         )
-    objects: dict[str, list[tuple[str, Seen]]] = {}
-    labels = set()
-    form: Format
+    form: Format = "csv"
     if files[0].lower().endswith(ENDINGS["parquet"]):
         form = "parquet"
-    else:
-        form = "csv"
     table = open_table(file_set._replace(files=tuple(files)), form, reading, key)
     for name in columns:
         if name not in table.names:
@@ -201,34 +221,43 @@ def _of_tables(
                 f"{key}: {files[0]}: expected the column '{name}', got {table.names}. Name those "
                 f"of {', '.join(COLUMNS)} in {key.rpartition('.')[0]}.columns."
             )
+    objects: dict[str, list[tuple[str, Seen]]] = {}
+    labels: set[str] = set()
     for block in table.blocks:
-        part = table.read(block)
+        rows = table.read(block)
+        for picture, seen in _boxes_in(rows, columns, partial(table.locate_row, block)):
+            of_picture = objects.setdefault(picture, [])
+            if seen is not None:
+                of_picture.append(seen)
+                labels.add(seen[1].label)
+    marked = [Marked(picture, of_picture) for picture, of_picture in objects.items()]
+    return Boxes(marked, in_order(labels), file_set.shown)
 
-        def where(row: int, block: Any = block) -> str:
-            return table.locate_row(block, row)
 
-        pictures, classes = (texts(part[name]).to_pylist() for name in columns[:2])
-        corners = np.stack([numbers(part[name], name, where) for name in columns[2:]], 1)
-        for row, (picture, label) in enumerate(zip(pictures, classes, strict=True)):
-            if picture is None:
-                raise UserError(
-                    f"{where(row)}, column '{columns[0]}': expected the name of a picture, got "
-                    "none."
-                )
-            own = objects.setdefault(picture, [])
-            if label is None and np.isnan(corners[row]).all():
-                continue
-            if label is None or not np.isfinite(corners[row]).all():
-                raise UserError(
-                    f"{where(row)}: expected a class and four finite numbers, got {label!r}, "
-                    f"{corners[row].tolist()}."
-                )
-            labels.add(label)
-            x1, y1, x2, y2 = corners[row].tolist()
-            own.append((where(row), Seen(label, (x1, y1, x2, y2))))
-    return Boxes(
-        [Marked(picture, own) for picture, own in objects.items()], in_order(labels), file_set.shown
-    )
+def _boxes_in(
+    rows: pa.Table, columns: Sequence[str], locate_row: LocateRow
+) -> Iterator[tuple[str, tuple[str, Seen] | None]]:
+    """The picture of each row and its box, with the row that it stands in; None where a row says
+    that nothing is there. Raises UserError for a row that is neither.
+    """
+    pictures, classes = (texts(rows[name]).to_pylist() for name in columns[:2])
+    corners = np.stack([numbers(rows[name], name, locate_row) for name in columns[2:]], 1)
+    for row, (picture, label) in enumerate(zip(pictures, classes, strict=True)):
+        if picture is None:
+            raise UserError(
+                f"{locate_row(row)}, column '{columns[0]}': expected the name of a picture, got "
+                "none."
+            )
+        if label is None and np.isnan(corners[row]).all():
+            yield picture, None
+            continue
+        if label is None or not np.isfinite(corners[row]).all():
+            raise UserError(
+                f"{locate_row(row)}: expected a class and four finite numbers, got {label!r}, "
+                f"{corners[row].tolist()}."
+            )
+        x1, y1, x2, y2 = corners[row].tolist()
+        yield picture, (locate_row(row), Seen(label, (x1, y1, x2, y2)))
 
 
 def fit_boxes(
@@ -249,13 +278,7 @@ def fit_boxes(
         classes = tuple(label_text(value) for value in asked.classes)
     else:
         classes = boxes.classes
-    for one in boxes.marked:
-        for where, seen in one.objects:
-            if seen.label not in classes:
-                raise UserError(
-                    f"{where}: expected an object of task '{name}', one of {list(classes)}, got "
-                    f"'{seen.label}'. Correct it, or add it to {key}.classes."
-                )
+    _check_labels(name, boxes, classes)
     if not classes:
         raise UserError(f"{key}.path: {boxes.shown}: expected boxes, got none. Correct the path.")
     known = index.is_valid().to_numpy(zero_copy_only=False)
@@ -273,6 +296,17 @@ def fit_boxes(
         classes=classes,
         labelled=float(known[train].mean()),
     )
+
+
+def _check_labels(name: str, boxes: Boxes, classes: Collection[str]) -> None:
+    """Raises UserError for an object that is of none of the classes."""
+    for one in boxes.marked:
+        for location, seen in one.objects:
+            if seen.label not in classes:
+                raise UserError(
+                    f"{location}: expected an object of task '{name}', one of {list(classes)}, got "
+                    f"'{seen.label}'. Correct it, or add it to data.tasks.{name}.classes."
+                )
 
 
 class Targets(NamedTuple):
@@ -305,9 +339,8 @@ def encode_boxes(
             one = boxes.marked[number]
         if one is not None and one.damaged:
             faults.append(one.damaged)
-        if (
-            one is None or one.damaged or not shapes[row].all()
-        ):  # what cannot be read is told by its inputs
+        # Pictures that cannot be read are reported with the inputs.
+        if one is None or one.damaged or not shapes[row].all():
             rows.append(np.empty((0, 5), np.float32))
             continue
         mask[row] = True

@@ -199,17 +199,23 @@ def _inferred_of_channels(key: str, map_name: str, arrays: Sequence[np.ndarray])
     )
 
 
+class MapTarget(NamedTuple):
+    """What maps are encoded for: the size of the inputs, and how pictures are brought to it."""
+
+    size: tuple[int, int]
+    resize: Resize
+
+
 def encode_maps(
     name: str,
     fitted: FittedTask,
     column: str | None,
     cells: UnreadMaps,
     shapes: np.ndarray,
-    size: tuple[int, int],
-    resize: Resize,
+    target: MapTarget,
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Targets as the task takes them, of `size`; where they are, [N] bool; and the maps that cannot
-    be read.
+    """Targets as the task takes them, of the target's size; where they are, [N] bool; and the maps
+    that cannot be read.
 
     `shapes` [N, 2] are height and width of the pictures, 0 where there is none: a map is resized
     and cropped as its picture is, by the nearest pixel. Classes are int16 with -1 where there is
@@ -218,34 +224,38 @@ def encode_maps(
     """
     kind = fitted.task_kind
     assert isinstance(kind, MapKind)
-    out = np.zeros((len(cells), *kind.channels, *size), kind.dtype)
+    out = np.zeros((len(cells), *kind.channels, *target.size), kind.dtype)
     mask = np.zeros(len(cells), bool)
 
     def fill(row: int) -> str | None:
         cell = cells[row]
         if cell is None or not shapes[row].all():
             return None
-        if column is None:
-            shown = cell.name
-        else:
+        shown = cell.name
+        if column is not None:
             shown = f"{cell.name}, column '{column}'"
         try:
             values = kind.encode(name, fitted, cell.read(), shown)
         except OSError as error:
             return f"{cell.name} ({' '.join(str(error).split())[:80] or type(error).__name__})"
         _check_shape(values.shape[-2:], tuple(shapes[row].tolist()), shown)
-        tensor = torch.from_numpy(values if values.ndim == 3 else values[None])
-        placed = fitted_into(tensor, size, resize, nearest=True).numpy()
-        if values.ndim == 3:
-            out[row] = placed
-        else:
-            out[row] = placed[0]
+        out[row] = _resized(values, target)
         mask[row] = True
         return None
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
-        algorithms = [algorithm for algorithm in threads.map(fill, range(len(cells))) if algorithm]
-    return out, mask, algorithms
+        unreadable = [fault for fault in threads.map(fill, range(len(cells))) if fault]
+    return out, mask, unreadable
+
+
+def _resized(values: np.ndarray, target: MapTarget) -> np.ndarray:
+    """A map [H, W] or [C, H, W] brought to the size of the inputs, by the nearest pixel."""
+    channels = values
+    if values.ndim == 2:
+        channels = values[None]
+    tensor = torch.from_numpy(channels)
+    resized: np.ndarray = fitted_into(tensor, target.size, target.resize, nearest=True).numpy()
+    return resized.reshape(*values.shape[:-2], *target.size)
 
 
 def _check_shape(own: Sequence[int], picture: Sequence[int], shown: str) -> None:

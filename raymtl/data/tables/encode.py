@@ -12,7 +12,7 @@ import pyarrow as pa
 from raymtl.data.tables.boxes import encode_boxes
 from raymtl.data.tables.column_numbers import encode_column
 from raymtl.data.tables.dataset import TableDataset, TableRows
-from raymtl.data.tables.dense_labels import encode_maps
+from raymtl.data.tables.dense_labels import MapTarget, encode_maps
 from raymtl.data.tables.labels import encode_task
 from raymtl.data.tables.pictures import measured
 from raymtl.data.tables.settings import FilesConfig
@@ -132,7 +132,7 @@ def encode_labels(
     else:
         shown = column
     target, mask, unreadable = encode_maps(
-        name, fitted, shown, cells, shapes, (height, width), source.resize
+        name, fitted, shown, cells, shapes, MapTarget((height, width), source.resize)
     )
     return EncodedLabels(target, mask, unreadable, [f"{one} of task '{name}'" for one in missing])
 

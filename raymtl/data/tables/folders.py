@@ -11,7 +11,8 @@ import pyarrow as pa
 from raymtl.data.tables.blocks import Block, Cells, Reading, Table
 from raymtl.data.tables.columns import SUFFIXES, is_text, named_files, texts
 from raymtl.data.tables.joins import OF_TABLE, LabelTable, join_pictures
-from raymtl.data.tables.paths import ANNOTATIONS, ENDINGS, KNOWN, TABLES, FileSet, Listing
+from raymtl.data.tables.listing import Listing
+from raymtl.data.tables.paths import ANNOTATIONS, ENDINGS, KNOWN, TABLES, FileSet
 from raymtl.data.tables.readers import open_table
 from raymtl.data.tables.schema import Format
 from raymtl.data.tables.splits import ALIASES, UNKNOWN

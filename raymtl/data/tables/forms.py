@@ -5,7 +5,7 @@ A form is found on its own where it leaves no doubt, that is where it alone read
 several do, the other columns of the table decide, or the texts stay texts.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,10 +22,9 @@ from raymtl.data.tables.numerals import (
     small_wholes,
     values,
 )
+from raymtl.data.tables.read_forms import FLAGS, cast_all, some_of
 from raymtl.data.tables.schema import DateOrder, Decimal, TextForm, Thousands
 
-SAMPLE = 64
-"""Cells that are looked at first: a column of texts is not to cost more."""
 NEARLY_ALL = 0.6
 """A share of cells that could be numbers or dates, from which on it is said why the column is none.
 """
@@ -39,7 +38,6 @@ meant.
 """
 
 TEXT, POINT = TextForm(kind="text"), TextForm(kind="number")
-_FLAGS = pa.array(["true", "false"])
 _CODE = r"^[+-]?0[0-9xX]+$"
 NO_NUMBER = rf"{_CODE}|^[+-]?\d{{19,}}$"
 """Codes with zeros before them, and names of digits, of which different ones would be the same
@@ -89,50 +87,68 @@ def find_forms(
     """
     known = known or {}
     findings = {name: known.get(name) or find_form(columns[name], keys) for name in columns}
-    sure = [finding.form for finding in findings.values() if not finding.others]
-    comma = any(form.decimal == "," for form in sure)
-    orders = {form.order for form in sure if form.order and form.order != "ymd"}
+    habits = _habits(list(findings.values()), commas_divide)
     for name, finding in findings.items():
-        if finding.others and finding.others[0].order:
-            chosen = [form for form in finding.others if orders == {form.order}]
-            findings[name] = _chosen(finding, chosen)
-        elif finding.others:
-            point = any(form.value_type == "number" and form.decimal == "." for form in sure)
-            divides = commas_divide or (point and not comma)
-            if comma or (commas_divide is False and not point):
-                decimal = ","
-            elif divides:
-                decimal = "."
-            else:
-                decimal = None
-            findings[name] = _chosen(
-                finding, [form for form in finding.others if form.decimal == decimal]
-            )
-        elif (
-            finding.form == POINT
-            and not keys.decimal
-            and not keys.thousands
-            and (comma or commas_divide is False)
-        ):
-            form = _with_groups(columns[name])
-            if form is not None and comma:
-                findings[name] = finding._replace(form=form)
-            elif form is not None:
-                findings[name] = finding._replace(others=(POINT, form))
+        if finding.others:
+            findings[name] = _settled(finding, habits)
+        elif finding.form == POINT and not keys.decimal and not keys.thousands:
+            findings[name] = _with_doubt_of_groups(finding, columns[name], habits)
     return findings
 
 
-def _chosen(finding: Finding, forms: list[TextForm]) -> Finding:
-    if len(forms) == 1:
-        return finding._replace(form=forms[0], others=())
+class _Habits(NamedTuple):
+    """How numbers and dates are written in the columns of a table that leave no doubt."""
+
+    comma: bool
+    """Whether commas are decimal signs in some."""
+    point: bool
+    """Whether points are decimal signs in some."""
+    orders: set[DateOrder]
+    """The orders of day, month and year, other than that of ISO 8601."""
+    commas_divide: bool | None
+
+    @property
+    def decimal(self) -> Decimal | None:
+        """The decimal sign where a column leaves it in doubt; None where the others do too."""
+        if self.comma or (self.commas_divide is False and not self.point):
+            return ","
+        if self.commas_divide or self.point:
+            return "."
+        return None
+
+
+def _habits(findings: Sequence[Finding], commas_divide: bool | None) -> _Habits:
+    sure = [finding.form for finding in findings if not finding.others]
+    orders: set[DateOrder] = {form.order for form in sure if form.order}
+    orders.discard("ymd")
+    comma = any(form.decimal == "," for form in sure)
+    point = any(form.value_type == "number" and form.decimal == "." for form in sure)
+    return _Habits(comma, point, orders, commas_divide)
+
+
+def _settled(finding: Finding, habits: _Habits) -> Finding:
+    """What a doubtful column is where the other columns of the table leave one form; else the
+    same.
+    """
+    if finding.others[0].order:
+        chosen = [form for form in finding.others if habits.orders == {form.order}]
+    else:
+        chosen = [form for form in finding.others if form.decimal == habits.decimal]
+    if len(chosen) == 1:
+        return finding._replace(form=chosen[0], others=())
     return finding
 
 
-def some_of(texts: pa.Array) -> pa.Array:
-    """Some of the texts of a column, evenly spaced: what fails for one of them fails for all."""
-    if len(texts) <= SAMPLE:
-        return texts
-    return texts.take(pa.array(np.unique(np.linspace(0, len(texts) - 1, SAMPLE).astype(int))))
+def _with_doubt_of_groups(finding: Finding, column: pa.Array, habits: _Habits) -> Finding:
+    """Numbers whose points could stand between groups of digits, where commas are decimal signs."""
+    if not habits.comma and habits.commas_divide is not False:
+        return finding
+    form = _with_groups(column)
+    if form is None:
+        return finding
+    if habits.comma:
+        return finding._replace(form=form)
+    return finding._replace(others=(POINT, form))
 
 
 def _with_groups(column: pa.Array) -> TextForm | None:
@@ -184,18 +200,18 @@ def plain_form(known: pa.Array, keys: Keys = Keys(), *, days: bool = True) -> Te
 
     `days` says whether whole numbers such as 20241231 may be dates.
     """
-    if pc.is_in(pc.utf8_lower(known[:1]), value_set=_FLAGS)[0].as_py():
-        flags = pc.all(pc.is_in(pc.utf8_lower(known), value_set=_FLAGS)).as_py()
+    if pc.is_in(pc.utf8_lower(known[:1]), value_set=FLAGS)[0].as_py():
+        flags = pc.all(pc.is_in(pc.utf8_lower(known), value_set=FLAGS)).as_py()
         if flags:
             return TextForm(kind="flag")
         return None
-    whole = _cast(known, pa.int64())
+    whole = cast_all(known, pa.int64())
     if whole is not None and not pc.any(pc.match_substring_regex(known, _CODE)).as_py():
         if days and _days_of_eight_digits(known, whole, keys):
             return TextForm(kind="date", order="ymd")
         return _WHOLE
     if whole is None and keys.decimal != "," and keys.thousands != ".":
-        number = _cast(known, pa.float64())
+        number = cast_all(known, pa.float64())
         if number is not None and not pc.any(pc.match_substring_regex(known, NO_NUMBER)).as_py():
             return TextForm(kind="number")
     for kind, target in (
@@ -203,20 +219,12 @@ def plain_form(known: pa.Array, keys: Keys = Keys(), *, days: bool = True) -> Te
         ("moment", pa.timestamp("us")),
         ("moment", pa.timestamp("us", "UTC")),
     ):
-        if whole is None and _cast(known, target) is not None:
+        if whole is None and cast_all(known, target) is not None:
             return TextForm(kind=kind)
     return None
 
 
 _WHOLE = TextForm(kind="whole")
-
-
-def _cast(known: pa.Array, target: pa.DataType) -> pa.Array | None:
-    try:
-        pc.cast(some_of(known), target)  # every cell that cannot be cast costs a message
-        return pc.cast(known, target)
-    except pa.ArrowInvalid:
-        return None
 
 
 def _days_of_eight_digits(known: pa.Array, whole: pa.Array, keys: Keys) -> bool:
@@ -274,8 +282,9 @@ def _tried(texts: pa.Array, counts: np.ndarray, keys: Keys) -> Finding:
     share_like = float(
         counts[parts.body.is_valid().to_numpy(zero_copy_only=False)].sum() / counts.sum()
     )
-    told = share >= NEARLY_ALL or (bool(of_units) and share_like >= NEARLY_ALL)
-    odd = np.flatnonzero(~(best.good | zeros)).tolist() if told else ()
+    if share < NEARLY_ALL and not (of_units and share_like >= NEARLY_ALL):
+        return Finding(share=share, best=best.form)
+    odd = np.flatnonzero(~(best.good | zeros)).tolist()
     return Finding(share=share, best=best.form, odd=tuple(odd))
 
 
@@ -342,82 +351,3 @@ def _date_trials(texts: pa.Array, keys: Keys) -> list[_Trial]:
             kind = "date"
         trials.append(_Trial(TextForm(kind=kind, order=order), found.known, found.micros))
     return trials
-
-
-class Values(NamedTuple):
-    """The values of a column [N], and which texts could not be read, [N] bool."""
-
-    values: pa.Array
-    wrong: np.ndarray
-
-
-def read_as(texts: pa.Array, form: TextForm) -> Values:
-    """Reads trimmed texts [N], null where a cell is missing."""
-    if form.value_type == "text":
-        return Values(texts, np.zeros(len(texts), bool))
-    made = _READERS[form.value_type](texts, form)
-    wrong = pc.and_(pc.is_null(made), pc.is_valid(texts))
-    return Values(made, wrong.to_numpy(zero_copy_only=False))
-
-
-def _read_flags(texts: pa.Array, form: TextForm) -> pa.Array:
-    lower = pc.utf8_lower(texts)
-    return pc.if_else(pc.is_in(lower, value_set=_FLAGS), pc.equal(lower, "true"), None)
-
-
-def _read_wholes(texts: pa.Array, form: TextForm) -> pa.Array:
-    whole = _cast(texts, pa.int64())
-    if whole is not None:
-        return whole
-    return _read_numbers(texts, form)
-
-
-def _read_numbers(texts: pa.Array, form: TextForm) -> pa.Array:
-    plain = form.decimal == "." and form.thousands is None and not form.unit
-    if plain:
-        number = _cast(texts, pa.float64())
-    else:
-        number = None
-    if number is not None:
-        return number
-    found = values(numerals(texts), form)
-    if not plain:
-        return found
-    # What has no digits, such as inf, or zeros before it.
-    rest = pc.if_else(
-        pc.match_substring_regex(texts, r"^[+-]?(?i:inf|infinity|nan|0\d+)$"), texts, None
-    )
-    return pc.coalesce(found, pc.cast(rest, pa.float64()))
-
-
-def _read_dates(texts: pa.Array, form: TextForm) -> pa.Array:
-    if form.order is None:
-        for target in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
-            found = _cast(texts, target)
-            if found is not None:
-                return _as_kind(found.cast(pa.timestamp("us")), form)
-    read = dates(texts, form.order or "ymd")
-    eight = compact(texts)
-    micros, known = np.where(read.known, read.micros, eight.micros), read.known | eight.known
-    return _as_kind(pa.array(micros, pa.timestamp("us"), mask=~known), form)
-
-
-def _as_kind(moments: pa.Array, form: TextForm) -> pa.Array:
-    if form.value_type == "date":
-        return moments.cast(pa.date32(), safe=False)
-    return moments
-
-
-def _read_times(texts: pa.Array, form: TextForm) -> pa.Array:
-    micros, known = times(texts)
-    return pa.array(micros, pa.time64("us"), mask=~known)
-
-
-_READERS = {
-    "flag": _read_flags,
-    "whole": _read_wholes,
-    "number": _read_numbers,
-    "date": _read_dates,
-    "moment": _read_dates,
-    "time": _read_times,
-}

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from raymtl.data.tables.blocks import Cells
 from raymtl.data.tables.columns import texts
-from raymtl.data.tables.paths import key_of
+from raymtl.data.tables.listing import key_of
 from raymtl.types import UserError
 
 OF_TABLE = " (table)"

@@ -18,7 +18,7 @@ from raymtl.data.tables.encode import EncodedLabels, encode_inputs, encode_label
 from raymtl.data.tables.folders import FILE, FOLDER, named_first
 from raymtl.data.tables.readings import form_of_new_labels
 from raymtl.data.tables.row_origins import RowOrigins, origins_of, together
-from raymtl.data.tables.schema import SplitRule, TaskColumn
+from raymtl.data.tables.schema import SplitRule, TaskColumn, TextForm
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.notes import Note
 from raymtl.types import UserError
@@ -133,7 +133,10 @@ def _read_blocks(source: FilesConfig, dataset: TableDataset, path: str) -> _Bloc
         )
     notes = [*dataset.skipped_notes(), *_notes_of_damaged("pictures", unreadable)]
     if beyond:
-        text = f"{len(beyond)} have values outside the range of the run's own, which are cut off: {named_first(beyond)}"
+        text = (
+            f"{len(beyond)} have values outside the range of the run's own, which are cut off: "
+            f"{named_first(beyond)}"
+        )
         notes.append(Note(place="pictures", text=text))
     return _Blocks(each, np.concatenate(numbers), together(origins), notes)
 
@@ -162,45 +165,56 @@ def read_new_labels(
     and column.
     """
     dataset = _open(source, path, labelled=False)
-    if optional and column:
-        name = column
-    else:
+    name = column
+    if not name or not optional:
         name = _label_column(source, dataset, path, column)
     if name in dataset.names and not of_classes:
         form = form_of_new_labels(source, dataset, name)
-    else:
-        form = None
-    if form is not None:
-        dataset.forms = {**(dataset.forms or {}), name: form}
+        dataset.forms = _with_form(dataset.forms, name, form)
     blocks = _read_blocks(source, dataset, path)
-    labels = []
-    for block in blocks.each:
-        there = name in block.rows.table.column_names
-        labels.append(
-            block.rows.table[name] if there else pa.chunked_array([pa.nulls(len(block.rows.table))])
-        )
-    if not of_classes:
-        targets = [
-            _values(dataset, block.number, name, own)[block.readable]
-            for block, own in zip(blocks.each, labels, strict=True)
-        ]
-        return NewLabels(
-            name, blocks.inputs, np.concatenate(targets), (), blocks.origins, blocks.notes
-        )
-    known = source.found.tasks.get(name)
-    if classes is None:
-        found = {label for own in labels for label in pc.unique(texts(own)).drop_null().to_pylist()}
-        if known and known.classes:
-            classes = known.classes
+    labels = [_column_or_nulls(block.rows.table, name) for block in blocks.each]
+    known: tuple[str, ...] = ()
+    if of_classes and classes is None:
+        known = _classes_of(source, name, labels)
+    elif of_classes:
+        known = classes or ()
+    targets = []
+    for block, column_of_block in zip(blocks.each, labels, strict=True):
+        if of_classes:
+            numbered = _classes(dataset, block.number, name, column_of_block, known)
         else:
-            classes = in_order(found)
-    targets = [
-        _classes(dataset, block.number, name, own, classes)[block.readable]
-        for block, own in zip(blocks.each, labels, strict=True)
-    ]
+            numbered = _values(dataset, block.number, name, column_of_block)
+        targets.append(numbered[block.readable])
     return NewLabels(
-        name, blocks.inputs, np.concatenate(targets), classes, blocks.origins, blocks.notes
+        name, blocks.inputs, np.concatenate(targets), known, blocks.origins, blocks.notes
     )
+
+
+def _with_form(
+    forms: Mapping[str, TextForm] | None, name: str, form: TextForm | None
+) -> Mapping[str, TextForm] | None:
+    if form is None:
+        return forms
+    return {**(forms or {}), name: form}
+
+
+def _column_or_nulls(table: pa.Table, name: str) -> pa.ChunkedArray:
+    if name in table.column_names:
+        return table[name]
+    return pa.chunked_array([pa.nulls(len(table))])
+
+
+def _classes_of(
+    source: FilesConfig, name: str, labels: Sequence[pa.ChunkedArray]
+) -> tuple[str, ...]:
+    """The classes of the run's task of this name, or those found."""
+    fitted = source.found.tasks.get(name)
+    if fitted and fitted.classes:
+        return fitted.classes
+    different: set[str] = set()
+    for column in labels:
+        different.update(pc.unique(texts(column)).drop_null().to_pylist())
+    return in_order(different)
 
 
 def _label_column(source: FilesConfig, dataset: TableDataset, path: str, column: str | None) -> str:
@@ -274,13 +288,21 @@ def _open(source: FilesConfig, path: str, *, labelled: bool = True) -> TableData
             f"{path}: no such file. Give a file or a folder in the form of the run's own."
         )
     settings: dict[str, Any] = {
-        "path": path, "format": None, "tasks": {}, "exclude": (), "key": None, "group": None, "split": SplitRule(),
+        "path": path,
+        "format": None,
+        "tasks": {},
+        "exclude": (),
+        "key": None,
+        "group": None,
+        "split": SplitRule(),
         "inputs": tuple(column.column for column in found.columns),
-    }  # fmt: skip
+    }
     bare = source.model_copy(update=settings)
     dataset = TableDataset(bare)
+    if not labelled:
+        return dataset
     own: dict[str, TaskColumn] = {}
-    for name, task in source.tasks.items() if labelled else ():
+    for name, task in source.tasks.items():
         in_folder = bool(task.path) and found.tasks[name].task_kind.is_dense
         if in_folder and not task.column:
             own[name] = task.model_copy(update={"kind": found.tasks[name].kind})

@@ -4,8 +4,8 @@ import glob
 import os
 import posixpath
 import re
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,7 +89,20 @@ def _is_there(path: str) -> bool:
     in some names.
     """
     fixed, star, _ = path.partition("*")
-    return os.path.lexists(os.path.dirname(fixed) if star and "$" in fixed else path)
+    if star and "$" in fixed:
+        return os.path.lexists(os.path.dirname(fixed))
+    return os.path.lexists(path)
+
+
+class _Matches(NamedTuple):
+    """What a path means: a file system, the folder below which names are given, and the files that
+    a pattern matches.
+    """
+
+    fs: pafs.FileSystem
+    root: str
+    names: list[str]
+    """The matches of a pattern; none where the path is no pattern."""
 
 
 def locate(path: str, key: str) -> FileSet:
@@ -98,52 +111,65 @@ def locate(path: str, key: str) -> FileSet:
     """
     shown, path = path, _expanded(path, key)
     try:
-        if "://" not in path:
-            fs: pafs.FileSystem = pafs.LocalFileSystem()
-            if not os.path.exists(path) and glob.has_magic(path):
-                found = sorted(glob.glob(path, recursive=True))
-            else:
-                found = []
-            if not found and not os.path.exists(path):
-                raise UserError(
-                    f"{key}: expected a file, a folder or a URL, got {shown}, where there is none."
-                )
-            root = path
+        if "://" in path:
+            matches = _remote_matches(path)
         else:
-            fs, root = _remote(path)
-            found = []
-            if any(mark in root for mark in "*?["):
-                fixed = root[: min(root.index(mark) for mark in "*?[" if mark in root)].rpartition(
-                    "/"
-                )[0]
-                found = [name for name in files_below(fs, fixed).files if Path(name).match(root)]
-                root = fixed
-        files: list[str] = []
-        skipped: list[str] = []
-        for name in found or [root]:
-            info = fs.get_file_info(name)
-            if info.type == pafs.FileType.NotFound:
-                raise UserError(
-                    f"{key}: expected a file, a folder or a URL, got {shown}, where there is none."
-                )
-            if info.type == pafs.FileType.Directory:
-                below = files_below(fs, name)
-            else:
-                below = Below([name], [])
-            files += below.files
-            skipped += below.skipped
+            matches = _local_matches(path, shown, key)
+        below = _files_of(matches, shown, key)
     except (OSError, ImportError, ValueError, pa.ArrowException) as error:
         raise UserError(
             f"{key}: {shown} cannot be read ({redacted(reason(error))}). Correct it, or see to the "
             "access."
         ) from None
-    if len(files) != 1 or files[0] != root:
-        folder = root
-    else:
-        folder = posixpath.dirname(root)
-    if found and "://" not in path:
-        folder = os.path.commonpath([os.path.dirname(name) for name in found])
-    return FileSet(fs, tuple(files), folder, shown, tuple(skipped))
+    folder = matches.root
+    if matches.names and "://" not in path:
+        folder = os.path.commonpath([os.path.dirname(name) for name in matches.names])
+    elif below.files == [matches.root]:
+        folder = posixpath.dirname(matches.root)
+    return FileSet(matches.fs, tuple(below.files), folder, shown, tuple(below.skipped))
+
+
+def _local_matches(path: str, shown: str, key: str) -> _Matches:
+    names: list[str] = []
+    if not os.path.exists(path):
+        if glob.has_magic(path):
+            names = sorted(glob.glob(path, recursive=True))
+        if not names:
+            raise _nothing_at(shown, key)
+    return _Matches(pafs.LocalFileSystem(), path, names)
+
+
+def _remote_matches(url: str) -> _Matches:
+    fs, root = _remote(url)
+    marks = [root.index(mark) for mark in "*?[" if mark in root]
+    if not marks:
+        return _Matches(fs, root, [])
+    folder = root[: min(marks)].rpartition("/")[0]
+    names = [name for name in files_below(fs, folder).files if Path(name).match(root)]
+    return _Matches(fs, folder, names)
+
+
+def _files_of(matches: _Matches, shown: str, key: str) -> "Below":
+    """The files that were matched, and those below the folders that were."""
+    files: list[str] = []
+    skipped: list[str] = []
+    for name in matches.names or [matches.root]:
+        info = matches.fs.get_file_info(name)
+        if info.type == pafs.FileType.NotFound:
+            raise _nothing_at(shown, key)
+        if info.type == pafs.FileType.Directory:
+            below = files_below(matches.fs, name)
+        else:
+            below = Below([name], [])
+        files += below.files
+        skipped += below.skipped
+    return Below(files, skipped)
+
+
+def _nothing_at(shown: str, key: str) -> UserError:
+    return UserError(
+        f"{key}: expected a file, a folder or a URL, got {shown}, where there is none."
+    )
 
 
 def _remote(url: str) -> tuple[pafs.FileSystem, str]:
@@ -203,16 +229,18 @@ def _is_hidden(inside: Sequence[str]) -> bool:
 
 def reason(error: BaseException) -> str:
     """What a library says, on one line."""
-    letters = (letter if letter.isprintable() else "?" for letter in " ".join(str(error).split()))
+    letters = list(" ".join(str(error).split()))
+    for place, letter in enumerate(letters):
+        if not letter.isprintable():
+            letters[place] = "?"
     return "".join(letters).rstrip(".")[:200] or type(error).__name__
 
 
 def format_of(file_set: FileSet, key: str) -> Format:
     """What most of the files are by their endings. Raises UserError where that is not clear."""
-    counts = {
-        form: sum(name.lower().endswith(endings) for name in file_set.files)
-        for form, endings in ENDINGS.items()
-    }
+    counts: Counter[Format] = Counter()
+    for form, endings in ENDINGS.items():
+        counts[form] = sum(name.lower().endswith(endings) for name in file_set.files)
     if counts["pictures"]:
         return "pictures"
     found = [form for form, count in counts.items() if count]
@@ -249,61 +277,3 @@ def _refuse_known(file_set: FileSet, key: str) -> None:
             raise UserError(
                 f"{key}: {file}: expected a table or pictures, got {found.what}. {found.advice}"
             )
-
-
-def key_of(name: str) -> str:
-    """The name of a file in the form that names are compared in."""
-    return unicodedata.normalize("NFC", name.replace("\\", "/").strip().removeprefix("./"))
-
-
-class Listing:
-    """The files of a place, to be found by their names."""
-
-    def __init__(self, file_set: FileSet) -> None:
-        self.file_set = file_set
-        self.by_path = {
-            key_of(file.removeprefix(file_set.root).strip("/")): file for file in file_set.files
-        }
-        self.by_name: dict[str, str | None] = {}
-        for path, file in self.by_path.items():
-            alone = path.rpartition("/")[2]
-            if alone in self.by_name:
-                self.by_name[alone] = None
-            else:
-                self.by_name[alone] = file
-
-    def found(self, names: Iterable[str | None]) -> list[str | None]:
-        """The files of these names, each below the place or of this name anywhere in it; None
-        without.
-        """
-        keys = [None if name is None else key_of(name) for name in names]
-        return [
-            None
-            if key is None
-            else self.by_path.get(key) or self.by_name.get(key.rpartition("/")[2])
-            for key in keys
-        ]
-
-
-def stems_below(file_set: FileSet) -> dict[str, str]:
-    """Name without folders and ending -> file, of maps; of a pattern such as `*_mask.png` what the
-    star stands for.
-
-    Those in folders have their path below the place too. A name that two files have is none.
-    """
-    before, star, after = posixpath.basename(file_set.shown).partition("*")
-    named: dict[str, str] = {}
-    twice: set[str] = set()
-    for file in file_set.files:
-        if not file.lower().endswith(MAPS):
-            continue
-        path = key_of(file.removeprefix(file_set.root).strip("/"))
-        folder, _, name = path.rpartition("/")
-        if star and name.startswith(before) and name.endswith(after):
-            stem = name[len(before) : len(name) - len(after)]
-        else:
-            stem = name.rpartition(".")[0]
-        for key in {stem, f"{folder}/{stem}".lstrip("/")}:
-            if named.setdefault(key, file) != file:
-                twice.add(key)
-    return {key: file for key, file in named.items() if key not in twice}

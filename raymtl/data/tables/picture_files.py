@@ -7,7 +7,8 @@ from functools import partial
 import pyarrow as pa
 
 from raymtl.data.tables.columns import texts
-from raymtl.data.tables.paths import FileSet, Listing, files_below
+from raymtl.data.tables.listing import Listing
+from raymtl.data.tables.paths import FileSet, files_below
 
 
 class PictureFiles:

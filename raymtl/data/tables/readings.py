@@ -14,9 +14,10 @@ from raymtl.data.tables.cells import NOTHING, blanked, missing_words
 from raymtl.data.tables.columns import LocateRow, is_text, plain
 from raymtl.data.tables.dataset import TableDataset, TableRows
 from raymtl.data.tables.findings import columns_named, rows_named, shown
-from raymtl.data.tables.forms import NEARLY_ALL, TEXT, Finding, Keys, find_forms, read_as
+from raymtl.data.tables.forms import NEARLY_ALL, TEXT, Finding, Keys, find_forms
 from raymtl.data.tables.label_kinds import FEW
 from raymtl.data.tables.plain_cells import plain_cells
+from raymtl.data.tables.read_forms import read_as
 from raymtl.data.tables.schema import Role, TaskColumn, TextForm
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.notes import Note
