@@ -1,4 +1,4 @@
-"""Backbones that expose their stages; the union of specs is the registry."""
+"""Encoders, which expose their stages. The union of their specs is the registry."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""What an encoder is to the sharing architectures: a row of stages."""
+"""The interface of all encoders: a sequence of stages."""
 
 import math
 from collections.abc import Sequence
@@ -10,9 +10,8 @@ from torch import Tensor, nn
 class Encoder(nn.Module):
     """Applies its stages one after the other and flattens: [N, *input_shape] -> [N, out_features].
 
-    Architectures that part or mix tasks between the layers walk over `stages` themselves. `shapes`
-    are the shapes of an input, then of what each stage makes of it, without the axis of examples:
-    one more than there are stages.
+    Architectures that separate or mix tasks between layers iterate over `stages`. `shapes` holds
+    the shape of one input and then that of each stage's output.
     """
 
     def __init__(
@@ -21,9 +20,7 @@ class Encoder(nn.Module):
         input_shape: tuple[int, ...],
         shapes: Sequence[tuple[int, ...]] = (),
     ) -> None:
-        """`shapes` are those of what each stage makes; where none are given the stages are applied
-        to find out.
-        """
+        """`shapes` are those of the stages' outputs; without them the stages are applied once."""
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.shapes = [tuple(input_shape), *shapes]

@@ -172,13 +172,13 @@ def statistics_of(maps: Sequence[Tensor]) -> Iterator[None]:
     """Inside, the batch norms do what they did while `maps` was recorded, call by call."""
     # By the order of calls and not by module: one that several tasks share is called for each, with
     # other examples.
-    left = iter(maps)
-    token = _given.set(left)
+    remaining = iter(maps)
+    token = _given.set(remaining)
     try:
         yield
     finally:
         _given.reset(token)
-    if next(left, None) is not None:
+    if next(remaining, None) is not None:
         raise ValueError(
             f"expected as many batch norms as where the {len(maps)} statistics were recorded, got "
             "fewer."

@@ -1,4 +1,4 @@
-"""What encoders of pictures ask of their input."""
+"""The check of the input shape that all encoders of pictures share."""
 
 from raymtl.types import UserError
 
@@ -6,10 +6,9 @@ from raymtl.types import UserError
 def picture_shape(
     encoder: str, input_shape: tuple[int, ...], at_least: int
 ) -> tuple[int, int, int]:
-    """The input shape, if it is that of pictures [channels, height, width] with sides of `at_least`
-    pixels.
+    """The input shape [channels, height, width], with sides of at least `at_least` pixels.
 
-    Raises UserError otherwise.
+    Raises UserError for any other shape.
     """
     if len(input_shape) != 3:
         raise UserError(

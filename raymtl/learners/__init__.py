@@ -1,4 +1,4 @@
-"""How a support set becomes a predictor; the union of learners is the registry."""
+"""Learners, which turn a support set into a predictor. Their union is the registry."""
 
 from typing import Annotated
 

@@ -74,12 +74,14 @@ class CNP(AmortisedLearner):
         steps: int | None = None,
     ) -> Params:
         own = select(params, "learner")
-        known: dict[str, Tensor] = {}
+        summaries: dict[str, Tensor] = {}
         for name, (rows, groups) in read(model, params, support).items():
-            known[f"summary.{name}"] = group_means(perceptron(own, f"encoder.{name}", rows), groups)
+            summaries[f"summary.{name}"] = group_means(
+                perceptron(own, f"encoder.{name}", rows), groups
+            )
             if model.out_features[name] > 1:
-                known[f"present.{name}"] = groups.any(0)
-        return {**params, **prefixed(known, "learner")}
+                summaries[f"present.{name}"] = groups.any(0)
+        return {**params, **prefixed(summaries, "learner")}
 
     def predict(
         self, model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]

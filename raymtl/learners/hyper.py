@@ -93,33 +93,33 @@ class Hyper(AmortisedLearner):
             emitted = self._emitted(own, plain)
             phi = {**params, **prefixed(_modulated(own, theta, emitted), "model")}
         fitted = read(model, phi, support)
-        found: dict[str, Tensor] = {}
+        heads: dict[str, Tensor] = {}
         with torch.autocast(device, enabled=False):
             for name, (rows, groups) in fitted.items():
                 if model.out_features[name] > 1:
                     centres = group_means(rows, groups)
                     weighed = own[f"metric.{name}"] * centres
-                    found[f"model.heads.{name}.weight"] = 2 * weighed
-                    found[f"model.heads.{name}.bias"] = -(centres * weighed).sum(-1)
-                    found[f"learner.present.{name}"] = groups.any(0)
+                    heads[f"model.heads.{name}.weight"] = 2 * weighed
+                    heads[f"model.heads.{name}.bias"] = -(centres * weighed).sum(-1)
+                    heads[f"learner.present.{name}"] = groups.any(0)
                 else:
                     change = own[f"head.{name}"] @ emitted
-                    found[f"model.heads.{name}.weight"] = (
+                    heads[f"model.heads.{name}.weight"] = (
                         theta[f"heads.{name}.weight"] + change[:-1]
                     )
-                    found[f"model.heads.{name}.bias"] = theta[f"heads.{name}.bias"] + change[-1:]
-        return {**phi, **found}
+                    heads[f"model.heads.{name}.bias"] = theta[f"heads.{name}.bias"] + change[-1:]
+        return {**phi, **heads}
 
     def _emitted(self, own: Params, support: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
         """What the emitters read, [dim]: no order of the examples moves it, and no example without
         a label.
         """
-        codes, known = [], []
+        codes, has_labels = [], []
         for name, (rows, groups) in support.items():
             labelled = groups.sum(1, keepdim=True)
             codes.append(group_means(perceptron(own, f"encoder.{name}", rows), labelled)[0])
-            known.append(labelled.any())
-        weight = torch.stack(known).to(codes[0])
+            has_labels.append(labelled.any())
+        weight = torch.stack(has_labels).to(codes[0])
         z = weight @ torch.stack(codes) / weight.sum().clamp(min=1)
         return F.relu(perceptron(own, "code", z))
 

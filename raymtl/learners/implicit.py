@@ -62,8 +62,8 @@ class _Inner(NamedTuple):
         sizes = [value.numel() for value in phi.values()]
 
         def named(flat: Tensor) -> dict[str, Tensor]:
-            parts = zip(phi.items(), flat.split(sizes), strict=True)
-            return {name: part.view_as(value) for (name, value), part in parts}
+            pieces = zip(phi.items(), flat.split(sizes), strict=True)
+            return {name: piece.view_as(value) for (name, value), piece in pieces}
 
         def flat(values: Params) -> Tensor:
             return torch.cat([values[name].flatten() for name in phi])

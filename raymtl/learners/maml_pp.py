@@ -94,8 +94,8 @@ class MAMLPlusPlus(GradientLearner):
     def step_weights(self, step: int) -> list[float]:
         """Of the query losses after each inner step, in the outer step `step`."""
         if step < self.multi_step_until:
-            left = 1 - step / self.multi_step_until
+            share = 1 - step / self.multi_step_until
         else:
-            left = 0.0
-        early = left / self.inner_steps
+            share = 0.0
+        early = share / self.inner_steps
         return [early] * (self.inner_steps - 1) + [1 - early * (self.inner_steps - 1)]

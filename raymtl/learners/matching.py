@@ -78,21 +78,21 @@ class Matching(AmortisedLearner):
         objective: Objective,
         steps: int | None = None,
     ) -> Params:
-        shown: dict[str, Tensor] = {}
+        support_params: dict[str, Tensor] = {}
         for name, own in features_of(model, params, support.inputs).items():
             member = members(support, name, model.out_features[name], own)
-            known = own
+            embedded = own
             if self.full_context:
                 labelled = member.any(1)
                 with torch.autocast(own.device.type, enabled=False):
                     for cell, order in (("forward", 1), ("backward", -1)):
-                        known = known + _along(
+                        embedded = embedded + _along(
                             select(params, f"learner.{cell}.{name}"), own, labelled, order
                         )
             # A copy: tasks may share their features, and a file holds no memory twice.
-            shown[f"learner.support.{name}"] = known.clone()
-            shown[f"learner.members.{name}"] = member
-        return {**params, **shown}
+            support_params[f"learner.support.{name}"] = embedded.clone()
+            support_params[f"learner.members.{name}"] = member
+        return {**params, **support_params}
 
     def predict(
         self, model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]

@@ -113,16 +113,18 @@ def dual(gram: Tensor, y: Tensor, cost: float, iterations: int) -> Tensor:
     """P [N, K] of the SVM with these inner products [N, N] and labels [N, K]; 0 for classes that y
     does not show.
     """
-    shown = y.any(0)
-    shown = shown | ~shown.any()  # without any label every P is a solution, and all give the head 0
+    present = y.any(0)
+    present = (
+        present | ~present.any()
+    )  # without any label every P is a solution, and all give the head 0
     at = Point(
-        torch.where(shown, 1 / shown.sum(), 1.0).expand_as(y).to(y),
+        torch.where(present, 1 / present.sum(), 1.0).expand_as(y).to(y),
         torch.ones_like(y),
         torch.zeros_like(y[:, 0]),
     )
-    problem = _Dual(gram.detach(), y, cost, shown)
+    problem = _Dual(gram.detach(), y, cost, present)
     for _ in range(iterations):
-        gap = torch.where(shown, at.p * at.z, 0.0).sum() / (len(y) * shown.sum())
+        gap = torch.where(present, at.p * at.z, 0.0).sum() / (len(y) * present.sum())
         step = _newton(problem, problem.gram, at, (gap / 10).clamp(min=CENTRAL))
         at = Point(
             at.p + _inside(at.p, step.p) * step.p,
@@ -131,7 +133,7 @@ def dual(gram: Tensor, y: Tensor, cost: float, iterations: int) -> Tensor:
         )
     # Its value is 0, for the equations hold; its gradient is that of their solution.
     step = _newton(problem, gram, at, torch.full_like(gap, CENTRAL))
-    return torch.where(shown, at.p + step.p, 0.0)
+    return torch.where(present, at.p + step.p, 0.0)
 
 
 class _Dual(NamedTuple):
@@ -142,7 +144,7 @@ class _Dual(NamedTuple):
     y: Tensor
     """One-hot labels, [N, K]."""
     cost: float
-    shown: Tensor
+    present: Tensor
     """Which classes take part, [K]."""
 
 
@@ -152,18 +154,18 @@ def _newton(dual: _Dual, gram: Tensor, at: Point, centre: Tensor) -> Point:
     These are linear in the step but for P Z. `gram` has the values of `dual.gram`. Only the first
     equation follows its gradient; the matrices are those of `dual.gram`.
     """
-    _, y, cost, shown = dual
-    p = torch.where(shown, at.p, 0.0)
+    _, y, cost, present = dual
+    p = torch.where(present, at.p, 0.0)
     force = cost * gram @ (p - y) + y - at.z - at.row[:, None]
     rest = at.z - centre / at.p
     # One N x N matrix for each class, not one of all N K unknowns: rows couple classes by their
     # sums alone.
     inverse = torch.linalg.inv(cost * dual.gram + torch.diag_embed((at.z / at.p).T))  # [K, N, N]
-    inverse = torch.where(shown[:, None, None], inverse, 0.0)
+    inverse = torch.where(present[:, None, None], inverse, 0.0)
     free = torch.einsum("knm,mk->nk", inverse, -force - rest)
     row = torch.linalg.solve(inverse.sum(0), 1 - p.sum(1) - free.sum(1))
     dp = free + torch.einsum("knm,m->nk", inverse, row)
-    return Point(dp, torch.where(shown, -rest - at.z / at.p * dp, 0.0), row)
+    return Point(dp, torch.where(present, -rest - at.z / at.p * dp, 0.0), row)
 
 
 def _inside(value: Tensor, step: Tensor) -> Tensor:

@@ -55,17 +55,20 @@ def read(
     is the features and the label in the unit of the predictions, in one group. An example without a
     label is of no group.
     """
-    found = {}
+    read_by_task = {}
     for name, features in features_of(model, params, support.inputs).items():
         if model.out_features[name] > 1:
-            found[name] = features, members(support, name, model.out_features[name], features)
+            read_by_task[name] = (
+                features,
+                members(support, name, model.out_features[name], features),
+            )
         else:
             encoded, target = model.encoded[name], support.targets[name]
             assert encoded is not None, f"task '{name}' was not checked"
-            known = support.masks.get(name, torch.ones_like(target, dtype=torch.bool))
-            label = encoded(torch.where(known, target, 0.0)).to(features)
-            found[name] = torch.cat([features, label], -1), known[:, None].to(features)
-    return found
+            labelled = support.masks.get(name, torch.ones_like(target, dtype=torch.bool))
+            label = encoded(torch.where(labelled, target, 0.0)).to(features)
+            read_by_task[name] = torch.cat([features, label], -1), labelled[:, None].to(features)
+    return read_by_task
 
 
 def group_means(rows: Tensor, groups: Tensor) -> Tensor:

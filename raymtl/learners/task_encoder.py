@@ -25,11 +25,13 @@ class Pairs(NamedTuple):
 
     features: Tensor
     labels: Tensor
-    known: Tensor
+    labelled: Tensor
 
     def mean(self, rows: Tensor) -> Tensor:
         """[N, m] -> its mean over the labelled examples, [m]; 0 where there is none."""
-        return torch.where(self.known[:, None], rows, 0.0).sum(0) / self.known.sum().clamp(min=1)
+        return torch.where(self.labelled[:, None], rows, 0.0).sum(0) / self.labelled.sum().clamp(
+            min=1
+        )
 
     def standardised(self, rows: Tensor) -> Tensor:
         """[N, m] of mean 0 and, unless they are all equal, variance 1 in this set: what shape they
@@ -44,10 +46,12 @@ def support_pairs(model: SharingArchitecture, params: Params, support: Batch) ->
     pairs = {}
     for name, features in features_of(model, params, support.inputs).items():
         target = support.targets[name]
-        known = support.masks.get(name, torch.ones_like(target, dtype=torch.bool))
+        labelled = support.masks.get(name, torch.ones_like(target, dtype=torch.bool))
         encoded = model.encoded[name]
         assert encoded is not None, f"the labels of task '{name}' have no encoding"
-        pairs[name] = Pairs(features, encoded(torch.where(known, target, 0)).to(features), known)
+        pairs[name] = Pairs(
+            features, encoded(torch.where(labelled, target, 0)).to(features), labelled
+        )
     return pairs
 
 
@@ -96,10 +100,12 @@ def embedding(own: Params, task: str, pairs: Pairs, heads: int) -> Tensor:
     )  # [N, heads, m]
     scores = (keys * own["seed"].view(heads, -1)).sum(-1) / keys.shape[-1] ** 0.5
     # The lowest number and not -inf: a support set without any label would give no number at all.
-    attention = torch.where(pairs.known[:, None], scores, torch.finfo(scores.dtype).min).softmax(0)
+    attention = torch.where(pairs.labelled[:, None], scores, torch.finfo(scores.dtype).min).softmax(
+        0
+    )
     pooled = (attention[..., None] * values).sum(0).flatten()
     z = _affine(own, "embedding", F.relu(_affine(own, "pooled", pooled))).tanh()
-    return torch.where(pairs.known.any(), z, 0.0)
+    return torch.where(pairs.labelled.any(), z, 0.0)
 
 
 def reconstruction_error(own: Params, task: str, pairs: Pairs, z: Tensor) -> Tensor:

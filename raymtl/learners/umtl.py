@@ -165,11 +165,11 @@ class UMTL(UnrolledLearner):
             errors = torch.stack(
                 [reconstruction_error(own, name, its, z[name]) for name, its in pairs.items()]
             )
-            known = torch.stack([its.known.any() for its in pairs.values()])
+            has_labels = torch.stack([its.labelled.any() for its in pairs.values()])
             return (
                 self.reconstruction
-                * torch.where(known, errors, 0.0).sum()
-                / known.sum().clamp(min=1)
+                * torch.where(has_labels, errors, 0.0).sum()
+                / has_labels.sum().clamp(min=1)
             )
 
     def rates(self, params: Params, step: int) -> Rates:
@@ -205,16 +205,19 @@ class UMTL(UnrolledLearner):
         none, no = own["seed"].new_zeros(self.dim), own["seed"].new_zeros((), dtype=torch.bool)
         with torch.autocast(none.device.type, enabled=False):
             z = {name: embedding(own, name, its, self.heads) for name, its in pairs.items()}
-        known = {name: its.known.any() for name, its in pairs.items()}
+        labelled = {name: its.labelled.any() for name, its in pairs.items()}
         embeddings = [z.get(name, none) for name in model.task_names]
-        has_labels = [known.get(name, no) for name in model.task_names]
+        has_labels = [labelled.get(name, no) for name in model.task_names]
         return torch.stack(embeddings), torch.stack(has_labels)
 
-    def _contexts(self, params: Params, u: Tensor, known: Tensor, others: Tensor) -> Tensor:
-        """e [K, hidden] of tasks that attend to the `known` ones and to `others` [M, hidden]."""
+    def _contexts(self, params: Params, u: Tensor, has_labels: Tensor, others: Tensor) -> Tensor:
+        """e [K, hidden] of tasks that attend to each other and to `others` [M, hidden].
+
+        Tasks without labels are not attended to.
+        """
         own = select(params, "learner.attention")
         tokens = torch.cat([u, others])
-        is_token = torch.cat([known, known.new_ones(len(others))])
+        is_token = torch.cat([has_labels, has_labels.new_ones(len(others))])
         query = (u @ own["query"].T).unflatten(-1, (self.heads, -1))
         key = (tokens @ own["key"].T).unflatten(-1, (self.heads, -1))
         value = (tokens @ own["value"].T).unflatten(-1, (self.heads, -1))
@@ -229,7 +232,7 @@ class UMTL(UnrolledLearner):
 
         The initial weights and, below `EMITTED`, the logarithms of the rates and the loss weights.
         """
-        z, known = self._embedded(model, params, support)
+        z, has_labels = self._embedded(model, params, support)
         own = select(params, "learner")
         emitted: dict[str, Tensor] = {}
         with torch.autocast(z.device.type, enabled=False):
@@ -238,9 +241,9 @@ class UMTL(UnrolledLearner):
             else:
                 batch = []
             e = self._contexts(
-                params, z @ own["project"].T, known, torch.cat([own["prototypes"], *batch])
+                params, z @ own["project"].T, has_labels, torch.cat([own["prototypes"], *batch])
             )
-            mean = torch.where(known[:, None], e, 0.0).sum(0) / known.sum().clamp(min=1)
+            mean = torch.where(has_labels[:, None], e, 0.0).sum(0) / has_labels.sum().clamp(min=1)
             for name, theta in select(params, "model").items():
                 first, *rest = name.split(".")
                 if first == "heads":
@@ -253,8 +256,8 @@ class UMTL(UnrolledLearner):
                     log_rates = log_rates + RATE_RANGE * (own[f"rate.{name}"] @ context).tanh()
                 emitted[f"{EMITTED}.log_inner_lr.{name}"] = log_rates
             if self.emit_loss_weights:
-                logits = torch.where(known, e @ own["loss_weight"], torch.finfo(e.dtype).min)
-                emitted[f"{EMITTED}.loss_weights"] = logits.softmax(0) * known.sum()
+                logits = torch.where(has_labels, e @ own["loss_weight"], torch.finfo(e.dtype).min)
+                emitted[f"{EMITTED}.loss_weights"] = logits.softmax(0) * has_labels.sum()
         return emitted
 
     def _initial(self, own: Params, name: str, theta: Tensor, e: Tensor) -> Tensor:

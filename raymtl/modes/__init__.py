@@ -1,4 +1,4 @@
-"""How the outer steps follow the joint loss; the union of specs is the registry."""
+"""Modes, by which the outer steps follow the joint loss. Their union is the registry."""
 
 from typing import Annotated
 

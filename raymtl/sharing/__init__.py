@@ -1,4 +1,4 @@
-"""How tasks share parameters; the union of specs is the registry."""
+"""Architectures by which tasks share parameters. The union of their specs is the registry."""
 
 from typing import Annotated
 

@@ -64,13 +64,13 @@ class Attention(SharingArchitecture):
         keys = self._keys(values)
         return {name: self._mixture(name, values, keys) for name in tasks}
 
-    def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        parts = self._values(torch.cat(list(inputs.values()))).split(
+    def features_by_task(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        pieces = self._values(torch.cat(list(inputs.values()))).split(
             [len(own) for own in inputs.values()]
         )
         return {
             name: self._mixture(name, values, self._keys(values))
-            for name, values in zip(inputs, parts, strict=True)
+            for name, values in zip(inputs, pieces, strict=True)
         }
 
     def _values(self, inputs: Tensor) -> Tensor:
@@ -95,9 +95,13 @@ class Attention(SharingArchitecture):
     def _mixture(self, task: str, values: Tensor, keys: Tensor) -> Tensor:
         """What the head of the task reads, [N, out_features]."""
         weights = self._attention(task, values, keys).unbind(1)
-        parts = values.tensor_split(self.num_heads, -1)
+        pieces = values.tensor_split(self.num_heads, -1)
         return torch.cat(
-            [torch.einsum("ns,nsf->nf", w, part) for w, part in zip(weights, parts, strict=True)], 1
+            [
+                torch.einsum("ns,nsf->nf", w, piece)
+                for w, piece in zip(weights, pieces, strict=True)
+            ],
+            1,
         )
 
 

@@ -1,4 +1,4 @@
-"""What every sharing architecture offers to the step, the inner loop and the report."""
+"""The interface of all sharing architectures, and of the specs that build them."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,8 +16,8 @@ Output = Literal["predictions", "features", "auxiliary"]
 class SharingArchitecture(nn.Module, ABC):
     """Maps inputs to one prediction per task, through features that tasks share in some way.
 
-    Subclasses build their parts in `__init__` and compute `features`. What a part is to the tasks
-    is told by `shared`.
+    Subclasses build their modules in `__init__`, compute `features`, and name in `shared` the
+    parameters that several tasks use.
     """
 
     def __init__(
@@ -44,42 +44,44 @@ class SharingArchitecture(nn.Module, ABC):
 
     @abstractmethod
     def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
-        """[N, ...] -> what the head reads, flattened [N, F], for each of `tasks`, and no more than
-        they need.
+        """The flattened features [N, F] that the head of each of `tasks` reads, from [N, ...].
+
+        Nothing is computed that these tasks do not need.
         """
 
-    def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The same where every task brings its own inputs [N_t, ...]: each passes through the
-        architecture with them.
+    def features_by_task(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The features of each task from separate inputs [N_t, ...].
 
-        Override it where tasks can be taken together.
+        The default passes the inputs of each task through the architecture one by one. Override it
+        where several tasks can pass together.
         """
         return {name: self.features(own, (name,))[name] for name, own in inputs.items()}
 
-    def parts(self) -> Iterator[nn.Module]:
-        """Every module that takes part in a prediction."""
+    def prediction_modules(self) -> Iterator[nn.Module]:
+        """Every module that a prediction uses."""
         yield from self.modules()
 
     def auxiliary(self, inputs: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Named scalars that depend on the inputs of one batch and join the outer objective, a mean
-        over episodes.
+        """Named scalar terms of the outer objective that depend on the inputs of one batch.
+
+        The objective takes their mean over episodes.
         """
         return {}
 
     def penalty(self, params: Params) -> Tensor:
-        """A term of the outer objective that depends on the parameters alone; `params` are named as
-        in this module.
+        """A term of the outer objective that depends on the parameters alone.
+
+        `params` are named as in this module.
         """
         return next(iter(params.values())).new_zeros(())
 
     def forward(
         self, inputs: Tensor | Mapping[str, Tensor], *, output: Output = "predictions"
     ) -> dict[str, Tensor]:
-        """One prediction per task; or the features that the heads would read; or the auxiliary
-        terms.
+        """The predictions of the tasks, the features that the heads read, or the auxiliary terms.
 
-        `inputs` is one tensor that all tasks share, or one per task: those alone are then
-        predicted.
+        `inputs` is one tensor that all tasks share, or one for each of some tasks, of which alone
+        there are then predictions.
         """
         if output == "auxiliary":
             outputs = dict(self.auxiliary(inputs))
@@ -87,7 +89,7 @@ class SharingArchitecture(nn.Module, ABC):
             if isinstance(inputs, Tensor):
                 outputs = dict(self.features(inputs, self.task_names))
             else:
-                outputs = dict(self.features_of_own(inputs))
+                outputs = dict(self.features_by_task(inputs))
             if output == "predictions":
                 outputs = {name: self.heads[name](features) for name, features in outputs.items()}
         # Losses and distances are computed in the parameters' precision, whatever the layers ran
@@ -95,13 +97,11 @@ class SharingArchitecture(nn.Module, ABC):
         dtype = next(self.parameters()).dtype
         return {name: value.to(dtype) for name, value in outputs.items()}
 
-    def _names(self, *parts: str) -> frozenset[str]:
-        """The parameters whose names begin with one of these dotted parts; none where there is one
-        task alone.
-        """
+    def _names(self, *modules: str) -> frozenset[str]:
+        """The parameters below these dotted names; none for a single task, which shares nothing."""
         if len(self.task_names) == 1:
             return frozenset()
-        prefixes = tuple(f"{part}." for part in parts)
+        prefixes = tuple(f"{module}." for module in modules)
         names = [name for name, _ in self.named_parameters()]
         return frozenset(name for name in names if f"{name}.".startswith(prefixes))
 
@@ -113,12 +113,11 @@ class SharingSpecBase(Spec, ABC):
     """When one would choose the method, half a sentence for docs/methods.md."""
 
     def check(self, tasks: Sequence[Task], encoder: Encoder) -> tuple[str, str] | None:
-        """What cannot be with these tasks and this encoder: the key below `sharing.` and a
-        sentence; None if nothing.
+        """Why these hyperparameters do not fit the tasks and the encoder; None where they do.
 
-        The sentence goes on after the key: what was expected, what was got, what to do. `encoder`
-        may be on the meta device: its shapes count. Members that have more to check go on with
-        this.
+        The first string is the key below `sharing.`. The second continues the sentence after it:
+        what was expected, what was got, what to do. `encoder` may be on the meta device, since only
+        its shapes are read. Overrides end with a call of this method.
         """
         for task in tasks:
             shape = self.feature_shape(task.name, encoder)
@@ -133,8 +132,9 @@ class SharingSpecBase(Spec, ABC):
         return None
 
     def feature_shape(self, task: str, encoder: Encoder) -> tuple[int, ...]:
-        """The shape of the encoder's features that the head of the task reads, maybe several times
-        over.
+        """The shape of the encoder's features that the head of the task reads.
+
+        Some architectures concatenate several features of this shape.
         """
         return encoder.shapes[-1]
 

@@ -81,7 +81,7 @@ class Branching(SharingArchitecture):
                 x |= dict.fromkeys(company, self._stage(owner, depth)(x[company[0]]))
         return {name: x[name].flatten(1) for name in tasks}
 
-    def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def features_by_task(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         x = dict(inputs)
         for depth, companies in enumerate(self._companies(tuple(inputs))):
             for owner, company in companies.items():

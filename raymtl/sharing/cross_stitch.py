@@ -47,8 +47,8 @@ class CrossStitch(SharingArchitecture):
             if name in tasks
         }
 
-    def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return own_parts(self.features(torch.cat(list(inputs.values())), tuple(inputs)), inputs)
+    def features_by_task(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return split_by_task(self.features(torch.cat(list(inputs.values())), tuple(inputs)), inputs)
 
 
 class CrossStitchSpec(SharingSpecBase):
@@ -84,7 +84,7 @@ def mostly(own: float, size: int) -> Tensor:
     return torch.full((size, size), (1 - own) / (size - 1)).fill_diagonal_(own)
 
 
-def own_parts(joint: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def split_by_task(joint: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Of what each task makes of the examples of all, joined [sum of N_t, ...], that of its own
     [N_t, ...].
     """

@@ -32,7 +32,7 @@ class Hard(SharingArchitecture):
     def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
         return dict.fromkeys(tasks, self.encoders[0](inputs))
 
-    def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def features_by_task(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return apply_to_each(self.encoders[0], inputs, self.isolate_task_graphs)
 
 

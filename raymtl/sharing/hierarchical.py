@@ -52,7 +52,7 @@ class Hierarchical(SharingArchitecture):
             features |= {name: inputs.flatten(1) for name in tasks if self.levels[name] == level}
         return features
 
-    def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def features_by_task(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         x = dict(inputs)
         for level in range(1, self._highest(tuple(inputs)) + 1):
             above = {name: x[name] for name in x if self.levels[name] >= level}

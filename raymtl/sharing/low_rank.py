@@ -124,8 +124,8 @@ class LowRank(SharingArchitecture):
             for name, row in zip(self._template_names, rows, strict=True)
         }
 
-    def parts(self) -> Iterator[nn.Module]:
-        yield from super().parts()
+    def prediction_modules(self) -> Iterator[nn.Module]:
+        yield from super().prediction_modules()
         yield from self._template[0].modules()
 
     def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:

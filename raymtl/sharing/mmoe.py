@@ -36,7 +36,7 @@ class MMoE(SharingArchitecture):
         experts = self.experts(inputs)
         return {name: self.gates[name](inputs, experts) for name in tasks}
 
-    def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def features_by_task(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         # The experts are the same for all: one pass over all examples instead of one a task.
         joint, sizes = torch.cat(list(inputs.values())), [len(own) for own in inputs.values()]
         outputs = zip(*(output.split(sizes) for output in self.experts(joint)), strict=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from raymtl.encoders import Encoder
 from raymtl.sharing.base import SharingArchitecture, SharingSpecBase, several
-from raymtl.sharing.cross_stitch import mostly, own_parts
+from raymtl.sharing.cross_stitch import mostly, split_by_task
 from raymtl.types import Params, Task
 
 NUM_SUBSPACES = 2  # the paper's G
@@ -101,8 +101,8 @@ class Sluice(SharingArchitecture):
             for name in tasks
         }
 
-    def features_of_own(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return own_parts(self.features(torch.cat(list(inputs.values())), tuple(inputs)), inputs)
+    def features_by_task(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return split_by_task(self.features(torch.cat(list(inputs.values())), tuple(inputs)), inputs)
 
     def penalty(self, params: Params) -> Tensor:
         total = super().penalty(params)

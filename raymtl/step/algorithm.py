@@ -1,4 +1,4 @@
-"""What is learned: the model, how tasks are weighed, and how an episode is learned from."""
+"""What is learned: a model, a weighting of its tasks and a learner."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -26,8 +26,8 @@ from raymtl.weighting import Weighting
 class Algorithm(NamedTuple):
     """The three axes on a set of tasks: any sharing architecture, any weighting, any learner.
 
-    One thread at a time: a functional call puts the parameters that it is given into the module
-    while it runs.
+    Only one thread may use it at a time, because a functional call puts the parameters that it gets
+    into the module while it runs.
     """
 
     tasks: tuple[Task, ...]
@@ -35,7 +35,7 @@ class Algorithm(NamedTuple):
     weighting: Weighting
     learner: MetaLearner
     seed: int = 0
-    """Of the learner's own initial parameters; the model has its own already."""
+    """The seed of the learner's initial parameters; those of the model exist already."""
 
     def init_params(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """Fresh leaf tensors under the prefixes `model.`, `weighting.` and `learner.`; buffers move
@@ -43,7 +43,7 @@ class Algorithm(NamedTuple):
 
         Raises UserError for a model with running statistics.
         """
-        refuse_running_statistics(self.model.parts())
+        refuse_running_statistics(self.model.prediction_modules())
         self.model.to(device)
         self.weighting.to(device)
         model = dict(self.model.named_parameters())
@@ -60,8 +60,9 @@ class Algorithm(NamedTuple):
         }
 
     def objective(self, params: Params, predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """The inner loop's loss, a scalar: the weighted sum of each task's mean over its labelled
-        examples.
+        """The loss of the inner loop, a scalar.
+
+        It is the weighted sum over tasks of the mean loss of the labelled examples.
         """
         counts = label_counts(self.tasks, batch)
         losses = loss_sums(self.tasks, predictions, batch) / counts.clamp(min=1)
@@ -89,34 +90,31 @@ class Algorithm(NamedTuple):
         return pairs
 
     def normalised(self, params: Params, support: Batch, steps: int | Tensor = 0) -> Params:
-        """The parameters after `steps` inner steps, and beside them what a query is normalised by,
-        if by anything.
+        """The parameters, and beside them what the norms need to predict a query.
 
-        That is what the batch norms make of this support set, and the number of steps where they
-        depend on it.
+        That is the statistics of this support set where there are batch norms, and the number of
+        inner steps taken where norms depend on it.
         """
-        found: dict[str, Tensor] = {}
+        extra: dict[str, Tensor] = {}
         if any(isinstance(norm, PerStepNorm) for norm in self._norms):
-            found["support.steps"] = torch.as_tensor(
+            extra["support.steps"] = torch.as_tensor(
                 steps, device=next(iter(params.values())).device
             )
         if self._normalises_by_support:
             with after_steps(steps), recorded_statistics() as maps:
                 self.learner.predict(self.model, params, support.inputs)
-            found |= {f"support.norms.{index}": each for index, each in enumerate(maps)}
-        if found:
-            return {**params, **found}
+            extra |= {f"support.norms.{index}": each for index, each in enumerate(maps)}
+        if extra:
+            return {**params, **extra}
         return params
 
     @property
     def uses_support(self) -> bool:
-        """Whether what is predicted of an example depends on the support set, or on the other
-        queries.
-        """
+        """Whether the prediction for an example depends on the support set or on other queries."""
         return self.learner.uses_support or bool(self._norms)
 
     def predict(self, params: Params, inputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Predictions of every task from parameters that are adapted, or at least `normalised`."""
+        """Predictions of every task from parameters that `adapt` or `normalised` returned."""
         with after_steps(params.get("support.steps", 0)):
             if not self._normalises_by_support:
                 return self.learner.predict(self.model, params, inputs)
@@ -130,7 +128,11 @@ class Algorithm(NamedTuple):
 
     @property
     def _norms(self) -> list[BatchStatistics]:
-        return [part for part in self.model.parts() if isinstance(part, BatchStatistics)]
+        return [
+            module
+            for module in self.model.prediction_modules()
+            if isinstance(module, BatchStatistics)
+        ]
 
     @property
     def _normalises_by_support(self) -> bool:
@@ -138,14 +140,13 @@ class Algorithm(NamedTuple):
 
     @property
     def transductive(self) -> bool:
-        """Whether what is predicted of a query depends on the other queries."""
+        """Whether the prediction for a query depends on the other queries."""
         return any(norm.transductive for norm in self._norms)
 
     def private(self, params: Params) -> frozenset[str]:
-        """The parameters that are one task's own: all of the model that the architecture does not
-        share.
+        """The parameters of the model that the architecture does not share between tasks.
 
-        Heads are private by this rule even where an inner loop over all tasks couples them.
+        Heads are private by this rule, even where an inner loop over all tasks couples them.
         """
         shared = {f"model.{name}" for name in self.model.shared}
         return frozenset(

@@ -10,21 +10,21 @@ from raymtl.step.workers import Workers
 
 
 class Losses(NamedTuple):
-    """This worker's part of the losses of one batch, with their graph: parts add up over workers
-    and batches.
+    """This worker's share of the losses of one batch, with their graph.
+
+    The shares of all workers and micro-batches add up to the losses.
     """
 
     tasks: tuple[Tensor, ...]
-    """One scalar a task, apart from each other so that a task's gradient passes through its own
-    head alone.
-    """
+    """A separate scalar for each task, so that its gradient passes through one head alone."""
     rest: Tensor
-    """What belongs to no task, a scalar."""
+    """The terms that belong to no task, a scalar."""
 
 
 BLOCK = 1 << 16
-"""Columns that are multiplied at once: few enough to stay in a CPU's cache, and a longer float32
-sum loses digits.
+"""Columns that are multiplied at once.
+
+They stay in a CPU's cache, and a float32 sum of more columns would lose digits.
 """
 
 
@@ -57,7 +57,7 @@ class TaskGradients:
             None  # what is unweighted: on the shared parameters, where there is any ...
         )
         self._private: Tensor | None = None  # ... and on the private ones
-        self._whole = workers.size == 1
+        self._is_complete = workers.size == 1
 
     def gramian(self) -> Tensor:
         """Inner products [K, K] of the tasks' gradients on the shared parameters.
@@ -66,7 +66,7 @@ class TaskGradients:
         add up. The mean of the workers' Gramians would not be the Gramian of their mean.
         """
         products = torch.stack([block @ block.T for block in self._blocks()]).sum(0)
-        if self._whole:
+        if self._is_complete:
             return products
         return self.workers.sum(products)
 
@@ -78,9 +78,9 @@ class TaskGradients:
             rows = self._rows
         else:
             rows = _joined(self._rows, self.width)
-        if not self._whole:
+        if not self._is_complete:
             rows = self.workers.gather(rows, self.width)
-        self._rows, self._whole = rows, True
+        self._rows, self._is_complete = rows, True
         return rows
 
     def change(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -93,7 +93,7 @@ class TaskGradients:
         """
         joint = torch.cat([weights.to(block) @ block for block in self._blocks()])
         assert self._private is not None
-        if not self._whole:
+        if not self._is_complete:
             joint = self.workers.gather(joint, self.width)
         if self._rest is not None:
             joint = joint + self.workers.sum(self._rest)
@@ -162,14 +162,14 @@ class TaskGradients:
 
 def _joined(pieces: list[Sequence[Tensor]], width: int) -> Tensor:
     """The rows [K, width] of the pieces, which are let go one by one."""
-    whole = pieces[0][0].new_empty(len(pieces[0]), width)
+    joined = pieces[0][0].new_empty(len(pieces[0]), width)
     end = width
     while pieces:
         leaf = pieces.pop()
         start = end - len(leaf[0])
-        torch.stack(list(leaf), out=whole[:, start:end])
+        torch.stack(list(leaf), out=joined[:, start:end])
         end = start
-    return whole
+    return joined
 
 
 def _added(grads: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> list[Tensor | None]:

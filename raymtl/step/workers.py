@@ -11,15 +11,14 @@ from torch import distributed as dist
 
 
 class Communication:
-    """How long this process communicates with other workers, which includes waiting for the slowest
-    of them.
+    """How long this process communicates with other workers, including the wait for the slowest.
 
-    On a GPU the time is that of the GPU, between two events around each operation.
+    On a GPU it is the time of the GPU between two events around each operation.
     """
 
     def __init__(self) -> None:
         self.since: float | None = None
-        """When the operation began that this process is in; None where it is in none."""
+        """When the operation that runs now began; None where none runs."""
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -51,11 +50,11 @@ class Communication:
 
 
 COMMUNICATION = Communication()
-"""Of this process."""
+"""The communication of this process."""
 
 
 class Workers(NamedTuple):
-    """This process among those that share a meta-batch."""
+    """This process among the workers that share a meta-batch."""
 
     rank: int = 0
     size: int = 1
@@ -69,8 +68,9 @@ class Workers(NamedTuple):
         return local
 
     def sum_to_shard(self, rows: Tensor) -> Tensor:
-        """[K, P] on every worker -> the sum over workers of this worker's columns, [K, ceil(P /
-        size)], zero-padded.
+        """The sum over workers of this worker's columns, from [K, P] to [K, ceil(P / size)].
+
+        The last shard is padded with zeros.
         """
         if self.size == 1:
             return rows
@@ -87,14 +87,14 @@ class Workers(NamedTuple):
         """The shards [..., ceil(P / size)] of all workers joined, without the padding: [..., P]."""
         if self.size == 1:
             return shard
-        whole = shard.new_empty(self.size, *shard.shape)
+        gathered = shard.new_empty(self.size, *shard.shape)
         if shard.ndim > 1:
-            joined = whole.flatten(0, -2)
+            buffer = gathered.flatten(0, -2)
         else:
-            joined = whole.flatten()
+            buffer = gathered.flatten()
         with COMMUNICATION.timed(shard):
-            dist.all_gather_into_tensor(joined, shard.contiguous())
-        return whole.movedim(0, -2).flatten(-2)[..., :length]
+            dist.all_gather_into_tensor(buffer, shard.contiguous())
+        return gathered.movedim(0, -2).flatten(-2)[..., :length]
 
     def join(self, rows: Tensor) -> Tensor:
         """[E, ...] on each worker, E may differ -> the rows of all workers, in their order."""
@@ -103,12 +103,13 @@ class Workers(NamedTuple):
         numbers = rows.new_zeros(self.size, dtype=torch.int64)
         numbers[self.rank] = len(rows)
         ends = self.sum(numbers).cumsum(0).tolist()
-        whole = rows.new_zeros(ends[-1], *rows.shape[1:])
-        whole[ends[self.rank] - len(rows) : ends[self.rank]] = rows
-        return self.sum(whole)
+        joined = rows.new_zeros(ends[-1], *rows.shape[1:])
+        joined[ends[self.rank] - len(rows) : ends[self.rank]] = rows
+        return self.sum(joined)
 
     def share(self, count: int) -> range:
-        """Which of `count` items are this worker's: contiguous, their numbers differ by one at
-        most.
+        """The shard of `count` items that belongs to this worker.
+
+        Shards are contiguous, and their sizes differ by one at most.
         """
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)

@@ -1,4 +1,4 @@
-"""How task losses or gradients are weighed; the union of specs is the registry."""
+"""Weightings of the task losses or gradients. The union of their specs is the registry."""
 
 from typing import Annotated
 

@@ -1,8 +1,8 @@
-"""Adam (Kingma & Ba, 2015, arXiv:1412.6980) as a function, for weights with an optimiser of their
-own.
+"""Adam (Kingma & Ba, 2015, arXiv:1412.6980) as a function, for weights with a separate optimiser.
 
-m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  direction = (m / (1 - b1^n)) / (sqrt(v / (1 -
-b2^n)) + eps).
+m <- b1 m + (1 - b1) g
+v <- b2 v + (1 - b2) g^2
+direction = (m / (1 - b1^n)) / (sqrt(v / (1 - b2^n)) + eps)
 """
 
 import math
@@ -14,11 +14,10 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 
 def adam(gradient: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The direction [K] that, times a learning rate, is to be subtracted; and the state [K, 3]
-    after it.
+    """The direction [K] to subtract, times a learning rate, and the next state [K, 3].
 
-    The state of a number is m, v and n, zeros at the start. Every number counts its own steps, so
-    that those of tasks without labels can stand still.
+    The state of each number is m, v and n, which start at 0. Each number counts its steps, so that
+    the numbers of tasks without labels stand still.
     """
     mean, square, number = state.unbind(1)
     mean = BETA1 * mean + (1 - BETA1) * gradient

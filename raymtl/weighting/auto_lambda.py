@@ -79,8 +79,9 @@ class AutoLambda(GradientWeighting):
 
 
 class AutoLambdaSpec(GradientWeightingSpec):
-    """Learns weights that help the `primary` tasks, all where none is named; `lr` is how fast
-    weights move.
+    """Learns weights that help the `primary` tasks; without any, all tasks are primary.
+
+    `lr` is the learning rate of the weights.
 
     Example: `weighting: {name: auto_lambda, primary: [left], lr: 0.01}`
     """

@@ -23,9 +23,9 @@ SHORTEST = 1e-8
 def averse(products: Array, rounding: float, c: float) -> Array:
     """K / (1 + c) times the weights [K] of the paper's d.
 
-    |g_w| is the least of (|g_w|^2 / r + r) / 2 over r > 0, at r = |g_w|. For a given r the dual is
-      the shortest point of a hull, of g_t + r g_0 / (c |g_0|); which leaves one equation in one
-      unknown.
+    |g_w| is the minimum of (|g_w|^2 / r + r) / 2 over r > 0, at r = |g_w|. For a given r the dual
+    is the shortest point in the hull of g_t + r g_0 / (c |g_0|). One equation in one unknown
+    remains.
     """
     columns = factor(products)
     mean = columns.mean(1)
@@ -66,10 +66,10 @@ class CAGrad(GramianWeighting):
 
 
 class CAGradSpec(GradientWeightingSpec):
-    """The best worst improvement among the directions within `c` times its length from the mean
-    gradient.
+    """The direction near the mean gradient that most improves the worst task.
 
-    c = 0 is the mean gradient itself; towards 1 the conflicts count more.
+    `c` bounds its distance from the mean gradient, in lengths of that gradient. c = 0 is the mean
+    gradient itself; towards 1 the conflicts count more.
 
     Example: `weighting: {name: cagrad, c: 0.5}`
     """

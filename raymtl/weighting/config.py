@@ -37,7 +37,7 @@ class ConFIG(GramianWeighting):
 
 
 class ConFIGSpec(GradientWeightingSpec):
-    """A joint gradient with equal cosines to those of all tasks; no hyperparameters.
+    """A joint gradient that has the same cosine with every task's gradient.
 
     Example: `weighting: {name: config}`
     """

@@ -52,8 +52,9 @@ class DBMTL(GradientWeighting):
 
 
 class DBMTLSpec(GradientWeightingSpec):
-    """Log losses and gradients of equal norm, averaged over steps; `beta` is the share of the past
-    in the average.
+    """Takes the logarithm of the losses, averages their gradients and scales them to one norm.
+
+    `beta` is the share of the past in the average.
 
     Example: `weighting: {name: db_mtl, beta: 0.8}`
     """

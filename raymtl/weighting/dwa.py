@@ -52,8 +52,9 @@ class DWA(LossWeighting):
 
 
 class DWASpec(LossWeightingSpec):
-    """Tasks whose loss falls slowly weigh more; `period` is the window's steps, a high
-    `temperature` evens out.
+    """Gives more weight to tasks whose loss falls slowly.
+
+    `period` is the length of a window in steps. A high `temperature` makes the weights more equal.
 
     Example: `weighting: {name: dwa, period: 100, temperature: 1.0}`
     """

@@ -18,7 +18,7 @@ class Equal(LossWeighting):
 
 
 class EqualSpec(LossWeightingSpec):
-    """Every task weighs the same; no hyperparameters.
+    """Gives every task the weight 1.
 
     Example: `weighting: {name: equal}`
     """

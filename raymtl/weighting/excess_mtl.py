@@ -52,10 +52,10 @@ class ExcessMTL(GradientWeighting):
 
     def _move(self, rows: Tensor, tasks: Tensor) -> None:
         if self.squares.numel():
-            kept = self.squares
+            squares_before = self.squares
         else:
-            kept = rows.new_zeros(self.num_tasks, rows.shape[1])
-        self.squares = kept.to(rows)
+            squares_before = rows.new_zeros(self.num_tasks, rows.shape[1])
+        self.squares = squares_before.to(rows)
         excess = rows.new_zeros(len(rows))
         for gradients, squares in zip(
             rows.split(BLOCK, dim=1), self.squares.split(BLOCK, dim=1), strict=True
@@ -79,8 +79,9 @@ class ExcessMTL(GradientWeighting):
 
 
 class ExcessMTLSpec(GradientWeightingSpec):
-    """Weight for what can still be learned; `lr` is how fast weights move, `warmup` the steps that
-    set the standard.
+    """Gives more weight to tasks that can still improve.
+
+    `lr` is the learning rate of the weights. The first `warmup` steps set the scale of each task.
 
     Example: `weighting: {name: excess_mtl, lr: 0.05, warmup: 20}`
     """

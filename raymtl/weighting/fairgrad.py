@@ -98,7 +98,7 @@ class FairGrad(GramianWeighting):
 
 
 class FairGradSpec(GradientWeightingSpec):
-    """Fair shares of the improvement among the tasks; the larger `alpha`, the more equal.
+    """Divides the improvement fairly among the tasks; the larger `alpha`, the more equally.
 
     Example: `weighting: {name: fairgrad, alpha: 1.0}`
     """

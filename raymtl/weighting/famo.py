@@ -58,10 +58,10 @@ class FAMO(LossWeighting):
 
 
 class FAMOSpec(LossWeightingSpec):
-    """Lets all losses fall at the same relative rate; `lower_bounds` by task name, 0 where none is
-    given.
+    """Lets all losses fall at the same relative rate.
 
-    `lr` and `weight_decay` are those of the weights' own Adam.
+    `lower_bounds` are those of the losses by task name, 0 for a task that is not named. `lr` and
+    `weight_decay` belong to the Adam that moves the weights.
 
     Example: `weighting: {name: famo, lr: 0.01, lower_bounds: {left: 0.1}}`
     """

@@ -39,7 +39,7 @@ class GLS(LossWeighting):
 
 
 class GLSSpec(LossWeightingSpec):
-    """The geometric mean of the losses, which knows no unit; no hyperparameters.
+    """Minimises the geometric mean of the losses, which does not depend on their units.
 
     Example: `weighting: {name: gls}`
     """

@@ -69,7 +69,7 @@ class GradDrop(GradientWeighting):
 
 
 class GradDropSpec(GradientWeightingSpec):
-    """Lets one sign pass per coordinate, at random; `leak` is what passes of the other.
+    """Keeps one sign in each coordinate, at random; the share `leak` of the other remains.
 
     Example: `weighting: {name: graddrop, leak: 0.1}`
     """

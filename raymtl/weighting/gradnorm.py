@@ -74,8 +74,10 @@ class GradNorm(GradientWeighting):
 
 
 class GradNormSpec(GradientWeightingSpec):
-    """Gradients of a common size, larger for tasks that learn slowly by the power `asymmetry`;
-    weights move by `lr`.
+    """Brings the gradients to one size, which is larger for tasks that learn slowly.
+
+    `asymmetry` is the exponent of that effect, the paper's alpha. `lr` is the learning rate of the
+    weights.
 
     Example: `weighting: {name: gradnorm, asymmetry: 0.5}`
     """

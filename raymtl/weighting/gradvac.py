@@ -25,9 +25,9 @@ ROOM = 1e-6
 def vaccinate(products: Array, targets: Array, order: NDArray[np.int64], beta: float) -> Array:
     """Weights [K] of the sum of all moved gradients; moves `targets` [K, K] in place.
 
-    Row i of `order` [K, K - 1] says in which order gradient i takes the others, which stay the
-    original ones. Gradient i is kept as its coefficients on these and, in `now`, as its inner
-    products with them. All gradients take their steps together.
+    Gradient i meets the original other gradients in the order of row i of `order` [K, K - 1]. It is
+    represented by its coefficients on the original gradients and, in `now`, by its inner products
+    with them. All gradients take their steps together.
     """
     rows = np.arange(len(products))
     coefficients, now = np.eye(len(products)), products.copy()
@@ -35,14 +35,19 @@ def vaccinate(products: Array, targets: Array, order: NDArray[np.int64], beta: f
     for others in order.T:
         own = np.sqrt((coefficients * now).sum(1).clip(min=0))
         lengths, target = own * norms[others], targets[rows, others]
-        there = lengths > 0
-        cosine = np.divide(now[rows, others], lengths, out=target.copy(), where=there).clip(-1, 1)
+        has_length = lengths > 0
+        cosine = np.divide(now[rows, others], lengths, out=target.copy(), where=has_length).clip(
+            -1, 1
+        )
         # A target of 1, as of gradients that have always been parallel, cannot be reached by any
         # step.
         room = np.sqrt((1 - target**2).clip(min=ROOM))
         step = own * (target * np.sqrt(1 - cosine**2) - cosine * room)
         shift = np.divide(
-            step, norms[others] * room, out=np.zeros(len(rows)), where=there & (cosine < target)
+            step,
+            norms[others] * room,
+            out=np.zeros(len(rows)),
+            where=has_length & (cosine < target),
         )
         coefficients[rows, others] += shift
         now += shift[:, None] * products[others]
@@ -86,7 +91,7 @@ class GradVac(GradientWeighting):
 
 
 class GradVacSpec(GradientWeightingSpec):
-    """Turns gradients to the cosines that they used to have; `beta` is how fast these follow.
+    """Turns gradients to the cosines of earlier steps; `beta` is how fast these targets follow.
 
     Example: `weighting: {name: gradvac, beta: 0.1}`
     """

@@ -1,8 +1,7 @@
-"""What is made of a Gramian, in float64 on the CPU: its factor, its cosines, nearest points of
-cones and hulls.
+"""Functions of the Gramian in float64 on the CPU: factor, cosines, points of cones and hulls.
 
-The nearest points are nonnegative least squares, which an active set solves to rounding (Lawson &
-Hanson, 1974).
+The points of cones and hulls nearest to a target are nonnegative least squares, which an active-set
+method solves to rounding (Lawson & Hanson, 1974).
 """
 
 from abc import abstractmethod
@@ -19,8 +18,9 @@ from raymtl.weighting.base import GradientWeighting, Jacobian
 
 Array = NDArray[np.float64]
 Solve = Callable[[Array, float], Array]
-"""From the Gramian [K, K] and its rounding to weights [K]: eigenvalues below rounding times the
-largest say nothing.
+"""(Gramian [K, K], rounding) -> weights [K].
+
+Eigenvalues below `rounding` times the largest are noise.
 """
 
 
@@ -45,8 +45,9 @@ class GramianWeighting(GradientWeighting):
 
 
 def leaving_out_zeros(solve: Solve) -> Solve:
-    """`solve` on the gradients that are not zero; those that are weigh 1, which makes no
-    difference.
+    """`solve` for the gradients that are not zero.
+
+    Gradients that are zero get the weight 1, which does not change the sum.
     """
 
     def of_all(products: Array, rounding: float) -> Array:
@@ -60,8 +61,9 @@ def leaving_out_zeros(solve: Solve) -> Solve:
 
 
 def cosines(products: Array) -> tuple[Array, Array]:
-    """Cosines [K, K] between the gradients and their norms [K]; a gradient that is zero has the
-    cosine 0 with all.
+    """Cosines [K, K] between the gradients, and their norms [K].
+
+    The cosine with a gradient that is zero is 0.
     """
     norms = np.sqrt(products.diagonal().clip(min=0))
     inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
@@ -69,9 +71,10 @@ def cosines(products: Array) -> tuple[Array, Array]:
 
 
 def factor(products: Array) -> Array:
-    """Columns [K, K] with the inner products of the gradients.
+    """Columns [K, K] whose inner products are those of the gradients.
 
-    By way of the cosines, so that a short gradient keeps its digits beside long ones.
+    The factor is that of the cosines, scaled, so that a short gradient keeps its digits beside long
+    ones.
     """
     of_units, norms = cosines(products)
     values, vectors = np.linalg.eigh(of_units)
@@ -80,8 +83,9 @@ def factor(products: Array) -> Array:
 
 
 def spectrum(products: Array, rounding: float) -> tuple[Array, Array]:
-    """Eigenvalues [rank], ascending, and eigenvectors [K, rank], without those that are zero up to
-    rounding.
+    """Eigenvalues [rank], ascending, and eigenvectors [K, rank].
+
+    Those that are zero up to rounding are left out.
     """
     values, vectors = np.linalg.eigh(products)
     sure = values > rounding * values.max()
@@ -89,10 +93,10 @@ def spectrum(products: Array, rounding: float) -> tuple[Array, Array]:
 
 
 def equal_projections(products: Array, rounding: float) -> Array:
-    """Weights [K] of the shortest vector that has the product 1 with every unit gradient.
+    """Weights [K] of the shortest vector whose product with every unit gradient is 1.
 
-    Of linearly dependent gradients, that vector whose products come closest to 1. Zeros where it is
-    0, as between opposite gradients. No gradient may be zero.
+    For linearly dependent gradients it is the vector whose products come closest to 1. The weights
+    are 0 where that vector is 0, as for opposite gradients. No gradient may be zero.
     """
     of_units, norms = cosines(products)
     values, vectors = spectrum(of_units, rounding)
@@ -116,8 +120,9 @@ def in_cone(columns: Array, target: Array, method: str) -> Array:
 
 
 def in_hull(columns: Array, method: str) -> Array:
-    """The weights [K] on the simplex at which columns @ w is shortest; shared by the zeros where
-    some columns are.
+    """The weights [K] on the simplex at which columns @ w is shortest.
+
+    Where some columns are zero, they share the weight equally.
     """
     norms = np.linalg.norm(columns, axis=0)
     if not norms.all():

@@ -40,7 +40,7 @@ class IMTLG(GramianWeighting):
 
 
 class IMTLGSpec(GradientWeightingSpec):
-    """A joint gradient with equal projections on those of all tasks; no hyperparameters.
+    """A joint gradient that has the same projection on every task's gradient.
 
     Example: `weighting: {name: imtl_g}`
     """

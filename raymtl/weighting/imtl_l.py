@@ -28,7 +28,7 @@ class IMTLL(LossWeighting):
 
 
 class IMTLLSpec(LossWeightingSpec):
-    """Learns to scale every loss to 1; no hyperparameters.
+    """Learns a scale for each loss that brings it to 1.
 
     Example: `weighting: {name: imtl_l}`
     """

@@ -52,8 +52,9 @@ class MGDA(GradientWeighting):
 
 
 class MGDASpec(GradientWeightingSpec):
-    """The shortest convex combination of the gradients; `normalize` scales them before the search
-    for weights.
+    """The shortest convex combination of the gradients.
+
+    `normalize` scales the gradients before the search for weights.
 
     Example: `weighting: {name: mgda, normalize: l2}`
     """

@@ -31,7 +31,7 @@ class NashMTL(GramianWeighting):
 
 
 class NashMTLSpec(GradientWeightingSpec):
-    """The Nash bargaining solution among the tasks' gradients; no hyperparameters.
+    """The Nash bargaining solution among the gradients of the tasks.
 
     Example: `weighting: {name: nash_mtl}`
     """

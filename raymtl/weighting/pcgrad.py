@@ -19,8 +19,9 @@ from raymtl.weighting.gramian import Array, solved
 
 
 def draw_order(num_tasks: int, num_updates: int) -> NDArray[np.int64]:
-    """Row i of [K, K - 1] has the tasks other than i in random order: the same on all workers and
-    after a resume.
+    """The tasks other than i in random order, in row i of [K, K - 1].
+
+    The order is the same on all workers and after a resume.
     """
     generator = torch.Generator().manual_seed(num_updates)
     chances = torch.rand(num_tasks, num_tasks, generator=generator, dtype=torch.float64)
@@ -31,10 +32,9 @@ def draw_order(num_tasks: int, num_updates: int) -> NDArray[np.int64]:
 def project(products: Array, rounding: float, order: NDArray[np.int64]) -> Array:
     """Weights [K] of the sum of all projected gradients.
 
-    Row i of `order` [K, K - 1] says in which order gradient i takes the others, which stay the
-    original ones. Gradient i is kept as its coefficients on these and, in `now`, as its inner
-    products with them, so that no step touches the gradients themselves. All gradients take their
-    steps together.
+    Gradient i meets the original other gradients in the order of row i of `order` [K, K - 1]. It is
+    represented by its coefficients on the original gradients and, in `now`, by its inner products
+    with them, so that no step touches the gradients. All gradients take their steps together.
     """
     rows = np.arange(len(products))
     coefficients, now = np.eye(len(products)), products.copy()
@@ -71,7 +71,7 @@ class PCGrad(GradientWeighting):
 
 
 class PCGradSpec(GradientWeightingSpec):
-    """Removes from each gradient what conflicts with another, then sums; no hyperparameters.
+    """Removes from each gradient what conflicts with another, then sums.
 
     Example: `weighting: {name: pcgrad}`
     """

@@ -46,7 +46,7 @@ class Random(LossWeighting):
 
 
 class RandomSpec(LossWeightingSpec):
-    """Weights are drawn anew each step; no hyperparameters.
+    """Draws new weights for each step.
 
     Example: `weighting: {name: random}`
     """

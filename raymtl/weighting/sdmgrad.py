@@ -42,7 +42,7 @@ class SDMGrad(GramianWeighting):
 
 
 class SDMGradSpec(GradientWeightingSpec):
-    """MGDA drawn towards the mean gradient, by `pull` (lambda in the paper).
+    """MGDA, drawn towards the mean gradient by `pull`, the paper's lambda.
 
     Example: `weighting: {name: sdmgrad, pull: 0.5}`
     """

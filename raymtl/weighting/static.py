@@ -32,7 +32,7 @@ class Static(LossWeighting):
 
 
 class StaticSpec(LossWeightingSpec):
-    """`weights` by task name, 1 where none is given; only their ratios matter.
+    """Constant `weights` by task name, 1 for a task that is not named; only their ratios matter.
 
     Example: `weighting: {name: static, weights: {left: 2.0, right: 1.0}}`
     """

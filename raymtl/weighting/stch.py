@@ -54,10 +54,9 @@ class STCH(LossWeighting):
 
 
 class STCHSpec(LossWeightingSpec):
-    """Follows the worst task, softly: the smaller `mu`, the more; losses are judged against the
-    first `warmup` ones.
+    """Follows a smooth maximum of the losses, each relative to its mean over `warmup` steps.
 
-    At mu = 1 the weights are constant, 1 over the reference; above it the best task would lead.
+    The smaller `mu`, the more the worst task leads. At mu = 1 the weights are constant.
 
     Example: `weighting: {name: stch, mu: 0.2, warmup: 20}`
     """

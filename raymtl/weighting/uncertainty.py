@@ -31,7 +31,7 @@ class Uncertainty(LossWeighting):
 
 
 class UncertaintySpec(LossWeightingSpec):
-    """No hyperparameters.
+    """Learns a variance for each task, and weighs its loss by the inverse.
 
     Example: `weighting: {name: uncertainty}`
     """

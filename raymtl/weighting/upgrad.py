@@ -37,7 +37,7 @@ class UPGrad(GramianWeighting):
 
 
 class UPGradSpec(GradientWeightingSpec):
-    """Sums the projections of all gradients onto what conflicts with none; no hyperparameters.
+    """Sums the projections of all gradients onto the cone that conflicts with none of them.
 
     Example: `weighting: {name: upgrad}`
     """
