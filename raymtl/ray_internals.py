@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 from raymtl.types import UserError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("raymtl")
 
 _reported: set[str] = set()
 """Paths of the names whose absence this process has logged."""

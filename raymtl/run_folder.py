@@ -1,5 +1,6 @@
 """The run folder on disk (docs/run-folder.md): every file is written aside and renamed into place."""
 
+import logging
 import os
 import platform
 import shutil
@@ -21,6 +22,8 @@ from raymtl.types import UserError
 
 if TYPE_CHECKING:
     from raymtl.config import Experiment
+
+logger = logging.getLogger("raymtl")
 
 LOCK = ".lock"
 """In a run folder: the file that whoever is at work on it has locked."""
@@ -156,10 +159,10 @@ def held(run: Path) -> Iterator[Attempt]:
                 f"{run}: expected a folder that you may write to ({error.strerror})."
             ) from None
         if lock is Lock.UNKNOWN:
-            print(
-                f"{run}: the storage has no locks. If another process is at work on this run, it "
-                "ends when it next writes, and this one goes on.",
-                file=sys.stderr,
+            logger.warning(
+                "%s: the storage has no locks. If another process is at work on this run, it ends "
+                "when it next writes, and this one goes on.",
+                run,
             )
         yield attempt
 

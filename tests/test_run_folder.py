@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import _unix
 
 from raymtl import run_folder
 from raymtl.storage import atomic, formats
@@ -66,14 +67,14 @@ def test_resume_takes_no_finished_or_held_run(
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_storage_without_locks_says_so_once(
-    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The later of two goes on."""
 
-    def unsupported(file: object, how: int) -> None:
+    def unsupported(file: int) -> bool:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(atomic.fcntl, "lockf", unsupported)
+    monkeypatch.setattr(_unix, "lock_fd_nonblocking", unsupported)
     chosen = experiment(name="mine", output=str(tmp_path / "out"))
     run = run_folder.create(chosen)
     chosen.save(run / "config.yaml")
@@ -84,9 +85,7 @@ def test_storage_without_locks_says_so_once(
             earlier.publish(run / "summary.json", lambda aside: aside.write_text("{}"))
         later.publish(run / "summary.json", lambda aside: aside.write_text("{}"))
     assert (
-        capsys.readouterr().err.count(
-            "the storage has no locks. If another process is at work on this run"
-        )
+        caplog.text.count("the storage has no locks. If another process is at work on this run")
         == 2
     )
 

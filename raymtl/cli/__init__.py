@@ -9,7 +9,7 @@ from raymtl.cli.data import fetch_data, inspect_data
 from raymtl.cli.run import train, tune
 from raymtl.cli.show import methods, report, trials
 from raymtl.cli.use import adapt, evaluate
-from raymtl.reporting.console import print_any_letter
+from raymtl.reporting.console import log_to_stderr, print_any_letter
 from raymtl.storage.fence import Superseded
 from raymtl.storage.redaction import redacted
 from raymtl.types import DivergedError, UserError
@@ -45,6 +45,7 @@ app.add_typer(cluster_app, name="cluster")
 def main() -> None:
     """Runs the command line; a user's mistake is one sentence and exit status 2."""
     print_any_letter()
+    log_to_stderr()
     try:
         app()
     except (UserError, DivergedError, Superseded) as error:

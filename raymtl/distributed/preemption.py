@@ -14,6 +14,8 @@ import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+logger = logging.getLogger("raymtl")
+
 LOOK_S = 2.0
 ANSWER_S = 5.0
 GCP_S = 30.0
@@ -71,7 +73,7 @@ def watch(ask: Callable[[], float | None], tell: Callable[[float], None]) -> Non
         try:
             left = ask()
         except (OSError, ValueError, KeyError) as error:
-            print(f"the cloud did not answer: {error}", file=sys.stderr)
+            logger.warning("the cloud did not answer: %s", error)
             left = None
         if left is not None:
             tell(left)

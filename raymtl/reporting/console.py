@@ -3,6 +3,7 @@ files.
 """
 
 import codecs
+import logging
 import sys
 from typing import Any
 
@@ -24,3 +25,17 @@ def print_any_letter() -> None:
             stream.reconfigure(encoding="utf8", errors="backslashreplace")  # type: ignore[union-attr]
         elif encoding != "utf-8":
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+class _StderrHandler(logging.Handler):
+    """Prints the message alone, to whatever stderr is then."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def log_to_stderr() -> None:
+    """Prints what the package logs, such as storage that is away, as plain lines on stderr."""
+    logger = logging.getLogger("raymtl")
+    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+        logger.addHandler(_StderrHandler())

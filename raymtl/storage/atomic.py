@@ -3,17 +3,20 @@ or not at all.
 """
 
 import errno
-import fcntl
+import logging
 import os
 import shutil
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger("raymtl")
 
 PATIENCE_S = 300.0
 """How long storage that is full or away is waited for."""
@@ -36,8 +39,6 @@ AWAY = frozenset(
 AWAITED: list[Path] = []
 """What is being waited for in this process because its storage is full or away."""
 LINE = b"\n"
-TAKEN = frozenset({errno.EACCES, errno.EAGAIN})
-"""What the system says of a lock that another process has."""
 
 Result = TypeVar("Result")
 
@@ -60,7 +61,7 @@ def patiently(path: Path, act: Callable[[], Result], *, there: bool = False) -> 
                 if not away or time.monotonic() >= until:
                     raise
                 if not told:
-                    print(f"{path}: {error}; trying again for {PATIENCE_S:.0f} s.", file=sys.stderr)
+                    logger.warning("%s: %s; trying again for %.0f s.", path, error, PATIENCE_S)
                     AWAITED.append(path)
                     told = True
                 time.sleep(RETRY_S)
@@ -195,18 +196,22 @@ def held(path: Path) -> Iterator[Lock]:
     """Locks a file, made if there is none, while the caller goes on, unless another process has it
     locked.
 
-    The system takes the lock back when the process ends, however it does. Raises OSError where the
-    storage is away.
+    The system takes the lock back when the process ends, however it does. That is why filelock may
+    not fall back to a lock that is only a file. filelock itself tells a lock that is taken
+    (Timeout) from storage without locks (OSError). Raises OSError where the storage is away.
     """
-    with path.open("a") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            lock = Lock.OURS
-        except OSError as error:
-            if is_of_storage(error):
-                raise
-            if error.errno in TAKEN:
-                lock = Lock.TAKEN
-            else:
-                lock = Lock.UNKNOWN
+    path.open("a").close()  # raises what has nothing to do with locks
+    file_lock = FileLock(path, blocking=False, fallback_to_soft=False)
+    try:
+        file_lock.acquire()
+        lock = Lock.OURS
+    except Timeout:
+        lock = Lock.TAKEN
+    except OSError as error:
+        if is_of_storage(error):
+            raise
+        lock = Lock.UNKNOWN
+    try:
         yield lock
+    finally:
+        file_lock.release()

@@ -1,7 +1,7 @@
 """Where an attempt at a training starts: at the newest checkpoint, on which all workers agree."""
 
+import logging
 import socket
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,8 @@ from raymtl.training import checkpoint
 from raymtl.training.checkpoint import Saved
 from raymtl.training.context import TrainContext
 from raymtl.types import UserError
+
+logger = logging.getLogger("raymtl")
 
 SEEN_S = 60.0
 """How long one machine may see later than another what is on their storage."""
@@ -61,7 +63,7 @@ def start_attempt(folder: Path, context: TrainContext) -> StartingPoint:
         about = {"from": chosen.folder.name if chosen.folder else None, "passed_over": told}
         formats.append_row(folder / "resumes.jsonl", about, attempt.publish)
         for sentence in told:
-            print(sentence, file=sys.stderr)
+            logger.warning("%s", sentence)
     return StartingPoint(attempt, saved, tuple(chosen.passed_over))
 
 

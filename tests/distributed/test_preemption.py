@@ -85,7 +85,7 @@ def test_google_tells_that(cloud: tuple[Metadata, str]) -> None:
 
 
 def test_notices_are_polled_through_failures(
-    cloud: tuple[Metadata, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cloud: tuple[Metadata, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     metadata, base = cloud
     metadata.fails = 1
@@ -101,7 +101,7 @@ def test_notices_are_polled_through_failures(
     preemption.watch(lambda: preemption.aws(base), told.append)
     assert told == [0.0]
     assert slept == [preemption.LOOK_S] * 3
-    assert "503" in capsys.readouterr().err
+    assert "503" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def fill(disk: Path) -> Path:
         "EROFS",
     ],
 )
-def test_storage_faults_are_waited_for(fault, tmp_path, monkeypatch, capsys) -> None:
+def test_storage_faults_are_waited_for(fault, tmp_path, monkeypatch, caplog) -> None:
     monkeypatch.setattr(atomic, "RETRY_S", 0.0)
     tries: list[int] = []
 
@@ -76,7 +76,7 @@ def test_storage_faults_are_waited_for(fault, tmp_path, monkeypatch, capsys) -> 
     atomic.publish(tmp_path / "file", write)
     assert len(tries) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    assert capsys.readouterr().err.count("what the system says; trying again for 300 s") == 1
+    assert caplog.text.count("what the system says; trying again for 300 s") == 1
 
 
 def test_a_published_file_survives_a_power_cut(tmp_path, monkeypatch) -> None:

@@ -90,7 +90,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_checkpoints_are_passed_over(damage, arrays, tmp_path, capsys) -> None:
+def test_damaged_checkpoints_are_passed_over(damage, arrays, tmp_path, caplog) -> None:
     """The one before gives the same weights."""
     chosen = short(train__checkpoint_share=0)
     run(chosen, arrays, tmp_path / "straight")
@@ -106,7 +106,7 @@ def test_damaged_checkpoints_are_passed_over(damage, arrays, tmp_path, capsys) -
     assert told["from"] == "step_00000002"
     assert len(told["passed_over"]) == 1
     assert re.search(says, told["passed_over"][0])
-    assert told["passed_over"][0] in capsys.readouterr().err
+    assert told["passed_over"][0] in caplog.text
 
 
 def test_without_a_whole_checkpoint_training_restarts(arrays, tmp_path) -> None:
