@@ -18,7 +18,7 @@ from raymtl.storage import strict_json
 from raymtl.types import UserError
 
 if TYPE_CHECKING:
-    from raymtl.data.download import Named, Part
+    from raymtl.data.named import Named, Part
 
 MOST_TASKS = 12
 """The most tasks that are printed, each in three lines."""
@@ -62,7 +62,8 @@ def fetch_data(
     """Fetch data that have a name, or check a copy that is there; says first what, how much and
     from where.
     """
-    from raymtl.data.download import known, missing
+    from raymtl.data.download import missing
+    from raymtl.data.named import known
 
     data_set = known().get(name)
     if data_set is None:

@@ -17,7 +17,9 @@ import pytest
 
 from raymtl.cli import main
 from raymtl.data import download as fetching
-from raymtl.data.download import Archive, Named, Part, fetch, known, missing
+from raymtl.data import named as named_data
+from raymtl.data.download import fetch, missing
+from raymtl.data.named import Archive, Named, Part, count_fault, known, size_fault
 from raymtl.types import UserError
 
 CONTENT = bytes(range(256)) * 4000  # a megabyte: several chunks
@@ -94,7 +96,7 @@ def tar(files: dict[str, bytes]) -> bytes:
 
 
 def of_size(size: int) -> partial:
-    return partial(fetching._other_size, size)
+    return partial(size_fault, size)
 
 
 def one_file(server: Server, **values) -> Named:
@@ -139,7 +141,7 @@ def test_right_files_are_not_fetched_again(server: Server, tmp_path: Path) -> No
 def test_two_archives_make_one_folder(server: Server, tmp_path: Path) -> None:
     first = server.archive("trainval.tar.gz", tar({"kit/a/1.jpg": b"1", "kit/b/1.xml": b"x"}))
     second = server.archive("test.tar.gz", tar({"kit/a/2.jpg": b"2", "kit/b/2.xml": b"y"}))
-    counts = partial(fetching._other_counts, {"a/*.jpg": 2, "b/*.xml": 2})
+    counts = partial(count_fault, {"a/*.jpg": 2, "b/*.xml": 2})
     named = Named("kit", "none", (Part("kit", (first, second), counts),))
     (tmp_path / "beside").mkdir()
     fetched(named, tmp_path)
@@ -151,7 +153,7 @@ def test_a_zip_is_unpacked_into_its_folder(server: Server, tmp_path: Path) -> No
     with zipfile.ZipFile(written, "w") as archive:
         archive.writestr("images/A/character01/1.png", b"")
     packed = server.archive("images.zip", written.getvalue(), "py")
-    counts = partial(fetching._other_counts, {"*/character*/*.png": 1})
+    counts = partial(count_fault, {"*/character*/*.png": 1})
     fetched(Named("small", "none", (Part("py/images", (packed,), counts),)), tmp_path)
     assert there(tmp_path) == {"py/images/A/character01/1.png"}
 
@@ -321,7 +323,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *given: str) -> int:
 @pytest.fixture
 def small(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     named = one_file(server)
-    monkeypatch.setattr(fetching, "known", lambda: {"small": named})
+    monkeypatch.setattr(named_data, "known", lambda: {"small": named})
     return server
 
 
