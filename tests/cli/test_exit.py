@@ -83,7 +83,7 @@ def test_arrow_reads_memory_of_its_own() -> None:
     assert stream.read() == content
 
 
-def test_the_main_thread_alone_reads_through_python(monkeypatch) -> None:
+def test_the_main_thread_alone_reads_through_python(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parquet from a file system of fsspec, whose reads are calls of Python, ahead of time or not."""
     memory = fsspec.filesystem("memory")
     table = pa.table(

@@ -1,5 +1,7 @@
 """Domains: what they suggest, when they are searched, and how they go into Optuna and back."""
 
+from typing import Any
+
 import optuna
 import pytest
 from pydantic import TypeAdapter
@@ -120,7 +122,7 @@ def test_own_values_round_trip_through_optuna() -> None:
         ),
     ],
 )
-def test_impossible_spaces_are_refused(space, says) -> None:
+def test_impossible_spaces_are_refused(space: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         check_space(parse({"search": space}))
 

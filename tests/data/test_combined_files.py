@@ -1,5 +1,7 @@
 """Files of one's own as parts of `several`: two data sets of pictures learned jointly, and what is said of each."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from tests.data.test_files_pictures import plain_pictures
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory) -> dict[str, dict]:
+def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """A table that names pictures, with numbers; and a folder of scenes, with classes and masks."""
     root = tmp_path_factory.mktemp("several")
     plain_pictures(root / "p")
@@ -30,7 +32,7 @@ def both(tmp_path_factory) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("episodes", ["one", "together"])
-def test_tables_and_folders_are_learned_jointly(both, episodes) -> None:
+def test_tables_and_folders_are_learned_jointly(both: dict[str, dict], episodes: str) -> None:
     chosen = Experiment.model_validate(
         {
             "data": {"name": "several", "parts": both, "episodes": episodes},
@@ -72,7 +74,7 @@ def test_tables_and_folders_are_learned_jointly(both, episodes) -> None:
 
 
 @pytest.mark.parametrize("episodes", ["one", "together"])
-def test_a_parts_missing_labels_stay_hidden(tmp_path, episodes) -> None:
+def test_a_parts_missing_labels_stay_hidden(tmp_path: Path, episodes: str) -> None:
     rows = list(range(60))
     labels = {"every": rows, "some": [i if i % 3 else None for i in rows]}
     path = write_csv(tmp_path / "t.csv", {"x": [i % 7 for i in rows], **labels})
@@ -90,7 +92,7 @@ def test_a_parts_missing_labels_stay_hidden(tmp_path, episodes) -> None:
         )
 
 
-def test_a_streamed_part_draws_from_its_window(tmp_path) -> None:
+def test_a_streamed_part_draws_from_its_window(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=1000)
     path = write_parquet(tmp_path / "t.parquet", {"x": x.tolist(), "y": (2 * x).tolist()})
     settings = {
@@ -120,7 +122,7 @@ def _window(source: Files, step: int) -> list[float]:
     )
 
 
-def test_a_parts_mistakes_are_named_by_part(both) -> None:
+def test_a_parts_mistakes_are_named_by_part(both: dict[str, dict]) -> None:
     for part, changes, says in (
         ("lamps", {"path": "/nowhere.csv"}, r"^data.parts.lamps.path: expected a file"),
         (

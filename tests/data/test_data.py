@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def build(source, arrays, split="train", step=0, indices=range(3), seed=0):
     return build_episodes(source, arrays, seed=seed, split=split, step=step, indices=indices)[0][0]
 
 
-def test_digit_episodes_depend_on_their_index_alone(arrays) -> None:
+def test_digit_episodes_depend_on_their_index_alone(arrays: dict[str, np.ndarray]) -> None:
     """An episode is a function of seed, step and index."""
     whole = build(Digits(), arrays, step=4, indices=range(6))
     alone = build(Digits(), arrays, step=4, indices=[5])
@@ -91,7 +91,9 @@ def test_an_empty_folder_names_the_missing_file(
 
 
 @pytest.mark.parametrize("source", [Digits(shots=3, queries=2), CLASSES])
-def test_every_class_has_its_shots_and_queries(source, arrays) -> None:
+def test_every_class_has_its_shots_and_queries(
+    source: Digits, arrays: dict[str, np.ndarray]
+) -> None:
     episodes = build(source, arrays)
     assert episodes.support.inputs.dtype == torch.uint8
     assert episodes.support.inputs.shape[2:] == source.input_shape
@@ -107,7 +109,7 @@ def test_every_class_has_its_shots_and_queries(source, arrays) -> None:
                 assert (counts == per_class).all()
 
 
-def test_sums_are_right_and_standardised(arrays) -> None:
+def test_sums_are_right_and_standardised(arrays: dict[str, np.ndarray]) -> None:
     targets = build(Digits(), arrays, indices=range(200)).query.targets
     assert torch.equal(targets["sum"], targets["left"] + targets["right"])
     task = Digits(tasks=("sum",)).make_tasks()[0]
@@ -115,7 +117,7 @@ def test_sums_are_right_and_standardised(arrays) -> None:
     assert float(standardised.mean()) == pytest.approx(1.0, abs=0.05)
 
 
-def test_splits_share_no_digits_angles_or_numbers(arrays) -> None:
+def test_splits_share_no_digits_angles_or_numbers(arrays: dict[str, np.ndarray]) -> None:
     members = [set(arrays[f"{split}_members"].flatten().tolist()) for split in SPLITS]
     angles = [set(Digits().angles(split)) for split in SPLITS]
     numbers = [set(arrays["numbers"][CLASS_SPLIT[split]].tolist()) for split in SPLITS]
@@ -126,7 +128,9 @@ def test_splits_share_no_digits_angles_or_numbers(arrays) -> None:
 
 
 @pytest.mark.parametrize("source", [Digits(shots=3, queries=3), CLASSES])
-def test_support_and_query_share_no_source_digit(source, arrays, monkeypatch) -> None:
+def test_support_and_query_share_no_source_digit(
+    source: Digits, arrays: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: list[set[int]] = []
 
     def watch(glyphs, left, right):
@@ -139,14 +143,14 @@ def test_support_and_query_share_no_source_digit(source, arrays, monkeypatch) ->
     assert all(not support & query for support, query in zip(drawn[::2], drawn[1::2], strict=True))
 
 
-def test_quarter_turns_move_every_pixel(arrays) -> None:
+def test_quarter_turns_move_every_pixel(arrays: dict[str, np.ndarray]) -> None:
     picture = build(Digits(train_angles=(0,)), arrays).support.inputs[0]
     turned = rotated(picture, 90.0)
     assert torch.equal(turned, picture.rot90(1, (-2, -1)))
     assert torch.equal(rotated(picture, 0.0), picture)
 
 
-def test_digits_lie_in_their_corners(arrays) -> None:
+def test_digits_lie_in_their_corners(arrays: dict[str, np.ndarray]) -> None:
     """Left at the top left, and right at the bottom right."""
     glyphs = np.zeros((2, 8, 8), np.uint8)
     glyphs[0], glyphs[1] = 100, 200
@@ -158,7 +162,7 @@ def test_digits_lie_in_their_corners(arrays) -> None:
     assert picture[13, 2] == 0
 
 
-def test_pictures_become_floats_where_they_are_computed(arrays) -> None:
+def test_pictures_become_floats_where_they_are_computed(arrays: dict[str, np.ndarray]) -> None:
     moved = on_device(build(Digits(), arrays), "cpu")
     assert moved.query.inputs.dtype == torch.float32
     assert float(moved.query.inputs.max()) <= 1.0
@@ -181,12 +185,12 @@ def test_generators_of_neighbours_are_unrelated() -> None:
         ({"tasks": ("left", "left")}, "data.tasks: expected every task once"),
     ],
 )
-def test_impossible_sources_are_refused(values, says) -> None:
+def test_impossible_sources_are_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         Digits(**values)
 
 
-def test_supervised_episodes_keep_every_label(arrays) -> None:
+def test_supervised_episodes_keep_every_label(arrays: dict[str, np.ndarray]) -> None:
     source = Digits(shots=2, queries=3)
     plain, joint = build(source, arrays), build(source.as_supervised(), arrays)
     assert (
@@ -200,7 +204,7 @@ def inputs_of(batch: Batch, task: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", SOURCES, ids=lambda kind: kind.model_fields["name"].default)
-def test_every_source_keeps_its_contract(kind, tmp_path) -> None:
+def test_every_source_keeps_its_contract(kind: type[Source], tmp_path: Path) -> None:
     source = {Files: own_table, NYUv2: small_rooms, VOC: small_cells}.get(
         kind, lambda folder: kind()
     )(tmp_path)

@@ -37,7 +37,7 @@ def regression_table(rows: int = 60, **more: Any) -> dict[str, Any]:
     return {"x": x.tolist(), "y": (2 * x + 1).tolist(), **more}
 
 
-def test_twelve_tasks_with_missing_labels_train(tmp_path) -> None:
+def test_twelve_tasks_with_missing_labels_train(tmp_path: Path) -> None:
     """From YAML alone."""
     write_parquet(tmp_path / "table.parquet", columns())
     tasks = "\n".join(f"    {name}: {{column: {task['column']}}}" for name, task in TASKS.items())
@@ -64,7 +64,7 @@ def test_twelve_tasks_with_missing_labels_train(tmp_path) -> None:
     assert meta.losses.isfinite().all() and len(meta.losses) == 12
 
 
-def test_roles_are_inferred_with_reasons(tmp_path) -> None:
+def test_roles_are_inferred_with_reasons(tmp_path: Path) -> None:
     source = own_table(tmp_path)
     assert {c.column: c.role for c in source.fitted.columns} == {
         "age (years)": "number",
@@ -82,7 +82,7 @@ def test_roles_are_inferred_with_reasons(tmp_path) -> None:
     assert source.input_shape == (5 + 4,)
 
 
-def test_csv_and_parquet_give_equal_arrays(tmp_path) -> None:
+def test_csv_and_parquet_give_equal_arrays(tmp_path: Path) -> None:
     content = columns()
     one = simple(tmp_path, content, tasks=TASKS)
     for name, options in (("t.csv", {}), ("t.tsv.csv", {"delimiter": "\t"})):
@@ -94,7 +94,7 @@ def test_csv_and_parquet_give_equal_arrays(tmp_path) -> None:
             np.testing.assert_array_equal(arrays[key], values)
 
 
-def test_training_rows_alone_standardise_numbers(tmp_path) -> None:
+def test_training_rows_alone_standardise_numbers(tmp_path: Path) -> None:
     content = regression_table(part=["train"] * 40 + ["val"] * 10 + ["test"] * 10)
     content["x"][40:] = [1e6] * 20
     source = simple(tmp_path, content, split={"column": "part"})
@@ -112,7 +112,7 @@ def test_training_rows_alone_standardise_numbers(tmp_path) -> None:
     np.testing.assert_array_equal(arrays["rows/test"], np.arange(50, 60))
 
 
-def test_unknown_categories_have_their_own_value(tmp_path) -> None:
+def test_unknown_categories_have_their_own_value(tmp_path: Path) -> None:
     content = regression_table(
         colour=(["red", "green"] * 20) + ["green"] * 10 + ["blue", None] * 5,
         split=["train"] * 40 + ["val"] * 10 + ["test"] * 10,
@@ -124,7 +124,7 @@ def test_unknown_categories_have_their_own_value(tmp_path) -> None:
     np.testing.assert_array_equal(inputs[50:], [[0, 0, 1]] * 10)
 
 
-def test_words_are_hashed_into_bags(tmp_path) -> None:
+def test_words_are_hashed_into_bags(tmp_path: Path) -> None:
     """And lists are vectors."""
     rng = np.random.default_rng(0)
     words = [
@@ -145,7 +145,7 @@ def test_words_are_hashed_into_bags(tmp_path) -> None:
     np.testing.assert_array_equal(again[0, :16], inputs[0, :16])
 
 
-def test_roles_can_be_given(tmp_path) -> None:
+def test_roles_can_be_given(tmp_path: Path) -> None:
     source = simple(
         tmp_path,
         regression_table(code=[i % 3 for i in range(60)]),
@@ -177,7 +177,9 @@ def test_roles_can_be_given(tmp_path) -> None:
         ([None, 2.5, float("nan")] * 20, "regression", ()),
     ],
 )
-def test_the_kind_of_a_task_is_inferred(tmp_path, labels, kind, classes) -> None:
+def test_the_kind_of_a_task_is_inferred(
+    tmp_path: Path, labels: list[Any], kind: str, classes: tuple[str, ...]
+) -> None:
     source = simple(tmp_path, {"x": regression_table()["x"], "y": labels})
     fitted = source.fitted.tasks["y"]
     assert (fitted.kind, fitted.classes, fitted.inferred) == (kind, classes, True)
@@ -196,7 +198,7 @@ def test_the_kind_of_a_task_is_inferred(tmp_path, labels, kind, classes) -> None
             assert classes[target[row]] == text
 
 
-def test_columns_join_into_vectors_or_labels(tmp_path) -> None:
+def test_columns_join_into_vectors_or_labels(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     content = regression_table(a=rng.normal(size=60).tolist(), b=rng.normal(9, 3, size=60).tolist())
     content |= {"cat": [1, 0, None] * 20, "dog": [False, None, None] * 20}
@@ -215,7 +217,7 @@ def test_columns_join_into_vectors_or_labels(tmp_path) -> None:
     assert arrays["mask/animals"][:3].tolist() == [True, True, False]
 
 
-def test_splits_ignore_the_order_of_rows(tmp_path) -> None:
+def test_splits_ignore_the_order_of_rows(tmp_path: Path) -> None:
     """They have their shares."""
     content = regression_table(rows=200)
     content["y"] = list(range(200))
@@ -232,7 +234,7 @@ def test_splits_ignore_the_order_of_rows(tmp_path) -> None:
     assert set(rows_of(seeded)["test"]) != set(rows_of(source)["test"])
 
 
-def test_equal_rows_stay_together(tmp_path) -> None:
+def test_equal_rows_stay_together(tmp_path: Path) -> None:
     """Those with equal inputs or equal keys."""
     content = regression_table()
     content["x"] = [i // 4 / 7 for i in range(60)]
@@ -253,7 +255,7 @@ def test_the_smallest_share_gets_a_group() -> None:
 
 
 def test_an_unnamed_split_comes_from_training(
-    tmp_path,
+    tmp_path: Path,
 ) -> None:
     """Where the column of splits does not name it."""
     content = regression_table(part=(["Train"] * 4 + ["TEST"] * 2) * 10)
@@ -267,7 +269,7 @@ def test_an_unnamed_split_comes_from_training(
     assert len(rows["val"]) == round(40 * 0.15 / 0.85)
 
 
-def test_files_and_folders_can_name_the_splits(tmp_path) -> None:
+def test_files_and_folders_can_name_the_splits(tmp_path: Path) -> None:
     parts = {}
     for split, start in (("train", 0), ("val", 40), ("test", 50)):
         folder = tmp_path / "all" / split
@@ -287,7 +289,7 @@ def test_files_and_folders_can_name_the_splits(tmp_path) -> None:
             np.testing.assert_allclose(sorted(targets), sorted(parts[split]["y"]), rtol=1e-6)
 
 
-def test_folders_named_like_assignments_are_columns(tmp_path) -> None:
+def test_folders_named_like_assignments_are_columns(tmp_path: Path) -> None:
     for country in ("de", "fr"):
         folder = tmp_path / f"country={country}"
         folder.mkdir()
@@ -297,7 +299,7 @@ def test_folders_named_like_assignments_are_columns(tmp_path) -> None:
     assert source.load()["inputs"][[0, 79], 1:].tolist() == [[1, 0, 0], [0, 1, 0]]
 
 
-def test_group_episodes_hold_one_group(tmp_path) -> None:
+def test_group_episodes_hold_one_group(tmp_path: Path) -> None:
     """No group is in two splits."""
     rng = np.random.default_rng(0)
     school = rng.integers(0, 20, 400)
@@ -334,7 +336,7 @@ def test_group_episodes_hold_one_group(tmp_path) -> None:
     assert len(set(arrays["names/train"])) == 14
 
 
-def test_few_shot_episodes_hold_disjoint_classes(tmp_path) -> None:
+def test_few_shot_episodes_hold_disjoint_classes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     kind = rng.integers(0, 30, 900)
     content = {"x": (kind + rng.random(900) / 2).tolist(), "y": [f"k{i}" for i in kind]}
@@ -377,7 +379,7 @@ def test_few_shot_episodes_hold_disjoint_classes(tmp_path) -> None:
     )
 
 
-def test_labels_can_lie_in_files_of_their_own(tmp_path) -> None:
+def test_labels_can_lie_in_files_of_their_own(tmp_path: Path) -> None:
     content = regression_table(who=[f"w{i}" for i in range(60)])
     write_parquet(tmp_path / "x.parquet", {"who": content["who"], "x": content["x"]})
     write_csv(tmp_path / "y.csv", {"who": content["who"][::-1][:50], "y": content["y"][::-1][:50]})
@@ -389,7 +391,7 @@ def test_labels_can_lie_in_files_of_their_own(tmp_path) -> None:
     np.testing.assert_allclose(arrays["target/y"][10:], content["y"][10:], rtol=1e-6)
 
 
-def test_each_task_may_have_its_data_set(tmp_path) -> None:
+def test_each_task_may_have_its_data_set(tmp_path: Path) -> None:
     for name, rows in (("a", 50), ("b", 70)):
         write_parquet(tmp_path / f"{name}.parquet", regression_table(rows=rows))
     tasks = {name: {"column": "y", "path": str(tmp_path / f"{name}.parquet")} for name in "ab"}
@@ -400,7 +402,7 @@ def test_each_task_may_have_its_data_set(tmp_path) -> None:
     assert source.input_shape == (1,)
 
 
-def test_a_single_task_draws_from_its_labelled_rows(tmp_path) -> None:
+def test_a_single_task_draws_from_its_labelled_rows(tmp_path: Path) -> None:
     content = columns(rows=200)
     source = simple(tmp_path, content, tasks=TASKS).select_tasks(("t4",))
     assert Files.model_validate(source.model_dump(mode="json")) == source
@@ -411,7 +413,7 @@ def test_a_single_task_draws_from_its_labelled_rows(tmp_path) -> None:
 
 
 def test_findings_outlast_changes_of_the_files(
-    tmp_path,
+    tmp_path: Path,
 ) -> None:
     """They are found anew where the settings change."""
     source = own_table(tmp_path)
@@ -422,7 +424,7 @@ def test_findings_outlast_changes_of_the_files(
 
 
 def test_the_commands_path_replaces_the_files(
-    tmp_path,
+    tmp_path: Path,
 ) -> None:
     """Before either is read."""
     path, table = (
@@ -439,7 +441,7 @@ def test_the_commands_path_replaces_the_files(
         load(path, {"data.path": "nowhere-else.csv"})
 
 
-def test_a_url_is_read_as_a_path_is(tmp_path) -> None:
+def test_a_url_is_read_as_a_path_is(tmp_path: Path) -> None:
     import fsspec
 
     path = write_parquet(tmp_path / "t.parquet", regression_table())
@@ -454,7 +456,7 @@ def test_a_url_is_read_as_a_path_is(tmp_path) -> None:
         np.testing.assert_array_equal(source.load()["inputs"], sources[0].load()["inputs"])
 
 
-def test_cells_of_matlab_and_arff_are_tables(tmp_path) -> None:
+def test_cells_of_matlab_and_arff_are_tables(tmp_path: Path) -> None:
     from scipy.io import savemat
 
     rng = np.random.default_rng(0)
@@ -480,7 +482,7 @@ def test_cells_of_matlab_and_arff_are_tables(tmp_path) -> None:
 
 
 def test_missing_inputs_become_the_training_mean(
-    tmp_path,
+    tmp_path: Path,
 ) -> None:
     """Where it is allowed."""
     content = regression_table(part=["train"] * 40 + ["val"] * 10 + ["test"] * 10)
@@ -576,7 +578,9 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("content", "values", "says"), BAD, ids=[says[:40] for *_, says in BAD])
-def test_unlearnable_tables_are_told_in_one_sentence(tmp_path, content, values, says) -> None:
+def test_unlearnable_tables_are_told_in_one_sentence(
+    tmp_path: Path, content: dict[str, Any], values: dict[str, Any], says: str
+) -> None:
     with pytest.raises(UserError) as caught:
         simple(tmp_path, {**regression_table(), **content}, **values).load()
     message = str(caught.value)
@@ -601,7 +605,7 @@ def test_unlearnable_tables_are_told_in_one_sentence(tmp_path, content, values, 
         ),
     ],
 )
-def test_a_path_that_leads_nowhere_is_told(path, says) -> None:
+def test_a_path_that_leads_nowhere_is_told(path: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         Files(path=path, tasks={"y": {}})
 
@@ -621,13 +625,13 @@ def test_a_path_that_leads_nowhere_is_told(path, says) -> None:
         ("t.docx", "hello", "data.path: expected files of one known kind"),
     ],
 )
-def test_a_file_that_is_none_is_told(tmp_path, name, content, says) -> None:
+def test_a_file_that_is_none_is_told(tmp_path: Path, name: str, content: str, says: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=says):
         Files(path=str(tmp_path / name), tasks={"y": {}})
 
 
-def test_parts_of_different_shape_are_told(tmp_path) -> None:
+def test_parts_of_different_shape_are_told(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", regression_table())
     write_parquet(tmp_path / "b.parquet", regression_table(z=[1] * 60))
     with pytest.raises(
@@ -643,7 +647,7 @@ def test_parts_of_different_shape_are_told(tmp_path) -> None:
         Files(path=str(tmp_path), tasks={"y": {}})
 
 
-def test_two_tasks_of_one_name_are_told(tmp_path) -> None:
+def test_two_tasks_of_one_name_are_told(tmp_path: Path) -> None:
     path = tmp_path / "twice.yaml"
     path.write_text("data:\n  name: files\n  tasks:\n    y: {}\n    y: {}\n")
     with pytest.raises(UserError, match=r"twice.yaml:5: data.tasks.y: the key stands twice"):
@@ -659,7 +663,7 @@ def test_a_missing_path_is_asked_for() -> None:
         Experiment.model_validate({"data": {"name": "files"}})
 
 
-def test_hashes_do_not_change_between_versions(tmp_path) -> None:
+def test_hashes_do_not_change_between_versions(tmp_path: Path) -> None:
     """Or a run that goes on would train on what it was to be tested on."""
     arrays = own_table(tmp_path).load()
     told = hashlib.sha256(
@@ -668,7 +672,7 @@ def test_hashes_do_not_change_between_versions(tmp_path) -> None:
     assert told[:16] == "f9add15712b6282e"
 
 
-def test_text_of_another_encoding_is_told(tmp_path) -> None:
+def test_text_of_another_encoding_is_told(tmp_path: Path) -> None:
     path = tmp_path / "latin.csv"
     rows = "".join(f"Zürich,{i},2\nGenève,{i},3\n" for i in range(30))
     path.write_bytes(b"name,x,y\n" + rows.encode("latin1"))

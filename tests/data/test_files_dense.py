@@ -4,6 +4,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -61,7 +62,7 @@ def in_order(source: Files) -> tuple[np.ndarray, np.ndarray]:
     return arrays["target/map"][order], arrays["mask/map"][order]
 
 
-def test_seven_kinds_of_labels_train(tmp_path) -> None:
+def test_seven_kinds_of_labels_train(tmp_path: Path) -> None:
     """From YAML alone."""
     root = write_scenes(tmp_path / "mine")
     tasks = {
@@ -107,7 +108,7 @@ def test_seven_kinds_of_labels_train(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("size", [(16, 12), (8, 24), (40, 56)])
-def test_maps_are_resized_by_nearest_pixels(tmp_path, size) -> None:
+def test_maps_are_resized_by_nearest_pixels(tmp_path: Path, size: tuple[int, ...]) -> None:
     maps = random_classes(12, 20, 28)
     targets, _ = in_order(of(coded(tmp_path, maps), size))
     for own, target in zip(maps, targets, strict=True):
@@ -116,7 +117,7 @@ def test_maps_are_resized_by_nearest_pixels(tmp_path, size) -> None:
         )
 
 
-def test_crops_of_maps_and_pictures_agree(tmp_path) -> None:
+def test_crops_of_maps_and_pictures_agree(tmp_path: Path) -> None:
     """Both show the column that a pixel is from."""
     columns = np.repeat(np.arange(0, 240, 6, dtype=np.uint8)[None], 10, 0)
     for i in range(12):
@@ -130,7 +131,7 @@ def test_crops_of_maps_and_pictures_agree(tmp_path) -> None:
     assert arrays["inputs"][0, 0, 0, 0] == 90
 
 
-def test_resizing_keeps_missing_pixels_missing(tmp_path) -> None:
+def test_resizing_keeps_missing_pixels_missing(tmp_path: Path) -> None:
     """No value is made of two."""
     rng = np.random.default_rng(0)
     depths = [
@@ -149,7 +150,7 @@ def test_resizing_keeps_missing_pixels_missing(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("spelled", ["colours", "channels first", "channels last"])
-def test_normals_are_colours_or_numbers(tmp_path, spelled) -> None:
+def test_normals_are_colours_or_numbers(tmp_path: Path, spelled: str) -> None:
     vectors = np.zeros((6, 8, 3))
     vectors[:, :4], vectors[:, 4:7] = (0.6, 0, 0.8), (0, -1, 0)
     saved = {
@@ -186,7 +187,9 @@ UNIT = np.stack([np.full((8, 12), 0.6), np.zeros((8, 12)), np.full((8, 12), 0.8)
         (((UNIT + 1) * 127.5).astype(np.uint8), ".png", "normals"),
     ],
 )
-def test_the_kind_of_maps_is_inferred(tmp_path, values, ending, kind) -> None:
+def test_the_kind_of_maps_is_inferred(
+    tmp_path: Path, values: np.ndarray, ending: str, kind: str
+) -> None:
     source = of(coded(tmp_path, [values] * 12, ending), (8, 12))
     assert (source.found.tasks["map"].kind, source.found.tasks["map"].inferred) == (kind, True)
     assert source.make_tasks()[0].kind.name == kind
@@ -212,7 +215,9 @@ def test_the_kind_of_maps_is_inferred(tmp_path, values, ending, kind) -> None:
         ),
     ],
 )
-def test_maps_of_unclear_kind_are_refused(tmp_path, values, ending, says) -> None:
+def test_maps_of_unclear_kind_are_refused(
+    tmp_path: Path, values: np.ndarray, ending: str, says: str
+) -> None:
     """The error says what to write."""
     with pytest.raises(UserError, match=rf"data.tasks.map.*maps/\d+.png: .*{says}"):
         of(coded(tmp_path, [values] * 12, ending))
@@ -239,7 +244,12 @@ def test_maps_of_unclear_kind_are_refused(tmp_path, values, ending, says) -> Non
     ],
 )
 def test_numbers_of_classes_are_given_or_found(
-    tmp_path, there, task, classes, values, ignored
+    tmp_path: Path,
+    there: list[int],
+    task: dict[str, Any],
+    classes: tuple[str, ...],
+    values: tuple[int, ...],
+    ignored: tuple[int, ...],
 ) -> None:
     rng = np.random.default_rng(0)
     maps = [
@@ -254,7 +264,7 @@ def test_numbers_of_classes_are_given_or_found(
             assert set(target[own == value]) == {values.index(value) if value in values else -1}
 
 
-def test_statistics_are_of_the_rows_for_training_alone(tmp_path) -> None:
+def test_statistics_are_of_the_rows_for_training_alone(tmp_path: Path) -> None:
     maps = [np.full((6, 6), 100 * (i + 1), np.uint16) for i in range(20)]
     maps[3][:3] = 0
     source = of(coded(tmp_path, maps), 6, {"kind": "depth", "scale": 0.01})
@@ -272,7 +282,7 @@ def test_statistics_are_of_the_rows_for_training_alone(tmp_path) -> None:
     )
 
 
-def test_maps_match_pictures_by_name(tmp_path) -> None:
+def test_maps_match_pictures_by_name(tmp_path: Path) -> None:
     maps = random_classes(20, 6, 6)
     root = coded(tmp_path, maps)
     for i in range(20):
@@ -289,7 +299,7 @@ def test_maps_match_pictures_by_name(tmp_path) -> None:
         np.testing.assert_array_equal(targets[i], maps[i])
 
 
-def test_maps_match_pictures_by_folder(tmp_path) -> None:
+def test_maps_match_pictures_by_folder(tmp_path: Path) -> None:
     for i, (folder, name) in enumerate((f, n) for f in "ab" for n in range(20)):
         save(tmp_path / "p" / folder / f"{name}.jpg", np.full((6, 6), 6 * i, np.uint8))
         save(tmp_path / "m" / folder / f"{name}.png", np.full((6, 6), i % 4, np.uint8))
@@ -303,7 +313,7 @@ def test_maps_match_pictures_by_folder(tmp_path) -> None:
     assert in_order(half)[1].tolist() == [False] * 20 + [True] * 20
 
 
-def test_maps_beside_pictures_are_no_pictures(tmp_path) -> None:
+def test_maps_beside_pictures_are_no_pictures(tmp_path: Path) -> None:
     maps = random_classes(12, 6, 6)
     source = Files(
         path=str(coded(tmp_path, maps)), size=6, tasks={"map": {"path": str(tmp_path / "maps")}}
@@ -314,7 +324,7 @@ def test_maps_beside_pictures_are_no_pictures(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("form", ["names", "names below a folder", "bytes", "lists", "struct"])
-def test_maps_stand_in_a_table(tmp_path, form) -> None:
+def test_maps_stand_in_a_table(tmp_path: Path, form: str) -> None:
     maps = random_classes(20, 6, 8)
     root = coded(tmp_path, maps)
     contents = [(root / "maps" / f"{i}.png").read_bytes() for i in range(20)]
@@ -342,7 +352,7 @@ def test_maps_stand_in_a_table(tmp_path, form) -> None:
         np.testing.assert_array_equal(targets[i], maps[i])
 
 
-def test_missing_maps_are_named(tmp_path) -> None:
+def test_missing_maps_are_named(tmp_path: Path) -> None:
     """Those that cannot be read are counted."""
     root = coded(tmp_path, random_classes(20, 6, 6))
     write_csv(
@@ -367,7 +377,7 @@ def test_missing_maps_are_named(tmp_path) -> None:
 
 
 def test_maps_of_other_proportions_are_refused(
-    tmp_path,
+    tmp_path: Path,
 ) -> None:
     """A map of another size is resized where its proportion fits."""
     maps = random_classes(12, 6, 8)
@@ -401,7 +411,9 @@ def test_maps_of_other_proportions_are_refused(
         (0.5, {}, r"maps/\d+.npy: expected whole numbers, those of classes, got 0.5"),
     ],
 )
-def test_values_outside_the_classes_name_their_file(tmp_path, value, task, says) -> None:
+def test_values_outside_the_classes_name_their_file(
+    tmp_path: Path, value: float, task: dict[str, Any], says: str
+) -> None:
     maps = [
         values.astype(np.float32 if value < 1 else np.uint8) for values in random_classes(20, 6, 6)
     ]
@@ -436,13 +448,15 @@ def test_values_outside_the_classes_name_their_file(tmp_path, value, task, says)
         ),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(tmp_path, task, says) -> None:
+def test_settings_that_do_not_fit_are_refused(
+    tmp_path: Path, task: dict[str, Any], says: str
+) -> None:
     maps = [values.astype(np.uint16) for values in random_classes(12, 6, 6)]
     with pytest.raises(UserError, match=says):
         of(coded(tmp_path, maps), 6, task).load()
 
 
-def test_maps_need_pictures_and_names(tmp_path) -> None:
+def test_maps_need_pictures_and_names(tmp_path: Path) -> None:
     root = coded(tmp_path, random_classes(12, 6, 6))
     write_csv(
         root / "t.csv",
@@ -470,7 +484,7 @@ def test_maps_need_pictures_and_names(tmp_path) -> None:
         Files(path=str(root / "t.csv"), tasks={"map": {}})
 
 
-def test_streamed_maps_equal_those_in_memory(tmp_path) -> None:
+def test_streamed_maps_equal_those_in_memory(tmp_path: Path) -> None:
     maps = random_classes(140, 6, 6)
     root = coded(tmp_path, maps)
     source = of(root, 6, in_memory_mb=0.03, fit_rows=140, hold_steps=2, queries=8)
@@ -490,7 +504,9 @@ def test_streamed_maps_equal_those_in_memory(tmp_path) -> None:
     assert len(seen) > 16
 
 
-def test_inspection_tells_class_shares(tmp_path, monkeypatch, capsys) -> None:
+def test_inspection_tells_class_shares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """And paints the maps."""
     maps = [np.repeat(np.array([[0, 1, 1, 2, 2, 2, 2, 255]], np.uint8), 8, 0)] * 20
     coded(tmp_path, maps)
@@ -532,7 +548,7 @@ def test_missing_pixels_are_painted_black() -> None:
     assert normals[0].tolist() == [[0, 0, 0], [127, 127, 255]]
 
 
-def test_a_palette_gives_the_numbers_of_its_colours(tmp_path) -> None:
+def test_a_palette_gives_the_numbers_of_its_colours(tmp_path: Path) -> None:
     maps = random_classes(12, 6, 6)
     root = coded(tmp_path, maps)
     for i, values in enumerate(maps):
@@ -547,7 +563,7 @@ def test_a_palette_gives_the_numbers_of_its_colours(tmp_path) -> None:
     )
 
 
-def test_the_example_of_the_docs_runs(tmp_path, monkeypatch) -> None:
+def test_the_example_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(
         r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "data.md").read_text(), re.S
     )
@@ -587,7 +603,7 @@ def test_the_example_of_the_docs_runs(tmp_path, monkeypatch) -> None:
     assert len(chosen.build().tasks) == 6
 
 
-def test_maps_of_a_key_lie_anywhere(tmp_path) -> None:
+def test_maps_of_a_key_lie_anywhere(tmp_path: Path) -> None:
     maps = random_classes(20, 6, 6)
     root = coded(tmp_path, maps)
     names = {"id": [f"p{i}" for i in range(20)], "image": [f"pictures/{i}.png" for i in range(20)]}
@@ -608,7 +624,7 @@ def test_maps_of_a_key_lie_anywhere(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_colours_are_classes_where_they_are_few(tmp_path, given) -> None:
+def test_colours_are_classes_where_they_are_few(tmp_path: Path, given: bool) -> None:
     """One of the maps has nothing but black and white, which are colours all the same."""
     colours = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 0, 255]], np.uint8)
     maps = random_classes(20, 6, 6, 4)
@@ -645,7 +661,7 @@ def test_colours_are_classes_where_they_are_few(tmp_path, given) -> None:
         source.load()
 
 
-def test_grey_saved_as_colour_is_a_number(tmp_path) -> None:
+def test_grey_saved_as_colour_is_a_number(tmp_path: Path) -> None:
     maps = random_classes(20, 6, 6)
     source = of(coded(tmp_path, [np.repeat(values[..., None], 3, -1) for values in maps]), 6)
     assert source.found.tasks["map"].values == (0, 1, 2) and not source.found.tasks["map"].colours

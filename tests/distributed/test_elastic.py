@@ -94,7 +94,9 @@ def on_one_of_four(rank: int, folder: str, arrays: Any) -> None:
 
 
 @pytest.mark.usefixtures("float64")
-def test_elastic_meta_gradients_equal_one_workers(arrays, tmp_path: Path) -> None:
+def test_elastic_meta_gradients_equal_one_workers(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     """To 1e-10, at every step and on every worker; and so are the parameters in the end."""
     run_on(4, on_one_of_four, str(tmp_path), arrays)
     for number, case in enumerate(CASES):
@@ -128,7 +130,9 @@ def _off(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
     return float((one - other).norm() / other.norm())
 
 
-def test_requested_checkpoints_are_of_the_last_step(arrays, tmp_path: Path, monkeypatch) -> None:
+def test_requested_checkpoints_are_of_the_last_step(
+    arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Asked before the third of eight steps ends, and none but the last is scored: that one is kept, and then told."""
     monkeypatch.setattr(loop, "ASK_S", 0.0)
     chosen = experiment(train__steps=8, train__eval_every=8, train__checkpoint_share=0)
@@ -154,7 +158,7 @@ def elastic() -> Any:
 
 
 def test_ending_workers_stop_after_their_checkpoint(
-    elastic,
+    elastic: Any,
 ) -> None:
     """Another one goes on."""
     stop = elastic.StopRequest()
@@ -169,7 +173,9 @@ def test_ending_workers_stop_after_their_checkpoint(
 
 
 @pytest.mark.parametrize("end", ["kept", "failed", "finished", "lost"])
-def test_the_controller_awaits_checkpoints(end: str, elastic, monkeypatch) -> None:
+def test_the_controller_awaits_checkpoints(
+    end: str, elastic: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Taking reports meanwhile, but of no worker that ended."""
     from ray.exceptions import RayActorError
     from ray.train.v2._internal.execution.controller.state import ResizingState, RunningState
@@ -202,7 +208,7 @@ def test_the_controller_awaits_checkpoints(end: str, elastic, monkeypatch) -> No
     assert len(polls) == 4
 
 
-def test_the_controller_has_survivors_write(elastic, monkeypatch) -> None:
+def test_the_controller_has_survivors_write(elastic: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of four workers one is lost, one knows of it, one still makes a step, and one does not answer."""
     from ray.exceptions import GetTimeoutError
 
@@ -234,7 +240,7 @@ def test_the_controller_has_survivors_write(elastic, monkeypatch) -> None:
     assert asked == [2, 3, 2, 3]
 
 
-def test_the_training_gives_what_is_requested(elastic) -> None:
+def test_the_training_gives_what_is_requested(elastic: Any) -> None:
     stop = elastic.StopRequest()
     assert stop.write_emergency_checkpoint()  # nothing is trained yet
     stop.register_emergency_hook(lambda: False)
@@ -263,7 +269,7 @@ def until(is_so: Callable[[], Any], failed: threading.Event, timeout_s: float = 
 
 
 @pytest.fixture
-def cluster(monkeypatch) -> Iterator[Any]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head with room for two workers, before which another machine stands for two more."""
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
@@ -284,7 +290,9 @@ def cluster(monkeypatch) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_elastic_training_equals_one_worker(cluster, arrays, tmp_path: Path, monkeypatch) -> None:
+def test_elastic_training_equals_one_worker(
+    cluster: Any, arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A machine is lost and another one comes. Scores, each with a checkpoint, are at steps 200, 400 and 450 alone."""
     import ray
 

@@ -1,6 +1,7 @@
 """What the winner is compared with: valid on its own, at equal budget, and honest where something is missing."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def labels_a_step(model: Experiment, arrays: Mapping[str, np.ndarray]) -> dict[s
     }
 
 
-def test_every_baseline_sees_as_many_labels_a_step(arrays) -> None:
+def test_every_baseline_sees_as_many_labels_a_step(arrays: dict[str, np.ndarray]) -> None:
     chosen = experiment(data__shots=2, data__queries=3)
     own = labels_a_step(chosen, arrays)
     for models in baselines(chosen, chosen).values():
@@ -111,7 +112,7 @@ def test_the_plan_holds_a_modes_comparisons() -> None:
     assert names == {"model", *comparators(chosen)} and len(names) > 1
 
 
-def test_without_baselines_the_winner_stands_alone(tmp_path) -> None:
+def test_without_baselines_the_winner_stands_alone(tmp_path: Path) -> None:
     (row,) = table(made(tmp_path, winner=scores(a=0.6, b=0.5)))
     assert (row["delta_m"], row["delta_p"], row["against"]) == (None, None, {})
     assert "no other model in this run to compare it with" in outcome(
@@ -119,7 +120,7 @@ def test_without_baselines_the_winner_stands_alone(tmp_path) -> None:
     )
 
 
-def test_a_baseline_alone_is_compared_without_deltas(tmp_path) -> None:
+def test_a_baseline_alone_is_compared_without_deltas(tmp_path: Path) -> None:
     rows = table(made(tmp_path, winner=scores(a=0.6, b=0.5), joint=scores(a=0.5, b=0.5)))
     assert [(row["name"], row["delta_m"], row["delta_p"]) for row in rows] == [
         ("winner", None, None),
@@ -128,14 +129,14 @@ def test_a_baseline_alone_is_compared_without_deltas(tmp_path) -> None:
     assert "joint (0.500" in outcome(result_rows({"models": rows}))
 
 
-def made(tmp_path, **models: dict) -> dict:
+def made(tmp_path: Path, **models: dict) -> dict:
     for name, metrics in models.items():
         (tmp_path / name).mkdir()
         formats.write_json(tmp_path / name / "metrics.json", metrics)
     return {name.replace("_", "-"): tmp_path / name for name in models}
 
 
-def test_the_table_joins_the_single_task_models(tmp_path) -> None:
+def test_the_table_joins_the_single_task_models(tmp_path: Path) -> None:
     rows = table(
         made(tmp_path, winner=scores(a=0.6, b=0.5), single_a=scores(a=0.5), single_b=scores(b=0.4))
     )
@@ -145,7 +146,7 @@ def test_the_table_joins_the_single_task_models(tmp_path) -> None:
     assert rows[1]["delta_m"] == 0
 
 
-def test_incomplete_or_zero_baselines_give_no_delta(tmp_path) -> None:
+def test_incomplete_or_zero_baselines_give_no_delta(tmp_path: Path) -> None:
     rows = table(made(tmp_path, winner=scores(a=0.6, b=0.5), single_a=scores(a=0.5)))
     assert [(row["name"], row["delta_m"]) for row in rows] == [("winner", None)]
     (tmp_path / "zero").mkdir()

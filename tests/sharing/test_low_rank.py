@@ -1,6 +1,7 @@
 """Low-rank sharing: a basis of encoders, and coefficients of each task."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from pydantic import ValidationError
 from torch.func import functional_call
 
 from raymtl.encoders import ConvSpec, MLPSpec
+from raymtl.encoders.norm import NormedSpec
 from raymtl.sharing import LowRankSpec, SoftSpec
 from raymtl.tasks import classification, regression
 from tests.sharing.laws import (
@@ -45,7 +47,9 @@ def stacked(model, names=NAMES) -> dict[str, torch.Tensor]:
 @over_the_forms
 @over_the_encoders
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_stacked_parameters_have_at_most_the_rank(encoder, shape, rank: int, form: str) -> None:
+def test_stacked_parameters_have_at_most_the_rank(
+    encoder: NormedSpec, shape: tuple[int, ...], rank: int, form: str
+) -> None:
     model = build(encoder, shape, rank=rank, form=form)
     model.load_state_dict(
         moved(model, 1.0)
@@ -55,7 +59,9 @@ def test_stacked_parameters_have_at_most_the_rank(encoder, shape, rank: int, for
 
 
 @over_the_encoders
-def test_rank_of_all_tasks_reaches_every_network(encoder, shape) -> None:
+def test_rank_of_all_tasks_reaches_every_network(
+    encoder: NormedSpec, shape: tuple[int, ...]
+) -> None:
     """The factors from a singular value decomposition of any towers: the predictions are those of the towers."""
     model, towers = build(encoder, shape, rank=4), [encoder.build(shape) for _ in TASKS]
     params = moved(model)
@@ -102,7 +108,7 @@ def test_rank_of_all_numbers_reaches_every_network() -> None:
 
 
 @over_the_encoders
-def test_a_full_tensor_reaches_the_matrix_form(encoder, shape) -> None:
+def test_a_full_tensor_reaches_the_matrix_form(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
     """U_out^T W U_in for its core, where the factors are orthogonal and square."""
     matrix, tensor = build(encoder, shape), build(encoder, shape, form="tensor", kept=1.0)
     params = dict(tensor.named_parameters()) | dict(matrix.named_parameters())
@@ -170,7 +176,9 @@ def test_tasks_start_apart() -> None:
 
 
 @over_the_encoders
-def test_rank_one_with_equal_coefficients_is_hard_sharing(encoder, shape) -> None:
+def test_rank_one_with_equal_coefficients_is_hard_sharing(
+    encoder: NormedSpec, shape: tuple[int, ...]
+) -> None:
     """One coefficient, normalised, is 1 for every task."""
     model, trunk = build(encoder, shape, rank=1), encoder.build(shape)
     trunk.load_state_dict(model.encoder_params("a"))
@@ -178,7 +186,7 @@ def test_rank_one_with_equal_coefficients_is_hard_sharing(encoder, shape) -> Non
 
 
 @pytest.mark.parametrize("numbers", [{}, {"form": "tensor", "kept": 1.0}])
-def test_one_task_alone_starts_as_an_ordinary_network(numbers) -> None:
+def test_one_task_alone_starts_as_an_ordinary_network(numbers: dict[str, Any]) -> None:
     encoder, shape = ENCODERS["mlp"]
     tower = encoder.build(shape)
     model = LowRankSpec(**numbers).build(TASKS[:1], [tower])
@@ -201,7 +209,7 @@ def test_the_template_is_not_part_of_the_module(form: str) -> None:
 
 
 @over_the_encoders
-def test_the_tensor_form_obeys_the_laws(encoder, shape) -> None:
+def test_the_tensor_form_obeys_the_laws(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
     model = build(encoder, shape, form="tensor")
     inputs = torch.randn(2, 3, *shape)
     predictions = model(inputs[0])
@@ -234,6 +242,6 @@ def test_the_rank_is_at_most_the_tasks() -> None:
 
 
 @pytest.mark.parametrize("numbers", [{"rank": 0}, {"kept": 0.0}, {"kept": 1.1}, {"form": "cube"}])
-def test_what_is_no_factorisation_is_refused(numbers) -> None:
+def test_what_is_no_factorisation_is_refused(numbers: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(numbers))):
         LowRankSpec(**numbers)

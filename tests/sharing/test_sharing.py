@@ -1,6 +1,7 @@
 """Laws of the sharing architectures, over the whole union, in float64."""
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def build(
 
 @over_the_encoders
 @over_the_union
-def test_every_task_is_predicted(name: str, encoder) -> None:
+def test_every_task_is_predicted(name: str, encoder: tuple[Any, ...]) -> None:
     """What is named as shared is what several tasks reach."""
     model = build(name, encoder)
     predictions = model(torch.randn(5, *encoder[1]))
@@ -60,7 +61,7 @@ def test_every_task_is_predicted(name: str, encoder) -> None:
 
 @over_the_encoders
 @over_the_union
-def test_every_parameter_serves_some_output(name: str, encoder) -> None:
+def test_every_parameter_serves_some_output(name: str, encoder: tuple[Any, ...]) -> None:
     model = build(name, encoder)
     inputs = torch.randn(5, *encoder[1])
     outputs = [*model(inputs).values(), *model(inputs, output="auxiliary").values()]
@@ -73,7 +74,7 @@ def test_every_parameter_serves_some_output(name: str, encoder) -> None:
 
 @over_the_encoders
 @over_the_union
-def test_own_inputs_give_what_a_shared_input_gives(name: str, encoder) -> None:
+def test_own_inputs_give_what_a_shared_input_gives(name: str, encoder: tuple[Any, ...]) -> None:
     own = {task: torch.randn(3 + i, *encoder[1]) for i, task in enumerate(NAMES)}
     for isolate_task_graphs in (False, True):
         model = build(name, encoder, isolate_task_graphs=isolate_task_graphs)
@@ -98,7 +99,7 @@ def test_isolated_tasks_follow_their_own_examples(weighting: str, reached: int) 
 
 @over_the_encoders
 @over_the_union
-def test_one_tasks_features_are_its_own_entry(name: str, encoder) -> None:
+def test_one_tasks_features_are_its_own_entry(name: str, encoder: tuple[Any, ...]) -> None:
     """They do not depend on which other tasks are asked for."""
     model = build(name, encoder)
     inputs = torch.randn(4, *encoder[1])
@@ -113,7 +114,9 @@ def test_one_tasks_features_are_its_own_entry(name: str, encoder) -> None:
 
 @over_the_encoders
 @over_the_union
-def test_one_task_alone_is_predicted_and_shares_nothing(name: str, encoder) -> None:
+def test_one_task_alone_is_predicted_and_shares_nothing(
+    name: str, encoder: tuple[Any, ...]
+) -> None:
     model = build(name, encoder, TASKS[:1])
     inputs = torch.randn(4, *encoder[1])
     predictions = model(inputs)
@@ -129,7 +132,7 @@ def test_one_task_alone_is_predicted_and_shares_nothing(name: str, encoder) -> N
 
 @over_the_encoders
 @over_the_union
-def test_parameters_are_all_reached_from_outside(name: str, encoder) -> None:
+def test_parameters_are_all_reached_from_outside(name: str, encoder: tuple[Any, ...]) -> None:
     """The inner loop works on a copy: nothing of the module's own may remain in what it computes."""
     model = build(name, encoder)
     params, inputs = moved(model), torch.randn(2, *encoder[1])
@@ -156,7 +159,7 @@ def test_a_network_of_zeros_predicts_zeros(name: str) -> None:
 
 @over_the_encoders
 @over_the_union
-def test_vmap_equals_a_loop_in_second_order(name: str, encoder) -> None:
+def test_vmap_equals_a_loop_in_second_order(name: str, encoder: tuple[Any, ...]) -> None:
     model = build(name, encoder)
     assert_vmap_is_a_loop(model, torch.randn(2, 3, *encoder[1]), moved(model))
 
@@ -191,7 +194,9 @@ def test_resnet18_serves_every_architecture(name: str) -> None:
 
 @over_the_encoders
 @over_the_union
-def test_the_inner_loop_moves_every_predicting_parameter(name: str, encoder) -> None:
+def test_the_inner_loop_moves_every_predicting_parameter(
+    name: str, encoder: tuple[Any, ...]
+) -> None:
     model = build(name, encoder)
     inputs = torch.randn(8, *encoder[1])
     predictions = model(inputs)
@@ -238,7 +243,7 @@ def test_one_task_alone_equals_hard_sharing(name: str) -> None:
 
 
 @over_the_encoders
-def test_cross_stitch_with_the_identity_is_independent_networks(encoder) -> None:
+def test_cross_stitch_with_the_identity_is_independent_networks(encoder: tuple[Any, ...]) -> None:
     towers = [encoder[0].build(encoder[1]) for _ in TASKS]
     stitched = CrossStitchSpec(own=1.0).build(TASKS, towers)
     independent = SoftSpec(strength=0.0).build(TASKS, towers)

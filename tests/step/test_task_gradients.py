@@ -40,7 +40,7 @@ def test_the_gramian_keeps_its_digits_in_float32() -> None:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("with_rest", [False, True])
-def test_combining_weighs_the_shared_parameters_alone(with_rest, parts) -> None:
+def test_combining_weighs_the_shared_parameters_alone(with_rest: bool, parts: int) -> None:
     """Private ones have the plain sum."""
     rows, weights = torch.randn(4, 2 * BLOCK // 1000 + 7), torch.tensor([0.5, 2.0, 0.0, -1.0])
     rest = torch.randn(rows.shape[1]) if with_rest else None

@@ -217,7 +217,7 @@ def test_vector_scores_average_over_known_components() -> None:
 
 
 @pytest.mark.parametrize(("loss", "slope"), [("squared", None), ("absolute", 1.0), ("huber", 1.0)])
-def test_losses_of_numbers(loss, slope) -> None:
+def test_losses_of_numbers(loss: str, slope: float | None) -> None:
     prediction, target = 3 * torch.randn(30, 1), torch.randn(30)
     own = regression("a", 0.5, 2.0, loss=loss).loss(prediction, target)
     wanted = (target - 0.5) / 2

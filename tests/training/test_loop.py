@@ -1,7 +1,9 @@
 """The outer loop: exact resume, corrupt checkpoints, the record of every step."""
 
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -29,7 +31,9 @@ def short(
 
 
 @pytest.mark.parametrize(("weighting", "learner"), PAIRS)
-def test_resumed_runs_end_bit_identical(weighting, learner, arrays, tmp_path) -> None:
+def test_resumed_runs_end_bit_identical(
+    weighting: str, learner: str, arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     chosen = short(weighting, learner, train__steps=4)
     straight = run(chosen, arrays, tmp_path / "straight")
     with pytest.raises(Stopped):
@@ -50,7 +54,7 @@ def test_resumed_runs_end_bit_identical(weighting, learner, arrays, tmp_path) ->
     assert [row["loss.left"] for row in histories[0]] == [row["loss.left"] for row in histories[1]]
 
 
-def test_training_lowers_the_loss(arrays, tmp_path) -> None:
+def test_training_lowers_the_loss(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     """And the record is whole."""
     chosen = experiment(
         train__steps=60,
@@ -79,7 +83,9 @@ def test_training_lowers_the_loss(arrays, tmp_path) -> None:
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 
-def test_auto_axis_leaves_the_weighting_alone(arrays, tmp_path) -> None:
+def test_auto_axis_leaves_the_weighting_alone(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     """It picks a way and keeps it."""
     run(short("pcgrad", train__task_axis="auto", train__steps=2), arrays, tmp_path / "auto")
     state = torch.load(
@@ -89,20 +95,24 @@ def test_auto_axis_leaves_the_weighting_alone(arrays, tmp_path) -> None:
     assert int(state["weighting"]["num_updates"]) == 2
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(arrays, tmp_path) -> None:
+def test_a_checkpoint_of_another_configuration_is_refused(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     with pytest.raises(Stopped):
         run(short(), arrays, tmp_path / "run", stop_at=2)
     with pytest.raises(UserError, match="belongs to another configuration"):
         run(short(encoder__hidden=[12, 9]), arrays, tmp_path / "run")
 
 
-def test_a_diverging_run_names_task_and_step(arrays, tmp_path) -> None:
+def test_a_diverging_run_names_task_and_step(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     wild = short(learner__inner_lr=50.0, learner__inner_steps=8)
     with pytest.raises(DivergedError, match=r"query loss of task 'left' is (nan|inf) at step 1 "):
         run(wild, arrays, tmp_path / "run")
 
 
-def test_diverging_inner_loops_name_stable_rates(arrays, tmp_path) -> None:
+def test_diverging_inner_loops_name_stable_rates(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     """And the inner step at which they diverge."""
     told = r"after inner step (\d) the support loss is .*learner.inner_lr from (\S+) to (\S+)\). Lower learner.inner_lr"
     with pytest.raises(DivergedError, match=told) as raised:
@@ -112,7 +122,9 @@ def test_diverging_inner_loops_name_stable_rates(arrays, tmp_path) -> None:
     run(short(learner__inner_lr=float(found[3]), learner__inner_steps=6), arrays, tmp_path / "run")
 
 
-def test_diverging_outer_loops_blame_no_inner_one(arrays, tmp_path) -> None:
+def test_diverging_outer_loops_blame_no_inner_one(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     with pytest.raises(DivergedError, match=r"at step \d+\. Lower learner.inner_lr or train.lr"):
         run(
             short(learner__inner_steps=0, train__lr=1e30, train__optimizer="sgd"),
@@ -121,7 +133,9 @@ def test_diverging_outer_loops_blame_no_inner_one(arrays, tmp_path) -> None:
         )
 
 
-def test_the_stitches_learn_faster_than_the_rest(arrays, tmp_path) -> None:
+def test_the_stitches_learn_faster_than_the_rest(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     """Adam's first step is as long as its learning rate, so the multiple can be read off it."""
     chosen = short(
         sharing="cross_stitch",
@@ -139,7 +153,9 @@ def test_the_stitches_learn_faster_than_the_rest(arrays, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_weight_decay_is_decoupled(optimizer, arrays, tmp_path) -> None:
+def test_weight_decay_is_decoupled(
+    optimizer: str, arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     """One step with decay is one without it, less lr * weight_decay of what a weight was; biases and scales as before."""
     chosen = short(
         "uncertainty",

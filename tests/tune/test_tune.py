@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import yaml
@@ -236,7 +237,7 @@ def test_writing_the_table_takes_little_time(
 
 
 def test_lost_reports_are_made_again(
-    arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when one is lost between a checkpoint and the report of its score."""
     from raymtl.tune import trial
@@ -371,7 +372,9 @@ def test_several_objectives(tmp_path: Path) -> None:
         ({"trials": 3}, 16, 0, 3),
     ],
 )
-def test_concurrent_trials_all_fit(tune, cpus, gpus, concurrency) -> None:
+def test_concurrent_trials_all_fit(
+    tune: dict[str, Any], cpus: int, gpus: int, concurrency: int
+) -> None:
     assert Capacity([{"CPU": cpus, "GPU": gpus}]).plan(searching(**tune)).concurrency == concurrency
 
 
@@ -426,7 +429,7 @@ def without_address() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory) -> tuple[Path, str]:
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A whole small search, by the command, and what it printed."""
     folder = tmp_path_factory.mktemp("tune")
     done = subprocess.run(
@@ -436,7 +439,7 @@ def searched(tmp_path_factory) -> tuple[Path, str]:
     return folder / "runs" / "small", done.stdout
 
 
-def test_the_command_leaves_a_whole_run_folder(searched) -> None:
+def test_the_command_leaves_a_whole_run_folder(searched: tuple[Path, str]) -> None:
     run, printed = searched
     documented = ("config.yaml", "environment.json", "study.journal", "trials.parquet", "history.parquet", "summary.json",
                   "report.html", "best/model.safetensors", "best/metrics.json", "best/config.yaml", "baselines/default",
@@ -447,7 +450,7 @@ def test_the_command_leaves_a_whole_run_folder(searched) -> None:
     assert str(load(run / "config.yaml").name) == "small"
 
 
-def test_the_summary_adds_up(searched) -> None:
+def test_the_summary_adds_up(searched: tuple[Path, str]) -> None:
     run, _ = searched
     summary = formats.read_json(run / "summary.json")
     rows = formats.read_rows(run / "trials.parquet")
@@ -465,7 +468,7 @@ def test_the_summary_adds_up(searched) -> None:
     assert steps["winner"] == steps["default"] == steps["joint"] == 20
 
 
-def test_two_workers_reproduce_the_trial(searched) -> None:
+def test_two_workers_reproduce_the_trial(searched: tuple[Path, str]) -> None:
     """The trial ran in one process, the winner on two workers with streamed, ragged shards: the same losses."""
     run, _ = searched
     summary = formats.read_json(run / "summary.json")
