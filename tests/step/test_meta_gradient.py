@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import distributed as dist
@@ -255,6 +256,26 @@ def test_the_whole_gradient_equals_finite_differences(arrays) -> None:
         ).detach()
 
     torch.testing.assert_close(computed, (outer(1e-6) - outer(-1e-6)) / 2e-6, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTING)
+def test_objectives_outlive_moves_of_the_weighting(
+    weighting: str, arrays: dict[str, np.ndarray]
+) -> None:
+    """The outer step may move its state in place before a graph through the objective is followed."""
+    chosen = axes("hard", weighting, "maml")
+    gradients = []
+    for moved in (False, True):
+        algorithm = chosen.build()
+        params = algorithm.init_params()
+        support = tree_map(lambda leaf: leaf[0], episodes_of(chosen, arrays)).support
+        loss = algorithm.objective(params, algorithm.predict(params, support.inputs), support)
+        for buffer in algorithm.weighting.buffers() if moved else ():
+            buffer.zero_()
+        leaves = [value for name, value in params.items() if name.startswith("model.")]
+        gradients.append(torch.autograd.grad(loss, leaves))
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_infinite_losses_name_their_task(arrays) -> None:
