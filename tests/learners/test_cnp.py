@@ -10,8 +10,6 @@ from raymtl.learners.classes import BELOW
 from raymtl.tasks import regression
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
-    assert_the_order_of_the_support_set_has_no_say,
-    assert_unlabelled_examples_have_no_say,
     first,
     mse_on_sinusoids,
 )
@@ -56,12 +54,6 @@ def test_it_decodes_queries_beside_means(sharing: str, arrays: dict[str, np.ndar
     kept = [c for c in range(10) if c != 3]
     torch.testing.assert_close(predicted["left"][:, kept], expected[:, kept])
     torch.testing.assert_close(predicted["left"][:, 3], expected[:, kept].amin(1) - BELOW)
-
-
-@pytest.mark.usefixtures("float64")
-def test_neither_order_nor_hidden_labels_have_a_say(arrays: dict[str, np.ndarray]) -> None:
-    assert_the_order_of_the_support_set_has_no_say(axes("hard", "static", "cnp"), arrays)
-    assert_unlabelled_examples_have_no_say(axes("hard", "static", "cnp"), arrays)
 
 
 @pytest.mark.usefixtures("float64")

@@ -10,8 +10,6 @@ from raymtl.learners.sets import perceptron, read
 from raymtl.types import select
 from tests.conftest import SHARING, axes, episodes_of, experiment, perturbed, with_missing_labels
 from tests.learners.laws import (
-    assert_the_order_of_the_support_set_has_no_say,
-    assert_unlabelled_examples_have_no_say,
     first,
     mse_on_sinusoids,
 )
@@ -106,12 +104,6 @@ def test_it_modulates_layers_and_norms(encoder: dict, arrays: dict[str, np.ndarr
         handle._forward_hooks.clear()
     for task, prediction in algorithm.predict(adapted, query.inputs).items():
         torch.testing.assert_close(prediction, expected[task], rtol=1e-9, atol=1e-10)
-
-
-@pytest.mark.usefixtures("float64")
-def test_neither_order_nor_hidden_labels_have_a_say(arrays: dict[str, np.ndarray]) -> None:
-    assert_the_order_of_the_support_set_has_no_say(axes("hard", "static", "hyper"), arrays)
-    assert_unlabelled_examples_have_no_say(axes("hard", "static", "hyper"), arrays)
 
 
 @pytest.mark.usefixtures("float64")

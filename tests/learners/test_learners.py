@@ -22,6 +22,8 @@ from tests.conftest import LEARNERS, SHARING, axes, episodes_of, experiment, per
 from tests.learners.laws import (
     assert_gradient_of_finite_differences,
     assert_it_survives_saving,
+    assert_the_order_of_the_support_set_has_no_say,
+    assert_unlabelled_examples_have_no_say,
     assert_vmap_equals_the_loop,
 )
 
@@ -179,6 +181,20 @@ def test_maml_equals_higher_on_every_encoder(encoder, axis, arrays) -> None:
         torch.testing.assert_close(
             computed.grads[f"model.{name}"], value.grad, rtol=1e-10, atol=1e-11
         )
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_unlabelled_examples_change_nothing(learner: str, arrays: dict[str, np.ndarray]) -> None:
+    assert_unlabelled_examples_have_no_say(axes("cross_stitch", "static", learner), arrays)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_the_order_of_the_support_changes_nothing(
+    learner: str, arrays: dict[str, np.ndarray]
+) -> None:
+    assert_the_order_of_the_support_set_has_no_say(axes("cross_stitch", "static", learner), arrays)
 
 
 APPROXIMATE = ("imaml", "reptile", "warp_grad")

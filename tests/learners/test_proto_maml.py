@@ -12,7 +12,6 @@ from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import Task
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
-    assert_unlabelled_examples_have_no_say,
     first,
 )
 
@@ -127,10 +126,6 @@ def test_the_models_own_heads_have_no_say(arrays: dict[str, np.ndarray]) -> None
     algorithm = chosen.build()
     grads = meta_gradient(algorithm, perturbed(algorithm), episodes_of(chosen, arrays)).grads
     assert not any(gradient.any() for name, gradient in grads.items() if ".heads." in name)
-
-
-def test_unlabelled_examples_have_no_say(arrays: dict[str, np.ndarray]) -> None:
-    assert_unlabelled_examples_have_no_say(axes("cross_stitch", "static", "proto_maml"), arrays)
 
 
 def test_it_says_which_task_it_cannot_learn() -> None:

@@ -13,8 +13,6 @@ from raymtl.types import Batch, Task
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
     assert_gradient_of_finite_differences,
-    assert_the_order_of_the_support_set_has_no_say,
-    assert_unlabelled_examples_have_no_say,
     first,
 )
 
@@ -144,10 +142,6 @@ def test_the_meta_gradient_equals_finite_differences(
     assert_gradient_of_finite_differences(chosen, arrays, f"learner.{own}" if own else "")
 
 
-def test_the_support_order_does_not_matter(arrays: dict[str, np.ndarray]) -> None:
-    assert_the_order_of_the_support_set_has_no_say(axes("cross_stitch", "static", "r2d2"), arrays)
-
-
 def test_absent_classes_are_the_least_likely(arrays: dict[str, np.ndarray]) -> None:
     chosen = axes("hard", "static", "r2d2")
     algorithm = chosen.build()
@@ -179,10 +173,6 @@ def test_hidden_labels_may_be_no_numbers(arrays: dict[str, np.ndarray]) -> None:
     support = episodes.support._replace(targets={"sum": target}, masks={"sum": target.isfinite()})
     meta = meta_gradient(algorithm, perturbed(algorithm), episodes._replace(support=support))
     assert all(gradient.isfinite().all() for gradient in meta.grads.values())
-
-
-def test_unlabelled_examples_have_no_say(arrays: dict[str, np.ndarray]) -> None:
-    assert_unlabelled_examples_have_no_say(axes("cross_stitch", "static", "r2d2"), arrays)
 
 
 def test_it_says_which_task_it_cannot_learn() -> None:
