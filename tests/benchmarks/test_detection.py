@@ -18,7 +18,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return tmp_path
 
 
-def test_every_row_has_the_same_budget(folder) -> None:
+def test_every_row_has_the_same_budget(folder: Path) -> None:
     rows = [detection.chosen(tasks, seed=1, steps=None, unboxed=0.0) for tasks in detection.ROWS]
     assert [row.data.task_names for row in rows] == [("boxes", "count"), ("boxes",), ("count",)]
     same = [
@@ -28,7 +28,7 @@ def test_every_row_has_the_same_budget(folder) -> None:
     assert same[0] == same[1] == same[2]
 
 
-def test_the_best_in_validation_is_tested(folder, tmp_path: Path) -> None:
+def test_the_best_in_validation_is_tested(folder: Path, tmp_path: Path) -> None:
     """On all test pictures once."""
     chosen = detection.chosen(("boxes", "count"), seed=0, steps=2, unboxed=0.5)
     small = {

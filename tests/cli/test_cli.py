@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from raymtl.cli import main
+from raymtl.data.base import Arrays
 from raymtl.data.episodes import build_episodes
 from raymtl.evaluation.evaluate import evaluate_folder, load_model
 from raymtl.storage import formats
@@ -231,7 +232,7 @@ def test_adapt_to_a_held_out_domain(
     assert told["scores"]["left.accuracy"][1] == pytest.approx(hits)
 
 
-def support_file(path: Path, run: Path, arrays, **changes) -> Path:
+def support_file(path: Path, run: Path, arrays: Arrays, **changes) -> Path:
     """A support set as a user writes one: ten labelled pictures, some labels missing, ten more to be predicted."""
     chosen, _, _ = load_model(run / "best")
     (episode,), _ = build_episodes(chosen.data, arrays, seed=5, split="test", step=0, indices=[0])

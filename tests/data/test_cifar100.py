@@ -12,6 +12,7 @@ import torch
 
 from raymtl.config import Experiment
 from raymtl.data import CIFAR100, SPLITS
+from raymtl.data.base import Split
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.data.formats.cifar100 import COARSE, read_pictures
 from raymtl.data.sources.cifar100 import augmented
@@ -93,7 +94,7 @@ def told(pictures: torch.Tensor) -> list[tuple[int, int, int]]:
     return [tuple(map(int, row)) for row in pictures[:, 0, 0, :3]]  # type: ignore[misc]
 
 
-def build(source: CIFAR100, count: int, split="train", seed=0, step=0):
+def build(source: CIFAR100, count: int, split: Split = "train", seed: int = 0, step: int = 0):
     (stack,), domains = build_episodes(
         source, source.load(), seed=seed, split=split, step=step, indices=range(count)
     )
@@ -257,7 +258,7 @@ def test_episodes_depend_on_their_index_alone(root: Path, episodes: str) -> None
     source = small(root, episodes=episodes, augment=True)
     task = source.task_names[0]
 
-    def seen(stack, index):
+    def seen(stack: Any, index: int):
         inputs = stack.query.inputs
         return (inputs if isinstance(inputs, torch.Tensor) else inputs[task])[index]
 
@@ -398,7 +399,7 @@ class Python2:
 class Calls:
     """Pickles as a call of any function."""
 
-    def __init__(self, function, *given) -> None:
+    def __init__(self, function: Any, *given) -> None:
         self.function, self.given = function, given
 
     def __reduce__(self):
@@ -426,7 +427,7 @@ def test_pickles_that_call_functions_are_refused(tmp_path: Path) -> None:
         assert not touched.exists()
 
 
-def changed(part: str, key: str, change) -> dict[str, dict]:
+def changed(part: str, key: str, change: Any) -> dict[str, dict]:
     found = contents()
     found[part][key] = change(found[part][key])
     return found

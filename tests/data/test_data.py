@@ -1,6 +1,7 @@
 """The digits, the sampler, and what every source promises: what an episode depends on, and what must be disjoint."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +22,7 @@ from raymtl.data import (
     Source,
     SourceSpec,
 )
+from raymtl.data.base import Arrays, Split
 from raymtl.data.episodes import build_episodes, generator, on_device
 from raymtl.data.sources.digits import CLASS_SPLIT, compose, rotated
 from raymtl.types import Batch, UserError
@@ -32,7 +34,14 @@ CLASSES = Digits(episodes="classes", ways=5, shots=1, queries=3)
 SOURCES = get_args(get_args(SourceSpec)[0])
 
 
-def build(source, arrays, split="train", step=0, indices=range(3), seed=0):
+def build(
+    source: Source,
+    arrays: Arrays,
+    split: Split = "train",
+    step: int = 0,
+    indices: Sequence[int] = range(3),
+    seed: int = 0,
+):
     return build_episodes(source, arrays, seed=seed, split=split, step=step, indices=indices)[0][0]
 
 
@@ -133,7 +142,7 @@ def test_support_and_query_share_no_source_digit(
 ) -> None:
     drawn: list[set[int]] = []
 
-    def watch(glyphs, left, right):
+    def watch(glyphs: Any, left: Any, right: Any):
         drawn.append(set(left.tolist()) | set(right.tolist()))
         return compose(glyphs, left, right)
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def inspected(
     return capsys.readouterr().out
 
 
-def config(tmp_path: Path, path, tasks, **more) -> str:
+def config(tmp_path: Path, path: Any, tasks: Any, **more) -> str:
     file = tmp_path / "c.yaml"
     data = {"name": "files", "path": str(path), "tasks": tasks, **more}
     file.write_text(

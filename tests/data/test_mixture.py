@@ -2,12 +2,14 @@
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from raymtl.data import SPLITS, Mixture
+from raymtl.data.base import Split
 from raymtl.data.episodes import build_episodes
 from raymtl.types import UserError
 
@@ -18,14 +20,14 @@ BASES = {
 }
 
 
-def build(source: Mixture, count: int, split="train", seed=0, step=0):
+def build(source: Mixture, count: int, split: Split = "train", seed: int = 0, step: int = 0):
     (stack,), domains = build_episodes(
         source, {}, seed=seed, split=split, step=step, indices=range(count)
     )
     return stack, domains
 
 
-def coefficients(episodes, index: int, family: str) -> np.ndarray:
+def coefficients(episodes: Any, index: int, family: str) -> np.ndarray:
     """Least squares on the support set, in the family's basis."""
     x, y = (
         t[index].double().numpy()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from raymtl.data import SPLITS, MultiMNIST
+from raymtl.data.base import Split
 from raymtl.data.episodes import build_episodes
 from raymtl.data.sources.multimnist import compose, read_digits
 from raymtl.types import UserError
@@ -40,14 +41,14 @@ def told(pictures: torch.Tensor) -> torch.Tensor:
     return torch.stack([corner.long() @ torch.tensor([1, 256, 256**2]) for corner in corners], 1)
 
 
-def build(source: MultiMNIST, count: int = 1, split="train", seed=0, step=0):
+def build(source: MultiMNIST, count: int = 1, split: Split = "train", seed: int = 0, step: int = 0):
     (stack,), _ = build_episodes(
         source, source.load(), seed=seed, split=split, step=step, indices=range(count)
     )
     return stack
 
 
-def pairs_of(source: MultiMNIST, split="train", step=0) -> np.ndarray:
+def pairs_of(source: MultiMNIST, split: Split = "train", step: int = 0) -> np.ndarray:
     """The pairs of an episode, each as one number, [N]."""
     support, query = build(source, 1, split, step=step)
     return coded(told(torch.cat([support.inputs[0], query.inputs[0]])).numpy())
@@ -201,7 +202,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return tmp_path
 
 
-def test_files_are_read_training_first(small) -> None:
+def test_files_are_read_training_first(small: Any) -> None:
     digits, labels = read_digits(small)
     assert digits.shape == (5, 28, 28)
     assert [(digit.min(), digit.max()) for digit in digits] == [

@@ -9,6 +9,7 @@ import torch
 
 from raymtl.config import load
 from raymtl.data import SPLITS, NYUv2
+from raymtl.data.base import Split
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.data.sources.nyuv2 import Frame, mirror
 from raymtl.step.meta_gradient import meta_gradient
@@ -23,7 +24,7 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rooms(tmp_path_factory.mktemp("data") / "nyuv2")
 
 
-def build(source: NYUv2, count: int = 1, split="train", seed=0, step=0):
+def build(source: NYUv2, count: int = 1, split: Split = "train", seed: int = 0, step: int = 0):
     (stack,), domains = build_episodes(
         source, source.load(), seed=seed, split=split, step=step, indices=range(count)
     )

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from raymtl.data import SPLITS, Omniglot
+from raymtl.data.base import Split
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.data.sources.omniglot import PARTS, read_drawings
 from raymtl.types import UserError
@@ -42,7 +43,7 @@ def told(pictures: torch.Tensor) -> list[tuple[int, int, int]]:
     return found
 
 
-def build(source: Omniglot, count: int, split="train", seed=0, step=0):
+def build(source: Omniglot, count: int, split: Split = "train", seed: int = 0, step: int = 0):
     (stack,), domains = build_episodes(
         source, source.load(), seed=seed, split=split, step=step, indices=range(count)
     )
@@ -210,7 +211,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return tmp_path
 
 
-def test_folders_are_read_in_order(small) -> None:
+def test_folders_are_read_in_order(small: Any) -> None:
     """With bright strokes."""
     drawings, names = read_drawings(small)
     assert names.tolist() == ["A 01", "B 01", "A 02"]

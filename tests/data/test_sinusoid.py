@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from scipy.stats import kstest
 from raymtl.adaptation.adapt import adapt_run
 from raymtl.adaptation.request import AdaptationRequest
 from raymtl.data import SPLITS, Sinusoid
+from raymtl.data.base import Split
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.evaluation.evaluate import evaluate, evaluate_folder, load_model
 from raymtl.reporting.html.pictures import pictures
@@ -25,7 +27,7 @@ from tests.conftest import experiment
 FLOOR = 3.006  # MSE, definitions of the benchmark; three decimals are known
 
 
-def build(source: Sinusoid, count: int, split="train", seed=0, step=0):
+def build(source: Sinusoid, count: int, split: Split = "train", seed: int = 0, step: int = 0):
     return build_episodes(source, {}, seed=seed, split=split, step=step, indices=range(count))[0][0]
 
 
@@ -33,7 +35,7 @@ def waves(x: np.ndarray) -> np.ndarray:
     return np.stack([np.sin(x), np.cos(x)], -1)
 
 
-def amplitudes_and_phases(episodes) -> np.ndarray:
+def amplitudes_and_phases(episodes: Any) -> np.ndarray:
     """[E, 2], from the support sets alone: A sin(x - phase) = A cos(phase) sin x - A sin(phase) cos x."""
     found = []
     for x, y in zip(
@@ -52,7 +54,7 @@ def quadrature(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
     return (low + high) / 2 + (high - low) / 2 * nodes, weights / 2
 
 
-def mean_over_curves_and_x(function) -> float:
+def mean_over_curves_and_x(function: Any) -> float:
     (a, wa), (p, wp), (x, wx) = quadrature(0.1, 5), quadrature(0, math.pi), quadrature(-5, 5)
     values = function(a[:, None, None] * np.sin(x - p[:, None, None].transpose(1, 0, 2)), x)
     return float(np.einsum("apx,a,p,x->", values, wa, wp, wx))
@@ -174,14 +176,14 @@ def run(tmp_path_factory: pytest.TempPathFactory):
     return folder
 
 
-def test_only_adapting_goes_below_the_floor(run) -> None:
+def test_only_adapting_goes_below_the_floor(run: Any) -> None:
     chosen, algorithm, params = load_model(run / "best")
     mse = evaluate(chosen, algorithm, params, {}, episodes=300)[0]["tasks"]["y"]["mse"]
     assert mse["after"]["mean"] + mse["after"]["ci95"] < FLOOR
     assert mse["before"]["mean"] + mse["before"]["ci95"] > FLOOR
 
 
-def test_vector_inputs_have_scores_and_examples(run) -> None:
+def test_vector_inputs_have_scores_and_examples(run: Any) -> None:
     chosen, algorithm, _ = load_model(run / "best")
     evaluate_folder(run / "best", {}, chosen.data)
     assert list(formats.read_json(run / "best" / "metrics.json")["tasks"]["y"]) == [
@@ -207,7 +209,7 @@ def test_vector_inputs_have_scores_and_examples(run) -> None:
     )
 
 
-def test_files_adapt_as_their_numbers_do(run, tmp_path: Path) -> None:
+def test_files_adapt_as_their_numbers_do(run: Any, tmp_path: Path) -> None:
     chosen, algorithm, params = load_model(run / "best")
     episode = build(chosen.data, 1, "test")
     support, query = episode.support, episode.query
@@ -233,7 +235,7 @@ def test_files_adapt_as_their_numbers_do(run, tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(by_file, dtype=torch.float64), by_hand.detach())
 
 
-def test_an_input_beyond_the_precision_is_refused(run, tmp_path: Path) -> None:
+def test_an_input_beyond_the_precision_is_refused(run: Any, tmp_path: Path) -> None:
     pq.write_table(pa.table({"input": [[1e300]], "y": [1.0]}), tmp_path / "huge.parquet")
     with pytest.raises(
         UserError, match=r"expected numbers that torch.float32 can hold, got larger ones"

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 from raymtl.config import Experiment
 from raymtl.encoders import Conv4Spec, ConvSpec, EncoderSpec, LeNetSpec, MLPSpec, ResNet18Spec
 from raymtl.encoders.norm import NormedSpec
-from raymtl.types import UserError
+from raymtl.types import Batch, Params, UserError
 
 SMALL = {
     "conv": (ConvSpec(channels=(4, 8)), (1, 8, 8)),
@@ -47,13 +47,13 @@ def made(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor], tuple[int
     return encoder, {key: value.detach() for key, value in encoder.named_parameters()}, shape
 
 
-def query_gradient(encoder, params, support, query):
+def query_gradient(encoder: Any, params: Params, support: Batch, query: Batch):
     """Through one inner gradient step: the second derivative of every layer takes part."""
 
-    def loss(at, inputs):
+    def loss(at: Params, inputs: Any):
         return functional_call(encoder, at, (inputs,)).square().mean()
 
-    def outer(theta):
+    def outer(theta: Params):
         update = grad(loss)(theta, support)
         return loss({name: value - 0.1 * update[name] for name, value in theta.items()}, query)
 

@@ -1,13 +1,15 @@
 """Laws of sharing architectures as assertions, and what their tests share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 from raymtl.encoders import Encoder
 from raymtl.sharing import HardSpec, SharingArchitecture
-from raymtl.types import Task
+from raymtl.types import Params, Task
 
 
 def moved(model: torch.nn.Module, scale: float = 0.1) -> dict[str, torch.Tensor]:
@@ -25,10 +27,10 @@ def touched(output: torch.Tensor, model: torch.nn.Module) -> set[str]:
     return {name for name, gradient in zip(named, grads, strict=True) if gradient is not None}
 
 
-def adapted_outputs(model, params, inputs):
+def adapted_outputs(model: Any, params: Params, inputs: Tensor):
     """What an episode computes: an inner step on all tasks, then predictions, features and auxiliary terms."""
 
-    def loss(at):
+    def loss(at: Params):
         return sum(
             value.square().mean() for value in functional_call(model, at, (inputs,)).values()
         )
@@ -39,8 +41,8 @@ def adapted_outputs(model, params, inputs):
     return {kind: functional_call(model, phi, (inputs,), {"output": kind}) for kind in kinds}
 
 
-def assert_vmap_is_a_loop(model, inputs, params) -> None:
-    def outer(theta, of_episode):
+def assert_vmap_is_a_loop(model: Any, inputs: Tensor, params: Params) -> None:
+    def outer(theta: Params, of_episode: Any):
         outputs = adapted_outputs(model, theta, of_episode)
         return sum(
             value.square().mean() for kind in outputs.values() for value in kind.values()

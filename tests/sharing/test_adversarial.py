@@ -1,8 +1,11 @@
 """Adversarial shared-private learning."""
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 from torch.nn import functional as F
 
 from raymtl.encoders import MLPSpec
@@ -27,7 +30,7 @@ def own_inputs() -> dict[str, torch.Tensor]:
     return {name: torch.randn(3 + i, *SHAPE) for i, name in enumerate(NAMES)}
 
 
-def cross_entropy(model, inputs) -> torch.Tensor:
+def cross_entropy(model: Any, inputs: Tensor) -> torch.Tensor:
     """Without any reversal, by torch's own function."""
     logits = torch.cat([model.discriminator(model.shared_encoder(inputs[name])) for name in NAMES])
     labels = torch.cat(

@@ -1,5 +1,8 @@
 """Attention over tasks."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,7 +10,7 @@ from raymtl.encoders import ConvSpec, MLPSpec
 from raymtl.encoders.norm import NormedSpec
 from raymtl.sharing import AttentionSpec
 from raymtl.tasks import classification
-from raymtl.types import UserError
+from raymtl.types import Task, UserError
 from tests.conftest import experiment
 from tests.sharing.laws import assert_predicts_as_hard_sharing
 
@@ -19,7 +22,7 @@ ENCODERS = {"mlp": (MLPSpec(hidden=(6, 5)), (4,)), "conv": (ConvSpec(channels=(4
 over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(), ids=ENCODERS)
 
 
-def build(encoder, shape, tasks=TASKS, **numbers):
+def build(encoder: Any, shape: tuple[int, ...], tasks: Sequence[Task] = TASKS, **numbers):
     """Moved off the small embeddings of the beginning, so that attention is far from uniform."""
     model = AttentionSpec(**numbers).build(tasks, [encoder.build(shape) for _ in tasks])
     with torch.no_grad():

@@ -29,7 +29,7 @@ ENCODERS = {"mlp": MLPSpec(hidden=(5, 4)), "conv": ConvSpec(channels=(4, 4))}
 over_the_encoders = pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
 
 
-def build(tree, encoder=ENCODERS["mlp"], num_tasks=4):
+def build(tree: Any, encoder: Any = ENCODERS["mlp"], num_tasks: int = 4):
     spec, tasks = BranchingSpec(tree=tree), TASKS[:num_tasks]
     assert spec.check(tasks, encoder.build(SHAPE)) is None
     return spec.build(tasks, [encoder.build(SHAPE) for _ in range(spec.num_encoders(num_tasks))])
@@ -43,7 +43,7 @@ def tree_of(*branches):
     }
 
 
-def stages_reached(model, encoder) -> dict[str, dict[int, set[str]]]:
+def stages_reached(model: Any, encoder: Any) -> dict[str, dict[int, set[str]]]:
     """Task -> stage -> the trunks' parameters that autograd finds in its prediction."""
     named = {name: value for name, value in model.named_parameters() if name.startswith("trunks.")}
     predictions = model(torch.randn(3, *SHAPE))
@@ -93,7 +93,7 @@ def test_trees_share_the_stages_of_common_ancestry(encoder: NormedSpec) -> None:
         model = build(tree, encoder)
         reached = stages_reached(model, encoder)
 
-        def ancestor(task: str, depth: int, tree=tree) -> str:
+        def ancestor(task: str, depth: int, tree: Any = tree) -> str:
             while task in tree and depth < tree[task]["stages"]:
                 task = tree[task]["follows"]
             return task
@@ -112,7 +112,7 @@ def test_trees_share_the_stages_of_common_ancestry(encoder: NormedSpec) -> None:
         }
 
 
-def set_partitions(items):
+def set_partitions(items: Any):
     if not items:
         return [[]]
     first, rest = items[0], items[1:]

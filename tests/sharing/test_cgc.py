@@ -1,5 +1,7 @@
 """Customized gate control."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -7,6 +9,7 @@ from pydantic import ValidationError
 from raymtl.encoders import MLPSpec
 from raymtl.sharing import CGCSpec
 from raymtl.tasks import classification, regression
+from raymtl.types import Task
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -15,7 +18,7 @@ SHAPE = (6,)
 SPEC = CGCSpec(num_shared_experts=2, num_task_experts=3)
 
 
-def build(spec: CGCSpec = SPEC, tasks=TASKS):
+def build(spec: CGCSpec = SPEC, tasks: Sequence[Task] = TASKS):
     encoders = [MLPSpec(hidden=(5, 4)).build(SHAPE) for _ in range(spec.num_encoders(len(tasks)))]
     return spec.build(tasks, encoders)
 

@@ -1,5 +1,8 @@
 """Supervision at levels of one trunk."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,7 +10,7 @@ from raymtl.encoders import ConvSpec, LeNetSpec, MLPSpec
 from raymtl.encoders.norm import NormedSpec
 from raymtl.sharing import HierarchicalSpec
 from raymtl.tasks import classification, regression
-from raymtl.types import UserError
+from raymtl.types import Task, UserError
 from tests.conftest import experiment
 from tests.sharing.laws import assert_predicts_as_hard_sharing, assert_vmap_is_a_loop, moved
 
@@ -23,7 +26,7 @@ ENCODERS = {
 over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(), ids=ENCODERS)
 
 
-def build(levels, encoder, shape, tasks=TASKS):
+def build(levels: Any, encoder: Any, shape: tuple[int, ...], tasks: Sequence[Task] = TASKS):
     spec = HierarchicalSpec(levels=levels)
     assert spec.check(tasks, encoder.build(shape)) is None
     return spec.build(tasks, [encoder.build(shape)])

@@ -1,6 +1,7 @@
 """Low-rank sharing: a basis of encoders, and coefficients of each task."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from raymtl.encoders import ConvSpec, MLPSpec
 from raymtl.encoders.norm import NormedSpec
 from raymtl.sharing import LowRankSpec, SoftSpec
 from raymtl.tasks import classification, regression
+from raymtl.types import Task
 from tests.sharing.laws import (
     assert_predicts_as_hard_sharing,
     assert_vmap_is_a_loop,
@@ -33,12 +35,12 @@ over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(),
 over_the_forms = pytest.mark.parametrize("form", ["matrix", "tensor"])
 
 
-def build(encoder, shape, tasks=TASKS, **numbers):
+def build(encoder: Any, shape: tuple[int, ...], tasks: Sequence[Task] = TASKS, **numbers):
     spec = LowRankSpec(**numbers)
     return spec.build(tasks, [encoder.build(shape) for _ in range(spec.num_encoders(len(tasks)))])
 
 
-def stacked(model, names=NAMES) -> dict[str, torch.Tensor]:
+def stacked(model: Any, names: Any = NAMES) -> dict[str, torch.Tensor]:
     """Parameter of the encoder -> the tasks' values, [numel, K]."""
     of_tasks = [model.encoder_params(task) for task in names]
     return {key: torch.stack([own[key].flatten() for own in of_tasks], 1) for key in of_tasks[0]}

@@ -1,5 +1,7 @@
 """Multi-gate mixture of experts."""
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -17,7 +19,7 @@ SHAPE = (1, 6, 6)
 MLP = MLPSpec(hidden=(5, 4))
 
 
-def build(num_experts: int, encoder=MLP):
+def build(num_experts: int, encoder: Any = MLP):
     return MMoESpec(num_experts=num_experts).build(
         TASKS, [encoder.build(SHAPE) for _ in range(num_experts)]
     )

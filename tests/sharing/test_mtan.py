@@ -1,9 +1,11 @@
 """Multi-task attention network."""
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raymtl.encoders import ConvSpec, Encoder, LeNetSpec, MLPSpec
@@ -55,7 +57,7 @@ def test_flat_stages_follow_the_papers_equation() -> None:
     first = model.trunk.stages[0](inputs)
     second = model.trunk.stages[1](first)
 
-    def linear(convolution, x):
+    def linear(convolution: Any, x: Tensor):
         return x @ convolution.weight[:, :, 0, 0].T + convolution.bias
 
     for task in ("a", "b"):

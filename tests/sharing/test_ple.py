@@ -1,8 +1,11 @@
 """Progressive layered extraction."""
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from raymtl.encoders import ConvSpec, LeNetSpec, MLPSpec
 from raymtl.encoders.norm import NormedSpec
@@ -16,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 TASKS = (classification("a", 4), regression("b", 0.0, 1.0))
 
 
-def build(spec, encoder, shape):
+def build(spec: Any, encoder: Any, shape: tuple[int, ...]):
     return spec.build(TASKS, [encoder.build(shape) for _ in range(spec.num_encoders(len(TASKS)))])
 
 
@@ -43,7 +46,7 @@ def test_one_level_is_customized_gate_control(encoder: NormedSpec, shape: tuple[
         torch.testing.assert_close(ple(inputs)[task], prediction)
 
 
-def softmax_sum(gate, x, outputs):
+def softmax_sum(gate: Any, x: Tensor, outputs: Any):
     scores = (gate.linear.weight @ x.flatten()).exp()
     return sum(s / scores.sum() * f for s, f in zip(scores, outputs, strict=True))
 

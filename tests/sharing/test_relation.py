@@ -1,5 +1,7 @@
 """Multi-task relationship learning."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from raymtl.encoders import MLPSpec
 from raymtl.encoders.base import Encoder
 from raymtl.sharing import HardSpec, RelationSpec
 from raymtl.tasks import classification, regression
-from raymtl.types import Task, UserError
+from raymtl.types import Params, Task, UserError
 from tests.conftest import experiment
 from tests.sharing.laws import assert_predicts_as_hard_sharing
 
@@ -17,11 +19,11 @@ TASKS = tuple(classification(name, 3) for name in "abcd")
 MLP = MLPSpec(hidden=(5,))
 
 
-def build(tasks=TASKS, **numbers):
+def build(tasks: Sequence[Task] = TASKS, **numbers):
     return RelationSpec(**numbers).build(tasks, [MLP.build((6,))])
 
 
-def weights_of(params, tasks=TASKS):
+def weights_of(params: Params, tasks: Sequence[Task] = TASKS):
     """W [d, K], stacked here by hand."""
     return torch.stack([params[f"heads.{task.name}.weight"].reshape(-1) for task in tasks], 1)
 

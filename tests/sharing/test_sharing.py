@@ -31,7 +31,10 @@ over_the_encoders = pytest.mark.parametrize("encoder", ENCODERS.values(), ids=EN
 
 
 def build(
-    name: str, encoder=MLP, tasks: tuple[Task, ...] = TASKS, isolate_task_graphs: bool = False
+    name: str,
+    encoder: Any = MLP,
+    tasks: tuple[Task, ...] = TASKS,
+    isolate_task_graphs: bool = False,
 ):
     spec, (encoder_spec, shape) = axes(name, "static", "maml").sharing, encoder
     one = encoder_spec.build(shape)

@@ -1,5 +1,8 @@
 """Sluice networks."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -23,7 +26,7 @@ ENCODERS = {
 over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(), ids=ENCODERS)
 
 
-def build(encoder, shape, tasks=TASKS, **numbers):
+def build(encoder: Any, shape: tuple[int, ...], tasks: Sequence[Task] = TASKS, **numbers):
     return SluiceSpec(**numbers).build(tasks, [encoder.build(shape) for _ in range(2 * len(tasks))])
 
 
@@ -76,7 +79,7 @@ def test_mixtures_start_from_rows_that_sum_to_one(tasks: tuple[Task, ...]) -> No
     assert {name.split(".")[0] for name, _ in model.named_parameters()} >= set(model.lr_scale)
 
 
-def orthogonal(model) -> dict[str, torch.Tensor]:
+def orthogonal(model: Any) -> dict[str, torch.Tensor]:
     """Parameters whose first subspaces put out the first half of the numbers alone, the second ones the other half."""
     params = moved(model, 1.0)
     for name, value in params.items():

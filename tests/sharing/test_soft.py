@@ -1,5 +1,7 @@
 """Soft parameter sharing."""
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -18,7 +20,7 @@ ENCODERS = {"mlp": (MLPSpec(hidden=(3, 2)), (2,)), "conv": (ConvSpec(channels=(4
 over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(), ids=ENCODERS)
 
 
-def build(encoder, shape, num_tasks=3, strength=0.3):
+def build(encoder: Any, shape: tuple[int, ...], num_tasks: int = 3, strength: float = 0.3):
     return SoftSpec(strength=strength).build(
         TASKS[:num_tasks], [encoder.build(shape) for _ in range(num_tasks)]
     )

@@ -7,10 +7,11 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -63,11 +64,13 @@ def fill(disk: Path) -> Path:
         "EROFS",
     ],
 )
-def test_storage_faults_are_waited_for(fault, tmp_path, monkeypatch, caplog) -> None:
+def test_storage_faults_are_waited_for(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
     monkeypatch.setattr(atomic, "RETRY_S", 0.0)
     tries: list[int] = []
 
-    def write(aside) -> None:
+    def write(aside: Path) -> None:
         aside.write_text("half")
         tries.append(1)
         if len(tries) < 3:
@@ -79,7 +82,9 @@ def test_storage_faults_are_waited_for(fault, tmp_path, monkeypatch, caplog) -> 
     assert caplog.text.count("what the system says; trying again for 300 s") == 1
 
 
-def test_a_published_file_survives_a_power_cut(tmp_path, monkeypatch) -> None:
+def test_a_published_file_survives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The disk has the content before the name points to it, and then the name."""
     order: list[str] = []
     sync, replace = os.fsync, os.replace
@@ -99,16 +104,18 @@ def test_a_published_file_survives_a_power_cut(tmp_path, monkeypatch) -> None:
     assert order == ["file", "rename", "folder"]
 
 
-def test_only_storage_faults_are_waited_for(tmp_path, monkeypatch) -> None:
+def test_only_storage_faults_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Others are raised at once, and those that stay after a while."""
 
-    def broken(aside) -> None:
+    def broken(aside: Path) -> None:
         raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug"):
         atomic.publish(tmp_path / "file", broken)
 
-    def full(aside) -> None:
+    def full(aside: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(atomic, "PATIENCE_S", 0.0)
@@ -116,8 +123,8 @@ def test_only_storage_faults_are_waited_for(tmp_path, monkeypatch) -> None:
         atomic.publish(tmp_path / "file", full)
 
 
-def test_every_writer_waits_for_a_full_disk(disk, monkeypatch) -> None:
-    def saved(aside) -> None:
+def test_every_writer_waits_for_a_full_disk(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def saved(aside: Path) -> None:
         with aside.open("wb") as file:
             torch.save({"w": torch.zeros(20_000)}, file)
 
@@ -131,7 +138,7 @@ def test_every_writer_waits_for_a_full_disk(disk, monkeypatch) -> None:
         filler = fill(disk)
         slept: list[float] = []
 
-        def freed(seconds: float, filler=filler, slept=slept) -> None:
+        def freed(seconds: float, filler: Any = filler, slept: Any = slept) -> None:
             slept.append(seconds)
             filler.unlink(missing_ok=True)
 
@@ -145,7 +152,9 @@ def test_every_writer_waits_for_a_full_disk(disk, monkeypatch) -> None:
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnhandledThreadExceptionWarning"
 )  # TensorBoard's own thread
-def test_a_training_outlasts_a_full_disk(disk, arrays, tmp_path, monkeypatch) -> None:
+def test_a_training_outlasts_a_full_disk(
+    disk: Path, arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its event files cannot be written either; TensorBoard would end it for that."""
     monkeypatch.setattr(atomic, "RETRY_S", 0.05)
     monkeypatch.setattr("raymtl.reporting.tensorboard.FLUSH_S", 0.05)
@@ -158,7 +167,7 @@ def test_a_training_outlasts_a_full_disk(disk, arrays, tmp_path, monkeypatch) ->
         }
     )
 
-    def train(folder: Path, observe) -> None:
+    def train(folder: Path, observe: Any) -> None:
         train_loop(
             chosen,
             arrays,
@@ -169,7 +178,7 @@ def test_a_training_outlasts_a_full_disk(disk, arrays, tmp_path, monkeypatch) ->
 
     timers: list[threading.Timer] = []
 
-    def observe(row) -> None:
+    def observe(row: Mapping[str, Any]) -> None:
         if row["step"] == 10:
             timers.append(threading.Timer(1.0, fill(disk).unlink))
             timers[0].start()
@@ -196,7 +205,7 @@ def shown(folder: Path) -> list[int]:
     return [event.step for event in events.Scalars("lr")]
 
 
-def test_half_lines_are_cut_off_before_appending(tmp_path) -> None:
+def test_half_lines_are_cut_off_before_appending(tmp_path: Path) -> None:
     """And nothing else is."""
     path = tmp_path / "lines"
     path.write_bytes(b"")
@@ -209,7 +218,7 @@ def test_half_lines_are_cut_off_before_appending(tmp_path) -> None:
     assert path.read_bytes() == b"four\n"
 
 
-def test_lines_without_room_are_not_begun(disk, monkeypatch) -> None:
+def test_lines_without_room_are_not_begun(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = disk / "lines"
     path.write_bytes(b"one\n" * 1000)
     filler = fill(disk)
@@ -220,7 +229,9 @@ def test_lines_without_room_are_not_begun(disk, monkeypatch) -> None:
     filler.unlink()
 
 
-def test_appending_again_adds_no_line_twice(tmp_path, monkeypatch) -> None:
+def test_appending_again_adds_no_line_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where lines arrived though the storage said otherwise."""
     path = tmp_path / "lines"
     path.write_bytes(b"one\n")
@@ -233,7 +244,7 @@ def test_appending_again_adds_no_line_twice(tmp_path, monkeypatch) -> None:
             raise OSError(errno.EIO, "Input/output error")
         sync(opened)
 
-    def stays(opened, size) -> None:
+    def stays(opened: Any, size: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", away)
@@ -243,7 +254,9 @@ def test_appending_again_adds_no_line_twice(tmp_path, monkeypatch) -> None:
     assert path.read_bytes() == b"one\ntwo\n"
 
 
-def test_late_unlocking_adds_no_entry_twice(tmp_path, monkeypatch) -> None:
+def test_late_unlocking_adds_no_entry_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = study(tmp_path / "study.journal")
     monkeypatch.setattr(atomic, "RETRY_S", 0.0)
     rename, failed = os.rename, []
@@ -260,13 +273,15 @@ def test_late_unlocking_adds_no_entry_twice(tmp_path, monkeypatch) -> None:
     assert [trial.value for trial in study(tmp_path / "study.journal").trials] == [1.0]
 
 
-def test_unreadable_for_a_while_is_no_damage(tmp_path, monkeypatch) -> None:
+def test_unreadable_for_a_while_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "rows.parquet"
     formats.write_rows(path, [{"step": 1}])
     monkeypatch.setattr(atomic, "RETRY_S", 0.0)
     read, failed = formats.pq.read_table, []
 
-    def away(given):
+    def away(given: Any):
         if not failed:
             failed.append(given)
             raise OSError(errno.ESTALE, "Stale file handle")
@@ -283,7 +298,7 @@ def study(path: Path) -> optuna.Study:
     )
 
 
-def test_half_written_journals_are_read_and_continued(tmp_path) -> None:
+def test_half_written_journals_are_read_and_continued(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
     study(path).add_trial(optuna.trial.create_trial(value=1.0))
     whole = path.read_bytes()
@@ -296,7 +311,9 @@ def test_half_written_journals_are_read_and_continued(tmp_path) -> None:
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
-def test_journals_have_one_writer_at_a_time(tmp_path, monkeypatch) -> None:
+def test_journals_have_one_writer_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "study.journal"
     append, inside, most = atomic.append, [], []
 
@@ -322,7 +339,9 @@ def test_journals_have_one_writer_at_a_time(tmp_path, monkeypatch) -> None:
     assert len(list(Journal(path).read_logs(0))) == 40
 
 
-def test_reading_a_journal_waits_for_its_storage(tmp_path, monkeypatch) -> None:
+def test_reading_a_journal_waits_for_its_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "study.journal"
     journal = Journal(path)
     journal.append_logs([{"number": 1}, {"number": 2}])
@@ -339,7 +358,9 @@ def test_reading_a_journal_waits_for_its_storage(tmp_path, monkeypatch) -> None:
     assert len(slept) == 2
 
 
-def test_a_journal_waits_until_its_storage_is_back(disk, tmp_path, monkeypatch) -> None:
+def test_a_journal_waits_until_its_storage_is_back(
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = study(disk / "study.journal")
     gone: list[str] = []
 

@@ -20,6 +20,7 @@ from raymtl.tasks.boxes import (
     suppressed,
 )
 from raymtl.tasks.detection import Detection
+from raymtl.types import Task
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -197,7 +198,7 @@ def test_a_boxs_score_holds_its_centreness() -> None:
         assert picture[picture[:, 0] >= 0, 5].tolist() == pytest.approx(wanted)
 
 
-def scored(task, prediction: Tensor, truth: Tensor) -> dict[str, float]:
+def scored(task: Task, prediction: Tensor, truth: Tensor) -> dict[str, float]:
     return {
         name: float(
             metric.compute(metric.update(prediction, truth).sum(0), torch.tensor(len(truth)))

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from raymtl.config import Experiment, load
+from raymtl.data.base import Arrays
 from raymtl.distributed.streaming import BuildEpisodes, BuildStages
 from raymtl.evaluation.baselines import baselines
 from raymtl.reporting.html.training_plots import loss_plot, validation_plot
@@ -38,7 +39,7 @@ def staged(*stages: tuple[int, dict], **values) -> Experiment:
     )
 
 
-def run(chosen: Experiment, arrays, folder: Path, stop_at: int | None = None) -> list[dict]:
+def run(chosen: Experiment, arrays: Arrays, folder: Path, stop_at: int | None = None) -> list[dict]:
     """Every checkpoint stays, as `STEP` beside the model."""
 
     def scored(step: int) -> None:
@@ -48,7 +49,7 @@ def run(chosen: Experiment, arrays, folder: Path, stop_at: int | None = None) ->
     return runs.run(chosen, arrays, folder, stop_at=stop_at, scored=scored)
 
 
-def trained(chosen: Experiment, arrays, folder: Path) -> dict[str, torch.Tensor]:
+def trained(chosen: Experiment, arrays: Arrays, folder: Path) -> dict[str, torch.Tensor]:
     run(chosen, arrays, folder)
     return load_file(folder / "model.safetensors")
 

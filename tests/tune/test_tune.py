@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ import yaml
 
 from raymtl.cluster.capacity import Capacity, Plan
 from raymtl.config import Experiment, load, parse
+from raymtl.data.base import Arrays
 from raymtl.storage import formats
 from raymtl.training.context import TrainContext
 from raymtl.training.loop import local_batches, train_loop
@@ -248,8 +250,8 @@ def test_lost_reports_are_made_again(
     monkeypatch.setattr(trial, "ray", SimpleNamespace(put=lambda value: value))
     dies = [True]
 
-    def train(chosen, arrays, folder, spec) -> None:
-        def observe(row) -> None:
+    def train(chosen: Experiment, arrays: Arrays, folder: Path, spec: Any) -> None:
+        def observe(row: Mapping[str, Any]) -> None:
             if row["step"] == 5 and dies:
                 raise RuntimeError("a machine is lost")
 
