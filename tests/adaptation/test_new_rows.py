@@ -24,7 +24,7 @@ from tests.cli.test_cli import answer, mistake
 from tests.data.own import write_csv, write_scenes
 
 
-def flats(rows: int = 120, seed: int = 0) -> dict[str, list]:
+def flats(rows: int = 120, seed: int = 0) -> dict[str, list[Any]]:
     """Rents by size and city; a state, labels, and the landlord who is a group."""
     rng = np.random.default_rng(seed)
     size, city = rng.normal(60, 15, rows), rng.choice(["Bonn", "Kiel", "Trier"], rows)
@@ -42,7 +42,7 @@ def flats(rows: int = 120, seed: int = 0) -> dict[str, list]:
 TASKS = {"rent": {}, "state": {"classes": ["poor", "fair", "good"]}, "has": {"kind": "multilabel"}}
 
 
-def trained(folder: Path, data: dict, steps: int = 2, inner: int = 1, **more) -> Path:
+def trained(folder: Path, data: dict[str, Any], steps: int = 2, inner: int = 1, **more) -> Path:
     """A run folder as `raymtl train` leaves it."""
     source = data if "name" in data else {"name": "files", "shots": 2, "queries": 4, **data}
     chosen = Experiment.model_validate(
@@ -89,7 +89,7 @@ def support_file(path: Path, without: tuple[str, ...] = (), labelled: int = 20, 
     return write_csv(path, content | changes)
 
 
-def predictions(told: dict) -> list[dict]:
+def predictions(told: dict[str, Any]) -> list[dict]:
     return pq.read_table(Path(told["folder"]) / "predictions.parquet").to_pylist()
 
 

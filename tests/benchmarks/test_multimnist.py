@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder_of.cache_clear()
 
 
-def row(method: str, val: float | None, rate: float = 0.1, test: float = 0.5) -> dict:
+def row(method: str, val: float | None, rate: float = 0.1, test: float = 0.5) -> dict[str, Any]:
     scores = {} if val is None else {"test": {"left": test, "right": test / 2}}
     both = None if val is None else {"left": val, "right": val}
     return {

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def assert_same_training(run: Run, straight: Run) -> None:
     assert [row["loss.number"] for row in rows] == [row["loss.number"] for row in expected]
 
 
-def outcome(run: Run) -> list[tuple]:
+def outcome(run: Run) -> list[tuple[Any, ...]]:
     """What every trial came to, by its number."""
     rows = formats.read_rows(run.folder / "trials.parquet")
     return [
@@ -64,7 +65,7 @@ def outcome(run: Run) -> list[tuple]:
     ]
 
 
-def resumed(run: Run, model: str = "best") -> list[dict]:
+def resumed(run: Run, model: str = "best") -> list[dict[str, Any]]:
     path = run.folder / model / "resumes.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 

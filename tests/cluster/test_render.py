@@ -357,7 +357,7 @@ def broken(tree: Any, path: Sequence[str], value: Any) -> None:
         ([{"from": [{"namespaceSelector": {}}]}], 0),
     ],
 )
-def test_a_policy_that_lets_everybody_in_is_found(ingress: list, index: int) -> None:
+def test_a_policy_that_lets_everybody_in_is_found(ingress: list[Any], index: int) -> None:
     documents = list(yaml.safe_load_all(filled("kuberay")))
     (policy,) = (document for document in documents if document["kind"] == "NetworkPolicy")
     policy["spec"]["ingress"] = ingress

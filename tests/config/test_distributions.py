@@ -27,7 +27,7 @@ SPACE = TypeAdapter(Space).validate_python(
 DEFAULTS = Experiment().override({"encoder.name": "mlp", "encoder.hidden": [8]}).flat()
 
 
-def suggestions(number: int = 60) -> list[dict]:
+def suggestions(number: int = 60) -> list[dict[str, Any]]:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     return [suggest(SPACE, DEFAULTS, study.ask()) for _ in range(number)]
 

@@ -37,10 +37,10 @@ CIFAR_FS_BY_HAND = {
 }
 
 
-def contents(seed: int = 0) -> dict[str, dict]:
+def contents(seed: int = 0) -> dict[str, dict[str, Any]]:
     """Pictures whose first red pixels are part, class and number in the class; classes go round the superclasses."""
     rng = np.random.default_rng(seed)
-    found: dict[str, dict] = {
+    found: dict[str, dict[str, Any]] = {
         "meta": {"fine_label_names": names(), "coarse_label_names": list(COARSE)}
     }
     for part, of_class in PER_CLASS.items():
@@ -62,7 +62,7 @@ def contents(seed: int = 0) -> dict[str, dict]:
     return found
 
 
-def write(root: Path, found: dict[str, dict], protocol: int = 4) -> Path:
+def write(root: Path, found: dict[str, dict[str, Any]], protocol: int = 4) -> Path:
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True, exist_ok=True)
     for part, content in found.items():
@@ -427,7 +427,7 @@ def test_pickles_that_call_functions_are_refused(tmp_path: Path) -> None:
         assert not touched.exists()
 
 
-def changed(part: str, key: str, change: Any) -> dict[str, dict]:
+def changed(part: str, key: str, change: Any) -> dict[str, dict[str, Any]]:
     found = contents()
     found[part][key] = change(found[part][key])
     return found

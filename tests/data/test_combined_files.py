@@ -1,6 +1,7 @@
 """Files of one's own as parts of `several`: two data sets of pictures learned jointly, and what is said of each."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tests.data.test_files_pictures import plain_pictures
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """A table that names pictures, with numbers; and a folder of scenes, with classes and masks."""
     root = tmp_path_factory.mktemp("several")
     plain_pictures(root / "p")
@@ -32,7 +33,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("episodes", ["one", "together"])
-def test_tables_and_folders_are_learned_jointly(both: dict[str, dict], episodes: str) -> None:
+def test_tables_and_folders_are_learned_jointly(
+    both: dict[str, dict[str, Any]], episodes: str
+) -> None:
     chosen = Experiment.model_validate(
         {
             "data": {"name": "several", "parts": both, "episodes": episodes},
@@ -122,7 +125,7 @@ def _window(source: Files, step: int) -> list[float]:
     )
 
 
-def test_a_parts_mistakes_are_named_by_part(both: dict[str, dict]) -> None:
+def test_a_parts_mistakes_are_named_by_part(both: dict[str, dict[str, Any]]) -> None:
     for part, changes, says in (
         ("lamps", {"path": "/nowhere.csv"}, r"^data.parts.lamps.path: expected a file"),
         (

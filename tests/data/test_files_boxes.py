@@ -35,7 +35,7 @@ def own(made: tuple[Path, Written], tmp_path: Path) -> tuple[Path, Written]:
     return tmp_path / "own", made[1]
 
 
-def coco(written: Written, names: list[str]) -> dict:
+def coco(written: Written, names: list[str]) -> dict[str, Any]:
     """COCO's instances; identities are neither dense nor in order."""
     categories = [{"id": 7, "name": "square"}, {"id": 3, "name": "disc"}]
     number = {"square": 7, "disc": 3}
@@ -56,7 +56,7 @@ def coco(written: Written, names: list[str]) -> dict:
     return {"categories": categories, "images": images, "annotations": annotations}
 
 
-def rows(written: Written, names: list[str]) -> dict[str, list]:
+def rows(written: Written, names: list[str]) -> dict[str, list[Any]]:
     """A row a box; one with the picture alone where it shows nothing."""
     found = [[f"{name}.png", *one] for name in names for one in (written[name] or [(None,) * 5])]
     return dict(
@@ -68,7 +68,7 @@ def rows(written: Written, names: list[str]) -> dict[str, list]:
     )
 
 
-def source(folder: Path, task: dict, **values) -> Files:
+def source(folder: Path, task: dict[str, Any], **values) -> Files:
     return Files(
         path=str(folder / "JPEGImages"), tasks={"things": task}, **{"size": SIDES, **values}
     )

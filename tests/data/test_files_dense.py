@@ -45,7 +45,9 @@ def coded(
     return root
 
 
-def of(root: Path, size: int | tuple[int, int] = 8, task: dict | None = None, **values) -> Files:
+def of(
+    root: Path, size: int | tuple[int, int] = 8, task: dict[str, Any] | None = None, **values
+) -> Files:
     tasks = {"map": {"path": str(root / "maps"), **(task or {})}}
     return Files(path=str(root / "pictures"), size=size, tasks=tasks, **values)
 

@@ -184,7 +184,7 @@ def test_pictures_without_boxes_train_the_other_tasks_only(
     moved["boxes"][hidden] = 7.0
     algorithm = chosen.build()
 
-    def gradients(targets: Any) -> tuple:
+    def gradients(targets: Any) -> tuple[Any, ...]:
         episodes = on_device(stack._replace(query=stack.query._replace(targets=targets)), "cpu")
         found = meta_gradient(algorithm, algorithm.init_params(), episodes)
         return found.losses, tuple(found.grads.values())

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from raymtl.storage import formats
 from tests.conftest import MODES, episodes_of, experiment
 
 
-def scores(**tasks: float) -> dict:
-    def value(mean: float) -> dict:
+def scores(**tasks: float) -> dict[str, Any]:
+    def value(mean: float) -> dict[str, Any]:
         return {"mean": mean, "ci95": 0.01}
 
     per_task = {
@@ -129,7 +130,7 @@ def test_a_baseline_alone_is_compared_without_deltas(tmp_path: Path) -> None:
     assert "joint (0.500" in outcome(result_rows({"models": rows}))
 
 
-def made(tmp_path: Path, **models: dict) -> dict:
+def made(tmp_path: Path, **models: dict[str, Any]) -> dict:
     for name, metrics in models.items():
         (tmp_path / name).mkdir()
         formats.write_json(tmp_path / name / "metrics.json", metrics)

@@ -1,5 +1,7 @@
 """The hypernetwork: where it starts from, what it does to a layer, and on sinusoids."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -58,7 +60,9 @@ def test_a_regression_starts_as_the_models_own(arrays: dict[str, np.ndarray]) ->
         {"encoder__name": "conv", "encoder__channels": [4, 8], "encoder__norm": "none"},
     ],
 )
-def test_it_modulates_layers_and_norms(encoder: dict, arrays: dict[str, np.ndarray]) -> None:
+def test_it_modulates_layers_and_norms(
+    encoder: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> None:
     """By hooks on the modules of the unchanged model, whose head is the one that was emitted."""
     chosen = experiment(learner__name="hyper", data__tasks=["left", "sum"], **encoder)
     algorithm = chosen.build()

@@ -1,5 +1,7 @@
 """T-nets against maml, and against layers that apply T after W, written down once more."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -38,7 +40,7 @@ def test_with_the_identity_it_adapts_as_maml(
     "values", [{}, {"learner.inner_optimizer": "adam"}, {"learner.first_order": True}]
 )
 def test_with_the_identity_it_is_maml(
-    sharing: str, values: dict, arrays: dict[str, np.ndarray]
+    sharing: str, values: dict[str, Any], arrays: dict[str, np.ndarray]
 ) -> None:
     found = []
     for name in ("t_net", "maml"):

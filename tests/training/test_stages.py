@@ -26,7 +26,7 @@ from tests.training.runs import Stopped
 HYBRID_CONFIG = Path(__file__).parent.parent.parent / "tune_configs" / "hybrid.yaml"
 
 
-def staged(*stages: tuple[int, dict], **values) -> Experiment:
+def staged(*stages: tuple[int, dict[str, Any]], **values) -> Experiment:
     """Six steps in all, scored every second one."""
     plan = {
         "train__steps": 6,
@@ -39,7 +39,9 @@ def staged(*stages: tuple[int, dict], **values) -> Experiment:
     )
 
 
-def run(chosen: Experiment, arrays: Arrays, folder: Path, stop_at: int | None = None) -> list[dict]:
+def run(
+    chosen: Experiment, arrays: Arrays, folder: Path, stop_at: int | None = None
+) -> list[dict[str, Any]]:
     """Every checkpoint stays, as `STEP` beside the model."""
 
     def scored(step: int) -> None:
@@ -251,7 +253,7 @@ def test_impossible_stages_are_refused(text: str, says: str, tmp_path: Path) -> 
 def test_two_workers_take_the_same_stages(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     """Streamed by Ray Data, and the seam between two stages in the middle of a block of ids."""
     ray = pytest.importorskip("ray")
-    from raymtl.distributed.trainer import train
+    from raymtl.distributed.trainer import TrainerSpec, train
 
     chosen = staged(
         (3, {"learner.inner_steps": 0, "train.meta_batch": 5}), train__meta_batch=4, train__lr=0.001
@@ -264,10 +266,8 @@ def test_two_workers_take_the_same_stages(arrays: dict[str, np.ndarray], tmp_pat
     )  # fmt: skip
     try:
         (tmp_path / "two").mkdir()
-        train(
-            chosen, ray.put(arrays), tmp_path / "two", name="stages/best", ray_folder=tmp_path / "ray", workers=2,
-            cpus=1.0, gpus=0.0,
-        )  # fmt: skip
+        spec = TrainerSpec("stages/best", tmp_path / "ray", workers=2, cpus=1.0, gpus=0.0)
+        train(chosen, ray.put(arrays), tmp_path / "two", spec)
     finally:
         ray.shutdown()
     together = load_file(tmp_path / "two" / "model.safetensors")

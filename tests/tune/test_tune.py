@@ -50,7 +50,7 @@ def searching(**values) -> Experiment:
     return parse(tree)
 
 
-def made_up(values: dict, step: int) -> float:
+def made_up(values: dict[str, Any], step: int) -> float:
     """A score that depends on the values alone, as a deterministic training's does."""
     return (
         step * (1 - abs(math.log10(values["learner.inner_lr"]) + 1.5))
@@ -94,7 +94,7 @@ class FakeTune:
                 return
 
 
-def told(run: Path, experiment: Experiment) -> list[dict]:
+def told(run: Path, experiment: Experiment) -> list[dict[str, Any]]:
     return trial_rows(open_study(run, experiment))
 
 
@@ -194,7 +194,7 @@ def test_no_step_of_the_search_copies_every_trial(
     """With thousands of trials a copy of all takes seconds, and the driver would do little else."""
     plain = optuna.Study.get_trials
 
-    def watched(self: optuna.Study, deepcopy: bool = True, states: Any = None) -> list:
+    def watched(self: optuna.Study, deepcopy: bool = True, states: Any = None) -> list[Any]:
         assert not deepcopy, "copies all trials"
         return plain(self, deepcopy, states)
 
@@ -222,7 +222,7 @@ def test_writing_the_table_takes_little_time(
 ) -> None:
     now, written = [0.0], []
 
-    def slow(path: Path, rows: list, publish: object) -> None:
+    def slow(path: Path, rows: list[Any], publish: object) -> None:
         written.append((now[0], len(rows)))
         now[0] += 0.1
 
@@ -244,7 +244,7 @@ def test_lost_reports_are_made_again(
     """As when one is lost between a checkpoint and the report of its score."""
     from raymtl.tune import trial
 
-    told: list[dict] = []
+    told: list[dict[str, Any]] = []
     monkeypatch.setattr(trial, "tune", SimpleNamespace(report=told.append))
     monkeypatch.setattr(trial, "TuneReportCallback", lambda: None)
     monkeypatch.setattr(trial, "ray", SimpleNamespace(put=lambda value: value))
