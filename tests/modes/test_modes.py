@@ -59,8 +59,10 @@ def test_resumed_runs_end_bit_identical(
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("parts", [3, 5])
-@pytest.mark.parametrize("weighting", WEIGHTING)
+@pytest.mark.parametrize(
+    ("weighting", "parts"),
+    [*((weighting, 3) for weighting in WEIGHTING), ("static", 2), ("static", 5), ("pcgrad", 5)],
+)
 def test_accumulation_equals_the_joint_step(
     weighting: str, parts: int, arrays: dict[str, np.ndarray]
 ) -> None:
