@@ -13,7 +13,7 @@ BELOW = 10.0  # nats
 
 
 def needs_classes(tasks: Sequence[Task], reason: str) -> str | None:
-    """The reason and the first task that is no classification; None where all are."""
+    """The reason and the first task that is not a classification; None where all are."""
     odd = next((task for task in tasks if not task.kind.has_class_logits), None)
     if odd is None:
         return None
@@ -21,7 +21,7 @@ def needs_classes(tasks: Sequence[Task], reason: str) -> str | None:
 
 
 def needs_linear_heads(tasks: Sequence[Task]) -> str | None:
-    """The first task whose head cannot be replaced by another linear one."""
+    """Why the head of a task cannot be replaced by a linear one; None where all can."""
     for task in tasks:
         with torch.device("meta"):
             head = task.head((1,))
@@ -36,7 +36,7 @@ def needs_linear_heads(tasks: Sequence[Task]) -> str | None:
 def features_of(
     model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What the heads would read, [N, in_features] of each task."""
+    """The features [N, in_features] that the head of each task reads."""
     features: dict[str, Tensor] = functional_call(
         model, select(params, "model"), (inputs,), {"output": "features"}
     )
@@ -44,8 +44,9 @@ def features_of(
 
 
 def members(support: Batch, task: str, num_classes: int, like: Tensor) -> Tensor:
-    """1 where the example is of the class, else 0, [N, C]; an example without a label is of no
-    class.
+    """1 where the example belongs to the class, else 0, [N, C].
+
+    An example without a label belongs to no class.
     """
     target = support.targets[task]
     member = (target[:, None] == torch.arange(num_classes, device=target.device)).to(like)
@@ -55,10 +56,10 @@ def members(support: Batch, task: str, num_classes: int, like: Tensor) -> Tensor
 
 
 def below_shown(logits: Tensor, present: Tensor) -> Tensor:
-    """[N, C] with the classes that are not `present` [C] at `BELOW` under the least likely present
-    one.
+    """The logits [N, C], with absent classes `BELOW` the least likely present one.
 
-    All are 0 where no class is present. No gradient follows the absent classes.
+    `present` [C] marks the classes of the support set. Without any, all logits are 0. No gradient
+    flows through absent classes.
     """
     lowest = torch.where(present, logits, torch.inf).amin(-1, keepdim=True).detach()
     absent = torch.where(lowest.isfinite(), lowest - BELOW, 0.0)

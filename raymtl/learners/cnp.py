@@ -28,17 +28,17 @@ from raymtl.types import Batch, Params, Task, prefixed, select
 class CNP(AmortisedLearner):
     """Sums up a support set in `dim` numbers, which a learned decoder reads beside the query.
 
-    h and g are perceptrons with one hidden layer of `hidden` units, of each task its own, over the
-    features f that the model's heads would read; the heads are not used. For a regression h reads
-    the features and the label. For a classification there is an r for each class, the mean of h of
-    its features, and g reads all of them; a class that the support set does not show scores 10 nats
-    less than the least likely class that it shows. Examples without a label are not read, and with
-    none at all r is 0.
+    h and g are perceptrons with one hidden layer of `hidden` units, separate for each task. They
+    read the features f that the model's heads would read; the heads are not used. For a regression
+    h reads the features and the label. For a classification there is an r for each class, the mean
+    of h over its features, and g reads all of them. A class that is absent from the support set
+    scores 10 nats less than the least likely class that is present. Examples without a label are
+    not read, and without any label r is 0.
 
-    Deviations from the paper: predictions are points and no distributions, under the loss of the
-    task; h and g read features that tasks share and not the inputs; classes are told by their
-    number, as in the paper, so that their order in an episode has to be random or to mean the same
-    throughout.
+    Deviations from the paper: predictions are points and not distributions, under the loss of the
+    task; h and g read features that tasks share and not the inputs. As in the paper, a class is
+    identified by its number, so the order of the classes must be random in each episode or mean the
+    same in all.
 
     Example: `learner: {name: cnp, dim: 32, hidden: 64}`
     """

@@ -31,18 +31,18 @@ class Hyper(AmortisedLearner):
     """Emits the weights that fit a support set, in one pass: scales and shifts of the model's
     units, and its heads.
 
-    The support set is read as features of the model as it is, for a regression with the label
-    beside them; a perceptron of each task and the mean over its labelled examples, then over tasks,
-    make a code z, and a second perceptron what the emitters read, `dim` numbers each. Of every
-    parameter p of one dimension that is not a head's they make (1 + gamma) p + beta, and of the
-    weights of the layer whose bias p is, 1 + gamma times as much: the feature-wise modulation of
-    the layer's outputs. They start at 0.
+    The support set is encoded from the features of the unadapted model, for a regression with the
+    label beside them. A perceptron for each task, a mean over its labelled examples and a mean over
+    tasks give a code z of `dim` numbers. A second perceptron turns it into what the linear emitters
+    read. They replace every parameter p of one dimension outside the heads by (1 + gamma) p + beta,
+    and multiply the weights of the layer whose bias p is by 1 + gamma. This is the feature-wise
+    modulation of the layer's outputs. The emitters start at 0.
 
-    The head of a classification is read off the means c_n of the modulated features of the classes,
-    with a learned weight a of each feature, 1 at first: W_n = 2 a c_n and b_n = -sum a c_n^2, which
-    score as the distances to c_n. A class that the support set does not show scores 10 nats less
-    than the least likely class that it shows. The head of a regression is the model's own and what
-    is emitted from z. Adapted parameters are those of an ordinary model.
+    The head of a classification comes from the means c_n of the modulated features of the classes,
+    with a learned weight a for each feature, 1 at first: W_n = 2 a c_n and b_n = -sum a c_n^2,
+    which score as the distances to c_n. A class that is absent from the support set scores 10 nats
+    less than the least likely class that is present. The head of a regression is that of the model
+    plus a change that is emitted from z. Adapted parameters are those of an ordinary model.
 
     Deviations from the paper: the set encoder reads features of the trunk and not pictures; the
     trunk is learned with the rest and not before it; emitters are linear, and none reads what the
@@ -111,8 +111,9 @@ class Hyper(AmortisedLearner):
         return {**phi, **heads}
 
     def _emitted(self, own: Params, support: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
-        """What the emitters read, [dim]: no order of the examples moves it, and no example without
-        a label.
+        """What the emitters read, [dim].
+
+        It depends neither on the order of the examples nor on examples without a label.
         """
         codes, has_labels = [], []
         for name, (rows, groups) in support.items():

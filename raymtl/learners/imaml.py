@@ -22,16 +22,16 @@ class IMAML(GradientLearner):
     """Fits the model near its initialisation, with a gradient that does not pass through the steps
     but their goal.
 
-    `inner_steps` steps go down L_S + strength/2 |phi - theta|^2, `strength` being the paper's
-    lambda. Memory does not grow with them, so they may be many; the gradient is exact where they
-    have arrived and `cg_steps` of conjugate gradients solve the linear system, each at the cost of
-    a Hessian-vector product and a task's gradient at a time. The solution starts from grad
-    L_Q(phi*) itself, so with `cg_steps: 0` that is the meta-gradient, and stays where it is once
-    the curvature is not positive, as it can be where L_S is not convex. The weighting's own
-    parameters get their implicit gradient too. Without any inner step it is plain multi-task
-    training, as maml. With ReLU a goal can lie on a kink, around which the steps go back and forth:
-    the gradient is then that of the side they end on. The inner loop runs in the parameters'
-    precision, whatever `train.precision`.
+    `inner_steps` steps minimise L_S + strength/2 |phi - theta|^2, where `strength` is the paper's
+    lambda. Memory does not grow with their number. The gradient is exact where the steps have
+    converged and `cg_steps` of conjugate gradients solve the linear system. Each costs one
+    Hessian-vector product. The solution starts from grad L_Q(phi*), which is the meta-gradient with
+    `cg_steps: 0`. It stops where the curvature is not positive, as can happen where L_S is not
+    convex. The weighting's parameters get their implicit gradient too.
+
+    Without any inner step this is plain multi-task training, as maml. With ReLU the minimum can lie
+    on a kink, around which the steps oscillate: the gradient is then that of the piece on which
+    they end. The inner loop runs in the parameters' precision, whatever `train.precision` is.
 
     Example: `learner: {name: imaml, inner_steps: 20, strength: 1.0}`
     """

@@ -28,12 +28,12 @@ def implicit(
     params: Params,
     support: Batch,
 ) -> dict[str, Tensor]:
-    """phi = find(theta, params, support), whose gradient is what `back` makes of it at phi.
+    """phi = find(theta, params, support), with the gradient that `back` computes at phi.
 
-    `loss(phi, params, support)` and `find` may depend on no other tensor that the gradient is to
-    reach; of `params` it reaches what is not named as in theta. Runs in the parameters' precision,
-    whatever that of the layers: the curvature is taken where the backward pass runs, at a goal of
-    the same function.
+    The gradient reaches `theta`, `support` and those of `params` that theta does not name, so
+    `loss` and `find` must not depend on any other tensor that it should reach. All runs in the
+    parameters' precision, whatever that of the layers, so that the backward pass takes the
+    curvature of the function that was minimised.
     """
     given = {name: value for name, value in params.items() if name not in theta}
     leaves, tree = tree_flatten((dict(theta), given, support))

@@ -15,10 +15,9 @@ class ProtoNet(AmortisedLearner):
     """Classifies by the squared distance to the mean support feature of each class: logits -|f(x) -
     c_n|^2.
 
-    The heads of the model are not used. A class that the support set does not show, as happens
-    where labels are missing, scores 10 nats less than the least likely class that it shows: it is
-    never predicted, and its loss is finite. Nothing is learned from the support set by gradient, so
-    there is no prediction before adaptation.
+    The heads of the model are not used. A class can be absent from the support set where labels are
+    missing. It then scores 10 nats less than the least likely class that is present, so that it is
+    never predicted and its loss is finite. There is no prediction before adapting.
 
     Example: `learner: {name: protonet}`
     """

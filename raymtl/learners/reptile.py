@@ -14,13 +14,15 @@ from raymtl.types import Batch, Params
 class Reptile(MetaLearner):
     """Moves the initialisation toward the adapted parameters.
 
-    The meta-gradient is the mean over episodes of theta - phi_steps. With one step of "sgd" it
-    equals inner_lr times the support gradient. The paper's outer rule is `train.optimizer: sgd`,
-    `train.lr: 1`, `train.schedule: linear`; any other optimiser takes the displacement as its
-    gradient. "adam" has beta1 = 0 and starts fresh in every episode, where the paper carries its
-    state from task to task: episodes then do not depend on their order. The weighting acts through
-    the inner objective; its own parameters follow their gradient at the query losses. Auxiliary
-    terms and penalties of an architecture add their gradient at theta to the displacement.
+    The meta-gradient is the mean over episodes of theta - phi_k after k steps. With one step of
+    "sgd" it is inner_lr times the support gradient. The paper's outer rule is `train.optimizer:
+    sgd`, `train.lr: 1`, `train.schedule: linear`. Any other optimiser takes the displacement as its
+    gradient. The weighting acts through the inner objective, and its parameters follow their
+    gradient at the query losses. Auxiliary terms and penalties of an architecture add their
+    gradient at theta to the displacement.
+
+    Deviation from the paper: "adam" has beta1 = 0 and starts anew in every episode, while the paper
+    carries its state from task to task. So episodes do not depend on their order.
 
     Example: `learner: {name: reptile, inner_lr: 0.05, inner_steps: 8}`
     """

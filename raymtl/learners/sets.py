@@ -29,7 +29,7 @@ def needs_readable_labels(tasks: Sequence[Task]) -> str | None:
 
 
 def head_widths(model_params: Params) -> dict[str, tuple[int, int]]:
-    """The features and the outputs of each task, read off its linear head."""
+    """The numbers of features and of outputs of each task, by the shape of its linear head."""
     weights = {
         n.split(".")[1]: w
         for n, w in model_params.items()
@@ -39,7 +39,7 @@ def head_widths(model_params: Params) -> dict[str, tuple[int, int]]:
 
 
 def width_read(features: int, outputs: int) -> int:
-    """How many numbers `read` gives of an example."""
+    """The width of the rows that `read` returns."""
     if outputs == 1:
         return features + 1
     return features
@@ -48,12 +48,11 @@ def width_read(features: int, outputs: int) -> int:
 def read(
     model: SharingArchitecture, params: Params, support: Batch
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """What is read of the support set of each task: rows [N, width], and the groups that each is
-    of, [N, G].
+    """The support set of each task as rows [N, width] and memberships in groups [N, G].
 
-    For a classification a row is the features, and the groups are the classes; for a regression it
-    is the features and the label in the unit of the predictions, in one group. An example without a
-    label is of no group.
+    For a classification a row holds the features, and the groups are the classes. For a regression
+    a row holds the features and the label in the unit of the predictions, and there is one group.
+    An example without a label belongs to no group.
     """
     read_by_task = {}
     for name, features in features_of(model, params, support.inputs).items():

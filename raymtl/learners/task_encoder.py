@@ -19,30 +19,29 @@ from raymtl.types import Batch, Params
 
 
 class Pairs(NamedTuple):
-    """The support examples of one task: features [N, d], encoded labels [N, c], and whether there
-    is a label [N].
-    """
+    """The support examples of one task."""
 
     features: Tensor
+    """[N, d]."""
     labels: Tensor
+    """Encoded, [N, c]."""
     labelled: Tensor
+    """Whether the example has a label, [N]."""
 
     def mean(self, rows: Tensor) -> Tensor:
-        """[N, m] -> its mean over the labelled examples, [m]; 0 where there is none."""
+        """The mean [m] of the rows [N, m] of labelled examples; 0 without any."""
         return torch.where(self.labelled[:, None], rows, 0.0).sum(0) / self.labelled.sum().clamp(
             min=1
         )
 
     def standardised(self, rows: Tensor) -> Tensor:
-        """[N, m] of mean 0 and, unless they are all equal, variance 1 in this set: what shape they
-        have at any size.
-        """
+        """The rows [N, m], shifted and scaled to mean 0 and variance 1 in this set."""
         off = rows - self.mean(rows)
         return off / (self.mean(off.square()) + 1e-6).sqrt()
 
 
 def support_pairs(model: SharingArchitecture, params: Params, support: Batch) -> dict[str, Pairs]:
-    """Those of each task that the support set has."""
+    """The pairs of each task in the support set."""
     pairs = {}
     for name, features in features_of(model, params, support.inputs).items():
         target = support.targets[name]
@@ -56,7 +55,7 @@ def support_pairs(model: SharingArchitecture, params: Params, support: Batch) ->
 
 
 def random_matrix(generator: torch.Generator, out: int, width: int, like: Tensor) -> Tensor:
-    """[out, width], such that it keeps the mean square of what it is applied to."""
+    """A random matrix [out, width] that keeps the mean square of its input."""
     matrix: Tensor = torch.randn(out, width, generator=generator).to(like) / width**0.5
     return matrix
 
@@ -68,8 +67,9 @@ def encoder_params(
     generator: torch.Generator,
     like: Tensor,
 ) -> dict[str, Tensor]:
-    """Parameters of `embedding` and `reconstruction_error`; `widths` are those of each task's
-    features and labels.
+    """The parameters of `embedding` and `reconstruction_error`.
+
+    `widths` holds the numbers of features and of encoded labels of each task.
     """
     shapes = dict.fromkeys(("pair", "value", "pooled"), (hidden, hidden))
     shapes |= {"embedding": (dim, hidden), "decoder": (hidden, dim)}
@@ -90,8 +90,10 @@ def encoder_params(
 
 
 def embedding(own: Params, task: str, pairs: Pairs, heads: int) -> Tensor:
-    """z [dim] in [-1, 1], which no order of the examples moves and no example without a label; 0
-    where none has one.
+    """The embedding z [dim] of a task, in [-1, 1].
+
+    It does not depend on the order of the examples, nor on examples without a label. It is 0 where
+    no example has a label.
     """
     rows = torch.cat([pairs.features, pairs.labels, pairs.standardised(pairs.labels)], -1)
     h = F.relu(_affine(own, "pair", F.relu(_affine(own, f"pairs.{task}", rows))))
@@ -109,8 +111,9 @@ def embedding(own: Params, task: str, pairs: Pairs, heads: int) -> Tensor:
 
 
 def reconstruction_error(own: Params, task: str, pairs: Pairs, z: Tensor) -> Tensor:
-    """Mean square over the coordinates of D(z) less the means of f, y and y^2 and the correlations
-    of f with y.
+    """The mean squared error of D(z) over its coordinates.
+
+    D(z) predicts the means of f, y and y^2 and the correlations of f with y.
     """
     f, y = pairs.standardised(pairs.features), pairs.standardised(pairs.labels)
     products = (f[:, :, None] * y[:, None, :]).flatten(1)

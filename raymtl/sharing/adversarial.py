@@ -37,10 +37,9 @@ class Adversarial(SharingArchitecture):
     `orthogonality` is gamma * sum_t |S_t^T H_t|_F^2 / N_t^2: the shared and the private features of
     N_t examples are to have nothing in common.
 
-    Where all tasks share one input the discriminator sees the same features under every label: it
-    can do no better than guess, 1/K, and what reverses is its own departure from that. It says
-    something where tasks bring inputs of their own. Missing labels take nothing away from either
-    term, which look at inputs alone.
+    Where all tasks share one input, the discriminator sees the same features under every label and
+    can only guess, with probability 1/K. It is useful where tasks have separate inputs. Both terms
+    depend on inputs alone, so missing labels do not change them.
 
     Deviations from the paper: lambda scales the reversed gradient alone and not the
     discriminator's; L_diff is divided by N_t^2, so that it does not grow with the number of

@@ -24,9 +24,9 @@ class Attention(SharingArchitecture):
 
     Query and key come from the features of the task's tower, through maps that all share, plus an
     embedding of the task; values are the features themselves. Each of `heads` heads of `dim`
-    numbers mixes its own part of the features, as equal as they divide. Zero queries give every
-    task the mean of the towers. Whichever tasks are asked for, all towers see their inputs; where
-    tasks bring inputs of their own, each tower sees those of all in one pass.
+    numbers mixes one slice of the features, of nearly equal width. Zero queries give every task the
+    mean of the towers. All towers see the inputs, also for the prediction of one task. Where tasks
+    have separate inputs, each tower sees those of all tasks in one pass.
     """
 
     def __init__(
@@ -52,9 +52,7 @@ class Attention(SharingArchitecture):
         return self._names("towers", "query_map", "key_map", "keys")
 
     def attention(self, inputs: Tensor) -> Tensor:
-        """What each task attends to, [N, heads, K, K]: each row over the last axis is in the
-        simplex.
-        """
+        """The attention of each task, [N, heads, K, K]; each row of the last axis sums to 1."""
         values = self._values(inputs)
         keys = self._keys(values)
         return torch.stack([self._attention(name, values, keys) for name in self.task_names], 2)
@@ -87,13 +85,13 @@ class Attention(SharingArchitecture):
     # queries of the others.
 
     def _attention(self, task: str, values: Tensor, keys: Tensor) -> Tensor:
-        """What the task attends to, [N, heads, K]."""
+        """The attention of the task, [N, heads, K]."""
         own = self.query_map(values[:, self.task_names.index(task)])
         queries = own.unflatten(-1, (self.num_heads, self.dim)) + self.queries[task]
         return (torch.einsum("nhd,nshd->nhs", queries, keys) / math.sqrt(self.dim)).softmax(-1)
 
     def _mixture(self, task: str, values: Tensor, keys: Tensor) -> Tensor:
-        """What the head of the task reads, [N, out_features]."""
+        """The features that the head of the task reads, [N, out_features]."""
         weights = self._attention(task, values, keys).unbind(1)
         pieces = values.tensor_split(self.num_heads, -1)
         return torch.cat(
@@ -108,8 +106,8 @@ class Attention(SharingArchitecture):
 class AttentionSpec(SharingSpecBase):
     """Every task has a tower, and reads the features of all towers by attention over the tasks.
 
-    `heads` is how many parts of the features are attended to apart from each other; `dim` is the
-    length of the queries and keys of one.
+    `heads` is the number of slices of the features, each with its own attention. `dim` is the
+    length of the queries and keys of one head.
 
     Example: `sharing: {name: attention, heads: 2, dim: 8}`
     """

@@ -24,9 +24,7 @@ def _stage_of(parameter: str) -> str:
 
 
 class Branch(Spec):
-    """Where a task parts: it goes with the task it follows through the first `stages` stages, then
-    on its own.
-    """
+    """Where a task branches off: it shares the first `stages` stages with the task `follows`."""
 
     follows: str
     stages: NonNegativeInt
@@ -91,8 +89,9 @@ class Branching(SharingArchitecture):
         return {name: x[name].flatten(1) for name in inputs}
 
     def _companies(self, tasks: Sequence[str]) -> list[dict[str, list[str]]]:
-        """For each stage: owner -> those of `tasks` that pass through its copy. They came together
-        to there.
+        """For each stage: owner -> those of `tasks` that pass through its copy of the stage.
+
+        They have passed through the same copies of all earlier stages.
         """
         companies: list[dict[str, list[str]]] = [{} for _ in self.owners[self.task_names[0]]]
         for name in tasks:
@@ -105,13 +104,12 @@ class Branching(SharingArchitecture):
 
 
 class BranchingSpec(SharingSpecBase):
-    """A task goes with an earlier one for some stages of the encoder, then on its own: every tree
-    can be said so.
+    """A tree of tasks over the stages of the encoder: each branches off an earlier one.
 
-    `tree` says for a task which earlier one it follows (`sharing.tree.TASK.follows`) and for how
-    many of the first stages (`sharing.tree.TASK.stages`); 0 is a network of its own. A task that it
-    does not name follows the first one all the way, so that the empty tree is hard sharing. Earlier
-    is as the data names the tasks.
+    `sharing.tree.TASK.follows` is the earlier task, in the order of the data, and
+    `sharing.tree.TASK.stages` the number of first stages that the two share; with 0 the task has a
+    separate network. A task that `tree` does not name shares all stages with the first task, so
+    that the empty tree is hard sharing.
 
     Example: `sharing: {name: branching, tree: {right: {follows: left, stages: 1}}}`
     """

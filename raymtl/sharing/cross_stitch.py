@@ -17,10 +17,10 @@ from raymtl.types import Task
 class CrossStitch(SharingArchitecture):
     """One tower per task; a learned matrix [K, K] mixes their activations after each stage.
 
-    With the identity the towers are independent networks. Whichever tasks are asked for, all towers
-    see their inputs; where tasks bring inputs of their own, each tower sees those of all in one
-    pass. Deviation from the paper: one unit per stage, not per channel, and the towers start from
-    one random initialisation each instead of pre-trained single-task networks.
+    With the identity the towers are independent networks. All towers see the inputs, also for the
+    prediction of one task. Where tasks have separate inputs, each tower sees those of all tasks in
+    one pass. Deviation from the paper: one unit per stage, not per channel, and the towers start
+    from one random initialisation each instead of pre-trained single-task networks.
     """
 
     def __init__(
@@ -76,17 +76,13 @@ class CrossStitchSpec(SharingSpecBase):
 
 
 def mostly(own: float, size: int) -> Tensor:
-    """[size, size] with `own` on the diagonal and what is missing to 1 spread over the rest of each
-    row.
-    """
+    """A matrix [size, size] with `own` on the diagonal and rows that sum to 1."""
     if size == 1:
         return torch.ones(1, 1)
     return torch.full((size, size), (1 - own) / (size - 1)).fill_diagonal_(own)
 
 
 def split_by_task(joint: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of what each task makes of the examples of all, joined [sum of N_t, ...], that of its own
-    [N_t, ...].
-    """
+    """The rows [N_t, ...] of each task's outputs [sum of N_t, ...] that belong to its inputs."""
     sizes = [len(own) for own in inputs.values()]
     return {name: joint[name].split(sizes)[i] for i, name in enumerate(inputs)}

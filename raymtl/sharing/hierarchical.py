@@ -64,10 +64,10 @@ class Hierarchical(SharingArchitecture):
 
 
 class HierarchicalSpec(SharingSpecBase):
-    """Each task is supervised after the stage of the shared trunk that its level says.
+    """Supervises each task at a level of the shared trunk.
 
-    `levels` by task name, from 1 to the number of the encoder's stages; a task that it does not
-    name is supervised after the last.
+    `levels` gives a task's level, from 1 to the number of the encoder's stages. A task that it does
+    not name is supervised after the last stage.
 
     Example: `sharing: {name: hierarchical, levels: {left: 1}}`
     """

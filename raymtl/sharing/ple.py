@@ -70,8 +70,8 @@ class PLE(SharingArchitecture):
     The encoder's stages are divided into `num_levels` consecutive groups; an expert of a level is a
     copy of its group, and the gates see the flattened input of the level. Before the last level the
     shared branch sees the experts of all tasks, so these are shared as well. With one level it is
-    customized gate control (cgc). Where tasks bring inputs of their own, those of each pass through
-    the experts of all.
+    customized gate control (cgc). Where tasks have separate inputs, those of each task pass through
+    the experts of all tasks.
     """
 
     def __init__(

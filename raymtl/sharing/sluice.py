@@ -32,8 +32,8 @@ class Sluice(SharingArchitecture):
     own make of those of the stages before, whose maps are averaged over their pixels. With alpha =
     I and beta = (0, .., 0, 1) the tasks are independent networks.
 
-    Whichever tasks are asked for, all towers see their inputs; where tasks bring inputs of their
-    own, each tower sees those of all in one pass.
+    All towers see the inputs, also for the prediction of one task. Where tasks have separate
+    inputs, each tower sees those of all tasks in one pass.
 
     The penalty runs over the weights of the encoders' layers as matrices [out, rest], G_t1 and
     G_t2; it is 0 where what a layer of one subspace can put out is orthogonal to what that of the
