@@ -17,7 +17,8 @@ from raymtl.adaptation.examples import (
 from raymtl.adaptation.request import AdaptationRequest
 from raymtl.data import Source
 from raymtl.data.episodes import on_device
-from raymtl.evaluation.predictions import Said, placed_of, said_of, write_predictions
+from raymtl.evaluation.prediction import Prediction
+from raymtl.evaluation.predictions import image_resize_of, prediction_of, write_predictions
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage import formats
 from raymtl.tasks import label_counts, metric_sums, metric_values
@@ -65,7 +66,7 @@ def adapt_run(request: AdaptationRequest, steps: int | None = None) -> dict[str,
             folder / "predictions.parquet",
             predictions,
             examples.query_origins,
-            placed_of(experiment.data),
+            image_resize_of(experiment.data),
         )
 
     folder = run_folder.publish_folder(
@@ -97,19 +98,18 @@ def _adapt(algorithm: Algorithm, params: Params, episode: Episode, steps: int | 
 
 def _of_task(
     task: Task, source: Source, query: Batch, adapted: _Adapted, examples: AdaptationExamples
-) -> Said:
+) -> Prediction:
     before = None
     if adapted.before is not None:
         before = adapted.before[task.name]
-    return said_of(
+    return prediction_of(
         source,
         task,
         query.targets.get(task.name),
         query.masks.get(task.name),
         before,
         adapted.after[task.name],
-        examples.class_names.get(task.name, ()),
-    )
+    ).with_classes(examples.class_names.get(task.name, ()))
 
 
 def _are_equal(params: Params, adapted: Params) -> bool:

@@ -23,7 +23,7 @@ from raymtl.data.episodes import on_device
 from raymtl.data.tables.row_origins import RowOrigins
 from raymtl.encoders.norm import WITH_BATCH_STATISTICS
 from raymtl.evaluation.evaluate import scores_of
-from raymtl.evaluation.predictions import said_of, write_predictions
+from raymtl.evaluation.predictions import prediction_of, write_predictions
 from raymtl.notes import Note
 from raymtl.reporting.terminal import Row, View
 from raymtl.step.algorithm import Algorithm
@@ -344,15 +344,14 @@ def _write(
 ) -> Path:
     """Publishes the folder of the transferred model; returns where it is."""
     data = prepared.data
-    said = said_of(
+    prediction = prediction_of(
         prepared.experiment.data,
         result.task,
         data.targets,
         data.known,
         predicted.before,
         predicted.after,
-        data.class_names,
-    )
+    ).with_classes(data.class_names)
 
     def write(folder: Path) -> None:
         prepared.experiment.save(folder / "config.yaml")
@@ -362,7 +361,7 @@ def _write(
         }
         (folder / "transfer.yaml").write_text(yaml.safe_dump(transferred, sort_keys=False))
         formats.save_params(folder / "model.safetensors", named(result.network, data.task))
-        write_predictions(folder / "predictions.parquet", [said], data.origins)
+        write_predictions(folder / "predictions.parquet", [prediction], data.origins)
         formats.write_rows(folder / "curve.parquet", result.course.rows)
         formats.write_json(folder / "scores.json", scores)
 

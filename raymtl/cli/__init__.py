@@ -4,11 +4,12 @@ import sys
 
 import typer
 
+from raymtl.cli.adapt import adapt
 from raymtl.cli.cluster import check_file, doctor, render_file
 from raymtl.cli.data import fetch_data, inspect_data
+from raymtl.cli.evaluate import evaluate
 from raymtl.cli.run import train, tune
 from raymtl.cli.show import methods, report, trials
-from raymtl.cli.use import adapt, evaluate
 from raymtl.reporting.console import log_to_stderr, print_any_letter
 from raymtl.storage.fence import Superseded
 from raymtl.storage.redaction import redacted

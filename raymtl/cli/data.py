@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raymtl.cli.columns import MOST_LINES, left_out, lines
-from raymtl.cli.notes import print_notes
+from raymtl.cli.notes import notes_of, print_notes
 from raymtl.cli.options import AsJson, Config, Sets, load_config
 from raymtl.reporting.console import plain_console
 from raymtl.storage import strict_json
@@ -153,9 +153,7 @@ def _print_summary(summary: Mapping[str, Any]) -> None:
         "of query.",
         markup=False,
     )
-    from raymtl.notes import Note
-
-    notes = [Note(**note) for note in summary["notes"]]
+    notes = notes_of(summary)
     print_notes(console, notes[:MOST_LINES])
     if len(notes) > MOST_LINES:
         console.print(f"{len(notes) - MOST_LINES:,} more notes (--json prints all)")

@@ -1,7 +1,7 @@
 """Notes as commands print them: what was decided for the user, and the key that changes it."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -23,3 +23,10 @@ def print_notes(console: Console, notes: "Sequence[Note]", config: object = None
         lines = [*lines[: MOST_LINES - 1], f"{more} more notes: raymtl data inspect {config}"]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def notes_of(content: Mapping[str, Any]) -> "list[Note]":
+    """The `notes` of a JSON file or of what a command wrote."""
+    from raymtl.notes import Note
+
+    return [Note(**note) for note in content["notes"]]

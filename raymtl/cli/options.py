@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +40,8 @@ Data = Annotated[
         help="Where the run's data are now: PATH, or KEY=PATH such as tasks.boxes.path=PATH.",
     ),
 ]
+GONE = "where there is none."
+"""The end of every message about files that are missing."""
 MOVED = re.compile(r"(?P<key>(?:path|tasks|parts)\.[^=/]+)=(?P<path>.+)")
 _MARK = re.compile(r"[^\w\s~\[\]{}'\"]")
 """A delimiter or separator such as `|` or `,`, which YAML would take for a sign of its own."""
@@ -95,3 +99,14 @@ def _in_utf8(word: str) -> str:
         return os.fsencode(word).decode()
     except UnicodeError:
         return word
+
+
+@contextmanager
+def hint_at_data_option(data: list[str]) -> Iterator[None]:
+    """Names --data in the error where the files of the run are missing."""
+    try:
+        yield
+    except UserError as error:
+        if data or not str(error).endswith(GONE):
+            raise
+        raise UserError(f"{error} Where they have moved, add --data PATH.") from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from raymtl import run_folder
-from raymtl.cli.notes import print_notes
+from raymtl.cli.notes import notes_of, print_notes
 from raymtl.cli.options import Address, AsJson, Config, DryRun, Resume, Sets, load_config
 from raymtl.cli.tables import print_scores
 from raymtl.reporting.console import plain_console
@@ -109,14 +109,13 @@ def _print_summary(
     if as_json:
         print(strict_json.dumps(summary, indent=2))
         return
-    from raymtl.notes import Note
     from raymtl.reporting.html import outcome, protocol, result_rows
 
     console = plain_console(soft_wrap=True)
     console.print()
     print_scores(summary["models"])
     console.print(f"\n{outcome(result_rows(summary))} {protocol(summary)}", highlight=False)
-    notes = [Note(**note) for note in summary["notes"]]
+    notes = notes_of(summary)
     print_notes(console, [note for note in notes if note not in printed])
     if "regret" in summary:
         console.print(_regret(summary["regret"]), highlight=False)

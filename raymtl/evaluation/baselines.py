@@ -4,7 +4,7 @@ them side by side.
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from raymtl.config import Experiment, parse
 from raymtl.data import Source
 from raymtl.evaluation.evaluate import SCORE, difference, read_estimators
 from raymtl.evaluation.intervals import Estimator, combine
-from raymtl.evaluation.relative import delta_estimator, delta_m, delta_p
+from raymtl.evaluation.relative import deltas_against
 from raymtl.notes import Note
 from raymtl.storage import formats
 
@@ -156,31 +156,37 @@ def table(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     """
     metrics = {name: formats.read_json(folder / "metrics.json") for name, folder in folders.items()}
     estimators = {name: read_estimators(folders[name], own) for name, own in metrics.items()}
-    rows: list[dict[str, Any]] = [
-        {"name": name, "folder": str(folders[name]), **{key: metrics[name].get(key) for key in ROW}}
-        for name in metrics
-        if not name.startswith(SINGLE)
-    ]
+    rows: list[dict[str, Any]] = []
+    for name, own in metrics.items():
+        if not name.startswith(SINGLE):
+            row: dict[str, Any] = {"name": name, "folder": str(folders[name])}
+            rows.append(row | {key: own.get(key) for key in ROW})
     single = {name: own for name, own in metrics.items() if name.startswith(SINGLE)}
     tasks = {task: own["tasks"][task] for own in single.values() for task in own["tasks"]}
-    if tasks and set(tasks) == set(
-        rows[0]["tasks"]
-    ):  # else one diverged: what it would have scored nobody knows
-        together = {
-            key: one for name in single for key, one in estimators[name].items() if key != SCORE
-        }
-        score, together[SCORE] = _joined_score(tasks, together)
-        seen = any(own["transductive"] for own in single.values())
-        rows.append(
-            {"name": ALONE, "folder": None, "score": score, "tasks": tasks, "transductive": seen}
-        )
-        estimators[ALONE] = together
+    # Where a task is missing its model diverged: nobody knows what it would have scored.
+    if tasks and set(tasks) == set(rows[0]["tasks"]):
+        estimators[ALONE] = _joined_estimators([estimators[name] for name in single])
+        score, estimators[ALONE][SCORE] = _joined_score(tasks, estimators[ALONE])
+        transductive = any(own["transductive"] for own in single.values())
+        row = {"name": ALONE, "folder": None, "score": score, "tasks": tasks}
+        rows.append(row | {"transductive": transductive})
     for row in rows:
-        own = estimators[row["name"]]
+        own_estimators = estimators[row["name"]]
         others = [other["name"] for other in rows if other is not row]
-        row["against"] = {other: _differences(own, estimators[other]) for other in others}
-        row |= _deltas(row["tasks"], own, tasks, estimators.get(ALONE))
+        row["against"] = {
+            other: _differences(own_estimators, estimators[other]) for other in others
+        }
+        row |= deltas_against(row["tasks"], own_estimators, tasks, estimators.get(ALONE))
     return rows
+
+
+def _joined_estimators(models: Sequence[Mapping[str, Estimator]]) -> dict[str, Estimator]:
+    """The scores of all these models' tasks."""
+    joined: dict[str, Estimator] = {}
+    for estimators in models:
+        joined |= estimators
+    joined.pop(SCORE, None)
+    return joined
 
 
 def _differences(own: Mapping[str, Estimator], other: Mapping[str, Estimator]) -> dict[str, Any]:
@@ -188,31 +194,6 @@ def _differences(own: Mapping[str, Estimator], other: Mapping[str, Estimator]) -
     lacks.
     """
     return {name: difference(own[name], other[name]) for name in own if name in other}
-
-
-def _deltas(
-    tasks: Mapping[str, Any],
-    own: Mapping[str, Estimator],
-    alone: Mapping[str, Any],
-    baseline: Mapping[str, Estimator] | None,
-) -> dict[str, float | None]:
-    """`delta_m` and `delta_p` against the single-task models, with half of their 95 % intervals."""
-    found: dict[str, float | None] = {}
-    for name, delta in (("delta_m", delta_m), ("delta_p", delta_p)):
-        if baseline is not None:
-            value = delta(_after(tasks, tasks), _after(alone, tasks))
-        else:
-            value = None
-        if baseline is None:
-            estimator = None
-        else:
-            estimator = delta_estimator(delta, _named(tasks), own, baseline)
-        found[name] = value
-        if estimator is None:
-            found[f"{name}_ci95"] = None
-        else:
-            found[f"{name}_ci95"] = estimator.interval("any")["ci95"]
-    return found
 
 
 def notes_of_models(folders: Mapping[str, Path]) -> list[Note]:
@@ -232,11 +213,9 @@ def notes_of_models(folders: Mapping[str, Path]) -> list[Note]:
 
 def _notes_of(folder: Path) -> list[Note]:
     path = folder / "metrics.json"
-    if path.exists():
-        found = formats.read_json(path)
-    else:
-        found = {}
-    return [Note(**note) for note in found.get("notes") or ()]
+    if not path.exists():
+        return []
+    return [Note(**note) for note in formats.read_json(path).get("notes") or ()]
 
 
 def _joined_score(
@@ -269,31 +248,3 @@ def _joined_score(
         [one for one in own if one is not None],
     )
     return {"before": None, "after": joined.interval("any"), "gain": None}, joined
-
-
-def _counted(tasks: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Task -> the metrics that the deltas are made of: those on a ratio scale that tables show."""
-    return {
-        task: [name for name, one in named.items() if one["ratio_scale"] and one.get("shown", True)]
-        for task, named in tasks.items()
-        if next(iter(named.values()))["after"]["mean"] is not None
-    }
-
-
-def _after(
-    tasks: Mapping[str, Any], like: Mapping[str, Any]
-) -> dict[str, dict[str, tuple[float, bool]]]:
-    return {
-        task: {
-            name: (tasks[task][name]["after"]["mean"], tasks[task][name]["higher_is_better"])
-            for name in names
-        }
-        for task, names in _counted(like).items()
-    }
-
-
-def _named(tasks: Mapping[str, Any]) -> dict[str, dict[str, tuple[str, bool]]]:
-    return {
-        task: {name: (f"{task}.{name}", tasks[task][name]["higher_is_better"]) for name in names}
-        for task, names in _counted(tasks).items()
-    }

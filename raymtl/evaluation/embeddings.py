@@ -27,13 +27,12 @@ def embeddings(
     split: Split,
     episodes: int,
 ) -> list[dict[str, Any]]:
-    """What the learner knows the tasks of held-out episodes by, the rows of embeddings.parquet;
-    none where nothing.
+    """The rows of embeddings.parquet: the learner's embedding of each task of held-out episodes; no
+    rows if it embeds none.
     """
     rows: list[dict[str, Any]] = []
-    for index in range(
-        episodes
-    ):  # one by one, for those that differ in shape come in another order
+    # One by one, for episodes that differ in shape would come in another order.
+    for index in range(episodes):
         (stack,), (domain,) = build_episodes(
             experiment.data, arrays, seed=experiment.seed, split=split, step=0, indices=[index]
         )
@@ -64,8 +63,8 @@ def embeddings(
 def relations(
     algorithm: Algorithm, params: Params, embedded: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What the learner holds the first of these tasks to be to each other, the rows of
-    relations.parquet.
+    """The rows of relations.parquet: how the learner relates the first of these tasks to each
+    other.
     """
     shown = embedded[:RELATED]
     if not shown:
@@ -76,8 +75,12 @@ def relations(
     )
     if matrix is None:
         return []
-    about = ("episode", "task", "domain")
     return [
-        {**{key: row[key] for key in about}, "relations": line}
+        {
+            "episode": row["episode"],
+            "task": row["task"],
+            "domain": row["domain"],
+            "relations": line,
+        }
         for row, line in zip(shown, matrix.tolist(), strict=True)
     ]

@@ -3,7 +3,7 @@ no Ray.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +18,8 @@ from raymtl.evaluation.embeddings import embeddings, relations
 from raymtl.evaluation.examples import example_rows
 from raymtl.evaluation.held_out import NUM_GROUPS, HeldOutSplit, Scored, held_out_split, scored
 from raymtl.evaluation.intervals import Estimator, Partition, Range, combine
+from raymtl.evaluation.score_notes import describe_scored, history_notes, score_notes
 from raymtl.evaluation.scores import Tally, primary_metrics, range_of, signs
-from raymtl.notes import Note
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage import formats
 from raymtl.types import Batch, Metric, Params, Task, UserError
@@ -60,35 +60,48 @@ def evaluate(
     Adapted parameters see the support set alone. The scores are transductive where batch norms take
     the statistics of the query set, by `encoder.transductive`.
     """
-    own = algorithm.learner.num_steps
-    steps: list[int | None]
-    if own:
-        steps = list(range(2 * own + 1))
-    else:
-        steps = [None]
+    num_steps = algorithm.learner.num_steps
+    steps: list[int | None] = [None]
+    if num_steps:
+        steps = list(range(2 * num_steps + 1))
     number = episodes or experiment.evaluate.test_episodes
     held = held_out_split(experiment, algorithm, arrays, split, number, steps=len(steps))
-    device = next(iter(params.values())).device
-    tallies = {step: Tally(algorithm.tasks, held.num_groups, device) for step in steps}
-    for one in scored(held, algorithm, params, steps=steps):
-        tallies[one.steps].add(one)
+    tallies = _tallies(held, algorithm, params, steps)
     estimators = {
         step or 0: _with_score(algorithm.tasks, tally.estimators(held.whole))
         for step, tally in tallies.items()
     }
-    after, tally = estimators[own], tallies[own or None]
+    after, tally = estimators[num_steps], tallies[num_steps or None]
     metrics: dict[str, Any] = {
         "split": split,
-        "episodes": None if held.sections else number,
-        "scored": _scored(held, tally),
+        "episodes": _num_scored_episodes(held),
+        "scored": describe_scored(held, tally),
         "transductive": algorithm.transductive,
-        "inner_steps": own,
+        "inner_steps": num_steps,
         "num_parameters": sum(value.numel() for value in params.values()),
         **_intervals(algorithm, estimators),
         "whole": sorted(held.whole),
         "notes": [note.model_dump() for note in score_notes(held, after, tally)],
     }
     return Evaluation(metrics, example_rows(experiment, algorithm, params, arrays, split), after)
+
+
+def _tallies(
+    held: HeldOutSplit, algorithm: Algorithm, params: Params, steps: Sequence[int | None]
+) -> dict[int | None, Tally]:
+    """The sums of the scores after each number of inner steps."""
+    device = next(iter(params.values())).device
+    tallies = {step: Tally(algorithm.tasks, held.num_groups, device) for step in steps}
+    for batch in scored(held, algorithm, params, steps=steps):
+        tallies[batch.steps].add(batch)
+    return tallies
+
+
+def _num_scored_episodes(held: HeldOutSplit) -> int | None:
+    """None where every example is scored once instead of episodes."""
+    if held.sections:
+        return None
+    return held.num_episodes
 
 
 class Evaluation(NamedTuple):
@@ -120,121 +133,58 @@ def _with_score(tasks: Sequence[Task], estimators: Mapping[str, Estimator]) -> d
     return {**estimators, SCORE: combine(mean, [estimator for _, estimator in first])}
 
 
-def _scored(held: HeldOutSplit, tally: Tally) -> dict[str, Any]:
-    """What stands behind the scores: how many members of each population, labelled examples, and a
-    sentence.
-    """
-    source, split = held.source, held.split
-    examples = {
-        task.name: int(count)
-        for task, count in zip(tally.tasks, tally.counts.tolist(), strict=True)
-    }
-    populations = {own.name: own.size for own in source.populations(held.arrays, split)}
-    members = ", ".join(
-        _number(size, name) for name, size in populations.items() if size is not None
-    )
-    if held.sections:
-        number = sum(len(section.rows) for section in held.sections)
-        text = f"Every one of the {number} {split} examples was scored once"
-        text += f" ({members})." if list(populations) != ["row"] else "."
-    else:
-        text = f"{held.num_episodes} {split} episodes were scored; an episode is {source.about_episodes}"
-        text += f". Behind them stand {members}." if members else "."
-    return {"examples": examples, "populations": populations, "text": text}
-
-
-def _number(size: int | None, name: str) -> str:
-    """`74 rows`, `1 row`, `12 classes of kind`."""
-    if size == 1:
-        return f"1 {name}"
-    first, of, rest = name.partition(" of ")
-    plural = first + ("es" if first.endswith(("s", "x", "ch")) else "s")
-    return f"{size} {plural}{of}{rest}"
-
-
-def score_notes(
-    held: HeldOutSplit, estimators: Mapping[str, Estimator], tally: Tally
-) -> Iterable[Note]:
-    """What a reader of the scores should know: tasks without one, and predictions that are all one
-    class.
-    """
-    tasks, split = tally.tasks, held.split
-    for task, count in zip(tasks, tally.counts.tolist(), strict=True):
-        name, place = f"{task.name}.{next(iter(task.metrics))}", f"task '{task.name}'"
-        if not count:
-            text = f"no label among the scored examples of {split}, so it has no score and is left out of the mean"
-            yield Note(place=place, text=text, key="data.split")
-        elif math.isnan(estimators[name].value):
-            metric = name.rpartition(".")[2]
-            text = f"{metric} is not defined on the {split} labels, which are all alike, and is left out of the mean"
-            yield Note(place=place, text=text, key=f"data.tasks.{task.name}.metric")
-        decided = tally.decisions.get(task.name, set())
-        if len(decided) == 1:
-            (number,), names = decided, held.source.class_names(task.name)
-            text = f"every prediction on {split} is {_class_name(task, names, number)}"
-            yield Note(place=place, text=text, key="train.steps")
-
-
-def _class_name(task: Task, names: Sequence[str], number: int) -> str:
-    """The name of a class in quotes, or its number; of a multi-label task whether the labels are
-    there.
-    """
-    if task.target_shape and not task.is_dense:
-        if number:
-            return "that every label is there"
-        return "that no label is there"
-    if names:
-        return f"'{names[number]}'"
-    return f"class {number}"
-
-
 def _intervals(
     algorithm: Algorithm, estimators: Mapping[int, Mapping[str, Estimator]]
 ) -> dict[str, Any]:
     """Scores with 95 % intervals, before and after adaptation and along the inner steps."""
     after = algorithm.learner.num_steps
+    before = None
     if algorithm.learner.supports_zero_shot:
         before = 0
-    else:
-        before = None
     scores: dict[str, Any] = {task.name: {} for task in algorithm.tasks}
     curve: dict[str, Any] = {"steps": list(estimators)}
     for task in algorithm.tasks:
         for name, metric in task.metrics.items():
             key, kind = f"{task.name}.{name}", range_of(metric)
-            along = [own[key] for own in estimators.values()]
+            by_step = [of_step[key] for of_step in estimators.values()]
             scores[task.name][name] = {
                 "higher_is_better": metric.higher_is_better,
                 "ratio_scale": metric.ratio_scale,
                 "shown": metric.shown or name == next(iter(task.metrics)),
-                **_around(along, before, after, kind),
+                **_before_and_after(by_step, before, after, kind),
             }
-            points = [estimator.interval(kind) for estimator in along]
-            curve[key] = {part: [point[part] for point in points] for part in ("mean", "ci95")}
+            intervals = [estimator.interval(kind) for estimator in by_step]
+            curve[key] = {
+                "mean": [interval["mean"] for interval in intervals],
+                "ci95": [interval["ci95"] for interval in intervals],
+            }
     kinds = {range_of(next(iter(task.metrics.values()))) for task in algorithm.tasks}
+    score_kind: Range = "any"
     if kinds == {"unit"}:
-        kind = "unit"
-    else:
-        kind = "any"
-    score = _around([own[SCORE] for own in estimators.values()], before, after, kind)
+        score_kind = "unit"
+    by_step = [of_step[SCORE] for of_step in estimators.values()]
+    score = _before_and_after(by_step, before, after, score_kind)
     return {"tasks": scores, "score": score, "curve": curve}
 
 
-def _around(
-    along: Sequence[Estimator], before: int | None, after: int, kind: Range
+def _before_and_after(
+    by_step: Sequence[Estimator], before: int | None, after: int, kind: Range
 ) -> dict[str, Any]:
-    adapted = along[after]
+    """The intervals of a score at two numbers of inner steps, and of its gain from one to the
+    other.
+    """
+    adapted = by_step[after]
     if before is None:
         return {"before": None, "after": adapted.interval(kind), "gain": None}
     return {
-        "before": along[before].interval(kind),
+        "before": by_step[before].interval(kind),
         "after": adapted.interval(kind),
-        "gain": difference(adapted, along[before]),
+        "gain": difference(adapted, by_step[before]),
     }
 
 
 def difference(one: Estimator, other: Estimator) -> dict[str, float | None]:
-    """What the first is above the second, with the interval of the difference on the same examples."""
+    """The first score minus the second, with the interval of the difference."""
     return combine(lambda values: values[0] - values[1], [one, other]).interval("any")
 
 
@@ -281,20 +231,8 @@ def evaluate_folder(folder: Path, arrays: Arrays, source: Source) -> None:
     formats.write_json(folder / "metrics.json", metrics)
 
 
-def history_notes(tasks: Sequence[Task], history: Sequence[Mapping[str, Any]]) -> Iterable[Note]:
-    """Which scores never moved while the model was trained."""
-    for name in primary_metrics(tasks):
-        values = [row[f"val.{name}"] for row in history if row.get(f"val.{name}") is not None]
-        if len(values) > 2 and len(set(values)) == 1:
-            task, _, metric = name.rpartition(".")
-            text = (
-                f"{metric} on validation was {values[0]:.4g} at every one of {len(values)} scorings"
-            )
-            yield Note(place=f"task '{task}'", text=text, key="train.lr")
-
-
 def jackknife_rows(estimators: Mapping[str, Estimator]) -> list[dict[str, Any]]:
-    """The rows of jackknife.parquet: what each score is without a group of the held-out examples."""
+    """The rows of jackknife.parquet: each score without each group of the held-out examples."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for name, estimator in estimators.items():
         for partition, own in estimator.partitions.items():
@@ -311,22 +249,27 @@ def read_estimators(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Estim
     jackknife was kept.
     """
     rows = formats.read_rows(folder / JACKKNIFE)
-    found = {}
     values = {SCORE: metrics["score"]["after"]["mean"]}
-    for task, named in metrics["tasks"].items():
-        values |= {f"{task}.{name}": own["after"]["mean"] for name, own in named.items()}
+    for task, scores in metrics["tasks"].items():
+        for metric, score in scores.items():
+            values[f"{task}.{metric}"] = score["after"]["mean"]
+    whole = frozenset(metrics.get("whole", ()))
+    estimators = {}
     for name, value in values.items():
-        if not rows or value is None:
-            continue
-        partitions = {}
-        for partition in dict.fromkeys(row["partition"] for row in rows):
-            own = [
-                row for row in rows if row["partition"] == partition and row.get(name) is not None
-            ]
-            if own:
-                left_out, shares = (
-                    np.array([row[key] for row in own]) for key in (name, f"share.{name}")
-                )
-                partitions[partition] = Partition(left_out, shares)
-        found[name] = Estimator(value, partitions, frozenset(metrics.get("whole", ())))
-    return found
+        if rows and value is not None:
+            estimators[name] = Estimator(value, _partitions(rows, name), whole)
+    return estimators
+
+
+def _partitions(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Partition]:
+    """What a score is without the groups of each partition, of the rows of jackknife.parquet."""
+    partitions = {}
+    for partition in dict.fromkeys(row["partition"] for row in rows):
+        groups = [
+            row for row in rows if row["partition"] == partition and row.get(name) is not None
+        ]
+        if groups:
+            left_out = np.array([row[name] for row in groups])
+            shares = np.array([row[f"share.{name}"] for row in groups])
+            partitions[partition] = Partition(left_out, shares)
+    return partitions

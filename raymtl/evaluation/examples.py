@@ -36,9 +36,8 @@ def example_rows(
     names = iter(domains)
     for stack in raw:
         own = list(islice(names, len(next(iter(stack.query.targets.values())))))
-        if isinstance(
-            stack.query.inputs, Tensor
-        ):  # tasks with inputs of their own have none in common
+        # Tasks that each have their own inputs have none in common.
+        if isinstance(stack.query.inputs, Tensor):
             rows += _examples_of(algorithm, params, stack, own)
     return rows
 
@@ -73,19 +72,20 @@ def _examples_of(
         for task in algorithm.tasks:
             if task.name in raw.query.masks and not raw.query.masks[task.name][index, 0]:
                 continue
-            row |= told(f"{task.name}.target", raw.query.targets[task.name][index, 0])
-            row |= told(
-                f"{task.name}.before",
-                task.decode(before[task.name][index, :1])[0] if before else None,
-            )
-            row |= told(f"{task.name}.after", task.decode(after[task.name][index, :1])[0])
+            name = task.name
+            row |= column_values(f"{name}.target", raw.query.targets[name][index, 0])
+            decoded_before = None
+            if before:
+                decoded_before = task.decode(before[name][index, :1])[0]
+            row |= column_values(f"{name}.before", decoded_before)
+            row |= column_values(f"{name}.after", task.decode(after[name][index, :1])[0])
         rows.append(row)
     return rows
 
 
-def told(column: str, value: Tensor | None) -> dict[str, Any]:
-    """What a row of a file has in the column: a number; or a list of them, row-major, and its shape
-    beside it.
+def column_values(column: str, value: Tensor | None) -> dict[str, Any]:
+    """The value as a column of a row: a number, or a row-major list with its shape in another
+    column.
     """
     if value is None:
         return {column: None}

@@ -33,7 +33,9 @@ NUMBERS_OF_GROUPS = 2**25
 
 
 class Scored(NamedTuple):
-    """Predictions of N examples of each task after `steps` inner steps; None are the learner's own."""
+    """Predictions of N examples of each task after `steps` inner steps, None for the learner's own
+    number.
+    """
 
     steps: int | None
     predictions: Mapping[str, Tensor]

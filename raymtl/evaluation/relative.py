@@ -51,22 +51,78 @@ def delta_estimator(
         return None
 
     def of(values: Sequence[np.ndarray]) -> np.ndarray:
-        own, other = (
-            dict(zip(names, values, strict=False)),
-            dict(zip(names, values[len(names) :], strict=True)),
-        )
+        own = dict(zip(names, values, strict=False))
+        other = dict(zip(names, values[len(names) :], strict=True))
         with np.errstate(divide="ignore", invalid="ignore"):
-            found: np.ndarray = delta(_valued(named, own), _valued(named, other))
-        return found
+            relative: np.ndarray = delta(_valued(named, own), _valued(named, other))
+        return relative
 
     return combine(of, [*(scores[name] for name in names), *(baseline[name] for name in names)])
 
 
+def deltas_against(
+    tasks: Mapping[str, Any],
+    own: Mapping[str, Estimator],
+    alone: Mapping[str, Any],
+    baseline: Mapping[str, Estimator] | None,
+) -> dict[str, float | None]:
+    """`delta_m` and `delta_p` against the single-task models, with half of their 95 % intervals."""
+    deltas: dict[str, float | None] = {}
+    for name, delta in (("delta_m", delta_m), ("delta_p", delta_p)):
+        deltas[name] = deltas[f"{name}_ci95"] = None
+        if baseline is None:
+            continue
+        deltas[name] = delta(_after(tasks, tasks), _after(alone, tasks))
+        estimator = delta_estimator(delta, _named(tasks), own, baseline)
+        if estimator is not None:
+            deltas[f"{name}_ci95"] = estimator.interval("any")["ci95"]
+    return deltas
+
+
+def _counted(tasks: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Task -> the metrics that the deltas are made of: those on a ratio scale that tables show."""
+    counted: dict[str, list[str]] = {}
+    for task, metrics in tasks.items():
+        if next(iter(metrics.values()))["after"]["mean"] is None:
+            continue
+        counted[task] = [
+            metric
+            for metric, score in metrics.items()
+            if score["ratio_scale"] and score.get("shown", True)
+        ]
+    return counted
+
+
+def _after(
+    tasks: Mapping[str, Any], like: Mapping[str, Any]
+) -> dict[str, dict[str, tuple[float, bool]]]:
+    """The adapted scores of the metrics that count in `like`."""
+    scores: dict[str, dict[str, tuple[float, bool]]] = {}
+    for task, metrics in _counted(like).items():
+        scores[task] = {}
+        for metric in metrics:
+            score = tasks[task][metric]
+            scores[task][metric] = (score["after"]["mean"], score["higher_is_better"])
+    return scores
+
+
+def _named(tasks: Mapping[str, Any]) -> dict[str, dict[str, tuple[str, bool]]]:
+    """The names of the scores that count."""
+    names: dict[str, dict[str, tuple[str, bool]]] = {}
+    for task, metrics in _counted(tasks).items():
+        names[task] = {}
+        for metric in metrics:
+            names[task][metric] = (f"{task}.{metric}", tasks[task][metric]["higher_is_better"])
+    return names
+
+
 def _valued(named: Named, values: Mapping[str, np.ndarray]) -> Scores:
-    return {
-        task: {metric: (values[name], higher) for metric, (name, higher) in metrics.items()}
-        for task, metrics in named.items()
-    }
+    scores: dict[str, dict[str, tuple[Any, bool]]] = {}
+    for task, metrics in named.items():
+        scores[task] = {
+            metric: (values[name], higher) for metric, (name, higher) in metrics.items()
+        }
+    return scores
 
 
 def _changes(scores: Scores, baseline: Scores) -> dict[str, list[Any]]:
@@ -75,14 +131,11 @@ def _changes(scores: Scores, baseline: Scores) -> dict[str, list[Any]]:
     """
     if any(np.all(value == 0) for metrics in baseline.values() for value, _ in metrics.values()):
         return {}
-    return {
-        task: [
-            (1 if higher else -1)
-            * (value - baseline[task][name][0])
-            / abs(baseline[task][name][0])
-            * 100
-            for name, (value, higher) in metrics.items()
-        ]
-        for task, metrics in scores.items()
-        if metrics
-    }
+    changes: dict[str, list[Any]] = {}
+    for task, metrics in scores.items():
+        for metric, (value, higher) in metrics.items():
+            base = baseline[task][metric][0]
+            sign = 1 if higher else -1
+            change = sign * (value - base) / abs(base) * 100
+            changes.setdefault(task, []).append(change)
+    return changes

@@ -93,7 +93,7 @@ def _lowering_rate(
     inner_lr: float = learner.inner_lr  # type: ignore[attr-defined]
     num_steps = min(FIRST_STEPS, learner.num_steps)
     for halvings in range(1, HALVINGS + 1):
-        rate = inner_lr / 2**halvings
+        rate: float = inner_lr / 2**halvings
         slower = learner.model_copy(update={"inner_lr": rate})
         path = [before, *(loss_after(step, slower) for step in range(1, num_steps + 1))]
         if all(later < earlier for earlier, later in pairwise(path)):

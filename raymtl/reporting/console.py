@@ -16,15 +16,14 @@ def plain_console(**options: Any) -> Console:
 
 
 def print_any_letter() -> None:
-    """Has the standard streams print every letter: in UTF-8 in the locale C, which means ASCII and
-    nothing by it.
-    """
+    """Makes the standard streams print every letter: in UTF-8 where a locale asks for ASCII."""
+    errors = "backslashreplace"
     for stream in (sys.stdout, sys.stderr):
         encoding = codecs.lookup(getattr(stream, "encoding", None) or "utf8").name
         if encoding == "ascii":
-            stream.reconfigure(encoding="utf8", errors="backslashreplace")  # type: ignore[union-attr]
+            stream.reconfigure(encoding="utf8", errors=errors)  # type: ignore[union-attr]
         elif encoding != "utf-8":
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            stream.reconfigure(errors=errors)  # type: ignore[union-attr]
 
 
 class _StderrHandler(logging.Handler):

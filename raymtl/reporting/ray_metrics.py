@@ -4,14 +4,18 @@ from collections.abc import Callable, Mapping
 
 from ray.util.metrics import Gauge
 
+STEP_METRICS = ("step", "lr", "grad_norm", "seconds", "data_wait_pct", "communication_pct")
+
 
 def observer(run: str, task_names: tuple[str, ...]) -> Callable[[Mapping[str, float | None]], None]:
-    """Puts the numbers of every step, and its scores, into Ray's metrics, tagged by run (and task
-    or score).
+    """A function that puts the numbers of a step, and its scores, into Ray's metrics, tagged by run
+    and by task or score.
     """
     tags = {"run": run}
-    plain = {name: Gauge(f"raymtl_{name}", description=f"{name} of the outer step", tag_keys=("run",)) for name in
-             ("step", "lr", "grad_norm", "seconds", "data_wait_pct", "communication_pct")}  # fmt: skip
+    plain = {
+        name: Gauge(f"raymtl_{name}", description=f"{name} of the outer step", tag_keys=("run",))
+        for name in STEP_METRICS
+    }
     loss = Gauge("raymtl_loss", description="query loss of a task", tag_keys=("run", "task"))
     weight = Gauge("raymtl_weight", description="weight of a task", tag_keys=("run", "task"))
     score = Gauge(

@@ -17,10 +17,13 @@ LINES_EVERY_S = 10  # of a training that runs, where there is no terminal
 
 def described(row: Mapping[str, Any], searched: Iterable[str]) -> str:
     """The searched values of a trial in one line, with as many digits as a person wants to read."""
-    return " ".join(
-        f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
-        for key, value in searched_values(searched, row).items()
-    )
+    words = []
+    for key, value in searched_values(searched, row).items():
+        if isinstance(value, float):
+            words.append(f"{key}={value:.3g}")
+        else:
+            words.append(f"{key}={value}")
+    return " ".join(words)
 
 
 class Row(NamedTuple):
@@ -76,11 +79,8 @@ class View:
         ):
             return
         self._printed[name] = time.monotonic()
-        self.say(
-            f"{name}: {row.state}, step {row.step} of {row.steps}, {row.score} {row.details}".rstrip(
-                " ,"
-            )
-        )
+        line = f"{name}: {row.state}, step {row.step} of {row.steps}, {row.score} {row.details}"
+        self.say(line.rstrip(" ,"))
 
     def _table(self) -> Table:
         table = Table(title=self.title, title_justify="left", box=None, pad_edge=False)

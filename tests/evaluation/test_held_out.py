@@ -16,8 +16,9 @@ from raymtl.data.episodes import generator
 from raymtl.data.sources.digits import Digits
 from raymtl.data.tables import Files
 from raymtl.evaluation.baselines import table
-from raymtl.evaluation.evaluate import Evaluation, evaluate, evaluate_folder, history_notes
+from raymtl.evaluation.evaluate import Evaluation, evaluate, evaluate_folder
 from raymtl.evaluation.held_out import held_out_split, scored
+from raymtl.evaluation.score_notes import history_notes
 from raymtl.evaluation.scores import refuse_unscored, validation_scores
 from raymtl.step.execution import ExecutionConfig
 from raymtl.step.workers import Workers

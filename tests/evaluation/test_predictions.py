@@ -17,7 +17,7 @@ from raymtl.adaptation.adapt import adapt_run
 from raymtl.adaptation.request import AdaptationRequest
 from raymtl.data.formats.voc_xml import Seen, rows_of
 from raymtl.data.tables.pictures import fitted_into
-from raymtl.evaluation.predictions import Placed, unplaced_box, unplaced_map
+from raymtl.evaluation.image_resize import ImageResize, box_in_original, map_in_original
 from raymtl.types import UserError
 from tests.adaptation.test_new_rows import flats, trained
 from tests.cli.test_cli import answer, mistake
@@ -369,7 +369,7 @@ def test_maps_come_back_where_their_pixels_were(resize: str, shape: tuple[int, .
     size = (12, 16)
     where = torch.arange(shape[0] * shape[1]).reshape(1, *shape).float()
     shown = fitted_into(where, size, resize, nearest=True)[0].numpy()
-    back = unplaced_map(shown, shape, Placed(size, resize == "crop"), nothing=-1)
+    back = map_in_original(shown, shape, ImageResize(size, resize == "crop"), nothing=-1)
     assert back.shape == shape
     there = back >= 0
     rows, columns = np.divmod(back, shape[1])
@@ -388,7 +388,9 @@ def test_boxes_come_back_where_they_were(resize: str) -> None:
     shape, size, box = (40, 90), (24, 32), (37.0, 11.0, 52.0, 33.0)
     (row,) = rows_of([Seen("a", box)], ["a"], shape, size, crop=resize == "crop")
     np.testing.assert_allclose(
-        unplaced_box(row[1:].astype(float), shape, Placed(size, resize == "crop")), box, atol=1e-4
+        box_in_original(row[1:].astype(float), shape, ImageResize(size, resize == "crop")),
+        box,
+        atol=1e-4,
     )
 
 

@@ -29,12 +29,12 @@ from raymtl.evaluation.examples import example_rows
 from raymtl.reporting.html import Estimate, outcome, protocol, result_rows, write_report
 from raymtl.reporting.html.collect import drawable, pareto_numbers, read_run
 from raymtl.reporting.html.parallel_plot import parallel_plot
+from raymtl.reporting.html.pareto_plot import pareto_plot
 from raymtl.reporting.html.pictures import pictures
 from raymtl.reporting.html.search_plots import (
     choices_plot,
     history_plot,
     importance_plot,
-    pareto_plot,
 )
 from raymtl.reporting.html.tables import compare, gain_rows
 from raymtl.reporting.html.training_plots import smoothed

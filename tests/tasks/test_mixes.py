@@ -318,13 +318,13 @@ def test_relation_takes_two_tasks_of_any_one_kind(name: str) -> None:
 
 def test_arrays_are_written_with_their_shape() -> None:
     """Large ones are thinned out."""
-    from raymtl.evaluation.examples import told
+    from raymtl.evaluation.examples import column_values
 
-    assert told("a", None) == {"a": None}
-    assert told("a", torch.tensor(3)) == {"a": 3.0}
-    assert told("a", torch.tensor([1.0, 2.0])) == {"a": [1.0, 2.0], "a.shape": [2]}
+    assert column_values("a", None) == {"a": None}
+    assert column_values("a", torch.tensor(3)) == {"a": 3.0}
+    assert column_values("a", torch.tensor([1.0, 2.0])) == {"a": [1.0, 2.0], "a.shape": [2]}
     large = torch.arange(3 * 200 * 100).reshape(3, 200, 100)
-    found = told("a", large)
+    found = column_values("a", large)
     assert found["a.shape"] == [3, 100, 50] and found["a"] == large[:, ::2, ::2].flatten().tolist()
 
 

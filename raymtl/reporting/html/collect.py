@@ -117,64 +117,83 @@ def pareto_numbers(trials: Iterable[Row], objectives: Mapping[str, str]) -> list
     """The complete trials that no other one beats or equals in every objective while beating it in
     one.
     """
-    signs = [1 if mode == "max" else -1 for mode in objectives.values()]
-    points = {
-        row["number"]: tuple(sign * row[name] for sign, name in zip(signs, objectives, strict=True))
-        for row in trials
-        if row["state"] == "complete" and all(finite(row.get(name)) for name in objectives)
-    }
-    return [
-        number
-        for number, own in points.items()
-        if not any(
-            other != own and all(o >= p for o, p in zip(other, own, strict=True))
-            for other in points.values()
-        )
-    ]
+    points = {}
+    for row in trials:
+        if row["state"] == "complete" and all(finite(row.get(name)) for name in objectives):
+            points[row["number"]] = _point(row, objectives)
+    front = []
+    for number, point in points.items():
+        if not any(_dominates(other, point) for other in points.values()):
+            front.append(number)
+    return front
+
+
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether the first point is nowhere lower than the other and somewhere higher."""
+    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
+
+
+def _point(row: Row, objectives: Mapping[str, str]) -> tuple[float, ...]:
+    """The objectives of a trial, the better the higher."""
+    values = []
+    for name, mode in objectives.items():
+        if mode == "max":
+            values.append(row[name])
+        else:
+            values.append(-row[name])
+    return tuple(values)
 
 
 def _so_far(folder: Path, experiment: Experiment, trials: Sequence[Row]) -> dict[str, Any]:
     """The parts of summary.json that an interrupted run already shows."""
     searched = bool(trials) or (folder / "study.journal").exists()
+    command, best = "train", "model"
     if searched:
-        best = "winner"
-    else:
-        best = "model"
+        command, best = "tune", "winner"
     folders = {best: "best", "default": "baselines/default", "joint": "baselines/joint"}
-    scored = {name: folder / inside for name, inside in folders.items()}
+    models = []
+    for name, inside in folders.items():
+        scores = _metrics(folder / inside)
+        if scores:
+            model = {"name": name, "folder": inside}
+            models.append(model | {key: scores[key] for key in ("score", "tasks", "transductive")})
+    notes = [*experiment.data.notes({})]
+    notes += notes_of_models({name: folder / inside for name, inside in folders.items()})
     summary: dict[str, Any] = {
         "name": experiment.name,
-        "command": "tune" if searched else "train",
+        "command": command,
         "seed": experiment.seed,
-        "notes": [
-            note.model_dump() for note in (*experiment.data.notes({}), *notes_of_models(scored))
-        ],
-        "models": [
-            {
-                "name": name,
-                "folder": inside,
-                **{key: scores[key] for key in ("score", "tasks", "transductive")},
-            }
-            for name, inside in folders.items()
-            if (scores := _metrics(folder / inside))
-        ],
+        "notes": [note.model_dump() for note in notes],
+        "models": models,
     }
     if searched:
-        counts = Counter(row["state"] for row in trials)
-        objectives = dict(zip(experiment.tune.metrics, experiment.tune.modes, strict=True))
-        first, mode = next(iter(objectives.items()))
-        ended = [row for row in trials if row["state"] == "complete" and finite(row.get(first))]
-        top = (max if mode == "max" else min)(ended, key=lambda row: row[first], default=None)
-        summary |= {
-            "trials": {state: counts[state] for state in STATES},
-            "objectives": objectives,
-            "best_trial": top["number"] if top else None,
-            "best_values": {n: top[n] for n in searched_names(trials) if top[n] is not None}
-            if top
-            else {},
-            "pareto": pareto_numbers(trials, objectives),
-        }
+        summary |= _search_so_far(experiment, trials)
     return summary
+
+
+def _search_so_far(experiment: Experiment, trials: Sequence[Row]) -> dict[str, Any]:
+    """How many trials are in each state, and the best of the complete ones."""
+    counts = Counter(row["state"] for row in trials)
+    objectives = dict(zip(experiment.tune.metrics, experiment.tune.modes, strict=True))
+    first, mode = next(iter(objectives.items()))
+    complete = [row for row in trials if row["state"] == "complete" and finite(row.get(first))]
+    best_trial, best_values = None, {}
+    if complete:
+        best_of = min
+        if mode == "max":
+            best_of = max
+        best = best_of(complete, key=lambda row: row[first])
+        best_trial = best["number"]
+        best_values = {
+            name: best[name] for name in searched_names(trials) if best[name] is not None
+        }
+    return {
+        "trials": {state: counts[state] for state in STATES},
+        "objectives": objectives,
+        "best_trial": best_trial,
+        "best_values": best_values,
+        "pareto": pareto_numbers(trials, objectives),
+    }
 
 
 def _history(folder: Path, summary: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
@@ -186,10 +205,11 @@ def _history(folder: Path, summary: Mapping[str, Any]) -> tuple[list[dict[str, A
     )
     best = summary.get("best_trial")
     if rows or best is None:
-        return rows, "the best model" if summary["command"] == "tune" else "the model"
-    return formats.read_rows(
-        folder / "trials" / f"{best:04d}" / "history.parquet"
-    ), f"trial {best}, the best so far"
+        if summary["command"] == "tune":
+            return rows, "the best model"
+        return rows, "the model"
+    rows = formats.read_rows(folder / "trials" / f"{best:04d}" / "history.parquet")
+    return rows, f"trial {best}, the best so far"
 
 
 def _metrics(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -32,22 +32,30 @@ class Groups(NamedTuple):
         """Where the group of the row comes among the others: as a reader orders names, with numbers
         by their size.
         """
-        return tuple(
-            [
-                (float(part), "") if part.isdecimal() else (math.inf, part)
-                for part in re.split(r"(\d+)", name)
-            ]
-            for name in self.of(row)
-        )
+        return tuple(_natural_order(name) for name in self.of(row))
+
+
+def _natural_order(name: str) -> list[tuple[float, str]]:
+    """What to sort a name by so that the numbers in it go by their size."""
+    order = []
+    for piece in re.split(r"(\d+)", name):
+        if piece.isdecimal():
+            order.append((float(piece), ""))
+        else:
+            order.append((math.inf, piece))
+    return order
 
 
 def groups(rows: Sequence[Row]) -> Groups:
     """Domains are told apart where there are few of them; tasks where there are several."""
-    domains, tasks = ({row[key] for row in rows} for key in ("domain", "task"))
+    domains = {row["domain"] for row in rows}
+    tasks = {row["task"] for row in rows}
     by_task = len(tasks) > 1
     if len(domains) > MOST_COLOURS:
-        reason = f"The {len(domains)} domains are too many to have a colour each"
-        return Groups(("task",), f"{reason}{'; the colour is the task' if by_task else ''}.")
+        sentence = f"The {len(domains)} domains are too many to have a colour each"
+        if by_task:
+            sentence += "; the colour is the task"
+        return Groups(("task",), f"{sentence}.")
     if by_task:
         return Groups(
             ("domain", "task"),
@@ -85,11 +93,10 @@ def embedding_plot(rows: Sequence[Row]) -> go.Figure | None:
     plane, shares = principal_plane(np.array([row["embedding"] for row in rows]))
     by = groups(rows)
     found = list(dict.fromkeys(by.of(row) for row in sorted(rows, key=by.place)))
-    firsts, lasts = (list(dict.fromkeys(group[end] for group in found)) for end in (0, -1))
+    firsts = list(dict.fromkeys(group[0] for group in found))
+    lasts = list(dict.fromkeys(group[-1] for group in found))
     names = [literal(", ".join(group)) for group in found]
-    figure = panels(
-        [""], columns=1, legend=_legend_lines(names) if len(found) > 1 else 0, height=440
-    )
+    figure = panels([""], columns=1, legend=_legend_lines(names), height=440)
     for group, name in zip(found, names, strict=True):
         own = [index for index, row in enumerate(rows) if by.of(row) == group]
         number = firsts.index(group[0])
@@ -98,23 +105,31 @@ def embedding_plot(rows: Sequence[Row]) -> go.Figure | None:
         else:
             shape = number // len(PALETTE)
         figure.add_scatter(
-            x=_rounded(plane[own, 0]), y=_rounded(plane[own, 1]), mode="markers", name=name,
+            x=_rounded(plane[own, 0]),
+            y=_rounded(plane[own, 1]),
+            mode="markers",
+            name=name,
             marker={
-                "size": 8, "opacity": 0.75, "color": colour(number), "symbol": SYMBOLS[shape % len(SYMBOLS)],
+                "size": 8,
+                "opacity": 0.75,
+                "color": colour(number),
+                "symbol": SYMBOLS[shape % len(SYMBOLS)],
                 "line": {"color": "white", "width": 0.5},
             },
-            customdata=[[literal(rows[i]["domain"]), literal(rows[i]["task"]), rows[i]["episode"]] for i in own],
-            hovertemplate="%{customdata[0]}<br>task %{customdata[1]}, episode %{customdata[2]}<extra></extra>",
-        )  # fmt: skip
-    for axis, number in (("xaxis", 0), ("yaxis", 1)):
-        title = (
-            f"{('first', 'second')[number]} component, {100 * shares[number]:.0f} % of the variance"
+            customdata=[_hover(rows[index]) for index in own],
+            hovertemplate="%{customdata[0]}<br>task %{customdata[1]}, "
+            "episode %{customdata[2]}<extra></extra>",
         )
-        figure.update_layout({axis: {"title": {"text": title}}})
+    figure.update_xaxes(title_text=f"first component, {100 * shares[0]:.0f} % of the variance")
+    figure.update_yaxes(title_text=f"second component, {100 * shares[1]:.0f} % of the variance")
     # One unit is as long on both axes: distances are what the picture is about.
     figure.update_xaxes(constrain="domain", constraintoward="left")
     figure.update_yaxes(scaleanchor="x", scaleratio=1)
     return figure
+
+
+def _hover(row: Row) -> list[Any]:
+    return [literal(row["domain"]), literal(row["task"]), row["episode"]]
 
 
 def relation_plot(rows: Sequence[Row]) -> go.Figure | None:
@@ -128,31 +143,46 @@ def relation_plot(rows: Sequence[Row]) -> go.Figure | None:
         range(len(rows)), key=lambda index: (by.place(rows[index]), rows[index]["episode"])
     )
     matrix = np.array([rows[index]["relations"] for index in order])[:, order]
-    about = [
-        f"{rows[i]['domain']}, task {rows[i]['task']}, episode {rows[i]['episode']}" for i in order
-    ]
     low, high = float(matrix.min()), float(matrix.max())
-    signed = low < 0 < high
-    if signed:
-        bounds = (-max(-low, high), max(-low, high))
-    else:
-        bounds = (low, high)
+    colours: list[list[Any]] = [[0, "white"], [1, ACCENT]]
+    if low < 0 < high:
+        low, high = -max(-low, high), max(-low, high)
+        colours = [[0, "#D55E00"], [0.5, "white"], [1, ACCENT]]
     figure = panels([""], columns=1, height=520)
     figure.add_heatmap(
         z=[_rounded(line) for line in matrix],
-        customdata=[[[literal(one), literal(other)] for other in about] for one in about],
+        customdata=_pairs([_described(rows[index]) for index in order]),
         hovertemplate="%{customdata[0]}<br>%{customdata[1]}<br>%{z:.3g}<extra></extra>",
-        zmin=bounds[0], zmax=bounds[1],
-        colorscale=[[0, "#D55E00"], [0.5, "white"], [1, ACCENT]] if signed else [[0, "white"], [1, ACCENT]],
+        zmin=low,
+        zmax=high,
+        colorscale=colours,
         colorbar={"thickness": 14, "outlinewidth": 0, "ticklen": 4, "x": 0.62, "xpad": 12},
-    )  # fmt: skip
-    runs = [
-        (", ".join(group), len(list(own)))
-        for group, own in groupby(by.of(rows[index]) for index in order)
-    ]
-    ends = np.cumsum([length for _, length in runs])
-    middles = ends - np.array([length for _, length in runs]) / 2 - 0.5
-    ticks = {"tickvals": middles.tolist(), "ticktext": [literal(name) for name, _ in runs]}
+    )
+    _mark_groups(figure, [by.of(rows[index]) for index in order])
+    return figure
+
+
+def _described(row: Row) -> str:
+    return literal(f"{row['domain']}, task {row['task']}, episode {row['episode']}")
+
+
+def _pairs(names: Sequence[str]) -> list[list[list[str]]]:
+    """Every name beside every other, a row of them for each."""
+    pairs = []
+    for one in names:
+        pairs.append([[one, other] for other in names])
+    return pairs
+
+
+def _mark_groups(figure: go.Figure, groups_in_order: Sequence[tuple[str, ...]]) -> None:
+    """Names each run of rows of one group on both axes, and draws lines between the runs."""
+    names, lengths = [], []
+    for group, members in groupby(groups_in_order):
+        names.append(literal(", ".join(group)))
+        lengths.append(len(list(members)))
+    ends = np.cumsum(lengths)
+    middles = ends - np.array(lengths) / 2 - 0.5
+    ticks: dict[str, Any] = {"tickvals": middles.tolist(), "ticktext": names}
     ticks |= {"showgrid": False, "ticks": "", "showline": False, "constrain": "domain"}
     for end in ends[:-1].tolist():
         line = {"color": INK, "width": 0.8}
@@ -160,11 +190,14 @@ def relation_plot(rows: Sequence[Row]) -> go.Figure | None:
         figure.add_hline(y=end - 0.5, line=line)
     figure.update_xaxes(**ticks, domain=[0, 0.62], constraintoward="right")
     figure.update_yaxes(**ticks, autorange="reversed", scaleanchor="x", scaleratio=1)
-    return figure
 
 
 def _legend_lines(names: Sequence[str]) -> int:
-    """How many lines the names take in a legend on paper, which is 680 pixels wide."""
+    """How many lines the names take in a legend on paper, which is 680 pixels wide; a single name
+    needs no legend.
+    """
+    if len(names) < 2:
+        return 0
     entry = 45 + 7 * max(len(name) for name in names)
     return -(-len(names) // max(1, 680 // entry))
 

@@ -11,6 +11,7 @@ from plotly.offline import get_plotlyjs
 from raymtl.reporting.html import (
     embedding_plots,
     parallel_plot,
+    pareto_plot,
     search_plots,
     training_plots,
     verdict,
@@ -19,15 +20,13 @@ from raymtl.reporting.html.collect import RunData, read_run, searched_names
 from raymtl.reporting.html.panels import LEAST_SCORE
 from raymtl.reporting.html.pictures import pictures
 from raymtl.reporting.html.tables import (
-    duration,
     gain_rows,
     left_out_of_deltas,
     protocol,
     result_rows,
-    show,
-    value_rows,
 )
 from raymtl.reporting.html.theme import ACCENT, FONT, to_html
+from raymtl.reporting.html.values import duration, show, value_rows
 from raymtl.storage import atomic
 
 
@@ -47,14 +46,22 @@ def render(run: RunData) -> str:
     """The page as text."""
     # Every text is escaped; only plotly's own output and its library are marked as safe.
     environment = Environment(
-        loader=PackageLoader("raymtl.reporting.html", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("raymtl.reporting.html", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     environment.filters |= {"show": show, "duration": duration, "breakable": breakable}
     return environment.get_template("page.html.jinja").render(
-        run=run, summary=run.summary, accent=ACCENT, font=Markup(FONT), plotlyjs=Markup(get_plotlyjs()),
-        **_tables(run), **_plots(run),
-    )  # fmt: skip
+        run=run,
+        summary=run.summary,
+        accent=ACCENT,
+        font=Markup(FONT),
+        plotlyjs=Markup(get_plotlyjs()),
+        **_tables(run),
+        **_plots(run),
+    )
 
 
 def breakable(name: str) -> Markup:
@@ -95,7 +102,7 @@ def _plots(run: RunData) -> dict[str, Markup | None]:
         "importance": search_plots.importance_plot(run.study, run.objectives),
         "choices": search_plots.choices_plot(run) if run.searched else None,
         "parallel": parallel_plot.parallel_plot(run) if run.searched else None,
-        "pareto": search_plots.pareto_plot(run) if run.searched else None,
+        "pareto": pareto_plot.pareto_plot(run) if run.searched else None,
         "losses": training_plots.loss_plot(run.history),
         "validation": training_plots.validation_plot(
             run.history, training_plots.hidden_scores(run)

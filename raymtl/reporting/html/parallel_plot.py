@@ -7,9 +7,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from raymtl.config.distributions import Choice, Distribution, Int, LogUniform, Uniform
-from raymtl.reporting.html.collect import RunData, drawable, finite, searched_names
-from raymtl.reporting.html.tables import show
+from raymtl.reporting.html.collect import Row, RunData, drawable, finite, searched_names
 from raymtl.reporting.html.theme import TEMPLATE, literal
+from raymtl.reporting.html.values import show
 
 # Dark is best, so that the lines that matter stand out on white.
 WORST_TO_BEST = ((0.0, "#d3dce6"), (0.5, "#5b9bd5"), (1.0, "#08306b"))
@@ -22,52 +22,75 @@ def parallel_plot(run: RunData) -> go.Figure | None:
     trials to compare.
     """
     first = next(iter(run.objectives), "")
-    rows = [
-        row
-        for row in run.trials
-        if row["state"] in ("complete", "pruned") and finite(row.get(first))
-    ]
-    names = [name for name in searched_names(rows) if any(row[name] is not None for row in rows)]
-    if (
-        len(names) > MOST_AXES
-    ):  # then those that most trials leave out, and which would only cross the lines
-        names = [
-            name for name in names if 2 * sum(row[name] is not None for row in rows) >= len(rows)
-        ]
+    states = ("complete", "pruned")
+    rows = [row for row in run.trials if row["state"] in states and finite(row.get(first))]
+    names = _shown_names(rows)
     if len(rows) < 2 or not names:
         return None
-    shown = drawable([row[first] for row in rows], run.objectives[first])
-    axes = [_axis(run, name, [row[name] for row in rows]) for name in names]
-    for name in run.objectives:
-        values: list[float | None]
-        if name == first:
-            values = list(shown)
-        else:
-            values = [value if finite(value := row.get(name)) else None for row in rows]
-        axes += [_axis(run, name, values)] if any(value is not None for value in values) else []
-    crowded = len(axes) > 5
+    colours = drawable([row[first] for row in rows], run.objectives[first])
+    axes = _value_axes(run, rows, names) + _objective_axes(run, rows, first, colours)
+    angle, top = 0, 56
+    if len(axes) > 5:  # then the names need room
+        angle, top = -25, 110
+    line = {
+        "color": colours,
+        "colorscale": WORST_TO_BEST,
+        "reversescale": run.objectives[first] == "min",
+        "showscale": True,
+        "colorbar": {
+            "title": {"text": literal(first), "side": "right", "font": {"size": 12}},
+            "thickness": 12,
+            "outlinewidth": 0,
+        },
+    }
     figure = go.Figure(
         go.Parcoords(
             dimensions=axes,
-            line={
-                "color": shown,
-                "colorscale": WORST_TO_BEST,
-                "reversescale": run.objectives[first] == "min",
-                "showscale": True,
-                "colorbar": {
-                    "title": {"text": literal(first), "side": "right", "font": {"size": 12}},
-                    "thickness": 12,
-                    "outlinewidth": 0,
-                },
-            },
-            labelangle=-25 if crowded else 0,
+            line=line,
+            labelangle=angle,
             labelfont={"size": 12},
             rangefont={"size": 1, "color": "rgba(0,0,0,0)"},
             tickfont={"size": 11},
         )
     )
-    margin = {"l": 90, "r": 60, "t": 110 if crowded else 56, "b": 24}
-    return figure.update_layout(template=TEMPLATE, height=440, margin=margin)
+    figure.update_layout(template=TEMPLATE, height=440)
+    return figure.update_layout(margin={"l": 90, "r": 60, "t": top, "b": 24})
+
+
+def _shown_names(rows: Sequence[Row]) -> list[str]:
+    """The searched values that trials have; of many only those that most trials have, since the
+    others would only cross the lines.
+    """
+    num_trials: dict[str, int] = {}
+    for name in searched_names(rows):
+        num_trials[name] = sum(row[name] is not None for row in rows)
+    names = [name for name, number in num_trials.items() if number]
+    if len(names) > MOST_AXES:
+        names = [name for name in names if 2 * num_trials[name] >= len(rows)]
+    return names
+
+
+def _value_axes(run: RunData, rows: Sequence[Row], names: Sequence[str]) -> list[dict[str, Any]]:
+    """An axis for each searched value."""
+    axes = []
+    for name in names:
+        axes.append(_axis(run, name, [row[name] for row in rows]))
+    return axes
+
+
+def _objective_axes(
+    run: RunData, rows: Sequence[Row], first: str, drawn: Sequence[float]
+) -> list[dict[str, Any]]:
+    """An axis for each objective that a trial reached; `drawn` are the values of the first one."""
+    axes = []
+    for name in run.objectives:
+        values: list[float | None] = list(drawn)
+        if name != first:
+            values = [row.get(name) for row in rows]
+            values = [value if finite(value) else None for value in values]
+        if any(value is not None for value in values):
+            axes.append(_axis(run, name, values))
+    return axes
 
 
 def _axis(run: RunData, name: str, values: Sequence[Any]) -> dict[str, Any]:

@@ -8,14 +8,14 @@ import numpy as np
 from raymtl.data import Source
 from raymtl.reporting.html.collect import Row
 from raymtl.reporting.html.panels import Panel, panels, png
-from raymtl.reporting.html.tables import show
+from raymtl.reporting.html.values import show
 from raymtl.types import LabelForm, Task
 
 MOST = 12
 LISTED = 12  # numbers of a vector that a line shows
 
 
-class Answer(NamedTuple):
+class ShownPrediction(NamedTuple):
     """A prediction; `right` is None for a number, which is near or far, not right or wrong."""
 
     text: str
@@ -27,8 +27,8 @@ class Line(NamedTuple):
 
     task: str
     target: str
-    before: Answer
-    after: Answer
+    before: ShownPrediction
+    after: ShownPrediction
 
 
 class Picture(NamedTuple):
@@ -42,28 +42,33 @@ class Picture(NamedTuple):
 
 def pictures(examples: Sequence[Row], tasks: Sequence[Task], data: Source) -> list[Picture]:
     """The first examples; none where the inputs are no pictures."""
-    return [
-        Picture(
-            png(np.array(row["input"], np.uint8).reshape(row["shape"]).transpose(1, 2, 0)),
-            str(row["domain"]),
-            [line for task in tasks for line in _lines(row, task, data.class_names(task.name))],
-            [panel for task in tasks for panel in panels(row, task, data.class_names(task.name))],
-        )
-        for row in examples[:MOST]
-        if len(row["shape"]) == 3 and row["shape"][0] in (1, 3) and isinstance(row["input"][0], int)
-    ]
+    shown = []
+    for row in examples[:MOST]:
+        shape = row["shape"]
+        if len(shape) != 3 or shape[0] not in (1, 3) or not isinstance(row["input"][0], int):
+            continue
+        lines: list[Line] = []
+        drawn: list[Panel] = []
+        for task in tasks:
+            names = data.class_names(task.name)
+            lines += _lines(row, task, names)
+            drawn += panels(row, task, names)
+        pixels = np.array(row["input"], np.uint8).reshape(shape).transpose(1, 2, 0)
+        shown.append(Picture(png(pixels), str(row["domain"]), lines, drawn))
+    return shown
 
 
 def _lines(row: Row, task: Task, names: Sequence[str]) -> list[Line]:
-    """One, or none of a task without a label here or whose outputs are drawn."""
-    target, before, after = (
-        row.get(f"{task.name}.{part}") for part in ("target", "before", "after")
-    )
+    """One line, or none for a task without a label here or whose outputs are drawn."""
+    target = row.get(f"{task.name}.target")
     if target is None or task.is_dense or (isinstance(target, list) and len(target) > LISTED):
         return []
     read = READERS.get(task.kind.label_form, _number)
-    said = [Answer(read(value, names), _right(task, value, target)) for value in (before, after)]
-    return [Line(task.name, read(target, names), *said)]
+    shown = []
+    for when in ("before", "after"):
+        value = row.get(f"{task.name}.{when}")
+        shown.append(ShownPrediction(read(value, names), _right(task, value, target)))
+    return [Line(task.name, read(target, names), *shown)]
 
 
 def _right(task: Task, value: Any, target: Any) -> bool | None:
@@ -83,10 +88,9 @@ def _class(value: Any, names: Sequence[str]) -> str:
 def _labels(value: Any, names: Sequence[str]) -> str:
     if not isinstance(value, list):
         return _number(value, names)
-    called = names or [str(number) for number in range(len(value))]
-    return (
-        ", ".join(name for name, there in zip(called, value, strict=True) if there == 1) or "none"
-    )
+    labels = names or [str(number) for number in range(len(value))]
+    applying = [label for label, flag in zip(labels, value, strict=True) if flag == 1]
+    return ", ".join(applying) or "none"
 
 
 def _number(value: Any, names: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
-"""Plots of a search: history, importance, parallel coordinates, Pareto front."""
+"""Plots of a search: its history, what mattered, and what the choices reached."""
 
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 
 from raymtl.config.distributions import Choice
 from raymtl.reporting.html.collect import Row, RunData, drawable, finite, searched_names
-from raymtl.reporting.html.tables import show
 from raymtl.reporting.html.theme import ACCENT, GREY, INK, colour, literal, panels, place, whole
+from raymtl.reporting.html.values import show
 
 NEEDED_FOR_IMPORTANCE = 4  # complete trials
 LOOKS = {
@@ -28,7 +28,7 @@ def history_plot(run: RunData) -> go.Figure | None:
         return None
     objectives = run.objectives
     figure = panels(
-        [_titled(name, mode) for name, mode in objectives.items()], columns=1, legend=1, height=300
+        [titled(name, mode) for name, mode in objectives.items()], columns=1, legend=1, height=300
     )
     for index, (name, mode) in enumerate(objectives.items()):
         at = place(index, len(objectives), columns=1)
@@ -37,12 +37,10 @@ def history_plot(run: RunData) -> go.Figure | None:
         heights = {row["number"]: value for row, value in zip(scored, values, strict=True)}
         edge = _worse_edge(values, mode)
         figure.add_trace(_best_so_far(run.trials, name, mode, first=index == 0), **at)
-        for state, look in LOOKS.items():
+        for state in LOOKS:
             rows = [row for row in run.trials if row["state"] == state]
             if rows:
-                figure.add_trace(
-                    _points(rows, name, heights, state, look, edge, first=index == 0), **at
-                )
+                figure.add_trace(_points(rows, name, heights, state, edge, first=index == 0), **at)
         best = next(
             (row for row in run.trials if row["number"] == run.summary.get("best_trial")), None
         )
@@ -70,48 +68,49 @@ def _points(
     name: str,
     heights: Mapping[int, float],
     state: str,
-    look: dict[str, str],
     edge: float,
     first: bool,
 ) -> go.Scatter:
+    marker: dict[str, Any] = {**LOOKS[state], "size": 9, "line": {}}
+    if "open" not in LOOKS[state]["symbol"]:
+        marker["line"] = {"width": 1, "color": "white"}
     return go.Scatter(
         x=[row["number"] for row in rows],
         y=[heights.get(row["number"], edge) for row in rows],
-        text=[_described(row, name) for row in rows],
+        text=[described(row, name) for row in rows],
         hovertemplate="%{text}<extra></extra>",
         mode="markers",
         name=state,
         legendgroup=state,
         showlegend=first,
-        marker={
-            **look,
-            "size": 9,
-            "line": {"width": 1, "color": "white"} if "open" not in look["symbol"] else {},
-        },
+        marker=marker,
     )
 
 
-def _described(row: Row, name: str) -> str:
+def described(row: Row, name: str) -> str:
     facts = [
         f"trial {row['number']}, {row['state']}, step {show(row.get('step'))}",
         f"{name}: {show(row.get(name))}",
     ]
     facts += [f"{key}: {show(row[key])}" for key in searched_names([row]) if row[key] is not None]
-    facts += [str(row["reason"])[:120]] if row.get("reason") else []
+    if row.get("reason"):
+        facts.append(str(row["reason"])[:120])
     return "<br>".join(literal(fact) for fact in facts)
 
 
 def _best_so_far(trials: Sequence[Row], name: str, mode: str, first: bool) -> go.Scatter:
+    better = min
     if mode == "max":
         better = max
-    else:
-        better = min
     ended = [row for row in trials if row["state"] == "complete" and finite(row.get(name))]
+    numbers = [row["number"] for row in ended]
     best = list(itertools.accumulate((row[name] for row in ended), better))
-    last = max((row["number"] for row in trials), default=0)
+    if ended:  # the line goes on to the last trial
+        numbers.append(max(row["number"] for row in trials))
+        best.append(best[-1])
     return go.Scatter(
-        x=[*(row["number"] for row in ended), *([last] if ended else [])],
-        y=[*best, *best[-1:]],
+        x=numbers,
+        y=best,
         mode="lines",
         name="best complete so far",
         legendgroup="best",
@@ -124,9 +123,15 @@ def _best_so_far(trials: Sequence[Row], name: str, mode: str, first: bool) -> go
 def _winner(number: int, value: float, first: bool) -> go.Scatter:
     ring = {"symbol": "circle-open", "size": 18, "color": INK, "line": {"width": 2}}
     return go.Scatter(
-        x=[number], y=[value], mode="markers", name="best trial", legendgroup="winner", marker=ring, hoverinfo="skip",
+        x=[number],
+        y=[value],
+        mode="markers",
+        name="best trial",
+        legendgroup="winner",
+        marker=ring,
+        hoverinfo="skip",
         showlegend=first,
-    )  # fmt: skip
+    )
 
 
 def importance_plot(study: optuna.Study | None, objectives: Mapping[str, str]) -> go.Figure | None:
@@ -139,28 +144,18 @@ def importance_plot(study: optuna.Study | None, objectives: Mapping[str, str]) -
     if study is None or num_complete(study) < NEEDED_FOR_IMPORTANCE:
         return None
     complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    common = [
-        name for name in complete[0].params if all(name in trial.params for trial in complete)
-    ]
-    shares: dict[str, dict[str, float]] = {}
-    for index, name in enumerate(objectives):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                shares[name] = optuna.importance.get_param_importances(
-                    study, params=common, target=_target(index)
-                )
-        except (ValueError, RuntimeError, TypeError, ZeroDivisionError):
-            continue
+    common = set(complete[0].params).intersection(*(trial.params for trial in complete))
+    shares = _importances(study, objectives, [n for n in complete[0].params if n in common])
     names = list(dict.fromkeys(itertools.chain(*shares.values())))
     if not names:
         return None
-    figure = panels(
-        [""],
-        columns=1,
-        legend=int(len(shares) > 1),
-        height=34 * len(names) * max(1, len(shares)) + 20,
-    )
+    return _importance_bars(names, shares)
+
+
+def _importance_bars(names: Sequence[str], shares: Mapping[str, Mapping[str, float]]) -> go.Figure:
+    """A bar for each searched value and objective."""
+    height = 34 * len(names) * len(shares) + 20
+    figure = panels([""], columns=1, legend=int(len(shares) > 1), height=height)
     for index, (objective, share) in enumerate(shares.items()):
         values = [share.get(name, 0.0) for name in names]
         figure.add_trace(
@@ -185,6 +180,23 @@ def importance_plot(study: optuna.Study | None, objectives: Mapping[str, str]) -
     return figure
 
 
+def _importances(
+    study: optuna.Study, objectives: Iterable[str], params: list[str]
+) -> dict[str, dict[str, float]]:
+    """Objective -> parameter -> its importance, for the objectives that have one."""
+    importances: dict[str, dict[str, float]] = {}
+    for index, name in enumerate(objectives):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                importances[name] = optuna.importance.get_param_importances(
+                    study, params=params, target=_target(index)
+                )
+        except (ValueError, RuntimeError, TypeError, ZeroDivisionError):
+            continue
+    return importances
+
+
 def choices_plot(run: RunData) -> go.Figure | None:
     """The first objective of every trial by what it chose, a panel for each searched choice of
     several names.
@@ -195,18 +207,10 @@ def choices_plot(run: RunData) -> go.Figure | None:
         for row in run.trials
         if row["state"] in ("complete", "pruned") and finite(row.get(objective))
     ]
-    tried = {
-        name: [row for row in rows if row.get(name) is not None]
-        for name, distribution in run.experiment.search.items()
-        if isinstance(distribution, Choice) and len(distribution.choice) > 1
-    }
-    tried = {
-        name: of_it for name, of_it in tried.items() if len({show(row[name]) for row in of_it}) > 1
-    }
+    tried, most = _tried_choices(run, rows)
     if not tried:
         return None
     names = sorted(tried, key=lambda name: -len(tried[name]))
-    most = max(len({show(row[name]) for row in tried[name]}) for name in names)
     # One below the other: the names beside a panel need room.
     figure = panels(names, columns=1, legend=1, height=max(70, 26 * most))
     for index, name in enumerate(names):
@@ -216,7 +220,7 @@ def choices_plot(run: RunData) -> go.Figure | None:
             figure.add_scatter(
                 x=drawable([row[objective] for row in of_state], mode),
                 y=[literal(show(row[name])) for row in of_state],
-                text=[_described(row, objective) for row in of_state],
+                text=[described(row, objective) for row in of_state],
                 hovertemplate="%{text}<extra></extra>",
                 mode="markers",
                 name=state,
@@ -234,20 +238,34 @@ def choices_plot(run: RunData) -> go.Figure | None:
     return figure
 
 
+def _tried_choices(run: RunData, rows: Sequence[Row]) -> tuple[dict[str, list[Row]], int]:
+    """The trials by the searched choice that they made, where several names were chosen; and the
+    largest number of names.
+    """
+    tried: dict[str, list[Row]] = {}
+    most = 0
+    for name, distribution in run.experiment.search.items():
+        if not isinstance(distribution, Choice) or len(distribution.choice) < 2:
+            continue
+        deciding = [row for row in rows if row.get(name) is not None]
+        num_names = len({show(row[name]) for row in deciding})
+        if num_names > 1:
+            tried[name] = deciding
+            most = max(most, num_names)
+    return tried, most
+
+
 def _worst_first(rows: Sequence[Row], name: str, objective: str, mode: str) -> list[str]:
     """The choices by their best trial, the best of all last, which plotly draws on top; pruned
     trials count below.
     """
+    sign = -1
     if mode == "max":
         sign = 1
-    else:
-        sign = -1
     best: dict[str, tuple[bool, float]] = {}
     for row in rows:
-        label, reached = (
-            literal(show(row[name])),
-            (row["state"] == "complete", sign * row[objective]),
-        )
+        label = literal(show(row[name]))
+        reached = (row["state"] == "complete", sign * row[objective])
         best[label] = max(best.get(label, reached), reached)
     return sorted(best, key=lambda label: best[label])
 
@@ -263,58 +281,7 @@ def _target(index: int) -> Any:
     return lambda trial: trial.values[index]
 
 
-def pareto_plot(run: RunData) -> go.Figure | None:
-    """Each pair of objectives against each other, with the trials of the front; None for a single
-    objective.
-    """
-    pairs = list(itertools.combinations(run.objectives, 2))
-    front = set(run.summary.get("pareto") or [])
-    rows = [row for row in run.trials if all(finite(row.get(name)) for name in run.objectives)]
-    if not pairs or not rows:
-        return None
-    figure = panels([""] * len(pairs), columns=2, legend=1, height=340)
-    groups = [
-        (
-            "on the front",
-            [row for row in rows if row["number"] in front],
-            {"color": "#D55E00", "symbol": "diamond"},
-        ),
-        *(
-            (
-                state,
-                [row for row in rows if row["state"] == state and row["number"] not in front],
-                look,
-            )
-            for state, look in LOOKS.items()
-        ),
-    ]
-    for index, (across, up) in enumerate(pairs):
-        at = place(index, len(pairs), columns=2)
-        for label, group, look in groups:
-            group = sorted(group, key=lambda row: row[across])
-            if group:
-                figure.add_trace(_cloud(group, across, up, label, look, first=index == 0), **at)
-        figure.update_xaxes(title_text=literal(_titled(across, run.objectives[across])), **at)
-        figure.update_yaxes(title_text=literal(_titled(up, run.objectives[up])), **at)
-    return figure
-
-
-def _cloud(
-    rows: Sequence[Row], across: str, up: str, label: str, look: dict[str, str], first: bool
-) -> go.Scatter:
-    on_front = label == "on the front"
-    return go.Scatter(
-        x=[row[across] for row in rows],
-        y=[row[up] for row in rows],
-        text=[_described(row, up) for row in rows],
-        hovertemplate="%{text}<extra></extra>",
-        mode="markers",
-        name=label,
-        legendgroup=label,
-        showlegend=first,
-        marker={**look, "size": 12 if on_front else 8},
-    )
-
-
-def _titled(name: str, mode: str) -> str:
-    return f"{name} ({'higher' if mode == 'max' else 'lower'} is better)"
+def titled(name: str, mode: str) -> str:
+    if mode == "max":
+        return f"{name} (higher is better)"
+    return f"{name} (lower is better)"

@@ -1,12 +1,10 @@
 """The tables as plain rows, for the page and for the command line alike."""
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from raymtl.config import Experiment
 from raymtl.reporting.html.collect import finite
 
 LABELS = {
@@ -27,7 +25,10 @@ class Estimate(NamedTuple):
 
     def text(self, decimals: int, signed: bool = False) -> str:
         """`0.931 ± 0.010`; the mean alone where the interval is unknown."""
-        mean = f"{self.mean:{'+' if signed else ''}.{decimals}f}".replace("-", "−")
+        sign = ""
+        if signed:
+            sign = "+"
+        mean = f"{self.mean:{sign}.{decimals}f}".replace("-", "−")
         if math.isfinite(self.ci95):
             return f"{mean} ± {self.ci95:.{decimals}f}"
         return mean
@@ -107,29 +108,29 @@ def result_rows(summary: Mapping[str, Any]) -> list[ResultRow]:
     models = summary["models"]
     columns = dict.fromkeys(name for model in models for name in _scores(model))
     table = {column: _column(column, models) for column in columns}
-    return [
-        ResultRow(
+    rows = []
+    for index, model in enumerate(models):
+        row = ResultRow(
             name=model["name"],
             label=LABELS.get(model["name"], model["name"]),
             cells={column: cells[index] for column, cells in table.items()},
             scored=bool(model.get("score") or model.get("tasks")),
             against=model.get("against") or {},
-            **{
-                key: model.get(key)
-                for key in ("delta_m", "delta_p", "delta_m_ci95", "delta_p_ci95")
-            },
+            delta_m=model.get("delta_m"),
+            delta_p=model.get("delta_p"),
+            delta_m_ci95=model.get("delta_m_ci95"),
+            delta_p_ci95=model.get("delta_p_ci95"),
         )
-        for index, model in enumerate(models)
-    ]
+        rows.append(row)
+    return rows
 
 
 def protocol(summary: Mapping[str, Any]) -> str:
-    """What was scored of the first model, and whether the scores are transductive: a sentence each."""
+    """A sentence on what was scored of the first model, and one on what models saw of it."""
     models = summary["models"]
+    scored = None
     if models:
         scored = (models[0].get("scored") or {}).get("text")
-    else:
-        scored = None
     if scored:
         return f"{scored} {_transductive(models)}"
     return _transductive(models)
@@ -141,7 +142,10 @@ def _transductive(models: Sequence[Mapping[str, Any]]) -> str:
         return "Not transductive: no statistic of the query set was used."
     if len(seen) == len(models):
         return "Transductive: the query set was seen as a whole."
-    return f"Transductive, the query set was seen as a whole: {', '.join(seen)}. The other models are not transductive."
+    return (
+        f"Transductive, the query set was seen as a whole: {', '.join(seen)}. The other models are "
+        "not transductive."
+    )
 
 
 def compare(
@@ -177,74 +181,6 @@ def gain_rows(row: ResultRow) -> list[GainRow]:
     ]
 
 
-def value_rows(experiment: Experiment, best: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The winner's searched values beside the configuration's own and their distributions."""
-    own = experiment.flat()
-    return [
-        {
-            "name": name,
-            "value": show(value),
-            "default": show(own.get(name)),
-            "domain": distribution_text(experiment, name),
-        }
-        for name, value in best.items()
-    ]
-
-
-def distribution_text(experiment: Experiment, name: str) -> str:
-    """The distribution of a searched value in words; the values of a simplex share theirs."""
-    search = experiment.search
-    distribution = search.get(name) or search.get(name.rpartition(".")[0])
-    if distribution is None:
-        return ""
-    fields = distribution.model_dump(mode="json")
-    conditions = fields.pop("when")
-    kind, content = next(iter(fields.items()))
-    if kind == "choice":
-        text = "one of " + ", ".join(_show_choice(value) for value in content)
-    elif kind == "simplex":
-        text = "weights that sum to 1"
-    else:
-        words = {"log_uniform": "log-uniform", "uniform": "uniform", "int": "whole number"}
-        text = f"{words[kind]}, {show(content[0])} to {show(content[1])}"
-    when = " and ".join(f"{key} is {show(value)}" for key, value in conditions.items())
-    if when:
-        return f"{text}; only where {when}"
-    return text
-
-
-def _show_choice(value: Any) -> str:
-    if value is None:
-        return "null"
-    return show(value)
-
-
-def show(value: Any) -> str:
-    """A value as a reader wants it: four significant digits, a dash for none, JSON for a list or
-    mapping.
-    """
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        if 1e4 <= abs(value) < 1e9:
-            return f"{value:.0f}"
-        return f"{value:.4g}"
-    if isinstance(value, list | dict | bool):
-        return json.dumps(value)
-    return str(value)
-
-
-def duration(seconds: float) -> str:
-    """`3 min 10 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    if minutes:
-        return f"{minutes} min {rest} s"
-    return f"{seconds:.3g} s"
-
-
 def left_out_of_deltas(summary: Mapping[str, Any]) -> list[str]:
     """The metrics whose relative change says nothing, so that the deltas do without them."""
     columns = {
@@ -262,9 +198,9 @@ def _scores(model: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """`score` and each `TASK.METRIC` -> before, after, gain."""
     tasks = {task: named for task, named in (model.get("tasks") or {}).items() if named}
     firsts = [next(iter(named.values())) for named in tasks.values()]
-    score = model.get("score") or {
-        key: _mean([first.get(key) for first in firsts]) for key in PHASES
-    }
+    score = model.get("score")
+    if not score:
+        score = {phase: _mean_over_tasks(firsts, phase) for phase in PHASES}
     metrics = {
         f"{task}.{name}": scores
         for task, named in tasks.items()
@@ -274,18 +210,18 @@ def _scores(model: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {"score": {**score, "higher_is_better": True}, **metrics}
 
 
-def _mean(values: Sequence[Any]) -> dict[str, float] | None:
-    """The mean over tasks, for single-task models, which have no score of their own.
+def _mean_over_tasks(scores: Sequence[Mapping[str, Any]], phase: str) -> dict[str, float] | None:
+    """The mean over tasks, for single-task models, which have no score together.
 
     Their episodes are not at hand together. The mean half-width bounds that of the mean, however
     they correlate.
     """
-    estimates = [estimate for value in values if (estimate := _estimate(value))]
-    if not estimates or len(estimates) < len(values):
+    estimates = [estimate for score in scores if (estimate := _estimate(score.get(phase)))]
+    if not estimates or len(estimates) < len(scores):
         return None
     return {
-        key: statistics.fmean(getattr(estimate, key) for estimate in estimates)
-        for key in ("mean", "ci95")
+        "mean": statistics.fmean(estimate.mean for estimate in estimates),
+        "ci95": statistics.fmean(estimate.ci95 for estimate in estimates),
     }
 
 
@@ -337,7 +273,7 @@ def _estimate(value: Any) -> Estimate | None:
     if not isinstance(value, Mapping) or not finite(value.get("mean")):
         return None
     ci95 = value.get("ci95")
-    # An unknown interval is infinitely wide, so that it excludes nothing.
-    return Estimate(
-        float(value["mean"]), float(ci95) if ci95 is not None and finite(ci95) else math.inf
-    )
+    if ci95 is None or not finite(ci95):
+        # An unknown interval is infinitely wide, so that it excludes nothing.
+        ci95 = math.inf
+    return Estimate(float(value["mean"]), float(ci95))

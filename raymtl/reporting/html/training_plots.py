@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -31,6 +31,13 @@ MODELS = {
 }
 
 
+class Panel(NamedTuple):
+    """Where in a figure curves are drawn, and whether they are in its legend."""
+
+    at: dict[str, int]
+    legend: bool
+
+
 def loss_plot(history: Sequence[Row]) -> go.Figure | None:
     """Query loss of each task by outer step: faint as recorded, strong smoothed; and the weights
     where they move.
@@ -44,7 +51,8 @@ def loss_plot(history: Sequence[Row]) -> go.Figure | None:
         if np.nanstd(values) > 1e-6
     }
     parts = [("query loss after adaptation, each task", losses)]
-    parts += [("loss weights, each task", weights)] if weights else []
+    if weights:
+        parts.append(("loss weights, each task", weights))
     tasks = list(dict.fromkeys([*losses, *weights]))
     figure = panels(
         [title for title, _ in parts], columns=2, legend=_legend_lines(tasks), height=300
@@ -52,17 +60,15 @@ def loss_plot(history: Sequence[Row]) -> go.Figure | None:
     for index, (_, columns) in enumerate(parts):
         at = place(index, len(parts), columns=2)
         for task, values in columns.items():
-            _add_smoothed(figure, history, task, values, tasks.index(task), at, legend=index == 0)
+            _add_smoothed(figure, history, task, values, tasks.index(task), Panel(at, index == 0))
         figure.update_xaxes(title_text="outer step", **at)
-        positive = all(
-            value > 0 for values in columns.values() for value in values[np.isfinite(values)]
-        )
-        log = index == 0 and positive
-        figure.update_yaxes(
-            title_text="loss (log scale)" if log else "loss" if index == 0 else "weight", **at
-        )
-        if log:
+        if index:
+            figure.update_yaxes(title_text="weight", **at)
+        elif all((values[np.isfinite(values)] > 0).all() for values in columns.values()):
+            figure.update_yaxes(title_text="loss (log scale)", **at)
             figure.update_yaxes(type="log", dtick="D2", tickformat="~g", **at)
+        else:
+            figure.update_yaxes(title_text="loss", **at)
         _mark_stages(figure, history, at)
     return figure
 
@@ -88,8 +94,7 @@ def _add_smoothed(
     task: str,
     values: np.ndarray,
     number: int,
-    at: dict[str, int],
-    legend: bool,
+    panel: Panel,
 ) -> None:
     steps = [row["step"] for row in history]
     every = max(1, len(steps) // POINTS)
@@ -105,12 +110,17 @@ def _add_smoothed(
         showlegend=False,
         hoverinfo="skip",
         **shared,
-        **at,
+        **panel.at,
     )
     figure.add_scatter(
-        x=steps[::every], y=_plain(smooth[::every]), line=strong, showlegend=legend,
-        hovertemplate="step %{x}: %{y:.4g}", **shared, **at,
-    )  # fmt: skip
+        x=steps[::every],
+        y=_plain(smooth[::every]),
+        line=strong,
+        showlegend=panel.legend,
+        hovertemplate="step %{x}: %{y:.4g}",
+        **shared,
+        **panel.at,
+    )
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -193,7 +203,7 @@ def adaptation_plot(run: RunData) -> go.Figure | None:
         at = place(index, len(names), columns=2)
         for model, metrics in curves.items():
             if name in metrics["curve"]:
-                _add_band(figure, model, metrics, name, last, at, legend=index == 0)
+                _add_band(figure, model, metrics, name, last, Panel(at, index == 0))
         figure.add_vline(
             x=curves[own]["inner_steps"], line={"color": INK, "width": 1, "dash": "dot"}, **at
         )
@@ -213,27 +223,51 @@ def _add_band(
     metrics: Mapping[str, Any],
     name: str,
     last: int,
-    at: dict[str, int],
-    legend: bool,
+    panel: Panel,
 ) -> None:
     steps, curve = metrics["curve"]["steps"], metrics["curve"][name]
     means, intervals = curve["mean"], [value if finite(value) else 0.0 for value in curve["ci95"]]
-    flat = len(steps) == 1
-    if flat:  # a model that does not adapt is the same after any number of steps
+    mode, dashes = "lines+markers", "solid"
+    if len(steps) == 1:  # a model that does not adapt is the same after any number of steps
         steps, means, intervals = [0, last], means * 2, intervals * 2
-    upper = [mean + ci if finite(mean) else None for mean, ci in zip(means, intervals, strict=True)]
-    lower = [mean - ci if finite(mean) else None for mean, ci in zip(means, intervals, strict=True)]
+        mode, dashes = "lines", "dash"
+    upper = _sums(means, intervals)
+    lower = _sums(means, [-interval for interval in intervals])
     ink = MODELS.get(model, PALETTE[3])
-    shared = {"legendgroup": model, "name": model, **at}
+    shared = {"legendgroup": model, "name": model, **panel.at}
     figure.add_scatter(
-        x=[*steps, *steps[::-1]], y=[*upper, *lower[::-1]], fill="toself", fillcolor=faint(ink, 0.16), mode="lines",
-        line={"width": 0}, showlegend=False, hoverinfo="skip", **shared,
-    )  # fmt: skip
+        x=[*steps, *steps[::-1]],
+        y=[*upper, *lower[::-1]],
+        fill="toself",
+        fillcolor=faint(ink, 0.16),
+        mode="lines",
+        line={"width": 0},
+        showlegend=False,
+        hoverinfo="skip",
+        **shared,
+    )
     figure.add_scatter(
-        x=steps, y=means, mode="lines" if flat else "lines+markers", showlegend=legend,
-        line={"color": ink, "width": 2.2, "dash": "dash" if flat else "solid"}, marker={"size": 6},
-        customdata=intervals, hovertemplate="step %{x}: %{y:.4g} ± %{customdata:.2g}", **shared,
-    )  # fmt: skip
+        x=steps,
+        y=means,
+        mode=mode,
+        showlegend=panel.legend,
+        line={"color": ink, "width": 2.2, "dash": dashes},
+        marker={"size": 6},
+        customdata=intervals,
+        hovertemplate="step %{x}: %{y:.4g} ± %{customdata:.2g}",
+        **shared,
+    )
+
+
+def _sums(values: Sequence[Any], others: Sequence[float]) -> list[float | None]:
+    """The sums, with None where a value is missing."""
+    sums: list[float | None] = []
+    for value, other in zip(values, others, strict=True):
+        if finite(value):
+            sums.append(value + other)
+        else:
+            sums.append(None)
+    return sums
 
 
 def _direction(metrics: Mapping[str, Any], name: str) -> str:
@@ -245,15 +279,15 @@ def _direction(metrics: Mapping[str, Any], name: str) -> str:
 
 
 def _columns(history: Sequence[Row], prefix: str) -> dict[str, np.ndarray]:
-    """Name without the prefix -> values, nan where there is none; columns without any are left out."""
+    """Name without the prefix -> values, nan for none; columns without any value are left out."""
     names = dict.fromkeys(key for row in history for key in row if key.startswith(prefix))
-    columns = {
-        name.removeprefix(prefix): np.array(
-            [v if finite(v := row.get(name)) else np.nan for row in history], float
-        )
-        for name in names
-    }
-    return {name: values for name, values in columns.items() if np.isfinite(values).any()}
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in history]
+        column = np.array([value if finite(value) else np.nan for value in values], float)
+        if np.isfinite(column).any():
+            columns[name.removeprefix(prefix)] = column
+    return columns
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

@@ -57,11 +57,12 @@ class Rows:
         self.run = run
         beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         made: Any = ray.remote(Trainings)
-        taken = set(
-            ray.util.list_named_actors()
-        )  # by an earlier run of this driver, whose end takes a while
-        names = (f"trainings of {run}{'' if number == 1 else f'-{number}'}" for number in count(1))
-        name = next(name for name in names if name not in taken)
+        # An earlier run of this driver, whose end takes a while, may still have the name.
+        taken = set(ray.util.list_named_actors())
+        name = f"trainings of {run}"
+        numbers = count(2)
+        while name in taken:
+            name = f"trainings of {run}-{next(numbers)}"
         self.shown = made.options(
             name=name, num_cpus=0, max_concurrency=MOST_AT_ONCE, scheduling_strategy=beside
         ).remote()
@@ -79,10 +80,9 @@ class Rows:
         has it.
         """
         row, waiting = self.open.pop(name)
-        text = f"{self.run}/{name} {state} {shorten(outcome, MOST_LETTERS, placeholder=' ...')}".rstrip()
-        return [
-            waiting,
-            self.shown.outcome.options(name=text).remote(
-                row, f"{state}: {outcome}" if failed else None
-            ),
-        ]
+        short = shorten(outcome, MOST_LETTERS, placeholder=" ...")
+        text = f"{self.run}/{name} {state} {short}".rstrip()
+        error = None
+        if failed:
+            error = f"{state}: {outcome}"
+        return [waiting, self.shown.outcome.options(name=text).remote(row, error)]

@@ -1,7 +1,6 @@
-"""Using the best model of a run: `evaluate`, `adapt`."""
+"""Adapting the best model of a run to a new task: `adapt`."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -9,9 +8,9 @@ import typer
 from rich.table import Table
 
 from raymtl import run_folder
-from raymtl.cli.notes import print_notes
-from raymtl.cli.options import AsJson, Data, Run, moved_paths, overrides
-from raymtl.cli.tables import figure, print_scores
+from raymtl.cli.notes import notes_of, print_notes
+from raymtl.cli.options import AsJson, Data, Run, hint_at_data_option, moved_paths, overrides
+from raymtl.cli.tables import figure
 from raymtl.reporting.console import plain_console
 from raymtl.storage import strict_json
 from raymtl.types import UserError
@@ -19,19 +18,6 @@ from raymtl.types import UserError
 if TYPE_CHECKING:
     from raymtl.adaptation.request import AdaptationRequest
 
-GONE = "where there is none."
-"""The end of every message about files that are missing."""
-
-Split = Annotated[str, typer.Option(help="val or test.")]
-Episodes = Annotated[
-    int | None, typer.Option(min=2, help="Episodes; the configuration's own by default.")
-]
-Predictions = Annotated[
-    Path | None,
-    typer.Option(
-        help="A Parquet file to write: what the model predicts of every row of the split."
-    ),
-]
 Support = Annotated[
     Path | None,
     typer.Option(help="Examples: as the run's own files, or Parquet with `input` and one a task."),
@@ -66,58 +52,6 @@ TransferValues = Annotated[
     list[str],
     typer.Option("--set", help="A value of the transfer: task.kind=regression, optimiser.lr=0.01."),
 ]
-
-
-def evaluate(
-    run: Run,
-    split: Split = "test",
-    episodes: Episodes = None,
-    data: Data = [],  # noqa: B006
-    predictions: Predictions = None,
-    as_json: AsJson = False,
-) -> None:
-    """Score the run's best model on held-out episodes, before and after adaptation."""
-    if split not in ("val", "test"):
-        raise UserError(f"--split: expected val or test, got '{split}'.")
-    folder = run_folder.existing(run) / "best"
-    from raymtl.evaluation.evaluate import evaluate as score
-    from raymtl.evaluation.evaluate import load_model
-    from raymtl.evaluation.predictions import write_held_out
-
-    experiment, algorithm, params = load_model(folder)
-    if data:
-        experiment = experiment.model_copy(
-            update={"data": experiment.data.moved(moved_paths(data))}
-        )
-    with _hint_at_data_option(data):
-        arrays = experiment.data.load()
-    if predictions is not None:
-        rows = write_held_out(predictions, experiment.data, algorithm, params, arrays, split)  # type: ignore[arg-type]
-    metrics = score(experiment, algorithm, params, arrays, split=split, episodes=episodes).metrics  # type: ignore[arg-type]
-    if as_json:
-        print(strict_json.dumps(metrics, indent=2))
-        return
-    ignored = bool(episodes) and metrics["episodes"] is None
-    console = _print_evaluation(metrics, episodes_ignored=ignored)
-    if data:
-        print_notes(console, experiment.data.notes(arrays))
-    if predictions is not None:
-        console.print(f"{predictions}: {rows} rows", highlight=False)
-
-
-def _print_evaluation(metrics: Mapping[str, Any], *, episodes_ignored: bool) -> Any:
-    """Prints the scores, how they were made, and the notes; returns the console."""
-    print_scores([{"name": "best", "score": metrics["score"], "tasks": metrics["tasks"]}])
-    kind = "Not transductive"
-    if metrics["transductive"]:
-        kind = "Transductive"
-    text = f"{metrics['scored']['text']} {kind}; ± is half of the 95 % interval."
-    if episodes_ignored:
-        text += " --episodes has nothing to choose: this model does not adapt."
-    console = plain_console(soft_wrap=True)
-    console.print(text)
-    print_notes(console, _notes(metrics))
-    return console
 
 
 class AdaptOptions(NamedTuple):
@@ -207,7 +141,7 @@ def adapt(
 def _adapt(options: AdaptOptions) -> dict[str, Any]:
     from raymtl.adaptation.adapt import adapt_run
 
-    with _hint_at_data_option(options.data):
+    with hint_at_data_option(options.data):
         return adapt_run(options.request(), options.steps)
 
 
@@ -219,7 +153,7 @@ def _print_adapted(written: Mapping[str, Any]) -> None:
         for metric, scores in written["scores"].items():
             table.add_row(metric, *map(_three_digits, scores))
         plain_console().print(table)
-    print_notes(console, _notes(written))
+    print_notes(console, notes_of(written))
     console.print(f"{written['folder']}: model.safetensors, predictions.parquet")
 
 
@@ -240,7 +174,7 @@ def _transfer(options: AdaptOptions, kind: str) -> dict[str, Any]:
     from raymtl.reporting.terminal import View
 
     transfer = parse_transfer(kind, overrides(options.sets))
-    with _hint_at_data_option(options.data), View(f"raymtl adapt --transfer {kind}") as view:
+    with hint_at_data_option(options.data), View(f"raymtl adapt --transfer {kind}") as view:
         return transfer_run(TransferRequest(options.request(), transfer), view)
 
 
@@ -290,20 +224,3 @@ def _figure(scores: Mapping[str, Any] | None, metric: str) -> str:
     if value["ci95"] is not None:
         return figure(value)
     return _three_digits(value["mean"])
-
-
-def _notes(written: Mapping[str, Any]) -> Any:
-    from raymtl.notes import Note
-
-    return [Note(**note) for note in written["notes"]]
-
-
-@contextmanager
-def _hint_at_data_option(data: list[str]) -> Iterator[None]:
-    """Names --data in the error where the files of the run are missing."""
-    try:
-        yield
-    except UserError as error:
-        if data or not str(error).endswith(GONE):
-            raise
-        raise UserError(f"{error} Where they have moved, add --data PATH.") from None
