@@ -198,7 +198,7 @@ def test_data_wait_pct_measures_the_data_alone(
 SCRIPT = """
 import json, os, resource, sys, threading, time
 from pathlib import Path
-import raymtl.train as training
+import raymtl.distributed.trainer as training
 import ray
 from raymtl.config import load
 
