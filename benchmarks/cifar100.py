@@ -300,7 +300,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def main(
+def main(  # noqa: PLR0913  each is an option of the command
     protocol: Annotated[
         str, typer.Option(help="cpu (20 minutes on two cores) or gpu (hours).")
     ] = "cpu",

@@ -458,7 +458,7 @@ def _write(path: Path | None, found: Mapping[str, Any]) -> None:
         path.write_text(json.dumps(found, indent=1))
 
 
-def main(
+def main(  # noqa: PLR0913  each is an option of the command
     pairs: Annotated[
         str, typer.Option(help="fixed: 60,000 for training; fresh: others in every step.")
     ] = "fixed",

@@ -86,7 +86,7 @@ def measure(experiment: Experiment, output: Path) -> dict[str, Any]:
     }
 
 
-def main(
+def main(  # noqa: PLR0913  each is an option of the command
     learner: Annotated[list[str], typer.Option(help="protonet or maml; both by default.")] = list(  # noqa: B006
         CONFIGS
     ),

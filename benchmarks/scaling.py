@@ -15,9 +15,12 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from raymtl.config import Experiment
 
 GPUS = (8, 64, 512)
 
@@ -191,16 +194,41 @@ def written_s(rows_a_write: float, writes: float, s_a_row: float) -> float:
     return s_a_row * rows_a_write * writes * (writes + 1) / 2
 
 
+def seconds_a_row(path: Path, make_rows: Callable[[], list[dict[str, Any]]]) -> float:
+    """CPU seconds that making and writing a table take, for each of its rows."""
+    from raymtl.storage import formats
+
+    began = time.process_time()
+    rows = make_rows()
+    formats.write_rows(path, rows)
+    return (time.process_time() - began) / len(rows)
+
+
+def checkpoint_bytes_a_parameter(experiment: "Experiment", folder: Path) -> float:
+    """The size of a checkpoint after one step of Adam, for each parameter."""
+    import torch
+
+    from raymtl.training import checkpoint
+
+    algorithm = experiment.build()
+    params = algorithm.init_params()
+    optimizer = torch.optim.Adam(params.values())
+    for value in params.values():
+        value.grad = torch.ones_like(value)
+    optimizer.step()
+    plain = {name: value.detach() for name, value in params.items()}
+    progress = checkpoint.Progress(1, plain, "vmap")
+    checkpoint.save(folder, checkpoint.snapshot(algorithm), optimizer, progress)
+    num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return num_bytes / sum(value.numel() for value in params.values())
+
+
 def measured(sizes: Sequence[int] = (100, 1000, 3000), reports: int = 10) -> Constants:
     """Measures what this machine can tell without GPUs and without Ray running; CPU seconds."""
     import numpy as np
     import optuna
-    import torch
 
     from raymtl.config import Experiment
-    from raymtl.storage import formats
-    from raymtl.training import checkpoint
-    from raymtl.training.checkpoint import Progress
     from raymtl.tune import Search, trial_rows
 
     space = {
@@ -265,55 +293,37 @@ def measured(sizes: Sequence[int] = (100, 1000, 3000), reports: int = 10) -> Con
                         chosen.params.items(), chosen.distributions.values(), strict=True
                     )
                 }
-                made = optuna.trial.create_trial(
-                    params=params,
-                    distributions=chosen.distributions,
-                    user_attrs=chosen.user_attrs,
-                    values=[float(rng.random())],
+                searched.study.add_trial(
+                    optuna.trial.create_trial(
+                        params=params,
+                        distributions=chosen.distributions,
+                        user_attrs=chosen.user_attrs,
+                        values=[float(rng.random())],
+                    )
                 )
-                searched.study.add_trial(made)
             times = np.median([cycle(f"{size}-{number}") for number in range(5)], axis=0)
-            taken.append((size, *map(float, times)))
+            taken.append((size, *times.tolist()))
         before = journal.stat().st_size
         cycle("last")
         a_trial = journal.stat().st_size - before - reports * a_report
-        began = time.process_time()
-        formats.write_rows(run / "trials.parquet", trial_rows(searched.study))
-        a_trial_row = (time.process_time() - began) / len(searched.study.get_trials(deepcopy=False))
+        a_trial_row = seconds_a_row(run / "trials.parquet", lambda: trial_rows(searched.study))
         numbers = ("lr", "grad_norm", "seconds", *(f"x{number}" for number in range(10)))
-        rows = [{"step": number, **dict.fromkeys(numbers, 0.5)} for number in range(20_000)]
-        began = time.process_time()
-        formats.write_rows(run / "history.parquet", rows)
-        a_row = (time.process_time() - began) / len(rows)
-        algorithm = experiment.build()
-        params = algorithm.init_params()
-        optimizer = torch.optim.Adam(params.values())
-        for value in params.values():
-            value.grad = torch.ones_like(value)
-        optimizer.step()
-        plain = {name: value.detach() for name, value in params.items()}
-        checkpoint.save(
-            run / "checkpoint",
-            checkpoint.snapshot(algorithm),
-            optimizer,
-            Progress(1, plain, "vmap"),
-        )
-        kept = sum(
-            file.stat().st_size for file in (run / "checkpoint").rglob("*") if file.is_file()
-        )
-        count = sum(value.numel() for value in params.values())
+        steps = [{"step": number, **dict.fromkeys(numbers, 0.5)} for number in range(20_000)]
+        a_row = seconds_a_row(run / "history.parquet", lambda: steps)
+        a_parameter = checkpoint_bytes_a_parameter(experiment, run / "checkpoint")
+
     slope, base = np.polyfit([size for size, *_ in taken], [asked for _, asked, _, _ in taken], 1)
-    last = taken[-1]
+    _, _, report_s, end_s = taken[-1]
     return Constants(
         ask_s=max(float(base), 0.0),
         ask_s_a_trial=float(slope),
-        report_s=last[2],
-        end_s=max(last[3] - last[2], 0.0),
+        report_s=report_s,
+        end_s=max(end_s - report_s, 0.0),
         journal_bytes_a_report=a_report,
         journal_bytes_a_trial=a_trial,
         history_s_a_row=a_row,
         table_s_a_row=a_trial_row,
-        checkpoint_bytes_a_parameter=kept / count,
+        checkpoint_bytes_a_parameter=a_parameter,
     )
 
 

@@ -487,7 +487,7 @@ def write_rows(path: Path | None, protocol: Spec, rows: Sequence[Mapping[str, An
     partial.replace(path)
 
 
-def main(
+def main(  # noqa: PLR0913  each is an option of the command
     data: Annotated[
         Path | None, typer.Option(help="Folder of the data; else $RAYMTL_DATA/tabular.")
     ] = None,

@@ -62,7 +62,7 @@ def is_true(call: ast.Call, keyword: str) -> bool:
     )
 
 
-def unsafe(source: str, *, pickles: bool = False, imports: bool = False) -> Iterator[str]:
+def unsafe(source: str, *, pickles: bool = False, imports: bool = False) -> Iterator[str]:  # noqa: C901  one check for each danger
     """What in the source could run a program that stands in what is read."""
     for node in ast.walk(ast.parse(source)):
         names = []

@@ -109,7 +109,7 @@ class AdaptOptions(NamedTuple):
 
 
 # Typer reads the command's options off the parameters, so there are as many as options.
-def adapt(
+def adapt(  # noqa: PLR0913  each is an option of the command
     run: Run,
     support: Support = None,
     query: Query = None,

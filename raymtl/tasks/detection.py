@@ -270,7 +270,7 @@ def ignored(target: Tensor) -> Tensor:
     return torch.cat([(IGNORED - target[..., :1]).clamp(min=-1), target[..., 1:]], -1)
 
 
-def detection(
+def detection(  # noqa: PLR0913  four of them have defaults
     name: str,
     num_classes: int,
     size: tuple[int, int],

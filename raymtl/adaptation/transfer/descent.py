@@ -55,7 +55,7 @@ class Course(NamedTuple):
     step: int
 
 
-def descend(
+def descend(  # noqa: PLR0913  no two of them belong together
     settings: Optimiser,
     module: nn.Module,
     loss: Callable[[Tensor], Tensor],
