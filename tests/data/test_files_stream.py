@@ -17,7 +17,7 @@ import torch
 
 from raymtl.data import Files
 from raymtl.data.episodes import build_episodes
-from raymtl.data.tables.stream_window import blocks_of
+from raymtl.data.tables.shuffle_buffer import blocks_of
 from raymtl.training import loop
 from raymtl.training.context import TrainContext
 from raymtl.training.loop import local_batches, train_loop

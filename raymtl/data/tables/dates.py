@@ -14,12 +14,18 @@ PIVOT = 69  # two digits from here on are a year of the last century, as POSIX h
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _NAME = (
-    "(?P<name>(?i:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|"
-    r"oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?)"
+    "(?P<name>(?i:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|"
+    r"aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?)"
 )
-_CLOCK = r"(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?P<part>(?:[.,]\d+)?))? *(?P<half>(?i:[ap]\.?m\.?)?)"
+_CLOCK = (
+    r"(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?P<part>(?:[.,]\d+)?))?"
+    r" *(?P<half>(?i:[ap]\.?m\.?)?)"
+)
 _TIME = rf"(?:[ T,]+{_CLOCK})?"
-_NUMERIC = rf"^(?P<a>\d{{1,4}})(?P<s>[./-]) ?(?P<b>\d{{1,2}})(?P<t>[./-]) ?(?P<c>\d{{1,2}}|\d{{4}}){_TIME}$"
+_NUMERIC = (
+    r"^(?P<a>\d{1,4})(?P<s>[./-]) ?(?P<b>\d{1,2})(?P<t>[./-]) ?(?P<c>\d{1,2}|\d{4})"
+    rf"{_TIME}$"
+)
 _COMPACT = r"^(?P<a>\d{4})(?P<b>\d{2})(?P<c>\d{2})$"
 _YEAR_MONTH = r"^(?P<a>\d{4})[/-](?P<b>\d{1,2})$"
 _MONTH_YEAR = r"^(?P<b>\d{1,2})[/-](?P<a>\d{4})$"
@@ -89,11 +95,11 @@ def _numeric(texts: pa.Array, order: DateOrder) -> Dates:
         good, year, month, day = digits[0] == 4, first, middle, last
         good &= digits[1] < 4
     else:
-        good, year = (
-            (digits[0] < 3) & (digits[1] > 1),
-            np.where(digits[1] == 2, _century(last), last),
-        )
-        month, day = (middle, first) if order == "dmy" else (first, middle)
+        good = (digits[0] < 3) & (digits[1] > 1)
+        year = np.where(digits[1] == 2, _century(last), last)
+        month, day = first, middle
+        if order == "dmy":
+            month, day = middle, first
     micros, timed, right = _time(parts)
     return _made(year, month, day, _valid(parts) & same & good & right, micros, timed)
 

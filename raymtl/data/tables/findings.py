@@ -150,11 +150,10 @@ def _of_unseen_classes(
     name: str, fitted: FittedTask, odd: Sequence[int], split: str, rows: int
 ) -> Note:
     classes = [fitted.classes[place] for place in odd]
-    several = len(classes) > 1
-    text = (
-        f"the class{'es' * several} {listed(classes)} {'are' if several else 'is'} in {split} "
-        f"({rows} rows) and in no row for training"
-    )
+    subject = f"the class {listed(classes)} is"
+    if len(classes) > 1:
+        subject = f"the classes {listed(classes)} are"
+    text = f"{subject} in {split} ({rows} rows) and in no row for training"
     plain_names = {
         _letters(known): known for place, known in enumerate(fitted.classes) if place not in odd
     }
@@ -182,7 +181,10 @@ def _constant_targets(
         which = ""
     else:
         which = f"number {constant[0]} of the target is "
-    text = f"{which}always {fitted.means[constant[0]]:.6g} in the rows for training, so there is nothing to learn"
+    text = (
+        f"{which}always {fitted.means[constant[0]]:.6g} in the rows for training, so there is "
+        "nothing to learn"
+    )
     return [Note(place=f"task '{name}'", text=text, key=f"data.tasks.{name}")]
 
 
@@ -207,7 +209,10 @@ def copy_notes(
         if len(copies) == 0 or len(copies) <= 2 * alike * len(rows):
             continue
         first = rows_named(copies, locate_row)
-        text = f"{len(copies)} of {len(rows)} rows are in {others} too, with inputs and labels: {first}"
+        text = (
+            f"{len(copies)} of {len(rows)} rows are in {others} too, with inputs and labels: "
+            f"{first}"
+        )
         notes.append(Note(place=SPLITS[split], text=text, key="data.split"))
     return notes
 
@@ -218,9 +223,14 @@ def rows_named(rows: Sequence[int] | np.ndarray, locate_row: LocateRow) -> str:
     before = ""
     for row in rows[:ROWS]:
         file, _, place = locate_row(int(row)).rpartition(": ")
-        parts.append(place if file == before else f"{'/'.join(file.split('/')[-2:])}: {place}")
+        if file == before:
+            parts.append(place)
+        else:
+            parts.append(f"{'/'.join(file.split('/')[-2:])}: {place}")
         before = file
-    return ", ".join(parts) + (" ..." if len(rows) > ROWS else "")
+    if len(rows) > ROWS:
+        return ", ".join(parts) + " ..."
+    return ", ".join(parts)
 
 
 def small_class_note(name: str, split: str, small: Sequence[str], number: int, least: int) -> Note:
@@ -236,7 +246,10 @@ def small_group_note(
     column: str, split: str, small: Sequence[str], number: int, least: int
 ) -> Note:
     """The same on groups."""
-    text = f"{len(small)} of {number} groups have fewer than {least} rows, so {split} never has them: {listed(small)}"
+    text = (
+        f"{len(small)} of {number} groups have fewer than {least} rows, so {split} never has "
+        f"them: {listed(small)}"
+    )
     return Note(place=f"column '{column}'", text=text, key="data.group")
 
 
@@ -248,7 +261,10 @@ def header_note(file: str, cells: Mapping[str, Sequence[str]]) -> Note | None:
     numbers = [name for name in alike if _number(name) is not None]
     if 2 * len(alike) <= len(cells) or _counted(numbers):
         return None
-    text = f"the header looks like a row of data: {listed(list(cells))}; name the columns of a file without a header"
+    text = (
+        f"the header looks like a row of data: {listed(list(cells))}; name the columns of a file "
+        "without a header"
+    )
     return Note(place=file, text=text, key="data.columns")
 
 

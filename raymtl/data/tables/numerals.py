@@ -11,8 +11,16 @@ import pyarrow.compute as pc
 from raymtl.data.tables.schema import Decimal, TextForm, Thousands
 
 STYLES: tuple[tuple[Decimal, Thousands | None], ...] = (
-    (".", None), (",", None), (".", ","), (",", "."), (".", " "), (",", " "), (".", "'"), (",", "'"), (".", "_"),
-)  # fmt: skip
+    (".", None),
+    (",", None),
+    (".", ","),
+    (",", "."),
+    (".", " "),
+    (",", " "),
+    (".", "'"),
+    (",", "'"),
+    (".", "_"),
+)
 """Decimal sign and thousands separator, in the order in which they are tried."""
 
 _CURRENCY = r"[A-Z]{0,3}\p{Sc}|[A-Z]{3} "

@@ -159,7 +159,10 @@ class _Look(NamedTuple):
         place = columns_named([name])
         if finding.codes:
             first = rows_named(finding.codes, self.locate_row)
-            text = f"has codes that begin with 0, such as {shown(column[finding.codes[0]])} ({first}), so it is text"
+            text = (
+                f"has codes that begin with 0, such as {shown(column[finding.codes[0]])} "
+                f"({first}), so it is text"
+            )
             self.found.notes.append(Note(place=place, text=text, key="data.inputs"))
         if finding.others:
             if finding.form == TEXT:
@@ -199,7 +202,10 @@ class _Look(NamedTuple):
             keys = " and ".join(
                 f"data.{key}" for key in ("decimal", "thousands") if getattr(self.keys, key)
             )
-            return f"{good} of {known} cells are numbers as {keys} says, and not {shown(column[finding.odd[0]])} ({first})"
+            return (
+                f"{good} of {known} cells are numbers as {keys} says, and not "
+                f"{shown(column[finding.odd[0]])} ({first})"
+            )
         return (
             f"{good} of {known} cells are {what}, but not {shown(column[finding.odd[0]])} ({first})"
         )

@@ -62,12 +62,11 @@ def choose_inputs(
     sure = numbers_without_doubt(rows.table, candidates)
     columns = dict(zip(rows.table.column_names, rows.table.columns, strict=True))
     for name, named in candidates.items():
-        role: Role | None = given_role(source, dataset, name)
-        why = ""
-        if role is None and name in sure and (named or not is_index(name, columns[name])):
-            role = "number"
-        elif role is None and not named and is_index(name, columns[name]):
+        role, why = given_role(source, dataset, name), ""
+        if role is None and not named and is_index(name, columns[name]):
             why = "an index that a data frame left"
+        elif role is None and name in sure:
+            role = "number"
         elif role is None:
             role, why = role_of(columns[name], source.max_categories)
             if name in oddities:
@@ -83,15 +82,17 @@ def choose_inputs(
         else:
             chosen.left_out[name] = why
     _leave_pictures_alone(chosen)
-    if not chosen.roles:
-        raise _none_of(chosen.left_out)
     _refuse_labels(source, chosen)
     _explain_others(source, dataset, chosen)
-    column = split_column_of(source, dataset, rows)
-    if column in chosen.roles and not candidates[column]:
-        del chosen.roles[column]
-        chosen.left_out[str(column)] = SPLITS_ROWS
+    _leave_split_column(chosen, split_column_of(source, dataset, rows))
     return chosen
+
+
+def _leave_split_column(chosen: ChosenInputs, column: str | None) -> None:
+    """Leaves out the column that names the splits, unless it was named as an input."""
+    if column in chosen.roles and not chosen.named[column]:
+        del chosen.roles[column]
+        chosen.left_out[column] = SPLITS_ROWS
 
 
 def _oddity_note(name: str, role: Role | None, oddity: str) -> Note:
@@ -109,12 +110,17 @@ def _none_of(left_out: Mapping[str, str]) -> UserError:
     )
     hint = ""
     if any(why.startswith(ODD) for why in left_out.values()):
-        hint = " Add the cell to data.missing_values if it stands for nothing, or give the column a role."
+        hint = (
+            " Add the cell to data.missing_values if it stands for nothing, or give the column a "
+            "role."
+        )
     return UserError(f"data.inputs: expected a column to learn from, got none: {listed}.{hint}")
 
 
 def _leave_pictures_alone(chosen: ChosenInputs) -> None:
-    """Leaves out the columns beside those of pictures. Raises UserError where they were named."""
+    """Leaves out the columns beside those of pictures. Raises UserError where they were named, or
+    where no column is left.
+    """
     pictures = [name for name, role in chosen.roles.items() if role == "picture"]
     for name in [name for name in chosen.roles if pictures and name != pictures[0]]:
         if chosen.named[name]:
@@ -124,6 +130,8 @@ def _leave_pictures_alone(chosen: ChosenInputs) -> None:
             )
         chosen.left_out[name] = f"{BESIDE} of '{pictures[0]}'"
         del chosen.roles[name]
+    if not chosen.roles:
+        raise _none_of(chosen.left_out)
 
 
 def _refuse_labels(source: FilesConfig, chosen: ChosenInputs) -> None:
@@ -209,9 +217,9 @@ def left_out_notes(left_out: Mapping[str, str]) -> list[Note]:
             or (why.startswith(BESIDE) and OF_PICTURES.fullmatch(name))
         ):
             continue
-        by_reason.setdefault("always the same" if why.startswith("always ") else why, []).append(
-            name
-        )
+        if why.startswith("always "):
+            why = "always the same"
+        by_reason.setdefault(why, []).append(name)
     return [
         Note(place=columns_named(names), text=f"left out: {why}", key="data.inputs")
         for why, names in by_reason.items()

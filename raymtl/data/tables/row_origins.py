@@ -54,12 +54,16 @@ def origins_of(
     """The rows of a block, whose pictures had these shapes [N, 2]."""
     block = dataset.blocks[number][1]
     size = len(rows.table)
-    named = _naming_column(source, rows.table)
+    column, names = None, ()
+    naming = _naming_column(source, rows.table)
+    if naming is not None:
+        column = naming.shown
+        names = tuple(texts(rows.table[naming.column]).to_pylist())
     return RowOrigins(
         block.start + np.arange(size),
         (block.file,) * size,
-        named[0] if named else None,
-        tuple(texts(rows.table[named[1]]).to_pylist()) if named else (),
+        column,
+        names,
         shapes if source.is_image else None,
     )
 
@@ -79,18 +83,25 @@ def together(parts: Sequence[RowOrigins]) -> RowOrigins:
     )
 
 
-def _naming_column(source: FilesConfig, table: pa.Table) -> tuple[str, str] | None:
-    """What the column that names rows is called in the predictions, and in the file; None without
-    one.
-    """
+class _NamingColumn(NamedTuple):
+    """The column that names rows."""
+
+    shown: str
+    """What it is called in the predictions."""
+    column: str
+    """What it is called in the file."""
+
+
+def _naming_column(source: FilesConfig, table: pa.Table) -> _NamingColumn | None:
+    """The column that names rows; None without one."""
     if source.is_image:
         column = source.found.columns[0].column
         if is_text(plain(table[column]).type):
-            return PICTURE, column
+            return _NamingColumn(PICTURE, column)
     key = source.key or source.split.key
     if key is None or key not in table.column_names:
         return None
-    return key, key
+    return _NamingColumn(key, key)
 
 
 def held_out(source: FilesConfig, rows: np.ndarray, *, shapes: bool = True) -> RowOrigins | None:
@@ -103,20 +114,20 @@ def held_out(source: FilesConfig, rows: np.ndarray, *, shapes: bool = True) -> R
         return None
     dataset = TableDataset(source)
     starts = np.cumsum([0] + [block.rows or 0 for _, block in dataset.blocks])
-    places = np.searchsorted(starts, rows, side="right") - 1
+    block_of_row = np.searchsorted(starts, rows, side="right") - 1
     parts = []
-    for number in np.unique(places).tolist():
-        inside = rows[places == number] - starts[number]
-        own = dataset.read(number)
-        found = origins_of(
-            source,
-            dataset,
-            number,
-            own,
-            _shapes(source, dataset, number, own, inside if shapes else NONE),
-        )
-        parts.append((found if shapes else found._replace(shapes=None)).at(inside))
-    order = np.argsort(places, kind="stable")  # of the rows as they stand in the parts
+    for number in np.unique(block_of_row).tolist():
+        inside = rows[block_of_row == number] - starts[number]
+        of_block = dataset.read(number)
+        opened = NONE
+        if shapes:
+            opened = inside
+        of_pictures = _shapes(source, dataset, number, of_block, opened)
+        origins = origins_of(source, dataset, number, of_block, of_pictures)
+        if not shapes:
+            origins = origins._replace(shapes=None)
+        parts.append(origins.at(inside))
+    order = np.argsort(block_of_row, kind="stable")  # of the rows as they stand in the parts
     return together(parts).at(np.argsort(order))
 
 

@@ -113,14 +113,11 @@ def _choose(source: FilesConfig, arrays: Arrays, split: Split, rng: np.random.Ge
         group = int(rng.integers(len(starts) - 1))
         rows = rows[starts[group] : starts[group + 1]]
         domain = f"{source.group} {arrays[f'names/{split}'][group]}"
-    elif (
-        len(source.task_names) == 1
-    ):  # all of them labelled, so that a single task has as many labels as are drawn
+    elif len(source.task_names) == 1:
+        # All of them are labelled, so that a single task has as many labels as are drawn.
         labelled = arrays[f"rows/{split}/{source.task_names[0]}"]
         if len(labelled) > 1:
             rows = labelled
-        else:
-            rows = rows
     taken = rows[rng.choice(len(rows), min(len(rows), shots + source.queries), replace=False)]
     shots = min(shots, len(taken) - 1)
     return Chosen(taken[:shots], taken[shots:], domain)
@@ -149,17 +146,18 @@ def _few_shot_batch(
 
 
 def _batch(source: FilesConfig, arrays: Arrays, rows: np.ndarray) -> Batch:
-    """The rows with these numbers; those of a stream, that of its window."""
+    """The rows with these numbers; of a stream, those of its shuffle buffer."""
     found = {
         name: torch.from_numpy(values) for name, values in _gathered(source, arrays, rows).items()
     }
     names = source.task_names
-    masks = {name: found[f"mask/{name}"] for name in names}
-    complete = "complete" in arrays
+    masks = {}
+    if "complete" not in arrays:
+        masks = {name: found[f"mask/{name}"] for name in names}
     return Batch(
         found["inputs"],
         {name: found[f"target/{name}"] for name in names},
-        {} if complete else masks,
+        masks,
     )
 
 
@@ -171,14 +169,14 @@ def _gathered(source: FilesConfig, arrays: Arrays, rows: np.ndarray) -> Mapping[
     offsets = arrays.get("offsets")
     if offsets is None:
         return {key: arrays[key][rows] for key in keys}
-    # A window: rows are counted through the blocks in it, in the order of their places.
-    place = np.searchsorted(offsets, rows, side="right") - 1
+    # A shuffle buffer: rows are counted through its blocks, in the order of their slots.
+    slots = np.searchsorted(offsets, rows, side="right") - 1
     found = {}
     for key in keys:
         first = arrays[f"0/{key}"]
         out = np.empty((len(rows), *first.shape[1:]), first.dtype)
-        for number in np.unique(place):
-            here = place == number
-            out[here] = arrays[f"{number}/{key}"][rows[here] - offsets[number]]
+        for slot in np.unique(slots):
+            in_slot = slots == slot
+            out[in_slot] = arrays[f"{slot}/{key}"][rows[in_slot] - offsets[slot]]
         found[key] = out
     return found

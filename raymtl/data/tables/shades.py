@@ -80,9 +80,8 @@ def fit_shades(
     where all have 8 bits.
 
     Whole numbers end at the next power of two that cameras have, 4095 of 12 bits for example;
-    fractions go from 0 to
-    1. Raises UserError for fractions of another range and for pictures of both kinds, where no
-      range is `given`.
+    fractions go from 0 to 1. Raises UserError for fractions of another range and for pictures of
+    both kinds, where no range is `given`.
     """
     if given is not None:
         return Shades(black=given[0], white=given[1]), ()
@@ -102,15 +101,19 @@ def fit_shades(
             f"and {_kind(other)} in {other.name}. Convert one of them, or say [black, white] of "
             "both."
         )
+    return _shades_of(seen, len(chosen) - len(seen))
+
+
+def _shades_of(seen: Sequence[_Ends], shallow: int) -> tuple[Shades, tuple[Note, ...]]:
+    """What is black and white in pictures of one kind of numbers, beside this many of 8 bits."""
     least, most = min(ends.least for ends in seen), max(ends.most for ends in seen)
-    if first.fractions:
+    if seen[0].fractions:
         shades = _of_fractions(seen, least, most)
     else:
         shades = _of_whole(least, most)
-    shallow = len(chosen) - len(seen)
     text = (
-        f"{len(seen)} of {len(chosen)} have more than 8 bits, with values from {least:g} to "
-        f"{most:g}: {shades.black:g} is black and {shades.white:g} white in all of them"
+        f"{len(seen)} of {len(seen) + shallow} have more than 8 bits, with values from {least:g} "
+        f"to {most:g}: {shades.black:g} is black and {shades.white:g} white in all of them"
     )
     if shallow:
         text += f", 255 in the {shallow} others"

@@ -46,22 +46,8 @@ class Files(FilesConfig):
             # of a run: its paths stand as they were found, and a worker need not know their
             # variables
             return self
-        from raymtl.data.tables.paths import absolute
-
-        paths: Mapping[Any, Any] = {"": self.path}
-        if isinstance(self.path, Mapping):
-            paths = self.path
-        shown = {key: f"data.path{key and '.'}{key}" for key in paths}
-        resolved = {
-            key: tuple(absolute(p, shown[key]) for p in path)
-            if isinstance(path, tuple)
-            else absolute(path, shown[key])
-            for key, path in paths.items()
-            if path
-        }
-        if resolved:
-            # The object is frozen for others; here it is still being made.
-            self.__dict__["path"] = resolved if isinstance(self.path, Mapping) else resolved[""]
+        # The object is frozen for others; here it is still being made.
+        self.__dict__["path"] = _absolute(self.path)
         if self.fitted is None or self.is_stale(self.fitted):
             from raymtl.data.tables.fit import fit
 
@@ -118,15 +104,20 @@ class Files(FilesConfig):
         path: Any = self.path
         tasks = dict(self.tasks)
         for key, place in places.items():
-            where = absolute(place, f"--data {key}" if key != "path" else "--data")
+            option = "--data"
+            if key != "path":
+                option = f"--data {key}"
+            moved_to = absolute(place, option)
             head, _, rest = key.partition(".")
             name = rest.removesuffix(".path")
             if key == "path":
-                path = where
+                path = moved_to
             elif head == "path" and rest in SPLITS:
-                path = {**(path if isinstance(path, Mapping) else {}), rest: where}
+                if not isinstance(path, Mapping):
+                    path = {}
+                path = {**path, rest: moved_to}
             elif head == "tasks" and name in tasks and tasks[name].path:
-                tasks[name] = tasks[name].model_copy(update={"path": where})
+                tasks[name] = tasks[name].model_copy(update={"path": moved_to})
             else:
                 raise UserError(
                     f"--data {key}: expected one of {', '.join(self.places())}, got another. "
@@ -174,9 +165,9 @@ class Files(FilesConfig):
     def window(self, arrays: Arrays, split: Split, seed: int, step: int) -> Arrays:
         if split != "train" or self.found.pool is None:
             return arrays
-        from raymtl.data.tables.stream_window import window
+        from raymtl.data.tables.shuffle_buffer import fill_buffer
 
-        return window(self, arrays, seed, step)
+        return fill_buffer(self, arrays, seed, step)
 
     def episode(
         self, arrays: Arrays, split: Split, rng: np.random.Generator
@@ -187,7 +178,10 @@ class Files(FilesConfig):
     def about_episodes(self) -> str:
         shots = _words(self.shots)
         if self.episodes == "classes":
-            return f"{_words(self.ways)} classes, {shots} rows of each to adapt to, {self.queries} to predict"
+            return (
+                f"{_words(self.ways)} classes, {shots} rows of each to adapt to, {self.queries} "
+                "to predict"
+            )
         if self.episodes == "groups":
             of = f"one {self.group}"
         else:
@@ -209,7 +203,23 @@ class Files(FilesConfig):
 def _shown(path: str | tuple[str, ...] | Mapping[Any, str]) -> str:
     if isinstance(path, str):
         return path
-    return ", ".join(path.values() if isinstance(path, Mapping) else path)
+    if isinstance(path, Mapping):
+        return ", ".join(path.values())
+    return ", ".join(path)
+
+
+def _absolute(path: str | tuple[str, ...] | Mapping[Any, str]) -> Any:
+    """The same paths from the root of the disk; those that are not given as they are."""
+    from raymtl.data.tables.paths import absolute
+
+    if isinstance(path, tuple):
+        return tuple(absolute(one, "data.path") for one in path)
+    if isinstance(path, Mapping):
+        given = {split: one for split, one in path.items() if one}
+        return {split: absolute(one, f"data.path.{split}") for split, one in given.items()} or path
+    if not path:
+        return path
+    return absolute(path, "data.path")
 
 
 def _words(count: int | tuple[int, int]) -> str:

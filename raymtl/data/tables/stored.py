@@ -12,7 +12,7 @@ LOOKED_AT = 100
 """Values of bytes that are looked at to tell whether they are texts."""
 
 
-def plainer(kind: pa.DataType) -> pa.DataType:  # noqa: C901  one line for each stored type
+def plainer(kind: pa.DataType) -> pa.DataType:
     """The type that values of a stored type are read as; most are read as they are."""
     tests = pa.types
     if isinstance(kind, pa.BaseExtensionType):
@@ -32,6 +32,12 @@ def plainer(kind: pa.DataType) -> pa.DataType:  # noqa: C901  one line for each 
         return pa.string()
     if tests.is_binary_view(kind) or tests.is_fixed_size_binary(kind):
         return pa.binary()
+    return _plainer_nested(kind)
+
+
+def _plainer_nested(kind: pa.DataType) -> pa.DataType:
+    """The same for lists and structs; other types stay as they are."""
+    tests = pa.types
     if tests.is_fixed_size_list(kind):
         return pa.list_(plainer(kind.value_type), kind.list_size)
     if tests.is_large_list(kind) or tests.is_large_list_view(kind):

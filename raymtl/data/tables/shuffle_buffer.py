@@ -1,11 +1,10 @@
-"""Files larger than memory: at every step episodes are drawn from a window of some blocks, held in
-turn.
+"""Files larger than memory: at every step episodes are drawn from a shuffle buffer of some blocks.
 
-A window has P places. The block in a place is drawn by chance, in proportion to its rows, from
-(seed, place, stretch) alone, and stays for a stretch of `hold_steps` steps; places change at
-different steps. So the window of a step, and with it every episode, is a function of (seed, step,
-index) for any number of workers and after any interruption. What is weaker than in memory: the rows
-of an episode are from P blocks, not from all.
+The buffer has P slots. The block in a slot is drawn at random, in proportion to its rows, from
+(seed, slot, epoch of the slot) alone, and stays for an epoch of `hold_steps` steps; the slots are
+refreshed at different steps. So the buffer of a step, and with it every episode, is a function of
+(seed, step, index) for any number of workers and after any interruption. The guarantee is weaker
+than in memory: the rows of an episode are from P blocks, not from all.
 """
 
 import threading
@@ -32,21 +31,27 @@ MIN_SEEN = 4
 """Blocks before unreadable pictures are counted: a share of fewer says little."""
 
 
-def blocks_of(rows: np.ndarray, pool: int, hold: int, seed: int, step: int) -> list[int]:
-    """The number of the block in each place at a step; `rows` [B] are those of the blocks."""
+def blocks_of(
+    rows: np.ndarray, num_slots: int, refresh_interval: int, seed: int, step: int
+) -> list[int]:
+    """The number of the block in each slot at a step; `rows` [B] are the numbers of rows of the
+    blocks.
+    """
     edges = np.cumsum(rows)
     chosen = []
-    for place in range(pool):
-        stretch = (step + place * hold // pool) // hold
-        at = np.random.default_rng([seed, place, stretch]).random() * edges[-1]
+    for slot in range(num_slots):
+        slot_epoch = (step + slot * refresh_interval // num_slots) // refresh_interval
+        at = np.random.default_rng([seed, slot, slot_epoch]).random() * edges[-1]
         chosen.append(int(np.searchsorted(edges, at, side="right")))
     return chosen
 
 
-class _Held(NamedTuple):
+class _EncodedBlock(NamedTuple):
+    """A block of rows that is in memory."""
+
     arrays: Mapping[str, np.ndarray]
     rows: np.ndarray
-    """Those for training that have a label."""
+    """The numbers of its rows for training that have a label."""
 
 
 class _Reader:
@@ -58,15 +63,19 @@ class _Reader:
         self.source, self.dataset = source, TableDataset(source)
         self.dataset.check_fitted(source.found)
         self.rows = np.array([block.rows or 0 for _, block in self.dataset.blocks])
-        self.blocks: dict[int, Future[_Held]] = {}
+        self.blocks: dict[int, Future[_EncodedBlock]] = {}
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raymtl-read")
         self.lock = threading.Lock()
         self.seen: dict[int, tuple[list[str], int]] = {}
-        """Of each block that was read: the pictures that could not be, and its rows."""
+        """The unreadable pictures and the number of rows of each block that was read."""
 
-    def window(self, seed: int, step: int) -> list[_Held]:
-        pool, hold = self.source.found.pool or 1, self.source.hold_steps
-        now, soon = (blocks_of(self.rows, pool, hold, seed, s) for s in (step, step + AHEAD))
+    def blocks_at(self, seed: int, step: int) -> list[_EncodedBlock]:
+        num_slots = self.source.found.pool or 1
+        refresh_interval = self.source.hold_steps
+        now, soon = (
+            blocks_of(self.rows, num_slots, refresh_interval, seed, at)
+            for at in (step, step + AHEAD)
+        )
         with self.lock:
             for number in [*now, *soon]:
                 if number not in self.blocks:
@@ -76,19 +85,19 @@ class _Reader:
             wanted = [self.blocks[number] for number in now]
         return [future.result() for future in wanted]
 
-    def _read(self, number: int) -> _Held:
+    def _read(self, number: int) -> _EncodedBlock:
         one = encode(self.source, self.dataset, number)
         self.seen[number] = (list(one.unreadable), len(one.given))
         if one.unreadable and len(self.seen) >= MIN_SEEN:
-            told = list(self.seen.values())
+            seen = list(self.seen.values())
             unreadable_notes(
                 self.source,
-                [name for names, _ in told for name in names],
-                sum(rows for _, rows in told),
+                [name for names, _ in seen for name in names],
+                sum(rows for _, rows in seen),
             )  # for what it raises
         splits = assign_splits(self.source, one.given, one.hashed, each_by_itself=True)
         labelled = np.any([one.arrays[f"mask/{name}"] for name in self.source.tasks], axis=0)
-        return _Held(one.arrays, np.flatnonzero(labelled & (splits == 0)))
+        return _EncodedBlock(one.arrays, np.flatnonzero(labelled & (splits == 0)))
 
 
 _READERS: dict[str, _Reader] = {}
@@ -103,25 +112,23 @@ def _reader(source: FilesConfig) -> _Reader:
     return _READERS[own]
 
 
-def window(source: FilesConfig, arrays: Arrays, seed: int, step: int) -> Arrays:
-    """What the episodes of a step are drawn from, beside the rows that are held out."""
-    held = _reader(source).window(seed, step)
-    counts = [len(next(iter(one.arrays.values()))) for one in held]
+def fill_buffer(source: FilesConfig, arrays: Arrays, seed: int, step: int) -> Arrays:
+    """The arrays that the episodes of a step are drawn from, beside the rows that are held out."""
+    blocks = _reader(source).blocks_at(seed, step)
+    counts = [len(next(iter(block.arrays.values()))) for block in blocks]
     offsets = np.cumsum([0, *counts])
-    rows = np.concatenate([one.rows + start for one, start in zip(held, offsets, strict=False)])
+    rows = np.concatenate(
+        [block.rows + start for block, start in zip(blocks, offsets, strict=False)]
+    )
     if len(rows) < 2:
         raise UserError(
             f"data.split: expected rows for training in the blocks of step {step}, got {len(rows)}."
         )
-    alone = source.task_names if len(source.task_names) == 1 else ()
-    own = {
-        f"{place}/{key}": values
-        for place, one in enumerate(held)
-        for key, values in one.arrays.items()
-    }
-    return {
-        **own,
-        "offsets": offsets[:-1],
-        "rows/train": rows,
-        **{f"rows/train/{name}": rows for name in alone},
-    }
+    buffer: dict[str, np.ndarray] = {}
+    for slot, block in enumerate(blocks):
+        buffer |= {f"{slot}/{key}": values for key, values in block.arrays.items()}
+    buffer["offsets"] = offsets[:-1]
+    buffer["rows/train"] = rows
+    if len(source.task_names) == 1:
+        buffer[f"rows/train/{source.task_names[0]}"] = rows
+    return buffer
