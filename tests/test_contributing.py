@@ -36,7 +36,7 @@ def test_all_new_members_train_together(tmp_path: Path) -> None:
         "train: {steps: 2, meta_batch: 2}\\n"
     )
     experiment = load(config)
-    context = TrainContext(report=lambda *_: None, observe=lambda *_: None)
+    context = TrainContext(report=lambda *_: None, log_step=lambda *_: None)
     train_loop(experiment, {}, local_batches(experiment, {}), context, tmp_path / "run")
     assert (tmp_path / "run" / "model.safetensors").exists()
     assert kind_named("count").name == "count"
