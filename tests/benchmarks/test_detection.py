@@ -12,7 +12,7 @@ from tests.data.blood import write_voc
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_voc(tmp_path)
     monkeypatch.setenv("RAYMTL_DATA", str(tmp_path))
     return tmp_path

@@ -17,7 +17,7 @@ from raymtl.data.episodes import build_episodes, on_device
 from raymtl.data.formats.cifar100 import COARSE, read_pictures
 from raymtl.data.sources.cifar100 import augmented
 from raymtl.step.meta_gradient import meta_gradient
-from raymtl.types import UserError
+from raymtl.types import Episode, UserError
 
 PER_CLASS = {"train": 12, "test": 5}
 needs_data = pytest.mark.skipif(
@@ -94,7 +94,9 @@ def told(pictures: torch.Tensor) -> list[tuple[int, int, int]]:
     return [tuple(map(int, row)) for row in pictures[:, 0, 0, :3]]  # type: ignore[misc]
 
 
-def build(source: CIFAR100, count: int, split: Split = "train", seed: int = 0, step: int = 0):
+def build(
+    source: CIFAR100, count: int, split: Split = "train", seed: int = 0, step: int = 0
+) -> tuple[Episode, list[str]]:
     (stack,), domains = build_episodes(
         source, source.load(), seed=seed, split=split, step=step, indices=range(count)
     )
@@ -258,7 +260,7 @@ def test_episodes_depend_on_their_index_alone(root: Path, episodes: str) -> None
     source = small(root, episodes=episodes, augment=True)
     task = source.task_names[0]
 
-    def seen(stack: Any, index: int):
+    def seen(stack: Any, index: int) -> Any:
         inputs = stack.query.inputs
         return (inputs if isinstance(inputs, torch.Tensor) else inputs[task])[index]
 
@@ -391,7 +393,7 @@ class Python2:
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         make, given, (version, shape, kind, order, raw) = self.array.__reduce__()
         return make, (given[0], given[1], "b"), (version, shape, kind, order, raw.decode("latin1"))
 
@@ -402,7 +404,7 @@ class Calls:
     def __init__(self, function: Any, *given) -> None:
         self.function, self.given = function, given
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return self.function, self.given
 
 

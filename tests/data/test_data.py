@@ -41,7 +41,7 @@ def build(
     step: int = 0,
     indices: Sequence[int] = range(3),
     seed: int = 0,
-):
+) -> Any:
     return build_episodes(source, arrays, seed=seed, split=split, step=step, indices=indices)[0][0]
 
 
@@ -142,7 +142,7 @@ def test_support_and_query_share_no_source_digit(
 ) -> None:
     drawn: list[set[int]] = []
 
-    def watch(glyphs: Any, left: Any, right: Any):
+    def watch(glyphs: Any, left: Any, right: Any) -> Any:
         drawn.append(set(left.tolist()) | set(right.tolist()))
         return compose(glyphs, left, right)
 

@@ -11,7 +11,7 @@ import torch
 from raymtl.data import SPLITS, Mixture
 from raymtl.data.base import Split
 from raymtl.data.episodes import build_episodes
-from raymtl.types import UserError
+from raymtl.types import Episode, UserError
 
 BASES = {
     "sinusoid": lambda x: np.stack([np.sin(x), np.cos(x)], -1),
@@ -20,7 +20,9 @@ BASES = {
 }
 
 
-def build(source: Mixture, count: int, split: Split = "train", seed: int = 0, step: int = 0):
+def build(
+    source: Mixture, count: int, split: Split = "train", seed: int = 0, step: int = 0
+) -> tuple[Episode, list[str]]:
     (stack,), domains = build_episodes(
         source, {}, seed=seed, split=split, step=step, indices=range(count)
     )

@@ -12,7 +12,7 @@ from raymtl.data import SPLITS, MultiMNIST
 from raymtl.data.base import Split
 from raymtl.data.episodes import build_episodes
 from raymtl.data.sources.multimnist import compose, read_digits
-from raymtl.types import UserError
+from raymtl.types import Episode, UserError
 
 SHORT = MultiMNIST(folder="numbered", shots=3, queries=20)
 needs_data = pytest.mark.skipif(
@@ -41,7 +41,9 @@ def told(pictures: torch.Tensor) -> torch.Tensor:
     return torch.stack([corner.long() @ torch.tensor([1, 256, 256**2]) for corner in corners], 1)
 
 
-def build(source: MultiMNIST, count: int = 1, split: Split = "train", seed: int = 0, step: int = 0):
+def build(
+    source: MultiMNIST, count: int = 1, split: Split = "train", seed: int = 0, step: int = 0
+) -> Episode:
     (stack,), _ = build_episodes(
         source, source.load(), seed=seed, split=split, step=step, indices=range(count)
     )
@@ -188,7 +190,7 @@ def test_impossible_sources_are_refused(values: dict[str, Any], says: str) -> No
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Files of three and two digits, filled with their number; the labels are 9, 8, 7 and 1, 0."""
     monkeypatch.setattr("raymtl.data.sources.multimnist.FILES", {"train": 3, "t10k": 2})
     raw = tmp_path / "MNIST" / "raw"

@@ -13,7 +13,7 @@ from raymtl.data.base import Split
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.data.sources.nyuv2 import Frame, mirror
 from raymtl.step.meta_gradient import meta_gradient
-from raymtl.types import UserError
+from raymtl.types import Episode, UserError
 from tests.data.rooms import frame, write_rooms
 
 CONFIG = Path(__file__).parent.parent.parent / "tune_configs" / "nyuv2.yaml"
@@ -24,7 +24,9 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rooms(tmp_path_factory.mktemp("data") / "nyuv2")
 
 
-def build(source: NYUv2, count: int = 1, split: Split = "train", seed: int = 0, step: int = 0):
+def build(
+    source: NYUv2, count: int = 1, split: Split = "train", seed: int = 0, step: int = 0
+) -> tuple[Episode, list[str]]:
     (stack,), domains = build_episodes(
         source, source.load(), seed=seed, split=split, step=step, indices=range(count)
     )

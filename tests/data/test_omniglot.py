@@ -13,7 +13,7 @@ from raymtl.data import SPLITS, Omniglot
 from raymtl.data.base import Split
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.data.sources.omniglot import PARTS, read_drawings
-from raymtl.types import UserError
+from raymtl.types import Episode, UserError
 
 SHORT = Omniglot(folder="numbered", ways=7, shots=2, queries=3)
 needs_data = pytest.mark.skipif(
@@ -43,7 +43,9 @@ def told(pictures: torch.Tensor) -> list[tuple[int, int, int]]:
     return found
 
 
-def build(source: Omniglot, count: int, split: Split = "train", seed: int = 0, step: int = 0):
+def build(
+    source: Omniglot, count: int, split: Split = "train", seed: int = 0, step: int = 0
+) -> tuple[Episode, list[str]]:
     (stack,), domains = build_episodes(
         source, source.load(), seed=seed, split=split, step=step, indices=range(count)
     )
@@ -189,7 +191,7 @@ def test_impossible_sources_are_refused(values: dict[str, Any], says: str) -> No
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two characters in the background, one in the evaluation set; a drawing is a black square on white."""
     monkeypatch.setattr(
         "raymtl.data.sources.omniglot.PARTS", {"images_background": 2, "images_evaluation": 1}

@@ -21,13 +21,15 @@ from raymtl.reporting.html.pictures import pictures
 from raymtl.storage import formats
 from raymtl.training.context import TrainContext
 from raymtl.training.loop import local_batches, train_loop
-from raymtl.types import UserError
+from raymtl.types import Episode, UserError
 from tests.conftest import experiment
 
 FLOOR = 3.006  # MSE, definitions of the benchmark; three decimals are known
 
 
-def build(source: Sinusoid, count: int, split: Split = "train", seed: int = 0, step: int = 0):
+def build(
+    source: Sinusoid, count: int, split: Split = "train", seed: int = 0, step: int = 0
+) -> Episode:
     return build_episodes(source, {}, seed=seed, split=split, step=step, indices=range(count))[0][0]
 
 
@@ -164,7 +166,7 @@ def test_supervised_episodes_keep_every_label() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory):
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     source = {"name": "sinusoid", "shots": 10, "queries": 10}
     chosen = experiment(

@@ -47,13 +47,13 @@ def made(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor], tuple[int
     return encoder, {key: value.detach() for key, value in encoder.named_parameters()}, shape
 
 
-def query_gradient(encoder: Any, params: Params, support: Batch, query: Batch):
+def query_gradient(encoder: Any, params: Params, support: Batch, query: Batch) -> Any:
     """Through one inner gradient step: the second derivative of every layer takes part."""
 
-    def loss(at: Params, inputs: Any):
+    def loss(at: Params, inputs: Any) -> Any:
         return functional_call(encoder, at, (inputs,)).square().mean()
 
-    def outer(theta: Params):
+    def outer(theta: Params) -> Any:
         update = grad(loss)(theta, support)
         return loss({name: value - 0.1 * update[name] for name, value in theta.items()}, query)
 

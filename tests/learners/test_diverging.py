@@ -1,6 +1,7 @@
 """Where inner loops diverge: on a quadratic, whose every step is known, and for every learner that takes steps."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from tests.learners.test_learners import DIM, Quadratic, Weights
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def on_a_quadratic(quadratic: Quadratic, learner: MAML | Reptile):
+def on_a_quadratic(quadratic: Quadratic, learner: MAML | Reptile) -> Any:
     model = Weights([quadratic.task])
     algorithm = Algorithm((quadratic.task,), model, StaticSpec().build([quadratic.task]), learner)
     support = Batch(torch.zeros(1, 1), {"w": torch.zeros(1)}, {})

@@ -76,8 +76,8 @@ def test_it_modulates_layers_and_norms(
     ]
     emitted = perceptron(own, "code", (codes[0] + codes[1]) / 2).relu()
 
-    def modulated(name: str):
-        def hook(module: nn.Module, inputs, output):
+    def modulated(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
             scale, shift = (own[f"{kind}.{name}.bias"] @ emitted for kind in ("scale", "shift"))
             by_unit = (-1,) + (1,) * (output.ndim - 2)
             if isinstance(module, nn.GroupNorm):  # the scale of its normalised inputs has its own

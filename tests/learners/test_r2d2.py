@@ -1,15 +1,18 @@
 """R2-D2's head against least squares of an augmented system, its two forms against each other, its limits."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from raymtl.data.base import Arrays
 from raymtl.learners import R2D2, r2d2
 from raymtl.learners.classes import BELOW
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.tasks import binary, regression, segmentation
-from raymtl.types import Batch, Task
+from raymtl.types import Batch, Params, Task
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
     assert_gradient_of_finite_differences,
@@ -104,7 +107,7 @@ def test_where_it_starts(arrays: dict[str, np.ndarray]) -> None:
     )
 
 
-def with_ridge(ridge: float, arrays) -> tuple[dict[str, Tensor], Batch, dict[str, Tensor]]:
+def with_ridge(ridge: float, arrays: Arrays) -> tuple[dict[str, Tensor], Batch, dict[str, Tensor]]:
     """Predictions of the support set itself, that set, and the parameters."""
     chosen = experiment(
         learner__name="r2d2", learner__ridge=ridge, encoder__hidden=[20, 30], data__shots=1
@@ -204,7 +207,7 @@ def test_a_regression_without_weight_predicts_a_constant(arrays: dict[str, np.nd
     params = perturbed(algorithm)
     support, query = first(episodes_of(chosen, arrays))
 
-    def objective(params, predictions, batch) -> Tensor:
+    def objective(params: Params, predictions: Any, batch: Batch) -> Tensor:
         return (
             nn.functional.cross_entropy(predictions["left"], batch.targets["left"])
             + 0 * predictions["sum"].square().sum()

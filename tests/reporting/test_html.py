@@ -685,7 +685,9 @@ def test_one_diverging_trial_hides_no_other() -> None:
         ),
     ],
 )
-def test_the_result_table_says_which_scores_are_transductive(transductive, sentence) -> None:
+def test_the_result_table_says_which_scores_are_transductive(
+    transductive: tuple[bool, ...], sentence: str
+) -> None:
     names = ("winner", "default")
     models = [{"name": n, "transductive": t} for n, t in zip(names, transductive, strict=True)]
     assert protocol({"models": models}) == sentence

@@ -27,10 +27,10 @@ def touched(output: torch.Tensor, model: torch.nn.Module) -> set[str]:
     return {name for name, gradient in zip(named, grads, strict=True) if gradient is not None}
 
 
-def adapted_outputs(model: Any, params: Params, inputs: Tensor):
+def adapted_outputs(model: Any, params: Params, inputs: Tensor) -> Any:
     """What an episode computes: an inner step on all tasks, then predictions, features and auxiliary terms."""
 
-    def loss(at: Params):
+    def loss(at: Params) -> Any:
         return sum(
             value.square().mean() for value in functional_call(model, at, (inputs,)).values()
         )
@@ -42,7 +42,7 @@ def adapted_outputs(model: Any, params: Params, inputs: Tensor):
 
 
 def assert_vmap_is_a_loop(model: Any, inputs: Tensor, params: Params) -> None:
-    def outer(theta: Params, of_episode: Any):
+    def outer(theta: Params, of_episode: Any) -> Any:
         outputs = adapted_outputs(model, theta, of_episode)
         return sum(
             value.square().mean() for kind in outputs.values() for value in kind.values()

@@ -20,7 +20,7 @@ NAMES = tuple(task.name for task in TASKS)
 SHAPE = (6,)
 
 
-def build(**values: float):
+def build(**values: float) -> Any:
     return AdversarialSpec(**values).build(
         TASKS, [MLPSpec(hidden=(5, 4)).build(SHAPE) for _ in range(4)]
     )

@@ -22,7 +22,9 @@ ENCODERS = {"mlp": (MLPSpec(hidden=(6, 5)), (4,)), "conv": (ConvSpec(channels=(4
 over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(), ids=ENCODERS)
 
 
-def build(encoder: Any, shape: tuple[int, ...], tasks: Sequence[Task] = TASKS, **numbers):
+def build(
+    encoder: Any, shape: tuple[int, ...], tasks: Sequence[Task] = TASKS, **numbers: Any
+) -> Any:
     """Moved off the small embeddings of the beginning, so that attention is far from uniform."""
     model = AttentionSpec(**numbers).build(tasks, [encoder.build(shape) for _ in tasks])
     with torch.no_grad():

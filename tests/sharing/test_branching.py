@@ -29,13 +29,13 @@ ENCODERS = {"mlp": MLPSpec(hidden=(5, 4)), "conv": ConvSpec(channels=(4, 4))}
 over_the_encoders = pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
 
 
-def build(tree: Any, encoder: Any = ENCODERS["mlp"], num_tasks: int = 4):
+def build(tree: Any, encoder: Any = ENCODERS["mlp"], num_tasks: int = 4) -> Any:
     spec, tasks = BranchingSpec(tree=tree), TASKS[:num_tasks]
     assert spec.check(tasks, encoder.build(SHAPE)) is None
     return spec.build(tasks, [encoder.build(SHAPE) for _ in range(spec.num_encoders(num_tasks))])
 
 
-def tree_of(*branches):
+def tree_of(*branches: Any) -> Any:
     """(follows, stages) of the second task, the third and so on."""
     return {
         name: {"follows": follows, "stages": stages}
@@ -112,7 +112,7 @@ def test_trees_share_the_stages_of_common_ancestry(encoder: NormedSpec) -> None:
         }
 
 
-def set_partitions(items: Any):
+def set_partitions(items: Any) -> Any:
     if not items:
         return [[]]
     first, rest = items[0], items[1:]

@@ -1,6 +1,7 @@
 """Customized gate control."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ SHAPE = (6,)
 SPEC = CGCSpec(num_shared_experts=2, num_task_experts=3)
 
 
-def build(spec: CGCSpec = SPEC, tasks: Sequence[Task] = TASKS):
+def build(spec: CGCSpec = SPEC, tasks: Sequence[Task] = TASKS) -> Any:
     encoders = [MLPSpec(hidden=(5, 4)).build(SHAPE) for _ in range(spec.num_encoders(len(tasks)))]
     return spec.build(tasks, encoders)
 

@@ -23,7 +23,7 @@ ENCODERS = {
 over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(), ids=ENCODERS)
 
 
-def build(encoder: Any, shape: tuple[int, ...], num_tasks: int = 3, **numbers):
+def build(encoder: Any, shape: tuple[int, ...], num_tasks: int = 3, **numbers: Any) -> Any:
     return CrossStitchSpec(**numbers).build(
         TASKS[:num_tasks], [encoder.build(shape) for _ in range(num_tasks)]
     )

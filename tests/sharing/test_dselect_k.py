@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ TASKS = (classification("a", 4), regression("b", 0.0, 1.0))
 SHAPE = (6,)
 
 
-def build(**values):
+def build(**values: Any) -> Any:
     spec = DSelectKSpec(**values)
     return spec.build(TASKS, [MLPSpec(hidden=(5, 4)).build(SHAPE) for _ in range(spec.num_experts)])
 

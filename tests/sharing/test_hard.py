@@ -28,7 +28,7 @@ def test_the_trunk_follows_the_weighted_sum(encoder: NormedSpec, shape: tuple[in
         for task, prediction in model(torch.randn(5, *shape)).items()
     }
 
-    def gradients(loss: Any):
+    def gradients(loss: Any) -> Any:
         found = torch.autograd.grad(loss, named.values(), retain_graph=True, allow_unused=True)
         return dict(zip(named, found, strict=True))
 

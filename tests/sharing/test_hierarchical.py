@@ -26,7 +26,7 @@ ENCODERS = {
 over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(), ids=ENCODERS)
 
 
-def build(levels: Any, encoder: Any, shape: tuple[int, ...], tasks: Sequence[Task] = TASKS):
+def build(levels: Any, encoder: Any, shape: tuple[int, ...], tasks: Sequence[Task] = TASKS) -> Any:
     spec = HierarchicalSpec(levels=levels)
     assert spec.check(tasks, encoder.build(shape)) is None
     return spec.build(tasks, [encoder.build(shape)])

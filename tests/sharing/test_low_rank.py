@@ -35,7 +35,9 @@ over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(),
 over_the_forms = pytest.mark.parametrize("form", ["matrix", "tensor"])
 
 
-def build(encoder: Any, shape: tuple[int, ...], tasks: Sequence[Task] = TASKS, **numbers):
+def build(
+    encoder: Any, shape: tuple[int, ...], tasks: Sequence[Task] = TASKS, **numbers: Any
+) -> Any:
     spec = LowRankSpec(**numbers)
     return spec.build(tasks, [encoder.build(shape) for _ in range(spec.num_encoders(len(tasks)))])
 

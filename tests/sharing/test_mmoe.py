@@ -19,7 +19,7 @@ SHAPE = (1, 6, 6)
 MLP = MLPSpec(hidden=(5, 4))
 
 
-def build(num_experts: int, encoder: Any = MLP):
+def build(num_experts: int, encoder: Any = MLP) -> Any:
     return MMoESpec(num_experts=num_experts).build(
         TASKS, [encoder.build(SHAPE) for _ in range(num_experts)]
     )

@@ -57,7 +57,7 @@ def test_flat_stages_follow_the_papers_equation() -> None:
     first = model.trunk.stages[0](inputs)
     second = model.trunk.stages[1](first)
 
-    def linear(convolution: Any, x: Tensor):
+    def linear(convolution: Any, x: Tensor) -> Any:
         return x @ convolution.weight[:, :, 0, 0].T + convolution.bias
 
     for task in ("a", "b"):

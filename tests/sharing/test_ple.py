@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 TASKS = (classification("a", 4), regression("b", 0.0, 1.0))
 
 
-def build(spec: Any, encoder: Any, shape: tuple[int, ...]):
+def build(spec: Any, encoder: Any, shape: tuple[int, ...]) -> Any:
     return spec.build(TASKS, [encoder.build(shape) for _ in range(spec.num_encoders(len(TASKS)))])
 
 
@@ -46,7 +46,7 @@ def test_one_level_is_customized_gate_control(encoder: NormedSpec, shape: tuple[
         torch.testing.assert_close(ple(inputs)[task], prediction)
 
 
-def softmax_sum(gate: Any, x: Tensor, outputs: Any):
+def softmax_sum(gate: Any, x: Tensor, outputs: Any) -> Any:
     scores = (gate.linear.weight @ x.flatten()).exp()
     return sum(s / scores.sum() * f for s, f in zip(scores, outputs, strict=True))
 

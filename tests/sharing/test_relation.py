@@ -1,6 +1,7 @@
 """Multi-task relationship learning."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -19,11 +20,11 @@ TASKS = tuple(classification(name, 3) for name in "abcd")
 MLP = MLPSpec(hidden=(5,))
 
 
-def build(tasks: Sequence[Task] = TASKS, **numbers):
+def build(tasks: Sequence[Task] = TASKS, **numbers: Any) -> Any:
     return RelationSpec(**numbers).build(tasks, [MLP.build((6,))])
 
 
-def weights_of(params: Params, tasks: Sequence[Task] = TASKS):
+def weights_of(params: Params, tasks: Sequence[Task] = TASKS) -> Any:
     """W [d, K], stacked here by hand."""
     return torch.stack([params[f"heads.{task.name}.weight"].reshape(-1) for task in tasks], 1)
 

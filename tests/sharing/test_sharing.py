@@ -35,7 +35,7 @@ def build(
     encoder: Any = MLP,
     tasks: tuple[Task, ...] = TASKS,
     isolate_task_graphs: bool = False,
-):
+) -> Any:
     spec, (encoder_spec, shape) = axes(name, "static", "maml").sharing, encoder
     one = encoder_spec.build(shape)
     if spec.check(tasks, one):  # it takes no tasks of different sizes

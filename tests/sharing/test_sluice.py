@@ -26,7 +26,9 @@ ENCODERS = {
 over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(), ids=ENCODERS)
 
 
-def build(encoder: Any, shape: tuple[int, ...], tasks: Sequence[Task] = TASKS, **numbers):
+def build(
+    encoder: Any, shape: tuple[int, ...], tasks: Sequence[Task] = TASKS, **numbers: Any
+) -> Any:
     return SluiceSpec(**numbers).build(tasks, [encoder.build(shape) for _ in range(2 * len(tasks))])
 
 

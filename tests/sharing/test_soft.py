@@ -20,7 +20,7 @@ ENCODERS = {"mlp": (MLPSpec(hidden=(3, 2)), (2,)), "conv": (ConvSpec(channels=(4
 over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(), ids=ENCODERS)
 
 
-def build(encoder: Any, shape: tuple[int, ...], num_tasks: int = 3, strength: float = 0.3):
+def build(encoder: Any, shape: tuple[int, ...], num_tasks: int = 3, strength: float = 0.3) -> Any:
     return SoftSpec(strength=strength).build(
         TASKS[:num_tasks], [encoder.build(shape) for _ in range(num_tasks)]
     )

@@ -281,7 +281,7 @@ def test_unreadable_for_a_while_is_no_damage(
     monkeypatch.setattr(atomic, "RETRY_S", 0.0)
     read, failed = formats.pq.read_table, []
 
-    def away(given: Any):
+    def away(given: Any) -> Any:
         if not failed:
             failed.append(given)
             raise OSError(errno.ESTALE, "Stale file handle")
