@@ -47,12 +47,7 @@ def adapt_run(request: AdaptationRequest, steps: int | None = None) -> dict[str,
         examples = read_support(request.support, experiment, algorithm, request.query, request.task)
     episode = on_device(examples.episode, "cpu")
     adapted = _adapt(algorithm, params, episode, steps)
-    for key, value in adapted.params.items():
-        if not value.isfinite().all():
-            raise UserError(
-                f"{examples.domain}: adapting made {key} infinite or no number. Take fewer "
-                "--steps, or train with a lower learner.inner_lr."
-            )
+    _check_finite(examples.domain, adapted.params)
     predictions = [
         _of_task(task, experiment.data, episode.query, adapted, examples)
         for task in algorithm.tasks
@@ -94,6 +89,15 @@ def _adapt(algorithm: Algorithm, params: Params, episode: Episode, steps: int | 
         unadapted = algorithm.normalised(params, episode.support)
         before = algorithm.predict(unadapted, episode.query.inputs)
     return _Adapted(adapted, after, before)
+
+
+def _check_finite(domain: str, params: Params) -> None:
+    for key, value in params.items():
+        if not value.isfinite().all():
+            raise UserError(
+                f"{domain}: adapting made {key} infinite or no number. Take fewer --steps, or "
+                "train with a lower learner.inner_lr."
+            )
 
 
 def _of_task(

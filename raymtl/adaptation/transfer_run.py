@@ -1,30 +1,25 @@
 """Transfers a trained run to a new task, `raymtl adapt --transfer`; starts no Ray."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import yaml
 from torch import Tensor
 
 from raymtl import run_folder
-from raymtl.adaptation.examples import draw_episode
-from raymtl.adaptation.new_task import read_new_task
+from raymtl.adaptation.new_data import NewData, TransferRequest, read_new_data
 from raymtl.adaptation.request import AdaptationRequest
 from raymtl.adaptation.transfer import Examples, Result, Teacher, Transfer, Trunk, named
 from raymtl.adaptation.transfer.descent import Look
 from raymtl.adaptation.transfer.network import Predict
 from raymtl.config import Experiment
-from raymtl.data.episodes import on_device
-from raymtl.data.tables.row_origins import RowOrigins
 from raymtl.encoders.norm import WITH_BATCH_STATISTICS
 from raymtl.evaluation.evaluate import scores_of
 from raymtl.evaluation.predictions import prediction_of, write_predictions
-from raymtl.notes import Note
 from raymtl.reporting.terminal import Row, View
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage import formats
@@ -33,37 +28,6 @@ from raymtl.types import Batch, Params, Task, UserError
 
 SHOWN_AFTER_S = 2.0
 """Trainings that take longer show their steps."""
-
-
-class TransferRequest(NamedTuple):
-    """What is adapted to, and how."""
-
-    adaptation: AdaptationRequest
-    transfer: Transfer
-
-
-class NewData(NamedTuple):
-    """The new task's examples, and what is to be predicted; its labels are known for a held-out
-    episode.
-    """
-
-    domain: str
-    folder: str
-    task: str
-    labelled: Examples
-    inputs: Tensor
-    targets: Tensor
-    """[N] of these, nan where there is none."""
-    origins: RowOrigins
-    """Of these."""
-    class_names: tuple[str, ...] = ()
-    """By their numbers, where the file or the run names them."""
-    notes: Sequence[Note] = ()
-
-    @property
-    def known(self) -> Tensor:
-        """Which of the inputs have a label, [N]."""
-        return ~self.targets.double().isnan()
 
 
 class _Prepared(NamedTuple):
@@ -115,7 +79,7 @@ def _prepare(request: TransferRequest) -> _Prepared:
     """Reads the examples, and makes a teacher of the trained model."""
     experiment, algorithm, params = request.adaptation.load()
     _check_norms(experiment, request.transfer)
-    data = _read(request, experiment, algorithm)
+    data = read_new_data(request, experiment, algorithm)
     named_task = request.transfer.task.model_copy(update={"name": data.task})
     transfer = request.transfer.model_copy(update={"task": named_task})
     reads = transfer.reads or algorithm.tasks[0].name
@@ -150,77 +114,6 @@ def _check_norms(experiment: Experiment, transfer: Transfer) -> None:
                 f"got {encoder.norm}, whose statistics are those of a support set. Choose another "
                 "norm."
             )
-
-
-def _read(request: TransferRequest, experiment: Experiment, algorithm: Algorithm) -> NewData:
-    if request.adaptation.support is not None:
-        return _read_file(request, experiment, request.adaptation.support)
-    return _read_episode(request, experiment, algorithm)
-
-
-def _read_file(request: TransferRequest, experiment: Experiment, support: Path) -> NewData:
-    """The labelled rows of the user's file, and those that are to be predicted."""
-    new = request.transfer.task
-    kind = new.task_kind
-    of_classes = kind.kind.has_class_targets
-    read = read_new_task(request.adaptation, experiment, new.name, of_classes=of_classes)
-    labelled = read.examples._replace(targets=kind.typed(read.examples.targets.double()))
-    return NewData(
-        str(support),
-        support.stem,
-        read.column,
-        labelled,
-        read.inputs,
-        read.targets,
-        read.origins,
-        read.class_names,
-        read.notes,
-    )
-
-
-def _read_episode(
-    request: TransferRequest, experiment: Experiment, algorithm: Algorithm
-) -> NewData:
-    """A task of a held-out episode: its support set, and its query set to be predicted."""
-    kind = request.transfer.task.task_kind
-    task = request.transfer.task.name or algorithm.tasks[0].name
-    if task not in experiment.data.task_names:
-        raise UserError(
-            "task.name: expected one of the tasks of an episode, "
-            f"{list(experiment.data.task_names)}, got '{task}'. Give your own task by --support."
-        )
-    drawn = draw_episode(experiment, request.adaptation.episode)
-    episode = on_device(drawn.episode, "cpu")
-    support, _ = _of_task(episode.support, task)
-    query, query_rows = _of_task(episode.query, task)
-    labelled = support._replace(targets=kind.typed(support.targets.double()))
-    if not len(labelled.targets):
-        raise UserError(
-            f"--episode: expected one with labels of '{task}', got none in {drawn.domain}. Take "
-            "another."
-        )
-    return NewData(
-        drawn.domain,
-        drawn.folder,
-        task,
-        labelled,
-        query.inputs,
-        kind.typed(query.targets.double()),
-        drawn.query_origins.at(query_rows),
-        drawn.class_names.get(task) or experiment.data.class_names(task),
-    )
-
-
-def _of_task(batch: Batch, task: str) -> tuple[Examples, np.ndarray]:
-    """The examples of one task that have a label, and their numbers in the batch."""
-    if task not in batch.targets:
-        return Examples(torch.zeros(0), torch.zeros(0)), np.zeros(0, np.int64)
-    if isinstance(batch.inputs, Tensor):
-        inputs = batch.inputs
-    else:
-        inputs = batch.inputs[task]
-    mask = batch.masks.get(task, torch.ones(len(inputs), dtype=torch.bool))
-    return Examples(inputs[mask], batch.targets[task][mask]), np.flatnonzero(mask.numpy())
 
 
 @torch.no_grad()

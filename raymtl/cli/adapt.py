@@ -169,8 +169,9 @@ def _adapted_text(written: Mapping[str, Any]) -> str:
 
 
 def _transfer(options: AdaptOptions, kind: str) -> dict[str, Any]:
+    from raymtl.adaptation.new_data import TransferRequest
     from raymtl.adaptation.transfer import parse_transfer
-    from raymtl.adaptation.transfer_run import TransferRequest, transfer_run
+    from raymtl.adaptation.transfer_run import transfer_run
     from raymtl.reporting.terminal import View
 
     transfer = parse_transfer(kind, overrides(options.sets))

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 
 from raymtl import run_folder
 from raymtl.adaptation.adapt import adapt_run
+from raymtl.adaptation.new_data import TransferRequest
 from raymtl.adaptation.request import AdaptationRequest
 from raymtl.adaptation.transfer import parse_transfer
-from raymtl.adaptation.transfer_run import TransferRequest, transfer_run
+from raymtl.adaptation.transfer_run import transfer_run
 from raymtl.adaptation.transferred import load_network
 from raymtl.evaluation.evaluate import load_model
 from raymtl.learners import MAML
@@ -146,7 +147,8 @@ import sys
 from pathlib import Path
 import torch
 from raymtl.adaptation.request import AdaptationRequest
-from raymtl.adaptation.transfer_run import TransferRequest, transfer_run
+from raymtl.adaptation.new_data import TransferRequest
+from raymtl.adaptation.transfer_run import transfer_run
 from raymtl.adaptation.transferred import load_network
 from raymtl.reporting.terminal import View
 from raymtl.adaptation.transfer import parse_transfer

@@ -27,6 +27,7 @@ from raymtl.adaptation.transfer import (
     split,
 )
 from raymtl.adaptation.transfer.base import Transfer
+from raymtl.adaptation.transfer.descent import Objective
 from raymtl.encoders import MLPSpec
 from raymtl.types import DivergedError, UserError
 
@@ -158,9 +159,8 @@ def test_anchored_descent_ends_where_gradients_cancel(
     """(A + 2 lambda I) w = A a + 2 lambda w_0, for both optimisers, at strengths that would make plain SGD diverge."""
     point = Point()
     settings = Optimiser(name=name, lr=lr, steps=1200)
-    descend(
-        settings, point, point.loss, 1, None, {"w": Anchor(point.start, strength)}, lambda row: None
-    )
+    objective = Objective(point.loss, 1, {"w": Anchor(point.start, strength)})
+    descend(settings, point, objective, lambda row: None)
     both = point.A + 2 * strength * torch.eye(3)
     expected = torch.linalg.solve(both, point.A @ point.a + 2 * strength * point.start)
     torch.testing.assert_close(point.w.detach(), expected, rtol=1e-4, atol=1e-5)
@@ -172,9 +172,8 @@ def test_an_anchored_sgd_step_is_proximal() -> None:
     point.w.data += 0.5
     at = point.w.detach().clone()
     settings = Optimiser(name="sgd", lr=lr, schedule="constant", steps=1)
-    descend(
-        settings, point, point.loss, 1, None, {"w": Anchor(point.start, strength)}, lambda row: None
-    )
+    objective = Objective(point.loss, 1, {"w": Anchor(point.start, strength)})
+    descend(settings, point, objective, lambda row: None)
     moved = at - lr * point.A @ (at - point.a)
     torch.testing.assert_close(
         point.w.detach(),

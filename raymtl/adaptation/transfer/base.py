@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raymtl.adaptation.transfer.descent import Anchor, Course, Look, Optimiser, descend
+from raymtl.adaptation.transfer.descent import Anchor, Course, Look, Objective, Optimiser, descend
 from raymtl.adaptation.transfer.network import Network, Teacher, check_inputs
 from raymtl.adaptation.transfer.split import split
 from raymtl.adaptation.transfer.task import Examples, NewTask
@@ -77,23 +77,22 @@ class Transfer(Spec, ABC):
         network = self.network(teacher, task)
         learned = self.learned(teacher, network, task, train)
         read = learned.reads(train.inputs)
-        if len(held_out.targets):
-            read_of_held_out = learned.reads(held_out.inputs)
-        else:
-            read_of_held_out = None
-
-        def validate() -> float:
-            assert read_of_held_out is not None
-            with torch.no_grad():
-                return float(task.loss(learned.predict(read_of_held_out), held_out.targets).mean())
-
-        course = descend(
-            self.optimiser,
-            learned.module,
-            lambda rows: learned.loss(read[rows], rows),
-            len(train.targets),
-            validate if len(held_out.targets) else None,
-            learned.anchors,
-            look,
+        objective = Objective(
+            lambda rows: learned.loss(read[rows], rows), len(train.targets), learned.anchors
         )
+        if len(held_out.targets):
+            validate = _validation(task, learned, held_out)
+            objective = objective._replace(validate=validate)
+        course = descend(self.optimiser, learned.module, objective, look)
         return Result(network, task, course, train, held_out)
+
+
+def _validation(task: Task, learned: Learned, held_out: Examples) -> Callable[[], float]:
+    """The mean loss of the held-out examples."""
+    read = learned.reads(held_out.inputs)
+
+    @torch.no_grad()
+    def validate() -> float:
+        return float(task.loss(learned.predict(read), held_out.targets).mean())
+
+    return validate

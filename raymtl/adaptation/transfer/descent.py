@@ -55,76 +55,107 @@ class Course(NamedTuple):
     step: int
 
 
-def descend(  # noqa: PLR0913  no two of them belong together
-    settings: Optimiser,
-    module: nn.Module,
-    loss: Callable[[Tensor], Tensor],
-    number: int,
-    validate: Callable[[], float] | None,
-    anchors: Mapping[str, Anchor],
-    look: Look,
-) -> Course:
-    """Trains the parameters of `module` that have a gradient to lower `loss(rows [n]) -> [n]` on
-    `number` examples.
+class Objective(NamedTuple):
+    """What a descent lowers, and by what its step is selected."""
+
+    loss: Callable[[Tensor], Tensor]
+    """Of rows [n] of the examples, [n]."""
+    num_examples: int
+    anchors: Mapping[str, Anchor]
+    """Of parameters by their names in the module."""
+    validate: Callable[[], float] | None = None
+    """The loss of other examples; without it the last step is taken."""
+
+    def penalty(self, values: Mapping[str, Tensor]) -> float:
+        """The sum of the anchors' penalties."""
+        penalties = (anchor.penalty(values[name].detach()) for name, anchor in self.anchors.items())
+        return float(sum(float(penalty) for penalty in penalties))
+
+
+class _Best:
+    """The parameters of the look with the lowest validation loss, the first of equals."""
+
+    def __init__(self, values: Mapping[str, Tensor], last_step: int) -> None:
+        self.values = values
+        self.loss, self.step = math.inf, last_step
+        self._keep()
+
+    def _keep(self) -> None:
+        self._best = {name: value.detach().clone() for name, value in self.values.items()}
+
+    def look(self, loss: float, step: int) -> None:
+        """Keeps the parameters where they are better than before."""
+        if loss < self.loss:
+            self.loss, self.step = loss, step
+            self._keep()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Gives the parameters their best values."""
+        for name, value in self.values.items():
+            value.copy_(self._best[name])
+
+
+def descend(settings: Optimiser, module: nn.Module, objective: Objective, look: Look) -> Course:
+    """Trains the parameters of `module` that have a gradient to lower the objective.
 
     With `validate`, the parameters of the look with the lowest validation loss stand, the first of
     equals; without, those of the last step. Raises DivergedError where a loss is not finite.
     """
     values = {name: value for name, value in module.named_parameters() if value.requires_grad}
-    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    optimizer = kinds[settings.name](list(values.values()), lr=settings.lr)
+    optimizers = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    optimizer = optimizers[settings.name](list(values.values()), lr=settings.lr)
     rows: list[dict[str, float | None]] = []
-    best, best_step, kept = (
-        math.inf,
-        settings.steps,
-        {name: value.detach().clone() for name, value in values.items()},
-    )
+    best = _Best(values, settings.steps)
     started = time.perf_counter()
     for step in range(settings.steps):
-        lr = settings.lr * (
-            (1 + math.cos(math.pi * step / settings.steps)) / 2
-            if settings.schedule == "cosine"
-            else 1
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        total = loss(_batch(settings, step, number)).mean()
-        now = total.item()
-        penalty = float(
-            sum(float(anchor.penalty(values[name].detach())) for name, anchor in anchors.items())
-        )
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        _draw_to(anchors, values, optimizer, lr)
+        row = _step(settings, step, values, optimizer, objective)
         done = step + 1
-        if validate and (done % settings.look_every == 0 or done == settings.steps):
-            seen = validate()
-        else:
-            seen = None
-        if not (math.isfinite(now) and math.isfinite(seen or 0.0)):
-            raise DivergedError(
-                f"the loss is {now if seen is None else seen} at step {done}. Lower optimiser.lr."
-            )
-        rows.append(
-            {
-                "step": done,
-                "lr": lr,
-                "loss": now,
-                "penalty": penalty,
-                "val.loss": seen,
-                "seconds": time.perf_counter() - started,
-            }
-        )
+        is_look = done % settings.look_every == 0 or done == settings.steps
+        validation = None
+        if objective.validate and is_look:
+            validation = objective.validate()
+        _check_finite(row["loss"], validation, done)
+        rows.append({**row, "val.loss": validation, "seconds": time.perf_counter() - started})
         look(rows[-1])
-        if seen is not None and seen < best:
-            best, best_step = seen, done
-            kept = {name: value.detach().clone() for name, value in values.items()}
-    if validate:
-        with torch.no_grad():
-            for name, value in values.items():
-                value.copy_(kept[name])
-    return Course(rows, best_step)
+        if validation is not None:
+            best.look(validation, done)
+    if objective.validate:
+        best.restore()
+    return Course(rows, best.step)
+
+
+def _step(
+    settings: Optimiser,
+    step: int,
+    values: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+) -> dict[str, float]:
+    """Takes a step, and describes it by the losses before it."""
+    lr = settings.lr
+    if settings.schedule == "cosine":
+        lr *= (1 + math.cos(math.pi * step / settings.steps)) / 2
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    mean_loss = objective.loss(_batch(settings, step, objective.num_examples)).mean()
+    row = {
+        "step": step + 1,
+        "lr": lr,
+        "loss": mean_loss.item(),
+        "penalty": objective.penalty(values),
+    }
+    optimizer.zero_grad()
+    mean_loss.backward()
+    optimizer.step()
+    _draw_to(objective.anchors, values, optimizer, lr)
+    return row
+
+
+def _check_finite(loss: float, validation: float | None, step: int) -> None:
+    for value in (validation, loss):
+        if value is not None and not math.isfinite(value):
+            raise DivergedError(f"the loss is {value} at step {step}. Lower optimiser.lr.")
 
 
 def _batch(settings: Optimiser, step: int, number: int) -> Tensor:
