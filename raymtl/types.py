@@ -41,7 +41,7 @@ class Spec(BaseModel):
 
 
 def matching(pattern: str, words: str) -> AfterValidator:
-    """What a text of a configuration must match as a whole, with the words that say so to its user."""
+    """A pattern that a whole text of a configuration must match, with words for it in errors."""
 
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -86,7 +86,7 @@ def mean_over_examples(sums: Tensor, count: Tensor) -> Tensor:
 
 
 class Counts(NamedTuple):
-    """What each of N examples adds to a long row of numbers: `weights` [N, M] at `places` [N, M]."""
+    """What N examples add to a long row of numbers: `weights` [N, M] at `places` [N, M]."""
 
     places: Tensor
     weights: Tensor
@@ -96,9 +96,9 @@ class Metric(NamedTuple):
     """A score made of numbers that add up, so that it is exact over masks, episodes and workers.
 
     `update` takes a prediction [N, ...] and a target [N, ...] and returns [N], or [N, state_size],
-    or `Counts` of places below `state_size`; `compute` makes the score, [...], of their sums over examples,
-    [..., state_size], and of the number of examples, [...]. It is nan where these say nothing, such as
-    where there are none. Without a `compute` the score is the mean over examples.
+    or `Counts` of places below `state_size`. `compute` makes the score, [...], of their sums over
+    examples, [..., state_size], and of the number of examples, [...]. It is nan where these say
+    nothing, such as where there are none. By default the score is the mean over examples.
     """
 
     update: Callable[[Tensor, Tensor], Tensor | Counts]

@@ -97,7 +97,7 @@ Members = Mapping[str, np.ndarray]
 
 
 class HeldOut(NamedTuple):
-    """Examples of a split that can stand in one batch: `rows` [N], each once, and whose they are."""
+    """Examples of a split that fit into one batch: `rows` [N], each once, and their members."""
 
     rows: np.ndarray
     members: Members

@@ -51,7 +51,7 @@ class _Examples(NamedTuple):
 
 
 def draw_batch(source: Source, arrays: Arrays, seed: int, path: Path) -> None:
-    """Writes the query set of the first training episode as a picture: each input with its labels."""
+    """Writes a picture of the first training episode's query set: each input with its labels."""
     (stack, *_), _ = build_episodes(source, arrays, seed=seed, split="train", step=0, indices=[0])
     examples = _examples(source, stack.query)
     texts = [_label_texts(source, examples, row) for row in range(len(examples.inputs))]

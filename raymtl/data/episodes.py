@@ -1,4 +1,4 @@
-"""The seeded sampler: an episode is a function of (seed, split, step, index) and of nothing else."""
+"""The seeded sampler: an episode is a function of (seed, split, step, index) alone."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +15,7 @@ Examples = TypeVar("Examples", bound=MetaBatch | Batch)
 
 
 def generator(seed: int, split: Split, step: int, index: int) -> np.random.Generator:
-    """A generator of its own for every episode, so that no worker's episodes depend on another's."""
+    """The generator of one episode, so that no worker's episodes depend on another's."""
     return np.random.default_rng([seed, SPLITS.index(split), step, index])
 
 

@@ -1,4 +1,4 @@
-"""Maps of classes in files: which numbers or colours stand for the classes, and what they become."""
+"""Maps of classes in files: the numbers or colours that stand for classes, and their encoding."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -1,6 +1,7 @@
 """The direction that the surface faces at every pixel."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -84,10 +85,7 @@ def normals(name: str, size: tuple[int, int], *, width: int = 32) -> Task:
         angles, there = angle(prediction, target)
         return (angles < degrees).to(angles), there
 
-    shares = {
-        key: pixel_mean(lambda p, t, degrees=degrees: within(degrees, p, t), True)  # type: ignore[misc]
-        for key, degrees in WITHIN.items()
-    }
+    shares = {key: pixel_mean(partial(within, degrees), True) for key, degrees in WITHIN.items()}
     return Task(
         name=name,
         kind=NORMALS,

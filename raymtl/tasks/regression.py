@@ -1,8 +1,8 @@
 """One number, or a vector of them."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -90,14 +90,12 @@ def regression(
     if isinstance(mean, float | int) and isinstance(std, float | int):
         return _scalar(name, mean, std, LOSSES[loss])
     assert isinstance(mean, Sequence) and isinstance(std, Sequence)
-    return _vector(name, tuple(mean), tuple(std), LOSSES[loss])
+    return _vector_task(name, _Vector(tuple(mean), tuple(std), LOSSES[loss], _is_number))
 
 
 def _scalar(name: str, mean: float, std: float, loss: Callable[[Tensor], Tensor]) -> Task:
     # Nothing of a number is missing: one that is nan is a mistake, which the loss shows.
-    vector = _vector(
-        name, (mean,), (std,), loss, lambda target: torch.ones_like(target, dtype=torch.bool)
-    )
+    vector = _vector_task(name, _Vector((mean,), (std,), loss, _is_any))
 
     def column(target: Tensor) -> Tensor:
         return target[:, None]
@@ -127,91 +125,131 @@ def _standardised(target: Tensor, mean: Sequence[float], std: Sequence[float]) -
     )
 
 
-def _there(target: Tensor) -> Tensor:
-    """Which components of targets [N, D] are there."""
+def _is_number(target: Tensor) -> Tensor:
+    """Which components of targets [N, D] are not nan."""
     return ~target.isnan()
 
 
-def _vector(
-    name: str,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    loss: Callable[[Tensor], Tensor],
-    known: Callable[[Tensor], Tensor] = _there,
-) -> Task:
-    number = len(mean)
+def _is_any(target: Tensor) -> Tensor:
+    """All components of targets [N, D]."""
+    return torch.ones_like(target, dtype=torch.bool)
 
-    def standardised(target: Tensor) -> Tensor:
+
+Column = Callable[[Tensor, Tensor], Tensor]
+"""Errors and targets in units of `std`, [N, D] each -> what a score adds up, [N, D]."""
+
+
+class _Vector(NamedTuple):
+    """Standardises vectors, and makes losses and scores of their errors."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    loss_of: Callable[[Tensor], Tensor]
+    known: Callable[[Tensor], Tensor]
+    """Which components of targets [N, D] there are."""
+
+    def standardised(self, target: Tensor) -> Tensor:
         """0, which is the mean, where a component is missing."""
-        return torch.where(known(target), _standardised(target, mean, std), 0.0)
+        return torch.where(self.known(target), _standardised(target, self.mean, self.std), 0.0)
 
-    def error(prediction: Tensor, target: Tensor) -> Tensor:
-        return torch.where(
-            known(target), prediction - standardised(target).to(_at_least_single(prediction)), 0.0
-        )
+    def error(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """In units of `std`; 0 where a component is missing."""
+        truth = self.standardised(target).to(_at_least_single(prediction))
+        return torch.where(self.known(target), prediction - truth, 0.0)
 
-    def losses(prediction: Tensor, target: Tensor) -> Tensor:
-        return mean_where(loss(error(prediction, target)), known(target))
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The mean over the components that there are, [N]."""
+        return mean_where(self.loss_of(self.error(prediction, target)), self.known(target))
 
-    def parts(*columns: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        """Columns [N, D] of errors and targets in units of `std`, then which components are there,
-        all in float64.
-        """
+    def decode(self, prediction: Tensor) -> Tensor:
+        """Predictions in the unit of the target."""
+        values = prediction.double()
+        return values * values.new_tensor(self.std) + values.new_tensor(self.mean)
+
+    def label_mask(self, target: Tensor) -> Tensor:
+        return self.known(target).any(1)
+
+    def sums(self, *columns: Column) -> Column:
+        """The columns, then which components there are, [N, D * (columns + 1)] float64."""
 
         def update(prediction: Tensor, target: Tensor) -> Tensor:
-            off, own = error(prediction, target).double(), standardised(target).double()
-            return torch.cat([*(column(off, own) for column in columns), known(target).double()], 1)
+            off = self.error(prediction, target).double()
+            truth = self.standardised(target).double()
+            values = [column(off, truth) for column in columns]
+            return torch.cat([*values, self.known(target).double()], 1)
 
         return update
 
-    def squared(off: Tensor, _: Tensor) -> Tensor:
-        return off.square()
+    def absolute(self, off: Tensor, _: Tensor) -> Tensor:
+        """In the unit of the target."""
+        return off.abs() * off.new_tensor(self.std)
 
-    def r2(sums: Tensor, _: Tensor) -> Tensor:
-        errors, total, squares, count = sums.chunk(4, -1)
-        about_mean = squares - total.square() / count
-        constant = about_mean <= CONSTANT * squares
-        return torch.where(constant, torch.nan, 1 - errors / about_mean).nanmean(-1)
-
-    def relative(sums: Tensor, _: Tensor) -> Tensor:
-        errors, squares, _count = sums.chunk(3, -1)
-        return torch.where(squares > 0, (errors / squares).sqrt(), torch.nan).nanmean(-1)
-
-    def absolute(off: Tensor, _: Tensor) -> Tensor:
-        return off.abs() * off.new_tensor(std)
-
-    def root(sums: Tensor, _: Tensor) -> Tensor:
+    def root(self, sums: Tensor, _: Tensor) -> Tensor:
+        """The root of the mean squared error in the unit of the target, over the components."""
         errors, count = sums.chunk(2, -1)
-        return ((errors / count).sqrt() * errors.new_tensor(std)).nanmean(-1)
+        return ((errors / count).sqrt() * errors.new_tensor(self.std)).nanmean(-1)
 
-    def decode(prediction: Tensor) -> Tensor:
-        values = prediction.double()
-        return values * values.new_tensor(std) + values.new_tensor(mean)
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        number = len(self.mean)
+        r2 = self.sums(_squared_error, _truth, _squared_truth)
+        rrmse = self.sums(_squared_error, _squared_truth)
+        return {
+            "r2": Metric(r2, True, ratio_scale=False, state_size=4 * number, compute=_r2),
+            "mae": Metric(
+                self.sums(self.absolute), False, state_size=2 * number, compute=mean_ratio
+            ),
+            "rmse": Metric(
+                self.sums(_squared_error), False, state_size=2 * number, compute=self.root
+            ),
+            "rrmse": Metric(
+                rrmse,
+                False,
+                ratio_scale=False,  # its relative change is that of rmse
+                state_size=3 * number,
+                compute=_relative_root,
+            ),
+        }
 
-    squares = parts(squared, lambda _, own: own, lambda _, own: own.square())
+
+def _squared_error(off: Tensor, _: Tensor) -> Tensor:
+    return off.square()
+
+
+def _truth(_: Tensor, truth: Tensor) -> Tensor:
+    return truth
+
+
+def _squared_truth(_: Tensor, truth: Tensor) -> Tensor:
+    return truth.square()
+
+
+def _r2(sums: Tensor, _: Tensor) -> Tensor:
+    errors, total, squares, count = sums.chunk(4, -1)
+    about_mean = squares - total.square() / count
+    constant = about_mean <= CONSTANT * squares
+    return torch.where(constant, torch.nan, 1 - errors / about_mean).nanmean(-1)
+
+
+def _relative_root(sums: Tensor, _: Tensor) -> Tensor:
+    errors, squares, _count = sums.chunk(3, -1)
+    return torch.where(squares > 0, (errors / squares).sqrt(), torch.nan).nanmean(-1)
+
+
+def _vector_task(name: str, vector: _Vector) -> Task:
+    number = len(vector.mean)
     return Task(
         name=name,
         kind=REGRESSION,
         out_features=number,
         head=lambda shape: nn.Linear(math.prod(shape), number),
-        loss=losses,
-        metrics={
-            "r2": Metric(squares, True, ratio_scale=False, state_size=4 * number, compute=r2),
-            "mae": Metric(parts(absolute), False, state_size=2 * number, compute=mean_ratio),
-            "rmse": Metric(parts(squared), False, state_size=2 * number, compute=root),
-            "rrmse": Metric(
-                parts(squared, lambda _, own: own.square()),
-                False,
-                ratio_scale=False,  # its relative change is that of rmse
-                state_size=3 * number,
-                compute=relative,
-            ),
-        },
-        decode=decode,
-        encode_target=standardised,
+        loss=vector.loss,
+        metrics=vector.metrics,
+        decode=vector.decode,
+        encode_target=vector.standardised,
         target_shape=(number,),
-        label_mask=lambda target: known(target).any(1),
-        quadratic=loss is _squared,
+        label_mask=vector.label_mask,
+        quadratic=vector.loss_of is _squared,
     )
 
 

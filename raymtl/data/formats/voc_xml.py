@@ -141,7 +141,7 @@ def stacked(rows: Sequence[np.ndarray], most: int) -> np.ndarray:
 
 
 def mirrored(boxes: np.ndarray, size: tuple[int, int], *, across: bool) -> np.ndarray:
-    """Boxes [M, 5] of the picture that is flipped left to right, or where not `across` upside down."""
+    """Boxes [M, 5] of the picture flipped left to right, or upside down where not `across`."""
     first, side = (1, size[1]) if across else (2, size[0])
     flipped = boxes.copy()
     there = boxes[:, 0] != -1

@@ -227,12 +227,18 @@ class CIFAR100(DrawnSource):
     @property
     def about_episodes(self) -> str:
         if self.episodes == "classes":
-            return f"{self.ways} classes, {self.shots} pictures of each to adapt to, {self.queries} to predict"
+            return (
+                f"{self.ways} classes, {self.shots} pictures of each to adapt to, {self.queries} "
+                "to predict"
+            )
         if self.episodes == "superclasses":
             each = "of each task"
         else:
             each = "of any class"
-        return f"{self.shots} pictures {each} to adapt to and {self.queries} to predict, drawn at random"
+        return (
+            f"{self.shots} pictures {each} to adapt to and {self.queries} to predict, drawn at "
+            "random"
+        )
 
     def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
         if self.episodes == "classes":

@@ -1,4 +1,4 @@
-"""`digits`: scikit-learn's 1,797 handwritten digits, two on every picture; embedded, no download."""
+"""`digits`: scikit-learn's 1,797 handwritten digits, two on every picture; no download."""
 
 import math
 from collections.abc import Mapping
@@ -279,7 +279,7 @@ def compose(glyphs: np.ndarray, left: np.ndarray, right: np.ndarray) -> torch.Te
 
 
 def rotated(pictures: torch.Tensor, angle: float) -> torch.Tensor:
-    """Pictures [N, 1, H, W] uint8 turned about their centre by `angle` degrees counter-clockwise."""
+    """Pictures [N, 1, H, W] uint8, turned about their centre by `angle` degrees to the left."""
     if angle == 0:
         return pictures
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))

@@ -158,7 +158,7 @@ class MultiMNIST(ChosenTasks):
 
 
 def _paired(members: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
-    """Pairs [number, 2] in which every member is as often on each side as the others, or once more."""
+    """Pairs [number, 2]; every member is as often left, and right, as the others, or once more."""
     left, right = (np.resize(rng.permutation(members), number) for _ in range(2))
     return np.stack([left, rng.permutation(right)], 1)
 

@@ -140,7 +140,10 @@ class NYUv2(ChosenTasks):
 
     @property
     def about_episodes(self) -> str:
-        return f"{self.shots} frames to adapt to and {self.queries} to predict of the split, drawn at random"
+        return (
+            f"{self.shots} frames to adapt to and {self.queries} to predict of the split, drawn at "
+            "random"
+        )
 
     def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
         return (Population("frame", len(arrays[split])),)

@@ -136,7 +136,10 @@ class Omniglot(SingleTask):
 
     @property
     def about_episodes(self) -> str:
-        return f"{self.ways} characters, {self.shots} drawings of each to adapt to, {self.queries} to predict"
+        return (
+            f"{self.ways} characters, {self.shots} drawings of each to adapt to, {self.queries} to "
+            "predict"
+        )
 
     def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
         return (Population("character", len(arrays[split]), whole=True),)

@@ -1,4 +1,4 @@
-"""`sinusoid`: the regression of MAML (Finn et al., 2017, arXiv:1703.03400), y = A sin(x - phase)."""
+"""`sinusoid`: y = A sin(x - phase), the regression of MAML (Finn et al., 2017, arXiv:1703.03400)."""
 
 from typing import Literal
 

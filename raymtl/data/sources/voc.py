@@ -376,7 +376,10 @@ class VOC(ChosenTasks):
 
     @property
     def about_episodes(self) -> str:
-        return f"{self.shots} pictures to adapt to and {self.queries} to predict of the split, drawn at random"
+        return (
+            f"{self.shots} pictures to adapt to and {self.queries} to predict of the split, drawn "
+            "at random"
+        )
 
     def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
         return (Population("picture", len(arrays[f"rows/{split}"])),)
