@@ -66,7 +66,7 @@ def statuses(folder: Path, num_runs: int) -> str:
 
 
 def test_mistakes_in_tables_never_abort_at_exit(tmp_path: Path) -> None:
-    assert statuses(tmp_path, 20) == "{2: 20}"  # a fifth of the runs aborted before
+    assert statuses(tmp_path, 8) == "{2: 8}"  # a fifth aborted before; the slow test runs 100
 
 
 @pytest.mark.slow
