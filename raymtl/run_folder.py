@@ -1,4 +1,4 @@
-"""The run folder on disk (docs/run-folder.md): every file is written aside and renamed into place."""
+"""The run folder on disk (docs/run-folder.md)."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Ray Data around the sampler: ids come in a stream, episodes are built beside the training step."""
+"""Builds episodes beside the training step, from ids that Ray Data streams."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

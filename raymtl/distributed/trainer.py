@@ -1,4 +1,4 @@
-"""Ray Train around the loop: TorchTrainer, shards of Ray Data, checkpoints, metrics of the cluster."""
+"""Ray Train around the loop: TorchTrainer, shards of Ray Data, metrics of the cluster."""
 
 import math
 import os
@@ -150,16 +150,7 @@ def train(
         torch_config=TorchConfig(backend="nccl" if spec.gpus >= 1 else "gloo"),
         datasets={"ids": ray.data.range(experiment.train.steps)},
         dataset_config=StepShards(experiment.train.steps),
-        run_config=RunConfig(  # type: ignore[call-arg]
-            name=spec.name,
-            storage_path=str(spec.ray_folder),
-            failure_config=_failure(experiment),
-            logging_config=LoggingConfig(log_level="ERROR"),
-            callbacks=[
-                *spec.callbacks,
-                *ray_internals.controller_callbacks(CheckpointBeforeShutdown()),
-            ],
-        ),
+        run_config=_run_config(spec, experiment),
     )
     try:
         trainer.fit()
@@ -182,6 +173,17 @@ def _scaling(spec: TrainerSpec) -> ScalingConfig:
         elastic_resize_monitor_interval_s=LOOK_S,
         use_gpu=spec.gpus > 0,
         resources_per_worker=spec.bundle,
+    )
+
+
+def _run_config(spec: TrainerSpec, experiment: Experiment) -> RunConfig:
+    before_shutdown = ray_internals.controller_callbacks(CheckpointBeforeShutdown())
+    return RunConfig(  # type: ignore[call-arg]
+        name=spec.name,
+        storage_path=str(spec.ray_folder),
+        failure_config=_failure(experiment),
+        logging_config=LoggingConfig(log_level="ERROR"),
+        callbacks=[*spec.callbacks, *before_shutdown],
     )
 
 
@@ -215,7 +217,8 @@ def why_given_up(error: ray.train.TrainingFailedError) -> str | None:
     failures = getattr(error, "worker_failures", {}).values()
     lost = ray_internals.lost_worker_errors()
     if failures and all(isinstance(failure, lost) for failure in failures):
-        return f"its workers were lost more often than train.max_failures allows ({first_line(next(iter(failures)))})"
+        reason = first_line(next(iter(failures)))
+        return f"its workers were lost more often than train.max_failures allows ({reason})"
     return None
 
 

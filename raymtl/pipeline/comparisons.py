@@ -118,9 +118,12 @@ def _train_all(
         for folder, model in missing.items():
             folder.mkdir(parents=True, exist_ok=True)
             options = _train_here.options(
-                name=_name(folder), num_cpus=cpus, num_gpus=current_capacity().gpus_per_worker(model, 1),
-                max_retries=model.train.max_failures, retry_exceptions=[Superseded],
-            )  # fmt: skip
+                name=_name(folder),
+                num_cpus=cpus,
+                num_gpus=current_capacity().gpus_per_worker(model, 1),
+                max_retries=model.train.max_failures,
+                retry_exceptions=[Superseded],
+            )
             tasks.append(options.remote(model.model_dump(mode="json"), folder, arrays, cpus))
         for folder, reason in zip(missing, results_of(tasks), strict=True):
             if reason:

@@ -25,18 +25,14 @@ def watched(models: Mapping[Path, Experiment], view: View) -> Iterator[None]:
         for folder, model in models.items():
             history = formats.read_rows(folder / "history.parquet")
             scores = [row["val.score"] for row in history if row.get("val.score") is not None]
-            step, steps = (history[-1]["step"] if history else 0), model.train.steps
-            if not history:
-                state = "waiting"
-            elif step == steps:
+            step, steps, state, score = 0, model.train.steps, "waiting", ""
+            if history:
+                step, state = history[-1]["step"], "running"
+            if step == steps:
                 state = "complete"
-            else:
-                state = "running"
-            view.show(
-                folder.name,
-                Row(step, steps, state, f"val.score {scores[-1]:.4f}" if scores else "", ""),
-            )
-
+            if scores:
+                score = f"val.score {scores[-1]:.4f}"
+            view.show(folder.name, Row(step, steps, state, score, ""))
             if state != "complete":
                 stall_monitor.look(folder.name, folder)
 

@@ -8,7 +8,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
 import ray
+from optuna.trial import FrozenTrial
 
 from raymtl import run_folder
 from raymtl.cluster.capacity import workers_key
@@ -59,10 +61,9 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
         study = run_search(experiment, attempt, arrays, settings, view, board)
         best = winner(study, experiment)
         chosen = experiment.override(best.user_attrs["values"])
+        also = ""
         if experiment.tune.chosen_baselines:
             also = "its baselines and "
-        else:
-            also = ""
         view.say(
             f"trial {best.number} wins on the validation split; now {also}the winner itself train "
             "on Ray Train"
@@ -71,8 +72,17 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
         compared = train_baselines(experiment, chosen, attempt, shared, settings.cpus, view)
         _train_best(chosen, run, shared, view, board)
         about_regret = regret_of_run(chosen, attempt, shared, settings.cpus, view)
+    about = _about_search(experiment, study, best)
+    notes = experiment.data.notes(arrays)
+    return _finish(
+        attempt, about | about_regret, {"winner": run / "best"} | compared, started, notes
+    )
+
+
+def _about_search(experiment: Experiment, study: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
+    """What summary.json holds of the search."""
     states = [STATES[trial.state] for trial in study.trials]
-    about = {
+    return {
         "name": experiment.name,
         "command": "tune",
         "seed": experiment.seed,
@@ -82,10 +92,6 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
         "best_values": best.user_attrs["values"],
         "pareto": sorted(trial.number for trial in study.best_trials),
     }
-    notes = experiment.data.notes(arrays)
-    return _finish(
-        attempt, about | about_regret, {"winner": run / "best"} | compared, started, notes
-    )
 
 
 def train_run(
@@ -103,7 +109,9 @@ def train_run(
     ):
         ensure_machines(experiment, run, view, searching=False)
         least, most = experiment.train.num_min_workers, experiment.train.workers
-        workers = most if least == most else f"{least} to {most}"
+        workers = str(most)
+        if least < most:
+            workers = f"{least} to {most}"
         view.say(f"{experiment.train.steps} steps on {workers} workers; run folder {run}")
         shared = ray.put(arrays)
         _train_best(experiment, run, shared, view, board)
@@ -130,7 +138,10 @@ def _at_work(experiment: Experiment, run: Path, command: str) -> Iterator[Attemp
 
 @contextmanager
 def _ray(address: str | None, view: View) -> Iterator[None]:
-    view.say(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
+    if address:
+        view.say(f"connecting to Ray at {address}")
+    else:
+        view.say("starting Ray on this machine")
     start_ray(address)
     try:
         yield

@@ -43,30 +43,30 @@ LINE = b"\n"
 Result = TypeVar("Result")
 
 
-def patiently(path: Path, act: Callable[[], Result], *, there: bool = False) -> Result:
+def patiently(path: Path, act: Callable[[], Result], *, must_exist: bool = False) -> Result:
     """What `act` returns, which reads or writes `path`.
 
     Where the storage is full or away, it is called again until `PATIENCE_S` have passed; then what
-    the storage does is raised. `there`: it is known that `path` was there, so that not to find it
-    means that the storage is away.
+    the storage does is raised. `must_exist`: the path has been written before, so a path
+    that does not exist means that the storage is away.
     """
     until = time.monotonic() + PATIENCE_S
-    told = False
+    is_reported = False
     try:
         while True:
             try:
                 return act()
             except Exception as error:
-                away = is_of_storage(error) or (there and isinstance(error, FileNotFoundError))
+                away = is_of_storage(error) or (must_exist and isinstance(error, FileNotFoundError))
                 if not away or time.monotonic() >= until:
                     raise
-                if not told:
+                if not is_reported:
                     logger.warning("%s: %s; trying again for %.0f s.", path, error, PATIENCE_S)
                     AWAITED.append(path)
-                    told = True
+                    is_reported = True
                 time.sleep(RETRY_S)
     finally:
-        if told:
+        if is_reported:
             AWAITED.remove(path)
 
 
@@ -159,7 +159,7 @@ def append(path: Path, lines: bytes, opened: Callable[[], None] = lambda: None) 
                 )  # this very file, whatever stands in its place meanwhile
                 raise
 
-    patiently(path, act, there=True)
+    patiently(path, act, must_exist=True)
 
 
 def _write_all(file: Any, lines: bytes) -> None:

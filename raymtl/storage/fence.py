@@ -104,7 +104,7 @@ class Attempt:
         self._as_the_last(path, act)
 
     def remove(self, path: Path) -> None:
-        """Removes a file or folder, if it is there. Raises Superseded, and leaves it, as `publish`."""
+        """Removes a file or folder, if there is one. Raises Superseded, as `publish`, and leaves it."""
         aside = self._aside(path)
 
         def act() -> None:
@@ -161,10 +161,10 @@ class Attempt:
             self.check()
             raise failure
 
-        atomic.patiently(path, once, there=True)
+        atomic.patiently(path, once, must_exist=True)
 
     def _take_over(self) -> None:
-        """Moves the folders of the attempts before this one away, and waits until they are removed."""
+        """Moves the folders of earlier attempts away, and waits until they are removed."""
         for number in _numbers(self.folder):
             earlier = self.folder / f"{PREFIX}{number:04d}"
             if number < self.number:

@@ -32,12 +32,14 @@ class Journal(JournalFileBackend):
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """The entries from this one on."""
         read = super().read_logs
-        return iter(atomic.patiently(self.path, lambda: list(read(log_number_from)), there=True))
+        return iter(
+            atomic.patiently(self.path, lambda: list(read(log_number_from)), must_exist=True)
+        )
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Adds entries, all or none."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        atomic.patiently(self.path, self._acquire, there=True)
+        atomic.patiently(self.path, self._acquire, must_exist=True)
         try:
             if self.attempt is None:
                 atomic.append(self.path, lines)

@@ -81,9 +81,9 @@ def save(
 ) -> Path:
     """Publishes `checkpoints/step_N` of a model folder, its manifest written last.
 
-    Older ones go, all but `NUM_SAVED` with this one, and those that this attempt has `passed_over`, by
-    name. Raises Superseded, with nothing written or removed, where another attempt took the place
-    of this one.
+    `NUM_SAVED` of them stay; older ones are removed, and those that this attempt has `passed_over`,
+    by name. Raises Superseded, with nothing written or removed, where another attempt took the
+    place of this one.
     """
     root = attempt.folder / FOLDER
     folder = root / f"step_{progress.step:08d}"
@@ -176,7 +176,10 @@ def step_of(folder: Path) -> int:
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with it; None where its manifest is true of it. Waits for storage that is away."""
+    """What is wrong with a checkpoint; None where its files are those of its manifest.
+
+    Waits for storage that is away.
+    """
     return atomic.patiently(folder, lambda: _difference(folder))
 
 

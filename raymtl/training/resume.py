@@ -85,7 +85,7 @@ def _chosen(attempt: Attempt) -> checkpoint.Choice:
         attempt.check()
         return chosen
 
-    return atomic.patiently(attempt.folder, act, there=True)
+    return atomic.patiently(attempt.folder, act, must_exist=True)
 
 
 def _sum(value: int, context: TrainContext) -> int:

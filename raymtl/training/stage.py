@@ -224,7 +224,7 @@ class Stage:
             raise DivergedError(f"{error} at step {done}{advice}") from None
 
     def _inner_divergence(self, episodes: MetaBatch) -> str | None:
-        """How the inner loop diverges in the first of these episodes in which it does; else None."""
+        """How the inner loop diverges in the first of the episodes in which it does; else None."""
         algorithm = self.algorithm
         for stack in stacks(episodes):
             for index in range(len(next(iter(stack.query.targets.values())))):

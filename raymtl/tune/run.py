@@ -1,5 +1,6 @@
 """The search: Ray Tune around the trials that the study still lacks."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -48,34 +49,9 @@ def run_search(
             f"trial {trial.number}", row_of(experiment, trial_rows(search.study)[trial.number])
         )
     if remaining > 0:
-        nested = settings.workers > 1
-        # Drivers of nested trainings take no CPU: the workers that they wait for need them. Ray
-        # wants them to take something, so it is some memory.
-        if nested:
-            bundle = {"memory": DRIVER_MEMORY}
-        else:
-            bundle = {"CPU": settings.cpus, "GPU": settings.gpus}
-        resources = tune.PlacementGroupFactory(
-            [{name: amount for name, amount in bundle.items() if amount}]
-        )
-        runnable = tune.with_parameters(
-            run_trial,
-            experiment=experiment.model_dump(mode="json"),
-            run=str(run),
-            arrays=arrays,
-            plan=settings,
-        )
         tuner = tune.Tuner(
-            tune.with_resources(runnable, resources),
-            tune_config=tune.TuneConfig(
-                search_alg=search,
-                scheduler=scheduler(experiment, search.study),
-                num_samples=remaining,
-                max_concurrent_trials=settings.concurrency,
-                reuse_actors=not nested,
-                trial_name_creator=trial_name,
-                trial_dirname_creator=trial_name,
-            ),
+            _trainable(experiment, run, arrays, settings),
+            tune_config=_tune_config(search, remaining, settings),
             run_config=tune.RunConfig(
                 name=f"search-{len(ended)}",
                 storage_path=str(run / ".ray"),
@@ -84,17 +60,51 @@ def run_search(
                 verbose=0,
             ),
         )
-        try:
-            with shortage.ends_the_trial_alone(), lost_in_one_line(view.say):
-                tuner.fit()
-        except TuneError:  # as which Tune raises whatever the searcher raised
-            attempt.check()
-            raise
+        _fit(tuner, attempt, view)
     formats.write_rows(run / "trials.parquet", trial_rows(search.study), attempt.publish)
     known = search.study.get_trials(deepcopy=False)
     if len(known) < experiment.tune.trials or not all(trial.state.is_finished() for trial in known):
         raise UserError(f"{run}: the search was interrupted. Continue it with --resume.")
     return search.study
+
+
+def _fit(tuner: tune.Tuner, attempt: Attempt, view: View) -> None:
+    try:
+        with shortage.ends_the_trial_alone(), lost_in_one_line(view.say):
+            tuner.fit()
+    except TuneError:  # as which Tune raises whatever the searcher raised
+        attempt.check()
+        raise
+
+
+def _trainable(experiment: Experiment, run: Path, arrays: Arrays, settings: Plan) -> Any:
+    """`run_trial` with its arguments, and with the resources that Ray Tune reserves for it."""
+    # Drivers of trainings with workers of their own take no CPU: the workers that they wait for
+    # need them. Ray wants the drivers to take something, so it is some memory.
+    bundle = {"CPU": settings.cpus, "GPU": settings.gpus}
+    if settings.workers > 1:
+        bundle = {"memory": DRIVER_MEMORY}
+    amounts = {name: amount for name, amount in bundle.items() if amount}
+    runnable = tune.with_parameters(
+        run_trial,
+        experiment=experiment.model_dump(mode="json"),
+        run=str(run),
+        arrays=arrays,
+        plan=settings,
+    )
+    return tune.with_resources(runnable, tune.PlacementGroupFactory([amounts]))
+
+
+def _tune_config(search: Search, num_trials: int, settings: Plan) -> tune.TuneConfig:
+    return tune.TuneConfig(
+        search_alg=search,
+        scheduler=scheduler(search.experiment, search.study),
+        num_samples=num_trials,
+        max_concurrent_trials=settings.concurrency,
+        reuse_actors=settings.workers == 1,
+        trial_name_creator=trial_name,
+        trial_dirname_creator=trial_name,
+    )
 
 
 def scheduler(experiment: Experiment, study: optuna.Study) -> TrialScheduler:

@@ -50,21 +50,21 @@ def study_in(storage: JournalStorage, experiment: Experiment) -> optuna.Study:
 
 def reports(trial: optuna.trial.FrozenTrial) -> dict[int, dict[str, float]]:
     """Step -> what the trial reported then, in order."""
-    found = {
+    by_step = {
         int(key[len(REPORT) :]): value
         for key, value in trial.user_attrs.items()
         if key.startswith(REPORT)
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(by_step.items()))
 
 
 def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
     """The rows of trials.parquet."""
     rows = []
     for trial in study.get_trials(deepcopy=False):
-        told = reports(trial)
-        step = max(told, default=0)
-        last = told.get(step, {})
+        by_step = reports(trial)
+        step = max(by_step, default=0)
+        last = by_step.get(step, {})
         rows.append(
             {
                 "number": trial.number,

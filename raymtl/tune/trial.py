@@ -43,29 +43,37 @@ def run_trial(
     done = checkpoint.newest_step(folder)
     _report_again(chosen, folder, range(1, done + 1))
     try:
-        if plan.workers > 1:
-            spec = TrainerSpec(
-                name=name,
-                ray_folder=Path(run) / ".ray" / "trials",
-                workers=plan.workers,
-                cpus=plan.cpus,
-                gpus=plan.gpus,
-                callbacks=(TuneReportCallback(),),
-            )
-            train(chosen, ray.put(arrays), folder, spec)
-            _report_again(chosen, folder, range(done + 1, chosen.train.steps + 1))
+        if plan.workers == 1:
+            _train_in_this_process(chosen, arrays, folder, name, plan)
             return
-        torch.set_num_threads(max(1, int(plan.cpus)))
-        device = torch.device("cuda" if plan.gpus and torch.cuda.is_available() else "cpu")
-        context = TrainContext(
-            tune.report,
-            observer(name, chosen.data.task_names),
-            device=device,
-            is_preempted=is_machine_preempted,
+        spec = TrainerSpec(
+            name=name,
+            ray_folder=Path(run) / ".ray" / "trials",
+            workers=plan.workers,
+            cpus=plan.cpus,
+            gpus=plan.gpus,
+            callbacks=(TuneReportCallback(),),
         )
-        train_loop(chosen, arrays, local_batches(chosen, arrays), context, folder)
+        train(chosen, ray.put(arrays), folder, spec)
+        _report_again(chosen, folder, range(done + 1, chosen.train.steps + 1))
     except (DivergedError, UserError) as error:
         tune.report({"step": 0, "failed": str(error)})
+
+
+def _train_in_this_process(
+    chosen: Experiment, arrays: Arrays, folder: Path, name: str, plan: Plan
+) -> None:
+    torch.set_num_threads(max(1, int(plan.cpus)))
+    device = torch.device("cpu")
+    if plan.gpus and torch.cuda.is_available():
+        device = torch.device("cuda")
+    context = TrainContext(
+        tune.report,
+        observer(name, chosen.data.task_names),
+        device=device,
+        is_preempted=is_machine_preempted,
+    )
+    train_loop(chosen, arrays, local_batches(chosen, arrays), context, folder)
 
 
 def _report_again(chosen: Experiment, folder: Path, steps: range) -> None:
