@@ -199,7 +199,10 @@ def _draw_table(source: Source, examples: _Examples, texts: Sequence[Texts]) -> 
     for row, labels in zip(examples.inputs, texts, strict=True):
         rows.append({**_input_texts(source, row), **labels})
     header = {key: key for key in rows[0]}
-    widths = {key: MARGIN + text_width([row[key] for row in (header, *rows)]) for key in header}
+    widths = {}
+    for key in header:
+        cells_of_column = [row[key] for row in (header, *rows)]
+        widths[key] = MARGIN + text_width(cells_of_column)
     canvas = Canvas(2 * MARGIN + sum(widths.values()), 2 * MARGIN + LINE_HEIGHT * (len(rows) + 1))
     for number, cells in enumerate((header, *rows)):
         left = MARGIN

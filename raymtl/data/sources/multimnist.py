@@ -104,7 +104,10 @@ class MultiMNIST(ChosenTasks):
 
     @property
     def about_episodes(self) -> str:
-        return f"{self.queries} pairs of digits of the split, drawn at random, beside those to adapt to"
+        return (
+            f"{self.queries} pairs of digits of the split, drawn at random, beside those to adapt "
+            "to"
+        )
 
     def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
         return (Population("digit", len(np.unique(arrays[split]))),)

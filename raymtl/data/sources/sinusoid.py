@@ -1,4 +1,4 @@
-"""`sinusoid`: y = A sin(x - phase), the regression of MAML (Finn et al., 2017, arXiv:1703.03400)."""
+"""`sinusoid`: y = A sin(x - phase), as MAML has it (Finn et al., 2017, arXiv:1703.03400)."""
 
 from typing import Literal
 
