@@ -21,8 +21,8 @@ from raymtl.data.tables.columns import LocateRow, is_text, named_files, plain, t
 from raymtl.data.tables.folders import FILE
 from raymtl.data.tables.joins import joined
 from raymtl.data.tables.labels_in_folders import (
+    ColumnMaps,
     FoundMaps,
-    MapFiles,
     look_like_maps,
     num_of_stems,
 )
@@ -62,7 +62,7 @@ class TableDataset(OpenedFiles):
         if source.fitted:
             self.forms = source.fitted.forms
             self.label_forms |= {name: task.forms for name, task in source.fitted.tasks.items()}
-        self._map_files = MapFiles()
+        self._map_files = ColumnMaps()
         maps = {file for file_set in self.maps.values() for file in file_set.files}
         self._picture_files = PictureFiles(maps)
 

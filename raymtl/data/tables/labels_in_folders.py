@@ -115,7 +115,7 @@ class FoundMaps(NamedTuple):
     missing: list[str]
 
 
-class MapFiles:
+class ColumnMaps:
     """The maps that columns name, or hold."""
 
     def __init__(self) -> None:

@@ -41,7 +41,7 @@ class Unseen(NamedTuple):
     notes: Sequence[Note] = ()
 
 
-class NewLabels(NamedTuple):
+class NewlyLabelled(NamedTuple):
     """Inputs [N, ...], and labels [N] of a task that the run does not have: nan where there is
     none.
     """
@@ -156,7 +156,7 @@ def read_new_labels(
     of_classes: bool,
     classes: tuple[str, ...] | None = None,
     optional: bool = False,
-) -> NewLabels:
+) -> NewlyLabelled:
     """The same with the labels of a new task, in `column`, or in the only column that the run does
     not know.
 
@@ -185,7 +185,7 @@ def read_new_labels(
         else:
             numbered = _values(dataset, block.number, name, column_of_block)
         targets.append(numbered[block.readable])
-    return NewLabels(
+    return NewlyLabelled(
         name, blocks.inputs, np.concatenate(targets), known, blocks.origins, blocks.notes
     )
 
