@@ -80,7 +80,7 @@ def lose_between_checkpoints(run: Run, lose: Callable[[], object], within_s: flo
     since = time.monotonic()
     lose()
     until(
-        lambda: resumed(run) or run.process.poll() is not None,
+        lambda: bool(resumed(run)) or run.process.poll() is not None,
         "training to go on",
         within_s,
         every=0.1,

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from raymtl.learners import MAML, Reptile
-from raymtl.learners.base import MetaLearner
 from raymtl.learners.diverging import FIRST_STEPS, GROWTH, divergence
 from raymtl.step.algorithm import Algorithm
 from raymtl.types import Batch
@@ -37,7 +36,9 @@ def losses(quadratic: Quadratic, rate: float, steps: int) -> list[float]:
 
 @pytest.mark.parametrize("kind", [MAML, Reptile])
 @pytest.mark.parametrize("rate", [1.5, 4.0, 1e30])
-def test_the_largest_stable_half_step_is_found(kind: type[MetaLearner], rate: float) -> None:
+def test_the_largest_stable_half_step_is_found(
+    kind: type[MAML] | type[Reptile], rate: float
+) -> None:
     """And the step at which the loop diverges."""
     quadratic = Quadratic()
     found = on_a_quadratic(quadratic, kind(inner_lr=rate, inner_steps=40))

@@ -214,7 +214,8 @@ def test_the_implicit_gradient_is_exact_at_convergence(momentum: float) -> None:
         expected, computed = (
             torch.autograd.grad(phi @ outer, (theta, w)) for phi in (exact, arrived)
         )
-        return tuple(float((c - e).norm()) for c, e in zip(computed, expected, strict=True))
+        of_theta, of_w = (float((c - e).norm()) for c, e in zip(computed, expected, strict=True))
+        return of_theta, of_w
 
     few, more, most = errors(5), errors(60), errors(500)
     for index in range(2):

@@ -528,7 +528,7 @@ def test_it_says_what_it_cannot_learn() -> None:
     unread = one._replace(encode_target=None)
     assert UMTL().check([one]) is None
     assert UMTL().check([unread]) == "it reads labels, and those of task 'left' have no encoding"
-    odd = one._replace(head=lambda shape: nn.Sequential(nn.Linear(*shape, 10)))
+    odd = one._replace(head=lambda shape: nn.Sequential(nn.Linear(shape[0], 10)))
     assert "that of task 'left' is a Sequential" in str(UMTL().check([odd]))
     with pytest.raises(
         UserError, match=r"learner.hidden: expected a multiple of learner.heads: 3, got 32"
