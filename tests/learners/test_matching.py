@@ -12,6 +12,7 @@ from raymtl.learners.classes import BELOW
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig
 from raymtl.step.meta_gradient import meta_gradient
+from raymtl.tasks.classification import CLASSIFICATION
 from raymtl.types import Batch, Task
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
@@ -177,7 +178,7 @@ def test_unlabelled_examples_have_no_say(full_context: bool, arrays: dict[str, n
 def test_it_says_which_task_it_cannot_learn() -> None:
     reason = Matching().check(experiment(data__tasks=["left", "sum"]).data.make_tasks())
     assert reason == "a match gives a class, and task 'sum' is a regression"
-    odd = Task("odd", "classification", 3, lambda shape: nn.Sequential(nn.Linear(shape[0], 3)), F.cross_entropy, {}, lambda p: p)  # fmt: skip
+    odd = Task("odd", CLASSIFICATION, 3, lambda shape: nn.Sequential(nn.Linear(shape[0], 3)), F.cross_entropy, {}, lambda p: p)  # fmt: skip
     assert Matching().check([odd]) is None
     assert "that of task 'odd' is a Sequential" in Matching(full_context=True).check([odd])
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from raymtl.learners import ProtoMAML
 from raymtl.learners.classes import BELOW
 from raymtl.step.meta_gradient import meta_gradient
+from raymtl.tasks.classification import CLASSIFICATION
 from raymtl.types import Task
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
@@ -131,5 +132,5 @@ def test_the_models_own_heads_have_no_say(arrays: dict[str, np.ndarray]) -> None
 def test_it_says_which_task_it_cannot_learn() -> None:
     reason = ProtoMAML().check(experiment(data__tasks=["left", "sum"]).data.make_tasks())
     assert reason == "a prototype is the mean of a class, and task 'sum' is a regression"
-    odd = Task("odd", "classification", 3, lambda shape: nn.Sequential(nn.Linear(shape[0], 3)), F.cross_entropy, {}, lambda p: p)  # fmt: skip
+    odd = Task("odd", CLASSIFICATION, 3, lambda shape: nn.Sequential(nn.Linear(shape[0], 3)), F.cross_entropy, {}, lambda p: p)  # fmt: skip
     assert "that of task 'odd' is a Sequential" in ProtoMAML().check([odd])
