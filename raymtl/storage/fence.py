@@ -104,7 +104,9 @@ class Attempt:
         self._as_the_last(path, act)
 
     def remove(self, path: Path) -> None:
-        """Removes a file or folder, if there is one. Raises Superseded, as `publish`, and leaves it."""
+        """Removes a file or folder, if there is one. Raises Superseded, as `publish`, and leaves
+        it.
+        """
         aside = self._aside(path)
 
         def act() -> None:

@@ -11,7 +11,10 @@ HIDDEN = "***"
 # Where there is a : before the @. A lone name there may be a user, a container or a bucket, but for
 # https a token.
 _USER = re.compile(r"(:/{1,2})[^/@\s:]*:[^/@\s]+@|(https?:/{1,2})[^/@\s]+@")
-_ENDS = "sig|signature|token|secret|password|passwd|pwd|credentials?|auth|(?:api|access|secret|private)[-_]?key(?:[-_]?id)?"
+_ENDS = (
+    "sig|signature|token|secret|password|passwd|pwd|credentials?|auth|"
+    "(?:api|access|secret|private)[-_]?key(?:[-_]?id)?"
+)
 _QUERY = re.compile(rf"(?i)([?&;](?:[\w.-]*[-_.])?(?:aws)?(?:{_ENDS}|key)=)[^&;#\s]+")
 _VALUE = r"""(?!\*\*\*)(?:"[^"]*"|'[^']*'|[^\s,}]+)"""
 _PAIR = re.compile(rf"(?i)((?:^|[\s,{{])(?:[\w.-]*[-_.])?(?:{_ENDS})=){_VALUE}")

@@ -11,10 +11,10 @@ At most the step at which the worker was lost is repeated.
     SNAPSHOT ------ write(): a worker is lost ---------> STOPPED
     STOPPED ------- before_move() blocks the training until the process is ended
 
-`write` is called by one of two threads. The thread that trains calls it when a collective
-operation fails (`write_in_turn`). Ray Train's controller calls it from another thread when the one
-that trains waits for a worker that fell silent. A worker in NO_SNAPSHOT is just moving its parameters and is
-asked again. Workers write one after the other, and leave a step alone that is saved already.
+`write` is called by one of two threads. The thread that trains calls it when a collective operation
+fails (`write_in_turn`). Ray Train's controller calls it from another thread when the one that
+trains waits for a worker that fell silent. A worker in NO_SNAPSHOT is just moving its parameters
+and is asked again. Workers write one after the other, and leave a step alone that is saved already.
 
 `StopRequest` is for a group that Ray Train is about to end in order to start a larger one. The
 first worker then saves the step that it is at, so that no step is repeated:
