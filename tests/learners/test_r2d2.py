@@ -12,6 +12,7 @@ from raymtl.learners import R2D2, r2d2
 from raymtl.learners.classes import BELOW
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.tasks import binary, regression, segmentation
+from raymtl.tasks.regression import REGRESSION
 from raymtl.types import Batch, Params, Task
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
@@ -182,7 +183,7 @@ def test_it_says_which_task_it_cannot_learn() -> None:
     assert R2D2().check(experiment().data.make_tasks()) is None
     odd = Task(
         "odd",
-        "regression",
+        REGRESSION,
         1,
         lambda shape: nn.Identity(),
         torch.mul,
