@@ -1,6 +1,7 @@
 """The layers of docs/design.md, read from the imports; and a core that needs torch alone."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,27 @@ def test_imports_go_down_the_layers_alone() -> None:
 def test_ray_is_imported_at_its_edges_alone() -> None:
     users = [file for file, names in IMPORTS.items() if "ray" in {n.split(".")[0] for n in names}]
     assert [file for file in users if not file.startswith(RAY)] == []
+
+
+def module_of(name: str) -> str | None:
+    """The file of the package that has the dotted name, or that is it; None for other packages."""
+    parts = name.split(".")[1:]
+    for length in range(len(parts), 0, -1):
+        for ending in (".py", "/__init__.py"):
+            file = "/".join(parts[:length]) + ending
+            if name.startswith("raymtl.") and file in IMPORTS:
+                return file
+    return None
+
+
+def test_no_modules_import_each_other() -> None:
+    """Imports for the type checker and in functions count too."""
+    graph = {
+        file: {module for name in names if (module := module_of(name)) not in (None, file)}
+        for file, names in IMPORTS.items()
+    }
+    assert sum(map(len, graph.values())) > len(graph)
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names a circle
 
 
 def test_every_room_has_a_layer() -> None:
