@@ -119,7 +119,7 @@ def test_post_step_losses_evaluate_the_same_steps(
     seen = {}
     for step in (0, 10**6):
         meta = meta_gradient(algorithm, params, episodes, step=step)
-        algorithm.weighting.observe = lambda before, after, tasks, step=step: seen.update(
+        algorithm.weighting.update_after_step = lambda before, after, tasks, step=step: seen.update(
             {step: (before, after)}
         )
         update_after_step(algorithm, params, episodes, meta)

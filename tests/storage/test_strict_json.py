@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent.parent / "raymtl"
 OTHERS = {
     "storage/optuna_journal.py": "Optuna reads it back, NaN included",
     "data/tables/settings.py": "a digest, which nobody reads",
-    "reporting/html/tables.py": "text in a cell",
-    "config/domains.py": "names of choices",
+    "reporting/html/values.py": "text in a cell",
+    "config/distributions.py": "names of choices",
 }
 """Modules that call json.dumps themselves, and why they may."""
 
