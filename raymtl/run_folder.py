@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -67,7 +67,7 @@ def latest(experiment: "Experiment", command: str) -> Path:
     from raymtl.storage.formats import read_json
 
     parent = Path(experiment.output).absolute()
-    found = []
+    candidates: list[Path] = []
     unreadable: list[str] = []
     for saved in _saved_configurations(parent, experiment.name):
         about = saved.with_name("environment.json")
@@ -80,26 +80,30 @@ def latest(experiment: "Experiment", command: str) -> Path:
         except (UserError, KeyError):
             continue  # a folder of another version, or of somebody else
         if same:
-            found.append(saved)
-    if not found and unreadable:
-        raise UserError(
-            f"--resume: {unreadable[0]}, so nobody can tell whether it is of the run to go on "
-            "with. Make it readable or move its run folder elsewhere."
-        )
-    if not found:
-        raise UserError(
-            f"--resume: expected a run of `raymtl {command}` with this very configuration in "
-            f"{parent}, got none. Leave --resume away to start one, or undo what was changed since."
-        )
-    newest = [
-        path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
-    ]
+            candidates.append(saved)
+    if not candidates:
+        raise _no_run_to_resume(command, parent, unreadable)
+    candidates.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    newest = [path.parent for path in candidates]
     unfinished = [run for run in newest if not (run / "summary.json").exists()]
     for run in unfinished:
         with suppress(OSError), atomic.held(run / LOCK) as lock:  # of somebody else, perhaps
             if lock is not Lock.TAKEN:
                 return run
     return (unfinished or newest)[0]
+
+
+def _no_run_to_resume(command: str, parent: Path, unreadable: Sequence[str]) -> UserError:
+    """The error where no run can be resumed; `unreadable` says which files could not be read."""
+    if unreadable:
+        return UserError(
+            f"--resume: {unreadable[0]}, so nobody can tell whether it is of the run to go on "
+            "with. Make it readable or move its run folder elsewhere."
+        )
+    return UserError(
+        f"--resume: expected a run of `raymtl {command}` with this very configuration in "
+        f"{parent}, got none. Leave --resume away to start one, or undo what was changed since."
+    )
 
 
 def _saved_configurations(parent: Path, name: str) -> list[Path]:

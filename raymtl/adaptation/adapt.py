@@ -53,20 +53,16 @@ def adapt_run(request: AdaptationRequest, steps: int | None = None) -> dict[str,
         for task in algorithm.tasks
         if task.name in adapted.after
     ]
+    resize = image_resize_of(experiment.data)
 
     def write(folder: Path) -> None:
         experiment.save(folder / "config.yaml")
         formats.save_params(folder / "model.safetensors", adapted.params)
-        write_predictions(
-            folder / "predictions.parquet",
-            predictions,
-            examples.query_origins,
-            image_resize_of(experiment.data),
-        )
+        path = folder / "predictions.parquet"
+        write_predictions(path, predictions, examples.query_origins, resize)
 
-    folder = run_folder.publish_folder(
-        request.run / "adapted", request.name or examples.folder, write
-    )
+    name = request.name or examples.folder
+    folder = run_folder.publish_folder(request.run / "adapted", name, write)
     return {
         "folder": str(folder),
         "domain": examples.domain,

@@ -43,6 +43,41 @@ class ClassificationKind(TaskKind):
 CLASSIFICATION = ClassificationKind()
 
 
+def _one_hot(target: Tensor, num_classes: int) -> Tensor:
+    """[N] -> [N, num_classes] bool."""
+    # Not F.one_hot, which looks at the values and so cannot run under vmap.
+    return target[:, None] == torch.arange(num_classes, device=target.device)
+
+
+def _hits(logits: Tensor, target: Tensor) -> Tensor:
+    return (logits.argmax(-1) == target).float()
+
+
+def _entropy(logits: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(logits, target, reduction="none")
+
+
+def _class_metrics(num_classes: int) -> dict[str, Metric]:
+    """The metrics that are means over classes."""
+
+    def recalls(logits: Tensor, target: Tensor) -> Tensor:
+        of_class = _one_hot(target, num_classes).float()
+        return torch.cat([of_class * _hits(logits, target)[:, None], of_class], 1)
+
+    def f1_parts(logits: Tensor, target: Tensor) -> Tensor:
+        truth = _one_hot(target, num_classes)
+        predicted = _one_hot(logits.argmax(-1), num_classes)
+        return true_and_false(predicted, truth, torch.ones_like(truth))
+
+    size = 2 * num_classes
+    return {
+        "balanced_accuracy": Metric(
+            recalls, True, state_size=size, compute=mean_ratio, shown=False
+        ),
+        "f1": Metric(f1_parts, True, state_size=size, compute=mean_ratio, shown=False),
+    }
+
+
 def classification(name: str, num_classes: int, *, few_shot: bool = False) -> Task:
     """Cross-entropy over `num_classes`; targets are integers [N].
 
@@ -52,39 +87,17 @@ def classification(name: str, num_classes: int, *, few_shot: bool = False) -> Ta
     that `accuracy` and `log_loss` alone mean something.
     """
 
-    def member(target: Tensor) -> Tensor:
-        # Not F.one_hot, which looks at the values and so cannot run under vmap.
-        return target[:, None] == torch.arange(num_classes, device=target.device)
-
-    def hits(logits: Tensor, target: Tensor) -> Tensor:
-        return (logits.argmax(-1) == target).float()
-
-    def recalls(logits: Tensor, target: Tensor) -> Tensor:
-        of_class = member(target).float()
-        return torch.cat([of_class * hits(logits, target)[:, None], of_class], 1)
-
-    def f1_parts(logits: Tensor, target: Tensor) -> Tensor:
-        truth = member(target)
-        return true_and_false(member(logits.argmax(-1)), truth, torch.ones_like(truth))
-
-    def entropy(logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits, target, reduction="none")
-
-    size = 2 * num_classes
-    metrics = {"accuracy": Metric(hits, True)}
+    metrics = {"accuracy": Metric(_hits, True)}
     if not few_shot:
-        metrics["balanced_accuracy"] = Metric(
-            recalls, True, state_size=size, compute=mean_ratio, shown=False
-        )
-        metrics["f1"] = Metric(f1_parts, True, state_size=size, compute=mean_ratio, shown=False)
-    metrics["log_loss"] = Metric(entropy, False, shown=False)
+        metrics |= _class_metrics(num_classes)
+    metrics["log_loss"] = Metric(_entropy, False, shown=False)
     return Task(
         name=name,
         kind=CLASSIFICATION,
         out_features=num_classes,
         head=lambda shape: nn.Linear(math.prod(shape), num_classes),
-        loss=entropy,
+        loss=_entropy,
         metrics=metrics,
         decode=lambda logits: logits.argmax(-1),
-        encode_target=lambda target: member(target).float(),
+        encode_target=lambda target: _one_hot(target, num_classes).float(),
     )

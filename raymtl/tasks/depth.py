@@ -1,6 +1,6 @@
 """The distance of every pixel."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from raymtl.tasks.maps import (
     share_of,
 )
 from raymtl.tasks.scores import mean_where, pixel_mean
-from raymtl.types import LabelStatistics, Task, UserError
+from raymtl.types import LabelStatistics, Metric, Task, UserError
 
 CLOSE = 1.25  # either of the two divided by the other, at most
 
@@ -80,6 +80,37 @@ def _depths(given: MapSettings, values: np.ndarray, map_name: str) -> np.ndarray
     return np.where(np.isfinite(depths) & (depths > 0), depths, np.float32(0))
 
 
+def _valid(target: Tensor) -> Tensor:
+    return target > 0
+
+
+def _positive(target: Tensor) -> Tensor:
+    """The target with 1 in place of every depth that is not valid."""
+    return torch.where(_valid(target), target, 1.0)
+
+
+def _metrics(decode: Callable[[Tensor], Tensor]) -> dict[str, Metric]:
+    """The metrics of predictions that `decode` turns into depths."""
+
+    def close(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        depths, truth = decode(prediction), _positive(target)
+        is_close = (depths < CLOSE * truth) & (truth < CLOSE * depths)
+        return is_close.to(depths), _valid(target)
+
+    def error(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return (decode(prediction) - _positive(target)).abs(), _valid(target)
+
+    def relative(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        errors, valid = error(prediction, target)
+        return errors / _positive(target), valid
+
+    return {
+        "delta_1": pixel_mean(close, True),
+        "abs_error": pixel_mean(error, False),
+        "rel_error": pixel_mean(relative, False),
+    }
+
+
 def depth(
     name: str, size: tuple[int, int], *, mean: float = 0.0, std: float = 1.0, width: int = 32
 ) -> Task:
@@ -95,24 +126,12 @@ def depth(
     of the decoder.
     """
 
-    def valid(target: Tensor) -> Tensor:
-        return target > 0
-
     def decode(prediction: Tensor) -> Tensor:
         return prediction[:, 0] * std + mean
 
-    def error(prediction: Tensor, target: Tensor) -> Tensor:
-        return (decode(prediction) - torch.where(valid(target), target, 1.0)).abs()
-
     def loss(prediction: Tensor, target: Tensor) -> Tensor:
-        return mean_where(error(prediction, target) / std, valid(target))
-
-    def close(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        own, truth = decode(prediction), torch.where(valid(target), target, 1.0)
-        return ((own < CLOSE * truth) & (truth < CLOSE * own)).to(own), valid(target)
-
-    def relative(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        return error(prediction, target) / torch.where(valid(target), target, 1.0), valid(target)
+        errors = (decode(prediction) - _positive(target)).abs()
+        return mean_where(errors / std, _valid(target))
 
     return Task(
         name=name,
@@ -120,12 +139,8 @@ def depth(
         out_features=1,
         head=lambda shape: Decoder(shape, 1, size, width),
         loss=loss,
-        metrics={
-            "delta_1": pixel_mean(close, True),
-            "abs_error": pixel_mean(lambda p, t: (error(p, t), valid(t)), False),
-            "rel_error": pixel_mean(relative, False),
-        },
+        metrics=_metrics(decode),
         decode=decode,
         target_shape=size,
-        label_mask=lambda target: valid(target).flatten(1).any(1),
+        label_mask=lambda target: _valid(target).flatten(1).any(1),
     )

@@ -3,6 +3,12 @@
 Every place of a map says whether it lies in an object of a class, how far the four sides of its box
 are, and how near it is to the middle: L = (sum focal(p, c) + sum over places in objects of 1 -
 GIoU(box, b) + BCE(centreness)) / number of such places; the score of a box is sqrt(p * centreness).
+
+Deviations from the paper: there is one level of maps instead of five, so boxes of all sizes share
+one map, and the place nearest to the middle of a box answers for it whatever its size; one tower of
+`depth` convolutions of `width` serves all three outputs, instead of two of four by 256; distances
+are by softplus instead of exp; losses are divided by the places in objects of each picture, not of
+the batch.
 """
 
 import math
@@ -288,22 +294,15 @@ def detection(  # noqa: PLR0913  four of them have defaults
     answers for boxes; of boxes of one class that overlap by more than `overlap` the best is kept.
     `width` is that of the decoder.
 
-    Metrics: `map`, COCO's average precision, the mean over classes and over IoU of 0.5, 0.55 ..
-    0.95, and `map_50` at
-    0.5 alone, of at most 100 boxes a picture with scores above 0.05. Within a picture boxes are
-      ranked by their exact scores, across pictures by 200 bins of them: those that share a bin
-      count as found together, which never makes the average precision higher. `decode` gives [N,
-      100, 6]: class or -1, corners, score.
+    Metrics: `map`, COCO's average precision, is the mean over classes and over the IoU thresholds
+    0.5, 0.55 .. 0.95; `map_50` is that at 0.5 alone. Both are of at most 100 boxes a picture with
+    scores above 0.05. Boxes are ranked by their exact scores within a picture, and by 200 bins of
+    scores across pictures: those that share a bin count as found together, which never makes the
+    average precision higher. `decode` gives [N, 100, 6]: class or -1, corners, score.
 
     A difficult object of class c has the class -2 - c: it is neither to be found nor is it wrong to
     find it, as Pascal VOC scores. A box found is left out of the score where it overlaps one of its
     class by 0.5 or more and is true at no threshold; COCO decides threshold by threshold.
-
-    Deviations from the paper: one level of maps instead of five, so that boxes of all sizes share
-    one map, the place nearest to the middle of a box answers for it whatever its size; one tower of
-    `depth` convolutions of `width` for all three outputs instead of two of four by 256; distances
-    by softplus instead of exp; losses are divided by the places in objects of each picture, not of
-    the batch.
     """
     places = (math.ceil(size[0] / stride), math.ceil(size[1] / stride))
     spec = Detection(num_classes, size, places, overlap)

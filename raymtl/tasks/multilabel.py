@@ -41,6 +41,31 @@ class MultilabelKind(TaskKind):
 MULTILABEL = MultilabelKind()
 
 
+def _known(target: Tensor) -> Tensor:
+    return ~target.isnan()
+
+
+def _loss(logits: Tensor, target: Tensor) -> Tensor:
+    known = _known(target)
+    entropies = F.binary_cross_entropy_with_logits(
+        logits, torch.where(known, target, 0.0).to(logits), reduction="none"
+    )
+    return mean_where(entropies, known)
+
+
+def _decided(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return logits > 0, target > 0.5, _known(target)
+
+
+def _scored(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return logits, target > 0.5, _known(target)
+
+
+def _right(logits: Tensor, target: Tensor) -> Tensor:
+    known = _known(target)
+    return torch.cat([((logits > 0) == (target > 0.5)) & known, known], 1).float()
+
+
 def multilabel(name: str, num_labels: int) -> Task:
     """Binary cross-entropy of each label; targets are 0, 1 and nan, which is unknown: floating, [N,
     num_labels].
@@ -51,43 +76,23 @@ def multilabel(name: str, num_labels: int) -> Task:
     predicted are left out, `accuracy` and `balanced_accuracy`; `log_loss`.
     """
 
-    def known(target: Tensor) -> Tensor:
-        return ~target.isnan()
-
-    def loss(logits: Tensor, target: Tensor) -> Tensor:
-        there = known(target)
-        entropies = F.binary_cross_entropy_with_logits(
-            logits, torch.where(there, target, 0.0).to(logits), reduction="none"
-        )
-        return mean_where(entropies, there)
-
-    def decided(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return logits > 0, target > 0.5, known(target)
-
-    def scored(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return logits, target > 0.5, known(target)
-
-    def right(logits: Tensor, target: Tensor) -> Tensor:
-        there = known(target)
-        return torch.cat([((logits > 0) == (target > 0.5)) & there, there], 1).float()
-
     return Task(
         name=name,
         kind=MULTILABEL,
         out_features=num_labels,
         head=lambda shape: nn.Linear(math.prod(shape), num_labels),
-        loss=loss,
+        loss=_loss,
         metrics={
-            "auroc": auroc(num_labels, scored),
-            "f1": f1(num_labels, decided),
-            "accuracy": Metric(right, True, state_size=2 * num_labels, compute=mean_ratio),
-            "average_precision": average_precision(num_labels, scored),
-            "balanced_accuracy": balanced_accuracy(num_labels, decided),
-            "log_loss": log_loss(num_labels, scored),
+            "auroc": auroc(num_labels, _scored),
+            "f1": f1(num_labels, _decided),
+            "accuracy": Metric(_right, True, state_size=2 * num_labels, compute=mean_ratio),
+            "average_precision": average_precision(num_labels, _scored),
+            "balanced_accuracy": balanced_accuracy(num_labels, _decided),
+            "log_loss": log_loss(num_labels, _scored),
         },
         decode=lambda logits: (logits > 0).long(),
         # Half-way between the two for what is unknown.
-        encode_target=lambda target: torch.where(known(target), target, 0.5),
+        encode_target=lambda target: torch.where(_known(target), target, 0.5),
         target_shape=(num_labels,),
-        label_mask=lambda target: known(target).any(1),
+        label_mask=lambda target: _known(target).any(1),
     )

@@ -52,6 +52,33 @@ class NormalsKind(MapKind):
 NORMALS = NormalsKind()
 
 
+def _valid(target: Tensor) -> Tensor:
+    return target.square().sum(1) > 0
+
+
+def _direction(vectors: Tensor) -> Tensor:
+    return vectors * (vectors.square().sum(1, keepdim=True) + LEAST).rsqrt()
+
+
+def _cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    truth = torch.where(_valid(target)[:, None], target, 0.0)
+    return (_direction(prediction) * _direction(truth)).sum(1)
+
+
+def _loss(prediction: Tensor, target: Tensor) -> Tensor:
+    return mean_where(1 - _cosine(prediction, target), _valid(target))
+
+
+def _angle(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The angles in degrees, and where they are valid."""
+    return _cosine(prediction, target).clamp(-1, 1).acos().rad2deg(), _valid(target)
+
+
+def _within(degrees: float, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    angles, valid = _angle(prediction, target)
+    return (angles < degrees).to(angles), valid
+
+
 def normals(name: str, size: tuple[int, int], *, width: int = 32) -> Task:
     """1 - cosine of the angle at every pixel; targets are vectors of any length [N, 3, *size], 0 or
     nan where none.
@@ -64,40 +91,19 @@ def normals(name: str, size: tuple[int, int], *, width: int = 32) -> Task:
     bins of 0.1 degree, both in degrees. `width` is that of the decoder.
     """
 
-    def valid(target: Tensor) -> Tensor:
-        return target.square().sum(1) > 0
-
-    def direction(vectors: Tensor) -> Tensor:
-        return vectors * (vectors.square().sum(1, keepdim=True) + LEAST).rsqrt()
-
-    def cosine(prediction: Tensor, target: Tensor) -> Tensor:
-        there = valid(target)[:, None]
-        truth = torch.where(there, target, 0.0)
-        return (direction(prediction) * direction(truth)).sum(1)
-
-    def loss(prediction: Tensor, target: Tensor) -> Tensor:
-        return mean_where(1 - cosine(prediction, target), valid(target))
-
-    def angle(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        return cosine(prediction, target).clamp(-1, 1).acos().rad2deg(), valid(target)
-
-    def within(degrees: float, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        angles, there = angle(prediction, target)
-        return (angles < degrees).to(angles), there
-
-    shares = {key: pixel_mean(partial(within, degrees), True) for key, degrees in WITHIN.items()}
+    shares = {key: pixel_mean(partial(_within, degrees), True) for key, degrees in WITHIN.items()}
     return Task(
         name=name,
         kind=NORMALS,
         out_features=3,
         head=lambda shape: Decoder(shape, 3, size, width),
-        loss=loss,
+        loss=_loss,
         metrics={
             **shares,
-            "mean_angle": pixel_mean(angle, False),
-            "median_angle": median(angle, 180.0, NUM_BINS),
+            "mean_angle": pixel_mean(_angle, False),
+            "median_angle": median(_angle, 180.0, NUM_BINS),
         },
-        decode=direction,
+        decode=_direction,
         target_shape=(3, *size),
-        label_mask=lambda target: valid(target).flatten(1).any(1),
+        label_mask=lambda target: _valid(target).flatten(1).any(1),
     )

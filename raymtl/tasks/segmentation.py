@@ -66,6 +66,39 @@ class SegmentationKind(MapKind):
 SEGMENTATION = SegmentationKind()
 
 
+def _valid(target: Tensor) -> Tensor:
+    return target >= 0
+
+
+def _loss(logits: Tensor, target: Tensor) -> Tensor:
+    valid = _valid(target)
+    classes = torch.where(valid, target, 0).long()
+    # Not F.cross_entropy, whose ignore_index is one value.
+    entropies = -logits.log_softmax(1).gather(1, classes[:, None])[:, 0]
+    return mean_where(entropies, valid)
+
+
+def _hits(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    return (logits.argmax(1) == target).to(logits), _valid(target)
+
+
+def _mean_iou(num_classes: int) -> Metric:
+    """The mean over classes of intersection / union, from a confusion matrix of all pixels."""
+
+    def update(logits: Tensor, target: Tensor) -> Tensor:
+        valid = _valid(target)
+        index = torch.where(valid, target, 0).long() * num_classes + logits.argmax(1)
+        return counted(index, valid.to(logits), num_classes**2)
+
+    def compute(sums: Tensor, _: Tensor) -> Tensor:
+        matrix = sums.unflatten(-1, (num_classes, num_classes))
+        both = matrix.diagonal(dim1=-2, dim2=-1)
+        iou: Tensor = (both / (matrix.sum(-1) + matrix.sum(-2) - both)).nanmean(-1)
+        return iou
+
+    return Metric(update, True, state_size=num_classes**2, compute=compute)
+
+
 def segmentation(name: str, num_classes: int, size: tuple[int, int], *, width: int = 32) -> Task:
     """Cross-entropy of every pixel; targets are integers [N, *size], negative where a pixel is to
     be ignored.
@@ -79,41 +112,14 @@ def segmentation(name: str, num_classes: int, size: tuple[int, int], *, width: i
     valid pixels. `width` is that of the decoder.
     """
 
-    def valid(target: Tensor) -> Tensor:
-        return target >= 0
-
-    def loss(logits: Tensor, target: Tensor) -> Tensor:
-        there = valid(target)
-        own = torch.where(there, target, 0).long()
-        # Not F.cross_entropy, whose ignore_index is one value.
-        entropies = -logits.log_softmax(1).gather(1, own[:, None])[:, 0]
-        return mean_where(entropies, there)
-
-    def confusion(logits: Tensor, target: Tensor) -> Tensor:
-        there = valid(target)
-        index = torch.where(there, target, 0).long() * num_classes + logits.argmax(1)
-        return counted(index, there.to(logits), num_classes**2)
-
-    def mean_iou(sums: Tensor, _: Tensor) -> Tensor:
-        matrix = sums.unflatten(-1, (num_classes, num_classes))
-        both = matrix.diagonal(dim1=-2, dim2=-1)
-        iou: Tensor = (both / (matrix.sum(-1) + matrix.sum(-2) - both)).nanmean(-1)
-        return iou
-
-    def hits(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        return (logits.argmax(1) == target).to(logits), valid(target)
-
     return Task(
         name=name,
         kind=SEGMENTATION,
         out_features=num_classes,
         head=lambda shape: Decoder(shape, num_classes, size, width),
-        loss=loss,
-        metrics={
-            "miou": Metric(confusion, True, state_size=num_classes**2, compute=mean_iou),
-            "pixel_accuracy": pixel_mean(hits, True),
-        },
+        loss=_loss,
+        metrics={"miou": _mean_iou(num_classes), "pixel_accuracy": pixel_mean(_hits, True)},
         decode=lambda logits: logits.argmax(1),
         target_shape=size,
-        label_mask=lambda target: valid(target).flatten(1).any(1),
+        label_mask=lambda target: _valid(target).flatten(1).any(1),
     )

@@ -1,6 +1,6 @@
 """The files of CIFAR-100 as torchvision lays them out, read whatever their md5 sums are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,46 +67,51 @@ def read_pictures(root: Path) -> Pictures:
             f"data.folder: expected the {CLASSES} classes and {SUPERCLASSES} superclasses of "
             f"CIFAR-100 in {root / FOLDER / 'meta'}, got others. {_again(root)}"
         )
-    pictures, members, found = [], {}, []
+    pictures, members, labels = [], {}, []
     start = 0
     for part, of_class in PARTS.items():
-        content = _read(root, part, {"fine_labels": int, "coarse_labels": int})
-        data, fine, coarse = (
-            np.asarray(content.get("data")),
-            np.array(content["fine_labels"]),
-            np.array(content["coarse_labels"]),
-        )
-        expected = (CLASSES * of_class, 3 * SIDE * SIDE)
-        shapes = (data.shape, fine.shape, coarse.shape)
-        if data.dtype != np.uint8 or shapes != (expected, expected[:1], expected[:1]):
-            raise UserError(
-                f"data.folder: expected {expected[0]} pictures of {expected[1]} bytes with as many "
-                f"labels in {root / FOLDER / part}, got {data.dtype} of shape {data.shape} with "
-                f"{len(fine)} and {len(coarse)} labels. {_again(root)}"
-            )
-        if not np.array_equal(np.sort(fine), np.repeat(np.arange(CLASSES), of_class)):
-            raise UserError(
-                f"data.folder: expected {of_class} pictures of each of {CLASSES} classes in "
-                f"{root / FOLDER / part}, got other numbers. {_again(root)}"
-            )
+        data, fine, coarse = _read_part(root, part, of_class)
         members[part] = start + np.argsort(fine, kind="stable").reshape(CLASSES, of_class)
         pictures.append(data.reshape(-1, 3, SIDE, SIDE))
-        found += list(zip(fine.tolist(), coarse.tolist(), strict=True))
+        labels += list(zip(fine.tolist(), coarse.tolist(), strict=True))
         start += len(data)
-    superclass = dict(found)
-    if len(set(found)) != CLASSES or sorted(superclass.values()) != sorted(
-        list(range(SUPERCLASSES)) * 5
-    ):
+    read = Pictures(np.concatenate(pictures), members, _superclasses(root, labels), names)
+    for array in (read.pictures, read.coarse, read.names, *members.values()):
+        array.setflags(write=False)
+    return read
+
+
+def _read_part(root: Path, part: str, of_class: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pictures [N, 3072] of a part with their classes and superclasses, [N] each."""
+    content = _read(root, part, {"fine_labels": int, "coarse_labels": int})
+    data = np.asarray(content.get("data"))
+    fine, coarse = np.array(content["fine_labels"]), np.array(content["coarse_labels"])
+    expected = (CLASSES * of_class, 3 * SIDE * SIDE)
+    shapes = (data.shape, fine.shape, coarse.shape)
+    if data.dtype != np.uint8 or shapes != (expected, expected[:1], expected[:1]):
+        raise UserError(
+            f"data.folder: expected {expected[0]} pictures of {expected[1]} bytes with as many "
+            f"labels in {root / FOLDER / part}, got {data.dtype} of shape {data.shape} with "
+            f"{len(fine)} and {len(coarse)} labels. {_again(root)}"
+        )
+    if not np.array_equal(np.sort(fine), np.repeat(np.arange(CLASSES), of_class)):
+        raise UserError(
+            f"data.folder: expected {of_class} pictures of each of {CLASSES} classes in "
+            f"{root / FOLDER / part}, got other numbers. {_again(root)}"
+        )
+    return data, fine, coarse
+
+
+def _superclasses(root: Path, labels: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The superclass of each class, [100], from the class and superclass of every picture."""
+    superclass = dict(labels)
+    five_each = sorted(list(range(SUPERCLASSES)) * 5)
+    if len(set(labels)) != CLASSES or sorted(superclass.values()) != five_each:
         raise UserError(
             "data.folder: expected one superclass for every class, and five classes for each, in "
             f"{root / FOLDER}, got others. {_again(root)}"
         )
-    read = Pictures(
-        np.concatenate(pictures), members, np.array([superclass[c] for c in range(CLASSES)]), names
-    )
-    for array in (read.pictures, read.coarse, read.names, *members.values()):
-        array.setflags(write=False)
-    return read
+    return np.array([superclass[number] for number in range(CLASSES)])
 
 
 def _read(root: Path, part: str, keys: Mapping[str, type]) -> dict[str, Any]:

@@ -316,32 +316,20 @@ class VOC(ChosenTasks):
                 boxes.append(np.empty((0, 5), np.float32))
                 continue
             one = read.annotations.get(name)
-            readable[row] = name not in read.damaged
-            if one is not None and one.size not in (None, stored):
-                faults[name] = (
-                    f"{read.xml(name)}: it is of a picture of {one.size[1]} x {one.size[0]}, got "
-                    f"one of {stored[1]} x {stored[0]}"
-                )
-                one, readable[row] = None, False
-            sound = []
-            for seen in one.objects if one else ():
-                why = fault(seen, stored)
-                if why:
-                    faults[name] = f"{read.xml(name)}: {why}"
-                else:
-                    sound.append(seen)
-            own = rows_of(
-                sound, classes, stored, size, ignore_difficult=self.difficult == "ignored"
-            )
-            boxes.append(own)
+            misfit = _misfit(one, stored)
+            if misfit:
+                faults[name] = f"{read.xml(name)}: {misfit}"
+                one = None
+            readable[row] = name not in read.damaged and misfit is None
+            sound, why = _sound_objects(one, stored)
+            if why:
+                faults[name] = f"{read.xml(name)}: {why}"
+            ignored = self.difficult == "ignored"
+            boxes.append(rows_of(sound, classes, stored, size, ignore_difficult=ignored))
             if one is not None:
                 numbers[row] = self._counts(sound, classes)
-                shown[row] = np.where(
-                    numbers[row] > 0,
-                    1,
-                    np.where(np.isin(-2 - np.arange(len(classes)), own[:, 0]), np.nan, 0),
-                )
-                main[row] = _main(own, len(classes))
+                shown[row] = _classes_shown(numbers[row], boxes[-1])
+                main[row] = _main(boxes[-1], len(classes))
             else:
                 shown[row] = [read.says.get((label, name), np.nan) for label in classes]
         notes = fault_notes(faults, len(names), self.max_corrupt)
@@ -440,6 +428,35 @@ class VOC(ChosenTasks):
             {task: torch.from_numpy(target) for task, target in targets.items()},
             {task: torch.from_numpy(mask) for task, mask in masks.items()},
         )
+
+
+def _misfit(one: Annotation | None, stored: tuple[int, int]) -> str | None:
+    """How the size that an annotation gives differs from its picture's; None where it fits."""
+    if one is None or one.size in (None, stored):
+        return None
+    return (
+        f"it is of a picture of {one.size[1]} x {one.size[0]}, got one of {stored[1]} x {stored[0]}"
+    )
+
+
+def _sound_objects(
+    one: Annotation | None, stored: tuple[int, int]
+) -> tuple[list[Seen], str | None]:
+    """The objects without a fault, and the last fault of the others."""
+    sound, last = [], None
+    for seen in one.objects if one else ():
+        why = fault(seen, stored)
+        if why:
+            last = why
+        else:
+            sound.append(seen)
+    return sound, last
+
+
+def _classes_shown(numbers: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Which classes a picture shows, [K]: 1, 0, or nan where all objects of a class are ignored."""
+    is_ignored = np.isin(-2 - np.arange(len(numbers)), boxes[:, 0])
+    return np.where(numbers > 0, 1, np.where(is_ignored, np.nan, 0))
 
 
 def _main(boxes: np.ndarray, num_classes: int) -> int:
