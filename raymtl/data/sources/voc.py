@@ -297,11 +297,7 @@ class VOC(ChosenTasks):
         """
         classes, size = self._known.classes, self._size
         pictures = np.zeros((len(names), 3, *size), np.uint8)
-        faults = {
-            name: f"{read.xml(name)}: {read.damaged[name]}"
-            for name in names
-            if name in read.damaged
-        }
+        faults = _damage(read, names)
         boxes: list[np.ndarray] = []
         numbers, shown = np.full((2, len(names), len(classes)), np.nan, np.float32)
         main = np.full(len(names), -1)
@@ -428,6 +424,12 @@ class VOC(ChosenTasks):
             {task: torch.from_numpy(target) for task, target in targets.items()},
             {task: torch.from_numpy(mask) for task, mask in masks.items()},
         )
+
+
+def _damage(read: "Folder", names: Sequence[str]) -> dict[str, str]:
+    """What is wrong with the annotations of these pictures that cannot be read."""
+    damaged = [name for name in names if name in read.damaged]
+    return {name: f"{read.xml(name)}: {read.damaged[name]}" for name in damaged}
 
 
 def _misfit(one: Annotation | None, stored: tuple[int, int]) -> str | None:
