@@ -208,6 +208,7 @@ def checkpoint_bytes_a_parameter(experiment: "Experiment", folder: Path) -> floa
     """The size of a checkpoint after one step of Adam, for each parameter."""
     import torch
 
+    from raymtl.storage import fence
     from raymtl.training import checkpoint
 
     algorithm = experiment.build()
@@ -218,7 +219,7 @@ def checkpoint_bytes_a_parameter(experiment: "Experiment", folder: Path) -> floa
     optimizer.step()
     plain = {name: value.detach() for name, value in params.items()}
     progress = checkpoint.Progress(1, plain, "vmap")
-    checkpoint.save(folder, checkpoint.snapshot(algorithm), optimizer, progress)
+    checkpoint.save(fence.claim(folder), checkpoint.snapshot(algorithm), optimizer, progress)
     num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return num_bytes / sum(value.numel() for value in params.values())
 
