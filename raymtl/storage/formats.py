@@ -64,12 +64,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        rows: list[dict[str, Any]] = atomic.patiently(path, lambda: pq.read_table(path)).to_pylist()
+        rows: list[dict[str, Any]] = atomic.patiently(path, lambda: _read_table(path)).to_pylist()
         return rows
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path}: expected a Parquet file, got something else ({error}). It is damaged."
         ) from None
+
+
+def _read_table(path: Path) -> pa.Table:
+    # Opened once: given a path, Arrow opens the file again for its pages, and it may be another.
+    with pa.OSFile(str(path)) as file:
+        return pq.read_table(file)
 
 
 def save_params(path: Path, params: Params, publish: Publish = atomic.publish) -> None:
