@@ -336,8 +336,8 @@ def tables(constants: Constants) -> dict[str, Table]:
     return {
         "Training": _training(constants),
         "A search of 10,000 trials": _searches(constants),
-        "Data that is streamed": _data(constants),
-        "What grows": _growth(constants),
+        "Streamed data": _data(constants),
+        "Costs that grow with a run": _growth(constants),
     }
 
 
@@ -349,9 +349,9 @@ def _training(constants: Constants) -> Table:
             alone = step(constants, 1, gradients=gradients)
             row = {
                 "GPUs": str(gpus),
-                "weighting of": "gradients" if gradients else "losses",
+                "weighs": "gradients" if gradients else "losses",
                 "step, s": f"{took.seconds:.3f}",
-                "of it all-reduce": f"{took.reduce_s / took.seconds:.1%}",
+                "all-reduce, share": f"{took.reduce_s / took.seconds:.1%}",
                 "efficiency": f"{alone.seconds / took.seconds:.0%}",
                 "Jacobian, GB": f"{took.jacobian_bytes / 1e9:.2f}" if gradients else "-",
             }
@@ -365,8 +365,8 @@ def _searches(constants: Constants) -> Table:
         for slots in GPUS:
             found = search(constants, 10_000, slots, trial_s, 10, constants.trial_overhead_s)
             row = {
-                "a trial, s": f"{trial_s:g}",
-                "at a time": str(slots),
+                "trial, s": f"{trial_s:g}",
+                "parallel trials": str(slots),
                 "hours": f"{found.seconds / 3600:.1f}",
                 "driver busy": f"{found.driver_busy:.0%}",
                 "slots busy": f"{found.slots_busy:.0%}",
@@ -389,9 +389,9 @@ def _data(constants: Constants) -> Table:
         each = constants.window_blocks * constants.block_bytes / constants.hold_steps / took.seconds
         row = {
             "GPUs": str(gpus),
-            "read by each, MB/s": f"{each / 1e6:.0f}",
+            "read by each GPU, MB/s": f"{each / 1e6:.0f}",
             "from the storage, GB/s": f"{gpus * each / 1e9:.1f}",
-            "seen of the data": f"{seen(constants):.1%}",
+            "data seen": f"{seen(constants):.1%}",
         }
         rows.append(row)
     return rows
@@ -408,23 +408,23 @@ def _growth(constants: Constants) -> Table:
     lines = [
         (
             "history.parquet, all flushes",
-            f"{constants.steps:,.0f} steps, every {constants.eval_every:g}",
+            f"{constants.steps:,.0f} steps, a flush every {constants.eval_every:g}",
             f"{history:.0f} s",
         ),
         (
-            "trials.parquet, if written at every end",
+            "trials.parquet, if written whenever a trial ends",
             f"{trials:,} trials",
-            f"{table:.0f} s (as it is, 2 % of the time)",
+            f"{table:.0f} s (raymtl: at most 2 % of the time)",
         ),
         (
             "asking Optuna",
             f"{trials:,} trials",
             f"{asks:.0f} s, the last {ask_s(constants, trials):.2f} s",
         ),
-        ("study.journal", f"{trials:,} trials of 10 reports", f"{journal / 1e6:.0f} MB"),
+        ("study.journal", f"{trials:,} trials with 10 reports each", f"{journal / 1e6:.0f} MB"),
         ("a checkpoint", f"{constants.parameters:,.0f} parameters", f"{kept / 1e6:.0f} MB"),
     ]
-    return [{"what": what, "of": of, "comes to": comes} for what, of, comes in lines]
+    return [{"cost": cost, "run": run, "total": total} for cost, run, total in lines]
 
 
 def printed(found: dict[str, Table]) -> str:
