@@ -21,6 +21,7 @@ from torch import Tensor
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage import atomic, formats, strict_json
 from raymtl.storage.fence import Attempt
+from raymtl.training.outer_step import optimizer_state, restore_optimizer
 from raymtl.types import UserError
 
 FOLDER = "checkpoints"
@@ -117,7 +118,7 @@ def _write(
     state = {
         "step": progress.step,
         "task_axis": progress.task_axis,
-        "optimizer": optimizer.state_dict(),
+        "optimizer": optimizer_state(optimizer, progress.params),
         "weighting": snapshot.weighting,
         "anchor": progress.anchor,
         "rng": snapshot.rng,
@@ -228,7 +229,7 @@ def restore(
     values = formats.as_expected(saved.folder / "model.safetensors", saved.params, params)
     state = saved.state
     try:
-        optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(optimizer, params, state["optimizer"])
         algorithm.weighting.restore(state["weighting"])
         torch.set_rng_state(state["rng"])
         progress = Progress(

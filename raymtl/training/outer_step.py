@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from raymtl.config import Experiment
 from raymtl.modes import Mode
@@ -16,12 +18,12 @@ from raymtl.types import DivergedError
 def make_optimizer(
     experiment: Experiment, algorithm: Algorithm, params: Mapping[str, Tensor]
 ) -> torch.optim.Optimizer:
-    """The outer optimiser, with a group for each parameter.
+    """The outer optimiser, with a group for each scale of the learning rate and each decay.
 
     Weight decay acts on the model's matrices alone, and the architecture may scale the learning
     rate of each of its parts.
     """
-    groups = []
+    groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, value in params.items():
         room, *inner = name.split(".")
         scale, decay = 1.0, 0.0
@@ -29,11 +31,42 @@ def make_optimizer(
             scale = algorithm.model.lr_scale.get(inner[0], 1.0)
         if room == "model" and value.ndim > 1:
             decay = experiment.train.weight_decay
-        groups.append({"params": [value], "lr_scale": scale, "weight_decay": decay})
+        groups.setdefault((scale, decay), []).append(value)
+    settings = [
+        {"params": values, "lr_scale": scale, "weight_decay": decay}
+        for (scale, decay), values in groups.items()
+    ]
+    # One call moves all parameters of a group; those without a gradient rest.
     # Without momentum, as here, the decay of SGD is decoupled too.
     if experiment.train.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=experiment.train.lr)
-    return torch.optim.AdamW(groups, lr=experiment.train.lr)
+        return torch.optim.SGD(settings, lr=experiment.train.lr, fused=True)
+    return torch.optim.AdamW(settings, lr=experiment.train.lr, fused=True)
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    """What the optimiser holds of each parameter that it has moved, by the parameter's name."""
+    held = {name: optimizer.state.get(value) for name, value in params.items()}
+    return {name: state for name, state in held.items() if state}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor], saved: Mapping[str, Any]
+) -> None:
+    """Puts what `optimizer_state` gave into an optimiser of the same parameters.
+
+    Also takes what version 0.1.0 saved: the state_dict of an optimiser that had a group for each
+    parameter, in the order of the parameters. Raises KeyError for a parameter that is not here.
+    """
+    by_name: Mapping[str, Any] = saved
+    if "param_groups" in saved:
+        by_name = {name: saved["state"][i] for i, name in enumerate(params) if i in saved["state"]}
+    order = [value for group in optimizer.param_groups for value in group["params"]]
+    numbers = {id(value): number for number, value in enumerate(order)}
+    state = {numbers[id(params[name])]: held for name, held in by_name.items()}
+    layout = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": layout})
 
 
 def learning_rate(experiment: Experiment, step: int) -> float:
@@ -84,9 +117,12 @@ def move(
     optimizer.zero_grad()
     for name, value in params.items():
         value.grad = meta.grads[name]
-    norm = float(torch.nn.utils.clip_grad_norm_(list(params.values()), clip_norm or math.inf))
+    total = get_total_norm([meta.grads[name] for name in params], foreach=True)
+    norm = float(total)
     if not math.isfinite(norm):
         raise DivergedError(f"the norm of the meta-gradient is {norm}")
+    if clip_norm is not None and norm > clip_norm:
+        clip_grads_with_norm_(params.values(), clip_norm, total, foreach=True)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
     optimizer.step()
