@@ -61,6 +61,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation against the code: generated pages, recipes, layers."""
-    pages = ["tests/config/test_catalog.py", "tests/test_contributing.py", "tests/test_layering.py"]
-    python(session, "pytest", "-n", "0", *pages, *session.posargs)
+    """The documentation against the code: links, keys, commands, methods, recipes, layers."""
+    names = ("documentation", "contributing", "layering")
+    paths = ["tests/config/test_catalog.py", *(f"tests/test_{name}.py" for name in names)]
+    python(session, "pytest", "-n", "0", *paths, *session.posargs)
