@@ -1,5 +1,7 @@
-"""The ids that Ray Data deals out: which share of which step. Ray alone reads this where no torch
-is needed.
+"""The dataset that Ray Data streams to the workers: ids of shards, one row (step, share) each.
+
+A worker computes the episodes of a shard from its id, so no episode is sent. This module does not
+import torch, because the processes of Ray Data that import it do not need it.
 """
 
 import math
@@ -16,10 +18,10 @@ MOST_BLOCKS = 4096  # Ray keeps each as an object of its own, made before traini
 
 
 class StepShards(DataConfig):
-    """Deals out the ids of `steps` steps, in as many shares as there are workers.
+    """Gives each worker of a group one shard of each of the `steps` steps.
 
-    Each group of workers that Ray starts has a size of its own, so they are dealt anew for each;
-    what the trainer was given as the dataset gives them its name alone.
+    Ray may start groups of different sizes (`train.min_workers`), so the ids are computed anew for
+    each group. Of the datasets that the trainer was given, only the names are used.
     """
 
     def __init__(self, steps: int) -> None:
@@ -35,7 +37,7 @@ class StepShards(DataConfig):
         worker_node_ids: Any,
         **kwargs: Any,
     ) -> list[dict[str, DataIterator]]:
-        """Name -> the shares of a worker, by rank."""
+        """For each worker, by rank: the iterator over its shards, by the name of the dataset."""
         dealt = {name: id_dataset(self.steps, world_size) for name in datasets}
         iterators: list[dict[str, DataIterator]] = super().configure(
             dealt, world_size, worker_handles, worker_node_ids, **kwargs
@@ -44,10 +46,10 @@ class StepShards(DataConfig):
 
 
 def id_dataset(steps: int, num_workers: int) -> ray.data.Dataset:
-    """One row (step, share) for each worker's share of each step.
+    """A dataset with one row (step, share) for each shard of each step.
 
-    Rows come in blocks of one share; Ray Data deals blocks out in turn, so that at every step the
-    workers hold all the shares between them. Which worker holds which does not matter.
+    All rows of a block have the same share. Ray Data assigns blocks to workers in turn, so at every
+    step the workers together hold all shards. Which worker holds which shard does not matter.
     """
     DataContext.get_current().enable_progress_bars = False
     # Made where the workers hold every CPU already: `from_arrow` would wait for one to look at the
@@ -57,7 +59,7 @@ def id_dataset(steps: int, num_workers: int) -> ray.data.Dataset:
 
 
 def id_blocks(steps: int, num_workers: int) -> list[pa.Table]:
-    """The blocks in their order: those of all shares for some steps, then for the next ones."""
+    """The blocks in order: all shards of the first steps, then all shards of the next steps."""
     steps_a_block = max(STEPS_A_BLOCK, math.ceil(steps * num_workers / MOST_BLOCKS))
     blocks = []
     for start in range(0, steps, steps_a_block):

@@ -1,34 +1,36 @@
-"""One writer: of all attempts at a training, or at a run, the last alone writes.
+"""A fence for writers: of all attempts at a training, or at a run, only the latest can write.
 
-An attempt may be given up while it still exists: its host froze, or was cut off, and another
-attempt took its place. When the host wakes, the old attempt goes on in the middle of whatever it
-was doing. The fence makes its writes fail.
+The problem: a host freezes or loses its network, and another attempt takes over the training. Later
+the host wakes up, and the old attempt continues in the middle of a write. The fence makes that
+write fail.
 
-Every attempt makes a folder `.attempt-N` in the folder that it writes, N one more than the newest
-there. The name is its token; all workers of the attempt share it. Making a folder is atomic, so no
-two attempts have one token and no lock is needed; a host that freezes while it has a lock would
-only stop those after it.
+Every attempt creates a folder `.attempt-N` in the folder that it writes to. N, its fencing token,
+is one more than the largest number there, and all workers of the attempt share it. Creating a
+folder is atomic, so two attempts never have the same token. No lock is needed; a host that freezes
+while it holds a lock would block all later attempts.
 
-1. A new attempt moves the folders of all attempts before it into its own and removes them. Only
-  then does it read.
-2. What an attempt publishes, it writes in its own folder and renames from there to its place. What
-  it removes, it renames into its own folder first. Once a later attempt has moved that folder away,
-  each such rename fails: the system looks the name up in the same step. So there is no moment
-  between a check and a write. Nobody makes the folder a second time; what is written aside is
-  written without making parents.
-3. A file that lines are added to (the study's journal) is given a new inode by each attempt. An
-  attempt opens it, then checks that it is the last, then writes: what it has open is no longer the
-  file if it was the last no more.
+1. Claiming. A new attempt moves the folders of all earlier attempts into its own and removes them.
+  It reads nothing before that.
+2. Publishing and removing. An attempt writes each file in its own folder and renames it to its
+  final place. To remove a file, it first renames it into its own folder. After a later attempt has
+  moved the folder away, such a rename fails, because the system looks up the path during the
+  rename. So no other attempt can come between a check and a write. The folder is never created a
+  second time, and writing in it does not create missing parents.
+3. Appending. Each attempt replaces a file that grows by lines (the study's journal) by a copy,
+  which has another inode. An attempt opens the file, checks that it is the latest attempt, and
+  writes. If it was superseded in between, it has the old inode open, which nobody reads.
 
-So once an attempt has claimed a folder, nothing in it changes but by that attempt. This holds where
-a rename is atomic, as on every local and parallel file system. On NFS a client may know a folder by
-a handle still that another one moved. The server has no folder behind that handle once it is
-removed, for which the new attempt waits up to `GONE_S`.
+So after an attempt has claimed a folder, only this attempt changes anything in it. This requires
+atomic renames, which local and parallel file systems have. On NFS a client may still reach a moved
+folder by its handle, until the server has removed the folder. A new attempt waits for that, at most
+`GONE_S`.
 
-What remains: files of TensorBoard, of which each attempt has its own; scores, which are the same
-whoever computes them from the same model; and an attempt that froze before it made its folder. That
-one is the last when it wakes. The one that was at work ends as `Superseded`, and goes on from its
-checkpoints when it is tried again.
+Not fenced are files that cannot conflict: TensorBoard's, of which each attempt has its own, and
+scores, which are equal whoever computes them from the same model.
+
+One case remains: an attempt that freezes before it has created its folder is the latest attempt
+when it wakes up. The attempt that was running then ends as `Superseded`, and continues from its
+checkpoints when it is retried.
 """
 
 import os
@@ -44,28 +46,33 @@ from raymtl.storage import atomic
 
 PREFIX = ".attempt-"
 GONE_S = 10.0
-"""How long a new attempt waits until the folders of those before it are removed."""
+"""Seconds that a new attempt waits for the removal of earlier attempts' folders."""
 LOOK_S = 0.05
 FRESH_S = 1.0
-"""How long the answer that an attempt is the last one is good for where nothing is written."""
+"""Seconds between two checks of an attempt that does not write."""
 
 
 class Superseded(RuntimeError):
-    """Another attempt took the place of this one, which writes nothing more."""
+    """Raised in an attempt that a later attempt has replaced; it must not write any more."""
 
 
 class Attempt:
-    """One attempt at what is written in a folder. Workers of one attempt share its number."""
+    """One attempt at writing a folder, such as that of a run or a model.
+
+    `number` is its fencing token, which all workers of the attempt share.
+    """
 
     def __init__(self, folder: Path, number: int) -> None:
         self.folder, self.number = folder, number
         self.own = folder / f"{PREFIX}{number:04d}"
-        """What it writes stands here until it is whole."""
+        """The attempt's own folder, in which it prepares what it publishes."""
         self._checked = time.monotonic()
 
     def check(self) -> None:
-        """Raises Superseded where there is a later attempt, and FileNotFoundError where this one is
-        out of sight.
+        """Checks that this attempt is the latest one.
+
+        Raises Superseded if there is a later attempt, and FileNotFoundError if the folder of this
+        attempt cannot be seen.
         """
         last = newest(self.folder)
         if last > self.number:
@@ -79,10 +86,9 @@ class Attempt:
             )
 
     def check_now_and_then(self) -> None:
-        """Raises Superseded as `check`, which it calls once in `FRESH_S` and so at once after a
-        freeze.
+        """Calls `check` at most once in `FRESH_S`, and therefore at once after a freeze.
 
-        Storage that is away is for those who write to tell.
+        Raises Superseded. Unreachable storage is ignored here, because the next write reports it.
         """
         now = time.monotonic()
         if now - self._checked >= FRESH_S:
@@ -91,8 +97,9 @@ class Attempt:
             self._checked = now
 
     def publish(self, path: Path, write: Callable[[Path], Any]) -> None:
-        """As `storage.publish`. Raises Superseded, and leaves `path` as it is, where this attempt
-        is not the last.
+        """Calls `write` with a path in the attempt's own folder, and renames the result to `path`.
+
+        Raises Superseded, and does not change `path`, if there is a later attempt.
         """
         aside = self._aside(path)
 
@@ -104,8 +111,9 @@ class Attempt:
         self._as_the_last(path, act)
 
     def remove(self, path: Path) -> None:
-        """Removes a file or folder, if there is one. Raises Superseded, as `publish`, and leaves
-        it.
+        """Removes a file or folder, if it exists.
+
+        Raises Superseded, and does not remove it, if there is a later attempt.
         """
         aside = self._aside(path)
 
@@ -120,17 +128,17 @@ class Attempt:
         _removed(aside)
 
     def append(self, path: Path, lines: bytes) -> None:
-        """As `storage.append`, to a file that this attempt has called `renew` for. Raises
-        Superseded as `publish`.
+        """Appends complete lines to a file for which this attempt has called `renew`.
+
+        Raises Superseded if there is a later attempt.
         """
         atomic.append(path, lines, opened=self.check)
 
     def renew(self, path: Path) -> None:
-        """Puts a copy of a file, if it is there, in its place, so that earlier attempts have
-        another one open.
+        """Replaces a file, if it exists, by a copy. Earlier attempts then have the old file open.
 
-        What one of those adds until it is there is copied too; what it adds later stood in its
-        place at no time.
+        Lines that an earlier attempt appends before the replacement are copied too. Lines that it
+        appends later go to the old file and are never read.
         """
         try:
             before = path.open("rb")
@@ -148,8 +156,9 @@ class Attempt:
         return self.own / f"{path.name}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
 
     def _as_the_last(self, path: Path, act: Callable[[], None]) -> None:
-        """Calls `act`, again while the storage is away. Whatever it fails of, raises Superseded if
-        this is the case.
+        """Calls `act` as the latest attempt, and retries while the storage is unreachable.
+
+        If `act` fails and there is a later attempt, raises Superseded instead of the failure.
         """
 
         def once() -> None:
@@ -166,7 +175,7 @@ class Attempt:
         atomic.patiently(path, once, must_exist=True)
 
     def _take_over(self) -> None:
-        """Moves the folders of earlier attempts away, and waits until they are removed."""
+        """Moves away the folders of earlier attempts, and waits until they are removed."""
         for number in _numbers(self.folder):
             earlier = self.folder / f"{PREFIX}{number:04d}"
             if number < self.number:
@@ -175,10 +184,9 @@ class Attempt:
 
 
 def claim(folder: Path) -> Attempt:
-    """A new attempt, the last from here on. What those before it have published is what stands in
-    the folder now.
+    """Starts a new attempt at a folder. From now on no earlier attempt can change the folder.
 
-    Raises Superseded where another one is made at the same time and comes later.
+    Raises Superseded if another attempt starts at the same time and gets a higher number.
     """
     atomic.reach(folder)
     while True:
@@ -192,7 +200,7 @@ def claim(folder: Path) -> Attempt:
 
 
 def newest(folder: Path) -> int:
-    """The number of the last attempt at a folder, 0 where there was none."""
+    """The number of the latest attempt at a folder, or 0 if there was none."""
     return max(_numbers(folder), default=0)
 
 
@@ -202,8 +210,9 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _removed(path: Path) -> None:
-    """Removes what is at a path in an attempt's own folder. What cannot be removed goes with that
-    folder.
+    """Removes a path in an attempt's own folder, within `GONE_S`.
+
+    If that fails, the path will be removed together with the attempt's folder.
     """
     with suppress(OSError):
         path.unlink()

@@ -1,5 +1,7 @@
-"""What a training that stands still waits for: its workers leave word in the attempt's folder, the
-driver reads it.
+"""Tells the user what a stalled training waits for.
+
+While a step takes long, each worker writes a file that says what it waits for into the folder of
+its attempt. The driver reads these files and prints one sentence.
 """
 
 import json
@@ -16,11 +18,9 @@ from raymtl.storage import atomic, fence, strict_json
 from raymtl.storage.fence import Attempt, Superseded
 
 STILL_S = 30.0
-"""How long a step takes before it is said."""
+"""Seconds after which a step counts as stalled."""
 BEAT_S = 10.0
-"""How often the first worker shows that it is there, and every worker of a slow step what it waits
-for.
-"""
+"""Seconds between two signs of life of the first worker."""
 TICK_S = 1.0
 ALIVE = "alive"
 STILL = "still-"
@@ -28,8 +28,10 @@ COMPUTES = "nothing, but computes"
 
 
 class Heartbeat:
-    """Of one worker: told what it does, and asked by a thread what it waits for once a step takes
-    long.
+    """Reports what one worker waits for, if its step takes longer than `STILL_S`.
+
+    The training loop calls `made` after each step and sets `wants_episodes`. A thread (`beating`)
+    calls `look` and `beat`.
     """
 
     def __init__(self, attempt: Attempt, workers: Workers, step: int) -> None:
@@ -41,12 +43,12 @@ class Heartbeat:
         self._told: dict[str, Any] = {}
 
     def made(self, step: int) -> None:
-        """A step is made."""
+        """Called after the training has made a step."""
         self.done, self.since = step, time.monotonic()
 
     @property
     def waits_for(self) -> str:
-        """What the worker waits for in this moment."""
+        """What the worker waits for at this moment, as words of a message."""
         if atomic.AWAITED:
             return f"the storage at {atomic.AWAITED[-1]}"
         if COMMUNICATION.since is not None:
@@ -56,8 +58,9 @@ class Heartbeat:
         return COMPUTES
 
     def look(self) -> None:
-        """Leaves word of a step that takes long, and takes it away once it is made. Raises
-        Superseded, or OSError.
+        """Writes a report if the step takes long, and removes it when the step has been made.
+
+        Raises Superseded if there is a later attempt, and OSError if the storage is unreachable.
         """
         if time.monotonic() - self.since < STILL_S:
             if self._told:
@@ -75,14 +78,14 @@ class Heartbeat:
             self._told = word
 
     def beat(self, number: int) -> None:
-        """Shows that the first worker is there."""
+        """Changes a file, so that the driver sees that the first worker is alive."""
         if self.workers.rank == 0:
             (self.attempt.own / ALIVE).write_text(str(number))
 
 
 @contextmanager
 def beating(heartbeat: Heartbeat) -> Iterator[None]:
-    """Looks after it while the caller trains."""
+    """Calls `look` and `beat` in a thread while the caller trains."""
     ended = threading.Event()
 
     def follow() -> None:
@@ -106,8 +109,9 @@ def beating(heartbeat: Heartbeat) -> Iterator[None]:
 
 
 class StallMonitor:
-    """Of the driver: says once of each training that it stands still and what it waits for, and
-    that it goes on.
+    """Runs in the driver: reports each training that stalls, why it does, and when it continues.
+
+    `say` prints a sentence. Nothing is reported twice.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -117,8 +121,9 @@ class StallMonitor:
         self._slow: set[tuple[Path, str]] = set()
 
     def look(self, name: str, folder: Path) -> None:
-        """To be called again and again while the training in a model folder runs; before it begins
-        that is no fault.
+        """Checks the training in a model folder, and reports a change.
+
+        The driver calls this repeatedly. It may begin to do so before the training has started.
         """
         try:
             number = fence.newest(folder)
@@ -150,13 +155,13 @@ class StallMonitor:
 
 
 def _words(own: Path) -> list[dict[str, Any]]:
-    """What workers left."""
+    """The reports that workers wrote into an attempt's folder."""
     texts = [_text(path) for path in sorted(own.glob(f"{STILL}*.json"))]
     return [json.loads(text) for text in texts if text]
 
 
 def _text(path: Path) -> str:
-    """What is in a file; nothing where it is not there, or out of reach."""
+    """The content of a file; empty if it does not exist or cannot be reached."""
     try:
         return path.read_text()
     except OSError:
@@ -170,7 +175,7 @@ def _since(words: list[dict[str, Any]]) -> str:
 
 
 def _reason(words: list[dict[str, Any]]) -> str:
-    """Who waits for what, those alike together; empty where nobody left word."""
+    """Which workers wait for what, in words; empty if no worker wrote a report."""
     if not words:
         return ""
     hosts: dict[str, list[str]] = {}
