@@ -20,7 +20,10 @@ ANSWER_S = 20.0
 
 
 def start_ray(address: str | None) -> None:
-    """Connects to `address` or `RAY_ADDRESS`, else starts Ray on this machine. Raises UserError."""
+    """Connects to `address` or `RAY_ADDRESS`, or starts Ray on this machine if neither is given.
+
+    Raises UserError if Ray cannot be reached or started.
+    """
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray|torch.distributed")
     check_address(address)
     address = resolve(address)
@@ -41,7 +44,7 @@ def start_ray(address: str | None) -> None:
 
 
 def check_address(address: str | None) -> None:
-    """Raises UserError where nothing listens at `address` or `RAY_ADDRESS`."""
+    """Raises UserError if Ray does not listen at `address` or `RAY_ADDRESS`."""
     address = resolve(address)
     if address:
         reason = refusal(address) or _silence(address)

@@ -1,8 +1,8 @@
-"""Has the workers of a training write a checkpoint before Ray Train's controller ends them.
+"""Makes the workers of a training write a checkpoint before Ray Train's controller ends them.
 
-The controller ends a whole group of workers where one was lost, and where machines have come and a
-larger group can start. It does not ask whether they are in the middle of a step. The protocol
-between the controller and a worker is drawn in `training.emergency`.
+The controller ends a complete group of workers if one was lost, or if new machines allow a larger
+group. It does so even in the middle of a step. The protocol between the controller and a worker is
+drawn in `training.emergency`.
 """
 
 import time
@@ -56,7 +56,7 @@ class CheckpointBeforeShutdown:
             time.sleep(POLL_S)
 
     def before_group_shutdown(self, worker_group: Any) -> None:
-        """Has the remaining workers of a group that lost one write what they have."""
+        """Makes the workers that remain of a group write a checkpoint of the last step."""
         until = time.monotonic() + EMERGENCY_S
         while not self.resizing and time.monotonic() < until:
             running = ray_internals.running_workers(worker_group, POLL_S)

@@ -1,8 +1,8 @@
-"""Passes on to Ray the notice that a cloud gives a spot machine before it takes it away.
+"""Tells Ray about the notice that a cloud gives before it takes back a spot machine.
 
 `python3 -m raymtl.distributed.preemption aws` (or gcp) runs beside Ray on the workers of the
-shipped cluster files: the cloud tells only the machine itself. Ray then puts nothing more on it,
-and what trains there keeps a checkpoint at once.
+shipped cluster files, because the cloud notifies only the machine itself. Ray then starts nothing
+more on the machine, and trainings there write a checkpoint at once.
 """
 
 import json
@@ -25,10 +25,10 @@ minutes.
 
 
 def aws(base: str = "http://169.254.169.254") -> float | None:
-    """Seconds until the machine is taken; None where that is not announced.
+    """Seconds until AWS takes back the machine; None if there is no notice.
 
-    Raises OSError where it cannot be asked. (EC2 instance metadata, version 2:
-    `spot/instance-action`.)
+    It reads `spot/instance-action` of the EC2 instance metadata, version 2. Raises OSError if they
+    cannot be reached.
     """
     token = _get(f"{base}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, "PUT")
     action = _get(
@@ -41,7 +41,7 @@ def aws(base: str = "http://169.254.169.254") -> float | None:
 
 
 def gcp(base: str = "http://metadata.google.internal") -> float | None:
-    """The same on Google Cloud (`instance/preempted`)."""
+    """The same for Google Cloud, from `instance/preempted`."""
     preempted = _get(f"{base}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
     if preempted == "TRUE":
         return GCP_S
@@ -68,7 +68,7 @@ def _get(url: str, headers: dict[str, str], method: str = "GET") -> str | None:
 
 
 def watch(ask: Callable[[], float | None], tell: Callable[[float], None]) -> None:
-    """Asks until there is a notice, and tells it; what cannot be asked now may be another time."""
+    """Asks repeatedly until there is a notice, and passes it on. Failed requests are retried."""
     while True:
         try:
             left = ask()
@@ -82,7 +82,7 @@ def watch(ask: Callable[[], float | None], tell: Callable[[float], None]) -> Non
 
 
 def drain(seconds: float) -> None:
-    """Tells Ray that the machine this runs on is taken after so long."""
+    """Tells Ray that this machine will be taken back after so many seconds."""
     import ray
 
     from raymtl import ray_internals

@@ -1,4 +1,4 @@
-"""Builds episodes beside the training step, from ids that Ray Data streams."""
+"""Builds episodes in the background of the training step, from ids that Ray Data streams."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,11 +17,11 @@ PREFETCH = 4  # steps
 
 
 class BuildEpisodes(NumpyBatchCollateFn):
-    """Turns the ids of one step into this worker's share of its episodes, from arrays in shared
-    memory.
+    """Builds this worker's shard of the episodes of one step from the step's ids and arrays in
+    shared memory.
 
-    Returns (step, share, episodes). Steps before `first_step`, which a resumed run has behind it,
-    are passed over: their episodes are None.
+    Returns (step, share, episodes). Steps before `first_step`, which a resumed run has already
+    made, get None instead of episodes.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class BuildEpisodes(NumpyBatchCollateFn):
 class BuildStages(NumpyBatchCollateFn):
     """Builds the episodes of a training in several stages.
 
-    `builds` holds, under the first step of each stage, what builds the stage's episodes.
+    `builds` maps the first step of each stage to the builder of the stage's episodes.
     """
 
     def __init__(self, builds: Mapping[int, BuildEpisodes]) -> None:
@@ -67,7 +67,7 @@ class BuildStages(NumpyBatchCollateFn):
 def streamed(
     shard: DataIterator, build: NumpyBatchCollateFn
 ) -> Iterator[tuple[int, int, MetaBatch]]:
-    """(step, share, episodes) from the first step on, prefetched in the background."""
+    """Yields (step, share, episodes) from the first step on, prefetched in the background."""
     batches: Any = shard.iter_torch_batches(
         batch_size=1, prefetch_batches=PREFETCH, collate_fn=build, device="cpu", pin_memory=False
     )

@@ -70,7 +70,7 @@ class TrainerSpec(NamedTuple):
     gpus: float
     """GPUs of each worker."""
     min_workers: int | None = None
-    """Train on as many workers as fit, but on no fewer than these; None: on exactly `workers`."""
+    """Train on as many workers as fit, but at least this many; None: on exactly `workers`."""
     callbacks: tuple[Any, ...] = ()
 
     @property
@@ -80,27 +80,27 @@ class TrainerSpec(NamedTuple):
 
     @property
     def bundle(self) -> dict[str, float]:
-        """What each worker takes, as Ray counts it."""
+        """The resources of each worker, in Ray's names."""
         return bundle_of(self.cpus, self.gpus)
 
 
 def bundle_of(cpus: float, gpus: float) -> dict[str, float]:
-    """Resources in Ray's words; Ray refuses a GPU entry of zero in some places."""
+    """Resources in Ray's names. There is no entry for zero GPUs, which Ray sometimes refuses."""
     if gpus:
         return {"CPU": cpus, "GPU": gpus}
     return {"CPU": cpus}
 
 
 def current_capacity() -> Capacity:
-    """What the machines of the cluster have now; Ray is connected."""
+    """The resources of the cluster's machines at this moment. Ray must be connected."""
     return Capacity(machines())
 
 
 def ensure_resources(request: ResourceRequest, wait_s: float) -> None:
-    """Returns when the cluster has room for all bundles of the request at the same time.
+    """Waits until the cluster has room for all bundles of the request at the same time.
 
-    An autoscaling cluster is asked for them and given `wait_s`. Raises UserError where they do not
-    come.
+    An autoscaling cluster is asked to grow and has `wait_s` to do so. Raises UserError if there is
+    no room then.
     """
     cpus, gpus = request.bundle["CPU"], request.bundle.get("GPU", 0)
     asked = -math.inf
@@ -132,8 +132,8 @@ def train(
 ) -> None:
     """Meta-trains on Ray Train workers; the first writes the model folder.
 
-    Ray shows the searched values under their dotted names. The same `folder` and `spec` again
-    resume from the last checkpoint. Raises what the workers raise.
+    Ray shows the searched values under their dotted names. A second call with the same `folder` and
+    `spec` resumes from the last checkpoint. Errors of the workers are raised here.
     """
     if spec.is_elastic:
         os.environ.setdefault(START_TIMEOUT, str(ELASTIC_START_S))
@@ -211,7 +211,7 @@ def _answer(error: ray.train.TrainingFailedError) -> DivergedError | UserError |
 
 
 def why_given_up(error: ray.train.TrainingFailedError) -> str | None:
-    """What the cluster lacked; None where what failed is not the cluster."""
+    """Which resources the cluster lacked; None if the training failed for another reason."""
     if isinstance(error, ControllerError):
         return f"its workers found no room ({first_line(error.controller_failure)})"
     failures = getattr(error, "worker_failures", {}).values()
@@ -258,7 +258,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
 
 def is_machine_preempted() -> bool:
-    """Whether the machine of this process is about to be taken away, as Ray was told."""
+    """Whether Ray was told that the machine of this process is about to be taken back."""
     return ray.get_runtime_context().get_node_id() in ray_internals.draining_nodes()
 
 

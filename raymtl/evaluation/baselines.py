@@ -1,5 +1,5 @@
-"""What a winner is measured against, trained by us with the same budget; and the table that sets
-them side by side.
+"""The models that a winner is compared with, trained with the same budget, and the table that
+compares them.
 """
 
 import itertools
@@ -24,15 +24,15 @@ ROW = ("score", "tasks", "scored", "transductive", "num_parameters", "steps", "t
 
 
 def baselines(experiment: Experiment, winner: Experiment) -> dict[str, tuple[Experiment, ...]]:
-    """The models beside the winner, by name; all take as many steps, and as many labelled examples
-    a step, as it.
+    """The baselines of a winner, by name. Each has as many steps as the winner, with as many
+    labelled examples.
 
-    `default` is the configuration as written. `joint` has no inner loop: plain multi-task training,
-    which shows what adapting is worth. `single-TASK` has one task alone. `one-stage`, where the
-    winner has several, is the winner's last one for all the steps; no baseline but `default` has
-    stages. Of several candidates the best on the validation split stands for the baseline: with the
-    rates as written and with the winner's, which were searched, so that a baseline is not made weak
-    by its rates.
+    `default` is the configuration as written. `joint` has no inner loop: it is plain multi-task
+    training, which shows what adapting is worth. `single-TASK` is trained on one task only.
+    `one-stage` exists if the winner has several stages, and is the winner's last stage for all
+    steps; only `default` has stages. A baseline is trained with the configuration's rates and with
+    the winner's, which were searched. The candidate that is better on the validation split becomes
+    the baseline, so that bad rates do not make it weak.
 
     `tune.baselines` chooses among them; `one-stage` goes with `default`.
     """
@@ -52,7 +52,7 @@ def baselines(experiment: Experiment, winner: Experiment) -> dict[str, tuple[Exp
 
 
 class Trainings(NamedTuple):
-    """Trainings that a run will hold for one purpose, each of `steps` outer steps at most."""
+    """The trainings of a run for one purpose, each with at most `steps` outer steps."""
 
     name: str
     number: int
@@ -60,9 +60,9 @@ class Trainings(NamedTuple):
 
 
 def planned(experiment: Experiment, *, searching: bool) -> list[Trainings]:
-    """Every training that `raymtl tune`, or `raymtl train`, will hold. ASHA ends trials sooner.
+    """All trainings of `raymtl tune` or `raymtl train`. ASHA may end trials sooner.
 
-    A baseline's number is that of its candidates.
+    The number of a baseline counts its candidates.
     """
     numbers = {"model": 1}
     if searching:
@@ -88,8 +88,8 @@ def comparators(experiment: Experiment) -> dict[str, Experiment]:
 
 
 def regret(own: Path, compared: Mapping[str, Path]) -> dict[str, Any] | None:
-    """What the training in `own` lost beyond the best of those it is compared with; None where all
-    of those diverged.
+    """How much larger the loss of the training in `own` was than that of the best comparator; None
+    if all of them diverged.
 
     Read from the histories: the loss of a step is the mean, over the tasks that had labels in it,
     of their query losses before the move. `curve` is the regret after each step.
@@ -150,9 +150,9 @@ def table(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     """`models` of summary.json from model folders that have been evaluated: NAME -> folder, in
     their order.
 
-    Single-task models stand together as one. Every model has `against`: what its scores are above
-    those of every other model, with intervals on the same held-out examples. Its deltas are against
-    the single-task models.
+    The single-task models form one row. Every model has `against`: the differences of its scores to
+    those of every other model, with intervals on the same held-out examples. Its deltas are
+    relative to the single-task models.
     """
     metrics = {name: formats.read_json(folder / "metrics.json") for name, folder in folders.items()}
     estimators = {name: read_estimators(folders[name], own) for name, own in metrics.items()}
@@ -200,7 +200,7 @@ def notes_of_models(folders: Mapping[str, Path]) -> list[Note]:
     """The `notes` of the models' metrics.json, in their order: NAME -> folder, the run's own model
     first.
 
-    Those of the other models name the model; one that the first has too is not repeated.
+    Notes of the other models name the model. A note that the first model has too is not repeated.
     """
     (_, best), *others = folders.items()
     first = _notes_of(best)

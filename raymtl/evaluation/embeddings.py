@@ -27,8 +27,8 @@ def embeddings(
     split: Split,
     episodes: int,
 ) -> list[dict[str, Any]]:
-    """The rows of embeddings.parquet: the learner's embedding of each task of held-out episodes; no
-    rows if it embeds none.
+    """The rows of embeddings.parquet: the learner's embedding of each task of held-out episodes;
+    empty if the learner does not embed tasks.
     """
     rows: list[dict[str, Any]] = []
     # One by one, for episodes that differ in shape would come in another order.

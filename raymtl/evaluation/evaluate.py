@@ -31,7 +31,10 @@ SCORE = "score"
 
 
 def load_model(folder: Path) -> tuple[Experiment, Algorithm, dict[str, Tensor]]:
-    """What a model folder holds. Raises UserError where it is none or damaged."""
+    """Loads the experiment, the algorithm and the parameters of a model folder.
+
+    Raises UserError if the folder is not a model folder, or is damaged.
+    """
     if not (folder / "model.safetensors").is_file():
         raise UserError(
             f"{folder}: expected a trained model, got none yet. Continue the run with --resume."
@@ -55,10 +58,11 @@ def evaluate(
     split: Split = "test",
     episodes: int | None = None,
 ) -> "Evaluation":
-    """Scores a model on a split: on every example once, or where it adapts on `episodes` episodes.
+    """Scores a model on a split: on every example once or, if the model adapts, on `episodes`
+    episodes.
 
-    Adapted parameters see the support set alone. The scores are transductive where batch norms take
-    the statistics of the query set, by `encoder.transductive`.
+    Adaptation uses only the support set. The scores are transductive if batch norms use the
+    statistics of the query set (`encoder.transductive`).
     """
     num_steps = algorithm.learner.num_steps
     steps: list[int | None] = [None]
@@ -189,9 +193,7 @@ def difference(one: Estimator, other: Estimator) -> dict[str, float | None]:
 
 
 def scores_of(task: Task, prediction: Tensor, target: Tensor) -> dict[str, dict[str, float | None]]:
-    """Each metric and the loss of these examples [N], all labelled, with their 95 % intervals over
-    examples.
-    """
+    """Each metric and the loss of N labelled examples, with 95 % intervals over the examples."""
     scored_by = task._replace(metrics={**task.metrics, "loss": Metric(task.loss, False)})
     number = min(len(target), NUM_GROUPS[0])
     tally = Tally([scored_by], {"row": number}, "cpu")
@@ -206,8 +208,8 @@ def scores_of(task: Task, prediction: Tensor, target: Tensor) -> dict[str, dict[
 
 
 def evaluate_folder(folder: Path, arrays: Arrays, source: Source) -> None:
-    """Scores a model folder on the test episodes of `source`; writes its metrics.json and what is
-    beside it.
+    """Scores a model folder on the test split of `source`, and writes its metrics.json and the
+    tables beside it.
     """
     experiment, algorithm, params = load_model(folder)
     experiment = experiment.model_copy(update={"data": source})
@@ -245,8 +247,8 @@ def jackknife_rows(estimators: Mapping[str, Estimator]) -> list[dict[str, Any]]:
 
 
 def read_estimators(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Estimator]:
-    """The scores of a model folder that has been evaluated, by their names; empty where no
-    jackknife was kept.
+    """The scores of a model folder that has been evaluated, by their names; empty if the folder has
+    no jackknife.parquet.
     """
     rows = formats.read_rows(folder / JACKKNIFE)
     values = {SCORE: metrics["score"]["after"]["mean"]}

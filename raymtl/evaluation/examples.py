@@ -1,4 +1,4 @@
-"""Test examples with what the model predicts of them, before and after it adapts."""
+"""Test examples with the model's predictions, before and after it adapts."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ kept, or fewer.
 def example_rows(
     experiment: Experiment, algorithm: Algorithm, params: Params, arrays: Arrays, split: Split
 ) -> list[dict[str, Any]]:
-    """One query input of each of the first episodes, with what is predicted before and after
+    """One query input of each of the first episodes, with the predictions before and after
     adaptation.
     """
     raw, domains = build_episodes(

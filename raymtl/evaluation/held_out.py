@@ -1,5 +1,5 @@
-"""What is scored of a split: every example once, or episodes where a model adapts; and the groups
-of its examples.
+"""The examples of a split that are scored, and their groups. A model that adapts is scored on
+episodes, any other on every example once.
 """
 
 import math
@@ -33,8 +33,8 @@ NUMBERS_OF_GROUPS = 2**25
 
 
 class Scored(NamedTuple):
-    """Predictions of N examples of each task after `steps` inner steps, None for the learner's own
-    number.
+    """Predictions for N examples of each task after `steps` inner steps; None stands for the
+    learner's own number.
     """
 
     steps: int | None
@@ -45,13 +45,15 @@ class Scored(NamedTuple):
 
 
 class HeldOutSplit(NamedTuple):
-    """What is scored of a split, and by which partitions it has intervals."""
+    """The examples of a split that are scored, and the partitions for their intervals."""
 
     experiment: Experiment
     arrays: Arrays
     split: Split
     sections: Sequence[HeldOut]
-    """Every example once; none where the model adapts, or where examples are made by chance."""
+    """Every example once; empty if the model adapts, or if the source generates its examples
+    randomly.
+    """
     num_episodes: int
     num_groups: Mapping[str, int]
     """Partition -> its groups."""
@@ -71,8 +73,8 @@ def held_out_split(
     *,
     steps: int = 1,
 ) -> HeldOutSplit:
-    """What is scored of a split; `steps` says for how many numbers of inner steps intervals are
-    held at a time.
+    """The examples of a split that are scored. `steps` is how many numbers of inner steps have
+    intervals in memory at the same time.
     """
     source = experiment.data
     sections = () if algorithm.uses_support else source.every_example(arrays, split)
@@ -105,7 +107,9 @@ def scored(
     workers: Workers = Workers(),
     steps: Sequence[int | None] = (None,),
 ) -> Iterator[Scored]:
-    """This worker's share of what is scored, after each of these numbers of inner steps."""
+    """Yields this worker's shard of the predictions to score, after each of these numbers of inner
+    steps.
+    """
     if held.sections:
         for one in _every_example(held, algorithm, params, execution, workers):
             yield from (one._replace(steps=number) for number in steps)

@@ -1,4 +1,4 @@
-"""From the pixels of a resized image back to those of the original."""
+"""Converts maps and boxes from the pixels of a resized image to those of the original."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ def map_in_original(
 ) -> np.ndarray:
     """A map [..., *resize.size] in the pixels of the original image of this shape.
 
-    Each pixel gets the value of the nearest one; `nothing` stands where a crop left the image away.
+    Each pixel gets the value of the nearest one. Pixels that a crop removed get `nothing`.
     """
     indices, inside = [], []
     for axis, (original, resized) in enumerate(zip(shape, resize.size, strict=True)):

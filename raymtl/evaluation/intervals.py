@@ -1,14 +1,14 @@
 """Confidence intervals of scores by the delete-a-group jackknife.
 
-What was sampled from the world (rows, patients, classes, domains) is left out in groups, one after
-the other; how far the score moves each time gives its variance (Tukey, 1958; Kott, 2001, Journal of
-Official Statistics 17(4)):
+The units that were sampled from the world (rows, patients, classes, domains) are divided into G
+groups. The score is computed without each group in turn, and its changes give the variance (Tukey,
+1958; Kott, 2001, Journal of Official Statistics 17(4)):
 
     V = (G - 1) / G * sum over groups g of (score without g - score)^2
 
-A score of any kind has one, as it is a function of sums that add up. Two models that are scored on
-the same rows have the same groups, so that their difference, or anything else that is made of
-scores, has its interval in the same way.
+This works for every score, because a score is a function of sums over examples. Two models that are
+scored on the same rows have the same groups. So their difference, and every other function of
+scores, has an interval too.
 """
 
 import math
@@ -34,7 +34,7 @@ class Partition(NamedTuple):
 
     @property
     def overlap(self) -> float:
-        """How often the variance of independent examples is counted in this one: 1 where no example
+        """How often this partition counts the variance of independent examples: once if no example
         is in two groups and groups are small.
         """
         inside = self.shares[(self.shares > 0) & (self.shares < 1)]
@@ -42,11 +42,11 @@ class Partition(NamedTuple):
 
 
 class Estimator(NamedTuple):
-    """A score and what it is without groups of examples, by the names of the partitions.
+    """A score, and its values without groups of examples, by the name of the partition.
 
-    `examples` and `episodes` are those of a model that adapts, whose support sets are drawn by
-    chance. The others are populations: what was sampled from the world. `whole` are those of which
-    an episode holds all its examples from the same members, such as classes.
+    The partitions `examples` and `episodes` exist for a model that adapts, because its support sets
+    are random. All other partitions are populations that were sampled from the world. `whole` names
+    those of which an episode takes all its examples from the same members, such as classes.
     """
 
     value: float
@@ -54,11 +54,11 @@ class Estimator(NamedTuple):
     whole: frozenset[str] = frozenset()
 
     def variance(self) -> tuple[float, float]:
-        """The variance of the score and its degrees of freedom; nan where it cannot be known.
+        """The variance of the score and its degrees of freedom; nan if it cannot be computed.
 
         Examples of one episode share their support set, and those of one row, patient or class are
-        alike. Each partition adds what it shows beyond the variance that independent examples, or
-        episodes, have in it anyway.
+        alike. Each partition adds the variance that exceeds what independent examples, or episodes,
+        would show in it.
         """
         found = {name: _spread(self.value, part) for name, part in self.partitions.items()}
         parts: list[tuple[float, float]] = []
@@ -84,7 +84,7 @@ class Estimator(NamedTuple):
 
     def interval(self, kind: Range) -> dict[str, float | None]:
         """`mean`, the ends `low` and `high` of the 95 % interval, and `ci95`, half its width; None
-        where unknown.
+        if unknown.
 
         A score from 0 to 1 has Wilson's interval with the number of independent examples that has
         its variance; errors and R2 have theirs on a logarithmic scale.
@@ -105,10 +105,10 @@ class Estimator(NamedTuple):
 def combine(
     function: Callable[[Sequence[np.ndarray]], np.ndarray], scores: Sequence[Estimator]
 ) -> Estimator:
-    """A number made of several scores, such as their mean or difference, on the same groups.
+    """A function of several scores on the same groups, such as their mean or difference.
 
-    A score without some partition does not move when its groups are left out. Where one score has
-    fewer groups, those of the others are joined.
+    A score that lacks a partition does not change when its groups are left out. If one score has
+    fewer groups, the groups of the others are merged.
     """
     names = dict.fromkeys(name for score in scores for name in score.partitions)
     partitions = {}

@@ -14,10 +14,13 @@ class Prediction(NamedTuple):
 
     task: Task
     classes: tuple[str, ...]
-    """The names of classes or labels by their numbers; the numbers where they have no names."""
+    """The names of the classes or labels, in the order of their numbers; the numbers themselves if
+    they have no names.
+    """
     has_names: bool
     values: tuple[int, ...]
-    """The numbers that stand for the classes in the user's maps; none where these are 0, 1, 2 ...
+    """The numbers of the classes in the user's maps; empty if they are 0, 1, 2 ...
+    
     """
     target: Tensor | None
     is_labelled: np.ndarray
@@ -26,7 +29,7 @@ class Prediction(NamedTuple):
     after: Tensor
 
     def at(self, rows: slice) -> "Prediction":
-        """The predictions for these rows alone."""
+        """The predictions for a subset of the rows."""
         target, before = self.target, self.before
         if target is not None:
             target = target[rows]
@@ -37,7 +40,7 @@ class Prediction(NamedTuple):
         )
 
     def with_classes(self, names: Sequence[str]) -> "Prediction":
-        """With these names of the classes, if there are any."""
+        """A copy with these class names, if there are any."""
         if not names:
             return self
         return self._replace(classes=tuple(names), has_names=True)

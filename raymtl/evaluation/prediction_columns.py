@@ -1,4 +1,4 @@
-"""The columns of predictions.parquet: those of each task by the form of its labels."""
+"""The columns of predictions.parquet for each task, depending on the form of its labels."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 

@@ -1,7 +1,7 @@
-"""Writes predictions.parquet: what a model predicts for rows, as a person reads it (docs/adapt.md).
+"""Writes predictions.parquet: a model's predictions for rows, in a form for people (docs/adapt.md).
 
-Numbers stand in the unit of the file, classes under their names beside a probability for each;
-masks and boxes in the pixels of the original picture.
+Numbers have the unit of the file. Classes have their names and a probability each. Masks and boxes
+are in the pixels of the original picture.
 """
 
 from collections.abc import Iterator, Sequence
@@ -67,7 +67,7 @@ def _values_of(source: Source, task: str) -> tuple[int, ...]:
 
 
 def image_resize_of(source: Source) -> ImageResize | None:
-    """How the pictures of the user's files were resized; None of another source."""
+    """How the pictures of the user's files were resized; None for another source."""
     if isinstance(source, Files) and source.is_image:
         height, width = source.input_shape[-2:]
         return ImageResize((height, width), source.resize == "crop")
@@ -77,10 +77,10 @@ def image_resize_of(source: Source) -> ImageResize | None:
 def write_held_out(
     path: Path, source: Source, algorithm: Algorithm, params: Params, arrays: Arrays, split: Split
 ) -> int:
-    """Publishes what a model that does not adapt predicts of every row of a split; returns how many
-    rows there are.
+    """Publishes the predictions for every row of a split by a model that does not adapt. Returns
+    the number of rows.
 
-    Raises UserError where the model adapts, or where the examples of the split are made by chance.
+    Raises UserError if the model adapts, or if the source generates its examples randomly.
     """
     sections: Sequence[HeldOut] = ()
     if not algorithm.uses_support:
@@ -138,7 +138,7 @@ def write_predictions(
     origins: RowOrigins,
     resize: ImageResize | None = None,
 ) -> None:
-    """Publishes the predictions of these rows, some at a time."""
+    """Publishes the predictions for these rows, in batches."""
 
     atomic.publish(path, lambda aside: _write(aside, _tables(predictions, origins, resize)))
 

@@ -1,4 +1,4 @@
-"""What compares models across tasks: the relative change against baselines, in both conventions."""
+"""The relative change against baselines over all tasks, in both conventions of the literature."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,8 +18,8 @@ def delta_m(scores: Scores, baseline: Scores) -> Any:
 
     (-1)^{higher is better} (M - B) / |B| * 100, the convention of Nash-MTL (arXiv:2202.01017) and
     FAMO (arXiv:2306.03792), who divide by B: the magnitude keeps the sign right for metrics that
-    can be negative. Scores hold metrics on a ratio scale only: relative to an R^2 near 0 everything
-    is huge. None where a baseline is exactly 0.
+    can be negative. The scores must contain only metrics on a ratio scale, because a change
+    relative to an R^2 near 0 is huge. None if a baseline is exactly 0.
     """
     changes = [change for task in _changes(scores, baseline).values() for change in task]
     if changes:
@@ -40,9 +40,9 @@ def delta_p(scores: Scores, baseline: Scores) -> Any:
 def delta_estimator(
     delta: Any, named: Named, scores: Mapping[str, Estimator], baseline: Mapping[str, Estimator]
 ) -> Estimator | None:
-    """`delta_m` or `delta_p` with what it is without each group of the held-out examples.
+    """`delta_m` or `delta_p`, and its values without each group of the held-out examples.
 
-    None where a score of either model is missing, or a baseline is exactly 0.
+    None if a score of either model is missing, or a baseline is exactly 0.
     """
     names = [name for metrics in named.values() for name, _ in metrics.values()]
     if not names or not all(name in scores and name in baseline for name in names):

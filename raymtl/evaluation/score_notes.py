@@ -1,4 +1,4 @@
-"""What a reader of scores should know: what was scored, and notes on scores that say little."""
+"""Describes what was scored, and notes scores that say little."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +12,8 @@ from raymtl.types import Task
 
 
 def describe_scored(held: HeldOutSplit, tally: Tally) -> dict[str, Any]:
-    """What the scores are of: the labelled examples of each task, the members of each population,
-    and a sentence that says so.
+    """The number of scored examples of each task and of members of each population, and a sentence
+    with these numbers.
     """
     source, split = held.source, held.split
     counts = zip(tally.tasks, tally.counts.tolist(), strict=True)
@@ -54,7 +54,7 @@ def _number(size: int | None, name: str) -> str:
 def score_notes(
     held: HeldOutSplit, estimators: Mapping[str, Estimator], tally: Tally
 ) -> Iterable[Note]:
-    """Notes on tasks without a score, and on predictions that are all one class."""
+    """Notes on tasks without a score, and on models that predict only one class."""
     tasks, split = tally.tasks, held.split
     for task, count in zip(tasks, tally.counts.tolist(), strict=True):
         name, place = f"{task.name}.{next(iter(task.metrics))}", f"task '{task.name}'"
@@ -92,7 +92,7 @@ def _class_name(task: Task, names: Sequence[str], number: int) -> str:
 
 
 def history_notes(tasks: Sequence[Task], history: Sequence[Mapping[str, Any]]) -> Iterable[Note]:
-    """Which scores never moved while the model was trained."""
+    """Notes on scores that never changed during the training."""
     for name in primary_metrics(tasks):
         values = [row[f"val.{name}"] for row in history if row.get(f"val.{name}") is not None]
         if len(values) > 2 and len(set(values)) == 1:

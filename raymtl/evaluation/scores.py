@@ -49,8 +49,8 @@ ALL = "all"
 
 
 class Tally:
-    """Sums over scored examples, from which scores and their intervals come; those of several
-    workers add up.
+    """Sums over scored examples, from which scores and their intervals are computed. Those of
+    several workers add up.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Tally:
         self.decisions: dict[str, set[int]] = {}
 
     def add(self, one: Scored) -> None:
-        """Counts what is scored."""
+        """Adds scored examples to the sums."""
         tasks, batch = self.tasks, one.batch
         self.losses += loss_sums(tasks, one.predictions, batch).double()
         self.counts += label_counts(tasks, batch).double()
@@ -97,9 +97,7 @@ class Tally:
             self.decisions.setdefault(task.name, set()).update(known.unique().tolist())
 
     def total(self, workers: Workers) -> tuple[dict[str, float], float]:
-        """The scores by `metric_names`, nan where there is none, and the sum of the tasks' mean
-        losses.
-        """
+        """The scores by `metric_names` (nan if undefined) and the sum of the mean losses."""
         sums, losses, counts = workers.sum(torch.cat([self.sums, self.losses, self.counts])).split(
             [len(self.sums), len(self.tasks), len(self.tasks)]
         )
@@ -109,7 +107,7 @@ class Tally:
         )
 
     def estimators(self, whole: frozenset[str]) -> dict[str, Estimator]:
-        """The scores by `metric_names`, each with what it is without every group."""
+        """The scores by `metric_names`, each with its values without each group."""
         parts = metric_parts(self.tasks, self.sums)
         grouped = {name: metric_parts(self.tasks, sums) for name, sums in self.grouped.items()}
         found = {}
@@ -143,19 +141,17 @@ def _left_out(
 
 
 def primary_metrics(tasks: Sequence[Task]) -> list[str]:
-    """The first metric of each task, those that a score is the mean of."""
+    """The main metric of each task; their mean is the score of a model."""
     return [f"{task.name}.{next(iter(task.metrics))}" for task in tasks]
 
 
 def signs(tasks: Sequence[Task]) -> list[int]:
-    """1 for each task whose first metric is better the higher it is; -1 for an error, which counts
-    with a minus.
-    """
+    """For each task, 1 if a higher value of its main metric is better, and -1 for an error."""
     return [1 if next(iter(task.metrics.values())).higher_is_better else -1 for task in tasks]
 
 
 def mean_score(tasks: Sequence[Task], scores: Mapping[str, float]) -> float:
-    """The mean over the tasks that have a score of their first metrics; nan where none has."""
+    """The mean of the main metrics over the tasks that have one; nan if none has."""
     values = [
         sign * scores[name] for sign, name in zip(signs(tasks), primary_metrics(tasks), strict=True)
     ]
@@ -173,10 +169,10 @@ def validation_scores(
     execution: ExecutionConfig,
     workers: Workers,
 ) -> dict[str, float | None]:
-    """`val.*` after adaptation, equal on all workers: each scores its share, sums and counts are
-    added up.
+    """The metrics `val.*` after adaptation, equal on all workers. Each worker scores its shard, and
+    the sums are added.
 
-    None is the score of a task without labels, or of one that has no such score; it is left out of
+    The score is None for a task without labels, and if it is undefined. Such a score is left out of
     the means.
     """
     held = held_out_split(experiment, algorithm, arrays, "val", experiment.evaluate.val_episodes)
@@ -211,16 +207,16 @@ def shared_metrics(tasks: Sequence[Task]) -> dict[str, list[str]]:
 
 
 def range_of(metric: Metric) -> Range:
-    """Which values the metric can have."""
+    """The range of values that a metric can have."""
     return RANGES[metric.higher_is_better, metric.ratio_scale]
 
 
 def refuse_unscored(experiment: Experiment, arrays: Arrays) -> None:
-    """Raises UserError where no task, or not the one that a search goes by, can have a score on
-    validation.
+    """Raises UserError if no task can have a score on validation, or if the task of `tune.metric`
+    cannot.
 
-    A task has none where no row has a label, or where its score is not defined on labels that are
-    all alike.
+    A task has no score if no row has a label, or if its score is undefined because all labels are
+    equal.
     """
     tasks = experiment.data.make_tasks()
     sections = experiment.data.every_example(arrays, "val")

@@ -1,1 +1,1 @@
-"""Files that no failure leaves half written: atomic writes, fences, formats."""
+"""Files that a failure never leaves half written: atomic writes, fences, formats."""

@@ -1,5 +1,5 @@
-"""Writing to storage that may be full or away for a while: files whole or not at all, lines whole
-or not at all.
+"""Atomic writes to storage that may be full or unreachable for a while. A file or a line is written
+completely or not at all.
 """
 
 import errno
@@ -44,11 +44,11 @@ Result = TypeVar("Result")
 
 
 def patiently(path: Path, act: Callable[[], Result], *, must_exist: bool = False) -> Result:
-    """What `act` returns, which reads or writes `path`.
+    """Calls `act`, which reads or writes `path`, and returns its result.
 
-    Where the storage is full or away, it is called again until `PATIENCE_S` have passed; then what
-    the storage does is raised. `must_exist`: the path has been written before, so a path
-    that does not exist means that the storage is away.
+    If the storage is full or unreachable, `act` is called again until `PATIENCE_S` have passed;
+    then its error is raised. With `must_exist` the path has been written before, so if it is
+    missing the storage counts as unreachable.
     """
     until = time.monotonic() + PATIENCE_S
     is_reported = False
@@ -71,7 +71,9 @@ def patiently(path: Path, act: Callable[[], Result], *, must_exist: bool = False
 
 
 def is_of_storage(error: BaseException) -> bool:
-    """Whether it may be better another time, whatever a library made of what the system said."""
+    """Whether the storage caused an error that may pass, even if a library has wrapped the system's
+    error.
+    """
     if isinstance(error, OSError) and error.errno:
         return error.errno in AWAY
     if any(
@@ -82,17 +84,18 @@ def is_of_storage(error: BaseException) -> bool:
 
 
 def reach(folder: Path) -> None:
-    """Returns when the folder is there, and makes it if it never was: what is in it can be read, or
-    is not there.
+    """Waits until a folder can be read, and creates it if it never existed. After that, a missing
+    file in it does not exist.
     """
     patiently(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
 
 
 def publish(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a path aside, then renames that to `path`: readers see the old file or the
-    whole new one.
+    """Calls `write` with a temporary path and renames the result to `path`. Readers see the old
+    file or the complete new one.
 
-    What was published before is on the disk before this is. Waits for storage that is full or away.
+    Earlier published files reach the disk before this one. Waits for storage that is full or
+    unreachable.
     """
     aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
 
@@ -104,8 +107,8 @@ def publish(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def put(path: Path, aside: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with `aside`, then renames that to `path`, once; what is left of a failure is
-    removed.
+    """Calls `write` with the path `aside` and renames the result to `path`, without retries. If
+    that fails, `aside` is removed.
     """
     try:
         write(aside)
@@ -123,7 +126,7 @@ def put(path: Path, aside: Path, write: Callable[[Path], Any]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Returns when the disk has what is in a file, or which names are in a folder."""
+    """Waits until the content of a file, or the names in a folder, are on the disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -132,11 +135,12 @@ def sync(path: Path) -> None:
 
 
 def append(path: Path, lines: bytes, opened: Callable[[], None] = lambda: None) -> None:
-    """Adds lines to a file that is there, all or none. Half a line, as a power cut may leave it, is
-    cut off first.
+    """Appends lines to an existing file, all or none. An incomplete last line, as a power cut may
+    leave it, is removed first.
 
-    Waits for storage that is full or away. Only one process may do so at a time. `opened` is called
-    when the file is open and nothing is written; what it raises is raised.
+    Waits for storage that is full or unreachable. Only one process may append at a time. `opened`
+    is called after the file has been opened and before anything is written; its errors are passed
+    on.
     """
     end: int | None = None
 
@@ -182,7 +186,7 @@ def _end_of_lines(file: Any) -> int:
 
 
 class Lock(Enum):
-    """What became of the wish to lock a file."""
+    """The result of an attempt to lock a file."""
 
     OURS = "ours"
     TAKEN = "taken"
@@ -193,12 +197,12 @@ class Lock(Enum):
 
 @contextmanager
 def held(path: Path) -> Iterator[Lock]:
-    """Locks a file, made if there is none, while the caller goes on, unless another process has it
-    locked.
+    """Locks a file during the `with` block, and creates it if necessary, unless another process
+    holds the lock.
 
-    The system takes the lock back when the process ends, however it does. That is why filelock may
-    not fall back to a lock that is only a file. filelock itself tells a lock that is taken
-    (Timeout) from storage without locks (OSError). Raises OSError where the storage is away.
+    The system releases the lock when the process ends in any way. Therefore filelock must not fall
+    back to a lock that is only a file. It reports a lock that is taken by Timeout, and storage
+    without locks by OSError. Raises OSError if the storage is unreachable.
     """
     path.open("a").close()  # raises what has nothing to do with locks
     file_lock = FileLock(path, blocking=False, fallback_to_soft=False)

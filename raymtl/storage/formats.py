@@ -25,7 +25,7 @@ def write_json(path: Path, content: Mapping[str, Any], publish: Publish = atomic
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises UserError for a file that is missing or not JSON."""
+    """The content of a JSON file. Raises UserError if it is missing or not JSON."""
     try:
         content: dict[str, Any] = json.loads(atomic.patiently(path, path.read_text))
         return content
@@ -40,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def append_row(path: Path, content: Mapping[str, Any], publish: Publish = atomic.publish) -> None:
-    """Adds a line of JSON, with the time and the host, to a file of few lines."""
+    """Appends a line of JSON, with the time and the host, to a short file."""
     line = strict_json.dumps({"time": now(), "host": socket.gethostname(), **content}) + "\n"
     if path.exists():
         before = atomic.patiently(path, path.read_bytes)
@@ -53,14 +53,14 @@ def append_row(path: Path, content: Mapping[str, Any], publish: Publish = atomic
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]], publish: Publish = atomic.publish) -> None:
-    """Publishes rows as Parquet; a column that some rows lack is null in them."""
+    """Publishes rows as Parquet. A row without some column has null there."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = pa.table({key: pa.array([row.get(key) for row in rows]) for key in columns})
     publish(path, lambda aside: pq.write_table(table, aside))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a Parquet file; none where there is no file."""
+    """The rows of a Parquet file; empty if the file does not exist."""
     if not path.exists():
         return []
     try:
@@ -113,8 +113,8 @@ def load_params(path: Path, expected: Params | None = None) -> dict[str, Tensor]
 
 
 def as_expected(path: Path, params: Params, expected: Params) -> dict[str, Tensor]:
-    """Tensors read from `path` as what is `expected`. Raises UserError for names and shapes other
-    than those.
+    """The tensors that were read from `path`, checked. Raises UserError unless their names and
+    shapes are those of `expected`.
     """
     params = {
         name: value.to(expected[name].dtype) if name in expected else value

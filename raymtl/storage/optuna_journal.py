@@ -1,4 +1,4 @@
-"""The study's journal, on storage that may be full or away for a while, or lose its power in the
+"""The study's journal, on storage that may be full or unreachable for a while, or lose power in the
 middle of a line.
 """
 
@@ -14,12 +14,12 @@ from raymtl.storage.fence import Attempt
 
 
 class Journal(JournalFileBackend):
-    """Optuna's journal of JSON lines, which it reads; but it would leave half a line when the
-    storage is full or the power goes, write the next one behind it, and then read the study no
-    more.
+    """Optuna's journal of JSON lines, with atomic appends. Optuna itself would leave half a line if
+    the storage is full or the power fails, append the next line to it, and then be unable to read
+    the study.
 
-    With an `attempt` at the run, entries are added as long as that is the last one; then Superseded
-    is raised.
+    With an `attempt`, entries are appended only while it is the latest attempt at the run; after
+    that Superseded is raised.
     """
 
     def __init__(self, path: Path, attempt: Attempt | None = None) -> None:
@@ -30,14 +30,14 @@ class Journal(JournalFileBackend):
         atomic.patiently(path, lambda: super(Journal, self).__init__(str(path), self.lock))
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        """The entries from this one on."""
+        """The entries from number `log_number_from` on."""
         read = super().read_logs
         return iter(
             atomic.patiently(self.path, lambda: list(read(log_number_from)), must_exist=True)
         )
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Adds entries, all or none."""
+        """Appends entries, all or none."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         atomic.patiently(self.path, self._acquire, must_exist=True)
         try:

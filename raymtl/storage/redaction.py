@@ -1,8 +1,8 @@
-"""Takes secrets out of texts that are kept or shown: passwords and signatures in URLs, values by
-their keys.
+"""Removes secrets from texts that are saved or shown: passwords and signatures in URLs, and values
+of keys such as `token`.
 
-It knows them by how they are written, so a secret without a telling name passes: keep secrets in
-the environment.
+Secrets are recognised by their form only. A secret under an unremarkable name is not removed, so
+keep secrets in the environment.
 """
 
 import re
@@ -24,7 +24,7 @@ _WORD = re.compile(rf"(?is)^((?:[\w.-]*[-_.])?(?:{_ENDS})=).+")
 
 
 def redacted(text: str) -> str:
-    """The same text with *** for each secret that can be told as one."""
+    """The text with *** in place of each recognised secret."""
     text = _USER.sub(lambda found: f"{found[1] or found[2]}{HIDDEN}@", text)
     text = _QUERY.sub(rf"\1{HIDDEN}", text)
     text = _PAIR.sub(rf"\1{HIDDEN}", text)
@@ -32,12 +32,12 @@ def redacted(text: str) -> str:
 
 
 def redacted_word(word: str) -> str:
-    """The same of one word of a command line, all of which after the = is the value of a telling
-    key.
+    """One word of a command line with *** in place of secrets. If its key is a secret's, everything
+    after the = is replaced.
     """
     return redacted(_WORD.sub(rf"\1{HIDDEN}", word))
 
 
 def holds_secret(text: str) -> bool:
-    """Whether there is one to be told."""
+    """Whether a text contains a recognised secret."""
     return redacted(text) != text

@@ -1,5 +1,5 @@
-"""JSON that any program can read. Python writes NaN and Infinity, which are no JSON; here they
-become null.
+"""JSON that every program can read: NaN and Infinity, which Python would write and JSON does not
+have, become null.
 """
 
 import json
@@ -14,7 +14,7 @@ def dumps(content: Any, indent: int | None = None) -> str:
 
 
 def finite_or_none(value: Any) -> Any:
-    """The same plain tree with None in place of numbers that are not finite."""
+    """The same nested lists and mappings with None in place of numbers that are not finite."""
     if isinstance(value, float):
         if math.isfinite(value):
             return value

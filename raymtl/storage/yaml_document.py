@@ -11,7 +11,7 @@ from raymtl.types import UserError
 
 
 class Document(NamedTuple):
-    """The mapping that a file holds."""
+    """The mapping in a YAML file."""
 
     path: Path
     tree: dict[str, Any]
@@ -20,9 +20,9 @@ class Document(NamedTuple):
 
 
 def read_document(path: Path) -> Document:
-    """Reads a file that holds a mapping, or nothing at all.
+    """Reads a file that contains a mapping, or is empty.
 
-    Raises UserError for a file that cannot be read, is not valid YAML or holds something else.
+    Raises UserError for a file that cannot be read, is not valid YAML or contains something else.
     """
     text = _read_text(path)
     try:

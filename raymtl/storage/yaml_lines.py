@@ -1,4 +1,4 @@
-"""Where in a YAML file the keys stand."""
+"""The lines of a YAML file on which its keys stand."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ MOST_KEYS = 100_000
 def lines_of(node: yaml.Node | None, path: Path) -> dict[str, int]:
     """Dotted key -> line in the file.
 
-    Raises UserError for a key that stands twice, and for aliases that contain themselves or
+    Raises UserError for a key that occurs twice, and for aliases that contain themselves or
     multiply without end.
     """
     lines: dict[str, int] = {}

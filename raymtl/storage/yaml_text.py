@@ -1,5 +1,5 @@
-"""YAML as a configuration reads it: keys are texts as they are written, whatever YAML takes them
-for.
+"""YAML for configurations: keys are always text, as they are written, even if YAML would read a
+boolean or a date.
 """
 
 from typing import Any
@@ -49,7 +49,7 @@ def values_of(node: yaml.Node | None) -> Any:
 
 
 def read_yaml(text: str) -> Any:
-    """The plain values of a text. Raises yaml.YAMLError, or ValueError for a date that is none."""
+    """The plain values of a text. Raises yaml.YAMLError, or ValueError for an impossible date."""
     return values_of(compose(text))
 
 

@@ -1,5 +1,5 @@
-"""Ray Tune and Optuna around the trial; the study's journal is the one source of truth, so a search
-resumes exactly.
+"""Ray Tune and Optuna around the trial. All state of a search is in the study's journal, so a
+search resumes exactly.
 """
 
 import raymtl.distributed  # noqa: F401  (sets what Ray reads when it is imported)

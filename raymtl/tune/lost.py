@@ -1,4 +1,4 @@
-"""A trial whose process or machine is lost is one line."""
+"""Reports a trial whose process or machine is lost in one line."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ class _OneLine(logging.Filter):
 
 @contextmanager
 def lost_in_one_line(say: Callable[[str], None]) -> Iterator[None]:
-    """Within it a lost trial is said in a line, and not as Ray's traceback."""
+    """During the `with` block, a lost trial is reported in one line instead of Ray's traceback."""
     logger = ray_internals.tune_logger()
     one_line = _OneLine(say)
     logger.addFilter(one_line)

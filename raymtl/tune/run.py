@@ -35,10 +35,10 @@ def run_search(
     view: View,
     board: "Dashboard",
 ) -> optuna.Study:
-    """Runs the trials that the study still lacks, as an attempt at the run; returns it.
+    """Runs the trials that the study still lacks, and returns the attempt at the run that it made.
 
-    Raises UserError if the search was interrupted, and Superseded if another attempt took the place
-    of this one.
+    Raises UserError if the search was interrupted, and Superseded if another attempt has replaced
+    this one.
     """
     run = attempt.folder
     search = Search(experiment, run, attempt)
@@ -108,7 +108,9 @@ def _tune_config(search: Search, num_trials: int, settings: Plan) -> tune.TuneCo
 
 
 def scheduler(experiment: Experiment, study: optuna.Study) -> TrialScheduler:
-    """ASHA with the rungs that the study's earlier trials left, or none."""
+    """ASHA with the rungs of the study's earlier trials, or None if the configuration has no
+    `tune.asha`.
+    """
     asha = experiment.tune.asha
     if asha is None:
         return FIFOScheduler()

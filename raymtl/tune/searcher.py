@@ -25,14 +25,13 @@ trial.
 
 
 class Search(Searcher):
-    """Optuna as Ray Tune's search algorithm, telling it the truth, and resumable from its journal
-    alone.
+    """Optuna as Ray Tune's search algorithm, resumable from its journal alone.
 
-    It differs from Ray's OptunaSearch where that would harm a search: a trial that ASHA stopped is
-    told as PRUNED and not as a complete one with a truncated value, a diverged or failed one as
-    FAIL instead of staying RUNNING, and the sampler's chances are a function of (seed, trial
-    number), so that a resumed search repeats no point and goes on as if it had never stopped.
-    Trials that a killed driver left unfinished are run again under their own number.
+    It differs from Ray's OptunaSearch in four respects. A trial that ASHA stopped is reported to
+    Optuna as PRUNED, not as complete with an intermediate value. A diverged or failed trial is
+    reported as FAIL instead of staying RUNNING. The sampler's randomness is a function of (seed,
+    trial number), so a resumed search repeats no point and continues as if it had never stopped.
+    Trials that a killed driver left unfinished run again under their own number.
     """
 
     def __init__(self, experiment: Experiment, run: Path, attempt: Attempt | None = None) -> None:
@@ -158,11 +157,11 @@ class Search(Searcher):
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the journal holds everything."""
+        """Does nothing, because the journal has all state."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the journal holds everything."""
+        """Does nothing, because the journal has all state."""
 
 
 def _is_metric(key: str) -> bool:

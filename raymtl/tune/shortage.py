@@ -10,10 +10,10 @@ from raymtl import ray_internals
 
 @contextmanager
 def ends_the_trial_alone() -> Iterator[None]:
-    """Within it Tune takes such a trial for one whose process died: it is tried again, or fails,
-    and the others go on.
+    """During the `with` block, Tune treats such a trial like one whose process died: it is retried
+    or fails, and the others continue.
 
-    Ray 2.60 does not expect its own error where Tune waits for its trials, and would end the whole
+    Ray 2.60 does not handle its own error while Tune waits for trials, and would end the complete
     search.
     """
 

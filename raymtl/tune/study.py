@@ -1,4 +1,4 @@
-"""The study: what Optuna's journal holds of a search."""
+"""The study of a search, as Optuna's journal records it."""
 
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ REPORT = "report."
 
 
 def open_study(run: Path, experiment: Experiment, attempt: Attempt | None = None) -> optuna.Study:
-    """The study of the run folder, made if there is none; written by the `attempt` at the run, if
-    one is given.
+    """Opens the study of a run folder, or creates it. With an `attempt`, only the latest attempt at
+    the run can write it.
     """
     return study_in(open_storage(run, attempt), experiment)
 
@@ -38,7 +38,7 @@ def open_storage(run: Path, attempt: Attempt | None = None) -> JournalStorage:
 
 
 def study_in(storage: JournalStorage, experiment: Experiment) -> optuna.Study:
-    """The experiment's study in the storage, made if there is none."""
+    """The experiment's study in the storage; created if it does not exist."""
     directions = [
         StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
         for mode in experiment.tune.modes
@@ -49,7 +49,7 @@ def study_in(storage: JournalStorage, experiment: Experiment) -> optuna.Study:
 
 
 def reports(trial: optuna.trial.FrozenTrial) -> dict[int, dict[str, float]]:
-    """Step -> what the trial reported then, in order."""
+    """The reports of a trial, in order: a mapping from the step to the metrics."""
     by_step = {
         int(key[len(REPORT) :]): value
         for key, value in trial.user_attrs.items()
@@ -82,7 +82,7 @@ def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
 def winner(study: optuna.Study, experiment: Experiment) -> optuna.trial.FrozenTrial:
     """The trial with the best first objective among those that reached the full number of steps.
 
-    Raises UserError where no trial did.
+    Raises UserError if no trial did.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:

@@ -1,4 +1,4 @@
-"""One trial."""
+"""A trial of the search, as a plain function."""
 
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ from raymtl.types import DivergedError, UserError
 def run_trial(
     values: dict[str, Any], experiment: dict[str, Any], run: str, arrays: Arrays, plan: Plan
 ) -> None:
-    """One trial, a plain function: trains, reporting every score, from its last checkpoint if it
-    was interrupted.
+    """Trains one configuration and reports every score. An interrupted trial continues from its
+    last checkpoint.
 
-    Scores from before the checkpoint are reported again, so that the scheduler decides as if
-    nothing had happened. So are those of workers of its own, since what they report in the moment
-    that one is lost does not arrive.
+    Scores from before the checkpoint are reported again, so that the scheduler decides as if there
+    had been no interruption. Scores of a trial with Train workers are repeated too, because a
+    report can be lost together with a worker.
     """
     number = values["number"]
     chosen = config.parse(experiment).override(

@@ -1,4 +1,4 @@
-"""What Tune sees of its trials, passed on."""
+"""Passes the events of Tune's trials on to the terminal and the dashboard."""
 
 import math
 import time
@@ -21,7 +21,7 @@ LOOK_S = 2.0
 
 
 class Watcher(tune.Callback):
-    """Passes what Tune sees on to the view and to the board."""
+    """Passes the events of Tune's trials on to the view (terminal) and the board (dashboard)."""
 
     def __init__(self, experiment: Experiment, run: Path, view: View, board: "Dashboard") -> None:
         self.experiment, self.view, self.board = experiment, view, board
@@ -89,7 +89,7 @@ class Watcher(tune.Callback):
 
 
 def trial_name(trial: Any) -> str:
-    """What Tune, the board and the view call it."""
+    """The name of a trial in Tune, the board and the view."""
     return f"trial-{trial.config.get('number', 0):04d}"
 
 
@@ -99,7 +99,7 @@ def _values(trial: Any) -> dict[str, Any]:
 
 
 def row_of(experiment: Experiment, row: dict[str, Any]) -> Row:
-    """What the view shows of a row of trials.parquet."""
+    """The columns of a row of trials.parquet that the view shows."""
     metric = experiment.tune.metrics[0]
     if row.get(metric) is not None:
         score = f"{metric} {row[metric]:.4f}"
