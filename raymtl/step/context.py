@@ -11,7 +11,7 @@ from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig, count_episodes, over_episodes, stacks
 from raymtl.step.workers import Workers
 from raymtl.tasks import label_counts
-from raymtl.types import Episode, MetaBatch, Params
+from raymtl.types import Batch, Episode, MetaBatch, Params
 
 
 class StepContext(NamedTuple):
@@ -50,20 +50,23 @@ class StepBatch(NamedTuple):
     """A scalar."""
     step: int
     """The outer step."""
-
-    @property
-    def tasks(self) -> Tensor:
-        """Which tasks have labels: indices, in ascending order."""
-        return self.counts.nonzero().flatten()
+    tasks: Tensor
+    """Which tasks have labels: indices, in ascending order."""
 
 
 def step_batch(context: StepContext, episodes: MetaBatch, step: int) -> StepBatch:
     """This worker's episodes beside the label counts and the number of episodes of all workers."""
-    local = over_episodes(
-        lambda episode: label_counts(context.algorithm.tasks, episode.query),
-        episodes,
-        ExecutionConfig(),
-    ).sum(0)
-    number = local.new_tensor([count_episodes(stacks(episodes))])
+    own = stacks(episodes)
+    counts = [label_counts(context.algorithm.tasks, _joined(stack.query)) for stack in own]
+    local = torch.stack(counts).sum(0)
+    number = local.new_tensor([count_episodes(own)])
     totals = context.workers.sum(torch.cat([local, number]))
-    return StepBatch(stacks(episodes), totals[:-1], totals[-1], step)
+    labelled = totals[:-1]
+    return StepBatch(own, labelled, totals[-1], step, labelled.nonzero().flatten())
+
+
+def _joined(queries: Batch) -> Batch:
+    """The labels of all episodes of a stack as those of one batch, without the inputs."""
+    targets = {name: target.flatten(0, 1) for name, target in queries.targets.items()}
+    masks = {name: mask.flatten(0, 1) for name, mask in queries.masks.items()}
+    return Batch({}, targets, masks)

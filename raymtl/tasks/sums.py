@@ -13,21 +13,18 @@ def label_counts(tasks: Sequence[Task], batch: Batch) -> Tensor:
     that it lacks.
     """
     device = next(iter(batch.targets.values())).device
-    counts = []
-    for task in tasks:
+    sizes = [len(batch.targets.get(task.name, ())) for task in tasks]
+    counts = torch.tensor(sizes, device=device)
+    masked = {}
+    for i, task in enumerate(tasks):
+        known = None
         if task.name in batch.targets:
             known = _known(batch, task)
-        else:
-            known = None
         if known is not None:
-            counts.append(known.sum())
-        else:
-            if task.name in batch.targets:
-                number = len(batch.targets[task.name])
-            else:
-                number = 0
-            counts.append(torch.tensor(number, device=device))
-    return torch.stack(counts)
+            masked[i] = known.sum()
+    if not masked:
+        return counts
+    return torch.stack([masked.get(i, count) for i, count in enumerate(counts.unbind())])
 
 
 def task_loss_sums(
