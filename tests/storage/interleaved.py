@@ -10,7 +10,7 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 STEPS = ("mkdir", "rename", "replace", "listdir")
@@ -106,6 +106,16 @@ def _rmtree(known: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+class Start(NamedTuple):
+    """How a run begins."""
+
+    order: list[int]
+    num_seen: int
+    """So many of its first steps were looked at in an earlier run."""
+    seen: dict[str, Any]
+    """What the looks at these came to."""
+
+
 def explore(
     folder: Path,
     prepare: Callable[[Path], object],
@@ -117,8 +127,9 @@ def explore(
     """Runs the writers in all orders, each time in a prepared folder; how many different states there were.
 
     `look` is called after every step, with a dict that lasts for one run; `ended` after the last step, with what each
-    writer raised. With `orders`, the order of run i is what it returns: which writer is preferred at each step, until
-    it returns an empty one.
+    writer raised. What steps in an order lead to is looked at once: a run that begins as an earlier one gets a copy of
+    the dict as that had it. With `orders`, the order of run i is what it returns: which writer is preferred at each
+    step, until it returns an empty one.
     """
     patches = [mock.patch.object(os, name, _watched(name, getattr(os, name))) for name in STEPS]
     patches.append(mock.patch.object(shutil, "rmtree", _rmtree(shutil.rmtree)))
@@ -127,18 +138,18 @@ def explore(
         patch.start()
     try:
         known: set[int] = set()
-        open_ends: list[list[int]] = [[]]
+        open_ends: list[Start] = [Start([], 0, {})]
         number = 0
         while open_ends:
-            order = open_ends.pop()
+            start = open_ends.pop()
             if orders is not None:
-                order = list(orders(number))
-                open_ends = [[]] if order else []
+                start = Start(list(orders(number)), 0, {})
+                open_ends = [start] if start.order else []
             remove(folder, ignore_errors=True)
             folder.mkdir()
             prepare(folder)
             _one_run(
-                folder, writers, look, ended, order, known, open_ends if orders is None else None
+                folder, writers, look, ended, start, known, open_ends if orders is None else None
             )
             number += 1
         return len(known)
@@ -152,16 +163,16 @@ def _one_run(
     works: Sequence[Callable[[Path], object]],
     look: Callable[[Path, dict[str, Any]], object],
     ended: Callable[[Path, list[BaseException | None]], object],
-    order: Sequence[int],
+    start: Start,
     known: set[int],
-    open_ends: list[list[int]] | None,
+    open_ends: list[Start] | None,
 ) -> None:
     """Goes the given order, then on until the end or a known state; notes the orders that part from it on its way."""
     threads = [_Writer(lambda work=work: work(folder)) for work in works]  # type: ignore[misc]
     for thread in threads:
         thread.start()
         assert thread.waits.acquire(timeout=WAIT_S)
-    seen: dict[str, Any] = {}
+    order, num_seen, seen = start
     gone: list[int] = []
     try:
         while True:
@@ -173,14 +184,16 @@ def _one_run(
             preferred = order[at] if at < len(order) else running[0]
             chosen = preferred if preferred in running else running[0]
             if open_ends is not None and at >= len(order):
-                open_ends += [[*gone, other] for other in running if other != chosen]
+                others = [other for other in running if other != chosen]
+                open_ends += [Start([*gone, other], at, dict(seen)) for other in others]
             threads[chosen].step()
             gone.append(chosen)
-            try:
-                look(folder, seen)
-            except AssertionError as error:
-                error.add_note(f"in the order {gone}")
-                raise
+            if at >= num_seen:
+                try:
+                    look(folder, seen)
+                except AssertionError as error:
+                    error.add_note(f"in the order {gone}")
+                    raise
             if at >= len(order) - 1:
                 state = _state(folder, threads)
                 if state in known and open_ends is not None:
