@@ -1,6 +1,7 @@
 """The Experiment: everything a run depends on."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -89,8 +90,7 @@ class Experiment(Spec):
     def _check_methods(self) -> None:
         """Asks each method what it cannot do with these tasks, as a key of it and the reason."""
         names = self.data.task_names
-        with torch.device("meta"):
-            encoder = self._encoder()
+        encoder = _shapes_of(self.encoder, self.data.input_shape, self.learner.num_steps)
         refusals = (
             ("learner", self.learner.check_parameters(self._parameter_names)),
             ("weighting", self.weighting.check(names)),
@@ -219,6 +219,13 @@ class Experiment(Spec):
     def save(self, path: Path) -> None:
         """Writes the complete configuration, which `load` gives back unchanged."""
         path.write_text(write_yaml(self.model_dump(mode="json")), encoding="utf8")
+
+
+@lru_cache(maxsize=64)
+def _shapes_of(spec: EncoderSpec, input_shape: tuple[int, ...], inner_steps: int) -> Encoder:
+    """An encoder without numbers, whose shapes are asked for; a search has few and asks often."""
+    with torch.device("meta"):
+        return spec.build(input_shape, inner_steps)
 
 
 def _renamed(section: str, values: Mapping[str, Any], name: Any) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from scipy.optimize import brentq
 
 from raymtl.types import Task
 from raymtl.weighting.base import GradientWeightingSpec
@@ -39,6 +38,9 @@ def averse(products: Array, rounding: float, c: float) -> Array:
 
     def excess(log_r: float) -> float:
         return float(np.linalg.norm(columns @ dual(log_r)) / np.exp(log_r)) - 1
+
+    # Here and not above: every process imports this file, and SciPy takes it a third of a second.
+    from scipy.optimize import brentq
 
     log_r = np.log(SHORTEST * longest)
     if excess(log_r) > 0:

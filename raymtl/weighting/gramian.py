@@ -10,7 +10,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 from torch import Tensor
 
 from raymtl.types import DivergedError
@@ -109,6 +108,9 @@ def equal_projections(products: Array, rounding: float) -> Array:
 
 def in_cone(columns: Array, target: Array, method: str) -> Array:
     """The weights x >= 0 [K] at which columns @ x comes nearest to `target`."""
+    # Here and not above: every process imports this file, and SciPy takes it a third of a second.
+    from scipy.optimize import nnls
+
     try:
         weights: Array = nnls(columns, target, maxiter=100 * columns.shape[1])[0]
     except RuntimeError as error:

@@ -148,6 +148,6 @@ def test_a_failed_solver_names_method_and_remedy(
     def gives_up(columns: np.ndarray, target: np.ndarray, maxiter: int) -> None:
         raise RuntimeError("Maximum number of iterations reached.")
 
-    monkeypatch.setattr("raymtl.weighting.gramian.nnls", gives_up)
+    monkeypatch.setattr("scipy.optimize.nnls", gives_up)
     with pytest.raises(RuntimeError, match=r"upgrad: .* 3 tasks.* weighting\.name"):
         in_cone(np.eye(3), np.ones(3), "upgrad")

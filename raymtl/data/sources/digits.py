@@ -1,5 +1,6 @@
 """`digits`: scikit-learn's 1,797 handwritten digits, two on every picture; no download."""
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple, Self
@@ -40,6 +41,15 @@ SPLIT_SEED = (
 
 Angles = Annotated[tuple[Annotated[float, Field(ge=0, lt=360)], ...], Field(min_length=1)]
 DigitTask = Literal["left", "right", "sum"]
+
+
+@functools.cache
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pictures [N, 8, 8] from 0 to 16 and their classes [N], read once: the file is a long text."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return digits.images, digits.target
 
 
 class Digits(DrawnSource):
@@ -133,13 +143,11 @@ class Digits(DrawnSource):
         return (1, SIDE, SIDE)
 
     def load(self) -> dict[str, np.ndarray]:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        images = torch.from_numpy(digits.images).float()[:, None] / 16
+        pictures, classes = _read_digits()
+        images = torch.from_numpy(pictures).float()[:, None] / 16
         glyphs = F.interpolate(images, size=(GLYPH, GLYPH), mode="bilinear", align_corners=False)
         rng = np.random.default_rng(SPLIT_SEED)
-        members = [rng.permutation(np.flatnonzero(digits.target == digit)) for digit in range(10)]
+        members = [rng.permutation(np.flatnonzero(classes == digit)) for digit in range(10)]
         smallest = min(len(of_class) for of_class in members)
         arrays = {
             "glyphs": (glyphs[:, 0] * 255).round().byte().numpy(),
