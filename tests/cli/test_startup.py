@@ -1,38 +1,66 @@
 """Help, and mistakes that are found without a model, do not wait for torch to be imported."""
 
+import json
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
 
 SLOW = ("torch", "scipy", "ray", "pyarrow", "pandas", "optuna", "plotly", "numpy")
 RUN = f"""
-import sys
+import json, os, sys, tempfile
 from raymtl.cli import main
-try:
-    main()
-except SystemExit as ended:
-    print("status", ended.code or 0)
-print("imported", sorted(set({SLOW!r}) & set(sys.modules)))
+
+def end(command, output):
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    sys.argv[1:] = command.split()
+    status = 0
+    try:
+        main()
+    except SystemExit as ended:
+        status = ended.code or 0
+    print("status", status)
+    print("imported", sorted(set({SLOW!r}) & set(sys.modules)), flush=True)
+    os._exit(0)
+
+ends = {{}}
+for command in json.loads(sys.argv[1]):
+    with tempfile.TemporaryFile("w+") as output:
+        process = os.fork()
+        if process == 0:
+            end(command, output)
+        os.waitpid(process, 0)
+        output.seek(0)
+        ends[command] = output.read()
+print(json.dumps(ends))
 """
+"""Forks for each command, so that Python and the command line start once for all."""
 COMMANDS = (
     "tune", "train", "evaluate", "adapt", "trials", "methods", "report", "doctor",
     "data inspect", "data fetch", "cluster render", "cluster check",
 )  # fmt: skip
 
 
-def run(folder: Path, *args: str) -> tuple[str, str]:
-    """The last two lines that are printed, of the exit status and the imports; standard error."""
-    command = [sys.executable, "-c", RUN, *args]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    return "\n".join(done.stdout.splitlines()[-2:]), done.stderr
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """What every command of this file prints; the last two lines are the exit status and the imports."""
+    folder = tmp_path_factory.mktemp("startup")
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    commands = [f"{command} --help" for command in ("", *COMMANDS)]
+    commands += [command for command, _ in MISTAKES]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps(commands)],
+        cwd=folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_imports_nothing_slow(tmp_path: Path, command: str) -> None:
-    ended, _ = run(tmp_path, *command.split(), "--help")
-    assert ended == "status 0\nimported []"
+def test_help_imports_nothing_slow(printed: Mapping[str, str], command: str) -> None:
+    assert printed[f"{command} --help"].endswith("\nstatus 0\nimported []\n")
 
 
 FILES = {
@@ -65,9 +93,8 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("command, message", MISTAKES)
-def test_mistake_imports_nothing_slow(tmp_path: Path, command: str, message: str) -> None:
-    for name, text in FILES.items():
-        (tmp_path / name).write_text(text)
-    ended, error = run(tmp_path, *command.split())
-    assert message in error
-    assert ended == "status 2\nimported []"
+def test_mistake_imports_nothing_slow(
+    printed: Mapping[str, str], command: str, message: str
+) -> None:
+    assert message in printed[command]
+    assert printed[command].endswith("\nstatus 2\nimported []\n")

@@ -193,8 +193,7 @@ def test_a_mark_alone_is_itself(mark: str) -> None:
     assert overrides([f"data.delimiter={mark}"]) == {"data.delimiter": mark}
 
 
-@pytest.mark.parametrize("locale", ["C", "POSIX"])
-def test_yaml_and_names_are_utf8_in_any_locale(tmp_path: Path, locale: str) -> None:
+def test_yaml_and_names_are_utf8_in_any_locale(tmp_path: Path) -> None:
     write(tmp_path, {"größe": X, "цена": 2 * X})
     (tmp_path / "c.yaml").write_bytes(
         f"data:\n  name: files\n  path: t.csv\n  tasks:\n    цена: {{}}\n{MODEL}# ü\n".encode()
@@ -213,7 +212,7 @@ def test_yaml_and_names_are_utf8_in_any_locale(tmp_path: Path, locale: str) -> N
         cwd=tmp_path,
         env={
             **os.environ,
-            "LC_ALL": locale,
+            "LC_ALL": "C",
             "PYTHONUTF8": "0",
             "PYTHONCOERCECLOCALE": "0",
             "PYTHONPATH": os.getcwd(),

@@ -210,8 +210,10 @@ def test_every_architectures_predictions_ignore_other_queries(
         )
     params = algorithm.adapt(perturbed(algorithm), support)
     assert apart(algorithm, params, query.inputs) < 1e-10
-    by_itself = conv("maml", sharing, encoder__norm=norm, encoder__transductive=True).build()
-    assert apart(by_itself, by_itself.adapt(perturbed(by_itself), support), query.inputs) > 1e-3
+    if own_inputs:  # and where they may, they move, which the tests of learners see of one input
+        by_itself = conv("maml", sharing, encoder__norm=norm, encoder__transductive=True).build()
+        params = by_itself.adapt(perturbed(by_itself), support)
+        assert apart(by_itself, params, query.inputs) > 1e-3
 
 
 def _with_own_inputs(batch: Batch, num_tasks: int) -> Batch:

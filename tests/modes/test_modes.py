@@ -50,7 +50,7 @@ def test_resumed_runs_end_bit_identical(
         "online": {"mode__arrivals": {"sum": 2}},
         "hierarchical": {"mode__period": 2, "mode__strength": 1.0},
     }
-    chosen = short(mode, train__eval_every=3, **own.get(mode, {}))
+    chosen = short(mode, steps=4, train__eval_every=3, **own.get(mode, {}))
     straight = trained(chosen, arrays, tmp_path / "straight")
     with pytest.raises(Stopped):
         trained(chosen, arrays, tmp_path / "broken", stop_at=3)

@@ -34,7 +34,8 @@ def short(
 def test_resumed_runs_end_bit_identical(
     weighting: str, learner: str, arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    chosen = short(weighting, learner, train__steps=4)
+    """The state of weighting and optimiser is, too, whatever later steps would make of it."""
+    chosen = short(weighting, learner, train__steps=3)
     straight = run(chosen, arrays, tmp_path / "straight")
     with pytest.raises(Stopped):
         run(chosen, arrays, tmp_path / "broken", stop_at=2)
@@ -50,8 +51,14 @@ def test_resumed_runs_end_bit_identical(
     histories = [
         formats.read_rows(tmp_path / name / "history.parquet") for name in ("straight", "broken")
     ]
-    assert [row["step"] for row in histories[1]] == [1, 2, 3, 4]
+    assert [row["step"] for row in histories[1]] == [1, 2, 3]
     assert [row["loss.left"] for row in histories[0]] == [row["loss.left"] for row in histories[1]]
+    states = [
+        torch.load(tmp_path / name / "checkpoints/step_00000003/state.pt", weights_only=True)
+        for name in ("straight", "broken")
+    ]
+    for part in ("weighting", "optimizer"):
+        torch.testing.assert_close(*(state[part] for state in states), rtol=0, atol=0)
 
 
 def test_training_lowers_the_loss(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
