@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -42,20 +42,11 @@ def tune(
     if dry_run:
         _print_plan(experiment, as_json, searching=True)
         return
-    from raymtl.pipeline import capacity, pipeline
+    run, arrays = _prepare(experiment, config, address, "tune", resume)
+    from raymtl.pipeline import pipeline
 
-    capacity.refuse(experiment, address, searching=True)
-    arrays = _load_data(experiment, config)
-    if resume:
-        run = run_folder.latest(experiment, "tune")
-    else:
-        run = run_folder.create(experiment)
-    _print_summary(
-        pipeline.tune(experiment, run, arrays, address),
-        run,
-        as_json,
-        experiment.data.notes(arrays),
-    )
+    summary = pipeline.tune(experiment, run, arrays, address)
+    _print_summary(summary, run, as_json, experiment.data.notes(arrays))
 
 
 def train(
@@ -71,20 +62,32 @@ def train(
     if dry_run:
         _print_plan(experiment, as_json, searching=False)
         return
-    from raymtl.pipeline import capacity, pipeline
+    run, arrays = _prepare(experiment, config, address, "train", resume)
+    from raymtl.pipeline import pipeline
 
-    capacity.refuse(experiment, address, searching=False)
+    summary = pipeline.train_run(experiment, run, arrays, address)
+    _print_summary(summary, run, as_json, experiment.data.notes(arrays))
+
+
+def _prepare(
+    experiment: "Experiment",
+    config: Path,
+    address: str | None,
+    command: Literal["tune", "train"],
+    resume: bool,
+) -> "tuple[Path, Arrays]":
+    """The run folder, new or the latest of the command, and the data.
+
+    Raises UserError where the machines do not suffice or the data cannot be read; then no folder
+    is made.
+    """
+    from raymtl.pipeline import capacity
+
+    capacity.refuse(experiment, address, searching=command == "tune")
     arrays = _load_data(experiment, config)
     if resume:
-        run = run_folder.latest(experiment, "train")
-    else:
-        run = run_folder.create(experiment)
-    _print_summary(
-        pipeline.train_run(experiment, run, arrays, address),
-        run,
-        as_json,
-        experiment.data.notes(arrays),
-    )
+        return run_folder.latest(experiment, command), arrays
+    return run_folder.create(experiment), arrays
 
 
 def _load_data(experiment: "Experiment", config: Path) -> "Arrays":

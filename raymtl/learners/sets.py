@@ -15,15 +15,17 @@ from raymtl.types import Batch, Params, Task
 def needs_readable_labels(tasks: Sequence[Task]) -> str | None:
     """The first task whose labels cannot be read; None where all can.
 
-    A regression has one output, and no other task has.
+    An example can be told the number of its class, or one number; not a set of labels or a vector.
     """
     for task in tasks:
         if task.encode_target is None:
             return f"it reads the labels, and those of task '{task.name}' have no encoding"
-        if task.kind.predicts_numbers != (task.out_features == 1):
+        is_class = task.kind.has_class_logits and task.out_features > 1
+        is_number = task.kind.predicts_numbers and task.out_features == 1
+        if not is_class and not is_number:
             return (
-                f"it reads labels of classes or of one number, and task '{task.name}' has "
-                f"{task.out_features}"
+                f"it reads one class or one number of each example, and task '{task.name}' is "
+                f"{task.kind.described} with an output of {task.out_features}"
             )
     return needs_linear_heads(tasks)
 

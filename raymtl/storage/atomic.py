@@ -178,9 +178,9 @@ def _end_of_lines(file: Any) -> int:
     while end:
         start = max(0, end - 4096)
         file.seek(start)
-        found = file.read(end - start).rfind(LINE)
-        if found >= 0:
-            return start + int(found) + 1
+        last_newline = file.read(end - start).rfind(LINE)
+        if last_newline >= 0:
+            return start + int(last_newline) + 1
         end = start
     return 0
 

@@ -25,7 +25,7 @@ _WORD = re.compile(rf"(?is)^((?:[\w.-]*[-_.])?(?:{_ENDS})=).+")
 
 def redacted(text: str) -> str:
     """The text with *** in place of each recognised secret."""
-    text = _USER.sub(lambda found: f"{found[1] or found[2]}{HIDDEN}@", text)
+    text = _USER.sub(lambda match: f"{match[1] or match[2]}{HIDDEN}@", text)
     text = _QUERY.sub(rf"\1{HIDDEN}", text)
     text = _PAIR.sub(rf"\1{HIDDEN}", text)
     return _FLOW.sub(rf"\1{HIDDEN}", text)

@@ -155,19 +155,19 @@ def _synced(path: Path) -> str:
 def choose(folder: Path) -> Choice:
     """What to go on from in a model folder."""
     passed_over: dict[str, str] = {}
-    for found in sorted((folder / FOLDER).glob("step_*"), reverse=True):
-        damage = _damage(found)
+    for candidate in sorted((folder / FOLDER).glob("step_*"), reverse=True):
+        damage = _damage(candidate)
         if damage is None:
-            return Choice(found, passed_over)
-        passed_over[found.name] = f"{found}: {damage}, so this checkpoint is passed over."
+            return Choice(candidate, passed_over)
+        passed_over[candidate.name] = f"{candidate}: {damage}, so this checkpoint is passed over."
     return Choice(None, passed_over)
 
 
 def newest_step(folder: Path) -> int:
     """The step of the newest checkpoint in a model folder, 0 where there is none."""
-    found = choose(folder).folder
-    if found:
-        return step_of(found)
+    checkpoint = choose(folder).folder
+    if checkpoint:
+        return step_of(checkpoint)
     return 0
 
 

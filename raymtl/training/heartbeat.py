@@ -129,9 +129,9 @@ class StallMonitor:
             number = fence.newest(folder)
         except OSError:
             return
-        own = Attempt(folder, number).own
-        words = _words(own)
-        seen = (number, _text(own / ALIVE), _text(folder / "resumes.jsonl"))
+        attempt_folder = Attempt(folder, number).own
+        words = _words(attempt_folder)
+        seen = (number, _text(attempt_folder / ALIVE), _text(folder / "resumes.jsonl"))
         now = time.monotonic()
         if number == 0 or words or self._seen.get(folder, (None, 0.0))[0] != seen:
             self._seen[folder] = seen, now
@@ -154,9 +154,9 @@ class StallMonitor:
             del self._told[folder]
 
 
-def _words(own: Path) -> list[dict[str, Any]]:
+def _words(attempt_folder: Path) -> list[dict[str, Any]]:
     """The reports that workers wrote into an attempt's folder."""
-    texts = [_text(path) for path in sorted(own.glob(f"{STILL}*.json"))]
+    texts = [_text(path) for path in sorted(attempt_folder.glob(f"{STILL}*.json"))]
     return [json.loads(text) for text in texts if text]
 
 
@@ -181,8 +181,8 @@ def _reason(words: list[dict[str, Any]]) -> str:
     hosts: dict[str, list[str]] = {}
     for word in words:
         hosts.setdefault(word["waits_for"], []).append(f"worker {word['worker']} on {word['host']}")
-    told = [f"{', '.join(who)} waits for {what}" for what, who in hosts.items()]
+    waiting = [f"{', '.join(who)} waits for {what}" for what, who in hosts.items()]
     silent = words[0]["workers"] - len(words)
     if silent:
-        told.append(f"{silent} of {words[0]['workers']} workers say nothing")
-    return "; ".join(told)
+        waiting.append(f"{silent} of {words[0]['workers']} workers say nothing")
+    return "; ".join(waiting)

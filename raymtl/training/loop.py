@@ -33,11 +33,16 @@ def local_batches(experiment: Experiment, arrays: Arrays) -> Batches:
 
     def batches(first_step: int) -> Iterator[tuple[int, int, MetaBatch]]:
         for stage in experiment.stage_configs():
-            own = stage.experiment
-            indices = range(own.train.meta_batch)
+            stage_config = stage.experiment
+            indices = range(stage_config.train.meta_batch)
             for step in range(max(first_step, stage.start), stage.stop):
                 built, _ = build_episodes(
-                    own.data, arrays, seed=own.seed, split="train", step=step, indices=indices
+                    stage_config.data,
+                    arrays,
+                    seed=stage_config.seed,
+                    split="train",
+                    step=step,
+                    indices=indices,
                 )
                 yield step, 0, built
 
@@ -132,7 +137,7 @@ def _step_inputs(
     """Passes the episodes on; makes sure that the workers are at the same step and hold all of its
     shares.
     """
-    start = asked = time.perf_counter()
+    start = requested_at = time.perf_counter()
     heartbeat.wants_episodes = True
     for step, share, episodes in batches:
         heartbeat.wants_episodes = False
@@ -141,10 +146,10 @@ def _step_inputs(
         held[share] = 1
         held[-2] = step
         # Clocks differ, and all must ask at the same step: that of the first worker counts.
-        held[-1] = context.workers.rank == 0 and time.perf_counter() - asked > ASK_S
+        held[-1] = context.workers.rank == 0 and time.perf_counter() - requested_at > ASK_S
         *total, ask = context.workers.sum(held).tolist()
         if ask:
-            asked = time.perf_counter()
+            requested_at = time.perf_counter()
         if total != [1] * context.workers.size + [step * context.workers.size]:
             raise RuntimeError(
                 f"step {step}: the workers do not hold one share each of the same step: {total}"

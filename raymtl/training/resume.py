@@ -59,10 +59,10 @@ def start_attempt(folder: Path, context: TrainContext) -> StartingPoint:
                 "storage that all machines see."
             )
     if chosen.folder or chosen.passed_over:
-        told = list(chosen.passed_over.values())
-        about = {"from": chosen.folder.name if chosen.folder else None, "passed_over": told}
+        damages = list(chosen.passed_over.values())
+        about = {"from": chosen.folder.name if chosen.folder else None, "passed_over": damages}
         formats.append_row(folder / "resumes.jsonl", about, attempt.publish)
-        for sentence in told:
+        for sentence in damages:
             logger.warning("%s", sentence)
     return StartingPoint(attempt, saved, tuple(chosen.passed_over))
 

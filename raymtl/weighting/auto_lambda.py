@@ -70,10 +70,12 @@ class AutoLambda(GradientWeighting):
         else:
             previous = rows.new_zeros(self.num_tasks, rows.shape[1])
         log_lambda, state = self.log_lambda.to(rows), self.moments.to(rows)
-        own = log_lambda[tasks]
-        slope = own.exp() * hypergradient(self.primary.to(rows)[tasks] @ rows, previous[tasks])
+        log_weights = log_lambda[tasks]
+        slope = log_weights.exp() * hypergradient(
+            self.primary.to(rows)[tasks] @ rows, previous[tasks]
+        )
         direction, moved = adam(slope, state[tasks])
-        self.log_lambda = log_lambda.index_put((tasks,), own - self.lr * direction)
+        self.log_lambda = log_lambda.index_put((tasks,), log_weights - self.lr * direction)
         self.moments = state.index_put((tasks,), moved)
         self.previous = previous.index_put((tasks,), rows)
 

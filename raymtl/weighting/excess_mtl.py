@@ -71,8 +71,8 @@ class ExcessMTL(GradientWeighting):
         mean = torch.where(learning, mean + (excess - mean) / (number + 1), mean)
 
         log_weights = self.log_weights.to(rows)
-        own = log_weights[tasks]
-        moved = (own + self.lr * relative).log_softmax(0) + own.logsumexp(0)
+        present_weights = log_weights[tasks]
+        moved = (present_weights + self.lr * relative).log_softmax(0) + present_weights.logsumexp(0)
 
         self.baseline = baseline.index_put((tasks,), torch.stack([mean, number + learning], 1))
         self.log_weights = log_weights.index_put((tasks,), moved)

@@ -57,18 +57,20 @@ class GradNorm(GradientWeighting):
     def weigh(self, losses: Tensor, jacobian: Jacobian, tasks: Tensor) -> Tensor:
         losses = losses.detach().clamp(min=0)
         log_weights, initial = self.log_weights.to(losses), self.initial.to(losses)
-        own, first = log_weights[tasks], initial[tasks]
-        weights = len(tasks) * own.softmax(0)
+        present_weights, first = log_weights[tasks], initial[tasks]
+        weights = len(tasks) * present_weights.softmax(0)
         first = torch.where(first > 0, first, losses)
         progress = losses / first.clamp(min=torch.finfo(first.dtype).tiny)
         norms = jacobian.gramian().diagonal().clamp(min=0).sqrt()
         active = norms > 0
-        moved = own.clone()
+        moved = present_weights.clone()
         if active.any():
             moved[active] -= self.lr * slope(
                 weights[active], norms[active], progress[active], self.asymmetry
             )
-        self.log_weights = log_weights.index_put((tasks,), moved.log_softmax(0) + own.logsumexp(0))
+        self.log_weights = log_weights.index_put(
+            (tasks,), moved.log_softmax(0) + present_weights.logsumexp(0)
+        )
         self.initial = initial.index_put((tasks,), first)
         return weights
 

@@ -33,8 +33,8 @@ def vaccinate(products: Array, targets: Array, order: NDArray[np.int64], beta: f
     coefficients, now = np.eye(len(products)), products.copy()
     norms = np.sqrt(products.diagonal().clip(min=0))
     for others in order.T:
-        own = np.sqrt((coefficients * now).sum(1).clip(min=0))
-        lengths, target = own * norms[others], targets[rows, others]
+        length = np.sqrt((coefficients * now).sum(1).clip(min=0))
+        lengths, target = length * norms[others], targets[rows, others]
         has_length = lengths > 0
         cosine = np.divide(now[rows, others], lengths, out=target.copy(), where=has_length).clip(
             -1, 1
@@ -42,7 +42,7 @@ def vaccinate(products: Array, targets: Array, order: NDArray[np.int64], beta: f
         # A target of 1, as of gradients that have always been parallel, cannot be reached by any
         # step.
         room = np.sqrt((1 - target**2).clip(min=ROOM))
-        step = own * (target * np.sqrt(1 - cosine**2) - cosine * room)
+        step = length * (target * np.sqrt(1 - cosine**2) - cosine * room)
         shift = np.divide(
             step,
             norms[others] * room,

@@ -5,14 +5,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from raymtl.learners import CNP
+from raymtl.learners import CNP, Hyper, MetaLearner
 from raymtl.learners.classes import BELOW
-from raymtl.tasks import regression
+from raymtl.tasks import multilabel, regression
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
     first,
     mse_on_sinusoids,
 )
+from tests.narrowing import present
 
 
 def two_layers(params: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
@@ -73,8 +74,17 @@ def test_without_any_label_it_predicts_numbers(arrays: dict[str, np.ndarray]) ->
 def test_it_says_what_it_cannot_read() -> None:
     task = regression("y", 0.0, 1.0)
     assert CNP().check([task]) is None
-    assert "'y' have no encoding" in CNP().check([task._replace(encode_target=None)])
-    assert "'y' has 3" in CNP().check([task._replace(out_features=3)])
+    assert "'y' have no encoding" in present(CNP().check([task._replace(encode_target=None)]))
+    vector = present(CNP().check([task._replace(out_features=3)]))
+    assert "'y' is a regression with an output of 3" in vector
+
+
+@pytest.mark.parametrize("learner", [CNP(), Hyper()], ids=["cnp", "hyper"])
+@pytest.mark.parametrize("num_labels", [1, 2, 5])
+def test_sets_of_labels_are_refused(learner: MetaLearner, num_labels: int) -> None:
+    """An example belongs to one group of the support set; one with several labels would to many."""
+    reason = present(learner.check([multilabel("tags", num_labels)]))
+    assert f"'tags' is a multilabel with an output of {num_labels}" in reason
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ def _values(text: str, value: re.Pattern[str]) -> Iterator[str | None]:
 
 def _unquoted(text: str) -> str:
     if len(text) > 1 and text[0] in "'\"" and text[-1] == text[0]:
-        return re.sub(r"\\(.)", lambda found: _ESCAPED.get(found[1], found[1]), text[1:-1])
+        return re.sub(r"\\(.)", lambda escape: _ESCAPED.get(escape[1], escape[1]), text[1:-1])
     return text
 
 

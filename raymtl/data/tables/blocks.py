@@ -93,9 +93,9 @@ class Table:
             for index, field in enumerate(table.schema)
             if field.name in self.written.columns and is_text(field.type)
         ]
-        found = plain_cells([columns[index] for index in written], self.written.missing)
+        plain_columns = plain_cells([columns[index] for index in written], self.written.missing)
         for number, index in enumerate(written):
-            numbers = found.numbers.get(number)
+            numbers = plain_columns.numbers.get(number)
             if numbers is None:
                 columns[index] = plainly(columns[index], self.written.missing)
             else:

@@ -60,15 +60,15 @@ class Boxes:
         of all pictures.
         """
         alone = Counter(key for name in every if name for key in _keys(name))
-        found: list[int | None] = []
+        places: list[int | None] = []
         for name in names:
             # The path first; a name alone says nothing where two pictures have it.
             if name is None:
                 keys = []
             else:
                 keys = [key for key in _keys(name) if alone[key] <= 1]
-            found.append(next((self._named[key] for key in keys if key in self._named), None))
-        return pa.array(found, pa.int64())
+            places.append(next((self._named[key] for key in keys if key in self._named), None))
+        return pa.array(places, pa.int64())
 
 
 def _keys(picture: str) -> list[str]:
@@ -261,7 +261,7 @@ def _boxes_in(
 
 
 def fit_boxes(
-    name: str, asked: TaskColumn, boxes: Boxes, index: pa.ChunkedArray, train: np.ndarray
+    name: str, column: TaskColumn, boxes: Boxes, index: pa.ChunkedArray, train: np.ndarray
 ) -> FittedTask:
     """The classes, and the share of pictures that have an annotation; rows for training [N].
 
@@ -270,12 +270,12 @@ def fit_boxes(
     """
     key = f"data.tasks.{name}"
     for given in ("separator", "loss"):
-        if getattr(asked, given) is not None:
+        if getattr(column, given) is not None:
             raise UserError(
                 f"{key}.{given}: expected none of kind detection, got one. Leave it away."
             )
-    if asked.classes:
-        classes = tuple(label_text(value) for value in asked.classes)
+    if column.classes:
+        classes = tuple(label_text(value) for value in column.classes)
     else:
         classes = boxes.classes
     _check_labels(name, boxes, classes)
@@ -290,9 +290,9 @@ def fit_boxes(
             "names of pictures."
         )
     return FittedTask(
-        asked=asked,
+        asked=column,
         kind=DETECTION.name,
-        inferred=asked.task_kind is None,
+        inferred=column.task_kind is None,
         classes=classes,
         labelled=float(known[train].mean()),
     )

@@ -55,12 +55,12 @@ def _at_once(column: pa.ChunkedArray) -> pa.Array | None:
     for kind in (pa.int64(), pa.float64()):
         try:
             pc.cast(some_of(values), kind)
-            found = pc.cast(values, kind)
+            converted = pc.cast(values, kind)
         except pa.ArrowInvalid:
             continue
         if pc.any(pc.match_substring_regex(values, NO_NUMBER)).as_py():
             return None
-        return found
+        return converted
     return None
 
 

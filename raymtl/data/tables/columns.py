@@ -212,8 +212,8 @@ def moments(values: np.ndarray) -> tuple[float, float]:
 
 def in_order(values: Any) -> tuple[str, ...]:
     """Texts by their value where they are whole numbers, else by their letters."""
-    found = list(values)
+    ordered = list(values)
     try:
-        return tuple(sorted(found, key=lambda text: (int(text), text)))
+        return tuple(sorted(ordered, key=lambda text: (int(text), text)))
     except ValueError:
-        return tuple(sorted(found))
+        return tuple(sorted(ordered))

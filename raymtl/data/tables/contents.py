@@ -125,16 +125,16 @@ def uncompressed(content: bytes, file: str, form: str) -> bytes:
     ways = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
     ending = next((ending for ending in ways if file.lower().endswith(ending)), None)
     if ending is not None:
-        found = signature_of(content)
-        if found is None or found.ending != ending:
-            if found is None:
+        signature = signature_of(content)
+        if signature is None or signature.ending != ending:
+            if signature is None:
                 got = "plain text"
             else:
-                got = found.what
-            if found is None:
+                got = signature.what
+            if signature is None:
                 advice = "Rename it without that ending."
             else:
-                advice = found.advice
+                advice = signature.advice
             raise UserError(
                 f"{file}: expected a file compressed as its ending {ending} says, got {got}. "
                 f"{advice}"
@@ -152,9 +152,9 @@ def uncompressed(content: bytes, file: str, form: str) -> bytes:
 
 def refuse_others(content: bytes, file: str, form: str) -> None:
     """Raises UserError where the bytes are of a file of a known kind that is no text."""
-    found = signature_of(content)
-    if found is not None:
-        raise UserError(f"{file}: expected {form}, got {found.what}. {found.advice}")
+    signature = signature_of(content)
+    if signature is not None:
+        raise UserError(f"{file}: expected {form}, got {signature.what}. {signature.advice}")
 
 
 def arrow_stream(content: bytes) -> "pa.BufferReader":

@@ -90,8 +90,10 @@ class TableDataset(OpenedFiles):
             of_task = self.label_forms.get(task, {})
             labels[task] = {}
             for name, column in columns.items():
-                own = self.cells_of(task, name)
-                labels[task][name] = read_column(column, name, of_task.get(name), own, locate_row)
+                task_cells = self.cells_of(task, name)
+                labels[task][name] = read_column(
+                    column, name, of_task.get(name), task_cells, locate_row
+                )
         return TableRows(table, labels)
 
     def cells_of(self, task: str, column: str) -> Cells:
@@ -124,8 +126,8 @@ class TableDataset(OpenedFiles):
         if name in self.joined:
             key, labels = str(self.source.key), self.joined[name]
             keyed = with_plain_keys(table, key, part.table.written)
-            found = dict(joined(keyed, labels.rows, key, labels.file_set.shown))
-            return {column: found[column] for column in columns}
+            joined_columns = dict(joined(keyed, labels.rows, key, labels.file_set.shown))
+            return {column: joined_columns[column] for column in columns}
         if name in self.boxes or (name in self.maps and not task.column):
             return {columns[0]: pa.chunked_array([self._labels_by_name(name, table)])}
         if part.task in (None, name) and all(column in table.column_names for column in columns):
@@ -240,7 +242,7 @@ class TableDataset(OpenedFiles):
 
     def unread_maps(self, task: str, numbers: Sequence[int], column: pa.ChunkedArray) -> FoundMaps:
         """The maps in the label column of these blocks, and the names of those that are missing."""
-        found = FoundMaps([], [])
+        maps = FoundMaps([], [])
         start = 0
         for number in numbers:
             part_number, block = self.blocks[number]
@@ -253,6 +255,6 @@ class TableDataset(OpenedFiles):
             if task in self.maps:
                 file_set = self.maps[task]
             of_block = self._map_files.of(values, file_set, partial(self.locate_row, number))
-            found.maps.extend(of_block.maps)
-            found.missing.extend(of_block.missing)
-        return found
+            maps.maps.extend(of_block.maps)
+            maps.missing.extend(of_block.missing)
+        return maps

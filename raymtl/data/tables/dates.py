@@ -46,18 +46,18 @@ class Dates(NamedTuple):
 def dates(texts: pa.Array, order: DateOrder) -> Dates:
     """Reads trimmed texts [N]; names of months are English."""
     size = len(texts)
-    found = Dates(np.zeros(size, np.int64), np.zeros(size, bool), np.zeros(size, bool))
+    merged = Dates(np.zeros(size, np.int64), np.zeros(size, bool), np.zeros(size, bool))
     for read in (_numeric, _year_and_month, _named):
         other = read(texts, order)
-        new = other.known & ~found.known
-        found = Dates(
-            np.where(new, other.micros, found.micros),
-            found.known | new,
-            found.timed | (new & other.timed),
+        new = other.known & ~merged.known
+        merged = Dates(
+            np.where(new, other.micros, merged.micros),
+            merged.known | new,
+            merged.timed | (new & other.timed),
         )
-        if found.known.all():
+        if merged.known.all():
             break
-    return found
+    return merged
 
 
 def compact(texts: pa.Array) -> Dates:
@@ -115,7 +115,7 @@ def _year_and_month(texts: pa.Array, order: DateOrder) -> Dates:
 
 def _named(texts: pa.Array, order: DateOrder) -> Dates:
     size = len(texts)
-    found = Dates(np.zeros(size, np.int64), np.zeros(size, bool), np.zeros(size, bool))
+    merged = Dates(np.zeros(size, np.int64), np.zeros(size, bool), np.zeros(size, bool))
     for pattern in _NAMED:
         parts = pc.extract_regex(texts, pattern)
         name = pc.utf8_lower(pc.utf8_slice_codeunits(_field(parts, "name"), 0, 3))
@@ -127,7 +127,7 @@ def _named(texts: pa.Array, order: DateOrder) -> Dates:
             zero_copy_only=False
         )
         micros, timed, good = _time(parts)
-        own = _made(
+        matched = _made(
             np.where(short, _century(year), year),
             month,
             _whole(parts, "c"),
@@ -135,12 +135,12 @@ def _named(texts: pa.Array, order: DateOrder) -> Dates:
             micros,
             timed,
         )
-        found = Dates(
-            np.where(own.known, own.micros, found.micros),
-            found.known | own.known,
-            found.timed | own.timed,
+        merged = Dates(
+            np.where(matched.known, matched.micros, merged.micros),
+            merged.known | matched.known,
+            merged.timed | matched.timed,
         )
-    return found
+    return merged
 
 
 def _time(parts: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -198,12 +198,12 @@ def _field(parts: pa.Array, name: str) -> pa.Array:
 def _whole(parts: pa.Array, name: str) -> np.ndarray:
     """A part as whole numbers, 0 where there is none."""
     text = pc.fill_null(_field(parts, name), "0")
-    found: np.ndarray = pc.cast(pc.if_else(pc.equal(text, ""), "0", text), pa.int64()).to_numpy(
+    numbers: np.ndarray = pc.cast(pc.if_else(pc.equal(text, ""), "0", text), pa.int64()).to_numpy(
         zero_copy_only=False
     )
-    return found
+    return numbers
 
 
 def _valid(parts: pa.Array) -> np.ndarray:
-    found: np.ndarray = pc.is_valid(parts).to_numpy(zero_copy_only=False)
-    return found
+    valid: np.ndarray = pc.is_valid(parts).to_numpy(zero_copy_only=False)
+    return valid

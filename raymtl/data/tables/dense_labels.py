@@ -48,10 +48,10 @@ def array_of(content: bytes) -> np.ndarray:
     """
     if content.startswith(NUMPY):
         try:
-            found: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
+            array: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise OSError(str(error)) from None
-        return found
+        return array
     picture = picture_of(content)
     if picture.mode in ("LA", "PA", "La", "RGBA", "RGBa", "RGBX"):
         values = np.asarray(picture)[..., :-1]
@@ -100,7 +100,7 @@ class _Maps:
             return [taken for taken in threads.map(of_cell, self._cells) if taken is not None]
 
 
-def fit_maps(name: str, asked: TaskColumn, cells: UnreadMaps, train: np.ndarray) -> FittedTask:
+def fit_maps(name: str, column: TaskColumn, cells: UnreadMaps, train: np.ndarray) -> FittedTask:
     """What the maps are: kind, classes and what stands for them, mean and spread, from rows for
     training [N] alone.
 
@@ -116,30 +116,30 @@ def fit_maps(name: str, asked: TaskColumn, cells: UnreadMaps, train: np.ndarray)
         )
     numbers = np.unique(np.linspace(0, len(known) - 1, MOST_FITTED).astype(int)).tolist()
     chosen = [known[number] for number in numbers]
-    kind = asked.task_kind
+    kind = column.task_kind
     if kind is None:
         kind = _inferred(name, chosen[:: max(1, len(chosen) // LOOKED_AT)])
     assert isinstance(kind, MapKind)
-    _check_keys(key, asked, kind)
+    _check_keys(key, column, kind)
     return FittedTask(
-        asked=asked,
+        asked=column,
         kind=kind.name,
-        inferred=asked.task_kind is None,
+        inferred=column.task_kind is None,
         labelled=len(known) / len(rows),
-        **kind.fit(name, asked, _Maps(chosen)),
+        **kind.fit(name, column, _Maps(chosen)),
     )
 
 
-def _check_keys(key: str, asked: TaskColumn, kind: MapKind) -> None:
+def _check_keys(key: str, column: TaskColumn, kind: MapKind) -> None:
     """Raises UserError for keys that other kinds of maps take."""
-    if asked.columns:
+    if column.columns:
         raise UserError(
-            f"{key}.columns: expected one column of kind {kind}, got {list(asked.columns)}. Use "
+            f"{key}.columns: expected one column of kind {kind}, got {list(column.columns)}. Use "
             "`column`."
         )
     for other in MAP_KINDS:
         for setting in other.settings:
-            given = getattr(asked, setting)
+            given = getattr(column, setting)
             if given is None or setting in kind.settings:
                 continue
             if isinstance(given, float):
@@ -258,8 +258,8 @@ def _resized(values: np.ndarray, target: MapTarget) -> np.ndarray:
     return resized.reshape(*values.shape[:-2], *target.size)
 
 
-def _check_shape(own: Sequence[int], picture: Sequence[int], shown: str) -> None:
-    (height, width), (tall, wide) = own, picture
+def _check_shape(map_shape: Sequence[int], picture: Sequence[int], shown: str) -> None:
+    (height, width), (tall, wide) = map_shape, picture
     if abs(width - wide * height / tall) > 1 and abs(height - tall * width / wide) > 1:
         raise UserError(
             f"{shown}: expected a map of the proportion of its picture, {tall} x {wide} pixels, "

@@ -117,10 +117,10 @@ def encode_labels(
     if name in dataset.boxes:
         ((_, index),) = rows.labels[name].items()
         size = source.input_shape[-2:]
-        found = encode_boxes(
+        encoded_boxes = encode_boxes(
             fitted, dataset.boxes[name], index, shapes, (size[0], size[1]), source.resize
         )
-        return EncodedLabels(found.target, found.mask, found.faults)
+        return EncodedLabels(encoded_boxes.target, encoded_boxes.mask, encoded_boxes.faults)
     if not fitted.task_kind.is_map:
         locate_row = partial(dataset.locate_row, number)
         return EncodedLabels(*encode_task(name, fitted, rows.labels[name], locate_row))
@@ -183,11 +183,13 @@ def _pictures(
     def fill(row: int) -> str | None:
         try:
             content = reads[row]()
-            found = measured(content, (height, width), channels, source.resize, source.found.shades)
+            pixels = measured(
+                content, (height, width), channels, source.resize, source.found.shades
+            )
         except OSError as error:
             readable[row] = False
             return f"{named(row)} ({' '.join(str(error).split())[:120] or type(error).__name__})"
-        out[row], shapes[row], beyond[row], faded[row] = found
+        out[row], shapes[row], beyond[row], faded[row] = pixels
         return None
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:

@@ -64,16 +64,21 @@ def is_index(name: str, column: pa.ChunkedArray) -> bool:
 def codes_of(column: pa.ChunkedArray) -> np.ndarray:
     """Texts as numbers that tell them apart, [N], nan where there is none."""
     codes = pc.dictionary_encode(texts(column)).indices
-    found: np.ndarray = pc.cast(codes, pa.float64()).to_numpy(zero_copy_only=False)
-    return found
+    numbers: np.ndarray = pc.cast(codes, pa.float64()).to_numpy(zero_copy_only=False)
+    return numbers
 
 
 def is_constant(values: np.ndarray, train: np.ndarray) -> bool:
     """Whether numbers [N] are always the same in the rows for training [N], and others
     elsewhere.
     """
-    own, other = values[train & ~np.isnan(values)], values[~train & ~np.isnan(values)]
-    return bool(len(own) and len(other) and (own == own[0]).all() and (other != own[0]).any())
+    in_training, other = values[train & ~np.isnan(values)], values[~train & ~np.isnan(values)]
+    return bool(
+        len(in_training)
+        and len(other)
+        and (in_training == in_training[0]).all()
+        and (other != in_training[0]).any()
+    )
 
 
 def constant_note(
@@ -141,8 +146,8 @@ def label_notes(
 def _counts(fitted: FittedTask, target: np.ndarray) -> np.ndarray:
     """How many of these rows are of each class, or have each label."""
     if target.ndim == 2:
-        found: np.ndarray = np.nansum(target, 0).astype(np.int64)
-        return found
+        counts: np.ndarray = np.nansum(target, 0).astype(np.int64)
+        return counts
     return np.bincount(target.astype(np.int64), minlength=len(fitted.classes))
 
 
@@ -173,7 +178,9 @@ def _constant_targets(
 ) -> list[Note]:
     values = target[train].reshape(int(train.sum()), -1)
     constant = [
-        place for place, own in enumerate(values.T) if moments(own[np.isfinite(own)])[1] == 0
+        place
+        for place, component in enumerate(values.T)
+        if moments(component[np.isfinite(component)])[1] == 0
     ]
     if not constant:
         return []
@@ -257,7 +264,7 @@ def header_note(file: str, cells: Mapping[str, Sequence[str]]) -> Note | None:
     """On a header that looks like a row of data, given the first cells below each name; None for
     one that does not.
     """
-    alike = [name for name, own in cells.items() if _could_be_cell(name, own)]
+    alike = [name for name, column_cells in cells.items() if _could_be_cell(name, column_cells)]
     numbers = [name for name in alike if _number(name) is not None]
     if 2 * len(alike) <= len(cells) or _counted(numbers):
         return None

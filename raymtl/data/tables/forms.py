@@ -182,11 +182,11 @@ def find_form(column: pa.Array, keys: Keys) -> Finding:
     encoded = pc.dictionary_encode(column)
     codes = encoded.indices.drop_null().to_numpy(zero_copy_only=False)
     counts = np.bincount(codes, minlength=len(encoded.dictionary))
-    found = _tried(encoded.dictionary, counts, keys)._replace(first=first)
-    if not (found.odd or found.codes):
-        return found
+    finding = _tried(encoded.dictionary, counts, keys)._replace(first=first)
+    if not (finding.odd or finding.codes):
+        return finding
     rows = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    return found._replace(odd=_rows_of(rows, found.odd), codes=_rows_of(rows, found.codes))
+    return finding._replace(odd=_rows_of(rows, finding.odd), codes=_rows_of(rows, finding.codes))
 
 
 def _rows_of(rows: np.ndarray, odd: Iterable[int]) -> tuple[int, ...]:
@@ -290,11 +290,11 @@ def _tried(texts: pa.Array, counts: np.ndarray, keys: Keys) -> Finding:
 
 def _different(trials: list[_Trial]) -> list[_Trial]:
     """Without those that read the same as one before them."""
-    found: list[_Trial] = []
+    different: list[_Trial] = []
     for trial in trials:
-        if not any(np.array_equal(trial.read, other.read) for other in found):
-            found.append(trial)
-    return found
+        if not any(np.array_equal(trial.read, other.read) for other in different):
+            different.append(trial)
+    return different
 
 
 def _of_whole(trials: list[_Trial], parts: Numerals) -> Finding:
@@ -322,14 +322,14 @@ def _number_trials(
             continue
         if form.decimal == keys.thousands:
             continue
-        found = values(parts, form)
-        trials.append(_Trial(form, fits(parts, form), _filled(found)))
+        numbers = values(parts, form)
+        trials.append(_Trial(form, fits(parts, form), _filled(numbers)))
     micros, good = times(texts)
     return [*trials, _Trial(TextForm(kind="time"), good, micros)]
 
 
-def _filled(found: pa.Array) -> np.ndarray:
-    array: np.ndarray = pc.fill_null(found, 0.0).to_numpy(zero_copy_only=False)
+def _filled(numbers: pa.Array) -> np.ndarray:
+    array: np.ndarray = pc.fill_null(numbers, 0.0).to_numpy(zero_copy_only=False)
     return array
 
 
@@ -343,11 +343,11 @@ def _date_trials(texts: pa.Array, keys: Keys) -> list[_Trial]:
     for order in orders:
         if pointed and keys.dates is None and order == "mdy":
             continue
-        found = dates(texts, order)
+        read_dates = dates(texts, order)
         kind: Literal["moment", "date"]
-        if found.timed.any():
+        if read_dates.timed.any():
             kind = "moment"
         else:
             kind = "date"
-        trials.append(_Trial(TextForm(kind=kind, order=order), found.known, found.micros))
+        trials.append(_Trial(TextForm(kind=kind, order=order), read_dates.known, read_dates.micros))
     return trials

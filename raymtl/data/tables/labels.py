@@ -51,19 +51,21 @@ def fit_task(
     if few_shot and column_spec.task_kind is None and kind.has_class_targets:
         kind = CLASSIFICATION
     _check_keys(name, column_spec, columns, kind)
-    found: dict[str, Any] = {}
+    statistics: dict[str, Any] = {}
     if kind.label_form == "number":
-        found = _statistics(columns, train, locate_row)
+        statistics = _statistics(columns, train, locate_row)
     else:
         if kind.label_form == "set":
-            found["separator"] = column_spec.separator or _separator(columns)
-        found["classes"] = _classes(name, column_spec, columns, kind, found.get("separator"))
+            statistics["separator"] = column_spec.separator or _separator(columns)
+        statistics["classes"] = _classes(
+            name, column_spec, columns, kind, statistics.get("separator")
+        )
     fitted = FittedTask(
         asked=column_spec,
         kind=kind.name,
         inferred=column_spec.task_kind is None,
         labelled=0.0,
-        **found,
+        **statistics,
     )
     _, mask = encode_task(name, fitted, columns, locate_row)
     if not mask[train].any():

@@ -153,15 +153,15 @@ class ColumnMaps:
                 unlisted.append(path)
         if unlisted:
             present |= {info.path for info in file_set.fs.get_file_info(unlisted) if info.is_file}
-        found = FoundMaps([], [])
+        maps = FoundMaps([], [])
         for name, path in zip(names, paths, strict=True):
             if path and path in present:
-                found.maps.append(UnreadMap(path, partial(_array_at, file_set, path)))
+                maps.maps.append(UnreadMap(path, partial(_array_at, file_set, path)))
                 continue
-            found.maps.append(None)
+            maps.maps.append(None)
             if path:
-                found.missing.append(str(name))
-        return found
+                maps.missing.append(str(name))
+        return maps
 
 
 def _array_in(value: pa.Scalar) -> np.ndarray:

@@ -32,7 +32,7 @@ def read_mat(content: bytes, file: str) -> pa.Table:
         )
     inputs = [np.asarray(values, np.float64) for values in cells["X"].ravel()]
     labels = [np.asarray(values, np.float64) for values in cells["Y"].ravel()]
-    labels = [_columns_of(own, len(rows)) for own, rows in zip(labels, inputs, strict=True)]
+    labels = [_columns_of(cell, len(rows)) for cell, rows in zip(labels, inputs, strict=True)]
     all_labels = np.concatenate(labels)
     columns = {f"x{i}": values for i, values in enumerate(np.concatenate(inputs).T)}
     if all_labels.shape[1] == 1:

@@ -219,11 +219,11 @@ def _classes_of(
 
 def _label_column(source: FilesConfig, dataset: TableDataset, path: str, column: str | None) -> str:
     """The given one, or the only one that the run does not know. Raises UserError."""
-    found = source.found
+    findings = source.found
     known = (
-        {c.column for c in found.columns}
-        | {*found.left_out}
-        | {source.group, source.key, found.split_column}
+        {c.column for c in findings.columns}
+        | {*findings.left_out}
+        | {source.group, source.key, findings.split_column}
     )
     known |= {name for task in source.tasks.items() for name in label_columns(*task)}
     if dataset.format == "pictures":
@@ -276,13 +276,13 @@ def _classes(
             f"{dataset.locate_row(number, row)}, column '{name}': expected one of the classes "
             f"{list(classes)}, got '{text[row].as_py()}'. Correct the row, or leave it away."
         )
-    found: np.ndarray = pc.cast(index, pa.float64()).to_numpy(zero_copy_only=False)
-    return found
+    class_numbers: np.ndarray = pc.cast(index, pa.float64()).to_numpy(zero_copy_only=False)
+    return class_numbers
 
 
 def _open(source: FilesConfig, path: str, *, labelled: bool = True) -> TableDataset:
     """The file with the inputs of the run, and those of its tasks that it has labels of."""
-    found = source.found
+    findings = source.found
     if not Path(path).exists():
         raise UserError(
             f"{path}: no such file. Give a file or a folder in the form of the run's own."
@@ -295,24 +295,24 @@ def _open(source: FilesConfig, path: str, *, labelled: bool = True) -> TableData
         "key": None,
         "group": None,
         "split": SplitRule(),
-        "inputs": tuple(column.column for column in found.columns),
+        "inputs": tuple(column.column for column in findings.columns),
     }
     bare = source.model_copy(update=settings)
     dataset = TableDataset(bare)
     if not labelled:
         return dataset
-    own: dict[str, TaskColumn] = {}
+    task_columns: dict[str, TaskColumn] = {}
     for name, task in source.tasks.items():
-        in_folder = bool(task.path) and found.tasks[name].task_kind.is_dense
+        in_folder = bool(task.path) and findings.tasks[name].task_kind.is_dense
         if in_folder and not task.column:
-            own[name] = task.model_copy(update={"kind": found.tasks[name].kind})
+            task_columns[name] = task.model_copy(update={"kind": findings.tasks[name].kind})
         elif all(column in dataset.names for column in label_columns(name, task)):
             if in_folder:
-                own[name] = task
+                task_columns[name] = task
             else:
-                own[name] = task.model_copy(update={"path": None})
-    if own:
-        return TableDataset(bare.model_copy(update={"tasks": own}))
+                task_columns[name] = task.model_copy(update={"path": None})
+    if task_columns:
+        return TableDataset(bare.model_copy(update={"tasks": task_columns}))
     return dataset
 
 

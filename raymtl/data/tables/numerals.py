@@ -60,8 +60,8 @@ def fits(parts: Numerals, form: TextForm) -> np.ndarray:
     good = pc.and_(good, pc.less(pc.utf8_length(parts.sign), 2))
     if form.thousands is not None:
         good = pc.and_(good, pc.equal(parts.exponent, ""))  # nobody groups the digits of 1.234e5
-    found: np.ndarray = pc.fill_null(good, False).to_numpy(zero_copy_only=False)
-    return found
+    fitting: np.ndarray = pc.fill_null(good, False).to_numpy(zero_copy_only=False)
+    return fitting
 
 
 def values(parts: Numerals, form: TextForm) -> pa.Array:
@@ -121,13 +121,13 @@ def grouped(parts: Numerals, mark: str) -> np.ndarray:
     """
     pattern = rf"^[1-9]\d{{0,2}}(?:{re.escape(mark)}\d{{3}})+$"
     good = pc.and_(pc.match_substring_regex(parts.body, pattern), pc.equal(parts.exponent, ""))
-    found: np.ndarray = pc.fill_null(good, False).to_numpy(zero_copy_only=False)
-    return found
+    in_groups: np.ndarray = pc.fill_null(good, False).to_numpy(zero_copy_only=False)
+    return in_groups
 
 
 def small_wholes(parts: Numerals) -> np.ndarray:
     """Which numbers [N] are whole and less than 1,000, so that they need no thousands separator."""
-    found: np.ndarray = pc.fill_null(
+    small: np.ndarray = pc.fill_null(
         pc.match_substring_regex(parts.body, r"^(?:0|[1-9]\d{0,2})$"), False
     ).to_numpy(zero_copy_only=False)
-    return found
+    return small

@@ -150,15 +150,15 @@ class OpenedFiles:
         check.of_labels([name for name, task in tasks if self._in_columns(name, task)])
         check.of_inputs()
 
-    def check_fitted(self, found: Fitted) -> None:
+    def check_fitted(self, fitted: Fitted) -> None:
         """Raises UserError where files that have moved lack a column of those that the inputs were
         found in.
         """
         shown = self.parts[0].file_set.shown
-        for column in found.columns:
+        for column in fitted.columns:
             check_name("data.path", column.column, self.known, shown)
-        if found.split_column is not None:
-            check_name("data.path", found.split_column, self.names, shown)
+        if fitted.split_column is not None:
+            check_name("data.path", fitted.split_column, self.names, shown)
 
     def _in_columns(self, name: str, task: TaskColumn) -> bool:
         """Whether the labels stand in columns of a table, not in files that are found by the names
@@ -218,10 +218,10 @@ class OpenedFiles:
     def split_of(self, number: int) -> int | None:
         """The split that the path of a block says."""
         part_number, block = self.blocks[number]
-        own = self.parts[part_number].split
-        if own is None:
+        part_split = self.parts[part_number].split
+        if part_split is None:
             return block.split
-        return own
+        return part_split
 
     def locate_row(self, number: int, row: int) -> str:
         """File and row of a row of a block."""

@@ -60,9 +60,9 @@ def absolute(path: str, key: str) -> str:
     A configuration is kept and shown: a URL's password or signature has to come from the
     environment at every reading.
     """
-    found = _expanded(path, key)
-    if "://" not in found:
-        return os.path.abspath(found)
+    expanded = _expanded(path, key)
+    if "://" not in expanded:
+        return os.path.abspath(expanded)
     if holds_secret(re.sub(r"\$\{?\w+\}?", "", path)):
         raise UserError(
             f"{key}: expected the password or signature in an environment variable, as in "
@@ -75,13 +75,13 @@ def absolute(path: str, key: str) -> str:
 def _expanded(path: str, key: str) -> str:
     if "://" not in path and _is_there(path):
         return path
-    found = os.path.expanduser(os.path.expandvars(path))
-    if "$" in found and not ("://" not in found and _is_there(found)):
-        name = found.partition("$")[2].partition("/")[0].strip("{}")
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if "$" in expanded and not ("://" not in expanded and _is_there(expanded)):
+        name = expanded.partition("$")[2].partition("/")[0].strip("{}")
         raise UserError(
             f"{key}: expected the environment variable {name} to be set, got none: {path}. Set it."
         )
-    return found
+    return expanded
 
 
 def _is_there(path: str) -> bool:
@@ -181,8 +181,8 @@ def _remote(url: str) -> tuple[pafs.FileSystem, str]:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         import fsspec
 
-        found, root = fsspec.core.url_to_fs(url)
-        fs = pafs.PyFileSystem(pafs.FSSpecHandler(found))
+        fsspec_fs, root = fsspec.core.url_to_fs(url)
+        fs = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec_fs))
     return fs, root
 
 
@@ -243,16 +243,16 @@ def format_of(file_set: FileSet, key: str) -> Format:
         counts[form] = sum(name.lower().endswith(endings) for name in file_set.files)
     if counts["pictures"]:
         return "pictures"
-    found = [form for form, count in counts.items() if count]
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    formats = [form for form, count in counts.items() if count]
+    if len(formats) == 1:
+        return formats[0]
+    if not formats:
         _refuse_known(file_set, key)
-    if found:
-        got = " and ".join(found)
+    if formats:
+        got = " and ".join(formats)
     else:
         got = f"{len(file_set.files)} files of another kind"
-    if file_set.skipped and not found:
+    if file_set.skipped and not formats:
         got += (
             f", beside {len(file_set.skipped)} whose names or folders begin with . or _ and are "
             f"passed over ({posixpath.basename(file_set.skipped[0])})"
@@ -270,10 +270,11 @@ def _refuse_known(file_set: FileSet, key: str) -> None:
     for file in file_set.files[:1]:
         try:
             with file_set.fs.open_input_stream(file, compression=None) as stream:
-                found = signature_of(stream.read(HEAD))
+                signature = signature_of(stream.read(HEAD))
         except (OSError, pa.ArrowException):
             return
-        if found is not None:
+        if signature is not None:
             raise UserError(
-                f"{key}: {file}: expected a table or pictures, got {found.what}. {found.advice}"
+                f"{key}: {file}: expected a table or pictures, got {signature.what}. "
+                f"{signature.advice}"
             )

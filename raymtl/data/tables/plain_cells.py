@@ -35,7 +35,7 @@ class _Kept(NamedTuple):
     columns: Sequence[pa.ChunkedArray]
     """Held, so that no other column can lie where these do."""
     key: object
-    found: PlainCells
+    plain: PlainCells
 
 
 _kept: list[_Kept] = []
@@ -51,8 +51,8 @@ def plain_cells(columns: Sequence[pa.ChunkedArray], missing: pa.Array) -> PlainC
     )
     kept = next((one for one in _kept if one.key == key), None)
     if kept is not None:
-        return kept.found
-    found = PlainCells({}, {})
+        return kept.plain
+    plain = PlainCells({}, {})
     if columns:
         rows = len(columns[0])
     else:
@@ -63,10 +63,10 @@ def plain_cells(columns: Sequence[pa.ChunkedArray], missing: pa.Array) -> PlainC
         likely = []
     size = max(1, CELLS // max(1, rows))
     for start in range(0, len(likely), size):
-        _look(columns, likely[start : start + size], missing, found)
+        _look(columns, likely[start : start + size], missing, plain)
     if sum(column.nbytes for column in columns) < KEPT_MB * 1e6:
-        _kept[:] = [_Kept(columns, key, found)]
-    return found
+        _kept[:] = [_Kept(columns, key, plain)]
+    return plain
 
 
 def _place(chunk: pa.Array) -> tuple[int, int, int]:
@@ -96,7 +96,7 @@ def _first(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _look(
-    columns: Sequence[pa.ChunkedArray], places: Sequence[int], missing: pa.Array, found: PlainCells
+    columns: Sequence[pa.ChunkedArray], places: Sequence[int], missing: pa.Array, plain: PlainCells
 ) -> None:
     shape = len(places), len(columns[places[0]])
     text = pa.concat_arrays([chunk for place in places for chunk in columns[place].chunks])
@@ -110,17 +110,17 @@ def _look(
         & ~whole
     )
     for chosen, kind in ((whole, pa.int64()), (real, pa.float64())):
-        own = np.flatnonzero(chosen)
+        chosen_places = np.flatnonzero(chosen)
         cells = np.repeat(chosen, shape[1])
         kept = pc.if_else(pa.array(gone.ravel()[cells]), None, text.filter(pa.array(cells))).cast(
             kind
         )
-        for number, place in enumerate(own.tolist()):
+        for number, place in enumerate(chosen_places.tolist()):
             values = kept.slice(number * shape[1], shape[1])
             if pa.types.is_int64(kind) and _may_be_days(values):
                 continue
-            found.numbers[places[place]] = values
-            found.first[places[place]] = int(np.argmin(gone[place]))
+            plain.numbers[places[place]] = values
+            plain.first[places[place]] = int(np.argmin(gone[place]))
 
 
 def _flags(values: pa.Array) -> np.ndarray:

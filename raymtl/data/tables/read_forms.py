@@ -66,22 +66,22 @@ def _read_numbers(texts: pa.Array, form: TextForm) -> pa.Array:
         number = None
     if number is not None:
         return number
-    found = values(numerals(texts), form)
+    numbers = values(numerals(texts), form)
     if not plain:
-        return found
+        return numbers
     # What has no digits, such as inf, or zeros before it.
     rest = pc.if_else(
         pc.match_substring_regex(texts, r"^[+-]?(?i:inf|infinity|nan|0\d+)$"), texts, None
     )
-    return pc.coalesce(found, pc.cast(rest, pa.float64()))
+    return pc.coalesce(numbers, pc.cast(rest, pa.float64()))
 
 
 def _read_dates(texts: pa.Array, form: TextForm) -> pa.Array:
     if form.order is None:
         for target in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
-            found = cast_all(texts, target)
-            if found is not None:
-                return _as_kind(found.cast(pa.timestamp("us")), form)
+            converted = cast_all(texts, target)
+            if converted is not None:
+                return _as_kind(converted.cast(pa.timestamp("us")), form)
     read = dates(texts, form.order or "ymd")
     eight = compact(texts)
     micros, known = np.where(read.known, read.micros, eight.micros), read.known | eight.known

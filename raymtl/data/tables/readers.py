@@ -265,9 +265,9 @@ def _read_block(file_set: FileSet, block: Block, form: Format, reading: Reading)
                 opened = pq.ParquetFile(stream, pre_buffer=threads)
                 return opened.read_row_group(block.row_group, use_threads=threads)
         key = _key_of(file_set, block.file, form, reading)
-        found = _recent.get(key)
-        if found is not None:
-            return found
+        recent = _recent.get(key)
+        if recent is not None:
+            return recent
         return _recent.add(key, _read_text(file_set, block.file, form, reading))
     except (pa.ArrowException, OSError, EOFError) as error:
         raise UserError(

@@ -49,13 +49,13 @@ class Blanked(Mapping[str, pa.Array]):
     def plain(self) -> dict[str, Finding]:
         """Of the columns that are plain numbers without doubt: how they are written."""
         names = list(self.columns)
-        found = plain_cells(list(self.columns.values()), self.missing)
+        plain_columns = plain_cells(list(self.columns.values()), self.missing)
         whole, real = TextForm(kind="whole"), TextForm(kind="number")
         return {
             names[place]: Finding(
-                whole if pa.types.is_int64(values.type) else real, first=found.first[place]
+                whole if pa.types.is_int64(values.type) else real, first=plain_columns.first[place]
             )
-            for place, values in found.numbers.items()
+            for place, values in plain_columns.numbers.items()
         }
 
 
@@ -91,8 +91,8 @@ def find_readings(
     else:
         plain = {}
     findings = find_forms(columns, keys, commas_divide=dataset.commas_divide, known=plain)
-    found = Readings({}, {}, {}, list(dataset.header_notes))
-    look = _Look(source, dataset, keys, locate_row, findings, found)
+    readings = Readings({}, {}, {}, list(dataset.header_notes))
+    look = _Look(source, dataset, keys, locate_row, findings, readings)
     candidates = dataset.candidates()
     for name, finding in findings.items():
         role = given_role(source, dataset, name)
@@ -103,12 +103,12 @@ def find_readings(
         else:
             form = _plain_or_text(finding)
         if form not in PLAIN or name not in dataset.written_columns:
-            found.forms[name] = form
-    look.note_forms(columns, [name for name in candidates if name in found.forms])
+            readings.forms[name] = form
+    look.note_forms(columns, [name for name in candidates if name in readings.forms])
     for name, task in source.tasks.items():
         if name not in dataset.maps and name not in dataset.boxes:
-            found.label_forms[name] = look.of_labels(name, task, raw.labels[name])
-    return found
+            readings.label_forms[name] = look.of_labels(name, task, raw.labels[name])
+    return readings
 
 
 def given_role(source: FilesConfig, dataset: TableDataset, name: str) -> Role | None:
@@ -144,7 +144,7 @@ class _Look(NamedTuple):
     keys: Keys
     locate_row: LocateRow
     findings: Mapping[str, Finding]
-    found: Readings
+    readings: Readings
 
     def of_input(
         self, name: str, column: pa.Array, finding: Finding, role: Role | None
@@ -163,16 +163,16 @@ class _Look(NamedTuple):
                 f"has codes that begin with 0, such as {shown(column[finding.codes[0]])} "
                 f"({first}), so it is text"
             )
-            self.found.notes.append(Note(place=place, text=text, key="data.inputs"))
+            self.readings.notes.append(Note(place=place, text=text, key="data.inputs"))
         if finding.others:
             if finding.form == TEXT:
                 became = "text"
             else:
                 became = "the first"
             text = f"{doubt(column, finding)}, and is taken for {became}"
-            self.found.notes.append(Note(place=place, text=text, key=key_of_doubt(finding)))
+            self.readings.notes.append(Note(place=place, text=text, key=key_of_doubt(finding)))
         if finding.odd:
-            self.found.oddities[name] = self.oddity(column, finding)
+            self.readings.oddities[name] = self.oddity(column, finding)
         return finding.form
 
     def _of_number(self, name: str, column: pa.Array, finding: Finding, key: str) -> TextForm:
@@ -214,10 +214,13 @@ class _Look(NamedTuple):
         """Notes on forms that were found, one for all columns of a form."""
         by_form: dict[TextForm, list[str]] = {}
         for name in names:
-            by_form.setdefault(self.found.forms[name], []).append(name)
-        for form, own in by_form.items():
+            by_form.setdefault(self.readings.forms[name], []).append(name)
+        for form, alike_columns in by_form.items():
             self._note_form(
-                columns_named(own), columns[own[0]], form, own[0] in self.dataset.written_columns
+                columns_named(alike_columns),
+                columns[alike_columns[0]],
+                form,
+                alike_columns[0] in self.dataset.written_columns,
             )
 
     def _note_form(self, place: str, column: pa.Array, form: TextForm, written: bool) -> None:
@@ -227,7 +230,7 @@ class _Look(NamedTuple):
         first = column.drop_null()[:1]
         value = _as_written(read_as(first, form).values[0])
         text = f"{_in_words(form)}: {shown(first[0])} is read as {value}"
-        self.found.notes.append(Note(place=place, text=text, key=key))
+        self.readings.notes.append(Note(place=place, text=text, key=key))
 
     def of_labels(
         self, name: str, task: TaskColumn, labels: Mapping[str, pa.ChunkedArray]
@@ -265,7 +268,7 @@ class _Look(NamedTuple):
         self._note_form(f"task '{name}'", text, form, True)
         if finding.others and form == finding.form != TEXT:
             said = f"{doubt(text, finding)}, and is taken for the first"
-            self.found.notes.append(
+            self.readings.notes.append(
                 Note(place=f"task '{name}'", text=said, key=key_of_doubt(finding))
             )
         return form
@@ -299,7 +302,7 @@ class _Look(NamedTuple):
         place = f"data.tasks.{name}: {self.locate_row(finding.first)}, column '{column}'"
         if finding.odd and come_again:
             note = f"{self.oddity(text, finding)}, so they are classes"
-            self.found.notes.append(
+            self.readings.notes.append(
                 Note(place=f"task '{name}'", text=note, key="data.missing_values")
             )
         elif finding.odd:
@@ -321,7 +324,7 @@ class _Look(NamedTuple):
         taken = _taken(values, text)
         if taken:
             said = f"{taken}, which counts as missing unless `classes` names it"
-            self.found.notes.append(
+            self.readings.notes.append(
                 Note(place=f"task '{name}'", text=said, key="data.missing_values")
             )
 

@@ -170,8 +170,8 @@ def split_column_of(source: FilesConfig, dataset: TableDataset, rows: TableRows)
     if "split" in dataset.names and not any(
         "split" in label_columns(n, t) for n, t in source.tasks.items()
     ):
-        found = splits_named(texts(rows.table["split"]))
-        if (found != UNKNOWN).all() and len(np.unique(found)) > 1:
+        splits = splits_named(texts(rows.table["split"]))
+        if (splits != UNKNOWN).all() and len(np.unique(splits)) > 1:
             return "split"
     return None
 

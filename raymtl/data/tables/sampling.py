@@ -147,16 +147,16 @@ def _few_shot_batch(
 
 def _batch(source: FilesConfig, arrays: Arrays, rows: np.ndarray) -> Batch:
     """The rows with these numbers; of a stream, those of its shuffle buffer."""
-    found = {
+    tensors = {
         name: torch.from_numpy(values) for name, values in _gathered(source, arrays, rows).items()
     }
     names = source.task_names
     masks = {}
     if "complete" not in arrays:
-        masks = {name: found[f"mask/{name}"] for name in names}
+        masks = {name: tensors[f"mask/{name}"] for name in names}
     return Batch(
-        found["inputs"],
-        {name: found[f"target/{name}"] for name in names},
+        tensors["inputs"],
+        {name: tensors[f"target/{name}"] for name in names},
         masks,
     )
 
@@ -171,12 +171,12 @@ def _gathered(source: FilesConfig, arrays: Arrays, rows: np.ndarray) -> Mapping[
         return {key: arrays[key][rows] for key in keys}
     # A shuffle buffer: rows are counted through its blocks, in the order of their slots.
     slots = np.searchsorted(offsets, rows, side="right") - 1
-    found = {}
+    gathered = {}
     for key in keys:
         first = arrays[f"0/{key}"]
         out = np.empty((len(rows), *first.shape[1:]), first.dtype)
         for slot in np.unique(slots):
             in_slot = slots == slot
             out[in_slot] = arrays[f"{slot}/{key}"][rows[in_slot] - offsets[slot]]
-        found[key] = out
-    return found
+        gathered[key] = out
+    return gathered

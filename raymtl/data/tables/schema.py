@@ -252,11 +252,11 @@ def _packed(findings: Sequence[Any] | Mapping[str, Any]) -> Any:
 def _unpacked(findings: Any) -> Any:
     if not isinstance(findings, str):
         return findings
-    found = json.loads(findings)
-    if isinstance(found, list) and found and isinstance(found[0], list):
-        fields, *rows = found
+    unpacked = json.loads(findings)
+    if isinstance(unpacked, list) and unpacked and isinstance(unpacked[0], list):
+        fields, *rows = unpacked
         return [dict(zip(fields, row, strict=False)) for row in rows]
-    return found
+    return unpacked
 
 
 class Fitted(Spec):

@@ -140,7 +140,7 @@ class FilesConfig(Source):
         return tuple(self.tasks)
 
     def make_tasks(self) -> tuple[Task, ...]:
-        found = self.found
+        findings = self.found
         if self.episodes == "classes":
             return tuple(
                 chosen_by(
@@ -153,7 +153,7 @@ class FilesConfig(Source):
         size = height_and_width(self.size)
         tasks = []
         for name in self.tasks:
-            fitted = found.tasks[name]
+            fitted = findings.tasks[name]
             tasks.append(fitted.task_kind.make(name, fitted.statistics, size))
         return tuple(
             chosen_by(task, self.tasks[task.name].metric, f"data.tasks.{task.name}.metric")

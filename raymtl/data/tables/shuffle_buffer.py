@@ -105,11 +105,11 @@ _READERS: dict[str, _Reader] = {}
 
 
 def _reader(source: FilesConfig) -> _Reader:
-    own = f"{source.digest()} {source.path} {source.tasks} {source.hold_steps}"
-    if own not in _READERS:
+    reader_key = f"{source.digest()} {source.path} {source.tasks} {source.hold_steps}"
+    if reader_key not in _READERS:
         _READERS.clear()
-        _READERS[own] = _Reader(source)
-    return _READERS[own]
+        _READERS[reader_key] = _Reader(source)
+    return _READERS[reader_key]
 
 
 def fill_buffer(source: FilesConfig, arrays: Arrays, seed: int, step: int) -> Arrays:

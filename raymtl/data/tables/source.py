@@ -127,8 +127,8 @@ class Files(FilesConfig):
 
     def places(self) -> tuple[str, ...]:
         """The keys that say where files are."""
-        own = [f"tasks.{name}.path" for name, task in self.tasks.items() if task.path]
-        return ("path", *(f"path.{split}" for split in SPLITS), *own)
+        label_files = [f"tasks.{name}.path" for name, task in self.tasks.items() if task.path]
+        return ("path", *(f"path.{split}" for split in SPLITS), *label_files)
 
     def select_tasks(self, names: tuple[str, ...]) -> Self:
         return self.model_copy(update={"tasks": {name: self.tasks[name] for name in names}})
@@ -156,10 +156,13 @@ class Files(FilesConfig):
         return (*self.found.notes, *self._moved_notes(), *super().notes(arrays))
 
     def _moved_notes(self) -> tuple[Note, ...]:
-        found = self.found.path
-        if found in ("", self.path):
+        original_path = self.found.path
+        if original_path in ("", self.path):
             return ()
-        text = f"statistics and classes are those found in {_shown(found)}; null finds them anew"
+        text = (
+            f"statistics and classes are those found in {_shown(original_path)}; "
+            "null finds them anew"
+        )
         return (Note(place=f"files in {_shown(self.path)}", text=text, key="data.fitted"),)
 
     def window(self, arrays: Arrays, split: Split, seed: int, step: int) -> Arrays:

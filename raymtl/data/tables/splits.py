@@ -83,10 +83,10 @@ def _of_column(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _of_numbers(values: np.ndarray) -> np.ndarray:
-    found = values + 0.0  # -0 is 0
-    if np.isnan(found.sum()):  # there are many bit patterns of nan
-        found = np.where(np.isnan(found), np.nan, found)
-    return found.view(np.uint64)
+    numbers = values + 0.0  # -0 is 0
+    if np.isnan(numbers.sum()):  # there are many bit patterns of nan
+        numbers = np.where(np.isnan(numbers), np.nan, numbers)
+    return numbers.view(np.uint64)
 
 
 def _of_bytes(content: bytes) -> int:
@@ -123,8 +123,8 @@ def by_rank(hashed: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     for split, stop in zip(wanted, stops, strict=True):
         splits[start:stop] = split
         start = stop
-    found: np.ndarray = splits[inverse]
-    return found
+    ranked: np.ndarray = splits[inverse]
+    return ranked
 
 
 def by_threshold(hashed: np.ndarray, shares: Sequence[float]) -> np.ndarray:
@@ -132,8 +132,10 @@ def by_threshold(hashed: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     average.
     """
     cuts = np.cumsum(shares)[:-1] / sum(shares)
-    found: np.ndarray = np.searchsorted(cuts, hashed / 2.0**64, side="right").astype(np.int8)
-    return found
+    split_numbers: np.ndarray = np.searchsorted(cuts, hashed / 2.0**64, side="right").astype(
+        np.int8
+    )
+    return split_numbers
 
 
 def leak(groups: pa.Array, splits: np.ndarray) -> tuple[int, int] | None:

@@ -55,10 +55,10 @@ def common(kinds: Sequence[pa.DataType]) -> pa.DataType | None:
     """
     wanted = kinds[0]
     for kind in kinds[1:]:
-        found = _common(wanted, kind)
-        if found is None:
+        shared_type = _common(wanted, kind)
+        if shared_type is None:
             return None
-        wanted = found
+        wanted = shared_type
     return wanted
 
 

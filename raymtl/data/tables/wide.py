@@ -55,22 +55,22 @@ def _exact(held: Sequence[tuple[str, np.ndarray, bool]]) -> Iterator[tuple[list[
 
 def numbers_without_doubt(table: pa.Table, names: Collection[str]) -> set[str]:
     """Those of the columns that are numbers, are not always the same and do not count the rows."""
-    found: set[str] = set()
+    sure_names: set[str] = set()
     for batch, values in batches(table, names):
         least, most = np.fmin.reduce(values, axis=1), np.fmax.reduce(values, axis=1)
         sure = (most > least) & (most - least + 1 != values.shape[1])
-        found |= {name for name, good in zip(batch, sure, strict=True) if good}
-    return found
+        sure_names |= {name for name, good in zip(batch, sure, strict=True) if good}
+    return sure_names
 
 
 def changing(table: pa.Table, names: Collection[str], rows: np.ndarray) -> set[str]:
     """Those of the columns that are not always the same in these rows [N]."""
-    found: set[str] = set()
+    changing_names: set[str] = set()
     for batch, values in batches(table, names):
-        own = values[:, rows]
-        differ = np.fmax.reduce(own, axis=1) > np.fmin.reduce(own, axis=1)
-        found |= {name for name, good in zip(batch, differ, strict=True) if good}
-    return found
+        chosen_values = values[:, rows]
+        differ = np.fmax.reduce(chosen_values, axis=1) > np.fmin.reduce(chosen_values, axis=1)
+        changing_names |= {name for name, good in zip(batch, differ, strict=True) if good}
+    return changing_names
 
 
 def fit_columns(
@@ -79,29 +79,29 @@ def fit_columns(
     """Those of the columns of numbers that leave no doubt, by their mean and spread in these rows
     [N].
     """
-    found: dict[str, FittedColumn] = {}
+    fitted: dict[str, FittedColumn] = {}
     for batch, values in batches(table, names):
-        own = np.ascontiguousarray(
+        chosen_values = np.ascontiguousarray(
             values[:, rows]
         )  # whose sums are then those of each row by itself
-        complete = ~np.isnan(own).any(1)
+        complete = ~np.isnan(chosen_values).any(1)
         for name, known in zip(
-            np.array(batch, object)[~complete].tolist(), own[~complete], strict=True
+            np.array(batch, object)[~complete].tolist(), chosen_values[~complete], strict=True
         ):
             if not np.isnan(known).all():  # which `fit_column` refuses
-                found[name] = _fitted(name, *moments(known[~np.isnan(known)]))
-        own = own[complete]
-        scale = np.abs(own).max(1, initial=0)
+                fitted[name] = _fitted(name, *moments(known[~np.isnan(known)]))
+        chosen_values = chosen_values[complete]
+        scale = np.abs(chosen_values).max(1, initial=0)
         scale[scale == 0] = 1.0
-        scaled = own / scale[:, None]
+        scaled = chosen_values / scale[:, None]
         means, stds = scaled.mean(1), scaled.std(1)
         stds[stds <= 1e-12 * np.abs(means)] = 0.0
         names = np.array(batch, object)[complete].tolist()
         for name, mean, std in zip(
             names, (scale * means).tolist(), (scale * stds).tolist(), strict=True
         ):
-            found[name] = _fitted(name, mean, std)
-    return found
+            fitted[name] = _fitted(name, mean, std)
+    return fitted
 
 
 def _fitted(name: str, mean: float, std: float) -> FittedColumn:
@@ -110,11 +110,11 @@ def _fitted(name: str, mean: float, std: float) -> FittedColumn:
 
 def complete(table: pa.Table, names: Collection[str]) -> set[str]:
     """Those of the columns that leave no doubt and have no missing number."""
-    found: set[str] = set()
+    complete_names: set[str] = set()
     for batch, values in batches(table, names):
         full = ~np.isnan(values).any(1)
-        found |= {name for name, good in zip(batch, full, strict=True) if good}
-    return found
+        complete_names |= {name for name, good in zip(batch, full, strict=True) if good}
+    return complete_names
 
 
 def encode_columns(
@@ -133,8 +133,8 @@ def encode_columns(
             places[column.column] = start, column
         start += column.size
     done: set[str] = set()
-    for names, found in batches(table, places):
-        missing = np.isnan(found)
+    for names, numbers in batches(table, places):
+        missing = np.isnan(numbers)
         if impute:
             good = np.full(len(names), True)
         else:
@@ -142,7 +142,7 @@ def encode_columns(
         batch = [name for name, sure in zip(names, good.tolist(), strict=True) if sure]
         mean = np.array([places[name][1].mean for name in batch])[:, None]
         std = np.array([places[name][1].std for name in batch])[:, None]
-        values = np.where(missing[good], mean, found[good])
+        values = np.where(missing[good], mean, numbers[good])
         values -= mean
         values *= 1 / std
         out[:, [places[name][0] for name in batch]] = values.T

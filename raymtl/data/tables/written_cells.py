@@ -40,8 +40,8 @@ def read_columns(
     plain = [name for name in cells if name not in forms and is_text(columns[name].type)]
     done: set[str] = set()
     if plain:
-        found = plain_cells([columns[name] for name in plain], cells[plain[0]].missing)
-        for index, values in found.numbers.items():
+        plain_columns = plain_cells([columns[name] for name in plain], cells[plain[0]].missing)
+        for index, values in plain_columns.numbers.items():
             columns[plain[index]] = pa.chunked_array([values])
             done.add(plain[index])
     for name in cells.keys() - done:
