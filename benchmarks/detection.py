@@ -18,7 +18,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -125,7 +125,11 @@ def train(
     steps = iter(
         track(range(experiment.train.steps), ", ".join(experiment.data.task_names), transient=True)
     )
-    context = TrainContext(keep, lambda row: next(steps, None) and None)
+
+    def advance(row: Mapping[str, float | None]) -> None:
+        next(steps, None)
+
+    context = TrainContext(keep, advance)
     train_loop(experiment, arrays, local_batches(experiment, arrays), context, folder)
     seconds = time.perf_counter() - start
     about = {"seconds": seconds, "step": best["step"], "val": best["val"]}

@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor, wait
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ from raymtl.types import DivergedError, Episode, Spec, UserError
 from raymtl.weighting import EqualSpec
 
 HARD, WIDE = "hard", "hard, wider"
+Pairs = Literal["fixed", "fresh"]
+Size = Literal["cpu", "resnet"]
 SHORT_METHODS = (SINGLE, *ARCHITECTURES)
 AT_ONCE = 500  # pairs that are scored together
 TELL_EVERY = 20  # steps between looks at a training
@@ -79,7 +81,7 @@ class Budget(Spec):
 class Protocol(Spec):
     """All that a result depends on."""
 
-    pairs: Literal["fixed", "fresh"]
+    pairs: Pairs
     encoder: EncoderSpec
     narrower: tuple[EncoderSpec, ...] = ()
     """What an architecture has in its place that has too many parameters with it, the first that
@@ -132,9 +134,7 @@ RESNET: dict[str, Any] = {
 """What the protocol for a GPU has other than those for two CPU cores."""
 
 
-def protocol_of(
-    pairs: Literal["fixed", "fresh"], size: Literal["cpu", "resnet"], quick: bool
-) -> Protocol:
+def protocol_of(pairs: Pairs, size: Size, quick: bool) -> Protocol:
     """The protocol; `quick` leaves it two steps of four pairs and one rate."""
     if pairs == "fixed":
         chosen = FIXED
@@ -194,10 +194,9 @@ def encoder_of(protocol: Protocol, method: str) -> tuple[EncoderSpec, int]:
 
     Raises UserError where there is none.
     """
+    candidates = (protocol.encoder, *protocol.narrower)
     if method == WIDE and protocol.wider:
         candidates = (protocol.wider,)
-    else:
-        candidates = (protocol.encoder, *protocol.narrower)
     for encoder in candidates:
         params = (
             Try(method, protocol.rates[0], False)
@@ -221,6 +220,7 @@ def accuracies(folder: Path, split: Split, device: str) -> dict[str, float]:
     params = {name: value.to(device) for name, value in params.items()}
     algorithm.model.to(device)
     source = experiment.data
+    assert isinstance(source, MultiMNIST)
     arrays = source.load()
     sums: torch.Tensor | float = 0.0
     for start in range(0, len(arrays[split]), AT_ONCE):
@@ -299,10 +299,16 @@ def long_tries(short: Sequence[Mapping[str, Any]], protocol: Protocol) -> list[T
         (row for row in short if row["method"] != SINGLE), key=lambda row: -mean(row["val"])
     )
     best = next((row["method"] for row in ranked if row["method"] != HARD), None)
-    methods = [best, SINGLE, *([WIDE] if protocol.wider else []), HARD]  # the slowest first
-    return [
-        Try(m, rates[HARD if m == WIDE else m], True) for m in methods if m == WIDE or m in rates
-    ]
+    tries = []
+    if best is not None:  # the slowest first
+        tries.append(Try(best, rates[best], True))
+    if SINGLE in rates:
+        tries.append(Try(SINGLE, rates[SINGLE], True))
+    if protocol.wider:
+        tries.append(Try(WIDE, rates[HARD], True))
+    if HARD in rates:
+        tries.append(Try(HARD, rates[HARD], True))
+    return tries
 
 
 class Pool:
@@ -492,7 +498,8 @@ def main(  # noqa: PLR0913  each is an option of the command
         MultiMNIST().load()
     except UserError as error:
         raise typer.BadParameter(str(error)) from None
-    chosen = protocol_of(pairs, protocol, quick).model_copy(update={"seed": seed})
+    chosen = protocol_of(cast(Pairs, pairs), cast(Size, protocol), quick)
+    chosen = chosen.model_copy(update={"seed": seed})
     if device == "auto":
         if torch.cuda.is_available():
             device = "cuda"

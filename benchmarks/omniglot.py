@@ -20,6 +20,7 @@ from raymtl import config, run_folder
 from raymtl.config import Experiment
 from raymtl.storage import formats
 
+Length = Literal["quick", "cpu", "full"]
 FOLDER = Path(__file__).parent.parent / "tune_configs"
 CONFIGS = {"protonet": "omniglot.yaml", "maml": "omniglot-maml.yaml"}
 QUICK = {
@@ -48,7 +49,7 @@ def chosen(
     shots: int,
     device: str,
     workers: int,
-    length: Literal["quick", "cpu", "full"],
+    length: Length,
 ) -> Experiment:
     """The configuration of a row."""
     values = {
@@ -106,7 +107,7 @@ def main(  # noqa: PLR0913  each is an option of the command
     """Prints the accuracies with 95 % intervals over test episodes."""
     if data:
         os.environ["RAYMTL_DATA"] = str(data.absolute())
-    length: Literal["quick", "cpu", "full"]
+    length: Length
     if quick:
         length = "quick"
     elif full:

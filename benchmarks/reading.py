@@ -10,6 +10,7 @@ to the first meta-batch, statistics included.
 
 import argparse
 import json
+import logging
 import statistics
 import tempfile
 import time
@@ -93,7 +94,7 @@ def measure(rows: int, columns: int, turns: int, ray_too: bool) -> dict[str, Any
         if ray_too:
             import ray
 
-            ray.init(address="local", logging_level="ERROR", log_to_driver=False)
+            ray.init(address="local", logging_level=logging.ERROR, log_to_driver=False)
             ray.data.DataContext.get_current().enable_progress_bars = False
             readers["ray.data"] = lambda: with_ray(path)
         for read in readers.values():

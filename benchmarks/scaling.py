@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
     from raymtl.config import Experiment
 
 GPUS = (8, 64, 512)
@@ -224,108 +226,139 @@ def checkpoint_bytes_a_parameter(experiment: "Experiment", folder: Path) -> floa
     return num_bytes / sum(value.numel() for value in params.values())
 
 
+SEARCHED: dict[str, Any] = {
+    "learner.inner_lr": {"log_uniform": [0.001, 0.5]},
+    "train.lr": {"log_uniform": [3e-4, 3e-2]},
+    "learner.inner_steps": {"int": [1, 5]},
+    "weighting.weights": {"simplex": ["left", "right", "sum"]},
+}
+REPORTED = (
+    "val.score",
+    "val.loss",
+    "val.left.accuracy",
+    "val.right.accuracy",
+    "val.sum.r2",
+    "val.sum.mae",
+)
+
+
+class TimedSearch:
+    """A search whose trials train nothing, so that its own work can be timed."""
+
+    def __init__(self, experiment: "Experiment", run: Path, reports: int) -> None:
+        import numpy as np
+
+        from raymtl.tune import Search
+
+        self.search, self.reports = Search(experiment, run), reports
+        self.journal = run / "study.journal"
+        self.rng = np.random.default_rng(0)
+
+    def trial_s(self, name: str) -> tuple[float, float, float]:
+        """CPU seconds of a suggestion, of a report, and of the last report with the end."""
+        clock = [time.process_time()]
+        self.search.suggest(name)
+        clock.append(time.process_time())
+        for number in range(1, self.reports + 1):
+            scores = dict.fromkeys(REPORTED, float(self.rng.random()))
+            result = {**scores, "step": 100 * number, "num_parameters": 1000, "seconds": 1.0}
+            if number < self.reports:
+                self.search.on_trial_result(name, result)
+        clock.append(time.process_time())
+        self.search.write_from = math.inf  # the table is measured apart
+        self.search.on_trial_complete(name, result)
+        clock.append(time.process_time())
+        return clock[1] - clock[0], (clock[2] - clock[1]) / (self.reports - 1), clock[3] - clock[2]
+
+    def report_bytes(self) -> int:
+        """By which a report lengthens the journal."""
+        self.search.suggest("first")
+        before = self.journal.stat().st_size
+        scores = dict.fromkeys(REPORTED, 0.123456789)
+        result = {**scores, "step": 1, "num_parameters": 1000, "seconds": 1.0}
+        self.search.on_trial_result("first", result)
+        return self.journal.stat().st_size - before
+
+    def trial_bytes(self, report_bytes: int) -> int:
+        """By which a trial lengthens the journal, apart from its reports."""
+        before = self.journal.stat().st_size
+        self.trial_s("last")
+        return self.journal.stat().st_size - before - self.reports * report_bytes
+
+    def fill(self, size: int, like: "Sequence[FrozenTrial]") -> None:
+        """Adds trials that resemble these until the study has `size`."""
+        from optuna.trial import create_trial
+
+        study = self.search.study
+        while len(study.get_trials(deepcopy=False)) < size:
+            chosen = like[int(self.rng.integers(len(like)))]
+            study.add_trial(
+                create_trial(
+                    params={key: self.near(chosen, key) for key in chosen.params},
+                    distributions=chosen.distributions,
+                    user_attrs=chosen.user_attrs,
+                    values=[float(self.rng.random())],
+                )
+            )
+
+    def near(self, trial: "FrozenTrial", key: str) -> float:
+        """A value at most a fifth away from the trial's."""
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        domain, value = trial.distributions[key], trial.params[key]
+        assert isinstance(domain, FloatDistribution | IntDistribution)
+        moved = min(max(value * self.rng.uniform(0.8, 1.2), domain.low), domain.high)
+        if isinstance(domain, IntDistribution):
+            return int(moved)
+        return float(moved)
+
+
 def measured(sizes: Sequence[int] = (100, 1000, 3000), reports: int = 10) -> Constants:
     """Measures what this machine can tell without GPUs and without Ray running; CPU seconds."""
     import numpy as np
-    import optuna
 
     from raymtl.config import Experiment
-    from raymtl.tune import Search, trial_rows
+    from raymtl.tune import trial_rows
 
-    space = {
-        "learner.inner_lr": {"log_uniform": [0.001, 0.5]},
-        "train.lr": {"log_uniform": [3e-4, 3e-2]},
-        "learner.inner_steps": {"int": [1, 5]},
-        "weighting.weights": {"simplex": ["left", "right", "sum"]},
-    }
     experiment = Experiment().override({"tune.trials": 10**6, "train.steps": 100 * reports})
-    experiment = experiment.model_validate(experiment.model_dump(mode="json") | {"search": space})
-    rng = np.random.default_rng(0)
-    names = (
-        "val.score",
-        "val.loss",
-        "val.left.accuracy",
-        "val.right.accuracy",
-        "val.sum.r2",
-        "val.sum.mae",
-    )
-    taken: list[tuple[int, float, float, float]] = []
+    tree = experiment.model_dump(mode="json")
+    experiment = experiment.model_validate(tree | {"search": SEARCHED})
+    ask_s: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
-        searched = Search(experiment, run)
-        journal = run / "study.journal"
-
-        def cycle(name: str) -> tuple[float, float, float]:
-            clock = [time.process_time()]
-            searched.suggest(name)
-            clock.append(time.process_time())
-            for number in range(1, reports + 1):
-                scores = dict.fromkeys(names, float(rng.random()))
-                result = {**scores, "step": 100 * number, "num_parameters": 1000, "seconds": 1.0}
-                if number < reports:
-                    searched.on_trial_result(name, result)
-            clock.append(time.process_time())
-            searched.write_from = math.inf  # the table is measured apart
-            searched.on_trial_complete(name, result)
-            clock.append(time.process_time())
-            return clock[1] - clock[0], (clock[2] - clock[1]) / (reports - 1), clock[3] - clock[2]
-
-        searched.suggest("first")
-        before = journal.stat().st_size
-        first = {
-            **dict.fromkeys(names, 0.123456789),
-            "step": 1,
-            "num_parameters": 1000,
-            "seconds": 1.0,
-        }
-        searched.on_trial_result("first", first)
-        a_report = journal.stat().st_size - before
+        timed = TimedSearch(experiment, run, reports)
+        report_bytes = timed.report_bytes()
         for number in range(8):
-            cycle(f"warm-{number}")
-        like = [trial for trial in searched.study.get_trials() if trial.state.is_finished()]
+            timed.trial_s(f"warm-{number}")
+        like = [trial for trial in timed.search.study.get_trials() if trial.state.is_finished()]
         for size in sizes:
-            while len(searched.study.get_trials(deepcopy=False)) < size:
-                chosen = like[int(rng.integers(len(like)))]
-                params = {
-                    key: type(value)(
-                        np.clip(value * rng.uniform(0.8, 1.2), domain.low, domain.high)
-                    )
-                    for (key, value), domain in zip(
-                        chosen.params.items(), chosen.distributions.values(), strict=True
-                    )
-                }
-                searched.study.add_trial(
-                    optuna.trial.create_trial(
-                        params=params,
-                        distributions=chosen.distributions,
-                        user_attrs=chosen.user_attrs,
-                        values=[float(rng.random())],
-                    )
-                )
-            times = np.median([cycle(f"{size}-{number}") for number in range(5)], axis=0)
-            taken.append((size, *times.tolist()))
-        before = journal.stat().st_size
-        cycle("last")
-        a_trial = journal.stat().st_size - before - reports * a_report
-        a_trial_row = seconds_a_row(run / "trials.parquet", lambda: trial_rows(searched.study))
-        numbers = ("lr", "grad_norm", "seconds", *(f"x{number}" for number in range(10)))
-        steps = [{"step": number, **dict.fromkeys(numbers, 0.5)} for number in range(20_000)]
-        a_row = seconds_a_row(run / "history.parquet", lambda: steps)
-        a_parameter = checkpoint_bytes_a_parameter(experiment, run / "checkpoint")
+            timed.fill(size, like)
+            times = np.median([timed.trial_s(f"{size}-{number}") for number in range(5)], axis=0)
+            ask, report_s, end_s = times.tolist()
+            ask_s.append(ask)
+        slope, base = np.polyfit(sizes, ask_s, 1)
+        return Constants(
+            ask_s=max(float(base), 0.0),
+            ask_s_a_trial=float(slope),
+            report_s=report_s,
+            end_s=max(end_s - report_s, 0.0),
+            journal_bytes_a_report=report_bytes,
+            journal_bytes_a_trial=timed.trial_bytes(report_bytes),
+            history_s_a_row=history_row_s(run / "history.parquet"),
+            table_s_a_row=seconds_a_row(
+                run / "trials.parquet", lambda: trial_rows(timed.search.study)
+            ),
+            checkpoint_bytes_a_parameter=checkpoint_bytes_a_parameter(
+                experiment, run / "checkpoint"
+            ),
+        )
 
-    slope, base = np.polyfit([size for size, *_ in taken], [asked for _, asked, _, _ in taken], 1)
-    _, _, report_s, end_s = taken[-1]
-    return Constants(
-        ask_s=max(float(base), 0.0),
-        ask_s_a_trial=float(slope),
-        report_s=report_s,
-        end_s=max(end_s - report_s, 0.0),
-        journal_bytes_a_report=a_report,
-        journal_bytes_a_trial=a_trial,
-        history_s_a_row=a_row,
-        table_s_a_row=a_trial_row,
-        checkpoint_bytes_a_parameter=a_parameter,
-    )
+
+def history_row_s(path: Path) -> float:
+    """CPU seconds for a row of a history of 20,000 steps."""
+    numbers = ("lr", "grad_norm", "seconds", *(f"x{number}" for number in range(10)))
+    steps = [{"step": number, **dict.fromkeys(numbers, 0.5)} for number in range(20_000)]
+    return seconds_a_row(path, lambda: steps)
 
 
 Table = list[dict[str, str]]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 # One server imports these once and forks every process of every test from itself.
 multiprocessing.set_forkserver_preload(["torch", "tests.conftest", "raymtl.training.loop"])
@@ -13,7 +13,7 @@ multiprocessing.set_forkserver_preload(["torch", "tests.conftest", "raymtl.train
 
 def run_on(count: int, target: Callable[..., None], *args: Any) -> None:
     """Runs `target(rank, *args)` for every rank in a process of its own; raises what one raises."""
-    mp.start_processes(target, args, nprocs=count, start_method="forkserver")
+    start_processes(target, args, nprocs=count, start_method="forkserver")
 
 
 def new_process(target: Callable[..., None], *args: Any) -> BaseProcess:

@@ -49,7 +49,7 @@ def check_always(seen: Seen) -> None:
 @pytest.fixture
 def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the case that the test is about, and its maker run."""
-    folder = tmp_path / request.param
+    folder: Path = tmp_path / request.param
     shutil.copytree(CASES / request.param, folder)
     for name in ("COLUMNS", "RAY_ADDRESS", "RAYMTL_DATA"):
         monkeypatch.delenv(name, raising=False)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -119,7 +120,7 @@ def test_a_writer_that_dies_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_rows_with_different_columns_and_none_at_all(tmp_path: Path) -> None:
-    rows = [{"a": 1}, {"a": 2, "b": "x"}]
+    rows: list[dict[str, Any]] = [{"a": 1}, {"a": 2, "b": "x"}]
     formats.write_rows(tmp_path / "rows.parquet", rows)
     assert formats.read_rows(tmp_path / "rows.parquet") == [{"a": 1, "b": None}, {"a": 2, "b": "x"}]
     assert formats.read_rows(tmp_path / "none.parquet") == []

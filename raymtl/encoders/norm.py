@@ -20,6 +20,7 @@ from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from raymtl.encoders.base import Encoder
 from raymtl.types import Spec, UserError
 
 Norm = Literal["none", "group", "layer", "batch", "per_step"]
@@ -247,6 +248,10 @@ class NormedSpec(Spec):
         adds.
         """
         return self.norm not in WITH_BATCH_STATISTICS
+
+    @abstractmethod
+    def build(self, input_shape: tuple[int, ...], inner_steps: int = 0) -> Encoder:
+        """The encoder of inputs of this shape; a `per_step` norm has parameters for each step."""
 
     @property
     def has_per_step_params(self) -> bool:

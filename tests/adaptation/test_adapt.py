@@ -22,6 +22,7 @@ from raymtl.adaptation.request import AdaptationRequest
 from raymtl.adaptation.transfer import parse_transfer
 from raymtl.adaptation.transfer_run import transfer_run
 from raymtl.adaptation.transferred import load_network
+from raymtl.data.base import Arrays
 from raymtl.evaluation.evaluate import load_model
 from raymtl.learners import MAML
 from raymtl.reporting.terminal import View
@@ -34,7 +35,7 @@ from tests.conftest import experiment
 DOCS = Path(__file__).parent.parent.parent / "docs" / "transfer.md"
 
 
-def trained(folder: Path, arrays, **values) -> Path:
+def trained(folder: Path, arrays: Arrays, **values: Any) -> Path:
     """A run folder as `raymtl train` leaves it, of two steps."""
     chosen = experiment(
         **{"train__steps": 2, "train__eval_every": 2, "evaluate__val_episodes": 2} | values
@@ -51,7 +52,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, arrays: dict[str, np.ndarray])
     return trained(tmp_path_factory.mktemp("runs") / "small", arrays, data__shots=2)
 
 
-def new_task(path: Path, arrays, classes: int = 3, number: int = 24, **changes) -> Path:
+def new_task(
+    path: Path, arrays: Arrays, classes: int = 3, number: int = 24, **changes: Any
+) -> Path:
     """Pictures of glyphs on an empty canvas, labelled with something that no run knows; six of them unlabelled."""
     inputs = []
     for index in range(number):
@@ -72,8 +75,8 @@ def carried(
     support: Path | None = None,
     name: str | None = None,
     episode: int = 0,
-    **values,
-):
+    **values: Any,
+) -> dict[str, Any]:
     chosen = parse_transfer(
         way, {"optimiser.steps": 20} | {k.replace("__", "."): v for k, v in values.items()}
     )

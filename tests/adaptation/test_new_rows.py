@@ -22,6 +22,7 @@ from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import UserError
 from tests.cli.test_cli import answer, mistake
 from tests.data.own import write_csv, write_scenes
+from tests.narrowing import checked
 
 
 def flats(rows: int = 120, seed: int = 0) -> dict[str, list[Any]]:
@@ -42,7 +43,9 @@ def flats(rows: int = 120, seed: int = 0) -> dict[str, list[Any]]:
 TASKS = {"rent": {}, "state": {"classes": ["poor", "fair", "good"]}, "has": {"kind": "multilabel"}}
 
 
-def trained(folder: Path, data: dict[str, Any], steps: int = 2, inner: int = 1, **more) -> Path:
+def trained(
+    folder: Path, data: dict[str, Any], steps: int = 2, inner: int = 1, **more: Any
+) -> Path:
     """A run folder as `raymtl train` leaves it."""
     source = data if "name" in data else {"name": "files", "shots": 2, "queries": 4, **data}
     chosen = Experiment.model_validate(
@@ -77,7 +80,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def support_file(path: Path, without: tuple[str, ...] = (), labelled: int = 20, **changes) -> Path:
+def support_file(
+    path: Path, without: tuple[str, ...] = (), labelled: int = 20, **changes: Any
+) -> Path:
     """New flats, the last ten of them without labels; and no landlords, who say nothing."""
     content = {
         key: values
@@ -89,8 +94,16 @@ def support_file(path: Path, without: tuple[str, ...] = (), labelled: int = 20, 
     return write_csv(path, content | changes)
 
 
-def predictions(told: dict[str, Any]) -> list[dict]:
-    return pq.read_table(Path(told["folder"]) / "predictions.parquet").to_pylist()
+def predictions(told: dict[str, Any]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(
+        Path(told["folder"]) / "predictions.parquet"
+    ).to_pylist()
+    return rows
+
+
+def source_of(run: Path) -> Files:
+    """Of the best model of a run."""
+    return checked(load_model(run / "best")[0].data, Files)
 
 
 def test_new_rows_are_encoded_as_the_runs(home: Path) -> None:
@@ -126,9 +139,7 @@ def test_unlabelled_rows_are_predicted_in_their_units(home: Path) -> None:
             "garden",
         }
     _, algorithm, params = load_model(home / "run" / "best")
-    inputs = torch.from_numpy(
-        read_unseen(load_model(home / "run" / "best")[0].data, str(home / "new.csv")).inputs
-    )
+    inputs = torch.from_numpy(read_unseen(source_of(home / "run"), str(home / "new.csv")).inputs)
     expected = algorithm.tasks[0].decode(algorithm.predict(params, inputs[20:])["rent"])
     assert [row["rent.before"] for row in rows] == pytest.approx(expected.tolist(), rel=1e-5)
 
@@ -242,7 +253,7 @@ def test_pictures_with_masks_are_adapted_to_and_predicted(tmp_path: Path) -> Non
     # The same pictures without anything beside them are answered as before.
     assert [r["mask.after"] for r in only] == [r["mask.after"] for r in predictions(told)]
     assert all(r["mask.target"] is None and r["larger.target"] is None for r in only)
-    found = read_unseen(load_model(run / "best")[0].data, str(new))
+    found = read_unseen(source_of(run), str(new))
     assert np.flatnonzero(~found.masks["mask"]).tolist() == [2, 7]  # as its table leaves them away
 
 
@@ -283,7 +294,7 @@ def test_a_new_task_takes_one_command(
 
 
 def test_a_new_tasks_numbers_are_numbers(home: Path) -> None:
-    source = load_model(home / "run" / "best")[0].data
+    source = source_of(home / "run")
     write_csv(
         home / "age.csv", {"city": ["Bonn", "Kiel"], "size (m2)": [50, 60], "age": [12.5, None]}
     )

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def body() -> nn.Module:
     return nn.Sequential(nn.Linear(DIM, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh())
 
 
-def teacher(predict=None) -> Teacher:
+def teacher(predict: Callable[[Tensor], Tensor] | None = None) -> Teacher:
     return Teacher(body(), (DIM,), predict)
 
 
@@ -105,7 +106,9 @@ def test_infinite_l2_sp_trains_the_head_alone(
         torch.equal(value, state(source.body)[k])
         for k, value in result.network.body.named_parameters()
     )
-    assert not torch.equal(result.network.head.weight, start.head.weight)
+    assert not torch.equal(
+        result.network.get_parameter("head.weight"), start.get_parameter("head.weight")
+    )
 
 
 @pytest.mark.usefixtures("float64")
@@ -183,11 +186,11 @@ def test_an_anchored_sgd_step_is_proximal() -> None:
     )
 
 
-def student(**values) -> TargetTransfer:
+def student(**values: Any) -> TargetTransfer:
     return TargetTransfer(student=MLPSpec(hidden=(5,)), optimiser=ROUGH, **values)
 
 
-def told(logits: Tensor):
+def constant_teacher(logits: Tensor) -> Teacher:
     """A teacher that says the same of every example with the same inputs."""
     return teacher(lambda inputs: logits[: len(inputs)])
 
@@ -196,7 +199,9 @@ def told(logits: Tensor):
 def test_distillation_that_does_not_listen_is_cross_entropy() -> None:
     examples = blobs()
     fits = [
-        student(alpha=0.0, temperature=t).fit(told(scale * torch.randn(60, 3)), examples)
+        student(alpha=0.0, temperature=t).fit(
+            constant_teacher(scale * torch.randn(60, 3)), examples
+        )
         for t, scale in ((1.0, 1.0), (4.0, 9.0))
     ]
     first, second = (state(fit.network) for fit in fits)
@@ -205,7 +210,7 @@ def test_distillation_that_does_not_listen_is_cross_entropy() -> None:
     with torch.no_grad():
         expected = F.cross_entropy(made.network(made.trained_on.inputs), made.trained_on.targets)
         learned = student(alpha=0.0).learned(
-            told(torch.zeros(60, 3)), made.network, made.task, made.trained_on
+            constant_teacher(torch.zeros(60, 3)), made.network, made.task, made.trained_on
         )
         rows = torch.arange(len(made.trained_on.targets))
         assert learned.loss(made.trained_on.inputs, rows).mean() == pytest.approx(
@@ -293,7 +298,7 @@ def test_matching_features_makes_teachers_predictable() -> None:
 
 
 def test_selection_takes_the_lowest_held_out_loss() -> None:
-    seen: list[dict] = []
+    seen: list[Mapping[str, float | None]] = []
     way = ModelTransfer(l2_sp=0, optimiser=Optimiser(lr=0.05, steps=60, look_every=7))
     result = way.fit(teacher(), blobs(30), seen.append)
     looks = {
@@ -352,7 +357,7 @@ def test_the_seed_decides_the_network() -> None:
         FeatureTransfer(optimiser=ROUGH.model_copy(update={"seed": seed})).fit(teacher(), blobs())
         for seed in (0, 0, 1)
     ]
-    weights = [fit.network.head.weight for fit in fits]
+    weights = [fit.network.get_parameter("head.weight") for fit in fits]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
@@ -401,18 +406,18 @@ X = torch.zeros(6, DIM)
             FeatureTransfer(), teacher(), Examples(torch.zeros(6, 9), torch.tensor([0, 1, 2, 0, 1, 2])),
             "input: expected the shape that the trained model reads, [4], got [9]",
         ),
-        (TargetTransfer(), told(torch.zeros(6, 3)), Examples(X, torch.tensor([0, 1, 2, 0, 1, 2])), "student.name: expected"),
+        (TargetTransfer(), constant_teacher(torch.zeros(6, 3)), Examples(X, torch.tensor([0, 1, 2, 0, 1, 2])), "student.name: expected"),
         (student(), teacher(), Examples(X, torch.tensor([0, 1, 2, 0, 1, 2])), "a trained model that has the task 'new' too"),
         (
-            student(), told(torch.zeros(6, 5)), Examples(X, torch.tensor([0, 1, 2, 0, 1, 2])),
+            student(), constant_teacher(torch.zeros(6, 5)), Examples(X, torch.tensor([0, 1, 2, 0, 1, 2])),
             "takes as many classes as the trained model has, 5, got task.num_classes: 3",
         ),
         (
-            student(adapt_teacher=True), told(torch.zeros(6, 3)), Examples(X, torch.tensor([0, 1, 2, 0, 1, 2])),
+            student(adapt_teacher=True), constant_teacher(torch.zeros(6, 3)), Examples(X, torch.tensor([0, 1, 2, 0, 1, 2])),
             "adapt_teacher: expected false, since the trained model predicts only before adapting, got true",
         ),
         (
-            TargetTransfer(student={"name": "conv"}), told(torch.zeros(6, 3)), Examples(X, torch.tensor([0, 1, 2, 0, 1, 2])),
+            TargetTransfer(student={"name": "conv"}), constant_teacher(torch.zeros(6, 3)), Examples(X, torch.tensor([0, 1, 2, 0, 1, 2])),
             "student: encoder.name: conv takes pictures",
         ),
     ],

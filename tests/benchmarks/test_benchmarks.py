@@ -21,6 +21,8 @@ from raymtl.encoders import MLPSpec
 from raymtl.sharing import SharingSpec
 from raymtl.tasks import regression
 from raymtl.types import Batch
+from tests.narrowing import checked
+from tests.narrowing import own_inputs as own_inputs_of
 
 TINY = Protocol(
     steps=dict.fromkeys([*tabular.LOADERS, "made_up"], 4), settings=2, checks=2, hidden=(6, 5)
@@ -78,10 +80,11 @@ def test_training_rows_alone_standardise() -> None:
 def test_own_inputs_share_one_scale() -> None:
     """Every task has its own targets."""
     data = own_inputs()
-    assert [len(own) for own in data.train.inputs.values()] == [12, 18, 30]  # type: ignore[union-attr]
-    joint = torch.cat(list(data.train.inputs.values()))  # type: ignore[union-attr]
+    inputs = [own_inputs_of(data.train, task.name) for task in data.tasks]
+    assert [len(own) for own in inputs] == [12, 18, 30]
+    joint = torch.cat(inputs)
     torch.testing.assert_close(joint.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
-    assert all(own.mean().abs() > 0.1 for own in data.train.inputs.values())  # type: ignore[union-attr]
+    assert all(own.mean().abs() > 0.1 for own in inputs)
     for task in data.tasks:
         target = data.train.targets[task.name]
         torch.testing.assert_close(
@@ -133,9 +136,12 @@ def test_arffs_last_columns_are_targets(tmp_path: Path) -> None:
 def test_no_source_digit_is_in_two_parts() -> None:
     data = tabular.digits(Path(), 0, 10)
     left = [
-        {tuple(row.reshape(8, 13)[:, :5].flatten().tolist()) for row in part.inputs}
-        for part in data[3:]
-    ]  # type: ignore[union-attr]
+        {
+            tuple(row.reshape(8, 13)[:, :5].flatten().tolist())
+            for row in checked(part.inputs, Tensor)
+        }
+        for part in (data.train, data.val, data.test)
+    ]
     assert not left[0] & left[1] and not left[0] & left[2] and not left[1] & left[2]
 
 
@@ -193,7 +199,8 @@ def test_single_tasks_learn_each_as_if_alone() -> None:
 def test_rows_choose_nothing() -> None:
     data = shared_inputs()
     setting = sharing.settings("hard", data.tasks, 0, TINY)[0]
-    other = data._replace(test=Batch(data.test.inputs * 100, data.test.targets, {}))  # type: ignore[operator]
+    larger = checked(data.test.inputs, Tensor) * 100
+    other = data._replace(test=Batch(larger, data.test.targets, {}))
     one, two = sharing.train(data, setting, TINY, 0), sharing.train(other, setting, TINY, 0)
     assert one.test != two.test
     assert one._replace(test=[]) == two._replace(test=[])
@@ -310,12 +317,14 @@ needs_data = pytest.mark.skipif(not FOLDER.is_dir(), reason="$RAYMTL_DATA/tabula
 def test_real_files_have_the_published_size(name: str, num_tasks: int, rows: int) -> None:
     data = tabular.LOADERS[name](FOLDER, 0, 1000)
     assert len(data.tasks) == num_tasks
-    found = [
-        part.inputs.values() if isinstance(part.inputs, dict) else [part.inputs]
-        for part in data[3:]
-    ]
-    assert sum(len(own) for part in found for own in part) == rows
-    assert all(own.isfinite().all() for part in found for own in part)
+    found: list[Tensor] = []
+    for part in (data.train, data.val, data.test):
+        if isinstance(part.inputs, Tensor):
+            found.append(part.inputs)
+        else:
+            found += part.inputs.values()
+    assert sum(map(len, found)) == rows
+    assert all(own.isfinite().all() for own in found)
 
 
 @needs_data

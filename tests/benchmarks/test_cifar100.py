@@ -2,8 +2,10 @@
 
 import json
 import math
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -15,7 +17,6 @@ from benchmarks.cifar100 import (
     METHODS,
     ON_HARD,
     PROTOCOLS,
-    SINGLE,
     Protocol,
     cell,
     errors,
@@ -23,11 +24,15 @@ from benchmarks.cifar100 import (
     scaled,
     whole,
 )
+from benchmarks.sharing import SINGLE
 from raymtl.data import CIFAR100
+from raymtl.data.base import Split
 from raymtl.data.formats.cifar100 import COARSE
 from raymtl.step.execution import ExecutionConfig
+from raymtl.step.meta_gradient import MetaGradient
 from raymtl.types import DivergedError
 from tests.data.test_cifar100 import PER_CLASS, contents, write
+from tests.narrowing import checked, own_inputs
 
 TINY = Protocol(
     encoder={"encoder.name": "conv", "encoder.channels": [4]},
@@ -40,12 +45,12 @@ TINY = Protocol(
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory):
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("data"), contents())
 
 
 @pytest.fixture(autouse=True)
-def _few(root, monkeypatch: pytest.MonkeyPatch) -> None:
+def _few(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raymtl.data.sources.cifar100.PARTS", PER_CLASS)
     monkeypatch.setattr("raymtl.data.formats.cifar100.PARTS", PER_CLASS)
     monkeypatch.setenv("RAYMTL_DATA", str(root))
@@ -68,7 +73,8 @@ def test_every_method_and_protocol_can_run(
     for protocol, methods in (("cpu", METHODS), ("gpu", ("hard, pcgrad",))):
         for method in methods:
             chosen = experiment(method, 3, PROTOCOLS[protocol])
-            assert chosen.data.task_names == COARSE and chosen.data.split_seed == chosen.seed == 3
+            assert chosen.data.task_names == COARSE
+            assert checked(chosen.data, CIFAR100).split_seed == chosen.seed == 3
             assert chosen.weighting.name == ON_HARD.get(method, "equal")
             assert chosen.sharing.name == {SINGLE: "soft"}.get(method, method.partition(",")[0])
 
@@ -76,10 +82,11 @@ def test_every_method_and_protocol_can_run(
 def test_parts_hold_each_picture_once() -> None:
     """With the label within the task."""
     arrays = experiment(SINGLE, 0, TINY).data.load()
-    for split, of_class in {"val": 3, "test": 5}.items():
+    numbers: dict[Split, int] = {"val": 3, "test": 5}
+    for split, of_class in numbers.items():
         parts = whole(arrays, split, at_once=4)
         for number, name in enumerate(COARSE):
-            pictures = torch.cat([part.inputs[name] for part in parts])
+            pictures = torch.cat([own_inputs(part, name) for part in parts])
             labels = torch.cat([part.targets[name] for part in parts])
             classes = number + 20 * labels
             assert torch.equal(pictures[:, 0, 0, 1].long(), classes) and len(labels) == 5 * of_class
@@ -110,8 +117,8 @@ def test_a_row_has_the_lowest_validation_error(
     plain = cifar100.errors
     worse = iter([0.0, 0.5, 0.0, 0.0, 0.5, 0.0])
 
-    def shifted(algorithm, params, parts, execution):
-        found = plain(algorithm, params, parts, execution)
+    def shifted(*given: Any) -> dict[str, float]:
+        found = plain(*given)
         add = next(worse)
         looked.append(
             (
@@ -155,15 +162,15 @@ def test_impossible_runs_are_told(
     slow = TINY.model_copy(update={"steps": 10**7, "looks": 1, "most_seconds": 1.0})
     assert cell(0, "hard", slow, "cpu")["not_run"].startswith("too slow: ")
 
-    def diverges(*given, **more):
+    def diverges(*given: Any, **more: Any) -> MetaGradient:
         raise DivergedError("the loss of task fish is nan")
 
     monkeypatch.setattr(cifar100, "meta_gradient", diverges)
     assert cell(0, "hard", TINY, "cpu")["not_run"] == "diverged: the loss of task fish is nan"
 
 
-def made_up(method: str, seed: int, error: float, **more) -> dict:
-    row = {
+def made_up(method: str, seed: int, error: float, **more: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {
         "dataset": "cifar100",
         "seed": seed,
         "method": method,
@@ -208,27 +215,28 @@ def test_the_command_runs_what_is_missing(
     class Here:
         """Runs what is submitted at once, in this process."""
 
-        def __init__(self, *given) -> None:
+        def __init__(self, *given: Any) -> None:
             pass
 
-        def __enter__(self):
+        def __enter__(self) -> Self:
             return self
 
-        def __exit__(self, *given) -> None:
+        def __exit__(self, *given: Any) -> None:
             pass
 
-        def submit(self, function, *given):
-            done = Future()
+        def submit(self, function: Callable[..., Any], *given: Any) -> Future[Any]:
+            done: Future[Any] = Future()
             done.set_result(function(*given))
             return done
 
-    ran = []
+    ran: list[tuple[int, str]] = []
+
+    def one_cell(seed: int, method: str, *_: Any) -> dict[str, Any]:
+        ran.append((seed, method))
+        return made_up(method, seed, 0.4)
+
     monkeypatch.setattr(cifar100, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(
-        cifar100,
-        "cell",
-        lambda seed, method, *_: ran.append((seed, method)) or made_up(method, seed, 0.4),
-    )
+    monkeypatch.setattr(cifar100, "cell", one_cell)
     path = tmp_path / "rows.json"
     for seeds, methods in ((1, [SINGLE]), (2, [SINGLE, "hard"]), (2, [SINGLE, "hard"])):
         cifar100.main(json_path=path, methods=methods, seeds=seeds)

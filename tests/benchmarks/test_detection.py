@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from benchmarks import detection
+from raymtl.data import VOC
 from tests.data.blood import write_voc
+from tests.narrowing import checked
 
 
 @pytest.fixture
@@ -20,11 +22,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_row_has_the_same_budget(folder: Path) -> None:
     rows = [detection.chosen(tasks, seed=1, steps=None, unboxed=0.0) for tasks in detection.ROWS]
+    first = checked(rows[0].data, VOC)
+    queries, size = first.queries, first.size
     assert [row.data.task_names for row in rows] == [("boxes", "count"), ("boxes",), ("count",)]
-    same = [
-        (r.train, r.encoder, r.sharing, r.learner, r.data.queries, r.data.size, r.seed)
-        for r in rows
-    ]
+    same = []
+    for row in rows:
+        data = checked(row.data, VOC)
+        same.append((row.train, row.encoder, row.sharing, row.learner, row.seed))
+        assert (data.queries, data.size) == (queries, size)
     assert same[0] == same[1] == same[2]
 
 

@@ -5,19 +5,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks import omniglot, sinusoid
+from raymtl.data import Omniglot, Sinusoid
+from raymtl.encoders import MLPSpec
 from raymtl.evaluation.evaluate import evaluate, load_model
 from raymtl.training.context import TrainContext
 from raymtl.training.loop import local_batches, train_loop
+from tests.narrowing import checked
 
 
 @pytest.mark.parametrize("row", sinusoid.ROWS)
 def test_every_row_has_the_references_protocol(row: str) -> None:
     chosen = sinusoid.chosen(row, workers=2, quick=False)
-    assert (chosen.data.name, chosen.data.shots, chosen.encoder.hidden) == (
-        "sinusoid",
-        10,
-        (40, 40),
-    )
+    assert checked(chosen.data, Sinusoid).shots == 10
+    assert checked(chosen.encoder, MLPSpec).hidden == (40, 40)
     assert (chosen.train.steps, chosen.train.meta_batch) == (50_000, 25)
     assert chosen.evaluate.test_episodes == 1_000
     quick = sinusoid.chosen(row, workers=1, quick=True)
@@ -48,10 +48,11 @@ def test_the_unadapted_floor_is_3_006() -> None:
 
 @pytest.mark.parametrize("length", ["quick", "cpu", "full"])
 @pytest.mark.parametrize("learner", omniglot.CONFIGS)
-def test_every_length_of_omniglot_can_run(learner: str, length: str) -> None:
+def test_every_length_of_omniglot_can_run(learner: str, length: omniglot.Length) -> None:
     chosen = omniglot.chosen(learner, 20, 5, "cpu", 1, length)
-    assert (chosen.learner.name, chosen.data.name) == (learner, "omniglot")
-    assert (chosen.data.ways, chosen.data.shots, chosen.train.device) == (20, 5, "cpu")
+    data = checked(chosen.data, Omniglot)
+    assert (chosen.learner.name, chosen.train.device) == (learner, "cpu")
+    assert (data.ways, data.shots) == (20, 5)
     assert (chosen.evaluate.test_episodes, chosen.train.steps <= 4) == (
         {"quick": 4, "cpu": 600, "full": 1_000}[length],
         length == "quick",

@@ -15,19 +15,24 @@ from benchmarks.multimnist import (
     FRESH,
     HARD,
     SHARING,
-    SINGLE,
     WIDE,
+    Pairs,
+    Size,
     Try,
     accuracies,
     best_of,
     encoder_of,
     protocol_of,
 )
+from benchmarks.sharing import SINGLE
+from raymtl.data import MultiMNIST
+from raymtl.data.base import Split
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.evaluation.evaluate import load_model
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import UserError
 from tests.conftest import SHARING as ARCHITECTURES
+from tests.narrowing import checked, shared_inputs
 
 
 @pytest.fixture
@@ -59,15 +64,13 @@ def row(method: str, val: float | None, rate: float = 0.1, test: float = 0.5) ->
 def test_everything_trains_on_the_same_batches() -> None:
     """Every architecture and the single tasks."""
     assert set(multimnist.SHORT_METHODS) == {SINGLE, *ARCHITECTURES}
-    assert {method: SHARING[method].name for method in ARCHITECTURES} == {
-        name: name for name in ARCHITECTURES
-    }
+    assert [SHARING[method].model_dump()["name"] for method in ARCHITECTURES] == list(ARCHITECTURES)
     for protocol, long in ((multimnist.FIXED, False), (FRESH, True)):
         tried = [
             Try(method, 0.1, long).experiment(protocol, protocol.encoder) for method in SHARING
         ]
         assert len({(e.data, e.train, e.seed) for e in tried}) == 1
-        assert tried[0].data.pairs == protocol.pairs
+        assert checked(tried[0].data, MultiMNIST).pairs == protocol.pairs
         assert tried[0].learner.num_steps == 0
 
 
@@ -162,8 +165,11 @@ def test_the_table_shows_errors_and_intervals() -> None:
 @pytest.mark.parametrize(
     ("pairs", "size"), [("fixed", "cpu"), ("fresh", "cpu"), ("fresh", "resnet")]
 )
-def test_every_protocol_scores_all_pairs(few: None, tmp_path: Path, pairs: str, size: str) -> None:
-    protocol, steps_done = protocol_of(pairs, size, quick=True), {}
+def test_every_protocol_scores_all_pairs(
+    few: None, tmp_path: Path, pairs: Pairs, size: Size
+) -> None:
+    protocol = protocol_of(pairs, size, quick=True)
+    steps_done: dict[Any, int] = {}
     tried = Try(HARD, 0.001, True)
     found = multimnist.train(tried, protocol, tmp_path / "model", "cpu", steps_done)
     assert steps_done == {tried: protocol.long.steps}
@@ -171,14 +177,16 @@ def test_every_protocol_scores_all_pairs(few: None, tmp_path: Path, pairs: str, 
     assert experiment.encoder == protocol.encoder
     assert experiment.train.precision == protocol.precision
     assert found["num_parameters"] == sum(value.numel() for value in params.values())
-    arrays = experiment.data.load()
-    for split in ("val", "test"):
-        batch = experiment.data.batch(arrays, arrays[split])
+    source = checked(experiment.data, MultiMNIST)
+    arrays = source.load()
+    held_out: tuple[Split, ...] = ("val", "test")
+    for split in held_out:
+        batch = source.batch(arrays, arrays[split])
         with (
             torch.no_grad(),
             torch.autocast("cpu", torch.bfloat16, enabled=protocol.precision == "bfloat16"),
         ):
-            logits = algorithm.predict(params, batch.inputs.float() / 255)
+            logits = algorithm.predict(params, shared_inputs(batch).float() / 255)
         right = {
             name: (logits[name].argmax(-1) == batch.targets[name]).double().mean()
             for name in logits

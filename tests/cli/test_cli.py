@@ -22,6 +22,7 @@ from raymtl.training.context import TrainContext
 from raymtl.training.loop import local_batches, train_loop
 from tests.conftest import experiment
 from tests.data.own import write_pictures
+from tests.narrowing import shared_inputs
 
 QUICKSTART = Path(__file__).parent.parent.parent / "tune_configs" / "quickstart.yaml"
 
@@ -232,14 +233,14 @@ def test_adapt_to_a_held_out_domain(
     assert told["scores"]["left.accuracy"][1] == pytest.approx(hits)
 
 
-def support_file(path: Path, run: Path, arrays: Arrays, **changes) -> Path:
+def support_file(path: Path, run: Path, arrays: Arrays, **changes: Any) -> Path:
     """A support set as a user writes one: ten labelled pictures, some labels missing, ten more to be predicted."""
     chosen, _, _ = load_model(run / "best")
     (episode,), _ = build_episodes(chosen.data, arrays, seed=5, split="test", step=0, indices=[0])
     unlabelled = [None] * 10
     columns = {
-        "input": episode.support.inputs[0].flatten(1).tolist()
-        + episode.query.inputs[0].flatten(1).tolist()
+        "input": shared_inputs(episode.support)[0].flatten(1).tolist()
+        + shared_inputs(episode.query)[0].flatten(1).tolist()
     }
     for name, target in episode.support.targets.items():
         columns[name] = target[0].tolist() + unlabelled
@@ -267,20 +268,20 @@ def test_adapt_to_a_file_equals_adapting_by_hand(
     assert (told["support_examples"], told["predicted_examples"]) == (10, 10)
     chosen, algorithm, params = load_model(run / "best")
     (episode,), _ = build_episodes(chosen.data, arrays, seed=5, split="test", step=0, indices=[0])
-    inputs = episode.support.inputs[0].float() / 255
+    inputs = shared_inputs(episode.support)[0].float() / 255
     targets = {name: target[0] for name, target in episode.support.targets.items()}
     mask = torch.arange(10) != 2
     with torch.enable_grad():
         theta = {name: value.clone().requires_grad_() for name, value in params.items()}
         for _ in range(2):
             predicted = algorithm.predict(theta, inputs)
-            loss = sum(
+            losses = [
                 task.loss(predicted[task.name], targets[task.name])[
                     mask if task.name == "sum" else slice(None)
                 ].mean()
                 for task in algorithm.tasks
-            )
-            grads = torch.autograd.grad(loss, list(theta.values()))
+            ]
+            grads = torch.autograd.grad(torch.stack(losses).sum(), list(theta.values()))
             theta = {
                 n: (v - 0.05 * g).detach().requires_grad_()
                 for (n, v), g in zip(theta.items(), grads, strict=True)

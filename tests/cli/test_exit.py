@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -92,7 +93,7 @@ def test_the_main_thread_alone_reads_through_python(monkeypatch: pytest.MonkeyPa
     with memory.open("/threads/d.parquet", "wb") as file:
         pq.write_table(table, file, row_group_size=10_000)
     readers: set[threading.Thread] = set()
-    read = MemoryFile.read
+    read: Callable[..., bytes] = MemoryFile.read
 
     def recorded(self: MemoryFile, *args: int) -> bytes:
         readers.add(threading.current_thread())

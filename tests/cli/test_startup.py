@@ -55,7 +55,8 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
         [sys.executable, "-c", RUN, json.dumps(commands)],
         cwd=folder, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    return json.loads(done.stdout)
+    outputs: dict[str, str] = json.loads(done.stdout)
+    return outputs
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

@@ -51,7 +51,7 @@ def filled(path: Path) -> dict[str, Any]:
 @FILES
 def test_ray_accepts_the_file(path: Path) -> None:
     config = filled(path)
-    assert util.validate_config(config) is None
+    util.validate_config(config)
     with pytest.raises(Exception, match="max_workerz"):
         util.validate_config({**config, "max_workerz": 1})
 

@@ -178,7 +178,7 @@ def test_small_shared_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> No
     def docker(path: str) -> Any:
         return type("Space", (), {"f_bavail": 16384, "f_frsize": 4096})
 
-    monkeypatch.setattr(local_checks.os, "statvfs", docker)
+    monkeypatch.setattr("raymtl.cluster.doctor.local_checks.os.statvfs", docker)
     check = local_checks._shared_memory(16 * 2**30)
     assert check.ok is None
     assert "--shm-size=5.3g" in check.advice
@@ -188,7 +188,9 @@ def test_small_shared_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> No
 def test_loopback_hostname_matters_for_several_machines_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(local_checks.socket, "gethostbyname", lambda name: "127.0.1.1")
+    monkeypatch.setattr(
+        "raymtl.cluster.doctor.local_checks.socket.gethostbyname", lambda name: "127.0.1.1"
+    )
     assert local_checks._hostname(None).ok is True
     assert local_checks._hostname("head:6379").ok is None
     assert "GLOO_SOCKET_IFNAME" in local_checks._hostname("head:6379").advice
@@ -314,7 +316,7 @@ def test_only_nodes_still_silent_are_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(ray, "nodes", seen)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
     monkeypatch.setattr(node_probe, "_reports", lambda node_ids, probe: {"here": report})
-    monkeypatch.setattr(node_probe.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("raymtl.cluster.doctor.node_probe.time.sleep", lambda seconds: None)
     for check in (
         "same_versions",
         "floors",

@@ -10,6 +10,7 @@ from raymtl.config import load
 from raymtl.storage import formats
 from raymtl.tune import open_study
 from tests.cluster.hosts import NUM_HOSTS, SHARED, Cluster, Run, quoted, until
+from tests.narrowing import present
 
 pytestmark = pytest.mark.cluster
 RELEASED_S = 10.0
@@ -73,7 +74,7 @@ def test_ended_trials_release_their_resources(cluster: Cluster) -> None:
             last_seen[group] = at
     trials = studied(run).trials
     for trial in trials:
-        end = trial.datetime_complete.timestamp()
+        end = present(trial.datetime_complete).timestamp()
         held = [
             group
             for group, at in first_seen.items()
@@ -82,7 +83,9 @@ def test_ended_trials_release_their_resources(cluster: Cluster) -> None:
         under_way = [
             other
             for other in trials
-            if other.datetime_start.timestamp() < end < other.datetime_complete.timestamp()
+            if present(other.datetime_start).timestamp()
+            < end
+            < present(other.datetime_complete).timestamp()
         ]
         # One of Tune's for the driver and one of Train's for the workers.
         assert len(held) <= 2 * len(under_way), f"after trial {trial.number}, {states}: {held}"

@@ -11,10 +11,13 @@ from raymtl.data.episodes import build_episodes, on_device
 from raymtl.data.formats.cifar100 import Pictures
 from raymtl.data.sources.cifar100 import CIFAR_FS
 from raymtl.encoders import MLPSpec
+from raymtl.learners import Reptile
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import UserError
+from raymtl.weighting import StaticSpec
 from tests.data.blood import write_voc
 from tests.data.rooms import write_rooms
+from tests.narrowing import checked, present
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "tune_configs").glob("*.yaml"))
 
@@ -235,14 +238,14 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
 def test_override_keeps_what_the_new_member_has_too() -> None:
     base = Experiment().override({"learner.inner_lr": 0.07, "learner.first_order": True})
     other = base.override({"learner.name": "reptile"})
-    assert other.learner.inner_lr == 0.07
+    assert checked(other.learner, Reptile).inner_lr == 0.07
     assert not hasattr(other.learner, "first_order")
 
 
 def test_override_reaches_an_optional_part_and_a_mapping() -> None:
     chosen = Experiment().override({"tune.asha.grace": 50, "weighting.weights.left": 2})
-    assert chosen.tune.asha.grace == 50
-    assert chosen.weighting.weights == {"left": 2.0}
+    assert present(chosen.tune.asha).grace == 50
+    assert checked(chosen.weighting, StaticSpec).weights == {"left": 2.0}
 
 
 @pytest.mark.parametrize("key", ["learner.inner_lrr", "learner.inner_lr.x", "nothing", "a.b.c"])

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from raymtl.config import Experiment, check_space, parse
 from raymtl.config.distributions import Simplex, Space, default_params, searched_values, suggest
 from raymtl.types import UserError
+from tests.narrowing import present
 
 SPACE = TypeAdapter(Space).validate_python(
     {
@@ -62,7 +63,7 @@ def test_simplex_weights_sum_to_one_and_are_uniform() -> None:
 
 def test_own_values_round_trip_through_optuna() -> None:
     defaults = {**DEFAULTS, "learner.inner_lr": 0.05, "train.clip_norm": 1.5}
-    params = default_params(SPACE, defaults)
+    params = present(default_params(SPACE, defaults))
     study = optuna.create_study()
     study.enqueue_trial(params)
     values = suggest(SPACE, defaults, study.ask())

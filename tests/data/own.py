@@ -2,7 +2,7 @@
 
 import csv
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,12 @@ def columns(
     }
     for task in range(tasks):
         raw = z @ rng.normal(size=4) + 0.1 * rng.normal(size=rows)
-        label = [
+        labels: list[Callable[[float], Any]] = [
             lambda v: float(v),
             lambda v: "yes" if v > 0 else "no",
             lambda v: int(np.digitize(v, [-1, 0, 1])),
-        ][task % 3]
+        ]
+        label = labels[task % 3]
         gone = rng.random(rows) < missing
         found[f"task {task}.x"] = [
             None if hidden else label(v) for v, hidden in zip(raw, gone, strict=True)
@@ -48,16 +49,14 @@ def columns(
     return found
 
 
-def write_parquet(
-    path: Path, content: Mapping[str, Sequence[Any]], row_group_size: int = 100
-) -> Path:
+def write_parquet(path: Path, content: Mapping[str, Any], row_group_size: int = 100) -> Path:
     pq.write_table(
         pa.table({k: pa.array(v) for k, v in content.items()}), path, row_group_size=row_group_size
     )
     return path
 
 
-def write_csv(path: Path, content: Mapping[str, Sequence[Any]], delimiter: str = ",") -> Path:
+def write_csv(path: Path, content: Mapping[str, Any], delimiter: str = ",") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file, delimiter=delimiter)

@@ -45,9 +45,10 @@ def numbered_frame(folder: Path, number: int, rows: slice, columns: slice) -> di
     """In place of `read_frame`: a picture of 8 x 8 large pixels at random, so that every frame is one of a kind."""
     pixels = np.random.default_rng([number, folder.name == "val"]).random((8, 8, 3), np.float32)
     image = pixels.repeat(HEIGHT // 8, 0).repeat(WIDTH // 8, 1)
-    maps = {
+    maps: dict[str, np.ndarray] = {
+        "image": image,
         "label": np.zeros((HEIGHT, WIDTH)),
         "depth": np.ones((HEIGHT, WIDTH, 1)),
         "normal": np.ones_like(image),
     }
-    return {part: values[rows, columns] for part, values in {"image": image, **maps}.items()}
+    return {part: values[rows, columns] for part, values in maps.items()}

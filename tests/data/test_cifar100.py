@@ -18,6 +18,7 @@ from raymtl.data.formats.cifar100 import COARSE, read_pictures
 from raymtl.data.sources.cifar100 import augmented
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import Episode, UserError
+from tests.narrowing import checked, own_inputs, shared_inputs
 
 PER_CLASS = {"train": 12, "test": 5}
 needs_data = pytest.mark.skipif(
@@ -84,7 +85,7 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raymtl.data.formats.cifar100.PARTS", PER_CLASS)
 
 
-def small(root: Path, **values) -> CIFAR100:
+def small(root: Path, **values: Any) -> CIFAR100:
     defaults = {"held_out": 3, "shots": 2, "queries": 5, "augment": False}
     return CIFAR100(folder=str(root), **defaults | values)
 
@@ -114,7 +115,8 @@ def test_every_superclass_is_a_five_class_task(root: Path) -> None:
         for index in range(4):
             drawn = []
             for batch, size in ((episodes.support, 2), (episodes.query, 5)):
-                pictures, labels = batch.inputs[name][index], batch.targets[name][index]
+                pictures = own_inputs(batch, name)[index]
+                labels = batch.targets[name][index]
                 assert pictures.shape == (size, 3, 32, 32) and pictures.dtype == torch.uint8
                 assert [c for _, c, _ in told(pictures)] == [
                     classes[label] for label in labels.tolist()
@@ -129,7 +131,7 @@ def test_fine_and_coarse_label_the_same_picture(root: Path) -> None:
     for index in range(2):
         seen = []
         for batch in episodes:
-            numbers = told(batch.inputs[index])
+            numbers = told(shared_inputs(batch)[index])
             assert batch.targets["fine"][index].tolist() == [c for _, c, _ in numbers]
             assert batch.targets["coarse"][index].tolist() == [c % 20 for _, c, _ in numbers]
             seen += numbers
@@ -150,7 +152,8 @@ def test_validation_is_balanced_training_data(root: Path, episodes: str) -> None
         split: told(torch.from_numpy(arrays["pictures"][arrays[split].reshape(-1)]))
         for split in SPLITS
     }
-    for split, (of_class, of_test) in {"train": (9, 0), "val": (3, 0), "test": (5, 1)}.items():
+    numbers: dict[Split, tuple[int, int]] = {"train": (9, 0), "val": (3, 0), "test": (5, 1)}
+    for split, (of_class, of_test) in numbers.items():
         assert Counter(c for _, c, _ in seen[split]) == dict.fromkeys(range(100), of_class)
         assert {part for part, _, _ in seen[split]} == {of_test}
     assert len(set(seen["train"]) | set(seen["val"])) == 1200
@@ -162,14 +165,17 @@ def test_validation_is_balanced_training_data(root: Path, episodes: str) -> None
 def test_few_shot_episodes_name_their_classes(root: Path) -> None:
     source = small(root, episodes="classes", ways=4, shots=3, queries=6)
     episodes, domains = build(source, 30)
-    assert episodes.support.inputs.shape == (30, 12, 3, 32, 32)
+    assert shared_inputs(episodes.support).shape == (30, 12, 3, 32, 32)
     parts = set()
     for index, domain in enumerate(domains):
-        drawn, classes = [], {}
+        drawn: list[tuple[int, int, int]] = []
+        classes: dict[int, set[int]] = {}
         for batch, per_class in ((episodes.support, 3), (episodes.query, 6)):
             labels = batch.targets["class"][index]
             assert torch.equal(labels.bincount(), torch.full((4,), per_class))
-            for label, picture in zip(labels.tolist(), told(batch.inputs[index]), strict=True):
+            for label, picture in zip(
+                labels.tolist(), told(shared_inputs(batch)[index]), strict=True
+            ):
                 classes.setdefault(label, set()).add(picture[1])
                 drawn.append(picture)
                 parts.add(picture[0])
@@ -210,7 +216,9 @@ def test_ways_and_shots_may_vary_by_episode(root: Path) -> None:
     stacks, _ = build_episodes(
         source, source.load(), seed=0, split="test", step=0, indices=range(90)
     )
-    numbers = {(int(s.query.targets["class"].max()) + 1, s.support.inputs.shape[1]) for s in stacks}
+    numbers = {
+        (int(s.query.targets["class"].max()) + 1, shared_inputs(s.support).shape[1]) for s in stacks
+    }
     assert numbers == {(way, way * shots) for way in (2, 3, 4) for shots in (1, 2, 3)}
     assert source.make_tasks()[0].out_features == 4
 
@@ -243,12 +251,12 @@ def test_augmentation_is_for_training_alone(root: Path) -> None:
         moved, _ = build(small(root, augment=True), 3, split)
         for part, other in zip(plain, moved, strict=True):
             assert all(torch.equal(part.targets[name], other.targets[name]) for name in COARSE)
-            same = [torch.equal(part.inputs[name], other.inputs[name]) for name in COARSE]
+            same = [torch.equal(own_inputs(part, name), own_inputs(other, name)) for name in COARSE]
             assert not any(same) if split == "train" else all(same)
     name = "fish"
     for picture, changed in zip(
-        build(small(root), 1)[0].query.inputs[name][0],
-        build(small(root, augment=True), 1)[0].query.inputs[name][0],
+        own_inputs(build(small(root), 1)[0].query, name)[0],
+        own_inputs(build(small(root, augment=True), 1)[0].query, name)[0],
         strict=True,
     ):
         assert changed.numpy().tobytes() in reference_crop(picture)
@@ -283,7 +291,7 @@ def test_some_of_the_tasks_can_be_taken_alone(root: Path) -> None:
     )
     episodes, _ = build(source, 2)
     assert tuple(episodes.query.inputs) == ("trees", "fish")
-    assert {c % 20 for _, c, _ in told(episodes.query.inputs["trees"][0])} == {
+    assert {c % 20 for _, c, _ in told(own_inputs(episodes.query, "trees")[0])} == {
         COARSE.index("trees")
     }
     assert tuple(source.sizes(source.load())) == ("trees", "fish")
@@ -297,7 +305,7 @@ def test_supervised_episodes_keep_every_label(root: Path) -> None:
         assert CIFAR100.model_validate(source.model_dump()) == source
         assert len(build(source, 1)[0].query.targets[source.task_names[0]][0]) == labelled
     every = small(root, episodes="classes", shots=2, queries=15).as_supervised()
-    assert every.queries == 16 and build(every, 1)[0].query.inputs.shape[1] == 80
+    assert every.queries == 16 and shared_inputs(build(every, 1)[0].query).shape[1] == 80
 
 
 @pytest.mark.parametrize(
@@ -394,14 +402,15 @@ class Python2:
         self.array = array
 
     def __reduce__(self) -> Any:
-        make, given, (version, shape, kind, order, raw) = self.array.__reduce__()
+        reduced: tuple[Any, ...] = checked(self.array.__reduce__(), tuple)
+        make, given, (version, shape, kind, order, raw) = reduced
         return make, (given[0], given[1], "b"), (version, shape, kind, order, raw.decode("latin1"))
 
 
 class Calls:
     """Pickles as a call of any function."""
 
-    def __init__(self, function: Any, *given) -> None:
+    def __init__(self, function: Any, *given: Any) -> None:
         self.function, self.given = function, given
 
     def __reduce__(self) -> Any:

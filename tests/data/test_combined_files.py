@@ -15,6 +15,7 @@ from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import UserError
 from tests.data.own import write_csv, write_parquet, write_scenes
 from tests.data.test_files_pictures import plain_pictures
+from tests.narrowing import shared_inputs
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,10 @@ def test_tables_and_folders_are_learned_jointly(
 @pytest.mark.parametrize("episodes", ["one", "together"])
 def test_a_parts_missing_labels_stay_hidden(tmp_path: Path, episodes: str) -> None:
     rows = list(range(60))
-    labels = {"every": rows, "some": [i if i % 3 else None for i in rows]}
+    labels: dict[str, list[int | None]] = {
+        "every": [*rows],
+        "some": [i if i % 3 else None for i in rows],
+    }
     path = write_csv(tmp_path / "t.csv", {"x": [i % 7 for i in rows], **labels})
     part = {"name": "files", "path": str(path), "tasks": {"every": {}, "some": {}}, "inputs": ["x"]}
     source = Several(parts={"t": part}, episodes=episodes)
@@ -111,7 +115,7 @@ def test_a_streamed_part_draws_from_its_window(tmp_path: Path) -> None:
     (stack,), _ = build_episodes(
         source, source.load(), seed=0, split="train", step=3, indices=range(3)
     )
-    assert set(stack.query.inputs.flatten().tolist()) <= set(_window(alone, 3))
+    assert set(shared_inputs(stack.query).flatten().tolist()) <= set(_window(alone, 3))
     with pytest.raises(
         UserError, match=r"data.parts.b.in_memory_mb: expected one part that is larger than memory"
     ):

@@ -1,7 +1,7 @@
 """The digits, the sampler, and what every source promises: what an episode depends on, and what must be disjoint."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,6 +29,7 @@ from raymtl.types import Batch, UserError
 from tests.data.blood import small_cells
 from tests.data.own import own_table
 from tests.data.rooms import small_rooms
+from tests.narrowing import checked
 
 CLASSES = Digits(episodes="classes", ways=5, shots=1, queries=3)
 SOURCES = get_args(get_args(SourceSpec)[0])
@@ -115,7 +116,7 @@ def test_every_class_has_its_shots_and_queries(
                 counts = torch.stack(
                     [row.bincount(minlength=task.out_features) for row in batch.targets[task.name]]
                 )
-                assert (counts == per_class).all()
+                assert torch.equal(counts, torch.full_like(counts, checked(per_class, int)))
 
 
 def test_sums_are_right_and_standardised(arrays: dict[str, np.ndarray]) -> None:
@@ -214,9 +215,15 @@ def inputs_of(batch: Batch, task: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", SOURCES, ids=lambda kind: kind.model_fields["name"].default)
 def test_every_source_keeps_its_contract(kind: type[Source], tmp_path: Path) -> None:
-    source = {Files: own_table, NYUv2: small_rooms, VOC: small_cells}.get(
-        kind, lambda folder: kind()
-    )(tmp_path)
+    of_folder: dict[type[Source], Callable[[Path], Source]] = {
+        Files: own_table,
+        NYUv2: small_rooms,
+        VOC: small_cells,
+    }
+    if kind in of_folder:
+        source = of_folder[kind](tmp_path)
+    else:
+        source = kind()
     encoder = "conv" if any(task.is_dense for task in source.make_tasks()) else "mlp"
     assert (
         Experiment.model_validate({"data": source.model_dump(), "encoder": {"name": encoder}}).data
@@ -234,9 +241,9 @@ def test_every_source_keeps_its_contract(kind: type[Source], tmp_path: Path) -> 
     assert tuple(source.sizes(arrays)) == names
     assert all(size > 0 for size in source.sizes(arrays).values())
     plain, joint = build(source, arrays), build(source.as_supervised(), arrays)
-    for task in names:
+    for name in names:
         sizes = [
-            inputs_of(batch, task).shape[1] for batch in (joint.query, plain.query, plain.support)
+            inputs_of(batch, name).shape[1] for batch in (joint.query, plain.query, plain.support)
         ]
         assert sizes[0] == sizes[1] + sizes[2]
     assert kind.model_validate(source.as_supervised().model_dump()) == source.as_supervised()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
 
-    def log_message(self, *given) -> None:
+    def log_message(self, *given: Any) -> None:
         pass
 
 
@@ -95,11 +96,11 @@ def tar(files: dict[str, bytes]) -> bytes:
     return written.getvalue()
 
 
-def of_size(size: int) -> partial:
+def of_size(size: int) -> partial[str | None]:
     return partial(size_fault, size)
 
 
-def one_file(server: Server, **values) -> Named:
+def one_file(server: Server, **values: Any) -> Named:
     packed = server.archive("numbers.gz", gzip.compress(CONTENT, 0), "MNIST/raw", **values)
     return Named("small", "none", (Part("MNIST/raw/numbers", (packed,), of_size(len(CONTENT))),))
 

@@ -11,11 +11,13 @@ import torch
 
 from raymtl.config import Experiment, load
 from raymtl.data import SPLITS, Files
+from raymtl.data.base import Split
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.data.tables.splits import by_rank
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import UserError
 from tests.data.own import columns, own_table, write_csv, write_parquet
+from tests.narrowing import checked, present, shared_inputs
 
 TASKS = {f"t{i}": {"column": f"task {i}.x"} for i in range(12)}
 
@@ -49,13 +51,13 @@ def test_twelve_tasks_with_missing_labels_train(tmp_path: Path) -> None:
     experiment = load(config)
     experiment.save(tmp_path / "saved.yaml")
     assert load(tmp_path / "saved.yaml") == experiment
-    source = experiment.data
+    source = checked(experiment.data, Files)
     assert [task.kind.name for task in source.make_tasks()[:3]] == [
         "regression",
         "binary",
         "classification",
     ]
-    assert all(0.7 < fitted.labelled < 0.9 for fitted in source.fitted.tasks.values())
+    assert all(0.7 < fitted.labelled < 0.9 for fitted in present(source.fitted).tasks.values())
     episodes, _ = build_episodes(
         source, source.load(), seed=0, split="train", step=0, indices=range(2)
     )
@@ -66,7 +68,7 @@ def test_twelve_tasks_with_missing_labels_train(tmp_path: Path) -> None:
 
 def test_roles_are_inferred_with_reasons(tmp_path: Path) -> None:
     source = own_table(tmp_path)
-    assert {c.column: c.role for c in source.fitted.columns} == {
+    assert {c.column: c.role for c in present(source.fitted).columns} == {
         "age (years)": "number",
         "blood.pressure": "number",
         "smoker": "number",
@@ -74,7 +76,7 @@ def test_roles_are_inferred_with_reasons(tmp_path: Path) -> None:
         "Stadt": "category",
         "code": "number",
     }
-    assert source.fitted.left_out == {
+    assert present(source.fitted).left_out == {
         "constant": "always '1'",
         "id": "a name of the row: almost all are different",
         "number": "the number of the row",
@@ -88,7 +90,7 @@ def test_csv_and_parquet_give_equal_arrays(tmp_path: Path) -> None:
     for name, options in (("t.csv", {}), ("t.tsv.csv", {"delimiter": "\t"})):
         path = write_csv(tmp_path / name, content, options.get("delimiter", ","))
         other = Files(path=str(path), tasks=TASKS)
-        assert other.fitted.columns == one.fitted.columns
+        assert present(other.fitted).columns == present(one.fitted).columns
         arrays = other.load()
         for key, values in one.load().items():
             np.testing.assert_array_equal(arrays[key], values)
@@ -99,10 +101,10 @@ def test_training_rows_alone_standardise_numbers(tmp_path: Path) -> None:
     content["x"][40:] = [1e6] * 20
     source = simple(tmp_path, content, split={"column": "part"})
     train = np.array(content["x"][:40])
-    (column,) = source.fitted.columns
+    (column,) = present(source.fitted).columns
     assert column.mean == pytest.approx(train.mean())
     assert column.std == pytest.approx(train.std())
-    (task,) = source.fitted.tasks.values()
+    (task,) = present(source.fitted).tasks.values()
     assert task.means[0] == pytest.approx(np.mean(content["y"][:40]))
     arrays = source.load()
     np.testing.assert_allclose(
@@ -118,7 +120,7 @@ def test_unknown_categories_have_their_own_value(tmp_path: Path) -> None:
         split=["train"] * 40 + ["val"] * 10 + ["test"] * 10,
     )
     source = simple(tmp_path, content, inputs=["colour"])
-    assert source.fitted.split_column == "split"
+    assert present(source.fitted).split_column == "split"
     inputs = source.load()["inputs"]
     np.testing.assert_array_equal(inputs[:2], [[0, 1, 0], [1, 0, 0]])
     np.testing.assert_array_equal(inputs[50:], [[0, 0, 1]] * 10)
@@ -133,10 +135,13 @@ def test_words_are_hashed_into_bags(tmp_path: Path) -> None:
     ]
     content = regression_table(note=words, embedding=rng.normal(3, 2, size=(60, 5)).tolist())
     source = simple(tmp_path, content, text_size=16, inputs=["note", "emb*"])
-    assert [(c.role, c.size) for c in source.fitted.columns] == [("text", 16), ("vector", 5)]
+    assert [(c.role, c.size) for c in present(source.fitted).columns] == [
+        ("text", 16),
+        ("vector", 5),
+    ]
     inputs = source.load()["inputs"]
     np.testing.assert_allclose(np.linalg.norm(inputs[:, :16], axis=1), 1, rtol=1e-6)
-    vector = source.fitted.columns[1]
+    vector = present(source.fitted).columns[1]
     np.testing.assert_allclose(
         inputs[:, 16:] * vector.std + vector.mean, content["embedding"], rtol=1e-5
     )
@@ -151,7 +156,7 @@ def test_roles_can_be_given(tmp_path: Path) -> None:
         regression_table(code=[i % 3 for i in range(60)]),
         inputs={"code": "category", "x": "number"},
     )
-    assert [(c.column, c.size) for c in source.fitted.columns] == [("code", 4), ("x", 1)]
+    assert [(c.column, c.size) for c in present(source.fitted).columns] == [("code", 4), ("x", 1)]
     assert set(source.load()["inputs"][:, :3].sum(1)) == {1.0}
 
 
@@ -181,7 +186,7 @@ def test_the_kind_of_a_task_is_inferred(
     tmp_path: Path, labels: list[Any], kind: str, classes: tuple[str, ...]
 ) -> None:
     source = simple(tmp_path, {"x": regression_table()["x"], "y": labels})
-    fitted = source.fitted.tasks["y"]
+    fitted = present(source.fitted).tasks["y"]
     assert (fitted.kind, fitted.classes, fitted.inferred) == (kind, classes, True)
     arrays = source.load()
     known = np.array([v is not None and v != "" and v == v for v in labels])
@@ -204,7 +209,7 @@ def test_columns_join_into_vectors_or_labels(tmp_path: Path) -> None:
     content |= {"cat": [1, 0, None] * 20, "dog": [False, None, None] * 20}
     tasks = {"position": {"columns": ["a", "b"]}, "animals": {"columns": ["cat", "dog"]}}
     source = simple(tmp_path, content, tasks=tasks, inputs=["x"])
-    found = source.fitted.tasks
+    found = present(source.fitted).tasks
     assert (found["position"].kind, found["animals"].kind) == ("regression", "multilabel")
     assert found["position"].means[1] == pytest.approx(9, abs=1.5)
     arrays = source.load()
@@ -295,7 +300,7 @@ def test_folders_named_like_assignments_are_columns(tmp_path: Path) -> None:
         folder.mkdir()
         write_parquet(folder / "part.parquet", regression_table(rows=40))
     source = Files(path=str(tmp_path), tasks={"y": {}})
-    assert source.fitted.columns[1].categories == ("de", "fr")
+    assert present(source.fitted).columns[1].categories == ("de", "fr")
     assert source.load()["inputs"][[0, 79], 1:].tolist() == [[1, 0, 0], [0, 1, 0]]
 
 
@@ -310,7 +315,7 @@ def test_group_episodes_hold_one_group(tmp_path: Path) -> None:
     }
     source = simple(tmp_path, content, group="school", episodes="groups", shots=[2, 4], queries=6)
     arrays = source.load()
-    seen = {}
+    seen: dict[Split, set[str]] = {}
     for split in SPLITS:
         seen[split] = set()
         stacks, domains = build_episodes(
@@ -323,11 +328,13 @@ def test_group_episodes_hold_one_group(tmp_path: Path) -> None:
         ]
         assert {str(int(v)) for rows in labels for row in rows for v in row} == set(numbers)
         assert all(len(set(row)) == 1 for rows in labels for row in rows)
-        assert {e.support.inputs.shape[1] for e in stacks} == {2, 3, 4}
+        assert {shared_inputs(e.support).shape[1] for e in stacks} == {2, 3, 4}
         seen[split] |= set(numbers)
         for episodes in stacks:
             for support, query in zip(
-                episodes.support.inputs.tolist(), episodes.query.inputs.tolist(), strict=True
+                shared_inputs(episodes.support).tolist(),
+                shared_inputs(episodes.query).tolist(),
+                strict=True,
             ):
                 assert not {r[0] for r in support} & {r[0] for r in query}
     assert not (
@@ -350,8 +357,8 @@ def test_few_shot_episodes_hold_disjoint_classes(tmp_path: Path) -> None:
         queries=3,
     )
     arrays = source.load()
-    (column,) = source.fitted.columns
-    found = {}
+    (column,) = present(source.fitted).columns
+    found: dict[Split, set[int]] = {}
     for split in SPLITS:
         stacks, _ = build_episodes(source, arrays, seed=0, split=split, step=0, indices=range(40))
         found[split] = set()
@@ -362,7 +369,10 @@ def test_few_shot_episodes_hold_disjoint_classes(tmp_path: Path) -> None:
                 w for w in range(ways) for _ in range(3)
             ]
             values = (
-                torch.cat([episodes.support.inputs, episodes.query.inputs], 1)[..., 0] * column.std
+                torch.cat([shared_inputs(episodes.support), shared_inputs(episodes.query)], 1)[
+                    ..., 0
+                ]
+                * column.std
                 + column.mean
             )
             labels = torch.cat([episodes.support.targets["y"], episodes.query.targets["y"]], 1)
@@ -436,7 +446,8 @@ def test_the_commands_path_replaces_the_files(
     )
     with pytest.raises(UserError, match=r"own.yaml:3: data.path"):
         load(path)
-    assert load(path, {"data.path": str(table)}).data.path == str(table)
+    moved = load(path, {"data.path": str(table)})
+    assert checked(moved.data, Files).path == str(table)
     with pytest.raises(UserError, match=r"^--set: data.path: expected a file"):
         load(path, {"data.path": "nowhere-else.csv"})
 
@@ -452,7 +463,7 @@ def test_a_url_is_read_as_a_path_is(tmp_path: Path) -> None:
         for where in (str(path), f"file://{path}", "memory://own/t.parquet")
     ]
     for source in sources[1:]:
-        assert source.fitted.columns == sources[0].fitted.columns
+        assert present(source.fitted).columns == present(sources[0].fitted).columns
         np.testing.assert_array_equal(source.load()["inputs"], sources[0].load()["inputs"])
 
 
@@ -477,7 +488,7 @@ def test_cells_of_matlab_and_arff_are_tables(tmp_path: Path) -> None:
         + "".join(f"{i / 3},{'uv'[i % 2]},{i * 2.5}\n" for i in range(30))
     )
     found = Files(path=str(tmp_path / "a.arff"), tasks={"y": {}})
-    assert [c.role for c in found.fitted.columns] == ["number", "category"]
+    assert [c.role for c in present(found.fitted).columns] == ["number", "category"]
     np.testing.assert_allclose(found.load()["target/y"], np.arange(30) * 2.5)
 
 

@@ -58,7 +58,11 @@ def coco(written: Written, names: list[str]) -> dict[str, Any]:
 
 def rows(written: Written, names: list[str]) -> dict[str, list[Any]]:
     """A row a box; one with the picture alone where it shows nothing."""
-    found = [[f"{name}.png", *one] for name in names for one in (written[name] or [(None,) * 5])]
+    found: list[list[Any]] = []
+    for name in names:
+        found += [[f"{name}.png", *one] for one in written[name]]
+        if not written[name]:
+            found.append([f"{name}.png", *[None] * 5])
     return dict(
         zip(
             ("picture", "class", "x1", "y1", "x2", "y2"),
@@ -68,7 +72,7 @@ def rows(written: Written, names: list[str]) -> dict[str, list[Any]]:
     )
 
 
-def source(folder: Path, task: dict[str, Any], **values) -> Files:
+def source(folder: Path, task: dict[str, Any], **values: Any) -> Files:
     return Files(
         path=str(folder / "JPEGImages"), tasks={"things": task}, **{"size": SIDES, **values}
     )

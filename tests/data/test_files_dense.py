@@ -24,6 +24,7 @@ from raymtl.tasks.segmentation import SEGMENTATION
 from raymtl.types import UserError
 from tests.data.own import scene, write_csv, write_scenes
 from tests.data.test_inspection import inspected
+from tests.narrowing import checked, present, shared_inputs
 
 
 def save(path: Path, values: np.ndarray) -> None:
@@ -46,7 +47,7 @@ def coded(
 
 
 def of(
-    root: Path, size: int | tuple[int, int] = 8, task: dict[str, Any] | None = None, **values
+    root: Path, size: int | tuple[int, int] = 8, task: dict[str, Any] | None = None, **values: Any
 ) -> Files:
     tasks = {"map": {"path": str(root / "maps"), **(task or {})}}
     return Files(path=str(root / "pictures"), size=size, tasks=tasks, **values)
@@ -85,7 +86,7 @@ def test_seven_kinds_of_labels_train(tmp_path: Path) -> None:
             "learner": {"name": "maml", "inner_steps": 0},
         }
     )
-    source = chosen.data
+    source = checked(chosen.data, Files)
     assert [fitted.kind for fitted in source.found.tasks.values()] == [
         "binary", "multilabel", "regression", "segmentation", "depth", "normals",
     ]  # fmt: skip
@@ -110,12 +111,12 @@ def test_seven_kinds_of_labels_train(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(16, 12), (8, 24), (40, 56)])
-def test_maps_are_resized_by_nearest_pixels(tmp_path: Path, size: tuple[int, ...]) -> None:
+def test_maps_are_resized_by_nearest_pixels(tmp_path: Path, size: tuple[int, int]) -> None:
     maps = random_classes(12, 20, 28)
     targets, _ = in_order(of(coded(tmp_path, maps), size))
     for own, target in zip(maps, targets, strict=True):
         np.testing.assert_array_equal(
-            target, Image.fromarray(own).resize(size[::-1], Image.Resampling.NEAREST)
+            target, Image.fromarray(own).resize((size[1], size[0]), Image.Resampling.NEAREST)
         )
 
 
@@ -155,13 +156,14 @@ def test_resizing_keeps_missing_pixels_missing(tmp_path: Path) -> None:
 def test_normals_are_colours_or_numbers(tmp_path: Path, spelled: str) -> None:
     vectors = np.zeros((6, 8, 3))
     vectors[:, :4], vectors[:, 4:7] = (0.6, 0, 0.8), (0, -1, 0)
-    saved = {
+    spellings: dict[str, np.ndarray] = {
         "colours": np.where(vectors.any(-1, keepdims=True), (vectors + 1) * 127.5, 127)
         .round()
         .astype(np.uint8),
         "channels first": np.moveaxis(2 * vectors, -1, 0),
         "channels last": vectors,
-    }[spelled]
+    }
+    saved = spellings[spelled]
     source = of(
         coded(tmp_path, [saved] * 12, ".png" if spelled == "colours" else ".npy", (6, 8)),
         (6, 8),
@@ -330,13 +332,14 @@ def test_maps_stand_in_a_table(tmp_path: Path, form: str) -> None:
     maps = random_classes(20, 6, 8)
     root = coded(tmp_path, maps)
     contents = [(root / "maps" / f"{i}.png").read_bytes() for i in range(20)]
-    values = {
+    forms: dict[str, list[Any]] = {
         "names": [f"maps/{i}.png" for i in range(20)],
         "names below a folder": [f"{i}.png" for i in range(20)],
         "bytes": contents,
         "lists": [m.tolist() for m in maps],
         "struct": [{"bytes": None, "path": f"maps/{i}.png"} for i in range(20)],
-    }[form]
+    }
+    values = forms[form]
     values[5] = None
     table = {"image": [f"pictures/{i}.png" for i in range(20)], "map": values}
     pq.write_table(pa.table(table), root / "table.parquet", row_group_size=5)
@@ -497,7 +500,7 @@ def test_streamed_maps_equal_those_in_memory(tmp_path: Path) -> None:
         (stack,), _ = build_episodes(
             source, arrays, seed=0, split="train", step=step, indices=range(2)
         )
-        brightness = stack.query.inputs[:, :, 0, 0, 0].flatten().tolist()
+        brightness = shared_inputs(stack.query)[:, :, 0, 0, 0].flatten().tolist()
         for number, target in zip(
             brightness, stack.query.targets["map"].flatten(0, 1), strict=True
         ):
@@ -594,8 +597,9 @@ def test_the_example_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "c.yaml").write_text(block)
     monkeypatch.chdir(tmp_path)
     chosen = load(tmp_path / "c.yaml")
-    assert chosen.data.found.rows == 30
-    tasks = chosen.data.found.tasks
+    found_data = present(checked(chosen.data, Files).found)
+    assert found_data.rows == 30
+    tasks = found_data.tasks
     assert {name: task.kind for name, task in tasks.items() if task.kind in ("segmentation", "depth", "normals")} == {
         "mask": "segmentation", "depth": "depth", "normals": "normals",
     }  # fmt: skip

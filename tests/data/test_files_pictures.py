@@ -24,9 +24,10 @@ from raymtl.data.tables.schema import Shades
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import UserError
 from tests.data.own import PICTURE_TASKS, write_csv, write_pictures
+from tests.narrowing import checked, shared_inputs
 
 
-def png(pixels: np.ndarray, mode: str | None = None, **options) -> bytes:
+def png(pixels: np.ndarray, mode: str | None = None, **options: Any) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels, mode).save(stream, "png", **options)
     return stream.getvalue()
@@ -56,7 +57,7 @@ def test_pictures_of_all_kinds_train(pictures: Path) -> None:
             "learner": {"name": "maml", "inner_steps": 1},
         }
     )
-    source = chosen.data
+    source = checked(chosen.data, Files)
     assert {name: task.kind for name, task in source.found.tasks.items()} == {
         "colour": "classification",
         "wide": "binary",
@@ -267,7 +268,8 @@ def test_tables_find_pictures_below_them(
     arrays = source.load()
     (stack,), _ = build_episodes(source, arrays, seed=0, split="train", step=0, indices=[0])
     assert torch.equal(
-        stack.query.inputs[0, :, 0, 0, 0].long(), 8 * stack.query.targets["number"][0].long()
+        shared_inputs(stack.query)[0, :, 0, 0, 0].long(),
+        8 * stack.query.targets["number"][0].long(),
     )
     assert all(mask.all() for mask in stack.query.masks.values())
 
@@ -287,7 +289,7 @@ def ramps(number: int, most: float, kind: type = np.uint16) -> list[np.ndarray]:
     return [(ramp * most * (i + 1) / number).astype(kind) for i in range(number)]
 
 
-def source_of(root: Path, **values) -> Files:
+def source_of(root: Path, **values: Any) -> Files:
     return Files(path=str(root), size=6, tasks={"folder": {}}, **values)
 
 

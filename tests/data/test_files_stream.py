@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,19 +17,21 @@ import pytest
 import torch
 
 from raymtl.data import Files
+from raymtl.data.base import Arrays, Split
 from raymtl.data.episodes import build_episodes
 from raymtl.data.tables.shuffle_buffer import blocks_of
 from raymtl.training import loop
 from raymtl.training.context import TrainContext
 from raymtl.training.loop import local_batches, train_loop
-from raymtl.types import UserError
+from raymtl.types import MetaBatch, UserError
 from tests.conftest import experiment
 from tests.data.own import PICTURE_TASKS, write_csv, write_pictures
+from tests.narrowing import shared_inputs
 
 ROWS, GROUP = 4000, 100
 
 
-def numbered(folder: Path, rows: int = ROWS, **values) -> Files:
+def numbered(folder: Path, rows: int = ROWS, **values: Any) -> Files:
     """A table whose label says the row, streamed in blocks of GROUP rows."""
     x = np.random.default_rng(0).normal(size=rows)
     path = folder / "numbered.parquet"
@@ -46,7 +49,13 @@ def numbered(folder: Path, rows: int = ROWS, **values) -> Files:
     return Files(path=str(path), tasks={"row": {}}, **{**settings, **values})
 
 
-def rows_at(source: Files, arrays, step: int, indices=range(4), split="train") -> list[list[int]]:
+def rows_at(
+    source: Files,
+    arrays: Arrays,
+    step: int,
+    indices: Sequence[int] = range(4),
+    split: Split = "train",
+) -> list[list[int]]:
     (stack,), _ = build_episodes(source, arrays, seed=0, split=split, step=step, indices=indices)
     return [
         row.int().tolist()
@@ -115,7 +124,10 @@ def test_streamed_inputs_equal_those_in_memory(tmp_path: Path) -> None:
     (stack,), _ = build_episodes(streamed, arrays, seed=0, split="train", step=5, indices=[0])
     rows = stack.query.targets["row"][0].int().numpy()
     np.testing.assert_allclose(
-        stack.query.inputs[0, :, 0] * column.std + column.mean, raw[rows], rtol=1e-4, atol=1e-6
+        shared_inputs(stack.query)[0, :, 0] * column.std + column.mean,
+        raw[rows],
+        rtol=1e-4,
+        atol=1e-6,
     )
 
 
@@ -137,7 +149,10 @@ def test_pictures_and_csv_files_are_streamed_too(
     (stack,), _ = build_episodes(
         source, source.load(), seed=0, split="train", step=0, indices=range(2)
     )
-    assert stack.query.inputs.shape == (2, 4, 1, 8, 8) and stack.query.inputs.dtype == torch.uint8
+    assert (
+        shared_inputs(stack.query).shape == (2, 4, 1, 8, 8)
+        and shared_inputs(stack.query).dtype == torch.uint8
+    )
     for part in range(4):
         x = np.random.default_rng(part).normal(size=100)
         write_csv(tmp_path / "parts" / f"{part}.csv", {"x": x.tolist(), "y": (2 * x).tolist()})
@@ -146,7 +161,7 @@ def test_pictures_and_csv_files_are_streamed_too(
     (stack,), _ = build_episodes(
         tables, tables.load(), seed=0, split="train", step=0, indices=range(2)
     )
-    assert stack.query.inputs.isfinite().all()
+    assert shared_inputs(stack.query).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -181,7 +196,7 @@ def test_data_wait_pct_measures_the_data_alone(
     chosen = experiment(train__steps=4, train__eval_every=2)
     arrays = chosen.data.load()
 
-    def slow(first_step):
+    def slow(first_step: int) -> Iterator[tuple[int, int, MetaBatch]]:
         for batch in local_batches(chosen, arrays)(first_step):
             advance(0.05)
             yield batch
@@ -234,15 +249,14 @@ ray.shutdown()
 @pytest.mark.slow
 def test_oversized_data_trains_in_bounded_memory(tmp_path: Path) -> None:
     """Ten times the object store."""
-    writer, rng = None, np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     path = tmp_path / "large.parquet"
+    names = [*(f"x{i}" for i in range(40)), "y"]
+    schema = pa.schema([(name, pa.float64()) for name in names])
+    writer = pq.ParquetWriter(path, schema, compression="none", use_dictionary=False)
     for _ in range(100):
         x = rng.normal(size=(24_000, 40))
-        table = pa.table({**{f"x{i}": column for i, column in enumerate(x.T)}, "y": x.sum(1)})
-        writer = writer or pq.ParquetWriter(
-            path, table.schema, compression="none", use_dictionary=False
-        )
-        writer.write_table(table)
+        writer.write_table(pa.table([*x.T, x.sum(1)], schema=schema))
     writer.close()
     assert path.stat().st_size > 780e6
     config = tmp_path / "large.yaml"

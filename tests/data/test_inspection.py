@@ -24,7 +24,7 @@ def inspected(
     return capsys.readouterr().out
 
 
-def config(tmp_path: Path, path: Any, tasks: Any, **more) -> str:
+def config(tmp_path: Path, path: Any, tasks: Any, **more: Any) -> str:
     file = tmp_path / "c.yaml"
     data = {"name": "files", "path": str(path), "tasks": tasks, **more}
     file.write_text(

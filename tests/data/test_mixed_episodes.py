@@ -1,6 +1,7 @@
 """Episodes of any mix in one meta-batch: what is bucketed for vmap gives the numbers of a plain loop."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +14,15 @@ from raymtl.encoders import MLPSpec
 from raymtl.learners import MAML
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig, stacks
-from raymtl.step.meta_gradient import meta_gradient
+from raymtl.step.meta_gradient import MetaGradient, meta_gradient
 from raymtl.tasks import classification, loss_sums, regression
 from raymtl.tasks.regression import REGRESSION
 from raymtl.types import Batch, Episode, MetaBatch, Metric, Task, UserError
 from raymtl.weighting import StaticSpec
 from tests.conftest import LEARNERS, SHARING, experiment, perturbed
+from tests.narrowing import shared_inputs
 
-SEVERAL = {
+SEVERAL: dict[str, Any] = {
     "name": "several",
     "parts": {
         "scene": {"name": "digits", "shots": (1, 2), "queries": 1},
@@ -35,7 +37,7 @@ SEVERAL = {
 }
 
 
-def mixed(learner: str, sharing: str, episodes: str = "one", **values: object) -> Experiment:
+def mixed(learner: str, sharing: str, episodes: str = "one", **values: Any) -> Experiment:
     """Both parts, or where the learner takes classes alone the second and a third like it."""
     chosen = experiment()
     tree = chosen.model_dump(mode="json")
@@ -74,7 +76,7 @@ def singles(episodes: MetaBatch) -> list[Episode]:
     ]
 
 
-def assert_equal_grads(one, other) -> None:
+def assert_equal_grads(one: MetaGradient, other: MetaGradient) -> None:
     torch.testing.assert_close(one.losses, other.losses, rtol=1e-10, atol=1e-12, equal_nan=True)
     assert any(gradient.abs().max() > 1e-6 for gradient in one.grads.values())
     for name, gradient in one.grads.items():
@@ -222,7 +224,7 @@ def test_absent_tasks_are_fully_masked_tasks() -> None:
         """With inputs of their own for the tasks that have any label, and nothing of the others."""
         present = [name for name, mask in part.masks.items() if mask.any()]
         return Batch(
-            dict.fromkeys(present, part.inputs),
+            dict.fromkeys(present, shared_inputs(part)),
             {n: part.targets[n] for n in present},
             {n: part.masks[n] for n in present},
         )
@@ -246,7 +248,12 @@ def test_episodes_are_bucketed_by_shape() -> None:
     numbers = [len(stack.query.inputs) for stack in buckets]
     assert sum(numbers) == len(domains) == 20
     assert (
-        len({(stack.support.inputs.shape[1:], stack.query.inputs.shape[1:]) for stack in buckets})
+        len(
+            {
+                (shared_inputs(stack.support).shape[1:], shared_inputs(stack.query).shape[1:])
+                for stack in buckets
+            }
+        )
         > 2
     )
     names = iter(domains)
@@ -264,7 +271,7 @@ def test_ways_and_shots_fill_their_bounds() -> None:
     seen = set()
     for stack in drawn(chosen, 80):
         ways = int(stack.query.targets["number"].max()) + 1
-        seen.add((ways, stack.support.inputs.shape[1] // ways))
+        seen.add((ways, shared_inputs(stack.support).shape[1] // ways))
     assert seen == set(itertools.product((2, 3, 4), (1, 2, 3)))
 
 
@@ -304,7 +311,7 @@ def test_single_tasks_see_their_parts_episodes() -> None:
         ),
     ],
 )
-def test_impossible_mixes_name_their_key(data, message: str) -> None:
+def test_impossible_mixes_name_their_key(data: dict[str, Any], message: str) -> None:
     from raymtl.config import parse
 
     with pytest.raises(UserError, match=message):

@@ -12,6 +12,7 @@ from raymtl.data import SPLITS, Mixture
 from raymtl.data.base import Split
 from raymtl.data.episodes import build_episodes
 from raymtl.types import Episode, UserError
+from tests.narrowing import shared_inputs
 
 BASES = {
     "sinusoid": lambda x: np.stack([np.sin(x), np.cos(x)], -1),
@@ -35,17 +36,18 @@ def coefficients(episodes: Any, index: int, family: str) -> np.ndarray:
         t[index].double().numpy()
         for t in (episodes.support.inputs[..., 0], episodes.support.targets["y"])
     )
-    return np.linalg.lstsq(BASES[family](x), y)[0]
+    solution: np.ndarray = np.linalg.lstsq(BASES[family](x), y)[0]
+    return solution
 
 
 def test_episodes_are_curves_of_their_domain() -> None:
     episodes, domains = build(Mixture(), 300)
-    found = {family: [] for family in BASES}
+    found: dict[str, list[np.ndarray]] = {family: [] for family in BASES}
     for index, family in enumerate(domains):
         fitted = coefficients(episodes, index, family)
         x, y = (
             t[index].double().numpy()
-            for t in (episodes.query.inputs[..., 0], episodes.query.targets["y"])
+            for t in (shared_inputs(episodes.query)[..., 0], episodes.query.targets["y"])
         )
         np.testing.assert_allclose(BASES[family](x) @ fitted, y, atol=2e-3)
         found[family].append(fitted)
@@ -106,7 +108,10 @@ def test_episodes_depend_on_their_index_alone() -> None:
         build(Mixture(), 9, seed=1, step=4)[0],
         build(Mixture(), 9, "val", step=4)[0],
     ]
-    assert all(not torch.equal(whole.support.inputs, other.support.inputs) for other in others)
+    assert all(
+        not torch.equal(shared_inputs(whole.support), shared_inputs(other.support))
+        for other in others
+    )
 
 
 def test_splits_share_no_curve_or_point() -> None:
@@ -114,7 +119,7 @@ def test_splits_share_no_curve_or_point() -> None:
     drawn = [build(source, 200, split)[0] for split in SPLITS]
     slopes = [round(coefficients(e, i, "line")[1], 6) for e in drawn for i in range(200)]
     assert len(set(slopes)) > 595  # two of 600 may agree to the precision of the fit
-    points = np.concatenate([e.query.inputs.flatten().numpy() for e in drawn])
+    points = np.concatenate([shared_inputs(e.query).flatten().numpy() for e in drawn])
     assert len(set(points.tolist())) == points.size
 
 

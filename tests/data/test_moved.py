@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,9 +14,17 @@ from raymtl.config import load
 from raymtl.data import Files
 from raymtl.evaluation.evaluate import load_model
 from raymtl.types import UserError
-from tests.adaptation.test_new_rows import TASKS, flats, predictions, support_file, trained
+from tests.adaptation.test_new_rows import (
+    TASKS,
+    flats,
+    predictions,
+    source_of,
+    support_file,
+    trained,
+)
 from tests.cli.test_cli import answer, mistake
 from tests.data.own import write_csv
+from tests.narrowing import checked
 
 
 @pytest.fixture
@@ -59,12 +68,12 @@ def test_moved_files_are_scored(
 def test_editing_a_runs_path_keeps_findings(home: Path) -> None:
     support = support_file(home / "new.csv")
     before = predictions(adapt_run(AdaptationRequest(home / "run", support), 3))
-    source = load_model(home / "run" / "best")[0].data
+    source = source_of(home / "run")
     config = home / "run" / "best" / "config.yaml"
     tree = yaml.safe_load(config.read_text())
     tree["data"]["path"] = str(shifted(home / "other.csv"))
     config.write_text(yaml.safe_dump(tree))
-    edited = load_model(home / "run" / "best")[0].data
+    edited = source_of(home / "run")
     assert edited.path != source.path and edited.fitted == source.fitted
     assert (
         predictions(adapt_run(AdaptationRequest(home / "run", support, name="again"), 3)) == before
@@ -73,12 +82,15 @@ def test_editing_a_runs_path_keeps_findings(home: Path) -> None:
     assert "other.csv" in note.place and "are those found in" in note.text
     tree["data"]["fitted"] = None
     config.write_text(yaml.safe_dump(tree))
-    assert load(config).data.found.columns[0].mean > 2 * source.found.columns[0].mean
+    assert (
+        checked(load(config).data, Files).found.columns[0].mean > 2 * source.found.columns[0].mean
+    )
 
 
 def test_other_settings_still_find_anew(home: Path) -> None:
-    source = load_model(home / "run" / "best")[0].data
-    for changes in ({"exclude": ("city",)}, {"tasks": {"rent": {}, "state": {}}}):
+    source = source_of(home / "run")
+    others: list[dict[str, Any]] = [{"exclude": ("city",)}, {"tasks": {"rent": {}, "state": {}}}]
+    for changes in others:
         other = Files.model_validate({**source.model_dump(), **changes})
         assert other.fitted != source.fitted
 
@@ -120,8 +132,8 @@ def test_files_move_by_their_keys(
         "--data tasks.size.path: expected one of path, path.train, path.val, path.test, tasks.rent.path"
         in message
     )
-    source = load_model(run / "best")[0].data.moved({"path.test": str(tmp_path / "flats.csv")})
-    assert source.path == {"test": str(tmp_path / "flats.csv")}
+    source = source_of(run).moved({"path.test": str(tmp_path / "flats.csv")})
+    assert checked(source, Files).path == {"test": str(tmp_path / "flats.csv")}
 
 
 def test_data_without_files_do_not_move(

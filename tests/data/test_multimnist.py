@@ -13,6 +13,7 @@ from raymtl.data.base import Split
 from raymtl.data.episodes import build_episodes
 from raymtl.data.sources.multimnist import compose, read_digits
 from raymtl.types import Episode, UserError
+from tests.narrowing import shared_inputs
 
 SHORT = MultiMNIST(folder="numbered", shots=3, queries=20)
 needs_data = pytest.mark.skipif(
@@ -53,11 +54,12 @@ def build(
 def pairs_of(source: MultiMNIST, split: Split = "train", step: int = 0) -> np.ndarray:
     """The pairs of an episode, each as one number, [N]."""
     support, query = build(source, 1, split, step=step)
-    return coded(told(torch.cat([support.inputs[0], query.inputs[0]])).numpy())
+    return coded(told(torch.cat([shared_inputs(support)[0], shared_inputs(query)[0]])).numpy())
 
 
 def coded(pairs: np.ndarray) -> np.ndarray:
-    return pairs[:, 0] * 70_000 + pairs[:, 1]
+    codes: np.ndarray = pairs[:, 0] * 70_000 + pairs[:, 1]
+    return codes
 
 
 def test_pictures_overlay_two_digits() -> None:
@@ -79,11 +81,11 @@ def test_pictures_overlay_two_digits() -> None:
 def test_labels_are_those_of_the_digits(numbered: None, pairs: str) -> None:
     for split in SPLITS:
         episodes = build(SHORT.model_copy(update={"pairs": pairs}), 5, split)
-        assert episodes.support.inputs.shape == (5, 3, 1, 36, 36)
-        assert episodes.query.inputs.shape == (5, 20, 1, 36, 36)
-        assert episodes.query.inputs.dtype == torch.uint8
+        assert shared_inputs(episodes.support).shape == (5, 3, 1, 36, 36)
+        assert shared_inputs(episodes.query).shape == (5, 20, 1, 36, 36)
+        assert shared_inputs(episodes.query).dtype == torch.uint8
         for batch in episodes:
-            shown = told(batch.inputs.flatten(0, 1)) * 7 % 10
+            shown = told(shared_inputs(batch).flatten(0, 1)) * 7 % 10
             for side, name in enumerate(("left", "right")):
                 assert torch.equal(batch.targets[name].flatten(), shown[:, side])
 
@@ -120,13 +122,15 @@ def test_only_fresh_pairs_change_by_step(numbered: None) -> None:
         SHORT.model_copy(update={"pairs": pairs, "queries": 5_000}) for pairs in ("fixed", "fresh")
     )
     known = {split: coded(fixed.load()[split]) for split in SPLITS}
-    drawn = [pairs_of(fixed, step=step) for step in range(2)]
+    one, other = (pairs_of(fixed, step=step) for step in range(2))
     assert all(
-        np.isin(pairs, known["train"]).all() and len(np.unique(pairs)) == 5_003 for pairs in drawn
+        np.isin(pairs, known["train"]).all() and len(np.unique(pairs)) == 5_003
+        for pairs in (one, other)
     )
-    assert np.intersect1d(*drawn).size  # 5,003 of 60,000 twice
-    drawn = [pairs_of(fresh, step=step) for step in range(2)]
-    assert np.intersect1d(*drawn).size < 5 and np.isin(drawn, known["train"]).mean() < 0.001
+    assert np.intersect1d(one, other).size  # 5,003 of 60,000 twice
+    one, other = (pairs_of(fresh, step=step) for step in range(2))
+    assert np.intersect1d(one, other).size < 5
+    assert np.isin([one, other], known["train"]).mean() < 0.001
     for split in ("val", "test"):
         assert np.isin(pairs_of(fresh, split), known[split]).all()
         assert np.array_equal(pairs_of(fresh, split), pairs_of(fixed, split))
@@ -145,24 +149,24 @@ def test_episodes_depend_on_their_index_alone(numbered: None, pairs: str) -> Non
     source = SHORT.model_copy(update={"pairs": pairs})
     whole = build(source, 4, step=4)
     (alone,), _ = build_episodes(source, source.load(), seed=0, split="train", step=4, indices=[3])
-    assert torch.equal(whole.query.inputs[3], alone.query.inputs[0])
+    assert torch.equal(shared_inputs(whole.query)[3], shared_inputs(alone.query)[0])
     for other in (
         build(source, 4, step=5),
         build(source, 4, seed=1, step=4),
         build(source, 4, "val", step=4),
     ):
-        assert not torch.equal(whole.query.inputs, other.query.inputs)
+        assert not torch.equal(shared_inputs(whole.query), shared_inputs(other.query))
 
 
 def test_a_task_alone_sees_the_same_pictures(numbered: None) -> None:
     both, alone = (build(source, 2) for source in (SHORT, SHORT.select_tasks(("right",))))
-    assert torch.equal(both.query.inputs, alone.query.inputs)
+    assert torch.equal(shared_inputs(both.query), shared_inputs(alone.query))
     assert list(alone.query.targets) == ["right"]
     assert torch.equal(both.query.targets["right"], alone.query.targets["right"])
 
 
 def test_supervised_episodes_keep_every_label(numbered: None) -> None:
-    assert build(SHORT.as_supervised()).query.inputs.shape[1] == 23
+    assert shared_inputs(build(SHORT.as_supervised()).query).shape[1] == 23
     whole = MultiMNIST(folder="numbered", shots=1_000, queries=9_000).as_supervised()
     assert MultiMNIST.model_validate(whole.model_dump()) == whole
 
@@ -246,7 +250,7 @@ def test_pixels_tell_real_digits_apart() -> None:
     ]
     train, test = (source.batch(arrays, arrays[split][:2_000]) for split in ("train", "test"))
     for name, corner in {"left": np.s_[..., :28, :28], "right": np.s_[..., 8:, 8:]}.items():
-        seen, unseen = (batch.inputs[corner].flatten(1).float() for batch in (train, test))
+        seen, unseen = (shared_inputs(batch)[corner].flatten(1).float() for batch in (train, test))
         means = torch.stack([seen[train.targets[name] == digit].mean(0) for digit in range(10)])
         right = torch.cdist(unseen, means).argmin(-1) == test.targets[name]
         assert float(right.float().mean()) > 0.5

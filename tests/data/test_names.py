@@ -17,13 +17,15 @@ import raymtl
 from raymtl.cli import app
 from raymtl.cli.options import overrides
 from raymtl.config import Experiment, load
+from raymtl.data import Files
 from raymtl.types import UserError
+from tests.narrowing import checked
 
 X = np.random.default_rng(0).normal(size=60)
 MODEL = "encoder: {name: mlp, hidden: [8]}\nlearner: {name: maml, inner_steps: 0}\n"
 
 
-def write(folder: Path, columns: Mapping[str, Sequence[Any]], name: str = "t.csv") -> None:
+def write(folder: Path, columns: Mapping[str, Any], name: str = "t.csv") -> None:
     with (folder / name).open("w", newline="", encoding="utf8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
@@ -39,6 +41,11 @@ def configured(
         f"data:\n  name: files\n  path: {folder / path}\n{data}{MODEL}", encoding="utf8"
     )
     return load(config, overrides(list(sets)))
+
+
+def source_of(folder: Path, *words: Any) -> Files:
+    """What `configured` reads."""
+    return checked(configured(folder, *words).data, Files)
 
 
 NAMES = [
@@ -92,10 +99,10 @@ def test_a_task_is_named_as_it_is_written(tmp_path: Path, task: str) -> None:
 def test_columns_named_with_numbers_are_columns(tmp_path: Path) -> None:
     write(tmp_path, {"0": X, "1": X + 1, "2": 2 * X})
     for inputs in ("[0, 1]", "{0: number, 1: number}", "['0', '1']"):
-        found = configured(tmp_path, f"  inputs: {inputs}\n  tasks: {{2: {{}}}}\n").data
+        found = source_of(tmp_path, f"  inputs: {inputs}\n  tasks: {{2: {{}}}}\n")
         assert [column.column for column in found.found.columns] == ["0", "1"]
     for more in ("  exclude: [0]\n", "  group: 0\n", "  key: 0\n", "  split: {key: 0}\n"):
-        found = configured(tmp_path, f"{more}  tasks: {{t: {{column: 2}}}}\n").data
+        found = source_of(tmp_path, f"{more}  tasks: {{t: {{column: 2}}}}\n")
         assert "0" not in [column.column for column in found.found.columns] or "split" in more
 
 
@@ -170,7 +177,7 @@ def test_what_a_message_says_can_be_set(
     if says:
         with pytest.raises(UserError, match=says):
             configured(tmp_path, "  tasks: {y: {}}\n", name)
-    assert configured(tmp_path, "  tasks: {y: {}}\n", name, [advice]).data.found.rows >= 60
+    assert source_of(tmp_path, "  tasks: {y: {}}\n", name, [advice]).found.rows >= 60
 
 
 def test_set_is_named_where_its_value_is_wrong(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_columns_constant_in_training_are_omitted(tmp_path: Path, by: str) -> No
 
 
 def test_rows_seen_in_training_are_counted(tmp_path: Path) -> None:
-    content = {"a": numbers(0), "y": ["p", "q", "q"] * (ROWS // 3)}
+    content: dict[str, list[Any]] = {"a": numbers(0), "y": ["p", "q", "q"] * (ROWS // 3)}
     told = notes(source(halves(tmp_path, content, content)))
     assert any(note.startswith("test: 60 of 60 rows are in train or val too") for note in told)
     fresh = {"a": [*numbers(1)[:-1], content["a"][0]], "y": [*content["y"][:-1], content["y"][0]]}
@@ -123,7 +123,7 @@ def test_rows_seen_in_training_are_counted(tmp_path: Path) -> None:
     assert (
         note.startswith("test: 1 of 60 rows are in train or val too") and "test.csv: row 59" in note
     )
-    few = {
+    few: dict[str, list[Any]] = {
         "a": ["red", "blue"] * (ROWS // 2),
         "b": [i // 2 % 5 for i in range(ROWS)],
         "y": ["p", "q", "q"] * (ROWS // 3),

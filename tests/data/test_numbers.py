@@ -10,7 +10,7 @@ import pytest
 
 from raymtl.data.tables.forms import TEXT, Finding, Keys, find_form, find_forms
 from raymtl.data.tables.read_forms import read_as
-from raymtl.data.tables.schema import TextForm
+from raymtl.data.tables.schema import DateOrder, TextForm
 
 NUMBERS = (0.5, 12.0, 850.0, 1234.5, -98765.25, 1234567.0)
 
@@ -109,7 +109,8 @@ def test_keys_settle_every_doubt() -> None:
     ).values.to_pylist() == [1234]
     assert finding("1.5", "2.5", keys=Keys(decimal=",")).form == TEXT
     days = ["01/02/2024", "03/04/2024"]
-    for order, month in (("dmy", 2), ("mdy", 1)):
+    orders: tuple[tuple[DateOrder, int], ...] = (("dmy", 2), ("mdy", 1))
+    for order, month in orders:
         found = finding(*days, keys=Keys(dates=order))
         assert read_as(pa.array(days), found.form).values[0].as_py().month == month
 
@@ -208,7 +209,8 @@ def test_what_cannot_be_read_is_pointed_at() -> None:
         ("date", "31.12.2024"),
         ("time", "25:00"),
     ):
-        assert read_as(pa.array([None, cell]), TextForm(kind=form)).wrong.tolist() == [False, True]  # type: ignore[arg-type]
+        read = read_as(pa.array([None, cell]), TextForm.model_validate({"kind": form}))
+        assert read.wrong.tolist() == [False, True]
     comma = TextForm(kind="number", decimal=",", thousands=".", unit="€")
     assert read_as(pa.array(["1.234,5 €", "1.23 €", "5 $", "7 €"]), comma).wrong.tolist() == [
         False,

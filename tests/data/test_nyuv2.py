@@ -15,6 +15,7 @@ from raymtl.data.sources.nyuv2 import Frame, mirror
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import Episode, UserError
 from tests.data.rooms import frame, write_rooms
+from tests.narrowing import shared_inputs
 
 CONFIG = Path(__file__).parent.parent.parent / "tune_configs" / "nyuv2.yaml"
 
@@ -42,14 +43,16 @@ def test_frames_are_what_the_files_hold(rooms: Path) -> None:
     episodes, domains = build(NYUv2(folder=str(rooms), queries=3), split="test")
     assert domains == ["frames of val"]
     assert (
-        episodes.query.inputs.shape == (1, 3, 3, 288, 384)
-        and episodes.query.inputs.dtype == torch.uint8
+        shared_inputs(episodes.query).shape == (1, 3, 3, 288, 384)
+        and shared_inputs(episodes.query).dtype == torch.uint8
     )
-    for index, number in enumerate(numbers(episodes.query.inputs[0])):
+    for index, number in enumerate(numbers(shared_inputs(episodes.query)[0])):
         assert number in (50, 51)
         found = frame(number)
         np.testing.assert_allclose(
-            episodes.query.inputs[0, index] / 255, np.moveaxis(found["image"], -1, 0), atol=0.002
+            shared_inputs(episodes.query)[0, index] / 255,
+            np.moveaxis(found["image"], -1, 0),
+            atol=0.002,
         )
         targets = {
             name: target[0, index].numpy() for name, target in episodes.query.targets.items()
@@ -82,11 +85,13 @@ def test_episodes_depend_on_their_index_alone(rooms: Path) -> None:
     whole, _ = build(source, 3, step=4)
     (alone,), _ = build_episodes(source, source.load(), seed=0, split="train", step=4, indices=[2])
     for batch, own in zip(whole, alone, strict=True):
-        assert torch.equal(batch.inputs[2], own.inputs[0])
+        assert torch.equal(shared_inputs(batch)[2], shared_inputs(own)[0])
         assert all(
             torch.equal(batch.targets[name][2], own.targets[name][0]) for name in source.task_names
         )
-    assert not torch.equal(whole.query.inputs, build(source, 3, step=5)[0].query.inputs)
+    assert not torch.equal(
+        shared_inputs(whole.query), shared_inputs(build(source, 3, step=5)[0].query)
+    )
 
 
 def test_resizing_keeps_missing_pixels_missing(rooms: Path) -> None:
@@ -99,7 +104,9 @@ def test_resizing_keeps_missing_pixels_missing(rooms: Path) -> None:
     for missing in (targets["segmentation"] < 0, targets["depth"] == 0, lengths == 0):
         assert float(missing.float().mean()) == pytest.approx(0.1, abs=0.02)
     known = targets["segmentation"][0, 0]
-    rows, columns = (episodes.query.inputs[0, 0, channel].double() / 255 for channel in (0, 1))
+    rows, columns = (
+        shared_inputs(episodes.query)[0, 0, channel].double() / 255 for channel in (0, 1)
+    )
     expected = (rows * 288 // 24 + columns * 384 // 32) % 13
     assert (
         float((known == expected)[known >= 0].float().mean()) > 0.8
@@ -114,7 +121,7 @@ def test_crops_and_mirrors_keep_the_geometry(rooms: Path) -> None:
         ),
         12,
     )
-    inputs, targets = episodes.query.inputs.flatten(0, 1), episodes.query.targets
+    inputs, targets = shared_inputs(episodes.query).flatten(0, 1), episodes.query.targets
     found = set()
     for picture, depth, normals in zip(
         inputs, targets["depth"].flatten(0, 1), targets["normals"].flatten(0, 1), strict=True
@@ -139,7 +146,7 @@ def test_held_out_frames_are_not_augmented(rooms: Path) -> None:
     )
     for split in ("val", "test"):
         one, other = (build(source, 2, split)[0].query for source in (plain, augmented))
-        assert torch.equal(one.inputs, other.inputs) and torch.equal(
+        assert torch.equal(shared_inputs(one), shared_inputs(other)) and torch.equal(
             one.targets["depth"], other.targets["depth"]
         )
 
@@ -162,7 +169,7 @@ def test_mirroring_twice_changes_nothing() -> None:
 
 def test_supervised_episodes_keep_every_label(rooms: Path) -> None:
     source = NYUv2(folder=str(rooms), size=(24, 32), shots=3, queries=4, held_out=8)
-    assert build(source.as_supervised(), split="val")[0].query.inputs.shape[1] == 7
+    assert shared_inputs(build(source.as_supervised(), split="val")[0].query).shape[1] == 7
     assert NYUv2.model_validate(source.as_supervised().model_dump()) == source.as_supervised()
     assert [task.name for task in source.select_tasks(("depth",)).make_tasks()] == ["depth"]
 

@@ -14,6 +14,7 @@ from raymtl.data.base import Split
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.data.sources.omniglot import PARTS, read_drawings
 from raymtl.types import Episode, UserError
+from tests.narrowing import shared_inputs
 
 SHORT = Omniglot(folder="numbered", ways=7, shots=2, queries=3)
 needs_data = pytest.mark.skipif(
@@ -55,8 +56,8 @@ def build(
 def test_a_class_is_a_rotated_character(numbered: None) -> None:
     """No drawing comes twice."""
     episodes, domains = build(SHORT, 40)
-    assert episodes.support.inputs.shape == (40, 14, 1, 28, 28)
-    assert episodes.query.inputs.dtype == torch.uint8
+    assert shared_inputs(episodes.support).shape == (40, 14, 1, 28, 28)
+    assert shared_inputs(episodes.query).dtype == torch.uint8
     turns = set()
     for index, domain in enumerate(domains):
         classes: dict[int, set[tuple[int, int]]] = {label: set() for label in range(7)}
@@ -65,7 +66,7 @@ def test_a_class_is_a_rotated_character(numbered: None) -> None:
             labels = batch.targets["character"][index]
             assert torch.equal(labels.bincount(), torch.full((7,), per_class))
             for label, (character, turn, drawing) in zip(
-                labels.tolist(), told(batch.inputs[index]), strict=True
+                labels.tolist(), told(shared_inputs(batch)[index]), strict=True
             ):
                 classes[label].add((character, turn))
                 drawn.append((character, turn, drawing))
@@ -87,31 +88,35 @@ def test_training_may_have_more_ways(
     source = SHORT.model_copy(update={"train_ways": 30})
     assert source.make_tasks()[0].out_features == 30
     assert SHORT.model_copy(update={"train_ways": 3}).make_tasks()[0].out_features == 7
-    for split, ways in {"train": 30, "val": 7, "test": 7}.items():
+    ways_of: dict[Split, int] = {"train": 30, "val": 7, "test": 7}
+    for split, ways in ways_of.items():
         (episodes,), _ = build_episodes(
             source, source.load(), seed=0, split=split, step=0, indices=range(2)
         )
         assert torch.equal(episodes.support.targets["character"][0].unique(), torch.arange(ways))
-    for split in ("val", "test"):  # and those of the others stay what they were
+    for split in SPLITS[1:]:  # and those of the others stay what they were
         assert torch.equal(
-            build(source, 3, split)[0].query.inputs, build(SHORT, 3, split)[0].query.inputs
+            shared_inputs(build(source, 3, split)[0].query),
+            shared_inputs(build(SHORT, 3, split)[0].query),
         )
 
 
 def test_ways_and_shots_may_vary_by_episode(numbered: None) -> None:
     source = SHORT.model_copy(update={"train_ways": (3, 9), "ways": (2, 4), "shots": (1, 3)})
     arrays = source.load()
-    for split, ways in {"train": range(3, 10), "test": range(2, 5)}.items():
+    ways_of: dict[Split, range] = {"train": range(3, 10), "test": range(2, 5)}
+    for split, ways in ways_of.items():
         stacks, _ = build_episodes(source, arrays, seed=0, split=split, step=0, indices=range(120))
         numbers = {
-            (int(s.query.targets["character"].max()) + 1, s.support.inputs.shape[1]) for s in stacks
+            (int(s.query.targets["character"].max()) + 1, shared_inputs(s.support).shape[1])
+            for s in stacks
         }
         assert numbers == {(way, way * shots) for way in ways for shots in (1, 2, 3)}
 
 
 def test_without_rotations_every_character_is_upright(numbered: None) -> None:
     episodes, _ = build(SHORT.model_copy(update={"rotations": False}), 10)
-    assert {turn for inputs in episodes.query.inputs for _, turn, _ in told(inputs)} == {0}
+    assert {turn for inputs in shared_inputs(episodes.query) for _, turn, _ in told(inputs)} == {0}
 
 
 def test_splits_share_no_character(numbered: None) -> None:
@@ -120,7 +125,7 @@ def test_splits_share_no_character(numbered: None) -> None:
     assert [len(arrays[split]) for split in SPLITS] == [1100, 100, 423]
     assert sorted(np.concatenate([arrays[split] for split in SPLITS])) == list(range(1623))
     seen = [
-        {c for i in build(SHORT, 60, split)[0].query.inputs for c, _, _ in told(i)}
+        {c for i in shared_inputs(build(SHORT, 60, split)[0].query) for c, _, _ in told(i)}
         for split in SPLITS
     ]
     assert all(
@@ -145,13 +150,16 @@ def test_episodes_depend_on_their_index_alone(numbered: None) -> None:
         SHORT, SHORT.load(), seed=0, split="train", step=4, indices=[5]
     )
     assert domain == domains[5]
-    assert torch.equal(whole.query.inputs[5], alone.query.inputs[0])
+    assert torch.equal(shared_inputs(whole.query)[5], shared_inputs(alone.query)[0])
     others = [
         build(SHORT, 6, step=5),
         build(SHORT, 6, seed=1, step=4),
         build(SHORT, 6, "val", step=4),
     ]
-    assert all(not torch.equal(whole.support.inputs, other.support.inputs) for other, _ in others)
+    assert all(
+        not torch.equal(shared_inputs(whole.support), shared_inputs(other.support))
+        for other, _ in others
+    )
 
 
 @pytest.mark.parametrize(("shots", "queries", "labelled"), [(2, 3, 5), (5, 15, 19)])
@@ -160,7 +168,7 @@ def test_supervised_episodes_keep_every_label(
 ) -> None:
     source = Omniglot(folder="numbered", shots=shots, queries=queries).as_supervised()
     assert Omniglot.model_validate(source.model_dump()) == source
-    assert build(source, 1)[0].query.inputs.shape[1] == 5 * labelled
+    assert shared_inputs(build(source, 1)[0].query).shape[1] == 5 * labelled
 
 
 def test_sizes_count_drawings_of_all_classes(numbered: None) -> None:
@@ -239,7 +247,10 @@ def test_pixels_tell_real_characters_apart() -> None:
     """One nearest neighbour: far above chance on every split, and at chance where the labels are shuffled."""
     for split in SPLITS:
         episodes = on_device(build(Omniglot(queries=3), 100, split)[0], "cpu")
-        support, query = episodes.support.inputs.flatten(2), episodes.query.inputs.flatten(2)
+        support, query = (
+            shared_inputs(episodes.support).flatten(2),
+            shared_inputs(episodes.query).flatten(2),
+        )
         nearest = torch.cdist(query, support).argmin(-1)
         right = nearest == episodes.query.targets["character"]
         assert float(right.float().mean()) > 0.35

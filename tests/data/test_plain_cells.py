@@ -1,5 +1,7 @@
 """Cells of many columns at once are read as those of each column are."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,7 +14,7 @@ from raymtl.data.tables.readings import Blanked
 
 MISSING = missing_words(["", "NA", "-999"])
 N = 12
-COLUMNS = {
+COLUMNS: dict[str, list[Any]] = {
     "whole": [str(i - 3) for i in range(N)],
     "real": [f"{i / 7:.3f}" for i in range(N)],
     "powers": [f"{i}.5e-{i}" for i in range(1, N + 1)],

@@ -23,6 +23,7 @@ from raymtl.training.context import TrainContext
 from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import Episode, UserError
 from tests.conftest import experiment
+from tests.narrowing import checked, shared_inputs
 
 FLOOR = 3.006  # MSE, definitions of the benchmark; three decimals are known
 
@@ -64,16 +65,17 @@ def mean_over_curves_and_x(function: Any) -> float:
 
 def best_unadapted(x: np.ndarray) -> np.ndarray:
     """E[A] E[sin(x - phase)]."""
-    return -2.55 * 2 / math.pi * np.cos(x)
+    mean: np.ndarray = -2.55 * 2 / math.pi * np.cos(x)
+    return mean
 
 
 def test_episodes_lie_on_one_sinusoid() -> None:
     """Support and query, and the sinusoid is of the protocol."""
     episodes = build(Sinusoid(queries=15), 400)
-    assert episodes.support.inputs.shape == (400, 10, 1)
+    assert shared_inputs(episodes.support).shape == (400, 10, 1)
     assert episodes.query.targets["y"].shape == (400, 15)
     curves = amplitudes_and_phases(episodes)
-    x, y = episodes.query.inputs[..., 0].numpy(), episodes.query.targets["y"].numpy()
+    x, y = shared_inputs(episodes.query)[..., 0].numpy(), episodes.query.targets["y"].numpy()
     np.testing.assert_allclose(curves[:, :1] * np.sin(x - curves[:, 1:]), y, atol=1e-4)
     assert kstest(curves[:, 0], "uniform", (0.1, 4.9)).pvalue > 1e-3
     assert kstest(curves[:, 1], "uniform", (0, math.pi)).pvalue > 1e-3
@@ -90,14 +92,17 @@ def test_episodes_depend_on_their_index_alone() -> None:
         build(Sinusoid(), 6, seed=1, step=4),
         build(Sinusoid(), 6, "val", step=4),
     ]
-    assert all(not torch.equal(whole.support.inputs, other.support.inputs) for other in others)
+    assert all(
+        not torch.equal(shared_inputs(whole.support), shared_inputs(other.support))
+        for other in others
+    )
 
 
 def test_splits_share_no_sinusoid_or_point() -> None:
     drawn = [build(Sinusoid(), 300, split) for split in SPLITS]
     for values in (
         [amplitudes_and_phases(e)[:, 0] for e in drawn],
-        [e.query.inputs.numpy() for e in drawn],
+        [shared_inputs(e.query).numpy() for e in drawn],
     ):
         assert len(set(np.concatenate([v.flatten() for v in values]).tolist())) == sum(
             v.size for v in values
@@ -127,7 +132,7 @@ def test_unadapted_models_are_no_better_than_3_006() -> None:
     # No function of x alone does better: fitted to these very episodes, cosines and sines of many periods do not.
     episodes = build(Sinusoid(), 3000)
     x, y = (
-        episodes.query.inputs[..., 0].double().numpy(),
+        shared_inputs(episodes.query)[..., 0].double().numpy(),
         episodes.query.targets["y"].double().numpy(),
     )
     angles = x.flatten()[:, None] * np.arange(13) / 2
@@ -142,7 +147,7 @@ def test_noise_is_on_all_targets() -> None:
     """And in their standard deviation."""
     quiet, noisy = build(Sinusoid(), 500), build(Sinusoid(noise_std=0.3), 500)
     for before, after in zip(quiet, noisy, strict=True):
-        assert torch.equal(before.inputs, after.inputs)
+        assert torch.equal(shared_inputs(before), shared_inputs(after))
         assert float((after.targets["y"] - before.targets["y"]).std()) == pytest.approx(
             0.3, rel=0.05
         )
@@ -157,11 +162,15 @@ def test_noise_is_on_all_targets() -> None:
 
 def test_episodes_have_the_default_precision(float64: None) -> None:
     moved = on_device(build(Sinusoid(), 2), "cpu")
-    assert {moved.support.inputs.dtype, moved.query.targets["y"].dtype} == {torch.float64}
+    assert {shared_inputs(moved.support).dtype, moved.query.targets["y"].dtype} == {torch.float64}
 
 
 def test_supervised_episodes_keep_every_label() -> None:
-    assert build(Sinusoid(shots=4, queries=6).as_supervised(), 1).query.inputs.shape == (1, 10, 1)
+    assert shared_inputs(build(Sinusoid(shots=4, queries=6).as_supervised(), 1).query).shape == (
+        1,
+        10,
+        1,
+    )
     assert Sinusoid().select_tasks(("y",)) == Sinusoid()
 
 
@@ -196,8 +205,8 @@ def test_vector_inputs_have_scores_and_examples(run: Any) -> None:
         "mse",
     ]
     rows = formats.read_rows(run / "best" / "examples.parquet")
-    held_out = build(chosen.data, len(rows), "test")
-    assert [row["input"] for row in rows] == held_out.query.inputs[:, 0].tolist()
+    held_out = build(checked(chosen.data, Sinusoid), len(rows), "test")
+    assert [row["input"] for row in rows] == shared_inputs(held_out.query)[:, 0].tolist()
     assert [row["y.target"] for row in rows] == held_out.query.targets["y"][:, 0].tolist()
     assert pictures(rows, algorithm.tasks, chosen.data) == []
     # Numbers in the shape of a picture are none either.
@@ -213,11 +222,11 @@ def test_vector_inputs_have_scores_and_examples(run: Any) -> None:
 
 def test_files_adapt_as_their_numbers_do(run: Any, tmp_path: Path) -> None:
     chosen, algorithm, params = load_model(run / "best")
-    episode = build(chosen.data, 1, "test")
+    episode = build(checked(chosen.data, Sinusoid), 1, "test")
     support, query = episode.support, episode.query
     columns = {
-        "input": support.inputs[0].tolist() + query.inputs[0].tolist(),
-        "y": support.targets["y"][0].tolist() + [None] * query.inputs.shape[1],
+        "input": shared_inputs(support)[0].tolist() + shared_inputs(query)[0].tolist(),
+        "y": support.targets["y"][0].tolist() + [None] * shared_inputs(query).shape[1],
     }
     pq.write_table(pa.table(columns), tmp_path / "mine.parquet")
     told = adapt_run(AdaptationRequest(run, tmp_path / "mine.parquet"))
@@ -231,9 +240,10 @@ def test_files_adapt_as_their_numbers_do(run: Any, tmp_path: Path) -> None:
     by_file, by_episode = ([row["y.after"] for row in rows] for rows in files)
     assert by_file == by_episode
     adapted = algorithm.adapt(
-        params, support._replace(inputs=support.inputs[0], targets={"y": support.targets["y"][0]})
+        params,
+        support._replace(inputs=shared_inputs(support)[0], targets={"y": support.targets["y"][0]}),
     )
-    by_hand = algorithm.tasks[0].decode(algorithm.predict(adapted, query.inputs[0])["y"])
+    by_hand = algorithm.tasks[0].decode(algorithm.predict(adapted, shared_inputs(query)[0])["y"])
     torch.testing.assert_close(torch.tensor(by_file, dtype=torch.float64), by_hand.detach())
 
 

@@ -281,7 +281,8 @@ def test_inputs_may_be_numbers_and_texts(tmp_path: Path) -> None:
         tmp_path, {"y": y, "c": pa.array(X)}, {"y": y, "c": pa.array([f" {x} " for x in X])}
     )
     assert found.found.columns[1].role == "number"
-    np.testing.assert_array_equal(*np.split(found.load()["inputs"][:, 1], 2))
+    one, other = np.split(found.load()["inputs"][:, 1], 2)
+    np.testing.assert_array_equal(one, other)
     codes = {"y": y, "c": pa.array([f"0{i % 4}067" for i in range(N)])}
     found = parts(tmp_path, {"y": y, "c": pa.array([1067 + i % 4 for i in range(N)])}, codes)
     assert (
@@ -319,7 +320,8 @@ def test_parts_of_other_types_join(tmp_path: Path, one: Any, other: Any, role: s
     for first, second in ((one, other), (other, one)):
         found = parts(tmp_path, {"y": y, "c": first}, {"y": y, "c": second})
         assert found.found.columns[1].role == role
-        np.testing.assert_allclose(*np.split(found.load()["inputs"][:, 1:], 2), atol=1e-5)
+        before, after = np.split(found.load()["inputs"][:, 1:], 2)
+        np.testing.assert_allclose(before, after, atol=1e-5)
 
 
 def test_empty_parts_take_the_others_type(tmp_path: Path) -> None:

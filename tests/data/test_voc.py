@@ -17,6 +17,7 @@ from raymtl.data.sources.voc import read_folder
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import UserError
 from tests.data.blood import COLOURS, SIDES, Object, write_voc, xml
+from tests.narrowing import present, shared_inputs
 
 ALL = ("boxes", "count", "present", "main")
 CLASSES = ("disc", "square")
@@ -38,12 +39,12 @@ def own(made: tuple[Path, dict[str, list[Object]]], tmp_path: Path) -> Path:
     return tmp_path / "copy" / "VOCdevkit" / "VOC2007"
 
 
-def source(folder: Path, **values) -> VOC:
+def source(folder: Path, **values: Any) -> VOC:
     values = {"size": SIDES, "tasks": ALL, "flips": (), **values}
     return VOC(folder=str(folder), **values)
 
 
-def of(own: Path, **values) -> VOC:
+def of(own: Path, **values: Any) -> VOC:
     return source(own.parent.parent, **values)
 
 
@@ -78,7 +79,7 @@ def test_training_pictures_standardise_the_counts(
     numbers = np.array(
         [[sum(o[0] == name for o in written[f"p{i:03d}"]) for name in CLASSES] for i in range(24)]
     )
-    found = source(root).found
+    found = present(source(root).found)
     np.testing.assert_allclose(found.means, numbers.mean(0), rtol=1e-6)
     np.testing.assert_allclose(found.stds, numbers.std(0), rtol=1e-6)
 
@@ -98,9 +99,11 @@ def test_boxes_lie_on_their_objects(
         (stack,), domains = build_episodes(
             voc, arrays, seed=0, split=split, step=0, indices=range(10)
         )
-        assert stack.support.inputs.shape == (10, 2, 3, *SIDES) and set(domains) == {"VOC2007"}
+        assert shared_inputs(stack.support).shape == (10, 2, 3, *SIDES) and set(domains) == {
+            "VOC2007"
+        }
         for picture, boxes in zip(
-            stack.query.inputs.flatten(0, 1),
+            shared_inputs(stack.query).flatten(0, 1),
             stack.query.targets["boxes"].flatten(0, 1),
             strict=True,
         ):
@@ -140,9 +143,9 @@ def test_episodes_depend_on_their_index_alone(
     arrays = voc.load()
     (whole,), _ = build_episodes(voc, arrays, seed=0, split="train", step=3, indices=range(4))
     (alone,), _ = build_episodes(voc, arrays, seed=0, split="train", step=3, indices=[2])
-    assert torch.equal(whole.query.inputs[2], alone.query.inputs[0])
+    assert torch.equal(shared_inputs(whole.query)[2], shared_inputs(alone.query)[0])
     (other,), _ = build_episodes(voc, arrays, seed=0, split="train", step=4, indices=[2])
-    assert not torch.equal(other.query.inputs, alone.query.inputs)
+    assert not torch.equal(shared_inputs(other.query), shared_inputs(alone.query))
 
 
 def test_boxes_are_withheld_in_training_alone(
@@ -278,7 +281,10 @@ def test_findings_need_no_folder_any_more(own: Path) -> None:
         ),
         ("<annotation><object>", "no XML"),
         ("<html></html>", "<html> in place of <annotation>"),
-        (xml([("disc", "four", 4, 9, 9)]), "expected a number in <xmin>, got 'four'"),
+        (
+            xml([("disc", 4, 4, 9, 9)]).replace("<xmin>4<", "<xmin>four<"),
+            "expected a number in <xmin>, got 'four'",
+        ),
         (
             "<annotation><object><name>disc</name></object></annotation>",
             "object 0, 'disc', has no bndbox",
@@ -353,7 +359,7 @@ def test_a_picture_on_two_sides_is_refused(own: Path) -> None:
 def test_real_blood_cells_are_complete() -> None:
     """Their two boxes without area are told."""
     voc = VOC(size=(48, 64), tasks=ALL)
-    assert voc.found.classes == ("Platelets", "RBC", "WBC")
+    assert present(voc.found).classes == ("Platelets", "RBC", "WBC")
     arrays = voc.load()
     (note,) = voc.notes(arrays)
     assert (

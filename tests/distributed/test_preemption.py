@@ -96,7 +96,7 @@ def test_notices_are_polled_through_failures(
         if len(slept) == 3:
             metadata.action = json.dumps({"action": "stop", "time": "2017-09-18T08:22:00Z"})
 
-    monkeypatch.setattr(preemption.time, "sleep", sleep)
+    monkeypatch.setattr("raymtl.distributed.preemption.time.sleep", sleep)
     told: list[float] = []
     preemption.watch(lambda: preemption.aws(base), told.append)
     assert told == [0.0]

@@ -23,6 +23,7 @@ from raymtl.step.meta_gradient import meta_gradient
 from raymtl.storage import formats
 from raymtl.types import DivergedError, UserError
 from tests.conftest import axes, episodes_of, experiment, perturbed
+from tests.narrowing import several_stacks
 
 ray = pytest.importorskip("ray")
 
@@ -75,7 +76,7 @@ def gradients_on_workers(settings: dict[str, Any]) -> None:
         small("static").override({"train.meta_batch": 7}), arrays, workers.size, 0
     )
     for step, share, raw in streamed(ray.train.get_dataset_shard("ids"), build):
-        (stack,) = raw
+        (stack,) = several_stacks(raw)
         assert (
             len(stack.query.inputs) == 7 * (share + 1) // workers.size - 7 * share // workers.size
         )
@@ -126,21 +127,19 @@ def test_ids_are_dealt_though_every_cpu_is_taken() -> None:
     """As it is where the workers have all of the machine, so that a task that needs one would wait for ever."""
     from raymtl.distributed.step_shards import id_dataset
 
-    @ray.remote(num_cpus=4)
     class Everything:
         def taken(self) -> bool:
             return True
 
-    @ray.remote(num_cpus=0)
     def dealt() -> list[tuple[int, int]]:
         (shard,) = id_dataset(3, 2).streaming_split(1, equal=True)
         return [(row["step"], row["share"]) for row in shard.iter_rows()]
 
-    holder = Everything.remote()
+    holder = ray.remote(Everything).options(num_cpus=4).remote()
     assert ray.get(holder.taken.remote())
-    asked = dealt.remote()
-    ready, _ = ray.wait([asked], timeout=60)
-    assert ready and ray.get(asked) == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
+    ids = ray.remote(dealt).options(num_cpus=0).remote()
+    ready, _ = ray.wait([ids], timeout=60)
+    assert ready and ray.get(ids) == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
     ray.kill(holder)
 
 
@@ -260,7 +259,7 @@ def test_growing_clusters_are_asked_until_enough(
     monkeypatch.setattr(training, "request_resources", lambda bundles: asked.append(len(bundles)))
     monkeypatch.setattr(training, "machines", lambda: [{"CPU": 2.0}] * (1 if len(asked) < 3 else 2))
     monkeypatch.setattr(training, "ASK_AGAIN_S", 0.0)
-    monkeypatch.setattr(training.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("raymtl.distributed.trainer.time.sleep", lambda seconds: None)
     ensure_resources(workers_of(4), wait_s=60)
     assert asked == [4, 4, 4, 0]
     with pytest.raises(UserError, match=r"train.workers: expected room for 9"):

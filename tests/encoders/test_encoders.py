@@ -6,12 +6,21 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 from raymtl.config import Experiment
-from raymtl.encoders import Conv4Spec, ConvSpec, EncoderSpec, LeNetSpec, MLPSpec, ResNet18Spec
+from raymtl.encoders import (
+    Conv4Spec,
+    ConvSpec,
+    Encoder,
+    EncoderSpec,
+    LeNetSpec,
+    MLPSpec,
+    ResNet18Spec,
+)
 from raymtl.encoders.norm import NormedSpec
-from raymtl.types import Batch, Params, UserError
+from raymtl.types import Params, UserError
 
 SMALL = {
     "conv": (ConvSpec(channels=(4, 8)), (1, 8, 8)),
@@ -39,19 +48,21 @@ def test_one_name_changes_the_encoder(before: str, after: str) -> None:
     assert chosen.encoder.name == after
 
 
-def made(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor], tuple[int, ...]]:
+def made(name: str) -> tuple[Encoder, dict[str, torch.Tensor], tuple[int, ...]]:
     """The encoder of this name, a norm after it where one is named."""
-    encoder, *norm = name.split()
-    spec, shape = SMALL[encoder]
-    encoder = spec.model_copy(update={"norm": norm[0]} if norm else {}).build(shape)
+    base, _, norm = name.partition(" ")
+    spec, shape = SMALL[base]
+    if norm:
+        spec = spec.model_copy(update={"norm": norm})
+    encoder = spec.build(shape)
     return encoder, {key: value.detach() for key, value in encoder.named_parameters()}, shape
 
 
-def query_gradient(encoder: Any, params: Params, support: Batch, query: Batch) -> Any:
+def query_gradient(encoder: Any, params: Params, support: Tensor, query: Tensor) -> Any:
     """Through one inner gradient step: the second derivative of every layer takes part."""
 
     def loss(at: Params, inputs: Any) -> Any:
-        return functional_call(encoder, at, (inputs,)).square().mean()
+        return functional_call(encoder, dict(at), (inputs,)).square().mean()
 
     def outer(theta: Params) -> Any:
         update = grad(loss)(theta, support)
@@ -113,7 +124,8 @@ def test_the_second_order_gradient_agrees_with_finite_differences(name: str) -> 
         inner = functional_call(encoder, theta, (support,)).square().mean()
         update = torch.autograd.grad(inner, list(theta.values()))
         adapted = {key: theta[key] - 0.1 * u for key, u in zip(theta, update, strict=True)}
-        return functional_call(encoder, adapted, (query,)).square().mean().detach()
+        output: Tensor = functional_call(encoder, adapted, (query,))
+        return output.square().mean().detach()
 
     eps = 1e-7
     measured = (outer(eps) - outer(-eps)) / (2 * eps)

@@ -1,6 +1,7 @@
 """Laws of the normalisations: against torch's own, finite differences, autograd, and of what a query may depend on."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from raymtl.config import Experiment
+from raymtl.data.base import Arrays
 from raymtl.encoders import BatchNorm, Conv4Spec, LeNetSpec, MLPSpec
 from raymtl.encoders.norm import recorded_statistics, statistics_of
 from raymtl.evaluation.evaluate import evaluate
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.execution import ExecutionConfig, over_episodes
+from raymtl.step.execution import ExecutionConfig, TaskAxis, over_episodes
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import Batch, Episode, UserError
 from tests.conftest import LEARNERS, SHARING, axes, episodes_of, experiment, perturbed
@@ -24,16 +26,20 @@ from tests.learners.laws import (
     directional_error,
     first,
 )
+from tests.narrowing import shared_inputs
 
 
 def ours(params: Sequence[Tensor], x: Tensor) -> Tensor:
     norm = BatchNorm(x.shape[1])
-    return functional_call(norm, dict(zip(("weight", "bias"), params, strict=True)), (x,))
+    named = dict(zip(("weight", "bias"), params, strict=True))
+    normed: Tensor = functional_call(norm, named, (x,))
+    return normed
 
 
 def torchs(params: Sequence[Tensor], x: Tensor) -> Tensor:
     """Batch normalisation in training mode."""
-    return F.batch_norm(x, None, None, *params, training=True)
+    weight, bias = params
+    return F.batch_norm(x, None, None, weight, bias, training=True)
 
 
 def random_affine(*shape: int) -> tuple[Tensor, Tensor]:
@@ -42,7 +48,7 @@ def random_affine(*shape: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("shape", [(5, 3), (4, 3, 2, 3), (1, 3, 4, 4), (6, 3, 2)])
-def test_batch_norm_is_torchs_in_training(shape) -> None:
+def test_batch_norm_is_torchs_in_training(shape: tuple[int, ...]) -> None:
     """So are its first and second derivatives."""
     readout = torch.randn(shape)
     leaves = (torch.randn(shape), *random_affine(3))
@@ -79,7 +85,8 @@ def test_batch_norm_vmap_equals_a_loop() -> None:
             return (readout * ours((weight, bias), x).tanh()).sum()
 
         steepness = lambda x, w: sum(g.square().sum() for g in grad(loss, argnums=(0, 1))(x, w))  # noqa: E731
-        return grad(steepness, argnums=1)(x, weight)
+        slope: Tensor = grad(steepness, argnums=1)(x, weight)
+        return slope
 
     together = vmap(twice)(x, readout, weight, bias)
     for index in range(5):
@@ -167,7 +174,7 @@ def apart(
         ),
     ],
 )
-def test_predictions_ignore_the_other_queries(learner: str, norm: str, arrays) -> None:
+def test_predictions_ignore_the_other_queries(learner: str, norm: str, arrays: Arrays) -> None:
     if norm == "per_step" and not conv(learner).learner.has_per_step_params:
         return  # refused, as below
     algorithm = conv(learner, encoder__norm=norm).build()
@@ -183,7 +190,9 @@ def test_predictions_ignore_the_other_queries(learner: str, norm: str, arrays) -
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_a_transductive_prediction_moves_with_the_other_queries(learner: str, arrays) -> None:
+def test_a_transductive_prediction_moves_with_the_other_queries(
+    learner: str, arrays: Arrays
+) -> None:
     algorithm = conv(learner, encoder__transductive=True).build()
     support, query = first(episodes_of(conv(learner), arrays))
     assert algorithm.transductive
@@ -200,7 +209,7 @@ def test_a_transductive_prediction_moves_with_the_other_queries(learner: str, ar
     ],
 )
 def test_every_architectures_predictions_ignore_other_queries(
-    sharing, norm, own_inputs, arrays
+    sharing: str, norm: str, own_inputs: bool, arrays: Arrays
 ) -> None:
     algorithm = conv("maml", sharing, encoder__norm=norm).build()
     support, query = first(episodes_of(conv("maml", sharing), arrays))
@@ -219,7 +228,7 @@ def test_every_architectures_predictions_ignore_other_queries(
 def _with_own_inputs(batch: Batch, num_tasks: int) -> Batch:
     sizes = [len(next(iter(batch.targets.values()))) - index for index in range(num_tasks)]
     inputs = {
-        name: batch.inputs[: max(size, 3)].roll(i, 0)
+        name: shared_inputs(batch)[: max(size, 3)].roll(i, 0)
         for i, (name, size) in enumerate(zip(batch.targets, sizes, strict=True))
     }
     return Batch(
@@ -229,12 +238,14 @@ def _with_own_inputs(batch: Batch, num_tasks: int) -> Batch:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_support_statistics_ignore_the_order(learner: str, arrays) -> None:
+def test_support_statistics_ignore_the_order(learner: str, arrays: Arrays) -> None:
     algorithm = conv(learner).build()
     support, query = first(episodes_of(conv(learner), arrays))
     order = torch.randperm(len(support.inputs))
     mixed = Batch(
-        support.inputs[order], {name: target[order] for name, target in support.targets.items()}, {}
+        shared_inputs(support)[order],
+        {name: target[order] for name, target in support.targets.items()},
+        {},
     )
     predictions = [
         algorithm.predict(algorithm.adapt(perturbed(algorithm), each), query.inputs)
@@ -246,13 +257,15 @@ def test_support_statistics_ignore_the_order(learner: str, arrays) -> None:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("transductive", [False, True])
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_batch_normalised_vmap_equals_a_loop(learner: str, transductive: bool, arrays) -> None:
+def test_batch_normalised_vmap_equals_a_loop(
+    learner: str, transductive: bool, arrays: Arrays
+) -> None:
     assert_vmap_equals_the_loop(conv(learner, encoder__transductive=transductive), arrays)
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("transductive", [False, True])
-def test_predictions_ignore_how_episodes_run(transductive: bool, arrays) -> None:
+def test_predictions_ignore_how_episodes_run(transductive: bool, arrays: Arrays) -> None:
     chosen = conv("maml", encoder__transductive=transductive)
     algorithm, episodes = chosen.build(), episodes_of(chosen, arrays)
     params = perturbed(algorithm)
@@ -269,12 +282,14 @@ def test_predictions_ignore_how_episodes_run(transductive: bool, arrays) -> None
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_a_batch_normalised_model_survives_saving(learner: str, arrays, tmp_path) -> None:
+def test_a_batch_normalised_model_survives_saving(
+    learner: str, arrays: Arrays, tmp_path: Path
+) -> None:
     assert_it_survives_saving(conv(learner), arrays, tmp_path)
 
 
 @pytest.mark.usefixtures("float64")
-def test_the_support_set_may_be_queried(arrays) -> None:
+def test_the_support_set_may_be_queried(arrays: Arrays) -> None:
     """Queried beside its statistics it gives what it gave where these were recorded."""
     algorithm = conv("maml", learner__inner_steps=0).build()
     params = perturbed(algorithm)
@@ -309,9 +324,12 @@ def alike(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("transductive", [False, True])
-def test_equal_per_step_sets_are_batch_norm(transductive: bool, arrays) -> None:
+def test_equal_per_step_sets_are_batch_norm(transductive: bool, arrays: Arrays) -> None:
     """The inner step moves a set that the next step does not use, so scales rest where all sets start alike."""
-    values = {"learner__inner_steps": 2, "encoder__transductive": transductive}
+    values: dict[str, Any] = {
+        "learner__inner_steps": 2,
+        "encoder__transductive": transductive,
+    }
     at_rest = conv("maml", learner__adapts=["*", "-*.1.weight", "-*.1.bias"], **values).build()
     per_step = conv("maml", encoder__norm="per_step", **values).build()
     params = perturbed(at_rest)
@@ -325,7 +343,7 @@ def test_equal_per_step_sets_are_batch_norm(transductive: bool, arrays) -> None:
 
 
 @pytest.mark.usefixtures("float64")
-def test_each_step_uses_its_own_set(arrays) -> None:
+def test_each_step_uses_its_own_set(arrays: Arrays) -> None:
     """Steps beyond the last use the last one's."""
     algorithm = conv("maml", encoder__norm="per_step", learner__inner_steps=2).build()
     params = perturbed(algorithm)
@@ -343,13 +361,13 @@ def test_each_step_uses_its_own_set(arrays) -> None:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("transductive", [False, True])
 @pytest.mark.parametrize("learner", STEPPING)
-def test_per_step_vmap_equals_a_loop(learner: str, transductive: bool, arrays) -> None:
+def test_per_step_vmap_equals_a_loop(learner: str, transductive: bool, arrays: Arrays) -> None:
     chosen = conv(learner, encoder__norm="per_step", encoder__transductive=transductive)
     assert_vmap_equals_the_loop(chosen, arrays)
 
 
 @pytest.mark.usefixtures("float64")
-def test_recomputed_steps_use_their_own_sets(arrays) -> None:
+def test_recomputed_steps_use_their_own_sets(arrays: Arrays) -> None:
     grads = []
     for gradient in ("unrolled", "checkpointed"):
         chosen = conv(
@@ -364,7 +382,9 @@ def test_recomputed_steps_use_their_own_sets(arrays) -> None:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("transductive", [False, True])
-def test_every_set_gets_the_gradient_of_finite_differences(transductive: bool, arrays) -> None:
+def test_every_set_gets_the_gradient_of_finite_differences(
+    transductive: bool, arrays: Arrays
+) -> None:
     """MAML++ judges the query after each step, each with the set of its own number of steps."""
     chosen = conv(
         "maml_pp",
@@ -387,13 +407,15 @@ def test_every_set_gets_the_gradient_of_finite_differences(transductive: bool, a
 
 
 @pytest.mark.parametrize("transductive", [False, True])
-def test_a_per_step_model_survives_saving(transductive: bool, arrays, tmp_path) -> None:
+def test_a_per_step_model_survives_saving(
+    transductive: bool, arrays: Arrays, tmp_path: Path
+) -> None:
     chosen = conv("maml", encoder__norm="per_step", encoder__transductive=transductive)
     assert_it_survives_saving(chosen, arrays, tmp_path)
 
 
 @pytest.mark.usefixtures("float64")
-def test_one_vmap_predicts_after_different_steps(arrays) -> None:
+def test_one_vmap_predicts_after_different_steps(arrays: Arrays) -> None:
     """Of models that were adapted by different numbers of steps."""
     algorithm = conv("maml", encoder__norm="per_step", encoder__transductive=True).build()
     support, query = first(episodes_of(conv("maml"), arrays))
@@ -422,7 +444,9 @@ def test_per_step_needs_steps_that_differ() -> None:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("transductive", [False, True])
 @pytest.mark.parametrize("axis", ["vmap", "loop"])
-def test_maml_through_batch_norm_equals_plain_autograd(axis, transductive, arrays) -> None:
+def test_maml_through_batch_norm_equals_plain_autograd(
+    axis: TaskAxis, transductive: bool, arrays: Arrays
+) -> None:
     """With torch's batch norm."""
     chosen = conv(
         "maml", data__tasks=["left"], encoder__transductive=transductive, learner__inner_steps=3
@@ -445,12 +469,12 @@ def test_maml_through_batch_norm_equals_plain_autograd(axis, transductive, array
             both = F.conv2d(both, own["0.weight"], stride=2, padding=1)
             parts = both[: len(support)], both[len(support) :]
             of = parts if transductive else (parts[0], parts[0])
-            parts = tuple(
+            normed = tuple(
                 (part - basis.mean((0, 2, 3), keepdim=True))
                 / (basis.var((0, 2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
                 for part, basis in zip(parts, of, strict=True)
             )
-            both = torch.cat(parts) * own["1.weight"][:, None, None] + own["1.bias"][:, None, None]
+            both = torch.cat(normed) * own["1.weight"][:, None, None] + own["1.bias"][:, None, None]
             both = both.relu()
         logits = F.linear(
             both.flatten(1), phi["model.heads.left.weight"], phi["model.heads.left.bias"]
@@ -459,21 +483,19 @@ def test_maml_through_batch_norm_equals_plain_autograd(axis, transductive, array
 
     total = torch.zeros(())
     for index in range(chosen.train.meta_batch):
-        (support, targets, _), (query, judged, _) = (
-            Batch(part.inputs[index], {"left": part.targets["left"][index]}, {})
-            for part in episodes
+        (support, targets), (query, judged) = (
+            (shared_inputs(part)[index], part.targets["left"][index]) for part in episodes
         )
         phi = {name: value for name, value in theta.items() if name.startswith("model.")}
         for _ in range(3):
-            loss = F.cross_entropy(forward(phi, support, query)[0], targets["left"])
+            loss = F.cross_entropy(forward(phi, support, query)[0], targets)
             update = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
             phi = {
                 name: value - 0.01 * g for (name, value), g in zip(phi.items(), update, strict=True)
             }
         total = (
             total
-            + F.cross_entropy(forward(phi, support, query)[1], judged["left"])
-            / chosen.train.meta_batch
+            + F.cross_entropy(forward(phi, support, query)[1], judged) / chosen.train.meta_batch
         )
     model = {name: value for name, value in theta.items() if name.startswith("model.")}
     for name, expected in zip(model, torch.autograd.grad(total, list(model.values())), strict=True):
@@ -481,7 +503,7 @@ def test_maml_through_batch_norm_equals_plain_autograd(axis, transductive, array
 
 
 @pytest.mark.parametrize("transductive", [False, True])
-def test_scores_say_whether_they_are_transductive(transductive: bool, arrays) -> None:
+def test_scores_say_whether_they_are_transductive(transductive: bool, arrays: Arrays) -> None:
     chosen = conv("maml", encoder__transductive=transductive)
     algorithm = chosen.build()
     metrics, examples, _ = evaluate(chosen, algorithm, algorithm.init_params(), arrays, episodes=3)
@@ -533,7 +555,7 @@ def test_indivisible_widths_are_refused() -> None:
         LeNetSpec(hidden=(5,), norm="group").build((1, 16, 16))
 
 
-def test_parameters_that_saw_no_support_set_predict_nothing(arrays) -> None:
+def test_parameters_that_saw_no_support_set_predict_nothing(arrays: Arrays) -> None:
     algorithm = conv("maml").build()
     with pytest.raises(ValueError, match="adapt or normalise"):
         algorithm.predict(algorithm.init_params(), torch.zeros(2, 1, 16, 16))

@@ -9,9 +9,11 @@ import pytest
 
 from raymtl.config import Experiment, parse
 from raymtl.evaluation.baselines import baselines, comparators, planned, table
+from raymtl.learners import MAML
 from raymtl.reporting.html import outcome, result_rows
 from raymtl.storage import formats
 from tests.conftest import MODES, episodes_of, experiment
+from tests.narrowing import checked
 
 
 def scores(**tasks: float) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def test_every_baseline_has_the_same_budget() -> None:
             assert parse(model.model_dump(mode="json")) == model
             assert model.train == chosen.train
     assert models["joint"][0].learner.num_steps == 0
-    assert models["single-sum"][1].learner.inner_lr == 0.5
+    assert checked(models["single-sum"][1].learner, MAML).inner_lr == 0.5
     assert models["single-sum"][1].data.task_names == ("sum",)
 
 
@@ -130,7 +132,7 @@ def test_a_baseline_alone_is_compared_without_deltas(tmp_path: Path) -> None:
     assert "joint (0.500" in outcome(result_rows({"models": rows}))
 
 
-def made(tmp_path: Path, **models: dict[str, Any]) -> dict:
+def made(tmp_path: Path, **models: dict[str, Any]) -> dict[str, Path]:
     for name, metrics in models.items():
         (tmp_path / name).mkdir()
         formats.write_json(tmp_path / name / "metrics.json", metrics)

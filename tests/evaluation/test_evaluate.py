@@ -1,9 +1,12 @@
 """Scores: their intervals, what leaks, and the files."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils._pytree import tree_map
 
+from raymtl.data.base import Arrays
 from raymtl.evaluation.evaluate import evaluate, evaluate_folder, load_model
 from raymtl.evaluation.scores import validation_scores
 from raymtl.step.execution import ExecutionConfig
@@ -16,7 +19,7 @@ from tests.conftest import LEARNERS, axes, episodes_of, experiment
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, arrays):
+def trained(tmp_path_factory: pytest.TempPathFactory, arrays: Arrays) -> Path:
     folder = tmp_path_factory.mktemp("model")
     chosen = experiment(train__steps=80, train__eval_every=80, encoder__hidden=[64], learner__inner_lr=0.03,
                         data__shots=2, data__queries=2, evaluate__test_episodes=40)  # fmt: skip
@@ -25,7 +28,7 @@ def trained(tmp_path_factory, arrays):
     return folder
 
 
-def test_the_folder_scores_as_the_model(trained, arrays) -> None:
+def test_the_folder_scores_as_the_model(trained: Path, arrays: Arrays) -> None:
     """And adapting helps."""
     chosen, algorithm, params = load_model(trained)
     evaluate_folder(trained, arrays, chosen.data)
@@ -45,7 +48,7 @@ def test_the_folder_scores_as_the_model(trained, arrays) -> None:
     assert written["curve"]["left.accuracy"]["mean"][3] == after["mean"]
 
 
-def test_adapting_to_wrong_labels_hurts(trained, arrays) -> None:
+def test_adapting_to_wrong_labels_hurts(trained: Path, arrays: Arrays) -> None:
     """What adapting gains must come from the labels of the support set."""
     chosen, algorithm, params = load_model(trained)
     episodes = episodes_of(chosen, arrays, step=7, count=30)
@@ -73,7 +76,7 @@ def test_adapting_to_wrong_labels_hurts(trained, arrays) -> None:
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_predictions_ignore_the_other_queries(learner, arrays) -> None:
+def test_predictions_ignore_the_other_queries(learner: str, arrays: Arrays) -> None:
     chosen = axes("cross_stitch", "static", learner)
     algorithm = chosen.build()
     params = algorithm.init_params()
@@ -85,7 +88,7 @@ def test_predictions_ignore_the_other_queries(learner, arrays) -> None:
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_validation_scores_are_those_of_evaluate(learner, arrays) -> None:
+def test_validation_scores_are_those_of_evaluate(learner: str, arrays: Arrays) -> None:
     """Sums and counts over workers on one side, means over episodes on the other.
 
     MAML over more episodes than are scored at once.
@@ -104,7 +107,7 @@ def test_validation_scores_are_those_of_evaluate(learner, arrays) -> None:
     assert (full["score"]["before"] is None) == (not algorithm.learner.supports_zero_shot)
 
 
-def test_a_damaged_model_is_named(trained, tmp_path) -> None:
+def test_a_damaged_model_is_named(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((trained / "config.yaml").read_text())
     with pytest.raises(UserError, match="expected a trained model, got none yet"):
         load_model(tmp_path)

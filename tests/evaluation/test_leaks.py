@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -37,6 +37,7 @@ from tests.data.own import own_table
 from tests.data.rooms import numbered_frame, small_rooms
 from tests.data.test_sinusoid import FLOOR
 from tests.learners.test_learners import VARIANTS
+from tests.narrowing import shared_inputs
 from tests.step.test_isolation import allowed
 
 WAYS, PER_CLASS, DIM = 5, 3, 6
@@ -94,7 +95,7 @@ def accuracy_after_training(
 
 
 @pytest.mark.parametrize(("learner", "values"), VARIANTS)
-def test_shuffled_query_labels_are_met_by_chance(learner, values) -> None:
+def test_shuffled_query_labels_are_met_by_chance(learner: str, values: dict[str, Any]) -> None:
     """Two intervals wide, for there are many learners."""
     mean, ci95 = accuracy_after_training(learner, values, "shuffled")
     assert abs(mean - CHANCE) < 2 * ci95 < 0.03
@@ -103,7 +104,7 @@ def test_shuffled_query_labels_are_met_by_chance(learner, values) -> None:
 
 
 @pytest.mark.parametrize("learner", ["maml", "matching", "metaopt", "protonet", "r2d2", "reptile"])
-def test_leaking_support_sets_would_be_seen(learner) -> None:
+def test_leaking_support_sets_would_be_seen(learner: str) -> None:
     """Guards the test above: shuffled labels that leak are met far more often than by chance."""
     mean, ci95 = accuracy_after_training(learner, {}, "shuffled and shown")
     assert mean - 2 * ci95 > CHANCE + 0.05
@@ -144,7 +145,9 @@ SEEING = [
 
 
 @pytest.mark.parametrize(("sharing", "learner", "values"), [c for c in SEEING if allowed(*c)])
-def test_predictions_ignore_query_labels_bit_identically(sharing, learner, values, arrays) -> None:
+def test_predictions_ignore_query_labels_bit_identically(
+    sharing: str, learner: str, values: dict[str, Any], arrays: Arrays
+) -> None:
     chosen = axes(sharing, "static", learner).override({**values, "evaluate.test_episodes": 2})
     if "inner_steps" in type(chosen.learner).model_fields:
         chosen = chosen.override({"learner.inner_steps": 2})
@@ -226,7 +229,11 @@ def inputs(batch: Batch) -> set[bytes]:
 def arrays_of(batch: Batch) -> list[np.ndarray]:
     """The inputs that all tasks share, or those of each."""
     shared = isinstance(batch.inputs, Tensor)
-    return [batch.inputs.numpy()] if shared else [own.numpy() for own in batch.inputs.values()]
+    return (
+        [shared_inputs(batch).numpy()]
+        if shared
+        else [own.numpy() for own in shared_inputs(batch).values()]
+    )
 
 
 def upright(batch: Batch) -> set[bytes]:
@@ -264,7 +271,9 @@ SOURCES: list[tuple[str, Callable[[Path], Source]]] = [
 
 
 @pytest.mark.parametrize(("name", "make"), SOURCES, ids=[name for name, _ in SOURCES])
-def test_no_input_stands_twice(name, make, monkeypatch, tmp_path) -> None:
+def test_no_input_stands_twice(
+    name: str, make: Callable[[Path], Source], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """In support and query, or in two splits."""
     monkeypatch.setattr("raymtl.data.sources.omniglot.read_drawings", numbered_drawings)
     monkeypatch.setattr("raymtl.data.sources.cifar100.read_pictures", numbered_pictures)
@@ -295,16 +304,17 @@ def test_no_input_stands_twice(name, make, monkeypatch, tmp_path) -> None:
         ("omniglot", lambda domain: [name.partition(" at ")[0] for name in domain.split(", ")]),
     ],
 )
-def test_classes_and_domains_of_the_splits_are_disjoint(source, parts, monkeypatch) -> None:
+def test_classes_and_domains_of_the_splits_are_disjoint(
+    source: Source | str, parts: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the names that the report shows; a turned character is the same character."""
     monkeypatch.setattr("raymtl.data.sources.omniglot.read_drawings", numbered_drawings)
     monkeypatch.setattr("raymtl.data.sources.cifar100.read_pictures", numbered_pictures)
     monkeypatch.setenv("RAYMTL_DATA", "drawn above")
-    chosen = (
-        TypeAdapter(SourceSpec).validate_python({"name": source})
-        if source == "omniglot"
-        else source
-    )
+    if isinstance(source, str):
+        chosen: Source = TypeAdapter(SourceSpec).validate_python({"name": source})
+    else:
+        chosen = source
     arrays = chosen.load()
     train, val, test = (
         {part for _, d in many(chosen, arrays, split) for part in parts(d)} for split in SPLITS
@@ -336,7 +346,7 @@ assert "ray" not in sys.modules
 """
 
 
-def test_another_process_adapts_bit_identically(arrays, tmp_path) -> None:
+def test_another_process_adapts_bit_identically(arrays: Arrays, tmp_path: Path) -> None:
     """Saved here, loaded there, adapted to a task that neither has seen."""
     cases: list[tuple[Path, Experiment]] = []
     for number, (learner, values) in enumerate(VARIANTS):

@@ -3,7 +3,7 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from tests.cli.test_cli import answer, mistake
 from tests.data.own import write_csv, write_scenes
 
 EXACT = 1e-15
-TASKS = {
+TASKS: dict[str, dict[str, Any]] = {
     "rent": {},
     "state": {"classes": ["poor", "fair", "good"]},
     "has": {"kind": "multilabel"},
@@ -32,7 +32,7 @@ TASKS = {
 }
 
 
-def rooms(rows: int, seed: int) -> dict[str, list]:
+def rooms(rows: int, seed: int) -> dict[str, list[Any]]:
     """Flats with a key, whether they are large, and now and then no label."""
     content = flats(rows, seed)
     rng = np.random.default_rng(seed)
@@ -43,7 +43,7 @@ def rooms(rows: int, seed: int) -> dict[str, list]:
     return content
 
 
-def read(told: dict) -> pd.DataFrame:
+def read(told: dict[str, Any]) -> pd.DataFrame:
     return pq.read_table(Path(told["folder"]) / "predictions.parquet").to_pandas()
 
 
@@ -178,7 +178,7 @@ def test_labels_of_a_query_score_a_transfer(
         for name, c in (("support", support), ("query", query))
     ]
 
-    def carried(*args: str) -> dict:
+    def carried(*args: str) -> dict[str, Any]:
         words = (
             "--support",
             str(files[0]),
@@ -188,7 +188,10 @@ def test_labels_of_a_query_score_a_transfer(
             "task.name=fits",
             *args,
         )
-        return json.loads(answer(monkeypatch, capsys, "adapt", str(home / "run"), "--json", *words))
+        rows: dict[str, Any] = json.loads(
+            answer(monkeypatch, capsys, "adapt", str(home / "run"), "--json", *words)
+        )
+        return rows
 
     told = carried("--query", str(files[1]))
     found = read(told)
@@ -334,7 +337,7 @@ def test_parts_take_examples_in_their_form(
         content = flats(60, len(name))
         columns = {column: content["size (m2)"], "city": content["city"], "state": content["state"]}
         write_csv(tmp_path / f"{name}.csv", columns)
-    parts = {
+    parts: dict[str, dict[str, Any]] = {
         name: {"name": "files", "path": str(tmp_path / f"{name}.csv"), "tasks": {"state": {}}}
         for name in ("old", "new")
     }
@@ -364,7 +367,9 @@ def test_parts_take_examples_in_their_form(
 
 @pytest.mark.parametrize("resize", ["stretch", "crop"])
 @pytest.mark.parametrize("shape", [(24, 32), (31, 17), (5, 60)])
-def test_maps_come_back_where_their_pixels_were(resize: str, shape: tuple[int, ...]) -> None:
+def test_maps_come_back_where_their_pixels_were(
+    resize: Literal["stretch", "crop"], shape: tuple[int, int]
+) -> None:
     """A map that says where each pixel of the picture is, resized and brought back, says so again."""
     size = (12, 16)
     where = torch.arange(shape[0] * shape[1]).reshape(1, *shape).float()
@@ -562,7 +567,7 @@ def close(found: pd.DataFrame, plain: pd.DataFrame, offset: float, scale: float)
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run on labels around 0, of which what it predicts of new rows, adapted and carried to a new task."""
     root = tmp_path_factory.mktemp("plain")
     run = trained(
@@ -580,7 +585,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 @pytest.mark.parametrize(("offset", "scale"), FAR)
 def test_adapting_ignores_shift_and_scale(
-    plain: dict, tmp_path: Path, offset: float, scale: float
+    plain: dict[str, Any], tmp_path: Path, offset: float, scale: float
 ) -> None:
     data = {"path": str(numbered(tmp_path / "d.csv", offset, scale, 200, 0)), "tasks": {"y": {}}}
     run = trained(tmp_path / "run", data, steps=20)
@@ -600,7 +605,7 @@ def test_adapting_ignores_shift_and_scale(
 @pytest.mark.parametrize(("offset", "scale"), FAR)
 @pytest.mark.parametrize("way", ["feature", "model"])
 def test_transferring_ignores_shift_and_scale(
-    plain: dict,
+    plain: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -608,7 +613,7 @@ def test_transferring_ignores_shift_and_scale(
     offset: float,
     scale: float,
 ) -> None:
-    def carried(offset: float, scale: float, name: str) -> dict:
+    def carried(offset: float, scale: float, name: str) -> dict[str, Any]:
         files = [
             numbered(tmp_path / f"{name}-{part}.csv", offset, scale, rows, seed)
             for part, rows, seed in (("s", 40, 1), ("q", 60, 2))
@@ -632,7 +637,10 @@ def test_transferring_ignores_shift_and_scale(
             "--set",
             "optimiser.steps=60",
         )
-        return json.loads(answer(monkeypatch, capsys, "adapt", str(plain["run"]), *words, *kind))
+        rows: dict[str, Any] = json.loads(
+            answer(monkeypatch, capsys, "adapt", str(plain["run"]), *words, *kind)
+        )
+        return rows
 
     ordinary, told = carried(0, 1, f"plain-{way}"), carried(offset, scale, f"far-{way}-{offset:g}")
     close(read(told), read(ordinary), offset, scale)

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from raymtl.config import Experiment
 from raymtl.data import Split
+from raymtl.data.base import Arrays
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig, over_episodes
@@ -17,21 +17,25 @@ from raymtl.step.meta_gradient import meta_gradient
 from raymtl.storage import formats
 from raymtl.types import Batch, Episode
 from tests.conftest import episodes_of, perturbed, with_missing_labels
+from tests.narrowing import shared_inputs
 
 
 def first(episodes: Episode) -> Episode:
     """The first episode of a stack."""
-    return tree_map(lambda leaf: leaf[0], episodes)
+    episode: Episode = tree_map(lambda leaf: leaf[0], episodes)
+    return episode
 
 
 def kept(batch: Batch, rows: Tensor) -> Batch:
     """The batch of these examples alone, all with their labels."""
     return Batch(
-        batch.inputs[rows], {name: target[rows] for name, target in batch.targets.items()}, {}
+        shared_inputs(batch)[rows],
+        {name: target[rows] for name, target in batch.targets.items()},
+        {},
     )
 
 
-def assert_vmap_equals_the_loop(chosen: Experiment, arrays) -> None:
+def assert_vmap_equals_the_loop(chosen: Experiment, arrays: Arrays) -> None:
     """With some labels missing in support and query, of two episodes."""
     episodes = with_missing_labels(episodes_of(chosen, arrays, count=2))
     results = []
@@ -48,7 +52,7 @@ def assert_vmap_equals_the_loop(chosen: Experiment, arrays) -> None:
         torch.testing.assert_close(gradient, results[1].grads[name], rtol=1e-8, atol=1e-11)
 
 
-def assert_unlabelled_examples_have_no_say(chosen: Experiment, arrays) -> None:
+def assert_unlabelled_examples_have_no_say(chosen: Experiment, arrays: Arrays) -> None:
     """Hidden labels hold nonsense, and leave what leaving their examples out leaves."""
     algorithm = chosen.build()
     params = perturbed(algorithm)
@@ -66,7 +70,7 @@ def assert_unlabelled_examples_have_no_say(chosen: Experiment, arrays) -> None:
         )
 
 
-def assert_the_order_of_the_support_set_has_no_say(chosen: Experiment, arrays) -> None:
+def assert_the_order_of_the_support_set_has_no_say(chosen: Experiment, arrays: Arrays) -> None:
     """With some labels missing."""
     algorithm = chosen.build()
     params = perturbed(algorithm)
@@ -118,7 +122,7 @@ def mse_on_sinusoids(learner: str, steps: int) -> float:
     return float((y - held_out.query.targets["y"].flatten()).square().mean())
 
 
-def assert_it_survives_saving(chosen: Experiment, arrays, folder: Path) -> None:
+def assert_it_survives_saving(chosen: Experiment, arrays: Arrays, folder: Path) -> None:
     """Adapt, save, load into a new problem, predict: the same to the bit."""
     algorithm = chosen.build()
     support, query = first(episodes_of(chosen, arrays))
@@ -135,7 +139,7 @@ def assert_it_survives_saving(chosen: Experiment, arrays, folder: Path) -> None:
 
 
 def assert_gradient_of_finite_differences(
-    chosen: Experiment, arrays: dict[str, np.ndarray], prefix: str = "", scale: float = 0.1
+    chosen: Experiment, arrays: Arrays, prefix: str = "", scale: float = 0.1
 ) -> None:
     """The meta-gradient along a random direction of the parameters whose names begin so."""
     algorithm = chosen.build()

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 # Memory that is given back must leave the process: else the peak is that of the allocator's pools.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -28,7 +29,7 @@ def main(gradient: str, steps: int, axis: str) -> None:
     from raymtl.learners import MAML
     from raymtl.sharing import HardSpec
     from raymtl.step.algorithm import Algorithm
-    from raymtl.step.execution import ExecutionConfig
+    from raymtl.step.execution import ExecutionConfig, TaskAxis
     from raymtl.step.meta_gradient import meta_gradient
     from raymtl.tasks import classification
     from raymtl.types import Batch, Episode
@@ -43,7 +44,7 @@ def main(gradient: str, steps: int, axis: str) -> None:
         params = algorithm.init_params()
         Path("/proc/self/clear_refs").write_text("5")  # sets the peak back
         before, start = in_mib("VmRSS"), time.perf_counter()
-        meta_gradient(algorithm, params, episodes, execution=ExecutionConfig(axis))
+        meta_gradient(algorithm, params, episodes, execution=ExecutionConfig(cast(TaskAxis, axis)))
         return in_mib("VmHWM") - before, time.perf_counter() - start
 
     targets = torch.arange(5).repeat(4, 1)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from raymtl.encoders import Encoder
 from raymtl.learners import ANIL, MAML
 from raymtl.sharing.hard import Hard
 from raymtl.step.algorithm import Algorithm
@@ -17,24 +18,15 @@ from tests.learners.laws import (
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-class Flat(nn.Module):
-    """An encoder that has nothing to learn."""
-
-    out_features = 16 * 16
-    shapes = ((out_features,),)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs.flatten(1)
-
-
 @pytest.mark.parametrize("learn_inner_lr", [False, True])
 def test_on_heads_alone_it_is_maml(learn_inner_lr: bool, arrays: dict[str, np.ndarray]) -> None:
     chosen = experiment()
     tasks = chosen.data.make_tasks()
+    flat = Encoder([nn.Flatten()], (1, 16, 16))
     found = []
     for learner in (ANIL, MAML):
         torch.manual_seed(0)
-        model = Hard(tasks, [Flat()])
+        model = Hard(tasks, [flat])
         own = learner(inner_steps=3, inner_lr=0.01, learn_inner_lr=learn_inner_lr)
         algorithm = Algorithm(tasks, model, chosen.weighting.build(tasks), own)
         found.append(
@@ -66,10 +58,11 @@ def test_it_fits_the_heads_on_features_that_stay(
     optimizer = torch.optim.SGD(heads.parameters(), lr=0.1)
     for _ in range(4):
         optimizer.zero_grad()
-        sum(
+        losses = [
             t.loss(heads[t.name](features[t.name]), support.targets[t.name]).mean()
             for t in algorithm.tasks
-        ).backward()
+        ]
+        torch.stack(losses).sum().backward()
         optimizer.step()
     for name, value in algorithm.model.named_parameters():
         torch.testing.assert_close(adapted[f"model.{name}"], value, rtol=1e-12, atol=1e-13)

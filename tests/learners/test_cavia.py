@@ -13,6 +13,7 @@ from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
     first,
 )
+from tests.narrowing import shared_inputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -44,7 +45,9 @@ def test_it_equals_a_network_reading_the_context(
     computed = meta_gradient(algorithm, params, episodes)
     total = torch.zeros(())
     for index in range(chosen.train.meta_batch):
-        support, query = ((batch.inputs[index], batch.targets["left"][index]) for batch in episodes)
+        support, query = (
+            (shared_inputs(batch)[index], batch.targets["left"][index]) for batch in episodes
+        )
         context = torch.zeros(4, requires_grad=True)
         for _ in range(steps):
             (slope,) = torch.autograd.grad(

@@ -8,6 +8,7 @@ from torch.func import vmap
 
 from raymtl.learners import IMAML
 from raymtl.learners.implicit import conjugate_gradients
+from raymtl.learners.inner import InnerOptimizer
 from raymtl.step.meta_gradient import meta_gradient
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import first
@@ -31,7 +32,7 @@ def closed_form(quadratic: Quadratic, start: Tensor, strength: float) -> tuple[T
     [(0.3, "sgd", 400), (2.0, "sgd", 200), (20.0, "sgd", 60), (2.0, "momentum", 550)],
 )
 def test_it_equals_the_closed_form_on_a_quadratic(
-    strength: float, optimizer: str, steps: int
+    strength: float, optimizer: InnerOptimizer, steps: int
 ) -> None:
     """With momentum it takes longer: its coefficient 0.9 lets an error fall by no more than sqrt(0.9) a step."""
     quadratic = Quadratic()

@@ -9,16 +9,17 @@ import torch
 import torchopt
 from torch import Tensor, nn
 
-from raymtl.learners.gradient import chosen
+from raymtl.learners.gradient import GradientLearner, chosen
 from raymtl.learners.inner import InnerOptimizer, inner_loop, inner_path
 from raymtl.step.meta_gradient import meta_gradient
-from raymtl.types import UserError
+from raymtl.types import Params, UserError
 from tests.conftest import SHARING, axes, episodes_of, experiment, perturbed
+from tests.narrowing import shared_inputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def bumpy(params: dict[str, Tensor]) -> Tensor:
+def bumpy(params: Params) -> Tensor:
     return (params["a"].sin() * params["b"]).sum() + params["b"].pow(4).sum()
 
 
@@ -35,7 +36,7 @@ def test_its_optimisers_go_where_those_of_torch_go(
     ours: InnerOptimizer, theirs: Callable[..., torch.optim.Optimizer], first_order: bool
 ) -> None:
     start = {"a": torch.randn(3), "b": torch.randn(3)}
-    leaves = {name: nn.Parameter(value.clone()) for name, value in start.items()}
+    leaves: dict[str, Tensor] = {name: nn.Parameter(value.clone()) for name, value in start.items()}
     optimizer = theirs(leaves.values())
     for _ in range(7):
         optimizer.zero_grad()
@@ -113,7 +114,10 @@ def test_the_path_takes_each_steps_rates() -> None:
 
 def test_the_last_pattern_that_a_name_matches_decides() -> None:
     names = ["encoders.0.weight", "encoders.0.bias", "heads.left.weight", "heads.left.bias"]
-    picked = lambda *patterns: [name for name in names if chosen(name, patterns)]  # noqa: E731
+
+    def picked(*patterns: str) -> list[str]:
+        return [name for name in names if chosen(name, patterns)]
+
     assert picked("*") == names
     assert picked("heads.*") == names[2:]
     assert picked("*", "-heads.*") == names[:2]
@@ -157,18 +161,17 @@ def test_what_is_not_adapted_stays_where_it_is(learner: str, arrays: dict[str, n
     params = perturbed(algorithm)
     support = episodes_of(made, arrays, count=1).support
     support = support._replace(
-        inputs=support.inputs[0], targets={n: t[0] for n, t in support.targets.items()}
+        inputs=shared_inputs(support)[0], targets={n: t[0] for n, t in support.targets.items()}
     )
     before = algorithm.adapt(params, support, 0)
     after = algorithm.adapt(params, support, 2)
     moved = {
         n for n, v in after.items() if n.startswith("model.") and not torch.equal(v, before[n])
     }
-    assert (
-        moved
-        == {n for n in params if n.startswith("model.") and chosen(n[6:], made.learner.adapts)}
-        != set()
-    )
+    assert isinstance(made.learner, GradientLearner)
+    patterns = made.learner.adapts
+    expected = {n for n in params if n.startswith("model.") and chosen(n[6:], patterns)}
+    assert moved == expected != set()
 
 
 @pytest.mark.parametrize("sharing", SHARING)

@@ -1,6 +1,8 @@
 """Learners against closed forms, against `higher`, and against each other; all in float64."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import higher
 import numpy as np
@@ -9,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raymtl.data.base import Arrays
 from raymtl.encoders.base import Encoder
-from raymtl.learners import MAML, ProtoNet, Reptile
+from raymtl.learners import MAML, MetaLearner, ProtoNet, Reptile
 from raymtl.learners.classes import BELOW
 from raymtl.sharing.base import SharingArchitecture
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.execution import ExecutionConfig
+from raymtl.step.execution import ExecutionConfig, TaskAxis
 from raymtl.step.meta_gradient import meta_gradient
+from raymtl.tasks.regression import REGRESSION
 from raymtl.types import Batch, Episode, Task
 from raymtl.weighting import StaticSpec
 from tests.conftest import LEARNERS, SHARING, axes, episodes_of, experiment, perturbed, possible
@@ -26,6 +30,7 @@ from tests.learners.laws import (
     assert_unlabelled_examples_have_no_say,
     assert_vmap_equals_the_loop,
 )
+from tests.narrowing import present, shared_inputs
 
 DIM = 5
 
@@ -66,7 +71,7 @@ class Quadratic:
         self.A, self.B = roots @ roots.mT / DIM + 0.5 * torch.eye(DIM)
         self.a, self.b = torch.randn(2, DIM)
         self.task = Task(
-            "w", "regression", DIM, lambda _: nn.Identity(), self.loss, {}, lambda p: p[:, 0]
+            "w", REGRESSION, DIM, lambda _: nn.Identity(), self.loss, {}, lambda p: p[:, 0]
         )
 
     def loss(self, w: Tensor, is_query: Tensor) -> Tensor:
@@ -74,7 +79,7 @@ class Quadratic:
         query = 0.5 * torch.einsum("ni,ij,nj->n", w - self.b, self.B, w - self.b)
         return torch.where(is_query.bool(), query, support)
 
-    def meta_gradient(self, learner: MAML | Reptile) -> tuple[Tensor, Tensor]:
+    def meta_gradient(self, learner: MetaLearner) -> tuple[Tensor, Tensor]:
         """The start, and what raymtl computes there."""
         model = Weights([self.task])
         algorithm = Algorithm((self.task,), model, StaticSpec().build([self.task]), learner)
@@ -144,7 +149,9 @@ def test_reptiles_first_adam_step_is_inner_lr() -> None:
     ],
 )
 @pytest.mark.parametrize("axis", ["vmap", "loop"])
-def test_maml_equals_higher_on_every_encoder(encoder, axis, arrays) -> None:
+def test_maml_equals_higher_on_every_encoder(
+    encoder: dict[str, Any], axis: TaskAxis, arrays: Arrays
+) -> None:
     chosen = experiment(
         learner__inner_steps=3, learner__inner_lr=0.02, data__tasks=["left", "sum"], **encoder
     )
@@ -173,9 +180,11 @@ def test_maml_equals_higher_on_every_encoder(encoder, axis, arrays) -> None:
         ):
             for _ in range(3):
                 inner.step(
-                    total(functional(episodes.support.inputs[index]), episodes.support, index)
+                    total(
+                        functional(shared_inputs(episodes.support)[index]), episodes.support, index
+                    )
                 )
-            loss = total(functional(episodes.query.inputs[index]), episodes.query, index)
+            loss = total(functional(shared_inputs(episodes.query)[index]), episodes.query, index)
             (loss / chosen.train.meta_batch).backward()
     for name, value in model.named_parameters():
         torch.testing.assert_close(
@@ -220,21 +229,21 @@ def test_the_meta_gradient_equals_finite_differences(
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("sharing", SHARING)
-def test_prototypes_are_class_means(sharing: str, arrays) -> None:
+def test_prototypes_are_class_means(sharing: str, arrays: Arrays) -> None:
     """Absent classes are the least likely."""
     chosen = axes(sharing, "static", "protonet")
     algorithm = chosen.build()
     params = algorithm.init_params()
     episodes = episodes_of(chosen, arrays, count=1)
     support = Batch(
-        episodes.support.inputs[0],
+        shared_inputs(episodes.support)[0],
         {name: target[0] for name, target in episodes.support.targets.items()},
         {"left": episodes.support.targets["left"][0] != 3},
     )
     adapted = algorithm.adapt(params, support)
-    logits = algorithm.predict(adapted, episodes.query.inputs[0])["left"]
+    logits = algorithm.predict(adapted, shared_inputs(episodes.query)[0])["left"]
     features = algorithm.model(support.inputs, output="features")["left"].detach()
-    queries = algorithm.model(episodes.query.inputs[0], output="features")["left"].detach()
+    queries = algorithm.model(shared_inputs(episodes.query)[0], output="features")["left"].detach()
     mean = features[support.targets["left"] == 5].mean(0)
     torch.testing.assert_close(logits[:, 5], -(queries - mean).square().sum(1))
     shown = torch.cat([logits[:, :3], logits[:, 4:]], dim=1)
@@ -242,11 +251,11 @@ def test_prototypes_are_class_means(sharing: str, arrays) -> None:
 
 
 def test_protonet_says_which_task_it_cannot_learn() -> None:
-    reason = ProtoNet().check(experiment(data__tasks=["left", "sum"]).data.make_tasks())
+    reason = present(ProtoNet().check(experiment(data__tasks=["left", "sum"]).data.make_tasks()))
     assert "'sum' is a regression" in reason
 
 
-VARIANTS = [
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in LEARNERS),
     ("matching", {"learner.full_context": True}),
     ("metaopt", {"learner.head": "ridge"}),
@@ -259,7 +268,7 @@ VARIANTS = [
 @pytest.mark.parametrize(("sharing", "weighting"), [("hard", "static"), ("cross_stitch", "pcgrad")])
 @pytest.mark.parametrize(("learner", "values"), VARIANTS)
 def test_vmap_equals_the_loop_with_labels_missing(
-    learner, values, sharing, weighting, arrays
+    learner: str, values: dict[str, Any], sharing: str, weighting: str, arrays: Arrays
 ) -> None:
     if possible(sharing, weighting, learner):
         assert_vmap_equals_the_loop(axes(sharing, weighting, learner).override(values), arrays)
@@ -268,5 +277,7 @@ def test_vmap_equals_the_loop_with_labels_missing(
 
 
 @pytest.mark.parametrize(("learner", "values"), VARIANTS)
-def test_an_adapted_model_survives_saving(learner, values, arrays, tmp_path) -> None:
+def test_an_adapted_model_survives_saving(
+    learner: str, values: dict[str, Any], arrays: Arrays, tmp_path: Path
+) -> None:
     assert_it_survives_saving(axes("hard", "static", learner).override(values), arrays, tmp_path)

@@ -3,7 +3,9 @@
 import functools
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from raymtl.config import Experiment
+from raymtl.data.base import Arrays
 from raymtl.learners import MAML
 from raymtl.learners.implicit import implicit, lanczos, through_equal_steps
-from raymtl.learners.inner import inner_loop
+from raymtl.learners.inner import InnerOptimizer, inner_loop
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.execution import ExecutionConfig
+from raymtl.step.execution import ExecutionConfig, TaskAxis
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import Batch, Episode, Params, UserError
 from tests.conftest import axes, episodes_of, experiment, perturbed, with_missing_labels
@@ -39,7 +43,7 @@ LEARNERS = [
 
 
 def gradients(
-    chosen, episodes: Episode, execution: ExecutionConfig | None = None
+    chosen: Experiment, episodes: Episode, execution: ExecutionConfig | None = None
 ) -> dict[str, Tensor]:
     execution = execution or ExecutionConfig()
     algorithm = chosen.build()
@@ -53,7 +57,7 @@ def gradients(
     [("maml", {}, "loop"), *((learner, values, "vmap") for learner, values in LEARNERS)],
 )
 def test_recomputed_steps_have_the_unrolled_gradient(
-    learner: str, values: dict, axis: str, arrays: dict[str, np.ndarray]
+    learner: str, values: dict[str, Any], axis: TaskAxis, arrays: dict[str, np.ndarray]
 ) -> None:
     """For the model, the weighting's parameters and learned rates; seven steps are segments of three, three and one."""
     chosen = axes("cross_stitch", "uncertainty", learner).override(
@@ -113,7 +117,10 @@ def test_recomputed_steps_keep_their_precision(
     execution = ExecutionConfig(precision="bfloat16")
     exact = gradients(chosen, episodes, execution)
     computed = gradients(chosen.override({"learner.gradient": "checkpointed"}), episodes, execution)
-    flat = lambda grads: torch.cat([grads[name].flatten() for name in exact])  # noqa: E731
+
+    def flat(grads: Params) -> Tensor:
+        return torch.cat([grads[name].flatten() for name in exact])
+
     assert (flat(computed) - flat(exact)).norm() < 2e-3 * flat(exact).norm()
     assert (flat(gradients(chosen, episodes)) - flat(exact)).norm() > 5e-3 * flat(exact).norm()
 
@@ -182,7 +189,9 @@ def without_kinks(algorithm: Algorithm) -> Algorithm:
     return algorithm
 
 
-def implicit_error(chosen, arrays, prefix: str, values: dict | None = None) -> float:
+def implicit_error(
+    chosen: Experiment, arrays: Arrays, prefix: str, values: dict[str, Any] | None = None
+) -> float:
     """Of the meta-gradient for the parameters under the prefix, against the unrolled one, relatively."""
     found = []
     for own in (chosen, chosen.override(values or {"learner.gradient": "implicit"})):
@@ -205,10 +214,14 @@ def test_the_implicit_gradient_is_exact_at_convergence(momentum: float) -> None:
 
     def errors(steps: int) -> tuple[float, float]:
         theta, w = torch.ones(3, requires_grad=True), torch.linspace(-1, 1, 4).requires_grad_()
-        optimizer = "momentum" if momentum else "sgd"
-        find = lambda theta, params, support: inner_loop(  # noqa: E731
-            lambda phi: loss(phi, params, support), theta, {"phi": 0.02}, steps, optimizer=optimizer
-        )
+        optimizer: InnerOptimizer = "sgd"
+        if momentum:
+            optimizer = "momentum"
+
+        def find(theta: Params, params: Params, support: Batch) -> dict[str, Tensor]:
+            own_loss: Callable[[Params], Tensor] = lambda phi: loss(phi, params, support)  # noqa: E731
+            return inner_loop(own_loss, theta, {"phi": 0.02}, steps, optimizer=optimizer)
+
         support = Batch(torch.zeros(1), {}, {})
         back = through_equal_steps(0.02, momentum, steps, 3)
         exact = find({"phi": theta}, {"w": w}, support)["phi"]
@@ -248,7 +261,7 @@ def test_the_implicit_gradient_beats_first_order(
         ({"learner.name": "meta_sgd"}, "learned inner rates"),
     ],
 )
-def test_what_it_cannot_be_combined_with_is_refused(values: dict, sentence: str) -> None:
+def test_what_it_cannot_be_combined_with_is_refused(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         experiment(learner__gradient="implicit").override(values)
 

@@ -1,11 +1,14 @@
 """MAML++: between MAML, FOMAML and the mean over the steps of either."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from raymtl.config import Experiment
+from raymtl.data.base import Arrays
 from raymtl.learners import MAMLPlusPlus
 from raymtl.step.meta_gradient import meta_gradient, update_after_step
 from tests.conftest import axes, episodes_of, experiment, perturbed
@@ -16,7 +19,7 @@ from tests.learners.laws import (
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def grads_of(chosen: Experiment, arrays, step: int = 0) -> dict[str, Tensor]:
+def grads_of(chosen: Experiment, arrays: Arrays, step: int = 0) -> dict[str, Tensor]:
     """At a perturbed model and the learner's own initial rates."""
     algorithm = chosen.build()
     model = {
@@ -27,7 +30,7 @@ def grads_of(chosen: Experiment, arrays, step: int = 0) -> dict[str, Tensor]:
     ).grads
 
 
-def plus_plus(**values) -> Experiment:
+def plus_plus(**values: Any) -> Experiment:
     return experiment(
         learner__name="maml_pp", **{f"learner__{key}": value for key, value in values.items()}
     )
@@ -110,18 +113,20 @@ def test_each_step_has_its_rate(
 
 
 def test_post_step_losses_evaluate_the_same_steps(
-    arrays: dict[str, np.ndarray],
+    arrays: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nothing moved, the losses after the move are those before."""
     chosen = axes("hard", "famo", "maml_pp")
     algorithm = chosen.build()
     params, episodes = perturbed(algorithm), episodes_of(chosen, arrays)
-    seen = {}
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
     for step in (0, 10**6):
+
+        def remember(before: Tensor, after: Tensor, tasks: Tensor, at: int = step) -> None:
+            seen[at] = (before, after)
+
         meta = meta_gradient(algorithm, params, episodes, step=step)
-        algorithm.weighting.update_after_step = lambda before, after, tasks, step=step: seen.update(
-            {step: (before, after)}
-        )
+        monkeypatch.setattr(algorithm.weighting, "update_after_step", remember)
         update_after_step(algorithm, params, episodes, meta)
         torch.testing.assert_close(*seen[step], rtol=1e-12, atol=1e-13)
     assert not torch.allclose(seen[0][0], seen[10**6][0], rtol=1e-3)

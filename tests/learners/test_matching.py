@@ -1,5 +1,7 @@
 """Matching networks against naive loops, torch's own LSTMs and finite differences."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,20 +22,24 @@ from tests.learners.laws import (
     assert_unlabelled_examples_have_no_say,
     first,
 )
+from tests.narrowing import present, shared_inputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 CONTEXT = pytest.mark.parametrize("full_context", [False, True])
 
 
-def matching(sharing: str = "hard", weighting: str = "static", **values) -> Experiment:
+def matching(sharing: str = "hard", weighting: str = "static", **values: Any) -> Experiment:
     own = {f"learner.{key}": value for key, value in values.items()}
     return axes(sharing, weighting, "matching").override(own)
 
 
 def features(algorithm: Algorithm, params: dict[str, Tensor], inputs: Tensor, name: str) -> Tensor:
     own = {n.removeprefix("model."): v for n, v in params.items() if n.startswith("model.")}
-    return torch.func.functional_call(algorithm.model, own, (inputs,), {"output": "features"})[name]
+    every: dict[str, Tensor] = torch.func.functional_call(
+        algorithm.model, own, (inputs,), {"output": "features"}
+    )
+    return every[name]
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0])
@@ -47,9 +53,9 @@ def test_probability_is_attention_on_the_class(
     support, query = first(episodes_of(chosen, arrays))
     predictions = algorithm.predict(algorithm.adapt(params, support), query.inputs)
     for name, logits in predictions.items():
-        known = features(algorithm, params, support.inputs, name)
+        known = features(algorithm, params, shared_inputs(support), name)
         for asked, found in zip(
-            features(algorithm, params, query.inputs, name), logits, strict=True
+            features(algorithm, params, shared_inputs(query), name), logits, strict=True
         ):
             strength = [
                 (scale * torch.dot(asked, k) / (asked.norm() * k.norm())).item() for k in known
@@ -90,7 +96,9 @@ def test_the_support_order_matters_in_full_context_alone(
     params = perturbed(algorithm, scale=0.3)
     support, query = first(episodes_of(chosen, arrays))
     order = torch.randperm(len(support.inputs))
-    other = Batch(support.inputs[order], {n: t[order] for n, t in support.targets.items()}, {})
+    other = Batch(
+        shared_inputs(support)[order], {n: t[order] for n, t in support.targets.items()}, {}
+    )
     one, two = (
         algorithm.predict(algorithm.adapt(params, s), query.inputs)["left"]
         for s in (support, other)
@@ -120,7 +128,7 @@ def test_full_context_is_what_torchs_lstms_compute(arrays: dict[str, np.ndarray]
     support, query = first(episodes_of(chosen, arrays))
     predicted = algorithm.predict(algorithm.adapt(params, support), query.inputs)["right"]
     known, asked = (
-        features(algorithm, params, batch.inputs, "right") for batch in (support, query)
+        features(algorithm, params, shared_inputs(batch), "right") for batch in (support, query)
     )
     width = known.shape[1]
     both = nn.LSTM(width, width, bidirectional=True)
@@ -180,7 +188,7 @@ def test_it_says_which_task_it_cannot_learn() -> None:
     assert reason == "a match gives a class, and task 'sum' is a regression"
     odd = Task("odd", CLASSIFICATION, 3, lambda shape: nn.Sequential(nn.Linear(shape[0], 3)), F.cross_entropy, {}, lambda p: p)  # fmt: skip
     assert Matching().check([odd]) is None
-    assert "that of task 'odd' is a Sequential" in Matching(full_context=True).check([odd])
+    assert "that of task 'odd' is a Sequential" in present(Matching(full_context=True).check([odd]))
 
 
 def test_full_context_runs_in_bfloat16(arrays: dict[str, np.ndarray]) -> None:

@@ -27,7 +27,10 @@ def test_one_quadratic_step_has_the_closed_form() -> None:
     )
     alpha = 0.1 * torch.randn(DIM)
     params = {**algorithm.init_params(), "learner.inner_lr.w": alpha.requires_grad_()}
-    batch = lambda is_query: Batch(torch.zeros(1, 1, 1), {"w": torch.full((1, 1), is_query)}, {})  # noqa: E731
+
+    def batch(is_query: float) -> Batch:
+        return Batch(torch.zeros(1, 1, 1), {"w": torch.full((1, 1), is_query)}, {})
+
     grads = meta_gradient(algorithm, params, Episode(batch(0.0), batch(1.0))).grads
     w, a = params["model.w"].detach(), alpha.detach()
     slope = quadratic.A @ (w - quadratic.a)

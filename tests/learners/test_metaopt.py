@@ -1,5 +1,7 @@
 """MetaOptNet's SVM against cvxpy, its optimality conditions and finite differences; its ridge against R2-D2's."""
 
+from typing import Any
+
 import cvxpy
 import numpy as np
 import pytest
@@ -20,12 +22,15 @@ from tests.learners.laws import (
     first,
 )
 
+convex: Any = cvxpy
+"""It exports its functions by an asterisk, which a type checker does not follow."""
+
 pytestmark = pytest.mark.usefixtures("float64")
 
 HEADS = pytest.mark.parametrize("head", ["svm", "ridge"])
 
 
-def metaopt(sharing: str = "hard", weighting: str = "static", **values) -> Experiment:
+def metaopt(sharing: str = "hard", weighting: str = "static", **values: Any) -> Experiment:
     return axes(sharing, weighting, "metaopt").override(
         {f"learner.{key}": value for key, value in values.items()}
     )
@@ -46,15 +51,15 @@ def primal_loss(weight: Tensor, x: Tensor, y: Tensor, cost: float) -> Tensor:
 def test_the_svm_is_within_bounds_of_cvxpys(width: int, cost: float) -> None:
     x, y = examples(9, 3, width)
     weight = cost * x.T @ (y - dual(x @ x.T, y, cost, 20))
-    free = cvxpy.Variable((width, 3))
+    free = convex.Variable((width, 3))
     scores = x.numpy() @ free
-    own = cvxpy.sum(cvxpy.multiply(y.numpy(), scores), axis=1, keepdims=True)
-    margins = cvxpy.max(1 - y.numpy() + scores - own @ np.ones((1, 3)), axis=1)
-    algorithm = cvxpy.Problem(
-        cvxpy.Minimize(0.5 * cvxpy.sum_squares(free) + cost * cvxpy.sum(margins))
+    own = convex.sum(convex.multiply(y.numpy(), scores), axis=1, keepdims=True)
+    margins = convex.max(1 - y.numpy() + scores - own @ np.ones((1, 3)), axis=1)
+    problem = convex.Problem(
+        convex.Minimize(0.5 * convex.sum_squares(free) + cost * convex.sum(margins))
     )
-    algorithm.solve(solver=cvxpy.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
-    excess = float(primal_loss(weight, x, y, cost)) - algorithm.value
+    problem.solve(solver=convex.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
+    excess = float(primal_loss(weight, x, y, cost)) - problem.value
     bound = cost * 9 * 3 * CENTRAL
     assert -1e-8 < excess < 1.01 * bound
     # The loss is strongly convex with modulus 1: its excess bounds the distance.

@@ -15,6 +15,7 @@ from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
     first,
 )
+from tests.narrowing import present
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -60,15 +61,17 @@ def by_hand(
     phi = {name: value.clone() for name, value in encoder.named_parameters()}
     centres = torch.stack([features[labels == c].mean(0) for c in range(10)])
     weight, bias = 2 * centres, -(centres**2).sum(1)
+    logits: Tensor
     for _ in range(2):
         logits = torch.func.functional_call(encoder, phi, (inputs,)) @ weight.T + bias
         loss = F.cross_entropy(logits, labels)
         grads = torch.autograd.grad(loss, [*phi.values(), weight, bias], create_graph=True)
         if first_order:
-            grads = [g.detach() for g in grads]
+            grads = tuple(g.detach() for g in grads)
         phi = {name: value - 0.1 * g for (name, value), g in zip(phi.items(), grads, strict=False)}
         weight, bias = weight - 0.1 * grads[-2], bias - 0.1 * grads[-1]
-    return torch.func.functional_call(encoder, phi, (queries,)) @ weight.T + bias
+    logits = torch.func.functional_call(encoder, phi, (queries,)) @ weight.T + bias
+    return logits
 
 
 @pytest.mark.parametrize("first_order", [False, True])
@@ -133,4 +136,4 @@ def test_it_says_which_task_it_cannot_learn() -> None:
     reason = ProtoMAML().check(experiment(data__tasks=["left", "sum"]).data.make_tasks())
     assert reason == "a prototype is the mean of a class, and task 'sum' is a regression"
     odd = Task("odd", CLASSIFICATION, 3, lambda shape: nn.Sequential(nn.Linear(shape[0], 3)), F.cross_entropy, {}, lambda p: p)  # fmt: skip
-    assert "that of task 'odd' is a Sequential" in ProtoMAML().check([odd])
+    assert "that of task 'odd' is a Sequential" in present(ProtoMAML().check([odd]))

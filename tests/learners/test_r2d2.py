@@ -1,6 +1,6 @@
 """R2-D2's head against least squares of an augmented system, its two forms against each other, its limits."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from tests.learners.laws import (
     assert_gradient_of_finite_differences,
     first,
 )
+from tests.narrowing import present, shared_inputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -26,9 +27,9 @@ pytestmark = pytest.mark.usefixtures("float64")
 def least_squares(x: Tensor, y: Tensor, ridge: float) -> Tensor:
     """The ridge solution as the least squares of [X; sqrt(ridge) I] W = [Y; 0], which no form of ours solves."""
     rows = torch.cat([x, ridge**0.5 * torch.eye(x.shape[1])])
-    return torch.linalg.lstsq(
-        rows, torch.cat([y, torch.zeros(x.shape[1], y.shape[1])]), driver="gelsd"
-    ).solution
+    padded = torch.cat([y, torch.zeros(x.shape[1], y.shape[1])])
+    solution: Tensor = torch.linalg.lstsq(rows, padded, driver="gelsd").solution
+    return solution
 
 
 @pytest.mark.parametrize("ridge", [1e-3, 1.0, 50.0])
@@ -78,8 +79,8 @@ def test_heads_are_ridge_regressions_in_the_smaller_form(
     for name, y in wanted.items():
         used = masked.masks.get(name, torch.ones_like(rows))
         ridge = float(params[f"learner.log_ridge.{name}"].detach().exp())
-        head = least_squares(features(support.inputs, name)[used], y[used], ridge)
-        expected = features(query.inputs, name) @ head
+        head = least_squares(features(shared_inputs(support), name)[used], y[used], ridge)
+        expected = features(shared_inputs(query), name) @ head
         expected = expected * params[f"learner.scale.{name}"] + params[f"learner.bias.{name}"]
         shown = y[used].any(0)
         torch.testing.assert_close(
@@ -191,14 +192,16 @@ def test_it_says_which_task_it_cannot_learn() -> None:
         lambda p: p,
         quadratic=True,
     )
-    assert "that of task 'odd' is a Identity" in R2D2().check([odd])
+    assert "that of task 'odd' is a Identity" in present(R2D2().check([odd]))
     for task in (
         regression("odd", 0.0, 1.0, loss="huber"),
         regression("odd", (0.0, 1.0), (1.0, 1.0)),
         binary("odd"),
         segmentation("odd", 2, (8, 8)),
     ):
-        assert "numbers under squared error, and task 'odd' has others" in R2D2().check([task])
+        assert "numbers under squared error, and task 'odd' has others" in present(
+            R2D2().check([task])
+        )
 
 
 def test_a_regression_without_weight_predicts_a_constant(arrays: dict[str, np.ndarray]) -> None:
@@ -208,11 +211,9 @@ def test_a_regression_without_weight_predicts_a_constant(arrays: dict[str, np.nd
     params = perturbed(algorithm)
     support, query = first(episodes_of(chosen, arrays))
 
-    def objective(params: Params, predictions: Any, batch: Batch) -> Tensor:
-        return (
-            nn.functional.cross_entropy(predictions["left"], batch.targets["left"])
-            + 0 * predictions["sum"].square().sum()
-        )
+    def objective(params: Params, predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        loss = nn.functional.cross_entropy(predictions["left"], batch.targets["left"])
+        return loss + 0 * predictions["sum"].square().sum()
 
     predicted = algorithm.predict(
         algorithm.learner.adapt(algorithm.model, params, support, objective), query.inputs

@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from raymtl.learners import TNet
 from raymtl.step.meta_gradient import meta_gradient
 from tests.conftest import SHARING, axes, episodes_of, experiment, perturbed
 from tests.learners.laws import first
+from tests.narrowing import checked, shared_inputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -76,7 +78,9 @@ def test_it_equals_applying_t_after_w(
     computed = meta_gradient(algorithm, params, episodes)
     total = torch.zeros(())
     for index in range(chosen.train.meta_batch):
-        support, query = ((batch.inputs[index], batch.targets["left"][index]) for batch in episodes)
+        support, query = (
+            (shared_inputs(batch)[index], batch.targets["left"][index]) for batch in episodes
+        )
         phi = [params[f"model.{layer}.{kind}"] for layer in LAYERS for kind in ("weight", "bias")]
         for _ in range(steps):
             loss = F.cross_entropy(by_hand(phi, support[0]), support[1])
@@ -116,7 +120,7 @@ def test_a_step_moves_weights_along_the_metric(
     )
     (slope,) = torch.autograd.grad(loss, weight)
     transform = params[f"learner.transform.{name}"]
-    expected = -chosen.learner.inner_lr * torch.einsum(
+    expected = -checked(chosen.learner, TNet).inner_lr * torch.einsum(
         "ab,cb,cihw->aihw", transform, transform, slope
     )
     torch.testing.assert_close(

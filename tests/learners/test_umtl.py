@@ -1,6 +1,8 @@
 """UMTL: its reductions to MAML, its symmetries, its parts against naive loops and torch's own attention."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,14 +12,16 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from raymtl.config import Experiment
+from raymtl.data.base import Arrays
 from raymtl.learners import BATCH_EMBEDDINGS, UMTL
 from raymtl.learners.task_encoder import embedding, reconstruction_error, support_pairs
+from raymtl.step.algorithm import Algorithm
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.step.workers import Workers
 from raymtl.training import checkpoint
 from raymtl.training.context import TrainContext
 from raymtl.training.loop import local_batches, train_loop
-from raymtl.types import Batch, Episode, UserError, select
+from raymtl.types import Batch, Episode, Params, UserError, select
 from tests.conftest import axes, episodes_of, experiment, perturbed, with_missing_labels
 from tests.learners.laws import (
     assert_gradient_of_finite_differences,
@@ -26,6 +30,7 @@ from tests.learners.laws import (
     assert_vmap_equals_the_loop,
     first,
 )
+from tests.narrowing import checked, present, shared_inputs
 from tests.processes import run_on
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -33,11 +38,15 @@ pytestmark = pytest.mark.usefixtures("float64")
 EMITTERS = ("gate", "left", "shift", "rate", "loss_weight")
 
 
-def umtl(sharing: str = "hard", weighting: str = "static", **values) -> Experiment:
+def umtl(sharing: str = "hard", weighting: str = "static", **values: Any) -> Experiment:
     small = {"dim": 6, "hidden": 8, "heads": 2, "num_prototypes": 3, "inner_steps": 2} | values
     return axes(sharing, weighting, "umtl").override(
         {f"learner.{key}": value for key, value in small.items()}
     )
+
+
+def learner_of(algorithm: Algorithm) -> UMTL:
+    return checked(algorithm.learner, UMTL)
 
 
 def without_emission(params: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -49,9 +58,7 @@ def without_emission(params: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def assert_alike(
-    found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-10
-) -> None:
+def assert_alike(found: Params, expected: Params, tolerance: float = 1e-10) -> None:
     for name, value in expected.items():
         torch.testing.assert_close(
             found[name], value, rtol=tolerance, atol=tolerance * 0.01, msg=name
@@ -60,7 +67,7 @@ def assert_alike(
 
 @pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
 @pytest.mark.parametrize("initial", ["gate", "low_rank", "theta"])
-def test_without_emission_it_is_maml(initial: str, sharing: str, arrays) -> None:
+def test_without_emission_it_is_maml(initial: str, sharing: str, arrays: Arrays) -> None:
     """Adapted weights, and the meta-gradients of theta and of the learned rates, which maml has one of for all steps."""
     chosen = umtl(sharing, initial=initial)
     algorithm = chosen.build()
@@ -78,23 +85,24 @@ def test_without_emission_it_is_maml(initial: str, sharing: str, arrays) -> None
     }
     episodes = episodes_of(chosen, arrays)
     for steps in (0, 1, 2, 4):
-        ours, other = (
+        adapted, other = (
             p.adapt(q, first(episodes).support, steps)
             for p, q in ((algorithm, params), (maml, theirs))
         )
-        assert_alike(ours, {n: v for n, v in other.items() if n.startswith("model.")})
-    ours, other = (meta_gradient(p, q, episodes) for p, q in ((algorithm, params), (maml, theirs)))
-    torch.testing.assert_close(ours.losses, other.losses)
+        assert_alike(adapted, {n: v for n, v in other.items() if n.startswith("model.")})
+    ours = meta_gradient(algorithm, params, episodes)
+    expected = meta_gradient(maml, theirs, episodes)
+    torch.testing.assert_close(ours.losses, expected.losses)
     summed = {
         n: g.sum() if n.startswith("learner.log_inner_lr.") else g
         for n, g in ours.grads.items()
-        if n in other.grads
+        if n in expected.grads
     }
-    assert_alike(summed, other.grads)
+    assert_alike(summed, expected.grads)
     assert any(n.startswith("learner.log_inner_lr.") for n in summed)
 
 
-def test_training_starts_as_maml_and_then_leaves_it(arrays) -> None:
+def test_training_starts_as_maml_and_then_leaves_it(arrays: Arrays) -> None:
     chosen = umtl()
     algorithm = chosen.build()
     params = algorithm.init_params()
@@ -113,33 +121,39 @@ def test_training_starts_as_maml_and_then_leaves_it(arrays) -> None:
 
 
 @pytest.mark.parametrize("attends", ["memory", "batch"])
-def test_the_order_of_the_support_set_moves_nothing(attends: str, arrays) -> None:
+def test_the_order_of_the_support_set_moves_nothing(attends: str, arrays: Arrays) -> None:
     algorithm = umtl(attends=attends).build()
     params = perturbed(algorithm)
     support = first(with_missing_labels(episodes_of(umtl(), arrays))).support
     order = torch.randperm(len(support.inputs))
     shuffled = tree_map(lambda leaf: leaf[order], support)
     assert_alike(algorithm.adapt(params, shuffled), algorithm.adapt(params, support))
-    z, again = (algorithm.learner.embed(algorithm.model, params, s) for s in (support, shuffled))
+    z, again = (
+        learner_of(algorithm).embed(algorithm.model, params, s) for s in (support, shuffled)
+    )
     torch.testing.assert_close(again, z, rtol=1e-12, atol=1e-13)
     assert z.std(0).min() > 1e-4  # tasks are told apart
 
 
-def test_tasks_in_another_order_end_the_same(arrays) -> None:
+def test_tasks_in_another_order_end_the_same(arrays: Arrays) -> None:
     names = ["left", "right", "sum"]
     chosen = umtl()
     other = chosen.override({"data.tasks": names[::-1]})
     one, two = chosen.build(), other.build()
     params = perturbed(one)
     support = first(episodes_of(chosen, arrays)).support
-    z, reversed_z = (p.learner.embed(p.model, params, support) for p in (one, two))
+    z, reversed_z = (learner_of(p).embed(p.model, params, support) for p in (one, two))
     torch.testing.assert_close(reversed_z, z.flip(0), rtol=1e-12, atol=1e-13)
     assert_alike(two.adapt(params, support), one.adapt(params, support))
-    relations = one.learner.relations(params, z)
-    torch.testing.assert_close(two.learner.relations(params, z.flip(0)), relations.flip(0, 1))
+    relations = learner_of(one).relations(params, z)
+    torch.testing.assert_close(learner_of(two).relations(params, z.flip(0)), relations.flip(0, 1))
 
 
-def test_the_embedding_equals_a_loop(arrays) -> None:
+def layer(params: Params, name: str, x: Tensor) -> Tensor:
+    return params[f"{name}.weight"] @ x + params[f"{name}.bias"]
+
+
+def test_the_embedding_equals_a_loop(arrays: Arrays) -> None:
     """Over the labelled examples."""
     chosen = umtl()
     algorithm = chosen.build()
@@ -152,35 +166,35 @@ def test_the_embedding_equals_a_loop(arrays) -> None:
             algorithm.model, select(params, "model"), (support.inputs,), {"output": "features"}
         )[task.name]
         rows = support.masks[task.name].nonzero().flatten().tolist()
-        labels = {
+        encodings: dict[str, Callable[[Tensor], Tensor]] = {
             "left": lambda target: F.one_hot(target, 10).double(),
             "right": lambda target: F.one_hot(target, 10).double(),
             "sum": lambda target: (target.double()[None] - 9) / 16.5**0.5,
-        }[task.name]
+        }
+        labels = encodings[task.name]
         y = {i: labels(support.targets[task.name][i]) for i in rows}
         stack = torch.stack(list(y.values()))
         shape = {
             i: (y[i] - stack.mean(0)) / (stack.var(0, correction=0) + 1e-6).sqrt() for i in rows
         }
-        layer = lambda name, x: own[f"{name}.weight"] @ x + own[f"{name}.bias"]  # noqa: E731
         keys, values = [], []
         for i in rows:
-            h = layer(f"pairs.{task.name}", torch.cat([features[i], y[i], shape[i]])).relu()
-            h = layer("pair", h).relu()
+            h = layer(own, f"pairs.{task.name}", torch.cat([features[i], y[i], shape[i]])).relu()
+            h = layer(own, "pair", h).relu()
             keys.append(own["key"] @ h)
-            values.append(layer("value", h))
+            values.append(layer(own, "value", h))
         pooled = []
         for head in range(2):
             part = slice(4 * head, 4 * head + 4)
             scores = torch.stack([key[part] @ own["seed"][part] / 2 for key in keys])
             weights = scores.exp() / scores.exp().sum()
             pooled.append(sum(w * value[part] for w, value in zip(weights, values, strict=True)))
-        expected = layer("embedding", layer("pooled", torch.cat(pooled)).relu()).tanh()
-        z = algorithm.learner.embed(algorithm.model, params, support)[index]
+        expected = layer(own, "embedding", layer(own, "pooled", torch.cat(pooled)).relu()).tanh()
+        z = learner_of(algorithm).embed(algorithm.model, params, support)[index]
         torch.testing.assert_close(z, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_the_reconstruction_is_of_means_and_correlations(arrays) -> None:
+def test_the_reconstruction_is_of_means_and_correlations(arrays: Arrays) -> None:
     chosen = umtl(reconstruction=0.7)
     algorithm = chosen.build()
     params = perturbed(algorithm, 0.3)
@@ -218,12 +232,12 @@ def test_it_attends_as_torchs_own_attention_does() -> None:
     hidden = torch.cat([~known, torch.zeros(5, dtype=torch.bool)])[None]
     expected = z + theirs(z[None], tokens, tokens, key_padding_mask=hidden)[0][0]
     torch.testing.assert_close(
-        algorithm.learner._contexts(params, z, known, others), expected, rtol=1e-10, atol=1e-12
+        learner_of(algorithm)._contexts(params, z, known, others), expected, rtol=1e-10, atol=1e-12
     )
 
 
 @pytest.mark.parametrize("emit", [True, False])
-def test_logits_scale_the_static_weights(emit: bool, arrays) -> None:
+def test_logits_scale_the_static_weights(emit: bool, arrays: Arrays) -> None:
     """Equal logits are equal weights."""
     chosen = umtl(emit_loss_weights=emit)
     algorithm = chosen.build()
@@ -236,7 +250,7 @@ def test_logits_scale_the_static_weights(emit: bool, arrays) -> None:
     )
     if emit:
         own = {**params, "learner.loss_weight": 10 * torch.randn(8)}
-        omega = algorithm.learner._emitted(algorithm.model, own, support)[
+        omega = learner_of(algorithm)._emitted(algorithm.model, own, support)[
             "learner.emitted.loss_weights"
         ]
         torch.testing.assert_close(omega.sum(), torch.tensor(3.0))
@@ -252,7 +266,7 @@ def test_logits_scale_the_static_weights(emit: bool, arrays) -> None:
         assert_alike(algorithm.adapt(own, support), expected)
 
 
-def test_emitted_weights_multiply_those_of_the_weighting(arrays) -> None:
+def test_emitted_weights_multiply_those_of_the_weighting(arrays: Arrays) -> None:
     chosen = umtl().override({"weighting.weights.left": 3.0})
     algorithm = chosen.build()
     params = without_emission(perturbed(algorithm))
@@ -265,13 +279,13 @@ def test_emitted_weights_multiply_those_of_the_weighting(arrays) -> None:
     assert any((equal[n] - plain[n]).abs().max() > 1e-4 for n in equal)
 
 
-def test_rates_are_positive_and_bounded_whatever_is_emitted(arrays) -> None:
+def test_rates_are_positive_and_bounded_whatever_is_emitted(arrays: Arrays) -> None:
     algorithm = umtl().build()
     params = perturbed(algorithm, 3.0)
     support = first(episodes_of(umtl(), arrays)).support
-    given = {**params, **algorithm.learner._emitted(algorithm.model, params, support)}
+    given = {**params, **learner_of(algorithm)._emitted(algorithm.model, params, support)}
     for step in range(3):
-        for name, rate in algorithm.learner.rates(given, step).items():
+        for name, rate in learner_of(algorithm).rates(given, step).items():
             learned = params[f"learner.log_inner_lr.{name.removeprefix('model.')}"][
                 min(step, 1)
             ].exp()
@@ -279,7 +293,7 @@ def test_rates_are_positive_and_bounded_whatever_is_emitted(arrays) -> None:
             assert 0.99 * torch.e**-2 <= rate / learned <= 1.01 * torch.e**2
 
 
-def test_emitted_deltas_have_their_form(arrays) -> None:
+def test_emitted_deltas_have_their_form(arrays: Arrays) -> None:
     """A low-rank delta has that rank, a gate scales units."""
     support = first(episodes_of(umtl(), arrays)).support
     for initial in ("low_rank", "gate"):
@@ -297,11 +311,11 @@ def test_emitted_deltas_have_their_form(arrays) -> None:
 
 
 @pytest.mark.parametrize("attends", ["memory", "batch"])
-def test_unlabelled_examples_have_no_say(attends: str, arrays) -> None:
+def test_unlabelled_examples_have_no_say(attends: str, arrays: Arrays) -> None:
     assert_unlabelled_examples_have_no_say(umtl("cross_stitch", attends=attends), arrays)
 
 
-def test_a_task_without_any_label_has_no_say(arrays) -> None:
+def test_a_task_without_any_label_has_no_say(arrays: Arrays) -> None:
     """Its embedding is 0, the others do not attend to it, and what is emitted for them is as if it were not there."""
     chosen = umtl()
     algorithm = chosen.build()
@@ -311,30 +325,30 @@ def test_a_task_without_any_label_has_no_say(arrays) -> None:
     hidden = support._replace(
         masks=none, targets={**support.targets, "sum": support.targets["sum"] * torch.nan}
     )
-    z = algorithm.learner.embed(algorithm.model, params, hidden)
+    z = learner_of(algorithm).embed(algorithm.model, params, hidden)
     assert z.isfinite().all() and not z[2].any() and z[:2].all()
     alone = chosen.override({"data.tasks": ["left", "right"]}).build()
     pair = Batch(support.inputs, {n: support.targets[n] for n in ("left", "right")}, {})
     model = {n: v for n, v in params.items() if "sum" not in n.split(".")}
-    expected = alone.learner._emitted(alone.model, model, pair)
-    found = algorithm.learner._emitted(algorithm.model, params, hidden)
+    expected = learner_of(alone)._emitted(alone.model, model, pair)
+    found = learner_of(algorithm)._emitted(algorithm.model, params, hidden)
     weights = found.pop("learner.emitted.loss_weights")
     torch.testing.assert_close(weights[:2], expected.pop("learner.emitted.loss_weights"))
     assert not weights[2]
     assert_alike(found, expected)
 
 
-def test_absent_and_unlabelled_tasks_are_alike(arrays) -> None:
+def test_absent_and_unlabelled_tasks_are_alike(arrays: Arrays) -> None:
     algorithm = umtl().build()
     params = perturbed(algorithm)
     support = first(episodes_of(umtl(), arrays)).support
     own = Batch(
-        dict.fromkeys(("left", "sum"), support.inputs),
+        dict.fromkeys(("left", "sum"), shared_inputs(support)),
         {n: support.targets[n] for n in ("left", "sum")},
         {},
     )
     hidden = support._replace(masks={"right": torch.zeros(len(support.inputs), dtype=torch.bool)})
-    z, expected = (algorithm.learner.embed(algorithm.model, params, s) for s in (own, hidden))
+    z, expected = (learner_of(algorithm).embed(algorithm.model, params, s) for s in (own, hidden))
     torch.testing.assert_close(z, expected)
     assert_alike(algorithm.adapt(params, own), algorithm.adapt(params, hidden))
 
@@ -342,19 +356,24 @@ def test_absent_and_unlabelled_tasks_are_alike(arrays) -> None:
 @pytest.mark.parametrize(
     "values", [{}, {"initial": "low_rank"}, {"emit_rates": False, "num_prototypes": 0}]
 )
-def test_the_meta_gradient_equals_finite_differences(values, arrays) -> None:
+def test_the_meta_gradient_equals_finite_differences(
+    values: dict[str, Any], arrays: Arrays
+) -> None:
     assert_gradient_of_finite_differences(umtl(reconstruction=0, **values), arrays)
 
 
 def test_the_reconstruction_leaves_the_model_alone(
-    arrays,
+    arrays: Arrays,
 ) -> None:
     """Its gradient is that of finite differences."""
     chosen = umtl(reconstruction=0.5)
     algorithm = chosen.build()
     params = perturbed(algorithm)
     support = first(with_missing_labels(episodes_of(chosen, arrays))).support
-    value = lambda p: algorithm.learner.auxiliary(algorithm.model, p, support)  # noqa: E731
+
+    def value(p: Params) -> Tensor:
+        return present(algorithm.learner.auxiliary(algorithm.model, p, support))
+
     grads = dict(
         zip(
             params,
@@ -385,7 +404,7 @@ def test_the_reconstruction_leaves_the_model_alone(
         ), name
 
 
-def test_training_attends_to_constant_batch_embeddings(arrays) -> None:
+def test_training_attends_to_constant_batch_embeddings(arrays: Arrays) -> None:
     """The meta-gradient is that of a plain loop in which the embeddings of all episodes are numbers."""
     chosen = umtl(attends="batch", reconstruction=0)
     algorithm = chosen.build()
@@ -393,7 +412,7 @@ def test_training_attends_to_constant_batch_embeddings(arrays) -> None:
     episodes = episodes_of(chosen, arrays)
     apart = [tree_map(lambda leaf, i=i: leaf[i], episodes) for i in range(3)]
     batch = torch.stack(
-        [algorithm.learner.embed(algorithm.model, params, e.support).detach() for e in apart]
+        [learner_of(algorithm).embed(algorithm.model, params, e.support).detach() for e in apart]
     )
 
     def total(given: dict[str, Tensor]) -> Tensor:
@@ -418,7 +437,7 @@ def test_training_attends_to_constant_batch_embeddings(arrays) -> None:
     assert (grads["learner.attention.output"] - alone).abs().max() > 1e-6
 
 
-def test_with_memory_alone_the_batch_is_not_read(arrays) -> None:
+def test_with_memory_alone_the_batch_is_not_read(arrays: Arrays) -> None:
     algorithm = umtl().build()
     params = perturbed(algorithm)
     support = first(episodes_of(umtl(), arrays)).support
@@ -427,14 +446,14 @@ def test_with_memory_alone_the_batch_is_not_read(arrays) -> None:
     assert_alike(algorithm.adapt(given, support), algorithm.adapt(params, support))
 
 
-def test_relations_are_cosines_of_lone_tasks(arrays) -> None:
+def test_relations_are_cosines_of_lone_tasks(arrays: Arrays) -> None:
     algorithm = umtl().build()
     params = perturbed(algorithm, 0.3)
     z = torch.randn(5, 6).tanh()
     u = z @ params["learner.project"].T
-    found = algorithm.learner.relations(params, z)
+    found = learner_of(algorithm).relations(params, z)
     one, memory = torch.ones(1, dtype=torch.bool), params["learner.prototypes"]
-    e = [algorithm.learner._contexts(params, row[None], one, memory)[0] for row in u]
+    e = [learner_of(algorithm)._contexts(params, row[None], one, memory)[0] for row in u]
     for i in range(5):
         for j in range(5):
             torch.testing.assert_close(
@@ -444,7 +463,9 @@ def test_relations_are_cosines_of_lone_tasks(arrays) -> None:
 
 
 @pytest.mark.parametrize("second_phase", ["all", "learners"])
-def test_each_phase_moves_exactly_what_it_says(second_phase: str, arrays, tmp_path: Path) -> None:
+def test_each_phase_moves_exactly_what_it_says(
+    second_phase: str, arrays: Arrays, tmp_path: Path
+) -> None:
     saved: list[dict[str, Tensor]] = []
     chosen = umtl(weighting="uncertainty", first_phase=2, second_phase=second_phase).override(
         {"train.steps": 4, "train.eval_every": 2, "train.schedule": "constant", "train.lr": 0.01}
@@ -491,7 +512,7 @@ def _adam(params: dict[str, Tensor]) -> torch.optim.Optimizer:
 @pytest.mark.parametrize(
     "values", [{}, {"attends": "batch"}, {"initial": "low_rank", "first_order": True}]
 )
-def test_vmap_equals_the_loop(values, arrays) -> None:
+def test_vmap_equals_the_loop(values: dict[str, Any], arrays: Arrays) -> None:
     assert_vmap_equals_the_loop(umtl("cross_stitch", **values), arrays)
 
 
@@ -508,7 +529,7 @@ def _on_one_of_two(rank: int, folder: str, episodes: Episode) -> None:
     dist.destroy_process_group()
 
 
-def test_two_workers_attend_to_one_batch(arrays, tmp_path: Path) -> None:
+def test_two_workers_attend_to_one_batch(arrays: Arrays, tmp_path: Path) -> None:
     chosen = umtl(attends="batch")
     episodes = with_missing_labels(episodes_of(chosen, arrays, count=5))
     algorithm = chosen.build()
@@ -519,7 +540,7 @@ def test_two_workers_attend_to_one_batch(arrays, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("initial", ["gate", "low_rank"])
-def test_an_adapted_model_survives_saving(initial: str, arrays, tmp_path: Path) -> None:
+def test_an_adapted_model_survives_saving(initial: str, arrays: Arrays, tmp_path: Path) -> None:
     assert_it_survives_saving(umtl(initial=initial), arrays, tmp_path)
 
 

@@ -1,5 +1,7 @@
 """WarpGrad: its path is t_net's, its meta-gradient that of each step by itself, written down once more."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raymtl.step.meta_gradient import meta_gradient
+from raymtl.types import Params
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.learners.laws import first
+from tests.narrowing import shared_inputs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -18,7 +22,8 @@ LAYERS = ("encoders.0.stages.0.1", "encoders.0.stages.1.1", "heads.left")
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 def test_it_adapts_as_t_net(optimizer: str, arrays: dict[str, np.ndarray]) -> None:
     """It also evaluates what it adapts to."""
-    adapted, judged = {}, []
+    adapted: dict[str, Params] = {}
+    judged: Sequence[tuple[float, Params]] = ()
     for name in ("t_net", "warp_grad"):
         chosen = axes("cross_stitch", "uncertainty", name).override(
             {"learner.inner_optimizer": optimizer}
@@ -73,7 +78,9 @@ def test_its_meta_gradient_averages_single_steps(
     names = [f"model.{layer}.{kind}" for layer in LAYERS for kind in ("weight", "bias")]
     expected = {name: torch.zeros_like(value) for name, value in params.items()}
     for index in range(chosen.train.meta_batch):
-        support, query = ((batch.inputs[index], batch.targets["left"][index]) for batch in episodes)
+        support, query = (
+            (shared_inputs(batch)[index], batch.targets["left"][index]) for batch in episodes
+        )
         points = [[params[name].detach() for name in names]]
         for _ in range(3):
             phi = [p.requires_grad_() for p in points[-1]]

@@ -9,13 +9,15 @@ import torch
 from safetensors.torch import load_file
 
 from raymtl.config import Experiment
+from raymtl.data.base import Arrays
 from raymtl.evaluation.baselines import comparators, regret
 from raymtl.modes import Accumulation, Alternating, Hierarchical, Online
 from raymtl.step.execution import ExecutionConfig
-from raymtl.step.meta_gradient import meta_gradient
+from raymtl.step.meta_gradient import MetaGradient, meta_gradient
 from raymtl.storage import formats
 from raymtl.training import stage
 from raymtl.types import UserError
+from raymtl.weighting import StaticSpec
 from tests.conftest import (
     MODES,
     WEIGHTING,
@@ -25,19 +27,20 @@ from tests.conftest import (
     perturbed,
     with_missing_labels,
 )
+from tests.narrowing import checked
 from tests.training.runs import Stopped, run
 
 TASKS = ("left", "right", "sum")
 
 
 def trained(
-    chosen: Experiment, arrays, folder: Path, stop_at: int | None = None
+    chosen: Experiment, arrays: Arrays, folder: Path, stop_at: int | None = None
 ) -> dict[str, torch.Tensor]:
     run(chosen, arrays, folder, stop_at=stop_at)
     return load_file(folder / "model.safetensors")
 
 
-def short(mode: str, steps: int = 6, **values) -> Experiment:
+def short(mode: str, steps: int = 6, **values: Any) -> Experiment:
     plan = {"train.steps": steps, "train.eval_every": steps, "mode.name": mode}
     return experiment().override(plan | {k.replace("__", "."): v for k, v in values.items()})
 
@@ -46,7 +49,7 @@ def short(mode: str, steps: int = 6, **values) -> Experiment:
 def test_resumed_runs_end_bit_identical(
     mode: str, arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    own = {
+    own: dict[str, dict[str, Any]] = {
         "online": {"mode__arrivals": {"sum": 2}},
         "hierarchical": {"mode__period": 2, "mode__strength": 1.0},
     }
@@ -200,12 +203,13 @@ def test_comparators_are_fixed_weights_on_the_same_stream() -> None:
         short("online", mode__comparators=4, mode__arrivals={"sum": 2}, weighting__name="famo")
     )
     assert len(models) == 4
-    assert all(
-        model.weighting.name == "static" and model.mode.arrivals == {"sum": 2}
-        for model in models.values()
-    )
-    assert len({tuple(model.weighting.weights.values()) for model in models.values()}) == 4
-    assert list(models["fixed-0"].weighting.weights.values()) == pytest.approx([1 / 3] * 3)
+    assert all(checked(model.mode, Online).arrivals == {"sum": 2} for model in models.values())
+    weights = {
+        name: tuple(checked(model.weighting, StaticSpec).weights.values())
+        for name, model in models.items()
+    }
+    assert len(set(weights.values())) == 4
+    assert weights["fixed-0"] == pytest.approx([1 / 3] * 3)
     assert comparators(short("weighted")) == {}
 
 
@@ -268,12 +272,13 @@ def test_a_high_power_takes_the_largest_task_alone() -> None:
 def test_timing_the_axis_respects_micro_batches(
     arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
-    monkeypatch.setattr(
-        stage,
-        "meta_gradient",
-        lambda *given: seen.append(given[4].micro_batches) or meta_gradient(*given),
-    )
+    seen: list[int] = []
+
+    def counted(*given: Any) -> MetaGradient:
+        seen.append(given[4].micro_batches)
+        return meta_gradient(*given)
+
+    monkeypatch.setattr(stage, "meta_gradient", counted)
     trained(
         short("accumulation", steps=1, train__task_axis="auto", mode__parts=3),
         arrays,

@@ -144,7 +144,7 @@ def trial_that_stays(folder: str) -> None:
     """Runs a trial, as Ray Tune does, in a process that stays: what it sets goes with it."""
     from raymtl.tune import trial
 
-    trial.tune = SimpleNamespace(report=lambda metrics: None)  # type: ignore[assignment]
+    pytest.MonkeyPatch().setattr(trial, "tune", SimpleNamespace(report=lambda metrics: None))
     values = {"number": 3, "learner.inner_lr": 0.05}
     trial.run_trial(
         values, CHOSEN.model_dump(mode="json"), folder, Digits().load(), Plan(6, 1, 1, 1.0, 0.0)

@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, vmap
 
 from raymtl.encoders import Encoder
 from raymtl.sharing import HardSpec, SharingArchitecture
-from raymtl.types import Params, Task
+from raymtl.types import Task
 
 
 def moved(model: torch.nn.Module, scale: float = 0.1) -> dict[str, torch.Tensor]:
@@ -23,14 +23,18 @@ def moved(model: torch.nn.Module, scale: float = 0.1) -> dict[str, torch.Tensor]
 def touched(output: torch.Tensor, model: torch.nn.Module) -> set[str]:
     """The parameters in the graph of `output`."""
     named = dict(model.named_parameters())
-    grads = torch.autograd.grad(output.sum(), named.values(), allow_unused=True, retain_graph=True)
+    grads = torch.autograd.grad(
+        output.sum(), tuple(named.values()), allow_unused=True, retain_graph=True
+    )
     return {name for name, gradient in zip(named, grads, strict=True) if gradient is not None}
 
 
-def adapted_outputs(model: Any, params: Params, inputs: Tensor) -> Any:
+def adapted_outputs(
+    model: Any, params: dict[str, Tensor], inputs: Tensor | dict[str, Tensor]
+) -> Any:
     """What an episode computes: an inner step on all tasks, then predictions, features and auxiliary terms."""
 
-    def loss(at: Params) -> Any:
+    def loss(at: dict[str, Tensor]) -> Any:
         return sum(
             value.square().mean() for value in functional_call(model, at, (inputs,)).values()
         )
@@ -41,8 +45,8 @@ def adapted_outputs(model: Any, params: Params, inputs: Tensor) -> Any:
     return {kind: functional_call(model, phi, (inputs,), {"output": kind}) for kind in kinds}
 
 
-def assert_vmap_is_a_loop(model: Any, inputs: Tensor, params: Params) -> None:
-    def outer(theta: Params, of_episode: Any) -> Any:
+def assert_vmap_is_a_loop(model: Any, inputs: Tensor, params: dict[str, Tensor]) -> None:
+    def outer(theta: dict[str, Tensor], of_episode: Any) -> Any:
         outputs = adapted_outputs(model, theta, of_episode)
         return sum(
             value.square().mean() for kind in outputs.values() for value in kind.values()

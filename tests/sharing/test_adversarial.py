@@ -30,7 +30,7 @@ def own_inputs() -> dict[str, torch.Tensor]:
     return {name: torch.randn(3 + i, *SHAPE) for i, name in enumerate(NAMES)}
 
 
-def cross_entropy(model: Any, inputs: Tensor) -> torch.Tensor:
+def cross_entropy(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """Without any reversal, by torch's own function."""
     logits = torch.cat([model.discriminator(model.shared_encoder(inputs[name])) for name in NAMES])
     labels = torch.cat(

@@ -13,6 +13,7 @@ from raymtl.sharing import BranchingSpec, SoftSpec
 from raymtl.tasks import classification, regression
 from raymtl.types import UserError
 from tests.conftest import experiment
+from tests.narrowing import checked
 from tests.sharing.laws import assert_predicts_as_hard_sharing, assert_vmap_is_a_loop, moved
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -50,7 +51,7 @@ def stages_reached(model: Any, encoder: Any) -> dict[str, dict[int, set[str]]]:
     reached = {}
     for task, prediction in predictions.items():
         grads = torch.autograd.grad(
-            prediction.sum(), named.values(), allow_unused=True, retain_graph=True
+            prediction.sum(), tuple(named.values()), allow_unused=True, retain_graph=True
         )
         mine = [name for name, gradient in zip(named, grads, strict=True) if gradient is not None]
         depths = range(len(encoder.build(SHAPE).stages))
@@ -226,7 +227,10 @@ def test_plain_dotted_names_grow_the_tree() -> None:
     grown = experiment(sharing__name="branching").override(
         {"sharing.tree.sum.follows": "right", "sharing.tree.sum.stages": 1}
     )
-    assert grown.sharing.owners(("left", "right", "sum"), 2)["sum"] == ("left", "sum")
+    assert checked(grown.sharing, BranchingSpec).owners(("left", "right", "sum"), 2)["sum"] == (
+        "left",
+        "sum",
+    )
     assert grown.flat()["sharing.tree.sum.stages"] == 1
 
 

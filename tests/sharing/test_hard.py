@@ -29,7 +29,9 @@ def test_the_trunk_follows_the_weighted_sum(encoder: NormedSpec, shape: tuple[in
     }
 
     def gradients(loss: Any) -> Any:
-        found = torch.autograd.grad(loss, named.values(), retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(
+            loss, tuple(named.values()), retain_graph=True, allow_unused=True
+        )
         return dict(zip(named, found, strict=True))
 
     total = gradients(sum(weights[task] * losses[task] for task in NAMES))

@@ -49,7 +49,7 @@ def test_a_task_has_no_gradient_above_its_level(
     predictions, named = model(torch.randn(3, *shape)), dict(model.stages.named_parameters())
     for task, level in levels.items():
         grads = torch.autograd.grad(
-            predictions[task].sum(), named.values(), allow_unused=True, retain_graph=True
+            predictions[task].sum(), tuple(named.values()), allow_unused=True, retain_graph=True
         )
         reached = {
             int(name.split(".")[0])

@@ -85,7 +85,7 @@ def test_rank_of_all_tasks_reaches_every_network(
     with torch.no_grad():
         for tower in towers:
             for value in tower.parameters():
-                value += 0.1
+                value.add_(0.1)
     inputs = torch.randn(3, *shape)
     features = functional_call(model, params, (inputs,), {"output": "features"})
     for task, tower in zip(NAMES, towers, strict=True):

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from raymtl.encoders import ConvSpec, Encoder, LeNetSpec, MLPSpec
 from raymtl.encoders.norm import NormedSpec
 from raymtl.sharing import MTANSpec
+from raymtl.sharing.mtan import MTAN, Attention
 from raymtl.tasks import classification, regression
+from tests.narrowing import checked, present
 from tests.sharing.laws import assert_predicts_as_hard_sharing
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -25,6 +27,11 @@ ENCODERS = {
 over_the_encoders = pytest.mark.parametrize("encoder, shape", ENCODERS.values(), ids=ENCODERS)
 
 
+def attention_modules(model: MTAN, task: str) -> list[Attention]:
+    """Of a task, one for each stage."""
+    return [checked(module, Attention) for module in checked(model.attention[task], nn.ModuleList)]
+
+
 @over_the_encoders
 def test_full_last_masks_are_hard_sharing(encoder: NormedSpec, shape: tuple[int, ...]) -> None:
     """Those of earlier stages only say what later masks see."""
@@ -32,11 +39,11 @@ def test_full_last_masks_are_hard_sharing(encoder: NormedSpec, shape: tuple[int,
     model = MTANSpec().build(TASKS, [trunk])
     with pytest.raises(AssertionError):
         assert_predicts_as_hard_sharing(model, trunk, TASKS, shape)
-    for modules in model.attention.values():
-        nn.init.zeros_(modules[-1].expand.weight)
-        nn.init.constant_(
-            modules[-1].expand.bias, 50.0
-        )  # sigmoid(50) = 1 - 2e-22, which is 1 in float64
+    for task in TASKS:
+        last = attention_modules(model, task.name)[-1].expand
+        nn.init.zeros_(last.weight)
+        # sigmoid(50) = 1 - 2e-22, which is 1 in float64
+        nn.init.constant_(present(last.bias), 50.0)
     assert_predicts_as_hard_sharing(model, trunk, TASKS, shape, exactly=True)
 
 
@@ -61,7 +68,7 @@ def test_flat_stages_follow_the_papers_equation() -> None:
         return x @ convolution.weight[:, :, 0, 0].T + convolution.bias
 
     for task in ("a", "b"):
-        one, two = model.attention[task]
+        one, two = attention_modules(model, task)
         attended = first * linear(one.expand, linear(one.squeeze, first).relu()).sigmoid()
         seen = torch.cat([second, attended], 1)
         expected = second * linear(two.expand, linear(two.squeeze, seen).relu()).sigmoid()
@@ -77,7 +84,7 @@ def test_attended_maps_are_pooled_onward() -> None:
     features = model.features(inputs, ("a",))["a"]
     first = model.trunk.stages[0](inputs)
     second = model.trunk.stages[1](first)
-    one, two = model.attention["a"]
+    one, two = attention_modules(model, "a")
     attended = first * one.expand(one.squeeze(first).relu()).sigmoid()
     seen = torch.cat([second, F.avg_pool2d(attended, 2)], 1)
     torch.testing.assert_close(
@@ -92,7 +99,7 @@ def test_tasks_share_the_trunk_alone() -> None:
 
 def test_reduction_narrows_the_attention_modules() -> None:
     model = MTANSpec(reduction=4).build(TASKS, [ConvSpec(channels=(4, 16)).build((1, 8, 8))])
-    assert [module.squeeze.out_channels for module in model.attention["a"]] == [1, 4]
+    assert [module.squeeze.out_channels for module in attention_modules(model, "a")] == [1, 4]
     with pytest.raises(ValidationError, match="reduction"):
         MTANSpec(reduction=0)
 
@@ -100,6 +107,6 @@ def test_reduction_narrows_the_attention_modules() -> None:
 def test_other_shapes_of_stages_are_refused() -> None:
     """A stage is flat or gives maps."""
     sequence = Encoder([nn.Linear(3, 4)], (5, 3))
-    key, reason = MTANSpec().check(TASKS, sequence)
+    key, reason = present(MTANSpec().check(TASKS, sequence))
     assert key == "name" and "(5, 4)" in reason
     assert MTANSpec().check(TASKS, LeNetSpec().build((1, 16, 16))) is None

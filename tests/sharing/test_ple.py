@@ -5,14 +5,16 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from raymtl.encoders import ConvSpec, LeNetSpec, MLPSpec
 from raymtl.encoders.norm import NormedSpec
 from raymtl.sharing import CGCSpec, PLESpec
+from raymtl.sharing.ple import Level
 from raymtl.tasks import classification, regression
 from raymtl.types import UserError
 from tests.conftest import experiment
+from tests.narrowing import checked
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -86,9 +88,12 @@ def test_levels_hold_every_stage_in_order(num_levels: int) -> None:
     encoder = MLPSpec(hidden=(7, 6, 5, 4))
     encoders = [encoder.build((8,)) for _ in range(3)]
     model = PLESpec(num_levels=num_levels).build(TASKS, encoders)
-    walked = [stage for level in model.levels for stage in level.shared_experts[0]]
+    shared_experts = [
+        checked(checked(level, Level).shared_experts[0], nn.Sequential) for level in model.levels
+    ]
+    walked = [stage for stages in shared_experts for stage in stages]
     assert walked == list(encoders[0].stages)
-    assert all(len(level.shared_experts[0]) > 0 for level in model.levels)
+    assert all(len(stages) > 0 for stages in shared_experts)
 
 
 @pytest.mark.parametrize("num_levels", [1, 2, 3, 4])
@@ -99,7 +104,7 @@ def test_shared_parameters_grow_with_the_levels(num_levels: int) -> None:
     reached = []
     for task in ("a", "b"):
         grads = torch.autograd.grad(
-            predictions[task].sum(), named.values(), allow_unused=True, retain_graph=True
+            predictions[task].sum(), tuple(named.values()), allow_unused=True, retain_graph=True
         )
         reached.append(
             {name for name, gradient in zip(named, grads, strict=True) if gradient is not None}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from raymtl.encoders import Conv4Spec, ConvSpec, Encoder, LeNetSpec, MLPSpec, ResNet18Spec
@@ -13,6 +14,7 @@ from raymtl.sharing import CrossStitchSpec, SoftSpec
 from raymtl.tasks import classification, regression
 from raymtl.types import Task
 from tests.conftest import SHARING, axes, experiment
+from tests.narrowing import checked
 from tests.sharing.laws import adapted_outputs, assert_vmap_is_a_loop, moved, touched
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -111,9 +113,12 @@ def test_isolated_tasks_follow_their_own_examples(weighting: str, reached: int) 
     algorithm = chosen.build()
     inputs = {name: torch.randn(4, *chosen.data.input_shape) for name in chosen.data.task_names}
     passed: list[int] = []
-    algorithm.model.encoders[0].stages[-1].register_full_backward_hook(
-        lambda _, __, grads: passed.append(len(grads[0]))
-    )
+    trunk = checked(algorithm.model.get_submodule("encoders.0"), Encoder)
+
+    def remember(_: nn.Module, __: Any, grads: Any) -> None:
+        passed.append(len(grads[0]))
+
+    trunk.stages[-1].register_full_backward_hook(remember)
     algorithm.model(inputs)["left"].sum().backward()
     assert passed == [reached]
 

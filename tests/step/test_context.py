@@ -45,7 +45,7 @@ def counted(task: Task, target: Tensor, mask: Tensor | None) -> int:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_label_counts_are_those_of_single_examples(masked: bool) -> None:
-    tasks = list(KINDS.values())
+    tasks = tuple(KINDS.values())
     algorithm = experiment().build()._replace(tasks=tasks)
     context = StepContext(algorithm, {}, Workers(), ExecutionConfig())
     # The second stack has other numbers of examples, and lacks the first task.
@@ -63,7 +63,7 @@ def test_label_counts_are_those_of_single_examples(masked: bool) -> None:
 
 
 def test_a_task_without_labels_is_left_out() -> None:
-    tasks = [KINDS["classification"], KINDS["squared"], KINDS["binary"]]
+    tasks = (KINDS["classification"], KINDS["squared"], KINDS["binary"])
     algorithm = experiment().build()._replace(tasks=tasks)
     labels = {t.name: labels_of(t, 4, seed, False) for seed, t in enumerate(tasks)}
     absent, _ = labels["squared"]

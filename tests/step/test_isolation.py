@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from raymtl.config import Experiment
+from raymtl.data.base import Arrays
 from raymtl.data.episodes import generator, on_device
 from raymtl.learners import BATCH_EMBEDDINGS, LearnerSpec, MetaLearner
 from raymtl.learners.gradient import UnrolledLearner
@@ -22,6 +23,7 @@ from raymtl.step.meta_gradient import meta_gradient, update_after_step
 from raymtl.types import Batch, Episode, Params, UserError, select
 from tests.conftest import LEARNERS, SHARING, WEIGHTING, axes, perturbed, possible
 from tests.learners.test_learners import VARIANTS
+from tests.narrowing import checked, present
 
 
 def allowed(sharing: str, learner: str, values: Mapping[str, Any]) -> bool:
@@ -72,7 +74,7 @@ OWN_WEIGHTS = (
 FAST = {"learner.inner_lr": 0.1}  # so that an inner loop moves far
 
 
-def drawn(chosen: Experiment, arrays, *indices: int, step: int = 0) -> list[Episode]:
+def drawn(chosen: Experiment, arrays: Arrays, *indices: int, step: int = 0) -> list[Episode]:
     """Episodes apart from each other."""
     source = chosen.data
     return [
@@ -84,7 +86,8 @@ def drawn(chosen: Experiment, arrays, *indices: int, step: int = 0) -> list[Epis
 
 
 def stacked(*episodes: Episode) -> Episode:
-    return tree_map(lambda *leaves: torch.stack(leaves), *episodes)
+    stack: Episode = tree_map(lambda *leaves: torch.stack(leaves), *episodes)
+    return stack
 
 
 def copied(params: Params) -> dict[str, Tensor]:
@@ -108,14 +111,17 @@ def with_batch(algorithm: Algorithm, params: Params, *episodes: Episode) -> Para
     if not algorithm.learner.uses_batch_context:
         return params
     embeddings = [
-        algorithm.learner.embed(algorithm.model, params, episode.support) for episode in episodes
+        present(algorithm.learner.embed(algorithm.model, params, episode.support))
+        for episode in episodes
     ]
     return {**params, BATCH_EMBEDDINGS: torch.stack(embeddings).detach()}
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("sharing", "learner", "values"), PAIRS)
-def test_what_was_adapted_to_before_leaves_no_trace(sharing, learner, values, arrays) -> None:
+def test_what_was_adapted_to_before_leaves_no_trace(
+    sharing: str, learner: str, values: dict[str, Any], arrays: Arrays
+) -> None:
     """B after A is B alone, to the bit; neither the given parameters nor the model and weighting are moved.
 
     A trace could lie in an architecture or in a learner: each beside plain and intricate partners.
@@ -143,7 +149,9 @@ def test_what_was_adapted_to_before_leaves_no_trace(sharing, learner, values, ar
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("sharing", "learner", "values"), PAIRS)
-def test_episodes_adapt_as_they_do_alone(sharing, learner, values, arrays) -> None:
+def test_episodes_adapt_as_they_do_alone(
+    sharing: str, learner: str, values: dict[str, Any], arrays: Arrays
+) -> None:
     """In one vmapped batch B's parameters and predictions are those of B alone, whoever stands beside it and where."""
     chosen = axes(sharing, "static", learner).override(values)
     a, b, c = drawn(chosen, arrays, 0, 1, 2)
@@ -169,7 +177,9 @@ def gradients(chosen: Experiment, *episodes: Episode) -> dict[str, Tensor]:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("sharing", "learner", "values"), PAIRS)
-def test_the_meta_gradient_averages_its_episodes(sharing, learner, values, arrays) -> None:
+def test_the_meta_gradient_averages_its_episodes(
+    sharing: str, learner: str, values: dict[str, Any], arrays: Arrays
+) -> None:
     """So their order has no say; what adapts in view of the whole batch is asked for that alone."""
     chosen = axes(sharing, "static", learner).override(values)
     a, b = drawn(chosen, arrays, 0, 1)
@@ -183,7 +193,7 @@ def test_the_meta_gradient_averages_its_episodes(sharing, learner, values, array
     assert_close(expected, together)
 
 
-def moved_weighting(chosen: Experiment, arrays) -> tuple[Algorithm, dict[str, Tensor]]:
+def moved_weighting(chosen: Experiment, arrays: Arrays) -> tuple[Algorithm, dict[str, Tensor]]:
     """A problem whose weighting has seen three steps, so that its weights are no longer those of the start."""
     algorithm = chosen.build()
     params = perturbed(algorithm)
@@ -200,14 +210,14 @@ def moved_weighting(chosen: Experiment, arrays) -> tuple[Algorithm, dict[str, Te
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("weighting", WEIGHTING)
-def test_the_inner_loop_descends_the_weighted_loss(weighting, arrays) -> None:
+def test_the_inner_loop_descends_the_weighted_loss(weighting: str, arrays: Arrays) -> None:
     """One step is theta - lr sum_t w_t grad L_t, by plain autograd; methods that weigh gradients have w = 1."""
     chosen = axes("hard", weighting, "maml").override({**FAST, "learner.inner_steps": 1})
-    chosen = chosen.override(
-        {"static": {"weighting.weights.left": 5.0}, "dwa": {"weighting.period": 1}}.get(
-            weighting, {}
-        )
-    )
+    settings: dict[str, dict[str, Any]] = {
+        "static": {"weighting.weights.left": 5.0},
+        "dwa": {"weighting.period": 1},
+    }
+    chosen = chosen.override(settings.get(weighting, {}))
     algorithm, params = moved_weighting(chosen, arrays)
     (episode,) = drawn(chosen, arrays, 7)
     state = copied(algorithm.weighting.state_dict())
@@ -241,7 +251,9 @@ def weighted(chosen: Experiment, weights: list[float]) -> Algorithm:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("sharing", "learner", "values"), [c for c in PAIRS if c[1] in DESCENDING])
-def test_weightless_tasks_do_not_move_the_others(sharing, learner, values, arrays) -> None:
+def test_weightless_tasks_do_not_move_the_others(
+    sharing: str, learner: str, values: dict[str, Any], arrays: Arrays
+) -> None:
     """Its support labels may be anything: all but its own head, which some learners fit apart, ends up the same."""
     chosen = axes(sharing, "static", learner).override(values)
     *speaking, silent = chosen.data.task_names
@@ -263,7 +275,7 @@ def test_weightless_tasks_do_not_move_the_others(sharing, learner, values, array
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("learner", ["anil", "maml", "maml_pp", "meta_sgd", "reptile"])
-def test_weightless_tasks_heads_stand_still(learner, arrays) -> None:
+def test_weightless_tasks_heads_stand_still(learner: str, arrays: Arrays) -> None:
     chosen = axes("hard", "static", learner).override(FAST)
     algorithm = weighted(chosen, [1.0, 0.0, 0.0])
     params = perturbed(algorithm)
@@ -284,10 +296,14 @@ def test_weightless_tasks_heads_stand_still(learner, arrays) -> None:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 @pytest.mark.parametrize("learner", UNROLLED)
-def test_interleaved_inner_loops_are_independent(learner, optimizer, arrays) -> None:
+def test_interleaved_inner_loops_are_independent(
+    learner: str, optimizer: str, arrays: Arrays
+) -> None:
     chosen = axes("hard", "static", learner)
     algorithm = chosen.build()
-    learner_spec = algorithm.learner.model_copy(update={"inner_optimizer": optimizer})
+    learner_spec = checked(
+        algorithm.learner.model_copy(update={"inner_optimizer": optimizer}), UnrolledLearner
+    )
     params = perturbed(algorithm)
     supports = [episode.support for episode in drawn(chosen, arrays, 0, 1)]
 
@@ -307,7 +323,7 @@ def test_interleaved_inner_loops_are_independent(learner, optimizer, arrays) -> 
 @pytest.mark.usefixtures("float64")
 # r2d2 differentiates forward, whose levels torch counts for all threads together.
 @pytest.mark.parametrize("learner", [name for name in LEARNERS if name != "r2d2"])
-def test_threads_with_own_algorithms_are_independent(learner, arrays) -> None:
+def test_threads_with_own_algorithms_are_independent(learner: str, arrays: Arrays) -> None:
     """One problem for all threads would: a functional call puts its parameters into the module for as long as it runs."""
     chosen = axes("hard", "static", learner)
     algorithm = chosen.build()

@@ -10,6 +10,7 @@ from torch import distributed as dist
 from torch.utils._pytree import tree_map
 
 from raymtl.config import Experiment
+from raymtl.data.base import Arrays
 from raymtl.step.execution import ExecutionConfig
 from raymtl.step.meta_gradient import meta_gradient, update_after_step
 from raymtl.step.workers import Workers
@@ -38,7 +39,9 @@ SPLITS = {  # ragged on purpose
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("sharing", "weighting", "learner"), COMBINATIONS)
-def test_every_combinations_vmap_equals_the_loop(sharing, weighting, learner, arrays) -> None:
+def test_every_combinations_vmap_equals_the_loop(
+    sharing: str, weighting: str, learner: str, arrays: Arrays
+) -> None:
     chosen = axes(sharing, weighting, learner)
     _assert_alike(
         chosen,
@@ -50,7 +53,7 @@ def test_every_combinations_vmap_equals_the_loop(sharing, weighting, learner, ar
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_chunked_vmap_equals_vmap_over_all(learner, arrays) -> None:
+def test_chunked_vmap_equals_vmap_over_all(learner: str, arrays: Arrays) -> None:
     """How many at a time is decided around the learner, which alone sees single episodes."""
     chosen = axes("hard", "pcgrad" if possible("hard", "pcgrad", learner) else "static", learner)
     _assert_alike(
@@ -77,7 +80,9 @@ def _assert_alike(chosen: Experiment, episodes: Episode, *executions: ExecutionC
 
 
 @pytest.mark.parametrize(("sharing", "weighting", "learner"), STAR)
-def test_every_member_runs_in_bfloat16(sharing, weighting, learner, arrays) -> None:
+def test_every_member_runs_in_bfloat16(
+    sharing: str, weighting: str, learner: str, arrays: Arrays
+) -> None:
     """Each member once: precision is set around the whole step, so pairs add nothing."""
     chosen = axes(sharing, weighting, learner)
     algorithm = chosen.build()
@@ -129,8 +134,9 @@ def _cases(arrays: Any, every: bool) -> list[tuple[Experiment, list[Episode]]]:
         steps = [episodes_of(chosen, arrays, step=step, count=9) for step in range(2)]
         # A class without a single support label has no prototype.
         steps[1] = with_missing_labels(steps[1], support=chosen.learner.name != "protonet")
-        masks = steps[1].query.masks
-        masks["left"] = torch.zeros_like(masks["left"])
+        query = steps[1].query
+        masks = {**query.masks, "left": torch.zeros_like(query.masks["left"])}
+        steps[1] = steps[1]._replace(query=query._replace(masks=masks))
         cases.append((chosen, steps))
     return cases
 
@@ -158,7 +164,7 @@ def _as_worker(rank: int, folder: str, arrays: Any, every: bool) -> None:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_any_number_of_workers_trains_alike(every: bool, tmp_path: Path, arrays) -> None:
+def test_any_number_of_workers_trains_alike(every: bool, tmp_path: Path, arrays: Arrays) -> None:
     """Two steps that follow from each other end alike on one worker, two and three, state included.
 
     Workers exchange sums over episodes, which each axis makes in its own way whatever stands on the
@@ -184,7 +190,7 @@ def test_any_number_of_workers_trains_alike(every: bool, tmp_path: Path, arrays)
 
 
 @pytest.mark.usefixtures("float64")
-def test_aggregating_before_averaging_would_be_wrong(arrays) -> None:
+def test_aggregating_before_averaging_would_be_wrong(arrays: Arrays) -> None:
     """Guards the test above: the tempting order of the two operations must be visibly different on this data."""
     chosen = axes("hard", "pcgrad", "maml")
     episodes = episodes_of(chosen, arrays, count=9)
@@ -204,7 +210,7 @@ def test_aggregating_before_averaging_would_be_wrong(arrays) -> None:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("weighting", WEIGHTING)
-def test_missing_labels_give_what_filtering_by_hand_gives(weighting: str, arrays) -> None:
+def test_missing_labels_give_what_filtering_by_hand_gives(weighting: str, arrays: Arrays) -> None:
     chosen = axes("hard", weighting, "maml")
     episodes = tree_map(lambda leaf: leaf[:1], episodes_of(chosen, arrays))
     kept = torch.arange(episodes.query.inputs.shape[1]) % 3 > 0
@@ -229,7 +235,7 @@ def test_missing_labels_give_what_filtering_by_hand_gives(weighting: str, arrays
 
 
 @pytest.mark.usefixtures("float64")
-def test_the_whole_gradient_equals_finite_differences(arrays) -> None:
+def test_the_whole_gradient_equals_finite_differences(arrays: Arrays) -> None:
     """Uncertainty's own parameters, the inner loop that depends on them and the soft penalty, all in one number."""
     chosen = axes("soft", "uncertainty", "maml").override({"sharing.strength": 0.01})
     episodes = episodes_of(chosen, arrays)
@@ -276,7 +282,7 @@ def test_objectives_outlive_moves_of_the_weighting(
         assert torch.equal(one, other)
 
 
-def test_infinite_losses_name_their_task(arrays) -> None:
+def test_infinite_losses_name_their_task(arrays: Arrays) -> None:
     chosen = experiment()
     algorithm = chosen.build()
     episodes = episodes_of(chosen, arrays)
@@ -292,7 +298,7 @@ def test_infinite_losses_name_their_task(arrays) -> None:
         )
 
 
-def test_a_move_to_infinite_losses_is_refused(arrays) -> None:
+def test_a_move_to_infinite_losses_is_refused(arrays: Arrays) -> None:
     algorithm = axes("hard", "famo", "maml").build()
     episodes = episodes_of(experiment(), arrays)
     params = algorithm.init_params()
@@ -303,7 +309,7 @@ def test_a_move_to_infinite_losses_is_refused(arrays) -> None:
 
 
 @pytest.mark.usefixtures("float64")
-def test_reptile_follows_the_auxiliary_terms_at_theta(arrays) -> None:
+def test_reptile_follows_the_auxiliary_terms_at_theta(arrays: Arrays) -> None:
     chosen = axes("adversarial", "static", "reptile")
     episodes = episodes_of(chosen, arrays)
     algorithm = chosen.build()
@@ -318,14 +324,14 @@ def test_reptile_follows_the_auxiliary_terms_at_theta(arrays) -> None:
         torch.func.functional_call(algorithm.model, own, (x,), {"output": "auxiliary"})
         for x in episodes.query.inputs
     ]
-    total = sum(sum(term.values()) for term in terms) / len(terms)
+    total = torch.stack([value for term in terms for value in term.values()]).sum() / len(terms)
     name = "model.discriminator.weight"
     (expected,) = torch.autograd.grad(total, [params[name]])
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(grads[name], expected)
 
 
-def test_tasks_sharing_nothing_do_not_block_others(arrays) -> None:
+def test_tasks_sharing_nothing_do_not_block_others(arrays: Arrays) -> None:
     chosen = axes("branching", "mgda", "maml").override(
         {"sharing.tree.sum.follows": "left", "sharing.tree.sum.stages": 0}
     )

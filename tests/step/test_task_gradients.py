@@ -13,7 +13,7 @@ def gradients_of(
 ) -> TaskGradients:
     """Losses that are linear in two shared leaves and one private to the first task, so that the gradients are known."""
     width = rows.shape[1]
-    leaves = [
+    leaves: list[torch.Tensor] = [
         nn.Parameter(torch.zeros(width // 2, dtype=rows.dtype)),
         nn.Parameter(torch.zeros(width - width // 2, dtype=rows.dtype)),
     ]
@@ -43,10 +43,14 @@ def test_the_gramian_keeps_its_digits_in_float32() -> None:
 def test_combining_weighs_the_shared_parameters_alone(with_rest: bool, parts: int) -> None:
     """Private ones have the plain sum."""
     rows, weights = torch.randn(4, 2 * BLOCK // 1000 + 7), torch.tensor([0.5, 2.0, 0.0, -1.0])
-    rest = torch.randn(rows.shape[1]) if with_rest else None
+    rest = None
+    shared = weights @ rows
+    if with_rest:
+        rest = torch.randn(rows.shape[1])
+        shared = shared + rest
     gradients = gradients_of(rows, rest, parts)
     torch.testing.assert_close(gradients.gramian(), rows @ rows.T)
-    expected = torch.cat([weights @ rows + (rest if with_rest else 0), torch.full((3,), 5.0)])
+    expected = torch.cat([shared, torch.full((3,), 5.0)])
     for _ in range(2):
         torch.testing.assert_close(gradients.combine(weights), expected)
 

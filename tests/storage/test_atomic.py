@@ -7,12 +7,13 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
+import pyarrow.parquet as pq
 import pytest
 import torch
 from optuna.storages import JournalStorage
@@ -128,7 +129,7 @@ def test_every_writer_waits_for_a_full_disk(disk: Path, monkeypatch: pytest.Monk
         with aside.open("wb") as file:
             torch.save({"w": torch.zeros(20_000)}, file)
 
-    writers = {
+    writers: dict[str, Callable[[Path], None]] = {
         "a.safetensors": lambda path: formats.save_params(path, {"w": torch.zeros(20_000)}),
         "b.parquet": lambda path: formats.write_rows(path, [{"x": os.urandom(60_000)}]),
         "c.pt": lambda path: atomic.publish(path, saved),
@@ -142,7 +143,7 @@ def test_every_writer_waits_for_a_full_disk(disk: Path, monkeypatch: pytest.Monk
             slept.append(seconds)
             filler.unlink(missing_ok=True)
 
-        monkeypatch.setattr(atomic.time, "sleep", freed)
+        monkeypatch.setattr("raymtl.storage.atomic.time.sleep", freed)
         write(disk / name)
         assert slept
         assert (disk / name).exists()
@@ -259,9 +260,10 @@ def test_late_unlocking_adds_no_entry_twice(
 ) -> None:
     kept = study(tmp_path / "study.journal")
     monkeypatch.setattr(atomic, "RETRY_S", 0.0)
-    rename, failed = os.rename, []
+    rename = os.rename
+    failed: list[tuple[Any, ...]] = []
 
-    def away(*paths) -> None:
+    def away(*paths: Any) -> None:
         if not failed:
             failed.append(paths)
             raise OSError(errno.ESTALE, "Stale file handle")
@@ -279,7 +281,8 @@ def test_unreadable_for_a_while_is_no_damage(
     path = tmp_path / "rows.parquet"
     formats.write_rows(path, [{"step": 1}])
     monkeypatch.setattr(atomic, "RETRY_S", 0.0)
-    read, failed = formats.pq.read_table, []
+    read = pq.read_table
+    failed: list[Any] = []
 
     def away(given: Any) -> Any:
         if not failed:
@@ -287,7 +290,7 @@ def test_unreadable_for_a_while_is_no_damage(
             raise OSError(errno.ESTALE, "Stale file handle")
         return read(given)
 
-    monkeypatch.setattr(formats.pq, "read_table", away)
+    monkeypatch.setattr(pq, "read_table", away)
     assert formats.read_rows(path) == [{"step": 1}]
     assert failed
 
@@ -353,7 +356,7 @@ def test_reading_a_journal_waits_for_its_storage(
         if len(slept) == 2:
             aside.rename(path)
 
-    monkeypatch.setattr(atomic.time, "sleep", back)
+    monkeypatch.setattr("raymtl.storage.atomic.time.sleep", back)
     assert [log["number"] for log in journal.read_logs(0)] == [1, 2]
     assert len(slept) == 2
 
@@ -368,7 +371,7 @@ def test_a_journal_waits_until_its_storage_is_back(
         gone.append("slept")
         subprocess.run(["umount", str(disk)], check=True)  # what was mounted over it
 
-    monkeypatch.setattr(atomic.time, "sleep", back)
+    monkeypatch.setattr("raymtl.storage.atomic.time.sleep", back)
     for act in (
         lambda: kept.add_trial(optuna.trial.create_trial(value=1.0)),
         lambda: study(disk / "study.journal"),

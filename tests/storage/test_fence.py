@@ -11,7 +11,7 @@ import torch
 from optuna.storages import JournalStorage
 
 from raymtl.config import Experiment
-from raymtl.storage import atomic, formats
+from raymtl.storage import formats
 from raymtl.storage.fence import Attempt, Superseded, claim
 from raymtl.storage.optuna_journal import Journal
 from raymtl.training import checkpoint
@@ -35,12 +35,13 @@ def test_the_last_attempt_alone_writes(tmp_path: Path) -> None:
     first.publish(tmp_path / "file", text("first"))
     second = claim(tmp_path)
     second.publish(tmp_path / "file", text("second"))
-    for act in (
+    acts: tuple[Callable[[], None], ...] = (
         lambda: first.publish(tmp_path / "file", text("first again")),
         lambda: first.publish(tmp_path / "folder" / "other", text("first again")),
         lambda: first.remove(tmp_path / "file"),
         first.check,
-    ):
+    )
+    for act in acts:
         with pytest.raises(Superseded, match="attempt 2 took the place of attempt 1"):
             act()
     assert (tmp_path / "file").read_text() == "second"
@@ -165,7 +166,9 @@ def test_lost_storage_is_no_other_attempt(tmp_path: Path, monkeypatch: pytest.Mo
     folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
     attempt = claim(folder)
     folder.rename(elsewhere)
-    monkeypatch.setattr(atomic.time, "sleep", lambda seconds: elsewhere.rename(folder))
+    monkeypatch.setattr(
+        "raymtl.storage.atomic.time.sleep", lambda seconds: elsewhere.rename(folder)
+    )
     attempt.check_now_and_then()
     attempt.publish(folder / "file", text("there"))
     assert (folder / "file").read_text() == "there"
@@ -254,7 +257,8 @@ class Old(threading.Thread):
 
     def __init__(self, chosen: Experiment, arrays: Any, folder: Path, step: int) -> None:
         super().__init__(daemon=True)
-        self.frozen, self.error, self.rows = Frozen(), None, 0
+        self.frozen, self.rows = Frozen(), 0
+        self.error: Exception | None = None
         self.arguments = chosen, arrays, folder, step
 
     def run(self) -> None:
@@ -357,7 +361,8 @@ def test_vanished_checkpoints_are_chosen_anew(
             context._replace(log_step=observe),
             folder,
         )
-    choose, vanished = checkpoint.choose, []
+    choose = checkpoint.choose
+    vanished: list[str] = []
 
     def chosen_and_gone(model: Path) -> checkpoint.Choice:
         found = choose(model)

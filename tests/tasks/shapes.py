@@ -1,6 +1,6 @@
 """Generated pictures of rectangles and discs that carry a label of every kind."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, Self
 
 import numpy as np
@@ -55,7 +55,7 @@ class Shapes(Source):
 
     def make_tasks(self) -> tuple[Task, ...]:
         size, middle, spread = (self.side, self.side), (self.side / 2,) * 2, (self.side / 6,) * 2
-        kinds = {
+        kinds: dict[str, Callable[[str], Task]] = {
             "which": lambda name: classification(name, 2),
             "disc": binary,
             "shown": lambda name: multilabel(name, 2),

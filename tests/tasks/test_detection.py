@@ -21,6 +21,7 @@ from raymtl.tasks.boxes import (
 )
 from raymtl.tasks.detection import Detection
 from raymtl.types import Task
+from tests.narrowing import checked
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -134,13 +135,14 @@ def test_the_loss_is_that_of_torchvision_s_parts() -> None:
     for index, own in enumerate(task.loss(prediction, truth)):
         logits, boxes, centreness = (part[index] for part in spec.parts(prediction))
         wanted = naive_assignment(spec, truth[index])
-        rows = [place for place, answer in enumerate(wanted) if answer]
+        answers = {place: answer for place, answer in enumerate(wanted) if answer}
+        rows = list(answers)
         label = torch.zeros(48, 3)
-        for place in rows:
-            label[place, wanted[place][0]] = 1
+        for place, (category, _) in answers.items():
+            label[place, category] = 1
         total = tv.sigmoid_focal_loss(logits, label, reduction="sum")
         if rows:
-            true = torch.tensor([wanted[place][1] for place in rows])
+            true = torch.tensor([box for _, box in answers.values()])
             middles = torch.tensor([((p % 8 + 0.5) * 4, (p // 8 + 0.5) * 4) for p in rows])
             sides = torch.cat([middles - true[:, :2], true[:, 2:] - middles], 1).clamp(min=0)
             near = [
@@ -201,7 +203,9 @@ def test_a_boxs_score_holds_its_centreness() -> None:
 def scored(task: Task, prediction: Tensor, truth: Tensor) -> dict[str, float]:
     return {
         name: float(
-            metric.compute(metric.update(prediction, truth).sum(0), torch.tensor(len(truth)))
+            metric.compute(
+                checked(metric.update(prediction, truth), Tensor).sum(0), torch.tensor(len(truth))
+            )
         )
         for name, metric in task.metrics.items()
     }
@@ -232,7 +236,8 @@ def near_the_truth(spec: Detection, truth: Tensor, noise: float) -> Tensor:
     ).expm1().log() + noise * torch.randn(sides.shape)
     logits = 2.5 * classes - 3 + torch.randn(classes.shape)
     flat = torch.cat([logits, inverse, torch.randn(*answers.shape, 1)], -1)
-    return flat.transpose(1, 2).unflatten(2, spec.places)
+    prediction: Tensor = flat.transpose(1, 2).unflatten(2, spec.places)
+    return prediction
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.3, 0.8])

@@ -59,7 +59,10 @@ over_those_with_parts = pytest.mark.parametrize(
 def random_target(task: Task, number: int, seed: int = 0) -> Tensor:
     """Labels of the kind, with some parts of each missing where it knows of such."""
     generator = torch.Generator().manual_seed(seed)
-    rand = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
     hole = rand(number, *SIZE) < 0.3
     if task.kind.name in ("classification", "binary"):
         return torch.randint(max(task.out_features, 2), (number,), generator=generator)
@@ -123,7 +126,7 @@ def test_every_kind_is_tested_here() -> None:
 
 
 def test_every_form_of_label_has_columns_in_predictions() -> None:
-    from raymtl.evaluation.predictions import COLUMNS
+    from raymtl.evaluation.prediction_columns import COLUMNS
 
     assert set(COLUMNS) == set(LABEL_FORMS) == {kind.label_form for kind in kinds.KINDS}
 
@@ -202,11 +205,11 @@ def test_filler_labels_leave_no_gradient(
 @over_the_kinds
 def test_vmap_equals_the_loop(task: Task) -> None:
     head = head_of(task)
-    params = dict(head.named_parameters())
+    params: dict[str, Tensor] = dict(head.named_parameters())
     features = torch.randn(3, 4, 60)
     targets = torch.stack([random_target(task, 4, seed) for seed in range(3)])
 
-    def of_one(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    def of_one(x: Tensor, y: Tensor) -> tuple[Tensor | Counts, ...]:
         prediction = functional_call(head, params, (x,))
         return task.loss(prediction, y), *(
             metric.update(prediction, y) for metric in task.metrics.values()

@@ -1,6 +1,7 @@
 """Scores against torchmetrics, scikit-learn and plain loops over all that was pooled."""
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -24,19 +25,20 @@ from raymtl.tasks import (
 from raymtl.tasks.normals import NUM_BINS as ANGLE_BINS
 from raymtl.tasks.scores import NUM_BINS, bins_of, logit_bin, median
 from raymtl.types import Batch, Task
+from tests.narrowing import checked, present
 
+Loss = Literal["squared", "absolute", "huber"]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 def scores(task: Task, prediction: Tensor, target: Tensor) -> dict[str, float]:
     """From the sums of batches of ragged sizes."""
     sizes = [1, 3, len(target) - 4]
-    batches = [
-        (p, Batch(torch.zeros(len(t)), {task.name: t}, {}))
+    sums = [
+        metric_sums([task], {task.name: p}, Batch(torch.zeros(len(t)), {task.name: t}, {}))
         for p, t in zip(prediction.split(sizes), target.split(sizes), strict=True)
     ]
-    sums = sum(metric_sums([task], {task.name: p}, batch) for p, batch in batches)
-    values = metric_values([task], sums, torch.tensor([float(len(target))]))
+    values = metric_values([task], torch.stack(sums).sum(0), torch.tensor([float(len(target))]))
     return {name: float(values[f"{task.name}.{name}"]) for name in task.metrics}
 
 
@@ -180,7 +182,7 @@ def test_scores_are_invariant_to_shift_and_scale(offset: float, scale: float) ->
     standard, off = torch.randn(60, dtype=torch.float64), 0.3 * torch.randn(60, 1)
     target = offset + scale * standard
     task, plain = regression("a", offset, scale), regression("a", 0.0, 1.0)
-    prediction = plain.encode_target(standard) + off
+    prediction = present(plain.encode_target)(standard) + off
     found, expected = scores(task, prediction, target), scores(plain, prediction, standard)
     tolerance = 1e-3 if offset == -3e12 else 1e-5
     assert found["r2"] == pytest.approx(expected["r2"], abs=tolerance)
@@ -217,7 +219,7 @@ def test_vector_scores_average_over_known_components() -> None:
 
 
 @pytest.mark.parametrize(("loss", "slope"), [("squared", None), ("absolute", 1.0), ("huber", 1.0)])
-def test_losses_of_numbers(loss: str, slope: float | None) -> None:
+def test_losses_of_numbers(loss: Loss, slope: float | None) -> None:
     prediction, target = 3 * torch.randn(30, 1), torch.randn(30)
     own = regression("a", 0.5, 2.0, loss=loss).loss(prediction, target)
     wanted = (target - 0.5) / 2
@@ -319,7 +321,9 @@ def test_the_median_angle_errs_below_a_bin(number: int) -> None:
     )[..., None, None]
     target = torch.tensor([0.0, 0.0, 1.0]).reshape(1, 3, 1, 1).expand(number, -1, -1, -1)
     metric = normals("a", (1, 1)).metrics["median_angle"]
-    found = metric.compute(metric.update(prediction, target).sum(0), torch.tensor(number))
+    found = metric.compute(
+        checked(metric.update(prediction, target), Tensor).sum(0), torch.tensor(number)
+    )
     low, high = (np.quantile(angles, 0.5, method=method) for method in ("lower", "higher"))
     assert low - 0.1 <= float(found) <= high + 0.1
 

@@ -6,6 +6,7 @@ from raymtl.encoders import ConvSpec
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.tasks import label_counts, metric_sums, metric_values
 from raymtl.types import Episode
+from tests.narrowing import shared_inputs
 from tests.tasks.shapes import Shapes
 from tests.tasks.test_mixes import episodes_of, problem_of
 
@@ -35,7 +36,7 @@ def test_a_few_pictures_are_learned_by_heart() -> None:
         optimizer.step()
     query = Episode(*episodes).query
     with torch.no_grad():
-        found = algorithm.predict(params, query.inputs[0])
+        found = algorithm.predict(params, shared_inputs(query)[0])
     own = query._replace(
         targets={name: target[0] for name, target in query.targets.items()},
         masks={name: mask[0] for name, mask in query.masks.items()},

@@ -7,9 +7,10 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from safetensors.torch import load_file
 from torch import distributed as dist
 
 from raymtl.config import Experiment
+from raymtl.data.base import Arrays
 from raymtl.data.episodes import build_episodes
+from raymtl.evaluation.scores import validation_scores
 from raymtl.step.execution import ExecutionConfig
-from raymtl.step.meta_gradient import meta_gradient
+from raymtl.step.meta_gradient import MetaGradient, meta_gradient
 from raymtl.step.workers import Workers
 from raymtl.storage import formats
 from raymtl.storage.fence import claim
@@ -28,14 +31,16 @@ from raymtl.training.checkpoint import Progress
 from raymtl.training.checkpointing import HALVED, CheckpointManager, StepFlags
 from raymtl.training.context import TrainContext
 from raymtl.training.loop import Batches, train_loop
+from raymtl.training.recorder import Recorder
 from raymtl.training.resume import StartingPoint
-from raymtl.types import UserError
+from raymtl.types import MetaBatch, UserError
 from tests.conftest import axes
+from tests.narrowing import checked
 from tests.processes import new_process
 from tests.training.runs import Stopped, run
 
 
-def short(**values) -> Experiment:
+def short(**values: Any) -> Experiment:
     plan = {
         "train.steps": 6,
         "train.eval_every": 2,
@@ -71,7 +76,7 @@ def flipped(path: Path) -> None:
     path.write_bytes(content)
 
 
-DAMAGES = {
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated state": (
         lambda folder: truncated(folder / "state.pt"),
         r"state\.pt has \d+ bytes and not \d+",
@@ -90,7 +95,9 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_checkpoints_are_passed_over(damage, arrays, tmp_path, caplog) -> None:
+def test_damaged_checkpoints_are_passed_over(
+    damage: str, arrays: Arrays, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The one before gives the same weights."""
     chosen = short(train__checkpoint_share=0)
     run(chosen, arrays, tmp_path / "straight")
@@ -109,7 +116,7 @@ def test_damaged_checkpoints_are_passed_over(damage, arrays, tmp_path, caplog) -
     assert told["passed_over"][0] in caplog.text
 
 
-def test_without_a_whole_checkpoint_training_restarts(arrays, tmp_path) -> None:
+def test_without_a_whole_checkpoint_training_restarts(arrays: Arrays, tmp_path: Path) -> None:
     """It ends the same."""
     chosen = short(train__checkpoint_share=0)
     run(chosen, arrays, tmp_path / "straight")
@@ -121,7 +128,7 @@ def test_without_a_whole_checkpoint_training_restarts(arrays, tmp_path) -> None:
     assert same(tmp_path / "straight", tmp_path / "broken")
 
 
-def test_later_damaged_checkpoints_replace_no_whole_ones(arrays, tmp_path) -> None:
+def test_later_damaged_checkpoints_replace_no_whole_ones(arrays: Arrays, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         run(short(train__checkpoint_share=0), arrays, tmp_path, die_after=5)
     for path in (tmp_path / "checkpoints").iterdir():
@@ -133,7 +140,7 @@ def test_later_damaged_checkpoints_replace_no_whole_ones(arrays, tmp_path) -> No
     assert checkpoint.newest_step(tmp_path) == 1
 
 
-def test_leftovers_of_a_write_are_no_checkpoint(arrays, tmp_path) -> None:
+def test_leftovers_of_a_write_are_no_checkpoint(arrays: Arrays, tmp_path: Path) -> None:
     """They go with the next one."""
     chosen = short(train__checkpoint_share=0)
     with pytest.raises(Stopped):
@@ -146,7 +153,7 @@ def test_leftovers_of_a_write_are_no_checkpoint(arrays, tmp_path) -> None:
     assert not aside.exists()
 
 
-def test_a_checkpoint_brings_the_generator_back(tmp_path) -> None:
+def test_a_checkpoint_brings_the_generator_back(tmp_path: Path) -> None:
     """As a module with dropout needs it; nothing else of the package draws from it."""
     algorithm = short().build()
     params = algorithm.init_params()
@@ -161,7 +168,7 @@ def test_a_checkpoint_brings_the_generator_back(tmp_path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_nothing_is_rescued_while_parameters_move(tmp_path) -> None:
+def test_nothing_is_rescued_while_parameters_move(tmp_path: Path) -> None:
     """They are those of no whole step then."""
     chosen = short(train__checkpoint_share=0)
     algorithm = chosen.build()
@@ -169,7 +176,8 @@ def test_nothing_is_rescued_while_parameters_move(tmp_path) -> None:
     optimizer = torch.optim.SGD(params.values(), lr=0.1)
     context = TrainContext(lambda scores: None, lambda row: None, Workers(0, 2))
     start = StartingPoint(claim(tmp_path), None, ())
-    manager = CheckpointManager(chosen, start, context, SimpleNamespace(unwritten=[]))
+    recorder = Recorder(start.attempt, 0, (), context)
+    manager = CheckpointManager(chosen, start, context, recorder)
     for step in (1, 2):
         manager.emergency.before_move()
         assert not manager.emergency.write()
@@ -180,7 +188,9 @@ def test_nothing_is_rescued_while_parameters_move(tmp_path) -> None:
     assert steps(tmp_path) == [2]
 
 
-def test_cheap_checkpoints_repeat_at_most_one_step(arrays, tmp_path, monkeypatch) -> None:
+def test_cheap_checkpoints_repeat_at_most_one_step(
+    arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By a clock on which a step takes as long as a checkpoint."""
     monkeypatch.setattr(
         checkpointing,
@@ -201,7 +211,9 @@ def test_cheap_checkpoints_repeat_at_most_one_step(arrays, tmp_path, monkeypatch
     assert len(steps(tmp_path / "broken")) == checkpoint.NUM_SAVED
 
 
-def test_leaving_machines_are_checkpointed_at_once(arrays, tmp_path, monkeypatch) -> None:
+def test_leaving_machines_are_checkpointed_at_once(
+    arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loop, "ASK_S", 0.0)
     chosen = short(train__eval_every=6, train__checkpoint_share=0)
     with pytest.raises(Stopped):
@@ -212,10 +224,12 @@ def test_leaving_machines_are_checkpointed_at_once(arrays, tmp_path, monkeypatch
     assert steps(tmp_path / "leaves") == [3, 4]
 
 
-def shares(chosen: Experiment, arrays, workers: Workers, lose: Callable[[int], None]) -> Batches:
+def shares(
+    chosen: Experiment, arrays: Arrays, workers: Workers, lose: Callable[[int], None]
+) -> Batches:
     """A worker's share of each step's episodes; the last worker may be lost at one of the steps, in mid-air."""
 
-    def batches(first_step: int):
+    def batches(first_step: int) -> Iterator[tuple[int, int, MetaBatch]]:
         for step in range(first_step, chosen.train.steps):
             if workers.rank == workers.size - 1:
                 lose(step)
@@ -233,7 +247,12 @@ RESCUED, UNSAVED = 7, 8
 
 
 def train_on_one_of(
-    rank: int, size: int, folder: Path, arrays, plans: list[tuple[str, int | None]], end: str
+    rank: int,
+    size: int,
+    folder: Path,
+    arrays: Arrays,
+    plans: list[tuple[str, int | None]],
+    end: str,
 ) -> None:
     """Trains what is planned; at the step where the last worker is lost, it ends or only falls silent."""
     torch.set_num_threads(1)
@@ -291,7 +310,7 @@ def on_three_workers(*settings: object) -> list[int | None]:
     ],
 )
 def test_of_a_lost_worker_one_step_is_repeated(
-    end: str, ended: list[int], arrays, tmp_path
+    end: str, ended: list[int], arrays: Arrays, tmp_path: Path
 ) -> None:
     # Of one that was lost while it wrote that very step: it must not keep the others from it.
     (tmp_path / "broken" / "checkpoints" / ".step_00000006.elsewhere.1").mkdir(parents=True)
@@ -312,17 +331,20 @@ def test_of_a_lost_worker_one_step_is_repeated(
     assert same(tmp_path / "straight", tmp_path / "broken")
 
 
-def test_short_memory_halves_the_episodes(arrays, tmp_path, monkeypatch) -> None:
+def test_short_memory_halves_the_episodes(
+    arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the same numbers."""
     chosen = short(train__checkpoint_share=0)
     straight = run(chosen, arrays, tmp_path / "straight")
     asked: list[int] = []
 
-    def small(algorithm, params, episodes, workers, execution: ExecutionConfig, step: int):
+    def small(*given: Any) -> MetaGradient:
+        execution, step = checked(given[4], ExecutionConfig), checked(given[5], int)
         asked.append(execution.micro_batches)
         if step >= 3 and execution.micro_batches == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return meta_gradient(algorithm, params, episodes, workers, execution, step)
+        return meta_gradient(*given)
 
     monkeypatch.setattr(stage, "meta_gradient", small)
     halved = run(chosen, arrays, tmp_path / "halved")
@@ -339,8 +361,10 @@ def test_short_memory_halves_the_episodes(arrays, tmp_path, monkeypatch) -> None
     assert json.loads((tmp_path / "halved" / HALVED).read_text())["step"] == 4
 
 
-def test_too_little_memory_names_the_key(arrays, tmp_path, monkeypatch) -> None:
-    def none(*_):
+def test_too_little_memory_names_the_key(
+    arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> MetaGradient:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(stage, "meta_gradient", none)
@@ -350,15 +374,16 @@ def test_too_little_memory_names_the_key(arrays, tmp_path, monkeypatch) -> None:
         run(short(), arrays, tmp_path)
 
 
-def test_short_memory_scores_one_episode_a_time(arrays, tmp_path, monkeypatch) -> None:
+def test_short_memory_scores_one_episode_a_time(
+    arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = short(train__checkpoint_share=0)
     straight = run(chosen, arrays, tmp_path / "straight")
-    scores = stage.validation_scores
 
-    def small(experiment, algorithm, params, arrays, execution: ExecutionConfig, workers):
-        if execution.chunk != 1:
+    def small(*given: Any) -> dict[str, float | None]:
+        if checked(given[4], ExecutionConfig).chunk != 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return scores(experiment, algorithm, params, arrays, execution, workers)
+        return validation_scores(*given)
 
     monkeypatch.setattr(stage, "validation_scores", small)
     halved = run(chosen, arrays, tmp_path / "halved")

@@ -23,7 +23,7 @@ from tests.conftest import experiment
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that the test sets."""
     at = [0.0]
-    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: at[0])
+    monkeypatch.setattr("raymtl.training.heartbeat.time.monotonic", lambda: at[0])
     return at
 
 
@@ -51,7 +51,7 @@ def test_slow_workers_tell_what_they_await(
     now[0] += 2
     second.wants_episodes = True
     monkeypatch.setattr(COMMUNICATION, "since", 1.0)
-    monkeypatch.setattr(heartbeat.socket, "gethostname", lambda: "a")
+    monkeypatch.setattr("raymtl.training.heartbeat.socket.gethostname", lambda: "a")
     (said,) = look()
     assert said == (
         "best stands still after step 8: worker 0 on a, worker 1 on a waits for the other workers; "
@@ -100,7 +100,9 @@ def test_lost_storage_is_named_as_awaited(tmp_path: Path, monkeypatch: pytest.Mo
         if not waited:
             raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(atomic.time, "sleep", lambda seconds: waited.append(one.waits_for))
+    monkeypatch.setattr(
+        "raymtl.storage.atomic.time.sleep", lambda seconds: waited.append(one.waits_for)
+    )
     atomic.patiently(tmp_path / "file", act)
     assert waited == [f"the storage at {tmp_path / 'file'}"]
     assert one.waits_for == heartbeat.COMPUTES

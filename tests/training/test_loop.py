@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ PAIRS = [
 
 
 def short(
-    weighting: str = "static", learner: str = "maml", sharing: str = "hard", **values
+    weighting: str = "static", learner: str = "maml", sharing: str = "hard", **values: Any
 ) -> Experiment:
     plan = {"train.steps": 6, "train.eval_every": 2} | {
         k.replace("__", "."): v for k, v in values.items()

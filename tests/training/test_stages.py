@@ -13,6 +13,7 @@ from raymtl.config import Experiment, load
 from raymtl.data.base import Arrays
 from raymtl.distributed.streaming import BuildEpisodes, BuildStages
 from raymtl.evaluation.baselines import baselines
+from raymtl.learners import MAML
 from raymtl.reporting.html.training_plots import loss_plot, validation_plot
 from raymtl.storage import formats
 from raymtl.training import checkpoint
@@ -20,13 +21,14 @@ from raymtl.training.loop import local_batches
 from raymtl.types import UserError
 from tests.cli.test_cli import answer
 from tests.conftest import experiment
+from tests.narrowing import checked, present, several_stacks, shared_inputs
 from tests.training import runs
 from tests.training.runs import Stopped
 
 HYBRID_CONFIG = Path(__file__).parent.parent.parent / "tune_configs" / "hybrid.yaml"
 
 
-def staged(*stages: tuple[int, dict[str, Any]], **values) -> Experiment:
+def staged(*stages: tuple[int, dict[str, Any]], **values: Any) -> Experiment:
     """Six steps in all, scored every second one."""
     plan = {
         "train__steps": 6,
@@ -192,8 +194,11 @@ def test_episodes_are_of_their_stage_everywhere(arrays: dict[str, np.ndarray]) -
         )
         shape = (2, 20) if step < 3 else (3, 10)
         assert streamed[0] == step
-        assert stacks[0].support.inputs.shape[:2] == shape
-        assert torch.equal(streamed[2][0].support.inputs, stacks[0].support.inputs)
+        inputs, streamed_inputs = (
+            shared_inputs(several_stacks(built)[0].support) for built in (stacks, streamed[2])
+        )
+        assert inputs.shape[:2] == shape
+        assert torch.equal(streamed_inputs, inputs)
 
 
 def test_a_damaged_checkpoint_is_named_whatever_the_stage(
@@ -282,7 +287,7 @@ def test_staged_winners_are_compared_without_stages() -> None:
     chosen = staged((3, {"weighting.name": "pcgrad", "learner.inner_steps": 0}))
     models = baselines(chosen, chosen.override({"learner.inner_lr": 0.07}))
     (alone,) = models.pop("one-stage")
-    assert (alone.stages, alone.train.steps, alone.learner.inner_lr) == ((), 6, 0.07)
+    assert (alone.stages, alone.train.steps, checked(alone.learner, MAML).inner_lr) == ((), 6, 0.07)
     assert models.pop("default") == (chosen,)
     assert not any(model.stages for tried in models.values() for model in tried)
     assert "one-stage" not in baselines(alone, alone)
@@ -292,11 +297,10 @@ def test_the_plots_mark_where_a_stage_begins(arrays: dict[str, np.ndarray], tmp_
     run(staged(HYBRID, train__eval_every=1), arrays, tmp_path / "run")
     history = formats.read_rows(tmp_path / "run" / "history.parquet")
     for figure in (loss_plot(history), validation_plot(history)):
-        lines = [shape.x0 for shape in figure.layout.shapes]
+        lines = [shape.x0 for shape in present(figure).layout.shapes]
         assert lines and set(lines) == {3.5}
-    assert not loss_plot(
-        [{k: v for k, v in row.items() if k != "stage"} for row in history]
-    ).layout.shapes
+    without_stages = [{k: v for k, v in row.items() if k != "stage"} for row in history]
+    assert not present(loss_plot(without_stages)).layout.shapes
 
 
 def test_the_plan_tells_the_steps_of_the_stages(
@@ -309,5 +313,6 @@ def test_the_plan_tells_the_steps_of_the_stages(
 def test_a_search_reaches_the_stages_through_the_configuration() -> None:
     chosen = staged(HYBRID).override({"learner.inner_lr": 0.07, "train.lr": 0.002})
     first, last = (stage.experiment for stage in chosen.stage_configs())
-    assert (first.learner.inner_lr, first.train.lr, first.learner.inner_steps) == (0.07, 0.01, 0)
-    assert (last.learner.inner_lr, last.train.lr) == (0.07, 0.002)
+    one, two = (checked(stage.learner, MAML) for stage in (first, last))
+    assert (one.inner_lr, first.train.lr, one.inner_steps) == (0.07, 0.01, 0)
+    assert (two.inner_lr, last.train.lr) == (0.07, 0.002)

@@ -21,12 +21,14 @@ import yaml
 from raymtl.cluster.capacity import Capacity, Plan
 from raymtl.config import Experiment, load, parse
 from raymtl.data.base import Arrays
+from raymtl.learners import MAML
 from raymtl.storage import formats
 from raymtl.training.context import TrainContext
 from raymtl.training.loop import local_batches, train_loop
 from raymtl.tune import Search, open_study, reports, scheduler, trial_rows, winner
 from raymtl.types import UserError
 from tests.conftest import experiment
+from tests.narrowing import checked
 
 SPACE = {
     "learner.name": {"choice": ["maml", "reptile"]},
@@ -36,26 +38,26 @@ SPACE = {
 }
 
 
-def searching(**values) -> Experiment:
-    tree = {
-        "name": "search",
-        "search": SPACE,
-        "train": {"steps": 40, "eval_every": 10},
-        "tune": {"trials": 14},
-    }
-    tree["tune"] |= {
+def searching(**values: Any) -> Experiment:
+    tune = {
+        "trials": 14,
         "asha": {"grace": 10, "reduction": 2},
         "sampler": {"startup_trials": 4},
-    } | values
-    return parse(tree)
+    }
+    return parse(
+        {
+            "name": "search",
+            "search": SPACE,
+            "train": {"steps": 40, "eval_every": 10},
+            "tune": tune | values,
+        }
+    )
 
 
 def made_up(values: dict[str, Any], step: int) -> float:
     """A score that depends on the values alone, as a deterministic training's does."""
-    return (
-        step * (1 - abs(math.log10(values["learner.inner_lr"]) + 1.5))
-        - 5 * values["weighting.weights.sum"]
-    )
+    rate, weight = float(values["learner.inner_lr"]), float(values["weighting.weights.sum"])
+    return step * (1 - abs(math.log10(rate) + 1.5)) - 5 * weight
 
 
 class FakeTune:
@@ -63,7 +65,7 @@ class FakeTune:
 
     def __init__(self, experiment: Experiment, run: Path) -> None:
         self.experiment, self.search = experiment, Search(experiment, run)
-        self.scheduler = scheduler(experiment, self.search.study)
+        self.scheduler: Any = scheduler(experiment, self.search.study)
 
     def run(self, stop_after: int | None = None, die_within: bool = False) -> None:
         done = 0
@@ -131,7 +133,7 @@ def test_the_configuration_itself_is_the_first_trial(tmp_path: Path) -> None:
 
 
 def test_default_first_false_draws_the_first_trial(tmp_path: Path) -> None:
-    own = searching().learner.inner_lr
+    own = checked(searching().learner, MAML).inner_lr
     first = Search(searching(default_first=False), tmp_path).suggest("a")
     assert first["learner.inner_lr"] != pytest.approx(own)
 
@@ -159,7 +161,7 @@ def test_minimising_the_negated_scores_keeps_the_winner(tmp_path: Path) -> None:
 
 def test_optuna_is_told_what_happened(tmp_path: Path) -> None:
     search = Search(searching(), tmp_path)
-    results = {
+    results: dict[str, dict[str, Any] | None] = {
         "complete": {"step": 40, "val.score": 0.5},
         "pruned": {"step": 10, "val.score": 0.9},
         "diverged": {"step": 0, "failed": "the query loss of task 'sum' is nan at step 3."},
@@ -286,7 +288,7 @@ def test_lost_reports_are_made_again(
     assert [row["val.score"] for row in told] == [scores[step]["val.score"] for step in (2, 4, 6)]
 
 
-def test_trials_out_of_memory_count_as_died() -> None:
+def test_trials_out_of_memory_count_as_died(monkeypatch: pytest.MonkeyPatch) -> None:
     """The search goes on."""
     from ray.air.execution._internal.actor_manager import RayActorManager
     from ray.exceptions import OutOfMemoryError, RayActorError
@@ -295,15 +297,18 @@ def test_trials_out_of_memory_count_as_died() -> None:
 
     told: list[Exception] = []
     actor = SimpleNamespace(actor_id=7, _on_error=lambda actor, error: None)
-    task = SimpleNamespace(_tracked_actor=actor, _on_error=lambda actor, error: told.append(error))
+    task: Any = SimpleNamespace(
+        _tracked_actor=actor, _on_error=lambda actor, error: told.append(error)
+    )
 
     def end(manager: RayActorManager) -> None:
         manager._actor_task_failed(
             tracked_actor_task=task, exception=OutOfMemoryError("the node is low on memory")
         )
 
-    manager = RayActorManager(resource_manager=SimpleNamespace())
-    manager._cleanup_actor = lambda tracked_actor: None
+    resources: Any = SimpleNamespace()
+    manager = RayActorManager(resource_manager=resources)
+    monkeypatch.setattr(manager, "_cleanup_actor", lambda tracked_actor: None)
     with ends_the_trial_alone():
         end(manager)
     assert isinstance(told[0], RayActorError)
@@ -398,7 +403,7 @@ def test_a_trial_that_never_fits_is_refused() -> None:
 
 # Real Ray from here on.
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "name": "small",
     "data": {"name": "digits", "tasks": ["left", "sum"], "shots": 1, "queries": 1},
     "encoder": {"name": "mlp", "hidden": [16]},
@@ -417,7 +422,7 @@ SMALL = {
 }
 
 
-def command(folder: Path, **tune) -> list[str]:
+def command(folder: Path, **tune: Any) -> list[str]:
     folder.mkdir(exist_ok=True)
     path = folder / "small.yaml"
     path.write_text(

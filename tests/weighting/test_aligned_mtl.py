@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from raymtl.weighting import AlignedMTLSpec
-from raymtl.weighting.aligned_mtl import aligned
+from raymtl.weighting.aligned_mtl import Scale, aligned
 from tests.weighting import ABCD, Rows
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.mark.parametrize("scale", ["min", "median", "rmse"])
-def test_aligned_gradients_are_orthogonal_and_of_one_length(scale: str) -> None:
+def test_aligned_gradients_are_orthogonal_and_of_one_length(scale: Scale) -> None:
     rows = torch.randn(4, 9) * torch.tensor([[1.0], [10.0], [0.1], [1.0]])
     sigma = torch.linalg.svdvals(rows)
     length = {"min": sigma[-1], "median": sigma[2], "rmse": sigma.square().mean().sqrt()}[scale]

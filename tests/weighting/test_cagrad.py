@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raymtl.weighting import CAGradSpec
-from tests.weighting import ABCD, Rows
+from tests.weighting import ABCD, Rows, weigh
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -12,7 +12,8 @@ pytestmark = pytest.mark.usefixtures("float64")
 def direction(rows: torch.Tensor, c: float) -> torch.Tensor:
     """The paper's d."""
     size = len(rows)
-    return CAGradSpec(c=c).build(ABCD[:size])(torch.ones(size), Rows(rows)) @ rows * (1 + c) / size
+    weights = weigh(CAGradSpec(c=c).build(ABCD[:size]), torch.ones(size), Rows(rows))
+    return weights @ rows * (1 + c) / size
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -37,7 +37,8 @@ def test_rows_stay_as_they_are() -> None:
 
 def test_it_equals_a_loop_with_missing_labels() -> None:
     module = ExcessMTLSpec(lr=0.2, warmup=2).build(ABC)
-    weights, squares, early = [1.0] * 3, [torch.zeros(4)] * 3, [[], [], []]
+    weights, squares = [1.0] * 3, [torch.zeros(4)] * 3
+    early: list[list[float]] = [[], [], []]
     for step in range(12):
         tasks = [[0, 1, 2], [2, 0], [1]][step % 3]
         rows = torch.randn(len(tasks), 4)

@@ -6,14 +6,15 @@ from pydantic import ValidationError
 
 from raymtl.weighting import FairGradSpec, NashMTLSpec
 from raymtl.weighting.fairgrad import fair
-from tests.weighting import Rows, regressions
+from tests.weighting import Rows, regressions, weigh
 
 TASKS = regressions(map(str, range(40)))
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 def weights_of(rows: torch.Tensor, alpha: float) -> torch.Tensor:
-    return FairGradSpec(alpha=alpha).build(TASKS[: len(rows)])(torch.ones(len(rows)), Rows(rows))
+    module = FairGradSpec(alpha=alpha).build(TASKS[: len(rows)])
+    return weigh(module, torch.ones(len(rows)), Rows(rows))
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, 5.0, 10.0])

@@ -58,7 +58,9 @@ def test_in_hull_finds_the_shortest_point(seed: int) -> None:
             shortest = point
     weights = in_hull(columns, "test")
     assert (weights >= 0).all() and weights.sum() == pytest.approx(1)
-    np.testing.assert_allclose(columns @ weights, shortest, atol=1e-10 * np.linalg.norm(shortest))
+    np.testing.assert_allclose(
+        columns @ weights, shortest, atol=1e-10 * float(np.linalg.norm(shortest))
+    )
 
 
 @pytest.mark.parametrize("unit", [1e-8, 1e8])
@@ -124,12 +126,15 @@ def test_zeros_are_left_out_and_weigh_1() -> None:
 
 
 def test_solved_knows_the_rounding_of_its_precision() -> None:
-    told = []
+    told: list[float] = []
+
+    def row_sums(products: np.ndarray, rounding: float) -> np.ndarray:
+        told.append(rounding)
+        sums: np.ndarray = products.sum(1)
+        return sums
+
     for dtype in (torch.float32, torch.float64):
-        weights = solved(
-            lambda products, rounding: told.append(rounding) or products.sum(1),
-            torch.ones(4, 4, dtype=dtype),
-        )
+        weights = solved(row_sums, torch.ones(4, 4, dtype=dtype))
         assert weights.dtype == dtype and weights.tolist() == [4] * 4
     assert told == [4 * 2.0**-23, 4 * 2.0**-52]
 

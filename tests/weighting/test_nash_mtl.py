@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from raymtl.weighting import NashMTLSpec
-from tests.weighting import Rows, regressions
+from tests.weighting import Rows, regressions, weigh
 
 TASKS = regressions(map(str, range(40)))
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 def nash(rows: torch.Tensor) -> torch.Tensor:
-    return NashMTLSpec().build(TASKS[: len(rows)])(torch.ones(len(rows)), Rows(rows))
+    return weigh(NashMTLSpec().build(TASKS[: len(rows)]), torch.ones(len(rows)), Rows(rows))
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 40])

@@ -20,9 +20,10 @@ from raymtl.weighting import (
     STCHSpec,
     Weighting,
 )
+from raymtl.weighting.base import WeightingSpecBase
 from tests.weighting import ABC, Rows, weigh
 
-SPECS = {
+SPECS: dict[str, WeightingSpecBase] = {
     spec.name: spec
     for spec in (
         AutoLambdaSpec(lr=0.1),

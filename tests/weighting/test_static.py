@@ -3,6 +3,7 @@
 import torch
 
 from raymtl.weighting import StaticSpec
+from tests.narrowing import present
 from tests.weighting import ABC
 
 
@@ -17,5 +18,5 @@ def test_a_task_without_a_weight_has_one() -> None:
         StaticSpec(weights={"b": 4.0}).build(ABC)(), torch.tensor([0.5, 2.0, 0.5])
     )
     assert StaticSpec(weights={"b": 4.0}).check(["a", "b"]) is None
-    key, sentence = StaticSpec(weights={"z": 4.0}).check(["a", "b"])
+    key, sentence = present(StaticSpec(weights={"z": 4.0}).check(["a", "b"]))
     assert key == "weights.z" and "['a', 'b']" in sentence

@@ -5,6 +5,7 @@ is ours exactly, ours meets the conditions of optimality to 1e-8 and is no worse
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import cvxpy
 import numpy as np
@@ -34,7 +35,7 @@ from raymtl.weighting import (
 from raymtl.weighting.base import WeightingSpecBase
 from raymtl.weighting.graddrop import draw_chances
 from raymtl.weighting.pcgrad import draw_order
-from tests.weighting import Rows, regressions
+from tests.weighting import Rows, regressions, weigh
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -52,7 +53,8 @@ def jacobian(seed: int) -> Tensor:
     if kind == 0:
         left, _, right = torch.linalg.svd(rows, full_matrices=False)
         lowest = -4 * torch.rand((), generator=generator)
-        return left * torch.logspace(0, float(lowest), size) @ right
+        conditioned: Tensor = left * torch.logspace(0, float(lowest), size) @ right
+        return conditioned
     if kind == 1:
         return rows * 10 ** (4 * torch.rand(size, 1, generator=generator) - 2)
     # Every row is nearly the opposite of the one before.
@@ -65,7 +67,7 @@ def jacobians() -> Iterator[Tensor]:
 
 
 def weights_of(spec: WeightingSpecBase, rows: Tensor) -> Tensor:
-    return spec.build(TASKS[: len(rows)])(torch.ones(len(rows)), Rows(rows))
+    return weigh(spec.build(TASKS[: len(rows)]), torch.ones(len(rows)), Rows(rows))
 
 
 def distance(ours: Tensor, expected: Tensor) -> float:
@@ -257,11 +259,13 @@ def test_nash_mtl_solves_its_equation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """TorchJD takes convex-concave steps by ECOS, here by Clarabel; with more than two tasks from our solution on."""
-    solve = cvxpy.Problem.solve
+    solve: Callable[..., Any] = cvxpy.Problem.solve
+
+    def solve_alone(problem: cvxpy.Problem, solver: str, **rest: Any) -> Any:
+        return solve(problem, solver=solver)
+
     monkeypatch.setattr(cvxpy, "ECOS", cvxpy.CLARABEL, raising=False)
-    monkeypatch.setattr(
-        cvxpy.Problem, "solve", lambda self, solver, **rest: solve(self, solver=solver)
-    )
+    monkeypatch.setattr(cvxpy.Problem, "solve", solve_alone)
     monkeypatch.setattr(_NashMTLWeighting, "_REQUIRED_DEPS", ["numpy", "cvxpy"])
     agreements = 0
     for rows in jacobians():

@@ -9,11 +9,12 @@ from torch import Tensor
 from raymtl.tasks import classification, regression
 from raymtl.types import DivergedError, Task
 from raymtl.weighting import Weighting, WeightingSpec
+from raymtl.weighting.base import WeightingSpecBase
 from tests.weighting import Rows, weigh
 
 TASKS = (classification("a", 4), regression("b", 0.0, 1.0), classification("c", 3))
 # Read off the union, so that a new member is tested on arrival.
-SPECS = {
+SPECS: dict[str, WeightingSpecBase] = {
     member.model_fields["name"].default: member() for member in get_args(get_args(WeightingSpec)[0])
 }
 OF_GRADIENTS = sorted(name for name, spec in SPECS.items() if spec.needs_gradients)
