@@ -57,7 +57,7 @@ def test_every_shipped_configuration_takes_a_step(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It loads and round-trips."""
-    if "$RAYMTL_DATA/" in path.read_text() and "RAYMTL_DATA" not in os.environ:
+    if ": $RAYMTL_DATA/" in path.read_text() and "RAYMTL_DATA" not in os.environ:
         pytest.skip("needs data in $RAYMTL_DATA")
     # Not everyone has drawings and digits, and their shapes will do.
     monkeypatch.setattr("raymtl.data.sources.omniglot.read_drawings", lambda root: drawings())
