@@ -68,7 +68,7 @@ def scores(
     sums: Any = 0.0
     counts: Any = 0
     for start in range(0, len(rows), AT_ONCE):
-        batch = source.batch(arrays, rows[start : start + AT_ONCE], (), np.random.default_rng(0))
+        batch = source.batch(arrays, rows[start : start + AT_ONCE])
         assert isinstance(batch.inputs, torch.Tensor)
         batch = batch._replace(inputs=batch.inputs.float() / 255)
         with torch.no_grad():

@@ -13,7 +13,7 @@ from raymtl.adaptation.plain_table import read_rows
 from raymtl.adaptation.rows import LabelledRows, check_not_repeated
 from raymtl.config import Experiment
 from raymtl.data import Files, Several, Source
-from raymtl.data.episodes import build_episodes, generator
+from raymtl.data.episodes import build_episodes, generators
 from raymtl.data.tables.row_origins import RowOrigins, held_out
 from raymtl.data.tables.sampling import query_rows
 from raymtl.notes import Note
@@ -202,8 +202,8 @@ def draw_episode(experiment: Experiment, number: int) -> AdaptationExamples:
     origins = RowOrigins(np.arange(count_examples(episode.query)))
     class_names: ClassNames = {}
     if isinstance(data, Files):
-        rng = generator(experiment.seed, "test", 0, number)
-        rows, names = query_rows(data, arrays, "test", rng)
+        draws = generators(experiment.seed, "test", 0, [number])
+        rows, names = query_rows(data, arrays, "test", draws)
         origins = held_out(data, rows) or origins
         if names:
             class_names = dict.fromkeys(data.task_names, names)

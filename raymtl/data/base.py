@@ -1,10 +1,10 @@
-"""What every source of episodes offers: arrays to be shared, and an episode drawn from them by a
-generator.
+"""What every source of episodes offers: arrays to be shared, and episodes drawn from them by
+generators.
 """
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self
 import numpy as np
 from pydantic import AfterValidator
 
+from raymtl.data.draws import Draws
 from raymtl.notes import ARRAY, Note, unpack
 from raymtl.types import Batch, Episode, Spec, Task, UserError
 
@@ -73,11 +74,11 @@ def usual(count: int | tuple[int, int]) -> int:
     return sum(count) // 2
 
 
-def drawn(count: int | tuple[int, int], rng: np.random.Generator) -> int:
-    """The number itself, or one of those between the bounds, with equal odds."""
+def drawn(count: int | tuple[int, int], draws: Draws) -> int | np.ndarray:
+    """The number itself, or for each episode one of those between the bounds, with equal odds."""
     if isinstance(count, int):
         return count
-    return int(rng.integers(count[0], count[1] + 1))
+    return count[0] + draws.integers(count[1] + 1 - count[0])
 
 
 class Population(NamedTuple):
@@ -188,11 +189,9 @@ class Source(Spec, ABC):
         """What the examples of a split were sampled from."""
         return (Population("episode", None),)
 
-    def query_members(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> Mapping[str, Members]:
-        """Task -> whose the query examples are in the episode that `episode` draws with an equal
-        generator.
+    def query_members(self, arrays: Arrays, split: Split, draws: Draws) -> Mapping[str, Members]:
+        """Task -> whose the query examples are in the one episode that `draw_episodes` draws with
+        the same generator.
 
         Empty where every episode is a new one. Splits for evaluation alone.
         """
@@ -203,10 +202,22 @@ class Source(Spec, ABC):
         return ()
 
     @abstractmethod
-    def episode(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> tuple[Episode, str]:
-        """One episode on the CPU, and a name for its domain. Takes all its chances from `rng`."""
+    def draw_episodes(self, arrays: Arrays, split: Split, draws: Draws) -> Iterable["Bucket"]:
+        """The episodes of these generators on the CPU, those that are alike in a stack.
+
+        Takes all chances from `draws`, and an episode's from its own row of them alone.
+        """
+
+
+class Bucket(NamedTuple):
+    """Episodes that are alike in their tasks and their numbers of examples."""
+
+    episodes: Episode
+    """A stack [E, ...]."""
+    indices: np.ndarray
+    """[E]: which episodes of the meta-batch they are."""
+    domains: Callable[[], Sequence[str]]
+    """Gives the names of their domains, E of them; training does not ask for them."""
 
 
 class DrawnSource(Source):

@@ -1,67 +1,87 @@
 """The seeded sampler: an episode is a function of (seed, split, step, index) alone."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from raymtl.data.base import SPLITS, Arrays, Source, Split
+from raymtl.data.base import SPLITS, Arrays, Bucket, Source, Split
+from raymtl.data.draws import Draws
 from raymtl.types import Batch, Episode, MetaBatch
 
 Examples = TypeVar("Examples", bound=MetaBatch | Batch)
 
 
-def generator(seed: int, split: Split, step: int, index: int) -> np.random.Generator:
-    """The generator of one episode, so that no worker's episodes depend on another's."""
-    return np.random.default_rng([seed, SPLITS.index(split), step, index])
+def generators(seed: int, split: Split, step: int, indices: Sequence[int]) -> Draws:
+    """The generators of these episodes, so that no episode depends on which others are drawn."""
+    return Draws.of_episodes([seed, SPLITS.index(split), step], indices)
+
+
+def build_meta_batch(
+    source: Source, arrays: Arrays, *, seed: int, split: Split, step: int, indices: Sequence[int]
+) -> tuple[Episode, ...]:
+    """The episodes with these indices in the meta-batch of a step, in stacks [E, ...] of those
+    that are alike in their tasks and their numbers of examples.
+    """
+    buckets = build_buckets(source, arrays, seed=seed, split=split, step=step, indices=indices)
+    return tuple(bucket.episodes for bucket in buckets)
 
 
 def build_episodes(
     source: Source, arrays: Arrays, *, seed: int, split: Split, step: int, indices: Sequence[int]
 ) -> tuple[tuple[Episode, ...], list[str]]:
-    """The episodes with these indices in the meta-batch of a step, in buckets, and their domains'
-    names in that order.
-
-    A bucket is a stack [E, ...] of the episodes that are alike in their tasks and their numbers of
-    examples.
-    """
+    """The meta-batch in its stacks, and the names of the episodes' domains in that order."""
     buckets = build_buckets(source, arrays, seed=seed, split=split, step=step, indices=indices)
-    domains = [domain for bucket in buckets for domain in bucket.domains]
+    domains = [domain for bucket in buckets for domain in bucket.domains()]
     return tuple(bucket.episodes for bucket in buckets), domains
-
-
-class Bucket(NamedTuple):
-    """Episodes that are alike in their tasks and their numbers of examples."""
-
-    episodes: Episode
-    """A stack [E, ...]."""
-    domains: Sequence[str]
-    indices: Sequence[int]
-    """Which episodes of the meta-batch they are."""
 
 
 def build_buckets(
     source: Source, arrays: Arrays, *, seed: int, split: Split, step: int, indices: Sequence[int]
 ) -> list[Bucket]:
-    """The episodes with these indices in the meta-batch of a step."""
+    """The episodes with these indices in the meta-batch of a step.
+
+    Buckets are in the order of their first episodes.
+    """
     arrays = source.window(arrays, split, seed, step)
-    alike: dict[Any, list[tuple[Episode, str, int]]] = {}
-    for index in indices:
-        episode, domain = source.episode(arrays, split, generator(seed, split, step, index))
-        leaves, structure = tree_flatten(episode)
+    draws = generators(seed, split, step, indices)
+    places = {index: place for place, index in enumerate(indices)}
+    buckets = _merged(source.draw_episodes(arrays, split, draws), places)
+    return sorted(buckets, key=lambda bucket: places[int(bucket.indices[0])])
+
+
+def _merged(buckets: Iterable[Bucket], places: Mapping[int, int]) -> list[Bucket]:
+    """Each kind of episodes in one bucket, in the order of their places in the meta-batch."""
+    every = list(buckets)
+    if len(every) == 1:
+        return every
+    kinds: dict[Any, list[Bucket]] = {}
+    for bucket in every:
+        leaves, structure = tree_flatten(bucket.episodes)
         # As text: the shapes say what can be stacked, the structure which tasks there are.
-        kind = (str(structure), *((leaf.shape, leaf.dtype) for leaf in leaves))
-        alike.setdefault(kind, []).append((episode, domain, index))
-    buckets = []
-    for drawn in alike.values():
-        episodes, domains, numbers = zip(*drawn, strict=True)
-        buckets.append(
-            Bucket(tree_map(lambda *leaves: torch.stack(leaves), *episodes), domains, numbers)
-        )
-    return buckets
+        kind = (str(structure), *((leaf.shape[1:], leaf.dtype) for leaf in leaves))
+        kinds.setdefault(kind, []).append(bucket)
+    return [_concatenated(one_kind, places) for one_kind in kinds.values()]
+
+
+def _concatenated(buckets: Sequence[Bucket], places: Mapping[int, int]) -> Bucket:
+    if len(buckets) == 1:
+        return buckets[0]
+    indices = np.concatenate([bucket.indices for bucket in buckets])
+    order = np.argsort([places[index] for index in indices.tolist()])
+    rows = torch.from_numpy(order)
+
+    def domains() -> list[str]:
+        names = list(chain.from_iterable(bucket.domains() for bucket in buckets))
+        return [names[row] for row in order]
+
+    stacks = [bucket.episodes for bucket in buckets]
+    episodes = tree_map(lambda *leaves: torch.cat(leaves).index_select(0, rows), *stacks)
+    return Bucket(episodes, indices[order], domains)
 
 
 def with_labels_of(
@@ -99,11 +119,12 @@ def on_device(episodes: Examples, device: torch.device | str) -> Examples:
     """
     moved: Any
     if isinstance(episodes, Batch):
-        labels = tree_map(
-            lambda leaf: _moved(leaf, device, keep=torch.float64),
-            (episodes.targets, episodes.masks),
-        )
-        moved = Batch(tree_map(lambda leaf: _moved(leaf, device), episodes.inputs), *labels)
+        targets = {
+            name: _moved(target, device, keep=torch.float64)
+            for name, target in episodes.targets.items()
+        }
+        masks = {name: mask.to(device, non_blocking=True) for name, mask in episodes.masks.items()}
+        moved = Batch(_moved_inputs(episodes.inputs, device), targets, masks)
     elif isinstance(episodes, Episode):
         moved = Episode(on_device(episodes.support, device), on_device(episodes.query, device))
     else:
@@ -112,10 +133,18 @@ def on_device(episodes: Examples, device: torch.device | str) -> Examples:
     return result
 
 
+def _moved_inputs(
+    inputs: Tensor | Mapping[str, Tensor], device: torch.device | str
+) -> Tensor | dict[str, Tensor]:
+    if isinstance(inputs, Tensor):
+        return _moved(inputs, device)
+    return {name: _moved(own, device) for name, own in inputs.items()}
+
+
 def _moved(leaf: Tensor, device: torch.device | str, keep: torch.dtype | None = None) -> Tensor:
     leaf = leaf.to(device, non_blocking=True)
     if leaf.dtype == torch.uint8:
-        return leaf.to(torch.get_default_dtype()) / 255
+        return leaf.to(torch.get_default_dtype()).div_(255)
     rounded = leaf.is_floating_point() and leaf.dtype != keep
     if rounded:
         return leaf.to(torch.get_default_dtype())

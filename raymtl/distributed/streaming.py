@@ -9,7 +9,7 @@ from ray.data.collate_fn import NumpyBatchCollateFn
 
 from raymtl.config import Experiment
 from raymtl.data.base import Arrays
-from raymtl.data.episodes import build_episodes
+from raymtl.data.episodes import build_meta_batch
 from raymtl.step.workers import Workers
 from raymtl.types import MetaBatch
 
@@ -39,7 +39,7 @@ class BuildEpisodes(NumpyBatchCollateFn):
         if step < self.first_step:
             return step, share, None
         worker = Workers(rank=share, size=self.num_workers)
-        episodes, _ = build_episodes(
+        episodes = build_meta_batch(
             self.experiment.data,
             self.arrays,
             seed=self.experiment.seed,

@@ -14,7 +14,7 @@ from torch import Tensor
 from raymtl.config import Experiment
 from raymtl.data import Arrays, Source, Split
 from raymtl.data.base import HeldOut, Members
-from raymtl.data.episodes import build_buckets, generator, on_device
+from raymtl.data.episodes import build_buckets, generators, on_device
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig, over_episodes
 from raymtl.step.workers import Workers
@@ -208,20 +208,20 @@ def _flattened(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _groups_of_episodes(
-    held: HeldOutSplit, query: Batch, indices: Sequence[int], device: torch.device
+    held: HeldOutSplit, query: Batch, indices: np.ndarray, device: torch.device
 ) -> dict[str, dict[str, Tensor]]:
     """Task -> partition -> the groups of its query examples, episode after episode."""
     source, split, seed = held.source, held.split, held.experiment.seed
     drawn: list[Mapping[str, Members]] = [{} for _ in indices]
     if "episodes" in held.num_groups:
         drawn = [
-            source.query_members(held.arrays, split, generator(seed, split, 0, index))
-            for index in indices
+            source.query_members(held.arrays, split, generators(seed, split, 0, [index]))
+            for index in indices.tolist()
         ]
     found = {}
     for name, target in query.targets.items():
         number = target.shape[1]
-        episode = np.repeat(np.asarray(indices), number)
+        episode = np.repeat(indices, number)
         members = {
             "episodes": episode,
             "examples": episode * number + np.tile(np.arange(number), len(indices)),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raymtl.config import Experiment
 from raymtl.data import Arrays
-from raymtl.data.episodes import build_episodes
+from raymtl.data.episodes import build_meta_batch
 from raymtl.storage.fence import Superseded
 from raymtl.training import checkpoint
 from raymtl.training.checkpointing import CheckpointManager
@@ -36,7 +36,7 @@ def local_batches(experiment: Experiment, arrays: Arrays) -> Batches:
             stage_config = stage.experiment
             indices = range(stage_config.train.meta_batch)
             for step in range(max(first_step, stage.start), stage.stop):
-                built, _ = build_episodes(
+                built = build_meta_batch(
                     stage_config.data,
                     arrays,
                     seed=stage_config.seed,

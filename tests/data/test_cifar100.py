@@ -238,7 +238,10 @@ def test_augmentation_draws_every_crop_alike() -> None:
     """Of the padded picture and of its mirror."""
     picture = torch.randint(1, 256, (3, 32, 32), dtype=torch.uint8)
     number = 16200
-    made = augmented(np.repeat(picture[None].numpy(), number, 0), np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    down, right = rng.integers(9, size=(2, number))
+    is_flipped = rng.random(number) < 0.5
+    made = augmented(np.repeat(picture[None].numpy(), number, 0), down, right, is_flipped)
     counts = Counter(one.tobytes() for one in made)
     assert set(counts) == reference_crop(picture)
     assert all(50 < count < 160 for count in counts.values())  # 100 on average

@@ -360,7 +360,7 @@ def test_few_shot_episodes_hold_disjoint_classes(tmp_path: Path) -> None:
     (column,) = present(source.fitted).columns
     found: dict[Split, set[int]] = {}
     for split in SPLITS:
-        stacks, _ = build_episodes(source, arrays, seed=0, split=split, step=0, indices=range(40))
+        stacks, _ = build_episodes(source, arrays, seed=0, split=split, step=0, indices=range(80))
         found[split] = set()
         assert {int(e.support.targets["y"].max()) + 1 for e in stacks} == {2, 3, 4}
         for episodes in stacks:

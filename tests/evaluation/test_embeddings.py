@@ -1,6 +1,7 @@
 """What a learner knows tasks by: written by evaluate, seen in the report."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from raymtl.config import Experiment
 from raymtl.data import Digits, Mixture
-from raymtl.data.base import Arrays, Split
-from raymtl.data.episodes import generator, on_device
+from raymtl.data.base import Arrays, Bucket, Split
+from raymtl.data.draws import Draws
+from raymtl.data.episodes import on_device
 from raymtl.evaluation import evaluate as evaluation
 from raymtl.evaluation.embeddings import RELATED, embeddings, relations
 from raymtl.evaluation.evaluate import evaluate_folder
@@ -30,6 +32,7 @@ from raymtl.step.algorithm import Algorithm
 from raymtl.storage import formats
 from raymtl.types import Batch, Episode, Params
 from tests.conftest import experiment
+from tests.drawing import one_episode
 from tests.reporting.test_html import Elements, make_run
 
 
@@ -64,9 +67,7 @@ def test_tasks_are_embedded_from_their_support(
         (episode, task) for episode in range(5) for task in ("left", "right", "sum")
     ]
     for row in rows:
-        drawn, domain = chosen.data.episode(
-            arrays, "test", generator(chosen.seed, "test", 0, row["episode"])
-        )
+        drawn, domain = one_episode(chosen.data, arrays, "test", row["episode"], seed=chosen.seed)
         labels = on_device(drawn, "cpu").support.targets[row["task"]].float()
         assert (row["domain"], row["split"]) == (domain, "test")
         assert row["embedding"][:2] == pytest.approx(
@@ -77,12 +78,12 @@ def test_tasks_are_embedded_from_their_support(
 class Partly(Digits):
     """The sum is labelled in every second episode's support set alone."""
 
-    def episode(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> tuple[Episode, str]:
-        episode, domain = super().episode(arrays, split, rng)
-        kept = torch.full_like(episode.support.targets["sum"], rng.random() < 0.5, dtype=torch.bool)
-        return episode._replace(support=episode.support._replace(masks={"sum": kept})), domain
+    def draw_episodes(self, arrays: Arrays, split: Split, draws: Draws) -> Iterator[Bucket]:
+        for bucket in super().draw_episodes(arrays, split, draws):
+            support, query = bucket.episodes
+            labelled = torch.from_numpy(draws.coins(1)).expand_as(support.targets["sum"])
+            masked = support._replace(masks={"sum": labelled})
+            yield bucket._replace(episodes=Episode(masked, query))
 
 
 def test_a_task_without_support_labels_is_not_embedded(arrays: dict[str, np.ndarray]) -> None:

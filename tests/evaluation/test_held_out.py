@@ -12,7 +12,7 @@ import torch
 
 from raymtl.config import Experiment
 from raymtl.data import Source
-from raymtl.data.episodes import generator
+from raymtl.data.episodes import generators
 from raymtl.data.sources.digits import Digits
 from raymtl.data.tables import Files
 from raymtl.evaluation.baselines import table
@@ -26,6 +26,7 @@ from raymtl.training.context import TrainContext
 from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import UserError
 from tests.data.own import write_parquet
+from tests.drawing import one_episode
 from tests.narrowing import present, shared_inputs
 
 ROWS = 300
@@ -184,8 +185,8 @@ def test_members_are_those_of_the_drawn_episode(name: str) -> None:
     arrays = source.load()
     sizes = {own.name: own.size for own in source.populations(arrays, "test")}
     for index in range(5):
-        episode, _ = source.episode(arrays, "test", generator(0, "test", 0, index))
-        members = source.query_members(arrays, "test", generator(0, "test", 0, index))
+        episode, _ = one_episode(source, arrays, "test", index)
+        members = source.query_members(arrays, "test", generators(0, "test", 0, [index]))
         assert set(members) == set(episode.query.targets)
         for task, own in members.items():
             assert set(own) == set(sizes)
@@ -199,8 +200,8 @@ def test_members_are_the_drawn_rows(tmp_path: Path) -> None:
     arrays = source.load()
     rows = arrays["rows/test"]
     for index in range(5):
-        episode, _ = source.episode(arrays, "test", generator(0, "test", 0, index))
-        own = source.query_members(arrays, "test", generator(0, "test", 0, index))["kind"]["row"]
+        episode, _ = one_episode(source, arrays, "test", index)
+        own = source.query_members(arrays, "test", generators(0, "test", 0, [index]))["kind"]["row"]
         assert torch.equal(
             torch.from_numpy(arrays["inputs"][rows[own]]), shared_inputs(episode.query)
         )

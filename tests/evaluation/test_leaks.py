@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,12 +12,12 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from raymtl.config import Experiment
 from raymtl.data import CIFAR100, SPLITS, VOC, Digits, Files, NYUv2, Several, SourceSpec
-from raymtl.data.base import Arrays, Source, Split
-from raymtl.data.episodes import generator, on_device
+from raymtl.data.base import Arrays, Bucket, Source, Split
+from raymtl.data.draws import Draws
+from raymtl.data.episodes import build_meta_batch, on_device
 from raymtl.data.formats.cifar100 import Pictures
 from raymtl.data.sources.cifar100 import CIFAR_FS
 from raymtl.encoders import ConvSpec, MLPSpec
@@ -36,6 +36,7 @@ from tests.data.blood import small_cells
 from tests.data.own import own_table
 from tests.data.rooms import numbered_frame, small_rooms
 from tests.data.test_sinusoid import FLOOR
+from tests.drawing import one_episode
 from tests.learners.test_learners import VARIANTS
 from tests.narrowing import shared_inputs
 from tests.step.test_isolation import allowed
@@ -113,13 +114,11 @@ def test_leaking_support_sets_would_be_seen(learner: str) -> None:
 class Mislabelled(Digits):
     """The digits, the labels of every query set in another order."""
 
-    def episode(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> tuple[Episode, str]:
-        (support, query), domain = super().episode(arrays, split, rng)
-        return Episode(
-            support, query._replace(targets={n: t.roll(1) for n, t in query.targets.items()})
-        ), domain
+    def draw_episodes(self, arrays: Arrays, split: Split, draws: Draws) -> Iterator[Bucket]:
+        for bucket in super().draw_episodes(arrays, split, draws):
+            support, query = bucket.episodes
+            rolled = {name: target.roll(1, dims=1) for name, target in query.targets.items()}
+            yield bucket._replace(episodes=Episode(support, query._replace(targets=rolled)))
 
 
 NORMS = get_args(ConvSpec.model_fields["norm"].annotation)
@@ -177,10 +176,10 @@ def test_unadapted_models_stay_above_the_floor() -> None:
     params = algorithm.init_params()
     optimizer = torch.optim.Adam(params.values(), lr=0.01)
     for step in range(150):
-        drawn = [
-            chosen.data.episode({}, "train", generator(0, "train", step, i))[0] for i in range(50)
-        ]
-        episodes = on_device(tree_map(lambda *leaves: torch.stack(leaves), *drawn), "cpu")
+        drawn = build_meta_batch(
+            chosen.data, {}, seed=0, split="train", step=step, indices=range(50)
+        )
+        episodes = on_device(drawn, "cpu")
         grads = meta_gradient(algorithm, params, episodes).grads
         for name, value in params.items():
             value.grad = grads[name]
@@ -219,7 +218,7 @@ def numbered_pictures(root: Path) -> Pictures:
 
 
 def many(source: Source, arrays: Arrays, split: Split) -> list[tuple[Episode, str]]:
-    return [source.episode(arrays, split, generator(0, split, 0, index)) for index in range(40)]
+    return [one_episode(source, arrays, split, index) for index in range(40)]
 
 
 def inputs(batch: Batch) -> set[bytes]:
@@ -330,14 +329,17 @@ import torch
 from raymtl.storage import formats
 from raymtl.data.sources.cifar100 import CIFAR_FS
 from raymtl.data.formats.cifar100 import Pictures
-from raymtl.data.episodes import generator, on_device
+from raymtl.data.episodes import build_meta_batch, on_device
 from raymtl.evaluation.evaluate import load_model
+from torch.utils._pytree import tree_map
 
 torch.set_num_threads(1)
 for folder in map(Path, sys.argv[1:]):
     chosen, algorithm, params = load_model(folder)
-    drawn, _ = chosen.data.episode(chosen.data.load(), "test", generator(5, "test", 0, 0))
-    episode = on_device(drawn, "cpu")
+    (drawn,) = build_meta_batch(
+        chosen.data, chosen.data.load(), seed=5, split="test", step=0, indices=[0]
+    )
+    episode = tree_map(lambda leaf: leaf[0], on_device(drawn, "cpu"))
     with torch.no_grad():
         adapted = algorithm.adapt(params, episode.support)
         predictions = algorithm.predict(adapted, episode.query.inputs)
@@ -362,7 +364,7 @@ def test_another_process_adapts_bit_identically(arrays: Arrays, tmp_path: Path) 
     )
     for folder, chosen in cases:
         algorithm = chosen.build()
-        drawn, _ = chosen.data.episode(arrays, "test", generator(5, "test", 0, 0))
+        drawn, _ = one_episode(chosen.data, arrays, "test", 0, seed=5)
         episode = on_device(drawn, "cpu")
         with torch.no_grad():
             adapted = algorithm.adapt(perturbed(algorithm), episode.support)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from raymtl.config import Experiment
 from raymtl.data.base import Arrays
-from raymtl.data.episodes import generator, on_device
+from raymtl.data.episodes import on_device
 from raymtl.learners import BATCH_EMBEDDINGS, LearnerSpec, MetaLearner
 from raymtl.learners.gradient import UnrolledLearner
 from raymtl.step.algorithm import Algorithm
@@ -22,6 +22,7 @@ from raymtl.step.execution import ExecutionConfig, over_episodes
 from raymtl.step.meta_gradient import meta_gradient, update_after_step
 from raymtl.types import Batch, Episode, Params, UserError, select
 from tests.conftest import LEARNERS, SHARING, WEIGHTING, axes, perturbed, possible
+from tests.drawing import one_episode
 from tests.learners.test_learners import VARIANTS
 from tests.narrowing import checked, present
 
@@ -79,7 +80,7 @@ def drawn(chosen: Experiment, arrays: Arrays, *indices: int, step: int = 0) -> l
     source = chosen.data
     return [
         on_device(
-            source.episode(arrays, "train", generator(chosen.seed, "train", step, index))[0], "cpu"
+            one_episode(source, arrays, "train", index, seed=chosen.seed, step=step)[0], "cpu"
         )
         for index in indices
     ]

@@ -1,12 +1,14 @@
 """Generated pictures of rectangles and discs that carry a label of every kind."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, Self
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map
 
-from raymtl.data.base import Arrays, Source, Split
+from raymtl.data.base import Arrays, Bucket, Source, Split
+from raymtl.data.draws import Draws
 from raymtl.tasks import (
     binary,
     classification,
@@ -79,10 +81,12 @@ class Shapes(Source):
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         return dict.fromkeys(self.tasks, 100)
 
-    def episode(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> tuple[Episode, str]:
-        return Episode(self.batch(self.shots, rng), self.batch(self.queries, rng)), "shapes"
+    def draw_episodes(self, arrays: Arrays, split: Split, draws: Draws) -> Iterator[Bucket]:
+        for index, (seed,) in zip(draws.indices, draws.bits(1), strict=True):
+            rng = np.random.default_rng(int(seed))
+            drawn = Episode(self.batch(self.shots, rng), self.batch(self.queries, rng))
+            alone: Episode = tree_map(lambda leaf: leaf[None], drawn)
+            yield Bucket(alone, np.array([index]), lambda: ["shapes"])
 
     def batch(self, number: int, rng: np.random.Generator) -> Batch:
         pictures, labels = zip(*(self.picture(rng) for _ in range(number)), strict=True)

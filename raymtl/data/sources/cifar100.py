@@ -2,7 +2,8 @@
 torchvision.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from raymtl.data.base import (
     SPLITS,
     Arrays,
+    Bucket,
     Count,
     DrawnSource,
     HeldOut,
@@ -25,6 +27,7 @@ from raymtl.data.base import (
     each_once,
     most,
 )
+from raymtl.data.draws import Draws, alike
 from raymtl.data.formats.cifar100 import (
     CLASSES,
     COARSE,
@@ -245,15 +248,14 @@ class CIFAR100(DrawnSource):
             return (Population("class", len(arrays[split]), whole=True),)
         return (Population("picture", arrays[split].size),)
 
-    def query_members(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> Mapping[str, Members]:
-        shots = drawn(self.shots, rng)
+    def query_members(self, arrays: Arrays, split: Split, draws: Draws) -> Mapping[str, Members]:
         if self.episodes == "classes":
-            classes = self._draw_classes(arrays, split, rng)
-            return {TASK: {"class": np.tile(classes, (len(classes) * self.queries, 1))}}
-        chosen = self._choose(arrays, split, shots + self.queries, rng)
-        return {name: {"picture": own[shots:]} for name, own in chosen.items()}
+            ((_, classes, _),) = self._draw_classes(arrays, split, draws)
+            of_query = np.tile(classes[0], (classes.shape[1] * self.queries, 1))
+            return {TASK: {"class": of_query}}
+        ((own, shots),) = self._by_shots(draws)
+        chosen = self._choose(arrays, split, shots + self.queries, own)
+        return {name: {"picture": places[0, shots:]} for name, places in chosen.items()}
 
     def every_example(self, arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
         if self.episodes == "classes":
@@ -291,15 +293,19 @@ class CIFAR100(DrawnSource):
         # Which of the superclass's own classes, in their order.
         return torch.from_numpy(np.searchsorted(np.flatnonzero(coarse == COARSE.index(task)), fine))
 
+    def _by_shots(self, draws: Draws) -> Iterator[tuple[Draws, int]]:
+        for own, (shots,) in alike(draws, drawn(self.shots, draws)):
+            yield own, shots
+
     def _choose(
-        self, arrays: Arrays, split: Split, number: int, rng: np.random.Generator
+        self, arrays: Arrays, split: Split, number: int, draws: Draws
     ) -> dict[str, np.ndarray]:
-        """Task -> the places [number] of its pictures in the split; the same ones of tasks that
+        """Task -> the places [E, number] of its pictures in the split; the same ones of tasks that
         share their inputs.
         """
         members, coarse = arrays[split], arrays["coarse"]
         if self.episodes == "fine_and_coarse":
-            places = rng.choice(members.size, number, replace=False)
+            places = draws.choice(members.size, number)
             return dict.fromkeys(self.task_names, places)
         chosen = {}
         for name in self.task_names:
@@ -308,87 +314,103 @@ class CIFAR100(DrawnSource):
                 .reshape(members.shape)[coarse == COARSE.index(name)]
                 .reshape(-1)
             )
-            chosen[name] = own[rng.choice(own.size, number, replace=False)]
+            chosen[name] = own[draws.choice(own.size, number)]
         return chosen
 
-    def episode(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> tuple[Episode, str]:
-        shots = drawn(self.shots, rng)
+    def draw_episodes(self, arrays: Arrays, split: Split, draws: Draws) -> Iterator[Bucket]:
         if self.episodes == "classes":
-            return self._few_shot(arrays, split, shots, rng)
-        number = shots + self.queries
-        chosen = self._choose(arrays, split, number, rng)
-        targets = {name: self._labels(arrays, split, name, own) for name, own in chosen.items()}
+            yield from self._few_shot(arrays, split, draws)
+            return
         members = arrays[split].reshape(-1)
-        if self.episodes == "fine_and_coarse":
-            pictures = self._pictures(arrays, members[next(iter(chosen.values()))], split, rng)
-            return _episode(pictures, targets, shots), f"{split} pictures"
-        together = self._pictures(
-            arrays, np.concatenate([members[own] for own in chosen.values()]), split, rng
-        )
-        inputs = dict(zip(chosen, together.split(number), strict=True))
-        return _episode(inputs, targets, shots), f"{split} pictures"
+        for own, shots in self._by_shots(draws):
+            chosen = self._choose(arrays, split, shots + self.queries, own)
+            targets = {
+                name: self._labels(arrays, split, name, places) for name, places in chosen.items()
+            }
+            inputs: Tensor | Mapping[str, Tensor]
+            if self.episodes == "fine_and_coarse":
+                (places, *_) = chosen.values()
+                inputs = self._pictures(arrays, members[places], split, own)
+            else:
+                together = members[np.concatenate(list(chosen.values()), axis=1)]
+                pictures = self._pictures(arrays, together, split, own)
+                parts = pictures.split(shots + self.queries, dim=1)
+                inputs = dict(zip(chosen, parts, strict=True))
+            domains = partial(list, [f"{split} pictures"] * len(own))
+            yield Bucket(_episodes(inputs, targets, shots), own.indices, domains)
 
-    def _draw_classes(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> np.ndarray:
-        return rng.choice(len(arrays[split]), drawn(self.ways, rng), replace=False)
+    def _draw_classes(
+        self, arrays: Arrays, split: Split, draws: Draws
+    ) -> Iterator[tuple[Draws, np.ndarray, int]]:
+        """Of the episodes that are alike: their generators, classes [E, ways], and shots."""
+        ways, shots = drawn(self.ways, draws), drawn(self.shots, draws)
+        for own, (num_ways, num_shots) in alike(draws, ways, shots):
+            yield own, own.choice(len(arrays[split]), num_ways), num_shots
 
-    def _few_shot(
-        self, arrays: Arrays, split: Split, shots: int, rng: np.random.Generator
-    ) -> tuple[Episode, str]:
+    def _few_shot(self, arrays: Arrays, split: Split, draws: Draws) -> Iterator[Bucket]:
         members = arrays[split]
-        classes = self._draw_classes(arrays, split, rng)
-        number = shots + self.queries
-        # Class after class within the support, and then within the query.
-        columns = np.stack([rng.choice(members.shape[1], number, replace=False) for _ in classes])
-        chosen = members[classes[:, None], columns]
-        parts = chosen[:, :shots], chosen[:, shots:]
-        label = np.arange(len(classes))
-        targets = torch.from_numpy(
-            np.concatenate([np.repeat(label, part.shape[1]) for part in parts])
-        )
-        pictures = self._pictures(
-            arrays, np.concatenate([part.reshape(-1) for part in parts]), split, rng
-        )
-        return _episode(pictures, {TASK: targets}, shots * len(classes)), ", ".join(
-            arrays[f"names/{split}"][classes]
-        )
+        for own, classes, shots in self._draw_classes(arrays, split, draws):
+            number = shots + self.queries
+            columns = own.split(classes.shape[1]).choice(members.shape[1], number)
+            chosen = members[classes[..., None], columns.reshape(*classes.shape, number)]
+            # Class after class within the support, and then within the query.
+            parts = chosen[..., :shots], chosen[..., shots:]
+            rows = np.concatenate([part.reshape(len(own), -1) for part in parts], axis=1)
+            label = torch.arange(classes.shape[1])
+            target = torch.cat([label.repeat_interleave(part.shape[2]) for part in parts])
+            episodes = _episodes(
+                self._pictures(arrays, rows, split, own),
+                {TASK: target.repeat(len(own), 1)},
+                shots * classes.shape[1],
+            )
+            names = partial(_class_names, arrays[f"names/{split}"][classes])
+            yield Bucket(episodes, own.indices, names)
 
-    def _pictures(
-        self, arrays: Arrays, rows: np.ndarray, split: Split, rng: np.random.Generator
-    ) -> Tensor:
-        pictures = arrays["pictures"][rows]
+    def _pictures(self, arrays: Arrays, rows: np.ndarray, split: Split, draws: Draws) -> Tensor:
+        """The pictures with these numbers, [E, N] -> [E, N, 3, 32, 32]."""
+        pictures = np.take(arrays["pictures"], rows, axis=0)
         if self.augment and split == "train":
-            pictures = augmented(pictures, rng)
+            moves = draws.integers(2 * PADDING + 1, 2, rows.shape[1])
+            is_flipped = draws.coins(rows.shape[1]).reshape(-1)
+            down, right = moves[:, 0].reshape(-1), moves[:, 1].reshape(-1)
+            flat = pictures.reshape(-1, *pictures.shape[2:])
+            pictures = augmented(flat, down, right, is_flipped).reshape(pictures.shape)
         return torch.from_numpy(pictures)
 
 
-def _episode(
+def _class_names(names: np.ndarray) -> list[str]:
+    """[E, ways] -> the classes of each episode in words."""
+    return [", ".join(own) for own in names]
+
+
+def _episodes(
     pictures: Tensor | Mapping[str, Tensor], targets: Mapping[str, Tensor], shots: int
 ) -> Episode:
-    """The first `shots` pictures and labels are the support, the others the query."""
+    """The first `shots` pictures and labels of each episode are the support, the others the
+    query.
+    """
 
     def part(some: slice) -> Batch:
-        inputs = (
-            pictures[some]
-            if isinstance(pictures, Tensor)
-            else {name: own[some] for name, own in pictures.items()}
-        )
-        return Batch(inputs, {name: target[some] for name, target in targets.items()}, {})
+        if isinstance(pictures, Tensor):
+            inputs: Tensor | dict[str, Tensor] = pictures[:, some].contiguous()
+        else:
+            inputs = {name: own[:, some].contiguous() for name, own in pictures.items()}
+        return Batch(inputs, {name: target[:, some] for name, target in targets.items()}, {})
 
     return Episode(part(slice(shots)), part(slice(shots, None)))
 
 
-def augmented(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Pictures [N, C, H, W], each moved by up to 4 pixels either way with black behind it, and
-    flipped at even odds.
+def augmented(
+    pictures: np.ndarray, down: np.ndarray, right: np.ndarray, is_flipped: np.ndarray
+) -> np.ndarray:
+    """Pictures [N, C, H, W], each moved with black behind it, and flipped or not.
+
+    `down` and `right` [N], from 0 to 8, say where in the padded picture the new one begins.
     """
     number, channels, height, width = pictures.shape
     padded = np.zeros((number, channels, height + 2 * PADDING, width + 2 * PADDING), pictures.dtype)
     padded[..., PADDING:-PADDING, PADDING:-PADDING] = pictures
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (2, 3))
-    down, right = rng.integers(2 * PADDING + 1, size=(2, number))
     cropped = windows[np.arange(number), :, down, right]
-    flipped = rng.random(number) < 0.5
-    cropped[flipped] = cropped[flipped, ..., ::-1]
+    cropped[is_flipped] = cropped[is_flipped, ..., ::-1]
     return cropped

@@ -2,17 +2,19 @@
 together.
 """
 
-import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from raymtl.data.base import Arrays, HeldOut, Members, Population, Source, Split
+from raymtl.data.base import Arrays, Bucket, HeldOut, Members, Population, Source, Split
+from raymtl.data.draws import Draws
 from raymtl.data.sources.digits import Digits
 from raymtl.data.sources.registry import PartSpec
 from raymtl.data.tables import Files
@@ -181,21 +183,14 @@ class Several(Source):
             for own in source.populations(_of(part, arrays), split)
         )
 
-    def query_members(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> Mapping[str, Members]:
+    def query_members(self, arrays: Arrays, split: Split, draws: Draws) -> Mapping[str, Members]:
         found: dict[str, Members] = {}
-        for part in self._parts_of(rng):
-            own = _of(part, arrays)
-            for task, members in (
-                self.parts[part].query_members(own, split, copy.deepcopy(rng)).items()
-            ):
+        for part, own in self._draws_of_parts(draws).items():
+            of_part = self.parts[part].query_members(_of(part, arrays), split, own)
+            for task, members in of_part.items():
                 found[f"{part}_{task}"] = {
                     f"{part} {name}": values for name, values in members.items()
                 }
-            self.parts[part].episode(
-                own, split, rng
-            )  # which takes its chances before those of the next part
         return found
 
     def every_example(self, arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
@@ -217,43 +212,50 @@ class Several(Source):
         members = {f"{part} {name}": values for name, values in section.members.items()}
         return HeldOut(section.rows, members, batch)
 
-    def _parts_of(self, rng: np.random.Generator) -> list[str]:
-        """The parts of an episode."""
+    def _draws_of_parts(self, draws: Draws) -> dict[str, Draws]:
+        """The parts that are drawn, with generators for the episodes that hold them."""
         if self.episodes == "together":
-            return list(self.parts)
+            return {part: draws.split(1) for part in self.parts}
         odds = np.array([self.odds.get(part, 1.0) for part in self.parts])
-        return [list(self.parts)[rng.choice(len(odds), p=odds / odds.sum())]]
+        edges = np.cumsum(odds / odds.sum())[:-1]
+        chosen = np.searchsorted(edges, draws.uniform(0, 1), side="right")
+        return {
+            part: draws[np.flatnonzero(chosen == number)]
+            for number, part in enumerate(self.parts)
+            if (chosen == number).any()
+        }
 
-    def episode(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> tuple[Episode, str]:
+    def draw_episodes(self, arrays: Arrays, split: Split, draws: Draws) -> Iterator[Bucket]:
+        drawn: dict[str, list[Bucket]] = {}
+        for part, own in self._draws_of_parts(draws).items():
+            buckets = self.parts[part].draw_episodes(_of(part, arrays), split, own)
+            drawn[part] = list(buckets)
         if self.episodes == "together":
-            own = {
-                part: source.episode(_of(part, arrays), split, rng)
-                for part, source in self.parts.items()
-            }
-            support = _joined({part: episode.support for part, (episode, _) in own.items()})
-            query = _joined({part: episode.query for part, (episode, _) in own.items()})
-            return Episode(support, query), " + ".join(
-                f"{part} {domain}" for part, (_, domain) in own.items()
-            )
-        (part,) = self._parts_of(rng)
-        episode, domain = self.parts[part].episode(_of(part, arrays), split, rng)
-        return Episode(*(self._completed(part, batch) for batch in episode)), f"{part} {domain}"
+            yield from _together(drawn)
+            return
+        for part, buckets in drawn.items():
+            for bucket in buckets:
+                episodes = Episode(*(self._completed(part, batch) for batch in bucket.episodes))
+                domains = partial(_named_domains, part, bucket.domains)
+                yield Bucket(episodes, bucket.indices, domains)
 
     def _completed(self, part: str, batch: Batch) -> Batch:
-        """With the targets of all tasks, those of other parts masked."""
+        """With the targets of all tasks, those of other parts masked; of examples [N], or of
+        episodes [E, N].
+        """
         shapes = {task.name: task.target_shape for task in self.make_tasks()}
-        number = len(next(iter(batch.targets.values())))
+        name, target = next(iter(batch.targets.items()))
+        own_shape = shapes[f"{part}_{name}"]
+        axes = target.shape[: target.ndim - len(own_shape)]
         targets, masks = {}, {}
         for name in self.task_names:
             owner, _, task = name.partition("_")
             if owner == part:
                 targets[name] = batch.targets[task]
-                masks[name] = batch.masks.get(task, torch.ones(number, dtype=torch.bool))
+                masks[name] = batch.masks.get(task, torch.ones(axes, dtype=torch.bool))
             else:
-                targets[name] = torch.zeros(number, *shapes[name], dtype=torch.int64)
-                masks[name] = torch.zeros(number, dtype=torch.bool)
+                targets[name] = torch.zeros(*axes, *shapes[name], dtype=torch.int64)
+                masks[name] = torch.zeros(axes, dtype=torch.bool)
         return Batch(batch.inputs, targets, masks)
 
 
@@ -281,6 +283,52 @@ def _of(part: str, arrays: Arrays) -> Arrays:
     return {
         key.partition("/")[2]: array for key, array in arrays.items() if key.startswith(f"{part}/")
     }
+
+
+def _named_domains(part: str, domains: Callable[[], Sequence[str]]) -> list[str]:
+    return [f"{part} {domain}" for domain in domains()]
+
+
+def _together(drawn: Mapping[str, Sequence[Bucket]]) -> Iterator[Bucket]:
+    """Joins the episodes of all parts that have the same index."""
+    holders: dict[int, list[int]] = {}  # index -> which of its buckets holds it, of each part
+    for buckets in drawn.values():
+        for number, bucket in enumerate(buckets):
+            for index in bucket.indices.tolist():
+                holders.setdefault(index, []).append(number)
+    kinds: dict[tuple[int, ...], list[int]] = {}
+    for index, numbers in holders.items():
+        kinds.setdefault(tuple(numbers), []).append(index)
+    for numbers, indices in kinds.items():
+        own = {
+            part: _selected(buckets[number], indices)
+            for (part, buckets), number in zip(drawn.items(), numbers, strict=True)
+        }
+        support = _joined({part: bucket.episodes.support for part, bucket in own.items()})
+        query = _joined({part: bucket.episodes.query for part, bucket in own.items()})
+        domains = partial(_joined_domains, {part: bucket.domains for part, bucket in own.items()})
+        yield Bucket(Episode(support, query), np.array(indices), domains)
+
+
+def _selected(bucket: Bucket, indices: Sequence[int]) -> Bucket:
+    """The episodes with these indices, in this order."""
+    if bucket.indices.tolist() == indices:
+        return bucket
+    places = {index: place for place, index in enumerate(bucket.indices.tolist())}
+    rows = [places[index] for index in indices]
+
+    def domains() -> list[str]:
+        names = bucket.domains()
+        return [names[row] for row in rows]
+
+    own = torch.tensor(rows)
+    episodes = tree_map(lambda leaf: leaf.index_select(0, own), bucket.episodes)
+    return Bucket(episodes, np.array(indices), domains)
+
+
+def _joined_domains(domains: Mapping[str, Callable[[], Sequence[str]]]) -> list[str]:
+    named = [_named_domains(part, of_part) for part, of_part in domains.items()]
+    return [" + ".join(own) for own in zip(*named, strict=True)]
 
 
 def _joined(batches: Mapping[str, Batch]) -> Batch:

@@ -4,14 +4,16 @@ have in common.
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 
-from raymtl.data.base import Arrays, Count, Population, SingleTask, Split, drawn, usual
+from raymtl.data.base import Arrays, Bucket, Count, Population, SingleTask, Split, drawn, usual
+from raymtl.data.draws import Draws, alike
 from raymtl.tasks import regression
 from raymtl.types import Batch, Episode, Metric, Task
 
@@ -24,6 +26,7 @@ COEFFICIENT = (
 BEND = (0.02, 0.15)  # of the parabolas, of either sign
 
 Curve = Callable[[np.ndarray], np.ndarray]
+"""A curve for each episode: x [E, N] -> y [E, N]."""
 
 
 class Family(NamedTuple):
@@ -31,7 +34,7 @@ class Family(NamedTuple):
     over x.
     """
 
-    draw: Callable[[np.random.Generator], Curve]
+    draw: Callable[[Draws], Curve]
     mean: float
     second_moment: float
 
@@ -42,19 +45,19 @@ def moment(bounds: tuple[float, float], order: int) -> float:
     return (high ** (order + 1) - low ** (order + 1)) / ((order + 1) * (high - low))
 
 
-def _sinusoid(rng: np.random.Generator) -> Curve:
-    amplitude, phase = rng.uniform(*AMPLITUDE), rng.uniform(*PHASE)
+def _sinusoid(draws: Draws) -> Curve:
+    amplitude, phase = draws.uniform(*AMPLITUDE, 1), draws.uniform(*PHASE, 1)
     return lambda x: amplitude * np.sin(x - phase)
 
 
-def _line(rng: np.random.Generator) -> Curve:
-    slope, intercept = rng.uniform(*COEFFICIENT, size=2)
+def _line(draws: Draws) -> Curve:
+    slope, intercept = draws.uniform(*COEFFICIENT, 1), draws.uniform(*COEFFICIENT, 1)
     return lambda x: slope * x + intercept
 
 
-def _quadratic(rng: np.random.Generator) -> Curve:
-    bend = rng.uniform(*BEND) * rng.choice([-1.0, 1.0])
-    centre, offset = rng.uniform(*COEFFICIENT, size=2)
+def _quadratic(draws: Draws) -> Curve:
+    bend = draws.uniform(*BEND, 1) * np.where(draws.coins(1), 1.0, -1.0)
+    centre, offset = draws.uniform(*COEFFICIENT, 1), draws.uniform(*COEFFICIENT, 1)
     return lambda x: bend * (x - centre) ** 2 + offset
 
 
@@ -123,17 +126,20 @@ class Curves(SingleTask):
     def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
         return (Population("curve", None),)
 
-    def episode(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> tuple[Episode, str]:
-        name = self.family_names[rng.integers(len(self.family_names))]
-        curve = FAMILIES[name].draw(rng)
-        shots = drawn(self.shots, rng)
-        x = rng.uniform(*X, size=shots + self.queries)
-        y = curve(x) + self.noise_std * rng.standard_normal(len(x))
-        inputs, targets = torch.from_numpy(x).float()[:, None], torch.from_numpy(y).float()
-        support, query = (
-            Batch(inputs[part], {"y": targets[part]}, {})
-            for part in (slice(shots), slice(shots, None))
-        )
-        return Episode(support, query), name
+    def draw_episodes(self, arrays: Arrays, split: Split, draws: Draws) -> Iterator[Bucket]:
+        families: int | np.ndarray = 0
+        if len(self.family_names) > 1:
+            families = draws.integers(len(self.family_names))
+        for own, (family, shots) in alike(draws, families, drawn(self.shots, draws)):
+            name = self.family_names[family]
+            curve = FAMILIES[name].draw(own)
+            x = own.uniform(*X, shots + self.queries)
+            y = curve(x)
+            if self.noise_std:
+                y += self.noise_std * own.normal(x.shape[1])
+            inputs, targets = torch.from_numpy(x).float()[..., None], torch.from_numpy(y).float()
+            support, query = (
+                Batch(inputs[:, part], {"y": targets[:, part]}, {})
+                for part in (slice(shots), slice(shots, None))
+            )
+            yield Bucket(Episode(support, query), own.indices, partial(list, [name] * len(own)))

@@ -1,8 +1,7 @@
 """`digits`: scikit-learn's 1,797 handwritten digits, two on every picture; no download."""
 
-import functools
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from raymtl.data.base import (
     SPLITS,
     Arrays,
+    Bucket,
     Count,
     DrawnSource,
     Members,
@@ -23,6 +23,7 @@ from raymtl.data.base import (
     each_once,
     most,
 )
+from raymtl.data.draws import Draws, alike
 from raymtl.tasks import classification, regression
 from raymtl.types import Batch, Episode, Task, UserError
 
@@ -43,7 +44,7 @@ Angles = Annotated[tuple[Annotated[float, Field(ge=0, lt=360)], ...], Field(min_
 DigitTask = Literal["left", "right", "sum"]
 
 
-@functools.cache
+@cache
 def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Pictures [N, 8, 8] from 0 to 16 and their classes [N], read once: the file is a long text."""
     from sklearn.datasets import load_digits
@@ -181,65 +182,69 @@ class Digits(DrawnSource):
             ), digits
         return Population("angle", len(self.angles(split)), whole=True), digits
 
-    def query_members(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> Mapping[str, Members]:
-        drawn_here = self._draw(arrays, split, rng)
-        left, right = drawn_here.query.glyphs
+    def query_members(self, arrays: Arrays, split: Split, draws: Draws) -> Mapping[str, Members]:
+        (alone,) = self._draw(arrays, split, draws)
+        domain = alone.domains[0]
+        left, right = (glyphs[0] for glyphs in alone.query.glyphs)
         order = np.argsort(arrays[f"{split}_members"], axis=None)
         digits = np.searchsorted(
             arrays[f"{split}_members"].ravel(), np.stack([left, right], 1), sorter=order
         )
         if self.episodes == "classes":
             known = arrays["numbers"][CLASS_SPLIT[split]]
-            whole = {
-                "number": np.tile((known[:, None] == drawn_here.domain).argmax(0), (len(left), 1))
-            }
+            whole = {"number": np.tile((known[:, None] == domain).argmax(0), (len(left), 1))}
         else:
-            whole = {"angle": np.full(len(left), self.angles(split).index(drawn_here.domain[0]))}
+            whole = {"angle": np.full(len(left), self.angles(split).index(domain[0]))}
         return {task: {**whole, "digit": digits} for task in self.task_names}
 
-    def episode(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> tuple[Episode, str]:
-        drawn_here = self._draw(arrays, split, rng)
-        batches = [
-            self._batch(arrays["glyphs"], part, drawn_here.domain) for part in drawn_here[:2]
-        ]
-        if self.episodes == "classes":
-            return Episode(*batches), "numbers " + " ".join(
-                f"{number:02d}" for number in drawn_here.domain
+    def draw_episodes(self, arrays: Arrays, split: Split, draws: Draws) -> Iterator[Bucket]:
+        for drawn_alike in self._draw(arrays, split, draws):
+            support, query = (
+                self._batch(arrays["glyphs"], pairs, drawn_alike.domains)
+                for pairs in (drawn_alike.support, drawn_alike.query)
             )
-        return Episode(*batches), f"{drawn_here.domain[0]:g} degrees"
+            domains = partial(self._domain_names, drawn_alike.domains)
+            yield Bucket(Episode(support, query), drawn_alike.indices, domains)
 
-    def _draw(self, arrays: Arrays, split: Split, rng: np.random.Generator) -> "Drawn":
-        """All chances of an episode."""
-        shuffled = rng.permuted(arrays[f"{split}_members"], axis=1)
-        pools = np.array_split(shuffled, 2, axis=1)
-        shots = drawn(self.shots, rng)
+    def _domain_names(self, domains: np.ndarray) -> list[str]:
         if self.episodes == "classes":
-            numbers = rng.choice(
-                arrays["numbers"][CLASS_SPLIT[split]], drawn(self.ways, rng), replace=False
-            )
-            support = _draw_numbers(pools[0], numbers, shots, rng)
-            return Drawn(support, _draw_numbers(pools[1], numbers, self.queries, rng), numbers)
-        angle = float(rng.choice(self.angles(split)))
-        support = _draw_digits(pools[0], shots, rng)
-        return Drawn(support, _draw_digits(pools[1], self.queries, rng), np.array([angle]))
+            return ["numbers " + " ".join(f"{number:02d}" for number in own) for own in domains]
+        return [f"{angle:g} degrees" for (angle,) in domains]
 
-    def _batch(self, glyphs: np.ndarray, part: "Pairs", domain: np.ndarray) -> Batch:
-        inputs = compose(glyphs, *part.glyphs)
+    def _draw(self, arrays: Arrays, split: Split, draws: Draws) -> "Iterator[Drawn]":
+        """All chances of the episodes that are alike."""
+        shots = drawn(self.shots, draws)
+        ways: int | np.ndarray = 1
         if self.episodes == "classes":
-            return Batch(inputs, {"number": torch.from_numpy(part.labels["number"])}, {})
-        targets: dict[str, torch.Tensor] = {
-            name: torch.from_numpy(part.labels[name]) for name in self.tasks
-        }
-        return Batch(rotated(inputs, float(domain[0])), targets, {})
+            ways = drawn(self.ways, draws)
+        for own, (num_ways, num_shots) in alike(draws, ways, shots):
+            pools = _halves(arrays[f"{split}_members"], own)
+            if self.episodes == "classes":
+                known = arrays["numbers"][CLASS_SPLIT[split]]
+                numbers = known[own.choice(len(known), num_ways)]
+                support = _draw_numbers(pools[0], numbers, num_shots, own)
+                query = _draw_numbers(pools[1], numbers, self.queries, own)
+                yield Drawn(support, query, numbers, own.indices)
+            else:
+                angles = np.array(self.angles(split))
+                support = _draw_digits(pools[0], num_shots, own)
+                query = _draw_digits(pools[1], self.queries, own)
+                yield Drawn(support, query, angles[own.integers(len(angles), 1)], own.indices)
+
+    def _batch(self, glyphs: np.ndarray, pairs: "Pairs", domains: np.ndarray) -> Batch:
+        num_episodes, number = pairs.glyphs[0].shape
+        left, right = (own.reshape(-1) for own in pairs.glyphs)
+        inputs = compose(glyphs, left, right).reshape(num_episodes, number, 1, SIDE, SIDE)
+        names: tuple[str, ...] = ("number",)
+        if self.episodes == "domains":
+            names = self.tasks
+            inputs = rotated(inputs, torch.from_numpy(domains[:, 0].astype(np.float64)))
+        return Batch(inputs, {name: torch.from_numpy(pairs.labels[name]) for name in names}, {})
 
 
 class Pairs(NamedTuple):
-    """Pictures to be made: the glyphs on their left and right, indices [N] each, and their labels
-    [N].
+    """Pictures to be made: the glyphs on their left and right, indices [E, N] each, and their
+    labels [E, N].
     """
 
     glyphs: tuple[np.ndarray, np.ndarray]
@@ -247,30 +252,43 @@ class Pairs(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """An episode to be made; `domain` is its angle, or its numbers."""
+    """Episodes to be made, with their indices [E]."""
 
     support: Pairs
     query: Pairs
-    domain: np.ndarray
+    domains: np.ndarray
+    """[E, 1] angles, or [E, ways] numbers."""
+    indices: np.ndarray
 
 
-def _draw_digits(pool: np.ndarray, per_class: int, rng: np.random.Generator) -> Pairs:
-    left, right = (rng.permutation(np.repeat(np.arange(10), per_class)) for _ in range(2))
-    glyphs = _draw(pool, left, rng), _draw(pool, right, rng)
+def _halves(members: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
+    """The glyphs [10, M] of each class parted at random, [E, 10, M / 2] twice."""
+    num_classes, number = members.shape
+    order = draws.split(num_classes).choice(number, number)
+    shuffled = np.take_along_axis(members[None], order.reshape(-1, num_classes, number), 2)
+    half = (number + 1) // 2
+    return shuffled[..., :half], shuffled[..., half:]
+
+
+def _draw_digits(pools: np.ndarray, per_class: int, draws: Draws) -> Pairs:
+    number = 10 * per_class
+    left, right = (draws.choice(number, number) // per_class for _ in range(2))
+    glyphs = _draw_glyphs(pools, left, draws), _draw_glyphs(pools, right, draws)
     return Pairs(glyphs, {"left": left, "right": right, "sum": left + right})
 
 
-def _draw_numbers(
-    pool: np.ndarray, numbers: np.ndarray, per_class: int, rng: np.random.Generator
-) -> Pairs:
-    target = np.repeat(np.arange(len(numbers)), per_class)
-    tens, units = numbers[target] // 10, numbers[target] % 10
-    return Pairs((_draw(pool, tens, rng), _draw(pool, units, rng)), {"number": target})
+def _draw_numbers(pools: np.ndarray, numbers: np.ndarray, per_class: int, draws: Draws) -> Pairs:
+    """Pictures of the numbers [E, ways], one after the other."""
+    shown = numbers.repeat(per_class, axis=1)
+    target = np.arange(numbers.shape[1]).repeat(per_class)
+    glyphs = _draw_glyphs(pools, shown // 10, draws), _draw_glyphs(pools, shown % 10, draws)
+    return Pairs(glyphs, {"number": np.tile(target, (len(numbers), 1))})
 
 
-def _draw(pool: np.ndarray, digits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For each digit [N] the index [N] of a glyph of that digit out of the pool [10, M]."""
-    glyphs: np.ndarray = pool[digits, rng.integers(pool.shape[1], size=len(digits))]
+def _draw_glyphs(pools: np.ndarray, digits: np.ndarray, draws: Draws) -> np.ndarray:
+    """For each digit [E, N] the index of a glyph of that digit out of the pools [E, 10, M]."""
+    chosen = draws.integers(pools.shape[2], digits.shape[1])
+    glyphs: np.ndarray = pools[np.arange(len(pools))[:, None], digits, chosen]
     return glyphs
 
 
@@ -286,13 +304,17 @@ def compose(glyphs: np.ndarray, left: np.ndarray, right: np.ndarray) -> torch.Te
     return torch.from_numpy(canvas.max(0)[:, None])
 
 
-def rotated(pictures: torch.Tensor, angle: float) -> torch.Tensor:
-    """Pictures [N, 1, H, W] uint8, turned about their centre by `angle` degrees to the left."""
-    if angle == 0:
-        return pictures
-    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    theta = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]], dtype=torch.float32)
-    # One picture of N channels: the grid is computed once for all.
-    channels = pictures.transpose(0, 1).float()
-    grid = F.affine_grid(theta[None], list(channels.shape), align_corners=False)
-    return F.grid_sample(channels, grid, align_corners=False).round().byte().transpose(0, 1)
+def rotated(pictures: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Pictures [E, N, 1, H, W] uint8, those of an episode turned about their centre by its angle,
+    [E] degrees to the left.
+    """
+    height, width = pictures.shape[-2:]
+    radians = torch.deg2rad(angles)[:, None, None]
+    cos, sin = torch.cos(radians).float(), torch.sin(radians).float()
+    # Number by number, so that the grid of an episode does not depend on the others.
+    x = ((2 * torch.arange(width) + 1) / width - 1)[None, None, :]
+    y = ((2 * torch.arange(height) + 1) / height - 1)[None, :, None]
+    grid = torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)
+    # A picture of N channels for each episode: its grid is computed once for all of them.
+    channels = F.grid_sample(pictures.squeeze(2).float(), grid, align_corners=False)
+    return channels.round().byte()[:, :, None]

@@ -2,8 +2,8 @@
 torchvision keeps it.
 """
 
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 
 from raymtl.data.base import (
     Arrays,
+    Bucket,
     ChosenTasks,
     Count,
     HeldOut,
@@ -24,6 +25,7 @@ from raymtl.data.base import (
     each_once,
     most,
 )
+from raymtl.data.draws import Draws, alike
 from raymtl.tasks import classification
 from raymtl.types import Batch, Episode, Task, UserError
 
@@ -112,11 +114,9 @@ class MultiMNIST(ChosenTasks):
     def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
         return (Population("digit", len(np.unique(arrays[split]))),)
 
-    def query_members(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> Mapping[str, Members]:
-        _, query = self._draw(arrays, split, rng)
-        members = self._members(arrays, split, query)
+    def query_members(self, arrays: Arrays, split: Split, draws: Draws) -> Mapping[str, Members]:
+        ((_, pairs, shots),) = self._draw(arrays, split, draws)
+        members = self._members(arrays, split, pairs[0, shots:])
         return dict.fromkeys(self.tasks, members)
 
     def every_example(self, arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
@@ -133,30 +133,42 @@ class MultiMNIST(ChosenTasks):
     def _members(self, arrays: Arrays, split: Split, pairs: np.ndarray) -> Members:
         return {"digit": np.searchsorted(np.unique(arrays[split]), pairs)}
 
-    def episode(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> tuple[Episode, str]:
-        support, query = (self.batch(arrays, pairs) for pairs in self._draw(arrays, split, rng))
-        return Episode(support, query), "pairs of digits"
+    def draw_episodes(self, arrays: Arrays, split: Split, draws: Draws) -> Iterator[Bucket]:
+        for own, pairs, shots in self._draw(arrays, split, draws):
+            support, query = (
+                self.batch(arrays, part) for part in (pairs[:, :shots], pairs[:, shots:])
+            )
+            domains = partial(list, ["pairs of digits"] * len(own))
+            yield Bucket(Episode(support, query), own.indices, domains)
 
     def _draw(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs [N, 2] of the support and of the query."""
-        shots = drawn(self.shots, rng)
-        number = shots + self.queries
-        if split == "train" and self.pairs == "fresh":
-            pairs = rng.choice(arrays["train_digits"], (number, 2))
-        else:
-            pairs = arrays[split][rng.choice(len(arrays[split]), number, replace=False)]
-        return pairs[:shots], pairs[shots:]
+        self, arrays: Arrays, split: Split, draws: Draws
+    ) -> Iterator[tuple[Draws, np.ndarray, int]]:
+        """Of the episodes that are alike: their generators, pairs [E, N, 2], and how many of these
+        are the support.
+        """
+        for own, (shots,) in alike(draws, drawn(self.shots, draws)):
+            number = shots + self.queries
+            if split == "train" and self.pairs == "fresh":
+                known = arrays["train_digits"]
+                pairs = known[own.integers(len(known), number, 2)]
+            else:
+                pairs = arrays[split][own.choice(len(arrays[split]), number)]
+            yield own, pairs, shots
 
     def batch(self, arrays: Arrays, pairs: np.ndarray) -> Batch:
-        """The pictures of these pairs [N, 2], rows of `arrays["digits"]`, with their labels."""
-        labels = dict(zip(("left", "right"), arrays["labels"][pairs].T, strict=True))
-        inputs = compose(arrays["digits"], pairs[:, 0], pairs[:, 1])
+        """The pictures of these pairs [..., 2], rows of `arrays["digits"]`, with their labels."""
+        flat = pairs.reshape(-1, 2)
+        inputs = compose(arrays["digits"], flat[:, 0], flat[:, 1])
+        labels = torch.from_numpy(arrays["labels"][pairs])
+        targets = {
+            name: labels[..., column].contiguous()
+            for column, name in enumerate(("left", "right"))
+            if name in self.tasks
+        }
+        shape = pairs.shape[:-1]
         return Batch(
-            inputs, {name: torch.from_numpy(labels[name].copy()) for name in self.tasks}, {}
+            inputs.reshape(*shape, 1, SIDE, SIDE), {name: targets[name] for name in self.tasks}, {}
         )
 
 

@@ -3,7 +3,8 @@
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
@@ -12,9 +13,11 @@ import torch
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 from raymtl.data.base import (
     Arrays,
+    Bucket,
     ChosenTasks,
     Count,
     HeldOut,
@@ -25,6 +28,7 @@ from raymtl.data.base import (
     each_once,
     most,
 )
+from raymtl.data.draws import Draws, alike
 from raymtl.tasks import depth, normals, segmentation
 from raymtl.types import Batch, Episode, Task, UserError
 
@@ -148,11 +152,9 @@ class NYUv2(ChosenTasks):
     def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
         return (Population("frame", len(arrays[split])),)
 
-    def query_members(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> Mapping[str, Members]:
-        shots, numbers = self._draw(arrays, split, rng)
-        frames = np.searchsorted(arrays[split], numbers[shots:])
+    def query_members(self, arrays: Arrays, split: Split, draws: Draws) -> Mapping[str, Members]:
+        ((_, numbers, shots),) = self._draw(arrays, split, draws)
+        frames = np.searchsorted(arrays[split], numbers[0, shots:])
         return {task: {"frame": frames} for task in self.tasks}
 
     def every_example(self, arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
@@ -163,24 +165,32 @@ class NYUv2(ChosenTasks):
 
         return (HeldOut(numbers, {"frame": np.arange(len(numbers))}, batch),)
 
-    def episode(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> tuple[Episode, str]:
-        shots, numbers = self._draw(arrays, split, rng)
+    def draw_episodes(self, arrays: Arrays, split: Split, draws: Draws) -> Iterator[Bucket]:
         folder = _folder_of(arrays, split)
-        frames = [
-            self._frame(folder, int(number), rng if split == "train" else None)
-            for number in numbers
-        ]
-        support, query = (self._batch(part) for part in (frames[:shots], frames[shots:]))
-        return Episode(support, query), f"frames of {folder.name}"
+        for own, numbers, shots in self._draw(arrays, split, draws):
+            crops: Sequence[Crop | None] = [None] * numbers.size
+            if self.augment and split == "train":
+                crops = _draw_crops(own, numbers.shape[1])
+            frames = [
+                self._frame(folder, number, crop)
+                for number, crop in zip(numbers.reshape(-1).tolist(), crops, strict=True)
+            ]
+            # [E, shots + queries, ...]
+            every = _stacked(self._batch(frames), numbers.shape)
+            support = tree_map(lambda leaf, end=shots: leaf[:, :end].contiguous(), every)
+            query = tree_map(lambda leaf, start=shots: leaf[:, start:].contiguous(), every)
+            domains = partial(list, [f"frames of {folder.name}"] * len(own))
+            yield Bucket(Episode(support, query), own.indices, domains)
 
     def _draw(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> tuple[int, np.ndarray]:
-        """How many frames are the support, and the numbers of all."""
-        shots = drawn(self.shots, rng)
-        return shots, rng.choice(arrays[split], shots + self.queries, replace=False)
+        self, arrays: Arrays, split: Split, draws: Draws
+    ) -> Iterator[tuple[Draws, np.ndarray, int]]:
+        """Of the episodes that are alike: their generators, the numbers of all their frames
+        [E, N], and how many of these are the support.
+        """
+        for own, (shots,) in alike(draws, drawn(self.shots, draws)):
+            chosen = own.choice(len(arrays[split]), shots + self.queries)
+            yield own, arrays[split][chosen], shots
 
     def _batch(self, frames: Sequence["Frame"]) -> Batch:
         targets: dict[str, Tensor] = {
@@ -188,20 +198,13 @@ class NYUv2(ChosenTasks):
         }
         return Batch(torch.stack([frame.image for frame in frames]), targets, {})
 
-    def _frame(self, folder: Path, number: int, rng: np.random.Generator | None) -> "Frame":
-        """One frame of `size`; its crop and whether it is mirrored are drawn from `rng`, if that is
-        given.
-        """
-        scale, top, left, mirrored = 1.0, 0, 0, False
-        if self.augment and rng is not None:
-            scale = SCALES[rng.integers(len(SCALES))]
-            top, left = (
-                int(rng.integers(side - int(side / scale) + 1)) for side in (HEIGHT, WIDTH)
-            )
-            mirrored = bool(rng.integers(2))
+    def _frame(self, folder: Path, number: int, crop: "Crop | None") -> "Frame":
+        """One frame of `size`, or that part of it."""
+        if crop is None:
+            crop = Crop(1.0, 0, 0, mirrored=False)
         rows, columns = (
-            slice(top, top + int(HEIGHT / scale)),
-            slice(left, left + int(WIDTH / scale)),
+            slice(crop.top, crop.top + int(HEIGHT / crop.scale)),
+            slice(crop.left, crop.left + int(WIDTH / crop.scale)),
         )
         found = read_frame(folder, number, rows, columns)
         image = _resized(found["image"], self.size, nearest=False)
@@ -211,12 +214,39 @@ class NYUv2(ChosenTasks):
         frame = Frame(
             (image * 255).round().clamp(0, 255).byte(),
             classes[0].to(torch.int16),
-            metres[0] / scale,
+            metres[0] / crop.scale,
             vectors,
         )
-        if mirrored:
+        if crop.mirrored:
             return mirror(frame)
         return frame
+
+
+class Crop(NamedTuple):
+    """The part of a frame that is enlarged to the whole, and whether it is mirrored."""
+
+    scale: float
+    top: int
+    left: int
+    mirrored: bool
+
+
+def _draw_crops(draws: Draws, num_frames: int) -> list[Crop]:
+    """A crop for each of this many frames of each episode, episode after episode."""
+    scales = np.array(SCALES)[draws.integers(len(SCALES), num_frames)]
+    tops, lefts = (
+        (draws.uniform(0, 1, num_frames) * (side - (side / scales).astype(int) + 1)).astype(int)
+        for side in (HEIGHT, WIDTH)
+    )
+    mirrored = draws.coins(num_frames)
+    columns = (part.reshape(-1).tolist() for part in (scales, tops, lefts, mirrored))
+    return [Crop(*own) for own in zip(*columns, strict=True)]
+
+
+def _stacked(batch: Batch, shape: tuple[int, ...]) -> Batch:
+    """[E * N, ...] -> [E, N, ...]."""
+    whole: Batch = tree_map(lambda leaf: leaf.unflatten(0, shape), batch)
+    return whole
 
 
 def _folder_of(arrays: Arrays, split: Split) -> Path:

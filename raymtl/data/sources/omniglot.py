@@ -2,8 +2,8 @@
 layout of torchvision.
 """
 
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -14,6 +14,7 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 from raymtl.data.base import (
     SPLITS,
     Arrays,
+    Bucket,
     Count,
     Members,
     Population,
@@ -24,6 +25,7 @@ from raymtl.data.base import (
     drawn,
     most,
 )
+from raymtl.data.draws import Draws, alike
 from raymtl.tasks import classification
 from raymtl.types import Batch, Episode, Task, UserError
 
@@ -122,13 +124,18 @@ class Omniglot(SingleTask):
 
     def load(self) -> dict[str, np.ndarray]:
         drawings, names = read_drawings(data_folder(self.folder, "omniglot-py", "omniglot"))
+        if self.rotations:
+            # All characters upright, then all of them turned once, and so on.
+            drawings = np.concatenate(
+                [np.rot90(drawings, turn, (2, 3)) for turn in range(self._turns)]
+            )
         rng = np.random.default_rng(self.split_seed)
         if self.split == "random":
-            parts = np.split(rng.permutation(len(drawings)), [TRAIN, TRAIN + VAL])
+            parts = np.split(rng.permutation(len(names)), [TRAIN, TRAIN + VAL])
         else:
             background = PARTS["images_background"]
             held_out, rest = np.split(rng.permutation(background), [VAL])
-            parts = [rest, held_out, np.arange(background, len(drawings))]
+            parts = [rest, held_out, np.arange(background, len(names))]
         return {"drawings": drawings, "names": names, **dict(zip(SPLITS, parts, strict=True))}
 
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
@@ -144,53 +151,55 @@ class Omniglot(SingleTask):
     def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
         return (Population("character", len(arrays[split]), whole=True),)
 
-    def query_members(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> Mapping[str, Members]:
-        classes, _ = self._draw(arrays, split, rng)
+    def query_members(self, arrays: Arrays, split: Split, draws: Draws) -> Mapping[str, Members]:
+        ((_, classes, _),) = self._draw(arrays, split, draws)
         # A character is one member, whichever way its drawings are turned.
-        characters = np.tile(classes // self._turns, (len(classes) * self.queries, 1))
+        characters = np.tile(classes[0] // self._turns, (classes.shape[1] * self.queries, 1))
         return {"character": {"character": characters}}
 
     def _draw(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> tuple[np.ndarray, int]:
-        """The classes of an episode, and its shots."""
-        ways, shots = drawn(self._ways(split), rng), drawn(self.shots, rng)
-        return rng.choice(len(arrays[split]) * self._turns, ways, replace=False), shots
+        self, arrays: Arrays, split: Split, draws: Draws
+    ) -> Iterator[tuple[Draws, np.ndarray, int]]:
+        """Of the episodes that are alike: their generators, classes [E, ways], and shots."""
+        num_classes = len(arrays[split]) * self._turns
+        ways, shots = drawn(self._ways(split), draws), drawn(self.shots, draws)
+        for own, (num_ways, num_shots) in alike(draws, ways, shots):
+            yield own, own.choice(num_classes, num_ways), num_shots
 
-    def episode(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> tuple[Episode, str]:
-        members = arrays[split]
-        classes, shots = self._draw(arrays, split, rng)
-        ways = len(classes)
-        characters, turns = members[classes // self._turns], classes % self._turns
-        order = rng.permuted(np.tile(np.arange(DRAWINGS), (ways, 1)), axis=1)[
-            :, : shots + self.queries
-        ]
-        upright = arrays["drawings"][characters[:, None], order]  # [ways, shots + queries, 28, 28]
-        pictures = torch.from_numpy(
-            np.stack(
-                [np.rot90(one, turn, (1, 2)) for one, turn in zip(upright, turns, strict=True)]
+    def draw_episodes(self, arrays: Arrays, split: Split, draws: Draws) -> Iterator[Bucket]:
+        num_characters = len(arrays["names"])
+        for own, classes, shots in self._draw(arrays, split, draws):
+            characters, turns = arrays[split][classes // self._turns], classes % self._turns
+            ways = classes.shape[1]
+            order = own.split(ways).choice(DRAWINGS, shots + self.queries)
+            first = (turns * num_characters + characters) * DRAWINGS
+            rows = first[..., None] + order.reshape(*classes.shape, -1)
+            support, query = (
+                self._batch(arrays["drawings"], part)
+                for part in (rows[..., :shots], rows[..., shots:])
             )
+            names = partial(_domains, arrays["names"][characters], turns)
+            yield Bucket(Episode(support, query), own.indices, names)
+
+    def _batch(self, drawings: np.ndarray, rows: np.ndarray) -> Batch:
+        """The drawings with these numbers [E, ways, N], one class after the other."""
+        num_episodes, ways, per_class = rows.shape
+        pictures = np.take(
+            drawings.reshape(-1, *self.input_shape), rows.reshape(num_episodes, -1), axis=0
         )
-        support, query = (
-            Batch(
-                part.reshape(-1, *self.input_shape), {"character": _labels(ways, part.shape[1])}, {}
-            )
-            for part in (pictures[:, :shots], pictures[:, shots:])
-        )
-        names = arrays["names"][characters]
-        domain = ", ".join(
-            f"{name} at {90 * turn}°" if turn else name
-            for name, turn in zip(names, turns, strict=True)
-        )
-        return Episode(support, query), domain
+        labels = torch.arange(ways).repeat_interleave(per_class).repeat(num_episodes, 1)
+        return Batch(torch.from_numpy(pictures), {"character": labels}, {})
 
 
-def _labels(ways: int, per_class: int) -> torch.Tensor:
-    return torch.arange(ways).repeat_interleave(per_class)
+def _domains(names: np.ndarray, turns: np.ndarray) -> list[str]:
+    """Names and turns [E, ways] -> the classes of each episode in words."""
+    domains = []
+    for episode_names, episode_turns in zip(names.tolist(), turns.tolist(), strict=True):
+        words = []
+        for name, turn in zip(episode_names, episode_turns, strict=True):
+            words.append(f"{name} at {90 * turn}°" if turn else name)
+        domains.append(", ".join(words))
+    return domains
 
 
 @cache

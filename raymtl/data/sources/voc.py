@@ -3,8 +3,8 @@ doi:10.1007/s11263-009-0275-4).
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 from raymtl.data.base import (
     SPLITS,
     Arrays,
+    Bucket,
     ChosenTasks,
     Count,
     HeldOut,
@@ -24,6 +25,7 @@ from raymtl.data.base import (
     drawn,
     each_once,
 )
+from raymtl.data.draws import Draws, alike
 from raymtl.data.formats.voc_xml import (
     Annotation,
     Seen,
@@ -368,56 +370,59 @@ class VOC(ChosenTasks):
     def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
         return (Population("picture", len(arrays[f"rows/{split}"])),)
 
-    def query_members(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> Mapping[str, Members]:
-        shots, taken = self._draw(arrays, split, rng)
-        pictures = np.searchsorted(arrays[f"rows/{split}"], taken[shots:])
+    def query_members(self, arrays: Arrays, split: Split, draws: Draws) -> Mapping[str, Members]:
+        ((_, rows, shots),) = self._draw(arrays, split, draws)
+        pictures = np.searchsorted(arrays[f"rows/{split}"], rows[0, shots:])
         return {task: {"picture": pictures} for task in self.tasks}
 
     def every_example(self, arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
         rows = arrays[f"rows/{split}"]
-        unturned = np.random.default_rng(0)
         members = {"picture": np.arange(len(rows))}
-        return (HeldOut(rows, members, lambda some: self.batch(arrays, some, (), unturned)),)
+        return (HeldOut(rows, members, lambda some: self.batch(arrays, some)),)
 
     def _draw(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> tuple[int, np.ndarray]:
-        """How many pictures are the support, and the rows of all."""
+        self, arrays: Arrays, split: Split, draws: Draws
+    ) -> Iterator[tuple[Draws, np.ndarray, int]]:
+        """Of the episodes that are alike: their generators, the rows of all their pictures [E, N],
+        and how many of these are the support.
+        """
         # Of a single task, all of them labelled, so that it has as many labels as are drawn.
         labelled = arrays[f"rows/{split}/{self.tasks[0]}"]
         if len(self.tasks) == 1 and len(labelled) > 1:
             rows = labelled
         else:
             rows = arrays[f"rows/{split}"]
-        shots = drawn(self.shots, rng)
-        taken = rows[rng.choice(len(rows), min(len(rows), shots + self.queries), replace=False)]
-        return min(shots, len(taken) - 1), taken
+        for own, (shots,) in alike(draws, drawn(self.shots, draws)):
+            number = min(len(rows), shots + self.queries)
+            yield own, rows[own.choice(len(rows), number)], min(shots, number - 1)
 
-    def episode(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> tuple[Episode, str]:
-        shots, taken = self._draw(arrays, split, rng)
-        if split == "train":
-            flips = self.flips
-        else:
-            flips = ()
-        parts = (self.batch(arrays, part, flips, rng) for part in (taken[:shots], taken[shots:]))
-        return Episode(*parts), f"VOC{self.year}"
+    def draw_episodes(self, arrays: Arrays, split: Split, draws: Draws) -> Iterator[Bucket]:
+        for own, rows, shots in self._draw(arrays, split, draws):
+            flips: dict[Flip, np.ndarray] = {}
+            if split == "train":
+                flips = {flip: own.coins(rows.shape[1]) for flip in self.flips}
+            support, query = (
+                self.batch(
+                    arrays, rows[:, part], {flip: own[:, part] for flip, own in flips.items()}
+                )
+                for part in (slice(shots), slice(shots, None))
+            )
+            domains = partial(list, [f"VOC{self.year}"] * len(own))
+            yield Bucket(Episode(support, query), own.indices, domains)
 
     def batch(
-        self, arrays: Arrays, rows: np.ndarray, flips: tuple[Flip, ...], rng: np.random.Generator
+        self, arrays: Arrays, rows: np.ndarray, flips: Mapping[Flip, np.ndarray] = {}
     ) -> Batch:
-        """The pictures with these numbers, each flipped or not by chance."""
+        """The pictures with these numbers [...]; `flips` says which of them are flipped, [...]."""
         pictures = arrays["pictures"][rows]
         targets = {task: arrays[f"target/{task}"][rows] for task in self.tasks}
-        for flip in flips:
+        for flip, is_flipped in flips.items():
             across = flip == "horizontal"
-            turned = np.flatnonzero(rng.random(len(rows)) < 0.5)
-            pictures[turned] = np.flip(pictures[turned], 3 if across else 2)
-            for row in turned if "boxes" in targets else ():
-                targets["boxes"][row] = mirrored(targets["boxes"][row], self._size, across=across)
+            pictures[is_flipped] = np.flip(pictures[is_flipped], -1 if across else -2)
+            if "boxes" in targets:
+                for place in zip(*np.nonzero(is_flipped), strict=True):
+                    boxes = targets["boxes"][place]
+                    targets["boxes"][place] = mirrored(boxes, self._size, across=across)
         masks = {task: arrays[f"mask/{task}"][rows] for task in self.tasks}
         return Batch(
             torch.from_numpy(pictures),

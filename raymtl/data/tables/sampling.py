@@ -2,67 +2,69 @@
 once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from raymtl.data.base import Arrays, HeldOut, Members, Population, Split, drawn
+from raymtl.data.base import Arrays, Bucket, HeldOut, Members, Population, Split, drawn
+from raymtl.data.draws import Draws, alike, rows_alike
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.types import Batch, Episode
 
 
 class Chosen(NamedTuple):
-    """The rows of an episode, [N] each; `classes` are those of the query rows where an episode is
-    some classes.
-    """
+    """The rows of episodes that are alike, [E, N] each."""
 
+    indices: np.ndarray
+    """[E]: which episodes they are."""
     support: np.ndarray
     query: np.ndarray
-    domain: str
+    domains: Callable[[], Sequence[str]]
     classes: np.ndarray | None = None
+    """[E, ways]: those of the rows, where an episode is some classes."""
 
 
-def draw(
-    source: FilesConfig, arrays: Arrays, split: Split, rng: np.random.Generator
-) -> tuple[Episode, str]:
-    """One episode, and the name of its domain.
+def draw(source: FilesConfig, arrays: Arrays, split: Split, draws: Draws) -> Iterator[Bucket]:
+    """Episodes of rows.
 
     Where a group or a split has fewer rows than are asked for, the query set gets fewer, then the
     support set.
     """
-    chosen = _choose(source, arrays, split, rng)
-    if chosen.classes is None:
-        batches = [_batch(source, arrays, rows) for rows in (chosen.support, chosen.query)]
-    else:
-        batches = [
-            _few_shot_batch(source, arrays, rows, len(chosen.classes)) for rows in chosen[:2]
-        ]
-    return Episode(*batches), chosen.domain
+    for chosen in _choose(source, arrays, split, draws):
+        if chosen.classes is None:
+            batches = [_batch(source, arrays, rows) for rows in (chosen.support, chosen.query)]
+        else:
+            batches = [
+                _few_shot_batch(source, arrays, rows, chosen.classes.shape[1])
+                for rows in (chosen.support, chosen.query)
+            ]
+        yield Bucket(Episode(*batches), chosen.indices, chosen.domains)
 
 
 def query_rows(
-    source: FilesConfig, arrays: Arrays, split: Split, rng: np.random.Generator
+    source: FilesConfig, arrays: Arrays, split: Split, draws: Draws
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The query rows of an episode, and the names of its classes where it is of some."""
-    chosen = _choose(source, arrays, split, rng)
-    if chosen.classes is None:
-        classes = ()
-    else:
-        classes = tuple(arrays[f"names/{split}"][chosen.classes].tolist())
-    return chosen.query, classes
+    """The query rows of one episode, and the names of its classes where it is of some."""
+    (chosen,) = _choose(source, arrays, split, draws)
+    classes: tuple[str, ...] = ()
+    if chosen.classes is not None:
+        classes = tuple(arrays[f"names/{split}"][chosen.classes[0]].tolist())
+    return chosen.query[0], classes
 
 
 def query_members(
-    source: FilesConfig, arrays: Arrays, split: Split, rng: np.random.Generator
+    source: FilesConfig, arrays: Arrays, split: Split, draws: Draws
 ) -> Mapping[str, Members]:
-    """Whose the query rows of an episode are: of the group, of the classes, or each its own."""
-    chosen = _choose(source, arrays, split, rng)
+    """Whose the query rows of one episode are: of the group, of the classes, or each its own."""
+    (chosen,) = _choose(source, arrays, split, draws)
+    (rows,) = chosen.query
     if chosen.classes is None:
-        members = members_of(source, arrays, split, chosen.query)
+        members = members_of(source, arrays, split, rows)
     else:
-        members = {_class_population(source): np.tile(chosen.classes, (len(chosen.query), 1))}
+        members = {_class_population(source): np.tile(chosen.classes[0], (len(rows), 1))}
     return dict.fromkeys(source.task_names, members)
 
 
@@ -102,51 +104,84 @@ def _class_population(source: FilesConfig) -> str:
     return f"class of {source.task_names[0]}"
 
 
-def _choose(source: FilesConfig, arrays: Arrays, split: Split, rng: np.random.Generator) -> Chosen:
-    """All chances of an episode."""
-    shots = drawn(source.shots, rng)
+def _choose(source: FilesConfig, arrays: Arrays, split: Split, draws: Draws) -> Iterator[Chosen]:
+    """All chances of the episodes."""
+    shots = drawn(source.shots, draws)
     if source.episodes == "classes":
-        return _choose_classes(source, arrays, split, shots, rng)
+        yield from _choose_classes(source, arrays, split, shots, draws)
+        return
     rows, starts = arrays[f"rows/{split}"], arrays.get(f"starts/{split}")
-    domain = "rows"
     if source.episodes == "groups" and starts is not None:
-        group = int(rng.integers(len(starts) - 1))
-        rows = rows[starts[group] : starts[group + 1]]
-        domain = f"{source.group} {arrays[f'names/{split}'][group]}"
-    elif len(source.task_names) == 1:
+        yield from _choose_groups(source, arrays, split, shots, draws)
+        return
+    if len(source.task_names) == 1:
         # All of them are labelled, so that a single task has as many labels as are drawn.
         labelled = arrays[f"rows/{split}/{source.task_names[0]}"]
         if len(labelled) > 1:
             rows = labelled
-    taken = rows[rng.choice(len(rows), min(len(rows), shots + source.queries), replace=False)]
-    shots = min(shots, len(taken) - 1)
-    return Chosen(taken[:shots], taken[shots:], domain)
+    for own, (num_shots,) in alike(draws, shots):
+        number = min(len(rows), num_shots + source.queries)
+        taken = rows[own.choice(len(rows), number)]
+        end = min(num_shots, number - 1)
+        domains = partial(list, ["rows"] * len(own))
+        yield Chosen(own.indices, taken[:, :end], taken[:, end:], domains)
+
+
+def _choose_groups(
+    source: FilesConfig, arrays: Arrays, split: Split, shots: int | np.ndarray, draws: Draws
+) -> Iterator[Chosen]:
+    rows, starts, names = (arrays[f"{key}/{split}"] for key in ("rows", "starts", "names"))
+    sizes = np.diff(starts)
+    groups = draws.integers(len(sizes))
+    numbers = np.minimum(sizes[groups], shots + source.queries)
+    ends = np.minimum(shots, numbers - 1)
+    for episodes, (number, end) in rows_alike(len(draws), numbers, ends):
+        own, group = draws[episodes], groups[episodes]
+        taken = rows[starts[group, None] + own.choice(sizes[group], number)]
+        domains = partial(_group_names, source, names[group])
+        yield Chosen(own.indices, taken[:, :end], taken[:, end:], domains)
+
+
+def _group_names(source: FilesConfig, names: np.ndarray) -> list[str]:
+    return [f"{source.group} {name}" for name in names]
 
 
 def _choose_classes(
-    source: FilesConfig, arrays: Arrays, split: Split, shots: int, rng: np.random.Generator
-) -> Chosen:
+    source: FilesConfig, arrays: Arrays, split: Split, shots: int | np.ndarray, draws: Draws
+) -> Iterator[Chosen]:
     rows, starts, names = (arrays[f"{key}/{split}"] for key in ("rows", "starts", "names"))
-    classes = rng.choice(len(names), drawn(source.ways, rng), replace=False)
-    number = shots + source.queries
-    taken = np.stack(
-        [rng.choice(rows[starts[c] : starts[c + 1]], number, replace=False) for c in classes]
-    )
-    domain = ", ".join(names[classes].tolist())
-    return Chosen(taken[:, :shots].ravel(), taken[:, shots:].ravel(), domain, classes)
+    ways = drawn(source.ways, draws)
+    for own, (num_ways, num_shots) in alike(draws, ways, shots):
+        classes = own.choice(len(names), num_ways)
+        number = num_shots + source.queries
+        first, sizes = starts[classes].reshape(-1), np.diff(starts)[classes].reshape(-1)
+        taken = rows[first[:, None] + own.split(num_ways).choice(sizes, number)]
+        taken = taken.reshape(len(own), num_ways, number)
+        support, query = (
+            part.reshape(len(own), -1) for part in (taken[..., :num_shots], taken[..., num_shots:])
+        )
+        domains = partial(_class_names, names[classes])
+        yield Chosen(own.indices, support, query, domains, classes)
+
+
+def _class_names(names: np.ndarray) -> list[str]:
+    return [", ".join(own) for own in names.tolist()]
 
 
 def _few_shot_batch(
     source: FilesConfig, arrays: Arrays, rows: np.ndarray, num_classes: int
 ) -> Batch:
-    """Rows of one class after the other, as many of each; classes are numbered in this order."""
+    """Rows [E, N] of one class after the other, as many of each; classes are numbered in this
+    order.
+    """
     (task,) = source.task_names
-    target = torch.arange(num_classes).repeat_interleave(len(rows) // num_classes)
-    return Batch(torch.from_numpy(arrays["inputs"][rows]), {task: target}, {})
+    labels = torch.arange(num_classes).repeat_interleave(rows.shape[1] // num_classes)
+    inputs = torch.from_numpy(np.take(arrays["inputs"], rows, axis=0))
+    return Batch(inputs, {task: labels.repeat(len(rows), 1)}, {})
 
 
 def _batch(source: FilesConfig, arrays: Arrays, rows: np.ndarray) -> Batch:
-    """The rows with these numbers; of a stream, those of its shuffle buffer."""
+    """The rows with these numbers [...]; of a stream, those of its shuffle buffer."""
     tensors = {
         name: torch.from_numpy(values) for name, values in _gathered(source, arrays, rows).items()
     }
@@ -162,19 +197,18 @@ def _batch(source: FilesConfig, arrays: Arrays, rows: np.ndarray) -> Batch:
 
 
 def _gathered(source: FilesConfig, arrays: Arrays, rows: np.ndarray) -> Mapping[str, np.ndarray]:
-    keys = [
-        "inputs",
-        *(f"{key}/{name}" for key in ("target", "mask") for name in source.task_names),
-    ]
+    keys = ["inputs", *(f"target/{name}" for name in source.task_names)]
+    if "complete" not in arrays:
+        keys += [f"mask/{name}" for name in source.task_names]
     offsets = arrays.get("offsets")
     if offsets is None:
-        return {key: arrays[key][rows] for key in keys}
+        return {key: np.take(arrays[key], rows, axis=0) for key in keys}
     # A shuffle buffer: rows are counted through its blocks, in the order of their slots.
     slots = np.searchsorted(offsets, rows, side="right") - 1
     gathered = {}
     for key in keys:
         first = arrays[f"0/{key}"]
-        out = np.empty((len(rows), *first.shape[1:]), first.dtype)
+        out = np.empty((*rows.shape, *first.shape[1:]), first.dtype)
         for slot in np.unique(slots):
             in_slot = slots == slot
             out[in_slot] = arrays[f"{slot}/{key}"][rows[in_slot] - offsets[slot]]

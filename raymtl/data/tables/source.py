@@ -1,6 +1,6 @@
 """`files`: the user's own data, by YAML alone: tables and pictures, with any labels."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -10,17 +10,19 @@ from torch import nn
 from raymtl.data.base import (
     SPLITS,
     Arrays,
+    Bucket,
     HeldOut,
     Members,
     Population,
     Split,
     usual,
 )
+from raymtl.data.draws import Draws
 from raymtl.data.tables import sampling as drawing
 from raymtl.data.tables.contents import check_encoding
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.notes import Note
-from raymtl.types import Episode, UserError
+from raymtl.types import UserError
 
 
 class Files(FilesConfig):
@@ -172,10 +174,8 @@ class Files(FilesConfig):
 
         return fill_buffer(self, arrays, seed, step)
 
-    def episode(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> tuple[Episode, str]:
-        return drawing.draw(self, arrays, split, rng)
+    def draw_episodes(self, arrays: Arrays, split: Split, draws: Draws) -> Iterable[Bucket]:
+        return drawing.draw(self, arrays, split, draws)
 
     @property
     def about_episodes(self) -> str:
@@ -194,10 +194,8 @@ class Files(FilesConfig):
     def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
         return drawing.populations(self, arrays, split)
 
-    def query_members(
-        self, arrays: Arrays, split: Split, rng: np.random.Generator
-    ) -> Mapping[str, Members]:
-        return drawing.query_members(self, arrays, split, rng)
+    def query_members(self, arrays: Arrays, split: Split, draws: Draws) -> Mapping[str, Members]:
+        return drawing.query_members(self, arrays, split, draws)
 
     def every_example(self, arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
         return drawing.every_example(self, arrays, split)
