@@ -220,6 +220,11 @@ class Bucket(NamedTuple):
     """Gives the names of their domains, E of them; training does not ask for them."""
 
 
+def same_domain(name: str, num_episodes: int) -> Callable[[], Sequence[str]]:
+    """The domains of episodes that all have this one."""
+    return lambda: [name] * num_episodes
+
+
 class DrawnSource(Source):
     """A source whose episodes have `shots` support and `queries` query examples."""
 

@@ -20,6 +20,9 @@ import numpy as np
 Words = np.ndarray
 """uint64; sums and products are modulo 2^64."""
 
+GENERATOR = "splitmix64"
+"""What checkpoints say of how the episodes of their training were drawn."""
+
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """2^64 divided by the golden ratio, odd: steps between seeds of the same meta-batch."""
 DRAW = 2**32

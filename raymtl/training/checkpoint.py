@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from raymtl.data.draws import GENERATOR
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage import atomic, formats, strict_json
 from raymtl.storage.fence import Attempt
@@ -123,6 +124,7 @@ def _write(
         "anchor": progress.anchor,
         "rng": snapshot.rng,
         "rows": list(progress.rows),
+        "generator": GENERATOR,
     }
     with (folder / "state.pt").open(
         "wb"

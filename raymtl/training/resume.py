@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from raymtl.data.draws import GENERATOR
 from raymtl.storage import atomic, fence, formats
 from raymtl.storage.fence import Attempt
 from raymtl.training import checkpoint
@@ -64,6 +65,14 @@ def start_attempt(folder: Path, context: TrainContext) -> StartingPoint:
         formats.append_row(folder / "resumes.jsonl", about, attempt.publish)
         for sentence in damages:
             logger.warning("%s", sentence)
+    if saved and workers.rank == 0 and saved.state.get("generator") != GENERATOR:
+        logger.warning(
+            "%s: it was begun by an earlier version, which drew episodes by another generator. "
+            "From step %d on its episodes are drawn anew, as this version draws them; parameters "
+            "and optimiser go on.",
+            folder,
+            step + 1,
+        )
     return StartingPoint(attempt, saved, tuple(chosen.passed_over))
 
 

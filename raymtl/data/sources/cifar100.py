@@ -26,6 +26,7 @@ from raymtl.data.base import (
     drawn,
     each_once,
     most,
+    same_domain,
 )
 from raymtl.data.draws import Draws, alike
 from raymtl.data.formats.cifar100 import (
@@ -336,7 +337,7 @@ class CIFAR100(DrawnSource):
                 pictures = self._pictures(arrays, together, split, own)
                 parts = pictures.split(shots + self.queries, dim=1)
                 inputs = dict(zip(chosen, parts, strict=True))
-            domains = partial(list, [f"{split} pictures"] * len(own))
+            domains = same_domain(f"{split} pictures", len(own))
             yield Bucket(_episodes(inputs, targets, shots), own.indices, domains)
 
     def _draw_classes(

@@ -299,10 +299,10 @@ def _together(drawn: Mapping[str, Sequence[Bucket]]) -> Iterator[Bucket]:
     kinds: dict[tuple[int, ...], list[int]] = {}
     for index, numbers in holders.items():
         kinds.setdefault(tuple(numbers), []).append(index)
-    for numbers, indices in kinds.items():
+    for held_by, indices in kinds.items():
         own = {
             part: _selected(buckets[number], indices)
-            for (part, buckets), number in zip(drawn.items(), numbers, strict=True)
+            for (part, buckets), number in zip(drawn.items(), held_by, strict=True)
         }
         support = _joined({part: bucket.episodes.support for part, bucket in own.items()})
         query = _joined({part: bucket.episodes.query for part, bucket in own.items()})

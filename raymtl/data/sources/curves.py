@@ -5,14 +5,23 @@ have in common.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 
-from raymtl.data.base import Arrays, Bucket, Count, Population, SingleTask, Split, drawn, usual
+from raymtl.data.base import (
+    Arrays,
+    Bucket,
+    Count,
+    Population,
+    SingleTask,
+    Split,
+    drawn,
+    same_domain,
+    usual,
+)
 from raymtl.data.draws import Draws, alike
 from raymtl.tasks import regression
 from raymtl.types import Batch, Episode, Metric, Task
@@ -142,4 +151,4 @@ class Curves(SingleTask):
                 Batch(inputs[:, part], {"y": targets[:, part]}, {})
                 for part in (slice(shots), slice(shots, None))
             )
-            yield Bucket(Episode(support, query), own.indices, partial(list, [name] * len(own)))
+            yield Bucket(Episode(support, query), own.indices, same_domain(name, len(own)))

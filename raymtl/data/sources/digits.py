@@ -312,9 +312,14 @@ def rotated(pictures: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     radians = torch.deg2rad(angles)[:, None, None]
     cos, sin = torch.cos(radians).float(), torch.sin(radians).float()
     # Number by number, so that the grid of an episode does not depend on the others.
-    x = ((2 * torch.arange(width) + 1) / width - 1)[None, None, :]
-    y = ((2 * torch.arange(height) + 1) / height - 1)[None, :, None]
+    x = _centres(width)[None, None, :]
+    y = _centres(height)[None, :, None]
     grid = torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)
     # A picture of N channels for each episode: its grid is computed once for all of them.
     channels = F.grid_sample(pictures.squeeze(2).float(), grid, align_corners=False)
     return channels.round().byte()[:, :, None]
+
+
+def _centres(number: int) -> torch.Tensor:
+    """The middles of this many pixels along a side that goes from -1 to 1."""
+    return (2 * torch.arange(number, dtype=torch.float32) + 1) / number - 1

@@ -3,7 +3,7 @@ torchvision keeps it.
 """
 
 from collections.abc import Iterator, Mapping
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -24,6 +24,7 @@ from raymtl.data.base import (
     drawn,
     each_once,
     most,
+    same_domain,
 )
 from raymtl.data.draws import Draws, alike
 from raymtl.tasks import classification
@@ -138,7 +139,7 @@ class MultiMNIST(ChosenTasks):
             support, query = (
                 self.batch(arrays, part) for part in (pairs[:, :shots], pairs[:, shots:])
             )
-            domains = partial(list, ["pairs of digits"] * len(own))
+            domains = same_domain("pairs of digits", len(own))
             yield Bucket(Episode(support, query), own.indices, domains)
 
     def _draw(

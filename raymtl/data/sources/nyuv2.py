@@ -4,7 +4,6 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
@@ -27,6 +26,7 @@ from raymtl.data.base import (
     drawn,
     each_once,
     most,
+    same_domain,
 )
 from raymtl.data.draws import Draws, alike
 from raymtl.tasks import depth, normals, segmentation
@@ -179,7 +179,7 @@ class NYUv2(ChosenTasks):
             every = _stacked(self._batch(frames), numbers.shape)
             support = tree_map(lambda leaf, end=shots: leaf[:, :end].contiguous(), every)
             query = tree_map(lambda leaf, start=shots: leaf[:, start:].contiguous(), every)
-            domains = partial(list, [f"frames of {folder.name}"] * len(own))
+            domains = same_domain(f"frames of {folder.name}", len(own))
             yield Bucket(Episode(support, query), own.indices, domains)
 
     def _draw(

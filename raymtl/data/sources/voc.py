@@ -4,7 +4,7 @@ doi:10.1007/s11263-009-0275-4).
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
@@ -24,6 +24,7 @@ from raymtl.data.base import (
     Split,
     drawn,
     each_once,
+    same_domain,
 )
 from raymtl.data.draws import Draws, alike
 from raymtl.data.formats.voc_xml import (
@@ -407,7 +408,7 @@ class VOC(ChosenTasks):
                 )
                 for part in (slice(shots), slice(shots, None))
             )
-            domains = partial(list, [f"VOC{self.year}"] * len(own))
+            domains = same_domain(f"VOC{self.year}", len(own))
             yield Bucket(Episode(support, query), own.indices, domains)
 
     def batch(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from raymtl.data.base import Arrays, Bucket, HeldOut, Members, Population, Split, drawn
+from raymtl.data.base import Arrays, Bucket, HeldOut, Members, Population, Split, drawn, same_domain
 from raymtl.data.draws import Draws, alike, rows_alike
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.types import Batch, Episode
@@ -123,7 +123,7 @@ def _choose(source: FilesConfig, arrays: Arrays, split: Split, draws: Draws) -> 
         number = min(len(rows), num_shots + source.queries)
         taken = rows[own.choice(len(rows), number)]
         end = min(num_shots, number - 1)
-        domains = partial(list, ["rows"] * len(own))
+        domains = same_domain("rows", len(own))
         yield Chosen(own.indices, taken[:, :end], taken[:, end:], domains)
 
 
