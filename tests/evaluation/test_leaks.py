@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,12 +12,13 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from raymtl.config import Experiment
 from raymtl.data import CIFAR100, SPLITS, VOC, Digits, Files, NYUv2, Several, SourceSpec
 from raymtl.data.base import Arrays, Bucket, Source, Split
 from raymtl.data.draws import Draws
-from raymtl.data.episodes import build_meta_batch, on_device
+from raymtl.data.episodes import build_buckets, build_meta_batch, on_device
 from raymtl.data.formats.cifar100 import Pictures
 from raymtl.data.sources.cifar100 import CIFAR_FS
 from raymtl.encoders import ConvSpec, MLPSpec
@@ -269,16 +270,21 @@ SOURCES: list[tuple[str, Callable[[Path], Source]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "make"), SOURCES, ids=[name for name, _ in SOURCES])
-def test_no_input_stands_twice(
-    name: str, make: Callable[[Path], Source], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """In support and query, or in two splits."""
+@pytest.fixture
+def numbered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures that are one of a kind, in place of those of the data sets."""
     monkeypatch.setattr("raymtl.data.sources.omniglot.read_drawings", numbered_drawings)
     monkeypatch.setattr("raymtl.data.sources.cifar100.read_pictures", numbered_pictures)
     monkeypatch.setattr("raymtl.data.sources.multimnist.read_digits", numbered_digits)
     monkeypatch.setattr("raymtl.data.sources.nyuv2.read_frame", numbered_frame)
     monkeypatch.setenv("RAYMTL_DATA", "drawn above")
+
+
+@pytest.mark.parametrize(("name", "make"), SOURCES, ids=[name for name, _ in SOURCES])
+def test_no_input_stands_twice(
+    name: str, make: Callable[[Path], Source], numbered: None, tmp_path: Path
+) -> None:
+    """In support and query, or in two splits."""
     source = make(tmp_path)
     arrays = source.load()
     of_split: list[set[bytes]] = []
@@ -293,6 +299,35 @@ def test_no_input_stands_twice(
         assert not of_split[one] & of_split[other]
 
 
+def by_index(source: Source, arrays: Arrays, indices: Sequence[int]) -> dict[int, Any]:
+    """Each training episode of step 7 as its structure, values and domain."""
+    found = {}
+    buckets = build_buckets(source, arrays, seed=3, split="train", step=7, indices=indices)
+    for bucket in buckets:
+        leaves, structure = tree_flatten(bucket.episodes)
+        for row, index in enumerate(bucket.indices.tolist()):
+            values = [(leaf.dtype, leaf[row].shape, leaf[row].numpy().tobytes()) for leaf in leaves]
+            found[index] = str(structure), values, bucket.domains()[row]
+    assert sorted(found) == sorted(indices)
+    return found
+
+
+@pytest.mark.parametrize(("name", "make"), SOURCES, ids=[name for name, _ in SOURCES])
+def test_episodes_are_the_same_whoever_draws(
+    name: str, make: Callable[[Path], Source], numbered: None, tmp_path: Path
+) -> None:
+    """All at once, alone, in any order, or by the shards of workers."""
+    source = make(tmp_path)
+    arrays = source.load()
+    together = by_index(source, arrays, range(12))
+    assert len({str(values) for _, values, _ in together.values()}) == 12
+    backwards = by_index(source, arrays, [11, 4, 0])
+    shards = [by_index(source, arrays, range(start, start + 4)) for start in (0, 4, 8)]
+    alone = [by_index(source, arrays, [index]) for index in (2, 9)]
+    for drawn in (backwards, *shards, *alone):
+        assert drawn == {index: together[index] for index in drawn}
+
+
 @pytest.mark.parametrize(
     ("source", "parts"),
     [
@@ -304,12 +339,9 @@ def test_no_input_stands_twice(
     ],
 )
 def test_classes_and_domains_of_the_splits_are_disjoint(
-    source: Source | str, parts: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+    source: Source | str, parts: Callable[[str], list[str]], numbered: None
 ) -> None:
     """By the names that the report shows; a turned character is the same character."""
-    monkeypatch.setattr("raymtl.data.sources.omniglot.read_drawings", numbered_drawings)
-    monkeypatch.setattr("raymtl.data.sources.cifar100.read_pictures", numbered_pictures)
-    monkeypatch.setenv("RAYMTL_DATA", "drawn above")
     if isinstance(source, str):
         chosen: Source = TypeAdapter(SourceSpec).validate_python({"name": source})
     else:
