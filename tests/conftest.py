@@ -88,6 +88,7 @@ def experiment(**values: Any) -> Experiment:
     return small().override({key.replace("__", "."): value for key, value in values.items()})
 
 
+@functools.cache
 def axes(sharing: str, weighting: str, learner: str) -> Experiment:
     """The three axes on all the tasks of the digits, or on two alike where one axis takes no others."""
     chosen = {"sharing__name": sharing, "weighting__name": weighting, "learner__name": learner}
@@ -95,6 +96,15 @@ def axes(sharing: str, weighting: str, learner: str) -> Experiment:
         return experiment(**chosen)
     except UserError:
         return experiment(**chosen, data__tasks=["left", "right"])
+
+
+@functools.cache
+def two_steps(sharing: str, weighting: str, learner: str) -> Experiment:
+    """The same with two inner steps, for laws of every step: the second starts from adapted parameters, as any later one does."""
+    chosen = axes(sharing, weighting, learner)
+    if "inner_steps" in type(chosen.learner).model_fields:
+        return chosen.override({"learner.inner_steps": 2})
+    return chosen
 
 
 @functools.cache

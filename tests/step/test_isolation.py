@@ -21,7 +21,7 @@ from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig, over_episodes
 from raymtl.step.meta_gradient import meta_gradient, update_after_step
 from raymtl.types import Batch, Episode, Params, UserError, select
-from tests.conftest import LEARNERS, SHARING, WEIGHTING, axes, perturbed, possible
+from tests.conftest import LEARNERS, SHARING, WEIGHTING, axes, perturbed, possible, two_steps
 from tests.drawing import one_episode
 from tests.learners.test_learners import VARIANTS
 from tests.narrowing import checked, present
@@ -127,7 +127,7 @@ def test_what_was_adapted_to_before_leaves_no_trace(
 
     A trace could lie in an architecture or in a learner: each beside plain and intricate partners.
     """
-    chosen = axes(sharing, "static", learner).override(values)
+    chosen = two_steps(sharing, "static", learner).override(values)
     first, second = drawn(chosen, arrays, 0, 1)
     fresh = chosen.build()
     alone = fresh.adapt(perturbed(fresh), second.support)
@@ -154,7 +154,7 @@ def test_episodes_adapt_as_they_do_alone(
     sharing: str, learner: str, values: dict[str, Any], arrays: Arrays
 ) -> None:
     """In one vmapped batch B's parameters and predictions are those of B alone, whoever stands beside it and where."""
-    chosen = axes(sharing, "static", learner).override(values)
+    chosen = two_steps(sharing, "static", learner).override(values)
     a, b, c = drawn(chosen, arrays, 0, 1, 2)
     algorithm = chosen.build()
     params = with_batch(algorithm, perturbed(algorithm), a, b, c)
@@ -182,7 +182,7 @@ def test_the_meta_gradient_averages_its_episodes(
     sharing: str, learner: str, values: dict[str, Any], arrays: Arrays
 ) -> None:
     """So their order has no say; what adapts in view of the whole batch is asked for that alone."""
-    chosen = axes(sharing, "static", learner).override(values)
+    chosen = two_steps(sharing, "static", learner).override(values)
     a, b = drawn(chosen, arrays, 0, 1)
     together = gradients(chosen, a, b)
     assert any(gradient.abs().max() > 1e-6 for gradient in together.values())
@@ -256,7 +256,7 @@ def test_weightless_tasks_do_not_move_the_others(
     sharing: str, learner: str, values: dict[str, Any], arrays: Arrays
 ) -> None:
     """Its support labels may be anything: all but its own head, which some learners fit apart, ends up the same."""
-    chosen = axes(sharing, "static", learner).override(values)
+    chosen = two_steps(sharing, "static", learner).override(values)
     *speaking, silent = chosen.data.task_names
     algorithm = weighted(chosen, [1.0] * len(speaking) + [0.0])
     params = perturbed(algorithm)

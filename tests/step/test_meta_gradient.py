@@ -25,6 +25,7 @@ from tests.conftest import (
     perturbed,
     possible,
     star,
+    two_steps,
     with_missing_labels,
 )
 from tests.processes import run_on
@@ -42,7 +43,7 @@ SPLITS = {  # ragged on purpose
 def test_every_combinations_vmap_equals_the_loop(
     sharing: str, weighting: str, learner: str, arrays: Arrays
 ) -> None:
-    chosen = axes(sharing, weighting, learner)
+    chosen = two_steps(sharing, weighting, learner)
     _assert_alike(
         chosen,
         episodes_of(chosen, arrays, count=2),
@@ -55,7 +56,9 @@ def test_every_combinations_vmap_equals_the_loop(
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_chunked_vmap_equals_vmap_over_all(learner: str, arrays: Arrays) -> None:
     """How many at a time is decided around the learner, which alone sees single episodes."""
-    chosen = axes("hard", "pcgrad" if possible("hard", "pcgrad", learner) else "static", learner)
+    chosen = two_steps(
+        "hard", "pcgrad" if possible("hard", "pcgrad", learner) else "static", learner
+    )
     _assert_alike(
         chosen,
         episodes_of(chosen, arrays),
@@ -84,7 +87,7 @@ def test_every_member_runs_in_bfloat16(
     sharing: str, weighting: str, learner: str, arrays: Arrays
 ) -> None:
     """Each member once: precision is set around the whole step, so pairs add nothing."""
-    chosen = axes(sharing, weighting, learner)
+    chosen = two_steps(sharing, weighting, learner)
     algorithm = chosen.build()
     execution = ExecutionConfig(precision="bfloat16")
     result = meta_gradient(
@@ -130,7 +133,7 @@ def _cases(arrays: Any, every: bool) -> list[tuple[Experiment, list[Episode]]]:
     """
     cases = []
     for combination in COMBINATIONS if every else STAR:
-        chosen = axes(*combination)
+        chosen = two_steps(*combination)
         steps = [episodes_of(chosen, arrays, step=step, count=9) for step in range(2)]
         # A class without a single support label has no prototype.
         steps[1] = with_missing_labels(steps[1], support=chosen.learner.name != "protonet")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from raymtl.config import Experiment
 from raymtl.storage import formats
 from raymtl.types import DivergedError, UserError
-from tests.conftest import LEARNERS, WEIGHTING, axes, experiment
+from tests.conftest import LEARNERS, WEIGHTING, experiment, two_steps
 from tests.training.runs import Stopped, run
 
 # Each weighting and each learner once: their states are saved apart from each other.
@@ -28,7 +28,7 @@ def short(
     plan = {"train.steps": 6, "train.eval_every": 2} | {
         k.replace("__", "."): v for k, v in values.items()
     }
-    return axes(sharing, weighting, learner).override(plan)
+    return two_steps(sharing, weighting, learner).override(plan)
 
 
 @pytest.mark.parametrize(("weighting", "learner"), PAIRS)
