@@ -138,7 +138,7 @@ def test_own_numbers_choose_as_one_number() -> None:
 def test_alike_parts_all_episodes_by_their_sizes() -> None:
     draws = generators(8, "train", 0, range(50))
     ways = 2 + draws.integers(3)
-    found = {}
+    found: dict[int, int] = {}
     for own, (num_ways, shots) in alike(draws, ways, 5):
         assert shots == 5 and (ways[own.indices] == num_ways).all()
         found |= dict.fromkeys(own.indices.tolist(), num_ways)
