@@ -34,7 +34,7 @@ def start_ray(address: str | None) -> None:
             log_to_driver=False,
             runtime_env={"env_vars": ENVIRONMENT} if address else None,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # of this very class where a start times out
         if address is None:
             raise UserError(
                 f"Ray does not start on this machine ({first_line(error)}). Ask `raymtl doctor` "

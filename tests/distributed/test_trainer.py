@@ -326,6 +326,16 @@ def test_a_machine_is_leaving_once_ray_was_told(monkeypatch: pytest.MonkeyPatch)
     assert is_machine_preempted()
 
 
+def test_a_start_that_times_out_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match=r"does not start on this machine \(The current node timed"):
+        start_ray(None)
+
+
 @pytest.mark.parametrize(
     ("address", "says"),
     [
