@@ -108,8 +108,8 @@ def render_file(
 def check_file(
     file: Annotated[Path, typer.Argument(help="A file for `ray up`, or a RayJob for KubeRay.")],
 ) -> None:
-    """Say what is wrong with a cluster file, Ray's own checks included; asks no cloud. Exit 2 where
-    something is.
+    """List the mistakes in a cluster file, including those that Ray finds, without asking a cloud.
+    Exit 2 where something is.
     """
     from raymtl.cluster.files.check import check_text
 

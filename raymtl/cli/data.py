@@ -37,7 +37,7 @@ def inspect_data(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print what is in the data: columns, tasks, splits, balance, what is missing; draw a batch."""
+    """Print the columns, tasks, splits, balance and missing values of the data; draw a batch."""
     experiment = load_config(config, sets)
     from raymtl.data.batch_picture import draw_batch
     from raymtl.data.inspection import inspect

@@ -52,7 +52,7 @@ def trials(
 
 
 def _trial(rows: list[dict[str, Any]], number: int, run: Path) -> dict[str, Any]:
-    """The values that the trial of this number has; raises UserError if there is none."""
+    """The values of the trial with this number. Raises UserError if there is none."""
     for row in rows:
         if row["number"] == number:
             return {key: value for key, value in row.items() if value is not None}
@@ -88,7 +88,7 @@ def methods(
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/methods.md.")] = False,
 ) -> None:
-    """List what there is to choose from: what each method does, what it costs, when it helps."""
+    """List the methods: what each one does, what it costs and when it helps."""
     from raymtl.config import catalog
 
     if markdown:

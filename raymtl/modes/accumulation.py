@@ -1,5 +1,5 @@
-"""Gradient accumulation: the joint step, its gradient summed over parts of the meta-batch one after
-the other.
+"""Gradient accumulation: the joint step, its gradient summed over micro-batches that are processed
+one after the other.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -13,9 +13,9 @@ class Accumulation(Mode):
     """The joint step in less memory: each worker's episodes in `parts` passes, gradients summed
     before weighing.
 
-    Equal to `weighted` up to rounding, with every weighting: no layer here has batch statistics.
-    The losses must be known before they are weighed, which costs one more forward pass without a
-    graph.
+    Equal to `weighted` up to rounding, with every weighting, since no layer has statistics over
+    episodes. The losses must be known before they are weighed, which costs one more forward pass
+    without a graph.
 
     Example: `mode: {name: accumulation, parts: 4}`
     """

@@ -28,14 +28,14 @@ def reversed_gradient(x: Tensor, strength: float) -> Tensor:
 
 
 class Adversarial(SharingArchitecture):
-    """A trunk that all tasks share beside one of each task's own; the head reads both, twice the
-    encoder's features.
+    """All tasks share one trunk, and each has another of its own; the head reads the features of
+    both.
 
     Two auxiliary terms shape what goes where. `adversarial` is the cross-entropy, a mean over
     examples, of a linear discriminator that tells the task from the shared features: its own
     parameters descend it, and through gradient reversal the shared trunk ascends it at lambda.
-    `orthogonality` is gamma * sum_t |S_t^T H_t|_F^2 / N_t^2: the shared and the private features of
-    N_t examples are to have nothing in common.
+    `orthogonality` is gamma * sum_t |S_t^T H_t|_F^2 / N_t^2: it makes the shared and the private
+    features of N_t examples orthogonal.
 
     Where all tasks share one input, the discriminator sees the same features under every label and
     can only guess, with probability 1/K. It is useful where tasks have separate inputs. Both terms
@@ -86,11 +86,11 @@ class Adversarial(SharingArchitecture):
 
 
 class AdversarialSpec(SharingSpecBase):
-    """Each task has a trunk beside the shared one, from which a discriminator must not be able to
-    tell the task.
+    """Each task has a trunk of its own beside the shared one. A discriminator must not recognise
+    the task from the shared trunk.
 
-    `reversal` is the paper's lambda, at 0 the shared trunk is not drawn; `orthogonality` is its
-    gamma.
+    `reversal` is the paper's lambda; at 0 the discriminator does not influence the shared trunk.
+    `orthogonality` is its gamma.
 
     Example: `sharing: {name: adversarial, reversal: 0.1, orthogonality: 0.01}`
     """

@@ -20,7 +20,7 @@ SPREAD = 0.1  # of the embeddings at first: small, so that all towers count abou
 
 
 class Attention(SharingArchitecture):
-    """Every task has a tower and attends, input by input, to the towers of all tasks.
+    """Each task has a tower, and attends to the towers of all tasks depending on the input.
 
     Query and key come from the features of the task's tower, through maps that all share, plus an
     embedding of the task; values are the features themselves. Each of `heads` heads of `dim`

@@ -31,7 +31,7 @@ class Branch(Spec):
 
 
 class Branching(SharingArchitecture):
-    """Tasks go together through the first stages of the encoder, and part in the form of a tree.
+    """The tasks share the first stages of the encoder and branch off from each other as a tree.
 
     `owners[t][s]` names the task whose copy of stage s task t passes through. Stages that no task
     passes through do not exist: there is one copy for each branch of the tree, named

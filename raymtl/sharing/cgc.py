@@ -15,8 +15,7 @@ from raymtl.types import Task
 
 
 class CGC(SharingArchitecture):
-    """Experts that all tasks share, and experts of each task's own; its gate mixes these two
-    groups.
+    """Each task has a gate that mixes experts shared by all tasks with experts of its own.
 
     An expert is a whole encoder; the gates see the flattened input. The other tasks' own experts
     take no part.

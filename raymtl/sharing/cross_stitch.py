@@ -52,8 +52,8 @@ class CrossStitch(SharingArchitecture):
 
 
 class CrossStitchSpec(SharingSpecBase):
-    """Every task has a tower, and takes a learned share of what the others' towers make after each
-    stage.
+    """Each task has a tower. After each stage, a learned matrix mixes the activations of all
+    towers.
 
     `own` is the initial a_tt, the others share 1 - own; `lr_scale` multiplies the outer learning
     rate of a.

@@ -85,14 +85,14 @@ def entropy(selected: Tensor) -> Tensor:
 
 
 class DSelectK(SharingArchitecture):
-    """All tasks share the experts; each mixes at most k of them, once its selectors have decided.
+    """All tasks share the experts, and each task learns to select at most k of them.
 
     An expert is a whole encoder; all are computed, the sparsity is of the mixture alone. `entropy`,
-    summed over tasks and selectors and a mean over examples, draws the selectors to a decision: an
-    auxiliary term where the gates see the flattened input, a penalty where they are static.
-    Deviation from the paper: where the number of experts is no power of two, a code without an
-    expert stands for that with its highest bit cleared, so that the weights sum to 1 all the time,
-    and the paper's regulariser that keeps selectors off such codes has nothing to do.
+    summed over tasks and selectors and a mean over examples, makes the selectors decide. It is an
+    auxiliary term if the gates see the flattened input, and a penalty if they are static. Deviation
+    from the paper: where the number of experts is no power of two, a code without an expert stands
+    for that with its highest bit cleared, so that the weights sum to 1 all the time, and the
+    paper's regulariser that keeps selectors off such codes has nothing to do.
     """
 
     def __init__(
@@ -138,8 +138,8 @@ class DSelectKSpec(SharingSpecBase):
     """All tasks share the experts, and each selects at most `k` of them by a smooth gate that
     becomes sparse.
 
-    `gates` decide for each input or once for all; `gamma` is the width of the step; `entropy`
-    weighs the term that draws the selectors to a decision.
+    `gates` decide for each input or once for all; `gamma` is the width of the step; `entropy` is
+    the weight of the term that makes the selectors decide.
 
     Example: `sharing: {name: dselect_k, num_experts: 8, k: 2}`
     """

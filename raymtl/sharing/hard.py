@@ -37,7 +37,7 @@ class Hard(SharingArchitecture):
 
 
 class HardSpec(SharingSpecBase):
-    """All tasks share the whole trunk; there is nothing to choose.
+    """All tasks share the complete trunk; there are no hyperparameters.
 
     Example: `sharing: {name: hard}`
     """
@@ -57,9 +57,10 @@ class HardSpec(SharingSpecBase):
 def apply_to_each(
     module: Callable[[Tensor], Tensor], inputs: Mapping[str, Tensor], isolate_task_graphs: bool
 ) -> dict[str, Tensor]:
-    """`module` of the inputs [N_t, ...] of each task.
+    """Applies `module` to the inputs [N_t, ...] of each task.
 
-    The examples of all tasks pass together, or with `isolate_task_graphs` those of each task alone.
+    The examples of all tasks pass through it together; with `isolate_task_graphs` each task passes
+    separately.
     """
     if isolate_task_graphs:
         return {name: module(own) for name, own in inputs.items()}

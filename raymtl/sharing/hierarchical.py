@@ -17,7 +17,8 @@ from raymtl.types import Task
 
 
 class Hierarchical(SharingArchitecture):
-    """One trunk for all tasks; the head of each reads the output of the stage at the task's level.
+    """All tasks share one trunk; the head of a task reads the output of the stage at the task's
+    level.
 
     Levels count from 1, the first stage, and a head reads the whole flattened output there, which
     is wide where the stage is a map. A task has no gradient above its level, and stages above the

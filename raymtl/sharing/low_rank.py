@@ -67,15 +67,14 @@ class Tucker(nn.Module):
 
 
 class LowRank(SharingArchitecture):
-    """Every parameter of the tasks' encoders is a combination of k that all share, with
-    coefficients of each task.
+    """Each task's encoder is a linear combination of k shared encoders, parameter by parameter.
 
-    `factors.PARAMETER` holds what is shared, `coefficients.TASK` [number of parameters, k] what is
-    a task's own. There is no encoder beside them: each task's is put together where it is needed. A
-    parameter of one dimension, such as a bias, is factorised as a matrix in either form. At first a
-    task's coefficients are random and positive, of unit length for weights, so that these have an
-    ordinary scale, and of sum 1 for parameters of one dimension, so that the scales of a
-    normalisation stay at 1. With one task it is an independent network, started as usual.
+    `factors.PARAMETER` are the shared tensors, and `coefficients.TASK` [number of parameters, k]
+    belong to a task. The encoder of a task is computed from them when it is needed. A parameter of
+    one dimension, such as a bias, is factorised as a matrix in either form. At first a task's
+    coefficients are random and positive, of unit length for weights, so that these have an ordinary
+    scale, and of sum 1 for parameters of one dimension, so that the scales of a normalisation stay
+    at 1. With one task it is an independent network, started as usual.
 
     The penalty is mu times the sum of the absolute coefficients (its gradient at 0 is 0, a
     subgradient) plus lambda times the sum of squares of all factors. Deviations from the papers: no
@@ -117,7 +116,7 @@ class LowRank(SharingArchitecture):
         return self._names("factors")
 
     def encoder_params(self, task: str) -> dict[str, Tensor]:
-        """The parameters of the task's encoder, put together."""
+        """The parameters of a task's encoder, computed from the shared tensors."""
         rows = self.coefficients[task].unbind(0)
         return {
             name: self.factors[_key(name)](row)

@@ -14,7 +14,7 @@ from raymtl.types import Task
 
 
 class MMoE(SharingArchitecture):
-    """All tasks share the experts; a gate of each task's own mixes them, input by input.
+    """All tasks share the experts, and each task has a gate that mixes them depending on the input.
 
     An expert is a whole encoder; the gates see the flattened input. With one expert it is hard
     sharing.
@@ -49,7 +49,7 @@ class MMoE(SharingArchitecture):
 class MMoESpec(SharingSpecBase):
     """All tasks share the experts, and each has a gate of its own that mixes them.
 
-    `num_experts` is how many copies of the encoder there are.
+    `num_experts` is the number of experts, each of them a copy of the encoder.
 
     Example: `sharing: {name: mmoe, num_experts: 3}`
     """

@@ -49,8 +49,7 @@ def _as_map(x: Tensor) -> Tensor:
 
 
 class MTAN(SharingArchitecture):
-    """One trunk for all tasks; each task masks the output of every stage, seeing what it attended
-    to the stage before.
+    """All tasks share one trunk, and each task has an attention mask for the output of every stage.
 
     The head reads the masked output of the last stage. With the last masks at 1 it is hard sharing.
     Deviations from the paper: stages are not looked into, so that the mask is computed from the

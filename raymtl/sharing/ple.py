@@ -65,7 +65,7 @@ class Level(nn.Module):
 
 
 class PLE(SharingArchitecture):
-    """Experts of all tasks and of each task's own, mixed anew after every level.
+    """Shared experts and experts of each task, mixed by gates at every level.
 
     The encoder's stages are divided into `num_levels` consecutive groups; an expert of a level is a
     copy of its group, and the gates see the flattened input of the level. Before the last level the
@@ -118,11 +118,10 @@ class PLE(SharingArchitecture):
 
 
 class PLESpec(SharingSpecBase):
-    """Every task mixes experts that all share with experts of its own, anew after every level of
-    the encoder.
+    """Each task mixes shared experts with experts of its own at every level of the encoder.
 
-    `num_levels` groups of stages make the levels; `num_task_experts` is how many each task has to
-    itself at each.
+    `num_levels` is the number of groups of stages that form the levels; `num_task_experts` is the
+    number of each task's own experts at each level.
 
     Example: `sharing: {name: ple, num_levels: 2, num_task_experts: 2}`
     """

@@ -18,8 +18,8 @@ from raymtl.types import Params, Task
 
 
 class Relation(Hard):
-    """One trunk for all tasks, whose heads are drawn together or apart by the covariance of tasks
-    that they show.
+    """All tasks share one trunk. The heads of related tasks are drawn together, by a covariance of
+    the tasks that is learned.
 
     W [d, K] has a column for each task: all weights of its head, those of several outputs below
     each other. Biases are not part of it. Omega is computed in closed form from the W of the moment
@@ -75,8 +75,8 @@ class Relation(Hard):
 
 
 class RelationSpec(SharingSpecBase):
-    """All tasks share the trunk, and the weights of their heads follow a covariance of tasks that
-    is learned.
+    """All tasks share the trunk, and a learned covariance of the tasks relates the weights of their
+    heads.
 
     `lambda_1` draws the weights to zero, `lambda_2` to those of related tasks and away from those
     of opposed ones. All heads need weights of the same shape: tasks of the same kind with as many

@@ -22,7 +22,7 @@ NUM_SUBSPACES = 2  # the paper's G
 
 
 class Sluice(SharingArchitecture):
-    """Each task has two towers, the subspaces, that are mixed with those of all tasks after every
+    """Each task has two towers, called subspaces. The subspaces of all tasks are mixed after every
     stage.
 
     A subspace is a whole copy of the encoder and not half of one. `alpha` [L, 2K, 2K] mixes the

@@ -15,7 +15,7 @@ from raymtl.types import Params, Task
 
 
 class Soft(SharingArchitecture):
-    """Every task has a trunk of its own, drawn toward the mean of all.
+    """Each task has its own trunk, and a penalty draws all trunks toward their mean.
 
     The penalty is strength * sum_t |theta_t - mean_s theta_s|^2 over the trunks, a sum over tasks
     and parameters: its gradient with respect to theta_t is 2 * strength * (theta_t - mean). No
@@ -47,7 +47,7 @@ class Soft(SharingArchitecture):
 
 
 class SoftSpec(SharingSpecBase):
-    """Every task has a network of its own, drawn toward the mean of all.
+    """Each task has its own trunk, and a penalty draws all trunks toward their mean.
 
     `strength` is lambda; at 0 the tasks learn independently.
 

@@ -50,8 +50,7 @@ def averse(products: Array, rounding: float, c: float) -> Array:
 
 
 class CAGrad(GramianWeighting):
-    """Of all directions near the mean gradient, the one along which the task that improves least
-    improves most.
+    """Follows the direction near the mean gradient that most improves the task that improves least.
 
     The paper's d times K / (1 + c) (TorchJD returns (1 + c) / K of it): so equal gradients give
     their plain sum. The factor 1 / (1 + c) is one of the rescalings in the authors' code. Where

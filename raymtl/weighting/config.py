@@ -23,8 +23,8 @@ def conflict_free(products: Array, rounding: float) -> Array:
 
 
 class ConFIG(GramianWeighting):
-    """The direction that has the same positive cosine with every task's gradient, as long as their
-    projections on it.
+    """The direction with the same positive cosine to every task's gradient. Its length is the sum
+    of the gradients' projections on it.
 
     Equal gradients give their plain sum. Weights may be negative. The pseudo-inverse is taken by
     the Gramian, so it drops singular values of U below sqrt(K eps) of the largest. Linearly

@@ -19,8 +19,8 @@ BLOCK = 1 << 14  # columns that are worked on at once, so that they stay in a CP
 
 
 class ExcessMTL(GradientWeighting):
-    """Gives weight to the tasks that are furthest from what they could reach, whatever their label
-    noise.
+    """Gives more weight to tasks that are far from the loss that they could reach, whatever their
+    label noise.
 
     E_t(0) is the mean of E_t over the first `warmup` steps that have labels of task t; until then
     E_t / E_t(0) counts as 1, which moves nothing while all tasks warm up. The weights sum to K, in

@@ -13,8 +13,8 @@ FLOOR = 1e-8
 
 
 class GLS(LossWeighting):
-    """K times the geometric mean of the losses, so that the weight of task t is the geometric mean
-    over L_t.
+    """Minimises K times the geometric mean of the losses; the weight of task t is that mean divided
+    by L_t.
 
     The factor K is not the paper's: with it equal losses weigh 1 each, and always the product of
     the weights is 1. Losses must be positive: one below 1e-8 counts as 1e-8 and itself weighs 0.

@@ -44,8 +44,8 @@ def drop(rows: Tensor, chances: Tensor, leak: float) -> Tensor:
 
 
 class GradDrop(GradientWeighting):
-    """Keeps in every coordinate the entries of one sign alone, drawn by how much of the gradients
-    has that sign.
+    """Keeps in each coordinate only the gradients of one sign, which is drawn with a probability
+    that depends on their sizes.
 
     The paper drops parts of the gradient with respect to the shared features and sees the sign of
     feature times gradient; here, as in TorchJD, coordinates are those of the shared parameters.

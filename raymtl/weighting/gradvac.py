@@ -57,8 +57,8 @@ def vaccinate(products: Array, targets: Array, order: NDArray[np.int64], beta: f
 
 
 class GradVac(GradientWeighting):
-    """Sums the gradients after each has been turned to the cosines that its task used to have with
-    the others.
+    """Sums the gradients after turning each so that its cosines with the others are at least their
+    running averages.
 
     The shared parameters are one group, with one target a pair of tasks; the paper may have a group
     a layer. PCGrad is the case of the target 0, where the targets start. The cosine that enters the

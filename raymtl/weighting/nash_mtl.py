@@ -13,8 +13,8 @@ from raymtl.weighting.gramian import Array, GramianWeighting, leaving_out_zeros
 
 
 class NashMTL(GramianWeighting):
-    """The direction with the largest product of improvements; the unit of a task's loss has no say
-    in it.
+    """The direction with the largest product of the tasks' improvements, which does not depend on
+    the units of the losses.
 
     The weights solve the paper's equation as it stands: the joint gradient has the length sqrt(K)
     whatever the length of the tasks' gradients, and one task alone weighs 1 / |g|. So the clipping
