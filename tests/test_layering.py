@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "raymtl"
 LAYERS = [
-    {"types"},
+    {"types", "torch_internals"},
     {"notes", "ray_internals", "storage", "tasks", "encoders", "weighting", "modes"},
     {"data", "sharing"},
     {"learners"},

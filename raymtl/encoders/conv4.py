@@ -39,8 +39,8 @@ class Conv4Spec(NormedSpec):
                 nn.Sequential(
                     convolution,
                     *self.norms(self.width, NUM_GROUPS, inner_steps),
+                    nn.MaxPool2d(2),  # of a quarter of the values, ReLU is the same after it
                     nn.ReLU(),
-                    nn.MaxPool2d(2),
                 )
             )
             before = self.width

@@ -44,7 +44,7 @@ class LeNetSpec(NormedSpec):
         for after in self.maps:
             norm = self.norms(after, NUM_GROUPS, inner_steps)
             convolution = nn.Conv2d(before, after, 5, bias=self.biased)
-            stages.append(nn.Sequential(convolution, *norm, nn.ReLU(), nn.MaxPool2d(2)))
+            stages.append(nn.Sequential(convolution, *norm, nn.MaxPool2d(2), nn.ReLU()))
             before, height, width = after, (height - 4) // 2, (width - 4) // 2
         for narrow, wide in pairwise((before * height * width, *self.hidden)):
             norm = self.norms(wide, NUM_GROUPS, inner_steps)

@@ -17,10 +17,12 @@ import torch
 from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from raymtl.encoders.base import Encoder
+from raymtl.torch_internals import is_vmapped
 from raymtl.types import Spec, UserError
 
 Norm = Literal["none", "group", "layer", "batch", "per_step"]
@@ -62,24 +64,19 @@ class BatchStatistics(nn.Module, ABC):
             # nothing exact.
             weight, bias = self.affine()
             x = x.to(weight.dtype)
-            mean, rate = self._statistics(x)
-            scale = weight * rate
-            shift = bias - mean * scale
+            _refuse_single_values(x)
             recording = _recording.get()
-            if recording is not None and not self.transductive:
+            if self.transductive:
+                recording = None
+            # torch's own is faster, but under vmap its second derivative is wrong.
+            if recording is None and not is_vmapped():
+                return F.batch_norm(x, None, None, weight, bias, training=True, eps=EPS)
+            mean, variance = _Moments.apply(x)
+            scale = weight * (variance + EPS).rsqrt()
+            shift = bias - mean * scale
+            if recording is not None:
                 recording.append(torch.stack([scale, shift]))
         return torch.addcmul(_beside(shift, x), x, _beside(scale, x))
-
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean of each channel and 1 / sqrt(var + eps), [C]."""
-        if x.numel() < 2 * x.shape[1]:
-            raise UserError(
-                "encoder.norm: batch statistics take at least two values of a channel, got one "
-                "example of one place. Give more examples (data.shots), or choose encoder.norm: "
-                "layer."
-            )
-        mean, variance = _Moments.apply(x)
-        return mean, (variance + EPS).rsqrt()
 
 
 class BatchNorm(BatchStatistics):
@@ -144,6 +141,16 @@ class _Moments(Function):
         number = x.numel() / x.shape[1]
         slope = 2 * of_variance / number
         return torch.addcmul(_beside(of_mean / number - slope * mean, x), x, _beside(slope, x))
+
+
+def _refuse_single_values(x: Tensor) -> None:
+    """Raises UserError where a channel has a single value, whose variance says nothing."""
+    if x.numel() < 2 * x.shape[1]:
+        raise UserError(
+            "encoder.norm: batch statistics take at least two values of a channel, got one "
+            "example of one place. Give more examples (data.shots), or choose encoder.norm: "
+            "layer."
+        )
 
 
 def _places(x: Tensor) -> list[int]:

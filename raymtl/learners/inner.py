@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import grad
 
 from raymtl.encoders.norm import after_steps
+from raymtl.torch_internals import is_transformed
 from raymtl.types import Params
 
 InnerOptimizer = Literal["sgd", "momentum", "adam"]
@@ -57,14 +58,8 @@ def inner_step(
         optimizer: how the gradient becomes an update.
     """
     phi, moment = state
-    # Detached before the gradient and not after it: then nothing outside records the inner
-    # backward pass.
-    if first_order:
-        at = {name: value.detach() for name, value in phi.items()}
-    else:
-        at = phi
     with after_steps(step):
-        update = grad(loss)(at)
+        update = slope(loss, phi, first_order=first_order)
     if optimizer == "momentum":
         update = moment = {k: MOMENTUM * v + update[k] for k, v in moment.items()}
     elif optimizer == "adam":
@@ -75,6 +70,37 @@ def inner_step(
     return InnerState(
         {name: value - alpha[name] * update[name] for name, value in phi.items()}, moment
     )
+
+
+def slope(
+    loss: Callable[[Params], Tensor], phi: Params, *, first_order: bool = False
+) -> dict[str, Tensor]:
+    """grad loss(phi), 0 where the loss does not depend on a parameter.
+
+    It has a graph where one is recorded, unless it is of `first_order`.
+    """
+    followed = torch.is_grad_enabled() and not first_order
+    # Detached before the gradient and not after it: then nothing outside records the inner
+    # backward pass.
+    if not followed:
+        phi = {name: value.detach() for name, value in phi.items()}
+    if is_transformed() or (followed and not all(v.requires_grad for v in phi.values())):
+        gradients: dict[str, Tensor] = grad(loss)(phi)
+        return gradients
+    # The same in a plain loop, where torch.func.grad would cost more and keep a graph in any case.
+    with torch.enable_grad():
+        if followed:
+            # Views: what phi was computed from may itself be in phi, and is another variable here.
+            at = {name: value.view_as(value) for name, value in phi.items()}
+        else:
+            at = {name: value.requires_grad_() for name, value in phi.items()}
+        value = loss(at)
+        if not value.requires_grad:
+            return {name: torch.zeros_like(each) for name, each in phi.items()}
+        gradients_of_all = torch.autograd.grad(
+            value, list(at.values()), create_graph=followed, materialize_grads=True
+        )
+    return dict(zip(at, gradients_of_all, strict=True))
 
 
 def inner_path(

@@ -1,6 +1,6 @@
 """Laws of the normalisations: against torch's own, finite differences, autograd, and of what a query may depend on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,15 @@ def ours(params: Sequence[Tensor], x: Tensor) -> Tensor:
     return normed
 
 
+Normed = Callable[[Sequence[Tensor], Tensor], Tensor]
+
+
+def ours_vmapped(params: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Of one episode, by vmap, where the derivatives are ours and not torch's."""
+    stacked: Tensor = vmap(ours)(tuple(p[None] for p in params), x[None])
+    return stacked[0]
+
+
 def torchs(params: Sequence[Tensor], x: Tensor) -> Tensor:
     """Batch normalisation in training mode."""
     weight, bias = params
@@ -47,14 +56,15 @@ def random_affine(*shape: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("own", [ours, ours_vmapped])
 @pytest.mark.parametrize("shape", [(5, 3), (4, 3, 2, 3), (1, 3, 4, 4), (6, 3, 2)])
-def test_batch_norm_is_torchs_in_training(shape: tuple[int, ...]) -> None:
+def test_batch_norm_is_torchs_in_training(shape: tuple[int, ...], own: Normed) -> None:
     """So are its first and second derivatives."""
     readout = torch.randn(shape)
     leaves = (torch.randn(shape), *random_affine(3))
-    torch.testing.assert_close(ours(leaves[1:], leaves[0]), torchs(leaves[1:], leaves[0]))
+    torch.testing.assert_close(own(leaves[1:], leaves[0]), torchs(leaves[1:], leaves[0]))
     gradients, curvatures = [], []
-    for norm in (ours, torchs):
+    for norm in (own, torchs):
 
         def loss(x: Tensor, *params: Tensor) -> Tensor:
             return (readout * norm(params, x).tanh()).sum()  # noqa: B023
@@ -66,10 +76,11 @@ def test_batch_norm_is_torchs_in_training(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.usefixtures("float64")
-def test_batch_norms_derivatives_equal_finite_differences() -> None:
+@pytest.mark.parametrize("own", [ours, ours_vmapped])
+def test_batch_norms_derivatives_equal_finite_differences(own: Normed) -> None:
     """To second order."""
     leaves = [leaf.requires_grad_() for leaf in (torch.randn(4, 3, 2), *random_affine(3))]
-    call = lambda x, *params: ours(params, x)  # noqa: E731
+    call = lambda x, *params: own(params, x)  # noqa: E731
     assert torch.autograd.gradcheck(call, leaves)
     assert torch.autograd.gradgradcheck(call, leaves)
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torchopt
 from torch import Tensor, nn
+from torch.func import grad
 
 from raymtl.learners.gradient import GradientLearner, chosen
-from raymtl.learners.inner import InnerOptimizer, inner_loop, inner_path
+from raymtl.learners.inner import InnerOptimizer, inner_loop, inner_path, slope
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import Params, UserError
 from tests.conftest import SHARING, axes, episodes_of, experiment, perturbed
@@ -103,6 +104,34 @@ def test_the_path_is_torchopts(
         for ours_, theirs_ in zip(*grads, strict=True):
             torch.testing.assert_close(ours_, theirs_, rtol=1e-10, atol=1e-12)
         optimizer.step(net())
+
+
+def test_a_slope_holds_the_other_parameters_fixed() -> None:
+    """Even where one of them was computed from another, and to second order."""
+    a = torch.randn(3).requires_grad_()
+    found = slope(bumpy, {"a": a, "b": a.exp()})
+    expected = grad(bumpy)({"a": a, "b": a.exp()})
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+    twice = [
+        torch.autograd.grad(each["a"].sum() + each["b"].sum(), a) for each in (found, expected)
+    ]
+    torch.testing.assert_close(*twice)
+
+
+@pytest.mark.parametrize("values", [{"first_order": True}, {}])
+def test_slopes_that_nobody_follows_have_no_graph(values: dict[str, bool]) -> None:
+    """In first order, and where no gradient is recorded."""
+    start = {"a": torch.randn(3).requires_grad_(), "b": torch.randn(3).requires_grad_()}
+    with torch.set_grad_enabled("first_order" in values):
+        found = slope(bumpy, start, **values)
+    assert not any(value.requires_grad for value in found.values())
+    torch.testing.assert_close(found, grad(bumpy)(start))
+
+
+def test_a_loss_of_no_parameter_has_slope_zero() -> None:
+    start = {"a": torch.randn(3).requires_grad_()}
+    assert not slope(lambda _: torch.ones(()), start)["a"].any()
 
 
 def test_the_path_takes_each_steps_rates() -> None:

@@ -1,0 +1,142 @@
+"""The ways to run the episodes of a step: the same numbers by each, and the memory of one graph."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from raymtl.config import Experiment
+from raymtl.step.execution import ExecutionConfig, laid_out
+from raymtl.step.meta_gradient import meta_gradient
+from raymtl.types import UserError
+from raymtl.weighting.base import LossWeighting
+from tests.conftest import LEARNERS, SHARING, WEIGHTING, axes, episodes_of, experiment, perturbed
+
+PICTURES: dict[str, dict[str, Any]] = {
+    "conv4": {"encoder.name": "conv4", "encoder.width": 4},
+    "conv4, batch norm": {"encoder.name": "conv4", "encoder.width": 4, "encoder.norm": "batch"},
+}
+
+
+def on_pictures(sharing: str, learner: str, encoder: str = "conv4") -> Experiment:
+    """Convolutions on two tasks, or on all of them where the axes need that."""
+    changes: dict[str, Any] = dict(PICTURES[encoder])
+    chosen = axes(sharing, "static", learner)
+    if "inner_lr" in type(chosen.learner).model_fields:
+        changes["learner.inner_lr"] = 0.01
+    return chosen.override(changes)
+
+
+def assert_the_loop_equals_vmap(chosen: Experiment, arrays: Mapping[str, np.ndarray]) -> None:
+    episodes = episodes_of(chosen, arrays, count=2)
+    results = []
+    for execution in (ExecutionConfig("vmap"), ExecutionConfig("loop")):
+        algorithm = chosen.build()
+        params = perturbed(algorithm)
+        results.append(meta_gradient(algorithm, params, episodes, execution=execution))
+    together, one_by_one = results
+    torch.testing.assert_close(one_by_one.losses, together.losses, rtol=1e-9, atol=1e-11)
+    assert any(gradient.abs().max() > 1e-6 for gradient in together.grads.values())
+    for name, gradient in one_by_one.grads.items():
+        torch.testing.assert_close(gradient, together.grads[name], rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("sharing", SHARING)
+def test_channels_last_suit_every_architecture(sharing: str, arrays) -> None:
+    """The loop lays pictures and weights out with the channels last, vmap does not."""
+    assert_the_loop_equals_vmap(on_pictures(sharing, "maml"), arrays)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("encoder", PICTURES)
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_channels_last_suit_every_learner(learner: str, encoder: str, arrays) -> None:
+    try:
+        chosen = on_pictures("hard", learner, encoder)
+    except UserError:
+        pytest.skip("refused as it is")
+    assert_the_loop_equals_vmap(chosen, arrays)
+
+
+def test_the_loop_lays_weights_out_anew() -> None:
+    params = on_pictures("hard", "maml").build().init_params()
+    name = "model.encoders.0.stages.1.0.weight"
+    for execution, moved in ((ExecutionConfig("loop"), True), (ExecutionConfig("vmap"), False)):
+        weight = laid_out(params, execution)[name]
+        assert weight.is_contiguous(memory_format=torch.channels_last) == moved
+        assert torch.equal(weight, params[name])
+
+
+class LiveTensors:
+    """Counts what graphs hold: the tensors that autograd has saved and not let go yet."""
+
+    def __init__(self) -> None:
+        self.live = self.most = 0
+
+    def hold(self, tensor: Tensor) -> "Held":
+        self.live += 1
+        self.most = max(self.most, self.live)
+        return Held(self, tensor)
+
+
+class Held:
+    def __init__(self, counter: LiveTensors, tensor: Tensor) -> None:
+        self.counter, self.tensor = counter, tensor
+
+    def __del__(self) -> None:
+        self.counter.live -= 1
+
+
+def most_held(weighting: str, learner: str, count: int, arrays: Mapping[str, np.ndarray]) -> int:
+    chosen = axes("hard", weighting, learner)
+    algorithm = chosen.build()
+    episodes = episodes_of(chosen, arrays, count=count)
+    counter = LiveTensors()
+    with torch.autograd.graph.saved_tensors_hooks(counter.hold, lambda held: held.tensor):
+        meta_gradient(
+            algorithm, algorithm.init_params(), episodes, execution=ExecutionConfig("loop")
+        )
+    return counter.most
+
+
+@pytest.mark.parametrize("learner", ["maml", "protonet"])
+@pytest.mark.parametrize("weighting", ["static", "uncertainty", "pcgrad"])
+def test_a_loop_holds_the_graph_of_one_episode(weighting: str, learner: str, arrays) -> None:
+    """Where no loss of the step decides what its backward passes weigh."""
+    one = most_held(weighting, learner, 1, arrays)
+    assert one > 10
+    assert most_held(weighting, learner, 5, arrays) <= 1.2 * one
+
+
+def test_weights_of_losses_wait_for_every_episode(arrays) -> None:
+    """Guards the test above: what holds all graphs must be seen by it."""
+    assert most_held("gls", "maml", 5, arrays) > 4 * most_held("gls", "maml", 1, arrays)
+
+
+KNOWING = [
+    name
+    for name in WEIGHTING
+    if isinstance(weighting := experiment(weighting__name=name).build().weighting, LossWeighting)
+    and weighting.knows_weights
+]
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", KNOWING)
+def test_known_weights_are_the_weights_of_every_loss(name: str) -> None:
+    """Of all tasks and of some of them."""
+    weighting = experiment(weighting__name=name).build().weighting
+    assert isinstance(weighting, LossWeighting)
+    for value in weighting.parameters():
+        value.data = torch.randn_like(value)
+    for tasks in (torch.arange(3), torch.tensor([0, 2])):
+        losses = (torch.rand(len(tasks)) + 0.1).requires_grad_()
+        known = weighting.loss_weights()[tasks].detach()
+        weights = weighting.weigh(losses, tasks)
+        if not weights.ndim:
+            (weights,) = torch.autograd.grad(weights, losses)
+        torch.testing.assert_close(weights, known)
