@@ -7,9 +7,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
+from torch.func import functional_call
 
+from raymtl.encoders.norm import PerStepNorm
 from raymtl.learners.base import MetaLearner, Objective
 from raymtl.learners.checkpointed import checkpointed
+from raymtl.learners.classes import features_of
 from raymtl.learners.implicit import implicit, through_equal_steps
 from raymtl.learners.inner import (
     MOMENTUM,
@@ -22,7 +25,7 @@ from raymtl.learners.inner import (
     inner_step,
 )
 from raymtl.sharing import SharingArchitecture
-from raymtl.types import Batch, Params, UserError
+from raymtl.types import Batch, Params, UserError, select
 
 SupportLoss = Callable[[Params, Params, Batch], Tensor]
 """(phi, params, support) -> what the inner loop minimises, a scalar of its arguments alone."""
@@ -105,6 +108,34 @@ class GradientLearner(MetaLearner):
 
         return loss
 
+    def _moves_heads_alone(self, model: SharingArchitecture, params: Params) -> bool:
+        """Whether the features of the support set are the same in all inner steps."""
+        own = type(self)
+        if (
+            own.fitted is not GradientLearner.fitted
+            or own.predict is not MetaLearner.predict
+            or own.support_loss is not GradientLearner.support_loss
+        ):
+            return False
+        if not all(name.startswith("model.heads.") for name in self.start(params)):
+            return False
+        return not any(isinstance(module, PerStepNorm) for module in model.prediction_modules())
+
+    def _support_loss_of_heads(
+        self, model: SharingArchitecture, params: Params, support: Batch, objective: Objective
+    ) -> SupportLoss:
+        """`support_loss` of these parameters and this support set, whose features are computed
+        once.
+        """
+        features = features_of(model, params, support.inputs)
+
+        def loss(phi: Params, params: Params, support: Batch) -> Tensor:
+            own = select(self.fitted(params, phi), "model")
+            predictions = functional_call(model, own, (features,), {"output": "of_features"})
+            return objective(params, predictions, support)
+
+        return loss
+
     def path(
         self,
         model: SharingArchitecture,
@@ -120,7 +151,10 @@ class GradientLearner(MetaLearner):
             fixed: Params = {name: value.detach() for name, value in params.items()}
         else:
             fixed = params
-        loss = self.support_loss(model, objective)
+        if self._moves_heads_alone(model, params):
+            loss = self._support_loss_of_heads(model, fixed, support, objective)
+        else:
+            loss = self.support_loss(model, objective)
         steps = inner_path(
             lambda phi: loss(phi, fixed, support),
             self.start(params),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from raymtl.encoders import Encoder
 from raymtl.types import Params, Spec, Task
 
-Output = Literal["predictions", "features", "auxiliary"]
+Output = Literal["predictions", "features", "auxiliary", "of_features"]
 
 
 class SharingArchitecture(nn.Module, ABC):
@@ -81,10 +81,13 @@ class SharingArchitecture(nn.Module, ABC):
         """The predictions of the tasks, the features that the heads read, or the auxiliary terms.
 
         `inputs` is one tensor that all tasks share, or one for each of some tasks, of which alone
-        there are then predictions.
+        there are then predictions. With "of_features" they are the features of each task, and what
+        is returned are the predictions.
         """
         if output == "auxiliary":
             outputs = dict(self.auxiliary(inputs))
+        elif output == "of_features":
+            outputs = {name: self.heads[name](inputs[name]) for name in inputs}
         else:
             if isinstance(inputs, Tensor):
                 outputs = dict(self.features(inputs, self.task_names))
