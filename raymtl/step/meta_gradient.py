@@ -14,7 +14,13 @@ from torch.func import functional_call
 
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.context import StepBatch, StepContext, step_batch
-from raymtl.step.execution import ExecutionConfig, over_episodes, split_episodes
+from raymtl.step.execution import (
+    ExecutionConfig,
+    laid_out,
+    over_episodes,
+    pieces_at_once,
+    split_episodes,
+)
 from raymtl.step.outer_loss import (
     auxiliary_gradient,
     displacement,
@@ -25,6 +31,7 @@ from raymtl.step.task_gradients import Losses, TaskGradients
 from raymtl.step.workers import Workers
 from raymtl.types import DivergedError, MetaBatch, Params, prefixed, select
 from raymtl.weighting import GradientWeighting
+from raymtl.weighting.base import LossWeighting
 
 
 class MetaGradient(NamedTuple):
@@ -63,6 +70,7 @@ def meta_gradient(
     size: one stack [E, ...] or, where episodes differ in shape, several. `step` is the outer step,
     which some learners anneal by. Raises DivergedError where a loss is not finite.
     """
+    params = laid_out(params, execution)
     context = StepContext(algorithm, params, workers, execution)
     batch = step_batch(context, episodes, step)
     private = algorithm.private(params)
@@ -104,32 +112,66 @@ def _query_gradient(
 
     The last `num_private` of the `names` are the parameters of a single task each.
     """
-    algorithm, workers = context.algorithm, context.workers
-    micro_batches = _micro_batches(context, batch)
+    weighting = context.algorithm.weighting
+    leaves = [context.params[name] for name in names]
+    shared, private = leaves[: len(names) - num_private], leaves[len(names) - num_private :]
+    # Where the losses have no say in what is computed of a graph, each graph can go at once.
+    by_gradients = isinstance(weighting, GradientWeighting) and len(batch.tasks) > 0
+    knows_weights = isinstance(weighting, LossWeighting) and weighting.knows_weights
+    micro_batches = _micro_batches(context, batch, at_once=by_gradients or knows_weights)
+    gradients = TaskGradients(micro_batches, batch.tasks.tolist(), shared, private, context.workers)
+    if by_gradients:
+        gradients.compute()
+        losses = _summed(context, gradients.losses)
+        weights = weighting.weigh(losses[batch.tasks], gradients, batch.tasks)
+        return _OuterGradient(gradients.combine(weights), losses, weights, {})
+    if knows_weights:
+        own = select(context.params, "weighting")
+        known: Tensor = functional_call(weighting, own, ()).detach()
+        flat = gradients.weighted(known[batch.tasks])
+        losses = _summed(context, gradients.losses)
+        weights, direct = _weigh_losses(context.algorithm, context.params, losses, batch.tasks)
+        return _OuterGradient(flat, losses, weights, direct)
+    return _gradient_of_weighed_losses(context, batch, gradients)
+
+
+def _gradient_of_weighed_losses(
+    context: StepContext, batch: StepBatch, gradients: TaskGradients
+) -> _OuterGradient:
+    """The gradient where the losses of all episodes decide the weights.
+
+    Their graph waits for the weights or, with several micro-batches, they are computed again.
+    """
+    micro_batches = gradients.micro_batches
     if len(micro_batches) == 1:
         only = micro_batches[0]()
-        micro_batches, values = [lambda: only], torch.stack(only.tasks)
+        gradients.micro_batches, values = [lambda: only], torch.stack(only.tasks)
     else:
         with torch.no_grad():
             values = _summed_losses(micro_batches)
-    losses = workers.sum(values.detach())
-    _refuse_infinite(algorithm, losses)
-
-    leaves = [context.params[name] for name in names]
-    num_shared = len(names) - num_private
-    gradients = TaskGradients(
-        micro_batches, batch.tasks.tolist(), leaves[:num_shared], leaves[num_shared:], workers
-    )
-    if isinstance(algorithm.weighting, GradientWeighting) and len(batch.tasks):
-        weights = algorithm.weighting.weigh(losses[batch.tasks], gradients, batch.tasks)
-        return _OuterGradient(gradients.combine(weights), losses, weights, {})
-    weights, direct = _weigh_losses(algorithm, context.params, losses, batch.tasks)
+    losses = _summed(context, values.detach())
+    weights, direct = _weigh_losses(context.algorithm, context.params, losses, batch.tasks)
     return _OuterGradient(gradients.weighted(weights), losses, weights, direct)
 
 
-def _micro_batches(context: StepContext, batch: StepBatch) -> list[Callable[[], Losses]]:
-    """For each micro-batch a function that computes its losses, with their graph."""
+def _summed(context: StepContext, local: Tensor | None) -> Tensor:
+    """The losses [K] of all workers. Raises DivergedError where one is not finite."""
+    assert local is not None  # every worker has a micro-batch
+    losses = context.workers.sum(local)
+    _refuse_infinite(context.algorithm, losses)
+    return losses
+
+
+def _micro_batches(
+    context: StepContext, batch: StepBatch, at_once: bool
+) -> list[Callable[[], Losses]]:
+    """For each micro-batch a function that computes its losses, with their graph.
+
+    With `at_once` a micro-batch is no more than what the execution runs at once.
+    """
     shards = split_episodes(batch.episodes, context.execution.micro_batches)
+    if at_once:
+        shards = [piece for shard in shards for piece in pieces_at_once(shard, context.execution)]
     full = context.with_batch_embeddings(batch.episodes)
     if len(shards) > 1 or context.algorithm.learner.rematerializes:
         # What is computed later must see the weighting's state as it is now, though `weigh` changes
@@ -151,19 +193,21 @@ def _displacement_gradient(
     """The mean displacement by adapting, for learners without a query gradient."""
     algorithm, params, workers = context.algorithm, context.params, context.workers
     with torch.no_grad():
-        sums, moved = over_episodes(
-            lambda episode: displacement(algorithm, params, episode),
-            batch.episodes,
-            context.execution,
+        sums = batch.counts.new_zeros(len(batch.counts))
+        total = {name: torch.zeros_like(params[name]) for name in names}
+        for piece in pieces_at_once(batch.episodes, context.execution):
+            own_sums, moved = over_episodes(
+                lambda episode: displacement(algorithm, params, episode),
+                piece,
+                context.execution,
+            )
+            sums = sums + own_sums.sum(0)
+            for name, value in moved.items():
+                total[name] += value.sum(0)
+        flat = workers.sum(
+            torch.cat([total[name].flatten() for name in names]) / batch.num_episodes
         )
-        columns = []
-        for name in names:
-            if name in moved:
-                columns.append(moved[name].sum(0).flatten())
-            else:
-                columns.append(torch.zeros_like(params[name]).flatten())
-        flat = workers.sum(torch.cat(columns) / batch.num_episodes)
-        losses = workers.sum(sums.sum(0) / batch.counts.clamp(min=1))
+        losses = workers.sum(sums / batch.counts.clamp(min=1))
     _refuse_infinite(algorithm, losses)
     weights, direct = _weigh_losses(algorithm, params, losses, batch.tasks)
     return _OuterGradient(flat, losses, weights, direct | auxiliary_gradient(context, batch))

@@ -32,7 +32,8 @@ class TaskGradients:
     """The gradients of the task losses, one row each, summed over workers before they are used.
 
     Each of `micro_batches` computes the losses of some of this worker's episodes. Several are run
-    one after the other, so that only one graph is in memory. `tasks` lists the tasks that have
+    one after the other, so that only one graph is in memory. `losses` are their sums [num_tasks],
+    known after `compute` or `weighted`. `tasks` lists the tasks that have
     labels. The rows are computed at the first use, with one backward pass for each task. They stay
     in the pieces that autograd makes, one for each leaf, because copying them into one matrix would
     cost more than all that is done with it.
@@ -58,6 +59,11 @@ class TaskGradients:
         )
         self._private: Tensor | None = None  # ... and on the private ones
         self._is_complete = workers.size == 1
+        self.losses: Tensor | None = None
+
+    def compute(self) -> None:
+        """Computes the rows now, and not at their first use."""
+        self._rows = self._computed_rows()
 
     def gramian(self) -> Tensor:
         """Inner products [K, K] of the tasks' gradients on the shared parameters.
@@ -102,15 +108,29 @@ class TaskGradients:
     def weighted(self, weights: Tensor) -> Tensor:
         """The flat gradient of the weighted sum of the losses, by one backward pass."""
         grads: list[Tensor | None] = [None] * len(self.leaves)
-        for losses in (compute() for compute in self.micro_batches):
-            terms = [
-                losses.tasks[task] * weight
-                for task, weight in zip(self.tasks, weights.unbind(), strict=True)
-            ]
-            total = sum(terms, start=losses.rest)
-            if total.requires_grad:
-                grads = _added(grads, torch.autograd.grad(total, self.leaves, allow_unused=True))
+        self.losses = None
+        for compute in self.micro_batches:
+            grads = _added(grads, self._weighted_gradients(compute(), weights))
         return self.workers.sum(torch.cat(_flat(grads, self.leaves)))
+
+    # Functions of their own, so that nothing holds one graph while the next is made.
+    def _weighted_gradients(self, losses: Losses, weights: Tensor) -> Sequence[Tensor | None]:
+        self._add_up(losses)
+        terms = [
+            losses.tasks[task] * weight
+            for task, weight in zip(self.tasks, weights.unbind(), strict=True)
+        ]
+        total = sum(terms, start=losses.rest)
+        if not total.requires_grad:
+            return [None] * len(self.leaves)
+        return torch.autograd.grad(total, self.leaves, allow_unused=True)
+
+    def _add_up(self, losses: Losses) -> None:
+        values = torch.stack(losses.tasks).detach()
+        if self.losses is None:
+            self.losses = values
+        else:
+            self.losses = self.losses + values
 
     def _blocks(self) -> Iterator[Tensor]:
         """The rows that this worker holds, cut into blocks [K, n], n <= BLOCK, in the order of the
@@ -130,23 +150,10 @@ class TaskGradients:
         rows: list[list[Tensor | None]] = [[None] * len(shared) for _ in self.tasks]
         rest: list[Tensor | None] = [None] * len(self.leaves)
         has_rest = False
-        for losses in (compute() for compute in self.micro_batches):
-            has_rest = (
-                losses.rest.requires_grad
-            )  # a matter of the model, so the same on all workers and in all passes
-            if has_rest:
-                grads = torch.autograd.grad(
-                    losses.rest, self.leaves, retain_graph=True, allow_unused=True
-                )
-                rest = _added(rest, grads)
-            for index, task in enumerate(self.tasks):
-                # The last one frees the graph, before anything is made of the rows.
-                more = index + 1 < len(self.tasks)
-                grads = torch.autograd.grad(
-                    losses.tasks[task], self.leaves, retain_graph=more, allow_unused=True
-                )
-                rows[index] = _added(rows[index], grads[: len(shared)])
-                rest[len(shared) :] = _added(rest[len(shared) :], grads[len(shared) :])
+        self.losses = None
+        for compute in self.micro_batches:
+            # A matter of the model, so the same on all workers and in all passes.
+            has_rest = self._add_gradients(compute(), rows, rest)
         none = self.leaves[0].new_zeros(0)
         flat_rest = _flat(rest, self.leaves)
         if has_rest:
@@ -158,6 +165,29 @@ class TaskGradients:
         if shared and self.workers.size == 1:
             return list(zip(*flat, strict=True))
         return self.workers.sum_to_shard(torch.stack([torch.cat([none, *row]) for row in flat]))
+
+    def _add_gradients(
+        self, losses: Losses, rows: list[list[Tensor | None]], rest: list[Tensor | None]
+    ) -> bool:
+        """Adds the gradients of these losses to the rows and the rest; returns whether there are
+        terms that belong to no task.
+        """
+        self._add_up(losses)
+        has_rest = losses.rest.requires_grad
+        if has_rest:
+            grads = torch.autograd.grad(
+                losses.rest, self.leaves, retain_graph=True, allow_unused=True
+            )
+            rest[:] = _added(rest, grads)
+        for index, task in enumerate(self.tasks):
+            # The last one frees the graph, before anything is made of the rows.
+            more = index + 1 < len(self.tasks)
+            grads = torch.autograd.grad(
+                losses.tasks[task], self.leaves, retain_graph=more, allow_unused=True
+            )
+            rows[index] = _added(rows[index], grads[: self.num_shared])
+            rest[self.num_shared :] = _added(rest[self.num_shared :], grads[self.num_shared :])
+        return has_rest
 
 
 def _joined(pieces: list[Sequence[Tensor]], width: int) -> Tensor:

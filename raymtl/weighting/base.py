@@ -72,6 +72,12 @@ class WeightingBase(nn.Module, ABC):
 class LossWeighting(WeightingBase):
     """Weighs the losses of the tasks: one backward pass for all of them."""
 
+    knows_weights: ClassVar[bool] = False
+    """Whether the outer step weighs the tasks by `loss_weights` whatever their losses are.
+
+    A step can then go back through each episode at once, and needs the memory of one.
+    """
+
     def forward(self, losses: Tensor | None = None, tasks: Tensor | None = None) -> Tensor:
         """`weigh` for the outer step, by default of all tasks; `loss_weights` without losses."""
         if losses is None:

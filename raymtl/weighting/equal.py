@@ -13,6 +13,8 @@ from raymtl.weighting.base import LossWeighting, LossWeightingSpec
 class Equal(LossWeighting):
     """Every task weighs 1, so the total is the sum of the losses."""
 
+    knows_weights: ClassVar[bool] = True
+
     def weigh(self, losses: Tensor, tasks: Tensor) -> Tensor:
         return torch.ones_like(losses)
 

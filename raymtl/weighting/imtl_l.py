@@ -15,6 +15,8 @@ class IMTLL(LossWeighting):
     is 1.
     """
 
+    knows_weights: ClassVar[bool] = True
+
     def __init__(self, num_tasks: int) -> None:
         super().__init__(num_tasks)
         self.log_scale = nn.Parameter(torch.zeros(num_tasks))

@@ -16,6 +16,8 @@ class Static(LossWeighting):
     their meaning.
     """
 
+    knows_weights: ClassVar[bool] = True
+
     weights: Tensor
 
     def __init__(self, weights: Tensor) -> None:

@@ -16,6 +16,8 @@ class Uncertainty(LossWeighting):
     c_t is 1/2 for regression and 1 for classification; s starts at 0.
     """
 
+    knows_weights: ClassVar[bool] = True
+
     scale: Tensor
 
     def __init__(self, scale: Tensor) -> None:
