@@ -1,5 +1,6 @@
 """One stage of a training: its algorithm, its parameters and its optimiser, step by step."""
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -15,15 +16,20 @@ from raymtl.data import Arrays
 from raymtl.data.episodes import on_device, with_labels_of
 from raymtl.evaluation.scores import validation_scores
 from raymtl.learners.diverging import divergence
+from raymtl.notes import Note
 from raymtl.step.algorithm import Algorithm
-from raymtl.step.execution import ExecutionConfig, TaskAxis, stacks
+from raymtl.step.execution import ExecutionConfig, stacks
 from raymtl.step.meta_gradient import MetaGradient, meta_gradient, update_after_step
 from raymtl.step.workers import COMMUNICATION
+from raymtl.storage import formats
 from raymtl.training import checkpoint
 from raymtl.training.checkpoint import Progress, Saved
 from raymtl.training.checkpointing import CheckpointManager, StepFlags
+from raymtl.training.fastest import Way, WayTimer, likely_way
 from raymtl.training.outer_step import learning_rate, make_optimizer, move, select_moving
 from raymtl.types import DivergedError, MetaBatch, Params
+
+logger = logging.getLogger("raymtl")
 
 Scores = Mapping[str, float | None]
 
@@ -63,10 +69,10 @@ class Stage:
         self.experiment = config.experiment
         self.algorithm: Algorithm = self.experiment.build()
         self.params = self.algorithm.init_params(self.context.device)
-        self.task_axis: TaskAxis | None = None
-        """How episodes are run; None until the first step has timed both ways."""
+        self.way: Way | None = None
+        """How episodes are run; None until the first step has timed the ways."""
         if self.experiment.train.task_axis != "auto":
-            self.task_axis = self.experiment.train.task_axis
+            self.way = Way(self.experiment.train.task_axis, self.experiment.train.chunk)
         self.anchor: dict[str, Tensor] = {}
         """The model at the last anchor step of a mode that draws the parameters back to it."""
         self.task_sizes = self.experiment.data.sizes(arrays)
@@ -82,8 +88,8 @@ class Stage:
         if resume_from:
             restored = checkpoint.restore(resume_from, self.algorithm, self.params, self.optimizer)
             self.anchor = restored.anchor
-            if restored.task_axis in ("vmap", "loop"):
-                self.task_axis = restored.task_axis  # type: ignore[assignment]
+            if self.way is None:
+                self.way = Way.parsed(restored.task_axis)
         self.started = time.perf_counter()
         COMMUNICATION.taken()  # leaves out what was communicated before the first step
 
@@ -97,8 +103,8 @@ class Stage:
         if self.experiment.mode.is_anchor_step(step):
             self.anchor = self._copy_of_model()
         with self._failures_explained(inputs.step + 1, episodes):
-            if self.task_axis is None:
-                self.task_axis = self._faster_axis(episodes)
+            if self.way is None:
+                self.way = self._fastest_way(episodes)
             return self._move(step, episodes)
 
     def _move(self, step: int, episodes: MetaBatch) -> StepResult:
@@ -141,7 +147,7 @@ class Stage:
         """Records the step, writes a checkpoint where one is due, and reports the scores."""
         done = inputs.step + 1
         self.manager.recorder.add(self._row(inputs, result, scores))
-        progress = Progress(done, self.params, str(self.task_axis), self.anchor)
+        progress = Progress(done, self.params, str(self.way), self.anchor)
         flags = StepFlags(self.is_scored(done), self.is_scored(done + 1), inputs.ask_preempted)
         preempted = self.manager.after_step(self.algorithm, self.optimizer, progress, flags)
         if self.is_scored(done):
@@ -195,11 +201,14 @@ class Stage:
         }
 
     def _execution(self) -> ExecutionConfig:
-        assert self.task_axis is not None  # the first step has chosen it
+        assert self.way is not None  # the first step has chosen it
+        return self._execution_by(self.way)
+
+    def _execution_by(self, way: Way) -> ExecutionConfig:
         settings, micro_batches = self.experiment.train, self.experiment.mode.micro_batches
         if self.manager.short_of_memory:
             micro_batches *= 2
-        return ExecutionConfig(self.task_axis, settings.chunk, settings.precision, micro_batches)
+        return ExecutionConfig(way.task_axis, way.chunk, settings.precision, micro_batches)
 
     @contextmanager
     def _failures_explained(self, done: int, episodes: MetaBatch | None = None) -> Iterator[None]:
@@ -237,30 +246,31 @@ class Stage:
                     return str(reason)
         return None
 
-    def _faster_axis(self, episodes: MetaBatch) -> TaskAxis:
-        """Times both ways of running the episodes on these very ones.
-
-        All workers choose the same way, by the sum of their times.
-        """
+    def _fastest_way(self, episodes: MetaBatch) -> Way:
+        """Times the ways of running episodes on these very ones, and notes the fastest one."""
+        settings, context = self.experiment.train, self.context
         state = self.algorithm.weighting.state()
-        axes: tuple[TaskAxis, ...] = ("vmap", "loop")
-        seconds = torch.tensor(
-            [self._seconds_on(axis, episodes) for axis in axes], device=self.context.device
-        )
+        timer = WayTimer(self._seconds_of, episodes, context.workers, settings.steps)
+        way = timer.fastest(likely_way(self.params, settings.chunk), settings.chunk)
         self.algorithm.weighting.restore(state)
-        return axes[int(self.context.workers.sum(seconds).argmin())]
+        if context.workers.rank == 0:
+            text = f"run by {way}, the fastest of {len(timer.seconds)} ways that were timed"
+            note = Note(place="episodes", text=text, key="train.task_axis")
+            logger.info("%s", note)
+            milliseconds = {str(each): 1000 * s for each, s in timer.seconds.items()}
+            about = {"task_axis": str(way), "note": str(note), "episode_ms": milliseconds}
+            formats.write_json(
+                self.manager.folder / "task_axis.json", about, self.manager.attempt.publish
+            )
+        return way
 
-    def _seconds_on(self, axis: TaskAxis, episodes: MetaBatch) -> float:
-        settings, workers = self.experiment.train, self.context.workers
-        micro_batches = self.experiment.mode.micro_batches
-        execution = ExecutionConfig(axis, settings.chunk, settings.precision, micro_batches)
-        for _ in range(2):  # the first run of each pays for warming up
-            start = time.perf_counter()
-            meta_gradient(self.algorithm, self.params, episodes, workers, execution)
-            if self.context.device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
-        return seconds
+    def _seconds_of(self, way: Way, episodes: MetaBatch) -> float:
+        execution = self._execution_by(way)
+        start = time.perf_counter()
+        meta_gradient(self.algorithm, self.params, episodes, self.context.workers, execution)
+        if self.context.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
 
 
 def lasting_prefixes(one: Experiment, other: Experiment) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from raymtl.modes import Accumulation, Alternating, Hierarchical, Online
 from raymtl.step.execution import ExecutionConfig
 from raymtl.step.meta_gradient import MetaGradient, meta_gradient
 from raymtl.storage import formats
-from raymtl.training import stage
+from raymtl.training import fastest, stage
 from raymtl.types import UserError
 from raymtl.weighting import StaticSpec
 from tests.conftest import (
@@ -273,6 +273,7 @@ def test_timing_the_axis_respects_micro_batches(
     arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
+    monkeypatch.setattr(fastest, "SHARE", 100.0)  # there is time enough in a single step
 
     def counted(*given: Any) -> MetaGradient:
         seen.append(given[4].micro_batches)
@@ -284,4 +285,4 @@ def test_timing_the_axis_respects_micro_batches(
         arrays,
         tmp_path / "run",
     )
-    assert len(seen) == 5 and set(seen) == {3}
+    assert len(seen) >= 5 and set(seen) == {3}

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from raymtl.config import Experiment
 from raymtl.storage import formats
+from raymtl.training import fastest
 from raymtl.types import DivergedError, UserError
 from tests.conftest import LEARNERS, WEIGHTING, experiment, two_steps
 from tests.training.runs import Stopped, run
@@ -92,14 +93,19 @@ def test_training_lowers_the_loss(arrays: dict[str, np.ndarray], tmp_path: Path)
 
 
 def test_auto_axis_leaves_the_weighting_alone(
-    arrays: dict[str, np.ndarray], tmp_path: Path
+    arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It picks a way and keeps it."""
+    """It picks a way, keeps it and writes down what it timed."""
+    monkeypatch.setattr(fastest, "SHARE", 100.0)  # there is time enough in two steps
     run(short("pcgrad", train__task_axis="auto", train__steps=2), arrays, tmp_path / "auto")
     state = torch.load(
         tmp_path / "auto" / "checkpoints" / "step_00000002" / "state.pt", weights_only=True
     )
-    assert state["task_axis"] in ("vmap", "loop")
+    assert state["task_axis"] in ("vmap", "loop", "vmap 2")
+    timed = formats.read_json(tmp_path / "auto" / "task_axis.json")
+    assert timed["task_axis"] == state["task_axis"]
+    assert {"vmap", "loop"} <= {"loop", *timed["episode_ms"]}
+    assert min(timed["episode_ms"], key=timed["episode_ms"].get) == state["task_axis"]
     assert int(state["weighting"]["num_updates"]) == 2
 
 
