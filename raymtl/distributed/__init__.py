@@ -20,9 +20,19 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # We show the progress ourselves.
     "RAY_AIR_NEW_OUTPUT": "0",
+    # glibc gives blocks above 32 MiB back to the system at once and asks for them again at the next
+    # step. Kept, they make steps of large tensors up to 1.8 times as fast (docs/scaling.md).
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TOP_PAD_": str(2**26),
     # A trial that failed reports its reason and no metric.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
 }
 
 for _key, _value in ENVIRONMENT.items():
     os.environ.setdefault(_key, _value)
+
+
+def worker_environment() -> dict[str, str]:
+    """ENVIRONMENT for workers on other machines, where a setting of the user's own wins."""
+    return {key: os.environ[key] for key in ENVIRONMENT}

@@ -12,7 +12,7 @@ import ray.train
 from raymtl import ray_internals
 from raymtl.cluster.address import refusal, resolve
 from raymtl.cluster.doctor.check import first_line
-from raymtl.distributed import ENVIRONMENT
+from raymtl.distributed import worker_environment
 from raymtl.types import UserError
 
 ANSWER_S = 20.0
@@ -32,7 +32,7 @@ def start_ray(address: str | None) -> None:
             address=address or "local",
             logging_level=logging.ERROR,
             log_to_driver=False,
-            runtime_env={"env_vars": ENVIRONMENT} if address else None,
+            runtime_env={"env_vars": worker_environment()} if address else None,
         )
     except Exception as error:  # of this very class where a start times out
         if address is None:
