@@ -1,15 +1,14 @@
 """The ways to run the episodes of a step: the same numbers by each, and the memory of one graph."""
 
 import weakref
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from raymtl.config import Experiment
+from raymtl.data import Arrays
 from raymtl.step import meta_gradient as module_of_the_step
 from raymtl.step.execution import ExecutionConfig, laid_out
 from raymtl.step.meta_gradient import meta_gradient
@@ -34,7 +33,7 @@ def on_pictures(sharing: str, learner: str, encoder: str = "conv4") -> Experimen
     return chosen.override(changes)
 
 
-def assert_the_loop_equals_vmap(chosen: Experiment, arrays: Mapping[str, np.ndarray]) -> None:
+def assert_the_loop_equals_vmap(chosen: Experiment, arrays: Arrays) -> None:
     episodes = episodes_of(chosen, arrays, count=2)
     results = []
     for execution in (ExecutionConfig("vmap"), ExecutionConfig("loop")):
@@ -50,7 +49,7 @@ def assert_the_loop_equals_vmap(chosen: Experiment, arrays: Mapping[str, np.ndar
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("sharing", SHARING)
-def test_channels_last_suit_every_architecture(sharing: str, arrays) -> None:
+def test_channels_last_suit_every_architecture(sharing: str, arrays: Arrays) -> None:
     """The loop lays pictures and weights out with the channels last, vmap does not."""
     assert_the_loop_equals_vmap(on_pictures(sharing, "maml"), arrays)
 
@@ -58,7 +57,7 @@ def test_channels_last_suit_every_architecture(sharing: str, arrays) -> None:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("encoder", PICTURES)
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_channels_last_suit_every_learner(learner: str, encoder: str, arrays) -> None:
+def test_channels_last_suit_every_learner(learner: str, encoder: str, arrays: Arrays) -> None:
     try:
         chosen = on_pictures("hard", learner, encoder)
     except UserError:
@@ -78,7 +77,7 @@ def test_the_loop_lays_weights_out_anew() -> None:
 def most_graphs(
     weighting: str,
     learner: str,
-    arrays: Mapping[str, np.ndarray],
+    arrays: Arrays,
     monkeypatch: pytest.MonkeyPatch,
     micro_batches: int = 1,
 ) -> tuple[int, int]:
@@ -105,13 +104,15 @@ def most_graphs(
 @pytest.mark.parametrize("learner", ["maml", "protonet"])
 @pytest.mark.parametrize("weighting", ["static", "uncertainty", "pcgrad"])
 def test_a_loop_holds_the_graph_of_one_episode(
-    weighting: str, learner: str, arrays, monkeypatch
+    weighting: str, learner: str, arrays: Arrays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where no loss of the step decides what its backward passes weigh."""
     assert most_graphs(weighting, learner, arrays, monkeypatch) == (5, 1)
 
 
-def test_weights_of_losses_wait_for_every_episode(arrays, monkeypatch) -> None:
+def test_weights_of_losses_wait_for_every_episode(
+    arrays: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In one graph, or with micro-batches in one after the other."""
     assert most_graphs("gls", "maml", arrays, monkeypatch) == (1, 1)
     assert most_graphs("gls", "maml", arrays, monkeypatch, micro_batches=3) == (3, 1)
