@@ -4,13 +4,12 @@ the sake of commands that end before they need torch.
 
 from __future__ import annotations
 
-import datetime
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,35 +48,6 @@ def matching(pattern: str, words: str) -> AfterValidator:
         return text
 
     return AfterValidator(check)
-
-
-def as_written(value: Any) -> Any:
-    """A whole number as the text that it is written as; raises ValueError for what YAML may write
-    in several ways.
-    """
-    if isinstance(value, bool):
-        if value:
-            words = "yes and on"
-        else:
-            words = "no and off"
-        raise ValueError(
-            f"expected a text, got {value}, as which YAML reads {words}: put it in quotes"
-        )
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float | datetime.date):
-        if isinstance(value, float):
-            what = "a number"
-        else:
-            what = "a date"
-        raise ValueError(
-            f"expected a text, got {value}, which YAML reads as {what}: put it in quotes"
-        )
-    return value
-
-
-WRITTEN = BeforeValidator(as_written)
-"""Of texts that a user may write as numbers: names of columns, what stands for nothing."""
 
 
 def mean_over_examples(sums: Tensor, count: Tensor) -> Tensor:

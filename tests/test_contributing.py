@@ -11,8 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
-FILES = {"weighting": 4, "learner": 4, "data source": 3, "kind of task": 4}
+FILES = {"weighting": 5, "learner": 5, "data source": 4, "kind of task": 5}
 """Recipe -> how many files it touches."""
+
+WRITTEN = ("docs/", "raymtl/schema/schema.json")
+"""What a recipe leaves to the reader, or to a command."""
 
 RECIPES = dict(re.findall(r"^## Add a ([\w ]+)\n(.*?)(?=^## |\Z)", TEXT, re.M | re.S))
 NEW_FILE = re.compile(r"^```python\n# (\S+)\n(.*?)^```", re.M | re.S)
@@ -22,7 +25,12 @@ LISTED = re.compile(r"^\d\. `([^`]+)`:", re.M)
 TOGETHER = """
 from pathlib import Path
 
-from raymtl.config import load
+from raymtl.config import Experiment, load
+from raymtl.schema import outline
+from raymtl.schema.check import check_outline
+from raymtl.schema.json_schema import json_schema
+from raymtl.storage import strict_json
+from raymtl.storage.yaml_document import read_document
 from raymtl.tasks.kinds import kind_named
 from raymtl.training.checkpointing import TrainContext
 from raymtl.training.loop import local_batches, train_loop
@@ -35,6 +43,8 @@ def test_all_new_members_train_together(tmp_path: Path) -> None:
         "weighting: {name: inverse_loss}\\nlearner: {name: sign_maml}\\n"
         "train: {steps: 2, meta_batch: 2}\\n"
     )
+    outline.PATH.write_text(strict_json.dumps(json_schema(Experiment)))
+    check_outline(read_document(config), {})
     experiment = load(config)
     context = TrainContext(report=lambda *_: None, log_step=lambda *_: None)
     train_loop(experiment, {}, local_batches(experiment, {}), context, tmp_path / "run")
@@ -86,7 +96,7 @@ def test_a_recipe_lists_every_file_it_touches(name: str) -> None:
     shown = {path for path, _ in [*NEW_FILE.findall(recipe), *CHANGE.findall(recipe)]}
     assert len(listed) == len(set(listed)) == FILES[name]
     assert shown <= set(listed)
-    assert all(path.startswith("docs/") for path in set(listed) - shown)
+    assert all(path.startswith(WRITTEN) for path in set(listed) - shown)
     assert all((ROOT / path).exists() for path, _ in CHANGE.findall(recipe))
 
 

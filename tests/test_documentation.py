@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from raymtl.cli import app
 from raymtl.config import Experiment
-from raymtl.config.names import is_known
+from raymtl.schema.names import is_known
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"])

@@ -9,7 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "raymtl"
 LAYERS = [
     {"types", "torch_internals"},
-    {"notes", "ray_internals", "storage", "tasks", "encoders", "weighting", "modes"},
+    {"notes", "ray_internals", "storage"},
+    {"schema"},
+    {"tasks", "encoders", "weighting", "modes"},
     {"data", "sharing"},
     {"learners"},
     {"step"},

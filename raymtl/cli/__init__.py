@@ -9,7 +9,7 @@ from raymtl.cli.cluster import check_file, doctor, render_file
 from raymtl.cli.data import fetch_data, inspect_data
 from raymtl.cli.evaluate import evaluate
 from raymtl.cli.run import train, tune
-from raymtl.cli.show import methods, report, trials
+from raymtl.cli.show import methods, report, schema, trials
 from raymtl.reporting.console import log_to_stderr, print_any_letter
 from raymtl.storage.fence import Superseded
 from raymtl.storage.redaction import redacted
@@ -33,7 +33,7 @@ cluster_app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for command in (tune, train, evaluate, adapt, trials, methods, report, doctor):
+for command in (tune, train, evaluate, adapt, trials, methods, schema, report, doctor):
     app.command()(command)
 data_app.command("inspect")(inspect_data)
 data_app.command("fetch")(fetch_data)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
+from raymtl.schema.check import check_outline
 from raymtl.storage.yaml_document import read_document
 from raymtl.storage.yaml_text import read_yaml
 from raymtl.types import UserError
@@ -51,11 +52,12 @@ def load_config(path: Path, sets: list[str]) -> "Experiment":
     """The experiment of a file, with the values of `--set`; raises UserError."""
     values = overrides(sets)
     document = read_document(path)
-    # Importing the methods imports torch, which takes seconds: a file that cannot be read should
-    # not cost them.
-    from raymtl.config.load import parse_document
+    # Importing the methods imports torch, which takes seconds: a mistake that is found without them
+    # should not cost that.
+    check_outline(document, values)
+    from raymtl.config.load import load_document
 
-    return parse_document(document, values)
+    return load_document(document, values)
 
 
 def moved_paths(data: list[str]) -> dict[str, str]:

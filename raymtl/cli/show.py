@@ -111,6 +111,14 @@ def methods(
         plain_console(highlight=False).print(table)
 
 
+def schema() -> None:
+    """Print the JSON Schema of a configuration, by which editors complete and check it."""
+    from raymtl.config import Experiment
+    from raymtl.schema.json_schema import json_schema
+
+    print(strict_json.dumps(json_schema(Experiment), indent=2))
+
+
 def report(run: Run) -> None:
     """Write the run's report.html again."""
     folder = run_folder.existing(run)

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from raymtl.config.names import nearest
 from raymtl.config.sections import Train, Tune
 from raymtl.data import Source
 from raymtl.encoders import EncoderSpec
 from raymtl.learners import LearnerSpec
 from raymtl.modes import ModeSpec
+from raymtl.schema.names import nearest
 from raymtl.types import UserError
 from raymtl.weighting import WeightingSpec
 

@@ -1,39 +1,29 @@
 """The Experiment: everything a run depends on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from raymtl.config import checks
-from raymtl.config.distributions import Distribution
-from raymtl.config.explain import explain
-from raymtl.config.names import as_values, dotted_names, members, nearest, open_names
-from raymtl.config.sections import Evaluate, StageSection, Train, Tune
+from raymtl.config.sections import Evaluate, Train, Tune
 from raymtl.data import Digits, SourceSpec
 from raymtl.encoders import ConvSpec, Encoder, EncoderSpec
 from raymtl.encoders.norm import BatchStatistics
 from raymtl.learners import MAML, LearnerSpec
 from raymtl.modes import ModeSpec, Weighted
+from raymtl.schema import base
+from raymtl.schema.distributions import Distribution
+from raymtl.schema.names import nearest
+from raymtl.schema.stages import StageSection, check_stage_keys, in_stage
 from raymtl.sharing import HardSpec, SharingSpec
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage.yaml_text import write_yaml
-from raymtl.types import Spec, UserError, matching
+from raymtl.types import UserError
 from raymtl.weighting import StaticSpec, WeightingSpec
-
-SEARCHABLE_TRAIN = (
-    "train.meta_batch",
-    "train.optimizer",
-    "train.lr",
-    "train.schedule",
-    "train.clip_norm",
-    "train.weight_decay",
-)
-STAGED = ("learner.", "weighting.", "mode.")
-STAGED_VALUES = (*SEARCHABLE_TRAIN, "data.shots", "data.queries", "data.ways")
 
 
 class StageConfig(NamedTuple):
@@ -48,14 +38,12 @@ class StageConfig(NamedTuple):
         return self.start + self.experiment.train.steps
 
 
-class Experiment(Spec):
+class Experiment(base.ExperimentBase):
     """Everything a run depends on. The dotted path of a field is its name in YAML, `--set`, the
     search and reports.
     """
 
-    name: Annotated[
-        str, matching(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "ASCII letters, digits, and _ . - within")
-    ] = "run"
+    name: base.RunName = "run"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     output: str = "runs"
     """Folder of the run folders."""
@@ -130,14 +118,7 @@ class Experiment(Spec):
                 f"stages: expected none with mode.name: {self.mode.name}, which compares whole "
                 f"trainings, got {len(self.stages)}. Leave one of them away."
             )
-        for number, stage in enumerate(self.stages):
-            for key in stage.set:
-                if not key.startswith(STAGED) and key not in STAGED_VALUES:
-                    raise UserError(
-                        f"stages.{number}.set: {key}: expected a value that stages may differ in "
-                        f"({', '.join(STAGED)}, {', '.join(STAGED_VALUES)}), got another. Set it "
-                        "for all stages alike."
-                    )
+        check_stage_keys(self.stages)
         self.stage_configs()
 
     def stage_configs(self) -> tuple[StageConfig, ...]:
@@ -146,11 +127,7 @@ class Experiment(Spec):
         configs: list[StageConfig] = []
         start = 0
         for number, stage in enumerate(self.stages):
-            try:
-                own = alone.override({**stage.set, "train.steps": stage.steps})
-            except UserError as error:
-                raise UserError(f"stages.{number}.set: {error}") from None
-            configs.append(StageConfig(start, own))
+            configs.append(StageConfig(start, in_stage(alone, stage, number)))
             start += stage.steps
         rest = self.train.model_copy(update={"steps": self.train.steps - start})
         return (*configs, StageConfig(start, alone.model_copy(update={"train": rest})))
@@ -190,32 +167,6 @@ class Experiment(Spec):
             model = self.sharing.build(tasks, encoders, isolate_task_graphs)
         return Algorithm(tasks, model, self.weighting.build(tasks), self.learner, self.seed)
 
-    def override(self, values: Mapping[str, Any]) -> "Experiment":
-        """The experiment with these dotted values, validated.
-
-        A changed `SECTION.name` keeps what was set of the old member, other than its defaults, and
-        the new one has too. Raises UserError.
-        """
-        changes_data = any(key.partition(".")[0] == "data" for key in values)
-        excluded = {"data"}
-        if changes_data:
-            excluded = set()
-        tree = self.model_dump(mode="json", exclude=excluded)
-        for key, value in sorted(values.items(), key=lambda item: not item[0].endswith(".name")):
-            *path, last = key.split(".")
-            node = _at(tree, path, key)
-            if last == "name" and len(path) == 1 and value != node.get("name"):
-                tree[path[0]] = _renamed(path[0], node, value)
-            else:
-                node[last] = value
-        if not changes_data:  # then the data need not be read, or validated, again
-            tree["data"] = self.data
-        return parse(tree)
-
-    def flat(self) -> dict[str, Any]:
-        """Dotted path -> value, for all that is not the search itself."""
-        return dict(as_values(self.model_dump(exclude={"search", "tune"})))
-
     def save(self, path: Path) -> None:
         """Writes the complete configuration, which `load` gives back unchanged."""
         path.write_text(write_yaml(self.model_dump(mode="json")), encoding="utf8")
@@ -228,45 +179,6 @@ def _shapes_of(spec: EncoderSpec, input_shape: tuple[int, ...], inner_steps: int
         return spec.build(input_shape, inner_steps)
 
 
-def _renamed(section: str, values: Mapping[str, Any], name: Any) -> dict[str, Any]:
-    """The values of a section for another member of its union: those that were set and that it has
-    too.
-    """
-    known = members(section, Experiment)
-    defaults = known[values["name"]]().model_dump(mode="json")
-    member = known.get(str(name))
-    new_values = {}
-    if member is not None:
-        for key, value in values.items():
-            if key in member.model_fields and value != defaults[key]:
-                new_values[key] = value
-    return new_values | {"name": name}
-
-
 def parse(tree: Mapping[str, Any]) -> Experiment:
     """Validates a plain tree; raises UserError that begins with the dotted key."""
-    try:
-        return Experiment.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(explain(error, tree, Experiment)) from None
-
-
-def _at(tree: dict[str, Any], path: Sequence[str], key: str) -> dict[str, Any]:
-    """The mapping at the path, begun where the user names what is in it; raises UserError if there
-    can be none.
-    """
-    node: Any = tree
-    for depth, part in enumerate(path):
-        named_by_user = {f"{'.'.join(path[:end])}.*" for end in (depth, depth + 1)} & {
-            *open_names(Experiment)
-        }
-        if isinstance(node, dict) and part not in node and named_by_user:
-            node[part] = {}
-        if not isinstance(node, dict) or part not in node:
-            raise UserError(f"{key}: unknown key.{nearest(key, dotted_names(Experiment))}")
-        if node[part] is None:  # an optional part, such as tune.asha, that a value in it begins
-            node[part] = {}
-        node = node[part]
-    if not isinstance(node, dict):
-        raise UserError(f"{key}: unknown key.{nearest(key, dotted_names(Experiment))}")
-    return node
+    return base.parse(Experiment, tree)

@@ -1,15 +1,13 @@
 """From a YAML file to an Experiment, with the file and the line of what is wrong."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from raymtl.config.experiment import Experiment, parse
-from raymtl.config.space import check_space
+from raymtl.config.experiment import Experiment
+from raymtl.schema.document import located, parse_document
+from raymtl.schema.space import check_space
 from raymtl.storage.yaml_document import Document, read_document
-from raymtl.types import UserError
-
-Result = TypeVar("Result")
 
 
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
@@ -18,87 +16,11 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
     Raises UserError that names the file, the line and the dotted key. Every combination that the
     search could suggest is checked too.
     """
-    return parse_document(read_document(path), overrides or {})
+    return load_document(read_document(path), overrides or {})
 
 
-def parse_document(document: Document, overrides: Mapping[str, Any]) -> Experiment:
+def load_document(document: Document, overrides: Mapping[str, Any]) -> Experiment:
     """Validates what a file holds, with the overrides in it; see `load`."""
-    # An override replaces a value of the file before that value is validated. It replaces values of
-    # the data before the data are read: data.path may name files that are elsewhere, and a message
-    # about the files may ask for data.format.
-    replaced = frozenset(
-        key for key, value in overrides.items() if _replace(document.tree, key, value, overrides)
-    )
-    experiment = _located(lambda: parse(document.tree), document, replaced)
-    rest = {
-        key: value
-        for key, value in overrides.items()
-        if key not in replaced or not key.startswith("data.")
-    }
-    if set(rest) - replaced:
-        try:
-            experiment = experiment.override(rest)
-        except UserError as error:
-            raise UserError(f"--set: {error}") from None
-    _located(lambda: check_space(experiment), document)
+    experiment = parse_document(Experiment, document, overrides)
+    located(lambda: check_space(experiment), document)
     return experiment
-
-
-def _replace(tree: dict[str, Any], key: str, value: Any, overrides: Mapping[str, Any]) -> bool:
-    """Puts the value into the plain tree if the tree can take it before it is validated; returns
-    whether it did.
-
-    A value of the data can always be replaced, unless `data.name` changes too. Elsewhere only a
-    value that the file holds can be replaced, and neither a mapping nor the name of a member:
-    `override` knows which of a member's values stay when its name changes.
-    """
-    *parents, last = key.split(".")
-    data = tree.get("data")
-    of_data = (
-        parents[:1] == ["data"]
-        and isinstance(data, dict)
-        and "name" in data
-        and "data.name" not in overrides
-    )
-    node: Any = tree
-    for parent in parents:
-        if not isinstance(node, dict):
-            return False
-        if of_data and node.get(parent) is None:
-            node[parent] = {}
-        node = node.get(parent)
-    if not isinstance(node, dict) or last == "name":
-        return False
-    if not of_data and (last not in node or isinstance(node[last], dict)):
-        return False
-    node[last] = value
-    return True
-
-
-def _located(
-    action: Callable[[], Result], document: Document, given: frozenset[str] = frozenset()
-) -> Result:
-    """Runs `action` and puts the file and the line of the key before the message of its UserError.
-
-    Where the key is one of those `given` on the command line, it puts `--set` there instead.
-    """
-    try:
-        return action()
-    except UserError as error:
-        lines = document.lines
-        begun = {start for key in given for start in _starts(key)}
-        key = str(error).partition(":")[0]
-        while key and key not in lines and key not in given | begun:
-            key = key.rpartition(".")[0]
-        if key in given or (key in begun and key not in lines):
-            raise UserError(f"--set: {error}") from None
-        place = str(document.path)
-        if key:
-            place = f"{place}:{lines[key]}"
-        raise UserError(f"{place}: {error}") from None
-
-
-def _starts(key: str) -> list[str]:
-    """What stands before each dot of a dotted key, and before its first word."""
-    parts = key.split(".")
-    return [".".join(parts[:depth]) for depth in range(len(parts))]

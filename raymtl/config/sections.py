@@ -1,7 +1,6 @@
 """The sections of a configuration that choose no method: how long, how wide, how often."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -162,19 +161,3 @@ class Tune(Spec):
         if self.asha and self.asha.metric:
             return self.asha.metric
         return self.metrics[0]
-
-
-class StageSection(Spec):
-    """A training that comes before that of the configuration itself, such as multi-task
-    pre-training.
-
-    `set` holds the dotted values in which it differs from the configuration: of the learner, the
-    weighting, the mode, the outer optimiser, and how many examples an episode has. What the model
-    is made of is the same in all stages.
-
-    Example: `stages: [{steps: 500, set: {learner.inner_steps: 0}}]`
-    """
-
-    steps: PositiveInt
-    """The number of its steps, a part of `train.steps`."""
-    set: Mapping[str, Any] = {}

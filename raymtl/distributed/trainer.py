@@ -21,11 +21,11 @@ from raymtl.cluster.capacity import Capacity, ResourceRequest
 from raymtl.cluster.doctor.check import first_line
 from raymtl.cluster.doctor.node_probe import machines
 from raymtl.config import Experiment
-from raymtl.config.distributions import searched_values
 from raymtl.distributed.elastic import STOP_REQUEST, CheckpointBeforeShutdown
 from raymtl.distributed.step_shards import StepShards
 from raymtl.distributed.streaming import BuildEpisodes, BuildStages, streamed
 from raymtl.reporting.ray_metrics import observer
+from raymtl.schema.distributions import searched_values
 from raymtl.step.workers import Workers
 from raymtl.training.context import TrainContext
 from raymtl.training.loop import train_loop

@@ -11,10 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import field_validator, model_validator
+from pydantic import BeforeValidator, model_validator
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
@@ -22,10 +22,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from raymtl.encoders.base import Encoder
+from raymtl.schema.readers import not_running
 from raymtl.torch_internals import is_vmapped
 from raymtl.types import Spec, UserError
 
-Norm = Literal["none", "group", "layer", "batch", "per_step"]
+Norm = Annotated[
+    Literal["none", "group", "layer", "batch", "per_step"], BeforeValidator(not_running)
+]
 WITH_BATCH_STATISTICS = ("batch", "per_step")
 EPS = 1e-5
 
@@ -227,17 +230,6 @@ class NormedSpec(Spec):
     """Whether a query is normalised by the statistics of all queries, and not by those of the
     support set.
     """
-
-    @field_validator("norm", mode="before")
-    @classmethod
-    def _not_running(cls, value: Any) -> Any:
-        if isinstance(value, str) and "running" in value:
-            raise ValueError(
-                f"expected none, group, layer, batch or per_step, got '{value}': running "
-                "statistics are no function of the parameters, and carry each support set into the "
-                "queries of the next. Choose batch"
-            )
-        return value
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:

@@ -15,7 +15,6 @@ from optuna.trial import FrozenTrial
 from raymtl import run_folder
 from raymtl.cluster.capacity import workers_key
 from raymtl.config import Experiment
-from raymtl.config.distributions import searched_values
 from raymtl.data import Arrays
 from raymtl.distributed.connection import start_ray
 from raymtl.distributed.trainer import TrainerSpec, current_capacity, train, why_given_up
@@ -34,6 +33,7 @@ from raymtl.pipeline.monitor import watched
 from raymtl.reporting.html import write_report
 from raymtl.reporting.ray_dashboard.dashboard import Dashboard
 from raymtl.reporting.terminal import View
+from raymtl.schema.distributions import searched_values
 from raymtl.storage import formats
 from raymtl.storage.fence import Attempt
 from raymtl.tune import STATES, run_search, winner

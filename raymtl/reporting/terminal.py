@@ -9,8 +9,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from raymtl.config.distributions import searched_values
 from raymtl.reporting.console import plain_console
+from raymtl.schema.distributions import searched_values
 
 LINES_EVERY_S = 10  # of a training that runs, where there is no terminal
 

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from raymtl.config import Experiment
-from raymtl.config.distributions import default_params, suggest
+from raymtl.schema.distributions import default_params, suggest
 from raymtl.storage import atomic, formats
 from raymtl.storage.fence import Attempt
 from raymtl.tune.study import REPORT, open_storage, study_in, trial_rows

@@ -38,7 +38,7 @@ print(json.dumps(ends))
 """
 """Forks for each command, so that Python and the command line start once for all."""
 COMMANDS = (
-    "tune", "train", "evaluate", "adapt", "trials", "methods", "report", "doctor",
+    "tune", "train", "evaluate", "adapt", "trials", "methods", "schema", "report", "doctor",
     "data inspect", "data fetch", "cluster render", "cluster check",
 )  # fmt: skip
 
@@ -69,6 +69,15 @@ FILES = {
     "twice.yaml": "seed: 1\nseed: 2\n",
     "list.yaml": "[1, 2]\n",
     "good.yaml": "seed: 1\n",
+    "key.yaml": "leaner: {name: maml}\n",
+    "name.yaml": "learner: {name: mamll}\n",
+    "type.yaml": "train: {steps: many}\n",
+    "inner.yaml": "tune: {asha: {graze: 5}}\n",
+    "norm.yaml": "encoder: {name: mlp, norm: bacth}\n",
+    "stage.yaml": "stages: [{steps: 5, set: {learner.inner_lrr: 1}}]\n",
+    "space.yaml": "search: {learner.inner_lrr: {uniform: [0, 1]}}\n",
+    "form.yaml": "search: {learner.inner_lr: {unform: [0, 1]}}\n",
+    "choice.yaml": "search: {learner.name: {choice: [maml, mamll]}}\n",
 }
 MISTAKES = [
     ("train missing.yaml", "missing.yaml: no such file"),
@@ -77,6 +86,19 @@ MISTAKES = [
     ("data inspect list.yaml", "list.yaml: expected a mapping of keys"),
     ("train good.yaml --set seed", "--set: expected key=value"),
     ("train good.yaml --set seed=[", "--set seed: expected a YAML value"),
+    ("train good.yaml --set train.stepz=3", "--set: train.stepz: unknown key"),
+    ("train good.yaml --set train.steps=many", "--set: train.steps: expected a valid integer"),
+    ("tune key.yaml", "key.yaml:1: leaner: unknown key. Did you mean learner?"),
+    ("tune name.yaml", "name.yaml:1: learner.name: expected one of anil, boil,"),
+    ("train type.yaml", "type.yaml:1: train.steps: expected a valid integer"),
+    ("tune inner.yaml", "inner.yaml:1: tune.asha.graze: unknown key"),
+    ("tune norm.yaml", "norm.yaml:1: encoder.norm: expected 'none', 'group'"),
+    ("train stage.yaml", "stage.yaml:1: stages.0.set: learner.inner_lrr: unknown key"),
+    ("tune space.yaml", "space.yaml:1: search.learner.inner_lrr: unknown key"),
+    ("tune form.yaml", "search.learner.inner_lr: expected one of log_uniform, uniform"),
+    ("tune choice.yaml", "could suggest learner.name=mamll, which cannot run"),
+    ("data inspect key.yaml", "key.yaml:1: leaner: unknown key"),
+    ("doctor --config key.yaml", "key.yaml:1: leaner: unknown key"),
     ("evaluate . --split train", "--split: expected val or test"),
     ("evaluate missing", "missing: expected a run folder"),
     ("adapt missing", "missing: expected a run folder"),

@@ -4,13 +4,14 @@ import re
 
 import pytest
 
-from raymtl.config import check_space, distributions, parse, sections
+from raymtl.config import check_space, parse, sections
+from raymtl.schema import distributions, stages
 from raymtl.storage.yaml_text import read_yaml
 from raymtl.types import Spec
 
 SPECS = [
     spec
-    for module in (sections, distributions)
+    for module in (sections, distributions, stages)
     for spec in vars(module).values()
     if isinstance(spec, type)
     and issubclass(spec, Spec)

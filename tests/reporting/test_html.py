@@ -22,7 +22,6 @@ from optuna.study import StudyDirection
 from PIL import Image
 
 from raymtl.config import Experiment, parse
-from raymtl.config.distributions import suggest
 from raymtl.data.sources.digits import Digits
 from raymtl.encoders import ConvSpec
 from raymtl.evaluation.examples import example_rows
@@ -39,6 +38,7 @@ from raymtl.reporting.html.search_plots import (
 from raymtl.reporting.html.tables import compare, gain_rows
 from raymtl.reporting.html.training_plots import smoothed
 from raymtl.reporting.html.verdict import adaptation, progress
+from raymtl.schema.distributions import suggest
 from raymtl.storage import formats
 from tests.data.blood import write_voc
 from tests.drawing import one_episode

@@ -14,7 +14,7 @@ OTHERS = {
     "storage/optuna_journal.py": "Optuna reads it back, NaN included",
     "data/tables/settings.py": "a digest, which nobody reads",
     "reporting/html/values.py": "text in a cell",
-    "config/distributions.py": "names of choices",
+    "schema/distributions.py": "names of choices",
 }
 """Modules that call json.dumps themselves, and why they may."""
 

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raymtl.adaptation.transfer.base import Transfer
-from raymtl.config.explain import explain
+from raymtl.schema.explain import explain
 from raymtl.types import UserError
 
 

@@ -43,7 +43,7 @@ class Several(Source):
     episodes: Literal["one", "together"] = "one"
     odds: Mapping[str, Annotated[float, Field(gt=0)]] = {}
 
-    @field_validator("parts", mode="before")
+    @field_validator("parts", mode="before", json_schema_input_type=Mapping[PartName, PartSpec])
     @classmethod
     def _told_apart(cls, parts: Any) -> Any:
         """Reads each part, so that what is wrong with one is said of it."""

@@ -37,8 +37,9 @@ from raymtl.data.formats.voc_xml import (
     stacked,
 )
 from raymtl.notes import ARRAY, Note, pack
+from raymtl.schema.readers import Written
 from raymtl.tasks import classification, detection, multilabel, over_places, regression
-from raymtl.types import WRITTEN, Batch, Episode, Spec, Task, UserError, matching
+from raymtl.types import Batch, Episode, Spec, Task, UserError, matching
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 VOCTask = Literal["boxes", "count", "present", "main"]
@@ -98,7 +99,7 @@ class VOC(ChosenTasks):
 
     name: Literal["voc"] = "voc"
     folder: str | None = None
-    year: Annotated[str, WRITTEN, matching(r"\d{4}", "a year of four digits")] = "2007"
+    year: Annotated[Written, matching(r"\d{4}", "a year of four digits")] = "2007"
     tasks: Annotated[tuple[VOCTask, ...], Field(min_length=1), AfterValidator(each_once)] = (
         "boxes",
         "count",

@@ -19,14 +19,13 @@ from pydantic import (
 )
 
 from raymtl.notes import Note
+from raymtl.schema.readers import Written
 from raymtl.storage import strict_json
 from raymtl.tasks.kinds import KindName, kind_named
-from raymtl.types import WRITTEN, LabelStatistics, Spec, TaskKind
+from raymtl.types import LabelStatistics, Spec, TaskKind
 
 Role = Literal["number", "category", "text", "vector", "picture"]
 Format = Literal["parquet", "csv", "arff", "mat", "pictures"]
-Written = Annotated[str, WRITTEN]
-"""The name of a column, or a text in the files, which YAML may take for a number."""
 
 
 def _task_name(name: str) -> str:
@@ -39,7 +38,7 @@ def _task_name(name: str) -> str:
     return name
 
 
-TaskName = Annotated[str, WRITTEN, AfterValidator(_task_name)]
+TaskName = Annotated[Written, AfterValidator(_task_name)]
 Label = bool | int | float | str
 Decimal = Literal[".", ","]
 Thousands = Literal[",", ".", " ", "'", "_"]

@@ -18,8 +18,8 @@ from raymtl.data.tables.schema import (
     TaskColumn,
     TaskName,
     Thousands,
-    Written,
 )
+from raymtl.schema.readers import Written
 from raymtl.tasks import chosen_by, classification
 from raymtl.types import Task, UserError
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from raymtl.config.distributions import Choice, Distribution, Int, LogUniform, Uniform
 from raymtl.reporting.html.collect import Row, RunData, drawable, finite, searched_names
 from raymtl.reporting.html.theme import TEMPLATE, literal
 from raymtl.reporting.html.values import show
+from raymtl.schema.distributions import Choice, Distribution, Int, LogUniform, Uniform
 
 # Dark is best, so that the lines that matter stand out on white.
 WORST_TO_BEST = ((0.0, "#d3dce6"), (0.5, "#5b9bd5"), (1.0, "#08306b"))

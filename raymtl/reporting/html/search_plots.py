@@ -8,10 +8,10 @@ from typing import Any
 import optuna
 import plotly.graph_objects as go
 
-from raymtl.config.distributions import Choice
 from raymtl.reporting.html.collect import Row, RunData, drawable, finite, searched_names
 from raymtl.reporting.html.theme import ACCENT, GREY, INK, colour, literal, panels, place, whole
 from raymtl.reporting.html.values import show
+from raymtl.schema.distributions import Choice
 
 NEEDED_FOR_IMPORTANCE = 4  # complete trials
 LOOKS = {

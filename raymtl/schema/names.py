@@ -34,7 +34,8 @@ def open_names(root: type[Spec]) -> list[str]:
     return names
 
 
-def dotted_names(root: type[Spec]) -> list[str]:
+@cache
+def dotted_names(root: type[Spec]) -> tuple[str, ...]:
     """Every dotted name that a configuration can have, over all members of every union."""
     names: list[str] = []
     for section, field in root.model_fields.items():
@@ -56,7 +57,7 @@ def dotted_names(root: type[Spec]) -> list[str]:
                     if issubclass(s, Spec)
                     for k in s.model_fields
                 ]
-    return list(dict.fromkeys(names))
+    return tuple(dict.fromkeys(names))
 
 
 def members(section: str, root: type[Spec]) -> dict[str, type[Spec]]:

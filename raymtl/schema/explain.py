@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from raymtl.config.names import dotted_names, members, nearest
+from raymtl.schema.names import dotted_names, members, nearest
 from raymtl.types import Spec
 
 

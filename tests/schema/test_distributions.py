@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from raymtl.config import Experiment, check_space, parse
-from raymtl.config.distributions import Simplex, Space, default_params, searched_values, suggest
+from raymtl.schema.distributions import Simplex, Space, default_params, searched_values, suggest
 from raymtl.types import UserError
 from tests.narrowing import present
 

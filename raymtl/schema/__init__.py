@@ -1,0 +1,3 @@
+"""What a configuration can hold, without the methods: a mistake in it is found before torch is
+imported.
+"""

@@ -1,0 +1,38 @@
+"""Mistakes that are found without the methods, before torch is imported."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from raymtl.schema.base import ExperimentBase
+from raymtl.schema.document import located, parse_document
+from raymtl.schema.outline import outline
+from raymtl.schema.space import check_combination, check_names, combinations
+from raymtl.schema.stages import check_stage_keys, in_stage
+from raymtl.storage.yaml_document import Document
+
+
+def check_outline(document: Document, overrides: Mapping[str, Any]) -> None:
+    """Raises the UserError that the complete check would raise, for keys and names that do not
+    exist and for values of another type.
+    """
+    config = parse_document(outline(), document, overrides)
+    located(lambda: _check_stages(config), document)
+    located(lambda: _check_space(config), document)
+
+
+def _check_stages(config: ExperimentBase) -> None:
+    check_stage_keys(config.stages)
+    alone = config.model_copy(update={"stages": (), "search": {}})
+    for number, stage in enumerate(config.stages):
+        in_stage(alone, stage, number)
+
+
+def _check_space(config: ExperimentBase) -> None:
+    """Checks the space, each value in the first combination that has it."""
+    check_names(config)
+    seen: set[tuple[str, str]] = set()
+    for values in combinations(config):
+        pairs = {(key, repr(value)) for key, value in values.items()}
+        if not pairs <= seen:
+            check_combination(config, values)
+        seen |= pairs
