@@ -87,7 +87,8 @@ class SharingArchitecture(nn.Module, ABC):
         if output == "auxiliary":
             outputs = dict(self.auxiliary(inputs))
         elif output == "of_features":
-            outputs = {name: self.heads[name](inputs[name]) for name in inputs}
+            assert not isinstance(inputs, Tensor)
+            outputs = {name: self.heads[name](features) for name, features in inputs.items()}
         else:
             if isinstance(inputs, Tensor):
                 outputs = dict(self.features(inputs, self.task_names))

@@ -115,24 +115,31 @@ def _query_gradient(
     weighting = context.algorithm.weighting
     leaves = [context.params[name] for name in names]
     shared, private = leaves[: len(names) - num_private], leaves[len(names) - num_private :]
-    # Where the losses have no say in what is computed of a graph, each graph can go at once.
     by_gradients = isinstance(weighting, GradientWeighting) and len(batch.tasks) > 0
     knows_weights = isinstance(weighting, LossWeighting) and weighting.knows_weights
+    # Where the losses have no say in what is computed of a graph, each graph can go at once.
     micro_batches = _micro_batches(context, batch, at_once=by_gradients or knows_weights)
     gradients = TaskGradients(micro_batches, batch.tasks.tolist(), shared, private, context.workers)
-    if by_gradients:
+    if isinstance(weighting, GradientWeighting) and by_gradients:
         gradients.compute()
         losses = _summed(context, gradients.losses)
         weights = weighting.weigh(losses[batch.tasks], gradients, batch.tasks)
         return _OuterGradient(gradients.combine(weights), losses, weights, {})
     if knows_weights:
-        own = select(context.params, "weighting")
-        known: Tensor = functional_call(weighting, own, ()).detach()
-        flat = gradients.weighted(known[batch.tasks])
-        losses = _summed(context, gradients.losses)
-        weights, direct = _weigh_losses(context.algorithm, context.params, losses, batch.tasks)
-        return _OuterGradient(flat, losses, weights, direct)
+        return _gradient_of_known_weights(context, batch, gradients)
     return _gradient_of_weighed_losses(context, batch, gradients)
+
+
+def _gradient_of_known_weights(
+    context: StepContext, batch: StepBatch, gradients: TaskGradients
+) -> _OuterGradient:
+    """The gradient where the weights are known before the losses."""
+    own = select(context.params, "weighting")
+    known: Tensor = functional_call(context.algorithm.weighting, own, ()).detach()
+    flat = gradients.weighted(known[batch.tasks])
+    losses = _summed(context, gradients.losses)
+    weights, direct = _weigh_losses(context.algorithm, context.params, losses, batch.tasks)
+    return _OuterGradient(flat, losses, weights, direct)
 
 
 def _gradient_of_weighed_losses(
