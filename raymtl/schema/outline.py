@@ -131,13 +131,15 @@ class _Reader:
         return reduce(or_, [self.annotation(schema) for schema in schemas])
 
     def _tuple(self, schema: Mapping[str, Any]) -> Any:
+        generic: Any = tuple  # subscripted while the program runs
         if "prefixItems" in schema:
-            return tuple[tuple(self.annotation(item) for item in schema["prefixItems"])]
-        return tuple[self.annotation(schema["items"]), ...]
+            return generic[tuple(self.annotation(item) for item in schema["prefixItems"])]
+        return generic[self.annotation(schema["items"]), ...]
 
     def _mapping(self, schema: Mapping[str, Any]) -> Any:
         key = self.annotation(schema.get("propertyNames", {"type": "string"}))
         value = Any
         if isinstance(schema.get("additionalProperties"), Mapping):
             value = self.annotation(schema["additionalProperties"])
-        return Mapping[key, value]
+        generic: Any = Mapping
+        return generic[key, value]

@@ -122,7 +122,7 @@ def test_steps_of_the_heads_alone_run_no_encoder(
     algorithm = chosen.build()
     support, _ = first(episodes_of(chosen, arrays))
     passes: list[int] = []
-    encoder = algorithm.model.encoders[0]
+    encoder = algorithm.model.get_submodule("encoders.0")
     encoder.register_forward_pre_hook(lambda module, inputs: passes.append(1))
     algorithm.adapt(perturbed(algorithm), support, 5)
     assert len(passes) == 1
@@ -137,7 +137,7 @@ def test_steps_of_the_encoder_run_it_each_time(arrays: dict[str, np.ndarray]) ->
         algorithm = chosen.build()
         support, _ = first(episodes_of(chosen, arrays, count=1))
         passes: list[int] = []
-        encoder = algorithm.model.encoders[0]
+        encoder = algorithm.model.get_submodule("encoders.0")
         encoder.register_forward_pre_hook(lambda module, inputs, own=passes: own.append(1))
         algorithm.learner.adapt(
             algorithm.model, perturbed(algorithm), support, algorithm.objective, 2
