@@ -15,6 +15,9 @@ from raymtl.types import UserError
 if TYPE_CHECKING:
     from raymtl.config import Experiment
 
+SECTIONS: tuple[str, ...] = ("sharing", "weighting", "learner", "mode")
+"""The sections of a configuration that choose a method."""
+
 
 def trials(
     run: Run,
@@ -89,16 +92,16 @@ def methods(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/methods.md.")] = False,
 ) -> None:
     """List the methods: what each one does, what it costs and when it helps."""
+    sections = SECTIONS
+    if section is not None:
+        if section not in SECTIONS:
+            raise UserError(f"section: expected one of {', '.join(SECTIONS)}, got '{section}'.")
+        sections = (section,)
     from raymtl.config import catalog
 
     if markdown:
         print(catalog.markdown(), end="")
         return
-    if section is not None and section not in catalog.HEADINGS:
-        raise UserError(f"section: expected one of {', '.join(catalog.HEADINGS)}, got '{section}'.")
-    sections = list(catalog.HEADINGS)
-    if section:
-        sections = [section]
     for name in sections:
         heading, cost = catalog.HEADINGS[name]
         title, caption = f"\n{heading.replace('`', '')}", cost.replace("\n", " ")

@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 
+from raymtl.cli.show import SECTIONS
 from raymtl.config.catalog import HEADINGS, UNIONS, markdown, methods
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "methods.md"
@@ -12,6 +13,10 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "methods.md"
 
 def test_the_page_is_what_the_code_says() -> None:
     assert PAGE.read_text() == markdown(), "run: raymtl methods --markdown > docs/methods.md"
+
+
+def test_every_section_with_methods_can_be_listed() -> None:
+    assert tuple(HEADINGS) == tuple(UNIONS) == SECTIONS
 
 
 @pytest.mark.parametrize("section", HEADINGS)

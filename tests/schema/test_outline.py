@@ -143,6 +143,15 @@ def test_spaces_are_refused_alike(search: Tree) -> None:
     assert sentence({"search": search})
 
 
+@pytest.mark.parametrize("path", ["missing.csv", "$NO_SUCH_VARIABLE/a.csv", "~/[no] such.csv"])
+def test_missing_data_are_refused_alike(path: str) -> None:
+    data = {"name": "files", "path": path, "tasks": {"y": {}}}
+    assert bool(sentence({"data": data})) == ("[" not in path)  # a pattern, which is left for later
+    assert sentence({"data": {**data, "path": "here.csv"}}, {"data.path": "gone.csv"})
+    assert sentence({"data": {**data, "tasks": {}}}) is None
+    assert sentence({"data": {**data, "path": __file__}}) is None
+
+
 def test_random_overrides_are_read_alike() -> None:
     rng = np.random.default_rng(0)
     names = [*dotted_names(Experiment), "learner.inner_lrr", "weighting.weights.left", "a.b"]
@@ -157,5 +166,11 @@ def test_random_overrides_are_read_alike() -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_shipped_configurations_are_accepted(path: Path) -> None:
+def test_shipped_configurations_are_accepted(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The outline asks whether a file of data exists, and does not open it."""
+    monkeypatch.setenv("RAYMTL_DATA", str(tmp_path))
+    (tmp_path / "tabular").mkdir()
+    (tmp_path / "tabular" / "school.mat").touch()
     check_outline(read_document(path), {})

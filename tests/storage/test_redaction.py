@@ -9,7 +9,7 @@ import pytest
 from raymtl import run_folder
 from raymtl.cli import main
 from raymtl.config import load, parse
-from raymtl.data.tables.paths import absolute
+from raymtl.storage.places import absolute
 from raymtl.storage.redaction import redacted
 from raymtl.types import UserError
 from tests.conftest import experiment

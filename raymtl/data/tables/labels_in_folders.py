@@ -15,8 +15,9 @@ from raymtl.data.tables.column_roles import holds_pictures
 from raymtl.data.tables.columns import is_bytes, is_list, is_text, named_files, plain, texts
 from raymtl.data.tables.dense_labels import UnreadMap, array_of, array_of_lists
 from raymtl.data.tables.listing import Listing, key_of, stems_below
-from raymtl.data.tables.paths import MAPS, TABLES, FileSet, absolute, locate
+from raymtl.data.tables.paths import MAPS, TABLES, FileSet, locate
 from raymtl.data.tables.schema import TaskColumn
+from raymtl.storage.places import absolute
 from raymtl.types import UserError
 
 

@@ -22,7 +22,7 @@ from raymtl.data.tables.folders import FILE, named_first, open_pictures
 from raymtl.data.tables.labels_in_folders import (
     LabelFiles,
 )
-from raymtl.data.tables.paths import FileSet, absolute, format_of, locate
+from raymtl.data.tables.paths import FileSet, format_of, locate
 from raymtl.data.tables.readers import open_table
 from raymtl.data.tables.schema import Fitted, Format, TaskColumn
 from raymtl.data.tables.settings import FilesConfig
@@ -30,6 +30,7 @@ from raymtl.data.tables.written_cells import (
     with_plain_keys,
 )
 from raymtl.notes import Note
+from raymtl.storage.places import absolute
 from raymtl.types import UserError
 
 

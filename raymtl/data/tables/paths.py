@@ -3,7 +3,6 @@
 import glob
 import os
 import posixpath
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ import pyarrow.fs as pafs
 from raymtl.data.tables.columns import SUFFIXES
 from raymtl.data.tables.contents import HEAD, signature_of
 from raymtl.data.tables.schema import Format
-from raymtl.storage.redaction import holds_secret, redacted
+from raymtl.storage.places import expand, nothing_at
+from raymtl.storage.redaction import redacted
 from raymtl.types import UserError
 
 ENDINGS: Mapping[Format, tuple[str, ...]] = {
@@ -53,47 +53,6 @@ class FileSet(NamedTuple):
         return bool(self.fs.get_file_info(file).type == pafs.FileType.File)
 
 
-def absolute(path: str, key: str) -> str:
-    """The path from the root of the disk; a URL, or the variable that holds it, as it is. Raises
-    UserError.
-
-    A configuration is kept and shown: a URL's password or signature has to come from the
-    environment at every reading.
-    """
-    expanded = _expanded(path, key)
-    if "://" not in expanded:
-        return os.path.abspath(expanded)
-    if holds_secret(re.sub(r"\$\{?\w+\}?", "", path)):
-        raise UserError(
-            f"{key}: expected the password or signature in an environment variable, as in "
-            f"$MY_DATA_URL, got it in {redacted(path)} itself, which config.yaml would keep. Set "
-            "the variable to the URL, and give its name."
-        )
-    return path
-
-
-def _expanded(path: str, key: str) -> str:
-    if "://" not in path and _is_there(path):
-        return path
-    expanded = os.path.expanduser(os.path.expandvars(path))
-    if "$" in expanded and not ("://" not in expanded and _is_there(expanded)):
-        name = expanded.partition("$")[2].partition("/")[0].strip("{}")
-        raise UserError(
-            f"{key}: expected the environment variable {name} to be set, got none: {path}. Set it."
-        )
-    return expanded
-
-
-def _is_there(path: str) -> bool:
-    """Whether there is such a file or folder, or such a folder below which a pattern begins; `$` is
-    in some names.
-    """
-    fixed, star, _ = path.partition("*")
-    if star and "$" in fixed:
-        return os.path.lexists(os.path.dirname(fixed))
-    return os.path.lexists(path)
-
-
 class _Matches(NamedTuple):
     """What a path means: a file system, the folder below which names are given, and the files that
     a pattern matches.
@@ -109,7 +68,7 @@ def locate(path: str, key: str) -> FileSet:
     """The files that a path, a pattern, a folder or a URL means, in the order of their names.
     Raises UserError.
     """
-    shown, path = path, _expanded(path, key)
+    shown, path = path, expand(path, key)
     try:
         if "://" in path:
             matches = _remote_matches(path)
@@ -135,7 +94,7 @@ def _local_matches(path: str, shown: str, key: str) -> _Matches:
         if glob.has_magic(path):
             names = sorted(glob.glob(path, recursive=True))
         if not names:
-            raise _nothing_at(shown, key)
+            raise nothing_at(shown, key)
     return _Matches(pafs.LocalFileSystem(), path, names)
 
 
@@ -156,7 +115,7 @@ def _files_of(matches: _Matches, shown: str, key: str) -> "Below":
     for name in matches.names or [matches.root]:
         info = matches.fs.get_file_info(name)
         if info.type == pafs.FileType.NotFound:
-            raise _nothing_at(shown, key)
+            raise nothing_at(shown, key)
         if info.type == pafs.FileType.Directory:
             below = files_below(matches.fs, name)
         else:
@@ -164,12 +123,6 @@ def _files_of(matches: _Matches, shown: str, key: str) -> "Below":
         files += below.files
         skipped += below.skipped
     return Below(files, skipped)
-
-
-def _nothing_at(shown: str, key: str) -> UserError:
-    return UserError(
-        f"{key}: expected a file, a folder or a URL, got {shown}, where there is none."
-    )
 
 
 def _remote(url: str) -> tuple[pafs.FileSystem, str]:

@@ -22,6 +22,7 @@ from raymtl.data.tables import sampling as drawing
 from raymtl.data.tables.contents import check_encoding
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.notes import Note
+from raymtl.storage.places import absolute
 from raymtl.types import UserError
 
 
@@ -101,8 +102,6 @@ class Files(FilesConfig):
 
         Raises UserError for another key, and for a task that has no files of its own.
         """
-        from raymtl.data.tables.paths import absolute
-
         path: Any = self.path
         tasks = dict(self.tasks)
         for key, place in places.items():
@@ -211,8 +210,6 @@ def _shown(path: str | tuple[str, ...] | Mapping[Any, str]) -> str:
 
 def _absolute(path: str | tuple[str, ...] | Mapping[Any, str]) -> Any:
     """The same paths from the root of the disk; those that are not given as they are."""
-    from raymtl.data.tables.paths import absolute
-
     if isinstance(path, tuple):
         return tuple(absolute(one, "data.path") for one in path)
     if isinstance(path, Mapping):
