@@ -57,7 +57,12 @@ def _with_channels_last(batch: Batch) -> Batch:
     def laid_out(inputs: Tensor) -> Tensor:
         if inputs.ndim != 5:
             return inputs
-        return inputs.movedim(2, -1).contiguous().movedim(-1, 2)
+        _, num, channels, height, width = inputs.shape
+        last = inputs.movedim(2, -1).contiguous()
+        # By hand: of a single channel movedim would keep the strides of channels first.
+        size = channels * height * width
+        strides = (num * size, size, 1, width * channels, channels)
+        return last.as_strided(inputs.shape, strides)
 
     inputs: Tensor | Mapping[str, Tensor] = tree_map(laid_out, batch.inputs)
     return batch._replace(inputs=inputs)
