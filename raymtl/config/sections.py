@@ -42,6 +42,11 @@ class Train(Spec):
     """
     chunk: PositiveInt | None = None
     """How many episodes vmap takes at once, all by default; fewer need less memory."""
+    graph: Literal["none", "replay", "compile"] = "none"
+    """Whether steps run a traced graph of their losses. `replay` computes the same numbers faster;
+    tracing costs as much as some 200 steps. `compile` is faster still on small networks; its
+    numbers are the same up to rounding, and it needs a C++ compiler and up to a minute.
+    """
     eval_every: PositiveInt = 100
     """The number of steps between two scores on the validation split, each with a checkpoint."""
     checkpoint_share: Annotated[float, Field(ge=0, le=1)] = 0.02

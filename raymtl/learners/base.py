@@ -1,7 +1,7 @@
 """The interface of all learners: from a support set to parameters, from those to predictions."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -69,6 +69,13 @@ class MetaLearner(Spec, ABC):
     def uses_batch_context(self) -> bool:
         """Whether adapting in training reads the embeddings of the whole meta-batch."""
         return False
+
+    def graph_key(self, step: int) -> Hashable | None:
+        """What `evaluated_params` depends on beside its arguments in the outer step `step`.
+
+        A traced graph serves all steps of equal keys. None where no two steps are alike.
+        """
+        return "always"
 
     def init_params(self, model_params: Params, generator: torch.Generator) -> Params:
         """The learner's own outer parameters, such as learned inner rates.

@@ -4,7 +4,7 @@ phi_{j+1} = phi_j - alpha_j grad L_S(phi_j); min over theta and alpha of sum_j v
 annealed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import islice
 from typing import ClassVar, Literal
 
@@ -71,6 +71,11 @@ class MAMLPlusPlus(GradientLearner):
             steps = self.inner_steps
         path = self.path(model, params, support, objective, first_order=False)
         return next(islice(path, steps, None))
+
+    def graph_key(self, step: int) -> Hashable | None:
+        if step < self.multi_step_until:
+            return None
+        return "first order" if step < self.first_order_until else "second order"
 
     def evaluated_params(
         self,

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
+from raymtl.step.traced import Tracer
 from raymtl.step.workers import Workers
 from raymtl.types import Batch, Episode, MetaBatch, Params
 
@@ -28,6 +29,8 @@ class ExecutionConfig(NamedTuple):
     More of them take less memory. Where the losses must be known before their weights, they cost
     one more forward pass.
     """
+    tracer: Tracer | None = None
+    """The graphs that stand for the query losses; None to run them as they are written."""
 
     def uses_channels_last(self, device: torch.device) -> bool:
         """Whether pictures and weights of convolutions lie in memory with their channels last.

@@ -5,6 +5,7 @@ the query loss of task t, the mean over all labelled examples of all workers.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,18 +13,36 @@ from torch.func import functional_call
 
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.context import StepBatch, StepContext
-from raymtl.step.execution import over_episodes
+from raymtl.step.execution import ExecutionConfig, over_episodes, pieces_at_once
 from raymtl.step.task_gradients import Losses
 from raymtl.tasks import loss_sums, task_loss_sums
-from raymtl.types import Batch, Episode, Params, prefixed, select
+from raymtl.types import Batch, Episode, MetaBatch, Params, prefixed, select
 
 
 def query_losses(context: StepContext, batch: StepBatch) -> Losses:
     """What these episodes add to the losses of the whole meta-batch."""
-    algorithm, params = context.algorithm, context.params
+    algorithm, execution = context.algorithm, context.execution
+    key = algorithm.learner.graph_key(batch.step)
+    function = partial(_summed_losses, algorithm, execution, batch.step)
+    rows = []
+    if execution.tracer is None or key is None:
+        rows.append(function(context.params, batch.episodes))
+    else:
+        for piece in pieces_at_once(batch.episodes, execution):
+            rows.append(execution.tracer.run(function, key, context.params, piece))
+    *sums, rest = [torch.stack(column).sum() for column in zip(*rows, strict=True)]
+    counts = batch.counts.clamp(min=1).unbind()
+    means = [total / count for total, count in zip(sums, counts, strict=True)]
+    return Losses(tuple(means), rest / batch.num_episodes)
+
+
+def _summed_losses(
+    algorithm: Algorithm, execution: ExecutionConfig, step: int, params: Params, episodes: MetaBatch
+) -> tuple[Tensor, ...]:
+    """The summed query loss of each task over the episodes, then the sum of the rest."""
 
     def of_one(episode: Episode) -> tuple[tuple[Tensor, ...], Tensor]:
-        evaluated = algorithm.evaluated_params(params, episode.support, batch.step)
+        evaluated = algorithm.evaluated_params(params, episode.support, step)
         sums = _multi_step_losses(algorithm, evaluated, episode.query)
         _, last = evaluated[-1]
         rest = _auxiliary_terms(algorithm, last, episode.query)
@@ -32,11 +51,8 @@ def query_losses(context: StepContext, batch: StepBatch) -> Losses:
             rest = rest + of_learner
         return sums, rest
 
-    sums, rest = over_episodes(of_one, batch.episodes, context.execution)
-    means = []
-    for total, count in zip(sums, batch.counts.clamp(min=1).unbind(), strict=True):
-        means.append(total.sum() / count)
-    return Losses(tuple(means), rest.sum() / batch.num_episodes)
+    sums, rest = over_episodes(of_one, episodes, execution)
+    return (*(each.sum() for each in sums), rest.sum())
 
 
 def _multi_step_losses(

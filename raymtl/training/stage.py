@@ -20,6 +20,7 @@ from raymtl.notes import Note
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig, stacks
 from raymtl.step.meta_gradient import MetaGradient, meta_gradient, update_after_step
+from raymtl.step.traced import Tracer
 from raymtl.step.workers import COMMUNICATION
 from raymtl.storage import formats
 from raymtl.training import checkpoint
@@ -73,6 +74,10 @@ class Stage:
         """How episodes are run; None until the first step has timed the ways."""
         if self.experiment.train.task_axis != "auto":
             self.way = Way(self.experiment.train.task_axis, self.experiment.train.chunk)
+        self.tracer: Tracer | None = None
+        """The graphs of the steps where `train.graph` asks for them."""
+        if self.experiment.train.graph != "none":
+            self.tracer = Tracer(self.experiment.train.graph)
         self.anchor: dict[str, Tensor] = {}
         """The model at the last anchor step of a mode that draws the parameters back to it."""
         self.task_sizes = self.experiment.data.sizes(arrays)
@@ -202,7 +207,7 @@ class Stage:
 
     def _execution(self) -> ExecutionConfig:
         assert self.way is not None  # the first step has chosen it
-        return self._execution_by(self.way)
+        return self._execution_by(self.way)._replace(tracer=self.tracer)
 
     def _execution_by(self, way: Way) -> ExecutionConfig:
         settings, micro_batches = self.experiment.train, self.experiment.mode.micro_batches

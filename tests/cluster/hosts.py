@@ -1,13 +1,12 @@
 """Several real hosts on one machine, and raymtl's cluster on them, launched as clusters/local.yaml says."""
 
-import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,26 +25,6 @@ SHARED_SIZE = "256m"
 MEMORY = "5g"
 MEMORY_CGROUP = Path("/sys/fs/cgroup/memory")
 ADDRESS = "10.77.0.{}"
-IMPATIENT = {
-    "RAY_health_check_initial_delay_ms": 1000,
-    "RAY_health_check_period_ms": 1000,
-    "RAY_health_check_timeout_ms": 5000,
-    "RAY_gcs_rpc_server_reconnect_timeout_s": 15,
-    "AUTOSCALER_UPDATE_INTERVAL_S": 1,
-    "AUTOSCALER_NODE_SSH_INTERVAL_S": 1,
-}
-"""How long Ray waits, which raymtl does not choose. A silent host is lost after half a minute, by default after one; after
-`ray down` workers live on for a quarter of a minute, by default for one.
-"""
-LIST = """python3 -S - <<'PY'
-import os, urllib.request
-with open(os.environ["RAY_AUTH_TOKEN_PATH"]) as file:
-    token = file.read().strip()
-asked = urllib.request.Request(
-    "http://127.0.0.1:8265/api/v0/{}?limit=10000", headers={{"Authorization": "Bearer " + token}}
-)
-print(urllib.request.urlopen(asked, timeout=20).read().decode())
-PY"""
 
 
 def missing() -> str | None:
@@ -164,8 +143,8 @@ class Cluster:
         self.hosts = hosts
         self.up_s = 0.0
 
-    def configure(self, settings: Mapping[str, int]) -> None:
-        """Fills clusters/local.yaml in for these hosts, on the driver; Ray gets these settings on every host.
+    def configure(self) -> None:
+        """Fills clusters/local.yaml in for these hosts, on the driver.
 
         What it would install is here already, so that setup command alone is another one.
         """
@@ -181,15 +160,13 @@ class Cluster:
             text = text.replace(f"REPLACE_WITH_{placeholder}", value)
         tree: dict[str, Any] = yaml.safe_load(text)
         assert "REPLACE_WITH" not in str(tree)
-        exported = ["PYTHONPATH=$HOME/raymtl", "OMP_NUM_THREADS=1"]
-        exported += [f"{name}={value}" for name, value in settings.items()]
         first, _, install = tree["setup_commands"]
         assert "pip install" in install
         assert "raymtl-venv/bin:$PATH" in first
         tree["setup_commands"] = [
             first.replace("$HOME/raymtl-venv", sys.prefix).replace(
                 "RAY_USAGE_STATS_ENABLED=0",
-                " ".join(["RAY_USAGE_STATS_ENABLED=0", *exported]),
+                "RAY_USAGE_STATS_ENABLED=0 PYTHONPATH=$HOME/raymtl OMP_NUM_THREADS=1",
             ),
             ". ~/raymtl.env && cd ~/raymtl && python3 -c 'import raymtl.cli'",
         ]
@@ -240,13 +217,6 @@ class Cluster:
         process = self.hosts.start(HEAD, f". ~/raymtl.env && exec {text}", log)
         return Run(self, process, self.hosts.shared / output / "faults", home / log)
 
-    def submit(self, output: str, *sets: str) -> "Run":
-        """`raymtl tune` as a job, with the cluster's token, at its end."""
-        words = quoted(*self.raymtl("tune", output, *sets))
-        run = self.started(f"ray job submit --address http://127.0.0.1:8265 -- {words}", output)
-        run.finish(600)
-        return run
-
     def kill(self, host: int, pattern: str) -> int:
         """SIGKILL to the newest process of a host whose command line has the pattern; 0 if there was none."""
         out = self.hosts.sh(
@@ -273,19 +243,15 @@ class Cluster:
             not in ("", "0")
         ]
 
-    def listed(self, what: str) -> list[dict[str, Any]]:
-        """What Ray's dashboard lists, such as `nodes`: a process that connects to Ray takes seconds to ask."""
-        answer = json.loads(self.on_head(LIST.format(what)))
-        rows: list[dict[str, Any]] = answer["data"]["result"]["result"]
-        return rows
-
     def alive(self) -> int:
-        """How many nodes Ray has; 0 where its head does not answer."""
-        try:
-            nodes = self.listed("nodes")
-        except AssertionError:
-            return 0
-        return sum(node["state"] == "ALIVE" for node in nodes)
+        """How many nodes Ray has."""
+        out = self.on_head(
+            "python3 - <<'PY'\nimport ray\nray.init(address='auto', logging_level='ERROR', log_to_driver=False)\n"
+            "print(sum(n['Alive'] for n in ray.nodes()))\nPY",
+            check=False,
+        )
+        lines = out.strip().splitlines()
+        return int(lines[-1]) if lines and lines[-1].isdigit() else 0
 
     def wait_for_nodes(self, number: int, timeout: float = 240) -> None:
         until(lambda: self.alive() == number, f"{number} nodes", timeout)

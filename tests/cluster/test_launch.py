@@ -26,10 +26,20 @@ while not pathlib.Path("{SHARED}/watched").exists():
 """
 
 
-def test_two_nodes_run_from_up_to_down(cluster: Cluster, twelve_trials: tuple[Run, float]) -> None:
+def submit(cluster: Cluster, output: str, *sets: str) -> Run:
+    """`raymtl tune` as a job, with the cluster's token, and its end."""
+    words = quoted(*cluster.raymtl("tune", output, *sets))
+    run = cluster.started(f"ray job submit --address http://127.0.0.1:8265 -- {words}", output)
+    run.finish(600)
+    return run
+
+
+def test_two_nodes_run_from_up_to_down(cluster: Cluster) -> None:
     """Twelve trials and a training."""
     assert f"{NUM_HOSTS} local.cluster.node" in cluster.on_head("ray status")
-    run, searched = twelve_trials
+    start = time.monotonic()
+    run = submit(cluster, "launch", "tune.trials=12")
+    searched = time.monotonic() - start
     rows = formats.read_rows(run.folder / "trials.parquet")
     assert [(row["number"], row["state"]) for row in rows] == [
         (number, "complete") for number in range(12)
@@ -45,8 +55,8 @@ def test_ended_trials_release_their_resources(cluster: Cluster) -> None:
     """Some of them are stopped by ASHA, which ends a trial while its Ray Train workers are at work."""
     watcher = cluster.started(f"python3 -c {quoted(WATCH)}", "watch")
     until(lambda: "[" in watcher.told, "the first look", 60)
-    run = cluster.submit(
-        "nested", "tune.trials=4", "tune.concurrency=2", "tune.workers_per_trial=2",
+    run = submit(
+        cluster, "nested", "tune.trials=4", "tune.concurrency=2", "tune.workers_per_trial=2",
         "tune.asha={grace: 50, reduction: 2}", "train.steps=150",
     )  # fmt: skip
     time.sleep(RELEASED_S)

@@ -63,6 +63,19 @@ def test_resumed_runs_end_bit_identical(
         torch.testing.assert_close(*(state[part] for state in states), rtol=0, atol=0)
 
 
+def test_a_replayed_training_is_bit_identical(
+    arrays: dict[str, np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = short(data__tasks=["left", "right"], train__steps=3)
+    for graph in ("none", "replay"):
+        run(chosen.override({"train.graph": graph}), arrays, tmp_path / graph)
+    plain, replayed = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("none", "replay")
+    )
+    assert all(torch.equal(plain[name], replayed[name]) for name in plain)
+    assert "train.graph" not in caplog.text  # no note that it ran without one
+
+
 def test_training_lowers_the_loss(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     """And the record is whole."""
     chosen = experiment(

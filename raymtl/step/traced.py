@@ -1,0 +1,125 @@
+"""Traces the losses of a batch of episodes once per shape, and runs the graph from then on.
+
+A replayed graph skips module calls, vmap and pytrees and computes the same numbers to the bit. A
+compiled one also fuses what stands beside each other; its numbers are the same up to rounding.
+"""
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from raymtl.step.graph_passes import shortened
+from raymtl.torch_internals import inductor_graph, joint_graph, traced_call
+from raymtl.types import MetaBatch, Params
+
+logger = logging.getLogger("raymtl")
+
+Graph = Literal["replay", "compile"]
+
+LossFunction = Callable[[Params, MetaBatch], tuple[Tensor, ...]]
+"""(parameters, episodes) -> tensors, as a function of these two alone."""
+
+
+class Tracer:
+    """The graphs of one training, one for each function and shape.
+
+    What cannot be traced, or comes out otherwise than without a graph, is run as it is from then
+    on, with one note that says why.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.refusal: str | None = None
+        """Why nothing is traced any more; None as long as all is."""
+        self._traced: dict[Hashable, Callable[..., Any]] = {}
+
+    def run(
+        self, function: LossFunction, key: Hashable, params: Params, episodes: MetaBatch
+    ) -> tuple[Tensor, ...]:
+        """What `function(params, episodes)` returns, differentiable once in the parameters.
+
+        `key` tells the function from others, with everything that it depends on beside its
+        arguments.
+        """
+        if self.refusal is not None:
+            return function(params, episodes)
+        leaves, structure = tree_flatten(episodes)
+        values = list(params.values())
+        kinds = (*_kinds(values), *_kinds(leaves))
+        place = (key, torch.is_grad_enabled(), tuple(params), structure, kinds)
+        if place in self._traced:
+            outputs: Sequence[Tensor] = self._traced[place](values, leaves)
+            return tuple(outputs)
+
+        def flat(values: Sequence[Tensor], leaves: list[Any]) -> list[Tensor]:
+            given = dict(zip(params, values, strict=True))
+            return list(function(given, tree_unflatten(leaves, structure)))
+
+        try:
+            traced, outputs = self._trace(flat, values, leaves)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # Whatever the reason, the step itself can go on without a graph.
+            self._refuse(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            return function(params, episodes)
+        plain = function(params, episodes)
+        if not _agree(outputs, plain, values):
+            self._refuse("its losses or gradients differ from those without a graph")
+            return plain
+        self._traced[place] = traced
+        return tuple(outputs)
+
+    def _trace(
+        self, flat: Callable[..., Any], values: list[Tensor], leaves: list[Any]
+    ) -> tuple[Callable[..., Any], Sequence[Tensor]]:
+        if self.graph == "compile":
+            traced = inductor_graph(flat)
+        else:
+            traced = joint_graph(flat, shortened)
+        return traced, traced_call(traced, values, leaves)
+
+    def _refuse(self, reason: str) -> None:
+        self.refusal = reason
+        logger.warning(
+            "train.graph: %s does not fit this training (%s), so its steps run without a graph.",
+            self.graph,
+            reason,
+        )
+
+
+def _kinds(tensors: Sequence[Any]) -> list[Hashable]:
+    """For each tensor all that a graph is made for."""
+    return [
+        (each.shape, each.dtype, each.device, each.requires_grad, each.is_contiguous())
+        for each in tensors
+    ]
+
+
+def _agree(one: Sequence[Tensor], other: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
+    """Whether two ways to compute losses give the same values and the same gradient of their sum.
+
+    Rounding may differ by the square root of the type's precision.
+    """
+    for a, b in zip(_with_gradients(one, values), _with_gradients(other, values), strict=True):
+        tolerance = torch.finfo(b.dtype).eps ** 0.5
+        scale = float(b.detach().abs().max()) if b.numel() else 0.0
+        if not torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
+            return False
+    return True
+
+
+def _with_gradients(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs, then the gradient of their sum for each of the values that have one."""
+    followed = [each for each in outputs if each.requires_grad]
+    leaves = [each for each in values if each.requires_grad]
+    if not followed or not leaves:
+        return list(outputs)
+    total = torch.stack([each.sum() for each in followed]).sum()
+    grads = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
+    zeros = zip(grads, leaves, strict=True)
+    return [*outputs, *(torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zeros)]
