@@ -98,7 +98,9 @@ def test_examples_do_not_see_their_batch(name: str) -> None:
 @pytest.mark.parametrize("name", NORMED)
 def test_vmap_equals_a_loop_in_second_order(name: str) -> None:
     encoder, params, shape = made(name)
-    support, query = torch.randn(2, 2, 2, *shape).unbind()
+    # A resnet's last maps are one pixel: statistics of fewer examples lose half of the digits.
+    examples = 8 if name == "resnet18 batch" else 2
+    support, query = torch.randn(2, 2, examples, *shape).unbind()
     together = vmap(lambda s, q: query_gradient(encoder, params, s, q))(support, query)
     for index in range(2):
         alone = query_gradient(encoder, params, support[index], query[index])

@@ -39,7 +39,6 @@ from tests.data.rooms import numbered_frame, small_rooms
 from tests.data.test_sinusoid import FLOOR
 from tests.drawing import one_episode
 from tests.learners.test_learners import VARIANTS
-from tests.narrowing import shared_inputs
 from tests.step.test_isolation import allowed
 
 WAYS, PER_CLASS, DIM = 5, 3, 6
@@ -228,12 +227,9 @@ def inputs(batch: Batch) -> set[bytes]:
 
 def arrays_of(batch: Batch) -> list[np.ndarray]:
     """The inputs that all tasks share, or those of each."""
-    shared = isinstance(batch.inputs, Tensor)
-    return (
-        [shared_inputs(batch).numpy()]
-        if shared
-        else [own.numpy() for own in shared_inputs(batch).values()]
-    )
+    if isinstance(batch.inputs, Tensor):
+        return [batch.inputs.numpy()]
+    return [own.numpy() for own in batch.inputs.values()]
 
 
 def upright(batch: Batch) -> set[bytes]:
