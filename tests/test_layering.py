@@ -8,8 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "raymtl"
 LAYERS = [
-    {"types", "torch_internals"},
-    {"notes", "ray_internals", "storage"},
+    {"types"},
+    {"internals", "storage"},
     {"schema"},
     {"tasks", "encoders", "weighting", "modes"},
     {"data", "sharing"},
@@ -31,7 +31,7 @@ RAY = (
     "pipeline/",
     "reporting/ray_",
     "cluster/doctor/node_probe.py",
-    "ray_internals.py",
+    "internals/ray.py",
 )
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 

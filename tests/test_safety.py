@@ -14,7 +14,7 @@ FILES = sorted(p.relative_to(ROOT).as_posix() for part in ("raymtl", "benchmarks
 # An unpickler that knows arrays of numbers alone, and its test, by name, so that another file has to be added here.
 PICKLES = {"raymtl/data/formats/pickled.py", "tests/data/test_cifar100.py"}
 # Imports modules of Ray whose names stand in the constants of the same file.
-IMPORTS = {"raymtl/ray_internals.py"}
+IMPORTS = {"raymtl/internals/ray.py"}
 MODULES = {
     "pickle",
     "cPickle",

@@ -16,8 +16,8 @@ from raymtl.data import Files, Several, Source
 from raymtl.data.episodes import build_episodes, generators
 from raymtl.data.tables.row_origins import RowOrigins, held_out
 from raymtl.data.tables.sampling import query_rows
-from raymtl.notes import Note
 from raymtl.step.algorithm import Algorithm
+from raymtl.storage.notes import Note
 from raymtl.types import Batch, Episode, Task, UserError
 
 ClassNames = Mapping[str, tuple[str, ...]]

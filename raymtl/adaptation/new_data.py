@@ -15,8 +15,8 @@ from raymtl.adaptation.transfer import Examples, Transfer
 from raymtl.config import Experiment
 from raymtl.data.episodes import on_device
 from raymtl.data.tables.row_origins import RowOrigins
-from raymtl.notes import Note
 from raymtl.step.algorithm import Algorithm
+from raymtl.storage.notes import Note
 from raymtl.types import Batch, UserError
 
 

@@ -15,7 +15,7 @@ from raymtl.adaptation.transfer import Examples
 from raymtl.config import Experiment
 from raymtl.data import Files
 from raymtl.data.tables.row_origins import RowOrigins
-from raymtl.notes import Note
+from raymtl.storage.notes import Note
 from raymtl.types import UserError
 
 ReadLabels = Callable[[Path, str | None, NewLabels | None], NewLabels]

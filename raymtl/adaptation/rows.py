@@ -9,7 +9,7 @@ from torch import Tensor
 
 from raymtl.data.overlap import find_repeated
 from raymtl.data.tables.row_origins import RowOrigins
-from raymtl.notes import Note
+from raymtl.storage.notes import Note
 from raymtl.types import Batch, UserError
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from raymtl.notes import Note
+    from raymtl.storage.notes import Note
 
 MOST_LINES = 8
 """Of the notes that are printed before a training."""
@@ -27,6 +27,6 @@ def print_notes(console: Console, notes: "Sequence[Note]", config: object = None
 
 def notes_of(content: Mapping[str, Any]) -> "list[Note]":
     """The `notes` of a JSON file or of what a command wrote."""
-    from raymtl.notes import Note
+    from raymtl.storage.notes import Note
 
     return [Note(**note) for note in content["notes"]]

@@ -19,7 +19,7 @@ from raymtl.types import UserError
 if TYPE_CHECKING:
     from raymtl.config import Experiment
     from raymtl.data import Arrays
-    from raymtl.notes import Note
+    from raymtl.storage.notes import Note
 
 
 def tune(

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import AfterValidator
 
 from raymtl.data.draws import Draws
-from raymtl.notes import ARRAY, Note, unpack
+from raymtl.storage.notes import ARRAY, Note, unpack
 from raymtl.types import Batch, Episode, Spec, Task, UserError
 
 Split = Literal["train", "val", "test"]

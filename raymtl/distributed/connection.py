@@ -9,10 +9,10 @@ import ray
 import ray.data
 import ray.train
 
-from raymtl import ray_internals
 from raymtl.cluster.address import refusal, resolve
 from raymtl.cluster.doctor.check import first_line
 from raymtl.distributed import worker_environment
+from raymtl.internals import ray as ray_internals
 from raymtl.types import UserError
 
 ANSWER_S = 20.0

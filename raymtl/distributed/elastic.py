@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raymtl import ray_internals
+from raymtl.internals import ray as ray_internals
 from raymtl.training.emergency import StopRequest
 
 REQUEST_S = 600.0

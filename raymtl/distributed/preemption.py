@@ -85,7 +85,7 @@ def drain(seconds: float) -> None:
     """Tells Ray that this machine will be taken back after so many seconds."""
     import ray
 
-    from raymtl import ray_internals
+    from raymtl.internals import ray as ray_internals
 
     ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
     accepted, reason = ray_internals.report_preemption(seconds)

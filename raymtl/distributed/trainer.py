@@ -16,7 +16,6 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 
-from raymtl import ray_internals
 from raymtl.cluster.capacity import Capacity, ResourceRequest
 from raymtl.cluster.doctor.check import first_line
 from raymtl.cluster.doctor.node_probe import machines
@@ -24,6 +23,7 @@ from raymtl.config import Experiment
 from raymtl.distributed.elastic import STOP_REQUEST, CheckpointBeforeShutdown
 from raymtl.distributed.step_shards import StepShards
 from raymtl.distributed.streaming import BuildEpisodes, BuildStages, streamed
+from raymtl.internals import ray as ray_internals
 from raymtl.reporting.ray_metrics import observer
 from raymtl.schema.distributions import searched_values
 from raymtl.step.workers import Workers

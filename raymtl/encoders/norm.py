@@ -22,8 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from raymtl.encoders.base import Encoder
+from raymtl.internals.torch import is_vmapped
 from raymtl.schema.readers import not_running
-from raymtl.torch_internals import is_vmapped
 from raymtl.types import Spec, UserError
 
 Norm = Annotated[

@@ -15,8 +15,8 @@ from raymtl.data import Source
 from raymtl.evaluation.evaluate import SCORE, difference, read_estimators
 from raymtl.evaluation.intervals import Estimator, combine
 from raymtl.evaluation.relative import deltas_against
-from raymtl.notes import Note
 from raymtl.storage import formats
+from raymtl.storage.notes import Note
 
 SINGLE = "single-"
 ALONE = "single-task"

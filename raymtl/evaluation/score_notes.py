@@ -7,7 +7,7 @@ from typing import Any
 from raymtl.evaluation.held_out import HeldOutSplit
 from raymtl.evaluation.intervals import Estimator
 from raymtl.evaluation.scores import Tally, primary_metrics
-from raymtl.notes import Note
+from raymtl.storage.notes import Note
 from raymtl.types import Task
 
 

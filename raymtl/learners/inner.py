@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import grad
 
 from raymtl.encoders.norm import after_steps
-from raymtl.torch_internals import is_transformed
+from raymtl.internals.torch import is_transformed
 from raymtl.types import Params
 
 InnerOptimizer = Literal["sgd", "momentum", "adam"]

@@ -19,7 +19,6 @@ from raymtl.data import Arrays
 from raymtl.distributed.connection import start_ray
 from raymtl.distributed.trainer import TrainerSpec, current_capacity, train, why_given_up
 from raymtl.evaluation.baselines import notes_of_models, table
-from raymtl.notes import Note
 from raymtl.pipeline.capacity import ensure_machines
 from raymtl.pipeline.comparisons import (
     ArraysRef,
@@ -36,6 +35,7 @@ from raymtl.reporting.terminal import View
 from raymtl.schema.distributions import searched_values
 from raymtl.storage import formats
 from raymtl.storage.fence import Attempt
+from raymtl.storage.notes import Note
 from raymtl.tune import STATES, run_search, winner
 from raymtl.types import UserError
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from raymtl.torch_internals import outside_of_tracing
+from raymtl.internals.torch import outside_of_tracing
 
 aten = torch.ops.aten
 

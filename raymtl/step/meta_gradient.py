@@ -180,10 +180,9 @@ def _micro_batches(
     if at_once:
         shards = [piece for shard in shards for piece in pieces_at_once(shard, context.execution)]
     full = context.with_batch_embeddings(batch.episodes)
-    is_later = len(shards) > 1 or context.algorithm.learner.rematerializes
-    if is_later or context.execution.tracer is not None:
+    if len(shards) > 1 or context.algorithm.learner.rematerializes:
         # What is computed later must see the weighting's state as it is now, though `weigh` changes
-        # it in between. A traced graph takes for constant what it is not given.
+        # it in between.
         state = prefixed(context.algorithm.weighting.state(), "weighting")
         full = full._replace(params={**full.params, **state})
     return [partial(query_losses, full, batch._replace(episodes=shard)) for shard in shards]

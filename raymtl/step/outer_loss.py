@@ -28,8 +28,11 @@ def query_losses(context: StepContext, batch: StepBatch) -> Losses:
     if execution.tracer is None or key is None:
         rows.append(function(context.params, batch.episodes))
     else:
+        # A graph takes for constant what it is not given, and the weighting's state changes.
+        state = prefixed(algorithm.weighting.state(), "weighting")
+        new = {name: value for name, value in state.items() if name not in context.params}
         for piece in pieces_at_once(batch.episodes, execution):
-            rows.append(execution.tracer.run(function, key, context.params, piece))
+            rows.append(execution.tracer.run(function, key, {**context.params, **new}, piece))
     *sums, rest = [torch.stack(column).sum() for column in zip(*rows, strict=True)]
     counts = batch.counts.clamp(min=1).unbind()
     means = [total / count for total, count in zip(sums, counts, strict=True)]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from raymtl.internals.torch import inductor_graph, joint_graph, traced_call
 from raymtl.step.graph_passes import shortened
-from raymtl.torch_internals import inductor_graph, joint_graph, traced_call
 from raymtl.types import MetaBatch, Params
 
 logger = logging.getLogger("raymtl")

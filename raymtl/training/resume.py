@@ -59,12 +59,7 @@ def start_attempt(folder: Path, context: TrainContext) -> StartingPoint:
                 f"none on one of them ({socket.gethostname()} tells it). `output` must be on "
                 "storage that all machines see."
             )
-    if chosen.folder or chosen.passed_over:
-        damages = list(chosen.passed_over.values())
-        about = {"from": chosen.folder.name if chosen.folder else None, "passed_over": damages}
-        formats.append_row(folder / "resumes.jsonl", about, attempt.publish)
-        for sentence in damages:
-            logger.warning("%s", sentence)
+    _record(chosen, folder, attempt)
     if saved and workers.rank == 0 and saved.state.get("generator") != GENERATOR:
         logger.warning(
             "%s: it was begun by an earlier version, which drew episodes by another generator. "
@@ -74,6 +69,20 @@ def start_attempt(folder: Path, context: TrainContext) -> StartingPoint:
             step + 1,
         )
     return StartingPoint(attempt, saved, tuple(chosen.passed_over))
+
+
+def _record(chosen: checkpoint.Choice, folder: Path, attempt: Attempt) -> None:
+    """Writes what was chosen to resumes.jsonl, and warns of what was passed over."""
+    if not chosen.folder and not chosen.passed_over:
+        return
+    damages = list(chosen.passed_over.values())
+    name = None
+    if chosen.folder:
+        name = chosen.folder.name
+    about = {"from": name, "passed_over": damages}
+    formats.append_row(folder / "resumes.jsonl", about, attempt.publish)
+    for sentence in damages:
+        logger.warning("%s", sentence)
 
 
 def _agreed_attempt(folder: Path, context: TrainContext) -> Attempt:

@@ -16,13 +16,13 @@ from raymtl.data import Arrays
 from raymtl.data.episodes import on_device, with_labels_of
 from raymtl.evaluation.scores import validation_scores
 from raymtl.learners.diverging import divergence
-from raymtl.notes import Note
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig, stacks
 from raymtl.step.meta_gradient import MetaGradient, meta_gradient, update_after_step
 from raymtl.step.traced import Tracer
 from raymtl.step.workers import COMMUNICATION
 from raymtl.storage import formats
+from raymtl.storage.notes import Note
 from raymtl.training import checkpoint
 from raymtl.training.checkpoint import Progress, Saved
 from raymtl.training.checkpointing import CheckpointManager, StepFlags

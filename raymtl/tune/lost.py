@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from ray.exceptions import RayActorError
 
-from raymtl import ray_internals
 from raymtl.cluster.doctor.check import first_line
+from raymtl.internals import ray as ray_internals
 
 
 class _OneLine(logging.Filter):

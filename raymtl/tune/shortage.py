@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from raymtl import ray_internals
+from raymtl.internals import ray as ray_internals
 
 
 @contextmanager

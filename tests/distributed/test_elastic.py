@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from raymtl import ray_internals
 from raymtl.config import Experiment
 from raymtl.data.episodes import build_episodes
+from raymtl.internals import ray as ray_internals
 from raymtl.step.meta_gradient import MetaGradient, meta_gradient
 from raymtl.step.workers import Workers
 from raymtl.storage import formats

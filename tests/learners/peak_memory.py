@@ -51,7 +51,9 @@ def main(gradient: str, steps: int, axis: str) -> None:
     episodes = Episode(
         *(Batch(torch.rand(4, 5, 1, 28, 28), {"character": targets}, {}) for _ in range(2))
     )
-    peak_and_seconds(MAML(inner_steps=1), tree_map(lambda leaf: leaf[:1], episodes))
+    peak_and_seconds(
+        MAML(inner_steps=1, gradient=gradient), tree_map(lambda leaf: leaf[:1], episodes)
+    )
     peak, seconds = peak_and_seconds(
         MAML(inner_lr=0.01, inner_steps=steps, gradient=gradient), episodes
     )

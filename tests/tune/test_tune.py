@@ -325,7 +325,7 @@ def test_lost_trials_take_one_line(
 
     from ray.exceptions import RayActorError
 
-    from raymtl.ray_internals import tune_logger
+    from raymtl.internals.ray import tune_logger
     from raymtl.tune.lost import lost_in_one_line
 
     told: list[str] = []

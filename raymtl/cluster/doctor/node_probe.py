@@ -12,7 +12,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from raymtl import ray_internals
 from raymtl.cluster.address import TCP_S, refusal
 from raymtl.cluster.capacity import Capacity, Machines, check
 from raymtl.cluster.doctor import node_checks
@@ -20,6 +19,7 @@ from raymtl.cluster.doctor.check import Check, first_line
 from raymtl.cluster.doctor.local_checks import existing
 from raymtl.cluster.doctor.node_checks import NodeReport
 from raymtl.config import Experiment
+from raymtl.internals import ray as ray_internals
 
 # ray.init alone tries a dead address for minutes; a live cluster answers within a few seconds.
 ANSWER_S = 60.0

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raymtl import ray_internals
 from raymtl.cluster.doctor.check import first_line
 from raymtl.cluster.files.documents import PLACEHOLDER
 from raymtl.cluster.files.providers import PROVIDERS
+from raymtl.internals import ray as ray_internals
 from raymtl.types import UserError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

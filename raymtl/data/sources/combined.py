@@ -18,7 +18,7 @@ from raymtl.data.draws import Draws
 from raymtl.data.sources.digits import Digits
 from raymtl.data.sources.registry import PartSpec
 from raymtl.data.tables import Files
-from raymtl.notes import Note
+from raymtl.storage.notes import Note
 from raymtl.types import Batch, Episode, Task, UserError, matching
 
 PartName = Annotated[str, matching(r"[A-Za-z][A-Za-z0-9]*", "letters and digits, a letter first")]

@@ -36,8 +36,8 @@ from raymtl.data.formats.voc_xml import (
     rows_of,
     stacked,
 )
-from raymtl.notes import ARRAY, Note, pack
 from raymtl.schema.readers import Written
+from raymtl.storage.notes import ARRAY, Note, pack
 from raymtl.tasks import classification, detection, multilabel, over_places, regression
 from raymtl.types import Batch, Episode, Spec, Task, UserError, matching
 

@@ -9,7 +9,7 @@ from raymtl.data.tables.cells import NOTHING, plainly
 from raymtl.data.tables.columns import is_number, is_text
 from raymtl.data.tables.plain_cells import plain_cells
 from raymtl.data.tables.stored import codes_in, common, numbers_in, refusal
-from raymtl.notes import Note
+from raymtl.storage.notes import Note
 
 
 class Block(NamedTuple):

@@ -13,7 +13,7 @@ from raymtl.data.base import SPLITS
 from raymtl.data.tables.columns import LocateRow, is_number, moments, plain, texts
 from raymtl.data.tables.schema import FittedTask
 from raymtl.data.tables.splits import hashes
-from raymtl.notes import Note
+from raymtl.storage.notes import Note
 
 NAMED = 5
 """Classes or columns that a note names."""

@@ -35,7 +35,7 @@ from raymtl.data.tables.schema import Fitted, FittedColumn, FittedTask, Role, Sh
 from raymtl.data.tables.settings import FilesConfig, height_and_width
 from raymtl.data.tables.shades import Unread, fit_shades
 from raymtl.data.tables.wide import complete, fit_columns
-from raymtl.notes import Note
+from raymtl.storage.notes import Note
 from raymtl.types import UserError
 
 LOOKED_AT = 64  # pictures, for whether they are grey

@@ -16,7 +16,7 @@ from raymtl.data.tables.paths import ANNOTATIONS, ENDINGS, KNOWN, TABLES, FileSe
 from raymtl.data.tables.readers import open_table
 from raymtl.data.tables.schema import Format
 from raymtl.data.tables.splits import ALIASES, UNKNOWN
-from raymtl.notes import Note
+from raymtl.storage.notes import Note
 from raymtl.types import UserError
 
 PICTURES_A_BLOCK = 64

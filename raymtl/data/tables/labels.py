@@ -51,15 +51,10 @@ def fit_task(
     if few_shot and column_spec.task_kind is None and kind.has_class_targets:
         kind = CLASSIFICATION
     _check_keys(name, column_spec, columns, kind)
-    statistics: dict[str, Any] = {}
     if kind.label_form == "number":
         statistics = _statistics(columns, train, locate_row)
     else:
-        if kind.label_form == "set":
-            statistics["separator"] = column_spec.separator or _separator(columns)
-        statistics["classes"] = _classes(
-            name, column_spec, columns, kind, statistics.get("separator")
-        )
+        statistics = _class_names(name, column_spec, columns, kind)
     fitted = FittedTask(
         asked=column_spec,
         kind=kind.name,
@@ -74,6 +69,17 @@ def fit_task(
             f"got none in {int(train.sum())} rows. Correct the column, or leave the task away."
         )
     return fitted.model_copy(update={"labelled": float(mask[train].mean())})
+
+
+def _class_names(
+    name: str, column_spec: TaskColumn, columns: Columns, kind: TaskKind
+) -> dict[str, Any]:
+    """The classes and, where a label is a set of them, what separates their names."""
+    if kind.label_form != "set":
+        return {"classes": _classes(name, column_spec, columns, kind, None)}
+    separator = column_spec.separator or _separator(columns)
+    classes = _classes(name, column_spec, columns, kind, separator)
+    return {"separator": separator, "classes": classes}
 
 
 def _check_keys(name: str, column_spec: TaskColumn, columns: Columns, kind: TaskKind) -> None:

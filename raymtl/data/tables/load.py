@@ -19,7 +19,7 @@ from raymtl.data.tables.load_notes import (
 from raymtl.data.tables.pools import make_pools
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.data.tables.split_rows import assign_splits
-from raymtl.notes import ARRAY, Note, pack
+from raymtl.storage.notes import ARRAY, Note, pack
 
 
 class _Loaded(NamedTuple):

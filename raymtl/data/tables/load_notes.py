@@ -6,7 +6,7 @@ import numpy as np
 
 from raymtl.data.base import SPLITS, Arrays
 from raymtl.data.tables.settings import FilesConfig
-from raymtl.notes import Note
+from raymtl.storage.notes import Note
 from raymtl.types import UserError
 
 NAMED = 5

@@ -20,7 +20,7 @@ from raymtl.data.tables.readings import form_of_new_labels
 from raymtl.data.tables.row_origins import RowOrigins, origins_of, together
 from raymtl.data.tables.schema import SplitRule, TaskColumn, TextForm
 from raymtl.data.tables.settings import FilesConfig
-from raymtl.notes import Note
+from raymtl.storage.notes import Note
 from raymtl.types import UserError
 
 LARGEST = 1e38

@@ -29,7 +29,7 @@ from raymtl.data.tables.settings import FilesConfig
 from raymtl.data.tables.written_cells import (
     with_plain_keys,
 )
-from raymtl.notes import Note
+from raymtl.storage.notes import Note
 from raymtl.storage.places import absolute
 from raymtl.types import UserError
 

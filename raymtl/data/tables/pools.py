@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from raymtl.data.base import SPLITS, Split, most
 from raymtl.data.tables.findings import small_class_note, small_group_note
 from raymtl.data.tables.settings import FilesConfig
-from raymtl.notes import Note
+from raymtl.storage.notes import Note
 from raymtl.types import UserError
 
 Pools = dict[str, np.ndarray]

@@ -29,7 +29,7 @@ from raymtl.data.tables.stored import (
     plainer,
 )
 from raymtl.data.tables.table_cache import RecentTables
-from raymtl.notes import Note
+from raymtl.storage.notes import Note
 from raymtl.types import UserError
 
 LOOKED_AT = 100  # columns, and rows, that tell whether a header is one

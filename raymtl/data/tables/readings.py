@@ -20,7 +20,7 @@ from raymtl.data.tables.plain_cells import plain_cells
 from raymtl.data.tables.read_forms import read_as
 from raymtl.data.tables.schema import Role, TaskColumn, TextForm
 from raymtl.data.tables.settings import FilesConfig
-from raymtl.notes import Note
+from raymtl.storage.notes import Note
 from raymtl.types import UserError
 
 PLAIN = tuple(TextForm(kind=kind) for kind in ("flag", "whole", "number"))

@@ -24,7 +24,7 @@ from raymtl.data.tables.schema import Role
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.data.tables.splits import UNKNOWN, splits_named
 from raymtl.data.tables.wide import changing, numbers_without_doubt
-from raymtl.notes import Note
+from raymtl.storage.notes import Note
 from raymtl.types import UserError
 
 EXCLUDED, OTHERWISE, SPLITS_ROWS = "excluded", "group, key or split", "names the splits"

@@ -18,9 +18,9 @@ from pydantic import (
     field_validator,
 )
 
-from raymtl.notes import Note
 from raymtl.schema.readers import Written
 from raymtl.storage import strict_json
+from raymtl.storage.notes import Note
 from raymtl.tasks.kinds import KindName, kind_named
 from raymtl.types import LabelStatistics, Spec, TaskKind
 

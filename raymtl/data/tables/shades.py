@@ -11,7 +11,7 @@ import numpy as np
 
 from raymtl.data.tables.decode import Deep, bits_in, deep_of, picture_of
 from raymtl.data.tables.schema import Shades
-from raymtl.notes import Note
+from raymtl.storage.notes import Note
 from raymtl.types import UserError
 
 MOST_FITTED = 2000

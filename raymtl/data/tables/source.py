@@ -21,7 +21,7 @@ from raymtl.data.draws import Draws
 from raymtl.data.tables import sampling as drawing
 from raymtl.data.tables.contents import check_encoding
 from raymtl.data.tables.settings import FilesConfig
-from raymtl.notes import Note
+from raymtl.storage.notes import Note
 from raymtl.storage.places import absolute
 from raymtl.types import UserError
 

@@ -1,7 +1,7 @@
 """All private names of Ray that the package uses: what each is for, and what is lost without it.
 
 Ray may move such a name in any minor release. So `pyproject.toml` pins Ray below the next one, and
-`tests/test_ray_internals.py` looks for every name in `PRIVATE_NAMES`. All of them were tested with
+`tests/internals/test_ray.py` looks for every name in `PRIVATE_NAMES`. All of them were tested with
 Ray 2.60.
 
 Ray is imported inside of the functions. Every layer may therefore import this module, also where

@@ -9,9 +9,9 @@ from rich.console import Console
 from raymtl.cli.notes import MOST_LINES, print_notes
 from raymtl.data.sources.combined import Several
 from raymtl.evaluation.baselines import notes_of_models
-from raymtl.notes import Note, pack, unpack
 from raymtl.reporting.html import write_report
 from raymtl.storage import formats
+from raymtl.storage.notes import Note, pack, unpack
 from tests.data.test_files_pictures import plain_pictures
 from tests.reporting.test_html import HOSTILE, make_run
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from raymtl import ray_internals
-from raymtl.ray_internals import PRIVATE_NAMES, PrivateName
+from raymtl.internals import ray as ray_internals
+from raymtl.internals.ray import PRIVATE_NAMES, PrivateName
 from raymtl.types import UserError
 
 ray = pytest.importorskip("ray")
 
-ROOT = Path(ray_internals.__file__).parent
+ROOT = Path(ray_internals.__file__).parent.parent
 GONE = PrivateName("ray._private.nowhere:nothing.at_all", "prove a point", "nothing is lost")
 
 

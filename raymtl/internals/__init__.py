@@ -1,0 +1,1 @@
+"""All private names of other libraries, in one file for each library."""
