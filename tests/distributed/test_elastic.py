@@ -261,7 +261,7 @@ class Arrays(dict[str, np.ndarray]):
         return super().__getitem__(key)
 
 
-def until(is_so: Callable[[], Any], failed: threading.Event, timeout_s: float = 240) -> None:
+def until(is_so: Callable[[], Any], failed: threading.Event, timeout_s: float = 480) -> None:
     end = time.monotonic() + timeout_s
     while not is_so():
         assert time.monotonic() < end and not failed.is_set()
