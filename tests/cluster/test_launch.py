@@ -36,7 +36,9 @@ def submit(cluster: Cluster, output: str, *sets: str) -> Run:
 
 def test_two_nodes_run_from_up_to_down(cluster: Cluster) -> None:
     """Twelve trials and a training."""
-    assert f"{NUM_HOSTS} local.cluster.node" in cluster.on_head("ray status")
+    nodes = f"{NUM_HOSTS} local.cluster.node"
+    # The autoscaler counts a machine some seconds after it has come up.
+    until(lambda: nodes in cluster.on_head("ray status"), "all machines in ray status", 60)
     start = time.monotonic()
     run = submit(cluster, "launch", "tune.trials=12")
     searched = time.monotonic() - start
