@@ -292,7 +292,8 @@ def test_the_krylov_basis_is_orthonormal() -> None:
 def test_many_recomputed_steps_need_little_memory(axis: str, gradient: str) -> None:
     """Two hundred steps of a convolutional network fit in the memory of five."""
     five, ten = (peak("unrolled", steps, axis) for steps in (5, 10))
-    assert 5 < peak(gradient, 200, axis) < five < ten / 1.5
+    assert five > 5, "the peak of a process counts too little to compare"
+    assert peak(gradient, 200, axis) < five < ten / 1.5
 
 
 @functools.cache
