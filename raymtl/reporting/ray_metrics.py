@@ -1,10 +1,15 @@
 """Metrics of a training for Ray's Prometheus endpoint."""
 
+import math
+import time
 from collections.abc import Callable, Mapping
 
 from ray.util.metrics import Gauge
 
 STEP_METRICS = ("step", "lr", "grad_norm", "seconds", "data_wait_pct", "communication_pct")
+
+SET_S = 1.0
+"""How often the metrics are set at most, apart from scores: Ray exports them every few seconds."""
 
 
 def observer(run: str, task_names: tuple[str, ...]) -> Callable[[Mapping[str, float | None]], None]:
@@ -22,7 +27,14 @@ def observer(run: str, task_names: tuple[str, ...]) -> Callable[[Mapping[str, fl
         "raymtl_score", description="score on the validation split", tag_keys=("run", "score")
     )
 
+    set_at = -math.inf
+
     def observe(row: Mapping[str, float | None]) -> None:
+        nonlocal set_at
+        now = time.monotonic()
+        if now - set_at < SET_S and not any(name.startswith("val.") for name in row):
+            return
+        set_at = now
         for name, gauge in plain.items():
             gauge.set(row[name], tags)
         for task in task_names:

@@ -1,10 +1,20 @@
 """TensorBoard's event files of a model folder."""
 
+import itertools
+import math
+import os
+import socket
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-FLUSH_S = 30.0
+FLUSH_S = 2.0
+"""How long the numbers of a step wait for those of the next ones, to be written together."""
+
+_numbers = itertools.count()
+"""One for each file of this process, so that no two have the same name."""
 
 
 class Events:
@@ -17,48 +27,77 @@ class Events:
         self.folder = folder
         self.purge_step = first_step + 1
         """From here on what earlier files say counts no more."""
-        self.unsure: list[Mapping[str, float | None]] = []
-        self.writer: Any = None
+        self.unsure: list[tuple[float, Mapping[str, float | None]]] = []
+        """The time and the numbers of each step that the files may lack."""
+        self.num_written = 0
+        """How many of them were given to the open file."""
+        self.written_at = -math.inf
+        self.file: BinaryIO | None = None
         self._open()
 
     def add(self, row: Mapping[str, float | None]) -> None:
         """Takes the numbers of a step."""
-        self.unsure.append(row)
-        if self.writer is not None:
-            self._write([row])
+        self.unsure.append((time.time(), row))
+        if time.monotonic() - self.written_at >= FLUSH_S:
+            self._write_rest()
 
     def flush(self) -> None:
         """Has all numbers so far written, if that is possible now."""
-        if self.writer is None:
+        if self.file is None:
             self._open()
-            if self.writer is not None:
-                self._write(self.unsure)
-        if self.writer is not None:
-            try:
-                self.writer.flush()
-            except OSError:
-                self.writer = None
-        if self.writer is not None and self.unsure:
-            self.purge_step = int(self.unsure[-1]["step"] or 0) + 1
-            self.unsure = []
+        self._write_rest()
+        if self.file is not None and self.unsure:
+            _, last = self.unsure[-1]
+            self.purge_step = int(last["step"] or 0) + 1
+            self.unsure, self.num_written = [], 0
 
     def _open(self) -> None:
-        from torch.utils.tensorboard import (
-            SummaryWriter,  # takes a second, which only those who train need to wait
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / f"{name}.{os.getpid()}.{next(_numbers)}"
+            self.file = path.open("xb")
+        except OSError:
+            return
+        self.num_written = 0
+        start = SessionLog(status=SessionLog.START)
+        self._write(
+            Event(wall_time=time.time(), file_version="brain.Event:2"),
+            Event(wall_time=time.time(), step=self.purge_step, session_log=start),
         )
 
-        try:
-            self.writer = SummaryWriter(
-                str(self.folder), purge_step=self.purge_step, flush_secs=FLUSH_S
-            )
-        except OSError:
-            self.writer = None
+    def _write_rest(self) -> None:
+        """Writes what the open file was not given yet."""
+        self.written_at = time.monotonic()
+        self._write(*(_event(at, row) for at, row in self.unsure[self.num_written :]))
+        self.num_written = len(self.unsure)
 
-    def _write(self, rows: list[Mapping[str, float | None]]) -> None:
+    def _write(self, *events: Any) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        if self.file is None:
+            return
         try:
-            for row in rows:
-                for name, value in row.items():
-                    if name != "step" and value is not None:
-                        self.writer.add_scalar(name.replace(".", "/"), value, row["step"])
+            records = RecordWriter(self.file)
+            for event in events:
+                records.write(event.SerializeToString())
+            records.flush()
         except OSError:
-            self.writer = None
+            with suppress(OSError):
+                self.file.close()
+            self.file = None
+
+
+def _event(at: float, row: Mapping[str, float | None]) -> Any:
+    """All numbers of a step as one event."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    values = [
+        Summary.Value(tag=name.replace(".", "/"), simple_value=value)
+        for name, value in row.items()
+        if name != "step" and value is not None
+    ]
+    return Event(wall_time=at, step=row["step"], summary=Summary(value=values))

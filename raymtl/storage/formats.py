@@ -54,8 +54,22 @@ def append_row(path: Path, content: Mapping[str, Any], publish: Publish = atomic
 
 def write_rows(path: Path, rows: list[dict[str, Any]], publish: Publish = atomic.publish) -> None:
     """Publishes rows as Parquet. A row without some column has null there."""
+    write_table(path, table_of(rows), publish)
+
+
+def table_of(rows: list[dict[str, Any]], before: pa.Table | None = None) -> pa.Table:
+    """The rows as a table, after those of the table `before`. A row without some column has null
+    there.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = pa.table({key: pa.array([row.get(key) for row in rows]) for key in columns})
+    if before is None:
+        return table
+    return pa.concat_tables([before, table], promote_options="permissive").combine_chunks()
+
+
+def write_table(path: Path, table: pa.Table, publish: Publish = atomic.publish) -> None:
+    """Publishes a table as Parquet."""
     publish(path, lambda aside: pq.write_table(table, aside))
 
 

@@ -28,44 +28,38 @@ class Recorder:
         self.attempt, self.context = attempt, context
         self.heartbeat = Heartbeat(attempt, context.workers, first_step)
         self.path = attempt.folder / "history.parquet"
-        self.rows = list(unwritten)
-        self.written = 0
+        self.unwritten = list(unwritten)
+        """The rows that the file lacks."""
+        self.written = formats.table_of([])
+        """What the file holds, on the first worker."""
+        self.seconds = 0.0
+        """Training time so far, over all attempts, on the first worker."""
         self.events: Events | None = None
         if context.workers.rank == 0:
-            self.rows = [row for row in formats.read_rows(self.path) if row["step"] <= first_step]
-            self.written = len(self.rows)
-            if self.rows:
-                last = self.rows[-1]["step"]
-            else:
-                last = 0
-            self.rows += [row for row in unwritten if row["step"] > last]
+            rows = [row for row in formats.read_rows(self.path) if row["step"] <= first_step]
+            self.written = formats.table_of(rows)
+            last = max((row["step"] for row in rows), default=0)
+            self.unwritten = [row for row in unwritten if row["step"] > last]
+            self.seconds = float(sum(row["seconds"] for row in rows + self.unwritten))
             self.events = Events(attempt.folder / "tensorboard", first_step)
-
-    @property
-    def seconds(self) -> float:
-        """Training time so far, over all attempts, on the first worker."""
-        return float(sum(row["seconds"] for row in self.rows))
 
     def add(self, row: dict[str, Any]) -> None:
         """Takes the record of a step. Raises Superseded."""
         self.attempt.check_now_and_then()
         self.heartbeat.made(row["step"])
-        self.rows.append(row)
+        self.unwritten.append(row)
+        self.seconds += row["seconds"]
         if self.events is None:
             return
         self.events.add(row)
         self.context.log_step(row)
 
-    @property
-    def unwritten(self) -> list[dict[str, Any]]:
-        """The rows that the file lacks."""
-        return self.rows[self.written :]
-
     def flush(self) -> None:
         """Writes the file. Raises Superseded."""
         if self.events is None:
-            self.rows = []
+            self.unwritten = []
             return
-        formats.write_rows(self.path, self.rows, self.attempt.publish)
-        self.written = len(self.rows)
+        table = formats.table_of(self.unwritten, self.written)
+        formats.write_table(self.path, table, self.attempt.publish)
+        self.written, self.unwritten = table, []
         self.events.flush()

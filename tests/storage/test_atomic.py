@@ -150,9 +150,6 @@ def test_every_writer_waits_for_a_full_disk(disk: Path, monkeypatch: pytest.Monk
         (disk / name).unlink()
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
-)  # TensorBoard's own thread
 def test_a_training_outlasts_a_full_disk(
     disk: Path, arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
