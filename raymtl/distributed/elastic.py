@@ -2,7 +2,7 @@
 
 The controller ends a complete group of workers if one was lost, or if new machines allow a larger
 group. It does so even in the middle of a step. The protocol between the controller and a worker is
-drawn in `training.emergency`.
+drawn in `training.stop_request`.
 """
 
 import time
@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError
 
 from raymtl.internals import ray as ray_internals
-from raymtl.training.emergency import StopRequest
+from raymtl.training.stop_request import StopRequest
 
 REQUEST_S = 600.0
 """How long the controller waits for the checkpoint that it requested, at most."""

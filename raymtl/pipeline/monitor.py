@@ -21,19 +21,17 @@ def watched(models: Mapping[Path, Experiment], view: View) -> Iterator[None]:
     ended = threading.Event()
     stall_monitor = StallMonitor(view.say)
 
+    seen: dict[Path, tuple[int, Row]] = {}
+    """The time of each history that was read, and what is shown of it."""
+
     def look() -> None:
         for folder, model in models.items():
-            history = formats.read_rows(folder / "history.parquet")
-            scores = [row["val.score"] for row in history if row.get("val.score") is not None]
-            step, steps, state, score = 0, model.train.steps, "waiting", ""
-            if history:
-                step, state = history[-1]["step"], "running"
-            if step == steps:
-                state = "complete"
-            if scores:
-                score = f"val.score {scores[-1]:.4f}"
-            view.show(folder.name, Row(step, steps, state, score, ""))
-            if state != "complete":
+            changed = _time_of_change(folder / "history.parquet")
+            if folder not in seen or seen[folder][0] != changed:
+                seen[folder] = changed, _row(folder, model)
+            row = seen[folder][1]
+            view.show(folder.name, row)
+            if row.state != "complete":
                 stall_monitor.look(folder.name, folder)
 
     def follow() -> None:
@@ -48,3 +46,25 @@ def watched(models: Mapping[Path, Experiment], view: View) -> Iterator[None]:
     finally:
         ended.set()
         watcher.join()
+
+
+def _time_of_change(path: Path) -> int:
+    """In nanoseconds; 0 where there is no such file, or it is out of reach."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _row(folder: Path, model: Experiment) -> Row:
+    """How far the training in a folder is."""
+    history = formats.read_rows(folder / "history.parquet")
+    scores = [row["val.score"] for row in history if row.get("val.score") is not None]
+    step, steps, state, score = 0, model.train.steps, "waiting", ""
+    if history:
+        step, state = history[-1]["step"], "running"
+    if step == steps:
+        state = "complete"
+    if scores:
+        score = f"val.score {scores[-1]:.4f}"
+    return Row(step, steps, state, score, "")

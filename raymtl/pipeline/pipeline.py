@@ -29,7 +29,6 @@ from raymtl.pipeline.comparisons import (
     train_baselines,
 )
 from raymtl.pipeline.monitor import watched
-from raymtl.reporting.html import write_report
 from raymtl.reporting.ray_dashboard.dashboard import Dashboard
 from raymtl.reporting.terminal import View
 from raymtl.schema.distributions import searched_values
@@ -223,5 +222,7 @@ def _finish(
     said = [note.model_dump() for note in (*notes, *notes_of_models(folders))]
     summary = {**about, "seconds": time.time() - started, **shares, "models": rows, "notes": said}
     formats.write_json(run / "summary.json", summary, attempt.publish)
+    from raymtl.reporting.html import write_report  # takes a third of a second; the start need not
+
     write_report(run)
     return summary

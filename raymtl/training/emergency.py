@@ -15,13 +15,6 @@ At most the step at which the worker was lost is repeated.
 fails (`write_in_turn`). Ray Train's controller calls it from another thread when the one that
 trains waits for a worker that fell silent. A worker in NO_SNAPSHOT is just moving its parameters
 and is asked again. Workers write one after the other, and leave a step alone that is saved already.
-
-`StopRequest` is for a group that Ray Train is about to end in order to start a larger one. The
-first worker then saves the step that it is at, so that no step is repeated:
-
-    RUNNING ----- request(): the controller wants to end the group ----> REQUESTED
-    REQUESTED --- confirm_saved(): the checkpoint is written -----------> SAVED
-    SAVED ------- confirm_saved() blocks the training until the process is ended
 """
 
 import threading
@@ -30,13 +23,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum, auto
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 
 from raymtl.storage.fence import Superseded
 from raymtl.training import checkpoint
 from raymtl.training.checkpoint import Progress, Snapshot
+from raymtl.training.stop_request import wait_for_process_end
 
 TURN_S, LONGEST_TURN_S = 0.02, 0.5
 """How long a worker leaves the writing to each worker before it, and to all of them at most."""
@@ -62,16 +56,6 @@ class SnapshotState(Enum):
     """The parameters are those after a step that all workers have made."""
     STOPPED = auto()
     """The checkpoint is written, and this process makes no other step."""
-
-
-def wait_for_process_end() -> NoReturn:
-    """Blocks the calling thread: Ray Train is about to end this process.
-
-    A step that the thread made meanwhile would be lost, or would be newer than the last checkpoint.
-    """
-    never = threading.Event()
-    while True:
-        never.wait()
 
 
 class EmergencyCheckpoint:
@@ -116,46 +100,3 @@ class EmergencyCheckpoint:
         """Writes it from the thread that trains, after the workers of lower rank."""
         time.sleep(min(rank * TURN_S, LONGEST_TURN_S))
         self.write()
-
-
-class StopState(Enum):
-    """How far a worker is with the request to stop."""
-
-    RUNNING = auto()
-    REQUESTED = auto()
-    """A checkpoint is wanted, after which this process will be ended."""
-    SAVED = auto()
-    """That checkpoint is written."""
-
-
-class StopRequest:
-    """Connects the thread of a worker that trains with the one by which Ray calls the worker."""
-
-    def __init__(self) -> None:
-        self.state = StopState.RUNNING
-        self._emergency_hook: Callable[[], bool] = lambda: True
-
-    @property
-    def is_requested(self) -> bool:
-        """Whether this process is to stop after a checkpoint."""
-        return self.state is not StopState.RUNNING
-
-    def request(self) -> bool:
-        """Asks the training to stop after a checkpoint; returns whether that is written."""
-        if self.state is StopState.RUNNING:
-            self.state = StopState.REQUESTED
-        return self.state is StopState.SAVED
-
-    def confirm_saved(self) -> None:
-        """Tells that a checkpoint is written; where one was requested, the training stops here."""
-        if self.is_requested:
-            self.state = StopState.SAVED
-            wait_for_process_end()
-
-    def register_emergency_hook(self, hook: Callable[[], bool]) -> None:
-        """Takes `EmergencyCheckpoint.write` of the training that runs in this process."""
-        self._emergency_hook = hook
-
-    def write_emergency_checkpoint(self) -> bool:
-        """Calls the hook; returns whether there is nothing more to write."""
-        return self._emergency_hook()

@@ -142,11 +142,10 @@ def _step_inputs(
     for step, share, episodes in batches:
         heartbeat.wants_episodes = False
         waited = time.perf_counter() - start
-        held = torch.zeros(context.workers.size + 2, dtype=torch.int64, device=context.device)
-        held[share] = 1
-        held[-2] = step
         # Clocks differ, and all must ask at the same step: that of the first worker counts.
-        held[-1] = context.workers.rank == 0 and time.perf_counter() - requested_at > ASK_S
+        asks = context.workers.rank == 0 and time.perf_counter() - requested_at > ASK_S
+        shares = [int(other == share) for other in range(context.workers.size)]
+        held = torch.tensor([*shares, step, int(asks)], device=context.device)
         *total, ask = context.workers.sum(held).tolist()
         if ask:
             requested_at = time.perf_counter()
