@@ -75,32 +75,39 @@ def scores(
             found = algorithm.predict(params, batch.inputs)
             sums = sums + metric_sums(algorithm.tasks, found, batch)
             counts = counts + label_counts(algorithm.tasks, batch)
-    told = {
-        name: float(value) for name, value in metric_values(algorithm.tasks, sums, counts).items()
-    }
+    values = metric_values(algorithm.tasks, sums, counts)
     parts = metric_parts(algorithm.tasks, sums)
+    return {
+        **{name: float(value) for name, value in values.items()},
+        **precisions_of_classes(source, parts),
+        **errors_of_counts(source, parts, arrays["target/count"][rows]),
+    }
+
+
+def precisions_of_classes(source: VOC, parts: Mapping[str, Any]) -> dict[str, float]:
+    """The average precision of each class at an IoU of 0.5, where boxes are a task."""
+    if "boxes.map_50" not in parts:
+        return {}
     names = source.class_names("boxes")
-    if "boxes.map_50" in parts:
-        true, every, number = parts["boxes.map_50"].unflatten(-1, (len(names), 3, -1)).unbind(1)
-        precisions = average_precision(true, every, number[:, 0])
-        told |= {
-            f"boxes.ap_50 {name}": float(value)
-            for name, value in zip(names, precisions, strict=True)
-        }
-    if "count.mae" in parts:
-        above, below = parts["count.mae"].chunk(2)
-        told |= {
-            f"count.mae {name}": float(value)
-            for name, value in zip(names, above / below, strict=True)
-        }
-        away = np.abs(
-            arrays["target/count"][rows] - np.array(source.found.means if source.found else 0)
-        ).mean(0)
-        told |= {
-            f"count.mae {name}, always the mean": float(value)
-            for name, value in zip(names, away, strict=True)
-        }
-    return told
+    true, every, number = parts["boxes.map_50"].unflatten(-1, (len(names), 3, -1)).unbind(1)
+    precisions = average_precision(true, every, number[:, 0])
+    return {
+        f"boxes.ap_50 {name}": float(value) for name, value in zip(names, precisions, strict=True)
+    }
+
+
+def errors_of_counts(source: VOC, parts: Mapping[str, Any], counts: np.ndarray) -> dict[str, float]:
+    """Of each class, where counts [N, C] are a task: the model's, and those of the mean."""
+    if "count.mae" not in parts:
+        return {}
+    assert source.found is not None
+    above, below = parts["count.mae"].chunk(2)
+    means = np.abs(counts - np.array(source.found.means)).mean(0)
+    errors: dict[str, float] = {}
+    for name, value, mean in zip(source.class_names("boxes"), above / below, means, strict=True):
+        errors[f"count.mae {name}"] = float(value)
+        errors[f"count.mae {name}, always the mean"] = float(mean)
+    return errors
 
 
 def train(

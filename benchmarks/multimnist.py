@@ -387,48 +387,50 @@ def interval(accuracy: float, number: int) -> float:
     return 1.96 * math.sqrt(accuracy * (1 - accuracy) / number)
 
 
+HEADER = [
+    "method",
+    "parameters",
+    "rate",
+    "val, %",
+    "left, %",
+    "right, %",
+    "delta_m",
+    "ms/step",
+    "CPU s",
+]
+
+
 def table(rows: Sequence[Mapping[str, Any]], pairs: int) -> tuple[list[str], list[list[str]]]:
     """Header and rows, the best on the validation pairs first; `pairs` are those of the test."""
-    header = [
-        "method",
-        "parameters",
-        "rate",
-        "val, %",
-        "left, %",
-        "right, %",
-        "delta_m",
-        "ms/step",
-        "CPU s",
-    ]
     alone = next((row for row in rows if row["method"] == SINGLE and row["val"] is not None), None)
     lines = []
     for row in sorted(rows, key=lambda row: -mean(row["val"])):
+        number = f"{row['num_parameters']:,}"
         if row["val"] is None:
-            lines.append(
-                [row["method"], f"{row['num_parameters']:,}", "every rate diverged", *[""] * 6]
-            )
+            lines.append([row["method"], number, "every rate diverged", *[""] * 6])
             continue
-        test = row["test"]
+        test, change, shown_change = row["test"], None, "-"
         if alone:
             change = delta_m(_scores(test), _scores(alone["test"]))
-        else:
-            change = None
+        if change is not None:
+            shown_change = f"{change:+.2f}"
+        shares = [
+            f"{100 * test[t]:.2f} ± {100 * interval(test[t], pairs):.2f}" for t in ("left", "right")
+        ]
+        ms_per_step = 1000 * row["cpu_seconds"] / row["steps"]
         lines.append(
             [
                 row["method"],
-                f"{row['num_parameters']:,}",
+                number,
                 f"{row['rate']:g}",
                 f"{100 * mean(row['val']):.2f}",
-                *(
-                    f"{100 * test[t]:.2f} ± {100 * interval(test[t], pairs):.2f}"
-                    for t in ("left", "right")
-                ),
-                "-" if change is None else f"{change:+.2f}",
-                f"{1000 * row['cpu_seconds'] / row['steps']:.0f}",
+                *shares,
+                shown_change,
+                f"{ms_per_step:.0f}",
                 f"{row['cpu_seconds']:.0f}",
             ]
         )
-    return header, lines
+    return HEADER, lines
 
 
 def _scores(test: Mapping[str, float]) -> dict[str, dict[str, tuple[float, bool]]]:

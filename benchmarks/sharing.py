@@ -331,67 +331,84 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
     Ranks are among the methods that ran, task by task; they and the deltas are averaged over the
     tasks of a data set and then over the data sets, so that many tasks do not outvote few.
     """
-    results = {
+    results: Results = {
         (row["dataset"], row["seed"], row["method"]): row["test"] for row in rows if "test" in row
     }
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    seeds = sorted({seed for _, seed, _ in results})
-    datasets = list(dict.fromkeys(dataset for dataset, _, _ in results))
-    ranks: dict[tuple[str, int, str], float] = {}
-    for dataset in datasets:
-        for seed in seeds:
-            ran = [method for method in methods if (dataset, seed, method) in results]
-            table = [list(results[dataset, seed, method].values()) for method in ran]
-            if ran:
-                mean_ranks = rankdata(np.array(table), axis=0).mean(1)
-                ranks |= {
-                    (dataset, seed, m): float(rank) for m, rank in zip(ran, mean_ranks, strict=True)
-                }
-
-    def mean(per_dataset: Mapping[str, float | None]) -> list[float]:
-        values = [value for value in per_dataset.values() if value is not None]
-        if values:
-            return [sum(values) / len(values)]
-        return []
-
+    ranks = mean_ranks(results, methods)
     summaries = []
     for method in methods:
-        by_dataset = {
-            d: [
-                float(np.mean(list(results[d, s, method].values())))
-                for s in seeds
-                if (d, s, method) in results
-            ]
-            for d in datasets
-        }
-        deltas: dict[Any, list[float]] = {delta_m: [], delta_p: []}
-        changes: dict[str, list[float]] = {}
-        mean_rank: list[float] = []
-        for seed in seeds:
-            both = [
-                d for d in datasets if (d, seed, method) in results and (d, seed, SINGLE) in results
-            ]
-            for delta, found in deltas.items():
-                per_dataset = {
-                    d: delta(*(_scores(results[d, seed, m]) for m in (method, SINGLE)))
-                    for d in both
-                }
-                found += mean(per_dataset)
-                if delta is delta_m:
-                    for d, change in per_dataset.items():
-                        changes.setdefault(d, []).extend([] if change is None else [change])
-            mean_rank += mean({d: ranks.get((d, seed, method)) for d in datasets})
         reasons = {
             row["dataset"]: row["not_run"]
             for row in rows
             if row["method"] == method and "not_run" in row
         }
-        summaries.append(
-            Summary(
-                method, by_dataset, changes, deltas[delta_m], deltas[delta_p], mean_rank, reasons
-            )
-        )
+        summaries.append(summary_of(method, results, ranks, reasons))
     return sorted(summaries, key=lambda s: float(np.mean(s.ranks)) if s.ranks else math.inf)
+
+
+Results = Mapping[tuple[str, int, str], Mapping[str, float]]
+"""(data set, seed, method) -> the test error of each task."""
+
+
+def mean_ranks(results: Results, methods: Sequence[str]) -> dict[tuple[str, int, str], float]:
+    """The rank of each method that ran, averaged over the tasks of a data set."""
+    ranks: dict[tuple[str, int, str], float] = {}
+    for dataset, seed in dict.fromkeys((dataset, seed) for dataset, seed, _ in results):
+        ran = [method for method in methods if (dataset, seed, method) in results]
+        table = [list(results[dataset, seed, method].values()) for method in ran]
+        for method, rank in zip(ran, rankdata(np.array(table), axis=0).mean(1), strict=True):
+            ranks[dataset, seed, method] = float(rank)
+    return ranks
+
+
+def summary_of(
+    method: str,
+    results: Results,
+    ranks: Mapping[tuple[str, int, str], float],
+    reasons: Mapping[str, str],
+) -> Summary:
+    """What one method reached on all data sets with all seeds."""
+    seeds = sorted({seed for _, seed, _ in results})
+    datasets = list(dict.fromkeys(dataset for dataset, _, _ in results))
+    by_dataset = {
+        d: [
+            float(np.mean(list(results[d, s, method].values())))
+            for s in seeds
+            if (d, s, method) in results
+        ]
+        for d in datasets
+    }
+    changes: dict[str, list[float]] = {}
+    deltas_m: list[float] = []
+    deltas_p: list[float] = []
+    mean_rank: list[float] = []
+    for seed in seeds:
+        both = {
+            d: (_scores(results[d, seed, method]), _scores(results[d, seed, SINGLE]))
+            for d in datasets
+            if (d, seed, method) in results and (d, seed, SINGLE) in results
+        }
+        changes_m = known({d: delta_m(*pair) for d, pair in both.items()})
+        deltas_m += mean_of(changes_m)
+        deltas_p += mean_of(known({d: delta_p(*pair) for d, pair in both.items()}))
+        for dataset in both:
+            changes.setdefault(dataset, [])
+        for dataset, change in changes_m.items():
+            changes[dataset].append(change)
+        mean_rank += mean_of(known({d: ranks.get((d, seed, method)) for d in datasets}))
+    return Summary(method, by_dataset, changes, deltas_m, deltas_p, mean_rank, reasons)
+
+
+def known(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def mean_of(values: Mapping[str, float]) -> list[float]:
+    """The mean, or nothing of nothing."""
+    if not values:
+        return []
+    return [sum(values.values()) / len(values)]
 
 
 def _scores(test: Mapping[str, float]) -> dict[str, dict[str, tuple[float, bool]]]:

@@ -372,70 +372,70 @@ def _spread(value: Mapping[str, float]) -> str:
     return f"{value['ratio']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
 
 
-def tables(found: Mapping[str, list[dict[str, Any]]]) -> list[Table]:
+Rows = list[dict[str, Any]]
+
+
+def tables(found: Mapping[str, Rows]) -> list[Table]:
     """One for each part that was run."""
-    made = []
-    if "aggregation" in found:
-        table = Table(
-            "method",
-            "ours ms",
-            "TorchJD ms",
-            "ratio (quartiles)",
-            title="Weights and sum of given gradients",
-        )
-        for row in found["aggregation"]:
-            if "missing" in row:
-                table.add_row(row["method"], "", "", "[dim]its solver is not installed[/]")
-            else:
-                table.add_row(
-                    row["method"], f"{row['ours_ms']:.2f}", f"{row['theirs_ms']:.2f}", _spread(row)
-                )
-        made.append(table)
-    if "gradients" in found:
-        headers = (
-            "model",
-            "tasks",
-            "method",
-            "ours ms",
-            "default",
-            "best chunk size",
-            "by parts, chunk 1",
-        )
-        table = Table(*headers, title="Gradients and weighting: TorchJD ms, ratio (quartiles)")
-        for row in found["gradients"]:
-            start = (row["model"], str(row["tasks"]), row["method"])
-            if "missing" in row:
-                table.add_row(*start, "", "[dim]its solver is not installed[/]")
-                continue
-            theirs = [
-                f"{row[c]['ms']:.1f}, {_spread(row[c])}" for c in ("default", "best", "by_parts")
-            ]
-            theirs[1] = f"{row['best']['variant']}: {theirs[1]}"
-            table.add_row(*start, f"{row['ours_ms']:.1f}", *theirs)
-        made.append(table)
-    if "memory" in found:
-        table = Table(
-            "model",
-            "tasks",
-            "method",
-            "ours MiB",
-            "default",
-            "chunk 1",
-            "by parts",
-            title="Peak of one step",
-        )
-        for row in found["memory"]:
-            peaks = [f"{row[column]:.0f}" for column in ("ours", "default", "chunk_1", "by_parts")]
-            table.add_row(row["model"], str(row["tasks"]), row["method"], *peaks)
-        made.append(table)
-    if "many_tasks" in found:
-        table = Table(
-            "weighting", "peak MiB", "to equal", title="Training of many small regressions"
-        )
-        for row in found["many_tasks"]:
-            table.add_row(row["method"], f"{row['mib']:.0f}", f"{row['to_equal']:.2f}")
-        made.append(table)
-    return made
+    makers: dict[str, Callable[[Rows], Table]] = {
+        "aggregation": aggregation_table,
+        "gradients": gradients_table,
+        "memory": memory_table,
+        "many_tasks": many_tasks_table,
+    }
+    return [make(found[part]) for part, make in makers.items() if part in found]
+
+
+def aggregation_table(rows: Rows) -> Table:
+    headers = ("method", "ours ms", "TorchJD ms", "ratio (quartiles)")
+    table = Table(*headers, title="Weights and sum of given gradients")
+    for row in rows:
+        if "missing" in row:
+            table.add_row(row["method"], "", "", "[dim]its solver is not installed[/]")
+        else:
+            table.add_row(
+                row["method"], f"{row['ours_ms']:.2f}", f"{row['theirs_ms']:.2f}", _spread(row)
+            )
+    return table
+
+
+def gradients_table(rows: Rows) -> Table:
+    headers = (
+        "model",
+        "tasks",
+        "method",
+        "ours ms",
+        "default",
+        "best chunk size",
+        "by parts, chunk 1",
+    )
+    table = Table(*headers, title="Gradients and weighting: TorchJD ms, ratio (quartiles)")
+    for row in rows:
+        start = (row["model"], str(row["tasks"]), row["method"])
+        if "missing" in row:
+            table.add_row(*start, "", "[dim]its solver is not installed[/]")
+            continue
+        theirs = [f"{row[c]['ms']:.1f}, {_spread(row[c])}" for c in ("default", "best", "by_parts")]
+        theirs[1] = f"{row['best']['variant']}: {theirs[1]}"
+        table.add_row(*start, f"{row['ours_ms']:.1f}", *theirs)
+    return table
+
+
+def memory_table(rows: Rows) -> Table:
+    headers = ("model", "tasks", "method", "ours MiB", "default", "chunk 1", "by parts")
+    table = Table(*headers, title="Peak of one step")
+    for row in rows:
+        peaks = [f"{row[column]:.0f}" for column in ("ours", "default", "chunk_1", "by_parts")]
+        table.add_row(row["model"], str(row["tasks"]), row["method"], *peaks)
+    return table
+
+
+def many_tasks_table(rows: Rows) -> Table:
+    headers = ("weighting", "peak MiB", "to equal")
+    table = Table(*headers, title="Training of many small regressions")
+    for row in rows:
+        table.add_row(row["method"], f"{row['mib']:.0f}", f"{row['to_equal']:.2f}")
+    return table
 
 
 def main(
