@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from benchmarks.hybrid import with_interval
@@ -101,7 +102,11 @@ def accuracy(way: Transfer, teacher: Teacher, episode: Episode, seed: int) -> fl
     """On the query set, with the rate that has the lower loss on what was held out of the support
     set.
     """
-    support, query = (Examples(part.inputs, part.targets["number"]) for part in episode)  # type: ignore[arg-type]
+    halves = []
+    for batch in episode:
+        assert isinstance(batch.inputs, Tensor)
+        halves.append(Examples(batch.inputs, batch.targets["number"]))
+    support, query = halves
     tried = []
     for lr in RATES:
         settings = way.model_copy(update={"optimiser": Optimiser(lr=lr, steps=200, seed=seed)})

@@ -231,7 +231,7 @@ def their_step(
             parameter.grad = None
         features, losses = net.losses()
         mtl_backward(losses, features=features, parallel_chunk_size=chunk)
-        jac_to_grad(net.shared, peer, optimize_gramian_computation=by_parts)  # type: ignore[call-overload]
+        jac_to_grad(net.shared, peer, optimize_gramian_computation=by_parts)  # type: ignore[call-overload]  # its overloads want a literal
 
     return step
 

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -21,6 +22,7 @@ from raymtl.encoders import MLPSpec
 from raymtl.sharing import SharingSpec
 from raymtl.tasks import regression
 from raymtl.types import Batch
+from raymtl.weighting import StaticSpec
 from tests.narrowing import checked
 from tests.narrowing import own_inputs as own_inputs_of
 
@@ -162,16 +164,16 @@ def test_every_method_tries_as_many_different_settings(method: str) -> None:
 def test_scalarization_tries_equal_weights_first() -> None:
     """Then points of the simplex."""
     first, *_, last = sharing.settings(sharing.SCALARIZED, own_inputs().tasks, 0, Protocol())
-    assert first.weighting.weights == {}  # type: ignore[attr-defined]
-    assert math.isclose(sum(last.weighting.weights.values()), 1)  # type: ignore[attr-defined]
+    assert checked(first.weighting, StaticSpec).weights == {}
+    assert math.isclose(sum(checked(last.weighting, StaticSpec).weights.values()), 1)
 
 
 @pytest.mark.parametrize("method", sharing.METHODS)
 @pytest.mark.parametrize("make", [shared_inputs, own_inputs])
 def test_every_method_trains_or_says_why(
-    method: str, make: object, monkeypatch: pytest.MonkeyPatch
+    method: str, make: Callable[[], Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = make()  # type: ignore[operator]
+    data = make()
     monkeypatch.setattr(sharing, "_load", lambda *_: data)
     row = sharing.cell("", "made_up", 0, method, TINY)
     if "not_run" in row:

@@ -92,7 +92,7 @@ def small(root: Path, **values: Any) -> CIFAR100:
 
 def told(pictures: torch.Tensor) -> list[tuple[int, int, int]]:
     """(of the test set or not, class, number in the class) of pictures [N, 3, 32, 32]."""
-    return [tuple(map(int, row)) for row in pictures[:, 0, 0, :3]]  # type: ignore[misc]
+    return [(int(part), int(label), int(place)) for part, label, place in pictures[:, 0, 0, :3]]
 
 
 def build(

@@ -278,7 +278,9 @@ def test_too_small_clusters_end_in_one_sentence(
 
     from raymtl.pipeline import pipeline
 
-    seen = SimpleNamespace(show=lambda *row: None, say=print, on_trial_start=lambda *about: None)
+    seen: Any = SimpleNamespace(
+        show=lambda *row: None, say=print, on_trial_start=lambda *about: None
+    )
     for error, says in (
         (
             ControllerError(TimeoutError("not within 60 s")),
@@ -295,8 +297,9 @@ def test_too_small_clusters_end_in_one_sentence(
             raise error
 
         monkeypatch.setattr(pipeline, "train", given_up)
+        unused: Any = None  # the arrays
         with pytest.raises(UserError if says else WorkerGroupError, match=says):
-            pipeline._train_best(experiment(), tmp_path, None, seen, seen)  # type: ignore[arg-type]
+            pipeline._train_best(experiment(), tmp_path, unused, seen, seen)
 
 
 def test_addresses_of_other_programs_are_one_sentence(

@@ -3,6 +3,7 @@
 import ast
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,8 @@ def test_training_goes_on_without_the_names(monkeypatch: pytest.MonkeyPatch) -> 
     ray_internals.connect_to_gcs("127.0.0.1:1")
     assert list(ray_internals.draining_nodes()) == []
     assert ray_internals.lost_worker_errors() == (ray.exceptions.RayActorError,)
-    assert ray_internals.controller_callbacks(None) == ()  # type: ignore[arg-type]
+    nobody: Any = None
+    assert ray_internals.controller_callbacks(nobody) == ()
     assert list(ray_internals.running_workers(None, 1.0)) == []
     assert ray_internals.token_probe()() is None
     with ray_internals.translated_task_errors(lambda error: error):

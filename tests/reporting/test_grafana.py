@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from raymtl.reporting import ray_metrics
+from tests.narrowing import present
 
 FILE = Path(__file__).parent.parent.parent / "clusters" / "grafana-raymtl.json"
 DASHBOARD: dict[str, Any] = json.loads(FILE.read_text())
@@ -39,9 +40,9 @@ def shown() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for panel in DASHBOARD["panels"]:
         for target in panel["targets"]:
-            keys, metric = re.fullmatch(
-                r"max by \(([\w, ]+)\) \(ray_(\w+)\{.+\}\)", target["expr"]
-            ).groups()  # type: ignore[union-attr]
+            keys, metric = present(
+                re.fullmatch(r"max by \(([\w, ]+)\) \(ray_(\w+)\{.+\}\)", target["expr"])
+            ).groups()
             found[metric] = set(keys.split(", "))
             assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) == found[metric]
             assert set(re.findall(r'(\w+)=~"\$(\w+)"', target["expr"])) == {
@@ -63,9 +64,9 @@ def test_variables_read_metrics_that_there_are(exported: dict[str, set[str]]) ->
     for name in ("run", "task", "score"):
         definition = variables[name]["definition"]
         assert definition == variables[name]["query"]["query"]
-        metric, label = re.fullmatch(
-            r"label_values\(ray_(\w+)(?:\{.+\})?, (\w+)\)", definition
-        ).groups()  # type: ignore[union-attr]
+        metric, label = present(
+            re.fullmatch(r"label_values\(ray_(\w+)(?:\{.+\})?, (\w+)\)", definition)
+        ).groups()
         assert label == name
         assert label in exported[metric]
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -168,7 +169,7 @@ def _one_run(
     open_ends: list[Start] | None,
 ) -> None:
     """Goes the given order, then on until the end or a known state; notes the orders that part from it on its way."""
-    threads = [_Writer(lambda work=work: work(folder)) for work in works]  # type: ignore[misc]
+    threads = [_Writer(partial(work, folder)) for work in works]
     for thread in threads:
         thread.start()
         assert thread.waits.acquire(timeout=WAIT_S)

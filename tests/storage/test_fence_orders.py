@@ -47,6 +47,7 @@ def begun(step: int) -> Callable[[Path], None]:
 
 def train(folder: Path, stop: int = STEPS) -> None:
     """What an attempt at a training does to its folder, in the order of `keep` and `loop`."""
+    untrained: Any = None  # orders need neither parameters nor an optimizer
     attempt = claim(folder)
     chosen = checkpoint.choose(folder).folder
     done = checkpoint.step_of(chosen) if chosen else 0
@@ -58,7 +59,7 @@ def train(folder: Path, stop: int = STEPS) -> None:
         )
         if step == STEPS:
             attempt.publish(folder / "model", lambda aside: aside.write_text(str(step)))  # noqa: B023
-        checkpoint.save(attempt, None, None, checkpoint.Progress(step, {}, ""))  # type: ignore[arg-type]
+        checkpoint.save(attempt, untrained, untrained, checkpoint.Progress(step, {}, "vmap"))
 
 
 def look(folder: Path, seen: dict[str, Any]) -> None:
