@@ -165,6 +165,10 @@ class TaskKind(ABC):
         """The probability of every class, [N, num_classes], of a kind with class targets."""
         return self.class_logits(prediction).softmax(-1)
 
+    def mixable(self, target: Tensor, out_features: int) -> Tensor:
+        """Targets [..., N] of examples as numbers whose weighted means are targets too."""
+        return target
+
     def expected_label(self, value: float, out_features: int) -> str | None:
         """What a label should be instead, in words, where this number cannot be one."""
         return None

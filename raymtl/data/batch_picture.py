@@ -88,13 +88,16 @@ def _label_texts(source: Source, examples: _Examples, row: int) -> Texts:
         if name in examples.maps:
             continue
         if examples.has_label(name, row):
-            texts[name] = _label_text(examples.kinds[name], target[row], source.class_names(name))
+            texts[name] = label_text(examples.kinds[name], target[row], source.class_names(name))
         else:
             texts[name] = MISSING
     return texts
 
 
-def _label_text(kind: TaskKind, value: Tensor, classes: Sequence[str]) -> str:
+def label_text(kind: TaskKind, value: Tensor, classes: Sequence[str]) -> str:
+    """A label that is no map, in words."""
+    if kind.has_class_targets and classes and _is_mixture(value):
+        return _mixture_text(value, classes)
     if value.ndim == 0 and classes:
         return classes[int(value)]
     if value.ndim == 0:
@@ -108,6 +111,18 @@ def _label_text(kind: TaskKind, value: Tensor, classes: Sequence[str]) -> str:
         counts = kind.summarise(value[None].numpy(), classes)
         return ", ".join(f"{count} {label}" for label, count in counts.items() if count)
     return "x".join(str(size) for size in value.shape)
+
+
+def _is_mixture(value: Tensor) -> bool:
+    """Whether a label of classes is a mixture of several, as mixup makes them."""
+    return value.ndim == 1 or not float(value).is_integer()
+
+
+def _mixture_text(value: Tensor, classes: Sequence[str]) -> str:
+    if value.ndim == 0:
+        value = torch.stack([1 - value, value])
+    shares = zip(classes, value.tolist(), strict=False)
+    return ", ".join(f"{share:.0%} {label}" for label, share in shares if share >= 0.005)
 
 
 class _Grid(NamedTuple):

@@ -42,6 +42,9 @@ class BinaryKind(TaskKind):
         # Not a softmax: both stay exact where one of them is almost 1.
         return torch.cat([(-prediction).sigmoid(), prediction.sigmoid()], 1)
 
+    def mixable(self, target: Tensor, out_features: int) -> Tensor:
+        return target.to(torch.get_default_dtype())
+
     def expected_label(self, value: float, out_features: int) -> str | None:
         if value in (0, 1):
             return None

@@ -31,6 +31,10 @@ class ClassificationKind(TaskKind):
     def num_classes(self, out_features: int) -> int:
         return out_features
 
+    def mixable(self, target: Tensor, out_features: int) -> Tensor:
+        member = target[..., None] == torch.arange(out_features, device=target.device)
+        return member.to(torch.get_default_dtype())
+
     def class_logits(self, prediction: Tensor) -> Tensor:
         return prediction
 
@@ -79,7 +83,8 @@ def _class_metrics(num_classes: int) -> dict[str, Metric]:
 
 
 def classification(name: str, num_classes: int, *, few_shot: bool = False) -> Task:
-    """Cross-entropy over `num_classes`; targets are integers [N].
+    """Cross-entropy over `num_classes`; targets are integers [N]. The loss also takes
+    probabilities of the classes, [N, num_classes].
 
     Metrics: `accuracy`; `balanced_accuracy`, the mean over the classes that occur of the share of
     each that is right; `f1`, the mean over the classes that occur or are predicted of 2 TP / (2 TP

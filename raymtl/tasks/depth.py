@@ -61,6 +61,9 @@ class DepthKind(MapKind):
         std = float((share @ (variances + (means - mean) ** 2)) ** 0.5)
         return {"means": (mean,), "stds": (std or 1.0,)}
 
+    def zoomed(self, target: Tensor, factor: float) -> Tensor:
+        return target / factor
+
     def render(self, target: np.ndarray) -> np.ndarray:
         return depth_colours(target)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from raymtl.types import LabelForm, TaskKind, UserError
 
@@ -75,6 +76,8 @@ class MapKind(TaskKind):
     """Axes of a target before height and width."""
     missing_value: ClassVar[int] = 0
     """What stands in a target where a pixel has no value."""
+    turns_with_view: ClassVar[bool] = False
+    """Whether values are directions, which are others where the picture is turned."""
     settings: ClassVar[tuple[str, ...]] = ()
     """The keys of `MapSettings` that the kind reads; others are refused."""
 
@@ -90,6 +93,16 @@ class MapKind(TaskKind):
     @abstractmethod
     def render(self, target: np.ndarray) -> np.ndarray:
         """A target as a picture [H, W, 3] uint8."""
+
+    def mirrored(self, target: Tensor) -> Tensor:
+        """What the values [*channels, H, W] become of a picture that was mirrored, left to right;
+        their places are mirrored already.
+        """
+        return target
+
+    def zoomed(self, target: Tensor, factor: float) -> Tensor:
+        """What the values become of a picture that was enlarged by a factor."""
+        return target
 
     def fit(self, task: str, given: MapSettings, maps: MapFiles) -> dict[str, Any]:
         """The fields of `FittedMaps` and the moments that are found in the maps for training."""

@@ -24,6 +24,7 @@ class NormalsKind(MapKind):
     name = "normals"
     dtype = np.float16
     channels = (3,)
+    turns_with_view = True
 
     def make(self, name: str, labels: LabelStatistics, size: tuple[int, int]) -> Task:
         return normals(name, size)
@@ -41,6 +42,9 @@ class NormalsKind(MapKind):
         else:
             valid = lengths > 0
         return np.where(valid, directions / np.where(valid, lengths, 1), 0)
+
+    def mirrored(self, target: Tensor) -> Tensor:
+        return target * target.new_tensor([-1, 1, 1])[:, None, None]
 
     def render(self, target: np.ndarray) -> np.ndarray:
         return direction_colours(target)

@@ -571,7 +571,7 @@ def test_a_palette_gives_the_numbers_of_its_colours(tmp_path: Path) -> None:
 def test_the_example_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = Path(__file__).parents[2] / "docs" / "data-pictures.md"
     blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.S)
-    (block,) = [block for block in blocks if "mask:" in block]
+    (block,) = [block for block in blocks if "depths" in block]
     rng = np.random.default_rng(0)
     rows = []
     for i in range(30):

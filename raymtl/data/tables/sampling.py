@@ -11,6 +11,7 @@ import torch
 
 from raymtl.data.base import Arrays, Bucket, HeldOut, Members, Population, Split, drawn, same_domain
 from raymtl.data.draws import Draws, alike, rows_alike
+from raymtl.data.tables.augment import augmented
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.types import Batch, Episode
 
@@ -18,8 +19,8 @@ from raymtl.types import Batch, Episode
 class Chosen(NamedTuple):
     """The rows of episodes that are alike, [E, N] each."""
 
-    indices: np.ndarray
-    """[E]: which episodes they are."""
+    draws: Draws
+    """The generators of these episodes."""
     support: np.ndarray
     query: np.ndarray
     domains: Callable[[], Sequence[str]]
@@ -41,7 +42,10 @@ def draw(source: FilesConfig, arrays: Arrays, split: Split, draws: Draws) -> Ite
                 _few_shot_batch(source, arrays, rows, chosen.classes.shape[1])
                 for rows in (chosen.support, chosen.query)
             ]
-        yield Bucket(Episode(*batches), chosen.indices, chosen.domains)
+        episode = Episode(*batches)
+        if source.augment is not None and split == "train":
+            episode = augmented(source.augment, episode, source.make_tasks(), chosen.draws)
+        yield Bucket(episode, chosen.draws.indices, chosen.domains)
 
 
 def query_rows(
@@ -124,7 +128,7 @@ def _choose(source: FilesConfig, arrays: Arrays, split: Split, draws: Draws) -> 
         taken = rows[own.choice(len(rows), number)]
         end = min(num_shots, number - 1)
         domains = same_domain("rows", len(own))
-        yield Chosen(own.indices, taken[:, :end], taken[:, end:], domains)
+        yield Chosen(own, taken[:, :end], taken[:, end:], domains)
 
 
 def _choose_groups(
@@ -139,7 +143,7 @@ def _choose_groups(
         own, group = draws[episodes], groups[episodes]
         taken = rows[starts[group, None] + own.choice(sizes[group], number)]
         domains = partial(_group_names, source, names[group])
-        yield Chosen(own.indices, taken[:, :end], taken[:, end:], domains)
+        yield Chosen(own, taken[:, :end], taken[:, end:], domains)
 
 
 def _group_names(source: FilesConfig, names: np.ndarray) -> list[str]:
@@ -161,7 +165,7 @@ def _choose_classes(
             part.reshape(len(own), -1) for part in (taken[..., :num_shots], taken[..., num_shots:])
         )
         domains = partial(_class_names, names[classes])
-        yield Chosen(own.indices, support, query, domains, classes)
+        yield Chosen(own, support, query, domains, classes)
 
 
 def _class_names(names: np.ndarray) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from raymtl.data.base import Count, Source, Split, Ways, most
+from raymtl.data.tables.augment import Augment
 from raymtl.data.tables.schema import (
     DateOrder,
     Decimal,
@@ -27,6 +28,7 @@ ImageSize = PositiveInt | tuple[PositiveInt, PositiveInt]
 DRAWING = (
     "path",
     "tasks",
+    "augment",
     "shots",
     "queries",
     "hold_steps",
@@ -101,6 +103,8 @@ class FilesConfig(Source):
     """Rows that take more are streamed in blocks (docs/data.md)."""
     fit_rows: PositiveInt = 1_000_000
     """How many rows, at least, statistics are made of where the files are streamed."""
+    augment: Augment | None = None
+    """How pictures for training are changed at random (docs/data-pictures.md)."""
     hold_steps: PositiveInt = 100
     """For how many steps a block of a stream is drawn from."""
     held_out_rows: PositiveInt = 20_000

@@ -18,6 +18,7 @@ from raymtl.data.base import (
     usual,
 )
 from raymtl.data.draws import Draws
+from raymtl.data.tables import augment
 from raymtl.data.tables import sampling as drawing
 from raymtl.data.tables.contents import check_encoding
 from raymtl.data.tables.settings import FilesConfig
@@ -46,6 +47,7 @@ class Files(FilesConfig):
             return self  # nothing to read yet; said when something is asked
         self._check()
         if self.fitted is not None and not self.is_stale(self.fitted):
+            self._check_augment()
             # of a run: its paths stand as they were found, and a worker need not know their
             # variables
             return self
@@ -55,7 +57,12 @@ class Files(FilesConfig):
             from raymtl.data.tables.fit import fit
 
             self.__dict__["fitted"] = fit(self)
+        self._check_augment()
         return self
+
+    def _check_augment(self) -> None:
+        if self.augment is not None:
+            augment.check(self.augment, self.is_image, self.make_tasks())
 
     def _check(self) -> None:
         if not self.tasks:
