@@ -12,10 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from raymtl.types import Task
 from raymtl.weighting.base import GradientWeighting, GradientWeightingSpec, Jacobian
 from raymtl.weighting.gramian import Array, solved
+
+STEPS_AT_ONCE = 24
+"""Steps between two updates of all inner products; of 16 to 32 the fastest for 300 tasks and more.
+"""
 
 
 def draw_order(num_tasks: int, num_updates: int) -> NDArray[np.int64]:
@@ -34,20 +39,49 @@ def project(products: Array, rounding: float, order: NDArray[np.int64]) -> Array
 
     Gradient i meets the original other gradients in the order of row i of `order` [K, K - 1]. It is
     represented by its coefficients on the original gradients and, in `now`, by its inner products
-    with them, so that no step touches the gradients. All gradients take their steps together.
+    with them, so that no step touches the gradients. All gradients take their steps together, and
+    after every STEPS_AT_ONCE of them `now` is brought up to date.
     """
-    rows = np.arange(len(products))
     coefficients, now = np.eye(len(products)), products.copy()
-    squares = products.diagonal()
-    for others in order.T:
-        overlap = now[rows, others].clip(max=0)
-        shift = np.divide(
-            overlap, squares[others], out=np.zeros(len(rows)), where=squares[others] > 0
-        )
-        coefficients[rows, others] -= shift
-        now -= shift[:, None] * products[others]
+    for start in range(0, order.shape[1], STEPS_AT_ONCE):
+        others = order[:, start : start + STEPS_AT_ONCE]
+        shifts = _shifts(products, np.take_along_axis(now, others, 1), others)
+        np.put_along_axis(coefficients, others, -shifts, 1)
+        if start + STEPS_AT_ONCE < order.shape[1]:
+            now -= _sums_of_rows(products, shifts, others)
     weights: Array = coefficients.sum(0)
     return weights
+
+
+def _shifts(products: Array, overlaps: Array, others: NDArray[np.int64]) -> Array:
+    """How much of each of the next S gradients is taken from each gradient, [K, S]; at most 0.
+
+    `others` [K, S] are the gradients that it meets, `overlaps` [K, S] its inner products with them
+    before the first of these steps.
+    """
+    squares = products.diagonal()
+    inverse = np.divide(1, squares, out=np.zeros(len(squares)), where=squares > 0)
+    steps, left = others.T, overlaps.T.copy()
+    shifts = left.clip(max=0)
+    for step, met in enumerate(steps):
+        shifts[step] = left[step].clip(max=0) * inverse[met]
+        left[step + 1 :] -= shifts[step] * products[met, steps[step + 1 :]]
+    return shifts.T
+
+
+def _sums_of_rows(products: Array, shifts: Array, others: NDArray[np.int64]) -> Array:
+    """sum_s shifts[:, s] products[others[:, s]], [K, K], without the terms that are zero."""
+    chosen = shifts < 0
+    ends = np.append(0, chosen.sum(1).cumsum())
+    sums: Array = F.embedding_bag(
+        torch.from_numpy(others[chosen]),
+        torch.from_numpy(products),
+        torch.from_numpy(ends),
+        mode="sum",
+        per_sample_weights=torch.from_numpy(shifts[chosen]),
+        include_last_offset=True,
+    ).numpy()
+    return sums
 
 
 class PCGrad(GradientWeighting):

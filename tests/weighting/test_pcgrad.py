@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from raymtl.weighting import PCGradSpec
+from raymtl.weighting import PCGradSpec, pcgrad
 from raymtl.weighting.pcgrad import draw_order, project
 from tests.weighting import Rows, regressions
 
@@ -28,6 +28,16 @@ def test_it_equals_the_loop_of_the_paper(seed: int) -> None:
     for step in range(3):
         expected = loop(rows, torch.from_numpy(draw_order(len(rows), step)))
         torch.testing.assert_close(module(torch.ones(len(rows)), Rows(rows)) @ rows, expected)
+
+
+@pytest.mark.parametrize("steps_at_once", [1, 2, 3, 8])
+def test_steps_at_once_change_no_weight(
+    monkeypatch: pytest.MonkeyPatch, steps_at_once: int
+) -> None:
+    rows, order = torch.randn(8, 5), draw_order(8, 1)
+    monkeypatch.setattr(pcgrad, "STEPS_AT_ONCE", steps_at_once)
+    weights = torch.from_numpy(project((rows @ rows.T).numpy(), 0.0, order))
+    torch.testing.assert_close(weights @ rows, loop(rows, torch.from_numpy(order)))
 
 
 def test_a_gradient_is_never_projected_onto_itself() -> None:
