@@ -170,9 +170,12 @@ class Source(Spec, ABC):
 
     def notes(self, arrays: Arrays) -> tuple[Note, ...]:
         """What was decided for the user while the data were found and loaded."""
+        notes: tuple[Note, ...] = ()
         if ARRAY in arrays:
-            return unpack(arrays[ARRAY])
-        return ()
+            notes = unpack(arrays[ARRAY])
+        if arrays and type(self).populations is Source.populations:
+            notes += (_every_episode_is_new(type(self)),)
+        return notes
 
     def window(self, arrays: Arrays, split: Split, seed: int, step: int) -> Arrays:
         """What the episodes of a step are drawn from: all of it, other than of a source that
@@ -186,7 +189,11 @@ class Source(Spec, ABC):
         return f"what data.name: {getattr(self, 'name', '?')} draws"
 
     def populations(self, arrays: Arrays, split: Split) -> tuple[Population, ...]:
-        """What the examples of a split were sampled from."""
+        """What the examples of a split were sampled from.
+
+        As it stands, every episode is a new one, which is true of computed episodes alone. A source
+        that loads data overrides it; `notes` names one that does not.
+        """
         return (Population("episode", None),)
 
     def query_members(self, arrays: Arrays, split: Split, draws: Draws) -> Mapping[str, Members]:
@@ -207,6 +214,14 @@ class Source(Spec, ABC):
 
         Takes all chances from `draws`, and an episode's from its own row of them alone.
         """
+
+
+def _every_episode_is_new(source: type[Source]) -> Note:
+    text = (
+        "its data are finite, but the class does not define `populations`, so intervals of scores "
+        "count every episode as a new one and are too narrow"
+    )
+    return Note(place=f"source {source.__name__}", text=text, key="data.name")
 
 
 class Bucket(NamedTuple):

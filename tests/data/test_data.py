@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pytest
@@ -19,6 +19,8 @@ from raymtl.data import (
     MultiMNIST,
     NYUv2,
     Omniglot,
+    Several,
+    Sinusoid,
     Source,
     SourceSpec,
 )
@@ -233,6 +235,7 @@ def test_every_source_keeps_its_contract(kind: type[Source], tmp_path: Path) -> 
     arrays = source.load()
     assert tuple(source.sizes(arrays)) == names
     assert all(size > 0 for size in source.sizes(arrays).values())
+    assert [note for note in source.notes(arrays) if "populations" in note.text] == []
     plain, joint = build(source, arrays), build(source.as_supervised(), arrays)
     for name in names:
         sizes = [
@@ -255,6 +258,27 @@ def test_every_source_keeps_its_contract(kind: type[Source], tmp_path: Path) -> 
             if task.kind.name == "classification":
                 assert target.dtype == torch.int64
                 assert int(target.min()) >= 0 and int(target.max()) < task.out_features
+
+
+class WithoutPopulations(Digits):
+    """A finite source whose author forgot what its examples were sampled from."""
+
+    populations: ClassVar[Any] = Source.populations
+
+
+def test_finite_sources_without_populations_are_noted(arrays: dict[str, np.ndarray]) -> None:
+    """Their intervals are too narrow; computed episodes are each a new one."""
+    forgotten = WithoutPopulations()
+    (note,) = forgotten.notes(arrays)
+    assert str(note).startswith(
+        "source WithoutPopulations: its data are finite, but the class does not"
+    )
+    parts = Several.model_construct(parts={"one": Digits(), "two": forgotten})
+    both = {f"{part}/{key}": array for part in parts.parts for key, array in arrays.items()}
+    (of_part,) = parts.notes(both)
+    assert of_part.place == "two: source WithoutPopulations"
+    assert of_part.key == "data.parts.two.name"
+    assert Sinusoid().notes(Sinusoid().load()) == ()
 
 
 def test_a_source_is_chosen_by_its_name() -> None:
