@@ -1,0 +1,1 @@
+"""Time and memory of raymtl beside other libraries."""

@@ -1,0 +1,28 @@
+"""Which other libraries are there, and how those are imported that ask for more than is needed."""
+
+import importlib.util
+import sys
+
+
+class Missing(Exception):
+    """A subject or a way that needs what is not installed."""
+
+
+def is_installed(name: str) -> bool:
+    """Whether the package can be imported, as far as that is known without importing it."""
+    return name in sys.modules or importlib.util.find_spec(name) is not None
+
+
+def without_init(*names: str) -> None:
+    """Lets modules of these packages be imported without running the packages' own __init__.
+
+    Those of learn2learn and LibMTL import environments, text models and data sets that a
+    comparison of algorithms does not need. Parents come first.
+    """
+    for name in names:
+        if name in sys.modules:
+            continue
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            raise Missing(name)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
