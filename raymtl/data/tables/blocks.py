@@ -1,7 +1,8 @@
 """Tables in blocks of rows, and the types that their columns have in all files."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import pyarrow as pa
 
@@ -10,6 +11,9 @@ from raymtl.data.tables.columns import is_number, is_text
 from raymtl.data.tables.plain_cells import plain_cells
 from raymtl.data.tables.stored import codes_in, common, numbers_in, refusal
 from raymtl.storage.notes import Note
+
+if TYPE_CHECKING:
+    from raymtl.data.tables.paths import FileSet
 
 
 class Block(NamedTuple):
@@ -48,6 +52,30 @@ class Cells(NamedTuple):
     open.
     """
     notes: tuple[Note, ...] = ()
+
+
+BlockRows = list[tuple[int | None, int | None]]
+"""(row group, rows) of each block of a file."""
+
+
+class BlockFormat(ABC):
+    """A format whose files consist of several blocks, each of which is read by itself."""
+
+    described: ClassVar[str]
+    """What a file of it is, for errors."""
+
+    @abstractmethod
+    def contents(
+        self, file_set: "FileSet", file: str, reading: Reading
+    ) -> tuple[pa.Schema, BlockRows]:
+        """Names and plain types of the columns, and the blocks.
+
+        Raises ArrowException, OSError or EOFError for a file of something else.
+        """
+
+    @abstractmethod
+    def read(self, file_set: "FileSet", block: Block) -> pa.Table:
+        """The rows of a block, in the types that the file stores. Raises the same."""
 
 
 ColumnTypes = Mapping[str, pa.DataType]

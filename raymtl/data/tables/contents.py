@@ -53,7 +53,11 @@ SIGNATURES = (
         "a Parquet file",
         "Rename it so that it ends in .parquet, or set data.format: parquet.",
     ),
-    Signature(b"ARROW1", "an Arrow file", "Save it as Parquet."),
+    Signature(
+        b"ARROW1",
+        "an Arrow file",
+        "Rename it so that it ends in .arrow, or set data.format: arrow.",
+    ),
     Signature(b"FEA1", "a Feather file", "Save it as Parquet."),
     Signature(b"Obj\x01", "an Avro file", "Save it as Parquet."),
     Signature(b"ORC", "an ORC file", "Save it as Parquet."),

@@ -4,7 +4,7 @@ import glob
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,8 @@ ENDINGS: Mapping[Format, tuple[str, ...]] = {
     "csv": (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.bz2", ".csv.zst"),
     "arff": (".arff", ".arff.gz"),
     "mat": (".mat",),
+    "arrow": (".arrow", ".feather", ".ipc"),
+    "webdataset": (".tar",),
     "pictures": SUFFIXES,
 }
 TABLES = (*ENDINGS["parquet"], *ENDINGS["csv"])
@@ -137,6 +139,12 @@ def _remote(url: str) -> tuple[pafs.FileSystem, str]:
         fsspec_fs, root = fsspec.core.url_to_fs(url)
         fs = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec_fs))
     return fs, root
+
+
+def file_key(file_set: FileSet, file: str, *about: Hashable) -> Hashable:
+    """What a file is as long as it has not changed, and how it is read."""
+    info = file_set.fs.get_file_info(file)
+    return file, info.size, info.mtime_ns, *about
 
 
 class Below(NamedTuple):

@@ -1,37 +1,41 @@
-"""Files as blocks of rows: Parquet, CSV, ARFF and MATLAB cells.
+"""Files as blocks of rows: Parquet, Arrow, WebDataset, CSV, ARFF and MATLAB cells.
 
-A block is a row group of a Parquet file, or another file as a whole. It is read by itself, so that
-files larger than memory can be read in any order.
+A block is a row group of a Parquet file, a batch of an Arrow file, some samples of a WebDataset, or
+another file as a whole. It is read by itself, so that files larger than memory can be read in any
+order.
 """
 
 import re
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raymtl.data.tables.arff import read_arff
-from raymtl.data.tables.blocks import Block, Cells, ColumnTypes, Reading, Table
+from raymtl.data.tables.arrow_files import ArrowFiles, without_caches
+from raymtl.data.tables.blocks import Block, BlockFormat, Cells, ColumnTypes, Reading, Table
 from raymtl.data.tables.cells import missing_words, plainly
 from raymtl.data.tables.columns import is_text
 from raymtl.data.tables.contents import decoded, uncompressed
 from raymtl.data.tables.delimited import DELIMITER, read_csv
 from raymtl.data.tables.findings import header_note
 from raymtl.data.tables.matlab import read_mat
-from raymtl.data.tables.paths import ENDINGS, FileSet, has_threads, reason
+from raymtl.data.tables.parquet import Parquet
+from raymtl.data.tables.paths import ENDINGS, FileSet, file_key, reason
 from raymtl.data.tables.schema import Format
 from raymtl.data.tables.splits import ALIASES
-from raymtl.data.tables.stored import (
-    as_type,
-    holds_texts,
-    kind_of_bytes,
-    plainer,
-)
+from raymtl.data.tables.stored import as_type, plainer
 from raymtl.data.tables.table_cache import RecentTables
+from raymtl.data.tables.webdataset import WebDataset
 from raymtl.storage.notes import Note
 from raymtl.types import UserError
 
+IN_BLOCKS: Mapping[Format, BlockFormat] = {
+    "parquet": Parquet(),
+    "arrow": ArrowFiles(),
+    "webdataset": WebDataset(),
+}
+"""Formats whose files consist of several blocks."""
 LOOKED_AT = 100  # columns, and rows, that tell whether a header is one
 
 
@@ -40,6 +44,8 @@ def open_table(file_set: FileSet, form: Format, reading: Reading, key: str) -> T
     files = [
         name for name in file_set.files if form == "csv" or name.lower().endswith(ENDINGS[form])
     ] or [*file_set.files]
+    if form == "arrow":
+        files = without_caches(files)
     opened = _opened(files, _Source(file_set, form, reading))
     if not opened.blocks:
         shown = file_set.shown
@@ -52,7 +58,7 @@ def open_table(file_set: FileSet, form: Format, reading: Reading, key: str) -> T
     if form == "csv":
         notes: tuple[Note, ...] = ()
         if not reading.columns:
-            notes = _of_header(files[0], _recent.get(_key_of(file_set, files[0], form, reading)))
+            notes = _of_header(files[0], _recent.get(file_key(file_set, files[0], form, reading)))
         columns = frozenset(opened.names) - folders
         written = Cells(columns, missing, folders, _commas_divide(opened.delimiters), notes)
 
@@ -213,58 +219,24 @@ def _contents(
     file_set: FileSet, file: str, form: Format, reading: Reading
 ) -> tuple[pa.Schema, list[tuple[int | None, int | None]]]:
     """Names and plain types of the columns, and (row group, rows) of each block."""
-    if form == "parquet":
+    if form in IN_BLOCKS:
         try:
-            with file_set.fs.open_input_file(file) as stream:
-                about = pq.ParquetFile(stream, pre_buffer=has_threads(file_set.fs))
-                rows = [about.metadata.row_group(i).num_rows for i in range(about.num_row_groups)]
-                return _plain_schema(about, file_set, file, reading), list(enumerate(rows))
-        except (pa.ArrowException, OSError) as error:
+            return IN_BLOCKS[form].contents(file_set, file, reading)
+        except (pa.ArrowException, OSError, EOFError) as error:
             raise UserError(
-                f"{file}: expected a Parquet file, got something else ({reason(error)}). Correct "
-                "data.format or the file."
+                f"{file}: expected {IN_BLOCKS[form].described}, got something else "
+                f"({reason(error)}). Correct data.format or the file."
             ) from None
     table = _read_block(file_set, Block(file), form, reading)
     fields = [field.with_type(plainer(field.type)) for field in table.schema]
     return pa.schema(fields, table.schema.metadata), [(None, len(table))]
 
 
-def _plain_schema(
-    about: pq.ParquetFile, file_set: FileSet, file: str, reading: Reading
-) -> pa.Schema:
-    """Names and plain types; bytes that are texts in the first row group are texts."""
-    try:
-        stored = about.schema_arrow
-        fields = [field.with_type(plainer(field.type)) for field in stored]
-    except UnicodeDecodeError:
-        raise UserError(
-            f"{file}: expected names of columns in utf8, got others. Write the file again."
-        ) from None
-    if about.num_row_groups and len({field.name for field in fields}) == len(fields):
-        names = [field.name for field in fields if kind_of_bytes(field.type)]
-        if names:
-            first = about.read_row_group(0, columns=names, use_threads=has_threads(file_set.fs))
-            fields = [_of_bytes(field, first, reading.encoding) for field in fields]
-    return pa.schema(fields)
-
-
-def _of_bytes(field: pa.Field, first: pa.Table, encoding: str) -> pa.Field:
-    """The column as texts or bytes, by its values in the first row group; others as they are."""
-    if field.name not in first.column_names:
-        return field
-    if holds_texts(as_type(first[field.name], pa.binary()), encoding):
-        return field.with_type(pa.string())
-    return field.with_type(pa.binary())
-
-
 def _read_block(file_set: FileSet, block: Block, form: Format, reading: Reading) -> pa.Table:
     try:
-        if form == "parquet":
-            with file_set.fs.open_input_file(block.file) as stream:
-                threads = has_threads(file_set.fs)
-                opened = pq.ParquetFile(stream, pre_buffer=threads)
-                return opened.read_row_group(block.row_group, use_threads=threads)
-        key = _key_of(file_set, block.file, form, reading)
+        if form in IN_BLOCKS:
+            return IN_BLOCKS[form].read(file_set, block)
+        key = file_key(file_set, block.file, form, reading)
         recent = _recent.get(key)
         if recent is not None:
             return recent
@@ -276,11 +248,6 @@ def _read_block(file_set: FileSet, block: Block, form: Format, reading: Reading)
 
 
 _recent = RecentTables()
-
-
-def _key_of(file_set: FileSet, file: str, form: Format, reading: Reading) -> Hashable:
-    info = file_set.fs.get_file_info(file)
-    return file, info.size, info.mtime_ns, form, reading
 
 
 def _read_text(file_set: FileSet, file: str, form: Format, reading: Reading) -> pa.Table:

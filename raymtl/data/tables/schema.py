@@ -25,7 +25,7 @@ from raymtl.tasks.kinds import KindName, kind_named
 from raymtl.types import LabelStatistics, Spec, TaskKind
 
 Role = Literal["number", "category", "text", "vector", "picture"]
-Format = Literal["parquet", "csv", "arff", "mat", "pictures"]
+Format = Literal["parquet", "csv", "arff", "mat", "arrow", "webdataset", "pictures"]
 
 
 def _task_name(name: str) -> str:

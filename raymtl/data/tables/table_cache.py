@@ -1,12 +1,18 @@
-"""Tables of text files that stay in memory, since looking at data reads a file several times."""
+"""What stays in memory of files, since looking at data reads a file several times."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from threading import Lock
+from typing import Generic, TypeVar
 
 import pyarrow as pa
 
+from raymtl.data.tables.paths import FileSet, file_key
+
 MOST_MB = 64
 """The size of all tables together."""
+MOST_FILES = 4096
+"""Of which something is kept."""
+Kept = TypeVar("Kept")
 
 
 class RecentTables:
@@ -26,3 +32,25 @@ class RecentTables:
             while self.tables and sum(one.nbytes for one in self.tables.values()) > MOST_MB * 1e6:
                 del self.tables[next(iter(self.tables))]
         return table
+
+
+class KeptByFile(Generic[Kept]):
+    """What was read of files, as long as these do not change."""
+
+    def __init__(self, read: Callable[[FileSet, str], Kept]) -> None:
+        self._read = read
+        self._kept: dict[Hashable, Kept] = {}
+        self._lock = Lock()
+
+    def of(self, file_set: FileSet, file: str) -> Kept:
+        """What `read` returns of the file."""
+        key = file_key(file_set, file)
+        with self._lock:
+            if key in self._kept:
+                return self._kept[key]
+        found = self._read(file_set, file)
+        with self._lock:
+            while len(self._kept) >= MOST_FILES:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = found
+        return found
