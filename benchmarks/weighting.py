@@ -17,19 +17,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 import torch
 import torchjd.aggregation
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from torchjd.aggregation import Aggregator
 from torchjd.autojac import jac_to_grad, mtl_backward
 
-from raymtl.encoders import LeNetSpec, MLPSpec, ResNet18Spec
+from benchmarks.hard_sharing import ModelKind, Network, network
+from raymtl.encoders import MLPSpec
 from raymtl.learners import MAML
 from raymtl.sharing import HardSpec
 from raymtl.step.algorithm import Algorithm
@@ -53,7 +53,6 @@ BOTH: dict[str, str] = {  # methods that need gradients here and are aggregators
 }
 
 PARTS = ("aggregation", "gradients", "memory", "many_tasks")
-ModelKind = Literal["lenet", "resnet18", "resnet18_large"]
 CHUNKS: tuple[int | None, ...] = (None, 1, 2, 4)
 """TorchJD's parallel_chunk_size: how many tasks one vmapped backward pass takes; all of them by
 default.
@@ -160,46 +159,6 @@ def aggregation(
             }
         )
     return found
-
-
-class Network(NamedTuple):
-    """Hard sharing: a trunk, a linear head of 10 classes a task, and a batch."""
-
-    trunk: nn.Module
-    heads: nn.ModuleList
-    inputs: Tensor
-    targets: Tensor
-
-    @property
-    def shared(self) -> list[nn.Parameter]:
-        return list(self.trunk.parameters())
-
-    @property
-    def private(self) -> list[nn.Parameter]:
-        return list(self.heads.parameters())
-
-    def losses(self) -> tuple[Tensor, list[Tensor]]:
-        """The features, and the loss of each task."""
-        features = self.trunk(self.inputs)
-        pairs = zip(self.heads, self.targets, strict=True)
-        return features, [F.cross_entropy(head(features), target) for head, target in pairs]
-
-
-def network(kind: ModelKind, num_tasks: int, batch_size: int | None = None) -> Network:
-    """`resnet18` sees 3x32x32 through its stem for ImageNet, `resnet18_large` through that for
-    small pictures.
-    """
-    torch.manual_seed(0)
-    if kind == "lenet":
-        shape, size = (1, 36, 36), 64
-        trunk: nn.Module = LeNetSpec().build(shape)
-    else:
-        shape, size = (3, 32, 32), 16
-        trunk = ResNet18Spec(stem="imagenet" if kind == "resnet18" else "small").build(shape)
-    size = batch_size or size
-    inputs = torch.randn(size, *shape)
-    heads = nn.ModuleList(nn.Linear(trunk(inputs[:1]).shape[1], 10) for _ in range(num_tasks))
-    return Network(trunk, heads, inputs, torch.randint(10, (num_tasks, size)))
 
 
 def our_step(net: Network, method: str) -> Callable[[], Tensor]:

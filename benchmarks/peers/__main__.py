@@ -17,12 +17,13 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.peers import conv4, sinusoid
+from benchmarks.peers import conv4, many_tasks, multi_task, sampling, sinusoid
 from benchmarks.peers.installed import Missing, is_installed
 from benchmarks.peers.memory import peak_mib
 from benchmarks.peers.report import read_rows, write_page, write_rows
@@ -76,7 +77,8 @@ def main() -> None:
 
 def all_subjects() -> list[Subject]:
     """Every subject, in the order of the page."""
-    return [*conv4.subjects(), *sinusoid.subjects()]
+    modules = (conv4, sinusoid, multi_task, many_tasks, sampling)
+    return list(chain.from_iterable(module.subjects() for module in modules))
 
 
 def measured(subject: Subject, setting: Setting, rounds: int) -> list[dict[str, Any]]:
