@@ -167,8 +167,9 @@ def our_step(net: Network, method: str) -> Callable[[], Tensor]:
     own, tasks = weighting(method, num_tasks), torch.arange(num_tasks)
 
     def step() -> Tensor:
-        losses = tuple(net.losses()[1])
-        micro_batches = [lambda: Losses(losses, torch.zeros(()))]
+        losses = tuple(loss[None] for loss in net.losses()[1])
+        groups = tuple((task,) for task in range(num_tasks))
+        micro_batches = [lambda: Losses(losses, groups, torch.zeros(()))]
         gradients = TaskGradients(
             micro_batches, range(num_tasks), net.shared, net.private, Workers()
         )

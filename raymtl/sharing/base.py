@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from raymtl.encoders import Encoder
+from raymtl.sharing.heads import predictions_of
 from raymtl.types import Params, Spec, Task
 
 Output = Literal["predictions", "features", "auxiliary", "of_features"]
@@ -88,14 +89,14 @@ class SharingArchitecture(nn.Module, ABC):
             outputs = dict(self.auxiliary(inputs))
         elif output == "of_features":
             assert not isinstance(inputs, Tensor)
-            outputs = {name: self.heads[name](features) for name, features in inputs.items()}
+            outputs = predictions_of(dict(self.heads.items()), inputs)
         else:
             if isinstance(inputs, Tensor):
                 outputs = dict(self.features(inputs, self.task_names))
             else:
                 outputs = dict(self.features_by_task(inputs))
             if output == "predictions":
-                outputs = {name: self.heads[name](features) for name, features in outputs.items()}
+                outputs = predictions_of(dict(self.heads.items()), outputs)
         # Losses and distances are computed in the parameters' precision, whatever the layers ran
         # in.
         dtype = next(self.parameters()).dtype

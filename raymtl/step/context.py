@@ -10,7 +10,7 @@ from raymtl.learners import BATCH_EMBEDDINGS
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig, count_episodes, over_episodes, stacks
 from raymtl.step.workers import Workers
-from raymtl.tasks import label_counts
+from raymtl.tasks import Group, label_counts, task_groups
 from raymtl.types import Batch, Episode, MetaBatch, Params
 
 
@@ -52,6 +52,8 @@ class StepBatch(NamedTuple):
     """The outer step."""
     tasks: Tensor
     """Which tasks have labels: indices, in ascending order."""
+    groups: tuple[Group, ...]
+    """The tasks whose losses are computed together in all of this worker's stacks of episodes."""
 
 
 def step_batch(context: StepContext, episodes: MetaBatch, step: int) -> StepBatch:
@@ -62,7 +64,8 @@ def step_batch(context: StepContext, episodes: MetaBatch, step: int) -> StepBatc
     number = local.new_tensor([count_episodes(own)])
     totals = context.workers.sum(torch.cat([local, number]))
     labelled = totals[:-1]
-    return StepBatch(own, labelled, totals[-1], step, labelled.nonzero().flatten())
+    groups = task_groups(context.algorithm.tasks, [stack.query for stack in own])
+    return StepBatch(own, labelled, totals[-1], step, labelled.nonzero().flatten(), groups)
 
 
 def _joined(queries: Batch) -> Batch:

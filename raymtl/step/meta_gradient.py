@@ -152,7 +152,7 @@ def _gradient_of_weighed_losses(
     micro_batches = gradients.micro_batches
     if len(micro_batches) == 1:
         only = micro_batches[0]()
-        gradients.micro_batches, values = [lambda: only], torch.stack(only.tasks)
+        gradients.micro_batches, values = [lambda: only], only.values
     else:
         with torch.no_grad():
             values = _summed_losses(micro_batches)
@@ -190,8 +190,7 @@ def _micro_batches(
 
 def _summed_losses(micro_batches: Sequence[Callable[[], Losses]]) -> Tensor:
     """The losses [K] of all micro-batches together."""
-    rows = [compute().tasks for compute in micro_batches]
-    return torch.stack([torch.stack(column).sum() for column in zip(*rows, strict=True)])
+    return torch.stack([compute().values for compute in micro_batches]).sum(0)
 
 
 def _displacement_gradient(
@@ -249,7 +248,7 @@ def update_after_step(
         full = context.with_batch_embeddings(batch.episodes)
         rows = []
         for shard in split_episodes(batch.episodes, execution.micro_batches):
-            rows.append(torch.stack(query_losses(full, batch._replace(episodes=shard)).tasks))
+            rows.append(query_losses(full, batch._replace(episodes=shard)).values)
         after = workers.sum(torch.stack(rows).sum(0))
     _refuse_infinite(algorithm, after)
     algorithm.weighting.update_after_step(meta.losses[meta.tasks], after[meta.tasks], meta.tasks)

@@ -6,24 +6,29 @@ the query loss of task t, the mean over all labelled examples of all workers.
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from raymtl.sharing import SharingArchitecture
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.context import StepBatch, StepContext
 from raymtl.step.execution import ExecutionConfig, over_episodes, pieces_at_once
 from raymtl.step.task_gradients import Losses
-from raymtl.tasks import loss_sums, task_loss_sums
+from raymtl.tasks import Group, group_loss_sums, loss_sums
 from raymtl.types import Batch, Episode, MetaBatch, Params, prefixed, select
+
+EXAMPLES_AT_ONCE = 1 << 14
+"""Examples, counted once for each task, that one backward pass of several tasks goes through."""
 
 
 def query_losses(context: StepContext, batch: StepBatch) -> Losses:
     """What these episodes add to the losses of the whole meta-batch."""
     algorithm, execution = context.algorithm, context.execution
     key = algorithm.learner.graph_key(batch.step)
-    function = partial(_summed_losses, algorithm, execution, batch.step)
+    function = partial(_summed_losses, algorithm, execution, batch.step, batch.groups)
     rows = []
     if execution.tracer is None or key is None:
         rows.append(function(context.params, batch.episodes))
@@ -32,21 +37,46 @@ def query_losses(context: StepContext, batch: StepBatch) -> Losses:
         state = prefixed(algorithm.weighting.state(), "weighting")
         new = {name: value for name, value in state.items() if name not in context.params}
         for piece in pieces_at_once(batch.episodes, execution):
-            rows.append(execution.tracer.run(function, key, {**context.params, **new}, piece))
-    *sums, rest = [torch.stack(column).sum() for column in zip(*rows, strict=True)]
-    counts = batch.counts.clamp(min=1).unbind()
+            place = key, batch.groups
+            rows.append(execution.tracer.run(function, place, {**context.params, **new}, piece))
+    *sums, rest = [torch.stack(column).sum(0) for column in zip(*rows, strict=True)]
+    order = torch.tensor(list(chain.from_iterable(batch.groups)), device=batch.counts.device)
+    counts = batch.counts.clamp(min=1)[order].split([len(group) for group in batch.groups])
     means = [total / count for total, count in zip(sums, counts, strict=True)]
-    return Losses(tuple(means), rest / batch.num_episodes)
+    at_once = _rows_at_once(context, batch)
+    return Losses(tuple(means), batch.groups, rest / batch.num_episodes, at_once)
+
+
+def _rows_at_once(context: StepContext, batch: StepBatch) -> int:
+    """How many gradients of tasks one backward pass computes; 1 where that would not pay.
+
+    It does not pay for few tasks, for convolutions or for many examples. A graph that was traced,
+    or that computes its steps again, is followed by one gradient at a time.
+    """
+    if context.execution.tracer is not None or context.algorithm.learner.rematerializes:
+        return 1
+    if all(len(group) == 1 for group in batch.groups):
+        return 1
+    if any(value.ndim > 2 for value in context.params.values()):
+        return 1
+    labels = (target.shape for each in batch.episodes for target in each.query.targets.values())
+    examples = max(shape[0] * shape[1] for shape in labels)
+    return max(1, EXAMPLES_AT_ONCE // examples)
 
 
 def _summed_losses(
-    algorithm: Algorithm, execution: ExecutionConfig, step: int, params: Params, episodes: MetaBatch
+    algorithm: Algorithm,
+    execution: ExecutionConfig,
+    step: int,
+    groups: Sequence[Group],
+    params: Params,
+    episodes: MetaBatch,
 ) -> tuple[Tensor, ...]:
-    """The summed query loss of each task over the episodes, then the sum of the rest."""
+    """The summed query losses [C] of each group over the episodes, then the sum of the rest."""
 
     def of_one(episode: Episode) -> tuple[tuple[Tensor, ...], Tensor]:
         evaluated = algorithm.evaluated_params(params, episode.support, step)
-        sums = _multi_step_losses(algorithm, evaluated, episode.query)
+        sums = _multi_step_losses(algorithm, groups, evaluated, episode.query)
         _, last = evaluated[-1]
         rest = _auxiliary_terms(algorithm, last, episode.query)
         of_learner = algorithm.learner.auxiliary(algorithm.model, params, episode.support)
@@ -55,17 +85,22 @@ def _summed_losses(
         return sums, rest
 
     sums, rest = over_episodes(of_one, episodes, execution)
-    return (*(each.sum() for each in sums), rest.sum())
+    return (*(each.sum(0) for each in sums), rest.sum())
 
 
 def _multi_step_losses(
-    algorithm: Algorithm, evaluated: Sequence[tuple[float, Params]], query: Batch
+    algorithm: Algorithm,
+    groups: Sequence[Group],
+    evaluated: Sequence[tuple[float, Params]],
+    query: Batch,
 ) -> tuple[Tensor, ...]:
-    """The summed loss of each task, over the parameters that are evaluated, by their weights."""
+    """The summed losses of each group, [C], over the parameters that are evaluated, by their
+    weights.
+    """
     totals: list[Tensor] = []
     for weight, phi in evaluated:
         predictions = algorithm.predict(phi, query.inputs)
-        sums = task_loss_sums(algorithm.tasks, predictions, query)
+        sums = group_loss_sums(algorithm.tasks, groups, predictions, query)
         weighted = [weight * loss for loss in sums]
         if totals:
             totals = [total + loss for total, loss in zip(totals, weighted, strict=True)]
@@ -113,10 +148,13 @@ def penalty_gradient(algorithm: Algorithm, params: Params) -> dict[str, Tensor]:
 
 def _auxiliary_terms(algorithm: Algorithm, params: Params, query: Batch) -> Tensor:
     """The sum of the architecture's auxiliary terms on one query set, a scalar."""
+    zero = next(iter(params.values())).new_zeros(())
+    if type(algorithm.model).auxiliary is SharingArchitecture.auxiliary:
+        return zero
     terms = functional_call(
         algorithm.model, select(params, "model"), (query.inputs,), {"output": "auxiliary"}
     )
-    return sum(terms.values(), start=next(iter(params.values())).new_zeros(()))
+    return sum(terms.values(), start=zero)
 
 
 def _gradients(value: Tensor, params: Params) -> dict[str, Tensor]:

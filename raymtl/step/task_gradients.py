@@ -6,7 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from raymtl.step.rows import (
+    added,
+    flattened,
+    gradients_of_seeds,
+    inner_products,
+    joined,
+    num_columns,
+)
 from raymtl.step.workers import Workers
+from raymtl.tasks import Group, in_task_order
 
 
 class Losses(NamedTuple):
@@ -15,17 +24,19 @@ class Losses(NamedTuple):
     The shares of all workers and micro-batches add up to the losses.
     """
 
-    tasks: tuple[Tensor, ...]
-    """A separate scalar for each task, so that its gradient passes through one head alone."""
+    blocks: tuple[Tensor, ...]
+    """The losses [C] of each group, so that a gradient passes through the heads of one alone."""
+    groups: tuple[Group, ...]
+    """The tasks of each block; every task is in one."""
     rest: Tensor
     """The terms that belong to no task, a scalar."""
+    rows_at_once: int = 1
+    """How many gradients of tasks one backward pass may compute."""
 
-
-BLOCK = 1 << 16
-"""Columns that are multiplied at once.
-
-They stay in a CPU's cache, and a float32 sum of more columns would lose digits.
-"""
+    @property
+    def values(self) -> Tensor:
+        """The losses of all tasks, [K]."""
+        return in_task_order(self.blocks, self.groups)
 
 
 class TaskGradients:
@@ -60,6 +71,7 @@ class TaskGradients:
         self._private: Tensor | None = None  # ... and on the private ones
         self._is_complete = workers.size == 1
         self.losses: Tensor | None = None
+        self._row_of = {task: row for row, task in enumerate(tasks)}
 
     def compute(self) -> None:
         """Computes the rows now, and not at their first use."""
@@ -71,7 +83,7 @@ class TaskGradients:
         Every worker holds the summed columns of its own shard and multiplies those; the products
         add up. The mean of the workers' Gramians would not be the Gramian of their mean.
         """
-        products = torch.stack([block @ block.T for block in self._blocks()]).sum(0)
+        products = torch.stack([inner_products(block) for block in self._blocks()]).sum(0)
         if self._is_complete:
             return products
         return self.workers.sum(products)
@@ -83,7 +95,7 @@ class TaskGradients:
         if isinstance(self._rows, Tensor):
             rows = self._rows
         else:
-            rows = _joined(self._rows, self.width)
+            rows = joined(self._rows, self.width)
         if not self._is_complete:
             rows = self.workers.gather(rows, self.width)
         self._rows, self._is_complete = rows, True
@@ -110,39 +122,40 @@ class TaskGradients:
         grads: list[Tensor | None] = [None] * len(self.leaves)
         self.losses = None
         for compute in self.micro_batches:
-            grads = _added(grads, self._weighted_gradients(compute(), weights))
-        return self.workers.sum(torch.cat(_flat(grads, self.leaves)))
+            grads = added(grads, self._weighted_gradients(compute(), weights))
+        return self.workers.sum(torch.cat(flattened(grads, self.leaves)))
 
     # Functions of their own, so that nothing holds one graph while the next is made.
     def _weighted_gradients(self, losses: Losses, weights: Tensor) -> Sequence[Tensor | None]:
         self._add_up(losses)
-        terms = [
-            losses.tasks[task] * weight
-            for task, weight in zip(self.tasks, weights.unbind(), strict=True)
-        ]
-        total = sum(terms, start=losses.rest)
+        by_task = weights.new_zeros(sum(map(len, losses.groups)))
+        by_task[torch.tensor(self.tasks, device=weights.device, dtype=torch.int64)] = weights
+        total = losses.rest
+        for block, group in zip(losses.blocks, losses.groups, strict=True):
+            total = total + block @ by_task[list(group)].to(block)
         if not total.requires_grad:
             return [None] * len(self.leaves)
         return torch.autograd.grad(total, self.leaves, allow_unused=True)
 
     def _add_up(self, losses: Losses) -> None:
-        values = torch.stack(losses.tasks).detach()
+        values = losses.values.detach()
         if self.losses is None:
             self.losses = values
         else:
             self.losses = self.losses + values
 
     def _blocks(self) -> Iterator[Tensor]:
-        """The rows that this worker holds, cut into blocks [K, n], n <= BLOCK, in the order of the
-        columns.
+        """The rows that this worker holds, cut into blocks [K, n], n <= `num_columns`, in the order
+        of the columns.
         """
+        columns = num_columns(len(self.tasks))
         if self._rows is None:
             self._rows = self._computed_rows()
         if isinstance(self._rows, Tensor):
-            yield from self._rows.split(BLOCK, dim=1)
+            yield from self._rows.split(columns, dim=1)
         else:
             for leaf in self._rows:
-                for pieces in zip(*(row.split(BLOCK) for row in leaf), strict=True):
+                for pieces in zip(*(row.split(columns) for row in leaf), strict=True):
                     yield torch.stack(pieces)
 
     def _computed_rows(self) -> Tensor | list[Sequence[Tensor]]:
@@ -155,13 +168,13 @@ class TaskGradients:
             # A matter of the model, so the same on all workers and in all passes.
             has_rest = self._add_gradients(compute(), rows, rest)
         none = self.leaves[0].new_zeros(0)
-        flat_rest = _flat(rest, self.leaves)
+        flat_rest = flattened(rest, self.leaves)
         if has_rest:
             self._rest = torch.cat([none, *flat_rest[: len(shared)]])
         else:
             self._rest = None
         self._private = torch.cat([none, *flat_rest[len(shared) :]])
-        flat = [_flat(row, shared) for row in rows]
+        flat = [flattened(row, shared) for row in rows]
         if shared and self.workers.size == 1:
             return list(zip(*flat, strict=True))
         return self.workers.sum_to_shard(torch.stack([torch.cat([none, *row]) for row in flat]))
@@ -178,49 +191,51 @@ class TaskGradients:
             grads = torch.autograd.grad(
                 losses.rest, self.leaves, retain_graph=True, allow_unused=True
             )
-            rest[:] = _added(rest, grads)
-        for index, task in enumerate(self.tasks):
-            # The last one frees the graph, before anything is made of the rows.
-            more = index + 1 < len(self.tasks)
-            grads = torch.autograd.grad(
-                losses.tasks[task], self.leaves, retain_graph=more, allow_unused=True
-            )
-            rows[index] = _added(rows[index], grads[: self.num_shared])
-            rest[self.num_shared :] = _added(rest[self.num_shared :], grads[self.num_shared :])
+            rest[:] = added(rest, grads)
+        if losses.rows_at_once == 1:
+            self._add_rows_one_by_one(losses, rows, rest)
+        else:
+            self._add_rows_at_once(losses, rows, rest)
         return has_rest
 
+    def _add_rows_one_by_one(
+        self, losses: Losses, rows: list[list[Tensor | None]], rest: list[Tensor | None]
+    ) -> None:
+        seeds = [
+            (self._row_of[task], block, seed)
+            for block, group in zip(losses.blocks, losses.groups, strict=True)
+            for task, seed in zip(group, torch.eye(len(group)).to(block), strict=True)
+            if task in self._row_of
+        ]
+        for number, (index, block, seed) in enumerate(seeds, start=1):
+            # The last one frees the graph, before anything is made of the rows.
+            grads = torch.autograd.grad(
+                block, self.leaves, seed, retain_graph=number < len(seeds), allow_unused=True
+            )
+            rows[index] = added(rows[index], grads[: self.num_shared])
+            rest[self.num_shared :] = added(rest[self.num_shared :], grads[self.num_shared :])
 
-def _joined(pieces: list[Sequence[Tensor]], width: int) -> Tensor:
-    """The rows [K, width] of the pieces, which are let go one by one."""
-    joined = pieces[0][0].new_empty(len(pieces[0]), width)
-    end = width
-    while pieces:
-        leaf = pieces.pop()
-        start = end - len(leaf[0])
-        torch.stack(list(leaf), out=joined[:, start:end])
-        end = start
-    return joined
-
-
-def _added(grads: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The sums of two gradients of each leaf; None is zero."""
-    sums: list[Tensor | None] = []
-    for one, other in zip(grads, others, strict=True):
-        if one is None:
-            sums.append(other)
-        elif other is None:
-            sums.append(one)
-        else:
-            sums.append(one + other)
-    return sums
-
-
-def _flat(grads: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
-    """Each gradient as a vector; None becomes zeros that take no memory."""
-    vectors = []
-    for grad, leaf in zip(grads, leaves, strict=True):
-        if grad is None:
-            vectors.append(leaf.new_zeros(1).expand(leaf.numel()))
-        else:
-            vectors.append(grad.reshape(-1))
-    return vectors
+    def _add_rows_at_once(
+        self, losses: Losses, rows: list[list[Tensor | None]], rest: list[Tensor | None]
+    ) -> None:
+        """The same with one backward pass for several tasks of a group, which pass through the
+        shared parameters alone, and one for the private parameters of all tasks.
+        """
+        shared, private = self.leaves[: self.num_shared], self.leaves[self.num_shared :]
+        total = losses.rest.new_zeros(())
+        for block, group in zip(losses.blocks, losses.groups, strict=True):
+            places = [place for place, task in enumerate(group) if task in self._row_of]
+            if not places:
+                continue
+            seeds = torch.eye(len(group)).to(block)[places]
+            total = total + seeds.sum(0) @ block
+            indices = [self._row_of[group[place]] for place in places]
+            for start in range(0, len(places), losses.rows_at_once):
+                chosen = slice(start, start + losses.rows_at_once)
+                for index, row in zip(
+                    indices[chosen], gradients_of_seeds(block, shared, seeds[chosen]), strict=True
+                ):
+                    rows[index] = added(rows[index], row)
+        if private:
+            grads = torch.autograd.grad(total, private, allow_unused=True)
+            rest[self.num_shared :] = added(rest[self.num_shared :], grads)

@@ -8,6 +8,7 @@ from raymtl.tasks.classification import classification
 from raymtl.tasks.dense import over_places
 from raymtl.tasks.depth import depth
 from raymtl.tasks.detection import detection
+from raymtl.tasks.groups import Group, SharedLoss, grouped, in_task_order, task_groups
 from raymtl.tasks.kinds import KINDS, MAP_KINDS, KindName, kind_named
 from raymtl.tasks.maps import MapKind
 from raymtl.tasks.multilabel import multilabel
@@ -15,6 +16,7 @@ from raymtl.tasks.normals import normals
 from raymtl.tasks.regression import regression
 from raymtl.tasks.segmentation import segmentation
 from raymtl.tasks.sums import (
+    group_loss_sums,
     grouped_metric_sums,
     grouped_sums,
     label_counts,
@@ -25,21 +27,25 @@ from raymtl.tasks.sums import (
     metric_sums,
     metric_values,
     num_sums,
-    task_loss_sums,
 )
 
 __all__ = [
     "KINDS",
     "MAP_KINDS",
+    "Group",
     "KindName",
     "MapKind",
+    "SharedLoss",
     "binary",
     "chosen_by",
     "classification",
     "depth",
     "detection",
+    "group_loss_sums",
+    "grouped",
     "grouped_metric_sums",
     "grouped_sums",
+    "in_task_order",
     "kind_named",
     "label_counts",
     "label_mask",
@@ -54,5 +60,5 @@ __all__ = [
     "over_places",
     "regression",
     "segmentation",
-    "task_loss_sums",
+    "task_groups",
 ]

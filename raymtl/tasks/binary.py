@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raymtl.tasks.groups import SharedLoss
 from raymtl.tasks.scores import auroc, average_precision, balanced_accuracy, f1, log_loss
 from raymtl.types import LabelStatistics, Metric, Task, TaskKind
 
@@ -54,6 +55,10 @@ class BinaryKind(TaskKind):
 BINARY = BinaryKind()
 
 
+def _entropy(logits: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits[:, 0], target.to(logits), reduction="none")
+
+
 def binary(name: str) -> Task:
     """Binary cross-entropy of one logit; targets are 0 and 1, [N], of any type.
 
@@ -75,9 +80,7 @@ def binary(name: str) -> Task:
         kind=BINARY,
         out_features=1,
         head=lambda shape: nn.Linear(math.prod(shape), 1),
-        loss=lambda logits, target: F.binary_cross_entropy_with_logits(
-            logits[:, 0], target.to(logits), reduction="none"
-        ),
+        loss=SharedLoss(_entropy),
         metrics={
             "auroc": auroc(1, scored),
             "f1": f1(1, decided),

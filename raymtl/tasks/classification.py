@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raymtl.tasks.groups import SharedLoss
 from raymtl.tasks.scores import mean_ratio, true_and_false
 from raymtl.types import LabelStatistics, Metric, Task, TaskKind
 
@@ -101,7 +102,7 @@ def classification(name: str, num_classes: int, *, few_shot: bool = False) -> Ta
         kind=CLASSIFICATION,
         out_features=num_classes,
         head=lambda shape: nn.Linear(math.prod(shape), num_classes),
-        loss=_entropy,
+        loss=SharedLoss(_entropy),
         metrics=metrics,
         decode=lambda logits: logits.argmax(-1),
         encode_target=lambda target: _one_hot(target, num_classes).float(),

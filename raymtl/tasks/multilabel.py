@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raymtl.tasks.groups import SharedLoss
 from raymtl.tasks.scores import (
     auroc,
     average_precision,
@@ -43,6 +44,10 @@ MULTILABEL = MultilabelKind()
 
 def _known(target: Tensor) -> Tensor:
     return ~target.isnan()
+
+
+def _has_labels(target: Tensor) -> Tensor:
+    return _known(target).any(1)
 
 
 def _loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -81,7 +86,7 @@ def multilabel(name: str, num_labels: int) -> Task:
         kind=MULTILABEL,
         out_features=num_labels,
         head=lambda shape: nn.Linear(math.prod(shape), num_labels),
-        loss=_loss,
+        loss=SharedLoss(_loss),
         metrics={
             "auroc": auroc(num_labels, _scored),
             "f1": f1(num_labels, _decided),
@@ -94,5 +99,5 @@ def multilabel(name: str, num_labels: int) -> Task:
         # Half-way between the two for what is unknown.
         encode_target=lambda target: torch.where(_known(target), target, 0.5),
         target_shape=(num_labels,),
-        label_mask=lambda target: _known(target).any(1),
+        label_mask=_has_labels,
     )

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raymtl.tasks.groups import SharedLoss
 from raymtl.tasks.maps import moments_of
 from raymtl.tasks.scores import mean_ratio, mean_where
 from raymtl.types import LabelStatistics, Metric, Task, TaskKind
@@ -106,7 +108,6 @@ def _scalar(name: str, mean: float, std: float, loss: Callable[[Tensor], Tensor]
         )
 
     return vector._replace(
-        loss=lambda prediction, target: vector.loss(prediction, column(target)),
         metrics={key: of_columns(metric) for key, metric in vector.metrics.items()},
         decode=lambda prediction: vector.decode(prediction)[:, 0],
         encode_target=lambda target: _standardised(column(target), (mean,), (std,)),
@@ -115,19 +116,27 @@ def _scalar(name: str, mean: float, std: float, loss: Callable[[Tensor], Tensor]
     )
 
 
-def _standardised(target: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+Numbers = Sequence[float] | Tensor
+
+
+def _standardised(target: Tensor, mean: Numbers, std: Numbers) -> Tensor:
     """Targets [N, D] -> as many standardised ones in the default precision, or float64 as the tests
     have it.
     """
     values = target.double()  # what stands in for a masked label may be whole numbers
-    return ((values - values.new_tensor(mean)) / values.new_tensor(std)).to(
-        torch.get_default_dtype()
-    )
+    centre = torch.as_tensor(mean, dtype=values.dtype, device=values.device)
+    scale = torch.as_tensor(std, dtype=values.dtype, device=values.device)
+    return ((values - centre) / scale).to(torch.get_default_dtype())
 
 
 def _is_number(target: Tensor) -> Tensor:
     """Which components of targets [N, D] are not nan."""
     return ~target.isnan()
+
+
+def _has_numbers(target: Tensor) -> Tensor:
+    """Which of the targets [N, D] have a component, [N]."""
+    return _is_number(target).any(1)
 
 
 def _is_any(target: Tensor) -> Tensor:
@@ -137,6 +146,28 @@ def _is_any(target: Tensor) -> Tensor:
 
 Column = Callable[[Tensor, Tensor], Tensor]
 """Errors and targets in units of `std`, [N, D] each -> what a score adds up, [N, D]."""
+
+
+def _error(
+    prediction: Tensor, target: Tensor, known: Tensor, mean: Numbers, std: Numbers
+) -> Tensor:
+    """In units of `std`, [N, D]; 0 where a component is missing."""
+    truth = torch.where(known, _standardised(target, mean, std), 0.0)
+    return torch.where(known, prediction - truth.to(_at_least_single(prediction)), 0.0)
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """The mean over the components that there are, of targets [N, D], or [N] for one number."""
+
+    loss_of: Callable[[Tensor], Tensor]
+    known: Callable[[Tensor], Tensor]
+
+    def __call__(self, prediction: Tensor, target: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        columns = target.reshape(prediction.shape)
+        known = self.known(columns)
+        error = _error(prediction, columns, known, mean, std)
+        return mean_where(self.loss_of(error), known)
 
 
 class _Vector(NamedTuple):
@@ -154,20 +185,17 @@ class _Vector(NamedTuple):
 
     def error(self, prediction: Tensor, target: Tensor) -> Tensor:
         """In units of `std`; 0 where a component is missing."""
-        truth = self.standardised(target).to(_at_least_single(prediction))
-        return torch.where(self.known(target), prediction - truth, 0.0)
+        return _error(prediction, target, self.known(target), self.mean, self.std)
 
-    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+    @property
+    def loss(self) -> SharedLoss:
         """The mean over the components that there are, [N]."""
-        return mean_where(self.loss_of(self.error(prediction, target)), self.known(target))
+        return SharedLoss(_Loss(self.loss_of, self.known), (self.mean, self.std))
 
     def decode(self, prediction: Tensor) -> Tensor:
         """Predictions in the unit of the target."""
         values = prediction.double()
         return values * values.new_tensor(self.std) + values.new_tensor(self.mean)
-
-    def label_mask(self, target: Tensor) -> Tensor:
-        return self.known(target).any(1)
 
     def sums(self, *columns: Column) -> Column:
         """The columns, then which components there are, [N, D * (columns + 1)] float64."""
@@ -248,7 +276,7 @@ def _vector_task(name: str, vector: _Vector) -> Task:
         decode=vector.decode,
         encode_target=vector.standardised,
         target_shape=(number,),
-        label_mask=vector.label_mask,
+        label_mask=_has_numbers,
         quadratic=vector.loss_of is _squared,
     )
 

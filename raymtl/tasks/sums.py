@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
+from raymtl.tasks.groups import Group, SharedLoss, in_task_order, task_groups
 from raymtl.types import Batch, Counts, Metric, Task
 
 
@@ -14,39 +16,67 @@ def label_counts(tasks: Sequence[Task], batch: Batch) -> Tensor:
     """
     device = next(iter(batch.targets.values())).device
     sizes = [len(batch.targets.get(task.name, ())) for task in tasks]
-    counts = torch.tensor(sizes, device=device)
-    masked = {}
-    for i, task in enumerate(tasks):
-        known = None
-        if task.name in batch.targets:
-            known = _known(batch, task)
-        if known is not None:
-            masked[i] = known.sum()
-    if not masked:
-        return counts
-    return torch.stack([masked.get(i, count) for i, count in enumerate(counts.unbind())])
+    groups, counts, has_masks = task_groups(tasks, [batch]), [], False
+    for group in groups:
+        known = _known_of_group(batch, [tasks[index] for index in group])
+        if known is None:
+            counts.append(torch.tensor([sizes[index] for index in group], device=device))
+        else:
+            counts.append(known.sum(1))
+            has_masks = True
+    if not has_masks:
+        return torch.tensor(sizes, device=device)
+    return in_task_order(counts, groups)
 
 
-def task_loss_sums(
-    tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch
+def group_loss_sums(
+    tasks: Sequence[Task],
+    groups: Sequence[Group],
+    predictions: Mapping[str, Tensor],
+    batch: Batch,
 ) -> tuple[Tensor, ...]:
-    """Sum over the labelled examples of each task's loss: K scalars whose graphs are apart from
-    each other.
+    """Sum over the labelled examples of each task's loss: [C] for each of the `task_groups`, whose
+    graphs are apart from each other.
 
     0 for a task that the batch lacks.
     """
-    none = next(iter(predictions.values())).new_zeros(())
-    return tuple(
-        _labelled_sum(batch, t, t.loss(predictions[t.name], _labels(batch, t.name)))
-        if t.name in batch.targets
-        else none
-        for t in tasks
-    )
+    sums = []
+    for group in groups:
+        sums.append(_group_loss_sum([tasks[index] for index in group], predictions, batch))
+    return tuple(sums)
+
+
+def _group_loss_sum(
+    tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch
+) -> Tensor:
+    """The summed loss of each task of one group, [C]."""
+    first = tasks[0]
+    if first.name not in batch.targets:
+        return next(iter(predictions.values())).new_zeros(len(tasks))
+    if len(tasks) == 1:
+        losses = first.loss(predictions[first.name], _labels(batch, first.name))
+        return _where_labelled(batch, first, losses).sum(0, keepdim=True)
+    prediction = torch.stack([predictions[task.name] for task in tasks])
+    target = torch.stack([batch.targets[task.name] for task in tasks])
+    if first.name in batch.masks:
+        mask = torch.stack([batch.masks[task.name] for task in tasks])
+        target = torch.where(mask.reshape(mask.shape + (1,) * (target.ndim - 2)), target, 0)
+    own = [task.loss for task in tasks if isinstance(task.loss, SharedLoss)]
+    numbers = [
+        torch.tensor(column, dtype=torch.float64, device=prediction.device)
+        for column in zip(*(loss.numbers for loss in own), strict=True)
+    ]
+    losses = vmap(own[0].function)(prediction, target, *numbers)
+    known = _known_of_group(batch, tasks)
+    if known is not None:
+        losses = torch.where(known, losses, 0.0)
+    return losses.sum(1)
 
 
 def loss_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
-    """The same as one tensor, [K]."""
-    return torch.stack(task_loss_sums(tasks, predictions, batch))
+    """The summed loss of each task as one tensor, [K]."""
+    groups = task_groups(tasks, [batch])
+    return in_task_order(group_loss_sums(tasks, groups, predictions, batch), groups)
 
 
 def metric_sums(tasks: Sequence[Task], predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
@@ -186,9 +216,23 @@ def _known(batch: Batch, task: Task) -> Tensor | None:
     return says & mask
 
 
-def _labelled_sum(batch: Batch, task: Task, values: Tensor) -> Tensor:
-    """Sum of `values` [N, ...] over the examples whose label of the task is there."""
-    return _where_labelled(batch, task, values).sum(0)
+def _known_of_group(batch: Batch, tasks: Sequence[Task]) -> Tensor | None:
+    """Which examples have a label of each task of one group, [C, N]; None where all have one."""
+    first = tasks[0]
+    if first.name not in batch.targets:
+        return None
+    if len(tasks) == 1:
+        known = _known(batch, first)
+        return None if known is None else known[None]
+    masks = None
+    if first.name in batch.masks:
+        masks = torch.stack([batch.masks[task.name] for task in tasks])
+    if first.label_mask is None:
+        return masks
+    says = vmap(first.label_mask)(torch.stack([batch.targets[task.name] for task in tasks]))
+    if masks is None:
+        return says
+    return says & masks
 
 
 def _where_labelled(batch: Batch, task: Task, values: Tensor) -> Tensor:

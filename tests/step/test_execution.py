@@ -90,8 +90,8 @@ def most_graphs(
 
     def watched(*given: Any) -> Losses:
         made = query_losses(*given)
-        if made.tasks[0].requires_grad:
-            losses.append(weakref.ref(made.tasks[0]))
+        if made.blocks[0].requires_grad:
+            losses.append(weakref.ref(made.blocks[0]))
             held.append(sum(each() is not None for each in losses))
         return made
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from raymtl.step.task_gradients import BLOCK, Losses, TaskGradients
+from raymtl.step.rows import BLOCK, BLOCK_SIZE, SLAB, inner_products, num_columns
+from raymtl.step.task_gradients import Losses, TaskGradients
 from raymtl.step.workers import Workers
 
 
@@ -24,7 +25,8 @@ def gradients_of(
         losses = [row @ joint / parts for row in rows]
         losses[0] = losses[0] + 5 * private.sum() / parts
         other = rest @ joint / parts if rest is not None else torch.zeros((), dtype=rows.dtype)
-        return Losses(tuple(losses), other)
+        blocks = tuple(loss[None] for loss in losses)
+        return Losses(blocks, tuple((task,) for task in range(len(rows))), other)
 
     return TaskGradients([compute] * parts, range(len(rows)), leaves, [private], Workers())
 
@@ -72,6 +74,18 @@ def test_weighted_losses_weigh_what_is_private_too() -> None:
     torch.testing.assert_close(
         gradients.weighted(weights), torch.cat([weights @ rows + 1, torch.full((3,), 2.5)])
     )
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("num_rows", [1, 2 * SLAB - 1, 2 * SLAB, 3 * SLAB + 5])
+def test_inner_products_of_slabs_are_those_of_all(num_rows: int) -> None:
+    rows = torch.randn(num_rows, 7)
+    torch.testing.assert_close(inner_products(rows), rows @ rows.T)
+
+
+def test_blocks_of_many_rows_stay_small() -> None:
+    assert num_columns(2) == BLOCK
+    assert all(num_columns(number) * number <= BLOCK_SIZE for number in (100, 1000, 100_000))
 
 
 def test_summing_leaves_the_callers_tensor_alone(monkeypatch: pytest.MonkeyPatch) -> None:
