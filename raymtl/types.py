@@ -89,6 +89,19 @@ numbers, a value for every pixel, or boxes.
 """
 
 
+class ClassLoss(NamedTuple):
+    """How the loss of a task with classes or sets of labels treats them; plain by default."""
+
+    weights: tuple[float, ...] = ()
+    """Of the classes, or of the yes of each of several labels."""
+    label_smoothing: float = 0.0
+    focal: float = 0.0
+    """The exponent of the focal loss."""
+
+
+PLAIN_LOSS = ClassLoss()
+
+
 class LabelStatistics(NamedTuple):
     """What a user's labels showed and what was asked of them, from which `TaskKind.make` builds."""
 
@@ -99,6 +112,7 @@ class LabelStatistics(NamedTuple):
     is_vector: bool = False
     loss: Literal["squared", "absolute", "huber"] | None = None
     stride: int | None = None
+    class_loss: ClassLoss = PLAIN_LOSS
 
 
 class TaskKind(ABC):
@@ -123,6 +137,8 @@ class TaskKind(ABC):
     """Whether a target says of each of several labels if it applies, [N, num_labels]."""
     predicts_numbers: ClassVar[bool] = False
     """Whether a target is a number [N] or a vector [N, D] in a unit of its own."""
+    takes_class_loss: ClassVar[bool] = False
+    """Whether the loss can weigh classes, smooth labels and leave easy examples to themselves."""
     max_classes: ClassVar[int | None] = None
     classes_hint: ClassVar[str] = ""
     """How to make it a classification, where that is possible: behind errors that ask for one."""

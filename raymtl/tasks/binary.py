@@ -6,11 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from raymtl.tasks.groups import SharedLoss
+from raymtl.tasks.class_loss import BinaryCrossEntropy, shared_loss
 from raymtl.tasks.scores import auroc, average_precision, balanced_accuracy, f1, log_loss
-from raymtl.types import LabelStatistics, Metric, Task, TaskKind
+from raymtl.types import PLAIN_LOSS, ClassLoss, LabelStatistics, Metric, Task, TaskKind
 
 
 class BinaryKind(TaskKind):
@@ -19,6 +18,7 @@ class BinaryKind(TaskKind):
     name = "binary"
     label_form = "class"
     has_class_targets = True
+    takes_class_loss = True
     max_classes = 2
     classes_hint = " (its `kind: classification` makes it one of two classes)"
 
@@ -27,7 +27,7 @@ class BinaryKind(TaskKind):
         return "binary"
 
     def make(self, name: str, labels: LabelStatistics, size: tuple[int, int]) -> Task:
-        return binary(name)
+        return binary(name, labels.class_loss)
 
     def summarise(self, target: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
         counts = np.bincount(target, minlength=len(classes))
@@ -55,12 +55,9 @@ class BinaryKind(TaskKind):
 BINARY = BinaryKind()
 
 
-def _entropy(logits: Tensor, target: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits[:, 0], target.to(logits), reduction="none")
-
-
-def binary(name: str) -> Task:
-    """Binary cross-entropy of one logit; targets are 0 and 1, [N], of any type.
+def binary(name: str, options: ClassLoss = PLAIN_LOSS) -> Task:
+    """Binary cross-entropy of one logit; targets are 0 and 1, [N], of any type. `options` say
+    how it treats the two (`class_loss.BinaryCrossEntropy`).
 
     Metrics: `auroc` and `average_precision` from a histogram (see `scores.auroc`); at a probability
     of 1/2 `f1` of the ones, `accuracy` and `balanced_accuracy`, the mean of the shares of ones and
@@ -80,7 +77,7 @@ def binary(name: str) -> Task:
         kind=BINARY,
         out_features=1,
         head=lambda shape: nn.Linear(math.prod(shape), 1),
-        loss=SharedLoss(_entropy),
+        loss=shared_loss(BinaryCrossEntropy, options),
         metrics={
             "auroc": auroc(1, scored),
             "f1": f1(1, decided),

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raymtl.tasks.groups import SharedLoss
+from raymtl.tasks.class_loss import CrossEntropy, shared_loss
 from raymtl.tasks.scores import mean_ratio, true_and_false
-from raymtl.types import LabelStatistics, Metric, Task, TaskKind
+from raymtl.types import PLAIN_LOSS, ClassLoss, LabelStatistics, Metric, Task, TaskKind
 
 
 class ClassificationKind(TaskKind):
@@ -21,9 +21,10 @@ class ClassificationKind(TaskKind):
     has_class_targets = True
     has_class_logits = True
     has_integer_targets = True
+    takes_class_loss = True
 
     def make(self, name: str, labels: LabelStatistics, size: tuple[int, int]) -> Task:
-        return classification(name, labels.num_classes)
+        return classification(name, labels.num_classes, options=labels.class_loss)
 
     def summarise(self, target: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
         counts = np.bincount(target, minlength=len(classes))
@@ -83,9 +84,12 @@ def _class_metrics(num_classes: int) -> dict[str, Metric]:
     }
 
 
-def classification(name: str, num_classes: int, *, few_shot: bool = False) -> Task:
+def classification(
+    name: str, num_classes: int, *, few_shot: bool = False, options: ClassLoss = PLAIN_LOSS
+) -> Task:
     """Cross-entropy over `num_classes`; targets are integers [N]. The loss also takes
-    probabilities of the classes, [N, num_classes].
+    probabilities of the classes, [N, num_classes]; `options` say how it treats the classes
+    (`class_loss.CrossEntropy`).
 
     Metrics: `accuracy`; `balanced_accuracy`, the mean over the classes that occur of the share of
     each that is right; `f1`, the mean over the classes that occur or are predicted of 2 TP / (2 TP
@@ -102,7 +106,7 @@ def classification(name: str, num_classes: int, *, few_shot: bool = False) -> Ta
         kind=CLASSIFICATION,
         out_features=num_classes,
         head=lambda shape: nn.Linear(math.prod(shape), num_classes),
-        loss=SharedLoss(_entropy),
+        loss=shared_loss(CrossEntropy, options),
         metrics=metrics,
         decode=lambda logits: logits.argmax(-1),
         encode_target=lambda target: _one_hot(target, num_classes).float(),

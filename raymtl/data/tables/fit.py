@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from raymtl.data.tables.boxes import fit_boxes
+from raymtl.data.tables.class_weights import check_class_loss
 from raymtl.data.tables.column_numbers import encode_column, fit_column
 from raymtl.data.tables.columns import is_text, texts
 from raymtl.data.tables.dataset import TableDataset
@@ -199,7 +200,11 @@ def _task_in_columns(
 
 
 def _check_kind(source: FilesConfig, tasks: Mapping[str, FittedTask]) -> None:
-    """Raises UserError where episodes are of classes and the task has none."""
+    """Raises UserError where episodes are of classes and the task has none, and for keys that need
+    classes.
+    """
+    for name, task in tasks.items():
+        check_class_loss(name, task.asked, task.task_kind, few_shot=source.episodes == "classes")
     name, task = next(iter(tasks.items()))
     if source.episodes == "classes" and not task.task_kind.has_class_targets:
         raise UserError(

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raymtl.data.tables.class_weights import check_class_loss, fit_class_weights
 from raymtl.data.tables.columns import (
     LocateRow,
     in_order,
@@ -51,6 +52,7 @@ def fit_task(
     if few_shot and column_spec.task_kind is None and kind.has_class_targets:
         kind = CLASSIFICATION
     _check_keys(name, column_spec, columns, kind)
+    check_class_loss(name, column_spec, kind, few_shot=few_shot)
     if kind.label_form == "number":
         statistics = _statistics(columns, train, locate_row)
     else:
@@ -62,13 +64,16 @@ def fit_task(
         labelled=0.0,
         **statistics,
     )
-    _, mask = encode_task(name, fitted, columns, locate_row)
+    target, mask = encode_task(name, fitted, columns, locate_row)
     if not mask[train].any():
         raise UserError(
             f"{column_at(name, columns, locate_row)}: expected labels in the rows for training, "
             f"got none in {int(train.sum())} rows. Correct the column, or leave the task away."
         )
-    return fitted.model_copy(update={"labelled": float(mask[train].mean())})
+    weights = fit_class_weights(name, fitted, target, mask & train)
+    return fitted.model_copy(
+        update={"labelled": float(mask[train].mean()), "class_weights": weights}
+    )
 
 
 def _class_names(

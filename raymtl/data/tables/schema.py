@@ -11,6 +11,7 @@ from pydantic import (
     AfterValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     TypeAdapter,
@@ -22,7 +23,7 @@ from raymtl.schema.readers import Written
 from raymtl.storage import strict_json
 from raymtl.storage.notes import Note
 from raymtl.tasks.kinds import KindName, kind_named
-from raymtl.types import LabelStatistics, Spec, TaskKind
+from raymtl.types import ClassLoss, LabelStatistics, Spec, TaskKind
 
 Role = Literal["number", "category", "text", "vector", "picture"]
 Format = Literal["parquet", "csv", "arff", "mat", "arrow", "webdataset", "pictures"]
@@ -86,6 +87,17 @@ class TaskColumn(Spec):
     """Between the labels that stand in one text; found, unless given."""
     loss: Literal["squared", "absolute", "huber"] | None = None
     """Of a regression; squared, unless given."""
+    class_weights: Literal["balanced"] | Mapping[Label, PositiveFloat] | None = None
+    """Of a classification or a binary task: by how much each class counts in the loss; `balanced`:
+    all alike. Of a multi-label task: by how much the yes of each label counts; `balanced`: as much
+    as all its noes.
+    """
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of tasks with classes or labels: the share of every target that all classes have alike
+    (arXiv:1512.00567).
+    """
+    focal: NonNegativeFloat = 0.0
+    """Of the same: the gamma of the focal loss (arXiv:1708.02002), such as 2."""
     metric: str | None = None
     """The score of its kind that the task is chosen by, such as `f1`; the first one in
     docs/tasks.md, unless given.
@@ -193,6 +205,8 @@ class FittedTask(Spec):
     stds: tuple[float, ...] = ()
     """Of the components of a regression's target; of the depths of all pixels."""
     vector: bool = False
+    class_weights: tuple[float, ...] = ()
+    """Of the classes, or of the yes of each label, in the loss; none where all count alike."""
     labelled: float
     """Share of the rows for training that have a label."""
 
@@ -211,7 +225,13 @@ class FittedTask(Spec):
             self.vector,
             self.asked.loss,
             self.asked.stride,
+            self.class_loss,
         )
+
+    @property
+    def class_loss(self) -> ClassLoss:
+        """How the loss treats classes."""
+        return ClassLoss(self.class_weights, self.asked.label_smoothing, self.asked.focal)
 
 
 MANY = 64

@@ -148,7 +148,12 @@ class FilesConfig(Source):
         if self.episodes == "classes":
             return tuple(
                 chosen_by(
-                    classification(name, most(self.ways), few_shot=True),
+                    classification(
+                        name,
+                        most(self.ways),
+                        few_shot=True,
+                        options=findings.tasks[name].class_loss,
+                    ),
                     task.metric,
                     f"data.tasks.{name}.metric",
                 )
