@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers import conv4, many_tasks, multi_task, sampling, sinusoid
+from benchmarks.peers import conv4, many_tasks, multi_task, sampling, sinusoid, training
 from benchmarks.peers.installed import Missing, is_installed
 from benchmarks.peers.memory import peak_mib
 from benchmarks.peers.report import read_rows, write_page, write_rows
@@ -77,7 +77,7 @@ def main() -> None:
 
 def all_subjects() -> list[Subject]:
     """Every subject, in the order of the page."""
-    modules = (conv4, sinusoid, multi_task, many_tasks, sampling)
+    modules = (conv4, sinusoid, multi_task, many_tasks, sampling, training)
     return list(chain.from_iterable(module.subjects() for module in modules))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.peers import conv4
+from benchmarks.peers.installed import is_installed, without_init
 from benchmarks.peers.ours import experiment
 from benchmarks.peers.subject import Contest, Setting, Subject
 from benchmarks.peers.timing import Way
@@ -54,6 +55,9 @@ def _drawings(as_floats: bool, setting: Setting) -> Contest:
         if as_floats:  # converted once, which takes four times the memory
             drawings = drawings.float().div_(255)
         ways["torch DataLoader"] = _loader(partial(_draw_characters, drawings, train))
+        tasks = _learn2learn(drawings, train)
+        if tasks is not None:
+            ways["DataLoader on learn2learn"] = _loader(tasks)
     return Contest(ways, "raymtl")
 
 
@@ -66,6 +70,54 @@ def _draw_characters(drawings: Tensor, train: Tensor) -> tuple[Tensor, ...]:
     query = drawings[characters[:, None], order[:, 1:16]].view(-1, 1, 28, 28)
     labels = torch.arange(5)
     return support, labels, query, labels.repeat_interleave(15)
+
+
+class _Drawings(Dataset[tuple[Tensor, int]]):
+    """Single drawings with the number of their character."""
+
+    def __init__(self, drawings: Tensor) -> None:
+        self.drawings = drawings.view(-1, 1, 28, 28)
+
+    def __len__(self) -> int:
+        return len(self.drawings)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.drawings[index], index // 20
+
+
+def _learn2learn(drawings: Tensor, train: Tensor) -> Draw | None:
+    """Tasks of learn2learn's sampler (arXiv:2008.12284), by its fastest transform.
+
+    None where it is not installed, or its compiled parts are not.
+    """
+    if not is_installed("learn2learn"):
+        return None
+    without_init("learn2learn")
+    try:
+        from learn2learn.data import MetaDataset, Taskset, transforms
+    except ImportError as error:
+        print(f"  learn2learn's sampler is left out, for want of {error}", flush=True)
+        return None
+
+    pictures = drawings[train]
+    labels = {number: number // 20 for number in range(20 * len(train))}
+    indices = {c: list(range(20 * c, 20 * c + 20)) for c in range(len(train))}
+    data = MetaDataset(_Drawings(pictures), labels_to_indices=indices, indices_to_labels=labels)
+    steps = [
+        transforms.FusedNWaysKShots(data, n=5, k=16),
+        transforms.LoadData(data),
+        transforms.RemapLabels(data),
+        transforms.ConsecutiveLabels(data),
+    ]
+    tasks = Taskset(data, steps, num_tasks=10**6)
+    is_support = torch.zeros(80, dtype=torch.bool)
+    is_support[::16] = True
+
+    def draw() -> tuple[Tensor, ...]:
+        inputs, targets = tasks.sample()
+        return inputs[is_support], targets[is_support], inputs[~is_support], targets[~is_support]
+
+    return draw
 
 
 def _table(episodes: str, setting: Setting) -> Contest:
