@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.peers import conv4, many_tasks, multi_task, sampling, sinusoid, training
-from benchmarks.peers.installed import Missing, is_installed
+from benchmarks.peers.installed import Missing, is_installed, versions
 from benchmarks.peers.memory import peak_mib
 from benchmarks.peers.report import read_rows, write_page, write_rows
 from benchmarks.peers.subject import PARITY, Setting, Subject, parity
@@ -161,15 +161,25 @@ def _printed(times: Times, share: float | None, peak: float | None) -> str:
 
 
 def _machine(setting: Setting, rounds: int) -> dict[str, Any]:
-    name = platform.processor() or platform.machine()
-    if setting.device == "cuda":
-        name = torch.cuda.get_device_name()
     return {
         "device": setting.device,
         "rounds": rounds,
         "torch": torch.__version__,
-        "machine": name,
+        "machine": _processor(setting.device),
+        "libraries": "" if setting.ours else ", ".join(versions(LIBRARIES)),
     }
+
+
+def _processor(device: str) -> str:
+    """The model of the processor that computes."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    about = Path("/proc/cpuinfo")
+    if about.exists():
+        for line in about.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def prepare_process() -> None:

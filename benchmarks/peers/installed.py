@@ -2,6 +2,8 @@
 
 import importlib.util
 import sys
+from collections.abc import Iterable
+from importlib import metadata
 
 
 class Missing(Exception):
@@ -11,6 +13,19 @@ class Missing(Exception):
 def is_installed(name: str) -> bool:
     """Whether the package can be imported, as far as that is known without importing it."""
     return name in sys.modules or importlib.util.find_spec(name) is not None
+
+
+def versions(names: Iterable[str]) -> list[str]:
+    """Those of the packages that are installed, with their versions where they have any."""
+    found = []
+    for name in names:
+        if not is_installed(name):
+            continue
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:  # a folder of sources
+            found.append(name)
+    return found
 
 
 def without_init(*names: str) -> None:

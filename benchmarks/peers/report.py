@@ -37,12 +37,7 @@ def tables(rows: Sequence[Row]) -> str:
     subjects: dict[str, list[Row]] = {}
     for row in rows:
         subjects.setdefault(row["subject"], []).append(row)
-    lines = [_about(rows), "", "## In short", ""]
-    lines += [
-        "| subject | raymtl | ms | fastest other | its time / raymtl's |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [_in_short(name, own) for name, own in subjects.items()]
+    lines = [_about(rows), "", "## In short", "", *_summary(subjects)]
     for name, own in subjects.items():
         lines += ["", f"## {name[0].upper()}{name[1:]}", ""]
         lines += _table(own)
@@ -63,21 +58,29 @@ def is_ours(row: Row) -> bool:
 def _about(rows: Sequence[Row]) -> str:
     first = rows[0]
     rates = sorted(row["gflops"] for row in rows)
+    libraries = f" with {first['libraries']}" if first["libraries"] else ""
     return (
-        f"torch {first['torch']}, one thread of {first['machine']} ({first['device']}), "
+        f"Measured with torch {first['torch']} on one thread of {first['machine']}{libraries}, "
         f"{first['rounds']} rounds. Products of float32 matrices ran at {rates[0]:.0f} to "
-        f"{rates[-1]:.0f} GFLOP/s."
+        f"{rates[-1]:.0f} GFLOP/s meanwhile."
     )
 
 
-def _in_short(name: str, rows: Sequence[Row]) -> str:
-    base = base_of(rows)
-    others = [row for row in rows if not is_ours(row)]
-    start = f"| {name} | {base['way'].removeprefix('raymtl ')} | {_milliseconds(base)} "
-    if not others:
-        return start + "| | |"
-    best = min(others, key=lambda row: float(row["ms"]))
-    return start + f"| {best['way']} | {_ratio(best)} |"
+def _summary(subjects: Mapping[str, Sequence[Row]]) -> list[str]:
+    """The chosen and the fastest way of raymtl in each subject beside the fastest other library."""
+    columns = ("subject", "ms", "fastest other", "to raymtl", "to raymtl's fastest way")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for name, rows in subjects.items():
+        base = base_of(rows)
+        best = min((row for row in rows if is_ours(row)), key=lambda row: float(row["ms"]))
+        others = [row for row in rows if not is_ours(row)]
+        cells = [name, _milliseconds(base), "", "", ""]
+        if others:
+            other = min(others, key=lambda row: float(row["ms"]))
+            fastest = f"{other['ms'] / best['ms']:.2f} ({best['way'].removeprefix('raymtl ')})"
+            cells[2:] = [other["way"], f"{other['ratio']:.2f}", fastest]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
