@@ -17,36 +17,34 @@ import torch
 
 from raymtl.cluster.capacity import ResourceRequest
 from raymtl.config import Experiment, parse
+from raymtl.distributed import worker_environment
 from raymtl.distributed.connection import check_address, start_ray
 from raymtl.distributed.trainer import TrainerSpec, ensure_resources, is_machine_preempted, train
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.storage import formats
 from raymtl.types import DivergedError, UserError
 from tests.conftest import axes, episodes_of, experiment, perturbed
+from tests.distributed.local import local_ray
 from tests.narrowing import several_stacks
 
 ray = pytest.importorskip("ray")
 
 
-def begin() -> None:
-    root = str(Path(__file__).parent.parent.parent)  # workers import this file
-    # Without a dashboard of its own, Ray Train asks that of another Ray on this machine whether its controller lives, is
-    # told that there is none, and ends the workers.
-    ray.init(
-        address="local", num_cpus=4, include_dashboard=True, log_to_driver=False, logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": root}},
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """Ray on this machine, with room for three workers whatever its size."""
-    before = os.environ.pop("RAY_ADDRESS", None)
-    begin()
-    yield
-    ray.shutdown()
-    if before is not None:
-        os.environ["RAY_ADDRESS"] = before
+    # Without a dashboard of its own, Ray Train asks that of another Ray on this machine whether its controller lives, is
+    # told that there is none, and ends the workers.
+    with local_ray(num_cpus=4, include_dashboard=True):
+        yield
+
+
+def test_workers_keep_large_blocks_of_memory() -> None:
+    """What this process set before Ray began is in the environment of its workers."""
+    seen = ray.get(ray.remote(lambda: dict(os.environ)).remote())
+    expected = worker_environment()
+    assert expected["MALLOC_MMAP_THRESHOLD_"] == "1073741824"
+    assert expected.items() <= seen.items()
 
 
 WEIGHTINGS = ("static", "pcgrad", "famo")

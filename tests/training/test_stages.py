@@ -259,22 +259,16 @@ def test_two_workers_take_the_same_stages(arrays: dict[str, np.ndarray], tmp_pat
     """Streamed by Ray Data, and the seam between two stages in the middle of a block of ids."""
     ray = pytest.importorskip("ray")
     from raymtl.distributed.trainer import TrainerSpec, train
+    from tests.distributed.local import local_ray
 
     chosen = staged(
         (3, {"learner.inner_steps": 0, "train.meta_batch": 5}), train__meta_batch=4, train__lr=0.001
     )
     alone = trained(chosen, arrays, tmp_path / "alone")
-    root = str(Path(__file__).parent.parent.parent)
-    ray.init(
-        address="local", num_cpus=3, include_dashboard=True, log_to_driver=False, logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": root}},
-    )  # fmt: skip
-    try:
-        (tmp_path / "two").mkdir()
-        spec = TrainerSpec("stages/best", tmp_path / "ray", workers=2, cpus=1.0, gpus=0.0)
+    (tmp_path / "two").mkdir()
+    spec = TrainerSpec("stages/best", tmp_path / "ray", workers=2, cpus=1.0, gpus=0.0)
+    with local_ray(num_cpus=3, include_dashboard=True):
         train(chosen, ray.put(arrays), tmp_path / "two", spec)
-    finally:
-        ray.shutdown()
     together = load_file(tmp_path / "two" / "model.safetensors")
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, rtol=1e-3, atol=2e-4)

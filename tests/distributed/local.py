@@ -1,0 +1,28 @@
+"""A Ray of a test's own on this machine."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import ray
+
+ROOT = str(Path(__file__).parent.parent.parent)
+
+
+@contextmanager
+def local_ray(**settings: Any) -> Iterator[None]:
+    """Ray with these settings of `ray.init`, whose workers can import the tests.
+
+    They inherit the path. As a part of `runtime_env` it would make each of them start anew, in
+    place of those that Ray has already started.
+    """
+    own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    with mock.patch.dict(os.environ, own | {"PYTHONPATH": ROOT}, clear=True):
+        ray.init(address="local", log_to_driver=False, logging_level="ERROR", **settings)
+        try:
+            yield
+        finally:
+            ray.shutdown()
