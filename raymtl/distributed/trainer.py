@@ -161,14 +161,11 @@ def train(
         raise answer from None
 
 
-# mypy reads the signatures of the first version of Ray Train here, Ray runs the second.
-
-
 def _scaling(spec: TrainerSpec) -> ScalingConfig:
     num_workers: Any = spec.workers
     if spec.is_elastic:
         num_workers = (spec.min_workers, spec.workers)
-    return ScalingConfig(  # type: ignore[call-arg]
+    return ScalingConfig(  # type: ignore[call-arg] # mypy reads Ray Train 1, Ray runs 2
         num_workers=num_workers,
         elastic_resize_monitor_interval_s=LOOK_S,
         use_gpu=spec.gpus > 0,
@@ -178,7 +175,7 @@ def _scaling(spec: TrainerSpec) -> ScalingConfig:
 
 def _run_config(spec: TrainerSpec, experiment: Experiment) -> RunConfig:
     before_shutdown = ray_internals.controller_callbacks(CheckpointBeforeShutdown())
-    return RunConfig(  # type: ignore[call-arg]
+    return RunConfig(  # type: ignore[call-arg] # mypy reads Ray Train 1, Ray runs 2
         name=spec.name,
         storage_path=str(spec.ray_folder),
         failure_config=_failure(experiment),
@@ -192,7 +189,7 @@ def _failure(experiment: Experiment) -> FailureConfig:
     start_s = float(os.environ.get(START_TIMEOUT, START_S))
     patience_s = max(REPLACED_S, experiment.train.wait_for_nodes_s)
     max_failures = experiment.train.max_failures
-    return FailureConfig(  # type: ignore[call-arg]
+    return FailureConfig(  # type: ignore[call-arg] # mypy reads Ray Train 1, Ray runs 2
         max_failures=max_failures,
         # A start for which there is no room counts as one.
         controller_failure_limit=max_failures + math.ceil(patience_s / start_s),

@@ -253,7 +253,7 @@ def controller_callbacks(observer: GroupObserver) -> tuple[Any, ...]:
     if None in bases or resizing_state is None:
         return ()
 
-    class Callback(*bases):  # type: ignore[misc]
+    class Callback(*bases):  # type: ignore[misc] # found while it runs
         def after_worker_group_start(self, worker_group: Any) -> None:
             observer.on_group_start(worker_group)
 
@@ -294,11 +294,11 @@ def translated_task_errors(translate: Callable[[Exception], Exception]) -> Itera
     def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
         original(self, tracked_actor_task=tracked_actor_task, exception=translate(exception))
 
-    RayActorManager._actor_task_failed = failed  # type: ignore[method-assign]
+    RayActorManager._actor_task_failed = failed  # type: ignore[method-assign] # no hook
     try:
         yield
     finally:
-        RayActorManager._actor_task_failed = original  # type: ignore[method-assign]
+        RayActorManager._actor_task_failed = original  # type: ignore[method-assign] # no hook
 
 
 def tune_logger() -> logging.Logger:

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 try:
     from torch._C._functorch import TransformType, get_interpreter_stack
 except ImportError:  # a torch that has moved them
-    get_interpreter_stack = None  # type: ignore[assignment]
+    get_interpreter_stack = None  # type: ignore[assignment] # None is asked for below
 
 
 def is_transformed() -> bool:

@@ -8,16 +8,16 @@ from raymtl.learners.maml import MAML
 
 
 class ANIL(MAML):
-    """Learns features and heads of which only the heads are fitted to the support set.
+    """Learns features and heads, of which only the heads are fitted to the support set.
 
-    The meta-gradient for the features is that of the query loss, and of the inner gradients that
-    depend on them. Deviation from the paper: none in training; its inference without any head (NIL)
-    is `protonet`'s, with another distance.
+    The meta-gradient of the features is that of the query loss, and includes how the inner
+    gradients depend on them. Deviation from the paper: none in training. Its inference without a
+    head (NIL) corresponds to `protonet`, with another distance.
 
     Example: `learner: {name: anil, inner_lr: 0.1, inner_steps: 5}`
     """
 
-    name: Literal["anil"] = "anil"  # type: ignore[assignment]
+    name: Literal["anil"] = "anil"  # type: ignore[assignment] # not the name of the base
     helps: ClassVar[str] = (
         "tasks can use the same features: adapts as maml at a fraction of the cost"
     )

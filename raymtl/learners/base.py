@@ -71,9 +71,9 @@ class MetaLearner(Spec, ABC):
         return False
 
     def graph_key(self, step: int) -> Hashable | None:
-        """What `evaluated_params` depends on beside its arguments in the outer step `step`.
+        """What `evaluated_params` depends on in the outer step `step`, apart from its arguments.
 
-        A traced graph serves all steps of equal keys. None where no two steps are alike.
+        One traced graph serves all steps with equal keys. None if no two steps are alike.
         """
         return "always"
 
@@ -97,7 +97,8 @@ class MetaLearner(Spec, ABC):
         return None
 
     def relations(self, params: Params, embeddings: Tensor) -> Tensor | None:
-        """How related tasks are by their embeddings [M, D]: [M, M]; None for a learner without it.
+        """How related tasks are, [M, M], from their embeddings [M, D]; None for a learner that
+        cannot tell.
 
         The embeddings are rows of `embed`, of any tasks of any episodes.
         """
@@ -146,10 +147,12 @@ class MetaLearner(Spec, ABC):
         objective: Objective,
         step: int,
     ) -> Sequence[tuple[float, Params]]:
-        """The parameters whose query losses the outer step `step` follows, each with its weight.
+        """The parameters whose query losses make up the loss of the outer step `step`, each with
+        its weight.
 
-        The default is the adapted parameters alone. A learner overrides it for multi-step losses,
-        which also count the query loss on the way, or where it trains otherwise than it adapts.
+        By default these are the adapted parameters alone. A learner overrides it for multi-step
+        losses, which include query losses after earlier inner steps, or if it trains in another way
+        than it adapts.
         """
         return [(1.0, self.adapt(model, params, support, objective))]
 

@@ -14,19 +14,19 @@ from raymtl.types import Params, prefixed, select
 
 
 class CAVIA(UnrolledLearner):
-    """Fits a few numbers, the context, to the support set: a learned map of them shifts the biases
-    of the model.
+    """Fits a few numbers, the context, to the support set: a learned map of the context shifts the
+    biases of the model.
 
-    Every parameter of one dimension, b [D], becomes b + V c with a context c of `num_context`
-    numbers, from 0 on, and V [D, num_context] learned in the outer loop. For the bias of a layer
-    that is the paper's concatenation of c to the layer's inputs, W x + V c + b; for the scale and
-    the shift of a norm it is the paper's feature-wise modulation. Those that `adapts` leaves out
-    stay as they are. Adapted parameters have V c added already, so they are those of an ordinary
-    model.
+    Let c be the context, `num_context` numbers that start at 0. Every parameter b [D] of one
+    dimension becomes b + V c, where V [D, num_context] is learned in the outer loop. If b is the
+    bias of a layer, this equals the paper's concatenation of c to the layer's inputs, W x + V c +
+    b. If b is the scale or the shift of a norm, it is the paper's feature-wise modulation.
+    Parameters that `adapts` leaves out are not shifted. The adapted parameters include V c, so they
+    are those of an ordinary model.
 
-    Deviations from the paper: c enters every layer and not one; V starts with the variance 1 /
-    num_context, so that the first step lowers the loss as that of maml on the biases does, on
-    average; `first_order` drops what c owes to theta.
+    Deviations from the paper: c enters every layer instead of one; V starts with the variance 1 /
+    num_context, so that on average the first step lowers the loss as much as a step of maml on the
+    biases; `first_order` ignores that c depends on theta.
 
     Example: `learner: {name: cavia, inner_lr: 0.5, num_context: 4}`
     """

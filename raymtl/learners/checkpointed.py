@@ -1,8 +1,9 @@
 """A loop whose backward pass computes its steps again (gradient checkpointing: Chen et al., 2016,
 arXiv:1604.06174).
 
-Segments of ceil(sqrt k) steps keep where they began. Going back, a segment is run again, keeping
-where each of its steps began, and then each step is run once more with its graph.
+The k steps are divided into segments of ceil(sqrt k). The forward pass keeps the state at the start
+of each segment. The backward pass runs a segment again and keeps the state at the start of each of
+its steps, then runs each step once more with its graph.
 """
 
 import math

@@ -18,11 +18,12 @@ HALVINGS = 20
 
 
 class Divergence(NamedTuple):
-    """`loss` is the support loss after the inner step `step`, the first of which is 1, and `before`
-    without any.
+    """The inner step at which an inner loop diverges, and how to avoid it.
 
-    `rate` is the largest of learner.inner_lr and its halves at which the first steps lower the
-    support loss, one after the other; None where none of them does, as where rates are learned.
+    `step` counts from 1. `loss` is the support loss after that step, and `before` the support loss
+    before the first step. `rate` is the largest of learner.inner_lr / 2, / 4, ... at which each of
+    the first steps lowers the support loss. It is None if no such rate exists or if rates are
+    learned.
     """
 
     step: int
@@ -51,10 +52,11 @@ def divergence(
     support: Batch,
     objective: Objective,
 ) -> Divergence | None:
-    """Where the inner loop on one support set diverges; None where it does not.
+    """Where the inner loop on one support set diverges; None if it does not.
 
-    It diverges where its loss is not finite or grows by GROWTH, and is taken to stay so, so that
-    the step is found by bisection. A loss that is not finite to begin with gives None.
+    A step diverges if the support loss after it is not finite or has grown by GROWTH. A loop that
+    has diverged is assumed to stay so, and the first such step is found by bisection. If the loss
+    is not finite before the first step, the result is None.
     """
 
     def loss_after(steps: int, learner: MetaLearner = learner) -> float:
@@ -90,7 +92,7 @@ def _lowering_rate(
     learner: MetaLearner, before: float, loss_after: Callable[[int, MetaLearner], float]
 ) -> float | None:
     """The largest of lr / 2, lr / 4, ... at which each of the first steps lowers the loss."""
-    inner_lr: float = learner.inner_lr  # type: ignore[attr-defined]
+    inner_lr: float = learner.inner_lr  # type: ignore[attr-defined] # learners with steps have it
     num_steps = min(FIRST_STEPS, learner.num_steps)
     for halvings in range(1, HALVINGS + 1):
         rate: float = inner_lr / 2**halvings

@@ -32,7 +32,9 @@ SupportLoss = Callable[[Params, Params, Batch], Tensor]
 
 
 def chosen(name: str, patterns: Sequence[str]) -> bool:
-    """Whether the last pattern that the name matches includes it, which one with `-` does not."""
+    """Whether the last of the `patterns` that matches the name includes it; one that begins with
+    `-` excludes it.
+    """
     last = next((p for p in reversed(patterns) if fnmatchcase(name, p.removeprefix("-"))), "-")
     return not last.startswith("-")
 
@@ -42,10 +44,11 @@ class GradientLearner(MetaLearner):
 
     Subclasses decide which parameters the steps move, from where, and how fast.
 
-    `adapts` holds patterns over the names of the model's parameters, such as `heads.*`,
-    `encoders.0.stages.1.*` or `*.bias`; model.safetensors in a run folder lists the names, with
-    `model.` before each. The inner loop moves the parameters that a pattern matches. A later
-    pattern that begins with `-` excludes what it matches: ["*", "-heads.*"] is all but the heads.
+    `adapts` lists patterns for the names of the model's parameters, such as `heads.*`,
+    `encoders.0.stages.1.*` or `*.bias`. The file model.safetensors in a run folder has these names,
+    with `model.` before each. The inner loop moves the parameters that a pattern matches. A later
+    pattern that begins with `-` excludes what it matches: ["*", "-heads.*"] is everything but the
+    heads.
     """
 
     name: str
@@ -79,11 +82,13 @@ class GradientLearner(MetaLearner):
 
     @property
     def learns_rates(self) -> bool:
-        """Whether `rates` may depend on parameters, as they do where a subclass has its own."""
+        """Whether `rates` may depend on learned parameters, as in any subclass with its own."""
         return type(self).rates is not GradientLearner.rates
 
     def start(self, params: Params) -> dict[str, Tensor]:
-        """What the inner loop moves, and from where: the parameters that `adapts` chooses."""
+        """The parameters that the inner loop moves, with their first values: those that `adapts`
+        chooses.
+        """
         return {
             name: value
             for name, value in params.items()
@@ -91,7 +96,7 @@ class GradientLearner(MetaLearner):
         }
 
     def rates(self, params: Params, step: int) -> Rates:
-        """The rate of each of them in the inner step `step`; the first step is 0."""
+        """The rate of each moved parameter in the inner step `step`; the first step is 0."""
         return dict.fromkeys(self.start(params), self.inner_lr)
 
     def fitted(self, params: Params, phi: Params) -> Params:
@@ -145,7 +150,7 @@ class GradientLearner(MetaLearner):
         *,
         first_order: bool,
     ) -> Iterator[Params]:
-        """Parameters before the first inner step and after each, without end."""
+        """Yields the parameters before the first inner step and after each step, without end."""
         if first_order:
             # Nothing of the inner gradient is followed, not even its dependence on the weighting.
             fixed: Params = {name: value.detach() for name, value in params.items()}
@@ -168,13 +173,13 @@ class GradientLearner(MetaLearner):
 class UnrolledLearner(GradientLearner):
     """Differentiates through its inner steps; `first_order` takes their Jacobian as the identity.
 
-    `gradient` is how it goes back through the steps. "unrolled" keeps what each of them computed.
-    "checkpointed" keeps some 2 sqrt(k) of the k inner parameters and computes each step again,
-    twice, for the same gradient in the memory of one step. "implicit" keeps the last inner
-    parameters alone, and takes the second derivatives that the steps met on their way as they are
-    where they arrived: exact for the initialisation where the objective is quadratic, for all else
-    the nearer the longer the steps have been at their goal. It costs `curvature_products` products
-    with the curvature instead of k (docs/long-loops.md).
+    `gradient` chooses how the backward pass goes through the k steps. "unrolled" keeps all that
+    each step computed. "checkpointed" keeps about 2 sqrt(k) of the inner parameters and computes
+    each step twice more; the gradient is the same, in the memory of one step. "implicit" keeps only
+    the last inner parameters, and uses the second derivatives there for all steps. Its gradient is
+    exact for the initialisation if the objective is quadratic. Otherwise it is the more accurate,
+    the longer the steps have stayed at their goal. It costs `curvature_products` Hessian-vector
+    products instead of k (docs/long-loops.md).
     """
 
     first_order: bool = False

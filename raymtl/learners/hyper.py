@@ -28,26 +28,28 @@ from raymtl.types import Batch, Params, Task, prefixed, select
 
 
 class Hyper(AmortisedLearner):
-    """Emits the weights that fit a support set, in one pass: scales and shifts of the model's
-    units, and its heads.
+    """Computes weights that fit a support set in one pass: scales and shifts of the model's units,
+    and its heads.
 
-    The support set is encoded from the features of the unadapted model, for a regression with the
-    label beside them. A perceptron for each task, a mean over its labelled examples and a mean over
-    tasks give a code z of `dim` numbers. A second perceptron turns it into what the linear emitters
-    read. They replace every parameter p of one dimension outside the heads by (1 + gamma) p + beta,
-    and multiply the weights of the layer whose bias p is by 1 + gamma. This is the feature-wise
-    modulation of the layer's outputs. The emitters start at 0.
+    The support set is encoded from the features of the unadapted model; for a regression the label
+    stands beside them. A perceptron for each task, a mean over its labelled examples and a mean
+    over the tasks give a code z of `dim` numbers. A second perceptron of z feeds linear maps that
+    emit a scale 1 + gamma and a shift beta for every parameter p of one dimension outside the
+    heads. Such a p becomes (1 + gamma) p + beta. If p is the bias of a layer, the weights of that
+    layer are multiplied by 1 + gamma too, which together is a feature-wise modulation of its
+    outputs. The linear maps start at 0.
 
-    The head of a classification comes from the means c_n of the modulated features of the classes,
-    with a learned weight a for each feature, 1 at first: W_n = 2 a c_n and b_n = -sum a c_n^2,
-    which score as the distances to c_n. A class that is absent from the support set scores 10 nats
-    less than the least likely class that is present. The head of a regression is that of the model
-    plus a change that is emitted from z. Adapted parameters are those of an ordinary model.
+    The head of a classification comes from the means c_n of the modulated features of each class,
+    with a learned weight a for each feature that starts at 1: W_n = 2 a c_n and b_n = -sum a c_n^2.
+    These score as the squared distances to c_n do. A class that is absent from the support set
+    scores 10 nats less than the least likely class that is present. The head of a regression is
+    that of the model plus a change that is emitted from z. Adapted parameters are those of an
+    ordinary model.
 
-    Deviations from the paper: the set encoder reads features of the trunk and not pictures; the
-    trunk is learned with the rest and not before it; emitters are linear, and none reads what the
-    layer before was modulated by; heads are class means under a learned metric and no network's
-    output; the paper has classifications alone.
+    Deviations from the paper: the set encoder reads features of the trunk instead of pictures; the
+    trunk is learned together with the rest instead of before; the maps that emit are linear, and
+    none of them reads how the layer before was modulated; heads are class means under a learned
+    metric instead of outputs of a network; the paper has only classifications.
 
     Example: `learner: {name: hyper, dim: 32}`
     """

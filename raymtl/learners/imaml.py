@@ -19,19 +19,21 @@ from raymtl.types import Batch, Params
 
 
 class IMAML(GradientLearner):
-    """Fits the model near its initialisation, with a gradient that does not pass through the steps
-    but their goal.
+    """Fits the model near its initialisation, and differentiates at the minimum that the inner
+    steps approach instead of through the steps.
 
-    `inner_steps` steps minimise L_S + strength/2 |phi - theta|^2, where `strength` is the paper's
-    lambda. Memory does not grow with their number. The gradient is exact where the steps have
-    converged and `cg_steps` of conjugate gradients solve the linear system. Each costs one
-    Hessian-vector product. The solution starts from grad L_Q(phi*), which is the meta-gradient with
-    `cg_steps: 0`. It stops where the curvature is not positive, as can happen where L_S is not
-    convex. The weighting's parameters get their implicit gradient too.
+    The `inner_steps` steps minimise L_S + strength/2 |phi - theta|^2, where `strength` is the
+    paper's lambda. Memory does not grow with their number. The meta-gradient solves a linear system
+    by `cg_steps` steps of conjugate gradients, each of which costs one Hessian-vector product. It
+    is exact if the inner steps have converged and the system is solved. The solver starts from grad
+    L_Q(phi*), which is therefore the meta-gradient with `cg_steps: 0`. It stops at a direction
+    without positive curvature, which exists only if L_S is not convex. The weighting's parameters
+    get their implicit gradient too.
 
-    Without any inner step this is plain multi-task training, as maml. With ReLU the minimum can lie
-    on a kink, around which the steps oscillate: the gradient is then that of the piece on which
-    they end. The inner loop runs in the parameters' precision, whatever `train.precision` is.
+    With `inner_steps: 0` this is plain multi-task training, as with maml. With ReLU the minimum can
+    lie on a kink. The steps then oscillate around it, and the gradient is that of the linear piece
+    on which they end. The inner loop runs in the parameters' precision, whatever `train.precision`
+    is.
 
     Example: `learner: {name: imaml, inner_steps: 20, strength: 1.0}`
     """

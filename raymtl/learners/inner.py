@@ -75,9 +75,9 @@ def inner_step(
 def slope(
     loss: Callable[[Params], Tensor], phi: Params, *, first_order: bool = False
 ) -> dict[str, Tensor]:
-    """grad loss(phi), 0 where the loss does not depend on a parameter.
+    """grad loss(phi); zeros for a parameter on which the loss does not depend.
 
-    It has a graph where one is recorded, unless it is of `first_order`.
+    The result has a graph if torch records gradients and `first_order` is false.
     """
     followed = torch.is_grad_enabled() and not first_order
     # Detached before the gradient and not after it: then nothing outside records the inner

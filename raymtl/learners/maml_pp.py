@@ -20,18 +20,19 @@ from raymtl.types import Batch, Params, prefixed, select
 
 
 class MAMLPlusPlus(GradientLearner):
-    """MAML with a learned rate for each tensor and step, that at first judges every inner step and
-    not the last alone.
+    """MAML with a learned rate for each tensor and inner step, trained at first on the query loss
+    after every inner step.
 
-    The weights v of the k steps sum to 1. At outer step 0 they are equal; those of all but the last
-    then fall linearly and are 0 from `multi_step_until` on. Before `first_order_until` the Jacobian
-    of the inner steps is taken as the identity. More steps than `inner_steps` go on with the rates
-    of the last.
+    The outer loss is a weighted sum of the query losses after each of the k inner steps, with
+    weights v that sum to 1. At outer step 0 the weights are equal. All but the last then fall
+    linearly, and from the outer step `multi_step_until` on the last is the only one left. Before
+    the outer step `first_order_until` the Jacobian of the inner steps is taken as the identity. If
+    an adaptation takes more than `inner_steps` steps, the further ones use the rates of the last.
 
     Deviations from the paper: rates are learned as their logarithms, so that they stay positive;
-    the paper keeps a small weight for the early steps. Its cosine outer rate is `train.schedule:
-    cosine`. Its norms with scales of each step are `encoder.norm: per_step`, which keep no
-    statistics from episode to episode.
+    the paper keeps a small weight for the early steps. The paper's cosine schedule of the outer
+    rate is `train.schedule: cosine`. Its norms with scales for each step are `encoder.norm:
+    per_step`, which keep no statistics from episode to episode.
 
     Example: `learner: {name: maml_pp, inner_steps: 5, multi_step_until: 500}`
     """
@@ -97,7 +98,7 @@ class MAMLPlusPlus(GradientLearner):
         return evaluated
 
     def step_weights(self, step: int) -> list[float]:
-        """Of the query losses after each inner step, in the outer step `step`."""
+        """The weights v of the query losses after each inner step, in the outer step `step`."""
         if step < self.multi_step_until:
             share = 1 - step / self.multi_step_until
         else:

@@ -27,15 +27,16 @@ from raymtl.types import Batch, Params, Task, select
 
 
 class Matching(AmortisedLearner):
-    """Gives a query the labels of the support examples, each by the softmax of its cosine
-    similarity.
+    """Predicts the label of a query from the labels of the support examples, each weighted by the
+    softmax of its cosine similarity to the query.
 
-    Predictions are log-probabilities, so that the cross-entropy of them is that of the paper.
-    `scale` multiplies the similarities, which alone would leave every probability far from 0 and 1;
-    the paper has 1. With `full_context` support examples know of each other in the order in which
-    they come, and a query of them by `reads` of them; each task has its own LSTMs, which start at
-    zero: as the plain matching network. The heads of the model are not used. A class that the
-    support set does not show scores 10 nats less than the least likely class that it shows.
+    Predictions are log-probabilities, so that their cross-entropy is the loss of the paper. `scale`
+    multiplies the similarities. Without it no probability comes near 0 or 1; the paper has 1. With
+    `full_context` an LSTM lets the support examples depend on each other, in their order, and a
+    second one lets a query read all of them `reads` times. Each task has its own LSTMs. They start
+    at zero, where the learner equals plain matching networks. The heads of the model are not used.
+    A class that is absent from the support set scores 10 nats less than the least likely class that
+    is present.
 
     Example: `learner: {name: matching, full_context: true, reads: 3}`
     """

@@ -32,14 +32,17 @@ class MetaOpt(AmortisedLearner):
     """Replaces every head by a convex classifier of the support features, an SVM or a ridge
     regression.
 
-    `cost` is C in the equation above, not learned; `head: ridge` has 1/2 |W|^2 + C/2 |X W - Y|^2,
-    which is r2d2 with lambda = 1 / C and no constant feature. gamma starts at `scale` and is
-    learned, one for each task. Deviations: the dual is solved by an interior-point method of its
-    own, in `iterations` Newton steps of C systems of size N, and for P_nk Z_nk = 1e-5 in place of
-    0, Z being the multipliers of P >= 0: W is then a smooth function of the features, within C N
-    (classes) 1e-5 of the least loss. Its gradient is the implicit one at that point, through one
-    more Newton step. Classes that the support set does not show take no part, and score 10 nats
-    less than the least likely class that it shows.
+    `cost` is the constant C in the equation above. `head: ridge` minimises 1/2 |W|^2 + C/2 |X W -
+    Y|^2, which is r2d2 with a fixed lambda = 1 / C and without a constant feature. Each task learns
+    its gamma, which starts at `scale`. Classes that are absent from the support set take no part,
+    and score 10 nats less than the least likely class that is present.
+
+    Deviations from the paper: the dual is solved by an interior-point method written for it, in
+    `iterations` Newton steps, each of which solves one system of size N for each class. The
+    products P_nk Z_nk, Z being the multipliers of P >= 0, end at 1e-5 instead of 0. So W is a
+    smooth function of the features, and its loss exceeds the least one by at most N times the
+    number of classes times 1e-5 C. The gradient is the implicit one at that point, computed by one
+    more Newton step.
 
     Example: `learner: {name: metaopt, head: ridge, cost: 1.0}`
     """

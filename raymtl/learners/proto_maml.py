@@ -24,19 +24,19 @@ from raymtl.types import Batch, Params, Task, select
 
 
 class ProtoMAML(MAML):
-    """Starts every linear head from the class means of the support set, and adapts all of the model
+    """Starts every linear head from the class means of the support set, and adapts the whole model
     from there.
 
-    The starting heads depend on the encoder, and the meta-gradient follows them; with `first_order`
-    it takes the Jacobian of the steps alone as the identity. The model's own heads are not learned:
-    they are replaced. With `inner_steps: 0` it is protonet. A class that the support set does not
-    show scores 10 nats less than the least likely class that it shows, before, along and after the
-    steps, as in protonet.
+    The starting heads depend on the encoder, and the meta-gradient passes through them.
+    `first_order` takes only the Jacobian of the steps as the identity. The model's own heads are
+    replaced and not learned. With `inner_steps: 0` this is protonet. A class that is absent from
+    the support set scores 10 nats less than the least likely class that is present, before, during
+    and after the steps, as in protonet.
 
     Example: `learner: {name: proto_maml, inner_lr: 0.05, inner_steps: 3}`
     """
 
-    name: Literal["proto_maml"] = "proto_maml"  # type: ignore[assignment]
+    name: Literal["proto_maml"] = "proto_maml"  # type: ignore[assignment] # not the name of the base
     helps: ClassVar[str] = (
         "classes are new and examples few, and a few gradient steps are affordable"
     )

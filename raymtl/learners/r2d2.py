@@ -22,18 +22,17 @@ from raymtl.types import Batch, Params, Task
 class R2D2(AmortisedLearner):
     """Replaces every head by the ridge regression on the support features, solved in closed form.
 
-    Y is one-hot for a classification and the target, in the unit of the predictions, for a
-    regression; a task with one output is a regression. X holds a constant feature 1 beside the
-    others, whose weight is penalised as theirs. The d x d form is solved where there are at least
-    as many support examples as features, else the N x N one. `ridge` is where lambda starts
-    (learned as its logarithm), `scale` where alpha does for a classification; for a regression
-    alpha starts at 1, and beta at 0 for both. Each task has its own three (the paper has one task).
-    A class that the support set does not show scores 10 nats less than the least likely class that
-    it shows.
+    Y is one-hot for a classification. For a regression, which has one output, it is the target in
+    the unit of the predictions. X has a constant feature 1 beside the others, and its weight is
+    penalised like theirs. The d x d form is solved if there are at least as many support examples
+    as features, otherwise the N x N form. Each task has its own lambda, alpha and beta, while the
+    paper has one task. lambda starts at `ridge` and is learned as its logarithm. alpha starts at
+    `scale` for a classification and at 1 for a regression; beta starts at 0. A class that is absent
+    from the support set scores 10 nats less than the least likely class that is present.
 
-    The target of a regression is read off the objective, as the prediction at which the loss of the
-    example is least by one Newton step from 0: exact for squared errors. A task whose weight in the
-    objective is 0 has no target, and its head is the constant beta.
+    The target of a regression is derived from the objective: it is the prediction with the least
+    loss of the example, found by one Newton step from 0. This is exact for squared errors. A task
+    whose weight in the objective is 0 has no target, and its head is the constant beta.
 
     Example: `learner: {name: r2d2, ridge: 0.1}`
     """

@@ -19,24 +19,24 @@ TRANSFORM = "learner.transform"
 
 
 class TNet(MAML):
-    """MAML with a learned transformation after every layer, which the inner loop does not move but
-    moves through.
+    """MAML with a learned linear transformation after every layer; the inner loop differentiates
+    through it and does not move it.
 
-    Every parameter W [D, ...] of two dimensions or more that the inner loop adapts has a T [D, D]
-    that mixes it along its first axis, the outputs of a layer or the channels of a convolution; T
-    starts as the identity, where this is maml. In adapted parameters T W has taken the place of W
-    and the identity that of T: they predict without T, and fitting them once more goes on as maml
-    does.
+    Let W [D, ...] be a parameter of two dimensions or more that the inner loop adapts. It has a T
+    [D, D] that mixes it along its first axis, which are the outputs of a layer or the channels of a
+    convolution. T starts as the identity, with which this is maml. In adapted parameters, T W has
+    replaced W and the identity has replaced T. So they predict without T, and adapting them again
+    continues as maml does.
 
-    Deviations from the paper: parameters of two dimensions that are no layer's, such as those by
-    which an architecture mixes its towers, are transformed too; biases come after T and are not;
-    the masks of MT-nets, which choose the weights that adapt, are not learned (`adapts` names
-    them).
+    Deviations from the paper: parameters of two dimensions that belong to no layer, such as those
+    by which an architecture mixes its towers, are transformed too; biases are added after T and are
+    not transformed; the masks of MT-nets, which choose the weights that adapt, are not learned
+    (`adapts` names them instead).
 
     Example: `learner: {name: t_net, inner_lr: 0.1, inner_steps: 5}`
     """
 
-    name: Literal["t_net"] = "t_net"  # type: ignore[assignment]
+    name: Literal["t_net"] = "t_net"  # type: ignore[assignment] # not the name of the base
     helps: ClassVar[str] = "in some directions of the weights tasks differ more than in others"
     costs: ClassVar[str] = "as maml, and a product of T and W in every pass"
 

@@ -21,22 +21,23 @@ from raymtl.types import Batch, Params, prefixed, select
 
 
 class WarpGrad(GradientLearner):
-    """Learns warps that precondition the inner gradient, so that every step of a path lowers the
+    """Learns linear warps that precondition the inner gradient, so that every inner step lowers the
     query loss.
 
-    The warp omega of a parameter W [D, ...] of two dimensions or more that the inner loop adapts is
-    t_net's T [D, D] behind the layer, not adapted, the identity at first; adapted parameters have
-    it multiplied in, as t_net's. What differs is what the warps are learned by. t_net goes back
-    through all of the steps to the loss at their end. Here each of the k steps is judged by itself,
-    by the query loss after it, and with weight 1/k: the gradient passes through that one step, and
-    what came before is a constant. So warps learn for wherever a path may lead, and nothing
-    multiplies along it.
+    The warp omega of a parameter is what T is in t_net: a matrix [D, D] behind the layer that
+    starts as the identity, is not adapted, and is multiplied into the adapted parameters. The two
+    learners differ in how it is learned. t_net differentiates the query loss at the end through all
+    k steps. Here the outer loss is the mean of the query losses after each step. The gradient
+    passes through that one step, and the parameters before it are constants. So warps are learned
+    for every point of a path, and no product of many Jacobians arises.
 
     The initialisation is learned by the same gradients, as if every point of the path moved with
-    it; with one step all of it is the gradient of t_net, with warps at the identity that of maml.
+    it. With one step this is the whole gradient of t_net, and with warps at the identity that of
+    maml.
+
     Deviations from the paper: warps are linear, so that they can be multiplied in; every point of a
-    fresh path is judged once, where the paper collects paths and draws from them; the paper leaves
-    open what learns the initialisation, and tries MAML and Leap.
+    new path is used once, while the paper collects paths and draws points from them; the paper
+    leaves open how to learn the initialisation, and tries MAML and Leap.
 
     Example: `learner: {name: warp_grad, inner_lr: 0.1, inner_steps: 5}`
     """

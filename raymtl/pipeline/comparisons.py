@@ -58,7 +58,8 @@ def train_baselines(
     made: dict[str, Path] = {}
     scored = []
     for name, tried in models.items():
-        best = max(range(len(tried)), key=lambda i, name=name: last_score(folders[name, i]))  # type: ignore[misc]
+        scores = [last_score(folders[name, i]) for i in range(len(tried))]
+        best = scores.index(max(scores))
         if not (folders[name, best] / "model.safetensors").exists():
             continue
         made[name] = run / "baselines" / name

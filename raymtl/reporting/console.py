@@ -3,6 +3,7 @@ files.
 """
 
 import codecs
+import io
 import logging
 import sys
 from typing import Any
@@ -19,11 +20,13 @@ def print_any_letter() -> None:
     """Makes the standard streams print every letter: in UTF-8 where a locale asks for ASCII."""
     errors = "backslashreplace"
     for stream in (sys.stdout, sys.stderr):
-        encoding = codecs.lookup(getattr(stream, "encoding", None) or "utf8").name
+        if not isinstance(stream, io.TextIOWrapper):
+            continue  # nothing that encodes
+        encoding = codecs.lookup(stream.encoding).name
         if encoding == "ascii":
-            stream.reconfigure(encoding="utf8", errors=errors)  # type: ignore[union-attr]
+            stream.reconfigure(encoding="utf8", errors=errors)
         elif encoding != "utf-8":
-            stream.reconfigure(errors=errors)  # type: ignore[union-attr]
+            stream.reconfigure(errors=errors)
 
 
 class _StderrHandler(logging.Handler):

@@ -39,6 +39,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ class Attempt:
             while copied < os.fstat(before.fileno()).st_size:
                 before.seek(0)
                 content = before.read()
-                self.publish(path, lambda aside, content=content: aside.write_bytes(content))  # type: ignore[misc]
+                self.publish(path, partial(Path.write_bytes, data=content))
                 copied = len(content)
 
     def _aside(self, path: Path) -> Path:

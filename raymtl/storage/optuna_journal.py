@@ -29,7 +29,7 @@ class Journal(JournalFileBackend):
             attempt.renew(path)
         atomic.patiently(path, lambda: super(Journal, self).__init__(str(path), self.lock))
 
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override] # no generator
         """The entries from number `log_number_from` on."""
         read = super().read_logs
         return iter(

@@ -31,6 +31,7 @@ from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import UserError
 from tests.cli.test_cli import answer, mistake
 from tests.conftest import experiment
+from tests.processes import run_on
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "transfer.md"
 
@@ -103,16 +104,11 @@ def elsewhere(code: str, folder: Path, *args: str) -> str:
     return done.stdout
 
 
-ADAPT = """
-import sys
-from pathlib import Path
-import torch
-from raymtl.adaptation.request import AdaptationRequest
-from raymtl.adaptation.adapt import adapt_run
-torch.set_num_threads(1)
-for run in sys.argv[1:]:
-    adapt_run(AdaptationRequest(Path(run), episode=2, name="there"))
-"""
+def adapt_there(_: int, runs: list[Path]) -> None:
+    """What the other process does."""
+    torch.set_num_threads(1)
+    for run in runs:
+        adapt_run(AdaptationRequest(run, episode=2, name="there"))
 
 
 def test_another_process_adapts_bit_identically(
@@ -128,7 +124,7 @@ def test_another_process_adapts_bit_identically(
     for name, values in learners.items():
         trained(tmp_path / name, arrays, learner__name=name, encoder__hidden=[12], **values)
         adapt_run(AdaptationRequest(tmp_path / name, episode=2, name="here"))
-    elsewhere(ADAPT, tmp_path, *learners)
+    run_on(1, adapt_there, [tmp_path / name for name in learners])
     for name in learners:
         here, there = (tmp_path / name / "adapted" / where for where in ("here", "there"))
         first, second = (load_file(folder / "model.safetensors") for folder in (here, there))
@@ -145,24 +141,13 @@ def test_another_process_adapts_bit_identically(
         )
 
 
-CARRY = """
-import sys
-from pathlib import Path
-import torch
-from raymtl.adaptation.request import AdaptationRequest
-from raymtl.adaptation.new_data import TransferRequest
-from raymtl.adaptation.transfer_run import transfer_run
-from raymtl.adaptation.transferred import load_network
-from raymtl.reporting.terminal import View
-from raymtl.adaptation.transfer import parse_transfer
-torch.set_num_threads(1)
-chosen = parse_transfer("model", {"optimiser.steps": 20})
-request = AdaptationRequest(Path(sys.argv[1]), Path(sys.argv[2]), name="there")
-transfer_run(TransferRequest(request, chosen), View("test"))
-network, task = load_network(Path(sys.argv[3]))
-torch.manual_seed(4)
-torch.save(network(torch.rand(5, 1, 16, 16)), "said.pt")
-"""
+def transfer_there(_: int, run: Path, support: Path, folder: Path, said: Path) -> None:
+    """What the other process does."""
+    torch.set_num_threads(1)
+    carried(run, "model", support, "there")
+    network, _task = load_network(folder)
+    torch.manual_seed(4)
+    torch.save(network(torch.rand(5, 1, 16, 16)), said)
 
 
 def test_another_process_transfers_bit_identically(
@@ -170,7 +155,7 @@ def test_another_process_transfers_bit_identically(
 ) -> None:
     file = new_task(tmp_path / "mine.parquet", arrays)
     told = carried(run, "model", file, "here")
-    elsewhere(CARRY, tmp_path, str(run), str(file), told["folder"])
+    run_on(1, transfer_there, run, file, Path(told["folder"]), tmp_path / "said.pt")
     first, second = (
         load_file(run / "adapted" / n / "model.safetensors") for n in ("here", "there")
     )

@@ -1,7 +1,5 @@
 """What must not be known is not known: query labels, held-out classes, the floor without adapting, another process."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ from raymtl.data.episodes import build_buckets, build_meta_batch, on_device
 from raymtl.data.formats.cifar100 import Pictures
 from raymtl.data.sources.cifar100 import CIFAR_FS
 from raymtl.encoders import ConvSpec, MLPSpec
-from raymtl.evaluation.evaluate import evaluate
+from raymtl.evaluation.evaluate import evaluate, load_model
 from raymtl.learners import LearnerSpec
 from raymtl.sharing import HardSpec
 from raymtl.step.algorithm import Algorithm
@@ -39,6 +37,7 @@ from tests.data.rooms import numbered_frame, small_rooms
 from tests.data.test_sinusoid import FLOOR
 from tests.drawing import one_episode
 from tests.learners.test_learners import VARIANTS
+from tests.processes import run_on
 from tests.step.test_isolation import allowed
 
 WAYS, PER_CLASS, DIM = 5, 3, 6
@@ -350,30 +349,18 @@ def test_classes_and_domains_of_the_splits_are_disjoint(
     assert not (train & val | train & test | val & test)
 
 
-AFRESH = """
-import sys
-from pathlib import Path
-import torch
-from raymtl.storage import formats
-from raymtl.data.sources.cifar100 import CIFAR_FS
-from raymtl.data.formats.cifar100 import Pictures
-from raymtl.data.episodes import build_meta_batch, on_device
-from raymtl.evaluation.evaluate import load_model
-from torch.utils._pytree import tree_map
-
-torch.set_num_threads(1)
-for folder in map(Path, sys.argv[1:]):
-    chosen, algorithm, params = load_model(folder)
-    (drawn,) = build_meta_batch(
-        chosen.data, chosen.data.load(), seed=5, split="test", step=0, indices=[0]
-    )
-    episode = tree_map(lambda leaf: leaf[0], on_device(drawn, "cpu"))
-    with torch.no_grad():
-        adapted = algorithm.adapt(params, episode.support)
-        predictions = algorithm.predict(adapted, episode.query.inputs)
-    formats.save_params(folder / "predictions.safetensors", {**adapted, **predictions})
-assert "ray" not in sys.modules
-"""
+def adapt_afresh(_: int, folders: Sequence[Path]) -> None:
+    """What the other process does: adapts the saved models to an episode, and saves all it gets."""
+    torch.set_num_threads(1)
+    for folder in folders:
+        chosen, algorithm, params = load_model(folder)
+        drawn, _domain = one_episode(chosen.data, chosen.data.load(), "test", 0, seed=5)
+        episode = on_device(drawn, "cpu")
+        with torch.no_grad():
+            adapted = algorithm.adapt(params, episode.support)
+            predictions = algorithm.predict(adapted, episode.query.inputs)
+        formats.save_params(folder / "predictions.safetensors", {**adapted, **predictions})
+    assert "ray" not in sys.modules
 
 
 def test_another_process_adapts_bit_identically(arrays: Arrays, tmp_path: Path) -> None:
@@ -385,11 +372,7 @@ def test_another_process_adapts_bit_identically(arrays: Arrays, tmp_path: Path) 
         chosen.save(folder / "config.yaml")
         formats.save_params(folder / "model.safetensors", perturbed(chosen.build()))
         cases.append((folder, chosen))
-    root = Path(__file__).parent.parent.parent
-    command = [sys.executable, "-c", AFRESH, *(str(folder) for folder, _ in cases)]
-    subprocess.run(
-        command, check=True, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    )
+    run_on(1, adapt_afresh, [folder for folder, _ in cases])
     for folder, chosen in cases:
         algorithm = chosen.build()
         drawn, _ = one_episode(chosen.data, arrays, "test", 0, seed=5)

@@ -16,7 +16,16 @@ from raymtl.step.outer_loss import query_losses
 from raymtl.step.task_gradients import Losses
 from raymtl.types import UserError
 from raymtl.weighting.base import LossWeighting
-from tests.conftest import LEARNERS, SHARING, WEIGHTING, axes, episodes_of, experiment, perturbed
+from tests.conftest import (
+    LEARNERS,
+    SHARING,
+    WEIGHTING,
+    axes,
+    episodes_of,
+    experiment,
+    perturbed,
+    two_steps,
+)
 
 PICTURES: dict[str, dict[str, Any]] = {
     "conv4": {"encoder.name": "conv4", "encoder.width": 4},
@@ -25,9 +34,9 @@ PICTURES: dict[str, dict[str, Any]] = {
 
 
 def on_pictures(sharing: str, learner: str, encoder: str = "conv4") -> Experiment:
-    """Convolutions on two tasks, or on all of them where the axes need that."""
+    """Convolutions on two tasks, or on all of them where the axes need that, and two inner steps."""
     changes: dict[str, Any] = dict(PICTURES[encoder])
-    chosen = axes(sharing, "static", learner)
+    chosen = two_steps(sharing, "static", learner)
     if "inner_lr" in type(chosen.learner).model_fields:
         changes["learner.inner_lr"] = 0.01
     return chosen.override(changes)

@@ -10,7 +10,7 @@ from raymtl.config import Experiment
 from raymtl.step.execution import ExecutionConfig
 from raymtl.step.meta_gradient import meta_gradient, update_after_step
 from raymtl.step.traced import Tracer
-from tests.conftest import axes, episodes_of, perturbed, star, with_missing_labels
+from tests.conftest import episodes_of, perturbed, star, two_steps, with_missing_labels
 
 FEW = [
     ("hard", "static", "maml"),
@@ -47,7 +47,7 @@ def assert_traced(
     execution: ExecutionConfig,
     arrays: Mapping[str, np.ndarray],
 ) -> None:
-    chosen = axes(*combination).override({"data.tasks": ["left", "right"]})
+    chosen = two_steps(*combination).override({"data.tasks": ["left", "right"]})
     tracer = Tracer("replay")
     plain = steps(chosen, execution, arrays)
     traced = steps(chosen, execution._replace(tracer=tracer), arrays)

@@ -94,20 +94,32 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def trainings(arrays: Arrays, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the training of `short` that ended, `straight`, and `broken`, which died."""
+    folder, chosen = tmp_path_factory.mktemp("trainings"), short(train__checkpoint_share=0)
+    run(chosen, arrays, folder / "straight")
+    with pytest.raises(Stopped):
+        run(chosen, arrays, folder / "broken", die_after=5)
+    return folder
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_checkpoints_are_passed_over(
-    damage: str, arrays: Arrays, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damage: str,
+    trainings: Path,
+    arrays: Arrays,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The one before gives the same weights."""
     chosen = short(train__checkpoint_share=0)
-    run(chosen, arrays, tmp_path / "straight")
-    with pytest.raises(Stopped):
-        run(chosen, arrays, tmp_path / "broken", die_after=5)
+    shutil.copytree(trainings / "broken", tmp_path / "broken")
     assert steps(tmp_path / "broken") == [2, 4]
     do, says = DAMAGES[damage]
     do(tmp_path / "broken" / "checkpoints" / "step_00000004")
     run(chosen, arrays, tmp_path / "broken")
-    assert same(tmp_path / "straight", tmp_path / "broken")
+    assert same(trainings / "straight", tmp_path / "broken")
     (line,) = (tmp_path / "broken" / "resumes.jsonl").read_text().splitlines()
     told = json.loads(line)
     assert told["from"] == "step_00000002"
@@ -116,16 +128,16 @@ def test_damaged_checkpoints_are_passed_over(
     assert told["passed_over"][0] in caplog.text
 
 
-def test_without_a_whole_checkpoint_training_restarts(arrays: Arrays, tmp_path: Path) -> None:
+def test_without_a_whole_checkpoint_training_restarts(
+    trainings: Path, arrays: Arrays, tmp_path: Path
+) -> None:
     """It ends the same."""
     chosen = short(train__checkpoint_share=0)
-    run(chosen, arrays, tmp_path / "straight")
-    with pytest.raises(Stopped):
-        run(chosen, arrays, tmp_path / "broken", die_after=5)
+    shutil.copytree(trainings / "broken", tmp_path / "broken")
     for path in (tmp_path / "broken" / "checkpoints").iterdir():
         flipped(path / "state.pt")
     run(chosen, arrays, tmp_path / "broken")
-    assert same(tmp_path / "straight", tmp_path / "broken")
+    assert same(trainings / "straight", tmp_path / "broken")
 
 
 def test_later_damaged_checkpoints_replace_no_whole_ones(arrays: Arrays, tmp_path: Path) -> None:

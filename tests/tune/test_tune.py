@@ -104,21 +104,23 @@ def told(run: Path, experiment: Experiment) -> list[dict[str, Any]]:
     return trial_rows(open_study(run, experiment))
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The trials of a search that nothing interrupted."""
+    experiment, folder = searching(), tmp_path_factory.mktemp("straight")
+    FakeTune(experiment, folder).run()
+    return told(folder, experiment)
+
+
 @pytest.mark.parametrize("die_within", [False, True])
 @pytest.mark.parametrize("stop_after", [1, 3, 7, 13])
 def test_an_interrupted_search_is_the_uninterrupted_one(
-    stop_after: int, die_within: bool, tmp_path: Path
+    stop_after: int, die_within: bool, straight: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     experiment = searching()
-    for name in ("straight", "broken"):
-        (tmp_path / name).mkdir()
-    FakeTune(experiment, tmp_path / "straight").run()
-    FakeTune(experiment, tmp_path / "broken").run(stop_after, die_within)
-    FakeTune(experiment, tmp_path / "broken").run()
-    straight, broken = (
-        told(tmp_path / "straight", experiment),
-        told(tmp_path / "broken", experiment),
-    )
+    FakeTune(experiment, tmp_path).run(stop_after, die_within)
+    FakeTune(experiment, tmp_path).run()
+    broken = told(tmp_path, experiment)
     assert straight == broken
     assert len(straight) == 14
     assert {row["state"] for row in straight} == {"complete", "pruned"}
