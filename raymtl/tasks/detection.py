@@ -29,8 +29,8 @@ from raymtl.tasks.boxes import (
     overlapping,
     suppressed,
 )
-from raymtl.tasks.dense import resized
 from raymtl.tasks.scores import counted
+from raymtl.tasks.tower import Tower
 from raymtl.types import LabelStatistics, Metric, Task, TaskKind
 
 IGNORED = -2
@@ -42,7 +42,6 @@ RARE = 0.01  # probability of a class at first: most places are background
 CANDIDATES = 300  # boxes a picture before suppression, and
 MOST = 100  # after it
 LEAST_SCORE = 0.05
-NUM_GROUPS = 8  # of channels that are normalised together
 NUM_BINS = 200  # of the score, for the average precision
 
 
@@ -62,34 +61,6 @@ class DetectionKind(TaskKind):
 
 
 DETECTION = DetectionKind()
-
-
-class Tower(nn.Module):
-    """Maps of an encoder, flattened [N, C * h * w] -> maps [N, channels, *places].
-
-    They are interpolated to the places first, so that small objects are told apart where places are
-    denser than the maps; then `depth` 3x3 convolutions, each with group norm and ReLU, and a 1x1
-    convolution.
-    """
-
-    def __init__(
-        self, shape: tuple[int, ...], channels: int, places: tuple[int, int], width: int, depth: int
-    ) -> None:
-        super().__init__()
-        self.shape, self.places = shape, places
-        layers: list[nn.Module] = []
-        for index in range(depth):
-            convolution = nn.Conv2d(width if index else shape[0], width, 3, padding=1, bias=False)
-            layers += [convolution, nn.GroupNorm(math.gcd(NUM_GROUPS, width), width), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
-        self.last = nn.Conv2d(width, channels, 1)
-        nn.init.normal_(self.last.weight, std=0.01)
-
-    def forward(self, features: Tensor) -> Tensor:
-        found: Tensor = self.last(
-            self.layers(resized(features.unflatten(1, self.shape), self.places))
-        )
-        return found
 
 
 class Detection(NamedTuple):

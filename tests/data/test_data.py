@@ -26,7 +26,8 @@ from raymtl.data import (
 )
 from raymtl.data.base import Arrays, Split
 from raymtl.data.episodes import build_episodes, on_device
-from raymtl.data.sources.digits import CLASS_SPLIT, compose, rotated
+from raymtl.data.sources.digit_pictures import compose, rotated
+from raymtl.data.sources.digits import CLASS_SPLIT
 from raymtl.types import Batch, UserError
 from tests.data.blood import small_cells
 from tests.data.own import own_table

@@ -1,5 +1,6 @@
 """A Ray of a test's own on this machine."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ def local_ray(**settings: Any) -> Iterator[None]:
     """
     own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     with mock.patch.dict(os.environ, own | {"PYTHONPATH": ROOT}, clear=True):
-        ray.init(address="local", log_to_driver=False, logging_level="ERROR", **settings)
+        ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **settings)
         try:
             yield
         finally:

@@ -13,7 +13,7 @@ from raymtl.data.tables.boxes import encode_boxes
 from raymtl.data.tables.column_numbers import encode_column
 from raymtl.data.tables.dataset import TableDataset, TableRows
 from raymtl.data.tables.dense_labels import MapTarget, encode_maps
-from raymtl.data.tables.labels import encode_task
+from raymtl.data.tables.label_encoding import encode_task
 from raymtl.data.tables.pictures import measured
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.data.tables.split_rows import given_splits, group_keys_of, row_hashes

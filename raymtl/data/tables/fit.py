@@ -23,7 +23,8 @@ from raymtl.data.tables.fit_split import (
     split_sample,
 )
 from raymtl.data.tables.fit_stream import blocks_in_memory, is_too_large, sample_blocks
-from raymtl.data.tables.labels import encode_task, fit_task
+from raymtl.data.tables.label_encoding import encode_task
+from raymtl.data.tables.labels import fit_task
 from raymtl.data.tables.pictures import channels_of
 from raymtl.data.tables.readings import Readings, find_readings
 from raymtl.data.tables.roles import (
