@@ -28,22 +28,21 @@ def reversed_gradient(x: Tensor, strength: float) -> Tensor:
 
 
 class Adversarial(SharingArchitecture):
-    """All tasks share one trunk, and each has another of its own; the head reads the features of
-    both.
+    """All tasks share one trunk, and each task has another trunk of its own. The head reads the
+    features of both.
 
-    Two auxiliary terms shape what goes where. `adversarial` is the cross-entropy, a mean over
-    examples, of a linear discriminator that tells the task from the shared features: its own
-    parameters descend it, and through gradient reversal the shared trunk ascends it at lambda.
-    `orthogonality` is gamma * sum_t |S_t^T H_t|_F^2 / N_t^2: it makes the shared and the private
-    features of N_t examples orthogonal.
+    Two auxiliary terms shape the two kinds of features. `adversarial` is the mean cross-entropy of
+    a linear discriminator that predicts the task from the shared features. The discriminator
+    descends it; by gradient reversal, the shared trunk ascends it at the rate lambda.
+    `orthogonality` is gamma * sum_t |S_t^T H_t|_F^2 / N_t^2. It makes the shared and the private
+    features of the N_t examples of a task orthogonal.
 
-    Where all tasks share one input, the discriminator sees the same features under every label and
-    can only guess, with probability 1/K. It is useful where tasks have separate inputs. Both terms
-    depend on inputs alone, so missing labels do not change them.
+    If all tasks share one input, the discriminator sees the same features for every task and can
+    only guess, with probability 1/K. The term is useful if tasks have separate inputs. Both terms
+    depend only on inputs, so missing labels do not change them.
 
-    Deviations from the paper: lambda scales the reversed gradient alone and not the
-    discriminator's; L_diff is divided by N_t^2, so that it does not grow with the number of
-    examples.
+    Deviations from the paper: lambda scales only the reversed gradient and not the discriminator's;
+    L_diff is divided by N_t^2, so that it does not grow with the number of examples.
     """
 
     def __init__(

@@ -89,9 +89,9 @@ class Branching(SharingArchitecture):
         return {name: x[name].flatten(1) for name in inputs}
 
     def _companies(self, tasks: Sequence[str]) -> list[dict[str, list[str]]]:
-        """For each stage: owner -> those of `tasks` that pass through its copy of the stage.
+        """For each stage: the owner of each copy -> those of `tasks` that pass through this copy.
 
-        They have passed through the same copies of all earlier stages.
+        Tasks that pass through one copy have passed through the same copies of all earlier stages.
         """
         companies: list[dict[str, list[str]]] = [{} for _ in self.owners[self.task_names[0]]]
         for name in tasks:

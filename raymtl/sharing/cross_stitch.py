@@ -55,8 +55,8 @@ class CrossStitchSpec(SharingSpecBase):
     """Each task has a tower. After each stage, a learned matrix mixes the activations of all
     towers.
 
-    `own` is the initial a_tt, the others share 1 - own; `lr_scale` multiplies the outer learning
-    rate of a.
+    `own` is the initial weight a_tt of a task's own tower; the other towers share 1 - own.
+    `lr_scale` multiplies the outer learning rate of the matrix.
 
     Example: `sharing: {name: cross_stitch, own: 0.8}`
     """

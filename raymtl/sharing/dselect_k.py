@@ -87,12 +87,14 @@ def entropy(selected: Tensor) -> Tensor:
 class DSelectK(SharingArchitecture):
     """All tasks share the experts, and each task learns to select at most k of them.
 
-    An expert is a whole encoder; all are computed, the sparsity is of the mixture alone. `entropy`,
-    summed over tasks and selectors and a mean over examples, makes the selectors decide. It is an
-    auxiliary term if the gates see the flattened input, and a penalty if they are static. Deviation
-    from the paper: where the number of experts is no power of two, a code without an expert stands
-    for that with its highest bit cleared, so that the weights sum to 1 all the time, and the
-    paper's regulariser that keeps selectors off such codes has nothing to do.
+    An expert is a whole encoder. All experts are computed; only their mixture is sparse. The term
+    `entropy`, a sum over tasks and selectors and a mean over examples, makes each selector decide
+    for one expert. It is an auxiliary term if the gates read the flattened input, and a penalty if
+    they are static.
+
+    Deviation from the paper: if the number of experts is no power of two, some binary codes belong
+    to no expert. Such a code stands for the expert whose code has the highest bit cleared. So the
+    weights always sum to 1, and the paper's regulariser against such codes is not needed.
     """
 
     def __init__(

@@ -69,17 +69,18 @@ class Tucker(nn.Module):
 class LowRank(SharingArchitecture):
     """Each task's encoder is a linear combination of k shared encoders, parameter by parameter.
 
-    `factors.PARAMETER` are the shared tensors, and `coefficients.TASK` [number of parameters, k]
-    belong to a task. The encoder of a task is computed from them when it is needed. A parameter of
-    one dimension, such as a bias, is factorised as a matrix in either form. At first a task's
-    coefficients are random and positive, of unit length for weights, so that these have an ordinary
-    scale, and of sum 1 for parameters of one dimension, so that the scales of a normalisation stay
-    at 1. With one task it is an independent network, started as usual.
+    `factors.PARAMETER` are the shared tensors. `coefficients.TASK` [number of parameters, k] belong
+    to a task, and its encoder is computed from them when it is needed. A parameter of one
+    dimension, such as a bias, is always factorised as a matrix. The initial coefficients of a task
+    are random and positive. For weights they have unit length, so that the weights have an ordinary
+    scale. For parameters of one dimension they sum to 1, so that the scales of a normalisation
+    start at 1. With one task this is an independent network with ordinary initial values.
 
     The penalty is mu times the sum of the absolute coefficients (its gradient at 0 is 0, a
-    subgradient) plus lambda times the sum of squares of all factors. Deviations from the papers: no
-    initialisation from networks trained task by task; gradient steps on both parts at once instead
-    of alternating solutions.
+    subgradient) plus lambda times the sum of squares of all factors.
+
+    Deviations from the papers: factors are not initialised from networks trained task by task;
+    gradient steps move both parts at once instead of solving for them in turns.
     """
 
     def __init__(
@@ -150,9 +151,10 @@ class LowRankSpec(SharingSpecBase):
     """Each task's encoder is a combination of `rank` encoders that all share, parameter by
     parameter.
 
-    `rank` beyond the number of tasks adds nothing and is taken as that number. `form: tensor` also
-    factorises the outputs and the inputs of every weight, of which the share `kept` remains.
-    `sparsity` is mu, of the coefficients; `decay` is lambda, of what is shared.
+    A `rank` beyond the number of tasks adds nothing and is reduced to that number. `form: tensor`
+    also factorises the outputs and the inputs of every weight, and keeps the share `kept` of each.
+    `sparsity` is mu, the penalty on the coefficients. `decay` is lambda, the penalty on the shared
+    factors.
 
     Example: `sharing: {name: low_rank, rank: 2, form: tensor}`
     """

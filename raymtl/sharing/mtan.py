@@ -51,12 +51,14 @@ def _as_map(x: Tensor) -> Tensor:
 class MTAN(SharingArchitecture):
     """All tasks share one trunk, and each task has an attention mask for the output of every stage.
 
-    The head reads the masked output of the last stage. With the last masks at 1 it is hard sharing.
-    Deviations from the paper: stages are not looked into, so that the mask is computed from the
-    stage's output, which it multiplies, and not from that of its first layer; what was attended to
-    passes on by average pooling alone, without the 3x3 convolution between; the two 1x1
-    convolutions of an attention module have no batch normalisation, whose statistics would leak the
-    support set into the query.
+    The head reads the masked output of the last stage. If all masks of the last stage are 1, this
+    is hard sharing.
+
+    Deviations from the paper: a mask is computed from the output of the stage that it multiplies,
+    and not from that of the stage's first layer, because stages of any encoder are used as a whole;
+    the masked output reaches the next attention module by average pooling alone, without a 3x3
+    convolution; the two 1x1 convolutions of an attention module have no batch normalisation, whose
+    statistics would leak the support set into the query.
     """
 
     def __init__(self, tasks: Sequence[Task], encoders: Sequence[Encoder], reduction: int) -> None:

@@ -18,16 +18,16 @@ from raymtl.types import Params, Task
 
 
 class Relation(Hard):
-    """All tasks share one trunk. The heads of related tasks are drawn together, by a covariance of
-    the tasks that is learned.
+    """All tasks share one trunk. A learned covariance of the tasks draws the heads of related tasks
+    together.
 
-    W [d, K] has a column for each task: all weights of its head, those of several outputs below
-    each other. Biases are not part of it. Omega is computed in closed form from the W of the moment
-    and held fixed in the gradient, lambda_1 W + lambda_2 W Omega^-1: one step of the paper's
-    alternation in every step of the optimiser. The second term is then lambda_2 / 2 times the
-    squared trace norm of W. Deviations from the paper: the features are learned too; `ridge` times
-    the identity is added to (W^T W)^(1/2) before the trace is divided out, so that Omega has an
-    inverse.
+    W [d, K] has a column for each task: all weights of its head, without biases. Every step of the
+    optimiser is one step of the paper's alternation: Omega is computed in closed form from the
+    current W, and held fixed in the gradient lambda_1 W + lambda_2 W Omega^-1. The second term is
+    then lambda_2 / 2 times the squared trace norm of W.
+
+    Deviations from the paper: the features are learned too; `ridge` times the identity is added to
+    (W^T W)^(1/2) before it is divided by its trace, so that Omega has an inverse.
     """
 
     def __init__(

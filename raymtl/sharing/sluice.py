@@ -25,20 +25,22 @@ class Sluice(SharingArchitecture):
     """Each task has two towers, called subspaces. The subspaces of all tasks are mixed after every
     stage.
 
-    A subspace is a whole copy of the encoder and not half of one. `alpha` [L, 2K, 2K] mixes the
-    subspaces after each of L stages, task by task in its rows and columns; `beta.TASK` [L] says
-    what the head takes from each stage, free numbers without a softmax. The head reads twice the
-    encoder's features: both subspaces of the last stage, plus what linear adapters of the task's
-    own make of those of the stages before, whose maps are averaged over their pixels. With alpha =
-    I and beta = (0, .., 0, 1) the tasks are independent networks.
+    `alpha` [L, 2K, 2K] mixes the 2K subspaces after each of the L stages; its rows and columns are
+    ordered by task. `beta.TASK` [L] weighs the stages for the head; the weights are free numbers
+    without a softmax. The head reads both subspaces of the last stage, plus those of earlier stages
+    after a linear adapter of the task, where maps are first averaged over their pixels. It is
+    therefore twice as wide as the encoder's features. With alpha = I and beta = (0, .., 0, 1) the
+    tasks are independent networks.
 
     All towers see the inputs, also for the prediction of one task. Where tasks have separate
     inputs, each tower sees those of all tasks in one pass.
 
-    The penalty runs over the weights of the encoders' layers as matrices [out, rest], G_t1 and
-    G_t2; it is 0 where what a layer of one subspace can put out is orthogonal to what that of the
-    other can. Biases are not part of it. Deviations from the paper: whole encoders as subspaces,
-    adapters, and the stages of any encoder in the place of recurrent layers.
+    For the penalty, the weights of each layer of a subspace are a matrix [out, rest]: G_t1 and G_t2
+    for the two subspaces of task t. It is 0 if the outputs that a layer can have in one subspace
+    are orthogonal to those in the other. Biases are not part of it.
+
+    Deviations from the paper: a subspace is a whole copy of the encoder and not half of one; the
+    head has adapters; stages of any encoder take the place of recurrent layers.
     """
 
     def __init__(
@@ -126,12 +128,13 @@ def _channel_means(x: Tensor) -> Tensor:
 
 
 class SluiceSpec(SharingSpecBase):
-    """Each task has two subspaces; all are mixed with each other after every stage, and the head
-    mixes the stages.
+    """Each task has two subspaces. All of them are mixed with each other after every stage, and the
+    head mixes the stages.
 
-    `own` is what a subspace starts to take from itself, and the head from the last stage, the
-    others share 1 - own; `strength` is that of the penalty on subspaces that are not orthogonal;
-    `lr_scale` multiplies the outer learning rate of both mixtures, alpha and beta.
+    `own` is the initial weight of a subspace in its own mixture, and of the last stage in the
+    mixture that the head reads; the other weights share 1 - own. `strength` scales the penalty on
+    subspaces that are not orthogonal. `lr_scale` multiplies the outer learning rate of both
+    mixtures, alpha and beta.
 
     Example: `sharing: {name: sluice, own: 0.8, strength: 0.01}`
     """
