@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.func import grad
 
 from raymtl.encoders.norm import after_steps
-from raymtl.internals.torch import is_transformed
+from raymtl.internals.torch import is_transformed, spare_dynamo
 from raymtl.types import Params
+
+spare_dynamo()
 
 InnerOptimizer = Literal["sgd", "momentum", "adam"]
 Rates = Mapping[str, Tensor | float]

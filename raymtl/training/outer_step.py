@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from raymtl.config import Experiment
+from raymtl.internals.torch import eager_optimizer
 from raymtl.modes import Mode
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.meta_gradient import MetaGradient
@@ -38,9 +39,10 @@ def make_optimizer(
     ]
     # One call moves all parameters of a group; those without a gradient rest.
     # Without momentum, as here, the decay of SGD is decoupled too.
+    kind: type[torch.optim.Optimizer] = torch.optim.AdamW
     if experiment.train.optimizer == "sgd":
-        return torch.optim.SGD(settings, lr=experiment.train.lr, fused=True)
-    return torch.optim.AdamW(settings, lr=experiment.train.lr, fused=True)
+        kind = torch.optim.SGD
+    return eager_optimizer(kind, settings, lr=experiment.train.lr, fused=True)
 
 
 def optimizer_state(
