@@ -173,7 +173,7 @@ def our_step(net: Network, method: str) -> Callable[[], Tensor]:
         gradients = TaskGradients(
             micro_batches, range(num_tasks), net.shared, net.private, Workers()
         )
-        return gradients.combine(own(torch.stack(losses).detach(), gradients, tasks))
+        return gradients.combine(own(torch.cat(losses).detach(), gradients, tasks))
 
     return step
 

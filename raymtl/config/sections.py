@@ -42,6 +42,10 @@ class Train(Spec):
     """
     chunk: PositiveInt | None = None
     """How many episodes vmap takes at once, all by default; fewer need less memory."""
+    graph_mb: PositiveFloat | None = 512.0
+    """The most memory, in MiB for each worker, of graphs that wait until the losses of all tasks
+    are known. Where an estimate exceeds it, the losses are computed twice; none sets no limit.
+    """
     graph: Literal["none", "replay", "compile"] = "none"
     """Whether steps run a traced graph of their losses. `replay` computes the same numbers faster;
     tracing costs as much as some 200 steps. `compile` is faster still on small networks; its

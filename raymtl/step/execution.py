@@ -29,6 +29,12 @@ class ExecutionConfig(NamedTuple):
     More of them take less memory. Where the losses must be known before their weights, they cost
     one more forward pass.
     """
+    graph_mb: float | None = None
+    """The most memory, in MiB, of graphs that wait for the weights of several losses.
+
+    Where an estimate exceeds it, the losses are computed once without a graph and once more, piece
+    by piece, with it. None for no limit.
+    """
     tracer: Tracer | None = None
     """The graphs that stand for the query losses; None to run them as they are written."""
 

@@ -3,14 +3,11 @@
 The result is exact on any number of workers.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.context import StepBatch, StepContext, step_batch
@@ -27,11 +24,14 @@ from raymtl.step.outer_loss import (
     penalty_gradient,
     query_losses,
 )
-from raymtl.step.task_gradients import Losses, TaskGradients
+from raymtl.step.query_gradient import (
+    OuterGradient,
+    query_gradient,
+    refuse_infinite,
+    weigh_losses,
+)
 from raymtl.step.workers import Workers
-from raymtl.types import DivergedError, MetaBatch, Params, prefixed, select
-from raymtl.weighting import GradientWeighting
-from raymtl.weighting.base import LossWeighting
+from raymtl.types import MetaBatch, Params
 
 
 class MetaGradient(NamedTuple):
@@ -76,7 +76,7 @@ def meta_gradient(
     private = algorithm.private(params)
     names = sorted(params, key=lambda name: name in private)  # shared ones first; sorting is stable
     if algorithm.learner.uses_query_gradient:
-        outer = _query_gradient(context, batch, names, len(private))
+        outer = query_gradient(context, batch, names, len(private))
     else:
         outer = _displacement_gradient(context, batch, names)
 
@@ -93,109 +93,9 @@ def meta_gradient(
     )
 
 
-class _OuterGradient(NamedTuple):
-    """A flat gradient in the order of the names, and by name the gradients that bypass it."""
-
-    flat: Tensor
-    losses: Tensor
-    """The query losses, [K]."""
-    weights: Tensor
-    """Those of the tasks that have labels."""
-    direct: dict[str, Tensor]
-    """Gradients of terms that belong to no task."""
-
-
-def _query_gradient(
-    context: StepContext, batch: StepBatch, names: Sequence[str], num_private: int
-) -> _OuterGradient:
-    """The gradient of the weighted query losses.
-
-    The last `num_private` of the `names` are the parameters of a single task each.
-    """
-    weighting = context.algorithm.weighting
-    leaves = [context.params[name] for name in names]
-    shared, private = leaves[: len(names) - num_private], leaves[len(names) - num_private :]
-    by_gradients = isinstance(weighting, GradientWeighting) and len(batch.tasks) > 0
-    knows_weights = isinstance(weighting, LossWeighting) and weighting.knows_weights
-    # Where the losses have no say in what is computed of a graph, each graph can go at once.
-    micro_batches = _micro_batches(context, batch, at_once=by_gradients or knows_weights)
-    gradients = TaskGradients(micro_batches, batch.tasks.tolist(), shared, private, context.workers)
-    if isinstance(weighting, GradientWeighting) and by_gradients:
-        gradients.compute()
-        losses = _summed(context, gradients.losses)
-        weights = weighting.weigh(losses[batch.tasks], gradients, batch.tasks)
-        return _OuterGradient(gradients.combine(weights), losses, weights, {})
-    if knows_weights:
-        return _gradient_of_known_weights(context, batch, gradients)
-    return _gradient_of_weighed_losses(context, batch, gradients)
-
-
-def _gradient_of_known_weights(
-    context: StepContext, batch: StepBatch, gradients: TaskGradients
-) -> _OuterGradient:
-    """The gradient where the weights are known before the losses."""
-    own = select(context.params, "weighting")
-    known: Tensor = functional_call(context.algorithm.weighting, own, ()).detach()
-    flat = gradients.weighted(known[batch.tasks])
-    losses = _summed(context, gradients.losses)
-    weights, direct = _weigh_losses(context.algorithm, context.params, losses, batch.tasks)
-    return _OuterGradient(flat, losses, weights, direct)
-
-
-def _gradient_of_weighed_losses(
-    context: StepContext, batch: StepBatch, gradients: TaskGradients
-) -> _OuterGradient:
-    """The gradient where the losses of all episodes decide the weights.
-
-    Their graph waits for the weights or, with several micro-batches, they are computed again.
-    """
-    micro_batches = gradients.micro_batches
-    if len(micro_batches) == 1:
-        only = micro_batches[0]()
-        gradients.micro_batches, values = [lambda: only], only.values
-    else:
-        with torch.no_grad():
-            values = _summed_losses(micro_batches)
-    losses = _summed(context, values.detach())
-    weights, direct = _weigh_losses(context.algorithm, context.params, losses, batch.tasks)
-    return _OuterGradient(gradients.weighted(weights), losses, weights, direct)
-
-
-def _summed(context: StepContext, local: Tensor | None) -> Tensor:
-    """The losses [K] of all workers. Raises DivergedError where one is not finite."""
-    assert local is not None  # every worker has a micro-batch
-    losses = context.workers.sum(local)
-    _refuse_infinite(context.algorithm, losses)
-    return losses
-
-
-def _micro_batches(
-    context: StepContext, batch: StepBatch, at_once: bool
-) -> list[Callable[[], Losses]]:
-    """For each micro-batch a function that computes its losses, with their graph.
-
-    With `at_once` a micro-batch is no more than what the execution runs at once.
-    """
-    shards = split_episodes(batch.episodes, context.execution.micro_batches)
-    if at_once:
-        shards = [piece for shard in shards for piece in pieces_at_once(shard, context.execution)]
-    full = context.with_batch_embeddings(batch.episodes)
-    if len(shards) > 1 or context.algorithm.learner.rematerializes:
-        # What is computed later must see the weighting's state as it is now, though `weigh` changes
-        # it in between.
-        state = prefixed(context.algorithm.weighting.state(), "weighting")
-        full = full._replace(params={**full.params, **state})
-    return [partial(query_losses, full, batch._replace(episodes=shard)) for shard in shards]
-
-
-def _summed_losses(micro_batches: Sequence[Callable[[], Losses]]) -> Tensor:
-    """The losses [K] of all micro-batches together."""
-    return torch.stack([compute().values for compute in micro_batches]).sum(0)
-
-
 def _displacement_gradient(
     context: StepContext, batch: StepBatch, names: Sequence[str]
-) -> _OuterGradient:
+) -> OuterGradient:
     """The mean displacement by adapting, for learners without a query gradient."""
     algorithm, params, workers = context.algorithm, context.params, context.workers
     with torch.no_grad():
@@ -214,9 +114,9 @@ def _displacement_gradient(
             torch.cat([total[name].flatten() for name in names]) / batch.num_episodes
         )
         losses = workers.sum(sums / batch.counts.clamp(min=1))
-    _refuse_infinite(algorithm, losses)
-    weights, direct = _weigh_losses(algorithm, params, losses, batch.tasks)
-    return _OuterGradient(flat, losses, weights, direct | auxiliary_gradient(context, batch))
+    refuse_infinite(algorithm, losses)
+    weights, direct = weigh_losses(algorithm, params, losses, batch.tasks)
+    return OuterGradient(flat, losses, weights, direct | auxiliary_gradient(context, batch))
 
 
 def update_after_step(
@@ -250,38 +150,8 @@ def update_after_step(
         for shard in split_episodes(batch.episodes, execution.micro_batches):
             rows.append(query_losses(full, batch._replace(episodes=shard)).values)
         after = workers.sum(torch.stack(rows).sum(0))
-    _refuse_infinite(algorithm, after)
+    refuse_infinite(algorithm, after)
     algorithm.weighting.update_after_step(meta.losses[meta.tasks], after[meta.tasks], meta.tasks)
-
-
-def _weigh_losses(
-    algorithm: Algorithm, params: Params, losses: Tensor, tasks: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weights [K] of `tasks`, and the gradient of the total for the weighting's parameters.
-
-    Raises TypeError for a weighting of gradients, of which there are none to weigh here.
-    """
-    if not len(tasks):
-        return losses[:0], {}
-    if isinstance(algorithm.weighting, GradientWeighting):
-        raise TypeError(
-            f"expected a weighting of losses for {type(algorithm.learner).__name__}, which has "
-            f"no query gradient, got {type(algorithm.weighting).__name__}."
-        )
-    present = losses[tasks].detach().requires_grad_()
-    own = select(params, "weighting")
-    weighed = functional_call(algorithm.weighting, own, (present, tasks))
-    if weighed.ndim:
-        return weighed.detach(), {}
-    weights, *grads = torch.autograd.grad(weighed, [present, *own.values()], allow_unused=True)
-    by_name = {name: grad for name, grad in zip(own, grads, strict=True) if grad is not None}
-    return weights, prefixed(by_name, "weighting")
-
-
-def _refuse_infinite(algorithm: Algorithm, losses: Tensor) -> None:
-    for task, loss in zip(algorithm.tasks, losses.tolist(), strict=True):
-        if not math.isfinite(loss):
-            raise DivergedError(f"the query loss of task '{task.name}' is {loss}")
 
 
 def _unflattened(flat: Tensor, params: Params, names: Sequence[str]) -> dict[str, Tensor]:

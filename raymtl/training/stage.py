@@ -213,7 +213,8 @@ class Stage:
         settings, micro_batches = self.experiment.train, self.experiment.mode.micro_batches
         if self.manager.short_of_memory:
             micro_batches *= 2
-        return ExecutionConfig(way.task_axis, way.chunk, settings.precision, micro_batches)
+        memory = micro_batches, settings.graph_mb
+        return ExecutionConfig(way.task_axis, way.chunk, settings.precision, *memory)
 
     @contextmanager
     def _failures_explained(self, done: int, episodes: MetaBatch | None = None) -> Iterator[None]:

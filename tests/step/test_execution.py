@@ -9,8 +9,9 @@ from torch import Tensor
 
 from raymtl.config import Experiment
 from raymtl.data import Arrays
-from raymtl.step import meta_gradient as module_of_the_step
-from raymtl.step.execution import ExecutionConfig, laid_out
+from raymtl.step import query_gradient as module_of_the_step
+from raymtl.step.execution import ExecutionConfig, TaskAxis, laid_out
+from raymtl.step.graph_size import graph_megabytes
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.step.outer_loss import query_losses
 from raymtl.step.task_gradients import Losses
@@ -24,7 +25,9 @@ from tests.conftest import (
     episodes_of,
     experiment,
     perturbed,
+    star,
     two_steps,
+    with_missing_labels,
 )
 
 PICTURES: dict[str, dict[str, Any]] = {
@@ -89,9 +92,11 @@ def most_graphs(
     arrays: Arrays,
     monkeypatch: pytest.MonkeyPatch,
     micro_batches: int = 1,
+    graph_mb: float | None = None,
+    tasks: tuple[str, ...] = ("left", "right"),
 ) -> tuple[int, int]:
     """How many graphs a step of five episodes makes in a loop, and how many it holds at once."""
-    chosen = axes("hard", weighting, learner)
+    chosen = axes("hard", weighting, learner).override({"data.tasks": list(tasks)})
     algorithm = chosen.build()
     episodes = episodes_of(chosen, arrays, count=5)
     losses: list[weakref.ref[Tensor]] = []
@@ -105,7 +110,7 @@ def most_graphs(
         return made
 
     monkeypatch.setattr(module_of_the_step, "query_losses", watched)
-    execution = ExecutionConfig("loop", micro_batches=micro_batches)
+    execution = ExecutionConfig("loop", micro_batches=micro_batches, graph_mb=graph_mb)
     meta_gradient(algorithm, algorithm.init_params(), episodes, execution=execution)
     return len(held), max(held)
 
@@ -125,6 +130,77 @@ def test_weights_of_losses_wait_for_every_episode(
     """In one graph, or with micro-batches in one after the other."""
     assert most_graphs("gls", "maml", arrays, monkeypatch) == (1, 1)
     assert most_graphs("gls", "maml", arrays, monkeypatch, micro_batches=3) == (3, 1)
+
+
+UNKNOWING = ("dwa", "famo", "gls", "stch")
+
+
+@pytest.mark.parametrize("weighting", UNKNOWING)
+def test_a_single_loss_waits_for_no_other(
+    weighting: str, arrays: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gradient is weighed when it is complete."""
+    assert most_graphs(weighting, "maml", arrays, monkeypatch, tasks=("left",)) == (5, 1)
+
+
+@pytest.mark.parametrize("weighting", UNKNOWING)
+def test_large_graphs_do_not_wait(
+    weighting: str, arrays: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert most_graphs(weighting, "maml", arrays, monkeypatch, graph_mb=0.001) == (5, 1)
+    assert most_graphs(weighting, "maml", arrays, monkeypatch, graph_mb=1000) == (1, 1)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("axis", ["loop", "vmap"])
+@pytest.mark.parametrize(
+    ("sharing", "weighting", "learner"),
+    [each for each in star() if each[1] not in ("pcgrad", "graddrop")],
+)
+def test_losses_computed_twice_give_the_same_step(
+    sharing: str, weighting: str, learner: str, axis: TaskAxis, arrays: Arrays
+) -> None:
+    chosen = axes(sharing, weighting, learner)
+    episodes = with_missing_labels(episodes_of(chosen, arrays, count=3))
+    results = []
+    for graph_mb in (None, 0.001):
+        algorithm = chosen.build()
+        execution = ExecutionConfig(axis, 2 if axis == "vmap" else None, graph_mb=graph_mb)
+        results.append(
+            meta_gradient(algorithm, perturbed(algorithm), episodes, execution=execution)
+        )
+    one, other = results
+    torch.testing.assert_close(other.losses, one.losses, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(other.weights, one.weights, rtol=1e-8, atol=1e-10)
+    for name, gradient in other.grads.items():
+        torch.testing.assert_close(gradient, one.grads[name], rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("weighting", [each for each in WEIGHTING if each in UNKNOWING])
+def test_a_single_loss_weighs_its_complete_gradient(weighting: str, arrays: Arrays) -> None:
+    """That of `equal` times its weight."""
+    results = []
+    for name in (weighting, "equal"):
+        chosen = axes("hard", name, "maml").override({"data.tasks": ["left"]})
+        algorithm = chosen.build()
+        episodes = episodes_of(chosen, arrays, count=3)
+        params = {n: v for n, v in perturbed(algorithm).items() if n.startswith("model.")}
+        results.append(meta_gradient(algorithm, params, episodes))
+    one, equal = results
+    for name, gradient in one.grads.items():
+        torch.testing.assert_close(gradient, one.weights[0] * equal.grads[name])
+
+
+def test_the_estimate_grows_with_episodes_and_steps(arrays: Arrays) -> None:
+    sizes = []
+    for steps, count in ((0, 1), (0, 4), (1, 1), (3, 1)):
+        chosen = experiment(learner__inner_steps=steps)
+        algorithm, stack = chosen.build(), episodes_of(chosen, arrays, count=count)
+        sizes.append(graph_megabytes(algorithm, algorithm.init_params(), [stack]))
+    none, four, one, three = sizes
+    assert four == pytest.approx(4 * none)
+    assert three - none == pytest.approx(3 * (one - none)) and one > none
 
 
 KNOWING = [

@@ -127,7 +127,8 @@ def _trained(
 
 
 def _cases(arrays: Any, every: bool) -> list[tuple[Experiment, list[Episode]]]:
-    """Two steps of nine episodes: all labels, then some missing and one task without any.
+    """Two steps of nine episodes: all labels, then some missing and one task without any; for each
+    weighting a third in which one task alone has labels.
 
     Each member of each axis once, beside `hard`, `pcgrad` and `maml`; with `every` all combinations.
     """
@@ -140,8 +141,17 @@ def _cases(arrays: Any, every: bool) -> list[tuple[Experiment, list[Episode]]]:
         query = steps[1].query
         masks = {**query.masks, "left": torch.zeros_like(query.masks["left"])}
         steps[1] = steps[1]._replace(query=query._replace(masks=masks))
+        if combination[0] == "hard" and combination[2] == "maml":
+            steps.append(_with_labels_of_one_task(steps[1]))
         cases.append((chosen, steps))
     return cases
+
+
+def _with_labels_of_one_task(episodes: Episode) -> Episode:
+    """The same episodes, in which only the task `right` has labels in the query sets."""
+    query = episodes.query
+    masks = {name: mask & (name == "right") for name, mask in query.masks.items()}
+    return episodes._replace(query=query._replace(masks=masks))
 
 
 def _as_worker(rank: int, folder: str, arrays: Any, every: bool) -> None:
@@ -168,7 +178,7 @@ def _as_worker(rank: int, folder: str, arrays: Any, every: bool) -> None:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_any_number_of_workers_trains_alike(every: bool, tmp_path: Path, arrays: Arrays) -> None:
-    """Two steps that follow from each other end alike on one worker, two and three, state included.
+    """Steps that follow from each other end alike on one worker, two and three, state included.
 
     Workers exchange sums over episodes, which each axis makes in its own way whatever stands on the
     other two: each member once suffices. All pairs are the slow variant.
