@@ -47,16 +47,64 @@ def gradients_of_seeds(
     return zip(*columns, strict=True)
 
 
-def joined(pieces: list[Sequence[Tensor]], width: int) -> Tensor:
-    """The rows [K, width] of the pieces, which are let go one by one."""
+def stacked(rows: Sequence[Tensor], columns: int) -> Iterator[Tensor]:
+    """K vectors as blocks [K, n] with n <= `columns`, one after the other."""
+    for pieces in zip(*(row.split(columns) for row in rows), strict=True):
+        yield torch.stack(pieces)
+
+
+def add_up(rows: Sequence[Tensor], weights: Tensor, leaf: Tensor, out: Tensor) -> None:
+    """Writes the weighted sum of K vectors, which are in the order of the leaf's memory, into `out`
+    in the order of its indices.
+    """
+    total = torch.empty_like(out) if _has_channels_last(leaf) else out
+    columns = num_columns(len(rows))
+    for block, piece in zip(stacked(rows, columns), total.split(columns), strict=True):
+        torch.mv(block.T, weights, out=piece)
+    if total is not out:
+        out.view(leaf.shape).copy_(_by_index(total, leaf))
+
+
+def joined(pieces: list[Sequence[Tensor]], leaves: Sequence[Tensor]) -> Tensor:
+    """The rows [K, P] of the pieces, which are let go one by one."""
+    width = sum(leaf.numel() for leaf in leaves)
     matrix = pieces[0][0].new_empty(len(pieces[0]), width)
     end = width
-    while pieces:
-        leaf = pieces.pop()
-        start = end - len(leaf[0])
-        torch.stack(list(leaf), out=matrix[:, start:end])
+    for leaf in reversed(leaves):
+        start = end - leaf.numel()
+        for row, piece in zip(matrix, pieces.pop(), strict=True):
+            row[start:end].view(leaf.shape).copy_(_by_index(piece, leaf))
         end = start
     return matrix
+
+
+def in_memory_order(grads: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Each gradient as a vector in the order of its leaf's memory, which copies none that lies like
+    its leaf.
+    """
+    moved = []
+    for grad, leaf in zip(grads, leaves, strict=True):
+        if grad is not None and _has_channels_last(leaf):
+            moved.append(grad.permute(0, 2, 3, 1))
+        else:
+            moved.append(grad)
+    return flattened(moved, leaves)
+
+
+def _by_index(vector: Tensor, leaf: Tensor) -> Tensor:
+    """A view of the vector, which is in the order of the leaf's memory, as the leaf is indexed."""
+    if not _has_channels_last(leaf):
+        return vector.view(leaf.shape)
+    channels, height, width = leaf.shape[1:]
+    return vector.view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _has_channels_last(leaf: Tensor) -> bool:
+    return (
+        leaf.ndim == 4
+        and not leaf.is_contiguous()
+        and leaf.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 def added(grads: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> list[Tensor | None]:

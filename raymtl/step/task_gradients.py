@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 
 from raymtl.step.rows import (
+    add_up,
     added,
     flattened,
     gradients_of_seeds,
+    in_memory_order,
     inner_products,
     joined,
     num_columns,
+    stacked,
 )
 from raymtl.step.workers import Workers
 from raymtl.tasks import Group, in_task_order
@@ -61,7 +64,7 @@ class TaskGradients:
         self.micro_batches, self.tasks, self.workers = micro_batches, tasks, workers
         self.leaves, self.num_shared = [*shared, *private], len(shared)
         self.width = sum(leaf.numel() for leaf in shared)  # P
-        # The rows side by side: one matrix, or a sequence over the leaves of K flat gradients each.
+        # The rows side by side: one matrix, or for each leaf K vectors in the order of its memory.
         self._rows: Tensor | list[Sequence[Tensor]] | None = (
             None  # [K, P / size] or, once changed, [K, P]
         )
@@ -95,7 +98,7 @@ class TaskGradients:
         if isinstance(self._rows, Tensor):
             rows = self._rows
         else:
-            rows = joined(self._rows, self.width)
+            rows = joined(self._rows, self.leaves[: self.num_shared])
         if not self._is_complete:
             rows = self.workers.gather(rows, self.width)
         self._rows, self._is_complete = rows, True
@@ -109,13 +112,25 @@ class TaskGradients:
         """The flat gradient: the weighted sum on the shared parameters, the plain sum on the
         private ones.
         """
-        joint = torch.cat([weights.to(block) @ block for block in self._blocks()])
+        if self._rows is None:
+            self._rows = self._computed_rows()
         assert self._private is not None
-        if not self._is_complete:
-            joint = self.workers.gather(joint, self.width)
+        flat = self._private.new_empty(self.width + len(self._private))
+        joint = flat[: self.width]
+        if isinstance(self._rows, Tensor):
+            shard = torch.cat([weights.to(block) @ block for block in self._blocks()])
+            if not self._is_complete:
+                shard = self.workers.gather(shard, self.width)
+            joint.copy_(shard)
+        else:
+            shared = self.leaves[: self.num_shared]
+            parts = joint.split([leaf.numel() for leaf in shared])
+            for leaf, own, part in zip(shared, self._rows, parts, strict=True):
+                add_up(own, weights.to(part), leaf, part)
         if self._rest is not None:
-            joint = joint + self.workers.sum(self._rest)
-        return torch.cat([joint, self.workers.sum(self._private)])
+            joint += self.workers.sum(self._rest)
+        flat[self.width :] = self.workers.sum(self._private)
+        return flat
 
     def weighted(self, weights: Tensor) -> Tensor:
         """The flat gradient of the weighted sum of the losses, by one backward pass."""
@@ -155,8 +170,7 @@ class TaskGradients:
             yield from self._rows.split(columns, dim=1)
         else:
             for leaf in self._rows:
-                for pieces in zip(*(row.split(columns) for row in leaf), strict=True):
-                    yield torch.stack(pieces)
+                yield from stacked(leaf, columns)
 
     def _computed_rows(self) -> Tensor | list[Sequence[Tensor]]:
         shared = self.leaves[: self.num_shared]
@@ -174,9 +188,9 @@ class TaskGradients:
         else:
             self._rest = None
         self._private = torch.cat([none, *flat_rest[len(shared) :]])
-        flat = [flattened(row, shared) for row in rows]
         if shared and self.workers.size == 1:
-            return list(zip(*flat, strict=True))
+            return list(zip(*(in_memory_order(row, shared) for row in rows), strict=True))
+        flat = [flattened(row, shared) for row in rows]
         return self.workers.sum_to_shard(torch.stack([torch.cat([none, *row]) for row in flat]))
 
     def _add_gradients(
