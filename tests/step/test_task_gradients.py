@@ -58,6 +58,37 @@ def test_combining_weighs_the_shared_parameters_alone(with_rest: bool, parts: in
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("parts", [1, 2])
+def test_layouts_of_memory_change_no_gradient(parts: int) -> None:
+    """Weights of convolutions with their channels last, and one that no loss but the first has."""
+    weight = torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+    leaves = [weight.requires_grad_(), nn.Parameter(torch.randn(5, 4)), nn.Parameter(torch.ones(6))]
+    private, pictures = nn.Parameter(torch.randn(3)), torch.randn(7, 3, 5, 5)
+
+    def compute() -> Losses:
+        features = nn.functional.conv2d(pictures, leaves[0]).relu().mean((2, 3))
+        losses = list((features @ leaves[1].T).square().sum(0)[:3].unbind())
+        losses[0] = losses[0] + leaves[2].sum()
+        losses[1] = losses[1] + private.square().sum()
+        blocks = tuple(loss[None] / parts for loss in losses)
+        return Losses(blocks, ((0,), (1,), (2,)), torch.zeros(()))
+
+    rows = []
+    for block in compute().blocks:
+        grads = torch.autograd.grad(
+            parts * block, leaves, retain_graph=True, materialize_grads=True, allow_unused=True
+        )
+        rows.append(torch.cat([grad.flatten() for grad in grads]))
+    expected, weights = torch.stack(rows), torch.tensor([0.3, 2.0, -1.0])
+    gradients = TaskGradients([compute] * parts, range(3), leaves, [private], Workers())
+    total = torch.cat([weights @ expected, 2 * private.detach()])
+    torch.testing.assert_close(gradients.gramian(), expected @ expected.T)
+    torch.testing.assert_close(gradients.combine(weights), total)
+    torch.testing.assert_close(gradients.rows(), expected)
+    torch.testing.assert_close(gradients.combine(weights), total)
+
+
+@pytest.mark.usefixtures("float64")
 def test_changed_rows_replace_the_others() -> None:
     rows = torch.randn(4, 100)
     gradients = gradients_of(rows)
