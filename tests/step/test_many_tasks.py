@@ -1,5 +1,8 @@
 """Tasks that are alike are computed together: the same numbers as one by one, in float64."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -159,3 +162,15 @@ def test_tasks_with_any_inputs_step_alike(
         algorithm = wide(kind, weighting)
         results.append(meta_gradient(algorithm, perturbed(algorithm), stacked(batch)))
     assert_equal(*results)
+
+
+@pytest.mark.parametrize(("method", "most_mib"), [("static", 20), ("pcgrad", 190)])
+def test_a_thousand_tasks_need_little_memory(method: str, most_mib: float) -> None:
+    """Their gradients alone are 71 MiB; one graph for each task takes 160."""
+    # What is given back must leave the process: else the peak is that of the allocator's pools.
+    environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, "-m", "tests.step.memory_of_many_tasks", method]
+    ended = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    assert 0 < float(ended.stdout) < most_mib
