@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from raymtl.adaptation.plain_table import read_rows
 from raymtl.adaptation.rows import LabelledRows, check_not_repeated
 from raymtl.config import Experiment
-from raymtl.data import Files, Several, Source
+from raymtl.data import Files, Several, Source, files_of
 from raymtl.data.episodes import build_episodes, generators
 from raymtl.data.tables.row_origins import RowOrigins, held_out
 from raymtl.data.tables.sampling import query_rows
@@ -133,11 +133,12 @@ def format_of(data: Source, path: Path, task: str | None) -> FilesFormat | None:
         raise UserError(
             f"--task: expected one of {', '.join(data.task_names)}, got '{task}'. Correct the name."
         )
-    if isinstance(data, Files):
+    files = files_of(data)
+    if files is not None:
         if task is not None:
-            return FilesFormat(data.select_tasks((task,)))
-        _check_different_columns(data, path)
-        return FilesFormat(data)
+            return FilesFormat(files.select_tasks((task,)))
+        _check_different_columns(files, path)
+        return FilesFormat(files)
     if isinstance(data, Several):
         return _format_of_part(data, path, task)
     if task is not None:
@@ -148,7 +149,8 @@ def format_of(data: Source, path: Path, task: str | None) -> FilesFormat | None:
 
 
 def _format_of_part(data: Several, path: Path, task: str | None) -> FilesFormat | None:
-    parts = {name: part for name, part in data.parts.items() if isinstance(part, Files)}
+    every = {name: files_of(part) for name, part in data.parts.items()}
+    parts = {name: files for name, files in every.items() if files is not None}
     if task is not None:
         name, own = data.part_of(task)
         if name not in parts:
@@ -201,10 +203,13 @@ def draw_episode(experiment: Experiment, number: int) -> AdaptationExamples:
     episode = tree_map(lambda leaf: leaf[0], stacks[0])
     origins = RowOrigins(np.arange(count_examples(episode.query)))
     class_names: ClassNames = {}
-    if isinstance(data, Files):
+    files = files_of(data)
+    if files is not None:
         draws = generators(experiment.seed, "test", 0, [number])
-        rows, names = query_rows(data, arrays, "test", draws)
-        origins = held_out(data, rows) or origins
+        rows, names = query_rows(files, arrays, "test", draws)
+        origins = RowOrigins(rows)
+        if isinstance(data, Files):
+            origins = held_out(data, rows) or RowOrigins(np.arange(len(rows)))
         if names:
             class_names = dict.fromkeys(data.task_names, names)
     return AdaptationExamples(domains[0], f"episode-{number}", episode, class_names, origins)

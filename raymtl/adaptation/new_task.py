@@ -13,7 +13,7 @@ from raymtl.adaptation.request import AdaptationRequest
 from raymtl.adaptation.rows import NewLabels, check_not_repeated, scaled
 from raymtl.adaptation.transfer import Examples
 from raymtl.config import Experiment
-from raymtl.data import Files
+from raymtl.data import Files, files_of
 from raymtl.data.tables.row_origins import RowOrigins
 from raymtl.storage.notes import Note
 from raymtl.types import UserError
@@ -51,8 +51,9 @@ def read_new_task(
     path = request.support
     assert path is not None
     own_format: FilesFormat | None
-    if request.task is None and isinstance(experiment.data, Files):
-        own_format = FilesFormat(experiment.data)  # none of its tasks' labels are read
+    files = files_of(experiment.data)
+    if request.task is None and files is not None:
+        own_format = FilesFormat(files)  # none of its tasks' labels are read
     else:
         own_format = format_of(experiment.data, path, request.task)
     if own_format is None:

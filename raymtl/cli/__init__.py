@@ -8,6 +8,7 @@ from raymtl.cli.adapt import adapt
 from raymtl.cli.cluster import check_file, doctor, render_file
 from raymtl.cli.data import fetch_data, inspect_data
 from raymtl.cli.evaluate import evaluate
+from raymtl.cli.prepare import prepare_data
 from raymtl.cli.run import train, tune
 from raymtl.cli.show import methods, report, schema, trials
 from raymtl.reporting.console import log_to_stderr, print_any_letter
@@ -24,7 +25,7 @@ app = typer.Typer(
 )
 
 data_app = typer.Typer(
-    help="Look at the data of a configuration, or fetch data that have a name.",
+    help="Look at the data of a configuration, prepare them, or fetch data that have a name.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -37,6 +38,7 @@ for command in (tune, train, evaluate, adapt, trials, methods, schema, report, d
     app.command()(command)
 data_app.command("inspect")(inspect_data)
 data_app.command("fetch")(fetch_data)
+data_app.command("prepare")(prepare_data)
 cluster_app.command("render")(render_file)
 cluster_app.command("check")(check_file)
 app.add_typer(data_app, name="data")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from raymtl.data.base import SPLITS, Arrays, Source, Split
+from raymtl.data.prepared.source import Prepared, files_of
 from raymtl.data.sources.cifar100 import CIFAR100
 from raymtl.data.sources.combined import Several
 from raymtl.data.sources.digits import Digits
@@ -37,9 +38,11 @@ __all__ = [
     "MultiMNIST",
     "NYUv2",
     "Omniglot",
+    "Prepared",
     "Several",
     "Sinusoid",
     "Source",
     "SourceSpec",
     "Split",
+    "files_of",
 ]

@@ -12,7 +12,8 @@ from torch import Tensor
 from raymtl.data.base import Arrays, Source
 from raymtl.data.canvas import LINE_HEIGHT, Canvas, text_width
 from raymtl.data.episodes import build_episodes
-from raymtl.data.tables import Files, FittedColumn
+from raymtl.data.prepared.source import files_of
+from raymtl.data.tables import FittedColumn
 from raymtl.tasks import MapKind
 from raymtl.tasks.colours import class_colours
 from raymtl.types import Batch, TaskKind
@@ -234,11 +235,12 @@ def _draw_table(source: Source, examples: _Examples, texts: Sequence[Texts]) -> 
 
 def _input_texts(source: Source, row: Tensor) -> Texts:
     """An input that is no image, column by column in its own unit."""
-    if not isinstance(source, Files):
+    files = files_of(source)
+    if files is None:
         values = row.flatten()[:12].tolist()
         return {f"input {number}": f"{value:.3g}" for number, value in enumerate(values)}
     texts, start = {}, 0
-    for column in source.found.columns[:MOST_COLUMNS]:
+    for column in files.found.columns[:MOST_COLUMNS]:
         own = row[start : start + column.size]
         texts[column.column] = COLUMN_TEXTS[column.role](column, own)
         start += column.size

@@ -1,11 +1,12 @@
 """What a source holds, before anything is trained on it: columns, tasks, splits, an episode."""
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raymtl.data.base import SPLITS, Arrays, Source
 from raymtl.data.episodes import build_episodes
+from raymtl.data.prepared.source import files_of
 from raymtl.data.tables import Files, FittedColumn
 
 if TYPE_CHECKING:
@@ -29,8 +30,10 @@ def inspect(source: Source, seed: int) -> tuple[dict[str, Any], Arrays]:
         "labelled_for_training": dict(source.sizes(arrays)),
         "notes": [note.model_dump() for note in source.notes(arrays)],
     }
-    if isinstance(source, Files):
-        report |= _of_files(source, arrays)
+    files = files_of(source)
+    if files is not None:
+        report |= _of_files(files, arrays)
+        report["columns"] = _columns(files, source)
     (stack, *_), domains = build_episodes(
         source, arrays, seed=seed, split="train", step=0, indices=[0]
     )
@@ -52,7 +55,6 @@ def _of_files(source: Files, arrays: Arrays) -> dict[str, Any]:
         "streamed": found.pool is not None,
         "split_by": found.split_by,
         "splits": {split: int((splits == number).sum()) for number, split in enumerate(SPLITS)},
-        "columns": _columns(source),
         "left_out": dict(found.left_out),
         "tasks": {name: _task(source, arrays, name) for name in source.task_names},
     }
@@ -61,27 +63,48 @@ def _of_files(source: Files, arrays: Arrays) -> dict[str, Any]:
     return report
 
 
-def _columns(source: Files) -> list[dict[str, Any]]:
+class _StoredColumn(NamedTuple):
+    """The type of a column in the files, and the share of its values that are missing."""
+
+    value_type: str
+    missing: float
+
+
+def _stored_columns(files: Files) -> dict[str, _StoredColumn]:
+    """The columns of the inputs as they are in the user's files."""
     from raymtl.data.tables.dataset import TableDataset
 
-    dataset = TableDataset(source)
-    if source.found.pool is None:
+    dataset = TableDataset(files)
+    if files.found.pool is None:
         blocks: Sequence[int] = range(len(dataset.blocks))
     else:
         blocks = [0]
     rows, _ = dataset.together(blocks)
-    columns = []
-    for column in source.found.columns:
+    stored = {}
+    for column in files.found.columns:
         values = rows.table[column.column]
+        missing = values.null_count / len(values)
+        stored[column.column] = _StoredColumn(str(_value_type(values.type)), missing)
+    return stored
+
+
+def _columns(files: Files, source: Source) -> list[dict[str, Any]]:
+    """The inputs; those of prepared data are numbers already, and the files need not be there."""
+    stored: dict[str, _StoredColumn] = {}
+    if isinstance(source, Files):
+        stored = _stored_columns(files)
+    columns = []
+    for column in files.found.columns:
+        of_column = stored.get(column.column, _StoredColumn("prepared", 0.0))
         numbers = column.size
         if column.role == "picture":
-            numbers = math.prod(source.input_shape)
+            numbers = math.prod(files.input_shape)
         about = {
             "column": column.column,
-            "type": str(_value_type(values.type)),
+            "type": of_column.value_type,
             "role": column.role,
             "numbers": numbers,
-            "missing": values.null_count / len(values),
+            "missing": of_column.missing,
             "normalised_by": _normalised(column),
         }
         if column.role in ("number", "vector"):
@@ -98,10 +121,10 @@ def _task(source: Files, arrays: Arrays, name: str) -> dict[str, Any]:
     splits = {}
     for number, split in enumerate(SPLITS):
         labelled = arrays[f"mask/{name}"] & (arrays["side"] == number)
-        splits[split] = {
-            "labelled": int(labelled.sum()),
-            "balance": kind.summarise(arrays[f"target/{name}"][labelled], fitted.classes),
-        }
+        balance: Mapping[str, float] = {}
+        if f"target/{name}" in arrays:  # maps of data that do not fit into memory are not there
+            balance = kind.summarise(arrays[f"target/{name}"][labelled], fitted.classes)
+        splits[split] = {"labelled": int(labelled.sum()), "balance": balance}
     return {
         "columns": list(label_columns(name, fitted.asked)),
         "kind": fitted.kind,

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from raymtl.data import Arrays, Files, Several, Source, Split
+from raymtl.data import Arrays, Files, Several, Source, Split, files_of
 from raymtl.data.base import HeldOut
 from raymtl.data.episodes import on_device
 from raymtl.data.tables.row_origins import RowOrigins, held_out
@@ -61,16 +61,18 @@ def _values_of(source: Source, task: str) -> tuple[int, ...]:
     if isinstance(source, Several):
         part, name = source.part_of(task)
         return _values_of(source.parts[part], name)
-    if isinstance(source, Files) and task in source.found.tasks:
-        return source.found.tasks[task].values
+    files = files_of(source)
+    if files is not None and task in files.found.tasks:
+        return files.found.tasks[task].values
     return ()
 
 
 def image_resize_of(source: Source) -> ImageResize | None:
     """How the pictures of the user's files were resized; None for another source."""
-    if isinstance(source, Files) and source.is_image:
-        height, width = source.input_shape[-2:]
-        return ImageResize((height, width), source.resize == "crop")
+    files = files_of(source)
+    if files is not None and files.is_image:
+        height, width = files.input_shape[-2:]
+        return ImageResize((height, width), files.resize == "crop")
     return None
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from raymtl.data.base import Source
+from raymtl.data.prepared.source import Prepared
 from raymtl.data.sources.cifar100 import CIFAR100
 from raymtl.data.sources.digits import Digits
 from raymtl.data.sources.mixture import Mixture
@@ -25,6 +26,7 @@ SOURCES: tuple[type[Source], ...] = (
     MultiMNIST,
     NYUv2,
     Omniglot,
+    Prepared,
     Sinusoid,
     VOC,
 )

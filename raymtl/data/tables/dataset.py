@@ -65,6 +65,10 @@ class TableDataset(OpenedFiles):
         self._map_files = ColumnMaps()
         maps = {file for file_set in self.maps.values() for file in file_set.files}
         self._picture_files = PictureFiles(maps)
+        self.probe: Callable[[bytes], None] | None = None
+        """Is called with every picture before it is decoded; raises OSError for one that must not
+        be.
+        """
 
     def read(self, number: int) -> TableRows:
         """The rows of the block with this number. Raises UserError for a cell that is not of the
@@ -229,7 +233,10 @@ class TableDataset(OpenedFiles):
         of bytes.
         """
         part_number, _ = self.blocks[number]
-        return self._picture_files.contents(column, self.parts[part_number].file_set)
+        reads = self._picture_files.contents(column, self.parts[part_number].file_set)
+        if self.probe is None:
+            return reads
+        return [partial(_probed, read, self.probe) for read in reads]
 
     def holds_maps(self, task: str, column: pa.ChunkedArray) -> bool:
         """Whether these labels are maps, by what was asked for or by how they look."""
@@ -258,3 +265,9 @@ class TableDataset(OpenedFiles):
             maps.maps.extend(of_block.maps)
             maps.missing.extend(of_block.missing)
         return maps
+
+
+def _probed(read: Callable[[], bytes], probe: Callable[[bytes], None]) -> bytes:
+    content = read()
+    probe(content)
+    return content

@@ -42,10 +42,18 @@ class Encoded(NamedTuple):
 
 
 def encode(source: FilesConfig, dataset: TableDataset, number: int) -> Encoded:
-    """A block of rows. Raises UserError, naming file, row and column, for what cannot be a number
-    or a label.
+    """The block of rows with this number. Raises UserError, naming file, row and column, for what
+    cannot be a number or a label.
     """
-    rows = dataset.read(number)
+    return encode_rows(source, dataset, number, dataset.read(number))
+
+
+def encode_rows(
+    source: FilesConfig, dataset: TableDataset, number: int, rows: TableRows
+) -> Encoded:
+    """The rows of a block, which were read already. The result depends on the findings of the
+    source and on these rows alone, so any process on any machine computes the same numbers.
+    """
 
     def locate_row(row: int) -> str:
         return dataset.locate_row(number, row)

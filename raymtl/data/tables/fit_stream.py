@@ -10,6 +10,10 @@ from raymtl.types import UserError
 MOST_IN_POOL = 16  # blocks of a stream in memory at a time
 
 
+class NotStreamableError(UserError):
+    """Files that are larger than memory, for episodes that need all rows."""
+
+
 def is_too_large(source: FilesConfig, dataset: TableDataset) -> bool:
     if dataset.format == "pictures":
         height, width = height_and_width(source.size)
@@ -34,10 +38,10 @@ def sample_blocks(source: FilesConfig, dataset: TableDataset) -> list[int]:
     streamed.
     """
     if source.episodes != "rows":
-        raise UserError(
+        raise NotStreamableError(
             "data.episodes: expected rows where files are larger than data.in_memory_mb: "
             f"{source.in_memory_mb:g}, got {source.episodes}, which needs all rows in memory. "
-            "Raise data.in_memory_mb."
+            "Raise data.in_memory_mb, or prepare the data with `raymtl data prepare`."
         )
     order = np.random.default_rng(source.split.seed).permutation(len(dataset.blocks)).tolist()
     chosen, rows = [], 0
@@ -49,13 +53,18 @@ def sample_blocks(source: FilesConfig, dataset: TableDataset) -> list[int]:
     return sorted(chosen)
 
 
-def blocks_in_memory(source: FilesConfig, dataset: TableDataset, shape: tuple[int, ...]) -> int:
-    """How many blocks fit into a quarter of the memory. Raises UserError where one does not."""
+def encoded_bytes(source: FilesConfig, dataset: TableDataset, shape: tuple[int, ...]) -> int:
+    """About how many bytes an encoded row takes, whose input has this shape."""
     bytes_a_number = 4
     if len(shape) > 1:
         bytes_a_number = 1
     row = int(np.prod(shape)) * bytes_a_number + 16 * len(source.tasks)
-    row += _bytes_of_maps(source, dataset)
+    return row + _bytes_of_maps(source, dataset)
+
+
+def blocks_in_memory(source: FilesConfig, dataset: TableDataset, shape: tuple[int, ...]) -> int:
+    """How many blocks fit into a quarter of the memory. Raises UserError where one does not."""
+    row = encoded_bytes(source, dataset, shape)
     largest = max(dataset.blocks, key=lambda entry: entry[1].rows or 0)[1]
     block_mb = (largest.rows or 0) * row / 1e6
     if block_mb > source.in_memory_mb / 2:

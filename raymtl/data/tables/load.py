@@ -1,7 +1,7 @@
 """All rows of the user's files as arrays, encoded and split."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,20 @@ from raymtl.data.tables.split_rows import assign_splits
 from raymtl.storage.notes import ARRAY, Note, pack
 
 
-class _Loaded(NamedTuple):
+class EncodingFaults(Protocol):
+    """What could not be read in a block, by the names of pictures and maps."""
+
+    @property
+    def unreadable(self) -> Sequence[str]: ...
+    @property
+    def missing_maps(self) -> Sequence[str]: ...
+    @property
+    def beyond(self) -> Sequence[str]: ...
+    @property
+    def faded(self) -> Sequence[str]: ...
+
+
+class Loaded(NamedTuple):
     """The encoded blocks, the split of each of their rows [N], and how many rows were seen."""
 
     blocks: Sequence[Encoded]
@@ -39,8 +52,13 @@ def load(source: FilesConfig) -> dict[str, np.ndarray]:
         loaded = _load_held_out(source, dataset)
     else:
         loaded = _load_all(source, dataset)
+    return assemble(source, loaded, streamed=streamed)
+
+
+def assemble(source: FilesConfig, loaded: Loaded, *, streamed: bool) -> dict[str, np.ndarray]:
+    """The encoded rows with the pools that episodes are drawn from, and the notes on them."""
     arrays = _concatenated(loaded.blocks)
-    notes = _notes_of(source, loaded)
+    notes = notes_of_blocks(source, loaded.blocks, loaded.num_seen)
     keys = [block.group_keys for block in loaded.blocks if block.group_keys is not None]
     group_keys = None
     if keys:
@@ -64,15 +82,15 @@ def load(source: FilesConfig) -> dict[str, np.ndarray]:
     }
 
 
-def _load_all(source: FilesConfig, dataset: TableDataset) -> _Loaded:
+def _load_all(source: FilesConfig, dataset: TableDataset) -> Loaded:
     blocks = list(_encoded_blocks(source, dataset))
     given = np.concatenate([block.given for block in blocks])
     hashed = np.concatenate([block.hashed for block in blocks])
     splits = assign_splits(source, given, hashed, each_by_itself=False)
-    return _Loaded(blocks, splits, len(given))
+    return Loaded(blocks, splits, len(given))
 
 
-def _load_held_out(source: FilesConfig, dataset: TableDataset) -> _Loaded:
+def _load_held_out(source: FilesConfig, dataset: TableDataset) -> Loaded:
     """The rows of validation and test out of a stream, until there are `held_out_rows` of both."""
     blocks: list[Encoded] = []
     splits: list[np.ndarray] = []
@@ -87,7 +105,7 @@ def _load_held_out(source: FilesConfig, dataset: TableDataset) -> _Loaded:
         counts += np.bincount(of_rows[chosen], minlength=len(SPLITS))
         if (counts[1:] >= source.held_out_rows).all():
             break
-    return _Loaded(blocks, np.concatenate(splits), num_seen)
+    return Loaded(blocks, np.concatenate(splits), num_seen)
 
 
 def _encoded_blocks(source: FilesConfig, dataset: TableDataset) -> Iterator[Encoded]:
@@ -120,18 +138,23 @@ def _concatenated(blocks: Sequence[Encoded]) -> dict[str, np.ndarray]:
     return {key: np.concatenate([block.arrays[key] for block in blocks]) for key in keys}
 
 
-def _notes_of(source: FilesConfig, loaded: _Loaded) -> list[Note]:
+def notes_of_blocks(
+    source: FilesConfig, blocks: Iterable[EncodingFaults], num_seen: int
+) -> list[Note]:
+    """The notes on what could not be read in these blocks of `num_seen` rows. Raises UserError
+    where it is too much.
+    """
     unreadable: list[str] = []
     missing: list[str] = []
     beyond: list[str] = []
     faded: list[str] = []
-    for block in loaded.blocks:
+    for block in blocks:
         unreadable += block.unreadable
         missing += block.missing_maps
         beyond += block.beyond
         faded += block.faded
     return [
-        *unreadable_notes(source, unreadable, loaded.num_seen),
+        *unreadable_notes(source, unreadable, num_seen),
         *missing_map_notes(missing),
         *beyond_notes(source, beyond),
         *faded_notes(source, faded),

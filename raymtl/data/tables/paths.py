@@ -101,7 +101,7 @@ def _local_matches(path: str, shown: str, key: str) -> _Matches:
 
 
 def _remote_matches(url: str) -> _Matches:
-    fs, root = _remote(url)
+    fs, root = file_system_of(url)
     marks = [root.index(mark) for mark in "*?[" if mark in root]
     if not marks:
         return _Matches(fs, root, [])
@@ -127,9 +127,9 @@ def _files_of(matches: _Matches, shown: str, key: str) -> "Below":
     return Below(files, skipped)
 
 
-def _remote(url: str) -> tuple[pafs.FileSystem, str]:
-    """pyarrow's own file systems first, which read without the lock of Python; else those of
-    fsspec.
+def file_system_of(url: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a URL, and the path there. pyarrow's own come first, which read without
+    the lock of Python; then those of fsspec.
     """
     try:
         fs, root = pafs.FileSystem.from_uri(url)

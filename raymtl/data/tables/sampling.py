@@ -180,16 +180,19 @@ def _few_shot_batch(
     """
     (task,) = source.task_names
     labels = torch.arange(num_classes).repeat_interleave(rows.shape[1] // num_classes)
-    inputs = torch.from_numpy(np.take(arrays["inputs"], rows, axis=0))
+    inputs = torch.from_numpy(_gathered(arrays, ["inputs"], rows)["inputs"])
     return Batch(inputs, {task: labels.repeat(len(rows), 1)}, {})
 
 
 def _batch(source: FilesConfig, arrays: Arrays, rows: np.ndarray) -> Batch:
     """The rows with these numbers [...]; of a stream, those of its shuffle buffer."""
-    tensors = {
-        name: torch.from_numpy(values) for name, values in _gathered(source, arrays, rows).items()
-    }
     names = source.task_names
+    keys = ["inputs", *(f"target/{name}" for name in names)]
+    if "complete" not in arrays:
+        keys += [f"mask/{name}" for name in names]
+    tensors = {
+        name: torch.from_numpy(values) for name, values in _gathered(arrays, keys, rows).items()
+    }
     masks = {}
     if "complete" not in arrays:
         masks = {name: tensors[f"mask/{name}"] for name in names}
@@ -200,10 +203,12 @@ def _batch(source: FilesConfig, arrays: Arrays, rows: np.ndarray) -> Batch:
     )
 
 
-def _gathered(source: FilesConfig, arrays: Arrays, rows: np.ndarray) -> Mapping[str, np.ndarray]:
-    keys = ["inputs", *(f"target/{name}" for name in source.task_names)]
-    if "complete" not in arrays:
-        keys += [f"mask/{name}" for name in source.task_names]
+def _gathered(arrays: Arrays, keys: Sequence[str], rows: np.ndarray) -> Mapping[str, np.ndarray]:
+    """The rows of these arrays, wherever they are."""
+    if "shards/place" in arrays:
+        from raymtl.data.shards.reader import gather_rows
+
+        return gather_rows(arrays, keys, rows)
     offsets = arrays.get("offsets")
     if offsets is None:
         return {key: np.take(arrays[key], rows, axis=0) for key in keys}

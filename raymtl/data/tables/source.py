@@ -133,6 +133,12 @@ class Files(FilesConfig):
                 )
         return self.model_copy(update={"path": path, "tasks": tasks})
 
+    def for_episodes(self, episodes: str) -> Self:
+        """The same data and findings for other episodes: rows, groups or classes."""
+        chosen = self.model_copy(update={"episodes": episodes})
+        fitted = self.found.model_copy(update={"settings": chosen.digest()})
+        return chosen.model_copy(update={"fitted": fitted})
+
     def places(self) -> tuple[str, ...]:
         """The keys that say where files are."""
         label_files = [f"tasks.{name}.path" for name, task in self.tasks.items() if task.path]

@@ -1,0 +1,126 @@
+"""`data prepare`: encodes the user's files once, into shards."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raymtl.cli.notes import print_notes
+from raymtl.cli.options import Address, Config, Sets, load_config, overrides
+from raymtl.reporting.console import plain_console
+from raymtl.storage.yaml_document import read_document
+from raymtl.types import UserError
+
+if TYPE_CHECKING:
+    from raymtl.data import Files
+    from raymtl.data.prepared.prepare import Driver, Report
+
+SILENT_S = 2.0
+"""Progress is shown of what takes longer."""
+
+
+def prepare_data(
+    config: Config,
+    output: Annotated[str, typer.Option(help="The folder or the URL that the shards go to.")],
+    sets: Sets = [],  # noqa: B006
+    address: Address = None,
+    shard_mb: Annotated[
+        float, typer.Option(help="Megabytes of encoded rows in a shard, about.", min=0.001)
+    ] = 64.0,
+) -> None:
+    """Read, decode, resize, encode and split your files once; train from the shards."""
+    source = _files(config, sets)
+    from raymtl.data.prepared.prepare import prepare
+    from raymtl.data.prepared.source import Prepared
+    from raymtl.storage.places import absolute
+
+    place = absolute(output, "--output")
+    driver = _driver(source, address)
+    with _progress() as report:
+        manifest = prepare(source, place, driver=driver, shard_mb=shard_mb, report=report)
+    console = plain_console(highlight=False, soft_wrap=True)
+    prepared = Prepared(path=place)
+    print_notes(console, [*prepared.as_files.found.notes])
+    console.print(
+        f"{manifest.rows:,} rows in {len(manifest.shards)} shards of {output} "
+        f"({manifest.num_bytes / 1e6:,.1f} MB). To train from them:\n\n"
+        f"data: {{name: prepared, path: {output}}}",
+        markup=False,
+    )
+
+
+def _files(config: Path, sets: list[str]) -> "Files":
+    """The user's files of a configuration, with their findings."""
+    from raymtl.data import Files
+    from raymtl.data.tables.fit_stream import NotStreamableError
+
+    try:
+        source = load_config(config, sets).data
+    except UserError as error:
+        if not isinstance(error.__context__, NotStreamableError):
+            raise
+        # Large files are looked at by rows. From the shards, other episodes can be drawn as well.
+        source = load_config(config, [*sets, "data.episodes=rows"]).data
+        assert isinstance(source, Files)
+        return source.for_episodes(_episodes(config, sets))
+    if not isinstance(source, Files):
+        raise UserError(
+            f"{config}: data.name: expected files, got {getattr(source, 'name', 'another source')}."
+            " Only your own files need to be prepared."
+        )
+    return source
+
+
+def _episodes(config: Path, sets: list[str]) -> str:
+    """What `data.episodes` says."""
+    data = read_document(config).tree.get("data") or {}
+    return str(overrides(sets).get("data.episodes", data.get("episodes", "rows")))
+
+
+def _driver(source: "Files", address: str | None) -> "Driver":
+    """Ray Data for data that are larger than memory or if a cluster is given; else this process."""
+    from raymtl.cluster.address import resolve
+    from raymtl.data.prepared.prepare import in_this_process
+
+    if resolve(address) is None and source.found.pool is None:
+        return in_this_process
+    from raymtl.distributed.connection import start_ray
+    from raymtl.distributed.prepare_shards import on_ray
+
+    start_ray(address)
+    return on_ray
+
+
+@contextmanager
+def _progress() -> "Iterator[Report]":
+    """Shows how many rows are done, once it has taken a while."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    progress = Progress(*columns, console=plain_console(file=sys.stderr))
+    bar = progress.add_task("rows")
+    begin = time.monotonic()
+    is_shown = False
+
+    def report(done: int, rows: int) -> None:
+        nonlocal is_shown
+        progress.update(bar, completed=done, total=rows)
+        if not is_shown and time.monotonic() - begin > SILENT_S:
+            is_shown = True
+            progress.start()
+
+    try:
+        yield report
+    finally:
+        if is_shown:
+            progress.stop()

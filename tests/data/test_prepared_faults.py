@@ -1,0 +1,132 @@
+"""Prepared data that are damaged, of something else, or made of pictures that kill the decoder."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raymtl.data import Prepared
+from raymtl.data.prepared import encode_shard
+from raymtl.data.prepared.prepare import prepare
+from raymtl.data.tables.probe import DecoderProbe
+from raymtl.types import UserError
+from tests.data.test_prepared import pictures, prepared, table
+
+Fault = Callable[[Path], None]
+
+
+def lose(folder: Path) -> None:
+    (folder / "shard-000001.parquet").unlink()
+
+
+def cut(folder: Path) -> None:
+    path = folder / "shard-000001.parquet"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def flip_bits(folder: Path) -> None:
+    """In the middle of each shard, where the numbers are."""
+    for path in folder.glob("shard-*.parquet"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3] ^= 255
+        path.write_bytes(content)
+
+
+def age(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "version": 0}))
+
+
+def change(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "digest": "another"}))
+
+
+def not_finish(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+def read_all(source: Prepared) -> None:
+    arrays = source.load()
+    for section in source.every_example(arrays, "train"):
+        section.batch(section.rows)
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (lose, "shard-000001.parquet, where there is none"),
+        (cut, "shard-000001.parquet, which is damaged"),
+        (flip_bits, "which is damaged"),
+        (age, "expected prepared data of this version of raymtl"),
+        (change, "of another configuration"),
+        (not_finish, "which has no manifest.json"),
+    ],
+)
+@pytest.mark.parametrize("in_memory_mb", [None, 0.001])
+def test_damaged_data_are_told(
+    fault: Fault, says: str, in_memory_mb: float | None, tmp_path: Path
+) -> None:
+    source = prepared(table(tmp_path), tmp_path / "out", in_memory_mb=in_memory_mb)
+    fault(tmp_path / "out")
+    with pytest.raises(UserError, match=says):
+        read_all(source)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    source = table(tmp_path)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("...")
+    with pytest.raises(UserError, match=r"--output: .*which holds chapter1\.tex"):
+        prepare(source, str(tmp_path / "thesis"))
+    prepare(source, str(tmp_path / "out"))
+    other = source.model_copy(update={"fitted": source.found.model_copy(update={"split_by": "x"})})
+    with pytest.raises(UserError, match="another configuration"):
+        prepare(other, str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"tasks": ("nothing",)}, "data.tasks: expected some of level, answer, grade"),
+        ({"episodes": "groups"}, "prepared without data.group"),
+        ({"episodes": "classes"}, "one prepared task with classes"),
+    ],
+)
+def test_what_was_not_prepared_is_told(keys: dict[str, str], says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=says):
+        prepared(table(tmp_path), tmp_path / "out", **keys)
+
+
+KILLED_BY = """
+import sys
+while header := sys.stdin.buffer.read(8):
+    content = sys.stdin.buffer.read(int.from_bytes(header, "big"))
+    if content == open({path!r}, "rb").read():
+        sys.exit(1)
+    sys.stdout.buffer.write(b".")
+    sys.stdout.buffer.flush()
+"""
+
+
+def test_a_picture_that_kills_the_decoder_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the next attempt at its shard."""
+    source = pictures(tmp_path)
+    killer = sorted((tmp_path / "pictures").rglob("*.png"))[0]
+    command = (sys.executable, "-c", KILLED_BY.format(path=str(killer)))
+    monkeypatch.setattr(encode_shard, "DecoderProbe", lambda: DecoderProbe(command))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f".begun-{number:06d}").touch()
+    shards = prepared(source, folder)
+    expected, arrays = source.load(), shards.load()
+    lost = np.flatnonzero(expected["mask/colour"] & ~arrays["mask/colour"])
+    assert len(lost) == 1
+    assert any("kills the decoder" in note.text for note in shards.notes(arrays))
+    assert not list(folder.glob(".*"))

@@ -1,0 +1,111 @@
+"""Preparing data much larger than memory, and a preparation that is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.data.test_prepared import files_in
+
+ROWS, COLUMNS = 24_000, 40
+CONFIG = """
+data: {{name: files, path: {path}, in_memory_mb: 60, fit_rows: 100000, tasks: {{y: {{}}}}, group: g,
+  episodes: groups, exclude: [kind]}}
+encoder: {{name: mlp, hidden: [16]}}
+learner: {{name: maml, inner_steps: 0}}
+train: {{steps: 20, meta_batch: 4, eval_every: 20}}
+"""
+
+
+def write_large(path: Path, groups: int) -> None:
+    """Row groups of 7.9 MB."""
+    rng = np.random.default_rng(0)
+    names = [*(f"x{i}" for i in range(COLUMNS)), "y"]
+    schema = pa.schema([*((name, pa.float64()) for name in names), ("g", pa.string())])
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=["g"]) as writer:
+        for _ in range(groups):
+            x = rng.normal(size=(ROWS, COLUMNS))
+            schools = pa.array([f"s{number}" for number in rng.integers(0, 500, ROWS)])
+            writer.write_table(pa.table([*x.T, x.sum(1), schools], schema=schema))
+
+
+def command(config: Path, output: Path) -> list[str]:
+    given = ["data", "prepare", str(config), "--output", str(output), "--shard-mb", "8"]
+    return [sys.executable, "-m", "raymtl", *given]
+
+
+@pytest.mark.slow
+def test_a_killed_preparation_ends_with_equal_shards(tmp_path: Path) -> None:
+    """By SIGKILL of all its processes, several times; what was complete is not made twice."""
+    write_large(tmp_path / "large.parquet", 20)
+    config = tmp_path / "large.yaml"
+    config.write_text(CONFIG.format(path=tmp_path / "large.parquet"))
+    subprocess.run(command(config, tmp_path / "straight"), check=True, capture_output=True)
+    broken = tmp_path / "broken"
+    complete: dict[str, int] = {}
+    for number in (3, 9):
+        process = subprocess.Popen(command(config, broken), start_new_session=True)
+        while len(list(broken.glob("shard-*.json"))) < number:
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for path in broken.glob("shard-*.json"):
+            complete.setdefault(path.name, path.stat().st_mtime_ns)
+    subprocess.run(command(config, broken), check=True, capture_output=True)
+    assert files_in(broken) == files_in(tmp_path / "straight")
+    for name, written_ns in complete.items():
+        assert (broken / name).stat().st_mtime_ns == written_ns
+
+
+TRAIN = """
+import json, resource, sys
+from pathlib import Path
+from raymtl.config import load
+from raymtl.training.context import TrainContext
+from raymtl.training.loop import local_batches, train_loop
+
+def peak_mb():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+experiment = load(Path(sys.argv[1]))
+before = peak_mb()
+arrays = experiment.data.load()
+context = TrainContext(lambda metrics: None, lambda row: None)
+folder = Path(sys.argv[2])
+folder.mkdir()
+train_loop(experiment, arrays, local_batches(experiment, arrays), context, folder)
+print(json.dumps(peak_mb() - before))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("episodes", ["rows", "groups"])
+def test_large_data_train_from_shards_in_bounded_memory(episodes: str, tmp_path: Path) -> None:
+    """400 MB of encoded rows with a limit of 60 MB."""
+    write_large(tmp_path / "large.parquet", 100)
+    config = tmp_path / "large.yaml"
+    config.write_text(CONFIG.format(path=tmp_path / "large.parquet"))
+    subprocess.run(command(config, tmp_path / "out"), check=True, capture_output=True)
+    config.write_text(
+        f"data: {{name: prepared, path: {tmp_path / 'out'}, episodes: {episodes}}}\n"
+        "encoder: {name: mlp, hidden: [16]}\nlearner: {name: maml, inner_steps: 0}\n"
+        "train: {steps: 30, meta_batch: 4, eval_every: 30}\n"
+        "evaluate: {val_episodes: 4, test_episodes: 4}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN, str(config), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    # the index of 2.4 million rows, the cache of 15 MB, and torch's own first step
+    assert float(done.stdout.splitlines()[-1]) < 700
