@@ -35,7 +35,7 @@ def prepare_data(
     """Read, decode, resize, encode and split your files once; train from the shards."""
     source = _files(config, sets)
     from raymtl.data.prepared.prepare import prepare
-    from raymtl.data.prepared.source import Prepared
+    from raymtl.data.tables.load import notes_of_blocks
     from raymtl.storage.places import absolute
 
     place = absolute(output, "--output")
@@ -43,8 +43,8 @@ def prepare_data(
     with _progress() as report:
         manifest = prepare(source, place, driver=driver, shard_mb=shard_mb, report=report)
     console = plain_console(highlight=False, soft_wrap=True)
-    prepared = Prepared(path=place)
-    print_notes(console, [*prepared.as_files.found.notes])
+    notes = notes_of_blocks(source, manifest.shards, manifest.rows)
+    print_notes(console, [*source.found.notes, *notes])
     console.print(
         f"{manifest.rows:,} rows in {len(manifest.shards)} shards of {output} "
         f"({manifest.num_bytes / 1e6:,.1f} MB). To train from them:\n\n"

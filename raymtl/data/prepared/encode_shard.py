@@ -6,7 +6,7 @@ bytes wherever it is made.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -120,7 +120,8 @@ def _attempt(store: Store, shard: ShardPlan) -> Iterator[bool]:
     try:
         yield is_repeated
     finally:
-        store.remove(mark)
+        with suppress(OSError):  # another attempt can have removed it
+            store.remove(mark)
 
 
 def _encode_shard(job: Job, shard: ShardPlan, store: Store, is_repeated: bool) -> ShardEntry:

@@ -34,8 +34,7 @@ class DecoderProbe:
             if self._process is None:
                 self._process = self._started()
             if not _survives(self._process, content):
-                self._process.wait()
-                self._process = None
+                self.close()
                 raise OSError("it kills the decoder")
 
     def _started(self) -> "subprocess.Popen[bytes]":
@@ -45,9 +44,11 @@ class DecoderProbe:
 
     def close(self) -> None:
         """Ends the process."""
-        if self._process is not None:
-            self._process.communicate()
-            self._process = None
+        if self._process is None:
+            return
+        with suppress(BrokenPipeError), self._process:  # waits for it, and closes its pipes
+            pass
+        self._process = None
 
 
 def _survives(process: "subprocess.Popen[bytes]", content: bytes) -> bool:
