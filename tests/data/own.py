@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from raymtl.data.prepared.prepare import prepare
+from raymtl.data.prepared.source import Prepared
 from raymtl.data.tables import Files
 
 
@@ -72,6 +74,12 @@ def own_table(folder: Path, **values: Any) -> Files:
     path = write_parquet(folder / "own.parquet", columns(tasks=3, missing=0.0))
     tasks = {name: {"column": f"task {i}.x"} for i, name in enumerate(("level", "answer", "grade"))}
     return Files(path=str(path), tasks=tasks, **values)
+
+
+def own_shards(folder: Path, **values: Any) -> Prepared:
+    """The same table, prepared into shards."""
+    prepare(own_table(folder), str(folder / "shards"), shard_mb=0.01)
+    return Prepared(path=str(folder / "shards"), **values)
 
 
 def write_pictures(root: Path, number: int = 60) -> Path:

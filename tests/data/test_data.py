@@ -19,6 +19,7 @@ from raymtl.data import (
     MultiMNIST,
     NYUv2,
     Omniglot,
+    Prepared,
     Several,
     Sinusoid,
     Source,
@@ -30,7 +31,7 @@ from raymtl.data.sources.digit_pictures import compose, rotated
 from raymtl.data.sources.digits import CLASS_SPLIT
 from raymtl.types import Batch, UserError
 from tests.data.blood import small_cells
-from tests.data.own import own_table
+from tests.data.own import own_shards, own_table
 from tests.data.rooms import small_rooms
 from tests.narrowing import checked
 
@@ -214,6 +215,7 @@ def test_every_source_keeps_its_contract(kind: type[Source], tmp_path: Path) -> 
     of_folder: dict[type[Source], Callable[[Path], Source]] = {
         Files: own_table,
         NYUv2: small_rooms,
+        Prepared: own_shards,
         VOC: small_cells,
     }
     if kind in of_folder:

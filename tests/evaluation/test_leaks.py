@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from raymtl.config import Experiment
-from raymtl.data import CIFAR100, SPLITS, VOC, Digits, Files, NYUv2, Several, SourceSpec
+from raymtl.data import CIFAR100, SPLITS, VOC, Digits, Files, NYUv2, Prepared, Several, SourceSpec
 from raymtl.data.base import Arrays, Bucket, Source, Split
 from raymtl.data.draws import Draws
 from raymtl.data.episodes import build_buckets, build_meta_batch, on_device
@@ -32,7 +32,7 @@ from raymtl.types import Batch, Episode
 from raymtl.weighting import StaticSpec
 from tests.conftest import LEARNERS, axes, experiment, perturbed
 from tests.data.blood import small_cells
-from tests.data.own import own_table
+from tests.data.own import own_shards, own_table
 from tests.data.rooms import numbered_frame, small_rooms
 from tests.data.test_sinusoid import FLOOR
 from tests.drawing import one_episode
@@ -246,6 +246,7 @@ def _upright(pictures: np.ndarray) -> set[bytes]:
 OF_FILES: dict[type[Source], Callable[[Path], Source]] = {
     Files: own_table,
     NYUv2: small_rooms,
+    Prepared: lambda folder: own_shards(folder, in_memory_mb=0.001),
     VOC: small_cells,
 }
 """Sources that have nothing to read from by default, and what makes them of a folder."""

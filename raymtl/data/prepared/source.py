@@ -122,6 +122,8 @@ class Prepared(Source):
         return self.as_files.task_names
 
     def select_tasks(self, names: tuple[str, ...]) -> Self:
+        if names == self.task_names:
+            return self
         return self.model_copy(update={"tasks": names})
 
     def as_supervised(self) -> Self:
