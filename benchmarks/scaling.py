@@ -408,25 +408,43 @@ def _searches(constants: Constants) -> Table:
     return rows
 
 
-def seen(constants: Constants) -> float:
+class Streaming(NamedTuple):
+    """What streamed files come to."""
+
+    gpu_bytes_s: float
+    """Read by each GPU's worker."""
+    storage_bytes_s: float
+    seen: float
     """The share of the blocks that a training comes past, if it meets none twice."""
+
+
+def streaming(constants: Constants, gpus: int, lanes: int, hold_steps: float) -> Streaming:
+    """A worker reads the windows of the lanes of its episodes; fewer lanes than workers are read by
+    several of them.
+    """
+    took = step(constants, gpus, gradients=False)
+    window = constants.window_blocks * constants.block_bytes / hold_steps / took.seconds
+    each = window * max(1.0, lanes / gpus)
     blocks = constants.data_bytes / constants.block_bytes
-    return min(1.0, constants.steps / constants.hold_steps * constants.window_blocks / blocks)
+    passed = lanes * constants.steps / hold_steps * constants.window_blocks
+    return Streaming(each, gpus * each, min(1.0, passed / blocks))
 
 
 def _data(constants: Constants) -> Table:
     rows = []
     for gpus in GPUS:
-        took = step(constants, gpus, gradients=False)
-        # The window is the same for all, and each worker reads it for itself.
-        each = constants.window_blocks * constants.block_bytes / constants.hold_steps / took.seconds
-        row = {
-            "GPUs": str(gpus),
-            "read by each GPU, MB/s": f"{each / 1e6:.0f}",
-            "from the storage, GB/s": f"{gpus * each / 1e9:.1f}",
-            "data seen": f"{seen(constants):.1%}",
-        }
-        rows.append(row)
+        usual, longer = constants.hold_steps, 10 * constants.hold_steps
+        for lanes, hold_steps in ((1, usual), (gpus, usual), (gpus, longer)):
+            came_to = streaming(constants, gpus, lanes, hold_steps)
+            row = {
+                "GPUs": str(gpus),
+                "lanes": str(lanes),
+                "hold_steps": f"{hold_steps:g}",
+                "read by each GPU, MB/s": f"{came_to.gpu_bytes_s / 1e6:.0f}",
+                "from the storage, GB/s": f"{came_to.storage_bytes_s / 1e9:.1f}",
+                "data seen": f"{came_to.seen:.1%}",
+            }
+            rows.append(row)
     return rows
 
 

@@ -186,9 +186,9 @@ def _ours(config: Experiment, arrays: Arrays, device: str | None) -> Way:
             config.data,
             arrays,
             seed=config.seed,
-            split="train",
             step=next(steps),
             indices=range(META_BATCH),
+            meta_batch=META_BATCH,
         )
         if device is not None:
             on_device(episodes, device)

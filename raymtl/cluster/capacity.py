@@ -10,6 +10,9 @@ from raymtl.types import UserError
 Machines = Sequence[Mapping[str, float]]
 """What each machine has, as Ray counts it: CPU, GPU, memory in bytes."""
 
+BUILDER = {"CPU": 1.0}
+"""What a builder of episodes takes (raymtl/distributed/builders.py)."""
+
 DRIVER_MEMORY = 100e6
 """Bytes that Ray reserves for the driver of a trial with workers of its own, which takes no CPU."""
 
@@ -55,6 +58,21 @@ class Capacity(NamedTuple):
             count += int(min(shares) + 1e-9)
         return count
 
+    def left_beside(self, request: ResourceRequest) -> "Capacity":
+        """What the machines still have when the first of them hold as much of a request as fits."""
+        left = request.num_bundles
+        remaining: list[dict[str, float]] = []
+        for machine in self.machines:
+            held = min(left, Capacity([machine]).count_fitting(request.bundle))
+            left -= held
+            remaining.append(
+                {
+                    name: amount - held * request.bundle.get(name, 0)
+                    for name, amount in machine.items()
+                }
+            )
+        return Capacity(remaining)
+
     def gpus_per_worker(self, experiment: Experiment, num_workers: int) -> int:
         """1 where `train.device` wants GPUs, or allows them and there is one for each worker."""
         device = experiment.train.device
@@ -92,8 +110,8 @@ class Capacity(NamedTuple):
     def requests(self, experiment: Experiment, *, searching: bool) -> list[ResourceRequest]:
         """What `raymtl tune`, or `train`, will hold at the same time, one after the other.
 
-        Ray Data takes none: its rows are numbers that are ready, and the workers build the episodes
-        themselves. Raises UserError where not even one trial fits.
+        Builders are held beside training: `builders_shortfall` looks for both. Raises UserError
+        where not even one trial fits.
         """
         train, tune = experiment.train, experiment.tune
         requests = []
@@ -118,6 +136,23 @@ class Capacity(NamedTuple):
         gpus = self.gpus_per_worker(experiment, train.num_min_workers)
         bundle = {"CPU": train.cpus_per_worker, "GPU": gpus}
         return ResourceRequest("training", workers_key(experiment), train.num_min_workers, bundle)
+
+    def builders_shortfall(self, experiment: Experiment) -> str | None:
+        """A sentence where `data.builders` and all workers do not fit at the same time, so that one
+        of the two would wait indefinitely.
+        """
+        builders, train = experiment.data.builders, experiment.train
+        if builders == "auto" or not builders:
+            return None  # `auto` takes what is free
+        training = self.training_request(experiment)._replace(num_bundles=train.workers)
+        free = self.left_beside(training).count_fitting(BUILDER)
+        if free >= builders:
+            return None
+        return (
+            f"data.builders: expected a CPU for each of {builders} builders beside train.workers: "
+            f"{train.workers} at {train.cpus_per_worker:g} CPU, got {free} left of "
+            f"{self.total('CPU'):g}. Lower data.builders, or set it to auto."
+        )
 
     def _search_requests(self, experiment: Experiment, plan: Plan) -> list[ResourceRequest]:
         bundle = {"CPU": plan.cpus, "GPU": plan.gpus}
@@ -151,6 +186,9 @@ class Capacity(NamedTuple):
                     f"{_in_words(request.bundle)} at the same time, got room for {num_fitting} on "
                     f"{where}. Lower it, or take larger machines."
                 )
+        for_builders = self.builders_shortfall(experiment)
+        if for_builders:
+            sentences.append(for_builders)
         return sentences
 
 
@@ -181,4 +219,7 @@ def check(experiment: Experiment, capacity: Capacity) -> Check:
         return Check("room for the plan", None, " ".join(missing), advice)
     requests = capacity.requests(experiment, searching=searching)
     texts = [f"{each.purpose}: {each.num_bundles} x {_in_words(each.bundle)}" for each in requests]
+    builders = experiment.data.builders
+    if builders != "auto" and builders:
+        texts.append(f"builders beside it: {builders} x {_in_words(BUILDER)}")
     return Check("room for the plan", True, ", ".join(texts), "")

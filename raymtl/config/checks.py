@@ -81,6 +81,15 @@ def check_workers(train: Train) -> None:
         )
 
 
+def check_lanes(data: Source, train: Train) -> None:
+    """Refuses more lanes than episodes, of which some would be empty."""
+    if data.lanes > train.meta_batch:
+        raise UserError(
+            f"data.lanes: expected at most train.meta_batch: {train.meta_batch}, got {data.lanes}. "
+            "Lower it, or raise train.meta_batch."
+        )
+
+
 def check_search(tune: Tune, train: Train) -> None:
     """Refuses a first rung after the last step, and GPUs that contradict the device."""
     if tune.asha and tune.asha.grace > train.steps:

@@ -70,6 +70,7 @@ class Experiment(base.ExperimentBase):
         checks.check_encoder(self.encoder, self.learner)
         self._check_methods()
         checks.check_workers(self.train)
+        checks.check_lanes(self.data, self.train)
         checks.check_search(self.tune, self.train)
         checks.check_objectives(self.tune, self.metric_names())
         self._check_stages()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import AfterValidator
+from pydantic import AfterValidator, NonNegativeInt, PositiveInt
 
 from raymtl.data.draws import Draws
 from raymtl.storage.notes import ARRAY, Note, unpack
@@ -109,6 +109,16 @@ class HeldOut(NamedTuple):
 class Source(Spec, ABC):
     """Where episodes come from. Classes, domains and examples of the splits are disjoint."""
 
+    builders: Literal["auto"] | NonNegativeInt = "auto"
+    """How many processes of Ray Data build the episodes of training, on any machine; 0: the
+    training workers build their own. `auto` begins with 0, and takes processors that are free where
+    the workers wait for episodes more than 5 % of the time.
+    """
+    lanes: PositiveInt = 1
+    """Into how many groups the episodes of a step are divided where files are streamed: each lane
+    draws from a window of blocks of its own, and a worker reads those of its own episodes alone.
+    """
+
     @property
     def is_image(self) -> bool:
         """Whether inputs are pictures, uint8 from 0 to 255; if not, they are any finite numbers,
@@ -177,9 +187,14 @@ class Source(Spec, ABC):
             notes += (_every_episode_is_new(type(self)),)
         return notes
 
-    def window(self, arrays: Arrays, split: Split, seed: int, step: int) -> Arrays:
-        """What the episodes of a step are drawn from: all of it, other than of a source that
-        streams.
+    @property
+    def is_streamed(self) -> bool:
+        """Whether episodes for training are drawn from a window of what is larger than memory."""
+        return False
+
+    def window(self, arrays: Arrays, split: Split, seed: int, step: int, lane: int = 0) -> Arrays:
+        """What the episodes of a lane are drawn from at a step: all of it, other than of a source
+        that is streamed.
         """
         return arrays
 

@@ -1,6 +1,6 @@
 """The seeded sampler: an episode is a function of (seed, split, step, index) alone."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -22,13 +22,41 @@ def generators(seed: int, split: Split, step: int, indices: Sequence[int]) -> Dr
 
 
 def build_meta_batch(
-    source: Source, arrays: Arrays, *, seed: int, split: Split, step: int, indices: Sequence[int]
+    source: Source,
+    arrays: Arrays,
+    *,
+    seed: int,
+    step: int,
+    indices: Sequence[int],
+    meta_batch: int,
 ) -> tuple[Episode, ...]:
-    """The episodes with these indices in the meta-batch of a step, in stacks [E, ...] of those
-    that are alike in their tasks and their numbers of examples.
+    """The episodes for training with these indices, of the `meta_batch` ones of a step, in stacks
+    [E, ...] of those that are alike in their tasks and their numbers of examples.
     """
-    buckets = build_buckets(source, arrays, seed=seed, split=split, step=step, indices=indices)
-    return tuple(bucket.episodes for bucket in buckets)
+    places = {index: place for place, index in enumerate(indices)}
+    buckets: list[Bucket] = []
+    for lane, own in _by_lane(source, indices, meta_batch):
+        window = source.window(arrays, "train", seed, step, lane)
+        draws = generators(seed, "train", step, own)
+        buckets += source.draw_episodes(window, "train", draws)
+    return tuple(bucket.episodes for bucket in _in_order(buckets, places))
+
+
+def _by_lane(
+    source: Source, indices: Sequence[int], meta_batch: int
+) -> Iterator[tuple[int, Sequence[int]]]:
+    """The lanes of some episodes, each with those that belong to it.
+
+    Lanes are contiguous and their sizes differ by one at most, as shards are. So a worker has whole
+    lanes where the number of workers divides that of lanes.
+    """
+    if source.lanes == 1 or not source.is_streamed:
+        yield 0, indices
+        return
+    ends = [meta_batch * (lane + 1) // source.lanes for lane in range(source.lanes)]
+    lanes = np.searchsorted(ends, indices, side="right")
+    for lane in np.unique(lanes).tolist():
+        yield lane, np.asarray(indices)[lanes == lane].tolist()
 
 
 def build_episodes(
@@ -50,8 +78,12 @@ def build_buckets(
     arrays = source.window(arrays, split, seed, step)
     draws = generators(seed, split, step, indices)
     places = {index: place for place, index in enumerate(indices)}
-    buckets = _merged(source.draw_episodes(arrays, split, draws), places)
-    return sorted(buckets, key=lambda bucket: places[int(bucket.indices[0])])
+    return _in_order(source.draw_episodes(arrays, split, draws), places)
+
+
+def _in_order(buckets: Iterable[Bucket], places: Mapping[int, int]) -> list[Bucket]:
+    """Each kind of episodes in one bucket, in the order of their first episodes."""
+    return sorted(_merged(buckets, places), key=lambda bucket: places[int(bucket.indices[0])])
 
 
 def _merged(buckets: Iterable[Bucket], places: Mapping[int, int]) -> list[Bucket]:

@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import ray
 import ray.data
@@ -21,8 +21,8 @@ from raymtl.cluster.doctor.check import first_line
 from raymtl.cluster.doctor.node_probe import machines
 from raymtl.config import Experiment
 from raymtl.distributed.elastic import STOP_REQUEST, CheckpointBeforeShutdown
+from raymtl.distributed.feed import Feed, FeedSettings
 from raymtl.distributed.step_shards import StepShards
-from raymtl.distributed.streaming import BuildEpisodes, BuildStages, streamed
 from raymtl.internals import ray as ray_internals
 from raymtl.reporting.ray_metrics import observer
 from raymtl.schema.distributions import searched_values
@@ -72,6 +72,8 @@ class TrainerSpec(NamedTuple):
     min_workers: int | None = None
     """Train on as many workers as fit, but at least this many; None: on exactly `workers`."""
     callbacks: tuple[Any, ...] = ()
+    builders: int | Literal["auto"] = 0
+    """How many processes build the episodes for the workers, as `data.builders` says it."""
 
     @property
     def is_elastic(self) -> bool:
@@ -145,6 +147,7 @@ def train(
             "experiment": experiment.model_dump(mode="json"),
             "arrays": arrays,
             "folder": str(folder),
+            "builders": spec.builders,
         },
         scaling_config=_scaling(spec),
         torch_config=TorchConfig(backend="nccl" if spec.gpus >= 1 else "gloo"),
@@ -232,13 +235,6 @@ def _worker(settings: dict[str, Any]) -> None:
         assigned = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         torch.set_num_threads(max(1, int(assigned)))
 
-    def batches(first_step: int) -> Any:
-        builds = {
-            stage.start: BuildEpisodes(stage.experiment, arrays, workers.size, first_step)
-            for stage in experiment.stage_configs()
-        }
-        return streamed(ray.train.get_dataset_shard("ids"), BuildStages(builds))
-
     log_step = observer(settings["name"], experiment.data.task_names)
     # No checkpoint goes through Ray: the loop keeps its own in the run folder, with checksums, and
     # goes on from them.
@@ -251,7 +247,9 @@ def _worker(settings: dict[str, Any]) -> None:
         STOP_REQUEST.confirm_saved,
         STOP_REQUEST.register_emergency_hook,
     )
-    train_loop(experiment, arrays, batches, context, folder)
+    feed_settings = FeedSettings(experiment, arrays, settings["arrays"], folder)
+    feed = Feed(feed_settings, settings["builders"], workers, device)
+    train_loop(experiment, arrays, feed, context, folder)
 
 
 def is_machine_preempted() -> bool:

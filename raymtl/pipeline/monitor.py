@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raymtl.config import Experiment
+from raymtl.distributed import waiting
 from raymtl.reporting.terminal import Row, View
 from raymtl.storage import formats
+from raymtl.storage.notes import Note
 from raymtl.training.heartbeat import StallMonitor
 
 POLL_S = 0.5
@@ -23,6 +25,8 @@ def watched(models: Mapping[Path, Experiment], view: View) -> Iterator[None]:
 
     seen: dict[Path, tuple[int, Row]] = {}
     """The time of each history that was read, and what is shown of it."""
+    said: dict[Path, Note | None] = {}
+    """What was last said of the builders of each."""
 
     def look() -> None:
         for folder, model in models.items():
@@ -31,6 +35,10 @@ def watched(models: Mapping[Path, Experiment], view: View) -> Iterator[None]:
                 seen[folder] = changed, _row(folder, model)
             row = seen[folder][1]
             view.show(folder.name, row)
+            note = waiting.read(folder)
+            if note != said.get(folder):
+                said[folder] = note
+                view.say(f"{folder.name}: {note}")
             if row.state != "complete":
                 stall_monitor.look(folder.name, folder)
 

@@ -16,6 +16,7 @@ from raymtl import run_folder
 from raymtl.cluster.capacity import workers_key
 from raymtl.config import Experiment
 from raymtl.data import Arrays
+from raymtl.distributed import waiting
 from raymtl.distributed.connection import start_ray
 from raymtl.distributed.trainer import TrainerSpec, current_capacity, train, why_given_up
 from raymtl.evaluation.baselines import notes_of_models, table
@@ -171,6 +172,7 @@ def _train_best(
         min_workers=experiment.train.num_min_workers,
         cpus=experiment.train.cpus_per_worker,
         gpus=gpus,
+        builders=experiment.data.builders,
     )
     with watched({folder: experiment}, view):
         try:
@@ -219,7 +221,9 @@ def _finish(
     shares = {
         name: _share_of_time(history, name) for name in ("data_wait_pct", "communication_pct")
     }
-    said = [note.model_dump() for note in (*notes, *notes_of_models(folders))]
+    on_builders = [note for note in [waiting.read(best)] if note is not None]
+    every_note = (*notes, *on_builders, *notes_of_models(folders))
+    said = [note.model_dump() for note in every_note]
     summary = {**about, "seconds": time.time() - started, **shares, "models": rows, "notes": said}
     formats.write_json(run / "summary.json", summary, attempt.publish)
     from raymtl.reporting.html import write_report  # takes a third of a second; the start need not

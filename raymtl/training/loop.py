@@ -40,9 +40,9 @@ def local_batches(experiment: Experiment, arrays: Arrays) -> Batches:
                     stage_config.data,
                     arrays,
                     seed=stage_config.seed,
-                    split="train",
                     step=step,
                     indices=indices,
+                    meta_batch=len(indices),
                 )
                 yield step, 0, built
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raymtl.cluster.capacity import Capacity
+from raymtl.cluster.capacity import Capacity, check
 from tests.conftest import experiment
 
 SEARCH = {"learner.inner_lr": {"log_uniform": [0.01, 0.1]}}
@@ -157,3 +157,25 @@ def test_waits_for_ever_are_told_before(
     assert any(sentence.startswith(key) for sentence in found), found
     enough = [{"CPU": 64.0, "GPU": 8.0, "memory": 1e11}]
     assert Capacity(enough).shortfalls(experiment(**changes), searching=searching_) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_builders_fit_where_all_workers_leave_cpus(seed: int) -> None:
+    """Of an elastic training too, which may grow to all of its workers."""
+    rng = random.Random(seed)
+    machines = [{"CPU": float(rng.randrange(1, 5))} for _ in range(rng.randrange(1, 4))]
+    capacity = Capacity(machines)
+    for workers, builders in itertools.product((1, 2, 3), (1, 2, 4)):
+        chosen = experiment(data__builders=builders, train__workers=workers, train__min_workers=1)
+        sentence = capacity.builders_shortfall(chosen)
+        assert (sentence is None) == (capacity.total("CPU") >= workers + builders)
+        if sentence is not None:
+            assert sentence.startswith("data.builders: expected")
+            assert sentence in capacity.shortfalls(chosen, searching=False)
+    assert capacity.builders_shortfall(experiment(train__workers=3)) is None
+
+
+def test_doctor_counts_builders() -> None:
+    chosen = experiment(data__builders=3)
+    assert "builders beside it: 3 x 1 CPU" in check(chosen, Capacity([{"CPU": 4.0}])).found
+    assert check(chosen, Capacity([{"CPU": 3.0}])).ok is False

@@ -16,7 +16,7 @@ from raymtl.config import Experiment
 from raymtl.data import Files
 from raymtl.data.batch_picture import label_text
 from raymtl.data.draws import Draws
-from raymtl.data.episodes import build_meta_batch, on_device
+from raymtl.data.episodes import build_episodes, on_device
 from raymtl.data.tables.augment import Augment, augmented
 from raymtl.data.tables.changes import Change, Cropped, Example, Flipped, changed
 from raymtl.data.tables.mixup import mixed
@@ -59,7 +59,7 @@ def source(root: Path, **values: Any) -> Files:
 
 
 def drawn(own: Files, split: Any, indices: list[int]) -> Episode:
-    (episode,) = build_meta_batch(own, own.load(), seed=0, split=split, step=3, indices=indices)
+    (episode,), _ = build_episodes(own, own.load(), seed=0, split=split, step=3, indices=indices)
     return episode
 
 
@@ -294,7 +294,7 @@ def test_learners_train_on_changed_pictures(tmp_path: Path, learner: str, ways: 
     experiment = Experiment.model_validate(
         {"data": own, "encoder": {"name": "conv", "channels": [4, 4]}, "learner": {"name": learner}}
     )
-    episodes = build_meta_batch(own, own.load(), seed=0, split="train", step=0, indices=range(4))
+    episodes, _ = build_episodes(own, own.load(), seed=0, split="train", step=0, indices=range(4))
     algorithm = experiment.build()
     meta = meta_gradient(algorithm, algorithm.init_params(), on_device(episodes, "cpu"))
     assert all(grad.isfinite().all() for grad in meta.grads.values())

@@ -18,8 +18,10 @@ import torch
 
 from raymtl.data import Files
 from raymtl.data.base import Arrays, Split
-from raymtl.data.episodes import build_episodes
+from raymtl.data.episodes import build_episodes, build_meta_batch
+from raymtl.data.tables import shuffle_buffer
 from raymtl.data.tables.shuffle_buffer import blocks_of
+from raymtl.step.workers import Workers
 from raymtl.training import loop
 from raymtl.training.context import TrainContext
 from raymtl.training.loop import local_batches, train_loop
@@ -285,3 +287,101 @@ def test_oversized_data_trains_in_bounded_memory(tmp_path: Path) -> None:
     # 400 steps go through some 120 blocks of 7.9 MB, more than the file has. A worker takes about 1,050 MB without any
     # data, and the rows as float32 would be 400 more.
     assert told["driver"] < 1300 and 0 < told["worker"] < 1300 and told["spilled_mb"] == 0, told
+
+
+def rows_of_worker(
+    source: Files, arrays: Arrays, rank: int, size: int, steps: int, meta_batch: int = 8
+) -> list[list[int]]:
+    """The rows that the episodes of a worker have, of all steps."""
+    rows: list[list[int]] = []
+    for step in range(steps):
+        (stack,) = build_meta_batch(
+            source,
+            arrays,
+            seed=0,
+            step=step,
+            indices=Workers(rank, size).share(meta_batch),
+            meta_batch=meta_batch,
+        )
+        rows += stack.query.targets["row"].int().tolist()
+    return rows
+
+
+@pytest.fixture
+def blocks_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of each block that is read."""
+    read: list[int] = []
+    original = shuffle_buffer._Reader._read
+
+    def counted(reader: Any, number: int) -> Any:
+        read.append(number)
+        return original(reader, number)
+
+    monkeypatch.setattr(shuffle_buffer._Reader, "_read", counted)
+    return read
+
+
+def test_reads_do_not_depend_on_the_number_of_workers(
+    tmp_path: Path, blocks_read: list[int]
+) -> None:
+    """Where there are as many lanes; and a training sees as many times more of the data."""
+    counts: dict[tuple[int, int], int] = {}
+    rows: dict[tuple[int, int], set[int]] = {}
+    for lanes in (1, 4):
+        source = numbered(tmp_path, rows=40_000, lanes=lanes, in_memory_mb=0.04)
+        assert source.found.pool is not None
+        arrays = source.load()
+        for size in (1, 2, 4):
+            blocks_read.clear()
+            drawn: list[list[int]] = []
+            for rank in range(size):
+                shuffle_buffer._READERS.clear()  # as in another process
+                drawn += rows_of_worker(source, arrays, rank, size, steps=32)
+            counts[lanes, size] = len(blocks_read)
+            rows[lanes, size] = {row // GROUP for episode in drawn for row in episode}
+    assert rows[4, 1] == rows[4, 2] == rows[4, 4]
+    assert len(rows[4, 1]) > 3 * len(rows[1, 1])
+    assert counts[1, 4] == 4 * counts[1, 1]
+    for size in (2, 4):
+        assert counts[4, size] == pytest.approx(counts[4, 1], rel=0.1)
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 4])
+def test_lanes_give_the_same_episodes_on_any_number_of_workers(tmp_path: Path, lanes: int) -> None:
+    source = numbered(tmp_path, lanes=lanes, in_memory_mb=0.04)
+    arrays = source.load()
+
+    def drawn(size: int) -> list[list[int]]:
+        by_rank = [rows_of_worker(source, arrays, rank, size, steps=1) for rank in range(size)]
+        return [row for rows in by_rank for row in rows]
+
+    assert drawn(1) == drawn(2) == drawn(3) == drawn(8)
+
+
+def test_one_lane_gives_the_episodes_of_data_without_lanes(tmp_path: Path) -> None:
+    """Those of the first of several, too."""
+    source, several = (
+        numbered(tmp_path, lanes=lanes, in_memory_mb=0.04, shots=1) for lanes in (1, 4)
+    )
+    arrays = source.load()
+    for step in (0, 30):
+        one, other = (
+            build_meta_batch(own, arrays, seed=0, step=step, indices=range(2), meta_batch=8)[0]
+            for own in (source, several)
+        )
+        assert torch.equal(one.query.targets["row"], other.query.targets["row"])
+        expected = rows_at(source, arrays, step, range(2))
+        assert [rows[1:] for rows in expected] == one.query.targets["row"].int().tolist()
+
+
+def test_blocks_of_a_lane_that_went_elsewhere_are_let_go(tmp_path: Path) -> None:
+    source = numbered(tmp_path, lanes=4, in_memory_mb=0.04)
+    arrays = source.load()
+    pool = source.found.pool or 1
+    for lane in range(4):
+        source.window(arrays, "train", 0, 0, lane)
+    (reader,) = shuffle_buffer._READERS.values()
+    assert len(reader.blocks) > 2 * pool
+    for step in range(1, 40):
+        source.window(arrays, "train", 0, step, 2)
+    assert len(reader.blocks) <= 2 * pool

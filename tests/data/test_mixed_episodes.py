@@ -309,6 +309,10 @@ def test_single_tasks_see_their_parts_episodes() -> None:
             {"parts": {"a": {"name": "digits", "shots": [3, 1]}}},
             r"data.parts.a.shots: expected a number of at least 1",
         ),
+        (
+            {"parts": {"a": {"name": "digits", "builders": 2}}},
+            r"data.parts.a.builders: expected none, since it is the same for all parts, got 2",
+        ),
     ],
 )
 def test_impossible_mixes_name_their_key(data: dict[str, Any], message: str) -> None:

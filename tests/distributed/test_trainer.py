@@ -63,6 +63,7 @@ def gradients_on_workers(settings: dict[str, Any]) -> None:
     import ray.train
 
     from raymtl.data.episodes import on_device
+    from raymtl.distributed.share_builder import ShareBuilder
     from raymtl.distributed.streaming import BuildEpisodes, streamed
     from raymtl.step.workers import Workers
 
@@ -70,9 +71,8 @@ def gradients_on_workers(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     workers = Workers(context.get_world_rank(), context.get_world_size())
     arrays = ray.get(settings["arrays"])
-    build = BuildEpisodes(
-        small("static").override({"train.meta_batch": 7}), arrays, workers.size, 0
-    )
+    chosen = small("static").override({"train.meta_batch": 7})
+    build = BuildEpisodes(ShareBuilder(chosen, arrays, workers.size), 0)
     for step, share, raw in streamed(ray.train.get_dataset_shard("ids"), build):
         (stack,) = several_stacks(raw)
         assert (

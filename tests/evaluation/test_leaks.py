@@ -16,7 +16,7 @@ from raymtl.config import Experiment
 from raymtl.data import CIFAR100, SPLITS, VOC, Digits, Files, NYUv2, Prepared, Several, SourceSpec
 from raymtl.data.base import Arrays, Bucket, Source, Split
 from raymtl.data.draws import Draws
-from raymtl.data.episodes import build_buckets, build_meta_batch, on_device
+from raymtl.data.episodes import build_buckets, build_episodes, on_device
 from raymtl.data.formats.cifar100 import Pictures
 from raymtl.data.sources.cifar100 import CIFAR_FS
 from raymtl.encoders import ConvSpec, MLPSpec
@@ -175,7 +175,7 @@ def test_unadapted_models_stay_above_the_floor() -> None:
     params = algorithm.init_params()
     optimizer = torch.optim.Adam(params.values(), lr=0.01)
     for step in range(150):
-        drawn = build_meta_batch(
+        drawn, _ = build_episodes(
             chosen.data, {}, seed=0, split="train", step=step, indices=range(50)
         )
         episodes = on_device(drawn, "cpu")

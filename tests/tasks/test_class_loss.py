@@ -163,7 +163,7 @@ def test_weighted_steps_are_the_same_on_workers_and_by_vmap(tmp_path: Path) -> N
     arrays = own.load()
 
     def step(execution: ExecutionConfig, indices: range) -> dict[str, torch.Tensor]:
-        episodes = build_meta_batch(own, arrays, seed=0, split="train", step=0, indices=indices)
+        episodes = build_meta_batch(own, arrays, seed=0, step=0, indices=indices, meta_batch=4)
         meta = meta_gradient(algorithm, params, on_device(episodes, "cpu"), Workers(), execution)
         return dict(meta.grads)
 

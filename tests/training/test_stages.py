@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from raymtl.config import Experiment, load
 from raymtl.data.base import Arrays
-from raymtl.distributed.streaming import BuildEpisodes, BuildStages
+from raymtl.distributed.share_builder import ShareBuilder
+from raymtl.distributed.streaming import BuildEpisodes
 from raymtl.evaluation.baselines import baselines
 from raymtl.learners import MAML
 from raymtl.reporting.html.training_plots import loss_plot, validation_plot
@@ -180,12 +181,7 @@ def test_learner_parameters_pass_to_the_same_learner(
 
 def test_episodes_are_of_their_stage_everywhere(arrays: dict[str, np.ndarray]) -> None:
     chosen = staged((3, {"train.meta_batch": 2, "data.shots": 2}))
-    build = BuildStages(
-        {
-            stage.start: BuildEpisodes(stage.experiment, arrays, 1, 0)
-            for stage in chosen.stage_configs()
-        }
-    )
+    build = BuildEpisodes(ShareBuilder(chosen, arrays, 1), first_step=0)
     locally = list(local_batches(chosen, arrays)(0))
     assert [step for step, _, _ in locally] == [0, 1, 2, 3, 4, 5]
     for step, share, stacks in locally:

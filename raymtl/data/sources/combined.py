@@ -17,7 +17,6 @@ from raymtl.data.base import Arrays, Bucket, HeldOut, Members, Population, Sourc
 from raymtl.data.draws import Draws
 from raymtl.data.sources.digits import Digits
 from raymtl.data.sources.registry import PartSpec
-from raymtl.data.tables import Files
 from raymtl.storage.notes import Note
 from raymtl.types import Batch, Episode, Task, UserError, matching
 
@@ -67,15 +66,25 @@ class Several(Source):
                     f"data.parts.{first} has, got {other.input_shape}. One encoder reads them all: "
                     "take sources whose inputs are alike."
                 )
-        streamed = [
-            name for name, part in self.parts.items() if isinstance(part, Files) and part.found.pool
-        ]
+        self._check_parts()
+        streamed = [name for name, part in self.parts.items() if part.is_streamed]
         if len(streamed) > 1:
             raise UserError(
                 f"data.parts.{streamed[1]}.in_memory_mb: expected one part that is larger than "
                 f"memory, got {streamed}. Raise it for one of them."
             )
         return self
+
+    def _check_parts(self) -> None:
+        """Refuses keys of a part that are the same for all parts."""
+        for name, part in self.parts.items():
+            for key, default in (("builders", "auto"), ("lanes", 1)):
+                value = getattr(part, key)
+                if value != default:
+                    raise UserError(
+                        f"data.parts.{name}.{key}: expected none, since it is the same for all "
+                        f"parts, got {value}. Set data.{key}."
+                    )
 
     @property
     def is_image(self) -> bool:
@@ -155,10 +164,14 @@ class Several(Source):
             for note in source.notes(_of(part, arrays))
         )
 
-    def window(self, arrays: Arrays, split: Split, seed: int, step: int) -> Arrays:
+    @property
+    def is_streamed(self) -> bool:
+        return any(part.is_streamed for part in self.parts.values())
+
+    def window(self, arrays: Arrays, split: Split, seed: int, step: int, lane: int = 0) -> Arrays:
         found: dict[str, np.ndarray] = {}
         for part, source in self.parts.items():
-            own = source.window(_of(part, arrays), split, seed, step)
+            own = source.window(_of(part, arrays), split, seed, step, lane)
             found |= {f"{part}/{key}": array for key, array in own.items()}
         return found
 

@@ -26,6 +26,8 @@ from raymtl.types import Task, UserError
 
 ImageSize = PositiveInt | tuple[PositiveInt, PositiveInt]
 DRAWING = (
+    "builders",
+    "lanes",
     "path",
     "tasks",
     "augment",

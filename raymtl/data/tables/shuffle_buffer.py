@@ -1,10 +1,10 @@
 """Files larger than memory: at every step episodes are drawn from a shuffle buffer of some blocks.
 
-The buffer has P slots. The block in a slot is drawn at random, in proportion to its rows, from
-(seed, slot, epoch of the slot) alone, and stays for an epoch of `hold_steps` steps; the slots are
-refreshed at different steps. So the buffer of a step, and with it every episode, is a function of
-(seed, step, index) for any number of workers and after any interruption. The guarantee is weaker
-than in memory: the rows of an episode are from P blocks, not from all.
+Each lane has a buffer of P slots. The block in a slot is drawn at random, in proportion to its
+rows, from (seed, lane, slot, epoch of the slot) alone, and stays for an epoch of `hold_steps`
+steps; the slots are refreshed at different steps. So the buffer of a step, and with it every
+episode, is a function of (seed, step, index) for any number of workers and after any interruption.
+The guarantee is weaker than in memory: the rows of an episode are from P blocks, not from all.
 """
 
 import threading
@@ -27,21 +27,27 @@ AHEAD = 2
 longer.
 """
 
+LASTING = 16
+"""Steps after which a lane that was not asked for is another worker's."""
+
 MIN_SEEN = 4
 """Blocks before unreadable pictures are counted: a share of fewer says little."""
 
 
 def blocks_of(
-    rows: np.ndarray, num_slots: int, refresh_interval: int, seed: int, step: int
+    rows: np.ndarray, num_slots: int, refresh_interval: int, seed: int, step: int, lane: int = 0
 ) -> list[int]:
-    """The number of the block in each slot at a step; `rows` [B] are the numbers of rows of the
-    blocks.
+    """The number of the block in each slot of a lane at a step; `rows` [B] are the numbers of rows
+    of the blocks.
     """
     edges = np.cumsum(rows)
     chosen = []
     for slot in range(num_slots):
         slot_epoch = (step + slot * refresh_interval // num_slots) // refresh_interval
-        at = np.random.default_rng([seed, slot, slot_epoch]).random() * edges[-1]
+        key = [seed, slot, slot_epoch]
+        if lane:
+            key.append(lane)
+        at = np.random.default_rng(key).random() * edges[-1]
         chosen.append(int(np.searchsorted(edges, at, side="right")))
     return chosen
 
@@ -66,24 +72,35 @@ class _Reader:
         self.blocks: dict[int, Future[_EncodedBlock]] = {}
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raymtl-read")
         self.lock = threading.Lock()
+        self.wanted: dict[int, tuple[int, set[int]]] = {}
+        """Of each lane the last step, and the blocks that it needs."""
         self.seen: dict[int, tuple[list[str], int]] = {}
         """The unreadable pictures and the number of rows of each block that was read."""
 
-    def blocks_at(self, seed: int, step: int) -> list[_EncodedBlock]:
+    def blocks_at(self, seed: int, step: int, lane: int) -> list[_EncodedBlock]:
         num_slots = self.source.found.pool or 1
         refresh_interval = self.source.hold_steps
         now, soon = (
-            blocks_of(self.rows, num_slots, refresh_interval, seed, at)
+            blocks_of(self.rows, num_slots, refresh_interval, seed, at, lane)
             for at in (step, step + AHEAD)
         )
         with self.lock:
             for number in [*now, *soon]:
                 if number not in self.blocks:
                     self.blocks[number] = self.thread.submit(self._read, number)
-            for number in set(self.blocks) - {*now, *soon}:
-                del self.blocks[number]
+            self.wanted[lane] = step, {*now, *soon}
+            self._forget(step)
             wanted = [self.blocks[number] for number in now]
         return [future.result() for future in wanted]
+
+    def _forget(self, step: int) -> None:
+        """Lets go the blocks that no lane needs, and lanes that have gone to another worker."""
+        gone = [lane for lane, (last, _) in self.wanted.items() if last < step - LASTING]
+        for lane in gone:
+            del self.wanted[lane]
+        needed = {number for _, numbers in self.wanted.values() for number in numbers}
+        for number in set(self.blocks) - needed:
+            del self.blocks[number]
 
     def _read(self, number: int) -> _EncodedBlock:
         one = encode(self.source, self.dataset, number)
@@ -112,9 +129,9 @@ def _reader(source: FilesConfig) -> _Reader:
     return _READERS[reader_key]
 
 
-def fill_buffer(source: FilesConfig, arrays: Arrays, seed: int, step: int) -> Arrays:
-    """The arrays that the episodes of a step are drawn from, beside the rows that are held out."""
-    blocks = _reader(source).blocks_at(seed, step)
+def fill_buffer(source: FilesConfig, seed: int, step: int, lane: int) -> Arrays:
+    """The arrays that the episodes of a lane are drawn from at a step."""
+    blocks = _reader(source).blocks_at(seed, step, lane)
     counts = [len(next(iter(block.arrays.values()))) for block in blocks]
     offsets = np.cumsum([0, *counts])
     rows = np.concatenate(

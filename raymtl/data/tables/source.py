@@ -179,12 +179,16 @@ class Files(FilesConfig):
         )
         return (Note(place=f"files in {_shown(self.path)}", text=text, key="data.fitted"),)
 
-    def window(self, arrays: Arrays, split: Split, seed: int, step: int) -> Arrays:
-        if split != "train" or self.found.pool is None:
+    @property
+    def is_streamed(self) -> bool:
+        return self.found.pool is not None
+
+    def window(self, arrays: Arrays, split: Split, seed: int, step: int, lane: int = 0) -> Arrays:
+        if split != "train" or not self.is_streamed:
             return arrays
         from raymtl.data.tables.shuffle_buffer import fill_buffer
 
-        return fill_buffer(self, arrays, seed, step)
+        return fill_buffer(self, seed, step, lane)
 
     def draw_episodes(self, arrays: Arrays, split: Split, draws: Draws) -> Iterable[Bucket]:
         return drawing.draw(self, arrays, split, draws)

@@ -1,0 +1,32 @@
+"""Builds the episodes of one share of a step, in a Train worker or in a builder."""
+
+from raymtl.config import Experiment
+from raymtl.data.base import Arrays
+from raymtl.data.episodes import build_meta_batch
+from raymtl.step.workers import Workers
+from raymtl.types import Episode
+
+
+class ShareBuilder:
+    """Builds the shares of a training, of all its stages, on a given number of workers."""
+
+    def __init__(self, experiment: Experiment, arrays: Arrays, num_workers: int) -> None:
+        self.stages = experiment.stage_configs()
+        self.arrays, self.num_workers = arrays, num_workers
+
+    def build(self, step: int, share: int) -> tuple[Episode, ...]:
+        """The episodes of a share of a step, which is counted over all stages."""
+        stage = max(
+            (stage for stage in self.stages if stage.start <= step), key=lambda stage: stage.start
+        )
+        experiment = stage.experiment
+        worker = Workers(rank=share, size=self.num_workers)
+        meta_batch = experiment.train.meta_batch
+        return build_meta_batch(
+            experiment.data,
+            self.arrays,
+            seed=experiment.seed,
+            step=step,
+            indices=worker.share(meta_batch),
+            meta_batch=meta_batch,
+        )

@@ -1,0 +1,194 @@
+"""Episodes built by Ray Data: the weights are those of a training whose workers build their own."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from raymtl.config import Experiment
+from raymtl.data.packed import pack_episodes
+from raymtl.distributed import waiting
+from raymtl.distributed.share_builder import ShareBuilder
+from raymtl.distributed.step_shards import StepShards
+from raymtl.distributed.trainer import TrainerSpec, train
+from raymtl.storage import fence, formats
+from tests.conftest import experiment
+from tests.data.test_mixed_episodes import SEVERAL
+from tests.distributed.test_trainer import parent
+from tests.narrowing import several_stacks
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """Ray on this machine, with room for four workers and three builders whatever its size."""
+    before = os.environ.pop("RAY_ADDRESS", None)
+    root = str(Path(__file__).parent.parent.parent)
+    ray.init(
+        address="local", num_cpus=7, include_dashboard=True, log_to_driver=False, logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": root}},
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+    if before is not None:
+        os.environ["RAY_ADDRESS"] = before
+
+
+def mixed() -> Experiment:
+    """Seven episodes a step in several stacks, so that shares are ragged."""
+    return experiment(
+        data=SEVERAL,
+        train__meta_batch=7,
+        train__steps=6,
+        train__eval_every=2,
+        train__schedule="constant",
+    )
+
+
+def trained(
+    chosen: Experiment, arrays: Any, folder: Path, workers: int, builders: int
+) -> dict[str, Tensor]:
+    """The weights of a training, which goes on where it stopped."""
+    folder.mkdir(exist_ok=True)
+    spec = TrainerSpec(
+        f"{folder.parent.name}-{folder.name}",
+        folder / ".ray",
+        workers,
+        cpus=1,
+        gpus=0,
+        builders=builders,
+    )
+    train(chosen, arrays, folder, spec)
+    assert len(formats.read_rows(folder / "history.parquet")) == chosen.train.steps
+    return formats.load_params(folder / "model.safetensors")
+
+
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def test_builders_change_no_weight(tmp_path: Path) -> None:
+    """One that goes on where another way of building stopped."""
+    chosen = mixed()
+    arrays = ray.put(chosen.data.load())
+    alone = trained(chosen, arrays, tmp_path / "alone", workers=2, builders=0)
+    folder = tmp_path / "built"
+    half = chosen.override({"train.steps": 4})
+    trained(half, arrays, folder, workers=2, builders=0)
+    assert_equal(trained(chosen, arrays, folder, workers=2, builders=1), alone)
+
+
+def shares_of_auto(settings: dict[str, Any]) -> None:
+    """Runs on each worker: the shares that it gets where workers always wait too long."""
+    import ray.train
+
+    from raymtl.distributed import waiting
+    from raymtl.distributed.feed import Feed, FeedSettings
+    from raymtl.step.workers import Workers
+
+    waiting.LOOK_STEPS, waiting.LOOK_S, waiting.MOST_WAIT = 4, 0.0, -1.0
+    context = ray.train.get_context()
+    workers = Workers(context.get_world_rank(), context.get_world_size())
+    folder = Path(settings["folder"])
+    arrays = ray.get(settings["arrays"])
+    feed = Feed(
+        FeedSettings(many_steps(), arrays, settings["arrays"], folder),
+        "auto",
+        workers,
+        torch.device("cpu"),
+    )
+    for step, share, episodes in feed(1):
+        assert share == workers.rank
+        np.save(folder / f"{step}-{share}.npy", pack_episodes(several_stacks(episodes)))
+
+
+def many_steps() -> Experiment:
+    return mixed().override({"train.steps": 12})
+
+
+def test_workers_change_to_builders_between_two_steps(tmp_path: Path) -> None:
+    """Each share comes once, and is what one process builds."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    chosen = many_steps()
+    arrays = chosen.data.load()
+    fence.claim(tmp_path)
+    TorchTrainer(
+        shares_of_auto,
+        train_loop_config={"arrays": ray.put(arrays), "folder": str(tmp_path)},
+        scaling_config=ScalingConfig(num_workers=2),
+        torch_config=TorchConfig(backend="gloo"),
+        datasets={"ids": ray.data.range(chosen.train.steps)},
+        dataset_config=StepShards(chosen.train.steps),
+        run_config=RunConfig(name="auto", storage_path=str(tmp_path / "ray")),
+    ).fit()
+    assert "built by" in str(waiting.read(tmp_path))
+    builder = ShareBuilder(chosen, arrays, 2)
+    for step in range(1, 12):
+        for share in range(2):
+            expected = pack_episodes(builder.build(step, share))
+            np.testing.assert_array_equal(np.load(tmp_path / f"{step}-{share}.npy"), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_any_number_of_builders_changes_no_weight(tmp_path: Path, workers: int) -> None:
+    chosen = mixed()
+    arrays = ray.put(chosen.data.load())
+    alone, one, three = (
+        trained(chosen, arrays, tmp_path / str(builders), workers, builders)
+        for builders in (0, 1, 3)
+    )
+    assert_equal(one, alone)
+    assert_equal(three, alone)
+
+
+def our_builders() -> list[int]:
+    """The processes of builders whose raylet this very process started."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            is_builder = b"MapWorker" in (process / "cmdline").read_bytes()
+            if is_builder and parent(parent(int(process.name))) == os.getpid():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_killed_builders_change_no_weight(tmp_path: Path) -> None:
+    """One every few seconds, by kill -9."""
+    chosen = mixed().override({"train.steps": 150, "train.eval_every": 50})
+    arrays = ray.put(chosen.data.load())
+    alone = trained(chosen, arrays, tmp_path / "alone", workers=2, builders=0)
+    done = threading.Event()
+    victims: list[int] = []
+
+    def kill() -> None:
+        while not done.wait(5):
+            # The oldest, which builds; the youngest may only just have started.
+            for pid in sorted(our_builders())[:1]:
+                os.kill(pid, signal.SIGKILL)
+                victims.append(pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        built = trained(chosen, arrays, tmp_path / "killed", workers=2, builders=3)
+    finally:
+        done.set()
+        killer.join()
+    assert len(victims) > 1
+    assert_equal(built, alone)

@@ -1,0 +1,137 @@
+"""When builders are asked for, without Ray running."""
+
+import math
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from raymtl.distributed import waiting
+from raymtl.distributed.builders import ACCELERATOR_LABEL, Shares, labels_without_gpus
+from raymtl.distributed.feed import Feed, FeedSettings
+from raymtl.distributed.streaming import StepEpisodes
+from raymtl.distributed.waiting import WaitClock, Waited, explain, num_builders
+from raymtl.step.workers import Workers
+from raymtl.storage import fence
+from tests.conftest import experiment
+from tests.processes import run_on
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("share", [0.06, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_builders_are_faster_than_the_workers_or_not_asked_for(share: float, workers: int) -> None:
+    for free in range(200):
+        builders = num_builders(Waited(share, 60), workers, free)
+        assert builders == 0 or workers < builders <= free
+        assert (builders == 0) == (free <= workers)
+    if share < 1:
+        # A worker builds all the time, so that builders make shares at the pace of steps that wait
+        # for nothing.
+        assert (num_builders(Waited(share, 60), workers, 1000)) * (1 - share) >= workers
+
+
+def test_notes_name_the_way_and_the_key(tmp_path: Path) -> None:
+    fence.claim(tmp_path)
+    assert waiting.read(tmp_path) is None
+    for builders, way in ((3, "built by 3 builders"), (0, "got 1")):
+        note = explain(Waited(0.31, 60), builders, 2, 1)
+        assert way in str(note) and "31 %" in str(note) and str(note).endswith("(data.builders)")
+        waiting.save(tmp_path, note, builders, 100)
+        assert waiting.read(tmp_path) == note
+
+
+def look(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    clock = WaitClock(Workers(rank, 2), CPU)
+    clock.since -= 100
+    clock.waited_s = 10.0 * rank
+    waited = clock.look()
+    assert math.isclose(waited.share, 0.05, rel_tol=0.2)
+    assert math.isclose(waited.seconds, 100, rel_tol=0.2)
+    torch.save(torch.tensor(waited), f"{folder}/{rank}.pt")
+
+
+def test_all_workers_see_the_same_wait(tmp_path: Path) -> None:
+    run_on(2, look, str(tmp_path))
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert torch.equal(one, other)
+
+
+def node(cpus: float, gpus: float = 0, kind: str | None = None, alive: bool = True) -> Any:
+    labels = {ACCELERATOR_LABEL: kind} if kind else {}
+    return {"Alive": alive, "Resources": {"CPU": cpus, "GPU": gpus}, "Labels": labels}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "selector"),
+    [
+        ([node(8)], None),
+        ([node(8, 1, "H100"), node(4)], "!in(H100)"),
+        ([node(8, 1, "H100"), node(8, 4, "A100"), node(2)], "!in(A100,H100)"),
+        ([node(8, 1, "H100", alive=False), node(8)], None),
+        ([node(8, 1), node(8)], None),
+    ],
+)
+def test_machines_without_gpus_are_selected_by_labels(
+    nodes: list[Any], selector: str | None
+) -> None:
+    expected = {ACCELERATOR_LABEL: selector} if selector else {}
+    assert labels_without_gpus(nodes) == expected
+
+
+@pytest.mark.parametrize("workers", [1, 3, 40])
+def test_ids_are_in_the_order_in_which_shares_are_assigned(workers: int) -> None:
+    ids = list(Shares(5, 9, workers).ids())
+    for rank in range(workers):
+        assert ids[rank::workers] == [(step, rank) for step in range(5, 9)]
+
+
+class FakeFeed(Feed):
+    """A feed whose episodes come from nowhere, those of the workers after a delay."""
+
+    delay_s = 0.002
+
+    def _built_here(self, first_step: int) -> Generator[StepEpisodes, None, None]:
+        for step in range(first_step, self.settings.experiment.train.steps):
+            time.sleep(self.delay_s)
+            yield step, 0, ()
+
+    def _built_elsewhere(self, first_step: int, num_builders: int) -> Iterator[StepEpisodes]:
+        for step in range(first_step, self.settings.experiment.train.steps):
+            yield step, num_builders, ()
+
+
+@pytest.mark.parametrize(
+    ("free", "step_s", "switches"), [(3, 0.0, True), (1, 0.0, False), (3, 0.06, False)]
+)
+def test_auto_takes_builders_once_where_workers_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, step_s: float, switches: bool
+) -> None:
+    """Each step comes once, whoever builds it; and a run that begins later looks anew."""
+    monkeypatch.setattr(waiting, "LOOK_S", 0.0)
+    monkeypatch.setattr(waiting, "LOOK_STEPS", 4)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": free})
+    fence.claim(tmp_path)
+    chosen = experiment(train__steps=20)
+    feed = FakeFeed(FeedSettings(chosen, {}, None, tmp_path), "auto", Workers(), CPU)
+    taken = []
+    for batch in feed(2):
+        taken.append(batch)
+        time.sleep(step_s)
+    assert [step for step, _, _ in taken] == list(range(2, 20))
+    assert [builders for _, builders, _ in taken] == [0, 0, *([3] * 16 if switches else [0] * 16)]
+    note = waiting.read(tmp_path)
+    if switches:
+        assert "built by 3 builders" in str(note)
+    elif step_s:
+        assert note is None
+    else:
+        assert "got 1" in str(note)
