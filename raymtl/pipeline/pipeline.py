@@ -221,6 +221,9 @@ def _finish(
     shares = {
         name: _share_of_time(history, name) for name in ("data_wait_pct", "communication_pct")
     }
+    read = [row["read_mb"] for row in history if row.get("read_mb") is not None]
+    if read:
+        shares["read_mb"] = sum(read) / len(read)
     on_builders = [note for note in [waiting.read(best)] if note is not None]
     every_note = (*notes, *on_builders, *notes_of_models(folders))
     said = [note.model_dump() for note in every_note]

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from raymtl.config import Experiment, StageConfig
 from raymtl.data import Arrays
 from raymtl.data.episodes import on_device, with_labels_of
+from raymtl.data.read_meter import READ
 from raymtl.evaluation.scores import validation_scores
 from raymtl.learners.diverging import divergence
 from raymtl.step.algorithm import Algorithm
@@ -167,6 +168,8 @@ class Stage:
         row: dict[str, Any] = {"step": inputs.step + 1}
         if self.manager.experiment.stages:
             row["stage"] = self.number
+        if self.experiment.data.is_streamed:
+            row["read_mb"] = READ.taken() / 1e6
         return {
             **row,
             "workers": self.context.workers.size,

@@ -19,6 +19,7 @@ import torch
 from raymtl.data import Files
 from raymtl.data.base import Arrays, Split
 from raymtl.data.episodes import build_episodes, build_meta_batch
+from raymtl.data.read_meter import READ
 from raymtl.data.tables import shuffle_buffer
 from raymtl.data.tables.shuffle_buffer import blocks_of
 from raymtl.step.workers import Workers
@@ -31,6 +32,8 @@ from tests.data.own import PICTURE_TASKS, write_csv, write_pictures
 from tests.narrowing import shared_inputs
 
 ROWS, GROUP = 4000, 100
+READ_BYTES_A_ROW = 4 + 8 + 1
+"""An input in float32, a label in float64, and whether there is one."""
 
 
 def numbered(folder: Path, rows: int = ROWS, **values: Any) -> Files:
@@ -385,3 +388,24 @@ def test_blocks_of_a_lane_that_went_elsewhere_are_let_go(tmp_path: Path) -> None
     for step in range(1, 40):
         source.window(arrays, "train", 0, step, 2)
     assert len(reader.blocks) <= 2 * pool
+
+
+def test_history_says_what_was_read(tmp_path: Path, blocks_read: list[int]) -> None:
+    source = numbered(tmp_path, lanes=2, in_memory_mb=0.04, hold_steps=4)
+    chosen = experiment(data=source, encoder__hidden=[4], train__steps=12, train__eval_every=6)
+    arrays = source.load()
+    READ.taken()
+    (tmp_path / "run").mkdir()
+    train_loop(
+        chosen,
+        arrays,
+        local_batches(chosen, arrays),
+        TrainContext(lambda scores: None, lambda row: None),
+        tmp_path / "run",
+    )
+    history = pq.read_table(tmp_path / "run" / "history.parquet").to_pylist()
+    megabytes = [row["read_mb"] for row in history]
+    assert megabytes[0] == max(megabytes) > 0
+    total = len(blocks_read) * GROUP * READ_BYTES_A_ROW
+    # What was read ahead of the last steps is in no step.
+    assert 0.5 * total < sum(megabytes) * 1e6 <= total + 1

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from raymtl.data.base import Arrays
+from raymtl.data.read_meter import READ
 from raymtl.data.tables.dataset import TableDataset
 from raymtl.data.tables.encode import encode
 from raymtl.data.tables.load_notes import unreadable_notes
@@ -104,6 +105,7 @@ class _Reader:
 
     def _read(self, number: int) -> _EncodedBlock:
         one = encode(self.source, self.dataset, number)
+        READ.add(sum(array.nbytes for array in one.arrays.values()))
         self.seen[number] = (list(one.unreadable), len(one.given))
         if one.unreadable and len(self.seen) >= MIN_SEEN:
             seen = list(self.seen.values())
