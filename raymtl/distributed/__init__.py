@@ -29,6 +29,12 @@ ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
 }
 
+PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+"""Whether an actor of Ray Train asks if a machine of the workers is about to be taken back.
+
+On a single machine each worker asks by itself. The actor takes 2 s to start and is left out.
+"""
+
 for _key, _value in ENVIRONMENT.items():
     os.environ.setdefault(_key, _value)
 

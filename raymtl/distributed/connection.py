@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import threading
 import warnings
 
@@ -11,7 +12,7 @@ import ray.train
 
 from raymtl.cluster.address import refusal, resolve
 from raymtl.cluster.doctor.check import first_line
-from raymtl.distributed import worker_environment
+from raymtl.distributed import PREEMPTION_WATCHER, worker_environment
 from raymtl.internals import ray as ray_internals
 from raymtl.types import UserError
 
@@ -27,13 +28,16 @@ def start_ray(address: str | None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray|torch.distributed")
     check_address(address)
     address = resolve(address)
+    if address is None:
+        os.environ.setdefault(PREEMPTION_WATCHER, "0")
     try:
-        ray.init(
-            address=address or "local",
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            runtime_env={"env_vars": worker_environment()} if address else None,
-        )
+        with ray_internals.without_log_monitor():
+            ray.init(
+                address=address or "local",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env={"env_vars": worker_environment()} if address else None,
+            )
     except Exception as error:  # of this very class where a start times out
         if address is None:
             raise UserError(

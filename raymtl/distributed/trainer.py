@@ -20,6 +20,7 @@ from raymtl.cluster.capacity import Capacity, ResourceRequest
 from raymtl.cluster.doctor.check import first_line
 from raymtl.cluster.doctor.node_probe import machines
 from raymtl.config import Experiment
+from raymtl.distributed import PREEMPTION_WATCHER
 from raymtl.distributed.elastic import STOP_REQUEST, CheckpointBeforeShutdown
 from raymtl.distributed.feed import Feed, FeedSettings
 from raymtl.distributed.step_shards import StepShards
@@ -258,4 +259,8 @@ def is_machine_preempted() -> bool:
 
 
 def _is_preempted() -> bool:
-    return ray.train.get_preemption_info() is not None or STOP_REQUEST.is_requested
+    if STOP_REQUEST.is_requested:
+        return True
+    if os.environ.get(PREEMPTION_WATCHER) == "0":
+        return is_machine_preempted()
+    return ray.train.get_preemption_info() is not None

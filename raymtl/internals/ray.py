@@ -137,6 +137,16 @@ VALIDATE_CONFIG = PrivateName(
     "check a cluster file as `ray up` does",
     "cluster files cannot be checked",
 )
+START_PARAMETERS = PrivateName(
+    "ray._private.parameter:RayParams",
+    "start Ray on this machine without the process that sends logs to the driver",
+    "that process runs beside the training for nothing",
+)
+FRAMEWORK_VERSION = PrivateName(
+    "ray.train.v2._internal.callbacks.state_manager:_get_framework_version",
+    "spare the process that keeps the dashboard's rows of Ray Train an import of torch",
+    "a training takes 2 s more to start",
+)
 PRIVATE_NAMES = (
     GCS_CLIENT,
     DRAIN_REASON,
@@ -153,6 +163,8 @@ PRIVATE_NAMES = (
     TUNE_LOGGER,
     PREPARE_CONFIG,
     VALIDATE_CONFIG,
+    START_PARAMETERS,
+    FRAMEWORK_VERSION,
 )
 
 
@@ -230,6 +242,39 @@ def lost_worker_errors() -> tuple[type[Exception], ...]:
     return (RayActorError, *(error for error in unhealthy if error is not None))
 
 
+@contextmanager
+def without_log_monitor() -> Iterator[None]:
+    """Within it `ray.init` starts no process that reads logs for the driver, which shows none.
+
+    The dashboard reads the logs by another process.
+    """
+    from functools import partial
+
+    original = START_PARAMETERS.find()
+    if original is None:
+        yield
+        return
+    from ray._private import parameter
+
+    parameter.RayParams = partial(original, include_log_monitor=False)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        parameter.RayParams = original  # type: ignore[misc]
+
+
+def framework_versions(framework: Any) -> dict[str, str]:
+    """The versions of Ray and of a framework, as the dashboard shows them.
+
+    A worker runs this. The version of torch is an object of torch, so whoever reads the answer of
+    Ray's own function imports torch.
+    """
+    find = FRAMEWORK_VERSION.find()
+    if find is None:
+        return {}
+    return {name: str(value) for name, value in find(framework).items()}
+
+
 class GroupObserver(Protocol):
     """Is called by Ray Train's controller, in the controller's process."""
 
@@ -254,6 +299,12 @@ def controller_callbacks(observer: GroupObserver) -> tuple[Any, ...]:
         return ()
 
     class Callback(*bases):  # type: ignore[misc] # found while it runs
+        def after_controller_start(self, train_run_context: Any) -> None:
+            if FRAMEWORK_VERSION.find() is not None:
+                from ray.train.v2._internal.callbacks import state_manager
+
+                state_manager._get_framework_version = framework_versions
+
         def after_worker_group_start(self, worker_group: Any) -> None:
             observer.on_group_start(worker_group)
 

@@ -17,7 +17,7 @@ import torch
 
 from raymtl.cluster.capacity import ResourceRequest
 from raymtl.config import Experiment, parse
-from raymtl.distributed import worker_environment
+from raymtl.distributed import PREEMPTION_WATCHER, trainer, worker_environment
 from raymtl.distributed.connection import check_address, start_ray
 from raymtl.distributed.trainer import TrainerSpec, ensure_resources, is_machine_preempted, train
 from raymtl.step.meta_gradient import meta_gradient
@@ -327,11 +327,23 @@ def test_a_machine_is_leaving_once_ray_was_told(monkeypatch: pytest.MonkeyPatch)
     assert is_machine_preempted()
 
 
+def test_one_machine_is_watched_without_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train's own answer would need the actor, and all workers."""
+    monkeypatch.setenv(PREEMPTION_WATCHER, "0")
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: 1 / 0)
+    leaving: dict[str, int] = {}
+    monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", lambda: leaving)
+    assert not trainer._is_preempted()
+    leaving[ray.get_runtime_context().get_node_id()] = 7
+    assert trainer._is_preempted()
+
+
 def test_a_start_that_times_out_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(**_: object) -> None:
         raise Exception("The current node timed out during startup.")
 
     monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setenv(PREEMPTION_WATCHER, "1")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError, match=r"does not start on this machine \(The current node timed"):
         start_ray(None)

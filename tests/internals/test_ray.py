@@ -77,3 +77,19 @@ def test_training_goes_on_without_the_names(monkeypatch: pytest.MonkeyPatch) -> 
     with ray_internals.translated_task_errors(lambda error: error):
         pass
     assert ray_internals.tune_logger().name == "ray.tune"
+
+
+def test_ray_is_started_without_its_log_monitor() -> None:
+    parameter = ray._private.parameter
+    ordinary = parameter.RayParams
+    with ray_internals.without_log_monitor():
+        assert parameter.RayParams().include_log_monitor is False
+    assert parameter.RayParams is ordinary
+
+
+def test_versions_of_frameworks_are_plain_texts() -> None:
+    """A subclass of str would make every process that reads them import torch."""
+    framework = pytest.importorskip("ray.train.v2._internal.util").TrainingFramework.TORCH
+    versions = ray_internals.framework_versions(framework)
+    assert versions.keys() == {"ray", "torch"}
+    assert {type(version) for version in versions.values()} == {str}
