@@ -1,5 +1,6 @@
 """Data prepared by Ray Data."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def test_ray_makes_the_shards_of_a_plain_loop(tmp_path: Path) -> None:
         address="local",
         num_cpus=2,
         include_dashboard=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         log_to_driver=False,
     )
     try:
