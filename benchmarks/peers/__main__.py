@@ -66,6 +66,8 @@ def main() -> None:
     if given.peak:
         print(peak_mib(chosen[0].contest(setting).ways[given.peak], given.device))
         return
+    if not is_installed("pyarrow"):
+        print("pyarrow is not installed, so nothing is written to a file.")
     missing = [name for name in LIBRARIES if not is_installed(name)]
     if missing and not given.ours:
         print(f"Not installed and left out: {', '.join(missing)}.")
@@ -88,11 +90,11 @@ def measured(subject: Subject, setting: Setting, rounds: int) -> list[dict[str, 
         if not setting.ours:
             _check_parity(subject, setting)
         contest = subject.contest(setting)
+        timed = in_turns(contest.ways, contest.base, rounds, setting.device)
     except (Missing, ImportError) as error:
         print(f"  left out, for want of {error}", flush=True)
         return []
     rows = []
-    timed = in_turns(contest.ways, contest.base, rounds, setting.device)
     for way, times in timed.items():
         share = None
         if contest.gigaflop is not None:

@@ -59,7 +59,8 @@ def contest(few_shot: FewShot, setting: Setting) -> Contest:
             ways["torch, CUDA graph"] = graph
         for name in _libraries(few_shot):
             ways[name] = _peer(few_shot, name, network, tasks)
-        if few_shot.in_jax and is_installed("jax"):
+        # The pinned JAX computes on the CPU.
+        if few_shot.in_jax and is_installed("jax") and setting.device == "cpu":
             everything = Tasks(*ours.tensors(num_tasks))
             run = in_jax.step(network, everything, few_shot.plan)
             ways["JAX, vmap and jit"] = Way(run, num_tasks, few_shot.repeat)

@@ -12,7 +12,7 @@ class Missing(Exception):
 
 def is_installed(name: str) -> bool:
     """Whether the package can be imported, as far as that is known without importing it."""
-    return name in sys.modules or importlib.util.find_spec(name) is not None
+    return importlib.util.find_spec(name) is not None
 
 
 def versions(names: Iterable[str]) -> list[str]:

@@ -11,14 +11,13 @@ from torch.utils._pytree import tree_map
 from benchmarks.peers.timing import Way as Timed
 from raymtl.config import Experiment, load
 from raymtl.data import Arrays
-from raymtl.data.episodes import on_device
+from raymtl.data.episodes import build_meta_batch, on_device
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig, count_episodes, stacks
 from raymtl.step.meta_gradient import MetaGradient, meta_gradient
 from raymtl.step.traced import Graph, Tracer
 from raymtl.step.workers import Workers
 from raymtl.training.fastest import Way, WayTimer, likely_way
-from raymtl.training.loop import local_batches
 from raymtl.types import MetaBatch
 
 LONG = 1_000_000
@@ -31,6 +30,19 @@ def experiment(text: str) -> Experiment:
         path = Path(folder) / "subject.yaml"
         path.write_text(text)
         return load(path)
+
+
+def meta_batch(config: Experiment, arrays: Arrays, step: int) -> MetaBatch:
+    """The episodes of a step of training."""
+    size = config.train.meta_batch
+    return build_meta_batch(
+        config.data,
+        arrays,
+        seed=config.seed,
+        step=step,
+        indices=range(size),
+        meta_batch=size,
+    )
 
 
 class Ours:
@@ -49,8 +61,7 @@ class Ours:
         config = experiment(text)
         if arrays is None:
             arrays = config.data.load()
-        _, _, episodes = next(local_batches(config, arrays)(0))
-        return cls(config.build(), episodes, device)
+        return cls(config.build(), meta_batch(config, arrays, 0), device)
 
     def first(self, num_episodes: int) -> "Ours":
         """The same algorithm on the first episodes of every stack."""

@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.peers import conv4
 from benchmarks.peers.installed import is_installed, without_init
-from benchmarks.peers.ours import experiment
+from benchmarks.peers.ours import experiment, meta_batch
 from benchmarks.peers.subject import Contest, Setting, Subject
 from benchmarks.peers.timing import Way
 from raymtl.config import Experiment
 from raymtl.data import Arrays
-from raymtl.data.episodes import build_meta_batch, on_device
+from raymtl.data.episodes import on_device
 
 META_BATCH = 32
 NUM_ROWS, NUM_GROUPS = 50_000, 500
@@ -182,14 +182,7 @@ def _ours(config: Experiment, arrays: Arrays, device: str | None) -> Way:
     steps = count()
 
     def run() -> None:
-        episodes = build_meta_batch(
-            config.data,
-            arrays,
-            seed=config.seed,
-            step=next(steps),
-            indices=range(META_BATCH),
-            meta_batch=META_BATCH,
-        )
+        episodes = meta_batch(config, arrays, next(steps))
         if device is not None:
             on_device(episodes, device)
 

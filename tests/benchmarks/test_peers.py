@@ -1,6 +1,7 @@
 """The comparison with other libraries, on tiny sizes."""
 
 import re
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,6 +45,28 @@ def test_a_run_without_other_libraries_fills_the_table(
     assert text.startswith("# Performance\n\nWords by hand.")
     assert "An earlier table" not in text
     assert f"**{base['way']}**" in text
+
+
+WITHOUT = """
+import sys
+for name in ("pyarrow", "tensorboard", "safetensors", "sklearn", "rich", "typer", "ray", "optuna", "torchvision",
+             "higher", "torchopt", "torchjd", "jax"):
+    sys.modules[name] = None  # importing it fails
+from benchmarks.peers import __main__ as peers
+peers.prepare_process = lambda: None
+peers.main()
+"""
+
+
+def test_raymtl_alone_needs_torch_alone() -> None:
+    """Where nothing can be written, the rows are printed."""
+    words = [SINUSOID, "--ours", "--quick", "--rounds", "1"]
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT, *words], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "raymtl vmap, replay" in ended.stdout
+    assert "nothing is written" in ended.stdout
 
 
 def test_a_second_run_replaces_the_rows_of_its_subject_alone(tmp_path: Path) -> None:
@@ -95,7 +118,7 @@ def test_the_summary_names_the_fastest_other_library() -> None:
 
     rows = [row("raymtl loop", 2.0, True), row("raymtl loop, compile", 1.0)]
     text = tables([*rows, row("slow", 9.0), row("fast", 3.0)])
-    assert "| a step | 2 | fast | 1.50 | 3.00 (loop, compile) |" in text
+    assert "| a step | 2 | 1.00 | fast | 1.50 | 3.00 (loop, compile) |" in text
     assert "| slow | 9 | 4.50 (4.50 to 4.50) |" in text
 
 
