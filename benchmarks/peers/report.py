@@ -109,6 +109,8 @@ def _table(rows: Sequence[Row]) -> list[str]:
 
 
 def _milliseconds(row: Row) -> str:
+    if row["ms"] >= 100:
+        return f"{row['ms']:,.0f}"
     return f"{row['ms']:.3g}"
 
 
