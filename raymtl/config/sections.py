@@ -46,10 +46,11 @@ class Train(Spec):
     """The most memory, in MiB for each worker, of graphs that wait until the losses of all tasks
     are known. Where an estimate exceeds it, the losses are computed twice; none sets no limit.
     """
-    graph: Literal["none", "replay", "compile"] = "none"
+    graph: Literal["auto", "none", "replay", "compile"] = "auto"
     """Whether steps run a traced graph of their losses. `replay` computes the same numbers faster;
-    tracing costs as much as some 200 steps. `compile` is faster still on small networks; its
-    numbers are the same up to rounding, and it needs a C++ compiler and up to a minute.
+    tracing costs as much as some 80 steps. `compile` is faster still on small networks; its
+    numbers are the same up to rounding, and it needs a C++ compiler and up to a minute. `auto`
+    times them where the steps to come can repay that, and takes the fastest.
     """
     eval_every: PositiveInt = 100
     """The number of steps between two scores on the validation split, each with a checkpoint."""

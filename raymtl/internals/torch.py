@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
 try:
     from torch._C._functorch import TransformType, get_interpreter_stack
@@ -105,45 +104,41 @@ def is_vmapped() -> bool:
     return any(level.key() == TransformType.Vmap for level in get_interpreter_stack() or ())
 
 
-def joint_graph(function: Callable[..., Any], simplify: Callable[[GraphModule], Any]) -> Any:
-    """A function that traces `function` and its gradient at its first call, for those shapes.
-
-    `simplify` may change the two graphs. The result is differentiable once.
-    """
-    from torch._functorch.aot_autograd import (  # type: ignore[attr-defined] # not in its __all__
-        aot_function,
-        make_boxed_func,
-    )
-
-    def replayed(gm: GraphModule, example_inputs: Sequence[Any]) -> Any:
-        simplify(gm)
-        return make_boxed_func(gm.forward)  # takes its arguments as one list, as the caller does
-
-    return aot_function(function, fw_compiler=replayed, bw_compiler=replayed)
-
-
 def traced_call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The first call of a joint graph, which traces it.
+    """The first call of a compiled function, which traces it.
 
     Tensors that the function holds itself, such as buffers, become constants of the graph. Its
     backward pass may be run several times, so no buffer of the forward pass is handed over to it.
     """
     from torch._functorch import config
-    from torch._guards import TracingContext, tracing
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    context = TracingContext(FakeTensorMode(allow_non_fake_inputs=True))
-    with config.patch(donated_buffer=False), tracing(context):
+    with config.patch(donated_buffer=False), described_once():
         return function(*arguments)
 
 
+def described_once() -> AbstractContextManager[Any]:
+    """Within it a tracer describes all tensors in one mode. Else it makes one for each of them,
+    which takes half of the time of tracing.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    context: AbstractContextManager[Any] = tracing(
+        TracingContext(FakeTensorMode(allow_non_fake_inputs=True))
+    )
+    return context
+
+
 def inductor_graph(function: Callable[..., Any]) -> Any:
-    """As `joint_graph`, but with both graphs compiled by inductor."""
+    """A function that traces `function` and its gradient at its first call, and compiles both.
+
+    It is compiled for the shapes of that call by inductor. The result is differentiable once.
+    """
     from torch._functorch.aot_autograd import aot_function
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
 
-    def backward(gm: GraphModule, example_inputs: Sequence[Any]) -> Any:
+    def backward(gm: Any, example_inputs: Sequence[Any]) -> Any:
         return compile_fx_inner(gm, example_inputs, is_backward=True)
 
     return aot_function(
@@ -152,11 +147,3 @@ def inductor_graph(function: Callable[..., Any]) -> Any:
         bw_compiler=backward,
         decompositions=select_decomp_table(),
     )
-
-
-def outside_of_tracing() -> AbstractContextManager[None]:
-    """Within it operations compute real tensors, also while a graph is being traced."""
-    from torch.utils._python_dispatch import _disable_current_modes
-
-    context: AbstractContextManager[None] = _disable_current_modes()
-    return context

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from raymtl.internals.torch import outside_of_tracing
-
 aten = torch.ops.aten
 
 REPEATS = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default)
@@ -34,7 +32,10 @@ def shortened(module: GraphModule) -> GraphModule:
     The module is changed. Its nodes carry the tensors that the tracer saw, as `node.meta["val"]`.
     """
     constants: dict[Node, Tensor] = {}
+    overwritten = _overwritten(module)
     for node in list(module.graph.nodes):
+        if node in overwritten:
+            continue  # it has to be made anew for every replay
         if node.op == "get_attr":
             _remember(module, node, constants)
         elif node.op == "call_function":
@@ -42,6 +43,16 @@ def shortened(module: GraphModule) -> GraphModule:
     module.graph.eliminate_dead_code()
     module.recompile()
     return module
+
+
+def _overwritten(module: GraphModule) -> set[Node]:
+    """The nodes that an operation changes in place, with all that they are made of."""
+    overwritten: set[Node] = set()
+    for node in reversed(module.graph.nodes):
+        changes = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        if changes or node in overwritten:
+            overwritten.update(node.all_input_nodes)
+    return overwritten
 
 
 def _remember(module: GraphModule, node: Node, constants: dict[Node, Tensor]) -> None:
@@ -105,15 +116,14 @@ def _constant_value(node: Node, constants: dict[Node, Tensor]) -> Tensor | None:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return None
-    with outside_of_tracing():
-        if target in FILLED:
-            return torch.full(like.shape, FILLED[target], dtype=like.dtype, device=like.device)
-        if torch.Tag.nondeterministic_seeded in target.tags:
-            return None
-        if any(each not in constants for each in node.all_input_nodes):
-            return None
-        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), constants.__getitem__)
-        value = target(*args, **kwargs)
+    if target in FILLED:
+        return torch.full(like.shape, FILLED[target], dtype=like.dtype, device=like.device)
+    if torch.Tag.nondeterministic_seeded in target.tags:
+        return None
+    if any(each not in constants for each in node.all_input_nodes):
+        return None
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), constants.__getitem__)
+    value = target(*args, **kwargs)
     return value if isinstance(value, Tensor) else None
 
 

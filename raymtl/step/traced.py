@@ -5,6 +5,7 @@ compiled one also fuses what stands beside each other; its numbers are the same 
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
@@ -12,13 +13,17 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from raymtl.internals.torch import inductor_graph, joint_graph, traced_call
-from raymtl.step.graph_passes import shortened
+from raymtl.internals.torch import inductor_graph, traced_call
+from raymtl.step.joint_graph import JointGraph
 from raymtl.types import MetaBatch, Params
 
 logger = logging.getLogger("raymtl")
 
 Graph = Literal["replay", "compile"]
+
+PATIENCE = 80
+"""How often episodes of a further shape run without a graph until they get a replayed one: about as
+long as it takes to trace them. Their numbers are the same in either case."""
 
 LossFunction = Callable[[Params, MetaBatch], tuple[Tensor, ...]]
 """(parameters, episodes) -> tensors, as a function of these two alone."""
@@ -36,6 +41,8 @@ class Tracer:
         self.refusal: str | None = None
         """Why nothing is traced any more; None as long as all is."""
         self._traced: dict[Hashable, Callable[..., Any]] = {}
+        self._runs: Counter[Hashable] = Counter()
+        """How often functions and shapes ran that have no graph yet."""
 
     def run(
         self, function: LossFunction, key: Hashable, params: Params, episodes: MetaBatch
@@ -54,6 +61,9 @@ class Tracer:
         if place in self._traced:
             outputs: Sequence[Tensor] = self._traced[place](values, leaves)
             return tuple(outputs)
+        self._runs[place] += 1
+        if self.graph == "replay" and self._traced and self._runs[place] <= PATIENCE:
+            return function(params, episodes)
 
         def flat(values: Sequence[Tensor], leaves: list[Any]) -> list[Tensor]:
             given = dict(zip(params, values, strict=True))
@@ -68,7 +78,7 @@ class Tracer:
             self._refuse(f"{type(error).__name__}: {str(error).splitlines()[0]}")
             return function(params, episodes)
         plain = function(params, episodes)
-        if not _agree(outputs, plain, values):
+        if not self._agree(outputs, plain, values):
             self._refuse("its losses or gradients differ from those without a graph")
             return plain
         self._traced[place] = traced
@@ -77,11 +87,27 @@ class Tracer:
     def _trace(
         self, flat: Callable[..., Any], values: list[Tensor], leaves: list[Any]
     ) -> tuple[Callable[..., Any], Sequence[Tensor]]:
-        if self.graph == "compile":
-            traced = inductor_graph(flat)
-        else:
-            traced = joint_graph(flat, shortened)
-        return traced, traced_call(traced, values, leaves)
+        if self.graph == "replay":
+            replayed = JointGraph(flat, values, leaves)
+            return replayed, replayed(values, leaves)
+        compiled = inductor_graph(flat)
+        return compiled, traced_call(compiled, values, leaves)
+
+    def _agree(
+        self, one: Sequence[Tensor], other: Sequence[Tensor], values: Sequence[Tensor]
+    ) -> bool:
+        """Whether two ways to compute losses give the same values and gradient of their sum.
+
+        Of a compiled graph, rounding may differ by the square root of the type's precision.
+        """
+        for a, b in zip(_with_gradients(one, values), _with_gradients(other, values), strict=True):
+            tolerance = 0.0
+            if self.graph == "compile":
+                tolerance = torch.finfo(b.dtype).eps ** 0.5
+            scale = float(b.detach().abs().max()) if b.numel() else 0.0
+            if not torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
+                return False
+        return True
 
     def _refuse(self, reason: str) -> None:
         self.refusal = reason
@@ -92,25 +118,21 @@ class Tracer:
         )
 
 
+def tracer_of(graph: str) -> Tracer | None:
+    """A tracer of the graphs that are named so; None where it is no graph."""
+    if graph == "replay":
+        return Tracer("replay")
+    if graph == "compile":
+        return Tracer("compile")
+    return None
+
+
 def _kinds(tensors: Sequence[Any]) -> list[Hashable]:
     """For each tensor all that a graph is made for."""
     return [
         (each.shape, each.dtype, each.device, each.requires_grad, each.is_contiguous())
         for each in tensors
     ]
-
-
-def _agree(one: Sequence[Tensor], other: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
-    """Whether two ways to compute losses give the same values and the same gradient of their sum.
-
-    Rounding may differ by the square root of the type's precision.
-    """
-    for a, b in zip(_with_gradients(one, values), _with_gradients(other, values), strict=True):
-        tolerance = torch.finfo(b.dtype).eps ** 0.5
-        scale = float(b.detach().abs().max()) if b.numel() else 0.0
-        if not torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
-            return False
-    return True
 
 
 def _with_gradients(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:

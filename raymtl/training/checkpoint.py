@@ -32,7 +32,8 @@ NUM_SAVED = 2
 
 
 class Progress(NamedTuple):
-    """Where a training stands. `task_axis` is saved so that a resumed run computes in the same way.
+    """Where a training stands. `task_axis` and `graph` are saved so that a resumed run computes in
+    the same way.
 
     `anchor` is what the model was at the step that the mode draws it to, empty where the mode does
     not. `rows` are the records of steps that are not in history.parquet yet.
@@ -43,6 +44,7 @@ class Progress(NamedTuple):
     task_axis: str
     anchor: dict[str, Tensor] = {}
     rows: Sequence[dict[str, Any]] = ()
+    graph: str = "none"
 
 
 class Snapshot(NamedTuple):
@@ -119,6 +121,7 @@ def _write(
     state = {
         "step": progress.step,
         "task_axis": progress.task_axis,
+        "graph": progress.graph,
         "optimizer": optimizer_state(optimizer, progress.params),
         "weighting": snapshot.weighting,
         "anchor": progress.anchor,
@@ -235,7 +238,12 @@ def restore(
         algorithm.weighting.restore(state["weighting"])
         torch.set_rng_state(state["rng"])
         progress = Progress(
-            int(state["step"]), params, str(state["task_axis"]), state["anchor"], state["rows"]
+            int(state["step"]),
+            params,
+            str(state["task_axis"]),
+            state["anchor"],
+            state["rows"],
+            str(state.get("graph", "none")),  # an earlier version had no graphs
         )
         for name, value in progress.anchor.items():
             progress.anchor[name] = value.to(params[name].device)

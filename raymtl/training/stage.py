@@ -1,6 +1,5 @@
 """One stage of a training: its algorithm, its parameters and its optimiser, step by step."""
 
-import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -20,18 +19,15 @@ from raymtl.learners.diverging import divergence
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig, stacks
 from raymtl.step.meta_gradient import MetaGradient, meta_gradient, update_after_step
-from raymtl.step.traced import Tracer
+from raymtl.step.traced import Tracer, tracer_of
 from raymtl.step.workers import COMMUNICATION
-from raymtl.storage import formats
-from raymtl.storage.notes import Note
 from raymtl.training import checkpoint
 from raymtl.training.checkpoint import Progress, Saved
 from raymtl.training.checkpointing import CheckpointManager, StepFlags
-from raymtl.training.fastest import Way, WayTimer, likely_way
+from raymtl.training.fastest import Way
 from raymtl.training.outer_step import learning_rate, make_optimizer, move, select_moving
+from raymtl.training.trials import Trials
 from raymtl.types import DivergedError, MetaBatch, Params
-
-logger = logging.getLogger("raymtl")
 
 Scores = Mapping[str, float | None]
 
@@ -73,12 +69,12 @@ class Stage:
         self.params = self.algorithm.init_params(self.context.device)
         self.way: Way | None = None
         """How episodes are run; None until the first step has timed the ways."""
-        if self.experiment.train.task_axis != "auto":
-            self.way = Way(self.experiment.train.task_axis, self.experiment.train.chunk)
-        self.tracer: Tracer | None = None
-        """The graphs of the steps where `train.graph` asks for them."""
-        if self.experiment.train.graph != "none":
-            self.tracer = Tracer(self.experiment.train.graph)
+        settings = self.experiment.train
+        if settings.task_axis != "auto":
+            self.way = Way(settings.task_axis, settings.chunk)
+        self.tracer: Tracer | None = tracer_of(settings.graph)
+        """The graphs by which steps are run, where they are."""
+        self.must_choose_graph = settings.graph == "auto"
         self.anchor: dict[str, Tensor] = {}
         """The model at the last anchor step of a mode that draws the parameters back to it."""
         self.task_sizes = self.experiment.data.sizes(arrays)
@@ -96,6 +92,8 @@ class Stage:
             self.anchor = restored.anchor
             if self.way is None:
                 self.way = Way.parsed(restored.task_axis)
+            if self.must_choose_graph:
+                self.tracer, self.must_choose_graph = tracer_of(restored.graph), False
         self.started = time.perf_counter()
         COMMUNICATION.taken()  # leaves out what was communicated before the first step
 
@@ -109,9 +107,19 @@ class Stage:
         if self.experiment.mode.is_anchor_step(step):
             self.anchor = self._copy_of_model()
         with self._failures_explained(inputs.step + 1, episodes):
-            if self.way is None:
-                self.way = self._fastest_way(episodes)
+            self._choose_execution(episodes, step)
             return self._move(step, episodes)
+
+    def _choose_execution(self, episodes: MetaBatch, step: int) -> None:
+        """Times what the configuration leaves open, before the first step."""
+        settings, context = self.experiment.train, self.context
+        trials = Trials(self.algorithm, self.params, settings, context, self._execution_by)
+        if self.way is None:
+            self.way = trials.fastest_way(episodes)
+        if self.must_choose_graph:
+            self.tracer = trials.fastest_graph(episodes, self.way, step)
+            self.must_choose_graph = False
+        trials.write(self.manager.folder, self.manager.attempt)
 
     def _move(self, step: int, episodes: MetaBatch) -> StepResult:
         settings, workers = self.experiment.train, self.context.workers
@@ -153,7 +161,10 @@ class Stage:
         """Records the step, writes a checkpoint where one is due, and reports the scores."""
         done = inputs.step + 1
         self.manager.recorder.add(self._row(inputs, result, scores))
-        progress = Progress(done, self.params, str(self.way), self.anchor)
+        graph = "none"
+        if self.tracer is not None:
+            graph = self.tracer.graph
+        progress = Progress(done, self.params, str(self.way), self.anchor, graph=graph)
         flags = StepFlags(self.is_scored(done), self.is_scored(done + 1), inputs.ask_preempted)
         preempted = self.manager.after_step(self.algorithm, self.optimizer, progress, flags)
         if self.is_scored(done):
@@ -254,32 +265,6 @@ class Stage:
                 if reason:
                     return str(reason)
         return None
-
-    def _fastest_way(self, episodes: MetaBatch) -> Way:
-        """Times the ways of running episodes on these very ones, and notes the fastest one."""
-        settings, context = self.experiment.train, self.context
-        state = self.algorithm.weighting.state()
-        timer = WayTimer(self._seconds_of, episodes, context.workers, settings.steps)
-        way = timer.fastest(likely_way(self.params, settings.chunk), settings.chunk)
-        self.algorithm.weighting.restore(state)
-        if context.workers.rank == 0:
-            text = f"run by {way}, the fastest of {len(timer.seconds)} ways that were timed"
-            note = Note(place="episodes", text=text, key="train.task_axis")
-            logger.info("%s", note)
-            milliseconds = {str(each): 1000 * s for each, s in timer.seconds.items()}
-            about = {"task_axis": str(way), "note": str(note), "episode_ms": milliseconds}
-            formats.write_json(
-                self.manager.folder / "task_axis.json", about, self.manager.attempt.publish
-            )
-        return way
-
-    def _seconds_of(self, way: Way, episodes: MetaBatch) -> float:
-        execution = self._execution_by(way)
-        start = time.perf_counter()
-        meta_gradient(self.algorithm, self.params, episodes, self.context.workers, execution)
-        if self.context.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
 
 
 def lasting_prefixes(one: Experiment, other: Experiment) -> tuple[str, ...]:

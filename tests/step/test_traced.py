@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from raymtl.step import traced
 from raymtl.step.traced import Tracer
 from raymtl.types import Batch, Episode, MetaBatch, Params
 from tests.narrowing import one_stack, shared_inputs
@@ -51,10 +52,10 @@ def test_a_replay_is_exact_on_fresh_arguments() -> None:
     tracer = Tracer("replay")
     for seed in range(3):
         given, stack = params(seed), episode(seed=seed)
-        traced = tracer.run(losses, "losses", given, stack)
+        replayed = tracer.run(losses, "losses", given, stack)
         plain = losses(given, stack)
-        assert torch.equal(torch.stack(traced), torch.stack(plain))
-        assert torch.equal(gradient(traced, given), gradient(plain, given))
+        assert torch.equal(torch.stack(replayed), torch.stack(plain))
+        assert torch.equal(gradient(replayed, given), gradient(plain, given))
     assert tracer.refusal is None
 
 
@@ -76,6 +77,16 @@ def test_one_graph_serves_all_of_a_shape() -> None:
     assert tracer.refusal is None
 
 
+def test_a_rare_shape_is_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traced, "PATIENCE", 2)
+    tracer = Tracer("replay")
+    graphs = []
+    for count in (3, 5, 5, 5, 5, 3):
+        tracer.run(losses, "losses", params(), episode(count))
+        graphs.append(len(tracer._traced))
+    assert graphs == [1, 1, 1, 2, 2, 2]
+
+
 def test_a_branch_on_values_runs_without_a_graph(caplog: pytest.LogCaptureFixture) -> None:
     def branching(params: Params, episodes: MetaBatch) -> tuple[Tensor, ...]:
         if float(params["w"].sum()) > 0:
@@ -86,8 +97,8 @@ def test_a_branch_on_values_runs_without_a_graph(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.WARNING, "raymtl"):
         for seed in range(3):
             given, stack = params(seed), episode(seed=seed)
-            traced = tracer.run(branching, "losses", given, stack)
-            assert torch.equal(torch.stack(traced), torch.stack(branching(given, stack)))
+            replayed = tracer.run(branching, "losses", given, stack)
+            assert torch.equal(torch.stack(replayed), torch.stack(branching(given, stack)))
     assert tracer.refusal
     assert len(caplog.records) == 1
     assert "train.graph" in caplog.text
@@ -126,8 +137,8 @@ def test_a_compiled_graph_agrees_up_to_rounding() -> None:
     tracer = Tracer("compile")
     for seed in range(3):
         given, stack = params(seed), episode(seed=seed)
-        traced = tracer.run(losses, "losses", given, stack)
+        replayed = tracer.run(losses, "losses", given, stack)
         plain = losses(given, stack)
-        torch.testing.assert_close(torch.stack(traced), torch.stack(plain))
-        torch.testing.assert_close(gradient(traced, given), gradient(plain, given))
+        torch.testing.assert_close(torch.stack(replayed), torch.stack(plain))
+        torch.testing.assert_close(gradient(replayed, given), gradient(plain, given))
     assert tracer.refusal is None

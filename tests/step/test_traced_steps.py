@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from raymtl.config import Experiment
+from raymtl.step import traced as tracing
 from raymtl.step.execution import ExecutionConfig
 from raymtl.step.meta_gradient import meta_gradient, update_after_step
 from raymtl.step.traced import Tracer
@@ -21,6 +22,11 @@ FEW = [
 """Weights that are given, by gradients, learned, and from state; steps through which, none, some."""
 
 STEPS = 3
+
+
+@pytest.fixture(autouse=True)
+def _every_shape_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "PATIENCE", 0)
 
 
 def steps(

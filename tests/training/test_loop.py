@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from raymtl.config import Experiment
 from raymtl.storage import formats
-from raymtl.training import fastest
+from raymtl.training import fastest, fastest_graph
 from raymtl.types import DivergedError, UserError
 from tests.conftest import LEARNERS, WEIGHTING, experiment, two_steps
 from tests.training.runs import Stopped, run
@@ -74,6 +74,32 @@ def test_a_replayed_training_is_bit_identical(
     )
     assert all(torch.equal(plain[name], replayed[name]) for name in plain)
     assert "train.graph" not in caplog.text  # no note that it ran without one
+
+
+def test_auto_graph_keeps_numbers_and_resumes(
+    arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It times a replay where that can pay, and a resumed training keeps what was chosen."""
+    monkeypatch.setattr(fastest_graph, "REPLAY_RUNS", 3)
+    monkeypatch.setattr(fastest_graph, "CLEARLY_FASTER", 100.0)  # so that the replay is chosen
+    chosen = short(data__tasks=["left", "right"], train__steps=3)
+    run(chosen.override({"train.graph": "none"}), arrays, tmp_path / "none")
+    with pytest.raises(Stopped):
+        run(chosen, arrays, tmp_path / "auto", stop_at=2)
+    timed = formats.read_json(tmp_path / "auto" / "task_axis.json")
+    assert timed["graph"] == "replay"
+    assert set(timed["graph_ms"]) == {"none", "replay"}
+    monkeypatch.setattr(fastest_graph, "REPLAY_RUNS", 1000)
+    run(chosen, arrays, tmp_path / "auto")
+    states = [
+        torch.load(tmp_path / name / "checkpoints/step_00000003/state.pt", weights_only=True)
+        for name in ("none", "auto")
+    ]
+    assert [state["graph"] for state in states] == ["none", "replay"]
+    plain, replayed = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("none", "auto")
+    )
+    assert all(torch.equal(plain[name], replayed[name]) for name in plain)
 
 
 def test_training_lowers_the_loss(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
