@@ -1,7 +1,6 @@
 """When builders are asked for, without Ray running."""
 
 import math
-import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 import ray
 import torch
 
+from raymtl.distributed import feed as feed_module
 from raymtl.distributed import waiting
 from raymtl.distributed.builders import ACCELERATOR_LABEL, Shares, labels_without_gpus
 from raymtl.distributed.feed import Feed, FeedSettings
@@ -94,14 +94,25 @@ def test_ids_are_in_the_order_in_which_shares_are_assigned(workers: int) -> None
         assert ids[rank::workers] == [(step, rank) for step in range(5, 9)]
 
 
+class FakeClock:
+    """A clock that only the episodes and the steps move."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
 class FakeFeed(Feed):
     """A feed whose episodes come from nowhere, those of the workers after a delay."""
 
     delay_s = 0.002
+    clock: FakeClock
 
     def _built_here(self, first_step: int) -> Generator[StepEpisodes, None, None]:
         for step in range(first_step, self.settings.experiment.train.steps):
-            time.sleep(self.delay_s)
+            self.clock.now += self.delay_s
             yield step, 0, ()
 
     def _built_elsewhere(self, first_step: int, num_builders: int) -> Iterator[StepEpisodes]:
@@ -119,13 +130,17 @@ def test_auto_takes_builders_once_where_workers_wait(
     monkeypatch.setattr(waiting, "LOOK_S", 0.0)
     monkeypatch.setattr(waiting, "LOOK_STEPS", 4)
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": free})
+    clock = FakeClock()
+    monkeypatch.setattr(feed_module, "time", clock)
+    monkeypatch.setattr(waiting, "time", clock)
     fence.claim(tmp_path)
     chosen = experiment(train__steps=20)
     feed = FakeFeed(FeedSettings(chosen, {}, None, tmp_path), "auto", Workers(), CPU)
+    feed.clock = clock
     taken = []
     for batch in feed(2):
         taken.append(batch)
-        time.sleep(step_s)
+        clock.now += step_s
     assert [step for step, _, _ in taken] == list(range(2, 20))
     assert [builders for _, builders, _ in taken] == [0, 0, *([3] * 16 if switches else [0] * 16)]
     note = waiting.read(tmp_path)
