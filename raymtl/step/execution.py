@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from raymtl.step.traced import Tracer
 from raymtl.step.workers import Workers
@@ -38,12 +38,32 @@ class ExecutionConfig(NamedTuple):
     tracer: Tracer | None = None
     """The graphs that stand for the query losses; None to run them as they are written."""
 
+    channels_last: bool = True
+    """Whether pictures and weights may be laid out anew in memory."""
+
     def uses_channels_last(self, device: torch.device) -> bool:
         """Whether pictures and weights of convolutions lie in memory with their channels last.
 
         A CPU convolves them faster then, but not those of several episodes at once.
         """
-        return self.task_axis == "loop" and device.type == "cpu"
+        return self.channels_last and self.task_axis == "loop" and device.type == "cpu"
+
+
+WEIGHTS_PER_NUMBER = 32
+"""With more weights of convolutions than this for each number of an episode's pictures, laying them
+out anew takes longer than a convolution gains by it.
+"""
+
+
+def suited_to(execution: ExecutionConfig, params: Params, episodes: MetaBatch) -> ExecutionConfig:
+    """The execution, without a new layout where that does not pay for so few pictures."""
+    weights = sum(value.numel() for value in params.values() if value.ndim == 4)
+    if not weights or not execution.channels_last:
+        return execution
+    numbers = [
+        leaf[0].numel() for stack in stacks(episodes) for leaf in tree_leaves(stack.query.inputs)
+    ]
+    return execution._replace(channels_last=weights <= WEIGHTS_PER_NUMBER * max(numbers))
 
 
 def laid_out(params: Params, execution: ExecutionConfig) -> Params:

@@ -17,6 +17,7 @@ from raymtl.step.execution import (
     over_episodes,
     pieces_at_once,
     split_episodes,
+    suited_to,
 )
 from raymtl.step.outer_loss import (
     auxiliary_gradient,
@@ -70,6 +71,7 @@ def meta_gradient(
     size: one stack [E, ...] or, where episodes differ in shape, several. `step` is the outer step,
     which some learners anneal by. Raises DivergedError where a loss is not finite.
     """
+    execution = suited_to(execution, params, episodes)
     params = laid_out(params, execution)
     context = StepContext(algorithm, params, workers, execution)
     batch = step_batch(context, episodes, step)

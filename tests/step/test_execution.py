@@ -10,7 +10,7 @@ from torch import Tensor
 from raymtl.config import Experiment
 from raymtl.data import Arrays
 from raymtl.step import query_gradient as module_of_the_step
-from raymtl.step.execution import ExecutionConfig, TaskAxis, laid_out
+from raymtl.step.execution import ExecutionConfig, TaskAxis, laid_out, suited_to
 from raymtl.step.graph_size import graph_megabytes
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.step.outer_loss import query_losses
@@ -84,6 +84,17 @@ def test_the_loop_lays_weights_out_anew() -> None:
         weight = laid_out(params, execution)[name]
         assert weight.is_contiguous(memory_format=torch.channels_last) == moved
         assert torch.equal(weight, params[name])
+
+
+def test_few_pictures_keep_the_layout_of_many_weights(arrays: Arrays) -> None:
+    chosen = on_pictures("hard", "maml")
+    params, episodes = chosen.build().init_params(), episodes_of(chosen, arrays, count=2)
+    execution = ExecutionConfig("loop")
+    assert suited_to(execution, params, episodes).channels_last
+    pictures = episodes.query.inputs
+    assert isinstance(pictures, Tensor)
+    params["model.more"] = torch.zeros(40, pictures[0].numel(), 1, 1)
+    assert not suited_to(execution, params, episodes).channels_last
 
 
 def most_graphs(
