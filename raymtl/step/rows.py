@@ -82,7 +82,7 @@ def in_memory_order(grads: Sequence[Tensor | None], leaves: Sequence[Tensor]) ->
     """Each gradient as a vector in the order of its leaf's memory, which copies none that lies like
     its leaf.
     """
-    moved = []
+    moved: list[Tensor | None] = []
     for grad, leaf in zip(grads, leaves, strict=True):
         if grad is not None and _has_channels_last(leaf):
             moved.append(grad.permute(0, 2, 3, 1))
