@@ -6,14 +6,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import weighting
+from benchmarks import hard_sharing, weighting
 from benchmarks.weighting import Timing
 from tests.narrowing import present
 
 
 def test_both_packages_compute_the_same_gradient() -> None:
     """PCGrad, whose random order has no say over two tasks."""
-    net = weighting.network("lenet", 2, batch_size=4)
+    net = hard_sharing.network("lenet", 2, batch_size=4)
     flat = weighting.our_step(net, "pcgrad")()
     for chunk, by_parts in ((None, False), (1, False), (1, True)):
         weighting.their_step(net, "pcgrad", chunk, by_parts)()
