@@ -1,5 +1,6 @@
 """`train.task_axis: auto`: times the ways of running episodes on a few of them, before step one."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ SHARE = 0.02
 """The largest share of a training's time that the timings may take."""
 CLEARLY_SLOWER = 2.0
 """A way whose first run takes so many times the best one's time is not timed again."""
+
+NEARLY = 1.05
+"""Of ways that take at most so many times the best one's time, the one of least memory is taken."""
 
 
 class Way(NamedTuple):
@@ -85,7 +89,9 @@ class WayTimer:
             self._time(way)
         if not self.seconds:
             return likely
-        return min(self.seconds, key=lambda way: self.seconds[way])
+        best = min(self.seconds.values())
+        near = [way for way, seconds in self.seconds.items() if seconds <= NEARLY * best]
+        return min(near, key=_episodes_at_once)
 
     def _affords(self, way: Way) -> bool:
         """Whether two runs of the way are within the share, if it is as fast as the best one."""
@@ -124,6 +130,13 @@ class WayTimer:
             torch.tensor([seconds, number], dtype=torch.float64, device=device)
         ).tolist()
         return summed
+
+
+def _episodes_at_once(way: Way) -> float:
+    """How many episodes' graphs are in memory together."""
+    if way.task_axis == "loop":
+        return 1
+    return way.chunk or math.inf
 
 
 def _first_rows(stack: Episode, number: int) -> Episode:

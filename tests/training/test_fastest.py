@@ -46,6 +46,15 @@ def test_the_fastest_way_is_chosen(best: Way, likely: Way) -> None:
     assert timer_of(machine).fastest(likely, None) == best
 
 
+@pytest.mark.parametrize("lean", [Way("loop"), Way("vmap", 2), Way("vmap", 8)])
+def test_of_ways_as_fast_the_leanest_is_chosen(lean: Way) -> None:
+    """The one that holds the fewest episodes at once."""
+    seconds = {way: 1.3 for way in WAYS} | {Way("vmap"): 1.0, lean: 1.04}
+    assert timer_of(Machine(seconds)).fastest(Way("loop"), None) == lean
+    seconds[lean] = 1.06
+    assert timer_of(Machine(seconds)).fastest(Way("loop"), None) == Way("vmap")
+
+
 @pytest.mark.parametrize("steps", [1, 10, 60, 300, 1000, 10_000])
 @pytest.mark.parametrize("number", [1, 8, 32])
 def test_timing_takes_a_share_of_the_training(number: int, steps: int) -> None:
