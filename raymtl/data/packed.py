@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raymtl.storage import strict_json
 from raymtl.types import Batch, Episode
 
 ALIGNMENT = 64
@@ -71,7 +72,7 @@ def pack_episodes(stacks: Sequence[Episode]) -> np.ndarray:
         {"support": writer.place_batch(stack.support), "query": writer.place_batch(stack.query)}
         for stack in stacks
     ]
-    text = json.dumps(headers, separators=(",", ":")).encode()
+    text = strict_json.dumps(headers).encode()
     begin = _aligned(LENGTH_BYTES + len(text))
     packed = np.zeros(begin + writer.size, np.uint8)
     packed[:LENGTH_BYTES] = np.frombuffer(len(text).to_bytes(LENGTH_BYTES, "little"), np.uint8)

@@ -6,9 +6,8 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 FLUSH_S = 2.0
 """How long the numbers of a step wait for those of the next ones, to be written together."""
@@ -30,9 +29,10 @@ class Events:
         self.unsure: list[tuple[float, Mapping[str, float | None]]] = []
         """The time and the numbers of each step that the files may lack."""
         self.num_written = 0
-        """How many of them were given to the open file."""
+        """How many of them were given to the file."""
         self.written_at = -math.inf
-        self.file: BinaryIO | None = None
+        self.path: Path | None = None
+        """The file that is written; None where none could be."""
         self._open()
 
     def add(self, row: Mapping[str, float | None]) -> None:
@@ -43,10 +43,10 @@ class Events:
 
     def flush(self) -> None:
         """Has all numbers so far written, if that is possible now."""
-        if self.file is None:
+        if self.path is None:
             self._open()
         self._write_rest()
-        if self.file is not None and self.unsure:
+        if self.path is not None and self.unsure:
             _, last = self.unsure[-1]
             self.purge_step = int(last["step"] or 0) + 1
             self.unsure, self.num_written = [], 0
@@ -58,9 +58,10 @@ class Events:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"{name}.{os.getpid()}.{next(_numbers)}"
-            self.file = path.open("xb")
+            path.touch(exist_ok=False)
         except OSError:
             return
+        self.path = path
         self.num_written = 0
         start = SessionLog(status=SessionLog.START)
         self._write(
@@ -69,7 +70,7 @@ class Events:
         )
 
     def _write_rest(self) -> None:
-        """Writes what the open file was not given yet."""
+        """Writes what the file was not given yet."""
         self.written_at = time.monotonic()
         self._write(*(_event(at, row) for at, row in self.unsure[self.num_written :]))
         self.num_written = len(self.unsure)
@@ -77,17 +78,17 @@ class Events:
     def _write(self, *events: Any) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        if self.file is None:
+        if self.path is None:
             return
         try:
-            records = RecordWriter(self.file)
-            for event in events:
-                records.write(event.SerializeToString())
-            records.flush()
+            with self.path.open("r+b") as file:  # not anew where somebody has removed it
+                file.seek(0, os.SEEK_END)
+                records = RecordWriter(file)
+                for event in events:
+                    records.write(event.SerializeToString())
+                records.flush()
         except OSError:
-            with suppress(OSError):
-                self.file.close()
-            self.file = None
+            self.path = None
 
 
 def _event(at: float, row: Mapping[str, float | None]) -> Any:

@@ -58,7 +58,7 @@ class Trials:
         timer = WayTimer(seconds, episodes, workers, self.settings.steps)
         way = timer.fastest(likely_way(self.params, chunk), chunk)
         self.algorithm.weighting.restore(state)
-        text = f"run by {way}, the fastest of {len(timer.seconds)} ways that were timed"
+        text = f"run by {way}, chosen from {len(timer.seconds)} ways that were timed"
         note = self._note("episodes", text, "train.task_axis")
         milliseconds = {str(each): 1000 * s for each, s in timer.seconds.items()}
         self.about |= {"task_axis": str(way), "note": note, "episode_ms": milliseconds}

@@ -61,7 +61,7 @@ def look(rank: int, folder: str) -> None:
 
 def test_all_workers_see_the_same_wait(tmp_path: Path) -> None:
     run_on(2, look, str(tmp_path))
-    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert torch.equal(one, other)
 
 

@@ -15,7 +15,7 @@ from raymtl.modes import Accumulation, Alternating, Hierarchical, Online
 from raymtl.step.execution import ExecutionConfig
 from raymtl.step.meta_gradient import MetaGradient, meta_gradient
 from raymtl.storage import formats
-from raymtl.training import fastest, stage
+from raymtl.training import fastest, trials
 from raymtl.types import UserError
 from raymtl.weighting import StaticSpec
 from tests.conftest import (
@@ -279,7 +279,7 @@ def test_timing_the_axis_respects_micro_batches(
         seen.append(given[4].micro_batches)
         return meta_gradient(*given)
 
-    monkeypatch.setattr(stage, "meta_gradient", counted)
+    monkeypatch.setattr(trials, "meta_gradient", counted)
     trained(
         short("accumulation", steps=1, train__task_axis="auto", mode__parts=3),
         arrays,

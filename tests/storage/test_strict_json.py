@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent.parent / "raymtl"
 OTHERS = {
     "storage/optuna_journal.py": "Optuna reads it back, NaN included",
     "data/tables/settings.py": "a digest, which nobody reads",
+    "data/prepared/plan.py": "a digest, which nobody reads",
     "reporting/html/values.py": "text in a cell",
     "schema/distributions.py": "names of choices",
 }

@@ -49,7 +49,7 @@ def test_the_fastest_way_is_chosen(best: Way, likely: Way) -> None:
 @pytest.mark.parametrize("lean", [Way("loop"), Way("vmap", 2), Way("vmap", 8)])
 def test_of_ways_as_fast_the_leanest_is_chosen(lean: Way) -> None:
     """The one that holds the fewest episodes at once."""
-    seconds = {way: 1.3 for way in WAYS} | {Way("vmap"): 1.0, lean: 1.04}
+    seconds = dict.fromkeys(WAYS, 1.3) | {Way("vmap"): 1.0, lean: 1.04}
     assert timer_of(Machine(seconds)).fastest(Way("loop"), None) == lean
     seconds[lean] = 1.06
     assert timer_of(Machine(seconds)).fastest(Way("loop"), None) == Way("vmap")

@@ -14,6 +14,7 @@ from raymtl.data.prepared.manifest import INDEX, MANIFEST, Manifest, ShardEntry
 from raymtl.data.shards.reader import shard_arrays
 from raymtl.data.shards.records import LABELS, arrays_in, read_layout
 from raymtl.data.shards.store import Store
+from raymtl.data.tables.contents import arrow_stream
 from raymtl.data.tables.encode import Encoded
 from raymtl.data.tables.load import Loaded, assemble, notes_of_blocks
 from raymtl.data.tables.load_notes import unlabelled_notes
@@ -101,10 +102,10 @@ def _whole(store: Store, shard: ShardEntry) -> pa.Table:
     """All of a shard. Raises UserError if its content is not what was written."""
 
     def read(file: pa.NativeFile) -> pa.Table:
-        content = file.read_buffer()
+        content = file.read()
         if hashlib.sha256(content).hexdigest() != shard.sha256:
             raise ValueError("another checksum")
-        return pq.read_table(pa.BufferReader(content), use_threads=False)
+        return pq.read_table(arrow_stream(content), use_threads=False)
 
     return store.read_shard(shard.name, read)
 

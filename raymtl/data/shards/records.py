@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from raymtl.data.base import Arrays
+from raymtl.storage import strict_json
 
 LABELS = "labels"
 LARGE = 256
@@ -43,7 +44,7 @@ def columns_of(arrays: Arrays, layout: Layout) -> dict[str, pa.Array]:
         records = np.empty(number, dtype)
         for name in dtype.names or ():
             records[name] = arrays[name]
-        content = pa.py_buffer(records.view(np.uint8).reshape(-1))
+        _, content = pa.array(records.view(np.uint8).reshape(-1)).buffers()
         kind = pa.binary(dtype.itemsize)
         columns[column] = pa.Array.from_buffers(kind, number, [None, content])
     return columns
@@ -52,7 +53,7 @@ def columns_of(arrays: Arrays, layout: Layout) -> dict[str, pa.Array]:
 def schema_metadata(layout: Layout) -> dict[bytes, bytes]:
     """The layout as it is written in a file."""
     described = {column: _description(dtype) for column, dtype in layout.items()}
-    return {METADATA: json.dumps(described).encode()}
+    return {METADATA: strict_json.dumps(described).encode()}
 
 
 def _description(dtype: np.dtype[Any]) -> list[tuple[str, str, list[int]]]:
