@@ -54,9 +54,8 @@ def divergence(
 ) -> Divergence | None:
     """Where the inner loop on one support set diverges; None if it does not.
 
-    A step diverges if the support loss after it is not finite or has grown by GROWTH. A loop that
-    has diverged is assumed to stay so, and the first such step is found by bisection. If the loss
-    is not finite before the first step, the result is None.
+    A step diverges if the support loss after it is not finite or has grown by GROWTH. The first
+    such step is found by bisection. If the loss is not finite before it, the result is None.
     """
 
     def loss_after(steps: int, learner: MetaLearner = learner) -> float:

@@ -21,6 +21,7 @@ from raymtl.distributed.trainer import TrainerSpec, train
 from raymtl.storage import fence, formats
 from tests.conftest import experiment
 from tests.data.test_mixed_episodes import SEVERAL
+from tests.distributed.local import local_ray
 from tests.distributed.test_trainer import parent
 from tests.narrowing import several_stacks
 
@@ -30,16 +31,8 @@ ray = pytest.importorskip("ray")
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """Ray on this machine, with room for four workers and three builders whatever its size."""
-    before = os.environ.pop("RAY_ADDRESS", None)
-    root = str(Path(__file__).parent.parent.parent)
-    ray.init(
-        address="local", num_cpus=7, include_dashboard=True, log_to_driver=False, logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": root}},
-    )  # fmt: skip
-    yield
-    ray.shutdown()
-    if before is not None:
-        os.environ["RAY_ADDRESS"] = before
+    with local_ray(num_cpus=7, include_dashboard=True):
+        yield
 
 
 def mixed() -> Experiment:

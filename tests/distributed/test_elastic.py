@@ -1,6 +1,7 @@
 """Workers come and go: the number changes in the middle of a training, and the numbers that it computes do not."""
 
 import contextlib
+import gc
 import itertools
 import json
 import threading
@@ -257,7 +258,7 @@ class Arrays(dict[str, np.ndarray]):
 
     def __getitem__(self, key: str) -> np.ndarray:
         if key == "train_members" and self.slow.exists():
-            time.sleep(0.3)
+            time.sleep(1.0)
         return super().__getitem__(key)
 
 
@@ -277,6 +278,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_health_check_initial_delay_ms", "1000")
     monkeypatch.setenv("RAY_health_check_period_ms", "1000")
+    gc.collect()  # what an earlier Ray has left would end actors of this one (`start_ray`)
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": True})
     try:
         ray.init(

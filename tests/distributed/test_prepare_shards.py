@@ -1,11 +1,9 @@
 """Data prepared by Ray Data."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import ray
 
 from raymtl.data.prepared.manifest import ShardEntry
 from raymtl.data.prepared.plan import Job, ShardPlan
@@ -13,6 +11,7 @@ from raymtl.data.prepared.prepare import prepare
 from raymtl.distributed.prepare_shards import on_ray
 from raymtl.types import UserError
 from tests.data.test_prepared import SMALL, files_in, table
+from tests.distributed.local import local_ray
 
 
 def test_ray_makes_the_shards_of_a_plain_loop(tmp_path: Path) -> None:
@@ -24,17 +23,8 @@ def test_ray_makes_the_shards_of_a_plain_loop(tmp_path: Path) -> None:
         return on_ray(job, shards)
 
     prepare(source, str(tmp_path / "loop"), shard_mb=SMALL)
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
-    try:
+    with local_ray(num_cpus=2, include_dashboard=False):
         prepare(source, str(tmp_path / "ray"), shard_mb=SMALL, driver=on_ray)
         with pytest.raises(UserError, match=r"own\.parquet"):
             prepare(source, str(tmp_path / "gone"), shard_mb=SMALL, driver=without_files)
-    finally:
-        ray.shutdown()
     assert files_in(tmp_path / "ray") == files_in(tmp_path / "loop")

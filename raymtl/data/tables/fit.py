@@ -70,10 +70,7 @@ def fit(source: FilesConfig) -> Fitted:
     columns = _fit_columns(source, split, chosen.roles)
     shape = _shape(source, dataset, columns)
     shades, shade_notes = _shades(source, dataset, split, columns[0])
-    pool = None
-    if streamed:
-        pool = blocks_in_memory(source, dataset, shape)
-    else:
+    if not streamed:
         _check_inputs(source, columns, sample)
     notes = (*readings.notes, *chosen.notes, *left_out_notes(chosen.left_out), *task_notes)
     notes = (*notes, *_copies(source, split, chosen.roles), *_ignored_notes(tasks))
@@ -92,7 +89,7 @@ def fit(source: FilesConfig) -> Fitted:
         input_shape=shape,
         shades=shades,
         rows=dataset.num_rows,
-        pool=pool,
+        pool=blocks_in_memory(source, dataset, shape) if streamed else None,
     )
 
 
