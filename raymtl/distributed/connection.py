@@ -1,7 +1,6 @@
 """Connects to Ray, or starts it on this machine."""
 
 import contextlib
-import gc
 import logging
 import os
 import threading
@@ -31,9 +30,6 @@ def start_ray(address: str | None) -> None:
     address = resolve(address)
     if address is None:
         os.environ.setdefault(PREEMPTION_WATCHER, "0")
-    # Every Ray numbers its actors anew. A handle that is left of an earlier one in this process
-    # would end the actor of the same number when it is collected.
-    gc.collect()
     try:
         with ray_internals.without_log_monitor():
             ray.init(

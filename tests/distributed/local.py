@@ -1,6 +1,5 @@
 """A Ray of a test's own on this machine."""
 
-import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ def local_ray(**settings: Any) -> Iterator[None]:
     They inherit the path. As a part of `runtime_env` it would make each of them start anew, in
     place of those that Ray has already started.
     """
-    gc.collect()  # what an earlier Ray has left would end actors of this one (`start_ray`)
     own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     with mock.patch.dict(os.environ, own | {"PYTHONPATH": ROOT}, clear=True):
         ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **settings)
