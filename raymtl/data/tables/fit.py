@@ -53,10 +53,9 @@ class _Readings(NamedTuple):
 def fit(source: FilesConfig) -> Fitted:
     """What was found in the files. Raises UserError for what cannot be learned from.
 
-    Means and standard deviations are of all rows for training at once, or of a sample of blocks if
-    the files are streamed. Sums of single blocks would be added in another order, which changes
-    their last bits, so statistics are found here, once, also for data that are prepared on many
-    machines.
+    Means and standard deviations are of all rows for training at once, of a stream of a sample of
+    blocks. Sums of single blocks would be added in another order, which changes their last bits, so
+    they are found here, once, also for data that are prepared on many machines.
     """
     dataset = TableDataset(source)
     streamed = is_too_large(source, dataset)
