@@ -45,8 +45,11 @@ def prepare_data(
     console = plain_console(highlight=False, soft_wrap=True)
     notes = notes_of_blocks(source, manifest.shards, manifest.rows)
     print_notes(console, [*source.found.notes, *notes])
+    shards = "1 shard"
+    if len(manifest.shards) > 1:
+        shards = f"{len(manifest.shards)} shards"
     console.print(
-        f"{manifest.rows:,} rows in {len(manifest.shards)} shards of {output} "
+        f"{manifest.rows:,} rows in {shards} of {output} "
         f"({manifest.num_bytes / 1e6:,.1f} MB). To train from them:\n\n"
         f"data: {{name: prepared, path: {output}}}",
         markup=False,
