@@ -106,6 +106,7 @@ def _values(num_steps: int) -> dict[str, str | int]:
         "train.eval_every": num_steps,
         "train.workers": 1,
         "train.task_axis": "vmap",
+        "train.graph": "none",  # as the bare step runs, so that the loop alone differs
         "evaluate.val_episodes": 2,
         "evaluate.test_episodes": 2,
     }
