@@ -107,6 +107,16 @@ def check_search(tune: Tune, train: Train) -> None:
         )
 
 
+def check_selection(train: Train, known_metrics: Sequence[str]) -> None:
+    """Refuses a score for `keep` and `patience` that no training has."""
+    scores = [name for name in known_metrics if name.startswith("val.")]
+    if train.metric not in scores:
+        raise UserError(
+            f"train.metric: expected one of {', '.join(scores)}, got "
+            f"'{train.metric}'.{nearest(train.metric, scores)}"
+        )
+
+
 def check_objectives(tune: Tune, known_metrics: Sequence[str]) -> None:
     """Refuses metrics that no trial reports, and modes that are not one for each of them."""
     if len(tune.modes) != len(tune.metrics):

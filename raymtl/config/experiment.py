@@ -73,6 +73,8 @@ class Experiment(base.ExperimentBase):
         checks.check_lanes(self.data, self.train)
         checks.check_search(self.tune, self.train)
         checks.check_objectives(self.tune, self.metric_names())
+        checks.check_selection(self.train, self.metric_names())
+        self._check_comparisons()
         self._check_stages()
         return self
 
@@ -105,6 +107,15 @@ class Experiment(base.ExperimentBase):
             number = self.sharing.num_encoders(len(tasks))
             encoders = [self._encoder() for _ in range(number)]
             return [name for name, _ in self.sharing.build(tasks, encoders).named_parameters()]
+
+    def _check_comparisons(self) -> None:
+        """Refuses an early end of trainings that the mode compares step by step."""
+        patience = self.train.patience
+        if patience is not None and self.mode.comparisons(self.data.task_names, self.seed):
+            raise UserError(
+                f"train.patience: expected none with mode.name: {self.mode.name}, which compares "
+                f"trainings of equal length, got {patience}. Leave one of them away."
+            )
 
     def _check_stages(self) -> None:
         taken = sum(stage.steps for stage in self.stages)

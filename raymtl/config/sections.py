@@ -11,7 +11,8 @@ from raymtl.types import Spec
 class Train(Spec):
     """The outer loop. One step is one meta-batch over all workers and one move of the optimiser.
 
-    Example: `train: {steps: 100, meta_batch: 16, lr: 0.001, workers: 2}`
+    Examples: `train: {steps: 100, meta_batch: 16, lr: 0.001, workers: 2}` and
+    `train: {steps: 5000, eval_every: 50, keep: best, patience: 5}`
     """
 
     steps: PositiveInt = 1000
@@ -54,6 +55,14 @@ class Train(Spec):
     """
     eval_every: PositiveInt = 100
     """The number of steps between two scores on the validation split, each with a checkpoint."""
+    keep: Literal["last", "best"] = "last"
+    """Which model is kept: that of the last step, or that with the best score by `metric`."""
+    metric: str = "val.score"
+    """The score by which `keep` and `patience` go."""
+    patience: PositiveInt | None = None
+    """Training ends early after so many scores in a row that were not better than the best one
+    before; by default it makes all `steps`.
+    """
     checkpoint_share: Annotated[float, Field(ge=0, le=1)] = 0.02
     """The largest share of its time that training spends on checkpoints between the scores."""
     wait_for_nodes_s: NonNegativeInt = 0

@@ -18,6 +18,7 @@ from raymtl.evaluation.embeddings import embeddings, relations
 from raymtl.evaluation.examples import example_rows
 from raymtl.evaluation.held_out import NUM_GROUPS, HeldOutSplit, Scored, held_out_split, scored
 from raymtl.evaluation.intervals import Estimator, Partition, Range, combine
+from raymtl.evaluation.kept import kept_notes
 from raymtl.evaluation.score_notes import describe_scored, history_notes, score_notes
 from raymtl.evaluation.scores import Tally, primary_metrics, range_of, signs
 from raymtl.step.algorithm import Algorithm
@@ -218,7 +219,8 @@ def evaluate_folder(folder: Path, arrays: Arrays, source: Source) -> None:
     history = formats.read_rows(folder / "history.parquet")
     metrics["steps"] = len(history)
     metrics["train_seconds"] = sum(row["seconds"] for row in history)
-    metrics["notes"] += [note.model_dump() for note in history_notes(algorithm.tasks, history)]
+    notes = [*history_notes(algorithm.tasks, history), *kept_notes(experiment.train, history)]
+    metrics["notes"] += [note.model_dump() for note in notes]
     formats.write_rows(folder / "examples.parquet", examples)
     number = experiment.evaluate.test_episodes
     val, test = (

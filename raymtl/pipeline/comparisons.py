@@ -19,6 +19,7 @@ from raymtl.distributed.trainer import (
 )
 from raymtl.evaluation.baselines import baselines, comparators, regret
 from raymtl.evaluation.evaluate import evaluate_folder
+from raymtl.evaluation.kept import kept_row
 from raymtl.pipeline.monitor import watched
 from raymtl.reporting.ray_metrics import observer
 from raymtl.reporting.terminal import View
@@ -42,8 +43,8 @@ def train_baselines(
     """Trains every candidate in a task of its own, as many at a time as the cluster has room for;
     NAME -> folder.
 
-    The candidate with the best last validation score becomes the baseline, and it alone is scored
-    on test episodes. A baseline of which every candidate diverged is said, and left out.
+    The candidate whose kept model has the best validation score becomes the baseline, and it alone
+    is scored on test episodes. A baseline of which every candidate diverged is said, and left out.
     """
     run = attempt.folder
     models = baselines(experiment, chosen)
@@ -58,7 +59,7 @@ def train_baselines(
     made: dict[str, Path] = {}
     scored = []
     for name, tried in models.items():
-        scores = [last_score(folders[name, i]) for i in range(len(tried))]
+        scores = [kept_score(folders[name, i], model) for i, model in enumerate(tried)]
         best = scores.index(max(scores))
         if not (folders[name, best] / "model.safetensors").exists():
             continue
@@ -153,13 +154,14 @@ def regret_of_run(
     }
 
 
-def last_score(folder: Path) -> float:
-    """The validation score at the last step; a training that did not get there, or has none, loses
-    to every other.
+def kept_score(folder: Path, experiment: Experiment) -> float:
+    """The validation score of the model that is kept; a training that did not come to its end, or
+    has no score, loses to every other.
     """
     if not (folder / "model.safetensors").exists():
         return -math.inf
-    score = formats.read_rows(folder / "history.parquet")[-1]["val.score"]
+    history = formats.read_rows(folder / "history.parquet")
+    score = kept_row(experiment.train, history)["val.score"]
     if score is None:
         return -math.inf
     return float(score)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from raymtl.config import Experiment
 from raymtl.distributed import waiting
+from raymtl.evaluation.kept import has_ended
 from raymtl.reporting.terminal import Row, View
 from raymtl.storage import formats
 from raymtl.storage.notes import Note
@@ -71,7 +72,7 @@ def _row(folder: Path, model: Experiment) -> Row:
     step, steps, state, score = 0, model.train.steps, "waiting", ""
     if history:
         step, state = history[-1]["step"], "running"
-    if step == steps:
+    if has_ended(model.train, history):
         state = "complete"
     if scores:
         score = f"val.score {scores[-1]:.4f}"

@@ -23,7 +23,7 @@ from raymtl.evaluation.baselines import notes_of_models, table
 from raymtl.pipeline.capacity import ensure_machines
 from raymtl.pipeline.comparisons import (
     ArraysRef,
-    last_score,
+    kept_score,
     regret_of_run,
     results_of,
     score_remotely,
@@ -185,7 +185,7 @@ def _train_best(
                 f"{folder}: the training was given up, since {why}. When the cluster has room for "
                 "its workers, give the same command with --resume."
             ) from None
-    board.on_trial_end("best", "complete", f"val.score {last_score(folder):.4f}")
+    board.on_trial_end("best", "complete", f"val.score {kept_score(folder, experiment):.4f}")
     view.say("scoring it on held-out episodes")
     options = {"num_cpus": experiment.tune.cpus_per_trial, "name": f"{run.name}/best scoring"}
     results_of([score_remotely.options(**options).remote(folder, arrays, experiment.data)])

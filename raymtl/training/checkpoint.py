@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +22,14 @@ from raymtl.data.draws import GENERATOR
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage import atomic, formats, strict_json
 from raymtl.storage.fence import Attempt
+from raymtl.training.best import Best
 from raymtl.training.outer_step import optimizer_state, restore_optimizer
 from raymtl.types import UserError
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
+BEST_MODEL = "best.safetensors"
+"""In a checkpoint: the parameters with the best score so far, where they are not its own."""
 NUM_SAVED = 2
 """How many checkpoints stay: where the newest is damaged, the one before is read."""
 
@@ -45,6 +48,8 @@ class Progress(NamedTuple):
     anchor: dict[str, Tensor] = {}
     rows: Sequence[dict[str, Any]] = ()
     graph: str = "none"
+    best: Best | None = None
+    """The best model so far, where the training tracks it."""
 
 
 class Snapshot(NamedTuple):
@@ -65,6 +70,8 @@ class Saved(NamedTuple):
     folder: Path
     params: dict[str, Tensor]
     state: dict[str, Any]
+    best_params: Mapping[str, Tensor] = {}
+    """Those of `BEST_MODEL`."""
 
 
 class Choice(NamedTuple):
@@ -113,11 +120,13 @@ def save(
 def _write(
     folder: Path, snapshot: Snapshot, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> None:
-    # `storage.publish` would make the parents of what it publishes, and with them an attempt's
-    # folder that is gone.
-    formats.save_params(
-        folder / "model.safetensors", progress.params, lambda path, write: write(path)
-    )
+    _save_params(folder / "model.safetensors", progress.params)
+    best = progress.best
+    about_best = None
+    if best is not None:
+        about_best = {"step": best.step, "score": best.score, "is_kept": bool(best.params)}
+        if best.params and best.step != progress.step:
+            _save_params(folder / BEST_MODEL, best.params)
     state = {
         "step": progress.step,
         "task_axis": progress.task_axis,
@@ -125,6 +134,7 @@ def _write(
         "optimizer": optimizer_state(optimizer, progress.params),
         "weighting": snapshot.weighting,
         "anchor": progress.anchor,
+        "best": about_best,
         "rng": snapshot.rng,
         "rows": list(progress.rows),
         "generator": GENERATOR,
@@ -143,6 +153,12 @@ def _write(
         strict_json.dumps({"step": progress.step, "files": files}, indent=2) + "\n"
     )
     _synced(folder / MANIFEST)
+
+
+def _save_params(path: Path, params: Mapping[str, Tensor]) -> None:
+    # `storage.publish` would make the parents of what it publishes, and with them an attempt's
+    # folder that is gone.
+    formats.save_params(path, params, lambda aside, write: write(aside))
 
 
 def is_saved(root: Path, step: int) -> bool:
@@ -216,7 +232,11 @@ def read(folder: Path) -> Saved | None:
     Raises UserError for one whose manifest is true of it, but which cannot be read.
     """
     try:
-        return Saved(folder, formats.load_params(folder / "model.safetensors"), _state(folder))
+        params = formats.load_params(folder / "model.safetensors")
+        best_params: Mapping[str, Tensor] = {}
+        if (folder / BEST_MODEL).exists():
+            best_params = formats.load_params(folder / BEST_MODEL)
+        return Saved(folder, params, _state(folder), best_params)
     except UserError:
         if _damage(folder) is None:
             raise
@@ -244,6 +264,7 @@ def restore(
             state["anchor"],
             state["rows"],
             str(state.get("graph", "none")),  # an earlier version had no graphs
+            _best(saved, values),
         )
         for name, value in progress.anchor.items():
             progress.anchor[name] = value.to(params[name].device)
@@ -253,6 +274,17 @@ def restore(
         for name, value in params.items():
             value.copy_(values[name])
     return progress
+
+
+def _best(saved: Saved, params: Mapping[str, Tensor]) -> Best | None:
+    """The best model so far, of which an earlier version knew nothing."""
+    about = saved.state.get("best")
+    if about is None:
+        return None
+    best = Best(int(about["step"]), float(about["score"]), saved.best_params)
+    if about["is_kept"] and best.step == saved.state["step"]:
+        return best._replace(params=params)
+    return best
 
 
 def steps_done(saved: Saved) -> tuple[int, list[dict[str, Any]]]:

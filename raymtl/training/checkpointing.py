@@ -2,9 +2,11 @@
 
 import math
 import time
+from collections.abc import Mapping
 from typing import NamedTuple, NoReturn
 
 import torch
+from torch import Tensor
 
 from raymtl.config import Experiment
 from raymtl.step.algorithm import Algorithm
@@ -26,6 +28,8 @@ class StepFlags(NamedTuple):
 
     is_scored: bool
     next_is_scored: bool
+    is_last: bool
+    """Whether the training ends after this step."""
     ask_preempted: bool
     """Whether all workers ask after this step if one of them is about to be taken away."""
 
@@ -60,7 +64,7 @@ class CheckpointManager:
         progress: Progress,
         flags: StepFlags,
     ) -> bool:
-        """Writes a checkpoint if it is time to, and after the last step the model before it.
+        """Writes a checkpoint if it is time to, and after the last step the kept model before it.
 
         Returns whether the workers learned that one of them is about to be taken away.
         """
@@ -79,7 +83,7 @@ class CheckpointManager:
         if workers.rank == 0 and (needed or self._is_due()):
             start = time.perf_counter()
             with self.emergency.lock:
-                if progress.step == self.experiment.train.steps:
+                if flags.is_last:
                     self._write_model(progress)
                 self._write(step or StepSnapshot(snapshot(algorithm), optimizer, progress))
             self.last_end = time.perf_counter()
@@ -90,7 +94,10 @@ class CheckpointManager:
         config = self.experiment.model_copy(update={"search": {}})
         publish = self.attempt.publish
         publish(self.folder / "config.yaml", config.save)
-        formats.save_params(self.folder / "model.safetensors", progress.params, publish)
+        params: Mapping[str, Tensor] = progress.params
+        if progress.best is not None and progress.best.params:
+            params = progress.best.params
+        formats.save_params(self.folder / "model.safetensors", params, publish)
 
     def _write(self, step: StepSnapshot) -> None:
         progress = step.progress._replace(rows=self.recorder.unwritten)

@@ -18,7 +18,7 @@ from raymtl.training.context import TrainContext
 from raymtl.training.heartbeat import Heartbeat, beating
 from raymtl.training.recorder import Recorder
 from raymtl.training.resume import StartingPoint, start_attempt
-from raymtl.training.stage import Stage, StepInput, lasting_prefixes
+from raymtl.training.stage import Stage, StepInput
 from raymtl.types import DivergedError, MetaBatch, UserError
 
 ASK_S = 1.0
@@ -106,7 +106,7 @@ def _train_stages(
             continue
         prefixes: tuple[str, ...] = ()
         if number:
-            prefixes = lasting_prefixes(configs[number - 1].experiment, config.experiment)
+            prefixes = _lasting_prefixes(configs[number - 1].experiment, config.experiment)
         carried = {name: value for name, value in params.items() if name.startswith(prefixes)}
         resume_from = None
         if config.start < done:
@@ -114,7 +114,8 @@ def _train_stages(
         try:
             stage = Stage(config, number, arrays, manager)
             stage.setup(carried, resume_from)
-            params = _train_stage(stage, islice(inputs, config.stop - max(done, config.start)))
+            first = max(done, config.start)
+            params = _train_stage(stage, islice(inputs, config.stop - first), first)
         except (DivergedError, UserError, Superseded):
             raise  # on all workers alike, or nothing may be written
         except Exception:
@@ -122,13 +123,27 @@ def _train_stages(
             raise
 
 
-def _train_stage(stage: Stage, inputs: Iterator[StepInput]) -> dict[str, Tensor]:
-    """Makes the steps of the stage; returns the parameters after the last one."""
+def _train_stage(stage: Stage, inputs: Iterator[StepInput], done: int) -> dict[str, Tensor]:
+    """Makes the steps of the stage, of which `done` are made; returns the last parameters."""
+    if stage.has_ended(done):  # a checkpoint of a training that ended early
+        return stage.params
     for step_input in inputs:
         result = stage.step(step_input)
         scores = stage.score(step_input.step + 1)
         stage.record(step_input, result, scores)
+        if stage.has_ended(step_input.step + 1):
+            break
     return stage.params
+
+
+def _lasting_prefixes(one: Experiment, other: Experiment) -> tuple[str, ...]:
+    """Beginnings of the names of parameters that mean the same in two stages."""
+    prefixes = ["model."]
+    if one.weighting.name == other.weighting.name:
+        prefixes.append("weighting.")
+    if one.learner.name == other.learner.name:
+        prefixes.append("learner.")
+    return tuple(prefixes)
 
 
 def _step_inputs(

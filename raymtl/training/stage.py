@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from raymtl.config import Experiment, StageConfig
+from raymtl.config import StageConfig
 from raymtl.data import Arrays
 from raymtl.data.episodes import on_device, with_labels_of
 from raymtl.data.read_meter import READ
+from raymtl.evaluation.kept import is_last
 from raymtl.evaluation.scores import validation_scores
 from raymtl.learners.diverging import divergence
 from raymtl.step.algorithm import Algorithm
@@ -22,14 +23,13 @@ from raymtl.step.meta_gradient import MetaGradient, meta_gradient, update_after_
 from raymtl.step.traced import Tracer, tracer_of
 from raymtl.step.workers import COMMUNICATION
 from raymtl.training import checkpoint
+from raymtl.training.best import BestTracker, Scores
 from raymtl.training.checkpoint import Progress, Saved
 from raymtl.training.checkpointing import CheckpointManager, StepFlags
 from raymtl.training.fastest import Way
 from raymtl.training.outer_step import learning_rate, make_optimizer, move, select_moving
 from raymtl.training.trials import Trials
 from raymtl.types import DivergedError, MetaBatch, Params
-
-Scores = Mapping[str, float | None]
 
 
 class StepInput(NamedTuple):
@@ -77,6 +77,9 @@ class Stage:
         self.must_choose_graph = settings.graph == "auto"
         self.anchor: dict[str, Tensor] = {}
         """The model at the last anchor step of a mode that draws the parameters back to it."""
+        self.best: BestTracker | None = None
+        if config.stop == manager.experiment.train.steps:
+            self.best = BestTracker(manager.experiment)
         self.task_sizes = self.experiment.data.sizes(arrays)
         self.started = time.perf_counter()
 
@@ -90,6 +93,8 @@ class Stage:
         if resume_from:
             restored = checkpoint.restore(resume_from, self.algorithm, self.params, self.optimizer)
             self.anchor = restored.anchor
+            if self.best is not None:
+                self.best.best = restored.best
             if self.way is None:
                 self.way = Way.parsed(restored.task_axis)
             if self.must_choose_graph:
@@ -157,15 +162,27 @@ class Stage:
         """Whether the validation split is scored after so many steps."""
         return done == self.config.stop or done % self.experiment.train.eval_every == 0
 
+    def has_ended(self, done: int) -> bool:
+        """Whether the stage makes no further step after `done` of them."""
+        if self.best is None:
+            return done >= self.config.stop
+        return is_last(self.manager.experiment.train, done, self.best.best_step)
+
     def record(self, inputs: StepInput, result: StepResult, scores: Scores) -> None:
         """Records the step, writes a checkpoint where one is due, and reports the scores."""
-        done = inputs.step + 1
+        done, best = inputs.step + 1, None
+        if self.best is not None:
+            scores = self.best.update(done, scores, self.params)
+            best = self.best.best
         self.manager.recorder.add(self._row(inputs, result, scores))
         graph = "none"
         if self.tracer is not None:
             graph = self.tracer.graph
-        progress = Progress(done, self.params, str(self.way), self.anchor, graph=graph)
-        flags = StepFlags(self.is_scored(done), self.is_scored(done + 1), inputs.ask_preempted)
+        way = str(self.way)
+        progress = Progress(done, self.params, way, self.anchor, graph=graph, best=best)
+        is_end = self.best is not None and self.has_ended(done)
+        scored = self.is_scored(done), self.is_scored(done + 1)
+        flags = StepFlags(*scored, is_end, inputs.ask_preempted)
         preempted = self.manager.after_step(self.algorithm, self.optimizer, progress, flags)
         if self.is_scored(done):
             self._report(done, scores)
@@ -265,16 +282,6 @@ class Stage:
                 if reason:
                     return str(reason)
         return None
-
-
-def lasting_prefixes(one: Experiment, other: Experiment) -> tuple[str, ...]:
-    """Beginnings of the names of parameters that mean the same in two stages."""
-    prefixes = ["model."]
-    if one.weighting.name == other.weighting.name:
-        prefixes.append("weighting.")
-    if one.learner.name == other.learner.name:
-        prefixes.append("learner.")
-    return tuple(prefixes)
 
 
 def _columns_by_task(algorithm: Algorithm, meta: MetaGradient) -> dict[str, float | None]:

@@ -12,10 +12,11 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from raymtl.config import Experiment
+from raymtl.evaluation.kept import BEST_STEP, is_last
 from raymtl.schema.distributions import default_params, suggest
 from raymtl.storage import atomic, formats
 from raymtl.storage.fence import Attempt
-from raymtl.tune.study import REPORT, open_storage, study_in, trial_rows
+from raymtl.tune.study import KEPT, REPORT, open_storage, study_in, trial_rows
 
 PROCESS_ENDED = "the trial's process ended with an error"
 TABLE_SHARE = 0.02
@@ -121,7 +122,8 @@ class Search(Searcher):
     ) -> None:
         number = self.numbers.pop(trial_id)
         result = result or {}
-        values = [result.get(metric) for metric in self.experiment.tune.metrics]
+        kept = self._kept(number, result)
+        values = [kept.get(metric) for metric in self.experiment.tune.metrics]
         reason = result.get("failed") or (PROCESS_ENDED if error else None)
         if not reason and not all(value is not None and math.isfinite(value) for value in values):
             reason = "the trial ended without a finite objective"
@@ -130,11 +132,22 @@ class Search(Searcher):
         if reason:
             trial.set_user_attr("reason", reason)
             self.study.tell(number, state=TrialState.FAIL)
-        elif result["step"] < self.experiment.train.steps:
+        elif not is_last(self.experiment.train, result["step"], result.get(BEST_STEP)):
             self.study.tell(number, state=TrialState.PRUNED)
         else:
+            trial.set_user_attr(KEPT, kept.get("step", result["step"]))
             self.study.tell(number, values=[float(value) for value in values if value is not None])
         self._write_table()
+
+    def _kept(self, number: int, result: dict[str, Any]) -> dict[str, Any]:
+        """The last report of a trial, with the scores of the step whose model is kept."""
+        best_step = result.get(BEST_STEP)
+        if self.experiment.train.keep == "last" or best_step in (None, result.get("step")):
+            return result
+        reports = self._trial(number).user_attrs
+        scores = reports.get(f"{REPORT}{int(best_step)}", {})
+        of_model = {key: value for key, value in scores.items() if key.startswith("val.")}
+        return {**result, **of_model, "step": int(best_step)}
 
     def _write_table(self) -> None:
         """Writes trials.parquet, whole, in at most `TABLE_SHARE` of the time; `run_search` writes
@@ -165,4 +178,4 @@ class Search(Searcher):
 
 
 def _is_metric(key: str) -> bool:
-    return key.startswith("val.") or key in ("num_parameters", "seconds")
+    return key.startswith("val.") or key in ("num_parameters", "seconds", BEST_STEP)

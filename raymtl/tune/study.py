@@ -20,6 +20,8 @@ STATES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "running",
 }
+KEPT = "kept_step"
+"""The name under which the study keeps the step whose model a complete trial keeps."""
 REPORT = "report."
 """Beginning of the names under which the study keeps what a trial reported, by the step."""
 
@@ -65,6 +67,8 @@ def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
         by_step = reports(trial)
         step = max(by_step, default=0)
         last = by_step.get(step, {})
+        of_kept = by_step.get(trial.user_attrs.get(KEPT, step), {})
+        scores = {key: value for key, value in of_kept.items() if key.startswith("val.")}
         rows.append(
             {
                 "number": trial.number,
@@ -74,6 +78,7 @@ def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
                 "reason": trial.user_attrs.get("reason"),
                 **trial.user_attrs.get("values", {}),
                 **{key: value for key, value in last.items() if key != "seconds"},
+                **scores,
             }
         )
     return rows

@@ -13,6 +13,7 @@ from raymtl.cluster.capacity import Plan
 from raymtl.config import Experiment
 from raymtl.data import Arrays
 from raymtl.distributed.trainer import TrainerSpec, is_machine_preempted, train
+from raymtl.evaluation.kept import BEST_STEP
 from raymtl.reporting.ray_metrics import observer
 from raymtl.storage import fence, formats
 from raymtl.training import checkpoint
@@ -91,7 +92,7 @@ def _report_again(chosen: Experiment, folder: Path, steps: range) -> None:
             scores = {
                 key: value
                 for key, value in row.items()
-                if key.startswith("val.") and value is not None
+                if (key.startswith("val.") or key == BEST_STEP) and value is not None
             }
             tune.report(
                 {**scores, "step": row["step"], "num_parameters": params, "seconds": seconds}

@@ -9,6 +9,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from raymtl.config import Experiment
+from raymtl.evaluation.kept import BEST_STEP, is_last
 from raymtl.reporting.terminal import Row, View, described
 from raymtl.training.heartbeat import StallMonitor
 from raymtl.tune.searcher import PROCESS_ENDED
@@ -55,7 +56,8 @@ class Watcher(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
-        pruned = result.get("step", 0) < self.experiment.train.steps
+        train = self.experiment.train
+        pruned = not is_last(train, result.get("step", 0), result.get(BEST_STEP))
         if "failed" in result:
             state = "failed"
         elif pruned:

@@ -314,6 +314,21 @@ def test_selection_takes_the_lowest_held_out_loss() -> None:
     assert [row["step"] for row in seen] == list(range(1, 61))
 
 
+def test_a_transfer_ends_when_its_patience_does() -> None:
+    """It is the whole descent up to there, with the same parameters."""
+    settings = Optimiser(lr=0.3, schedule="constant", steps=200, look_every=5)
+    whole = ModelTransfer(l2_sp=0, optimiser=settings).fit(teacher(), blobs(30))
+    patient = settings.model_copy(update={"patience": 4})
+    ended = ModelTransfer(l2_sp=0, optimiser=patient).fit(teacher(), blobs(30))
+    looks = [row["val.loss"] for row in whole.course.rows if row["val.loss"] is not None]
+    waits = [number - looks.index(min(looks[: number + 1])) for number in range(len(looks))]
+    end = 5 * (1 + waits.index(4))
+    assert end < 200 and len(ended.course.rows) == end
+    assert ended.course.step == end - 4 * 5
+    losses = [row["loss"] for row in ended.course.rows]
+    assert losses == [row["loss"] for row in whole.course.rows[:end]]
+
+
 def test_held_out_examples_train_nothing() -> None:
     examples = blobs(40)
     way = FeatureTransfer(optimiser=ROUGH)

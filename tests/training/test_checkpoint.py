@@ -194,7 +194,7 @@ def test_nothing_is_rescued_while_parameters_move(tmp_path: Path) -> None:
         manager.emergency.before_move()
         assert not manager.emergency.write()
         progress = Progress(step, params, "vmap")
-        manager.after_step(algorithm, optimizer, progress, StepFlags(False, False, False))
+        manager.after_step(algorithm, optimizer, progress, StepFlags(False, False, False, False))
     assert steps(tmp_path) == []
     assert manager.emergency.write()
     assert steps(tmp_path) == [2]

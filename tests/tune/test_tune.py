@@ -196,6 +196,32 @@ def test_optuna_is_told_what_happened(tmp_path: Path) -> None:
     assert winner(search.study, searching()).number == 0
 
 
+def test_a_trial_that_ends_early_has_the_scores_it_keeps(tmp_path: Path) -> None:
+    """It is complete, and may win with the score of the model that it keeps."""
+    experiment = searching().override({"train.keep": "best", "train.patience": 2})
+    search = Search(experiment.override({"train.eval_every": 10}), tmp_path)
+    scores = {
+        "early": [(10, 0.8, 10), (20, 0.3, 10), (30, 0.4, 10)],
+        "pruned": [(10, 0.9, 10), (20, 0.85, 10)],
+        "whole": [(10, 0.1, 10), (20, 0.2, 20), (30, 0.7, 30), (40, 0.6, 30)],
+    }
+    for name, reported in scores.items():
+        search.suggest(name)
+        results = [
+            {"step": step, "val.score": score, "best_step": best, "seconds": float(step)}
+            for step, score, best in reported
+        ]
+        for result in results:
+            search.on_trial_result(name, result)
+        search.on_trial_complete(name, results[-1])
+    rows = trial_rows(search.study)
+    assert [row["state"] for row in rows] == ["complete", "pruned", "complete"]
+    assert [row["val.score"] for row in rows] == [0.8, 0.85, 0.7]
+    assert [row["step"] for row in rows] == [30, 20, 40]
+    assert [row["seconds"] for row in rows] == [30.0, 20.0, 40.0]
+    assert winner(search.study, experiment).values == [0.8]
+
+
 def test_no_step_of_the_search_copies_every_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

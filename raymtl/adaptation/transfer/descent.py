@@ -33,6 +33,10 @@ class Optimiser(Spec):
     steps: PositiveInt = 300
     batch_size: PositiveInt = 64
     look_every: PositiveInt = 10
+    patience: PositiveInt | None = None
+    """The descent ends early after so many looks in a row that were not better than the best one
+    before; by default it makes all `steps`. It needs held-out examples.
+    """
     seed: NonNegativeInt = 0
     """Of the batches, of what is held out, and of what is new in the network."""
 
@@ -120,6 +124,8 @@ def descend(settings: Optimiser, module: nn.Module, objective: Objective, look: 
         look(rows[-1])
         if validation is not None:
             best.look(validation, done)
+            if settings.patience and done - best.step >= settings.patience * settings.look_every:
+                break
     if objective.validate:
         best.restore()
     return Course(rows, best.step)
