@@ -19,6 +19,8 @@ from raymtl.storage.fence import Attempt, Superseded
 
 STILL_S = 30.0
 """Seconds after which a step counts as stalled."""
+SILENT_S = 30.0
+"""Seconds without any sign of life after which the driver says that no worker answers."""
 BEAT_S = 10.0
 """Seconds between two signs of life of the first worker."""
 TICK_S = 1.0
@@ -108,6 +110,27 @@ def beating(heartbeat: Heartbeat) -> Iterator[None]:
         ended.set()
 
 
+class Silence:
+    """How long a training has given no sign of life, in seconds.
+
+    The driver itself can be held up, as by a machine that is busy or asleep; the workers wait
+    then too. So the time between two looks counts as `BEAT_S` at most, which leaves the workers
+    time for several signs.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._looked = time.monotonic()
+
+    def look(self, sign: bool) -> None:
+        """Called at every look of the driver, with whether it saw a sign of life."""
+        now = time.monotonic()
+        self.seconds += min(now - self._looked, BEAT_S)
+        self._looked = now
+        if sign:
+            self.seconds = 0.0
+
+
 class StallMonitor:
     """Runs in the driver: reports each training that stalls, why it does, and when it continues.
 
@@ -116,7 +139,8 @@ class StallMonitor:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
-        self._seen: dict[Path, tuple[tuple[Any, ...], float]] = {}
+        self._signs: dict[Path, tuple[Any, ...]] = {}
+        self._silences: dict[Path, Silence] = {}
         self._told: dict[Path, str] = {}
         self._slow: set[tuple[Path, str]] = set()
 
@@ -131,12 +155,12 @@ class StallMonitor:
             return
         attempt_folder = Attempt(folder, number).own
         words = _words(attempt_folder)
-        seen = (number, _text(attempt_folder / ALIVE), _text(folder / "resumes.jsonl"))
-        now = time.monotonic()
-        if number == 0 or words or self._seen.get(folder, (None, 0.0))[0] != seen:
-            self._seen[folder] = seen, now
+        signs = (number, _text(attempt_folder / ALIVE), _text(folder / "resumes.jsonl"))
+        silence = self._silences.setdefault(folder, Silence())
+        silence.look(bool(number == 0 or words or self._signs.get(folder) != signs))
+        self._signs[folder] = signs
         reason = _reason(words)
-        if not reason and now - self._seen[folder][1] >= STILL_S:
+        if not reason and silence.seconds >= SILENT_S:
             reason = (
                 "no worker answers. Ray notices after about a minute that a machine is lost, and "
                 "goes on where there is room"
