@@ -75,7 +75,7 @@ def lose_between_checkpoints(run: Run, lose: Callable[[], object], within_s: flo
 
     No checkpoint is due when it is: what was done since the one before is kept because of the loss, or not at all.
     """
-    run.reach(149)
+    run.reach(150)
     time.sleep(2)
     since = time.monotonic()
     lose()

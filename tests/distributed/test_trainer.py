@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -136,7 +136,7 @@ def test_ids_are_dealt_though_every_cpu_is_taken() -> None:
     holder = ray.remote(Everything).options(num_cpus=4).remote()
     assert ray.get(holder.taken.remote())
     ids = ray.remote(dealt).options(num_cpus=0).remote()
-    ready, _ = ray.wait([ids], timeout=60)
+    ready, _ = ray.wait([ids], timeout=300)
     assert ready and ray.get(ids) == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
     ray.kill(holder)
 
@@ -164,6 +164,22 @@ def our_train_workers() -> list[int]:
     return found
 
 
+class Counted(dict[str, np.ndarray]):
+    """Arrays that add a byte to a file for every share of episodes that is built of them."""
+
+    built: Path
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        if key == "train_members":
+            with self.built.open("ab") as file:
+                file.write(b".")
+        return super().__getitem__(key)
+
+
+SHARES_LATER = 40
+"""Of two workers, which build one step ahead: some twenty steps."""
+
+
 @pytest.mark.slow
 def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
     """kill -9 of one of two workers in the middle; the weights are those of an undisturbed run, to the bit.
@@ -182,22 +198,31 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays: dict[str, np.ndar
     )
     folder = tmp_path / "killed"
     folder.mkdir()
+    given = Counted(arrays)
+    given.built = tmp_path / "built"
     victims: list[int] = []
+    over = threading.Event()
+
+    def wait_for(happened: Callable[[], bool]) -> None:
+        while not happened() and not over.is_set():
+            time.sleep(0.01)
 
     def kill() -> None:
-        until = time.monotonic() + 120
-        while time.monotonic() < until and not victims:
-            if len(formats.read_rows(folder / "history.parquet")) >= 100:
-                time.sleep(1.5)  # some steps further, and far from the next checkpoint
-                victims.extend(our_train_workers()[:1])
-                for pid in victims:
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
+        """Some steps after a checkpoint, and far from the next."""
+        wait_for(lambda: len(formats.read_rows(folder / "history.parquet")) >= 100)
+        at = given.built.stat().st_size
+        wait_for(lambda: given.built.stat().st_size >= at + SHARES_LATER)
+        victims.extend(our_train_workers()[:1])
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    train(chosen, ray.put(arrays), folder, TrainerSpec("killing/killed", **options(tmp_path)))
-    killer.join()
+    try:
+        train(chosen, ray.put(given), folder, TrainerSpec("killing/killed", **options(tmp_path)))
+    finally:
+        over.set()
+        killer.join()
     assert victims
     alone, resumed = (
         formats.load_params(path / "model.safetensors") for path in (tmp_path / "alone", folder)

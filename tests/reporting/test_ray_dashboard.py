@@ -88,7 +88,7 @@ def tasks(run: str, until: Callable[[list[Any]], bool]) -> list[Any]:
     """Those of the dashboard's table of tasks that belong to the run, once `until` holds of them."""
     from ray.util.state import list_tasks
 
-    stop = time.monotonic() + 30
+    stop = time.monotonic() + 120
     while True:
         found = [
             task
@@ -158,11 +158,11 @@ def test_a_machines_metrics_hold_its_trials_scores(tmp_path: Path) -> None:
     found: dict[tuple[str, str], float] = {}
     line = re.compile(r'ray_raymtl_(\w+)\{.*run="measured/trial-0003"(?:,score="(.+?)")?\} (\S+)')
     url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
-    stop = time.monotonic() + 90
+    stop = time.monotonic() + 300
     while (
         not (wanted.keys() <= found.keys() and found["step", ""] == 20) and time.monotonic() < stop
     ):
-        text = urllib.request.urlopen(url, timeout=30).read().decode()
+        text = urllib.request.urlopen(url, timeout=120).read().decode()
         found = {(name, score): float(value) for name, score, value in line.findall(text)}
         time.sleep(0.5)
     ray.cancel(runs_on, force=True)

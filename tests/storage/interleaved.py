@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 STEPS = ("mkdir", "rename", "replace", "listdir")
-WAIT_S = 30.0
+WAIT_S = 300.0
 
 
 class _Stopped(BaseException):

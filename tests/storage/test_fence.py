@@ -23,7 +23,7 @@ from raymtl.training.recorder import Recorder
 from raymtl.training.resume import start_attempt
 from tests.conftest import axes
 
-WAIT_S = 60.0
+WAIT_S = 300.0
 
 
 def text(content: str) -> Callable[[Path], Any]:

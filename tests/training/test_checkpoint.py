@@ -275,11 +275,19 @@ def train_on_one_of(
     silent = folder / "silent"
 
     def asked_by_another(write: Callable[[], bool]) -> None:
+        """Asks one worker after the other, again while its parameters move, as Ray Train's controller does."""
+
         def ask() -> None:
-            while not silent.exists():
+            until = time.monotonic() + 300
+            before = folder / ("silent" if rank == 0 else f"rescued-{rank - 1}")
+            while not before.exists() and time.monotonic() < until:
                 time.sleep(0.05)
-            time.sleep(1 + 0.2 * rank)
-            os._exit(RESCUED if write() else UNSAVED)
+            while not write():
+                if time.monotonic() > until:
+                    os._exit(UNSAVED)
+                time.sleep(0.05)
+            (folder / f"rescued-{rank}").touch()
+            os._exit(RESCUED)
 
         threading.Thread(target=ask, daemon=True).start()
 
@@ -296,7 +304,14 @@ def train_on_one_of(
         context = TrainContext(lambda scores: None, lambda row: None, workers)
         if lost_at is not None and rank < size - 1:
             context = context._replace(register_emergency_hook=asked_by_another)
-        train_loop(chosen, arrays, shares(chosen, arrays, workers, lose), context, folder / name)
+        try:
+            train_loop(
+                chosen, arrays, shares(chosen, arrays, workers, lose), context, folder / name
+            )
+        except RuntimeError:
+            if not silent.exists():
+                raise
+            time.sleep(600)  # another ended once it was rescued; the thread that asks ends this one
     dist.destroy_process_group()
 
 

@@ -546,7 +546,7 @@ def test_a_killed_search_resumes_unchanged(tmp_path: Path) -> None:
             env=without_address(),
         )
         journal = tmp_path / "b" / "runs" / "small" / "trials.parquet"
-        until = time.monotonic() + 120
+        until = time.monotonic() + 600
         while len(formats.read_rows(journal)) < 2 + 2 * number and time.monotonic() < until:
             time.sleep(0.2)
         assert started.poll() is None
