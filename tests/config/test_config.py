@@ -9,7 +9,7 @@ import pytest
 from raymtl.config import Experiment, check_space, dotted_names, is_known, load, parse
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.data.formats.cifar100 import Pictures
-from raymtl.data.sources.cifar100 import CIFAR_FS
+from raymtl.data.sources.cifar100_splits import CIFAR_FS
 from raymtl.encoders import MLPSpec
 from raymtl.learners import Reptile
 from raymtl.step.meta_gradient import meta_gradient

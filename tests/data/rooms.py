@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from raymtl.data import NYUv2
-from raymtl.data.sources.nyuv2 import FRAMES, HEIGHT, WIDTH
+from raymtl.data.formats.nyuv2 import FRAMES, HEIGHT, WIDTH
 
 
 def frame(number: int) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from raymtl.data import CIFAR100, SPLITS
 from raymtl.data.base import Split
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.data.formats.cifar100 import COARSE, read_pictures
-from raymtl.data.sources.cifar100 import augmented
+from raymtl.data.random_crops import augmented
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import Episode, UserError
 from tests.narrowing import checked, own_inputs, shared_inputs

@@ -12,8 +12,8 @@ import torch
 from raymtl.config import Experiment
 from raymtl.data import SPLITS, VOC
 from raymtl.data.episodes import build_episodes, on_device
+from raymtl.data.formats.voc_folder import read_folder
 from raymtl.data.formats.voc_xml import mirrored, read_xml
-from raymtl.data.sources.voc import read_folder
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import UserError
 from tests.data.blood import COLOURS, SIDES, Object, write_voc, xml

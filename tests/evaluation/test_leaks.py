@@ -18,7 +18,7 @@ from raymtl.data.base import Arrays, Bucket, Source, Split
 from raymtl.data.draws import Draws
 from raymtl.data.episodes import build_buckets, build_episodes, on_device
 from raymtl.data.formats.cifar100 import Pictures
-from raymtl.data.sources.cifar100 import CIFAR_FS
+from raymtl.data.sources.cifar100_splits import CIFAR_FS
 from raymtl.encoders import ConvSpec, MLPSpec
 from raymtl.evaluation.evaluate import evaluate, load_model
 from raymtl.learners import LearnerSpec

@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -258,6 +259,24 @@ RESCUED, UNSAVED = 7, 8
 """Exit statuses of a worker that was asked for what it has while it waited for another."""
 
 
+def ask_in_turn(folder: Path, rank: int, write: Callable[[], bool]) -> None:
+    """Asks one worker after the other, again while its parameters move, as Ray Train's controller does; then ends it."""
+
+    def ask() -> None:
+        until = time.monotonic() + 300
+        before = folder / ("silent" if rank == 0 else f"rescued-{rank - 1}")
+        while not before.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        while not write():
+            if time.monotonic() > until:
+                os._exit(UNSAVED)
+            time.sleep(0.05)
+        (folder / f"rescued-{rank}").touch()
+        os._exit(RESCUED)
+
+    threading.Thread(target=ask, daemon=True).start()
+
+
 def train_on_one_of(
     rank: int,
     size: int,
@@ -274,23 +293,6 @@ def train_on_one_of(
     workers = Workers(rank, size)
     silent = folder / "silent"
 
-    def asked_by_another(write: Callable[[], bool]) -> None:
-        """Asks one worker after the other, again while its parameters move, as Ray Train's controller does."""
-
-        def ask() -> None:
-            until = time.monotonic() + 300
-            before = folder / ("silent" if rank == 0 else f"rescued-{rank - 1}")
-            while not before.exists() and time.monotonic() < until:
-                time.sleep(0.05)
-            while not write():
-                if time.monotonic() > until:
-                    os._exit(UNSAVED)
-                time.sleep(0.05)
-            (folder / f"rescued-{rank}").touch()
-            os._exit(RESCUED)
-
-        threading.Thread(target=ask, daemon=True).start()
-
     for name, lost_at in plans:
         chosen = short(train__eval_every=4, train__steps=8, train__checkpoint_share=0)
 
@@ -303,7 +305,7 @@ def train_on_one_of(
 
         context = TrainContext(lambda scores: None, lambda row: None, workers)
         if lost_at is not None and rank < size - 1:
-            context = context._replace(register_emergency_hook=asked_by_another)
+            context = context._replace(register_emergency_hook=partial(ask_in_turn, folder, rank))
         try:
             train_loop(
                 chosen, arrays, shares(chosen, arrays, workers, lose), context, folder / name

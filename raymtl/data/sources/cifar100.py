@@ -36,63 +36,25 @@ from raymtl.data.formats.cifar100 import (
     PARTS,
     SIDE,
     SUPERCLASSES,
-    Pictures,
     read_pictures,
 )
+from raymtl.data.random_crops import random_crops
+from raymtl.data.sources.cifar100_episodes import (
+    class_names,
+    labels_of,
+    places_of_superclass,
+    split_off_support,
+)
+from raymtl.data.sources.cifar100_splits import NUM_CLASSES, FewShotSplit, classes_of_splits
 from raymtl.tasks import classification
-from raymtl.types import Batch, Episode, Task, UserError
+from raymtl.types import Batch, Task, UserError
 
-PADDING = 4  # of the random crop, pixels on each side
 TASK = "class"  # of few-shot episodes
-
-CIFAR_FS: Mapping[Split, tuple[str, ...]] = {
-    "val": (
-        *("beaver", "beetle", "butterfly", "camel", "cattle", "crab", "crocodile", "flatfish"),
-        *("lamp", "maple_tree", "motorcycle", "otter", "sea", "shark", "television", "tractor"),
-    ),
-    "test": (
-        *(
-            "baby",
-            "bed",
-            "bicycle",
-            "chimpanzee",
-            "fox",
-            "leopard",
-            "man",
-            "pickup_truck",
-            "plain",
-            "poppy",
-        ),
-        *(
-            "rocket",
-            "rose",
-            "snail",
-            "sweet_pepper",
-            "table",
-            "telephone",
-            "wardrobe",
-            "whale",
-            "woman",
-            "worm",
-        ),
-    ),
-}
-"""Classes of CIFAR-FS (Bertinetto et al., 2018, arXiv:1805.08136); the other 64 are for training.
-"""
-
-FC100: Mapping[Split, tuple[int, ...]] = {"val": (8, 11, 13, 16), "test": (0, 7, 12, 14)}
-"""Superclasses of FC100 (Oreshkin et al., 2018, arXiv:1805.10123); the other 12 are for training.
-"""
-
 Episodes = Literal["superclasses", "fine_and_coarse", "classes"]
 TASKS: Mapping[Episodes, tuple[str, ...]] = {
     "superclasses": COARSE,
     "fine_and_coarse": ("fine", "coarse"),
     "classes": (TASK,),
-}
-NUM_CLASSES: Mapping[Literal["cifar_fs", "fc100"], Mapping[Split, int]] = {
-    "cifar_fs": {"train": 64, "val": 16, "test": 20},
-    "fc100": {"train": 60, "val": 20, "test": 20},
 }
 
 
@@ -121,7 +83,7 @@ class CIFAR100(DrawnSource):
     folder: str | None = None
     episodes: Episodes = "superclasses"
     tasks: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(each_once)] | None = None
-    split: Literal["cifar_fs", "fc100"] = "cifar_fs"
+    split: FewShotSplit = "cifar_fs"
     split_seed: NonNegativeInt = 0
     held_out: PositiveInt = 50
     ways: Ways = 5
@@ -181,11 +143,8 @@ class CIFAR100(DrawnSource):
         return self._fewest_pictures - 1
 
     def make_tasks(self) -> tuple[Task, ...]:
-        sizes = {
-            **dict.fromkeys(COARSE, CLASSES // SUPERCLASSES),
-            "fine": CLASSES,
-            "coarse": SUPERCLASSES,
-        }
+        sizes = dict.fromkeys(COARSE, CLASSES // SUPERCLASSES)
+        sizes |= {"fine": CLASSES, "coarse": SUPERCLASSES}
         few_shot = self.episodes == "classes"
         return tuple(
             classification(name, sizes.get(name, most(self.ways)), few_shot=few_shot)
@@ -202,31 +161,18 @@ class CIFAR100(DrawnSource):
         arrays = {"pictures": read.pictures, "coarse": read.coarse}
         if self.episodes == "classes":
             everything = np.concatenate([of_training, of_test], 1)
-            classes = self._classes(read)
+            classes = classes_of_splits(read, self.split)
             names = {f"names/{split}": read.names[own] for split, own in classes.items()}
             return arrays | names | {split: everything[own] for split, own in classes.items()}
         shuffled = np.random.default_rng(self.split_seed).permuted(of_training, axis=1)
         held_out, rest = np.split(shuffled, [self.held_out], axis=1)
         return arrays | dict(zip(SPLITS, (rest, held_out, of_test), strict=True))
 
-    def _classes(self, read: Pictures) -> dict[Split, np.ndarray]:
-        """The numbers of the classes of each split, ascending."""
-        held: dict[Split, np.ndarray] = {}
-        for split in ("val", "test"):
-            if self.split == "cifar_fs":
-                held[split] = np.flatnonzero(np.isin(read.names, CIFAR_FS[split]))
-            else:
-                held[split] = np.flatnonzero(np.isin(read.coarse, FC100[split]))
-        rest = np.setdiff1d(np.arange(CLASSES), np.concatenate(list(held.values())))
-        return {"train": rest, **held}
-
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
-        of_class = arrays["train"].shape[1]
+        num_classes, of_class = arrays["train"].shape
         if self.episodes == "superclasses":
-            number = CLASSES // SUPERCLASSES
-        else:
-            number = len(arrays["train"])
-        return dict.fromkeys(self.task_names, number * of_class)
+            num_classes = CLASSES // SUPERCLASSES
+        return dict.fromkeys(self.task_names, num_classes * of_class)
 
     @property
     def about_episodes(self) -> str:
@@ -235,10 +181,7 @@ class CIFAR100(DrawnSource):
                 f"{self.ways} classes, {self.shots} pictures of each to adapt to, {self.queries} "
                 "to predict"
             )
-        if self.episodes == "superclasses":
-            each = "of each task"
-        else:
-            each = "of any class"
+        each = "of each task" if self.episodes == "superclasses" else "of any class"
         return (
             f"{self.shots} pictures {each} to adapt to and {self.queries} to predict, drawn at "
             "random"
@@ -264,9 +207,8 @@ class CIFAR100(DrawnSource):
         everything = np.arange(arrays[split].size)
         if self.episodes == "fine_and_coarse":
             return (self._section(arrays, split, everything, self.task_names),)
-        own = arrays["coarse"][everything // arrays[split].shape[1]]
         return tuple(
-            self._section(arrays, split, everything[own == COARSE.index(name)], (name,))
+            self._section(arrays, split, places_of_superclass(arrays, split, name), (name,))
             for name in self.task_names
         )
 
@@ -279,20 +221,9 @@ class CIFAR100(DrawnSource):
             pictures = torch.from_numpy(arrays["pictures"][arrays[split].reshape(-1)[some]])
             shared = self.episodes == "fine_and_coarse"
             inputs = pictures if shared else dict.fromkeys(names, pictures)
-            return Batch(
-                inputs, {name: self._labels(arrays, split, name, some) for name in names}, {}
-            )
+            return Batch(inputs, {name: labels_of(arrays, split, name, some) for name in names}, {})
 
         return HeldOut(places, {"picture": places}, batch)
-
-    def _labels(self, arrays: Arrays, split: Split, task: str, places: np.ndarray) -> Tensor:
-        fine, coarse = places // arrays[split].shape[1], arrays["coarse"]
-        if task == "fine":
-            return torch.from_numpy(fine)
-        if task == "coarse":
-            return torch.from_numpy(coarse[fine])
-        # Which of the superclass's own classes, in their order.
-        return torch.from_numpy(np.searchsorted(np.flatnonzero(coarse == COARSE.index(task)), fine))
 
     def _by_shots(self, draws: Draws) -> Iterator[tuple[Draws, int]]:
         for own, (shots,) in alike(draws, drawn(self.shots, draws)):
@@ -304,17 +235,11 @@ class CIFAR100(DrawnSource):
         """Task -> the places [E, number] of its pictures in the split; the same ones of tasks that
         share their inputs.
         """
-        members, coarse = arrays[split], arrays["coarse"]
         if self.episodes == "fine_and_coarse":
-            places = draws.choice(members.size, number)
-            return dict.fromkeys(self.task_names, places)
+            return dict.fromkeys(self.task_names, draws.choice(arrays[split].size, number))
         chosen = {}
         for name in self.task_names:
-            own = (
-                np.arange(members.size)
-                .reshape(members.shape)[coarse == COARSE.index(name)]
-                .reshape(-1)
-            )
+            own = places_of_superclass(arrays, split, name)
             chosen[name] = own[draws.choice(own.size, number)]
         return chosen
 
@@ -326,7 +251,7 @@ class CIFAR100(DrawnSource):
         for own, shots in self._by_shots(draws):
             chosen = self._choose(arrays, split, shots + self.queries, own)
             targets = {
-                name: self._labels(arrays, split, name, places) for name, places in chosen.items()
+                name: labels_of(arrays, split, name, places) for name, places in chosen.items()
             }
             inputs: Tensor | Mapping[str, Tensor]
             if self.episodes == "fine_and_coarse":
@@ -338,7 +263,7 @@ class CIFAR100(DrawnSource):
                 parts = pictures.split(shots + self.queries, dim=1)
                 inputs = dict(zip(chosen, parts, strict=True))
             domains = same_domain(f"{split} pictures", len(own))
-            yield Bucket(_episodes(inputs, targets, shots), own.indices, domains)
+            yield Bucket(split_off_support(inputs, targets, shots), own.indices, domains)
 
     def _draw_classes(
         self, arrays: Arrays, split: Split, draws: Draws
@@ -359,59 +284,17 @@ class CIFAR100(DrawnSource):
             rows = np.concatenate([part.reshape(len(own), -1) for part in parts], axis=1)
             label = torch.arange(classes.shape[1])
             target = torch.cat([label.repeat_interleave(part.shape[2]) for part in parts])
-            episodes = _episodes(
+            episodes = split_off_support(
                 self._pictures(arrays, rows, split, own),
                 {TASK: target.repeat(len(own), 1)},
                 shots * classes.shape[1],
             )
-            names = partial(_class_names, arrays[f"names/{split}"][classes])
+            names = partial(class_names, arrays[f"names/{split}"][classes])
             yield Bucket(episodes, own.indices, names)
 
     def _pictures(self, arrays: Arrays, rows: np.ndarray, split: Split, draws: Draws) -> Tensor:
         """The pictures with these numbers, [E, N] -> [E, N, 3, 32, 32]."""
         pictures = np.take(arrays["pictures"], rows, axis=0)
         if self.augment and split == "train":
-            moves = draws.integers(2 * PADDING + 1, 2, rows.shape[1])
-            is_flipped = draws.coins(rows.shape[1]).reshape(-1)
-            down, right = moves[:, 0].reshape(-1), moves[:, 1].reshape(-1)
-            flat = pictures.reshape(-1, *pictures.shape[2:])
-            pictures = augmented(flat, down, right, is_flipped).reshape(pictures.shape)
+            pictures = random_crops(pictures, draws)
         return torch.from_numpy(pictures)
-
-
-def _class_names(names: np.ndarray) -> list[str]:
-    """[E, ways] -> the classes of each episode in words."""
-    return [", ".join(own) for own in names]
-
-
-def _episodes(
-    pictures: Tensor | Mapping[str, Tensor], targets: Mapping[str, Tensor], shots: int
-) -> Episode:
-    """The first `shots` pictures and labels of each episode are the support, the others the
-    query.
-    """
-
-    def part(some: slice) -> Batch:
-        if isinstance(pictures, Tensor):
-            inputs: Tensor | dict[str, Tensor] = pictures[:, some].contiguous()
-        else:
-            inputs = {name: own[:, some].contiguous() for name, own in pictures.items()}
-        return Batch(inputs, {name: target[:, some] for name, target in targets.items()}, {})
-
-    return Episode(part(slice(shots)), part(slice(shots, None)))
-
-
-def augmented(
-    pictures: np.ndarray, down: np.ndarray, right: np.ndarray, is_flipped: np.ndarray
-) -> np.ndarray:
-    """Pictures [N, C, H, W], each moved with black behind it, and flipped or not.
-
-    `down` and `right` [N], from 0 to 8, say where in the padded picture the new one begins.
-    """
-    number, channels, height, width = pictures.shape
-    padded = np.zeros((number, channels, height + 2 * PADDING, width + 2 * PADDING), pictures.dtype)
-    padded[..., PADDING:-PADDING, PADDING:-PADDING] = pictures
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (2, 3))
-    cropped = windows[np.arange(number), :, down, right]
-    cropped[is_flipped] = cropped[is_flipped, ..., ::-1]
-    return cropped

@@ -2,7 +2,7 @@
 together.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any, Literal, Self
@@ -10,12 +10,11 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import torch
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
-from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from raymtl.data.base import Arrays, Bucket, HeldOut, Members, Population, Source, Split
 from raymtl.data.draws import Draws
 from raymtl.data.sources.digits import Digits
+from raymtl.data.sources.joined import joined_batch, joined_buckets, named_domains
 from raymtl.data.sources.registry import PartSpec
 from raymtl.storage.notes import Note
 from raymtl.types import Batch, Episode, Task, UserError, matching
@@ -219,7 +218,7 @@ class Several(Source):
         def batch(rows: np.ndarray) -> Batch:
             own = section.batch(rows)
             if self.episodes == "together":
-                return _joined({part: own})
+                return joined_batch({part: own})
             return self._completed(part, own)
 
         members = {f"{part} {name}": values for name, values in section.members.items()}
@@ -244,12 +243,12 @@ class Several(Source):
             buckets = self.parts[part].draw_episodes(_of(part, arrays), split, own)
             drawn[part] = list(buckets)
         if self.episodes == "together":
-            yield from _together(drawn)
+            yield from joined_buckets(drawn)
             return
         for part, buckets in drawn.items():
             for bucket in buckets:
                 episodes = Episode(*(self._completed(part, batch) for batch in bucket.episodes))
-                domains = partial(_named_domains, part, bucket.domains)
+                domains = partial(named_domains, part, bucket.domains)
                 yield Bucket(episodes, bucket.indices, domains)
 
     def _completed(self, part: str, batch: Batch) -> Batch:
@@ -296,65 +295,3 @@ def _of(part: str, arrays: Arrays) -> Arrays:
     return {
         key.partition("/")[2]: array for key, array in arrays.items() if key.startswith(f"{part}/")
     }
-
-
-def _named_domains(part: str, domains: Callable[[], Sequence[str]]) -> list[str]:
-    return [f"{part} {domain}" for domain in domains()]
-
-
-def _together(drawn: Mapping[str, Sequence[Bucket]]) -> Iterator[Bucket]:
-    """Joins the episodes of all parts that have the same index."""
-    holders: dict[int, list[int]] = {}  # index -> which of its buckets holds it, of each part
-    for buckets in drawn.values():
-        for number, bucket in enumerate(buckets):
-            for index in bucket.indices.tolist():
-                holders.setdefault(index, []).append(number)
-    kinds: dict[tuple[int, ...], list[int]] = {}
-    for index, numbers in holders.items():
-        kinds.setdefault(tuple(numbers), []).append(index)
-    for held_by, indices in kinds.items():
-        own = {
-            part: _selected(buckets[number], indices)
-            for (part, buckets), number in zip(drawn.items(), held_by, strict=True)
-        }
-        support = _joined({part: bucket.episodes.support for part, bucket in own.items()})
-        query = _joined({part: bucket.episodes.query for part, bucket in own.items()})
-        domains = partial(_joined_domains, {part: bucket.domains for part, bucket in own.items()})
-        yield Bucket(Episode(support, query), np.array(indices), domains)
-
-
-def _selected(bucket: Bucket, indices: Sequence[int]) -> Bucket:
-    """The episodes with these indices, in this order."""
-    if bucket.indices.tolist() == indices:
-        return bucket
-    places = {index: place for place, index in enumerate(bucket.indices.tolist())}
-    rows = [places[index] for index in indices]
-
-    def domains() -> list[str]:
-        names = bucket.domains()
-        return [names[row] for row in rows]
-
-    own = torch.tensor(rows)
-    episodes = tree_map(lambda leaf: leaf.index_select(0, own), bucket.episodes)
-    return Bucket(episodes, np.array(indices), domains)
-
-
-def _joined_domains(domains: Mapping[str, Callable[[], Sequence[str]]]) -> list[str]:
-    named = [_named_domains(part, of_part) for part, of_part in domains.items()]
-    return [" + ".join(own) for own in zip(*named, strict=True)]
-
-
-def _joined(batches: Mapping[str, Batch]) -> Batch:
-    """One batch in which every task has the inputs of its part."""
-    inputs: dict[str, Tensor] = {}
-    targets: dict[str, Tensor] = {}
-    masks: dict[str, Tensor] = {}
-    for part, batch in batches.items():
-        own = (
-            dict.fromkeys(batch.targets, batch.inputs)
-            if isinstance(batch.inputs, Tensor)
-            else batch.inputs
-        )
-        for whole, values in ((inputs, own), (targets, batch.targets), (masks, batch.masks)):
-            whole.update({f"{part}_{task}": value for task, value in values.items()})
-    return Batch(inputs, targets, masks)

@@ -2,7 +2,6 @@
 (arXiv:1803.10704).
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
@@ -29,18 +28,18 @@ from raymtl.data.base import (
     same_domain,
 )
 from raymtl.data.draws import Draws, alike
+from raymtl.data.formats.nyuv2 import (
+    FRAMES,
+    HEIGHT,
+    NUM_CLASSES,
+    WIDTH,
+    check_folder,
+    read_frame,
+    root_of,
+)
 from raymtl.tasks import depth, normals, segmentation
 from raymtl.types import Batch, Episode, Task, UserError
 
-HEIGHT, WIDTH = 288, 384
-NUM_CLASSES = 13
-FRAMES = {"train": 795, "val": 654}  # folders -> frames; the test is on those of `val`
-PARTS = {
-    "image": (HEIGHT, WIDTH, 3),
-    "label": (HEIGHT, WIDTH),
-    "depth": (HEIGHT, WIDTH, 1),
-    "normal": (HEIGHT, WIDTH, 3),
-}
 SCALES = (1.0, 1.2, 1.5)  # of the crops
 RoomTask = Literal["segmentation", "depth", "normals"]
 Side = Annotated[int, Field(ge=8)]
@@ -284,61 +283,3 @@ def _resized(values: np.ndarray, size: tuple[int, int], *, nearest: bool) -> Ten
     return F.interpolate(tensor[None], size, mode="bilinear", align_corners=False, antialias=True)[
         0
     ]
-
-
-def read_frame(folder: Path, number: int, rows: slice, columns: slice) -> dict[str, np.ndarray]:
-    """A part of a frame by the names of PARTS, mapped into memory. Raises UserError for what is not
-    of their shapes.
-    """
-    found = {}
-    for part, shape in PARTS.items():
-        file = folder / part / f"{number}.npy"
-        try:
-            values = np.load(file, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(
-                f"{file}: expected an array of shape {shape}, got none ({error}). Fetch it again."
-            ) from None
-        if values.shape != shape and (*values.shape, 1) != shape:
-            raise UserError(
-                f"{file}: expected an array of shape {shape}, got {values.shape}. Fetch it again."
-            )
-        found[part] = values[rows, columns]
-    if found["image"].max() > 1 + 1e-3 or found["label"].max() >= NUM_CLASSES:
-        raise UserError(
-            f"{folder}: frame {number}: expected a picture of numbers from 0 to 1 and classes from "
-            f"-1 to {NUM_CLASSES - 1}, got up to {float(found['image'].max()):g} and "
-            f"{float(found['label'].max()):g}. Fetch the preparation of 13 classes again."
-        )
-    return found
-
-
-def root_of(folder: str | None) -> Path:
-    """The folder with `train` and `val`. Raises UserError where none is named."""
-    base = os.environ.get("RAYMTL_DATA")
-    if not folder and not base:
-        raise UserError(
-            "data.folder: expected the folder of the 288 x 384 preparation of NYUv2, with train "
-            "and val, got none. Give it, or set the environment variable RAYMTL_DATA to the folder "
-            "that holds nyuv2. https://github.com/lorenmt/mtan names the place to fetch it from."
-        )
-    if folder:
-        return Path(folder).expanduser()
-    return Path(str(base)).expanduser() / "nyuv2"
-
-
-def check_folder(root: Path) -> None:
-    """Raises UserError where frames are missing."""
-    for split, expected in FRAMES.items():
-        for part in PARTS:
-            folder = root / split / part
-            got = {file.name for file in folder.glob("*.npy")}
-            missing = next(
-                (number for number in range(expected) if f"{number}.npy" not in got), None
-            )
-            if missing is not None:
-                raise UserError(
-                    f"data.folder: expected {expected} files 0.npy to {expected - 1}.npy in "
-                    f"{folder}, got {len(got)} without {missing}.npy. "
-                    "https://github.com/lorenmt/mtan names the place to fetch them from."
-                )

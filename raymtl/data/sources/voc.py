@@ -3,17 +3,15 @@ doi:10.1007/s11263-009-0275-4).
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from raymtl.data.base import (
-    SPLITS,
     Arrays,
     Bucket,
     ChosenTasks,
@@ -27,25 +25,17 @@ from raymtl.data.base import (
     same_domain,
 )
 from raymtl.data.draws import Draws, alike
-from raymtl.data.formats.voc_xml import (
-    Annotation,
-    Seen,
-    fault,
-    mirrored,
-    read_xml,
-    rows_of,
-    stacked,
-)
+from raymtl.data.formats.voc_folder import read_folder, split_names
+from raymtl.data.formats.voc_xml import mirrored
+from raymtl.data.sources.voc_labels import Reading, labelled_rows, object_counts, read_labels
 from raymtl.schema.readers import Written
-from raymtl.storage.notes import ARRAY, Note, pack
+from raymtl.storage.notes import ARRAY, pack
 from raymtl.tasks import classification, detection, multilabel, over_places, regression
 from raymtl.types import Batch, Episode, Spec, Task, UserError, matching
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 VOCTask = Literal["boxes", "count", "present", "main"]
 Flip = Literal["horizontal", "vertical"]
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
-NAMED = 5  # faults that a message names
 
 
 class FoundVOC(Spec):
@@ -57,21 +47,6 @@ class FoundVOC(Spec):
     means: tuple[float, ...]
     stds: tuple[float, ...]
     """Of the number of objects of each class in a picture for training."""
-
-
-class Labels(NamedTuple):
-    """Of N pictures and K classes: `pictures` [N, 3, H, W] uint8, `boxes` [N, M, 5], `numbers` of
-    objects [N, K] with nan, which classes are `shown` [N, K] with nan, the `main` class [N] or -1,
-    what is `readable` [N], and the notes on what is wrong with them.
-    """
-
-    pictures: np.ndarray
-    boxes: np.ndarray
-    numbers: np.ndarray
-    shown: np.ndarray
-    main: np.ndarray
-    readable: np.ndarray
-    notes: Sequence[Note]
 
 
 class VOC(ChosenTasks):
@@ -146,15 +121,8 @@ class VOC(ChosenTasks):
 
     @property
     def _settings(self) -> str:
-        parts = (
-            self.folder,
-            self.year,
-            self.classes,
-            self.difficult,
-            self.held_out,
-            self.split_seed,
-        )
-        return " ".join(str(part) for part in parts)
+        keys = ("folder", "year", "classes", "difficult", "held_out", "split_seed")
+        return " ".join(str(getattr(self, key)) for key in keys)
 
     @property
     def _folder(self) -> Path:
@@ -182,9 +150,9 @@ class VOC(ChosenTasks):
                         f"{read.xml(name)}: expected an object of {list(classes)}, got "
                         f"'{seen.label}'. Correct it, or add it to data.classes."
                     )
-        parts = self._parts(read)
+        parts = split_names(read, self.held_out, self.split_seed)
         numbers = [
-            self._counts(read.annotations[name].objects, classes)
+            object_counts(read.annotations[name].objects, classes, self._ignores_difficult)
             for name in parts[0]
             if name in read.annotations
         ]
@@ -211,6 +179,10 @@ class VOC(ChosenTasks):
         return self._known.classes
 
     @property
+    def _ignores_difficult(self) -> bool:
+        return self.difficult == "ignored"
+
+    @property
     def _size(self) -> tuple[int, int]:
         if isinstance(self.size, tuple):
             return self.size
@@ -231,133 +203,25 @@ class VOC(ChosenTasks):
         }
         return tuple(kinds[name]() for name in self.tasks)
 
-    def _parts(self, read: "Folder") -> list[list[str]]:
-        """The names of the pictures for training, validation and testing."""
-        sets = read.sets
-        every = sets.get("train") or sets.get("trainval") or list(read.pictures)
-        known = {split: sets[split] for split in ("val", "test") if split in sets}
-        if "train" not in sets:
-            held = {name for names in known.values() for name in names}
-            every = [name for name in every if name not in held]
-        order = np.random.default_rng(self.split_seed).permutation(len(every)).tolist()
-        share, start = round(self.held_out * len(every)), 0
-        for split in ("val", "test"):
-            if split not in known:
-                known[split] = [every[index] for index in sorted(order[start : start + share])]
-                start += share
-        train = [every[index] for index in sorted(order[start:])]
-        parts = [train, known["val"], known["test"]]
-        side: dict[str, str] = {}
-        for split, names in zip(SPLITS, parts, strict=True):
-            for name in names:
-                if side.setdefault(name, split) != split:
-                    raise UserError(
-                        f"{read.root}/ImageSets/Main/{split}.txt: expected pictures of no other "
-                        f"split, got '{name}', which is in {side[name]} too. Leave it in one of "
-                        "them."
-                    )
-        return parts
-
-    def _counts(self, objects: Sequence[Seen], classes: Sequence[str]) -> np.ndarray:
-        numbers = np.zeros(len(classes), np.float32)
-        for seen in objects:
-            numbers[classes.index(seen.label)] += not (
-                seen.difficult and self.difficult == "ignored"
-            )
-        return numbers
-
     def load(self) -> dict[str, np.ndarray]:
         read = read_folder(self._folder)
-        parts = self._parts(read)
+        parts = split_names(read, self.held_out, self.split_seed)
         names = [name for own in parts for name in own]
-        seen = self._seen(read, names)
-        boxed = seen.readable & np.isin(names, list(read.annotations))
+        reading = Reading(
+            self._known.classes, self._size, self._ignores_difficult, self.max_corrupt
+        )
+        seen = read_labels(read, names, reading)
+        masks = seen.masks(np.isin(names, list(read.annotations)))
         number = len(parts[0])
-        withheld = np.random.default_rng([self.split_seed, 1]).permutation(number)[
-            : round(self.unboxed * number)
-        ]
-        masks = {
-            "boxes": boxed.copy(),
-            "count": boxed & ~np.isnan(seen.numbers).any(1),
-            "present": seen.readable & ~np.isnan(seen.shown).all(1),
-            "main": boxed & (seen.main >= 0),
-        }
-        masks["boxes"][withheld] = False
-        targets = {
-            "boxes": seen.boxes,
-            "count": np.nan_to_num(seen.numbers),
-            "present": seen.shown,
-            "main": seen.main.clip(min=0),
-        }
-        arrays = {"pictures": seen.pictures, "names": np.array(names), **self._rows(parts, masks)}
+        withheld = np.random.default_rng([self.split_seed, 1]).permutation(number)
+        masks["boxes"][withheld[: round(self.unboxed * number)]] = False
+        targets = seen.targets()
+        rows = labelled_rows(parts, {task: masks[task] for task in self.tasks}, self._folder)
+        arrays = {"pictures": seen.pictures, "names": np.array(names), **rows}
         arrays[ARRAY] = pack(seen.notes)
         for task in self.tasks:
             arrays[f"target/{task}"], arrays[f"mask/{task}"] = targets[task], masks[task]
         return arrays
-
-    def _seen(self, read: "Folder", names: Sequence[str]) -> "Labels":
-        """The pictures of these names and what their annotations say; raises UserError for too many
-        faults.
-        """
-        classes, size = self._known.classes, self._size
-        pictures = np.zeros((len(names), 3, *size), np.uint8)
-        faults = _damage(read, names)
-        boxes: list[np.ndarray] = []
-        numbers, shown = np.full((2, len(names), len(classes)), np.nan, np.float32)
-        main = np.full(len(names), -1)
-        readable = np.zeros(len(names), bool)
-        for row, name in enumerate(names):
-            try:
-                pictures[row], stored = read.picture(name, size)
-            except OSError as error:
-                faults[name] = (
-                    f"{read.pictures.get(name, read.root / 'JPEGImages' / name)}: {error}"
-                )
-                boxes.append(np.empty((0, 5), np.float32))
-                continue
-            one = read.annotations.get(name)
-            misfit = _misfit(one, stored)
-            if misfit:
-                faults[name] = f"{read.xml(name)}: {misfit}"
-                one = None
-            readable[row] = name not in read.damaged and misfit is None
-            sound, why = _sound_objects(one, stored)
-            if why:
-                faults[name] = f"{read.xml(name)}: {why}"
-            ignored = self.difficult == "ignored"
-            boxes.append(rows_of(sound, classes, stored, size, ignore_difficult=ignored))
-            if one is not None:
-                numbers[row] = self._counts(sound, classes)
-                shown[row] = _classes_shown(numbers[row], boxes[-1])
-                main[row] = _main(boxes[-1], len(classes))
-            else:
-                shown[row] = [read.says.get((label, name), np.nan) for label in classes]
-        notes = fault_notes(faults, len(names), self.max_corrupt)
-        most_boxes = max([1, *(len(own) for own in boxes)])
-        return Labels(pictures, stacked(boxes, most_boxes), numbers, shown, main, readable, notes)
-
-    def _rows(
-        self, parts: Sequence[Sequence[str]], masks: Mapping[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        """The rows of each split that have a label of any task, and of each. Raises UserError where
-        these are none.
-        """
-        labelled = np.any([masks[task] for task in self.tasks], axis=0)
-        rows: dict[str, np.ndarray] = {}
-        start = 0
-        for split, names in zip(SPLITS, parts, strict=True):
-            every = np.arange(start, start + len(names))
-            start += len(names)
-            rows[f"rows/{split}"] = every[labelled[every]]
-            for task in self.tasks:
-                own = rows[f"rows/{split}/{task}"] = every[masks[task][every]]
-                if (split == "train" and not len(own)) or len(rows[f"rows/{split}"]) < 2:
-                    raise UserError(
-                        f"data.tasks: expected two pictures and a label of '{task}' at least in "
-                        f"{split}, got {len(rows[f'rows/{split}'])} and {len(own)} of "
-                        f"{self._folder}. Correct ImageSets/Main, or leave the task away."
-                    )
-        return rows
 
     def sizes(self, arrays: Arrays) -> Mapping[str, int]:
         return {task: len(arrays[f"rows/train/{task}"]) for task in self.tasks}
@@ -431,141 +295,3 @@ class VOC(ChosenTasks):
             {task: torch.from_numpy(target) for task, target in targets.items()},
             {task: torch.from_numpy(mask) for task, mask in masks.items()},
         )
-
-
-def _damage(read: "Folder", names: Sequence[str]) -> dict[str, str]:
-    """What is wrong with the annotations of these pictures that cannot be read."""
-    damaged = [name for name in names if name in read.damaged]
-    return {name: f"{read.xml(name)}: {read.damaged[name]}" for name in damaged}
-
-
-def _misfit(one: Annotation | None, stored: tuple[int, int]) -> str | None:
-    """How the size that an annotation gives differs from its picture's; None where it fits."""
-    if one is None or one.size in (None, stored):
-        return None
-    return (
-        f"it is of a picture of {one.size[1]} x {one.size[0]}, got one of {stored[1]} x {stored[0]}"
-    )
-
-
-def _sound_objects(
-    one: Annotation | None, stored: tuple[int, int]
-) -> tuple[list[Seen], str | None]:
-    """The objects without a fault, and the last fault of the others."""
-    sound, last = [], None
-    for seen in one.objects if one else ():
-        why = fault(seen, stored)
-        if why:
-            last = why
-        else:
-            sound.append(seen)
-    return sound, last
-
-
-def _classes_shown(numbers: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Which classes a picture shows, [K]: 1, 0, or nan where all objects of a class are ignored."""
-    is_ignored = np.isin(-2 - np.arange(len(numbers)), boxes[:, 0])
-    return np.where(numbers > 0, 1, np.where(is_ignored, np.nan, 0))
-
-
-def _main(boxes: np.ndarray, num_classes: int) -> int:
-    """The class whose boxes [M, 5] have the largest area together, the first of those; -1 where
-    there is none.
-    """
-    areas = np.zeros(num_classes)
-    for label, x1, y1, x2, y2 in boxes[boxes[:, 0] >= 0]:
-        areas[int(label)] += (x2 - x1) * (y2 - y1)
-    if areas.any():
-        return int(areas.argmax())
-    return -1
-
-
-def fault_notes(faults: Mapping[str, str], number: int, allowed: float) -> list[Note]:
-    """Which of this number of pictures have faults. Raises UserError where there are more than this
-    share.
-    """
-    if not faults:
-        return []
-    told = list(faults.values())
-    named = "; ".join(told[:NAMED]) + (f" and {len(told) - NAMED} more" * (len(told) > NAMED))
-    says = f"{len(told)} of {number} pictures have faults: {named}"
-    if len(told) > allowed * number:
-        raise UserError(
-            f"data.max_corrupt: {says}, which is over {allowed:.1%} of them. Correct them, or "
-            "raise it."
-        )
-    return [
-        Note(
-            place="pictures",
-            text=f"{says}; these boxes or pictures are left out",
-            key="data.max_corrupt",
-        )
-    ]
-
-
-class Folder(NamedTuple):
-    """A folder of Pascal VOC, other than the pictures' contents."""
-
-    root: Path
-    pictures: Mapping[str, Path]
-    """Name without suffix -> file."""
-    annotations: Mapping[str, Annotation]
-    damaged: Mapping[str, str]
-    """Annotations that cannot be read, and why."""
-    sets: Mapping[str, list[str]]
-    """train, val, test and trainval, those that there are -> names."""
-    says: Mapping[tuple[str, str], float]
-    """Class and name -> 1 where it is present, 0 where not, nan where that is open."""
-
-    def xml(self, name: str) -> Path:
-        """The annotation of a picture."""
-        return self.root / "Annotations" / f"{name}.xml"
-
-    def picture(self, name: str, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-        """The picture as uint8 [3, *size], and its height and width as it is stored. Raises
-        OSError.
-        """
-        from raymtl.data.tables.pictures import measured
-
-        if name not in self.pictures:
-            raise OSError("no such picture")
-        return measured(self.pictures[name].read_bytes(), size, 3, "stretch")[:2]
-
-
-@cache
-def read_folder(root: Path) -> Folder:
-    """Annotations and lists, kept for the rest of the process. Raises UserError where the folders
-    are not there.
-    """
-    for part in ("JPEGImages", "Annotations"):
-        if not (root / part).is_dir():
-            raise UserError(
-                f"data.folder: expected the folder {root / part}, got none. "
-                "`raymtl data fetch voc2007 --root FOLDER` fetches Pascal VOC."
-            )
-    files = sorted((root / "JPEGImages").iterdir())
-    pictures = {file.stem: file for file in files if file.suffix.lower() in SUFFIXES}
-    annotations, damaged = {}, {}
-    for file in sorted((root / "Annotations").glob("*.xml")):
-        try:
-            annotations[file.stem] = read_xml(file.read_bytes())
-        except (ValueError, OSError) as error:
-            damaged[file.stem] = str(error)
-    sets: dict[str, list[str]] = {}
-    says: dict[tuple[str, str], float] = {}
-    value = {"1": 1.0, "-1": 0.0, "0": np.nan}
-    for file in sorted((root / "ImageSets" / "Main").glob("*.txt")):
-        lines = [
-            line.split() for line in file.read_text(encoding="utf8").splitlines() if line.strip()
-        ]
-        label, _, _ = file.stem.rpartition("_")
-        if not label:
-            sets[file.stem] = [line[0] for line in lines]
-            continue
-        for line in lines:
-            if len(line) != 2 or line[1] not in value:
-                raise UserError(
-                    f"{file}: expected a name and 1, 0 or -1 in every line, got '{' '.join(line)}'."
-                )
-            says[label, line[0]] = value[line[1]]
-    return Folder(root, pictures, annotations, damaged, sets, says)

@@ -1,0 +1,74 @@
+"""Joins the episodes of several sources, the parts of `several`, into episodes of all of them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from raymtl.data.base import Bucket
+from raymtl.types import Batch, Episode
+
+
+def named_domains(part: str, domains: Callable[[], Sequence[str]]) -> list[str]:
+    return [f"{part} {domain}" for domain in domains()]
+
+
+def joined_buckets(drawn: Mapping[str, Sequence[Bucket]]) -> Iterator[Bucket]:
+    """Joins the episodes of all parts that have the same index."""
+    holders: dict[int, list[int]] = {}  # index -> which of its buckets holds it, of each part
+    for buckets in drawn.values():
+        for number, bucket in enumerate(buckets):
+            for index in bucket.indices.tolist():
+                holders.setdefault(index, []).append(number)
+    kinds: dict[tuple[int, ...], list[int]] = {}
+    for index, numbers in holders.items():
+        kinds.setdefault(tuple(numbers), []).append(index)
+    for held_by, indices in kinds.items():
+        own = {
+            part: _selected(buckets[number], indices)
+            for (part, buckets), number in zip(drawn.items(), held_by, strict=True)
+        }
+        support = joined_batch({part: bucket.episodes.support for part, bucket in own.items()})
+        query = joined_batch({part: bucket.episodes.query for part, bucket in own.items()})
+        domains = partial(_joined_domains, {part: bucket.domains for part, bucket in own.items()})
+        yield Bucket(Episode(support, query), np.array(indices), domains)
+
+
+def _selected(bucket: Bucket, indices: Sequence[int]) -> Bucket:
+    """The episodes with these indices, in this order."""
+    if bucket.indices.tolist() == indices:
+        return bucket
+    places = {index: place for place, index in enumerate(bucket.indices.tolist())}
+    rows = [places[index] for index in indices]
+
+    def domains() -> list[str]:
+        names = bucket.domains()
+        return [names[row] for row in rows]
+
+    own = torch.tensor(rows)
+    episodes = tree_map(lambda leaf: leaf.index_select(0, own), bucket.episodes)
+    return Bucket(episodes, np.array(indices), domains)
+
+
+def _joined_domains(domains: Mapping[str, Callable[[], Sequence[str]]]) -> list[str]:
+    named = [named_domains(part, of_part) for part, of_part in domains.items()]
+    return [" + ".join(own) for own in zip(*named, strict=True)]
+
+
+def joined_batch(batches: Mapping[str, Batch]) -> Batch:
+    """One batch in which every task has the inputs of its part."""
+    inputs: dict[str, Tensor] = {}
+    targets: dict[str, Tensor] = {}
+    masks: dict[str, Tensor] = {}
+    for part, batch in batches.items():
+        own = (
+            dict.fromkeys(batch.targets, batch.inputs)
+            if isinstance(batch.inputs, Tensor)
+            else batch.inputs
+        )
+        for whole, values in ((inputs, own), (targets, batch.targets), (masks, batch.masks)):
+            whole.update({f"{part}_{task}": value for task, value in values.items()})
+    return Batch(inputs, targets, masks)
