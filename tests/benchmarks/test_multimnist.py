@@ -166,8 +166,10 @@ def test_the_table_shows_errors_and_intervals() -> None:
     ("pairs", "size"), [("fixed", "cpu"), ("fresh", "cpu"), ("fresh", "resnet")]
 )
 def test_every_protocol_scores_all_pairs(
-    few: None, tmp_path: Path, pairs: Pairs, size: Size
+    few: None, tmp_path: Path, pairs: Pairs, size: Size, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The large network in float32, since a CPU may take a minute for it in bfloat16, as the small one computes."""
+    monkeypatch.setitem(multimnist.RESNET, "precision", "float32")
     protocol = protocol_of(pairs, size, quick=True)
     steps_done: dict[Any, int] = {}
     tried = Try(HARD, 0.001, True)

@@ -25,8 +25,11 @@ ROOT = Path(__file__).parent.parent.parent / "raymtl"
 CONFIG = "data: {name: files, path: bad.csv, tasks: {y: {}}}\n"
 BAD = "a,a,y\n" + "".join(f"{i},{i % 7},{'p' if i % 2 else 'q'}\n" for i in range(60))
 RUNS = """
-import collections, os, sys, time
+import collections, gc, os, sys, time
 import raymtl.cli, raymtl.config.load, raymtl.data.inspection, pandas, pyarrow.csv, pyarrow.parquet  # no threads yet, so the process may fork
+
+gc.collect()
+gc.freeze()  # else every fork copies nearly all that was imported, only to look through it as it exits
 
 num_runs, at_once = int(sys.argv[1]), int(sys.argv[2])
 statuses = collections.Counter()

@@ -17,7 +17,8 @@ from raymtl.types import Batch, Episode
 def places_of_superclass(arrays: Arrays, split: Split, name: str) -> np.ndarray:
     """The places of the pictures of a superclass, ascending."""
     places = np.arange(arrays[split].size).reshape(arrays[split].shape)
-    return places[arrays["coarse"] == COARSE.index(name)].reshape(-1)
+    own: np.ndarray = places[arrays["coarse"] == COARSE.index(name)]
+    return own.reshape(-1)
 
 
 def labels_of(arrays: Arrays, split: Split, task: str, places: np.ndarray) -> Tensor:
