@@ -248,7 +248,7 @@ class TimedSearch:
     def __init__(self, experiment: "Experiment", run: Path, reports: int) -> None:
         import numpy as np
 
-        from raymtl.tune import Search
+        from raymtl.pipeline.search import Search
 
         self.search, self.reports = Search(experiment, run), reports
         self.journal = run / "study.journal"
@@ -318,7 +318,7 @@ def measured(sizes: Sequence[int] = (100, 1000, 3000), reports: int = 10) -> Con
     import numpy as np
 
     from raymtl.config import Experiment
-    from raymtl.tune import trial_rows
+    from raymtl.pipeline.search import trial_rows
 
     experiment = Experiment().override({"tune.trials": 10**6, "train.steps": 100 * reports})
     tree = experiment.model_dump(mode="json")

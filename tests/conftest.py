@@ -32,7 +32,7 @@ torch.set_num_threads(1)
 
 PARTNERS = ("hard", "static", "pcgrad")
 
-LONGEST = ("test_tune.py", "test_trainer.py", "test_ray_dashboard.py", "test_checkpoint.py")
+LONGEST = ("test_search.py", "test_trainer.py", "test_ray_dashboard.py", "test_checkpoint.py")
 """Files that start Ray or processes and wait for them."""
 
 

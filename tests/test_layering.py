@@ -20,14 +20,12 @@ LAYERS = [
     {"reporting"},
     {"adaptation", "training"},
     {"distributed"},
-    {"tune"},
     {"pipeline"},
     {"cli"},
 ]
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
 RAY = (
     "distributed/",
-    "tune/",
     "pipeline/",
     "reporting/ray_",
     "cluster/doctor/node_probe.py",

@@ -30,13 +30,13 @@ from raymtl.pipeline.comparisons import (
     train_baselines,
 )
 from raymtl.pipeline.monitor import watched
+from raymtl.pipeline.search import STATES, run_search, winner
 from raymtl.reporting.ray_dashboard.dashboard import Dashboard
 from raymtl.reporting.terminal import View
 from raymtl.schema.distributions import searched_values
 from raymtl.storage import formats
 from raymtl.storage.fence import Attempt
 from raymtl.storage.notes import Note
-from raymtl.tune import STATES, run_search, winner
 from raymtl.types import UserError
 
 

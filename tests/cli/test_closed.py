@@ -12,8 +12,8 @@ import pytest
 
 from raymtl import cli, run_folder
 from raymtl.config import Experiment
+from raymtl.pipeline.search import open_study
 from raymtl.storage import formats
-from raymtl.tune import open_study
 from raymtl.types import UserError
 from tests.conftest import experiment
 

@@ -7,8 +7,8 @@ import optuna
 import pytest
 
 from raymtl.config import load
+from raymtl.pipeline.search import open_study
 from raymtl.storage import formats
-from raymtl.tune import open_study
 from tests.cluster.hosts import NUM_HOSTS, SHARED, Cluster, Run, quoted, until
 from tests.narrowing import present
 

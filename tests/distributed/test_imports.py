@@ -14,7 +14,10 @@ import pytest
             "raymtl.distributed.elastic, raymtl.distributed.step_shards",
             {"raymtl.config", "raymtl.step", "raymtl.data", "scipy.optimize"},
         ),
-        ("raymtl.distributed.trainer, raymtl.tune", {"scipy.optimize", "plotly", "tensorboard"}),
+        (
+            "raymtl.distributed.trainer, raymtl.pipeline.search",
+            {"scipy.optimize", "plotly", "tensorboard"},
+        ),
         ("raymtl.pipeline.pipeline", {"scipy.optimize", "plotly", "tensorboard"}),
     ],
 )

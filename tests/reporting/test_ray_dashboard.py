@@ -14,12 +14,12 @@ from raymtl import run_folder
 from raymtl.cluster.capacity import Plan
 from raymtl.config import Experiment, parse
 from raymtl.data import Digits
+from raymtl.pipeline.search import run_search, trial_rows
 from raymtl.reporting.ray_dashboard.dashboard import Dashboard
 from raymtl.reporting.ray_dashboard.task_rows import Rows
 from raymtl.reporting.terminal import View, described
 from raymtl.storage import formats
 from raymtl.storage.fence import claim
-from raymtl.tune import run_search, trial_rows
 from tests.distributed.local import local_ray
 
 ray = pytest.importorskip("ray")
@@ -135,7 +135,7 @@ def test_every_trial_has_rows_of_tasks(searched: Searched) -> None:
 
 def trial_that_stays(folder: str) -> None:
     """Runs a trial, as Ray Tune does, in a process that stays: what it sets goes with it."""
-    from raymtl.tune import trial
+    from raymtl.pipeline.search import trial
 
     pytest.MonkeyPatch().setattr(trial, "tune", SimpleNamespace(report=lambda metrics: None))
     values = {"number": 3, "learner.inner_lr": 0.05}

@@ -3,10 +3,10 @@ search resumes exactly.
 """
 
 import raymtl.distributed  # noqa: F401  (sets what Ray reads when it is imported)
-from raymtl.tune.run import run_search, scheduler
-from raymtl.tune.searcher import Search
-from raymtl.tune.study import STATES, open_study, reports, trial_rows, winner
-from raymtl.tune.trial import run_trial
+from raymtl.pipeline.search.run import run_search, scheduler
+from raymtl.pipeline.search.searcher import Search
+from raymtl.pipeline.search.study import STATES, open_study, reports, trial_rows, winner
+from raymtl.pipeline.search.trial import run_trial
 
 __all__ = [
     "STATES",

@@ -10,9 +10,9 @@ from ray.tune.experiment import Trial
 
 from raymtl.config import Experiment
 from raymtl.evaluation.kept import BEST_STEP, is_last
+from raymtl.pipeline.search.searcher import PROCESS_ENDED
 from raymtl.reporting.terminal import Row, View, described
 from raymtl.training.heartbeat import StallMonitor
-from raymtl.tune.searcher import PROCESS_ENDED
 
 if TYPE_CHECKING:  # the processes of trials, which import this, do not need it
     from raymtl.reporting.ray_dashboard.dashboard import Dashboard

@@ -12,15 +12,15 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from raymtl.cluster.capacity import DRIVER_MEMORY, Plan
 from raymtl.config import Experiment
 from raymtl.data import Arrays
+from raymtl.pipeline.search import shortage
+from raymtl.pipeline.search.lost import lost_in_one_line
+from raymtl.pipeline.search.searcher import Search
+from raymtl.pipeline.search.study import reports, trial_rows
+from raymtl.pipeline.search.trial import run_trial
+from raymtl.pipeline.search.watcher import Watcher, row_of, trial_name
 from raymtl.reporting.terminal import View
 from raymtl.storage import formats
 from raymtl.storage.fence import Attempt
-from raymtl.tune import shortage
-from raymtl.tune.lost import lost_in_one_line
-from raymtl.tune.searcher import Search
-from raymtl.tune.study import reports, trial_rows
-from raymtl.tune.trial import run_trial
-from raymtl.tune.watcher import Watcher, row_of, trial_name
 from raymtl.types import UserError
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from ray.tune.search import Searcher
 
 from raymtl.config import Experiment
 from raymtl.evaluation.kept import BEST_STEP, is_last
+from raymtl.pipeline.search.study import KEPT, REPORT, open_storage, study_in, trial_rows
 from raymtl.schema.distributions import default_params, suggest
 from raymtl.storage import atomic, formats
 from raymtl.storage.fence import Attempt
-from raymtl.tune.study import KEPT, REPORT, open_storage, study_in, trial_rows
 
 PROCESS_ENDED = "the trial's process ended with an error"
 TABLE_SHARE = 0.02

@@ -26,10 +26,10 @@ from raymtl.cluster.capacity import Capacity, Plan
 from raymtl.config import Experiment, load, parse
 from raymtl.data.base import Arrays
 from raymtl.learners import MAML
+from raymtl.pipeline.search import Search, open_study, reports, scheduler, trial_rows, winner
 from raymtl.storage import formats
 from raymtl.training.context import TrainContext
 from raymtl.training.loop import local_batches, train_loop
-from raymtl.tune import Search, open_study, reports, scheduler, trial_rows, winner
 from raymtl.types import UserError
 from tests.conftest import experiment
 from tests.narrowing import checked
@@ -260,7 +260,9 @@ def test_writing_the_table_takes_little_time(
         written.append((now[0], len(rows)))
         now[0] += 0.1
 
-    monkeypatch.setattr("raymtl.tune.searcher.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(
+        "raymtl.pipeline.search.searcher.time", SimpleNamespace(monotonic=lambda: now[0])
+    )
     monkeypatch.setattr(formats, "write_rows", slow)
     search = Search(searching(trials=200), tmp_path)
     for number in range(120):
@@ -276,7 +278,7 @@ def test_lost_reports_are_made_again(
     arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when one is lost between a checkpoint and the report of its score."""
-    from raymtl.tune import trial
+    from raymtl.pipeline.search import trial
 
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(trial, "tune", SimpleNamespace(report=told.append))
@@ -325,7 +327,7 @@ def test_trials_out_of_memory_count_as_died(monkeypatch: pytest.MonkeyPatch) -> 
     from ray.air.execution._internal.actor_manager import RayActorManager
     from ray.exceptions import OutOfMemoryError, RayActorError
 
-    from raymtl.tune.shortage import ends_the_trial_alone
+    from raymtl.pipeline.search.shortage import ends_the_trial_alone
 
     told: list[Exception] = []
     actor = SimpleNamespace(actor_id=7, _on_error=lambda actor, error: None)
@@ -358,7 +360,7 @@ def test_lost_trials_take_one_line(
     from ray.exceptions import RayActorError
 
     from raymtl.internals.ray import tune_logger
-    from raymtl.tune.lost import lost_in_one_line
+    from raymtl.pipeline.search.lost import lost_in_one_line
 
     told: list[str] = []
     logger = tune_logger()
