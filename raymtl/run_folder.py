@@ -231,9 +231,17 @@ def environment(experiment: "Experiment", command: str) -> dict[str, Any]:
         "git_commit": git.stdout.strip() or None,
         "seed": experiment.seed,
         "run": command,
-        "command": ["raymtl", *map(redacted_word, sys.argv[1:])],
+        "command": [_program(), *map(redacted_word, sys.argv[1:])],
         "started": now(),
         "host": socket.gethostname(),
         "cpus": os.cpu_count(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _program() -> str:
+    """`raymtl`, or the script or notebook server that called it."""
+    name = Path(sys.argv[0]).name
+    if name == "__main__.py":
+        return "raymtl"
+    return name

@@ -21,6 +21,7 @@ LAYERS = [
     {"adaptation", "training"},
     {"distributed"},
     {"pipeline"},
+    {"api"},
     {"cli"},
 ]
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}

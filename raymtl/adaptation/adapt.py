@@ -47,7 +47,7 @@ def adapt_run(request: AdaptationRequest, steps: int | None = None) -> dict[str,
         examples = read_support(request.support, experiment, algorithm, request.query, request.task)
     episode = on_device(examples.episode, "cpu")
     adapted = _adapt(algorithm, params, episode, steps)
-    _check_finite(examples.domain, adapted.params)
+    check_finite(examples.domain, adapted.params)
     predictions = [
         _of_task(task, experiment.data, episode.query, adapted, examples)
         for task in algorithm.tasks
@@ -87,7 +87,8 @@ def _adapt(algorithm: Algorithm, params: Params, episode: Episode, steps: int | 
     return _Adapted(adapted, after, before)
 
 
-def _check_finite(domain: str, params: Params) -> None:
+def check_finite(domain: str, params: Params) -> None:
+    """Raises UserError where adapting to the examples of this name diverged."""
     for key, value in params.items():
         if not value.isfinite().all():
             raise UserError(

@@ -108,6 +108,19 @@ def read_support(
     return AdaptationExamples(str(path), path.stem, episode, rows.class_names, origins, notes)
 
 
+def read_query(
+    path: Path, experiment: Experiment, algorithm: Algorithm, class_names: ClassNames
+) -> LabelledRows:
+    """Rows to predict, whose labels may be missing; `class_names` are those of the support set.
+
+    Raises UserError for what does not fit the run's inputs.
+    """
+    own_format = format_of(experiment.data, path, None)
+    if own_format is None:
+        return read_rows(path, experiment, algorithm.tasks, unlabelled=True)
+    return own_format.read(path, algorithm.tasks, class_names)
+
+
 def _check_labels(
     path: Path, rows: LabelledRows, experiment: Experiment, algorithm: Algorithm
 ) -> None:

@@ -21,29 +21,36 @@ LARGEST = 1e38
 """Of a label that a model can learn, in float32."""
 
 
-def read_rows(path: Path, experiment: Experiment, tasks: Sequence[Task]) -> LabelledRows:
-    """The rows with their labels of the run's tasks.
+def read_rows(
+    path: Path, experiment: Experiment, tasks: Sequence[Task], *, unlabelled: bool = False
+) -> LabelledRows:
+    """The rows with their labels of the run's tasks, which may lack where they are `unlabelled`.
 
     Raises UserError naming the file, the column and the row for what does not fit these.
     """
     table = _read_table(path)
+    names = [task.name for task in tasks]
+    if unlabelled and table.column_names == [INPUT]:
+        present = []
+    else:
+        present = _task_columns(path, table, names)
     for task in tasks:
-        if task.target_shape or task.kind.is_dense:
+        if (task.target_shape or task.kind.is_dense) and (present or not unlabelled):
             raise UserError(
                 f"{path}: expected a run all of whose labels are single numbers, and its task "
                 f"'{task.name}' is {task.kind.described} with {task.out_features} outputs. Adapt "
                 "to an episode of its source with --episode."
             )
-    present = _task_columns(path, table, [task.name for task in tasks])
     if not len(table):
         raise UserError(f"{path}: expected rows with labels to adapt to, got none in {present}.")
     inputs = _inputs(path, table, experiment)
     targets, masks = {}, {}
     for task in tasks:
-        if task.name in present:
-            labels = table[task.name].to_pylist()
-        else:
-            labels = [None] * len(table)
+        if task.name not in present:
+            targets[task.name] = task.missing_targets(len(table))
+            masks[task.name] = torch.zeros(len(table), dtype=torch.bool)
+            continue
+        labels = table[task.name].to_pylist()
         targets[task.name] = _targets(path, task, labels)
         masks[task.name] = torch.tensor([label is not None for label in labels])
     return LabelledRows(inputs, targets, masks, {}, RowOrigins(np.arange(len(inputs))))

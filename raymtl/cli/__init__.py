@@ -8,6 +8,7 @@ from raymtl.cli.adapt import adapt
 from raymtl.cli.cluster import check_file, doctor, render_file
 from raymtl.cli.data import fetch_data, inspect_data
 from raymtl.cli.evaluate import evaluate
+from raymtl.cli.predict import predict
 from raymtl.cli.prepare import prepare_data
 from raymtl.cli.run import train, tune
 from raymtl.cli.show import methods, report, schema, trials
@@ -34,7 +35,7 @@ cluster_app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for command in (tune, train, evaluate, adapt, trials, methods, schema, report, doctor):
+for command in (tune, train, evaluate, adapt, predict, trials, methods, schema, report, doctor):
     app.command()(command)
 data_app.command("inspect")(inspect_data)
 data_app.command("fetch")(fetch_data)

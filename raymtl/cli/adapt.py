@@ -2,21 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+import raymtl
 from raymtl import run_folder
-from raymtl.cli.notes import notes_of, print_notes
+from raymtl.api.checks import AdaptOptions
 from raymtl.cli.options import AsJson, Data, Run, hint_at_data_option, moved_paths, overrides
 from raymtl.cli.tables import figure
 from raymtl.reporting.console import plain_console
+from raymtl.reporting.notes import notes_of, print_notes
 from raymtl.storage import strict_json
-from raymtl.types import UserError
-
-if TYPE_CHECKING:
-    from raymtl.adaptation.request import AdaptationRequest
 
 Support = Annotated[
     Path | None,
@@ -54,60 +52,6 @@ TransferValues = Annotated[
 ]
 
 
-class AdaptOptions(NamedTuple):
-    """The options of `adapt`."""
-
-    run: Path
-    support: Path | None
-    query: Path | None
-    episode: int
-    steps: int | None
-    name: str | None
-    task: str | None
-    transfer: str | None
-    sets: list[str]
-    data: list[str]
-
-    def check(self) -> None:
-        """Raises UserError for options that do not go together."""
-        if self.support is not None and self.episode:
-            raise UserError(
-                "--episode: expected either --support or --episode, got both. Leave one away."
-            )
-        if self.query is not None and self.support is None:
-            raise UserError(
-                "--query: expected --support beside it, the examples to adapt to, got none. Add it."
-            )
-        if self.task is not None and self.support is None:
-            raise UserError(
-                "--task: expected --support beside it, the examples of the task, got none. Add it."
-            )
-        if self.transfer is not None and self.steps is not None:
-            raise UserError(
-                "--steps: expected none with --transfer, which has --set optimiser.steps=N. Leave "
-                "it away."
-            )
-        if self.sets and self.transfer is None:
-            raise UserError(
-                f"--set: expected --transfer, whose values it sets, got {self.sets[0]} alone. Add "
-                "--transfer."
-            )
-
-    def request(self) -> "AdaptationRequest":
-        """What is adapted to."""
-        from raymtl.adaptation.request import AdaptationRequest
-
-        return AdaptationRequest(
-            run=self.run,
-            support=self.support,
-            query=self.query,
-            episode=self.episode,
-            task=self.task,
-            name=self.name,
-            moved=moved_paths(self.data),
-        )
-
-
 # Typer reads the command's options off the parameters, so there are as many as options.
 def adapt(  # noqa: PLR0913  each is an option of the command
     run: Run,
@@ -123,26 +67,28 @@ def adapt(  # noqa: PLR0913  each is an option of the command
     as_json: AsJson = False,
 ) -> None:
     """Adapt the run's best model to a new task; write the adapted model and its predictions."""
-    options = AdaptOptions(run, support, query, episode, steps, name, task, transfer, sets, data)
-    options.check()
-    options = options._replace(run=run_folder.existing(run))
-    if transfer is None:
-        written = _adapt(options)
-    else:
-        written = _transfer(options, transfer)
+    values = overrides(sets)
+    AdaptOptions(support, query, episode, steps, task, transfer, values).check()
+    folder = run_folder.existing(run)
+    with hint_at_data_option(data):
+        written = raymtl.adapt(
+            folder,
+            support,
+            query,
+            episode=episode,
+            steps=steps,
+            name=name,
+            task=task,
+            transfer=transfer,
+            values=values,
+            data=moved_paths(data),
+        ).written
     if as_json:
         print(strict_json.dumps(written, indent=2))
     elif transfer is None:
         _print_adapted(written)
     else:
         _print_transferred(written, transfer)
-
-
-def _adapt(options: AdaptOptions) -> dict[str, Any]:
-    from raymtl.adaptation.adapt import adapt_run
-
-    with hint_at_data_option(options.data):
-        return adapt_run(options.request(), options.steps)
 
 
 def _print_adapted(written: Mapping[str, Any]) -> None:
@@ -166,17 +112,6 @@ def _adapted_text(written: Mapping[str, Any]) -> str:
         "the predictions are those of the trained model. --steps N takes some, --transfer model "
         "trains on the examples (docs/transfer.md)."
     )
-
-
-def _transfer(options: AdaptOptions, kind: str) -> dict[str, Any]:
-    from raymtl.adaptation.new_data import TransferRequest
-    from raymtl.adaptation.transfer import parse_transfer
-    from raymtl.adaptation.transfer_run import transfer_run
-    from raymtl.reporting.terminal import View
-
-    transfer = parse_transfer(kind, overrides(options.sets))
-    with hint_at_data_option(options.data), View(f"raymtl adapt --transfer {kind}") as view:
-        return transfer_run(TransferRequest(options.request(), transfer), view)
 
 
 def _print_transferred(written: Mapping[str, Any], kind: str) -> None:

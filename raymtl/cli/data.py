@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from raymtl.cli.columns import MOST_LINES, left_out, lines
-from raymtl.cli.notes import notes_of, print_notes
 from raymtl.cli.options import AsJson, Config, Sets, load_config
 from raymtl.reporting.console import plain_console
+from raymtl.reporting.notes import notes_of, print_notes
 from raymtl.storage import strict_json
 from raymtl.types import UserError
 

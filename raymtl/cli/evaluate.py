@@ -2,21 +2,22 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+import raymtl
 from raymtl import run_folder
-from raymtl.cli.notes import notes_of, print_notes
+from raymtl.api.checks import check_split
 from raymtl.cli.options import AsJson, Data, Run, hint_at_data_option, moved_paths
 from raymtl.cli.tables import print_scores
 from raymtl.reporting.console import plain_console
+from raymtl.reporting.notes import notes_of, print_notes
 from raymtl.storage import strict_json
-from raymtl.types import UserError
 
 if TYPE_CHECKING:
-    from raymtl.data import Split
+    from raymtl.storage.notes import Note
 
 SplitName = Annotated[str, typer.Option(help="val or test.")]
 Episodes = Annotated[
@@ -39,34 +40,28 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score the run's best model on held-out episodes, before and after adaptation."""
-    if split not in ("val", "test"):
-        raise UserError(f"--split: expected val or test, got '{split}'.")
-    scored_split = cast("Split", split)
-    folder = run_folder.existing(run) / "best"
-    from raymtl.evaluation.evaluate import evaluate as score
-    from raymtl.evaluation.evaluate import load_model
-    from raymtl.evaluation.predictions import write_held_out
-
-    experiment, algorithm, params = load_model(folder)
-    if data:
-        experiment = experiment.model_copy(
-            update={"data": experiment.data.moved(moved_paths(data))}
-        )
+    check_split(split)
+    folder = run_folder.existing(run)
+    notes: list[Note] = []
     with hint_at_data_option(data):
-        arrays = experiment.data.load()
-    if predictions is not None:
-        rows = write_held_out(predictions, experiment.data, algorithm, params, arrays, scored_split)
-    metrics = score(
-        experiment, algorithm, params, arrays, split=scored_split, episodes=episodes
-    ).metrics
+        metrics = raymtl.evaluate(
+            folder,
+            split=split,
+            episodes=episodes,
+            data=moved_paths(data),
+            predictions=predictions,
+            announce=notes.extend,
+        )
     if as_json:
         print(strict_json.dumps(metrics, indent=2))
         return
     ignored = bool(episodes) and metrics["episodes"] is None
     console = _print_evaluation(metrics, episodes_ignored=ignored)
-    if data:
-        print_notes(console, experiment.data.notes(arrays))
+    print_notes(console, notes)
     if predictions is not None:
+        from raymtl.storage import formats
+
+        rows = len(formats.read_table(predictions))
         console.print(f"{predictions}: {rows} rows", highlight=False)
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raymtl.cli.notes import print_notes
 from raymtl.cli.options import Address, Config, Sets, load_config, overrides
 from raymtl.reporting.console import plain_console
+from raymtl.reporting.notes import print_notes
 from raymtl.storage.yaml_document import read_document
 from raymtl.types import UserError
 

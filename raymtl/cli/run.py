@@ -4,21 +4,20 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from raymtl import run_folder
-from raymtl.cli.notes import notes_of, print_notes
+import raymtl
 from raymtl.cli.options import Address, AsJson, Config, DryRun, Resume, Sets, load_config
 from raymtl.cli.tables import print_scores
 from raymtl.reporting.console import plain_console
+from raymtl.reporting.notes import print_notes
 from raymtl.storage import strict_json
-from raymtl.types import UserError
 
 if TYPE_CHECKING:
+    from raymtl.api.run import Run
     from raymtl.config import Experiment
-    from raymtl.data import Arrays
     from raymtl.storage.notes import Note
 
 
@@ -34,19 +33,15 @@ def tune(
     report.
     """
     experiment = load_config(config, sets)
-    if not experiment.search:
-        raise UserError(
-            f"{config}: search: expected something to search, got nothing. Use `raymtl train`, or "
-            "add distributions."
-        )
+    from raymtl.api.whole_runs import check_searchable
+
+    check_searchable(experiment)
     if dry_run:
         _print_plan(experiment, as_json, searching=True)
         return
-    run, arrays = _prepare(experiment, config, address, "tune", resume)
-    from raymtl.pipeline import pipeline
-
-    summary = pipeline.tune(experiment, run, arrays, address)
-    _print_summary(summary, run, as_json, experiment.data.notes(arrays))
+    announced = Announced(config)
+    run = raymtl.tune(experiment, address=address, resume=resume, announce=announced)
+    _print_summary(run, as_json, announced.notes)
 
 
 def train(
@@ -62,53 +57,27 @@ def train(
     if dry_run:
         _print_plan(experiment, as_json, searching=False)
         return
-    run, arrays = _prepare(experiment, config, address, "train", resume)
-    from raymtl.pipeline import pipeline
-
-    summary = pipeline.train_run(experiment, run, arrays, address)
-    _print_summary(summary, run, as_json, experiment.data.notes(arrays))
+    announced = Announced(config)
+    run = raymtl.train(experiment, address=address, resume=resume, announce=announced)
+    _print_summary(run, as_json, announced.notes)
 
 
-def _prepare(
-    experiment: "Experiment",
-    config: Path,
-    address: str | None,
-    command: Literal["tune", "train"],
-    resume: bool,
-) -> "tuple[Path, Arrays]":
-    """The run folder, new or the latest of the command, and the data.
+class Announced:
+    """The notes on the data of a configuration, which were printed before the training."""
 
-    Raises UserError where the machines do not suffice or the data cannot be read; then no folder
-    is made.
-    """
-    from raymtl.pipeline import capacity
+    def __init__(self, config: Path) -> None:
+        self.config = config
+        self.notes: Sequence[Note] = ()
 
-    capacity.refuse(experiment, address, searching=command == "tune")
-    arrays = _load_data(experiment, config)
-    if resume:
-        return run_folder.latest(experiment, command), arrays
-    return run_folder.create(experiment), arrays
+    def __call__(self, notes: "Sequence[Note]") -> None:
+        self.notes = notes
+        console = plain_console(stderr=True)
+        print_notes(console, notes, f"raymtl data inspect {self.config}")
 
 
-def _load_data(experiment: "Experiment", config: Path) -> "Arrays":
-    """Reads the data, before anything is started or made: something may be wrong with them.
-
-    Prints notes on what was decided while they were read.
-    """
-    from raymtl.evaluation.scores import refuse_unscored
-
-    console = plain_console(stderr=True)
-    with console.status("reading the data"):
-        arrays = experiment.data.load()
-        refuse_unscored(experiment, arrays)
-    print_notes(console, experiment.data.notes(arrays), config)
-    return arrays
-
-
-def _print_summary(
-    summary: Mapping[str, Any], run: Path, as_json: bool, printed: "Sequence[Note]"
-) -> None:
+def _print_summary(run: "Run", as_json: bool, printed: "Sequence[Note]") -> None:
     """Prints the scores and what they say; of the notes only those that are not `printed` yet."""
+    summary = run.summary
     if as_json:
         print(strict_json.dumps(summary, indent=2))
         return
@@ -118,13 +87,12 @@ def _print_summary(
     console.print()
     print_scores(summary["models"])
     console.print(f"\n{outcome(result_rows(summary))} {protocol(summary)}", highlight=False)
-    notes = notes_of(summary)
-    print_notes(console, [note for note in notes if note not in printed])
+    print_notes(console, [note for note in run.notes if note not in printed])
     if "regret" in summary:
         console.print(_regret(summary["regret"]), highlight=False)
-    folder: str | Path = run
-    if run.absolute().is_relative_to(Path.cwd()):
-        folder = os.path.relpath(run)
+    folder: str | Path = run.folder
+    if run.folder.is_relative_to(Path.cwd()):
+        folder = os.path.relpath(run.folder)
     shares = f"waited for data {summary['data_wait_pct']:.1f} % of its time"
     if summary["communication_pct"]:
         shares += f", and communicated with other workers {summary['communication_pct']:.1f} %"

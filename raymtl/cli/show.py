@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+import raymtl
 from raymtl import run_folder
 from raymtl.cli.options import AsJson, Run
 from raymtl.reporting.console import plain_console
@@ -28,19 +29,8 @@ def trials(
 ) -> None:
     """List the trials of a search, or show one."""
     folder = run_folder.existing(run)
-    from raymtl.config import load
-    from raymtl.storage import formats
-
-    rows = formats.read_rows(folder / "trials.parquet")
-    if rows and not {"number", "state", "step"} <= set(rows[0]):
-        raise UserError(
-            f"{run / 'trials.parquet'}: expected the columns number, state and step, got "
-            f"{list(rows[0])}."
-        )
-    if not rows:
-        raise UserError(
-            f"{run}: expected a search with trials, got none yet. Start one with `raymtl tune`."
-        )
+    searched = raymtl.Run(folder)
+    rows = searched.trials.to_pylist()
     if number is not None:
         values = _trial(rows, number, run)
         if as_json:
@@ -51,7 +41,7 @@ def trials(
     elif as_json:
         print(strict_json.dumps(rows, indent=2))
     else:
-        _print_trials(rows, load(run / "config.yaml"))
+        _print_trials(rows, searched.config)
 
 
 def _trial(rows: list[dict[str, Any]], number: int, run: Path) -> dict[str, Any]:
@@ -125,6 +115,4 @@ def schema() -> None:
 def report(run: Run) -> None:
     """Write the run's report.html again."""
     folder = run_folder.existing(run)
-    from raymtl.reporting.html import write_report
-
-    print(write_report(folder))
+    print(raymtl.Run(folder).report)

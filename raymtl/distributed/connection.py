@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 import warnings
+from collections.abc import Iterator
 
 import ray
 import ray.data
@@ -18,6 +19,34 @@ from raymtl.types import UserError
 
 ANSWER_S = 20.0
 """How long Ray may take to answer at an address where something listens."""
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Ray for the `with` block; see `start_ray`. A connection of the process's own is used as it
+    is, and stays.
+
+    Raises UserError if Ray cannot be reached or started, or if `address` is of another cluster than
+    this process is connected to.
+    """
+    if ray.is_initialized():
+        _check_connected_to(address)
+        yield
+        return
+    start_ray(address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_connected_to(address: str | None) -> None:
+    connected_to = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto", connected_to):
+        raise UserError(
+            f"--address: expected none, for this process is connected to Ray at {connected_to} "
+            f"already, got {address}. Leave it away, or call ray.shutdown() first."
+        )
 
 
 def start_ray(address: str | None) -> None:

@@ -2,8 +2,12 @@
 
 import math
 import os
+import signal
+import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -157,12 +161,28 @@ def train(
         run_config=_run_config(spec, experiment),
     )
     try:
-        trainer.fit()
+        with _interrupts_as_before():
+            trainer.fit()
     except ray.train.TrainingFailedError as error:
         answer = _answer(error)
         if answer is None:
             raise
         raise answer from None
+
+
+@contextmanager
+def _interrupts_as_before() -> Iterator[None]:
+    """Gives Ctrl-C back afterwards to whoever had it: Ray Train takes it in the main thread, and
+    keeps it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _scaling(spec: TrainerSpec) -> ScalingConfig:

@@ -145,6 +145,14 @@ def write_predictions(
     atomic.publish(path, lambda aside: _write(aside, _tables(predictions, origins, resize)))
 
 
+def predictions_table(
+    predictions: Sequence[Prediction], origins: RowOrigins, resize: ImageResize | None = None
+) -> pa.Table:
+    """The same as one table."""
+    tables = list(_tables(predictions, origins, resize))
+    return pa.concat_tables(tables, promote_options="default")
+
+
 def _write(path: Path, tables: Iterator[pa.Table]) -> None:
     """Writes the tables one after the other; there is at least one."""
     first = next(tables)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import ray
+
 from raymtl.cluster.address import resolve
 from raymtl.cluster.capacity import Capacity, ResourceRequest
 from raymtl.cluster.doctor.local_checks import resources
@@ -22,6 +24,8 @@ def refuse(experiment: Experiment, address: str | None, *, searching: bool) -> N
     """Raises UserError, before anything is made, where nothing listens or this machine, alone, has
     no room.
     """
+    if ray.is_initialized():
+        return  # of its machines, `ensure_machines` asks
     check_address(address)
     if resolve(address):
         return

@@ -17,7 +17,7 @@ from raymtl.cluster.capacity import workers_key
 from raymtl.config import Experiment
 from raymtl.data import Arrays
 from raymtl.distributed import waiting
-from raymtl.distributed.connection import start_ray
+from raymtl.distributed.connection import connected
 from raymtl.distributed.trainer import TrainerSpec, current_capacity, train, why_given_up
 from raymtl.evaluation.baselines import notes_of_models, table
 from raymtl.pipeline.capacity import ensure_machines
@@ -138,15 +138,14 @@ def _at_work(experiment: Experiment, run: Path, command: str) -> Iterator[Attemp
 
 @contextmanager
 def _ray(address: str | None, view: View) -> Iterator[None]:
-    if address:
+    if ray.is_initialized():
+        view.say("using the Ray that this process is connected to")
+    elif address:
         view.say(f"connecting to Ray at {address}")
     else:
         view.say("starting Ray on this machine")
-    start_ray(address)
-    try:
+    with connected(address):
         yield
-    finally:
-        ray.shutdown()
 
 
 def _board(run: Path, view: View) -> closing[Dashboard]:

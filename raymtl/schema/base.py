@@ -25,6 +25,14 @@ class ExperimentBase(Spec):
         data: Any
         stages: tuple[Any, ...]
         search: Space
+    else:
+
+        def __init__(self, **values: Any) -> None:
+            """Raises UserError that begins with the dotted key."""
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise UserError(explain(error, values, type(self))) from None
 
     def override(self, values: Mapping[str, Any]) -> Self:
         """The configuration with these dotted values, validated.

@@ -100,7 +100,7 @@ class Algorithm(NamedTuple):
             extra["support.steps"] = torch.as_tensor(
                 steps, device=next(iter(params.values())).device
             )
-        if self._normalises_by_support:
+        if self.normalises_by_support:
             with after_steps(steps), recorded_statistics() as maps:
                 self.learner.predict(self.model, params, support.inputs)
             extra |= {f"support.norms.{index}": each for index, each in enumerate(maps)}
@@ -116,7 +116,7 @@ class Algorithm(NamedTuple):
     def predict(self, params: Params, inputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predictions of every task from parameters that `adapt` or `normalised` returned."""
         with after_steps(params.get("support.steps", 0)):
-            if not self._normalises_by_support:
+            if not self.normalises_by_support:
                 return self.learner.predict(self.model, params, inputs)
             maps = select(params, "support.norms")
             if not maps:
@@ -135,7 +135,8 @@ class Algorithm(NamedTuple):
         ]
 
     @property
-    def _normalises_by_support(self) -> bool:
+    def normalises_by_support(self) -> bool:
+        """Whether a prediction needs the statistics of a support set."""
         return any(not norm.transductive for norm in self._norms)
 
     @property

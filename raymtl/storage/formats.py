@@ -75,11 +75,16 @@ def write_table(path: Path, table: pa.Table, publish: Publish = atomic.publish) 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a Parquet file; empty if the file does not exist."""
+    rows: list[dict[str, Any]] = read_table(path).to_pylist()
+    return rows
+
+
+def read_table(path: Path) -> pa.Table:
+    """The table of a Parquet file; empty if the file does not exist."""
     if not path.exists():
-        return []
+        return pa.table({})
     try:
-        rows: list[dict[str, Any]] = atomic.patiently(path, lambda: _read_table(path)).to_pylist()
-        return rows
+        return atomic.patiently(path, lambda: _read_table(path))
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path}: expected a Parquet file, got something else ({error}). It is damaged."

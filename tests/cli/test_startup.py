@@ -38,7 +38,7 @@ print(json.dumps(ends))
 """
 """Forks for each command, so that Python and the command line start once for all."""
 COMMANDS = (
-    "tune", "train", "evaluate", "adapt", "trials", "methods", "schema", "report", "doctor",
+    "tune", "train", "evaluate", "adapt", "predict", "trials", "methods", "schema", "report", "doctor",
     "data inspect", "data fetch", "cluster render", "cluster check",
 )  # fmt: skip
 

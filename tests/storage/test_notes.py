@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from raymtl.cli.notes import MOST_LINES, print_notes
 from raymtl.data.sources.combined import Several
 from raymtl.evaluation.baselines import notes_of_models
 from raymtl.reporting.html import write_report
+from raymtl.reporting.notes import MOST_LINES, print_notes
 from raymtl.storage import formats
 from raymtl.storage.notes import Note, pack, unpack
 from tests.data.test_files_pictures import plain_pictures
@@ -41,7 +41,7 @@ def test_some_notes_are_printed_before_training(
 ) -> None:
     """And where the others are."""
     notes = [ZIP.model_copy(update={"place": f"column {i}"}) for i in range(number)]
-    print_notes(Console(), notes, "c.yaml")
+    print_notes(Console(), notes, "raymtl data inspect c.yaml")
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == lines
     if number > MOST_LINES:

@@ -12,15 +12,15 @@ MOST_LINES = 8
 """Of the notes that are printed before a training."""
 
 
-def print_notes(console: Console, notes: "Sequence[Note]", config: object = None) -> None:
-    """Prints one line a note: all of them, or only the first where a configuration's path is given.
+def print_notes(console: Console, notes: "Sequence[Note]", rest: str | None = None) -> None:
+    """Prints one line a note: all of them, or only the first where `rest` says what has the rest.
 
-    The last line then says how many more `raymtl data inspect` prints.
+    The last line then says how many more there are, and `rest`.
     """
     lines = [f"note: {note}" for note in notes]
-    if config is not None and len(lines) > MOST_LINES:
+    if rest is not None and len(lines) > MOST_LINES:
         more = len(lines) - MOST_LINES + 1
-        lines = [*lines[: MOST_LINES - 1], f"{more} more notes: raymtl data inspect {config}"]
+        lines = [*lines[: MOST_LINES - 1], f"{more} more notes: {rest}"]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -1,0 +1,225 @@
+"""A trained model as an ordinary module of torch."""
+
+import copy
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple, overload
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from raymtl import config
+from raymtl.adaptation.adapt import check_finite
+from raymtl.adaptation.examples import ClassNames, read_query, read_support
+from raymtl.api.checks import Place
+from raymtl.config import Experiment
+from raymtl.data.episodes import on_device
+from raymtl.evaluation.predictions import image_resize_of, prediction_of, predictions_table
+from raymtl.step.algorithm import Algorithm
+from raymtl.storage import formats
+from raymtl.types import Batch, Params, UserError
+
+EXAMPLES_AT_ONCE = 256
+"""Rows of a file that are predicted in one pass."""
+Inputs = Tensor | np.ndarray | Mapping[str, Tensor]
+"""Of all tasks [N, ...], or of each of them."""
+
+
+class Trained(NamedTuple):
+    """What a model consists of."""
+
+    experiment: Experiment
+    algorithm: Algorithm
+    params: Params
+    class_names: ClassNames = {}
+    """Of the tasks whose classes a support set named."""
+
+
+class Model(nn.Module):
+    """A trained model: `adapt` learns a task from a few examples, `predict` says what people read.
+
+    `model(inputs)` gives the outputs of each task, [N, out_features, ...], such as logits. The
+    module owns its tensors: it can be moved, saved by its `state_dict` and trained on by any loop.
+    Only one thread may use a model at a time.
+
+    Example:
+        >>> model = raymtl.load_model("runs/quickstart")
+        >>> adapted = model.adapt(raymtl.Batch(pictures, {"left": left}, masks={}))
+        >>> adapted.predict(new_pictures)["left"]  # [N], the digits
+    """
+
+    def __init__(self, trained: Trained) -> None:
+        super().__init__()
+        self.experiment = trained.experiment
+        self.class_names = trained.class_names
+        self.model = copy.deepcopy(trained.algorithm.model)
+        self.weighting = copy.deepcopy(trained.algorithm.weighting)
+        self._algorithm = trained.algorithm._replace(model=self.model, weighting=self.weighting)
+        self._names = tuple(trained.params)
+        self.others = nn.ParameterDict()
+        """What is no parameter of the two: the learner's own, and what a support set left."""
+        own = self._own()
+        with torch.no_grad():
+            for number, (name, value) in enumerate(trained.params.items()):
+                if name in own:
+                    own[name].copy_(value)
+                    continue
+                learned = value.is_floating_point() and not name.startswith("support.")
+                copied = value.detach().clone()
+                self.others[_key(number)] = nn.Parameter(copied, requires_grad=learned)
+
+    def _own(self) -> dict[str, nn.Parameter]:
+        return {
+            **{f"model.{name}": value for name, value in self.model.named_parameters()},
+            **{f"weighting.{name}": value for name, value in self.weighting.named_parameters()},
+        }
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """All tensors by the names that `model.safetensors` has."""
+        own = self._own()
+        return {
+            name: own[name] if name in own else self.others[_key(number)]
+            for number, name in enumerate(self._names)
+        }
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def forward(self, inputs: Inputs) -> dict[str, Tensor]:
+        """The outputs of each task, [N, out_features, ...].
+
+        Raises UserError for a model that first has to read a support set.
+        """
+        algorithm, params = self._algorithm, self.params
+        learner = algorithm.learner
+        untouched = set(params) <= set(algorithm.init_params(self._device))
+        if untouched and (not learner.supports_zero_shot or algorithm.normalises_by_support):
+            raise UserError(
+                f"predict: expected a model that knows a support set, got one with learner.name: "
+                f"{getattr(learner, 'name', 'of your own')} that has read none. Call adapt first."
+            )
+        return algorithm.predict(params, self._tensors(inputs))
+
+    def _tensors(self, inputs: Inputs) -> Tensor | Mapping[str, Tensor]:
+        """Pictures in bytes as numbers from 0 to 1, all in the precision of the model."""
+        if isinstance(inputs, np.ndarray):
+            inputs = torch.from_numpy(inputs)
+        return self._beside(Batch(inputs, {}, {})).inputs
+
+    def _beside(self, batch: Batch) -> Batch:
+        """The batch where the model is, and its inputs in the model's precision."""
+        dtype = next(self.model.parameters()).dtype
+        batch = on_device(batch, self._device)
+        if isinstance(batch.inputs, Tensor):
+            return batch._replace(inputs=batch.inputs.to(dtype))
+        return batch._replace(inputs={name: own.to(dtype) for name, own in batch.inputs.items()})
+
+    def adapt(self, support: Batch | Place, *, steps: int | None = None) -> "Model":
+        """A model that has learned from the support set; this one stays as it is.
+
+        Args:
+            support: labelled examples as tensors, or a file or folder in the form of those that
+                the run was trained on, whose labelled rows are read (docs/adapt.md).
+            steps: the number of inner steps; the learner's own by default.
+
+        Raises:
+            UserError: for examples that do not fit the run.
+        """
+        class_names = self.class_names
+        if isinstance(support, Batch):
+            where = "support"
+        else:
+            where = str(support)
+            examples = read_support(Path(support), self.experiment, self._algorithm)
+            support, class_names = examples.episode.support, examples.class_names
+        with torch.no_grad():
+            adapted = self._algorithm.adapt(self.params, self._beside(support), steps)
+        check_finite(where, adapted)
+        return Model(Trained(self.experiment, self._algorithm, adapted, class_names))
+
+    @overload
+    def predict(self, inputs: Inputs) -> dict[str, Tensor]: ...
+
+    @overload
+    def predict(self, inputs: Place) -> pa.Table: ...
+
+    @torch.no_grad()
+    def predict(self, inputs: Inputs | Place) -> dict[str, Tensor] | pa.Table:
+        """What the model says of each example: the class, or the value in the label's own unit.
+
+        Args:
+            inputs: [N, ...], as the run's source gives them (pictures in bytes, or from 0 to 1);
+                or a file or folder in the form of those that the run was trained on.
+
+        Returns:
+            Of tensors the predictions of each task, [N, ...]; of a file a table with the columns
+            of predictions.parquet (docs/adapt.md#predictionsparquet).
+        """
+        if isinstance(inputs, str | PathLike):
+            return self._table(Path(inputs))
+        outputs = self(inputs)
+        tasks = [task for task in self._algorithm.tasks if task.name in outputs]
+        return {task.name: task.decode(outputs[task.name]) for task in tasks}
+
+    def _table(self, path: Path) -> pa.Table:
+        tasks = self._algorithm.tasks
+        rows = read_query(path, self.experiment, self._algorithm, self.class_names)
+        size = EXAMPLES_AT_ONCE
+        if self._algorithm.transductive:
+            size = len(rows.inputs)
+        chunks = [self(chunk) for chunk in rows.inputs.split(size)]
+        source = self.experiment.data
+        predictions = [
+            prediction_of(
+                source,
+                task,
+                rows.targets[task.name],
+                rows.masks[task.name],
+                None,
+                torch.cat([chunk[task.name] for chunk in chunks]).cpu(),
+            ).with_classes(rows.class_names.get(task.name, ()))
+            for task in tasks
+        ]
+        return predictions_table(predictions, rows.origins, image_resize_of(source))
+
+
+def _key(number: int) -> str:
+    return f"tensor_{number}"
+
+
+def load_model(path: Place) -> Model:
+    """The best model of a run folder, or that of a model folder such as `RUN/baselines/joint` or
+    `RUN/adapted/NAME`.
+
+    Raises UserError where there is none, or what is there is damaged.
+
+    Example:
+        >>> raymtl.load_model("runs/quickstart").predict(inputs)
+    """
+    folder = Path(path)
+    if (folder / "best").is_dir():
+        folder = folder / "best"
+    if (folder / "transfer.yaml").exists():
+        raise UserError(
+            f"{folder}: expected a model of the run's own tasks, got one that was transferred to a "
+            "new task. Load it by raymtl.adaptation.transferred.load_network."
+        )
+    if not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"{folder}: expected a run folder or a model folder, got no such folder. Give one that "
+            "raymtl wrote."
+        )
+    experiment = config.load(folder / "config.yaml")
+    algorithm = experiment.build()
+    weights = folder / "model.safetensors"
+    read = formats.load_params(weights)
+    expected = algorithm.init_params()
+    known = {name: value for name, value in read.items() if name in expected}
+    trained = formats.as_expected(weights, known, expected)
+    left = {name: value for name, value in read.items() if name not in expected}
+    return Model(Trained(experiment, algorithm, {**trained, **left}))

@@ -1,0 +1,213 @@
+"""What one does with a trained run from Python: `evaluate`, `adapt`, `predict`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+from torch import nn
+
+from raymtl import run_folder
+from raymtl.adaptation.adapt import adapt_run
+from raymtl.adaptation.request import AdaptationRequest
+from raymtl.api.checks import AdaptOptions, Place, check_split
+from raymtl.api.model import Model, load_model
+from raymtl.api.run import Run
+from raymtl.data import Split
+from raymtl.evaluation.evaluate import evaluate as score
+from raymtl.evaluation.evaluate import load_model as load_parts
+from raymtl.evaluation.predictions import write_held_out
+from raymtl.storage import formats
+from raymtl.storage.notes import Note
+
+Moved = Place | Mapping[str, str] | None
+"""Where the run's data are now: a path, or a path for each key such as `tasks.boxes.path`."""
+
+
+def _no_notes(notes: Sequence[Note]) -> None:
+    """`metrics` has those on the scores."""
+
+
+def evaluate(
+    run: Run | Place,
+    *,
+    split: str = "test",
+    episodes: int | None = None,
+    data: Moved = None,
+    predictions: Place | None = None,
+    announce: Callable[[Sequence[Note]], None] = _no_notes,
+) -> dict[str, Any]:
+    """Scores the run's best model on held-out examples, before and after adaptation.
+
+    It is `raymtl evaluate`; no Ray is started.
+
+    Args:
+        run: a run or its folder.
+        split: `val` or `test`.
+        episodes: their number; the configuration's own by default.
+        data: where the run's data are now, if they have moved.
+        predictions: a Parquet file to write: what a model that does not adapt predicts of every
+            row of the split.
+        announce: gets the notes on data that have moved.
+
+    Returns:
+        What metrics.json holds (docs/run-folder.md#metricsjson).
+
+    Raises:
+        UserError: in one sentence what is wrong.
+    """
+    check_split(split)
+    scored_split = cast("Split", split)
+    experiment, algorithm, params = load_parts(_folder(run) / "best")
+    moved = _moved(data)
+    if moved:
+        experiment = experiment.model_copy(update={"data": experiment.data.moved(moved)})
+    arrays = experiment.data.load()
+    if moved:
+        announce(experiment.data.notes(arrays))
+    if predictions is not None:
+        path = Path(predictions)
+        write_held_out(path, experiment.data, algorithm, params, arrays, scored_split)
+    return score(
+        experiment, algorithm, params, arrays, split=scored_split, episodes=episodes
+    ).metrics
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What `adapt` wrote."""
+
+    written: Mapping[str, Any]
+    """What `raymtl adapt --json` prints: the folder, the examples, the scores, notes."""
+
+    @property
+    def folder(self) -> Path:
+        """RUN/adapted/NAME."""
+        return Path(self.written["folder"])
+
+    @property
+    def scores(self) -> Mapping[str, Any]:
+        """Of `adapt` before and after by metric; of a transfer what scores.json holds."""
+        if "scores" in self.written:
+            scores: Mapping[str, Any] = self.written["scores"]
+            return scores
+        return formats.read_json(self.folder / "scores.json")
+
+    @property
+    def predictions(self) -> pa.Table:
+        """A row for each example that was to be predicted (docs/adapt.md#predictionsparquet)."""
+        return formats.read_table(self.folder / "predictions.parquet")
+
+    @property
+    def model(self) -> nn.Module:
+        """The adapted `Model`, or the network of a transfer."""
+        if (self.folder / "transfer.yaml").exists():
+            from raymtl.adaptation.transferred import load_network
+
+            return load_network(self.folder)[0]
+        return load_model(self.folder)
+
+
+# There are as many parameters as options of the command.
+def adapt(  # noqa: PLR0913
+    run: Run | Place,
+    support: Place | None = None,
+    query: Place | None = None,
+    *,
+    episode: int = 0,
+    steps: int | None = None,
+    name: str | None = None,
+    task: str | None = None,
+    transfer: str | None = None,
+    values: Mapping[str, Any] | None = None,
+    data: Moved = None,
+) -> Adapted:
+    """Adapts the run's best model to a new task; writes the model and its predictions.
+
+    It is `raymtl adapt`; no Ray is started.
+
+    Args:
+        run: a run or its folder.
+        support: a file or folder in the form of those of the run, with labels.
+        query: another one, whose rows are predicted; by default the rows of `support` without a
+            label.
+        episode: without `support`, the number of a held-out test episode.
+        steps: inner steps; the learner's own by default.
+        name: the folder below RUN/adapted; made from the support set by default.
+        task: the only task that `support` has labels of.
+        transfer: `feature`, `model` or `target`: to a task with a head of its own
+            (docs/transfer.md).
+        values: dotted values of the transfer, such as `{"task.kind": "regression"}`.
+        data: where the run's data are now, if they have moved.
+
+    Raises:
+        UserError: in one sentence what is wrong.
+
+    Example:
+        >>> raymtl.adapt("runs/own-data", "new.csv", "asked.csv").predictions.to_pandas()
+    """
+    options = AdaptOptions(support, query, episode, steps, task, transfer, values)
+    options.check()
+    request = AdaptationRequest(
+        run=_folder(run),
+        support=_path(support),
+        query=_path(query),
+        episode=episode,
+        task=task,
+        name=name,
+        moved=_moved(data),
+    )
+    if transfer is None:
+        return Adapted(adapt_run(request, steps))
+    from raymtl.adaptation.new_data import TransferRequest
+    from raymtl.adaptation.transfer import parse_transfer
+    from raymtl.adaptation.transfer_run import transfer_run
+    from raymtl.reporting.terminal import View
+
+    parsed = parse_transfer(transfer, values or {})
+    with View(f"raymtl adapt --transfer {transfer}") as view:
+        return Adapted(transfer_run(TransferRequest(request, parsed), view))
+
+
+def predict(source: Model | Run | Place, inputs: Place) -> pa.Table:
+    """What a model predicts of rows that it never saw. It is `raymtl predict`.
+
+    Args:
+        source: a model, or a run, whose best model predicts.
+        inputs: a file or a folder in the form of those that the run was trained on; its columns of
+            labels may be missing.
+
+    Returns:
+        A row for each of them, with the columns of predictions.parquet
+        (docs/adapt.md#predictionsparquet).
+
+    Raises:
+        UserError: for rows that do not fit, and for a model that first has to be adapted.
+
+    Example:
+        >>> raymtl.predict("runs/own-data", "new.csv").to_pandas()
+    """
+    if isinstance(source, Model):
+        return source.predict(Path(inputs))
+    return load_model(_folder(source)).predict(Path(inputs))
+
+
+def _folder(run: Run | Place) -> Path:
+    if isinstance(run, Run):
+        return run.folder
+    return run_folder.existing(Path(run))
+
+
+def _path(place: Place | None) -> Path | None:
+    if place is None:
+        return None
+    return Path(place)
+
+
+def _moved(data: Moved) -> Mapping[str, str]:
+    if data is None:
+        return {}
+    if isinstance(data, Mapping):
+        return data
+    return {"path": str(data)}
