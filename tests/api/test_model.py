@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ from raymtl.types import Batch
 from tests.conftest import experiment
 from tests.narrowing import checked, shared_inputs
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "maml": {},
     "meta_sgd": {},
     "protonet": {"data__tasks": ["left", "right"]},
