@@ -48,10 +48,19 @@ def said(
 
 
 def sentence(tree: Tree, overrides: Mapping[str, Any] | None = None) -> str | None:
-    """What the outline says, which is what the complete check says; None if it says nothing."""
-    quick = said(check_outline, tree, overrides or {})
+    """What the outline says; None if it says nothing.
+
+    It is what the complete check says. Where two overrides are wrong, the complete check may name
+    the other one, and says the same of one of them alone.
+    """
+    overrides = overrides or {}
+    quick = said(check_outline, tree, overrides)
     if quick is not None:
-        assert quick == said(load_document, tree, overrides or {}), (tree, overrides)
+        complete = said(load_document, tree, overrides)
+        assert complete is not None, (tree, overrides)
+        if quick != complete:
+            alone = [said(load_document, tree, {key: value}) for key, value in overrides.items()]
+            assert quick in alone, (tree, overrides)
     return quick
 
 
