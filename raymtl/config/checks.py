@@ -1,6 +1,7 @@
 """Checks of settings that must go together. Each raises UserError where they do not."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 
 from raymtl.config.sections import Train, Tune
 from raymtl.data import Source
@@ -115,6 +116,19 @@ def check_selection(train: Train, known_metrics: Sequence[str]) -> None:
             f"train.metric: expected one of {', '.join(scores)}, got "
             f"'{train.metric}'.{nearest(train.metric, scores)}"
         )
+
+
+def check_no_decay(patterns: Sequence[str], parameter_names: Callable[[], Sequence[str]]) -> None:
+    """Refuses a pattern that no weight of the model has as its name."""
+    if not patterns:
+        return
+    names = parameter_names()
+    for number, pattern in enumerate(patterns):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(
+                f"train.no_decay.{number}: expected a pattern of names of the model's weights, "
+                f"such as {names[0]}, got '{pattern}', which none has.{nearest(pattern, names)}"
+            )
 
 
 def check_objectives(tune: Tune, known_metrics: Sequence[str]) -> None:

@@ -74,6 +74,7 @@ class Experiment(base.ExperimentBase):
         checks.check_search(self.tune, self.train)
         checks.check_objectives(self.tune, self.metric_names())
         checks.check_selection(self.train, self.metric_names())
+        checks.check_no_decay(self.train.no_decay, self._parameter_names)
         self._check_comparisons()
         self._check_stages()
         return self

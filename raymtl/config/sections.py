@@ -7,6 +7,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from raymtl.step.execution import Precision
 from raymtl.types import Spec
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class Train(Spec):
     """The outer loop. One step is one meta-batch over all workers and one move of the optimiser.
@@ -22,12 +24,22 @@ class Train(Spec):
     lr: PositiveFloat = 0.003
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """How the learning rate falls to 0 at the last step."""
+    warmup_steps: NonNegativeInt = 0
+    """In the first steps, up to this one, the learning rate rises linearly to what it would be."""
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Of Adam: how long the means of the gradient and of its square last."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The decay of an exponential moving average of all parameters, such as 0.999. The average is
+    scored and kept in place of the parameters, which train on as without it.
+    """
     clip_norm: PositiveFloat | None = 10.0
     """The largest norm of the meta-gradient; a longer one is scaled down to it."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay as in AdamW (arXiv:1711.05101): in each step a weight of the model
     loses lr * weight_decay of itself. Biases and scales, which have one dimension, lose nothing.
     """
+    no_decay: tuple[str, ...] = ()
+    """Patterns of names of the model's weights that lose nothing either, such as `heads.*`."""
     workers: PositiveInt = 1
     min_workers: PositiveInt | None = None
     """The fewest workers to train on where machines come and go: as many train as there is room

@@ -7,9 +7,6 @@ taken, and it is said.
 """
 
 import errno
-import hashlib
-import json
-import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -20,16 +17,16 @@ from torch import Tensor
 
 from raymtl.data.draws import GENERATOR
 from raymtl.step.algorithm import Algorithm
-from raymtl.storage import atomic, formats, strict_json
+from raymtl.storage import atomic, formats
 from raymtl.storage.fence import Attempt
+from raymtl.training import manifest
 from raymtl.training.best import Best
 from raymtl.training.outer_step import optimizer_state, restore_optimizer
 from raymtl.types import UserError
 
 FOLDER = "checkpoints"
-MANIFEST = "manifest.json"
 BEST_MODEL = "best.safetensors"
-"""In a checkpoint: the parameters with the best score so far, where they are not its own."""
+"""In a checkpoint: the model with the best score so far, unless it is the checkpoint's own."""
 NUM_SAVED = 2
 """How many checkpoints stay: where the newest is damaged, the one before is read."""
 
@@ -50,6 +47,15 @@ class Progress(NamedTuple):
     graph: str = "none"
     best: Best | None = None
     """The best model so far, where the training tracks it."""
+    average: Mapping[str, Tensor] = {}
+    """The moving average of the parameters, where there is one."""
+
+    @property
+    def kept(self) -> Mapping[str, Tensor]:
+        """The parameters to keep if the training ended here."""
+        if self.best is not None and self.best.params:
+            return self.best.params
+        return self.average or self.params
 
 
 class Snapshot(NamedTuple):
@@ -103,13 +109,16 @@ def save(
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         _write(aside, snapshot, optimizer, progress)
-        if folder.exists() and _damage(folder) is not None:
+        if folder.exists() and manifest.damage(folder) is not None:
             attempt.remove(folder)
 
     try:
         attempt.publish(folder, write)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or _damage(folder) is not None:
+        if (
+            error.errno not in (errno.ENOTEMPTY, errno.EEXIST)
+            or manifest.damage(folder) is not None
+        ):
             raise  # else another worker has written the same step meanwhile
     older = sorted(other for other in root.glob("step_*") if other.name <= folder.name)[:-NUM_SAVED]
     for old in {*older, *(root / name for name in passed_over)} - {folder}:
@@ -125,7 +134,7 @@ def _write(
     about_best = None
     if best is not None:
         about_best = {"step": best.step, "score": best.score, "is_kept": bool(best.params)}
-        if best.params and best.step != progress.step:
+        if best.params and (best.step != progress.step or progress.average):
             _save_params(folder / BEST_MODEL, best.params)
     state = {
         "step": progress.step,
@@ -135,6 +144,7 @@ def _write(
         "weighting": snapshot.weighting,
         "anchor": progress.anchor,
         "best": about_best,
+        "average": {name: value.clone() for name, value in progress.average.items()},
         "rng": snapshot.rng,
         "rows": list(progress.rows),
         "generator": GENERATOR,
@@ -143,16 +153,7 @@ def _write(
         "wb"
     ) as file:  # given the path, torch would not tell that the disk is full
         torch.save(state, file)
-    # On the disk before the manifest is, or a power cut could leave a manifest of files that never
-    # arrived.
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _synced(path)}
-        for path in sorted(folder.iterdir())
-    }
-    (folder / MANIFEST).write_text(
-        strict_json.dumps({"step": progress.step, "files": files}, indent=2) + "\n"
-    )
-    _synced(folder / MANIFEST)
+    manifest.write(folder, progress.step)
 
 
 def _save_params(path: Path, params: Mapping[str, Tensor]) -> None:
@@ -163,21 +164,14 @@ def _save_params(path: Path, params: Mapping[str, Tensor]) -> None:
 
 def is_saved(root: Path, step: int) -> bool:
     """Whether the folder of checkpoints has one of this step that is not damaged."""
-    return _damage(root / f"step_{step:08d}") is None
-
-
-def _synced(path: Path) -> str:
-    """Its SHA-256, once the disk has it."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return manifest.damage(root / f"step_{step:08d}") is None
 
 
 def choose(folder: Path) -> Choice:
     """What to go on from in a model folder."""
     passed_over: dict[str, str] = {}
     for candidate in sorted((folder / FOLDER).glob("step_*"), reverse=True):
-        damage = _damage(candidate)
+        damage = manifest.damage(candidate)
         if damage is None:
             return Choice(candidate, passed_over)
         passed_over[candidate.name] = f"{candidate}: {damage}, so this checkpoint is passed over."
@@ -197,35 +191,6 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
 
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None where its files are those of its manifest.
-
-    Waits for storage that is away.
-    """
-    return atomic.patiently(folder, lambda: _difference(folder))
-
-
-def _difference(folder: Path) -> str | None:
-    try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-        for name, expected in files.items():
-            path = folder / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != expected["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes and not {expected['bytes']}"
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-                    return f"{name} has another checksum than its manifest says"
-    except FileNotFoundError:
-        return "it has no manifest"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if atomic.is_of_storage(error):
-            raise
-        return f"its manifest cannot be read ({error})"
-    return None
-
-
 def read(folder: Path) -> Saved | None:
     """What is in a checkpoint; None where it is gone, or not what its manifest says any more.
 
@@ -238,7 +203,7 @@ def read(folder: Path) -> Saved | None:
             best_params = formats.load_params(folder / BEST_MODEL)
         return Saved(folder, params, _state(folder), best_params)
     except UserError:
-        if _damage(folder) is None:
+        if manifest.damage(folder) is None:
             raise
         return None
 
@@ -265,6 +230,7 @@ def restore(
             state["rows"],
             str(state.get("graph", "none")),  # an earlier version had no graphs
             _best(saved, values),
+            state.get("average", {}),
         )
         for name, value in progress.anchor.items():
             progress.anchor[name] = value.to(params[name].device)
@@ -282,7 +248,7 @@ def _best(saved: Saved, params: Mapping[str, Tensor]) -> Best | None:
     if about is None:
         return None
     best = Best(int(about["step"]), float(about["score"]), saved.best_params)
-    if about["is_kept"] and best.step == saved.state["step"]:
+    if about["is_kept"] and not best.params:
         return best._replace(params=params)
     return best
 

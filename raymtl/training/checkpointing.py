@@ -2,11 +2,9 @@
 
 import math
 import time
-from collections.abc import Mapping
 from typing import NamedTuple, NoReturn
 
 import torch
-from torch import Tensor
 
 from raymtl.config import Experiment
 from raymtl.step.algorithm import Algorithm
@@ -94,10 +92,7 @@ class CheckpointManager:
         config = self.experiment.model_copy(update={"search": {}})
         publish = self.attempt.publish
         publish(self.folder / "config.yaml", config.save)
-        params: Mapping[str, Tensor] = progress.params
-        if progress.best is not None and progress.best.params:
-            params = progress.best.params
-        formats.save_params(self.folder / "model.safetensors", params, publish)
+        formats.save_params(self.folder / "model.safetensors", progress.kept, publish)
 
     def _write(self, step: StepSnapshot) -> None:
         progress = step.progress._replace(rows=self.recorder.unwritten)

@@ -18,7 +18,8 @@ from raymtl.training.context import TrainContext
 from raymtl.training.heartbeat import Heartbeat, beating
 from raymtl.training.recorder import Recorder
 from raymtl.training.resume import StartingPoint, start_attempt
-from raymtl.training.stage import Stage, StepInput
+from raymtl.training.stage import Stage
+from raymtl.training.step_record import StepInput
 from raymtl.types import DivergedError, MetaBatch, UserError
 
 ASK_S = 1.0

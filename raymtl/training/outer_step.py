@@ -1,7 +1,8 @@
 """Moves the parameters along the meta-gradient: the outer optimiser and its schedule."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -21,17 +22,18 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The outer optimiser, with a group for each scale of the learning rate and each decay.
 
-    Weight decay acts on the model's matrices alone, and the architecture may scale the learning
-    rate of each of its parts.
+    Weight decay acts on the model's matrices alone, but for those that `train.no_decay` names, and
+    the architecture may scale the learning rate of each of its parts.
     """
+    train = experiment.train
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, value in params.items():
         room, *inner = name.split(".")
         scale, decay = 1.0, 0.0
         if room == "model":
             scale = algorithm.model.lr_scale.get(inner[0], 1.0)
-        if room == "model" and value.ndim > 1:
-            decay = experiment.train.weight_decay
+        if room == "model" and value.ndim > 1 and not _is_exempt(name, train.no_decay):
+            decay = train.weight_decay
         groups.setdefault((scale, decay), []).append(value)
     settings = [
         {"params": values, "lr_scale": scale, "weight_decay": decay}
@@ -39,10 +41,15 @@ def make_optimizer(
     ]
     # One call moves all parameters of a group; those without a gradient rest.
     # Without momentum, as here, the decay of SGD is decoupled too.
-    kind: type[torch.optim.Optimizer] = torch.optim.AdamW
-    if experiment.train.optimizer == "sgd":
-        kind = torch.optim.SGD
-    return eager_optimizer(kind, settings, lr=experiment.train.lr, fused=True)
+    if train.optimizer == "sgd":
+        return eager_optimizer(torch.optim.SGD, settings, lr=train.lr, fused=True)
+    betas = train.betas
+    return eager_optimizer(torch.optim.AdamW, settings, lr=train.lr, betas=betas, fused=True)
+
+
+def _is_exempt(name: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the patterns matches a parameter's name within the model."""
+    return any(fnmatchcase(name.removeprefix("model."), pattern) for pattern in patterns)
 
 
 def optimizer_state(
@@ -75,7 +82,8 @@ def learning_rate(experiment: Experiment, step: int) -> float:
     """The outer learning rate of a step of this stage."""
     done = step / experiment.train.steps
     factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
-    return experiment.train.lr * factor[experiment.train.schedule]
+    warm = min(1.0, (step + 1) / max(experiment.train.warmup_steps, 1))
+    return experiment.train.lr * warm * factor[experiment.train.schedule]
 
 
 def select_moving(

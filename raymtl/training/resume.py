@@ -11,7 +11,7 @@ import torch
 from raymtl.data.draws import GENERATOR
 from raymtl.storage import atomic, fence, formats
 from raymtl.storage.fence import Attempt
-from raymtl.training import checkpoint
+from raymtl.training import checkpoint, manifest
 from raymtl.training.checkpoint import Saved
 from raymtl.training.context import TrainContext
 from raymtl.types import UserError
@@ -122,7 +122,7 @@ def _read_when_seen(path: Path, context: TrainContext) -> Saved | None:
     until = time.monotonic() + SEEN_S
     while (
         context.workers.rank > 0
-        and not (path / checkpoint.MANIFEST).exists()
+        and not (path / manifest.NAME).exists()
         and time.monotonic() < until
     ):
         time.sleep(0.5)

@@ -1,10 +1,9 @@
 """One stage of a training: its algorithm, its parameters and its optimiser, step by step."""
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,38 +18,19 @@ from raymtl.evaluation.scores import validation_scores
 from raymtl.learners.diverging import divergence
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig, stacks
-from raymtl.step.meta_gradient import MetaGradient, meta_gradient, update_after_step
+from raymtl.step.meta_gradient import meta_gradient, update_after_step
 from raymtl.step.traced import Tracer, tracer_of
 from raymtl.step.workers import COMMUNICATION
 from raymtl.training import checkpoint
+from raymtl.training.average import MovingAverage
 from raymtl.training.best import BestTracker, Scores
 from raymtl.training.checkpoint import Progress, Saved
 from raymtl.training.checkpointing import CheckpointManager, StepFlags
 from raymtl.training.fastest import Way
 from raymtl.training.outer_step import learning_rate, make_optimizer, move, select_moving
+from raymtl.training.step_record import StepInput, StepResult, columns_by_task
 from raymtl.training.trials import Trials
 from raymtl.types import DivergedError, MetaBatch, Params
-
-
-class StepInput(NamedTuple):
-    """What the loop knows about a step before the step is made."""
-
-    step: int
-    """Counted over all stages."""
-    episodes: MetaBatch
-    """Those of this worker."""
-    wait_s: float
-    """How long this worker waited for the episodes."""
-    ask_preempted: bool
-    """Whether all workers ask after this step if one of them is about to be taken away."""
-
-
-class StepResult(NamedTuple):
-    """What a step leaves for its record."""
-
-    meta: MetaGradient
-    grad_norm: float
-    learning_rate: float
 
 
 class Stage:
@@ -77,6 +57,9 @@ class Stage:
         self.must_choose_graph = settings.graph == "auto"
         self.anchor: dict[str, Tensor] = {}
         """The model at the last anchor step of a mode that draws the parameters back to it."""
+        self.average: MovingAverage | None = None
+        if settings.ema is not None:
+            self.average = MovingAverage(settings.ema, self.params)
         self.best: BestTracker | None = None
         if config.stop == manager.experiment.train.steps:
             self.best = BestTracker(manager.experiment)
@@ -89,10 +72,14 @@ class Stage:
             for name, value in self.params.items():
                 if name in carried and carried[name].shape == value.shape:
                     value.copy_(carried[name])
+        if self.average is not None:
+            self.average.restore(self.params)
         self.optimizer = make_optimizer(self.experiment, self.algorithm, self.params)
         if resume_from:
             restored = checkpoint.restore(resume_from, self.algorithm, self.params, self.optimizer)
             self.anchor = restored.anchor
+            if self.average is not None:
+                self.average.restore(restored.average or self.params)
             if self.best is not None:
                 self.best.best = restored.best
             if self.way is None:
@@ -137,6 +124,8 @@ class Stage:
         rate = learning_rate(self.experiment, step)
         self.manager.emergency.before_move()
         norm = move(self.optimizer, moving, meta, rate, settings.clip_norm)
+        if self.average is not None:
+            self.average.update(self.params, step + 1)
         if self.experiment.weighting.needs_post_step_losses:
             update_after_step(self.algorithm, self.params, episodes, meta, workers, execution)
         return StepResult(meta, norm, rate)
@@ -152,11 +141,18 @@ class Stage:
             return validation_scores(
                 self.experiment,
                 self.algorithm,
-                self.params,
+                self.scored_params,
                 self.arrays,
                 execution,
                 self.context.workers,
             )
+
+    @property
+    def scored_params(self) -> Mapping[str, Tensor]:
+        """The parameters that are scored and kept: those of the steps, or their average."""
+        if self.average is None:
+            return self.params
+        return self.average.params
 
     def is_scored(self, done: int) -> bool:
         """Whether the validation split is scored after so many steps."""
@@ -172,14 +168,18 @@ class Stage:
         """Records the step, writes a checkpoint where one is due, and reports the scores."""
         done, best = inputs.step + 1, None
         if self.best is not None:
-            scores = self.best.update(done, scores, self.params)
+            scores = self.best.update(done, scores, self.scored_params)
             best = self.best.best
         self.manager.recorder.add(self._row(inputs, result, scores))
         graph = "none"
         if self.tracer is not None:
             graph = self.tracer.graph
-        way = str(self.way)
-        progress = Progress(done, self.params, way, self.anchor, graph=graph, best=best)
+        way, average = str(self.way), {}
+        if self.average is not None:
+            average = self.average.params
+        progress = Progress(
+            done, self.params, way, self.anchor, graph=graph, best=best, average=average
+        )
         is_end = self.best is not None and self.has_ended(done)
         scored = self.is_scored(done), self.is_scored(done + 1)
         flags = StepFlags(*scored, is_end, inputs.ask_preempted)
@@ -206,7 +206,7 @@ class Stage:
             "seconds": seconds,
             "data_wait_pct": 100 * inputs.wait_s / seconds,
             "communication_pct": 100 * COMMUNICATION.taken() / seconds,
-            **_columns_by_task(self.algorithm, result.meta),
+            **columns_by_task(self.algorithm, result.meta),
             **scores,
         }
 
@@ -282,14 +282,3 @@ class Stage:
                 if reason:
                     return str(reason)
         return None
-
-
-def _columns_by_task(algorithm: Algorithm, meta: MetaGradient) -> dict[str, float | None]:
-    """Columns `loss.TASK`, None where the task had no label, and `weight.TASK`."""
-    columns: dict[str, float | None] = {}
-    names = [task.name for task in algorithm.tasks]
-    for name, loss in zip(names, meta.losses.tolist(), strict=True):
-        columns[f"loss.{name}"] = None if math.isnan(loss) else loss
-    for name, weight in zip(names, meta.weights.tolist(), strict=True):
-        columns[f"weight.{name}"] = weight
-    return columns

@@ -10,11 +10,13 @@ from raymtl.config import Experiment
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.meta_gradient import MetaGradient
 from raymtl.training.outer_step import (
+    learning_rate,
     make_optimizer,
     move,
     optimizer_state,
     restore_optimizer,
 )
+from raymtl.types import UserError
 from tests.conftest import axes
 
 LR, DECAY = 0.01, 0.3
@@ -129,3 +131,50 @@ def test_an_optimizer_goes_on_by_names() -> None:
     assert all(torch.equal(after[name], value) for name, value in params.items())
     with pytest.raises(KeyError):
         restore_optimizer(second, params, {"model.absent": {}})
+
+
+def test_betas_and_exempt_weights_are_those_of_adamw() -> None:
+    betas = (0.7, 0.95)
+    changes = {"train.betas": betas, "train.no_decay": ["heads.*"]}
+    chosen = stitched("adam").override(changes)
+    algorithm = chosen.build()
+    params = {n: v.detach().double() for n, v in algorithm.init_params().items()}
+    expected = copy.deepcopy(params)
+    groups = []
+    for name, value in expected.items():
+        room, inner = name.split(".")[:2]
+        scale = algorithm.model.lr_scale.get(inner, 1.0) if room == "model" else 1.0
+        decays = room == "model" and inner != "heads" and value.ndim > 1
+        decay = DECAY if decays else 0.0
+        groups.append({"params": [value], "lr": LR * scale, "weight_decay": decay})
+    plain = torch.optim.AdamW(groups, betas=betas)
+    ours = make_optimizer(chosen, algorithm, params)
+    for step in range(STEPS):
+        grads = {name: g.double() for name, g in gradients(params, step).grads.items()}
+        for name, value in expected.items():
+            value.grad = grads[name].clone()
+        plain.step()
+        none = torch.zeros(0)
+        move(ours, params, MetaGradient(grads, none, none, none), LR, None)
+    for name, value in params.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-14, msg=name)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_the_rate_warms_up_as_torchs_does(schedule: str) -> None:
+    """`LinearLR` times the schedule that there is without it."""
+    plain = stitched("sgd").override({"train.steps": 20, "train.schedule": schedule})
+    warm = plain.override({"train.warmup_steps": 5})
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    warming = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 5, 1.0, total_iters=4)
+    for step in range(20):
+        factor = optimizer.param_groups[0]["lr"]
+        assert learning_rate(warm, step) == pytest.approx(factor * learning_rate(plain, step))
+        optimizer.step()
+        warming.step()
+
+
+def test_a_pattern_of_no_weight_is_refused() -> None:
+    sentence = r"train.no_decay.1: expected a pattern of names .*, got 'head\.\*', which none has"
+    with pytest.raises(UserError, match=sentence):
+        stitched("adam").override({"train.no_decay": ["heads.*", "head.*"]})
