@@ -18,17 +18,26 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import typer
 from pydantic import PositiveFloat, PositiveInt
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-from benchmarks.sharing import ARCHITECTURES, SINGLE, interval, read_rows, summarise, write_rows
+from benchmarks.sharing import (
+    ARCHITECTURES,
+    SINGLE,
+    Stopwatch,
+    interval,
+    is_looked_at,
+    progress_bar,
+    read_rows,
+    set_rate,
+    summarise,
+    write_rows,
+)
 from raymtl.config import Experiment
 from raymtl.data import Arrays, Split
 from raymtl.data.episodes import build_episodes, on_device
@@ -177,11 +186,35 @@ def optimiser(
     return torch.optim.Adam(groups, lr=protocol.lr)
 
 
+class Look(NamedTuple):
+    """Validation errors of each task after a step, and the parameters that they are of."""
+
+    errors: dict[str, float]
+    params: dict[str, Tensor]
+    step: int
+
+    @property
+    def mean(self) -> float:
+        """The mean error over the tasks."""
+        return sum(self.errors.values()) / len(self.errors)
+
+
+def better(best: Look | None, look: Look) -> Look:
+    """The look with the lower mean error, the first of two alike."""
+    if best is None or look.mean < best.mean:
+        return look
+    return best
+
+
+def copied(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters that further steps do not move."""
+    return {name: value.detach().clone() for name, value in params.items()}
+
+
 def train(
     chosen: Experiment, arrays: Arrays, protocol: Protocol, device: torch.device
 ) -> tuple[dict[str, float], dict[str, float], int]:
-    """Validation and test errors of each task at the look with the lowest mean validation error,
-    and its step.
+    """Validation and test errors of each task at the best look by the mean, and its step.
 
     Raises TimeoutError as soon as the first steps say that all of them will take too long, and
     DivergedError where that happens before the first look.
@@ -191,14 +224,10 @@ def train(
     optimizer = optimiser(algorithm, params, protocol)
     execution = ExecutionConfig("loop", precision=protocol.precision)
     validation = whole(arrays, "val", protocol.tested)
-    best: tuple[float, dict[str, float], dict[str, Tensor], int] | None = None
+    best: Look | None = None
+    stopwatch = Stopwatch(protocol.steps, protocol.most_seconds or math.inf, time.process_time)
     for step in range(protocol.steps):
-        if step == 1:  # the first one pays for warming up
-            start = time.process_time()
-        if step == 6 and protocol.most_seconds:
-            each = (time.process_time() - start) / 5
-            if each * protocol.steps > protocol.most_seconds:
-                raise TimeoutError(f"{each * 1000:.0f} ms of a core a step")
+        stopwatch.before(step)
         built, _ = build_episodes(
             chosen.data, arrays, seed=chosen.seed, split="train", step=step, indices=[0]
         )
@@ -212,30 +241,16 @@ def train(
         for name, value in params.items():
             value.grad = meta.grads[name]
         torch.nn.utils.clip_grad_norm_(params.values(), protocol.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                group["lr_scale"]
-                * protocol.lr
-                * (1 + math.cos(math.pi * step / protocol.steps))
-                / 2
-            )
+        set_rate(optimizer, protocol.lr, step, protocol.steps)
         optimizer.step()
         if chosen.weighting.needs_post_step_losses:
             update_after_step(algorithm, params, episodes, meta, execution=execution)
-        done = step + 1
-        if done * protocol.looks // protocol.steps > step * protocol.looks // protocol.steps:
+        if is_looked_at(step, protocol.steps, protocol.looks):
             found = errors(algorithm, params, validation, execution)
-            mean = sum(found.values()) / len(found)
-            if best is None or mean < best[0]:
-                best = (
-                    mean,
-                    found,
-                    {name: value.detach().clone() for name, value in params.items()},
-                    done,
-                )
+            best = better(best, Look(found, copied(params), step + 1))
     assert best is not None
-    _, val, kept, at = best
-    return val, errors(algorithm, kept, whole(arrays, "test", protocol.tested), execution), at
+    testing = whole(arrays, "test", protocol.tested)
+    return best.errors, errors(algorithm, best.params, testing, execution), best.step
 
 
 def cell(seed: int, method: str, protocol: Protocol, device: str) -> dict[str, Any]:
@@ -300,6 +315,55 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+class Plan(NamedTuple):
+    """What is run, and by what."""
+
+    protocol: Protocol
+    device: str
+    methods: Sequence[str]
+    seeds: int
+    processes: int
+    json_path: Path | None
+
+
+def run(plan: Plan) -> list[dict[str, Any]]:
+    """The rows of all seeds and methods; what the JSON file holds is not run again."""
+    rows = read_rows(plan.json_path, plan.protocol)
+    done = {(row["seed"], row["method"]) for row in rows}
+    wanted = [(seed, method) for seed in range(plan.seeds) for method in plan.methods]
+    todo = [key for key in wanted if key not in done]
+    todo.sort(key=lambda key: DEAREST.index(key[1]) if key[1] in DEAREST else len(DEAREST))
+    context = get_context("spawn")
+    with (
+        ProcessPoolExecutor(plan.processes, context, torch.set_num_threads, (1,)) as pool,
+        progress_bar() as progress,
+    ):
+        bar = progress.add_task("training", total=len(todo))
+        futures = [pool.submit(cell, *key, plan.protocol, plan.device) for key in todo]
+        for future in as_completed(futures):
+            row = future.result()
+            rows.append(row)
+            write_rows(plan.json_path, plan.protocol, rows)
+            progress.update(bar, advance=1, description=f"seed {row['seed']}: {row['method']}")
+            if not progress.console.is_terminal:
+                said = row.get("not_run") or f"{row['core_seconds']:.0f} s of a core"
+                print(f"{row['method']}, seed {row['seed']}: {said}", flush=True)
+    own = [row for row in rows if (row["seed"], row["method"]) in set(wanted)]
+    return sorted(own, key=lambda row: wanted.index((row["seed"], row["method"])))
+
+
+def check_choices(protocol: str, methods: Sequence[str]) -> None:
+    """Raises typer.BadParameter for a protocol or method that there is not."""
+    for name, given, known in (("protocol", [protocol], PROTOCOLS), ("method", methods, METHODS)):
+        for one in given:
+            if one not in known:
+                raise typer.BadParameter(
+                    f"--{name}: expected one of {', '.join(known)}, got '{one}'."
+                )
+    if protocol == "gpu" and not torch.cuda.is_available():
+        raise typer.BadParameter("--protocol: expected cpu where there is no GPU, got gpu.")
+
+
 def main(  # noqa: PLR0913  each is an option of the command
     protocol: Annotated[
         str, typer.Option(help="cpu (20 minutes on two cores) or gpu (hours).")
@@ -324,49 +388,13 @@ def main(  # noqa: PLR0913  each is an option of the command
     """Prints the test accuracy of architectures and weightings beside that of single tasks, at an
     equal budget.
     """
-    for name, given, known in (("protocol", [protocol], PROTOCOLS), ("method", methods, METHODS)):
-        for one in given:
-            if one not in known:
-                raise typer.BadParameter(
-                    f"--{name}: expected one of {', '.join(known)}, got '{one}'."
-                )
-    if protocol == "gpu" and not torch.cuda.is_available():
-        raise typer.BadParameter("--protocol: expected cpu where there is no GPU, got gpu.")
+    check_choices(protocol, methods)
     if data:
         os.environ["RAYMTL_DATA"] = str(data.absolute())
     chosen = scaled(PROTOCOLS[protocol], scale)
-    if protocol == "gpu":
-        device = "cuda"
-    else:
-        device = "cpu"
-    rows = read_rows(json_path, chosen)
-    done = {(row["seed"], row["method"]) for row in rows}
-    wanted = [(seed, method) for seed in range(seeds) for method in methods]
-    todo = [key for key in wanted if key not in done]
-    todo.sort(key=lambda key: DEAREST.index(key[1]) if key[1] in DEAREST else len(DEAREST))
+    device = "cuda" if protocol == "gpu" else "cpu"
     number = processes or (1 if device == "cuda" else 2)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with (
-        ProcessPoolExecutor(number, get_context("spawn"), torch.set_num_threads, (1,)) as pool,
-        Progress(*columns, console=Console(stderr=True)) as progress,
-    ):
-        bar = progress.add_task("training", total=len(todo))
-        for future in as_completed([pool.submit(cell, *key, chosen, device) for key in todo]):
-            row = future.result()
-            rows.append(row)
-            write_rows(json_path, chosen, rows)
-            progress.update(bar, advance=1, description=f"seed {row['seed']}: {row['method']}")
-            if not progress.console.is_terminal:
-                told = row.get("not_run") or f"{row['core_seconds']:.0f} s of a core"
-                print(f"{row['method']}, seed {row['seed']}: {told}", flush=True)
-    rows = [row for row in rows if (row["seed"], row["method"]) in set(wanted)]
-    rows.sort(key=lambda row: wanted.index((row["seed"], row["method"])))
-    print(markdown(rows), end="")
+    print(markdown(run(Plan(chosen, device, methods, seeds, number, json_path))), end="")
 
 
 if __name__ == "__main__":

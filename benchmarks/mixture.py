@@ -8,7 +8,7 @@ is as wide as UMTL has parameters in all. The ablations take the setting that UM
 episodes are read once for each row.
 """
 
-import json
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from benchmarks.sharing import interval
+from benchmarks.sharing import interval, is_looked_at, read_rows, write_rows
 from raymtl.config import Experiment
 from raymtl.data import Split
 from raymtl.data.episodes import build_episodes, on_device
@@ -119,13 +119,9 @@ def train(chosen: Experiment, setting: int, protocol: Protocol) -> Try:
     optimizer = torch.optim.Adam(list(params.values()))
     best = Try(math.inf, 0, {}, setting)
     for step in range(protocol.steps):
+        indices = range(protocol.meta_batch)
         episodes, _ = build_episodes(
-            chosen.data,
-            {},
-            seed=chosen.seed,
-            split="train",
-            step=step,
-            indices=range(protocol.meta_batch),
+            chosen.data, {}, seed=chosen.seed, split="train", step=step, indices=indices
         )
         try:
             meta = meta_gradient(algorithm, params, on_device(episodes, "cpu"), step=step)
@@ -142,21 +138,21 @@ def train(chosen: Experiment, setting: int, protocol: Protocol) -> Try:
             chosen.train.lr * (1 + math.cos(math.pi * step / protocol.steps)) / 2
         )
         optimizer.step()
-        done = step + 1
-        if done * protocol.looks // protocol.steps > step * protocol.looks // protocol.steps:
-            with torch.no_grad():
-                val = validation_scores(
-                    chosen, algorithm, params, {}, ExecutionConfig(), Workers()
-                )["val.y.mse"]
-            assert val is not None
+        if is_looked_at(step, protocol.steps, protocol.looks):
+            val = validation_error(chosen, algorithm, params)
             if val < best.val:
-                best = Try(
-                    val,
-                    done,
-                    {name: value.detach().clone() for name, value in params.items()},
-                    setting,
-                )
+                copies = {name: value.detach().clone() for name, value in params.items()}
+                best = Try(val, step + 1, copies, setting)
     return best
+
+
+@torch.no_grad()
+def validation_error(chosen: Experiment, algorithm: Algorithm, params: Params) -> float:
+    """The mean squared error of the episodes for validation."""
+    scores = validation_scores(chosen, algorithm, params, {}, ExecutionConfig(), Workers())
+    error = scores["val.y.mse"]
+    assert error is not None
+    return error
 
 
 @torch.no_grad()
@@ -275,6 +271,32 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+QUICK = {
+    "steps": 10,
+    "looks": 1,
+    "val_episodes": 20,
+    "test_episodes": 20,
+    "probe_episodes": 60,
+    "settings": 1,
+}
+"""What a smoke run changes of the protocol."""
+
+
+def run(
+    protocol: Protocol, seeds: int, processes: int, json_path: Path | None
+) -> list[dict[str, Any]]:
+    """The rows of all learners and seeds; what the JSON file holds is not run again."""
+    rows = read_rows(json_path, protocol)
+    done = {(row["row"], row["seed"]) for row in rows}
+    every = itertools.product(range(seeds), LEARNERS)
+    todo = [(learner, seed) for seed, learner in every if (learner, seed) not in done]
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        for future in as_completed([pool.submit(of_seed, *key, protocol) for key in todo]):
+            rows += future.result()
+            write_rows(json_path, protocol, rows)
+    return rows
+
+
 def main(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Results; what it holds is not run again.")
@@ -291,41 +313,8 @@ def main(
     """
     protocol = Protocol(steps=steps)
     if quick:
-        few = {
-            "steps": 10,
-            "looks": 1,
-            "val_episodes": 20,
-            "test_episodes": 20,
-            "probe_episodes": 60,
-            "settings": 1,
-        }
-        protocol, seeds = Protocol.model_validate(few), 1
-    rows: list[dict[str, Any]] = []
-    if json_path and json_path.exists():
-        found = json.loads(json_path.read_text())
-        if found["protocol"] != protocol.model_dump(mode="json"):
-            raise typer.BadParameter(
-                f"{json_path} holds results of another protocol. Name another file."
-            )
-        rows = found["results"]
-    done = {(row["row"], row["seed"]) for row in rows}
-    todo = [
-        (learner, seed)
-        for seed in range(seeds)
-        for learner in LEARNERS
-        if (learner, seed) not in done
-    ]
-    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        for future in as_completed([pool.submit(of_seed, *key, protocol) for key in todo]):
-            rows += future.result()
-            if json_path:
-                partial = json_path.with_suffix(".partial")
-                partial.write_text(
-                    json.dumps(
-                        {"protocol": protocol.model_dump(mode="json"), "results": rows}, indent=1
-                    )
-                )
-                partial.replace(json_path)
+        protocol, seeds = Protocol.model_validate(QUICK), 1
+    rows = run(protocol, seeds, processes, json_path)
     Console(stderr=True).print(
         f"{seeds} seeds, 95 % intervals; {protocol.settings} settings for maml and umtl each"
     )

@@ -355,19 +355,16 @@ class Pool:
                     progress.console.print(_told(future.result()), highlight=False, soft_wrap=True)
                 progress.update(bar, completed=sum(steps_done.values()))
         rows = [future.result() for future in futures]
-        best = [row for row in best_of(rows) if row["val"] is not None]
-        scores = [
-            self.workers.submit(
-                accuracies,
-                self._model(Try(row["method"], row["rate"], row["long"])),
-                "test",
-                self.device,
-            )
-            for row in best
-        ]
-        for row, score in zip(best, scores, strict=True):
-            row["test"] = score.result()
+        self._test(best_of(rows))
         return rows
+
+    def _test(self, best: Sequence[dict[str, Any]]) -> None:
+        """Adds the test accuracy to the rows that have not diverged."""
+        scored = [row for row in best if row["val"] is not None]
+        models = [self._model(Try(row["method"], row["rate"], row["long"])) for row in scored]
+        scores = [self.workers.submit(accuracies, model, "test", self.device) for model in models]
+        for row, score in zip(scored, scores, strict=True):
+            row["test"] = score.result()
 
     def _model(self, tried: Try) -> Path:
         return self.folder / f"{'long' if tried.long else 'short'}-{tried.method}-{tried.rate}"
@@ -466,6 +463,74 @@ def _write(path: Path | None, found: Mapping[str, Any]) -> None:
         path.write_text(json.dumps(found, indent=1))
 
 
+def check_choices(pairs: str, protocol: str, device: str, methods: Sequence[str]) -> None:
+    """Raises typer.BadParameter for what there is not."""
+    for name, value, known in (
+        ("--pairs", pairs, ("fixed", "fresh")),
+        ("--protocol", protocol, ("cpu", "resnet")),
+        ("--device", device, ("auto", "cpu", "cuda")),
+        *(("--method", method, SHORT_METHODS) for method in methods),
+    ):
+        if value not in known:
+            raise typer.BadParameter(f"{name}: expected one of {', '.join(known)}, got '{value}'.")
+
+
+class Plan(NamedTuple):
+    """What is run, and by what."""
+
+    protocol: Protocol
+    methods: Sequence[str]
+    device: str
+    processes: int
+    save: Path | None
+
+
+class Found(NamedTuple):
+    """The rows of the short and the long tries, and how long all of them took."""
+
+    short: list[dict[str, Any]]
+    long: list[dict[str, Any]]
+    seconds: float
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of all processes."""
+        return float(sum(row.get("cpu_seconds", 0.0) for row in (*self.short, *self.long)))
+
+
+def run(plan: Plan) -> Found:
+    """The short tries, and the long ones that they choose; both are written as they are done."""
+    start = time.perf_counter()
+    chosen = plan.protocol
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Pool(chosen, plan.processes, plan.device, Path(folder)) as pool,
+    ):
+        tries = [Try(m, rate, False) for rate in chosen.rates for m in plan.methods]
+        short = pool.run(tries, "short tries")
+        rows = {"protocol": chosen.model_dump(mode="json"), "device": plan.device, "short": short}
+        _write(plan.save, rows)
+        long = pool.run(long_tries(best_of(short), chosen), "long tries")
+    found = Found(short, long, time.perf_counter() - start)
+    times = {"seconds": found.seconds, "cpu_seconds": found.cpu_seconds}
+    _write(plan.save, {**rows, "long": long, **times})
+    return found
+
+
+def show_found(found: Found, protocol: Protocol) -> None:
+    """Prints the tables of the short and of the long tries, and what is published."""
+    pairs = protocol.pairs
+    console = Console()
+    for title, rows, budget in (
+        ("Short", best_of(found.short), protocol.short),
+        ("Long", found.long, protocol.long),
+    ):
+        show(f"{title} tries, {budget.steps} steps of {budget.batch} {pairs} pairs", rows, console)
+    if pairs in PUBLISHED:
+        left, right = PUBLISHED[pairs]
+        print(f"MGDA as published: {100 * left:.2f} left, {100 * right:.2f} right.")
+
+
 def main(  # noqa: PLR0913  each is an option of the command
     pairs: Annotated[
         str, typer.Option(help="fixed: 60,000 for training; fresh: others in every step.")
@@ -486,14 +551,7 @@ def main(  # noqa: PLR0913  each is an option of the command
     """Prints the test accuracy of every sharing architecture and of single tasks at equal budget,
     then of the best.
     """
-    for name, value, known in (
-        ("--pairs", pairs, ("fixed", "fresh")),
-        ("--protocol", protocol, ("cpu", "resnet")),
-        ("--device", device, ("auto", "cpu", "cuda")),
-        *(("--method", method, SHORT_METHODS) for method in methods),
-    ):
-        if value not in known:
-            raise typer.BadParameter(f"{name}: expected one of {', '.join(known)}, got '{value}'.")
+    check_choices(pairs, protocol, device, methods)
     if data:
         os.environ["RAYMTL_DATA"] = str(data.absolute())
     try:
@@ -507,33 +565,10 @@ def main(  # noqa: PLR0913  each is an option of the command
             device = "cuda"
         else:
             device = "cpu"
-    start = time.perf_counter()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Pool(chosen, processes, device, Path(folder)) as pool,
-    ):
-        short = pool.run(
-            [Try(m, rate, False) for rate in chosen.rates for m in methods], "short tries"
-        )
-        found = {"protocol": chosen.model_dump(mode="json"), "device": device, "short": short}
-        _write(save, found)
-        long = pool.run(long_tries(best_of(short), chosen), "long tries")
-    seconds = time.perf_counter() - start
-    cpu_seconds = sum(row.get("cpu_seconds", 0.0) for row in (*short, *long))
-    _write(save, {**found, "long": long, "seconds": seconds, "cpu_seconds": cpu_seconds})
-    console = Console()
-    for title, rows, budget in (
-        ("Short", best_of(short), chosen.short),
-        ("Long", long, chosen.long),
-    ):
-        show(f"{title} tries, {budget.steps} steps of {budget.batch} {pairs} pairs", rows, console)
-    if pairs in PUBLISHED:
-        left, right = PUBLISHED[pairs]
-        print(f"MGDA as published: {100 * left:.2f} left, {100 * right:.2f} right.")
-    print(
-        f"{seconds / 60:.1f} minutes, {cpu_seconds / 60:.1f} of them of CPU in {processes} "
-        "processes."
-    )
+    found = run(Plan(chosen, methods, device, processes, save))
+    show_found(found, chosen)
+    minutes, of_cpu = found.seconds / 60, found.cpu_seconds / 60
+    print(f"{minutes:.1f} minutes, {of_cpu:.1f} of them of CPU in {processes} processes.")
 
 
 if __name__ == "__main__":

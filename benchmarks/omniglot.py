@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -87,6 +88,38 @@ def measure(experiment: Experiment, output: Path) -> dict[str, Any]:
     }
 
 
+def length_of(quick: bool, full: bool) -> Length:
+    """How long to train; a smoke run where both are asked for."""
+    if quick:
+        return "quick"
+    if full:
+        return "full"
+    return "cpu"
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """A line for each learner; `title` stands over the accuracies."""
+    table = Table(
+        "learner",
+        title,
+        "episodes",
+        "transductive",
+        "train s",
+        "all s",
+        "tasks/s",
+    )
+    for row in rows:
+        accuracy = row["accuracy"]
+        table.add_row(
+            row["learner"],
+            f"{100 * accuracy['mean']:.2f} ± {100 * accuracy['ci95']:.2f}",
+            str(row["episodes"]),
+            "yes" if row["transductive"] else "no",
+            *(f"{row[key]:.0f}" for key in ("train_seconds", "seconds", "tasks_per_second")),
+        )
+    return table
+
+
 def main(  # noqa: PLR0913  each is an option of the command
     learner: Annotated[list[str], typer.Option(help="protonet or maml; both by default.")] = list(  # noqa: B006
         CONFIGS
@@ -107,13 +140,7 @@ def main(  # noqa: PLR0913  each is an option of the command
     """Prints the accuracies with 95 % intervals over test episodes."""
     if data:
         os.environ["RAYMTL_DATA"] = str(data.absolute())
-    length: Length
-    if quick:
-        length = "quick"
-    elif full:
-        length = "full"
-    else:
-        length = "cpu"
+    length = length_of(quick, full)
     measured = []
     with tempfile.TemporaryDirectory() as output:
         for name in learner:
@@ -121,25 +148,7 @@ def main(  # noqa: PLR0913  each is an option of the command
             measured.append({"learner": name, **measure(experiment, Path(output))})
     if save:
         save.write_text(json.dumps(measured, indent=2))
-    table = Table(
-        "learner",
-        f"{ways}-way {shots}-shot, %",
-        "episodes",
-        "transductive",
-        "train s",
-        "all s",
-        "tasks/s",
-    )
-    for row in measured:
-        accuracy = row["accuracy"]
-        table.add_row(
-            row["learner"],
-            f"{100 * accuracy['mean']:.2f} ± {100 * accuracy['ci95']:.2f}",
-            str(row["episodes"]),
-            "yes" if row["transductive"] else "no",
-            *(f"{row[key]:.0f}" for key in ("train_seconds", "seconds", "tasks_per_second")),
-        )
-    Console().print(table)
+    Console().print(table_of(measured, f"{ways}-way {shots}-shot, %"))
 
 
 if __name__ == "__main__":

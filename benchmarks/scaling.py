@@ -15,7 +15,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -147,6 +147,12 @@ def ask_s(constants: Constants, asked: int) -> float:
     return constants.ask_s + constants.ask_s_a_trial * asked
 
 
+def reports_of(begins: float, trial_s: float, reports: int) -> Iterator[tuple[float, str]]:
+    """When a trial that begins then reports, at even distances; the last one is its end."""
+    for report in range(1, reports + 1):
+        yield begins + trial_s * report / reports, "end" if report == reports else "report"
+
+
 def search(
     constants: Constants, trials: int, slots: int, trial_s: float, reports: int, overhead_s: float
 ) -> Searched:
@@ -172,10 +178,8 @@ def search(
                 continue
             cost = ask_s(constants, asked)
             asked += 1
-            begins = start + cost + overhead_s
-            for report in range(1, reports + 1):
-                at = begins + trial_s * report / reports
-                heapq.heappush(events, (at, order, "end" if report == reports else "report", slot))
+            for at, sort in reports_of(start + cost + overhead_s, trial_s, reports):
+                heapq.heappush(events, (at, order, sort, slot))
                 order += 1
         elif kind == "report":
             cost = constants.report_s

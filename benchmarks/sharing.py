@@ -8,6 +8,7 @@ same batches. The setting and the step with the lowest validation error, average
 only their test error is kept. The single tasks, one network each, are chosen in just the same way.
 """
 
+import itertools
 import json
 import math
 import os
@@ -215,43 +216,72 @@ class Try(NamedTuple):
     num_parameters: int
 
 
+class Stopwatch:
+    """Ends a training as soon as its first steps say that all of them will take too long."""
+
+    def __init__(self, steps: int, limit_s: float, clock: Callable[[], float]) -> None:
+        self.steps, self.limit_s, self.clock = steps, limit_s, clock
+        self.start = 0.0
+
+    def before(self, step: int) -> None:
+        """Called before each step. Raises TimeoutError."""
+        if step == 1:  # the first one pays for warming up
+            self.start = self.clock()
+        if step == 6:
+            each_s = (self.clock() - self.start) / 5
+            if each_s * self.steps > self.limit_s:
+                raise TimeoutError(f"{each_s * 1000:.0f} ms a step")
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float, step: int, steps: int) -> None:
+    """The rate of this step, which falls from `lr` to 0 along half a cosine."""
+    share = (1 + math.cos(math.pi * step / steps)) / 2
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr_scale"] * lr * share
+
+
+def is_looked_at(step: int, steps: int, looks: int) -> bool:
+    """Whether there is a look at the validation rows after this step, counted from 0."""
+    return (step + 1) * looks // steps > step * looks // steps
+
+
+def optimiser(algorithm: Algorithm, params: Mapping[str, Tensor]) -> torch.optim.Adam:
+    """Adam, whose groups have the scale of the rate that the architecture wants."""
+    scales: dict[float, list[Tensor]] = {}
+    for name, value in params.items():
+        prefix, first = name.split(".")[:2]
+        scale = 1.0
+        if prefix == "model":
+            scale = algorithm.model.lr_scale.get(first, 1.0)
+        scales.setdefault(scale, []).append(value)
+    groups = [{"params": group, "lr_scale": scale} for scale, group in scales.items()]
+    return torch.optim.Adam(groups)
+
+
 def train(
     data: Dataset, setting: Setting, protocol: Protocol, seed: int, limit_s: float = math.inf
 ) -> Try:
-    """Adam with a learning rate that falls to 0 along half a cosine. A diverged run counts as it
-    stood before.
+    """The best look at the validation rows; a diverged run counts as it stood before.
 
     Raises TimeoutError as soon as the first steps say that all of them will take longer than
     `limit_s`.
     """
     algorithm = build(data, setting, protocol, seed)
     params = algorithm.init_params()
-    scales: dict[float, list[Tensor]] = {}
-    for name, value in params.items():
-        prefix, first = name.split(".")[:2]
-        scales.setdefault(
-            algorithm.model.lr_scale.get(first, 1.0) if prefix == "model" else 1.0, []
-        ).append(value)
-    optimizer = torch.optim.Adam(
-        [{"params": group, "lr_scale": scale} for scale, group in scales.items()]
-    )
+    optimizer = optimiser(algorithm, params)
     if isinstance(data.train.inputs, Tensor):
         rows = protocol.rows
     else:
         rows = protocol.own_rows
     generator = torch.Generator().manual_seed(seed)
-    best = Try(
-        math.inf, [math.inf] * len(data.tasks), 0, sum(value.numel() for value in params.values())
-    )
+    number = sum(value.numel() for value in params.values())
+    best = Try(math.inf, [math.inf] * len(data.tasks), 0, number)
     steps = protocol.steps[data.name]
+    stopwatch = Stopwatch(steps, limit_s, time.perf_counter)
     for step in range(steps):
-        if step == 1:  # the first one pays for warming up
-            start = time.perf_counter()
-        if step == 6 and (time.perf_counter() - start) / 5 * steps > limit_s:
-            raise TimeoutError(f"{(time.perf_counter() - start) / 5 * 1000:.0f} ms a step")
-        batch = tree_map(
-            lambda leaf: leaf[None], draw(data.train, rows, generator)
-        )  # the axis of episodes
+        stopwatch.before(step)
+        drawn = draw(data.train, rows, generator)
+        batch = tree_map(lambda leaf: leaf[None], drawn)  # the axis of episodes
         try:
             meta = meta_gradient(
                 algorithm, params, Episode(batch, batch), execution=ExecutionConfig("loop")
@@ -260,18 +290,13 @@ def train(
             break
         for name, value in params.items():
             value.grad = meta.grads[name]
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                group["lr_scale"] * setting.lr * (1 + math.cos(math.pi * step / steps)) / 2
-            )
+        set_rate(optimizer, setting.lr, step, steps)
         optimizer.step()
-        done = step + 1
-        if done * protocol.checks // steps > step * protocol.checks // steps:
+        if is_looked_at(step, steps, protocol.checks):
             val = float(errors(algorithm, params, data.val).mean())
             if val < best.val:
-                best = best._replace(
-                    val=val, test=errors(algorithm, params, data.test).tolist(), step=done
-                )
+                test = errors(algorithm, params, data.test).tolist()
+                best = best._replace(val=val, test=test, step=step + 1)
     return best
 
 
@@ -504,6 +529,78 @@ def write_rows(path: Path | None, protocol: Spec, rows: Sequence[Mapping[str, An
     partial.replace(path)
 
 
+def progress_bar() -> Progress:
+    """A bar of what is done, on the standard error."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True))
+
+
+class Plan(NamedTuple):
+    """What is run, and by what."""
+
+    protocol: Protocol
+    folder: Path
+    datasets: Sequence[str]
+    methods: Sequence[str]
+    seeds: int
+    processes: int
+    json_path: Path | None
+
+
+def run(plan: Plan) -> list[dict[str, Any]]:
+    """The rows of all data sets, seeds and methods; what the JSON file holds is not run again."""
+    rows = read_rows(plan.json_path, plan.protocol)
+    done = {(row["dataset"], row["seed"], row["method"]) for row in rows}
+    every = itertools.product(range(plan.seeds), plan.datasets, plan.methods)
+    wanted = [(dataset, seed, method) for seed, dataset, method in every]
+    todo = [key for key in wanted if key not in done]
+    context = get_context("spawn")
+    with (
+        ProcessPoolExecutor(plan.processes, context, torch.set_num_threads, (1,)) as pool,
+        progress_bar() as progress,
+    ):
+        bar = progress.add_task("training", total=len(todo))
+        futures = [pool.submit(cell, str(plan.folder), *key, plan.protocol) for key in todo]
+        for future in as_completed(futures):
+            row = future.result()
+            rows.append(row)
+            write_rows(plan.json_path, plan.protocol, rows)
+            progress.update(
+                bar, advance=1, description=f"{row['dataset']}, seed {row['seed']}: {row['method']}"
+            )
+    own = [row for row in rows if (row["dataset"], row["seed"], row["method"]) in set(wanted)]
+    return sorted(own, key=lambda row: wanted.index((row["dataset"], row["seed"], row["method"])))
+
+
+def folder_of(data: Path | None) -> Path:
+    """The folder of the data. Raises typer.BadParameter where there is none."""
+    folder = data
+    if folder is None and "RAYMTL_DATA" in os.environ:
+        folder = Path(os.environ["RAYMTL_DATA"]) / "tabular"
+    if folder is None or not folder.is_dir():
+        raise typer.BadParameter(
+            f"expected the data's folder in --data or $RAYMTL_DATA/tabular, got {folder}."
+        )
+    return folder
+
+
+def protocol_of(times: int, most_tasks: int | None, quick: bool) -> Protocol:
+    """The protocol; `quick` leaves it 20 steps of few tasks."""
+    most = Protocol().most_tasks
+    if most_tasks is not None:
+        most = dict.fromkeys(most, most_tasks)
+    if quick:
+        few = dict.fromkeys(most, 4)
+        return Protocol(steps=dict.fromkeys(STEPS, 20), settings=2, checks=2, most_tasks=few)
+    steps = {name: times * number for name, number in STEPS.items()}
+    return Protocol(steps=steps, most_tasks=most)
+
+
 def main(  # noqa: PLR0913  each is an option of the command
     data: Annotated[
         Path | None, typer.Option(help="Folder of the data; else $RAYMTL_DATA/tabular.")
@@ -534,52 +631,12 @@ def main(  # noqa: PLR0913  each is an option of the command
         for name in given:
             if name not in known:
                 raise typer.BadParameter(f"expected one of {', '.join(known)}, got '{name}'.")
-    folder = data or (
-        Path(os.environ["RAYMTL_DATA"]) / "tabular" if "RAYMTL_DATA" in os.environ else None
-    )
-    if folder is None or not folder.is_dir():
-        raise typer.BadParameter(
-            f"expected the data's folder in --data or $RAYMTL_DATA/tabular, got {folder}."
-        )
-    if most_tasks is None:
-        most = Protocol().most_tasks
-    else:
-        most = dict.fromkeys(Protocol().most_tasks, most_tasks)
-    protocol = Protocol(
-        steps={name: times * steps for name, steps in STEPS.items()}, most_tasks=most
-    )
+    folder = folder_of(data)
+    protocol = protocol_of(times, most_tasks, quick)
     if quick:
-        few = dict.fromkeys(most, 4)
-        protocol = Protocol(steps=dict.fromkeys(STEPS, 20), settings=2, checks=2, most_tasks=few)
         datasets, seeds = [name for name in datasets if name in ("jura", "school")], 1
-    rows = read_rows(json_path, protocol)
-    done = {(row["dataset"], row["seed"], row["method"]) for row in rows}
-    wanted = [(d, s, m) for s in range(seeds) for d in datasets for m in methods]
-    todo = [key for key in wanted if key not in done]
-    console = Console()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with (
-        ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool,
-        Progress(*columns, console=Console(stderr=True)) as progress,
-    ):
-        bar = progress.add_task("training", total=len(todo))
-        for future in as_completed(
-            [pool.submit(cell, str(folder), *key, protocol) for key in todo]
-        ):
-            row = future.result()
-            rows.append(row)
-            write_rows(json_path, protocol, rows)
-            progress.update(
-                bar, advance=1, description=f"{row['dataset']}, seed {row['seed']}: {row['method']}"
-            )
-    rows = [row for row in rows if (row["dataset"], row["seed"], row["method"]) in set(wanted)]
-    rows.sort(key=lambda row: wanted.index((row["dataset"], row["seed"], row["method"])))
-    _show(console, summarise(rows), datasets, protocol, seeds)
+    rows = run(Plan(protocol, folder, datasets, methods, seeds, processes, json_path))
+    _show(Console(), summarise(rows), datasets, protocol, seeds)
 
 
 def _show(

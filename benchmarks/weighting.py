@@ -398,6 +398,30 @@ def many_tasks_table(rows: Rows) -> Table:
     return table
 
 
+def run(parts: Sequence[str], quick: bool) -> dict[str, Rows]:
+    """The rows of these parts; `quick` takes few turns and small sizes."""
+    methods = [name for name in ("pcgrad", "mgda", "upgrad") if name in BOTH]
+    kinds: list[tuple[ModelKind, int]] = [("lenet", 8), ("resnet18", 8), ("resnet18_large", 8)]
+    if quick:
+        methods, kinds = methods[:1], kinds[:2]
+    found: dict[str, Rows] = {}
+    if "aggregation" in parts:
+        found["aggregation"] = aggregation(40, 250_000, turns=5 if quick else 15)
+    if "gradients" in parts:
+        found["gradients"] = [
+            *gradients("lenet", 2, methods, turns=10 if quick else 60),
+            *gradients("lenet", 8, methods, turns=6 if quick else 40),
+            *gradients("resnet18", 8, methods, turns=3 if quick else 12),
+        ]
+        if not quick:
+            found["gradients"] += gradients("resnet18_large", 8, methods[:1], turns=4)
+    if "memory" in parts:
+        found["memory"] = [memory(kind, tasks, "pcgrad") for kind, tasks in kinds]
+    if "many_tasks" in parts:
+        found["many_tasks"] = many_tasks(1000, steps=3 if quick else 10)
+    return found
+
+
 def main(
     quick: Annotated[bool, typer.Option(help="Few turns and small sizes: minutes.")] = False,
     part: Annotated[
@@ -420,26 +444,7 @@ def main(
         raise typer.BadParameter(
             f"expected parts out of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}"
         )
-    methods = [name for name in ("pcgrad", "mgda", "upgrad") if name in BOTH][
-        : 1 if quick else None
-    ]
-    found: dict[str, list[dict[str, Any]]] = {}
-    if "aggregation" in parts:
-        found["aggregation"] = aggregation(40, 250_000, turns=5 if quick else 15)
-    if "gradients" in parts:
-        found["gradients"] = [
-            *gradients("lenet", 2, methods, turns=10 if quick else 60),
-            *gradients("lenet", 8, methods, turns=6 if quick else 40),
-            *gradients("resnet18", 8, methods, turns=3 if quick else 12),
-            *([] if quick else gradients("resnet18_large", 8, methods[:1], turns=4)),
-        ]
-    if "memory" in parts:
-        kinds: list[tuple[ModelKind, int]] = [("lenet", 8), ("resnet18", 8), ("resnet18_large", 8)]
-        found["memory"] = [
-            memory(kind, tasks, "pcgrad") for kind, tasks in kinds[: 2 if quick else None]
-        ]
-    if "many_tasks" in parts:
-        found["many_tasks"] = many_tasks(1000, steps=3 if quick else 10)
+    found = run(parts, quick)
     for table in tables(found):
         Console().print(table)
     if to_json is not None:
