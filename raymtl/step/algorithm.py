@@ -24,10 +24,10 @@ from raymtl.weighting import Weighting
 
 
 class Algorithm(NamedTuple):
-    """The three axes on a set of tasks: any sharing architecture, any weighting, any learner.
+    """A model with its sharing architecture, a weighting and a meta-learner, for a set of tasks.
 
-    Only one thread may use it at a time, because a functional call puts the parameters that it gets
-    into the module while it runs.
+    Only one thread may use it at a time: a functional call puts its parameters into the module
+    while it runs.
     """
 
     tasks: tuple[Task, ...]
@@ -38,10 +38,13 @@ class Algorithm(NamedTuple):
     """The seed of the learner's initial parameters; those of the model exist already."""
 
     def init_params(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Fresh leaf tensors under the prefixes `model.`, `weighting.` and `learner.`; buffers move
-        to the device.
+        """Returns new parameters to train, as leaf tensors on the device.
 
-        Raises UserError for a model with running statistics.
+        Their names begin with `model.`, `weighting.` or `learner.`. The buffers of the model and of
+        the weighting move to the device too.
+
+        Raises:
+            UserError: the model has running statistics, such as those of torch's BatchNorm.
         """
         refuse_running_statistics(self.model.prediction_modules())
         self.model.to(device)
@@ -60,9 +63,14 @@ class Algorithm(NamedTuple):
         }
 
     def objective(self, params: Params, predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """The loss of the inner loop, a scalar.
+        """Returns the loss of the inner loop: the weighted sum of the tasks' losses, a scalar.
 
-        It is the weighted sum over tasks of the mean loss of the labelled examples.
+        The loss of a task is the mean over its labelled examples, and 0 where it has none.
+
+        Args:
+            params: the parameters, of which this reads those of the weighting.
+            predictions: what `predict` returned for the inputs of the batch.
+            batch: the labels of one support set, without an axis of episodes.
         """
         counts = label_counts(self.tasks, batch)
         losses = loss_sums(self.tasks, predictions, batch) / counts.clamp(min=1)
@@ -72,7 +80,15 @@ class Algorithm(NamedTuple):
         return weights.to(losses, copy=True) @ losses
 
     def adapt(self, params: Params, support: Batch, steps: int | None = None) -> Params:
-        """Parameters fitted to one support set."""
+        """Returns the parameters after the inner loop on one support set.
+
+        They also hold what the norms need to predict a query (`normalised`).
+
+        Args:
+            params: the parameters to start from; they are not changed.
+            support: one support set, inputs [N, ...], without an axis of episodes.
+            steps: inner steps to take; None for as many as the learner is set to.
+        """
         adapted = self.learner.adapt(self.model, params, support, self.objective, steps)
         if steps is None:
             steps = self.learner.num_steps
@@ -81,7 +97,16 @@ class Algorithm(NamedTuple):
     def evaluated_params(
         self, params: Params, support: Batch, step: int
     ) -> Sequence[tuple[float, Params]]:
-        """The parameters whose query losses the outer step `step` follows, each with its weight."""
+        """Returns the parameters at which the outer step takes the query loss, with their weights.
+
+        Most learners give those after the inner loop with the weight 1. Some, such as MAML++, give
+        those after each inner step. The last ones are those after the whole inner loop.
+
+        Args:
+            params: the parameters to start from; they are not changed.
+            support: one support set, inputs [N, ...], without an axis of episodes.
+            step: the number of the outer step, by which a learner may change the weights.
+        """
         evaluated = self.learner.evaluated_params(self.model, params, support, self.objective, step)
         pairs = []
         for weight, phi in evaluated:
@@ -90,10 +115,10 @@ class Algorithm(NamedTuple):
         return pairs
 
     def normalised(self, params: Params, support: Batch, steps: int | Tensor = 0) -> Params:
-        """The parameters, and beside them what the norms need to predict a query.
+        """Returns the parameters together with what the norms need to predict a query.
 
-        That is the statistics of this support set where there are batch norms, and the number of
-        inner steps taken where norms depend on it.
+        Batch norms need the statistics of the support set. Norms with parameters for each inner
+        step need the number of steps taken, `steps`.
         """
         extra: dict[str, Tensor] = {}
         if any(isinstance(norm, PerStepNorm) for norm in self._norms):
@@ -114,7 +139,13 @@ class Algorithm(NamedTuple):
         return self.learner.uses_support or bool(self._norms)
 
     def predict(self, params: Params, inputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Predictions of every task from parameters that `adapt` or `normalised` returned."""
+        """Returns the predictions [N, ...] of every task for inputs [N, ...].
+
+        `params` are what `adapt` or `normalised` returned.
+
+        Raises:
+            ValueError: the model has batch norms, and `params` hold no statistics for them.
+        """
         with after_steps(params.get("support.steps", 0)):
             if not self.normalises_by_support:
                 return self.learner.predict(self.model, params, inputs)
@@ -145,9 +176,9 @@ class Algorithm(NamedTuple):
         return any(norm.transductive for norm in self._norms)
 
     def private(self, params: Params) -> frozenset[str]:
-        """The parameters of the model that the architecture does not share between tasks.
+        """Returns the names of the model's parameters that the architecture does not share.
 
-        Heads are private by this rule, even where an inner loop over all tasks couples them.
+        The heads of the tasks are among them, although an inner loop over all tasks couples them.
         """
         shared = {f"model.{name}" for name in self.model.shared}
         return frozenset(

@@ -15,7 +15,9 @@ from raymtl.types import Batch, Episode, MetaBatch, Params
 
 
 class StepContext(NamedTuple):
-    """What is learned, where it stands, on which of the workers, and how episodes are run."""
+    """What every function of one outer step needs: the algorithm, its parameters, the workers and
+    how the episodes are run.
+    """
 
     algorithm: Algorithm
     params: Params
@@ -23,9 +25,10 @@ class StepContext(NamedTuple):
     execution: ExecutionConfig
 
     def with_batch_embeddings(self, episodes: MetaBatch) -> "StepContext":
-        """The context with the embeddings of all tasks of all workers, where the learner uses them.
+        """Returns the context with the embeddings of the tasks in all episodes of all workers.
 
-        They are constants: no gradient follows them.
+        Learners that do not use them get the context as it is. The embeddings are constants: no
+        gradient passes through them.
         """
         algorithm, params = self.algorithm, self.params
         if not algorithm.learner.uses_batch_context:
@@ -41,23 +44,24 @@ class StepContext(NamedTuple):
 
 
 class StepBatch(NamedTuple):
-    """This worker's episodes of one step, and the totals over the episodes of all workers."""
+    """The episodes of this worker in one outer step, and totals over those of all workers."""
 
     episodes: Sequence[Episode]
+    """This worker's, in stacks [E, ...] of one shape."""
     counts: Tensor
-    """Labelled query examples of each task, [K]."""
+    """The number of labelled query examples of each task on all workers, [K]."""
     num_episodes: Tensor
-    """A scalar."""
+    """The number of episodes of all workers, a scalar."""
     step: int
-    """The outer step."""
+    """The number of the outer step."""
     tasks: Tensor
-    """Which tasks have labels: indices, in ascending order."""
+    """The indices of the tasks that have labels on any worker, in ascending order."""
     groups: tuple[Group, ...]
     """The tasks whose losses are computed together in all of this worker's stacks of episodes."""
 
 
 def step_batch(context: StepContext, episodes: MetaBatch, step: int) -> StepBatch:
-    """This worker's episodes beside the label counts and the number of episodes of all workers."""
+    """Counts the labels and episodes of a step and adds up the counts of all workers."""
     own = stacks(episodes)
     counts = [label_counts(context.algorithm.tasks, _joined(stack.query)) for stack in own]
     local = torch.stack(counts).sum(0)

@@ -17,23 +17,23 @@ TaskAxis = Literal["vmap", "loop"]
 
 
 class ExecutionConfig(NamedTuple):
-    """How the episodes of a batch are run. Every choice gives the same numbers up to rounding."""
+    """How a worker runs its episodes. Every choice gives the same numbers up to rounding."""
 
     task_axis: TaskAxis = "vmap"
     chunk: int | None = None
-    """How many episodes vmap takes at once; None for all of them."""
+    """The number of episodes that vmap takes at once; None for all of them."""
     precision: Precision = "float32"
     micro_batches: int = 1
-    """Into how many micro-batches a worker divides its episodes, each with its own graph.
+    """The number of parts into which a worker divides its episodes, each with its own graph.
 
-    More of them take less memory. Where the losses must be known before their weights, they cost
-    one more forward pass.
+    More of them need less memory. They cost one more forward pass where the weights depend on the
+    losses of all episodes.
     """
     graph_mb: float | None = None
-    """The most memory, in MiB, of graphs that wait for the weights of several losses.
+    """The most memory, in MiB, that graphs may take while the weights of the losses are not known.
 
-    Where an estimate exceeds it, the losses are computed once without a graph and once more, piece
-    by piece, with it. None for no limit.
+    Where an estimate exceeds it, the losses are first computed without graphs. Then they are
+    computed again, one piece after the other, with graphs. None for no limit.
     """
     tracer: Tracer | None = None
     """The graphs that stand for the query losses; None to run them as they are written."""
@@ -56,7 +56,7 @@ out anew takes longer than a convolution gains by it.
 
 
 def suited_to(execution: ExecutionConfig, params: Params, episodes: MetaBatch) -> ExecutionConfig:
-    """The execution, without a new layout where that does not pay for so few pictures."""
+    """Returns the execution, without channels-last layout where the pictures are too few for it."""
     weights = sum(value.numel() for value in params.values() if value.ndim == 4)
     if not weights or not execution.channels_last:
         return execution
@@ -67,7 +67,7 @@ def suited_to(execution: ExecutionConfig, params: Params, episodes: MetaBatch) -
 
 
 def laid_out(params: Params, execution: ExecutionConfig) -> Params:
-    """The parameters as new leaves, laid out in memory as the execution takes them."""
+    """Returns copies of the parameters as leaves, in the memory layout that the execution uses."""
     if not execution.uses_channels_last(next(iter(params.values())).device):
         return params
     return {name: _laid_out_weight(value) for name, value in params.items()}
@@ -100,9 +100,10 @@ def _with_channels_last(batch: Batch) -> Batch:
 def over_episodes(
     function: Callable[[Episode], Any], episodes: MetaBatch, execution: ExecutionConfig
 ) -> Any:
-    """The results of `function` for every episode, stacked: [E, ...].
+    """Calls `function` for every episode and returns the results stacked, [E, ...].
 
-    The results of several stacks of episodes are concatenated.
+    It is called under vmap or in a loop, as the execution says. The results of several stacks of
+    episodes are concatenated in their order.
     """
     results = [_over_stack(function, stack, execution) for stack in stacks(episodes)]
     if len(results) == 1:

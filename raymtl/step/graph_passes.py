@@ -1,4 +1,4 @@
-"""Removes from a traced graph what costs a call at every replay and changes no number."""
+"""Shortens a traced graph: fewer calls at every replay, and the same numbers."""
 
 from typing import Any
 
@@ -27,9 +27,10 @@ LARGEST_CONSTANT = 1 << 16
 
 
 def shortened(module: GraphModule) -> GraphModule:
-    """The graph without detours and with what is the same at every replay computed once.
+    """Removes calls that change nothing, and computes once what is the same at every replay.
 
-    The module is changed. Its nodes carry the tensors that the tracer saw, as `node.meta["val"]`.
+    The module is changed in place and returned. Its nodes must carry the tensors that the tracer
+    saw, as `node.meta["val"]`.
     """
     constants: dict[Node, Tensor] = {}
     overwritten = _overwritten(module)

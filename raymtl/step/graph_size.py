@@ -20,9 +20,9 @@ _BYTES: WeakKeyDictionary[SharingArchitecture, dict[Any, int]] = WeakKeyDictiona
 
 
 def graph_megabytes(algorithm: Algorithm, params: Params, episodes: Sequence[Episode]) -> float:
-    """What the graphs of all episodes take together, in MiB.
+    """Estimates the memory of the graphs of all these episodes together, in MiB.
 
-    An inner step counts three times: for its forward pass, and for the backward pass that is
+    An inner step counts as three forward passes: itself, and its backward pass, which is
     differentiated again.
     """
     total = 0

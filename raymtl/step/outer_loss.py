@@ -25,7 +25,11 @@ EXAMPLES_AT_ONCE = 1 << 14
 
 
 def query_losses(context: StepContext, batch: StepBatch) -> Losses:
-    """What these episodes add to the losses of the whole meta-batch."""
+    """Computes what this worker's episodes add to the query losses of the whole meta-batch.
+
+    A loss is a sum over this worker's examples, divided by the number of labelled examples of all
+    workers. So the losses of all workers add up to the mean over all labelled examples.
+    """
     algorithm, execution = context.algorithm, context.execution
     key = algorithm.learner.graph_key(batch.step)
     function = partial(_summed_losses, algorithm, execution, batch.step, batch.groups)
@@ -112,7 +116,9 @@ def _multi_step_losses(
 def displacement(
     algorithm: Algorithm, params: Params, episode: Episode
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The summed query losses [K] after adapting, and how far that moved each parameter."""
+    """Returns the summed query losses [K] of one episode after adapting to its support set, and by
+    name each parameter before adapting minus the same one after it.
+    """
     adapted = algorithm.adapt(params, episode.support)
     predictions = algorithm.predict(adapted, episode.query.inputs)
     moved = {name: params[name] - adapted[name] for name in params if name.startswith("model.")}
@@ -120,9 +126,9 @@ def displacement(
 
 
 def auxiliary_gradient(context: StepContext, batch: StepBatch) -> dict[str, Tensor]:
-    """The gradient of the mean auxiliary term at the parameters before adapting.
+    """Returns the gradient of the mean auxiliary term at the parameters before adapting.
 
-    Learners without a query gradient take it from here.
+    Only learners that do not differentiate the query losses, such as Reptile, need it apart.
     """
     algorithm, params = context.algorithm, context.params
     local = over_episodes(
@@ -138,7 +144,7 @@ def auxiliary_gradient(context: StepContext, batch: StepBatch) -> dict[str, Tens
 
 
 def penalty_gradient(algorithm: Algorithm, params: Params) -> dict[str, Tensor]:
-    """The gradient of the architecture's penalty on its parameters."""
+    """Returns the gradient of the architecture's penalty on its parameters, by name."""
     own = select(params, "model")
     penalty = algorithm.model.penalty(own)
     if not penalty.requires_grad:

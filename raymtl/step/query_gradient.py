@@ -27,7 +27,7 @@ class OuterGradient(NamedTuple):
     losses: Tensor
     """The query losses, [K]."""
     weights: Tensor
-    """Those of the tasks that have labels."""
+    """The weights of the tasks that have labels, in the order of their indices."""
     direct: dict[str, Tensor]
     """Gradients of terms that belong to no task."""
 
@@ -35,9 +35,15 @@ class OuterGradient(NamedTuple):
 def query_gradient(
     context: StepContext, batch: StepBatch, names: Sequence[str], num_private: int
 ) -> OuterGradient:
-    """The gradient of the weighted query losses.
+    """Computes the gradient of the weighted query losses, summed over all workers.
 
-    The last `num_private` of the `names` are the parameters of a single task each.
+    It uses the memory of one graph at a time wherever that costs no further pass.
+
+    Args:
+        context: the algorithm, its parameters and the workers.
+        batch: this worker's episodes of the step.
+        names: the parameters to differentiate by, the shared ones first.
+        num_private: how many of the last names belong to a single task each.
     """
     weighting = context.algorithm.weighting
     leaves = [context.params[name] for name in names]

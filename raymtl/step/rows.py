@@ -17,12 +17,15 @@ SLAB = 128
 
 
 def num_columns(num_rows: int) -> int:
-    """How many columns of the rows are multiplied at once."""
+    """Returns how many columns of so many rows are multiplied at once."""
     return min(BLOCK, max(1, BLOCK_SIZE // max(1, num_rows)))
 
 
 def inner_products(rows: Tensor) -> Tensor:
-    """Inner products of the rows, [K, K]; of many rows, each pair of slabs is multiplied once."""
+    """Returns the inner products [K, K] of rows [K, P].
+
+    The result is symmetric, so of many rows only one of its halves is computed.
+    """
     if len(rows) < 2 * SLAB:
         return rows @ rows.T
     products = rows.new_empty(len(rows), len(rows))
@@ -37,7 +40,10 @@ def inner_products(rows: Tensor) -> Tensor:
 def gradients_of_seeds(
     block: Tensor, leaves: Sequence[Tensor], seeds: Tensor
 ) -> Iterator[tuple[Tensor | None, ...]]:
-    """The gradients of seed @ block for each leaf, one after the other for each of the seeds."""
+    """Yields for each seed the gradients of seed @ block by the leaves; None where there is none.
+
+    `block` is [C] and `seeds` [S, C]. One backward pass computes the gradients of all seeds.
+    """
     if not leaves:
         return iter([()] * len(seeds))
     grads = torch.autograd.grad(
@@ -48,14 +54,15 @@ def gradients_of_seeds(
 
 
 def stacked(rows: Sequence[Tensor], columns: int) -> Iterator[Tensor]:
-    """K vectors as blocks [K, n] with n <= `columns`, one after the other."""
+    """Yields K vectors [P] as blocks [K, n] of `columns` columns; the last one may have fewer."""
     for pieces in zip(*(row.split(columns) for row in rows), strict=True):
         yield torch.stack(pieces)
 
 
 def add_up(rows: Sequence[Tensor], weights: Tensor, leaf: Tensor, out: Tensor) -> None:
-    """Writes the weighted sum of K vectors, which are in the order of the leaf's memory, into `out`
-    in the order of its indices.
+    """Writes the weighted sum of K vectors into `out`, a vector in the order of the leaf's indices.
+
+    The vectors are in the order of the leaf's memory, which differs for channels-last weights.
     """
     total = torch.empty_like(out) if _has_channels_last(leaf) else out
     columns = num_columns(len(rows))
@@ -66,7 +73,10 @@ def add_up(rows: Sequence[Tensor], weights: Tensor, leaf: Tensor, out: Tensor) -
 
 
 def joined(pieces: list[Sequence[Tensor]], leaves: Sequence[Tensor]) -> Tensor:
-    """The rows [K, P] of the pieces, which are let go one by one."""
+    """Joins the gradients of K tasks by each leaf to rows [K, P], in the order of indices.
+
+    `pieces` has K vectors for each leaf. It is emptied on the way, so that memory is freed.
+    """
     width = sum(leaf.numel() for leaf in leaves)
     matrix = pieces[0][0].new_empty(len(pieces[0]), width)
     end = width
@@ -79,8 +89,9 @@ def joined(pieces: list[Sequence[Tensor]], leaves: Sequence[Tensor]) -> Tensor:
 
 
 def in_memory_order(grads: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
-    """Each gradient as a vector in the order of its leaf's memory, which copies none that lies like
-    its leaf.
+    """Returns each gradient as a vector in the order of its leaf's memory.
+
+    A gradient that has the memory layout of its leaf is not copied. None becomes zeros.
     """
     moved: list[Tensor | None] = []
     for grad, leaf in zip(grads, leaves, strict=True):
@@ -108,7 +119,7 @@ def _has_channels_last(leaf: Tensor) -> bool:
 
 
 def added(grads: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The sums of two gradients of each leaf; None is zero."""
+    """Adds two gradients of each leaf, where None counts as zero."""
     sums: list[Tensor | None] = []
     for one, other in zip(grads, others, strict=True):
         if one is None:
@@ -121,7 +132,7 @@ def added(grads: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> li
 
 
 def flattened(grads: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
-    """Each gradient as a vector; None becomes zeros that take no memory."""
+    """Returns each gradient as a vector; None becomes zeros that take no memory."""
     vectors = []
     for grad, leaf in zip(grads, leaves, strict=True):
         if grad is None:

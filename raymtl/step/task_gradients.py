@@ -22,19 +22,18 @@ from raymtl.tasks import Group, in_task_order
 
 
 class Losses(NamedTuple):
-    """This worker's share of the losses of one batch, with their graph.
-
-    The shares of all workers and micro-batches add up to the losses.
-    """
+    """What one micro-batch of one worker adds to the losses of the meta-batch, with its graph."""
 
     blocks: tuple[Tensor, ...]
-    """The losses [C] of each group, so that a gradient passes through the heads of one alone."""
+    """The losses [C] of each group of tasks. They are apart so that the gradient of one task passes
+    through the heads of its own group alone.
+    """
     groups: tuple[Group, ...]
     """The tasks of each block; every task is in one."""
     rest: Tensor
-    """The terms that belong to no task, a scalar."""
+    """The sum of the terms that belong to no task, a scalar."""
     rows_at_once: int = 1
-    """How many gradients of tasks one backward pass may compute."""
+    """The number of tasks whose gradients one backward pass may compute."""
 
     @property
     def values(self) -> Tensor:
@@ -43,14 +42,20 @@ class Losses(NamedTuple):
 
 
 class TaskGradients:
-    """The gradients of the task losses, one row each, summed over workers before they are used.
+    """The gradients of the task losses as rows of a matrix, one row for each task.
 
-    Each of `micro_batches` computes the losses of some of this worker's episodes. Several are run
-    one after the other, so that only one graph is in memory. `losses` are their sums [num_tasks],
-    known after `compute` or `weighted`. `tasks` lists the tasks that have
-    labels. The rows are computed at the first use, with one backward pass for each task. They stay
-    in the pieces that autograd makes, one for each leaf, because copying them into one matrix would
-    cost more than all that is done with it.
+    Rows are summed over all workers before they are used. They are computed at their first use,
+    with one backward pass for each task. They stay in the pieces that autograd makes, one for each
+    leaf: copying them into one matrix would cost more than all that is done with it.
+
+    Args:
+        micro_batches: functions that each compute the losses of some of this worker's episodes.
+            They run one after the other, so that only one graph is in memory. The attribute
+            `losses` has their sums [num_tasks] after `compute` or `weighted`.
+        tasks: the indices of the tasks that have labels; the rows are in this order.
+        shared: the parameters that several tasks share, whose gradients make up the rows.
+        private: the parameters of a single task each; `combine` gives them the plain sum.
+        workers: this process among those that share the meta-batch.
     """
 
     def __init__(
@@ -92,7 +97,7 @@ class TaskGradients:
         return self.workers.sum(products)
 
     def rows(self) -> Tensor:
-        """The whole rows [K, P], the same on every worker."""
+        """The matrix of all rows [K, P], the same on every worker."""
         if self._rows is None:
             self._rows = self._computed_rows()
         if isinstance(self._rows, Tensor):
@@ -109,8 +114,10 @@ class TaskGradients:
         self._rows = function(self.rows())
 
     def combine(self, weights: Tensor) -> Tensor:
-        """The flat gradient: the weighted sum on the shared parameters, the plain sum on the
-        private ones.
+        """Returns the gradient of all parameters as one vector [P], the shared ones first.
+
+        That of the shared parameters is the sum of the rows by `weights` [K], that of the private
+        ones the plain sum.
         """
         if self._rows is None:
             self._rows = self._computed_rows()
@@ -133,7 +140,10 @@ class TaskGradients:
         return flat
 
     def weighted(self, weights: Tensor) -> Tensor:
-        """The flat gradient of the weighted sum of the losses, by one backward pass."""
+        """Returns the gradient of the sum of the losses by `weights`, as one vector [P].
+
+        It takes one backward pass, whatever the number of tasks.
+        """
         grads: list[Tensor | None] = [None] * len(self.leaves)
         self.losses = None
         for compute in self.micro_batches:

@@ -31,10 +31,13 @@ def aligned(products: Array, rounding: float, scale: Scale) -> Array:
 class AlignedMTL(GramianWeighting):
     """Sums the gradients after their principal components have been scaled to the same length.
 
-    The sum, where the paper has a mean by preferences (TorchJD returns 1/K of it), so that equal
-    gradients give their plain sum. The common length sigma is the smallest singular value above
-    rounding ("min", the paper's), the lower median or the root of the mean square ("rmse"). A task
-    whose gradient is zero weighs 0.
+    The common length sigma is the smallest singular value above rounding ("min", as in the paper),
+    the lower median of the singular values ("median") or their root mean square ("rmse").
+
+    Deviations from the paper:
+    - The aligned gradients are summed, so that equal gradients give their plain sum. The paper
+      takes a mean by preferences. (TorchJD returns 1/K of the sum.)
+    - A task whose gradient is zero weighs 0.
     """
 
     def __init__(self, num_tasks: int, scale: Scale) -> None:

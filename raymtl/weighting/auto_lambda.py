@@ -17,10 +17,14 @@ from raymtl.weighting.base import GradientWeighting, GradientWeightingSpec, Jaco
 
 
 def hypergradient(now: Tensor, before: Tensor) -> Tensor:
-    """d/d lambda_s of the primary tasks' loss after a step of rate 1 along sum_s lambda_s g_s: [K].
+    """Returns the derivative [K] of the primary tasks' loss by each lambda_s.
 
-    `now` [P] is that loss's gradient where the step led, `before` [K, P] the gradients g_s that it
-    followed. A step of rate alpha has alpha times as much.
+    The loss is taken after a step of rate 1 along sum_s lambda_s g_s; for a step of rate alpha the
+    derivative is alpha times this one.
+
+    Args:
+        now: [P], the gradient of the primary tasks' loss after the step.
+        before: [K, P], the gradients g_s before the step.
     """
     return -before @ now
 
@@ -28,19 +32,22 @@ def hypergradient(now: Tensor, before: Tensor) -> Tensor:
 class AutoLambda(GradientWeighting):
     """Raises the weights whose gradients helped the primary tasks on the batch that came next.
 
-    Every batch is fresh, so the next step's batch serves as the validation batch. For an outer step
-    of plain SGD at rate alpha, -alpha <sum_t g_t(now), g_s(previous)> is the paper's hypergradient
-    itself, of disjoint training and validation batches and without its finite differences, but it
-    comes one step later, when the move has been made. For another outer optimiser it leaves out
-    what that makes of the gradient. Where step and label patterns differ, `previous` is the last
-    step that had labels of task s, which is true to first order in alpha.
+    Every batch is new, so the batch of the next step serves as the validation batch. Where the
+    outer optimiser is plain SGD at rate alpha, the paper's hypergradient of lambda_s is
+    -alpha <sum_t g_t(now), g_s(previous)>, summed over the primary tasks t. It is known one step
+    later, and needs no finite differences. For another outer optimiser this is an approximation,
+    which leaves out what the optimiser makes of the gradient. `previous` is the last step that had
+    labels of task s. If other steps came between, the value holds to first order in alpha.
 
-    lambda descends by an Adam of its own, as in the authors' code, to which the size of alpha makes
-    no difference; but in log lambda, so that lambda stays positive and `lr` is a relative change.
-    It starts at 1 (0.1 in the paper, which is a tenth of the learning rate) and is not
-    renormalised, for its sum is learned too; the inner loop's weights are scaled to sum to
-    num_tasks. Gradients are on the shared parameters, the only ones that lambda acts on. Keeps a
-    gradient a task.
+    Deviations from the paper:
+    - An Adam of its own moves log lambda, so that lambda stays positive and `lr` is a relative
+      change. Adam also makes the size of alpha irrelevant. The authors' code uses Adam on lambda.
+    - lambda starts at 1. In the paper it starts at 0.1, which only makes the learning rate smaller.
+    - The sum of lambda is learned as well. The weights of the inner loop are scaled to sum to
+      num_tasks.
+
+    Gradients are those of the shared parameters, the only ones that lambda acts on. One gradient
+    [P] is kept for each task.
     """
 
     log_lambda: Tensor

@@ -47,7 +47,7 @@ class WeightingBase(nn.Module, ABC):
         return self.loss_weights()
 
     def loss_weights(self) -> Tensor:
-        """Weights [num_tasks] of the losses in the inner loop; must not change any state.
+        """The weights [num_tasks] of the losses in the inner loop. Reading them changes no state.
 
         The default is 1 for each task, as for a method that weighs gradients and not losses.
         """

@@ -52,10 +52,12 @@ def averse(products: Array, rounding: float, c: float) -> Array:
 class CAGrad(GramianWeighting):
     """Follows the direction near the mean gradient that most improves the task that improves least.
 
-    The paper's d times K / (1 + c) (TorchJD returns (1 + c) / K of it): so equal gradients give
-    their plain sum. The factor 1 / (1 + c) is one of the rescalings in the authors' code. Where
-    gradients are nearly opposite the weights grow as 1 / |g_w|, which is held above 1e-8 of the
-    longest gradient. A task whose gradient is zero takes no part, also not in the mean.
+    Deviations from the paper:
+    - The direction is K / (1 + c) times the paper's d, so that equal gradients give their plain
+      sum. The factor 1 / (1 + c) is a rescaling of the authors' code. (TorchJD returns d.)
+    - Where gradients are nearly opposite, the weights grow as 1 / |g_w|. |g_w| is held above 1e-8
+      of the longest gradient.
+    - A task whose gradient is zero takes no part, also not in the mean.
     """
 
     def __init__(self, num_tasks: int, c: float) -> None:

@@ -26,10 +26,10 @@ class ConFIG(GramianWeighting):
     """The direction with the same positive cosine to every task's gradient. Its length is the sum
     of the gradients' projections on it.
 
-    Equal gradients give their plain sum. Weights may be negative. The pseudo-inverse is taken by
-    the Gramian, so it drops singular values of U below sqrt(K eps) of the largest. Linearly
-    dependent gradients get the cosines nearest to equal, opposite ones weigh 0. A task whose
-    gradient is zero takes no part.
+    Equal gradients give their plain sum. Weights may be negative. Linearly dependent gradients get
+    cosines as nearly equal as possible, and opposite gradients weigh 0. A task whose gradient is
+    zero takes no part. The pseudo-inverse is computed from the Gramian, so it leaves out singular
+    values of U below sqrt(K eps) times the largest.
     """
 
     def solve(self, products: Array, rounding: float) -> Array:

@@ -17,13 +17,16 @@ FLOOR = 1e-8
 
 
 class DBMTL(GradientWeighting):
-    """Balances the losses by their logarithm, and the averaged gradients of these by scaling all to
-    the largest norm.
+    """Takes the logarithms of the losses, averages their gradients over steps and scales the
+    averages to the largest norm among them.
 
-    The weights multiply e_t, so they are at least 1, and the joint gradient is that of log losses,
-    as in the paper: it is in units of 1, not of the losses, and does not shrink as they do. The
-    averages e_t start at 0, as in the paper. Parameters of one task alone follow the gradient of
-    L_t itself (in the paper of log L_t). A loss below 1e-8 counts as 1e-8. Keeps a gradient a task.
+    The weights multiply the averages e_t, so they are at least 1. The joint gradient is that of the
+    log losses, as in the paper: it does not depend on the unit of the losses and does not shrink
+    with them. The averages start at 0, as in the paper. One gradient [P] is kept for each task.
+
+    Deviations from the paper:
+    - Parameters of a single task follow the gradient of L_t, in the paper that of log L_t.
+    - A loss below 1e-8 counts as 1e-8.
     """
 
     averages: Tensor

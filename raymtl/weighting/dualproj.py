@@ -21,10 +21,12 @@ def projected_sum(products: Array, rounding: float) -> Array:
 class DualProj(GramianWeighting):
     """The direction nearest to the sum of the gradients that conflicts with none of them.
 
-    GEM projects the current task's gradient so; here it is the sum (TorchJD projects the mean and
-    returns 1/K of it), so that without conflict it is the gradient of the sum of the losses. Solved
-    exactly, without the regularisation 1e-4 that TorchJD adds by default. A gradient that is zero
-    conflicts with none and weighs 1.
+    Deviations from the paper:
+    - The sum of the gradients is projected, so that without conflict the result is the gradient of
+      the sum of the losses. GEM projects the gradient of the current task, TorchJD the mean.
+    - The projection is exact. TorchJD adds a regularisation of 1e-4 by default.
+
+    A gradient that is zero conflicts with no other and weighs 1.
     """
 
     def solve(self, products: Array, rounding: float) -> Array:

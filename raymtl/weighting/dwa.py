@@ -14,11 +14,12 @@ from raymtl.weighting.base import LossWeighting, LossWeightingSpec
 
 
 class DWA(LossWeighting):
-    """A task whose loss falls more slowly than the others' weighs more.
+    """Gives more weight to a task whose loss falls more slowly than those of the others.
 
-    L_t(i) is the mean loss of task t over window i. The paper's windows are epochs; here, where
-    batches do not come in epochs, `period` steps that have labels of the task. r_t is 1, as the
-    paper starts it, until task t has two full windows, and where the older mean is 0.
+    L_t(i) is the mean loss of task t over window i. r_t is 1, its first value in the paper, until
+    task t has two full windows, and where the older mean is 0.
+
+    Deviation from the paper: a window is `period` steps that have labels of the task, not an epoch.
     """
 
     windows: Tensor

@@ -22,12 +22,14 @@ class ExcessMTL(GradientWeighting):
     """Gives more weight to tasks that are far from the loss that they could reach, whatever their
     label noise.
 
-    E_t(0) is the mean of E_t over the first `warmup` steps that have labels of task t; until then
-    E_t / E_t(0) counts as 1, which moves nothing while all tasks warm up. The weights sum to K, in
-    the paper to 1; the tasks of a step share among them what they had before, so that all sum to
-    num_tasks. A step is weighed after w has moved. Gradients are on the shared parameters; those of
-    one task alone follow its loss unweighted. Keeps the sum of the squared gradients, one
-    gradient's size a task.
+    E_t(0) is the mean of E_t over the first `warmup` steps that have labels of task t. During these
+    steps E_t / E_t(0) counts as 1, which changes no weight while all tasks warm up. A step uses the
+    weights after w has moved. Gradients are those of the shared parameters; the parameters of a
+    single task follow its loss unweighted. The sum of the squared gradients [P] is kept for each
+    task.
+
+    Deviation from the paper: the weights sum to K, not to 1. The tasks that have labels in a step
+    keep the sum of their weights, so the weights of all tasks always sum to num_tasks.
     """
 
     log_weights: Tensor

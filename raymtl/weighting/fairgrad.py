@@ -81,11 +81,14 @@ class FairGrad(GramianWeighting):
     """Weights at which every task gains according to alpha-fairness: the smaller its gain, the
     larger its weight.
 
-    alpha = 1 is Nash-MTL, proportional fairness; alpha -> infinity tends to equal gains <g_t, d>
-    for all, alpha -> 0 to equal weights 1. The weights solve the paper's equation as it stands, so
-    the joint gradient is not that of the sum of the losses in length: one task alone weighs |g|^(-2
-    alpha / (1 + alpha)). A task whose gradient is zero takes no part. Solved to rounding, where the
-    paper and TorchJD call a nonlinear least-squares routine.
+    alpha = 1 is Nash-MTL, or proportional fairness. As alpha grows, the gains <g_t, d> become
+    equal; as it falls to 0, all weights become 1. The weights solve the paper's equation without a
+    change of scale, so a task alone weighs |g|^(-2 alpha / (1 + alpha)).
+
+    Deviations from the paper:
+    - The equation is solved up to rounding. The paper and TorchJD call a nonlinear least-squares
+      routine.
+    - A task whose gradient is zero takes no part.
     """
 
     def __init__(self, num_tasks: int, alpha: float) -> None:

@@ -20,11 +20,13 @@ FLOOR = 1e-8
 
 
 class FAMO(LossWeighting):
-    """Lets the logarithms of all losses fall at the same rate, at the memory of a few numbers a
-    task.
+    """Lets the logarithms of all losses fall at the same rate.
 
-    The total is K times the paper's, so that the weights K (z_t / (L_t - b_t)) / c sum to K. w
-    moves by an Adam of its own, as in the authors' code. L_t - b_t below 1e-8 counts as 1e-8.
+    It keeps only a few numbers for each task. An Adam of its own moves w, as in the authors' code.
+
+    Deviations from the paper:
+    - The total is K times the paper's, so that the weights K (z_t / (L_t - b_t)) / c sum to K.
+    - L_t - b_t below 1e-8 counts as 1e-8.
     """
 
     logits: Tensor

@@ -16,10 +16,13 @@ class GLS(LossWeighting):
     """Minimises K times the geometric mean of the losses; the weight of task t is that mean divided
     by L_t.
 
-    The factor K is not the paper's: with it equal losses weigh 1 each, and always the product of
-    the weights is 1. Losses must be positive: one below 1e-8 counts as 1e-8 and itself weighs 0.
-    With it the mean tends to 0, and so do the weights of the other tasks, as in the paper. The
-    inner loop takes the weights of the step before, scaled to sum to num_tasks.
+    The weights have the product 1. As in the paper, when one loss tends to 0, so do the mean and
+    the weights of the other tasks. The inner loop uses the weights of the step before, scaled to
+    sum to num_tasks.
+
+    Deviations from the paper:
+    - The factor K, with which equal losses weigh 1 each.
+    - A loss below 1e-8 counts as 1e-8, and its task weighs 0.
     """
 
     weights: Tensor

@@ -47,11 +47,13 @@ class GradDrop(GradientWeighting):
     """Keeps in each coordinate only the gradients of one sign, which is drawn with a probability
     that depends on their sizes.
 
-    The paper drops parts of the gradient with respect to the shared features and sees the sign of
-    feature times gradient; here, as in TorchJD, coordinates are those of the shared parameters.
-    Rows then weigh 1 each. `leak`, one for all tasks, is what passes of the entries that lose. The
-    draw is a function of the number of updates made so far. One task alone, and what is zero, stays
-    as it is.
+    The rows that are left are summed. `leak`, one number for all tasks, is the share of the dropped
+    entries that remains. The random signs depend only on the number of updates so far. A task alone
+    and entries that are zero stay as they are.
+
+    Deviation from the paper: coordinates are those of the shared parameters, as in TorchJD. The
+    paper drops entries of the gradient with respect to the shared features, by the sign of feature
+    times gradient.
     """
 
     num_updates: Tensor

@@ -33,13 +33,18 @@ class GradNorm(GradientWeighting):
     """Brings the norms of the weighted gradients to a common size, larger for tasks that learn
     slowly.
 
-    Steps are on log w, so w stays positive, and of the sum over mean(G), so that `lr` is a relative
-    change of w and the unit of the losses has no say; the paper steps on w. g_t is on all shared
-    parameters, in the paper on the last shared layer; parameters of one task alone follow its loss
-    unweighted. L_t(0) is the first loss of task t above 0. A task whose gradient is exactly zero,
-    as of one that shares nothing, takes no part in the mean. `asymmetry` is the paper's alpha. A
-    step is weighed before w moves. The tasks of a step share among them what they had before, so
-    that all sum to num_tasks.
+    `asymmetry` is the paper's alpha. L_t(0) is the first loss of task t above 0. A step uses the
+    weights as they are before w moves. The tasks that have labels in a step keep the sum of their
+    weights, so the weights of all tasks always sum to num_tasks.
+
+    Deviations from the paper:
+    - w moves by steps on log w, so that it stays positive, along the slope of the sum divided by
+      mean(G). So `lr` is a relative change of w, and the unit of the losses does not matter. The
+      paper steps on w.
+    - g_t is the gradient of all shared parameters, not only of the last shared layer. Parameters of
+      a single task follow its loss unweighted.
+    - A task whose gradient is exactly zero, such as one that shares no parameter, does not count in
+      the mean.
     """
 
     log_weights: Tensor

@@ -60,12 +60,11 @@ class GradVac(GradientWeighting):
     """Sums the gradients after turning each so that its cosines with the others are at least their
     running averages.
 
-    The shared parameters are one group, with one target a pair of tasks; the paper may have a group
-    a layer. PCGrad is the case of the target 0, where the targets start. The cosine that enters the
-    average is that of the turned gradient, as the paper's loop has it at that moment. The random
-    order is a function of the number of updates made so far. A gradient that is zero is passed
-    over: it weighs 1, and its targets stay as they are. Targets below sqrt(1 - 1e-6) are kept
-    exactly.
+    There is one target for each pair of tasks and all shared parameters; the paper may have one for
+    each layer. Targets start at 0, and with targets of 0 the method is PCGrad. The average takes
+    the cosine of the gradient as it is turned so far, as the loop of the paper does. The random
+    order depends only on the number of updates so far. A gradient that is zero weighs 1 and changes
+    no target. Targets above sqrt(1 - 1e-6) are not reached exactly.
     """
 
     num_updates: Tensor

@@ -27,12 +27,13 @@ def impartial(products: Array, rounding: float) -> Array:
 class IMTLG(GramianWeighting):
     """The joint gradient has the same positive projection on every task's gradient.
 
-    Weights may be negative. Their absolute values sum to K, while in the paper the weights sum to 1
-    (so does TorchJD's solution): where all are positive that is K times the paper's. Where some are
-    negative the paper's sum may be near 0, so that the step explodes, or below, so that all losses
-    rise. The unit of a task's loss makes no difference to the direction. Linearly dependent
-    gradients get the projections nearest to equal, opposite ones weigh 0. A task whose gradient is
-    zero takes no part.
+    Weights may be negative. The unit of a task's loss does not change the direction. Linearly
+    dependent gradients get projections as nearly equal as possible, and opposite gradients weigh 0.
+    A task whose gradient is zero takes no part.
+
+    Deviation from the paper: the absolute values of the weights sum to K. In the paper, and in
+    TorchJD, the weights themselves sum to 1. Where some of them are negative, their sum may be near
+    0, so that the step explodes, or below 0, so that all losses rise.
     """
 
     def solve(self, products: Array, rounding: float) -> Array:

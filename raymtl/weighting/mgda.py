@@ -20,17 +20,17 @@ def shortest(products: Array, rounding: float) -> Array:
 
 
 class MGDA(GradientWeighting):
-    """The shortest convex combination of the gradients, which conflicts with none of them, times K.
+    """K times the shortest convex combination of the gradients, which conflicts with none of them.
 
-    The factor K is not the paper's (TorchJD returns 1/K of it): with it equal gradients give their
-    plain sum. Solved by an active set, not by the Frank-Wolfe steps of Sener & Koltun. A gradient
-    that is exactly zero would be the shortest point itself and hold the others still; it is that of
-    a task which shares nothing, in a tree that it parts from at the root for instance, so it takes
-    no part.
+    Deviations from the paper:
+    - The factor K, with which equal gradients give their plain sum. (TorchJD has no such factor.)
+    - The weights are found by an active-set method up to rounding, not by Frank-Wolfe steps.
+    - A gradient that is exactly zero takes no part. It would itself be the shortest combination,
+      and stop all other tasks. Tasks that share no parameter have such a gradient.
 
-    `normalize` scales gradients before the search for weights, as in the authors' code: by their
-    norm ("l2"), by the loss ("loss") or by both ("loss+"). What the weights multiply are the
-    gradients as they are.
+    `normalize` divides the gradients before the search for the weights, as in the authors' code:
+    by their norm ("l2"), by the loss ("loss") or by both ("loss+"). The weights then multiply the
+    gradients as they were.
     """
 
     def __init__(self, num_tasks: int, normalize: Literal["none", "l2", "loss", "loss+"]) -> None:

@@ -16,13 +16,18 @@ class NashMTL(GramianWeighting):
     """The direction with the largest product of the tasks' improvements, which does not depend on
     the units of the losses.
 
-    The weights solve the paper's equation as it stands: the joint gradient has the length sqrt(K)
-    whatever the length of the tasks' gradients, and one task alone weighs 1 / |g|. So the clipping
-    of that length to `max_norm` in the authors' code is a factor of the learning rate, and left
-    out. Solved to rounding (the minimum of 1/2 w'Gw - sum_t log w_t), where the paper and TorchJD
-    take some steps of a convex-concave procedure; and anew in every step. A task whose gradient is
-    zero takes no part. Where some convex combination of the gradients is 0, no bargain is possible:
-    there the weights are large, and their combination of the gradients nearly 0.
+    The weights solve the paper's equation without a change of scale. So the joint gradient always
+    has the length sqrt(K), and a task alone weighs 1 / |g|.
+
+    Deviations from the paper:
+    - The weights are the minimum of 1/2 w'Gw - sum_t log w_t up to rounding, found in every step.
+      The paper and TorchJD take some steps of a convex-concave procedure.
+    - The joint gradient is not clipped to `max_norm`, as in the authors' code. Since its length is
+      constant, this would only change the learning rate.
+    - A task whose gradient is zero takes no part.
+
+    Where a convex combination of the gradients is 0, the equation has no solution. The weights are
+    then large, and the joint gradient is nearly 0.
     """
 
     def solve(self, products: Array, rounding: float) -> Array:

@@ -23,14 +23,17 @@ def oriented(products: Array, rounding: float, pull: float) -> Array:
 
 
 class SDMGrad(GramianWeighting):
-    """MGDA regularised towards the mean gradient, by `pull`, the paper's lambda: 0 is MGDA,
-    infinity the mean.
+    """MGDA with a pull towards the mean gradient.
 
-    The factor K is not the paper's (TorchJD returns 1/K of it): with it equal gradients give their
-    plain sum. The minimum itself, of this step's gradients: the paper, and TorchJD, take projected
-    stochastic steps towards it with products of gradients on two independent batches, which makes
-    their estimate unbiased. A task whose gradient is exactly zero, as of one that shares nothing,
-    takes no part, also not in the mean.
+    `pull` is the paper's lambda: 0 gives MGDA, and a large value tends to the mean gradient.
+
+    Deviations from the paper:
+    - The factor K, with which equal gradients give their plain sum. (TorchJD has no such factor.)
+    - The weights are the minimum for the gradients of this step. The paper and TorchJD take
+      projected stochastic steps towards it, and multiply gradients of two independent batches to
+      get an unbiased estimate.
+    - A task whose gradient is exactly zero, such as one that shares no parameter, takes no part,
+      also not in the mean.
     """
 
     def __init__(self, num_tasks: int, pull: float) -> None:

@@ -12,8 +12,9 @@ from raymtl.weighting.base import LossWeighting, LossWeightingSpec
 
 
 class Static(LossWeighting):
-    """Constant weights, scaled to sum to K so that equal weights are 1 and learning rates keep
-    their meaning.
+    """Constant weights.
+
+    They are scaled to sum to K, so that equal weights are 1 and a learning rate keeps its meaning.
     """
 
     knows_weights: ClassVar[bool] = True

@@ -19,12 +19,16 @@ class STCH(LossWeighting):
     """Follows the smooth maximum of x_t = log(L_t / reference_t), as the paper's multi-task
     experiments do.
 
-    The reference of a task is the mean of its first `warmup` losses, of those so far until then
-    (the authors' code minimises the sum of the log losses until then). The unit of a task's loss
-    makes no difference to the direction of the joint gradient. The gradient p_t / L_t of the smooth
-    maximum, p = softmax(x / mu), is scaled to weights that sum to K, so that equal losses weigh 1
-    and a learning rate keeps its meaning. A loss below 1e-8 counts as 1e-8. The inner loop takes
-    the weights of the step before, scaled to sum to num_tasks.
+    The reference of a task is the mean of its first `warmup` losses; during these steps it is the
+    mean of those so far. So the unit of a task's loss does not change the direction of the joint
+    gradient. The gradient of the smooth maximum has the weights p_t / L_t with p = softmax(x / mu).
+    The inner loop uses the weights of the step before, scaled to sum to num_tasks.
+
+    Deviations from the paper:
+    - The weights are scaled to sum to K, so that equal losses weigh 1 and a learning rate keeps its
+      meaning.
+    - During the warm-up the authors' code minimises the sum of the log losses.
+    - A loss below 1e-8 counts as 1e-8.
     """
 
     weights: Tensor

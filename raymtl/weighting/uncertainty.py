@@ -11,9 +11,9 @@ from raymtl.weighting.base import LossWeighting, LossWeightingSpec
 
 
 class Uncertainty(LossWeighting):
-    """Total = sum_t (c_t e^{-s_t} L_t + s_t / 2), with s_t = log sigma_t^2 learned.
+    """Learns s_t = log sigma_t^2 of each task; total = sum_t (c_t e^{-s_t} L_t + s_t / 2).
 
-    c_t is 1/2 for regression and 1 for classification; s starts at 0.
+    c_t is 1/2 for regression and 1 for classification. s_t starts at 0, a variance of 1.
     """
 
     knows_weights: ClassVar[bool] = True

@@ -27,9 +27,12 @@ class UPGrad(GramianWeighting):
     """Sums the gradients after each has been projected onto the directions that conflict with none
     of them.
 
-    The sum, where the paper has the mean (TorchJD returns 1/K of it), so that without conflict it
-    is the gradient of the sum of the losses. Solved exactly, without the regularisation 1e-4 that
-    TorchJD adds by default. A gradient that is zero conflicts with none and weighs 1.
+    Deviations from the paper:
+    - The projections are summed, so that without conflict the result is the gradient of the sum of
+      the losses. The paper and TorchJD take their mean.
+    - The projections are exact. TorchJD adds a regularisation of 1e-4 by default.
+
+    A gradient that is zero conflicts with no other and weighs 1.
     """
 
     def solve(self, products: Array, rounding: float) -> Array:
