@@ -264,7 +264,7 @@ class Arrays(dict[str, np.ndarray]):
         return super().__getitem__(key)
 
 
-def until(is_so: Callable[[], Any], failed: threading.Event, timeout_s: float = 480) -> None:
+def until(is_so: Callable[[], Any], failed: threading.Event, timeout_s: float = 900) -> None:
     end = time.monotonic() + timeout_s
     while not is_so():
         assert time.monotonic() < end and not failed.is_set()
@@ -300,7 +300,7 @@ def test_elastic_training_equals_one_worker(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     process = multiprocessing.get_context("spawn").Process(target=train_elastic, args=(tmp_path,))
     process.start()
-    process.join(900)
+    process.join(1800)
     assert process.exitcode == 0
 
 
@@ -363,7 +363,7 @@ def compare_elastic_with_one_worker(cluster: Any, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=2)
     until(lambda: len(_resumes(folder)) > 1, failed)
     given.slow.unlink()
-    fitting.join(240)
+    fitting.join(600)
     assert not fitting.is_alive() and not failed.is_set()
 
     history = formats.read_rows(folder / "history.parquet")

@@ -317,7 +317,7 @@ def train_on_one_of(
     dist.destroy_process_group()
 
 
-def on_three_workers(*settings: object, last_s: float = 10) -> list[int | None]:
+def on_three_workers(*settings: object, last_s: float = 300) -> list[int | None]:
     """The exit status of each process; none is ended by the end of another, and the last `last_s` after them."""
     started = [new_process(train_on_one_of, rank, 3, *settings) for rank in range(3)]
     for process in started:
@@ -343,7 +343,7 @@ def test_of_a_lost_worker_one_step_is_repeated(
 ) -> None:
     # Of one that was lost while it wrote that very step: it must not keep the others from it.
     (tmp_path / "broken" / "checkpoints" / ".step_00000006.elsewhere.1").mkdir(parents=True)
-    last_s = 0.1 if end == "falls silent" else 10
+    last_s = 0.1 if end == "falls silent" else 300
     plans = [("straight", None), ("broken", 6)]
     assert on_three_workers(tmp_path, arrays, plans, end, last_s=last_s) == ended
     assert steps(tmp_path / "broken") == [
