@@ -86,7 +86,7 @@ def measure(rows: int, columns: int, turns: int, ray_too: bool) -> dict[str, Any
         path = Path(folder) / "rows.parquet"
         write(path, rows, columns)
         settings: dict[str, Any] = {"path": str(path), "tasks": {"y": {}, "c": {}}, "queries": 64}
-        source = Files(**settings)
+        source = Files(**settings).resolve()
         readers: dict[str, Callable[[], int]] = {
             "pyarrow": lambda: with_pyarrow(path),
             "raymtl": lambda: with_raymtl(source),
@@ -110,7 +110,7 @@ def measure(rows: int, columns: int, turns: int, ray_too: bool) -> dict[str, Any
         def first() -> None:
             fresh = Files(
                 **settings, in_memory_mb=max(1.0, path.stat().st_size / 8e6), fit_rows=100_000
-            )
+            ).resolve()
             build_episodes(fresh, fresh.load(), seed=0, split="train", step=0, indices=range(8))
 
         return {

@@ -64,20 +64,37 @@ class Experiment(base.ExperimentBase):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        checks.check_learner(self.learner, self.data)
-        checks.check_weighting(self.weighting, self.learner, self.mode, self.data.task_names)
+        """Makes the checks that read no file; those of the tasks where these are known."""
         checks.check_mode(self.mode, self.learner)
         checks.check_encoder(self.encoder, self.learner)
-        self._check_methods()
         checks.check_workers(self.train)
         checks.check_lanes(self.data, self.train)
         checks.check_search(self.tune, self.train)
+        if self.is_resolved:
+            self._check_tasks()
+        return self
+
+    @property
+    def is_resolved(self) -> bool:
+        return self.data.is_resolved
+
+    def resolve(self) -> Self:
+        if self.is_resolved:
+            return self
+        resolved = self.model_copy(update={"data": self.data.resolve()})
+        resolved._check_tasks()
+        return resolved
+
+    def _check_tasks(self) -> None:
+        """Refuses methods, objectives and stages that cannot be with the tasks of the data."""
+        checks.check_learner(self.learner, self.data)
+        checks.check_weighting(self.weighting, self.learner, self.mode, self.data.task_names)
+        self._check_methods()
         checks.check_objectives(self.tune, self.metric_names())
         checks.check_selection(self.train, self.metric_names())
         checks.check_no_decay(self.train.no_decay, self._parameter_names)
         self._check_comparisons()
         self._check_stages()
-        return self
 
     def _check_methods(self) -> None:
         """Asks each method what it cannot do with these tasks, as a key of it and the reason."""
@@ -193,5 +210,7 @@ def _shapes_of(spec: EncoderSpec, input_shape: tuple[int, ...], inner_steps: int
 
 
 def parse(tree: Mapping[str, Any]) -> Experiment:
-    """Validates a plain tree; raises UserError that begins with the dotted key."""
+    """Validates a plain tree; raises UserError that begins with the dotted key. It reads no file:
+    `resolve` does.
+    """
     return base.parse(Experiment, tree)

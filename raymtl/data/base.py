@@ -60,6 +60,14 @@ def data_folder(folder: str | None, holds: str, name: str) -> Path:
     return Path(root).expanduser()
 
 
+def unresolved() -> UserError:
+    """The error about a source that is used before its files were read."""
+    return UserError(
+        "data: expected a source whose files have been read, got its configuration alone. Call its "
+        "resolve(), or that of the Experiment; raymtl.config.load does."
+    )
+
+
 def most(count: int | tuple[int, int]) -> int:
     """The largest number that can be drawn."""
     if isinstance(count, int):
@@ -118,6 +126,20 @@ class Source(Spec, ABC):
     """Into how many groups the episodes of a step are divided where files are streamed: each lane
     draws from a window of blocks of its own, and a worker reads those of its own episodes alone.
     """
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether everything is known that the files of this source decide: its tasks, the shape of
+        its inputs.
+        """
+        return True
+
+    def resolve(self) -> Self:
+        """The same source with what its files hold. It reads them, unless that is known.
+
+        Raises UserError for files that cannot be learned from.
+        """
+        return self
 
     @property
     def is_image(self) -> bool:

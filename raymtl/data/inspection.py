@@ -19,6 +19,7 @@ def inspect(source: Source, seed: int) -> tuple[dict[str, Any], Arrays]:
 
     `notes` says what was decided for the user. Raises UserError for what cannot be learned from.
     """
+    source = source.resolve()
     arrays = source.load()
     report: dict[str, Any] = {
         "input_shape": list(source.input_shape),

@@ -34,11 +34,24 @@ class ExperimentBase(Spec):
             except ValidationError as error:
                 raise UserError(explain(error, values, type(self))) from None
 
+    @property
+    def is_resolved(self) -> bool:
+        """Whether everything is known that the files of the data decide."""
+        return True
+
+    def resolve(self) -> Self:
+        """The configuration with what the files of its data hold. It reads them, unless that is
+        known, and checks what depends on it. Raises UserError.
+
+        An outline has nothing to read.
+        """
+        return self
+
     def override(self, values: Mapping[str, Any]) -> Self:
         """The configuration with these dotted values, validated.
 
         A changed `SECTION.name` keeps what was set of the old member, other than its defaults, and
-        the new one has too. Raises UserError.
+        the new one has too. What was resolved is so again. Raises UserError.
         """
         root = type(self)
         changes_data = any(key.partition(".")[0] == "data" for key in values)
@@ -53,9 +66,12 @@ class ExperimentBase(Spec):
                 tree[path[0]] = _renamed(path[0], node, value, root)
             else:
                 node[last] = value
-        if not changes_data:  # then the data need not be read, or validated, again
+        if not changes_data:  # then the data need not be validated again
             tree["data"] = self.data
-        return parse(root, tree)
+        changed = parse(root, tree)
+        if self.is_resolved:
+            return changed.resolve()
+        return changed
 
     def flat(self) -> dict[str, Any]:
         """Dotted path -> value, for all that is not the search itself."""

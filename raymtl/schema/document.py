@@ -14,7 +14,9 @@ Result = TypeVar("Result")
 
 
 def parse_document(root: type[Config], document: Document, overrides: Mapping[str, Any]) -> Config:
-    """Validates what a file holds, with the overrides in it. Raises UserError."""
+    """Validates what a file holds, with the overrides in it, and resolves its data. Raises
+    UserError.
+    """
     # An override replaces a value of the file before that value is validated. It replaces values of
     # the data before the data are read: data.path may name files that are elsewhere, and a message
     # about the files may ask for data.format.
@@ -22,7 +24,7 @@ def parse_document(root: type[Config], document: Document, overrides: Mapping[st
     replaced = frozenset(
         key for key, value in overrides.items() if _replace(tree, key, value, overrides)
     )
-    config = located(lambda: parse(root, tree), document, replaced)
+    config = located(lambda: parse(root, tree).resolve(), document, replaced)
     rest = {
         key: value
         for key, value in overrides.items()

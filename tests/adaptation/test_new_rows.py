@@ -58,7 +58,7 @@ def trained(
             "tune": {"asha": None},
             **more,
         }
-    )
+    ).resolve()
     (folder / "best").mkdir(parents=True)
     chosen.save(folder / "config.yaml")
     arrays = chosen.data.load()

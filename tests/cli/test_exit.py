@@ -103,7 +103,7 @@ def test_the_main_thread_alone_reads_through_python(monkeypatch: pytest.MonkeyPa
         return read(self, *args)
 
     monkeypatch.setattr(MemoryFile, "read", recorded)
-    source = Files(path="memory://threads/d.parquet", tasks={"y": TaskColumn()})
+    source = Files(path="memory://threads/d.parquet", tasks={"y": TaskColumn()}).resolve()
     assert source.found.rows == 50_000
     assert readers == {threading.main_thread()}
 

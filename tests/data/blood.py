@@ -81,4 +81,4 @@ def write_voc(
 def small_cells(folder: Path) -> VOC:
     """The source of such folders."""
     write_voc(folder)
-    return VOC(folder=str(folder))
+    return VOC(folder=str(folder)).resolve()

@@ -73,13 +73,13 @@ def own_table(folder: Path, **values: Any) -> Files:
     """The source of a table with three tasks of all labels."""
     path = write_parquet(folder / "own.parquet", columns(tasks=3, missing=0.0))
     tasks = {name: {"column": f"task {i}.x"} for i, name in enumerate(("level", "answer", "grade"))}
-    return Files(path=str(path), tasks=tasks, **values)
+    return Files(path=str(path), tasks=tasks, **values).resolve()
 
 
 def own_shards(folder: Path, **values: Any) -> Prepared:
     """The same table, prepared into shards."""
     prepare(own_table(folder), str(folder / "shards"), shard_mb=0.01)
-    return Prepared(path=str(folder / "shards"), **values)
+    return Prepared(path=str(folder / "shards"), **values).resolve()
 
 
 def write_pictures(root: Path, number: int = 60) -> Path:

@@ -54,7 +54,7 @@ def write_stream(path: Path, rows: pa.Table) -> None:
 
 def arrays(path: Path, **values: Any) -> dict[str, np.ndarray]:
     tasks = {"y": {}, "label": {"kind": "classification"}}
-    return Files(path=str(path), tasks=tasks, shots=2, queries=3, **values).load()
+    return Files(path=str(path), tasks=tasks, shots=2, queries=3, **values).resolve().load()
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_streams_are_drawn_batch_by_batch(tmp_path: Path) -> None:
     source = Files(
         path=str(tmp_path / "t.arrow"), tasks={"y": {}}, shots=2, queries=3, in_memory_mb=0.0025,
         hold_steps=1, fit_rows=20, held_out_rows=10,
-    )  # fmt: skip
+    ).resolve()  # fmt: skip
     assert source.found.pool is not None
     loaded = source.load()
     seen = [source.window(loaded, "train", 0, step)["0/inputs"] for step in range(6)]

@@ -55,7 +55,7 @@ def source(root: Path, **values: Any) -> Files:
         size=12,
         tasks={"kind": {"column": "folder"}},
         **{"shots": 2, "queries": 3, **values},
-    )
+    ).resolve()
 
 
 def drawn(own: Files, split: Any, indices: list[int]) -> Episode:
@@ -293,7 +293,7 @@ def test_learners_train_on_changed_pictures(tmp_path: Path, learner: str, ways: 
     )  # fmt: skip
     experiment = Experiment.model_validate(
         {"data": own, "encoder": {"name": "conv", "channels": [4, 4]}, "learner": {"name": learner}}
-    )
+    ).resolve()
     episodes, _ = build_episodes(own, own.load(), seed=0, split="train", step=0, indices=range(4))
     algorithm = experiment.build()
     meta = meta_gradient(algorithm, algorithm.init_params(), on_device(episodes, "cpu"))
@@ -306,18 +306,20 @@ def test_what_cannot_change_is_refused(tmp_path: Path) -> None:
         tmp_path / "t.csv", {"x": [v * v % 7 for v in range(40)], "y": [v % 2 for v in range(40)]}
     )
     with pytest.raises(UserError, match=r"data\.augment: expected inputs that are pictures"):
-        Files(path=str(table), tasks={"y": {}}, augment={"flip": True})
+        Files(path=str(table), tasks={"y": {}}, augment={"flip": True}).resolve()
     root = write_scenes(tmp_path / "scenes")
     tasks = {"mask": {"classes": ["floor", "box", "disc"]}}
     with pytest.raises(
         UserError, match=r"data\.augment\.mixup: .* task 'mask' of kind segmentation"
     ):
-        Files(path=str(root), tasks=tasks, size=8, augment={"mixup": 0.2})
+        Files(path=str(root), tasks=tasks, size=8, augment={"mixup": 0.2}).resolve()
     turned = {"normals": {"path": str(root / "normals")}}
     with pytest.raises(UserError, match=r"data\.augment\.trivial: .* task 'normals'"):
-        Files(path=str(root / "images"), tasks=turned, size=8, augment={"trivial": True})
+        Files(path=str(root / "images"), tasks=turned, size=8, augment={"trivial": True}).resolve()
     assert (
-        Files(path=str(root / "images"), tasks=turned, size=8, augment={"flip": True}).augment
+        Files(path=str(root / "images"), tasks=turned, size=8, augment={"flip": True})
+        .resolve()
+        .augment
         is not None
     )
 

@@ -43,7 +43,7 @@ def test_tables_and_folders_are_learned_jointly(
             "encoder": {"name": "conv", "channels": [4, 4]},
             "learner": {"name": "maml", "inner_steps": 1, "inner_lr": 0.01},
         }
-    )
+    ).resolve()
     assert parse(chosen.model_dump(mode="json")) == chosen
     source = chosen.data
     assert isinstance(source, Several)
@@ -86,7 +86,7 @@ def test_a_parts_missing_labels_stay_hidden(tmp_path: Path, episodes: str) -> No
     }
     path = write_csv(tmp_path / "t.csv", {"x": [i % 7 for i in rows], **labels})
     part = {"name": "files", "path": str(path), "tasks": {"every": {}, "some": {}}, "inputs": ["x"]}
-    source = Several(parts={"t": part}, episodes=episodes)
+    source = Several(parts={"t": part}, episodes=episodes).resolve()
     (stack,), _ = build_episodes(
         source, source.load(), seed=0, split="train", step=0, indices=range(4)
     )
@@ -109,9 +109,9 @@ def test_a_streamed_part_draws_from_its_window(tmp_path: Path) -> None:
         "fit_rows": 500,
         "held_out_rows": 50,
     }
-    alone = Files(**settings)
+    alone = Files(**settings).resolve()
     assert alone.found.pool is not None
-    source = Several(parts={"a": {"name": "files", **settings}})
+    source = Several(parts={"a": {"name": "files", **settings}}).resolve()
     (stack,), _ = build_episodes(
         source, source.load(), seed=0, split="train", step=3, indices=range(3)
     )
@@ -119,7 +119,7 @@ def test_a_streamed_part_draws_from_its_window(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"data.parts.b.in_memory_mb: expected one part that is larger than memory"
     ):
-        Several(parts={name: {"name": "files", **settings} for name in "ab"})
+        Several(parts={name: {"name": "files", **settings} for name in "ab"}).resolve()
 
 
 def _window(source: Files, step: int) -> list[float]:
@@ -147,7 +147,7 @@ def test_a_parts_mistakes_are_named_by_part(both: dict[str, dict[str, Any]]) -> 
             name: {**values, **(changes if name == part else {})} for name, values in both.items()
         }
         with pytest.raises(UserError, match=says):
-            Several(parts=parts)
+            Several(parts=parts).resolve()
     with pytest.raises(UserError, match=r"^data.parts.lamps.shotss: unknown key"):
         parse(
             {
@@ -156,4 +156,4 @@ def test_a_parts_mistakes_are_named_by_part(both: dict[str, dict[str, Any]]) -> 
                     "parts": {**both, "lamps": {**both["lamps"], "shotss": 1}},
                 }
             }
-        )
+        ).resolve()

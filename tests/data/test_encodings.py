@@ -28,7 +28,7 @@ def rows(header: str, cities: tuple[str, ...]) -> str:
 def read(path: Path, **values: object) -> Files:
     return Files.model_validate(
         {"path": str(path), "tasks": {"y": {"kind": "regression"}}, **values}
-    )
+    ).resolve()
 
 
 @pytest.mark.parametrize(
@@ -262,10 +262,14 @@ def test_folder_names_may_hold_dollars(
     (tmp_path / name / "d.csv").write_bytes(TEXT)
     monkeypatch.chdir(tmp_path)
     for path in (f"{name}/d.csv", f"{name}/*.csv", name):
-        source = Files.model_validate({"path": path, "tasks": {"y": {"kind": "regression"}}})
+        source = Files.model_validate(
+            {"path": path, "tasks": {"y": {"kind": "regression"}}}
+        ).resolve()
         assert source.found.rows == 60 and len(source.load()["side"]) == 60
     monkeypatch.chdir(tmp_path / name)
     assert (
-        Files.model_validate({"path": "d.csv", "tasks": {"y": {"kind": "regression"}}}).found.rows
+        Files.model_validate({"path": "d.csv", "tasks": {"y": {"kind": "regression"}}})
+        .resolve()
+        .found.rows
         == 60
     )

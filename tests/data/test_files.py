@@ -30,7 +30,7 @@ def rows_of(source: Files) -> dict[str, np.ndarray]:
 
 def simple(folder: Path, content: dict[str, Any], name: str = "t.parquet", **values: Any) -> Files:
     path = (write_csv if ".csv" in name else write_parquet)(folder / name, content)
-    return Files(path=str(path), **{"tasks": {"y": {}}, **values})
+    return Files(path=str(path), **{"tasks": {"y": {}}, **values}).resolve()
 
 
 def regression_table(rows: int = 60, **more: Any) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def test_csv_and_parquet_give_equal_arrays(tmp_path: Path) -> None:
     one = simple(tmp_path, content, tasks=TASKS)
     for name, options in (("t.csv", {}), ("t.tsv.csv", {"delimiter": "\t"})):
         path = write_csv(tmp_path / name, content, options.get("delimiter", ","))
-        other = Files(path=str(path), tasks=TASKS)
+        other = Files(path=str(path), tasks=TASKS).resolve()
         assert present(other.fitted).columns == present(one.fitted).columns
         arrays = other.load()
         for key, values in one.load().items():
@@ -283,10 +283,10 @@ def test_files_and_folders_can_name_the_splits(tmp_path: Path) -> None:
             key: values[start : start + 20] for key, values in regression_table(rows=70).items()
         }
         write_parquet(folder / "part.parquet", parts[split])
-    by_folder = Files(path=str(tmp_path / "all"), tasks={"y": {}})
+    by_folder = Files(path=str(tmp_path / "all"), tasks={"y": {}}).resolve()
     by_path = Files(
         path={s: str(tmp_path / "all" / s / "*.parquet") for s in SPLITS}, tasks={"y": {}}
-    )
+    ).resolve()
     for source in (by_folder, by_path):
         arrays = source.load()
         for split in SPLITS:
@@ -299,7 +299,7 @@ def test_folders_named_like_assignments_are_columns(tmp_path: Path) -> None:
         folder = tmp_path / f"country={country}"
         folder.mkdir()
         write_parquet(folder / "part.parquet", regression_table(rows=40))
-    source = Files(path=str(tmp_path), tasks={"y": {}})
+    source = Files(path=str(tmp_path), tasks={"y": {}}).resolve()
     assert present(source.fitted).columns[1].categories == ("de", "fr")
     assert source.load()["inputs"][[0, 79], 1:].tolist() == [[1, 0, 0], [0, 1, 0]]
 
@@ -395,7 +395,7 @@ def test_labels_can_lie_in_files_of_their_own(tmp_path: Path) -> None:
     write_csv(tmp_path / "y.csv", {"who": content["who"][::-1][:50], "y": content["y"][::-1][:50]})
     source = Files(
         path=str(tmp_path / "x.parquet"), key="who", tasks={"y": {"path": str(tmp_path / "y.csv")}}
-    )
+    ).resolve()
     arrays = source.load()
     assert arrays["mask/y"].tolist() == [False] * 10 + [True] * 50
     np.testing.assert_allclose(arrays["target/y"][10:], content["y"][10:], rtol=1e-6)
@@ -405,7 +405,7 @@ def test_each_task_may_have_its_data_set(tmp_path: Path) -> None:
     for name, rows in (("a", 50), ("b", 70)):
         write_parquet(tmp_path / f"{name}.parquet", regression_table(rows=rows))
     tasks = {name: {"column": "y", "path": str(tmp_path / f"{name}.parquet")} for name in "ab"}
-    source = Files(tasks=tasks)
+    source = Files(tasks=tasks).resolve()
     arrays = source.load()
     assert arrays["mask/a"].tolist() == [True] * 50 + [False] * 70
     assert (arrays["mask/a"] ^ arrays["mask/b"]).all()
@@ -430,7 +430,7 @@ def test_findings_outlast_changes_of_the_files(
     (tmp_path / "own.parquet").unlink()
     assert Files.model_validate(source.model_dump(mode="json")) == source
     with pytest.raises(UserError, match=r"data.path: expected a file, a folder or a URL"):
-        Files.model_validate({**source.model_dump(mode="json"), "exclude": ["code"]})
+        Files.model_validate({**source.model_dump(mode="json"), "exclude": ["code"]}).resolve()
 
 
 def test_the_commands_path_replaces_the_files(
@@ -459,7 +459,7 @@ def test_a_url_is_read_as_a_path_is(tmp_path: Path) -> None:
     with fsspec.open("memory://own/t.parquet", "wb") as file:
         file.write(path.read_bytes())
     sources = [
-        Files(path=where, tasks={"y": {}})
+        Files(path=where, tasks={"y": {}}).resolve()
         for where in (str(path), f"file://{path}", "memory://own/t.parquet")
     ]
     for source in sources[1:]:
@@ -477,7 +477,7 @@ def test_cells_of_matlab_and_arff_are_tables(tmp_path: Path) -> None:
     savemat(tmp_path / "cells.mat", {"X": x, "Y": y})
     source = Files(
         path=str(tmp_path / "cells.mat"), tasks={"y": {}}, group="task", episodes="groups"
-    )
+    ).resolve()
     arrays = source.load()
     np.testing.assert_allclose(
         arrays["target/y"], np.concatenate([p.ravel() for p in y[0]]), rtol=1e-6
@@ -487,7 +487,7 @@ def test_cells_of_matlab_and_arff_are_tables(tmp_path: Path) -> None:
         "@relation r\n@attribute a numeric\n@attribute k {u,v}\n@attribute y numeric\n@data\n"
         + "".join(f"{i / 3},{'uv'[i % 2]},{i * 2.5}\n" for i in range(30))
     )
-    found = Files(path=str(tmp_path / "a.arff"), tasks={"y": {}})
+    found = Files(path=str(tmp_path / "a.arff"), tasks={"y": {}}).resolve()
     assert [c.role for c in present(found.fitted).columns] == ["number", "category"]
     np.testing.assert_allclose(found.load()["target/y"], np.arange(30) * 2.5)
 
@@ -618,7 +618,7 @@ def test_unlearnable_tables_are_told_in_one_sentence(
 )
 def test_a_path_that_leads_nowhere_is_told(path: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        Files(path=path, tasks={"y": {}})
+        Files(path=path, tasks={"y": {}}).resolve()
 
 
 @pytest.mark.parametrize(
@@ -639,7 +639,7 @@ def test_a_path_that_leads_nowhere_is_told(path: str, says: str) -> None:
 def test_a_file_that_is_none_is_told(tmp_path: Path, name: str, content: str, says: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=says):
-        Files(path=str(tmp_path / name), tasks={"y": {}})
+        Files(path=str(tmp_path / name), tasks={"y": {}}).resolve()
 
 
 def test_parts_of_different_shape_are_told(tmp_path: Path) -> None:
@@ -648,14 +648,14 @@ def test_parts_of_different_shape_are_told(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"b.parquet: expected the columns of .*a.parquet, got others: it has 'z'"
     ):
-        Files(path=str(tmp_path), tasks={"y": {}})
+        Files(path=str(tmp_path), tasks={"y": {}}).resolve()
     write_parquet(
         tmp_path / "b.parquet", {**regression_table(), "x": [f"w{i % 9}" for i in range(60)]}
     )
     with pytest.raises(
         UserError, match=r"b.parquet: column 'x': expected double as in .*a.parquet, got string"
     ):
-        Files(path=str(tmp_path), tasks={"y": {}})
+        Files(path=str(tmp_path), tasks={"y": {}}).resolve()
 
 
 def test_two_tasks_of_one_name_are_told(tmp_path: Path) -> None:
@@ -666,12 +666,11 @@ def test_two_tasks_of_one_name_are_told(tmp_path: Path) -> None:
 
 
 def test_a_missing_path_is_asked_for() -> None:
-    """Nothing is read."""
     assert Files().fitted is None
     with pytest.raises(
         UserError, match=r"^data.path: expected a file, a folder or a URL, got none"
     ):
-        Experiment.model_validate({"data": {"name": "files"}})
+        Experiment.model_validate({"data": {"name": "files"}}).resolve()
 
 
 def test_hashes_do_not_change_between_versions(tmp_path: Path) -> None:
@@ -690,6 +689,10 @@ def test_text_of_another_encoding_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"latin.csv: line 2: expected text in utf8, got the byte 0xfc"
     ):
-        Files(path=str(path), tasks={"y": {"kind": "regression"}})
-    found = Files(path=str(path), tasks={"y": {"kind": "regression"}}, encoding="latin1").found
+        Files(path=str(path), tasks={"y": {"kind": "regression"}}).resolve()
+    found = (
+        Files(path=str(path), tasks={"y": {"kind": "regression"}}, encoding="latin1")
+        .resolve()
+        .found
+    )
     assert found.columns[0].categories == ("Genève", "Zürich")

@@ -75,7 +75,7 @@ def rows(written: Written, names: list[str]) -> dict[str, list[Any]]:
 def source(folder: Path, task: dict[str, Any], **values: Any) -> Files:
     return Files(
         path=str(folder / "JPEGImages"), tasks={"things": task}, **{"size": SIDES, **values}
-    )
+    ).resolve()
 
 
 def test_xml_json_and_tables_say_the_same(made: tuple[Path, Written], tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_xml_json_and_tables_say_the_same(made: tuple[Path, Written], tmp_path: 
 def test_voc_folders_equal_the_voc_source(made: tuple[Path, Written]) -> None:
     folder, written = made
     arrays = source(folder, {"path": str(folder / "Annotations")}, size=(18, 24)).load()
-    voc = VOC(folder=str(folder.parent.parent), size=(18, 24), flips=()).load()
+    voc = VOC(folder=str(folder.parent.parent), size=(18, 24), flips=()).resolve().load()
     order = np.argsort(voc["names"])
     assert voc["names"][order].tolist() == sorted(written)
     np.testing.assert_array_equal(arrays["target/things"], voc["target/boxes"][order])
@@ -135,7 +135,7 @@ def test_unannotated_pictures_are_masked(made: tuple[Path, Written], tmp_path: P
             "encoder": {"name": "conv", "channels": [4, 4]},
             "learner": {"name": "maml", "inner_steps": 0},
         }
-    )
+    ).resolve()
     arrays = chosen.data.load()
     assert (
         arrays["mask/things"].tolist() == [True] * 30 + [False] * 10 and arrays["mask/many"].all()
@@ -202,18 +202,22 @@ def test_annotations_are_found_by_path_or_name(own: tuple[Path, Written], tmp_pa
     content["picture"] = [name.removesuffix(".png") for name in content["picture"]]
     write_csv(tmp_path / "boxes.csv", content)
     task = {"path": str(tmp_path / "boxes.csv"), "kind": "detection"}
-    arrays = Files(path=str(tmp_path / "p"), size=SIDES, tasks={"things": task}).load()
+    arrays = Files(path=str(tmp_path / "p"), size=SIDES, tasks={"things": task}).resolve().load()
     assert arrays["mask/things"].all()
     # Of two pictures of one name the path alone tells which is meant.
     shutil.copy(tmp_path / "p" / "a" / "p001.png", tmp_path / "p" / "b" / "p001.png")
-    source = Files(path=str(tmp_path / "p"), size=SIDES, tasks={"things": task}, max_corrupt=0.1)
+    source = Files(
+        path=str(tmp_path / "p"), size=SIDES, tasks={"things": task}, max_corrupt=0.1
+    ).resolve()
     assert (~source.load()["mask/things"]).sum() == 2
     content["picture"] = [
         f"a/{name}.png" if name == "p001" else name for name in content["picture"]
     ]
     write_csv(tmp_path / "boxes.csv", content)
     assert (
-        ~Files(path=str(tmp_path / "p"), size=SIDES, tasks={"things": task}).load()["mask/things"]
+        ~Files(path=str(tmp_path / "p"), size=SIDES, tasks={"things": task})
+        .resolve()
+        .load()["mask/things"]
     ).sum() == 1
 
 

@@ -50,7 +50,7 @@ def of(
     root: Path, size: int | tuple[int, int] = 8, task: dict[str, Any] | None = None, **values: Any
 ) -> Files:
     tasks = {"map": {"path": str(root / "maps"), **(task or {})}}
-    return Files(path=str(root / "pictures"), size=size, tasks=tasks, **values)
+    return Files(path=str(root / "pictures"), size=size, tasks=tasks, **values).resolve()
 
 
 def random_classes(number: int, height: int, width: int, classes: int = 3) -> list[np.ndarray]:
@@ -85,7 +85,7 @@ def test_seven_kinds_of_labels_train(tmp_path: Path) -> None:
             "encoder": {"name": "conv", "channels": [4, 4]},
             "learner": {"name": "maml", "inner_steps": 0},
         }
-    )
+    ).resolve()
     source = checked(chosen.data, Files)
     assert [fitted.kind for fitted in source.found.tasks.values()] == [
         "binary", "multilabel", "regression", "segmentation", "depth", "normals",
@@ -296,7 +296,7 @@ def test_maps_match_pictures_by_name(tmp_path: Path) -> None:
         path=str(root / "pictures"),
         size=6,
         tasks={"map": {"path": str(root / "maps" / "part_*_mask.png")}},
-    )
+    ).resolve()
     targets, masks = in_order(source)
     assert masks.tolist() == [i != 3 for i in range(20)]
     for i in set(range(20)) - {3}:
@@ -308,12 +308,16 @@ def test_maps_match_pictures_by_folder(tmp_path: Path) -> None:
         save(tmp_path / "p" / folder / f"{name}.jpg", np.full((6, 6), 6 * i, np.uint8))
         save(tmp_path / "m" / folder / f"{name}.png", np.full((6, 6), i % 4, np.uint8))
     tasks = {"map": {"path": str(tmp_path / "m")}}
-    source = Files(path=str(tmp_path / "p"), size=6, tasks=tasks, split={"fractions": (2, 1, 1)})
+    source = Files(
+        path=str(tmp_path / "p"), size=6, tasks=tasks, split={"fractions": (2, 1, 1)}
+    ).resolve()
     targets, masks = in_order(source)
     assert masks.all() and targets[:, 0, 0].tolist() == [i % 4 for i in range(40)]
     for i in range(20):  # without the folder it is not clear whose they are
         (tmp_path / "m" / "a" / f"{i}.png").rename(tmp_path / "m" / f"{i}.png")
-    half = Files(path=str(tmp_path / "p"), size=6, tasks=tasks, split={"fractions": (2, 1, 1)})
+    half = Files(
+        path=str(tmp_path / "p"), size=6, tasks=tasks, split={"fractions": (2, 1, 1)}
+    ).resolve()
     assert in_order(half)[1].tolist() == [False] * 20 + [True] * 20
 
 
@@ -321,7 +325,7 @@ def test_maps_beside_pictures_are_no_pictures(tmp_path: Path) -> None:
     maps = random_classes(12, 6, 6)
     source = Files(
         path=str(coded(tmp_path, maps)), size=6, tasks={"map": {"path": str(tmp_path / "maps")}}
-    )
+    ).resolve()
     assert source.found.rows == 12
     for own, target in zip(maps, in_order(source)[0], strict=True):
         np.testing.assert_array_equal(target, own)
@@ -348,7 +352,7 @@ def test_maps_stand_in_a_table(tmp_path: Path, form: str) -> None:
         if "below" in form
         else {}
     )
-    source = Files(path=str(root / "table.parquet"), size=(6, 8), tasks={"map": task})
+    source = Files(path=str(root / "table.parquet"), size=(6, 8), tasks={"map": task}).resolve()
     assert source.found.tasks["map"].kind == "segmentation"
     assert [column.column for column in source.found.columns] == ["image"]
     targets, masks = in_order(source)
@@ -369,7 +373,7 @@ def test_missing_maps_are_named(tmp_path: Path) -> None:
     )
     (root / "maps" / "7.png").unlink()
     (root / "maps" / "9.png").write_bytes(b"\x89PNG no picture")
-    source = Files(path=str(root / "t.csv"), size=6, tasks={"map": {}}, max_corrupt=0.1)
+    source = Files(path=str(root / "t.csv"), size=6, tasks={"map": {}}, max_corrupt=0.1).resolve()
     masks = in_order(source)[1]
     assert np.flatnonzero(~masks).tolist() == [7, 9]
     said = str(source.notes(source.load()))
@@ -394,7 +398,7 @@ def test_maps_of_other_proportions_are_refused(
     }
     write_csv(root / "t.csv", names)
     save(root / "maps" / "4.png", maps[4].repeat(3, 0).repeat(3, 1))
-    source = Files(path=str(root / "t.csv"), size=(6, 8), tasks={"map": {}})
+    source = Files(path=str(root / "t.csv"), size=(6, 8), tasks={"map": {}}).resolve()
     np.testing.assert_array_equal(in_order(source)[0], expected)
     save(root / "maps" / "4.png", maps[4].T)
     with pytest.raises(
@@ -470,11 +474,13 @@ def test_maps_need_pictures_and_names(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"data.tasks.map: expected inputs that are pictures, .* got number"
     ):
-        Files(path=str(root / "t.csv"), tasks={"map": {}})
+        Files(path=str(root / "t.csv"), tasks={"map": {}}).resolve()
     with pytest.raises(
         UserError, match=r"data.tasks.map.path: expected a column with the names of pictures"
     ):
-        Files(path=str(root / "t.csv"), tasks={"map": {"path": str(root / "maps")}}, inputs=["x"])
+        Files(
+            path=str(root / "t.csv"), tasks={"map": {"path": str(root / "maps")}}, inputs=["x"]
+        ).resolve()
     write_csv(
         root / "t.csv",
         {
@@ -486,7 +492,7 @@ def test_maps_need_pictures_and_names(tmp_path: Path) -> None:
         UserError,
         match=r"data.tasks.map: expected maps in the rows for training, got none in 8 rows",
     ):
-        Files(path=str(root / "t.csv"), tasks={"map": {}})
+        Files(path=str(root / "t.csv"), tasks={"map": {}}).resolve()
 
 
 def test_streamed_maps_equal_those_in_memory(tmp_path: Path) -> None:
@@ -622,7 +628,7 @@ def test_maps_of_a_key_lie_anywhere(tmp_path: Path) -> None:
         key="id",
         inputs=["image"],
         tasks={"map": {"path": "memory://own-maps"}},
-    )
+    ).resolve()
     targets, masks = in_order(source)
     assert masks.all()
     np.testing.assert_array_equal(targets, np.stack(maps))

@@ -56,7 +56,7 @@ def test_pictures_of_all_kinds_train(pictures: Path) -> None:
             "encoder": {"name": "conv", "channels": [4, 4]},
             "learner": {"name": "maml", "inner_steps": 1},
         }
-    )
+    ).resolve()
     source = checked(chosen.data, Files)
     assert {name: task.kind for name, task in source.found.tasks.items()} == {
         "colour": "classification",
@@ -89,7 +89,7 @@ def test_pictures_of_all_kinds_train(pictures: Path) -> None:
 def test_labels_come_from_the_pictures_row(pictures: Path) -> None:
     source = Files(
         path=str(pictures), size=4, tasks={"colour": {}, "folder": {"column": "folder1"}}
-    )
+    ).resolve()
     arrays = source.load()
     known = arrays["mask/colour"]
     assert source.found.tasks["colour"].classes == source.found.tasks["folder"].classes
@@ -100,7 +100,7 @@ def test_grey_pictures_have_one_channel(tmp_path: Path) -> None:
     """The folder is the class."""
     source = Files(
         path=str(plain_pictures(tmp_path)), size=(4, 6), tasks={"light": {"column": "folder"}}
-    )
+    ).resolve()
     assert source.input_shape == (1, 4, 6)
     arrays = source.load()
     assert source.found.tasks["light"].classes == ("dark", "light")
@@ -110,7 +110,7 @@ def test_grey_pictures_have_one_channel(tmp_path: Path) -> None:
 def test_folders_named_as_splits_are_the_splits(tmp_path: Path) -> None:
     for split, number in (("train", 20), ("valid", 8), ("test", 6)):
         plain_pictures(tmp_path / split, number)
-    source = Files(path=str(tmp_path), size=4, tasks={"light": {"column": "folder"}})
+    source = Files(path=str(tmp_path), size=4, tasks={"light": {"column": "folder"}}).resolve()
     arrays = source.load()
     assert [len(arrays[f"rows/{split}"]) for split in SPLITS] == [20, 8, 6]
     assert "folder1" not in source.found.left_out
@@ -120,7 +120,7 @@ def test_a_table_can_name_the_pictures(tmp_path: Path) -> None:
     plain_pictures(tmp_path / "p")
     names = [f"p/{('dark', 'light')[i % 2]}/{i}.png" for i in range(40)]
     write_csv(tmp_path / "table.csv", {"which": names, "value": [i / 2 for i in range(40)]})
-    source = Files(path=str(tmp_path / "table.csv"), size=4, tasks={"value": {}})
+    source = Files(path=str(tmp_path / "table.csv"), size=4, tasks={"value": {}}).resolve()
     arrays = source.load()
     assert source.is_image
     np.testing.assert_array_equal(arrays["target/value"] * 4 % 200, 2.0 * np.arange(40) % 200)
@@ -133,7 +133,7 @@ def test_pictures_can_stand_in_the_table(tmp_path: Path) -> None:
     contents = [png(np.full((5, 5), i, np.uint8)) for i in range(40)]
     for values in (contents, [{"bytes": content, "path": None} for content in contents]):
         pq.write_table(pa.table({"image": values, "y": np.arange(40) / 3}), tmp_path / "t.parquet")
-        source = Files(path=str(tmp_path / "t.parquet"), size=3, tasks={"y": {}})
+        source = Files(path=str(tmp_path / "t.parquet"), size=3, tasks={"y": {}}).resolve()
         assert source.load()["inputs"][:, 0, 1, 1].tolist() == list(range(40))
 
 
@@ -172,7 +172,9 @@ def test_unreadable_pictures_are_counted_and_omitted(tmp_path: Path) -> None:
     (root / "dark" / "0.png").write_bytes(b"\x89PNG no picture")
     whole = (root / "light" / "1.png").read_bytes()
     (root / "light" / "1.png").write_bytes(whole[: len(whole) // 2])
-    source = Files(path=str(root), size=4, tasks={"light": {"column": "folder"}}, max_corrupt=0.05)
+    source = Files(
+        path=str(root), size=4, tasks={"light": {"column": "folder"}}, max_corrupt=0.05
+    ).resolve()
     arrays = source.load()
     assert "2 of 40 pictures cannot be read: dark/0.png (no picture); light/1.png" in str(
         source.notes(arrays)
@@ -184,7 +186,7 @@ def test_unreadable_pictures_are_counted_and_omitted(tmp_path: Path) -> None:
         UserError,
         match=r"data.max_corrupt: 2 of 40 pictures cannot be read: .*, which is over 1.0%",
     ):
-        Files(path=str(root), size=4, tasks={"light": {"column": "folder"}}).load()
+        Files(path=str(root), size=4, tasks={"light": {"column": "folder"}}).resolve().load()
 
 
 def test_missing_pictures_count_as_unreadable(
@@ -195,7 +197,7 @@ def test_missing_pictures_count_as_unreadable(
     names = [f"p/{('dark', 'light')[i % 2]}/{i}.png" for i in range(20)] + ["p/gone.png"]
     write_csv(tmp_path / "t.csv", {"which": names, "y": [i / 2 for i in range(21)]})
     with pytest.raises(UserError, match=r"1 of 21 pictures cannot be read: p/gone.png"):
-        Files(path=str(tmp_path / "t.csv"), size=4, tasks={"y": {}}).load()
+        Files(path=str(tmp_path / "t.csv"), size=4, tasks={"y": {}}).resolve().load()
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def test_labels_unfit_for_pictures_are_told(
 ) -> None:
     write_csv(plain_pictures(tmp_path) / "labels.csv", labels)
     with pytest.raises(UserError, match=says):
-        Files(path=str(tmp_path), size=4, tasks={"y": {}})
+        Files(path=str(tmp_path), size=4, tasks={"y": {}}).resolve()
 
 
 def test_names_may_stand_without_folder_or_ending(tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_names_may_stand_without_folder_or_ending(tmp_path: Path) -> None:
     write_csv(
         root / "labels.csv", {"id": [str(i) for i in range(40)], "y": [i * 1.5 for i in range(40)]}
     )
-    arrays = Files(path=str(root), size=4, tasks={"y": {}}).load()
+    arrays = Files(path=str(root), size=4, tasks={"y": {}}).resolve().load()
     brightness = arrays["inputs"][:, 0, 0, 0].astype(float)
     number = np.where(brightness % 4 == 2, (brightness - 100) / 2, brightness / 2)
     np.testing.assert_allclose(arrays["target/y"], number * 1.5)
@@ -264,7 +266,7 @@ def test_tables_find_pictures_below_them(
                 "columns": ["image", "what", "left", "top", "x2", "y2"],
             },
         },
-    )
+    ).resolve()
     arrays = source.load()
     (stack,), _ = build_episodes(source, arrays, seed=0, split="train", step=0, indices=[0])
     assert torch.equal(
@@ -290,7 +292,7 @@ def ramps(number: int, most: float, kind: type = np.uint16) -> list[np.ndarray]:
 
 
 def source_of(root: Path, **values: Any) -> Files:
-    return Files(path=str(root), size=6, tasks={"folder": {}}, **values)
+    return Files(path=str(root), size=6, tasks={"folder": {}}, **values).resolve()
 
 
 def by_name(source: Files) -> dict[str, np.ndarray]:
@@ -440,7 +442,7 @@ def test_oversized_pictures_count_as_unreadable(
     for path in root.rglob("*.png"):
         path.write_bytes(png(np.full((5, 6), 3, np.uint8)))
     (root / "dark" / "huge.png").write_bytes(png(np.zeros((40, 40), np.uint8)))
-    source = Files(path=str(root), size=4, tasks={"folder": {}}, max_corrupt=0.05)
+    source = Files(path=str(root), size=4, tasks={"folder": {}}, max_corrupt=0.05).resolve()
     (note,) = source.notes(source.load())
     assert "1 of 41 pictures cannot be read: dark/huge.png (Image size" in note.text
 
@@ -487,7 +489,7 @@ def test_other_files_are_noted(tmp_path: Path) -> None:
         "dark/gone.png",
     ]
     write_csv(root / "labels.csv", {"name": names, "y": [i / 2 for i in range(22)]})
-    source = Files(path=str(root), size=4, tasks={"y": {}})
+    source = Files(path=str(root), size=4, tasks={"y": {}}).resolve()
     others, lost = source.notes(source.load())
     assert others.text.startswith("4 are of no known kind of pictures, and are passed over: ")
     assert others.text.endswith("and 1 more") and "Thumbs.db" in others.text
@@ -505,7 +507,7 @@ def test_less_common_kinds_of_pictures_are_read(tmp_path: Path, ending: str) -> 
         Image.fromarray(np.full((8, 8), 255 * (i % 2), np.uint8)).save(
             tmp_path / "ab"[i % 2] / f"{i}.{ending}", {"jfif": "JPEG", "pbm": "PPM"}.get(ending)
         )
-    arrays = Files(path=str(tmp_path), size=4, tasks={"folder": {}}).load()
+    arrays = Files(path=str(tmp_path), size=4, tasks={"folder": {}}).resolve().load()
     np.testing.assert_array_equal(arrays["inputs"][:, 0, 0, 0] > 100, arrays["target/folder"])
 
 
@@ -515,9 +517,9 @@ def test_colours_among_greys_are_noted(tmp_path: Path) -> None:
     )
     path = sorted(root.rglob("*.png"))[1]  # which is not among those that are looked at
     path.write_bytes(png(np.dstack([np.full((9, 12), level, np.uint8) for level in (200, 10, 10)])))
-    source = Files(path=str(root), size=4, tasks={"folder": {}})
+    source = Files(path=str(root), size=4, tasks={"folder": {}}).resolve()
     assert source.input_shape[0] == 1
     (note,) = (note for note in source.notes(source.load()) if note.key == "data.channels")
     assert note.text.startswith("1 are in colour and are seen as greys") and path.name in note.text
-    said = Files(path=str(root), size=4, tasks={"folder": {}}, channels=1)
+    said = Files(path=str(root), size=4, tasks={"folder": {}}, channels=1).resolve()
     assert not [note for note in said.notes(said.load()) if note.key == "data.channels"]

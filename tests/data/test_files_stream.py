@@ -51,7 +51,7 @@ def numbered(folder: Path, rows: int = ROWS, **values: Any) -> Files:
         "held_out_rows": 50,
         "queries": 16,
     }
-    return Files(path=str(path), tasks={"row": {}}, **{**settings, **values})
+    return Files(path=str(path), tasks={"row": {}}, **{**settings, **values}).resolve()
 
 
 def rows_at(
@@ -149,7 +149,7 @@ def test_pictures_and_csv_files_are_streamed_too(
         channels=1,
         shots=2,
         queries=4,
-    )
+    ).resolve()
     assert source.found.pool == 1
     (stack,), _ = build_episodes(
         source, source.load(), seed=0, split="train", step=0, indices=range(2)
@@ -161,7 +161,9 @@ def test_pictures_and_csv_files_are_streamed_too(
     for part in range(4):
         x = np.random.default_rng(part).normal(size=100)
         write_csv(tmp_path / "parts" / f"{part}.csv", {"x": x.tolist(), "y": (2 * x).tolist()})
-    tables = Files(path=str(tmp_path / "parts"), tasks={"y": {}}, in_memory_mb=0.005, fit_rows=50)
+    tables = Files(
+        path=str(tmp_path / "parts"), tasks={"y": {}}, in_memory_mb=0.005, fit_rows=50
+    ).resolve()
     assert tables.found.pool == 1
     (stack,), _ = build_episodes(
         tables, tables.load(), seed=0, split="train", step=0, indices=range(2)

@@ -52,7 +52,7 @@ def mixed(learner: str, sharing: str, episodes: str = "one", **values: Any) -> E
         try:
             with_parts = Experiment.model_validate(
                 tree | {"data": {**SEVERAL, "parts": parts, "episodes": episodes}}
-            )
+            ).resolve()
             return with_parts.override({"learner.name": learner, "sharing.name": sharing, **values})
         except UserError as error:
             last = error
@@ -277,7 +277,7 @@ def test_ways_and_shots_fill_their_bounds() -> None:
 
 def test_parts_are_drawn_with_their_odds() -> None:
     data = {**SEVERAL, "odds": {"scene": 3.0}}
-    chosen = Experiment.model_validate({"data": data, "encoder": {"name": "mlp"}})
+    chosen = Experiment.model_validate({"data": data, "encoder": {"name": "mlp"}}).resolve()
     _, domains = build_episodes(
         chosen.data, chosen.data.load(), seed=0, split="train", step=0, indices=range(600)
     )

@@ -91,7 +91,7 @@ def test_other_settings_still_find_anew(home: Path) -> None:
     source = source_of(home / "run")
     others: list[dict[str, Any]] = [{"exclude": ("city",)}, {"tasks": {"rent": {}, "state": {}}}]
     for changes in others:
-        other = Files.model_validate({**source.model_dump(), **changes})
+        other = Files.model_validate({**source.model_dump(), **changes}).resolve()
         assert other.fitted != source.fitted
 
 

@@ -25,7 +25,7 @@ def source(path: Path | dict[str, str], tasks: dict[str, Any] | None = None, **m
     place = (
         {key: str(value) for key, value in path.items()} if isinstance(path, dict) else str(path)
     )
-    return Files.model_validate({"path": place, "tasks": tasks or {"y": {}}, **more})
+    return Files.model_validate({"path": place, "tasks": tasks or {"y": {}}, **more}).resolve()
 
 
 def notes(files: Files) -> list[str]:
@@ -236,9 +236,9 @@ def test_two_texts_are_binary(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"task 'y' is binary \(its `kind: classification` makes it one"
     ):
-        parse(experiment)
+        parse(experiment).resolve()
     experiment["data"]["tasks"]["y"]["kind"] = "classification"
-    parse(experiment)
+    parse(experiment).resolve()
 
 
 @pytest.mark.parametrize(

@@ -42,14 +42,14 @@ def pictures(folder: Path, **values: Any) -> Files:
     root = folder / "pictures"
     if not root.exists():
         write_pictures(root, 150)
-    return Files(path=str(root), tasks=PICTURE_TASKS, size=16, **values)
+    return Files(path=str(root), tasks=PICTURE_TASKS, size=16, **values).resolve()
 
 
 def maps(folder: Path) -> Files:
     root = write_scenes(folder / "mine", 100)
     tasks: dict[str, Any] = {"larger": {}, "mask": {}, "normals": {"path": str(root / "normals")}}
     tasks["depth"] = {"path": str(root / "depths"), "scale": 0.001, "kind": "depth"}
-    return Files(path=str(root), size=16, tasks=tasks)
+    return Files(path=str(root), size=16, tasks=tasks).resolve()
 
 
 def grouped(folder: Path, **values: Any) -> Files:
@@ -59,7 +59,7 @@ def grouped(folder: Path, **values: Any) -> Files:
     settings = {"group": "school", "episodes": "groups", "shots": [2, 4], "queries": 6, **values}
     exclude = ["task *", "id", "number"]
     tasks = {"level": {"column": "task 0.x"}}
-    return Files(path=str(path), tasks=tasks, exclude=exclude, **settings)
+    return Files(path=str(path), tasks=tasks, exclude=exclude, **settings).resolve()
 
 
 def classed(folder: Path, **values: Any) -> Files:
@@ -68,7 +68,7 @@ def classed(folder: Path, **values: Any) -> Files:
     path = write_parquet(folder / "own.parquet", content)
     settings = {"episodes": "classes", "ways": [2, 3], "shots": 2, "queries": 3, **values}
     task = {"kind": {"kind": "classification"}}
-    return Files(path=str(path), tasks=task, exclude=["number", "id"], **settings)
+    return Files(path=str(path), tasks=task, exclude=["number", "id"], **settings).resolve()
 
 
 MAKES = (table, pictures, maps, grouped, classed)
@@ -76,7 +76,7 @@ MAKES = (table, pictures, maps, grouped, classed)
 
 def prepared(source: Files, folder: Path, **values: Any) -> Prepared:
     prepare(source, str(folder), shard_mb=SMALL)
-    return Prepared(path=str(folder), **values)
+    return Prepared(path=str(folder), **values).resolve()
 
 
 def assert_equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
@@ -130,7 +130,7 @@ def test_prepared_arrays_are_those_of_the_files(make: Make, tmp_path: Path) -> N
 def test_episodes_drawn_from_shards_are_those_in_memory(make: Make, tmp_path: Path) -> None:
     source = make(tmp_path)
     in_memory = prepared(source, tmp_path / "out")
-    from_shards = Prepared(path=str(tmp_path / "out"), in_memory_mb=0.001)
+    from_shards = Prepared(path=str(tmp_path / "out"), in_memory_mb=0.001).resolve()
     assert "inputs" not in from_shards.load()
     assert_same_episodes(from_shards, in_memory)
 
@@ -141,11 +141,11 @@ def test_training_from_shards_gives_the_weights_of_training_from_files(tmp_path:
     plan = {"steps": 3, "eval_every": 3, "meta_batch": 2}
     weights = []
     for number, data in enumerate(
-        (source, shards, Prepared(path=str(tmp_path / "out"), in_memory_mb=0.001))
+        (source, shards, Prepared(path=str(tmp_path / "out"), in_memory_mb=0.001).resolve())
     ):
         chosen = Experiment.model_validate(
             {"data": data.model_dump(), "encoder": {"name": "conv"}, "train": plan}
-        )
+        ).resolve()
         folder = tmp_path / f"run{number}"
         run(chosen, chosen.data.load(), folder)
         weights.append(load_file(folder / "model.safetensors"))

@@ -28,7 +28,9 @@ def source(folder: Path, columns: dict[str, Any], **values: Any) -> Files:
     table = pa.table({**columns, **({} if "y" in columns else {"y": pa.array(X * 2)})})
     pq.write_table(table, folder / "t.parquet", row_group_size=25)
     tasks = {"y": {}} if "y" in columns else {"y": {"kind": "regression"}}
-    return Files.model_validate({"path": str(folder / "t.parquet"), "tasks": tasks, **values})
+    return Files.model_validate(
+        {"path": str(folder / "t.parquet"), "tasks": tasks, **values}
+    ).resolve()
 
 
 def shown(found: Files) -> np.ndarray:
@@ -245,7 +247,7 @@ def parts(folder: Path, one: dict[str, Any], other: dict[str, Any], **values: An
     (folder / "d").mkdir(exist_ok=True)
     for number, content in enumerate((one, other)):
         pq.write_table(pa.table({"x": X + number, **content}), folder / "d" / f"{number}.parquet")
-    return Files.model_validate({"path": str(folder / "d"), "tasks": {"y": {}}, **values})
+    return Files.model_validate({"path": str(folder / "d"), "tasks": {"y": {}}, **values}).resolve()
 
 
 def test_number_and_text_labels_agree(
@@ -335,11 +337,13 @@ def test_text_parts_are_read_as_they_are_written(tmp_path: Path) -> None:
     for number, words in enumerate((["True", "False"], ["True", "maybe"])):
         lines = "".join(f"{x},{words[i % 2]},{2 * x}\n" for i, x in enumerate(X))
         (tmp_path / "d" / f"{number}.csv").write_text("x,c,y\n" + lines)
-    found = Files.model_validate({"path": str(tmp_path / "d"), "tasks": {"y": {}}}).found
+    found = Files.model_validate({"path": str(tmp_path / "d"), "tasks": {"y": {}}}).resolve().found
     assert found.columns[1].categories == ("False", "True", "maybe")
-    found = Files.model_validate(
-        {"path": str(tmp_path / "d"), "tasks": {"c": {}}, "exclude": ["y"]}
-    ).found
+    found = (
+        Files.model_validate({"path": str(tmp_path / "d"), "tasks": {"c": {}}, "exclude": ["y"]})
+        .resolve()
+        .found
+    )
     assert found.tasks["c"].classes == ("False", "True", "maybe")
 
 
@@ -348,7 +352,7 @@ def test_huge_whole_numbers_in_text_stay_apart(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(
         "x,y\n" + "".join(f"{x},{y}\n" for x, y in zip(X, labels, strict=True))
     )
-    found = Files(path=str(tmp_path / "t.csv"), tasks={"y": {}})
+    found = Files(path=str(tmp_path / "t.csv"), tasks={"y": {}}).resolve()
     assert found.found.tasks["y"].classes == tuple(str(10**20 + i) for i in range(3))
     assert found.load()["target/y"].tolist() == [i % 3 for i in range(N)]
 

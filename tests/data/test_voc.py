@@ -41,7 +41,7 @@ def own(made: tuple[Path, dict[str, list[Object]]], tmp_path: Path) -> Path:
 
 def source(folder: Path, **values: Any) -> VOC:
     values = {"size": SIDES, "tasks": ALL, "flips": (), **values}
-    return VOC(folder=str(folder), **values)
+    return VOC(folder=str(folder), **values).resolve()
 
 
 def of(own: Path, **values: Any) -> VOC:
@@ -178,7 +178,7 @@ def test_pictures_without_boxes_train_the_other_tasks_only(
             "encoder": {"name": "conv", "channels": [4, 4]},
             "learner": {"name": "maml", "inner_steps": 0},
         }
-    )
+    ).resolve()
     arrays = chosen.data.load()
     (stack,), _ = build_episodes(chosen.data, arrays, seed=0, split="train", step=0, indices=[0])
     hidden = ~stack.query.masks["boxes"]
@@ -264,10 +264,10 @@ def test_findings_need_no_folder_any_more(own: Path) -> None:
     content = voc.model_dump(mode="json")
     shutil.rmtree(own)
     read_folder.cache_clear()
-    again = VOC.model_validate(content)
+    again = VOC.model_validate(content).resolve()
     assert again == voc and [task.name for task in again.make_tasks()] == list(ALL)
     with pytest.raises(UserError, match=r"data.folder: expected the folder"):
-        VOC.model_validate({**content, "split_seed": 5})
+        VOC.model_validate({**content, "split_seed": 5}).resolve()
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_a_picture_on_two_sides_is_refused(own: Path) -> None:
 @needs_data
 def test_real_blood_cells_are_complete() -> None:
     """Their two boxes without area are told."""
-    voc = VOC(size=(48, 64), tasks=ALL)
+    voc = VOC(size=(48, 64), tasks=ALL).resolve()
     assert present(voc.found).classes == ("Platelets", "RBC", "WBC")
     arrays = voc.load()
     (note,) = voc.notes(arrays)

@@ -58,7 +58,7 @@ def source(path: Path, tasks: Mapping[str, Any] | None = None, **values: Any) ->
     chosen = tasks or {"cls": {}, "weight": {}, "kind": {}, "seg": {"column": "seg.png"}}
     return Files(
         path=str(path), tasks=chosen, inputs={"image": "picture"}, size=8, shots=2, queries=3, **values
-    )  # fmt: skip
+    ).resolve()  # fmt: skip
 
 
 def test_samples_are_rows_with_all_labels(tmp_path: Path) -> None:

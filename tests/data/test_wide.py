@@ -238,7 +238,7 @@ def test_findings_survive_saving(tmp_path: Path, columns: int) -> None:
             "data": {"name": "files", "path": str(tmp_path / "t.parquet"), "tasks": {"y": {}}},
             "encoder": {"name": "mlp"},
         }
-    )
+    ).resolve()
     experiment.save(tmp_path / "saved.yaml")
     again = load(tmp_path / "saved.yaml")
     assert again == experiment

@@ -24,7 +24,7 @@ def german(value: float) -> str:
 
 
 def source(path: Path, tasks: dict[str, Any] | None = None, **more: Any) -> Files:
-    return Files.model_validate({"path": str(path), "tasks": tasks or {"y": {}}, **more})
+    return Files.model_validate({"path": str(path), "tasks": tasks or {"y": {}}, **more}).resolve()
 
 
 def notes(files: Files) -> list[str]:
@@ -276,7 +276,7 @@ def test_parts_with_numbers_and_texts_are_one_column(tmp_path: Path) -> None:
     ):
         write_csv(tmp_path / f"{name}.csv", {"zip": cells, "a": X, "y": CLASSES})
     paths = {name: str(tmp_path / f"{name}.csv") for name in ("train", "test")}
-    files = Files.model_validate({"path": paths, "tasks": {"y": {}}})
+    files = Files.model_validate({"path": paths, "tasks": {"y": {}}}).resolve()
     assert files.found.columns[0].role == "category"
     assert "119 of 120 cells are numbers, but not 'SW1'" in notes(files)[0]
 

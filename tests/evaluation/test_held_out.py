@@ -66,7 +66,7 @@ def files(path: Path, tasks: dict[str, Any], **values: Any) -> Experiment:
             "train": {"steps": 4, "eval_every": 2},
             "evaluate": {"val_episodes": 3, "test_episodes": 3},
         }
-    )
+    ).resolve()
 
 
 THREE: dict[str, dict[str, Any]] = {"price": {}, "kind": {}, "sold": {}}
@@ -246,7 +246,7 @@ def test_searching_by_unlabelled_tasks_is_refused(tmp_path: Path) -> None:
     tasks = {"price": {}, "rare": {"kind": "regression"}}
     chosen = files(sparse(tmp_path), tasks, split={"column": "part"})
     search = {"search": {"train.lr": {"uniform": [0.001, 0.01]}}, "tune": {"metric": "val.rare.r2"}}
-    chosen = Experiment.model_validate(chosen.model_dump(mode="json") | search)
+    chosen = Experiment.model_validate(chosen.model_dump(mode="json") | search).resolve()
     with pytest.raises(UserError, match=r"^tune\.metric: .*got val\.rare\.r2"):
         refuse_unscored(chosen, chosen.data.load())
     alone = files(sparse(tmp_path), {"same": {"kind": "regression"}}, split={"column": "part"})

@@ -260,7 +260,7 @@ SOURCES: list[tuple[str, Callable[[Path], Source]]] = [
         "digits of several shots and ways",
         lambda folder: Digits(episodes="classes", shots=(1, 4), ways=(2, 6)),
     ),
-    ("several together", lambda folder: Several(episodes="together")),
+    ("several together", lambda folder: Several(episodes="together").resolve()),
     ("cifar100 fine and coarse", lambda folder: CIFAR100(episodes="fine_and_coarse", shots=5)),
     ("cifar100 classes", lambda folder: CIFAR100(episodes="classes", shots=(1, 4), ways=(2, 6))),
 ]

@@ -698,8 +698,10 @@ def shapes() -> tuple[Shapes, list[dict[str, Any]], Any]:
     """Held-out pictures with a label of every kind, and what a model that was never trained says of them."""
     source = Shapes(unboxed=0.0)
     algorithm = problem_of(source, encoder=ConvSpec(channels=(4, 4)), inner_steps=0)
-    chosen = Experiment.model_validate({"learner": {"name": "maml", "inner_steps": 0}}).model_copy(
-        update={"data": source}
+    chosen = (
+        Experiment.model_validate({"learner": {"name": "maml", "inner_steps": 0}})
+        .resolve()
+        .model_copy(update={"data": source})
     )
     with torch.no_grad():
         rows = example_rows(chosen, algorithm, algorithm.init_params(), {}, "test")
@@ -766,7 +768,7 @@ def test_the_page_names_the_boxes_classes(run: Path, tmp_path: Path) -> None:
             "encoder": {"name": "conv", "channels": [4]},
             "learner": {"name": "maml", "inner_steps": 0},
         }
-    )
+    ).resolve()
     arrays, algorithm = chosen.data.load(), chosen.build()
     with torch.no_grad():
         rows = example_rows(chosen, algorithm, algorithm.init_params(), arrays, "test")

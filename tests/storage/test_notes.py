@@ -63,7 +63,7 @@ def test_several_names_the_part_of_a_note(tmp_path: Path) -> None:
             "tasks": tasks,
             "max_corrupt": 0.1,
         }
-    source = Several.model_validate({"name": "several", "parts": parts})
+    source = Several.model_validate({"name": "several", "parts": parts}).resolve()
     notes = source.notes(source.load())
     assert [note.place for note in notes] == ["lamps: pictures", "suns: pictures"]
     assert notes[1].key == "data.parts.suns.max_corrupt"

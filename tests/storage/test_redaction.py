@@ -116,7 +116,7 @@ def test_configurations_keep_variables_of_urls(
         "shots": 2,
         "queries": 2,
     }
-    made = parse(experiment().model_dump(mode="json") | {"data": data})
+    made = parse(experiment().model_dump(mode="json") | {"data": data}).resolve()
     made.save(tmp_path / "config.yaml")
     assert "memory://" not in (tmp_path / "config.yaml").read_text()
     assert load(tmp_path / "config.yaml") == made
@@ -148,6 +148,10 @@ def test_workers_without_the_variable_load_configurations(
         "shots": 2,
         "queries": 2,
     }
-    tree = parse(experiment().model_dump(mode="json") | {"data": data}).model_dump(mode="json")
+    tree = (
+        parse(experiment().model_dump(mode="json") | {"data": data})
+        .resolve()
+        .model_dump(mode="json")
+    )
     monkeypatch.delenv("MINE")
-    assert parse(tree).model_dump(mode="json") == tree
+    assert parse(tree).resolve().model_dump(mode="json") == tree

@@ -114,7 +114,9 @@ def table(path: Path, number: int = 400) -> Path:
 
 
 def source(path: Path, tasks: dict[str, Any], **values: Any) -> Files:
-    return Files(path=str(path), inputs=("a", "b"), tasks=tasks, shots=4, queries=12, **values)
+    return Files(
+        path=str(path), inputs=("a", "b"), tasks=tasks, shots=4, queries=12, **values
+    ).resolve()
 
 
 def trained_labels(own: Files, task: str) -> np.ndarray:
@@ -157,7 +159,9 @@ def test_weighted_steps_are_the_same_on_workers_and_by_vmap(tmp_path: Path) -> N
         "tags": {"kind": "multilabel", "class_weights": "balanced"},
     }
     own = source(table(tmp_path / "t.csv"), tasks)
-    experiment = Experiment.model_validate({"data": own, "encoder": {"name": "mlp", "hidden": [8]}})
+    experiment = Experiment.model_validate(
+        {"data": own, "encoder": {"name": "mlp", "hidden": [8]}}
+    ).resolve()
     algorithm = experiment.build()
     params = algorithm.init_params()
     arrays = own.load()

@@ -16,6 +16,7 @@ from raymtl.data.base import (
     Source,
     Split,
     Ways,
+    unresolved,
     usual,
 )
 from raymtl.data.draws import Draws
@@ -58,29 +59,38 @@ class Prepared(Source):
     """What was prepared, with all findings; written by the program."""
 
     @model_validator(mode="after")
-    def _found(self) -> Self:
-        if not self.path:
-            return self  # nothing to read yet; said when something is asked
-        if self.files is None:
-            from raymtl.data.prepared.load import read_manifest
-
-            # The object is frozen for others; here it is still being made.
-            self.__dict__["path"] = absolute(self.path, "data.path")
-            manifest = read_manifest(self.path)
-            self.__dict__["files"], self.__dict__["digest"] = manifest.files, manifest.digest
-        self._check()
+    def _consistent(self) -> Self:
+        if self.is_resolved:
+            self._check()
         return self
+
+    @property
+    def is_resolved(self) -> bool:
+        return self.files is not None
+
+    def resolve(self) -> Self:
+        if self.is_resolved:
+            return self
+        if not self.path:
+            raise _no_path()
+        from raymtl.data.prepared.load import read_manifest
+
+        path = absolute(self.path, "data.path")
+        manifest = read_manifest(path)
+        prepared = {"path": path, "files": manifest.files, "digest": manifest.digest}
+        resolved = self.model_copy(update=prepared)
+        resolved._check()
+        return resolved
 
     @property
     def as_files(self) -> Files:
         """The files that were prepared, with the episodes that were chosen here. Raises UserError
-        if no path was given.
+        if no path was given, or nothing was read from it yet.
         """
+        if self.files is None and not self.path:
+            raise _no_path()
         if self.files is None:
-            raise UserError(
-                "data.path: expected the folder or the URL of prepared data, got none. Give the "
-                "--output of `raymtl data prepare`."
-            )
+            raise unresolved()
         keys = ("episodes", "shots", "queries", "ways", "augment")
         chosen = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
         if self.tasks is not None:
@@ -207,6 +217,13 @@ class Prepared(Source):
 
     def every_example(self, arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
         return self.as_files.every_example(arrays, split)
+
+
+def _no_path() -> UserError:
+    return UserError(
+        "data.path: expected the folder or the URL of prepared data, got none. Give the --output "
+        "of `raymtl data prepare`."
+    )
 
 
 def files_of(source: Source) -> Files | None:

@@ -57,6 +57,28 @@ class Several(Source):
                 f"data.odds: expected names of data.parts: {list(self.parts)}, got '{unknown[0]}'. "
                 "Correct the name."
             )
+        self._check_parts()
+        if self.is_resolved:
+            self._check_alike()
+        return self
+
+    @property
+    def is_resolved(self) -> bool:
+        return all(part.is_resolved for part in self.parts.values())
+
+    def resolve(self) -> Self:
+        if self.is_resolved:
+            return self
+        parts: dict[str, Source] = {}
+        for name, part in self.parts.items():
+            with _said_of(name):
+                parts[name] = part.resolve()
+        resolved = self.model_copy(update={"parts": parts})
+        resolved._check_alike()
+        return resolved
+
+    def _check_alike(self) -> None:
+        """Refuses parts whose inputs differ, and several that are streamed."""
         (first, one), *others = self.parts.items()
         for name, other in others:
             if (other.input_shape, other.is_image) != (one.input_shape, one.is_image):
@@ -65,14 +87,12 @@ class Several(Source):
                     f"data.parts.{first} has, got {other.input_shape}. One encoder reads them all: "
                     "take sources whose inputs are alike."
                 )
-        self._check_parts()
         streamed = [name for name, part in self.parts.items() if part.is_streamed]
         if len(streamed) > 1:
             raise UserError(
                 f"data.parts.{streamed[1]}.in_memory_mb: expected one part that is larger than "
                 f"memory, got {streamed}. Raise it for one of them."
             )
-        return self
 
     def _check_parts(self) -> None:
         """Refuses keys of a part that are the same for all parts."""

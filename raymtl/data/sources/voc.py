@@ -23,6 +23,7 @@ from raymtl.data.base import (
     drawn,
     each_once,
     same_domain,
+    unresolved,
 )
 from raymtl.data.draws import Draws, alike
 from raymtl.data.formats.voc_folder import read_folder, split_names
@@ -104,13 +105,23 @@ class VOC(ChosenTasks):
     """What was found in the annotations; written by the program."""
 
     @model_validator(mode="after")
-    def _read(self) -> Self:
+    def _consistent(self) -> Self:
         if self.classes and len(set(self.classes)) < len(self.classes):
             raise UserError(f"data.classes: expected every class once, got {list(self.classes)}.")
-        if self._root is not None and (self.found is None or self.found.settings != self._settings):
+        is_elsewhere = self.found is not None and self.found.settings != self._settings
+        if self._root is not None and is_elsewhere:
             # The object is frozen for others; here it is still being made.
-            self.__dict__["found"] = self._find()
+            self.__dict__["found"] = None
         return self
+
+    @property
+    def is_resolved(self) -> bool:
+        return self.found is not None
+
+    def resolve(self) -> Self:
+        if self.is_resolved:
+            return self
+        return self.model_copy(update={"found": self._find()})
 
     @property
     def _root(self) -> Path | None:
@@ -172,7 +183,7 @@ class VOC(ChosenTasks):
     @property
     def _known(self) -> FoundVOC:
         if self.found is None:
-            return self._find()
+            raise unresolved()
         return self.found
 
     def class_names(self, task: str) -> tuple[str, ...]:

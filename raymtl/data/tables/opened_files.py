@@ -25,13 +25,12 @@ from raymtl.data.tables.labels_in_folders import (
 from raymtl.data.tables.paths import FileSet, format_of, locate
 from raymtl.data.tables.readers import open_table
 from raymtl.data.tables.schema import Fitted, Format, TaskColumn
-from raymtl.data.tables.settings import FilesConfig
+from raymtl.data.tables.settings import FilesConfig, no_path
 from raymtl.data.tables.written_cells import (
     with_plain_keys,
 )
 from raymtl.storage.notes import Note
 from raymtl.storage.places import absolute
-from raymtl.types import UserError
 
 
 class OpenedFiles:
@@ -53,10 +52,7 @@ class OpenedFiles:
         self._open_rows()
         self._open_labels()
         if not self.parts:
-            raise UserError(
-                "data.path: expected a file, a folder or a URL, got none. Give the path of your "
-                "data."
-            )
+            raise no_path()
         check_parts(source, self.parts)
         self.blocks: list[tuple[int, Block]] = [
             (number, block) for number, part in enumerate(self.parts) for block in part.table.blocks

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from raymtl.data.base import Count, Source, Split, Ways, most
+from raymtl.data.base import Count, Source, Split, Ways, most, unresolved
 from raymtl.data.tables.augment import Augment
 from raymtl.data.tables.schema import (
     DateOrder,
@@ -120,6 +120,11 @@ class FilesConfig(Source):
         content = self.model_dump(mode="json", exclude=set(DRAWING), exclude_defaults=True)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def has_path(self) -> bool:
+        """Whether it is said where any files are."""
+        return bool(self.path) or any(task.path for task in self.tasks.values())
+
     def is_stale(self, fitted: Fitted) -> bool:
         known = fitted.tasks
         return fitted.settings != self.digest() or any(
@@ -129,13 +134,12 @@ class FilesConfig(Source):
 
     @property
     def found(self) -> Fitted:
-        """What was found in the files. Raises UserError where none were given."""
-        if self.fitted is None:
-            raise UserError(
-                "data.path: expected a file, a folder or a URL, got none. Give the path of your "
-                "data."
-            )
-        return self.fitted
+        """What was found in the files. Raises UserError where none were given, or not read yet."""
+        if self.fitted is not None:
+            return self.fitted
+        if not self.has_path:
+            raise no_path()
+        raise unresolved()
 
     @property
     def is_image(self) -> bool:
@@ -174,6 +178,13 @@ class FilesConfig(Source):
     @property
     def input_shape(self) -> tuple[int, ...]:
         return self.found.input_shape
+
+
+def no_path() -> UserError:
+    """The error about files of which it is not said where they are."""
+    return UserError(
+        "data.path: expected a file, a folder or a URL, got none. Give the path of your data."
+    )
 
 
 def _without_place(task: TaskColumn) -> TaskColumn:

@@ -21,7 +21,7 @@ from raymtl.data.draws import Draws
 from raymtl.data.tables import augment
 from raymtl.data.tables import sampling as drawing
 from raymtl.data.tables.contents import check_encoding
-from raymtl.data.tables.settings import FilesConfig
+from raymtl.data.tables.settings import FilesConfig, no_path
 from raymtl.storage.notes import Note
 from raymtl.storage.places import absolute
 from raymtl.types import UserError
@@ -31,9 +31,9 @@ class Files(FilesConfig):
     """Tables (Parquet, CSV, ARFF, MATLAB cells of tasks) and folders of pictures, with the labels
     of `tasks`.
 
-    What is not said is inferred from the files when the configuration is read, shown by `raymtl
-    data inspect`, and kept in `fitted` with all statistics, which are of the rows for training.
-    docs/data.md tells the keys.
+    What is not said is inferred from the files by `resolve`, when a configuration is loaded. It is
+    shown by `raymtl data inspect`, and kept in `fitted` with all statistics, which are of the rows
+    for training. docs/data.md tells the keys.
 
     `episodes: rows`: an episode is `shots` + `queries` rows at random. `groups`: an episode is a
     group of rows, such as a school, those of a value in the column `group`. `classes`: an episode
@@ -42,23 +42,33 @@ class Files(FilesConfig):
     """
 
     @model_validator(mode="after")
-    def _found(self) -> Self:
-        if not self.path and not any(task.path for task in self.tasks.values()):
-            return self  # nothing to read yet; said when something is asked
+    def _consistent(self) -> Self:
+        if not self.has_path:
+            return self  # said when something is asked
         self._check()
-        if self.fitted is not None and not self.is_stale(self.fitted):
+        if self.fitted is not None and self.is_stale(self.fitted):
+            # The object is frozen for others; here it is still being made.
+            self.__dict__["fitted"] = None
+        if self.fitted is not None:
             self._check_augment()
-            # of a run: its paths stand as they were found, and a worker need not know their
-            # variables
-            return self
-        # The object is frozen for others; here it is still being made.
-        self.__dict__["path"] = _absolute(self.path)
-        if self.fitted is None or self.is_stale(self.fitted):
-            from raymtl.data.tables.fit import fit
-
-            self.__dict__["fitted"] = fit(self)
-        self._check_augment()
         return self
+
+    @property
+    def is_resolved(self) -> bool:
+        return self.fitted is not None
+
+    def resolve(self) -> Self:
+        # Of a run, paths stand as they were found, and a worker need not know their variables.
+        if self.is_resolved:
+            return self
+        if not self.has_path:
+            raise no_path()
+        from raymtl.data.tables.fit import fit
+
+        placed = self.model_copy(update={"path": _absolute(self.path)})
+        resolved = placed.model_copy(update={"fitted": fit(placed)})
+        resolved._check_augment()
+        return resolved
 
     def _check_augment(self) -> None:
         if self.augment is not None:
