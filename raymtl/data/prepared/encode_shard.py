@@ -54,7 +54,7 @@ def _class_keys(source: Files, dataset: TableDataset, rows: TableRows) -> pa.Arr
     if len(source.tasks) != 1:
         return None
     ((name, fitted),) = ((name, source.found.tasks[name]) for name in source.tasks)
-    if not fitted.task_kind.has_class_targets or name in dataset.boxes:
+    if not fitted.task_kind.has_class_targets or dataset.labels[name].in_files:
         return None
     return texts(next(iter(rows.labels[name].values())))
 

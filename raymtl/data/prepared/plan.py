@@ -91,10 +91,7 @@ def _shards(blocks: Sequence[Block], most_rows: int) -> Iterator[ShardPlan]:
 
 def _files(dataset: TableDataset) -> Iterator[tuple[str, int, str]]:
     """The user's files with their sizes and times."""
-    file_sets = [part.file_set for part in dataset.parts]
-    file_sets += [labels.file_set for labels in dataset.joined.values()]
-    file_sets += dataset.maps.values()
-    for file_set in file_sets:
+    for file_set in dataset.file_sets():
         for info in file_set.fs.get_file_info(list(file_set.files)):
             yield info.path, info.size or 0, str(info.mtime)
 

@@ -1,15 +1,14 @@
 """The columns that a configuration names, and the refusal of names that the files do not have."""
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-import pyarrow as pa
-
-from raymtl.data.tables.blocks import Cells, Table
+from raymtl.data.tables.blocks import Table
+from raymtl.data.tables.folders import FILE
 from raymtl.data.tables.paths import FileSet
-from raymtl.data.tables.schema import TaskColumn
+from raymtl.data.tables.schema import Format, TaskColumn
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.types import UserError
 
@@ -23,15 +22,6 @@ class TablePart(NamedTuple):
     """The number of the split that all of its rows are in, if its path says one."""
     task: str | None
     """The only task that it has labels of, if there is one."""
-
-
-class JoinedLabels(NamedTuple):
-    """The labels of a task in a file of their own, which data.key joins with the rows."""
-
-    rows: pa.Table
-    file_set: FileSet
-    cells: Cells
-    """How the cells of its columns are written."""
 
 
 def label_columns(name: str, task: TaskColumn) -> tuple[str, ...]:
@@ -67,66 +57,57 @@ def check_parts(source: FilesConfig, parts: Sequence[TablePart]) -> None:
         )
 
 
-class NameCheck(NamedTuple):
-    """The columns of a dataset, which the names in its configuration are compared with."""
+def names_of_all(parts: Sequence[TablePart]) -> list[str]:
+    """The columns that all parts have, in the order of the first."""
+    known = frozenset.intersection(*(frozenset(part.table.names) for part in parts))
+    return [name for name in parts[0].table.names if name in known]
 
-    source: FilesConfig
-    parts: Sequence[TablePart]
-    joined: Mapping[str, JoinedLabels]
-    names: Sequence[str]
-    """The columns that all parts have."""
 
-    @property
-    def shown(self) -> str:
-        """The path of the first part, as the user wrote it."""
-        return self.parts[0].file_set.shown
+def check_row_columns(source: FilesConfig, names: Collection[str], shown: str) -> None:
+    """Raises UserError for a group, split or key that is no column."""
+    for key, name in (
+        ("group", source.group),
+        ("split.column", source.split.column),
+        ("split.key", source.split.key),
+    ):
+        if name is not None:
+            check_name(f"data.{key}", name, names, shown)
 
-    def of_rows(self) -> None:
-        """Raises UserError for a group, split or key that is no column."""
-        split = self.source.split
-        for key, name in (
-            ("group", self.source.group),
-            ("split.column", split.column),
-            ("split.key", split.key),
-        ):
-            if name is not None:
-                check_name(f"data.{key}", name, self.names, self.shown)
 
-    def of_joined_labels(self) -> None:
-        """Raises UserError where the files of tasks lack the key or a column of labels."""
-        key = str(self.source.key)
-        for task, labels in self.joined.items():
-            columns = labels.rows.column_names
-            for name in (key, *label_columns(task, self.source.tasks[task])):
-                check_name(f"data.tasks.{task}", name, columns, labels.file_set.shown)
-            check_name("data.key", key, self.names, self.shown)
+def check_inputs(source: FilesConfig, names: Collection[str], shown: str) -> None:
+    """Raises UserError for an input that is neither a column nor a pattern of some."""
+    if isinstance(source.inputs, str):
+        return
+    known = set(names)
+    for name in source.inputs:
+        if name in known or any(fnmatchcase(other, name) for other in names):
+            continue
+        check_name("data.inputs", name, names, shown)
 
-    def of_labels(self, tasks_in_columns: Collection[str]) -> None:
-        """Raises UserError where the parts lack a column with labels of these tasks."""
-        for task in tasks_in_columns:
-            if task in self.joined:
-                continue
-            for column in label_columns(task, self.source.tasks[task]):
-                for part in self._holders(task):
-                    check_name(f"data.tasks.{task}", column, part.table.names, part.file_set.shown)
 
-    def _holders(self, task: str) -> Iterator[TablePart]:
-        """The parts that hold the labels of a task."""
-        of_task = [part for part in self.parts if part.task == task]
-        if of_task:
-            yield from of_task
-        else:
-            yield from (part for part in self.parts if part.task is None)
-
-    def of_inputs(self) -> None:
-        """Raises UserError for an input that is neither a column nor a pattern of some."""
-        if isinstance(self.source.inputs, str):
-            return
-        known = set(self.names)
-        for name in self.source.inputs:
-            if name in known or any(fnmatchcase(other, name) for other in self.names):
-                continue
-            check_name("data.inputs", name, self.names, self.shown)
+def candidates(source: FilesConfig, names: Sequence[str], form: Format) -> dict[str, bool]:
+    """The columns that could be inputs -> whether they were named, in the order of their names or
+    of the table.
+    """
+    if not isinstance(source.inputs, str):
+        known = set(names)
+        chosen: list[str] = []
+        for name in source.inputs:
+            if name in known:
+                chosen.append(name)
+            else:
+                chosen += [other for other in names if fnmatchcase(other, name)]
+        return dict.fromkeys(chosen, True)
+    if form == "pictures":
+        return {FILE: True}
+    taken: set[str | None] = {*all_label_columns(source), source.group, source.key}
+    taken |= {source.split.column, source.split.key}
+    left = []
+    for name in names:
+        excluded = any(fnmatchcase(name, pattern) for pattern in source.exclude)
+        if name not in taken and not excluded:
+            left.append(name)
+    return dict.fromkeys(left, False)
 
 
 def check_name(key: str, name: str, names: Collection[str], shown: str) -> None:

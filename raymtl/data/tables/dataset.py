@@ -1,42 +1,27 @@
-"""The user's files opened together: the table or the pictures, and the labels that lie in files of
-their own.
-"""
+"""The user's files as blocks of rows: all columns of a table, and the labels of every task."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from raymtl.data.tables.blocks import Cells
-from raymtl.data.tables.column_names import (
-    TablePart,
-    all_label_columns,
-    check_name,
-    label_columns,
-)
-from raymtl.data.tables.columns import LocateRow, is_text, named_files, plain, texts
-from raymtl.data.tables.folders import FILE
-from raymtl.data.tables.joins import joined
-from raymtl.data.tables.labels_in_folders import (
-    ColumnMaps,
-    FoundMaps,
-    look_like_maps,
-    num_of_stems,
-)
-from raymtl.data.tables.opened_files import OpenedFiles
+from raymtl.data.tables.blocks import Block
+from raymtl.data.tables.column_names import candidates, check_name, names_of_all
+from raymtl.data.tables.columns import LocateRow, plain
+from raymtl.data.tables.folders import named_first
+from raymtl.data.tables.label_files import MapLabels
+from raymtl.data.tables.map_files import ColumnMaps, FoundMaps
+from raymtl.data.tables.opened_files import open_files
+from raymtl.data.tables.paths import FileSet
 from raymtl.data.tables.picture_files import PictureFiles
-from raymtl.data.tables.schema import TextForm, label_text
+from raymtl.data.tables.schema import Fitted, TextForm
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.data.tables.stored import as_type, common
-from raymtl.data.tables.written_cells import (
-    cells_of_column,
-    read_column,
-    read_columns,
-    with_plain_keys,
-)
+from raymtl.data.tables.task_labels import JoinedLabels, LabelColumns, RawBlock
+from raymtl.data.tables.written_cells import cells_of_column, read_column, read_columns
+from raymtl.storage.notes import Note
 from raymtl.types import UserError
 
 
@@ -44,26 +29,45 @@ class TableRows(NamedTuple):
     """Some rows: all columns, and of each task those with its labels."""
 
     table: pa.Table
-    labels: Mapping[str, Mapping[str, pa.ChunkedArray]]
+    labels: Mapping[str, LabelColumns]
 
 
-class TableDataset(OpenedFiles):
+class Forms(NamedTuple):
+    """How texts are read, where that is not as anybody would."""
+
+    columns: Mapping[str, TextForm] = {}
+    labels: Mapping[str, Mapping[str, TextForm]] = {}
+    """Of each task those of its columns."""
+
+    @classmethod
+    def of(cls, fitted: Fitted | None) -> "Forms":
+        """Those that were found in the files; none before anything was."""
+        if fitted is None:
+            return cls()
+        return cls(fitted.forms, {name: task.forms for name, task in fitted.tasks.items()})
+
+
+class TableDataset:
     """The blocks of all files, each read by its number."""
 
     def __init__(self, source: FilesConfig) -> None:
         """Opens the files that a configuration names. Raises UserError where they do not fit it."""
-        super().__init__(source)
-        self.forms: Mapping[str, TextForm] | None = {}
-        """How the texts of columns are read; None before that is found, when cells stay as they are
-        written.
-        """
-        self.label_forms: dict[str, Mapping[str, TextForm]] = {}
-        """How the texts in the labels of each task are read."""
-        if source.fitted:
-            self.forms = source.fitted.forms
-            self.label_forms |= {name: task.forms for name, task in source.fitted.tasks.items()}
+        opened = open_files(source)
+        self.source = source
+        self.parts = opened.parts
+        self.labels = opened.labels
+        """Of each task, where its labels are."""
+        self.format = opened.format
+        self._folder_notes = opened.notes
+        self.blocks: list[tuple[int, Block]] = [
+            (number, block) for number, part in enumerate(self.parts) for block in part.table.blocks
+        ]
+        """All blocks, each with the number of its part."""
+        self.names = names_of_all(self.parts)
+        """The columns that all parts have."""
+        self.forms = Forms.of(source.fitted)
         self._map_files = ColumnMaps()
-        maps = {file for file_set in self.maps.values() for file in file_set.files}
+        maps = {file for file_set in self._map_folders() for file in file_set.files}
         self._picture_files = PictureFiles(maps)
         self.probe: Callable[[bytes], None] | None = None
         """Is called with every picture before it is decoded; raises OSError for one that must not
@@ -74,14 +78,19 @@ class TableDataset(OpenedFiles):
         """The rows of the block with this number. Raises UserError for a cell that is not of the
         form of its column.
         """
-        rows = self._raw(number)
-        if self.forms is None:
-            return rows
-        return self.formed(rows, lambda row: self.locate_row(number, row))
+        return self.formed(self.raw(number), lambda row: self.locate_row(number, row))
+
+    def raw(self, number: int) -> TableRows:
+        """The same with cells of text files as they are written there."""
+        part_number, block = self.blocks[number]
+        part = self.parts[part_number]
+        rows = RawBlock(part, part.table.raw(block))
+        labels = {name: of_task.read(rows) for name, of_task in self.labels.items()}
+        return TableRows(rows.table.select(self.names), labels)
 
     def formed(self, rows: TableRows, locate_row: LocateRow) -> TableRows:
-        """The same rows with texts read in the forms of their columns."""
-        forms = self.forms or {}
+        """Rows as they are written, read in the forms of their columns."""
+        forms = self.forms.columns
         written = [part.table.written for part in self.parts]
         cells = {
             name: cells_of_column(written, name)
@@ -91,109 +100,23 @@ class TableDataset(OpenedFiles):
         table = read_columns(rows.table, cells, forms, locate_row)
         labels: dict[str, dict[str, pa.ChunkedArray]] = {}
         for task, columns in rows.labels.items():
-            of_task = self.label_forms.get(task, {})
+            of_task = self.forms.labels.get(task, {})
             labels[task] = {}
             for name, column in columns.items():
-                task_cells = self.cells_of(task, name)
+                task_cells = self.labels[task].cells(name)
                 labels[task][name] = read_column(
                     column, name, of_task.get(name), task_cells, locate_row
                 )
         return TableRows(table, labels)
 
-    def cells_of(self, task: str, column: str) -> Cells:
-        """How the cells of a column of labels are written."""
-        if task in self.joined:
-            written = [self.joined[task].cells]
-        else:
-            written = [part.table.written for part in self.parts]
-        return cells_of_column(written, column, self.classes_of(task))
-
-    def classes_of(self, task: str) -> tuple[str, ...]:
-        """The classes that the configuration names, as they are written in files."""
-        return tuple(label_text(value) for value in self.source.tasks[task].classes or ())
-
-    def _raw(self, number: int) -> TableRows:
-        part_number, block = self.blocks[number]
-        part = self.parts[part_number]
-        table = part.table.raw(block)
-        labels = {name: self._raw_labels(name, part, table) for name in self.source.tasks}
-        return TableRows(table.select(self.names), labels)
-
-    def _raw_labels(
-        self, name: str, part: TablePart, table: pa.Table
-    ) -> Mapping[str, pa.ChunkedArray]:
-        """The labels of a task in the rows of a part: out of its own files, of the table, or
-        null.
+    def together(
+        self, numbers: Sequence[int], *, raw: bool = False
+    ) -> tuple[TableRows, Callable[[int], str]]:
+        """The rows of several blocks as one, and where each row is from; `raw` as they are written.
+        Raises UserError where types do not agree.
         """
-        task = self.source.tasks[name]
-        columns = label_columns(name, task)
-        if name in self.joined:
-            key, labels = str(self.source.key), self.joined[name]
-            keyed = with_plain_keys(table, key, part.table.written)
-            joined_columns = dict(joined(keyed, labels.rows, key, labels.file_set.shown))
-            return {column: joined_columns[column] for column in columns}
-        if name in self.boxes or (name in self.maps and not task.column):
-            return {columns[0]: pa.chunked_array([self._labels_by_name(name, table)])}
-        if part.task in (None, name) and all(column in table.column_names for column in columns):
-            return {column: table[column] for column in columns}
-        return {column: pa.chunked_array([pa.nulls(len(table))]) for column in columns}
-
-    def _labels_by_name(self, task: str, table: pa.Table) -> pa.Array:
-        """The number of each row's boxes, or the file of its map, found by what the row is
-        called.
-        """
-        names = self._row_names(task, table)
-        if task in self.boxes:
-            every: Sequence[str | None] = names
-            if self.format == "pictures":
-                every = self._all_pictures
-            return self.boxes[task].of(names, every)
-        if self.format == "pictures":
-            num_of_stem = self._num_of_stem
-        else:
-            num_of_stem = num_of_stems(names)
-        return self.label_files.maps_of(task, names, num_of_stem)
-
-    @cached_property
-    def _all_pictures(self) -> list[str]:
-        """The names of all pictures of the folders."""
-        pictures: list[str] = []
-        for part in self.parts:
-            for block in part.table.blocks:
-                pictures += part.table.read(block)[FILE].to_pylist()
-        return pictures
-
-    @cached_property
-    def _num_of_stem(self) -> Counter[str]:
-        return num_of_stems(self._all_pictures)
-
-    def _row_names(self, task: str, table: pa.Table) -> list[str | None]:
-        """What the rows are called: by their key, or by the names of their pictures."""
-        key = self.source.key
-        if key:
-            check_name("data.key", key, table.column_names, self.parts[0].file_set.shown)
-            naming = [key]
-        elif self.format == "pictures":
-            naming = [FILE]
-        else:
-            labels = all_label_columns(self.source)
-            others = [name for name in table.column_names if name not in labels]
-            in_text = [name for name in others if is_text(plain(table[name]).type)]
-            naming = [name for name in in_text if named_files(texts(table[name]))]
-        if not naming:
-            raise UserError(
-                f"data.tasks.{task}.path: expected a column with the names of pictures, after "
-                f"which the maps are called, got {table.column_names}. Say data.key, the column "
-                "that names the maps."
-            )
-        names: list[str | None] = texts(table[naming[0]]).to_pylist()
-        return names
-
-    def together(self, numbers: Sequence[int]) -> tuple[TableRows, Callable[[int], str]]:
-        """The rows of several blocks as one, and where each row is from. Raises UserError where
-        types do not agree.
-        """
-        blocks = [self.read(number) for number in numbers]
+        read = self.raw if raw else self.read
+        blocks = [read(number) for number in numbers]
         starts = np.cumsum([0] + [len(rows.table) for rows in blocks])
 
         def locate_row(row: int) -> str:
@@ -201,7 +124,7 @@ class TableDataset(OpenedFiles):
             return self.locate_row(numbers[index], row - int(starts[index]))
 
         labels: dict[str, dict[str, pa.ChunkedArray]] = {}
-        for task in self.source.tasks:
+        for task in self.labels:
             labels[task] = {}
             for column in blocks[0].labels[task]:
                 parts = [rows.labels[task][column] for rows in blocks]
@@ -238,15 +161,6 @@ class TableDataset(OpenedFiles):
             return reads
         return [partial(_probed, read, self.probe) for read in reads]
 
-    def holds_maps(self, task: str, column: pa.ChunkedArray) -> bool:
-        """Whether these labels are maps, by what was asked for or by how they look."""
-        kind = self.source.tasks[task].task_kind
-        if task in self.maps:
-            return True
-        if kind is not None:
-            return kind.is_map
-        return task not in self.boxes and look_like_maps(column)
-
     def unread_maps(self, task: str, numbers: Sequence[int], column: pa.ChunkedArray) -> FoundMaps:
         """The maps in the label column of these blocks, and the names of those that are missing."""
         maps = FoundMaps([], [])
@@ -256,15 +170,110 @@ class TableDataset(OpenedFiles):
             size = block.rows or 0
             values = plain(column.slice(start, size))
             start += size
-            file_set = self.parts[part_number].file_set
-            if task in self.joined:
-                file_set = self.joined[task].file_set
-            if task in self.maps:
-                file_set = self.maps[task]
-            of_block = self._map_files.of(values, file_set, partial(self.locate_row, number))
+            folder = self.labels[task].folder(self.parts[part_number])
+            of_block = self._map_files.of(values, folder, partial(self.locate_row, number))
             maps.maps.extend(of_block.maps)
             maps.missing.extend(of_block.missing)
         return maps
+
+    def candidates(self) -> dict[str, bool]:
+        """The columns that could be inputs -> whether they were named, in the order of their names
+        or of the table.
+        """
+        return candidates(self.source, self.names, self.format)
+
+    def check_fitted(self, fitted: Fitted) -> None:
+        """Raises UserError where files that have moved lack a column of those that the inputs were
+        found in.
+        """
+        shown = self.parts[0].file_set.shown
+        known = frozenset(self.names)
+        for column in fitted.columns:
+            if column.column not in known:
+                check_name("data.path", column.column, self.names, shown)
+        if fitted.split_column is not None:
+            check_name("data.path", fitted.split_column, self.names, shown)
+
+    @cached_property
+    def names_of_files(self) -> frozenset[str]:
+        """Columns of names of files and folders, which are never numbers."""
+        return frozenset(name for part in self.parts for name in part.table.written.names)
+
+    @cached_property
+    def written_columns(self) -> frozenset[str]:
+        """Columns of cells as they are written in text files."""
+        return frozenset(name for part in self.parts for name in part.table.written.columns)
+
+    @property
+    def commas_divide(self) -> bool | None:
+        """Whether commas stand between the cells of text files, or semicolons; None where that is
+        open.
+        """
+        said = {part.table.written.commas_divide for part in self.parts} - {None}
+        if said:
+            return any(said)
+        return None
+
+    @property
+    def header_notes(self) -> tuple[Note, ...]:
+        """On headers that look like a row of data."""
+        return tuple(note for part in self.parts for note in part.table.written.notes)
+
+    def skipped_notes(self) -> list[Note]:
+        """Notes on the files that are passed over, for their names or their kind."""
+        file_sets = [*(part.file_set for part in self.parts), *self._map_folders()]
+        skipped = list(dict.fromkeys(file for file_set in file_sets for file in file_set.skipped))
+        if not skipped:
+            return [*self._folder_notes]
+        text = (
+            f"{len(skipped)} are passed over, since their names or folders begin with . or _: "
+            f"{named_first(skipped)}"
+        )
+        return [*self._folder_notes, Note(place="files", text=text, key="data.path")]
+
+    def _map_folders(self) -> Iterator[FileSet]:
+        for labels in self.labels.values():
+            if isinstance(labels, MapLabels):
+                yield labels.file_set
+
+    def file_sets(self) -> Iterator[FileSet]:
+        """The files of the rows, and those of labels that a key joins or that are maps."""
+        for part in self.parts:
+            yield part.file_set
+        for labels in self.labels.values():
+            if isinstance(labels, JoinedLabels):
+                yield labels.labels.file_set
+        yield from self._map_folders()
+
+    def split_of(self, number: int) -> int | None:
+        """The split that the path of a block says."""
+        part_number, block = self.blocks[number]
+        part_split = self.parts[part_number].split
+        if part_split is None:
+            return block.split
+        return part_split
+
+    def locate_row(self, number: int, row: int) -> str:
+        """File and row of a row of a block."""
+        part_number, block = self.blocks[number]
+        return self.parts[part_number].table.locate_row(block, row)
+
+    def megabytes(self, numbers_a_row: int | None = None) -> float:
+        """The size of all rows, by that of the files or, where it is known, by what a row
+        becomes.
+        """
+        if numbers_a_row is not None:
+            return self.num_rows * numbers_a_row / 1e6
+        sizes = 0
+        for part in self.parts:
+            files = list(part.file_set.files)
+            sizes += sum(info.size for info in part.file_set.fs.get_file_info(files))
+        return float(sizes) / 1e6
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows of all blocks."""
+        return sum(block.rows or 0 for _, block in self.blocks)
 
 
 def _probed(read: Callable[[], bytes], probe: Callable[[bytes], None]) -> bytes:

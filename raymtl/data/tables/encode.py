@@ -14,6 +14,7 @@ from raymtl.data.tables.column_numbers import encode_column
 from raymtl.data.tables.dataset import TableDataset, TableRows
 from raymtl.data.tables.dense_labels import MapTarget, encode_maps
 from raymtl.data.tables.label_encoding import encode_task
+from raymtl.data.tables.label_files import BoxLabels
 from raymtl.data.tables.pictures import measured
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.data.tables.split_rows import given_splits, group_keys_of, row_hashes
@@ -122,25 +123,22 @@ def encode_labels(
     cannot be one.
     """
     fitted = source.found.tasks[name]
-    if name in dataset.boxes:
+    labels = dataset.labels[name]
+    if isinstance(labels, BoxLabels):
         ((_, index),) = rows.labels[name].items()
         size = source.input_shape[-2:]
         encoded_boxes = encode_boxes(
-            fitted, dataset.boxes[name], index, shapes, (size[0], size[1]), source.resize
+            fitted, labels.boxes, index, shapes, (size[0], size[1]), source.resize
         )
         return EncodedLabels(encoded_boxes.target, encoded_boxes.mask, encoded_boxes.faults)
     if not fitted.task_kind.is_map:
         locate_row = partial(dataset.locate_row, number)
         return EncodedLabels(*encode_task(name, fitted, rows.labels[name], locate_row))
-    ((column, values),) = rows.labels[name].items()
+    ((_, values),) = rows.labels[name].items()
     cells, missing = dataset.unread_maps(name, [number], values)
     height, width = source.input_shape[-2:]
-    if name in dataset.maps and not fitted.asked.column:
-        shown = None
-    else:
-        shown = column
     target, mask, unreadable = encode_maps(
-        name, fitted, shown, cells, shapes, MapTarget((height, width), source.resize)
+        name, fitted, labels.column, cells, shapes, MapTarget((height, width), source.resize)
     )
     return EncodedLabels(target, mask, unreadable, [f"{one} of task '{name}'" for one in missing])
 

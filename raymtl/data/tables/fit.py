@@ -12,7 +12,7 @@ from raymtl.data.tables.boxes import fit_boxes
 from raymtl.data.tables.class_weights import check_class_loss
 from raymtl.data.tables.column_numbers import encode_column, fit_column
 from raymtl.data.tables.columns import is_text, texts
-from raymtl.data.tables.dataset import TableDataset
+from raymtl.data.tables.dataset import Forms, TableDataset
 from raymtl.data.tables.dense_labels import fit_maps
 from raymtl.data.tables.findings import copy_notes, label_notes
 from raymtl.data.tables.fit_split import (
@@ -24,6 +24,7 @@ from raymtl.data.tables.fit_split import (
 )
 from raymtl.data.tables.fit_stream import blocks_in_memory, is_too_large, sample_blocks
 from raymtl.data.tables.label_encoding import encode_task
+from raymtl.data.tables.label_files import BoxLabels
 from raymtl.data.tables.labels import fit_task
 from raymtl.data.tables.pictures import channels_of
 from raymtl.data.tables.readings import Readings, find_readings
@@ -98,11 +99,9 @@ def _read_sample(source: FilesConfig, dataset: TableDataset, streamed: bool) -> 
         numbers = sample_blocks(source, dataset)
     else:
         numbers = list(range(len(dataset.blocks)))
-    dataset.forms = None  # to see cells as they are written
-    raw, locate_row = dataset.together(numbers)
+    raw, locate_row = dataset.together(numbers, raw=True)
     readings = find_readings(source, dataset, raw, locate_row)
-    dataset.forms = readings.forms
-    dataset.label_forms |= readings.label_forms
+    dataset.forms = Forms(readings.forms, readings.label_forms)
     rows = dataset.formed(raw, locate_row)
     return _Readings(Sample(numbers, rows, locate_row), readings)
 
@@ -164,10 +163,11 @@ def _tasks(
     notes: list[Note] = []
     for name, task in source.tasks.items():
         column = next(iter(split.sample.rows.labels[name].values()))
-        if name in dataset.boxes:
+        labels = dataset.labels[name]
+        if isinstance(labels, BoxLabels):
             _check_pictures(name, "boxes", roles)
-            tasks[name] = fit_boxes(name, task, dataset.boxes[name], column, split.train)
-        elif dataset.holds_maps(name, column):
+            tasks[name] = fit_boxes(name, task, labels.boxes, column, split.train)
+        elif labels.are_maps(column):
             _check_pictures(name, "maps", roles)
             maps = dataset.unread_maps(name, split.sample.numbers, column).maps
             tasks[name] = fit_maps(name, task, maps, split.train)
@@ -195,7 +195,7 @@ def _task_in_columns(
     columns, locate_row = split.sample.rows.labels[name], split.sample.locate_row
     few_shot = source.episodes == "classes"
     fitted = fit_task(name, source.tasks[name], columns, split.train, locate_row, few_shot=few_shot)
-    fitted = fitted.model_copy(update={"forms": dataset.label_forms.get(name, {})})
+    fitted = fitted.model_copy(update={"forms": dataset.forms.labels.get(name, {})})
     target, mask = encode_task(name, fitted, columns, locate_row)
     if few_shot:
         return fitted, []

@@ -29,7 +29,7 @@ def _bytes_of_maps(source: FilesConfig, dataset: TableDataset) -> int:
     return sum(
         bytes_a_row(task.task_kind, size)
         for name, task in source.tasks.items()
-        if dataset.holds_maps(name, next(iter(labels[name].values())))
+        if dataset.labels[name].are_maps(next(iter(labels[name].values())))
     )
 
 

@@ -18,7 +18,7 @@ from raymtl.data.tables.encode import EncodedLabels, encode_inputs, encode_label
 from raymtl.data.tables.folders import FILE, FOLDER, named_first
 from raymtl.data.tables.readings import form_of_new_labels
 from raymtl.data.tables.row_origins import RowOrigins, origins_of, together
-from raymtl.data.tables.schema import SplitRule, TaskColumn, TextForm
+from raymtl.data.tables.schema import SplitRule, TaskColumn
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.storage.notes import Note
 from raymtl.types import UserError
@@ -170,7 +170,9 @@ def read_new_labels(
         name = _label_column(source, dataset, path, column)
     if name in dataset.names and not of_classes:
         form = form_of_new_labels(source, dataset, name)
-        dataset.forms = _with_form(dataset.forms, name, form)
+        if form is not None:
+            forms = {**dataset.forms.columns, name: form}
+            dataset.forms = dataset.forms._replace(columns=forms)
     blocks = _read_blocks(source, dataset, path)
     labels = [_column_or_nulls(block.rows.table, name) for block in blocks.each]
     known: tuple[str, ...] = ()
@@ -188,14 +190,6 @@ def read_new_labels(
     return NewlyLabelled(
         name, blocks.inputs, np.concatenate(targets), known, blocks.origins, blocks.notes
     )
-
-
-def _with_form(
-    forms: Mapping[str, TextForm] | None, name: str, form: TextForm | None
-) -> Mapping[str, TextForm] | None:
-    if form is None:
-        return forms
-    return {**(forms or {}), name: form}
 
 
 def _column_or_nulls(table: pa.Table, name: str) -> pa.ChunkedArray:

@@ -20,6 +20,7 @@ from raymtl.data.tables.plain_cells import plain_cells
 from raymtl.data.tables.read_forms import read_as
 from raymtl.data.tables.schema import Role, TaskColumn, TextForm
 from raymtl.data.tables.settings import FilesConfig
+from raymtl.data.tables.task_labels import JoinedLabels
 from raymtl.storage.notes import Note
 from raymtl.types import UserError
 
@@ -106,7 +107,7 @@ def find_readings(
             readings.forms[name] = form
     look.note_forms(columns, [name for name in candidates if name in readings.forms])
     for name, task in source.tasks.items():
-        if name not in dataset.maps and name not in dataset.boxes:
+        if not dataset.labels[name].in_files:
             readings.label_forms[name] = look.of_labels(name, task, raw.labels[name])
     return readings
 
@@ -240,7 +241,7 @@ class _Look(NamedTuple):
         for column, values in labels.items():
             if not is_text(values.type) or column in self.dataset.names_of_files:
                 continue
-            written = self.dataset.cells_of(name, column)
+            written = self.dataset.labels[name].cells(column)
             text = blanked(values, written.missing if written.columns else NOTHING)
             self._refuse_missing(name, task, column, values, text)
             form = self._of_label(name, task, column, text, len(labels) > 1)
@@ -260,7 +261,7 @@ class _Look(NamedTuple):
         if kind is not None and kind.predicts_numbers:
             form = self._of_number(column, text, finding, f"data.tasks.{name}")
         elif task.classes:
-            return _of_classes(finding.form, text, self.dataset.classes_of(name))
+            return _of_classes(finding.form, text, self.dataset.labels[name].classes)
         elif kind is not None:
             return _plain_or_text(finding)
         else:
@@ -277,11 +278,9 @@ class _Look(NamedTuple):
         """How labels are written: as was found beside the other columns of their table, if they are
         of it.
         """
-        if (
-            column in self.findings
-            and name not in self.dataset.joined
-            and not self.dataset.classes_of(name)
-        ):
+        labels = self.dataset.labels[name]
+        is_joined = isinstance(labels, JoinedLabels)
+        if column in self.findings and not is_joined and not labels.classes:
             return self.findings[column]
         return find_forms({column: text}, self.keys, commas_divide=self.dataset.commas_divide)[
             column
