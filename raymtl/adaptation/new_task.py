@@ -92,14 +92,14 @@ def _check(path: Path, labels: NewLabels, known: Tensor) -> None:
 
 
 def _files_reader(data: Files, of_classes: bool) -> ReadLabels:
-    from raymtl.data.tables import new_rows
+    from raymtl.data.tables.new_labels import read_new_labels
 
     def read(path: Path, column: str | None, examples: NewLabels | None) -> NewLabels:
         if examples is None or not of_classes:
             classes = None
         else:
             classes = examples.class_names
-        rows = new_rows.read_new_labels(
+        rows = read_new_labels(
             data,
             str(path),
             column,

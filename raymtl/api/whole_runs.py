@@ -48,6 +48,7 @@ def train(
         >>> run = raymtl.train(raymtl.load("tune_configs/quickstart.yaml"))
         >>> run.summary["models"][0]["score"]["after"]["mean"]
     """
+    experiment = experiment.resolve()
     folder, arrays = _prepare(experiment, address, announce, command="train", resume=resume)
     from raymtl.pipeline import pipeline
 
@@ -67,6 +68,7 @@ def tune(
     It is `raymtl tune`; see `train` for the arguments and what is raised.
     """
     check_searchable(experiment)
+    experiment = experiment.resolve()
     check_space(experiment)
     folder, arrays = _prepare(experiment, address, announce, command="tune", resume=resume)
     from raymtl.pipeline import pipeline

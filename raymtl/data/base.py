@@ -5,13 +5,13 @@ generators.
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import AfterValidator, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
+from raymtl.data.counts import usual
 from raymtl.data.draws import Draws
 from raymtl.storage.notes import ARRAY, Note, unpack
 from raymtl.types import Batch, Episode, Spec, Task, UserError
@@ -19,20 +19,6 @@ from raymtl.types import Batch, Episode, Spec, Task, UserError
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Arrays = Mapping[str, np.ndarray]
-
-
-def _numbers(count: int | tuple[int, int], least: int) -> int | tuple[int, int]:
-    low, high = (count, count) if isinstance(count, int) else count
-    if not least <= low <= high:
-        raise ValueError(f"expected a number of at least {least}, or [least, most] of such")
-    return count
-
-
-Count = Annotated[int | tuple[int, int], AfterValidator(partial(_numbers, least=1))]
-"""A number, or [least, most] of which every episode draws its own, both included."""
-
-Ways = Annotated[int | tuple[int, int], AfterValidator(partial(_numbers, least=2))]
-"""The same of classes, of which there are two at least."""
 
 
 def each_once(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -64,29 +50,8 @@ def unresolved() -> UserError:
     """The error about a source that is used before its files were read."""
     return UserError(
         "data: expected a source whose files have been read, got its configuration alone. Call its "
-        "resolve(), or that of the Experiment; raymtl.config.load does."
+        "resolve(), or that of the Experiment; raymtl.load does."
     )
-
-
-def most(count: int | tuple[int, int]) -> int:
-    """The largest number that can be drawn."""
-    if isinstance(count, int):
-        return count
-    return count[1]
-
-
-def usual(count: int | tuple[int, int]) -> int:
-    """The number itself, or the mean of those that can be drawn, rounded down."""
-    if isinstance(count, int):
-        return count
-    return sum(count) // 2
-
-
-def drawn(count: int | tuple[int, int], draws: Draws) -> int | np.ndarray:
-    """The number itself, or for each episode one of those between the bounds, with equal odds."""
-    if isinstance(count, int):
-        return count
-    return count[0] + draws.integers(count[1] + 1 - count[0])
 
 
 class Population(NamedTuple):

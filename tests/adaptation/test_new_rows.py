@@ -15,7 +15,8 @@ from raymtl.adaptation.adapt import adapt_run
 from raymtl.adaptation.request import AdaptationRequest
 from raymtl.config import Experiment
 from raymtl.data import Files
-from raymtl.data.tables.new_rows import read_new_labels, read_unseen
+from raymtl.data.tables.new_labels import read_new_labels
+from raymtl.data.tables.new_rows import read_unseen
 from raymtl.evaluation.evaluate import load_model
 from raymtl.training.context import TrainContext
 from raymtl.training.loop import local_batches, train_loop

@@ -10,7 +10,7 @@ import pytest
 
 from raymtl.config import parse
 from raymtl.data.tables import Files
-from raymtl.data.tables.findings import header_note
+from raymtl.data.tables.header import header_note
 from raymtl.types import UserError
 from tests.data.own import write_csv
 

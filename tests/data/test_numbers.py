@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymtl.data.tables.forms import TEXT, Finding, Keys, find_form, find_forms
+from raymtl.data.tables.finding import TEXT, Finding, Keys
+from raymtl.data.tables.forms import find_form, find_forms
 from raymtl.data.tables.read_forms import read_as
 from raymtl.data.tables.schema import DateOrder, TextForm
 

@@ -8,7 +8,8 @@ import pytest
 
 from raymtl.data.tables import plain_cells as module
 from raymtl.data.tables.cells import missing_words, plainly
-from raymtl.data.tables.forms import Keys, find_form
+from raymtl.data.tables.finding import Keys
+from raymtl.data.tables.forms import find_form
 from raymtl.data.tables.plain_cells import plain_cells
 from raymtl.data.tables.readings import Blanked
 

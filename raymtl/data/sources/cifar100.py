@@ -15,19 +15,16 @@ from raymtl.data.base import (
     SPLITS,
     Arrays,
     Bucket,
-    Count,
     DrawnSource,
     HeldOut,
     Members,
     Population,
     Split,
-    Ways,
     data_folder,
-    drawn,
     each_once,
-    most,
     same_domain,
 )
+from raymtl.data.counts import Count, Ways, drawn, most
 from raymtl.data.draws import Draws, alike
 from raymtl.data.formats.cifar100 import (
     CLASSES,

@@ -11,17 +11,8 @@ import numpy as np
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 
-from raymtl.data.base import (
-    Arrays,
-    Bucket,
-    Count,
-    Population,
-    SingleTask,
-    Split,
-    drawn,
-    same_domain,
-    usual,
-)
+from raymtl.data.base import Arrays, Bucket, Population, SingleTask, Split, same_domain
+from raymtl.data.counts import Count, drawn, usual
 from raymtl.data.draws import Draws, alike
 from raymtl.tasks import regression
 from raymtl.types import Batch, Episode, Metric, Task

@@ -13,16 +13,13 @@ from raymtl.data.base import (
     SPLITS,
     Arrays,
     Bucket,
-    Count,
     DrawnSource,
     Members,
     Population,
     Split,
-    Ways,
-    drawn,
     each_once,
-    most,
 )
+from raymtl.data.counts import Count, Ways, drawn, most
 from raymtl.data.draws import Draws, alike
 from raymtl.data.sources.digit_pictures import (
     GLYPH,

@@ -15,17 +15,15 @@ from raymtl.data.base import (
     Arrays,
     Bucket,
     ChosenTasks,
-    Count,
     HeldOut,
     Members,
     Population,
     Split,
     data_folder,
-    drawn,
     each_once,
-    most,
     same_domain,
 )
+from raymtl.data.counts import Count, drawn, most
 from raymtl.data.draws import Draws, alike
 from raymtl.tasks import classification
 from raymtl.types import Batch, Episode, Task, UserError

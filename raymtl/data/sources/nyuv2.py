@@ -17,16 +17,14 @@ from raymtl.data.base import (
     Arrays,
     Bucket,
     ChosenTasks,
-    Count,
     HeldOut,
     Members,
     Population,
     Split,
-    drawn,
     each_once,
-    most,
     same_domain,
 )
+from raymtl.data.counts import Count, drawn, most
 from raymtl.data.draws import Draws, alike
 from raymtl.data.formats.nyuv2 import (
     FRAMES,

@@ -15,16 +15,13 @@ from raymtl.data.base import (
     SPLITS,
     Arrays,
     Bucket,
-    Count,
     Members,
     Population,
     SingleTask,
     Split,
-    Ways,
     data_folder,
-    drawn,
-    most,
 )
+from raymtl.data.counts import Count, Ways, drawn, most
 from raymtl.data.draws import Draws, alike
 from raymtl.tasks import classification
 from raymtl.types import Batch, Episode, Task, UserError

@@ -15,16 +15,15 @@ from raymtl.data.base import (
     Arrays,
     Bucket,
     ChosenTasks,
-    Count,
     HeldOut,
     Members,
     Population,
     Split,
-    drawn,
     each_once,
     same_domain,
     unresolved,
 )
+from raymtl.data.counts import Count, drawn
 from raymtl.data.draws import Draws, alike
 from raymtl.data.formats.voc_folder import read_folder, split_names
 from raymtl.data.formats.voc_xml import mirrored

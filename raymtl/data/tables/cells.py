@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data.tables.columns import plain
-from raymtl.data.tables.forms import NO_NUMBER, TEXT, plain_form
+from raymtl.data.tables.finding import TEXT
+from raymtl.data.tables.plain_forms import NO_NUMBER, plain_form
 from raymtl.data.tables.read_forms import read_as, some_of
 from raymtl.data.tables.schema import TextForm
 from raymtl.types import UserError

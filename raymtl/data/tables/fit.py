@@ -26,8 +26,9 @@ from raymtl.data.tables.fit_stream import blocks_in_memory, is_too_large, sample
 from raymtl.data.tables.label_encoding import encode_task
 from raymtl.data.tables.label_files import BoxLabels
 from raymtl.data.tables.labels import fit_task
+from raymtl.data.tables.look import Readings
 from raymtl.data.tables.pictures import channels_of
-from raymtl.data.tables.readings import Readings, find_readings
+from raymtl.data.tables.readings import find_readings
 from raymtl.data.tables.roles import (
     choose_inputs,
     left_out_notes,

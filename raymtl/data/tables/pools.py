@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymtl.data.base import SPLITS, Split, most
+from raymtl.data.base import SPLITS, Split
+from raymtl.data.counts import most
 from raymtl.data.tables.findings import small_class_note, small_group_note
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.storage.notes import Note

@@ -18,7 +18,7 @@ from raymtl.data.tables.cells import missing_words, plainly
 from raymtl.data.tables.columns import is_text
 from raymtl.data.tables.contents import decoded, uncompressed
 from raymtl.data.tables.delimited import DELIMITER, read_csv
-from raymtl.data.tables.findings import header_note
+from raymtl.data.tables.header import header_note
 from raymtl.data.tables.matlab import read_mat
 from raymtl.data.tables.parquet import Parquet
 from raymtl.data.tables.paths import ENDINGS, FileSet, file_key, reason

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from raymtl.data.base import Arrays, Bucket, HeldOut, Members, Population, Split, drawn, same_domain
+from raymtl.data.base import Arrays, Bucket, HeldOut, Members, Population, Split, same_domain
+from raymtl.data.counts import drawn
 from raymtl.data.draws import Draws, alike, rows_alike
 from raymtl.data.tables.augment import augmented
 from raymtl.data.tables.settings import FilesConfig

@@ -2,9 +2,8 @@
 tasks.
 """
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,13 +13,12 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    TypeAdapter,
     field_serializer,
     field_validator,
 )
 
+from raymtl.data.tables.packed_findings import packed, packed_columns, unpacked
 from raymtl.schema.readers import Written
-from raymtl.storage import strict_json
 from raymtl.storage.notes import Note
 from raymtl.tasks.kinds import KindName, kind_named
 from raymtl.types import ClassLoss, LabelStatistics, Spec, TaskKind
@@ -234,50 +232,6 @@ class FittedTask(Spec):
         return ClassLoss(self.class_weights, self.asked.label_smoothing, self.asked.focal)
 
 
-MANY = 64
-"""Findings of a kind that are listed in YAML; more of them are one text of JSON there, which is
-read a hundred times as fast.
-"""
-
-
-_PLAIN: TypeAdapter[Any] = TypeAdapter(Any)
-
-
-def _packed(findings: Sequence[Any] | Mapping[str, Any]) -> Any:
-    """Findings as YAML holds them: many columns as the names of their fields, then the values of
-    each.
-
-    What equals the defaults at the end of a column's fields is left away.
-    """
-    plain = _PLAIN.dump_python(findings, mode="json")
-    if len(findings) <= MANY:
-        return plain
-    if isinstance(findings, Mapping) or not isinstance(findings[0], FittedColumn):
-        return strict_json.dumps(plain)
-    fields = list(plain[0])
-    defaults = [
-        FittedColumn.model_fields[name].get_default(call_default_factory=True) for name in fields
-    ]
-    usual = _PLAIN.dump_python(defaults, mode="json", fallback=lambda _: None)
-    rows = []
-    for column in plain:
-        row = list(column.values())
-        while row[-1] == usual[len(row) - 1]:
-            row.pop()
-        rows.append(row)
-    return strict_json.dumps([fields, *rows])
-
-
-def _unpacked(findings: Any) -> Any:
-    if not isinstance(findings, str):
-        return findings
-    unpacked = json.loads(findings)
-    if isinstance(unpacked, list) and unpacked and isinstance(unpacked[0], list):
-        fields, *rows = unpacked
-        return [dict(zip(fields, row, strict=False)) for row in rows]
-    return unpacked
-
-
 class Fitted(Spec):
     """What was found in the files, of the rows for training where it is a statistic. A run keeps
     it.
@@ -313,11 +267,15 @@ class Fitted(Spec):
     @field_validator("columns", "left_out", "hashed", "notes", mode="before")
     @classmethod
     def _read(cls, findings: Any) -> Any:
-        return _unpacked(findings)
+        return unpacked(findings)
 
-    @field_serializer("columns", "left_out", "hashed", "notes", when_used="json")
+    @field_serializer("columns", when_used="json")
+    def _write_columns(self, columns: Any) -> Any:
+        return packed_columns(columns)
+
+    @field_serializer("left_out", "hashed", "notes", when_used="json")
     def _write(self, findings: Any) -> Any:
-        return _packed(findings)
+        return packed(findings)
 
 
 def label_text(value: object) -> str:

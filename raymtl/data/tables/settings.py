@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from raymtl.data.base import Count, Source, Split, Ways, most, unresolved
+from raymtl.data.base import Source, Split, unresolved
+from raymtl.data.counts import Count, Ways, most
 from raymtl.data.tables.augment import Augment
 from raymtl.data.tables.schema import (
     DateOrder,

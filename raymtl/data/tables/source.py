@@ -7,16 +7,8 @@ import numpy as np
 from pydantic import model_validator
 from torch import nn
 
-from raymtl.data.base import (
-    SPLITS,
-    Arrays,
-    Bucket,
-    HeldOut,
-    Members,
-    Population,
-    Split,
-    usual,
-)
+from raymtl.data.base import SPLITS, Arrays, Bucket, HeldOut, Members, Population, Split
+from raymtl.data.counts import usual
 from raymtl.data.draws import Draws
 from raymtl.data.tables import augment
 from raymtl.data.tables import sampling as drawing
