@@ -24,21 +24,14 @@ from raymtl.storage.optuna_journal import Journal
 from raymtl.training.context import TrainContext
 from raymtl.training.loop import local_batches, train_loop
 from tests.conftest import axes
+from tests.disks import small_disk
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 1 MB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small disk")
-    mounted = tmp_path / "disk"
-    mounted.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mounted)], check=False
-    ).returncode:
-        pytest.skip("no disk can be mounted here")
-    yield mounted
-    subprocess.run(["umount", "--lazy", str(mounted)], check=True)
+    with small_disk(tmp_path / "disk") as mounted:
+        yield mounted
 
 
 def fill(disk: Path) -> Path:

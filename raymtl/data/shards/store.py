@@ -3,7 +3,9 @@
 import hashlib
 import os
 import posixpath
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +20,9 @@ from raymtl.types import UserError
 
 CHUNK = 1 << 22
 """Bytes that are read at a time for a checksum."""
+
+OBJECT_STORAGES = frozenset({"s3", "gcs", "abfs"})
+"""File systems of Arrow without folders; a file is written where there is none."""
 
 Result = TypeVar("Result")
 
@@ -40,6 +45,8 @@ class Store:
                 f"{key}: expected a folder or a URL that can be reached, got {place} "
                 f"({redacted(reason(error))}). Correct it, or see to the access."
             ) from None
+
+        self._has_folder = self.fs.type_name in OBJECT_STORAGES
 
     def path(self, name: str) -> str:
         """Where a file is."""
@@ -69,11 +76,18 @@ class Store:
             ) from None
 
     def _put(self, name: str, content: bytes | pa.Buffer) -> None:
-        aside = self.path(f".{name}.{os.getpid()}")
-        self.fs.create_dir(self.root, recursive=True)
-        with self.fs.open_output_stream(aside, compression=None) as stream:
-            stream.write(content)
-        self.fs.move(aside, self.path(name))
+        aside = self.path(f".{name}.{socket.gethostname()}.{os.getpid()}")
+        if not self._has_folder:
+            self.fs.create_dir(self.root, recursive=True)
+            self._has_folder = True
+        try:
+            with self.fs.open_output_stream(aside, compression=None) as stream:
+                stream.write(content)
+            self.fs.move(aside, self.path(name))
+        except OSError:
+            with suppress(OSError):  # it fills the storage for nothing
+                self.fs.delete_file(aside)
+            raise
 
     def read(self, name: str) -> bytes:
         """All of a file. Raises OSError."""
@@ -98,9 +112,16 @@ class Store:
     def error(self, name: str, state: str) -> UserError:
         """The error about a file that is not as it was written."""
         return UserError(
-            f"{self.key}: expected a shard of prepared data, got {posixpath.join(self.shown, name)}"
-            f", {state}. Give the same `raymtl data prepare` again: it writes what is missing."
+            f"{self.key}: expected a shard of prepared data, got {self._shown(name)}, {state}. "
+            "Give the same `raymtl data prepare` again: it writes what is missing."
         )
+
+    def _shown(self, name: str) -> str:
+        """A file as a user would write it: in a URL before its settings."""
+        place, mark, settings = self.shown.partition("?")
+        if "://" not in self.shown:
+            place, mark, settings = self.shown, "", ""
+        return f"{posixpath.join(place, name)}{mark}{settings}"
 
     def checksum(self, name: str) -> str:
         """The SHA-256 of a file. Raises OSError."""
