@@ -1,5 +1,6 @@
 """Data prepared into shards: equal to the files that they were made of."""
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,20 @@ def test_episodes_drawn_from_shards_are_those_in_memory(make: Make, tmp_path: Pa
     from_shards = Prepared(path=str(tmp_path / "out"), in_memory_mb=0.001).resolve()
     assert "inputs" not in from_shards.load()
     assert_same_episodes(from_shards, in_memory)
+
+
+def test_a_folder_that_is_prepared_anew_is_read_anew(tmp_path: Path) -> None:
+    """By a process that has read the shards that were there before."""
+    drawn = []
+    for seed in (0, 1):
+        path = tmp_path / f"{seed}.parquet"
+        write_parquet(path, columns(tasks=1, missing=0.0, seed=seed))
+        source = Files(path=str(path), tasks={"level": {"column": "task 0.x"}})
+        shards = prepared(source, tmp_path / "out", in_memory_mb=0.001)
+        drawn.append(next(episodes(shards, shards.load())))
+        shutil.rmtree(tmp_path / "out")
+    (one, _), (other, _) = drawn
+    assert not torch.equal(tree_leaves(one)[0], tree_leaves(other)[0])
 
 
 def test_training_from_shards_gives_the_weights_of_training_from_files(tmp_path: Path) -> None:

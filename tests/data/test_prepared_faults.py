@@ -1,18 +1,25 @@
 """Prepared data that are damaged, of something else, or made of pictures that kill the decoder."""
 
 import json
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from raymtl.data import Prepared
 from raymtl.data.prepared import encode_shard
 from raymtl.data.prepared.prepare import prepare
+from raymtl.data.shards import reader
 from raymtl.data.tables.probe import DecoderProbe
 from raymtl.types import UserError
+from tests.data.own import own_table
 from tests.data.test_prepared import pictures, prepared, table
 
 Fault = Callable[[Path], None]
@@ -41,18 +48,28 @@ def age(folder: Path) -> None:
 
 
 def change(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "digest": "another"}))
+    shutil.rmtree(folder)
+    prepared(own_table(folder.parent, split={"seed": 1}), folder)
+
+
+def edit(folder: Path) -> None:
+    """A mean that no reader could tell from the right one."""
+    text = (folder / "manifest.json").read_text()
+    mean = re.search(r'"mean":\[?(-?\d+\.\d)', text)
+    assert mean is not None
+    (folder / "manifest.json").write_text(text.replace(mean[1], mean[1] + "1", 1))
 
 
 def not_finish(folder: Path) -> None:
     (folder / "manifest.json").unlink()
 
 
-def read_all(source: Prepared) -> None:
+def read_all(source: Prepared) -> list[Tensor]:
+    """All training rows, read anew."""
+    reader.READERS.clear()
     arrays = source.load()
-    for section in source.every_example(arrays, "train"):
-        section.batch(section.rows)
+    batches = [section.batch(section.rows) for section in source.every_example(arrays, "train")]
+    return tree_leaves(batches)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +80,7 @@ def read_all(source: Prepared) -> None:
         (flip_bits, "which is damaged"),
         (age, "expected prepared data of this version of raymtl"),
         (change, "of another configuration"),
+        (edit, "or a damaged one"),
         (not_finish, "which has no manifest.json"),
     ],
 )
@@ -74,6 +92,29 @@ def test_damaged_data_are_told(
     fault(tmp_path / "out")
     with pytest.raises(UserError, match=says):
         read_all(source)
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:
+    """In the descriptions at the ends of files, of which not all have a checksum of their own."""
+    source = prepared(table(tmp_path), tmp_path / "out", in_memory_mb=0.001)
+    expected = read_all(source)
+    rng = np.random.default_rng(0)
+    told: list[str] = []
+    for name in ("shard-000000.parquet", "index.parquet"):
+        path = tmp_path / "out" / name
+        content = path.read_bytes()
+        for place in rng.integers(len(content) - 3000, len(content), 40).tolist():
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << int(rng.integers(8))
+            path.write_bytes(damaged)
+            try:
+                for value, right in zip(read_all(source), expected, strict=True):
+                    assert torch.equal(value, right)
+            except UserError as error:
+                told.append(str(error))
+        path.write_bytes(content)
+    assert len(told) > 50
+    assert all("shard-000000.parquet, " in text or "index.parquet, " in text for text in told)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

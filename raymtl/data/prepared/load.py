@@ -42,7 +42,10 @@ def read_manifest(path: str) -> Manifest:
             "interrupted)."
         ) from None
     try:
-        return Manifest.model_validate_json(content)
+        manifest = Manifest.model_validate_json(content)
+        if manifest.checksum != manifest.content_checksum():
+            raise ValueError("another checksum")
+        return manifest
     except (ValueError, UserError):
         raise UserError(
             f"{KEY}: expected prepared data of this version of raymtl, got {path}/{MANIFEST} of "
@@ -63,7 +66,7 @@ def load_prepared(
     if cache_mb is None:
         return _in_memory(source, store, manifest)
     shards = {shard.name: shard.rows for shard in manifest.shards}
-    of_shards = shard_arrays(path, shards, manifest.rows_per_group, cache_mb)
+    of_shards = shard_arrays(path, manifest.checksum, shards, manifest.rows_per_group, cache_mb)
     return _by_index(source, store, manifest) | of_shards
 
 
@@ -100,14 +103,17 @@ def _label_arrays(source: Files) -> list[str]:
 
 def _whole(store: Store, shard: ShardEntry) -> pa.Table:
     """All of a shard. Raises UserError if its content is not what was written."""
+    return store.read_shard(shard.name, lambda file: _table(file, shard.sha256))
 
-    def read(file: pa.NativeFile) -> pa.Table:
-        content = file.read()
-        if hashlib.sha256(content).hexdigest() != shard.sha256:
-            raise ValueError("another checksum")
-        return pq.read_table(arrow_stream(content), use_threads=False)
 
-    return store.read_shard(shard.name, read)
+def _table(file: pa.NativeFile, sha256: str) -> pa.Table:
+    """All of a file of Parquet. Raises ValueError if it has another checksum."""
+    content = file.read()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError("another checksum")
+    stream = arrow_stream(content)
+    del content  # which is as large as the stream
+    return pq.read_table(stream, use_threads=False)
 
 
 def _encoded(shard: ShardEntry, table: pa.Table, names: Sequence[str]) -> Encoded:
@@ -128,12 +134,10 @@ def _encoded(shard: ShardEntry, table: pa.Table, names: Sequence[str]) -> Encode
 def _by_index(source: Files, store: Store, manifest: Manifest) -> dict[str, np.ndarray]:
     """The splits and pools of rows that stay in the shards, and their small labels."""
 
-    def read(file: pa.NativeFile) -> pa.Table:
-        return pq.read_table(file, page_checksum_verification=True)
-
-    index = store.read_shard(INDEX, read)
+    index = store.read_shard(INDEX, lambda file: _table(file, manifest.index.sha256))
     layout = {LABELS: read_layout(index.schema)[LABELS]}
-    arrays = arrays_in(index, layout, _label_arrays(source))
+    labels = set(layout[LABELS].names or ())
+    arrays = arrays_in(index, layout, [name for name in _label_arrays(source) if name in labels])
     keys = row_keys(source, index)
     splits = splits_of(source, keys)
     notes = notes_of_blocks(source, manifest.shards, manifest.rows)

@@ -1,5 +1,6 @@
 """What a folder of prepared data says of itself."""
 
+import hashlib
 from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt
@@ -16,6 +17,8 @@ PLAN = "plan.json"
 INDEX = "index.parquet"
 """A row for each row of the data: split, group, class and labels, everything but inputs and maps.
 """
+ROWS = "rows"
+"""A folder with the rows of a Dataset of Ray Data, if it was such that was prepared."""
 
 
 class ShardEntry(Spec):
@@ -60,6 +63,13 @@ class Manifest(Spec):
     """Rows of a row group of Parquet; the last one of a shard may have fewer."""
     shards: tuple[ShardEntry, ...]
     index: IndexEntry
+    checksum: str = ""
+    """The SHA-256 of all of this."""
+
+    def content_checksum(self) -> str:
+        """The SHA-256 of everything else that is written here."""
+        content = self.model_dump_json(exclude={"checksum"})
+        return hashlib.sha256(content.encode()).hexdigest()
 
     @property
     def num_bytes(self) -> int:

@@ -12,6 +12,7 @@ from raymtl.data.prepared.manifest import (
     INDEX,
     MANIFEST,
     PLAN,
+    ROWS,
     IndexEntry,
     Manifest,
     Plan,
@@ -66,6 +67,7 @@ def prepare(
         shards=tuple(entries),
         index=IndexEntry(num_bytes=index.size, sha256=store.checksum(INDEX)),
     )
+    manifest = manifest.model_copy(update={"checksum": manifest.content_checksum()})
     store.publish(MANIFEST, manifest.model_dump_json().encode())
     for name in store.sizes():
         if name.startswith("."):  # of a process that was killed
@@ -91,17 +93,24 @@ def _make_shards(
     return [entries[shard.name] for shard in planned.shards]
 
 
-def _claim(store: Store, plan: Plan) -> None:
-    """Says in the folder what will be written. Raises UserError if it holds something else."""
-    names = [name for name in store.sizes() if not name.startswith(".")]
-    if not names:
-        store.publish(PLAN, plan.model_dump_json().encode())
-        return
-    if PLAN not in names:
+def check_folder(store: Store) -> bool:
+    """Whether a preparation was begun in the folder. Raises UserError if it holds something
+    else.
+    """
+    names = [name for name in store.sizes() if name != ROWS and not name.startswith(".")]
+    if names and PLAN not in names:
         raise UserError(
             f"{OUTPUT}: expected an empty folder or one of prepared data, got {store.shown}, which "
             f"holds {min(names)}. Choose another folder."
         )
+    return bool(names)
+
+
+def _claim(store: Store, plan: Plan) -> None:
+    """Says in the folder what will be written. Raises UserError if it holds something else."""
+    if not check_folder(store):
+        store.publish(PLAN, plan.model_dump_json().encode())
+        return
     try:
         before = Plan.model_validate_json(store.read(PLAN))
     except ValueError:

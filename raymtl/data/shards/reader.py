@@ -123,13 +123,15 @@ def _num_bytes(arrays: Mapping[str, np.ndarray]) -> int:
 
 
 def shard_arrays(
-    place: str, shards: Mapping[str, int], rows_per_group: int, cache_mb: float
+    place: str, checksum: str, shards: Mapping[str, int], rows_per_group: int, cache_mb: float
 ) -> dict[str, np.ndarray]:
-    """Where rows are, as arrays that travel with the others of a source; `shards` maps the name of
-    each shard to its number of rows.
+    """Where rows are, as arrays that travel with the others of a source.
+
+    `checksum` is of all that is there; `shards` maps the name of each shard to its number of rows.
     """
     return {
         "shards/place": np.array(place),
+        "shards/checksum": np.array(checksum),
         "shards/names": np.array(list(shards)),
         "shards/starts": np.cumsum([0, *shards.values()]),
         "shards/rows_per_group": np.array(rows_per_group),
@@ -137,14 +139,15 @@ def shard_arrays(
     }
 
 
-_READERS: dict[str, ShardReader] = {}
+READERS: dict[str, ShardReader] = {}
 """The readers of this process, by what they read: their caches stay between steps."""
 
 
 def gather_rows(arrays: Arrays, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
     """The arrays with these names in these rows [...] of the shards that `arrays` describe."""
-    key = f"{arrays['shards/place']} {arrays['shards/cache_mb']}"
-    reader = _READERS.get(key)
-    if reader is None or not np.array_equal(reader.starts, arrays["shards/starts"]):
-        reader = _READERS[key] = ShardReader(arrays)
+    place, checksum, cache_mb = (arrays[f"shards/{of}"] for of in ("place", "checksum", "cache_mb"))
+    key = f"{place} {checksum} {cache_mb}"
+    reader = READERS.get(key)
+    if reader is None:
+        reader = READERS[key] = ShardReader(arrays)
     return reader.gather(names, rows)

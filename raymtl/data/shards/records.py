@@ -70,10 +70,13 @@ def read_layout(schema: pa.Schema) -> Layout:
     described = (schema.metadata or {}).get(METADATA)
     if described is None:
         raise ValueError("no description of its columns")
-    return {
-        column: np.dtype([(name, kind, tuple(shape)) for name, kind, shape in fields])
-        for column, fields in json.loads(described).items()
-    }
+    try:
+        return {
+            column: np.dtype([(name, kind, tuple(shape)) for name, kind, shape in fields])
+            for column, fields in json.loads(described).items()
+        }
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"a damaged description of its columns ({error})") from None
 
 
 def columns_with(layout: Layout, names: Sequence[str]) -> list[str]:
@@ -82,13 +85,16 @@ def columns_with(layout: Layout, names: Sequence[str]) -> list[str]:
 
 
 def arrays_in(table: pa.Table, layout: Layout, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays [N, ...] with these names that the columns of a table hold."""
+    """The arrays [N, ...] with these names. Raises ValueError for one that no column holds."""
     arrays = {}
     for column in columns_with(layout, names):
         records = _records(table[column], layout[column])
         for name in records.dtype.names or ():
             if name in names:
                 arrays[name] = np.ascontiguousarray(records[name])
+    lacking = set(names) - set(arrays)
+    if lacking:
+        raise ValueError(f"no column with {min(lacking)}")
     return arrays
 
 

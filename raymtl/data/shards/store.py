@@ -112,12 +112,12 @@ class Store:
     def error(self, name: str, state: str) -> UserError:
         """The error about a file that is not as it was written."""
         return UserError(
-            f"{self.key}: expected a shard of prepared data, got {self._shown(name)}, {state}. "
+            f"{self.key}: expected a shard of prepared data, got {self.place(name)}, {state}. "
             "Give the same `raymtl data prepare` again: it writes what is missing."
         )
 
-    def _shown(self, name: str) -> str:
-        """A file as a user would write it: in a URL before its settings."""
+    def place(self, name: str) -> str:
+        """Where a file is, as a user would write it: in a URL before its settings."""
         place, mark, settings = self.shown.partition("?")
         if "://" not in self.shown:
             place, mark, settings = self.shown, "", ""
