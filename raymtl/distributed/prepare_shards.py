@@ -24,11 +24,10 @@ def on_ray(job: Job, shards: Sequence[ShardPlan]) -> Iterator[ShardEntry]:
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.scheduling_strategy = "SPREAD"
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     numbers = ray.data.range(len(shards), override_num_blocks=min(len(shards), MOST_TASKS))
     make: Any = partial(_make, job, ray.put(list(shards)))
-    made = numbers.map_batches(make, batch_size=1, num_cpus=1)
+    made = numbers.map_batches(make, batch_size=1, num_cpus=1, scheduling_strategy="SPREAD")
     for row in made.iter_rows():
         if row["error"]:
             raise UserError(row["error"])

@@ -1,5 +1,6 @@
 """A Dataset of Ray Data, prepared as it is."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,17 @@ def test_a_dataset_becomes_the_shards_of_its_rows_in_files(
     assert times == {path: path.stat().st_mtime_ns for path in times}
     with pytest.raises(UserError, match=r"--output: .*other columns: age \(years\)"):
         prepare_dataset(rows.drop_columns(["age (years)"]), {"tasks": TASKS}, str(tmp_path / "out"))
+
+
+def test_the_example_of_the_documentation_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "data-prepared.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    arrays = Prepared(path="prepared").load()
+    assert len(arrays["inputs"]) == 400
 
 
 def test_tensors_of_pictures_are_pictures(tmp_path: Path) -> None:
