@@ -143,7 +143,8 @@ def _files(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
     plain = dataset.map_batches(without_tensors, batch_format="pyarrow", batch_size=BATCH_ROWS)
     waiting: list[pa.Table] = []
     num_waiting, rows_per_file = 0, 0
-    for batch in plain.iter_batches(batch_format="pyarrow", batch_size=BATCH_ROWS):
+    batches: Any = plain.iter_batches(batch_format="pyarrow", batch_size=BATCH_ROWS)
+    for batch in batches:
         if not rows_per_file:
             rows_per_file = max(1, min(MOST_ROWS, FILE_BYTES * len(batch) // batch.nbytes))
         waiting.append(batch)

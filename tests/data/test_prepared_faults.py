@@ -123,6 +123,8 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis" / "chapter1.tex").write_text("...")
     with pytest.raises(UserError, match=r"--output: .*which holds chapter1\.tex"):
         prepare(source, str(tmp_path / "thesis"))
+    with pytest.raises(UserError, match="--output: expected a folder that can be listed"):
+        prepare(source, str(tmp_path / "own.parquet"))
     prepare(source, str(tmp_path / "out"))
     other = source.model_copy(update={"fitted": source.found.model_copy(update={"split_by": "x"})})
     with pytest.raises(UserError, match="another configuration"):

@@ -53,9 +53,18 @@ class Store:
         return posixpath.join(self.root, name)
 
     def sizes(self) -> dict[str, int]:
-        """The names of all files and folders directly in the folder, and their sizes in bytes."""
+        """The names of all files and folders directly in the folder, and their sizes in bytes.
+        Raises UserError if it is no folder, or cannot be listed.
+        """
         selector = pafs.FileSelector(self.root, allow_not_found=True)
-        return {info.base_name: info.size or 0 for info in self.fs.get_file_info(selector)}
+        try:
+            infos = self.fs.get_file_info(selector)
+        except OSError as error:
+            raise UserError(
+                f"{self.key}: expected a folder that can be listed, got {self.shown} "
+                f"({redacted(reason(error))}). Correct it, or see to the access."
+            ) from None
+        return {info.base_name: info.size or 0 for info in infos}
 
     def publish(self, name: str, content: bytes | pa.Buffer) -> None:
         """Writes a file under another name and renames it. Waits for storage that is full.
