@@ -13,7 +13,19 @@ if TYPE_CHECKING:
     from raymtl.api.trained import Adapted, adapt, evaluate, predict
     from raymtl.api.whole_runs import train, tune
     from raymtl.config import Experiment, load
+    from raymtl.data.base import Source
+    from raymtl.encoders.base import Encoder, EncoderSpecBase, from_module
+    from raymtl.learners.base import MetaLearner
+    from raymtl.modes.base import Mode
+    from raymtl.schema.components import register
+    from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
     from raymtl.types import Batch, DivergedError, UserError
+    from raymtl.weighting.base import (
+        GradientWeighting,
+        GradientWeightingSpec,
+        LossWeighting,
+        LossWeightingSpec,
+    )
 
 __version__ = "0.1.0"
 
@@ -21,37 +33,61 @@ __all__ = [
     "Adapted",
     "Batch",
     "DivergedError",
+    "Encoder",
+    "EncoderSpecBase",
     "Experiment",
+    "GradientWeighting",
+    "GradientWeightingSpec",
+    "LossWeighting",
+    "LossWeightingSpec",
+    "MetaLearner",
+    "Mode",
     "Model",
     "Run",
+    "SharingArchitecture",
+    "SharingSpecBase",
+    "Source",
     "UserError",
     "adapt",
     "evaluate",
+    "from_module",
     "load",
     "load_model",
     "open_run",
     "predict",
+    "register",
     "train",
     "tune",
 ]
 
+_HOMES = {
+    "raymtl.api.model": ("Model", "load_model"),
+    "raymtl.api.run": ("Run", "open_run"),
+    "raymtl.api.trained": ("Adapted", "adapt", "evaluate", "predict"),
+    "raymtl.api.whole_runs": ("train", "tune"),
+    "raymtl.config": ("Experiment", "load"),
+    "raymtl.data.base": ("Source",),
+    "raymtl.encoders.base": ("Encoder", "EncoderSpecBase", "from_module"),
+    "raymtl.learners.base": ("MetaLearner",),
+    "raymtl.modes.base": ("Mode",),
+    "raymtl.schema.components": ("register",),
+    "raymtl.sharing.base": ("SharingArchitecture", "SharingSpecBase"),
+    "raymtl.types": ("Batch", "DivergedError", "UserError"),
+    "raymtl.weighting.base": (
+        "GradientWeighting",
+        "GradientWeightingSpec",
+        "LossWeighting",
+        "LossWeightingSpec",
+    ),
+}
+"""Module -> the names that it has."""
+
 
 def __getattr__(name: str) -> Any:
-    if name in ("Model", "load_model"):
-        module = import_module("raymtl.api.model")
-    elif name in ("Run", "open_run"):
-        module = import_module("raymtl.api.run")
-    elif name in ("Adapted", "adapt", "evaluate", "predict"):
-        module = import_module("raymtl.api.trained")
-    elif name in ("train", "tune"):
-        module = import_module("raymtl.api.whole_runs")
-    elif name in ("Experiment", "load"):
-        module = import_module("raymtl.config")
-    elif name in ("Batch", "DivergedError", "UserError"):
-        module = import_module("raymtl.types")
-    else:
-        raise AttributeError(f"module 'raymtl' has no attribute {name!r}")
-    return getattr(module, name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'raymtl' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

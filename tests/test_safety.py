@@ -13,8 +13,9 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(p.relative_to(ROOT).as_posix() for part in ("raymtl", "benchmarks", "tests") for p in (ROOT / part).rglob("*.py"))  # fmt: skip
 # An unpickler that knows arrays of numbers alone, and its test, by name, so that another file has to be added here.
 PICKLES = {"raymtl/data/formats/pickled.py", "tests/data/test_cifar100.py"}
-# Imports modules of Ray whose names stand in the constants of the same file.
-IMPORTS = {"raymtl/internals/ray.py"}
+# Modules of Ray, and of raymtl, whose names stand in the constants of the same file; and the user's own components, by the
+# name that the user gives on the command line, which a test of tests/schema/test_components.py holds apart from the YAML.
+IMPORTS = {"raymtl/internals/ray.py", "raymtl/__init__.py", "raymtl/schema/components.py"}
 MODULES = {
     "pickle",
     "cPickle",

@@ -108,10 +108,11 @@ def _check_norms(experiment: Experiment, transfer: Transfer) -> None:
     """Raises UserError where a norm takes its statistics from a support set."""
     encoders = {"encoder": experiment.encoder, "student": getattr(transfer, "student", None)}
     for section, encoder in encoders.items():
-        if encoder is not None and encoder.norm in WITH_BATCH_STATISTICS:
+        norm = getattr(encoder, "norm", "none")
+        if norm in WITH_BATCH_STATISTICS:
             raise UserError(
                 f"{section}.norm: expected one that predicts of each example alone, such as group, "
-                f"got {encoder.norm}, whose statistics are those of a support set. Choose another "
+                f"got {norm}, whose statistics are those of a support set. Choose another "
                 "norm."
             )
 

@@ -1,6 +1,7 @@
 """The commands. Each validates everything that the user gave before anything is started."""
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -13,6 +14,7 @@ from raymtl.cli.prepare import prepare_data
 from raymtl.cli.run import train, tune
 from raymtl.cli.show import methods, report, schema, trials
 from raymtl.reporting.console import log_to_stderr, print_any_letter
+from raymtl.schema.components import import_module
 from raymtl.storage.fence import Superseded
 from raymtl.storage.redaction import redacted
 from raymtl.types import DivergedError, UserError
@@ -44,6 +46,22 @@ cluster_app.command("render")(render_file)
 cluster_app.command("check")(check_file)
 app.add_typer(data_app, name="data")
 app.add_typer(cluster_app, name="cluster")
+
+
+@app.callback()
+def import_modules(
+    modules: Annotated[
+        list[str],
+        typer.Option(
+            "--import",
+            metavar="MODULE",
+            help="A module of components of your own (docs/components.md); may be given again.",
+        ),
+    ] = [],  # noqa: B006
+) -> None:
+    """Learn many tasks together, learn how to learn the next one, and search how."""
+    for name in modules:
+        import_module(name)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 from raymtl.learners import LearnerSpec
 from raymtl.modes import ModeSpec
+from raymtl.schema.components import registered
 from raymtl.sharing import SharingSpec
 from raymtl.sharing.base import SharingSpecBase
 from raymtl.weighting import WeightingSpec
@@ -38,8 +39,8 @@ class Method(NamedTuple):
 
 
 def methods(section: str) -> Iterator[Method]:
-    """The members of a union, by name."""
-    members = get_args(get_args(UNIONS[section])[0])
+    """The members of a union, and the registered components of its section, by name."""
+    members = (*get_args(get_args(UNIONS[section])[0]), *registered(section).values())
     for spec in sorted(members, key=lambda member: member.model_fields["name"].default):
         described = spec
         if hasattr(spec, "build"):

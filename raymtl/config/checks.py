@@ -5,10 +5,11 @@ from fnmatch import fnmatchcase
 
 from raymtl.config.sections import Train, Tune
 from raymtl.data import Source
-from raymtl.encoders import EncoderSpec
+from raymtl.encoders import Encoder, EncoderSpec
 from raymtl.learners import LearnerSpec
 from raymtl.modes import ModeSpec
 from raymtl.schema.names import nearest
+from raymtl.sharing import SharingSpec
 from raymtl.types import UserError
 from raymtl.weighting import WeightingSpec
 
@@ -62,9 +63,19 @@ def check_encoder(encoder: EncoderSpec, learner: LearnerSpec) -> None:
     """Refuses scales for every inner step where there are no inner steps."""
     if encoder.has_per_step_params and not learner.has_per_step_params:
         raise UserError(
-            f"encoder.norm: {encoder.norm} has scales for every inner step, and "
+            "encoder.norm: per_step has scales for every inner step, and "
             f"learner.name: {learner.name}, as it is set, has no steps to tell apart. Choose "
             "encoder.norm: batch or another learner."
+        )
+
+
+def check_stages(sharing: SharingSpec, encoder: Encoder) -> None:
+    """Refuses an architecture that works between the encoder's stages, where there are none."""
+    if sharing.needs_stages and not encoder.has_stages:
+        raise UserError(
+            f"sharing.name: {sharing.name} separates or mixes tasks between the stages of the "
+            "encoder, and this one names none. Name them in from_module, or choose "
+            "sharing.name: hard."
         )
 
 

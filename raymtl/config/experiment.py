@@ -100,6 +100,7 @@ class Experiment(base.ExperimentBase):
         """Asks each method what it cannot do with these tasks, as a key of it and the reason."""
         names = self.data.task_names
         encoder = _shapes_of(self.encoder, self.data.input_shape, self.learner.num_steps)
+        checks.check_stages(self.sharing, encoder)
         refusals = (
             ("learner", self.learner.check_parameters(self._parameter_names)),
             ("weighting", self.weighting.check(names)),

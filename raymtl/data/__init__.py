@@ -4,8 +4,6 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
-
 from raymtl.data.base import SPLITS, Arrays, Source, Split
 from raymtl.data.prepared.source import Prepared, files_of
 from raymtl.data.sources.cifar100 import CIFAR100
@@ -19,11 +17,12 @@ from raymtl.data.sources.registry import SOURCES
 from raymtl.data.sources.sinusoid import Sinusoid
 from raymtl.data.sources.voc import VOC
 from raymtl.data.tables import Files
+from raymtl.schema.components import Chosen
 
 if TYPE_CHECKING:
     SourceSpec = Source
 else:
-    SourceSpec = Annotated[reduce(or_, (*SOURCES, Several)), Field(discriminator="name")]
+    SourceSpec = Annotated[reduce(or_, (*SOURCES, Several)), Chosen("data")]
 """Any source, chosen by its name."""
 
 __all__ = [

@@ -82,6 +82,7 @@ class HeldOut(NamedTuple):
 class Source(Spec, ABC):
     """Where episodes come from. Classes, domains and examples of the splits are disjoint."""
 
+    section: ClassVar[str] = "data"
     builders: Literal["auto"] | NonNegativeInt = "auto"
     """How many processes of Ray Data build the episodes of training, on any machine; 0: the
     training workers build their own. `auto` begins with 0, and takes processors that are free where

@@ -22,6 +22,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 if TYPE_CHECKING:
     from raymtl.config import Experiment
+    from raymtl.distributed.carried import Carried
 
 
 CPUS = 1.0
@@ -79,16 +80,13 @@ class BuildShares:
     """A builder: makes packed shares from their ids and from the arrays in the object store."""
 
     def __init__(
-        self, experiment: dict[str, Any], arrays: "ray.ObjectRef[Any]", num_workers: int
+        self, experiment: "Carried", arrays: "ray.ObjectRef[Any]", num_workers: int
     ) -> None:
-        from raymtl.config import Experiment
         from raymtl.data.packed import pack_episodes
         from raymtl.distributed.share_builder import ShareBuilder
 
         self.pack = pack_episodes
-        self.builder = ShareBuilder(
-            Experiment.model_validate(experiment), ray.get(arrays), num_workers
-        )
+        self.builder = ShareBuilder(experiment.unpack(), ray.get(arrays), num_workers)
 
     def __call__(self, ids: pa.Table) -> pa.Table:
         steps, shares = ids["step"].to_pylist(), ids["share"].to_pylist()
@@ -116,10 +114,12 @@ def built_shares(
     """For each worker the stream of its packed shares, which builders begin to make when all
     workers ask for them.
     """
+    from raymtl.distributed.carried import carry
+
     without_gpus = labels_without_gpus(ray.nodes())
     dataset = ray.data.read_datasource(ShareIds(shares), num_cpus=0).map_batches(
         BuildShares,
-        fn_constructor_args=(experiment.model_dump(mode="json"), arrays, shares.num_workers),
+        fn_constructor_args=(carry(experiment), arrays, shares.num_workers),
         batch_size=math.ceil(shares.num_workers / TASKS_A_STEP),
         batch_format="pyarrow",
         zero_copy_batch=True,

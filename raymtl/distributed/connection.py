@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 import ray.data
@@ -15,6 +16,7 @@ from raymtl.cluster.address import refusal, resolve
 from raymtl.cluster.doctor.check import first_line
 from raymtl.distributed import PREEMPTION_WATCHER, worker_environment
 from raymtl.internals import ray as ray_internals
+from raymtl.schema.components import local_modules
 from raymtl.types import UserError
 
 ANSWER_S = 20.0
@@ -65,7 +67,7 @@ def start_ray(address: str | None) -> None:
                 address=address or "local",
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                runtime_env={"env_vars": worker_environment()} if address else None,
+                runtime_env=_runtime_env() if address else None,
             )
     except Exception as error:  # of this very class where a start times out
         if address is None:
@@ -74,6 +76,15 @@ def start_ray(address: str | None) -> None:
                 "why."
             ) from None
         raise _unreachable(address, first_line(error)) from None
+
+
+def _runtime_env() -> dict[str, Any]:
+    """What other machines get: the environment of workers, and the modules of own components."""
+    env: dict[str, Any] = {"env_vars": worker_environment()}
+    modules = local_modules()
+    if modules:
+        env["py_modules"] = modules
+    return env
 
 
 def check_address(address: str | None) -> None:

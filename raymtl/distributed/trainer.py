@@ -25,6 +25,7 @@ from raymtl.cluster.doctor.check import first_line
 from raymtl.cluster.doctor.node_probe import machines
 from raymtl.config import Experiment
 from raymtl.distributed import PREEMPTION_WATCHER
+from raymtl.distributed.carried import carry
 from raymtl.distributed.elastic import STOP_REQUEST, CheckpointBeforeShutdown
 from raymtl.distributed.feed import Feed, FeedSettings
 from raymtl.distributed.step_shards import StepShards
@@ -149,7 +150,7 @@ def train(
         train_loop_config={
             **searched_values(experiment.search, experiment.flat()),  # for whoever looks at it
             "name": spec.name,
-            "experiment": experiment.model_dump(mode="json"),
+            "experiment": carry(experiment),
             "arrays": arrays,
             "folder": str(folder),
             "builders": spec.builders,
@@ -246,7 +247,7 @@ def why_given_up(error: ray.train.TrainingFailedError) -> str | None:
 def _worker(settings: dict[str, Any]) -> None:
     """One Ray Train worker."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    experiment = Experiment.model_validate(settings["experiment"])
+    experiment = settings["experiment"].unpack()
     arrays = ray.get(settings["arrays"])
     folder = Path(settings["folder"])
     group = ray.train.get_context()

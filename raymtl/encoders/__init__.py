@@ -2,18 +2,17 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
-from raymtl.encoders.base import Encoder
+from raymtl.encoders.base import Encoder, EncoderSpecBase, from_module
 from raymtl.encoders.conv import ConvSpec
 from raymtl.encoders.conv4 import Conv4Spec
 from raymtl.encoders.lenet import LeNetSpec
 from raymtl.encoders.mlp import MLPSpec
 from raymtl.encoders.norm import BatchNorm, PerStepNorm
 from raymtl.encoders.resnet18 import ResNet18Spec
+from raymtl.schema.components import Chosen
 
 EncoderSpec = Annotated[
-    ConvSpec | Conv4Spec | LeNetSpec | MLPSpec | ResNet18Spec, Field(discriminator="name")
+    ConvSpec | Conv4Spec | LeNetSpec | MLPSpec | ResNet18Spec, Chosen("encoder")
 ]
 
 __all__ = [
@@ -22,8 +21,10 @@ __all__ = [
     "ConvSpec",
     "Encoder",
     "EncoderSpec",
+    "EncoderSpecBase",
     "LeNetSpec",
     "MLPSpec",
     "PerStepNorm",
     "ResNet18Spec",
+    "from_module",
 ]

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from raymtl.encoders.base import Encoder
+from raymtl.encoders.base import EncoderSpecBase
 from raymtl.internals.torch import is_vmapped
 from raymtl.schema.readers import not_running
-from raymtl.types import Spec, UserError
+from raymtl.types import UserError
 
 Norm = Annotated[
     Literal["none", "group", "layer", "batch", "per_step"], BeforeValidator(not_running)
@@ -222,7 +222,7 @@ def after_steps(steps: int | Tensor) -> Iterator[None]:
         _step.reset(token)
 
 
-class NormedSpec(Spec):
+class NormedSpec(EncoderSpecBase):
     """What encoders with a normalisation have in common."""
 
     norm: Norm = "group"
@@ -247,10 +247,6 @@ class NormedSpec(Spec):
         adds.
         """
         return self.norm not in WITH_BATCH_STATISTICS
-
-    @abstractmethod
-    def build(self, input_shape: tuple[int, ...], inner_steps: int = 0) -> Encoder:
-        """The encoder of inputs of this shape; a `per_step` norm has parameters for each step."""
 
     @property
     def has_per_step_params(self) -> bool:

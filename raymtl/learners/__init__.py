@@ -2,8 +2,6 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
 from raymtl.learners.anil import ANIL
 from raymtl.learners.base import BATCH_EMBEDDINGS, MetaLearner, Objective
 from raymtl.learners.boil import BOIL
@@ -23,6 +21,7 @@ from raymtl.learners.reptile import Reptile
 from raymtl.learners.t_net import TNet
 from raymtl.learners.umtl import UMTL
 from raymtl.learners.warp_grad import WarpGrad
+from raymtl.schema.components import Chosen
 
 LearnerSpec = Annotated[
     ANIL
@@ -43,7 +42,7 @@ LearnerSpec = Annotated[
     | TNet
     | UMTL
     | WarpGrad,
-    Field(discriminator="name"),
+    Chosen("learner"),
 ]
 
 __all__ = [

@@ -26,6 +26,7 @@ class MetaLearner(Spec, ABC):
     A learner has no state. All that is learned is in the mapping of parameters.
     """
 
+    section: ClassVar[str] = "learner"
     helps: ClassVar[str]
     """When one would choose the method, half a sentence for docs/methods.md."""
 

@@ -14,6 +14,7 @@ class Mode(Spec, ABC):
     decide alike.
     """
 
+    section: ClassVar[str] = "mode"
     helps: ClassVar[str]
     """When one would choose the method, half a sentence for docs/methods.md."""
 

@@ -12,6 +12,7 @@ from raymtl.config import Experiment
 from raymtl.distributed.connection import check_address
 from raymtl.distributed.trainer import current_capacity, ensure_resources
 from raymtl.reporting.terminal import View
+from raymtl.schema.components import Shipment, shipment
 from raymtl.types import UserError
 
 NOTICE_S = 60.0
@@ -50,6 +51,24 @@ def ensure_machines(experiment: Experiment, run: Path, view: View, *, searching:
                     raise UserError(f"{check.name}: {check.found}. {check.advice}")
         if len(machines()) == number:
             return
+
+
+def check_components() -> None:
+    """Raises UserError where a process of Ray's cannot import the user's own components."""
+    own = shipment()
+    if not own.modules and not own.classes:
+        return
+    try:
+        ray.get(_unpack.options(num_cpus=0).remote(own))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+
+
+@ray.remote
+def _unpack(components: Shipment) -> None:
+    components.unpack()
 
 
 def _ensure_room(experiment: Experiment, *, searching: bool) -> None:

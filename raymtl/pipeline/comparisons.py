@@ -13,6 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from raymtl.cluster.doctor.check import first_line
 from raymtl.config import Experiment
 from raymtl.data import Arrays, Source
+from raymtl.distributed.carried import Carried, carry
 from raymtl.distributed.trainer import (
     current_capacity,
     is_machine_preempted,
@@ -23,6 +24,7 @@ from raymtl.evaluation.kept import kept_row
 from raymtl.pipeline.monitor import watched
 from raymtl.reporting.ray_metrics import observer
 from raymtl.reporting.terminal import View
+from raymtl.schema.components import Shipment, shipment
 from raymtl.storage import formats
 from raymtl.storage.fence import PREFIX, Attempt, Superseded
 from raymtl.training.context import TrainContext
@@ -68,7 +70,8 @@ def train_baselines(
             _copy(attempt, folders[name, best], made[name])
             source = experiment.data.select_tasks(tried[best].data.task_names)
             options = {"num_cpus": cpus, "name": f"{run.name}/{name} scoring"}
-            scored.append(score_remotely.options(**options).remote(made[name], arrays, source))
+            score = score_remotely.options(**options)
+            scored.append(score.remote(made[name], arrays, source, shipment()))
     results_of(scored)
     return made
 
@@ -126,7 +129,7 @@ def _train_all(
                 max_retries=model.train.max_failures,
                 retry_exceptions=[Superseded],
             )
-            tasks.append(options.remote(model.model_dump(mode="json"), folder, arrays, cpus))
+            tasks.append(options.remote(carry(model), folder, arrays, cpus))
         for folder, reason in zip(missing, results_of(tasks), strict=True):
             if reason:
                 view.say(f"{folder.parent.name[:-1]} {folder.name} diverged: {reason}")
@@ -175,11 +178,11 @@ def _name(folder: Path) -> str:
 
 
 @ray.remote
-def _train_here(tree: dict[str, Any], folder: Path, arrays: Arrays, cpus: float) -> str | None:
+def _train_here(carried: Carried, folder: Path, arrays: Arrays, cpus: float) -> str | None:
     """Trains in this process, from the last checkpoint if there is one; returns why it diverged, if
     it did.
     """
-    experiment = Experiment.model_validate(tree)
+    experiment = carried.unpack()
     torch.set_num_threads(max(1, int(cpus)))
     context = TrainContext(
         report=lambda metrics: None,
@@ -195,7 +198,8 @@ def _train_here(tree: dict[str, Any], folder: Path, arrays: Arrays, cpus: float)
 
 
 @ray.remote
-def score_remotely(folder: Path, arrays: Arrays, source: Source) -> None:
+def score_remotely(folder: Path, arrays: Arrays, source: Source, components: Shipment) -> None:
+    components.unpack()
     torch.set_num_threads(
         max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
     )

@@ -20,7 +20,7 @@ from raymtl.distributed import waiting
 from raymtl.distributed.connection import connected
 from raymtl.distributed.trainer import TrainerSpec, current_capacity, train, why_given_up
 from raymtl.evaluation.baselines import notes_of_models, table
-from raymtl.pipeline.capacity import ensure_machines
+from raymtl.pipeline.capacity import check_components, ensure_machines
 from raymtl.pipeline.comparisons import (
     ArraysRef,
     kept_score,
@@ -33,6 +33,7 @@ from raymtl.pipeline.monitor import watched
 from raymtl.pipeline.search import STATES, run_search, winner
 from raymtl.reporting.ray_dashboard.dashboard import Dashboard
 from raymtl.reporting.terminal import View
+from raymtl.schema.components import shipment
 from raymtl.schema.distributions import searched_values
 from raymtl.storage import formats
 from raymtl.storage.fence import Attempt
@@ -145,6 +146,7 @@ def _ray(address: str | None, view: View) -> Iterator[None]:
     else:
         view.say("starting Ray on this machine")
     with connected(address):
+        check_components()
         yield
 
 
@@ -187,7 +189,8 @@ def _train_best(
     board.on_trial_end("best", "complete", f"val.score {kept_score(folder, experiment):.4f}")
     view.say("scoring it on held-out episodes")
     options = {"num_cpus": experiment.tune.cpus_per_trial, "name": f"{run.name}/best scoring"}
-    results_of([score_remotely.options(**options).remote(folder, arrays, experiment.data)])
+    score = score_remotely.options(**options)
+    results_of([score.remote(folder, arrays, experiment.data, shipment())])
 
 
 def _share_of_time(history: Sequence[Mapping[str, Any]], name: str) -> float:

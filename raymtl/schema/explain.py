@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from raymtl.schema.components import OWN, SECTIONS, registered
 from raymtl.schema.names import dotted_names, members, nearest
 from raymtl.types import Spec
 
@@ -24,10 +25,11 @@ def explain(error: ValidationError, tree: Mapping[str, Any], root: type[Spec]) -
     if kind == "union_tag_invalid":
         tag = context["tag"]
         expected = [name.strip(" '") for name in context["expected_tags"].split(",")]
-        return (
-            f"{key}.name: expected one of {', '.join(expected)}, got "
-            f"'{tag}'.{nearest(tag, expected)}"
-        )
+        hint = nearest(tag, expected)
+        if key in SECTIONS:
+            expected += registered(key)
+            hint = nearest(tag, expected) or f" {OWN}"
+        return f"{key}.name: expected one of {', '.join(expected)}, got '{tag}'.{hint}"
     if kind == "union_tag_not_found":
         names = ", ".join(members(key, root))
         return f"{key}.name: expected one of {names}, got none. Add the name."

@@ -4,9 +4,9 @@ at their top.
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
 from typing import Any, TypeGuard, get_args, get_origin
 
+from raymtl.schema.components import SECTIONS, depends_on_components, registered
 from raymtl.types import Spec
 
 
@@ -19,7 +19,7 @@ def is_known(name: str, root: type[Spec]) -> bool:
     return bool(patterns & {*dotted_names(root), *open_names(root)})
 
 
-@cache
+@depends_on_components
 def open_names(root: type[Spec]) -> list[str]:
     """The dotted names of keys that the user names, such as tasks, with `*` in their place."""
     names = []
@@ -34,7 +34,7 @@ def open_names(root: type[Spec]) -> list[str]:
     return names
 
 
-@cache
+@depends_on_components
 def dotted_names(root: type[Spec]) -> tuple[str, ...]:
     """Every dotted name that a configuration can have, over all members of every union."""
     names: list[str] = []
@@ -61,7 +61,9 @@ def dotted_names(root: type[Spec]) -> tuple[str, ...]:
 
 
 def members(section: str, root: type[Spec]) -> dict[str, type[Spec]]:
-    """The union of a section by `name`; empty for a section that is none."""
+    """The union of a section by `name`, with the components of the user's own; empty for a section
+    that is none.
+    """
     *path, last = section.split(".")
     for key in path:
         inner = root.model_fields.get(key)
@@ -77,7 +79,10 @@ def members(section: str, root: type[Spec]) -> dict[str, type[Spec]]:
         for kind in kinds
         if isinstance(kind, type) and issubclass(kind, Spec) and "name" in kind.model_fields
     ]
-    return {kind.model_fields["name"].default: kind for kind in specs}
+    named = {kind.model_fields["name"].default: kind for kind in specs}
+    if named and section in SECTIONS:
+        named |= registered(section)
+    return named
 
 
 def _is_spec(annotation: Any) -> TypeGuard[type[Spec]]:

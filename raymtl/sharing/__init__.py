@@ -2,8 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
+from raymtl.schema.components import Chosen
 from raymtl.sharing.adversarial import AdversarialSpec
 from raymtl.sharing.attention import AttentionSpec
 from raymtl.sharing.base import SharingArchitecture
@@ -37,7 +36,7 @@ SharingSpec = Annotated[
     | RelationSpec
     | SluiceSpec
     | SoftSpec,
-    Field(discriminator="name"),
+    Chosen("sharing"),
 ]
 
 __all__ = [

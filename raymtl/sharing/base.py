@@ -114,8 +114,13 @@ class SharingArchitecture(nn.Module, ABC):
 class SharingSpecBase(Spec, ABC):
     """Hyperparameters of an architecture; `build` makes it."""
 
+    section: ClassVar[str] = "sharing"
+
     helps: ClassVar[str]
     """When one would choose the method, half a sentence for docs/methods.md."""
+
+    needs_stages: ClassVar[bool] = False
+    """Whether the architecture does something between the encoder's stages."""
 
     def check(self, tasks: Sequence[Task], encoder: Encoder) -> tuple[str, str] | None:
         """Why these hyperparameters do not fit the tasks and the encoder; None where they do.

@@ -116,6 +116,7 @@ class BranchingSpec(SharingSpecBase):
 
     name: Literal["branching"] = "branching"
     helps: ClassVar[str] = "some tasks belong together and others do not: the tree can be searched"
+    needs_stages: ClassVar[bool] = True
     tree: Mapping[str, Branch] = {}
 
     def check(self, tasks: Sequence[Task], encoder: Encoder) -> tuple[str, str] | None:

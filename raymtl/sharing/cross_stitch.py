@@ -63,6 +63,7 @@ class CrossStitchSpec(SharingSpecBase):
 
     name: Literal["cross_stitch"] = "cross_stitch"
     helps: ClassVar[str] = "it is unknown at which depth tasks should share"
+    needs_stages: ClassVar[bool] = True
     own: float = Field(0.9, ge=0, le=1)
     lr_scale: PositiveFloat = 10.0
 

@@ -75,6 +75,7 @@ class HierarchicalSpec(SharingSpecBase):
 
     name: Literal["hierarchical"] = "hierarchical"
     helps: ClassVar[str] = "some tasks are simpler than others and serve them"
+    needs_stages: ClassVar[bool] = True
     levels: Mapping[str, PositiveInt] = {}
 
     def check(self, tasks: Sequence[Task], encoder: Encoder) -> tuple[str, str] | None:

@@ -98,6 +98,7 @@ class MTANSpec(SharingSpecBase):
     helps: ClassVar[str] = (
         "one strong trunk, of whose features each task needs others; few parameters more"
     )
+    needs_stages: ClassVar[bool] = True
     reduction: PositiveInt = 1
 
     def check(self, tasks: Sequence[Task], encoder: Encoder) -> tuple[str, str] | None:

@@ -128,6 +128,7 @@ class PLESpec(SharingSpecBase):
 
     name: Literal["ple"] = "ple"
     helps: ClassVar[str] = "as cgc, with an encoder of several stages to separate in step by step"
+    needs_stages: ClassVar[bool] = True
     num_levels: PositiveInt = 2
     num_shared_experts: PositiveInt = 1
     num_task_experts: PositiveInt = 1

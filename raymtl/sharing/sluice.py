@@ -143,6 +143,7 @@ class SluiceSpec(SharingSpecBase):
     helps: ClassVar[str] = (
         "which layers and which parts of them to share is unknown; dear: two encoders a task"
     )
+    needs_stages: ClassVar[bool] = True
     own: float = Field(0.9, ge=0, le=1)
     strength: NonNegativeFloat = 0.001
     lr_scale: PositiveFloat = 10.0

@@ -2,8 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
+from raymtl.schema.components import Chosen
 from raymtl.weighting.aligned_mtl import AlignedMTLSpec
 from raymtl.weighting.auto_lambda import AutoLambdaSpec
 from raymtl.weighting.base import GradientWeighting, Jacobian, LossWeighting, Weighting
@@ -59,7 +58,7 @@ WeightingSpec = Annotated[
     | STCHSpec
     | UncertaintySpec
     | UPGradSpec,
-    Field(discriminator="name"),
+    Chosen("weighting"),
 ]
 
 __all__ = [

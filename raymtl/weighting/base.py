@@ -139,6 +139,8 @@ Weighting = LossWeighting | GradientWeighting
 class WeightingSpecBase(Spec, ABC):
     """Hyperparameters of a weighting; `build` makes it."""
 
+    section: ClassVar[str] = "weighting"
+
     helps: ClassVar[str]
     """When one would choose the method, half a sentence for docs/methods.md."""
 

@@ -14,6 +14,7 @@ from raymtl import run_folder
 from raymtl.cluster.capacity import Plan
 from raymtl.config import Experiment, parse
 from raymtl.data import Digits
+from raymtl.distributed.carried import carry
 from raymtl.pipeline.search import run_search, trial_rows
 from raymtl.reporting.ray_dashboard.dashboard import Dashboard
 from raymtl.reporting.ray_dashboard.task_rows import Rows
@@ -139,9 +140,7 @@ def trial_that_stays(folder: str) -> None:
 
     pytest.MonkeyPatch().setattr(trial, "tune", SimpleNamespace(report=lambda metrics: None))
     values = {"number": 3, "learner.inner_lr": 0.05}
-    trial.run_trial(
-        values, CHOSEN.model_dump(mode="json"), folder, Digits().load(), Plan(6, 1, 1, 1.0, 0.0)
-    )
+    trial.run_trial(values, carry(CHOSEN), folder, Digits().load(), Plan(6, 1, 1, 1.0, 0.0))
     time.sleep(300)
 
 

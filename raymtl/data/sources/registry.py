@@ -4,8 +4,6 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
-
 from raymtl.data.base import Source
 from raymtl.data.prepared.source import Prepared
 from raymtl.data.sources.cifar100 import CIFAR100
@@ -17,6 +15,7 @@ from raymtl.data.sources.omniglot import Omniglot
 from raymtl.data.sources.sinusoid import Sinusoid
 from raymtl.data.sources.voc import VOC
 from raymtl.data.tables import Files
+from raymtl.schema.components import Chosen
 
 SOURCES: tuple[type[Source], ...] = (
     Digits,
@@ -34,5 +33,5 @@ SOURCES: tuple[type[Source], ...] = (
 if TYPE_CHECKING:
     PartSpec = Source
 else:
-    PartSpec = Annotated[reduce(or_, SOURCES), Field(discriminator="name")]
+    PartSpec = Annotated[reduce(or_, SOURCES), Chosen("data")]
 """A source that `several` can have as a part, chosen by its name."""

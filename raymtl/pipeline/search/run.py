@@ -12,6 +12,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from raymtl.cluster.capacity import DRIVER_MEMORY, Plan
 from raymtl.config import Experiment
 from raymtl.data import Arrays
+from raymtl.distributed.carried import carry
 from raymtl.pipeline.search import shortage
 from raymtl.pipeline.search.lost import lost_in_one_line
 from raymtl.pipeline.search.searcher import Search
@@ -87,7 +88,7 @@ def _trainable(experiment: Experiment, run: Path, arrays: Arrays, settings: Plan
     amounts = {name: amount for name, amount in bundle.items() if amount}
     runnable = tune.with_parameters(
         run_trial,
-        experiment=experiment.model_dump(mode="json"),
+        experiment=carry(experiment),
         run=str(run),
         arrays=arrays,
         plan=settings,

@@ -8,10 +8,10 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from raymtl import config
 from raymtl.cluster.capacity import Plan
 from raymtl.config import Experiment
 from raymtl.data import Arrays
+from raymtl.distributed.carried import Carried
 from raymtl.distributed.trainer import TrainerSpec, is_machine_preempted, train
 from raymtl.evaluation.kept import BEST_STEP
 from raymtl.reporting.ray_metrics import observer
@@ -23,7 +23,7 @@ from raymtl.types import DivergedError, UserError
 
 
 def run_trial(
-    values: dict[str, Any], experiment: dict[str, Any], run: str, arrays: Arrays, plan: Plan
+    values: dict[str, Any], experiment: Carried, run: str, arrays: Arrays, plan: Plan
 ) -> None:
     """Trains one configuration and reports every score. An interrupted trial continues from its
     last checkpoint.
@@ -33,7 +33,7 @@ def run_trial(
     report can be lost together with a worker.
     """
     number = values["number"]
-    chosen = config.parse(experiment).override(
+    chosen = experiment.unpack().override(
         {key: value for key, value in values.items() if key != "number"}
     )
     folder, name = Path(run) / "trials" / f"{number:04d}", f"{Path(run).name}/trial-{number:04d}"
