@@ -44,7 +44,7 @@ def methods(section: str) -> Iterator[Method]:
     for spec in sorted(members, key=lambda member: member.model_fields["name"].default):
         described = spec
         if hasattr(spec, "build"):
-            described = get_type_hints(spec.build)["return"]
+            described = get_type_hints(spec.build).get("return", spec)
         what = _first_paragraph(described.__doc__)
         yield Method(
             section,
@@ -53,7 +53,7 @@ def methods(section: str) -> Iterator[Method]:
             re.split(r"(?<=[.:])\s", what)[0].rstrip(".:"),
             _paper(_first_paragraph(sys.modules[spec.__module__].__doc__)),
             _cost(spec),
-            spec.helps,
+            getattr(spec, "helps", ""),
         )
 
 
@@ -83,7 +83,7 @@ def _cost(spec: Any) -> str:
         return backward
     if issubclass(spec, SharingSpecBase):
         return str(spec().num_encoders(TASKS))
-    return str(spec.costs)
+    return str(getattr(spec, "costs", ""))
 
 
 HEADINGS = {

@@ -40,4 +40,4 @@ def test_the_notebook_runs(notebook: Path, tmp_path: Path) -> None:
 
 
 def test_there_are_notebooks() -> None:
-    assert {path.stem for path in NOTEBOOKS} >= {"own_csv", "few_shot_pictures"}
+    assert {path.stem for path in NOTEBOOKS} >= {"own_csv", "own_module", "few_shot_pictures"}

@@ -1,21 +1,23 @@
 """Laws of the weightings, over the whole union."""
 
-from typing import get_args
-
 import pytest
 import torch
 from torch import Tensor
 
+from raymtl.config import Experiment
+from raymtl.schema.names import members
 from raymtl.tasks import classification, regression
 from raymtl.types import DivergedError, Task
-from raymtl.weighting import Weighting, WeightingSpec
+from raymtl.weighting import Weighting
 from raymtl.weighting.base import WeightingSpecBase
+from tests.narrowing import checked
 from tests.weighting import Rows, weigh
 
 TASKS = (classification("a", 4), regression("b", 0.0, 1.0), classification("c", 3))
 # Read off the union, so that a new member is tested on arrival.
 SPECS: dict[str, WeightingSpecBase] = {
-    member.model_fields["name"].default: member() for member in get_args(get_args(WeightingSpec)[0])
+    name: checked(member(), WeightingSpecBase)  # type: ignore[type-abstract]
+    for name, member in members("weighting", Experiment).items()
 }
 OF_GRADIENTS = sorted(name for name, spec in SPECS.items() if spec.needs_gradients)
 SOLVED = sorted(
