@@ -45,7 +45,7 @@ def methods(section: str) -> Iterator[Method]:
         described = spec
         if hasattr(spec, "build"):
             described = get_type_hints(spec.build).get("return", spec)
-        what = _first_paragraph(described.__doc__)
+        what = _first_paragraph(described.__doc__ or spec.__doc__)
         yield Method(
             section,
             spec.model_fields["name"].default,
