@@ -225,12 +225,12 @@ def environment(experiment: "Experiment", command: str) -> dict[str, Any]:
     git = subprocess.run(
         ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
-    from raymtl.schema import components
+    from raymtl.schema import component_modules
 
     return {
         "python": platform.python_version(),
         "packages": versions,
-        "components": components.described(),
+        "components": component_modules.described(),
         "git_commit": git.stdout.strip() or None,
         "seed": experiment.seed,
         "run": command,

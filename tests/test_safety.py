@@ -15,7 +15,7 @@ FILES = sorted(p.relative_to(ROOT).as_posix() for part in ("raymtl", "benchmarks
 PICKLES = {"raymtl/data/formats/pickled.py", "tests/data/test_cifar100.py"}
 # Modules of Ray, and of raymtl, whose names stand in the constants of the same file; and the user's own components, by the
 # name that the user gives on the command line, which a test of tests/schema/test_components.py holds apart from the YAML.
-IMPORTS = {"raymtl/internals/ray.py", "raymtl/__init__.py", "raymtl/schema/components.py"}
+IMPORTS = {"raymtl/internals/ray.py", "raymtl/__init__.py", "raymtl/schema/component_modules.py"}
 MODULES = {
     "pickle",
     "cPickle",

@@ -14,7 +14,7 @@ from raymtl.cli.prepare import prepare_data
 from raymtl.cli.run import train, tune
 from raymtl.cli.show import methods, report, schema, trials
 from raymtl.reporting.console import log_to_stderr, print_any_letter
-from raymtl.schema.components import import_module
+from raymtl.schema.component_modules import import_module
 from raymtl.storage.fence import Superseded
 from raymtl.storage.redaction import redacted
 from raymtl.types import DivergedError, UserError

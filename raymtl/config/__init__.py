@@ -2,7 +2,7 @@
 
 from raymtl.config.experiment import Experiment, StageConfig, parse
 from raymtl.config.load import load
-from raymtl.schema.components import import_plugins
+from raymtl.schema.component_modules import import_plugins
 from raymtl.schema.names import dotted_names, is_known
 from raymtl.schema.space import check_space
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from raymtl.config.experiment import Experiment
-from raymtl.schema.components import check_known
+from raymtl.schema.component_modules import check_known
 from raymtl.schema.document import located, parse_document
 from raymtl.schema.space import check_space
 from raymtl.storage.yaml_document import Document, read_document

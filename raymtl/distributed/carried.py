@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from raymtl.config import Experiment, parse
-from raymtl.schema.components import Shipment, shipment
+from raymtl.schema.component_modules import Shipment, shipment
 
 
 class Carried(NamedTuple):

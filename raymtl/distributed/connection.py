@@ -16,7 +16,7 @@ from raymtl.cluster.address import refusal, resolve
 from raymtl.cluster.doctor.check import first_line
 from raymtl.distributed import PREEMPTION_WATCHER, worker_environment
 from raymtl.internals import ray as ray_internals
-from raymtl.schema.components import local_modules
+from raymtl.schema.component_modules import local_modules
 from raymtl.types import UserError
 
 ANSWER_S = 20.0

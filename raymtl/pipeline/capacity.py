@@ -12,7 +12,7 @@ from raymtl.config import Experiment
 from raymtl.distributed.connection import check_address
 from raymtl.distributed.trainer import current_capacity, ensure_resources
 from raymtl.reporting.terminal import View
-from raymtl.schema.components import Shipment, shipment
+from raymtl.schema.component_modules import Shipment, shipment
 from raymtl.types import UserError
 
 NOTICE_S = 60.0

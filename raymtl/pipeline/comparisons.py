@@ -24,7 +24,7 @@ from raymtl.evaluation.kept import kept_row
 from raymtl.pipeline.monitor import watched
 from raymtl.reporting.ray_metrics import observer
 from raymtl.reporting.terminal import View
-from raymtl.schema.components import Shipment, shipment
+from raymtl.schema.component_modules import Shipment, shipment
 from raymtl.storage import formats
 from raymtl.storage.fence import PREFIX, Attempt, Superseded
 from raymtl.training.context import TrainContext

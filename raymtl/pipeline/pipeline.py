@@ -33,7 +33,7 @@ from raymtl.pipeline.monitor import watched
 from raymtl.pipeline.search import STATES, run_search, winner
 from raymtl.reporting.ray_dashboard.dashboard import Dashboard
 from raymtl.reporting.terminal import View
-from raymtl.schema.components import shipment
+from raymtl.schema.component_modules import shipment
 from raymtl.schema.distributions import searched_values
 from raymtl.storage import formats
 from raymtl.storage.fence import Attempt

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from raymtl.schema.base import ExperimentBase
-from raymtl.schema.components import all_registered, plugins
+from raymtl.schema.component_modules import plugins
+from raymtl.schema.components import all_registered
 from raymtl.schema.document import located, parse_document
 from raymtl.schema.outline import outline
 from raymtl.schema.space import check_combination, check_names, combinations
