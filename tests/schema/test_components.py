@@ -68,7 +68,7 @@ MISTAKES: dict[str, tuple[dict[str, str], Sequence[str], str]] = {
     "not imported": (
         {"c.yaml": TRAINS},
         ("train", "c.yaml"),
-        "c.yaml:2: weighting.name: expected one of aligned_mtl",
+        "c.yaml:3: encoder.name: expected one of conv",
     ),
     "no module": ({}, ("--import", "nowhere", "methods"), "--import nowhere: No module named"),
     "broken module": (
