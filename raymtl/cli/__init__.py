@@ -14,7 +14,7 @@ from raymtl.cli.prepare import prepare_data
 from raymtl.cli.run import train, tune
 from raymtl.cli.show import methods, report, schema, trials
 from raymtl.reporting.console import log_to_stderr, print_any_letter
-from raymtl.schema.component_modules import import_module
+from raymtl.schema.component_modules import import_components
 from raymtl.storage.fence import Superseded
 from raymtl.storage.redaction import redacted
 from raymtl.types import DivergedError, UserError
@@ -61,7 +61,7 @@ def import_modules(
 ) -> None:
     """Learn many tasks together, learn how to learn the next one, and search how."""
     for name in modules:
-        import_module(name)
+        import_components(name)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ GROUP = "raymtl"
 """The group of entry points that name modules of components."""
 
 
-def import_module(name: str) -> None:
+def import_components(name: str) -> None:
     """Imports a module of the user's own components by the name that the user gave.
 
     Raises UserError where it cannot be imported, with the place in it.
