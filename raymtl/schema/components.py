@@ -17,7 +17,7 @@ SECTIONS = ("data", "encoder", "sharing", "weighting", "learner", "mode")
 """Those of which components can be registered."""
 OWN = "If it is your own, import its module first (raymtl --import MODULE ...)."
 """Behind the sentence on an unknown name."""
-Component = TypeVar("Component", bound=type[Spec])
+Component = TypeVar("Component", bound=Spec)
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
@@ -25,7 +25,7 @@ _registered: dict[str, dict[str, type[Spec]]] = {}
 """Section -> name -> component."""
 
 
-def register(component: Component) -> Component:
+def register(component: type[Component]) -> type[Component]:
     """Lets configurations choose a component by its `name`; a decorator of its class.
 
     Args:
