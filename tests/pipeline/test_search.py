@@ -25,6 +25,7 @@ from raymtl.cli import main
 from raymtl.cluster.capacity import Capacity, Plan
 from raymtl.config import Experiment, load, parse
 from raymtl.data.base import Arrays
+from raymtl.distributed.carried import carry
 from raymtl.learners import MAML
 from raymtl.pipeline.search import Search, open_study, reports, scheduler, trial_rows, winner
 from raymtl.storage import formats
@@ -304,7 +305,7 @@ def test_lost_reports_are_made_again(
     trial_of = partial(
         trial.run_trial,
         {"number": 0},
-        chosen.model_dump(mode="json"),
+        carry(chosen),
         str(tmp_path),
         arrays,
         Plan(1, 1, 2, 1.0, 0.0),
