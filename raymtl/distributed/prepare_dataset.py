@@ -92,9 +92,9 @@ def _fitted(keys: Mapping[str, Any]) -> Files:
     can be drawn from the shards.
     """
     try:
-        return parse(_Keys, {"data": keys}).data
+        return parse(_Keys, {"data": keys}).data.resolve()
     except NotStreamableError:
-        by_rows = parse(_Keys, {"data": {**keys, "episodes": "rows"}}).data
+        by_rows = parse(_Keys, {"data": {**keys, "episodes": "rows"}}).data.resolve()
         return by_rows.for_episodes(keys["episodes"])
 
 

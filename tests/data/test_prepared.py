@@ -142,7 +142,7 @@ def test_a_folder_that_is_prepared_anew_is_read_anew(tmp_path: Path) -> None:
     for seed in (0, 1):
         path = tmp_path / f"{seed}.parquet"
         write_parquet(path, columns(tasks=1, missing=0.0, seed=seed))
-        source = Files(path=str(path), tasks={"level": {"column": "task 0.x"}})
+        source = Files(path=str(path), tasks={"level": {"column": "task 0.x"}}).resolve()
         shards = prepared(source, tmp_path / "out", in_memory_mb=0.001)
         drawn.append(next(episodes(shards, shards.load())))
         shutil.rmtree(tmp_path / "out")

@@ -41,18 +41,18 @@ def test_shards_on_object_storage_are_those_of_a_disk(
     """A process reads row groups of them, never a shard, where data do not fit into memory."""
     monkeypatch.setattr(plan, "GROUP_BYTES", 1 << 15)
     rows = write_parquet(tmp_path / "own.parquet", columns(20_000, tasks=1))
-    source = Files(path=str(rows), tasks={"level": {"column": "task 0.x"}})
+    source = Files(path=str(rows), tasks={"level": {"column": "task 0.x"}}).resolve()
     prepare(source, str(tmp_path / "disk"))
     prepare(source, storage.url(FOLDER))
     assert objects(storage) == files_in(tmp_path / "disk")
-    from_shards = Prepared(path=storage.url(FOLDER), in_memory_mb=0.001)
+    from_shards = Prepared(path=storage.url(FOLDER), in_memory_mb=0.001).resolve()
     arrays = from_shards.load()
     storage.most_read = 0
     for section in from_shards.every_example(arrays, "train"):
         section.batch(section.rows[:3])
     (shard,) = [name for name in objects(storage) if name.endswith("0.parquet")]
     assert 0 < storage.most_read < len(objects(storage)[shard]) / 10
-    assert_same_episodes(from_shards, Prepared(path=str(tmp_path / "disk")))
+    assert_same_episodes(from_shards, Prepared(path=str(tmp_path / "disk")).resolve())
 
 
 def test_full_object_storage_is_told_and_the_same_call_goes_on(

@@ -47,7 +47,7 @@ def test_a_dataset_becomes_the_shards_of_its_rows_in_files(
     row_group_size = pq.read_metadata(written[0]).num_rows
     assert len(written) > 2 and manifest.rows == 1000
     path = write_parquet(tmp_path / "same.parquet", columns(1000, tasks=3), row_group_size)
-    prepare(Files(path=str(path), tasks=TASKS), str(tmp_path / "same"), shard_mb=SMALL)
+    prepare(Files(path=str(path), tasks=TASKS).resolve(), str(tmp_path / "same"), shard_mb=SMALL)
     shards = {path.name: path.read_bytes() for path in tmp_path.glob("out/*.parquet")}
     assert shards == {path.name: path.read_bytes() for path in tmp_path.glob("same/*.parquet")}
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/**/*[0-9].parquet")}
@@ -64,7 +64,7 @@ def test_the_example_of_the_documentation_runs(
     (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
     monkeypatch.chdir(tmp_path)
     exec(example, {})
-    arrays = Prepared(path="prepared").load()
+    arrays = Prepared(path="prepared").resolve().load()
     assert len(arrays["inputs"]) == 400
 
 
@@ -78,7 +78,7 @@ def test_tensors_of_pictures_are_pictures(tmp_path: Path) -> None:
     (tmp_path / "pictures" / "labels.csv").write_text(
         "name,y\n" + "".join(f"{number:02d}.png,{number / 7}\n" for number in range(40))
     )
-    files = Files(path=str(tmp_path / "pictures"), tasks={"y": {}}, size=8)
+    files = Files(path=str(tmp_path / "pictures"), tasks={"y": {}}, size=8).resolve()
 
     def labelled(row: dict[str, Any]) -> dict[str, Any]:
         number = int(Path(row["path"]).stem)
@@ -89,7 +89,7 @@ def test_tensors_of_pictures_are_pictures(tmp_path: Path) -> None:
         pictures.map(labelled), {"tasks": {"y": {}}, "size": 8}, str(tmp_path / "out")
     )
     assert manifest.files.is_image
-    arrays, expected = Prepared(path=str(tmp_path / "out")).load(), files.load()
+    arrays, expected = Prepared(path=str(tmp_path / "out")).resolve().load(), files.load()
     np.testing.assert_array_equal(arrays["inputs"], expected["inputs"])
 
     vectors = ray.data.from_numpy(rng.normal(size=(60, 5)))

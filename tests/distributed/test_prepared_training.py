@@ -48,9 +48,9 @@ def test_prepared_data_give_the_weights_of_the_files(tmp_path: Path) -> None:
     """
     settings: dict[str, Any] = {"augment": {"flip": True}, "shots": 2, "queries": 4}
     pictures = str(write_pictures(tmp_path / "pictures", 150))
-    files = Files(path=pictures, tasks=PICTURE_TASKS, size=16, **settings)
+    files = Files(path=pictures, tasks=PICTURE_TASKS, size=16, **settings).resolve()
     prepare(files, str(tmp_path / "shards"), shard_mb=SMALL)
-    shards = Prepared(path=str(tmp_path / "shards"), in_memory_mb=0.001, lanes=2)
+    shards = Prepared(path=str(tmp_path / "shards"), in_memory_mb=0.001, lanes=2).resolve()
     run(short(files), files.load(), tmp_path / "alone")
     alone = formats.load_params(tmp_path / "alone" / "model.safetensors")
     for workers in (2, 4):
