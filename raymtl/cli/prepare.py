@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -18,6 +18,7 @@ from raymtl.types import UserError
 if TYPE_CHECKING:
     from raymtl.data import Files
     from raymtl.data.prepared.prepare import Driver, Report
+    from raymtl.data.tables.fit_blocks import SumBlocks
 
 SILENT_S = 2.0
 """Progress is shown of what takes longer."""
@@ -39,12 +40,12 @@ def prepare_data(
     from raymtl.storage.places import absolute
 
     place = absolute(output, "--output")
-    driver = _driver(source, address)
+    drivers = _drivers(source, address)
     with _progress() as report:
-        manifest = prepare(source, place, driver=driver, shard_mb=shard_mb, report=report)
+        manifest = prepare(source, place, **drivers, shard_mb=shard_mb, report=report)
     console = plain_console(highlight=False, soft_wrap=True)
     notes = notes_of_blocks(source, manifest.shards, manifest.rows)
-    print_notes(console, [*source.found.notes, *notes])
+    print_notes(console, [*manifest.files.found.notes, *notes])
     shards = "1 shard"
     if len(manifest.shards) > 1:
         shards = f"{len(manifest.shards)} shards"
@@ -84,18 +85,23 @@ def _episodes(config: Path, sets: list[str]) -> str:
     return str(overrides(sets).get("data.episodes", data.get("episodes", "rows")))
 
 
-def _driver(source: "Files", address: str | None) -> "Driver":
+class _Drivers(TypedDict, total=False):
+    driver: "Driver"
+    sum_blocks: "SumBlocks"
+
+
+def _drivers(source: "Files", address: str | None) -> _Drivers:
     """Ray Data for data that are larger than memory or if a cluster is given; else this process."""
     from raymtl.cluster.address import resolve
-    from raymtl.data.prepared.prepare import in_this_process
 
     if resolve(address) is None and source.found.pool is None:
-        return in_this_process
+        return {}
     from raymtl.distributed.connection import start_ray
     from raymtl.distributed.prepare_shards import on_ray
+    from raymtl.distributed.sum_blocks import sum_on_ray
 
     start_ray(address)
-    return on_ray
+    return {"driver": on_ray, "sum_blocks": sum_on_ray}
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from raymtl.data.shards.store import Store
 from raymtl.data.tables.fit_stream import NotStreamableError
 from raymtl.data.tables.source import Files
 from raymtl.distributed.prepare_shards import on_ray
+from raymtl.distributed.sum_blocks import sum_on_ray
 from raymtl.distributed.tensor_columns import without_tensors
 from raymtl.schema.base import parse
 from raymtl.storage.places import absolute
@@ -84,7 +85,8 @@ def prepare_dataset(
     rows = store.place(ROWS)
     _write_rows(dataset, Store(rows, OUTPUT))
     keys = {**data, "name": "files", "path": rows, "format": "parquet"}
-    return prepare(_fitted(keys), place, driver=on_ray, shard_mb=shard_mb)
+    source = _fitted(keys)
+    return prepare(source, place, driver=on_ray, sum_blocks=sum_on_ray, shard_mb=shard_mb)
 
 
 def _fitted(keys: Mapping[str, Any]) -> Files:

@@ -21,9 +21,12 @@ from raymtl.cli.columns import MOST_LINES, left_out, lines
 from raymtl.config import Experiment, load
 from raymtl.data import Files
 from raymtl.data.tables import wide
-from raymtl.data.tables.column_numbers import encode_column, fit_column
+from raymtl.data.tables.column_numbers import encode_column
 from raymtl.data.tables.column_roles import role_of
+from raymtl.data.tables.columns import numbers as numbers_of
+from raymtl.data.tables.exact_moments import moments_of
 from raymtl.data.tables.findings import is_constant
+from raymtl.data.tables.schema import FittedColumn
 from raymtl.encoders import MLPSpec
 from raymtl.encoders.base import Encoder
 from tests.narrowing import checked, present
@@ -95,18 +98,18 @@ def test_many_columns_equal_each_alone(
     assert not any(
         is_constant(table[name].to_numpy().astype(float), train) for name in changing & sure
     )
-    fitted = wide.fit_columns(table, sure, train)
-    out = np.zeros((N, len(table.column_names)), np.float32)
+    moments = wide.column_moments(table, sure, train)
+    fitted: dict[str, FittedColumn] = {}
     for name in sure:
-        one = fit_column(
-            table[name].filter(pa.array(train)),
-            name,
-            "number",
-            where,
-            max_categories=64,
-            text_size=64,
+        alone = moments_of(numbers_of(table[name].filter(pa.array(train)), name, where))
+        assert (moments[name].count, moments[name].mean, moments[name].std) == (
+            alone.count,
+            alone.mean,
+            alone.std,
+        ), name
+        fitted[name] = FittedColumn(
+            column=name, role="number", mean=alone.mean, std=alone.std or 1.0
         )
-        assert fitted[name] == one, name
     for impute in (True, False):
         columns = [fitted[name] for name in sorted(sure)]
         out = np.zeros((N, len(columns)), np.float32)
@@ -114,9 +117,9 @@ def test_many_columns_equal_each_alone(
         assert ("with gaps" in done) == impute and "x3" in done
         for place, column in enumerate(columns):
             if column.column in done:
-                alone = np.zeros((N, 1), np.float32)
-                encode_column(column, table[column.column], alone, where, impute=impute)
-                np.testing.assert_array_equal(out[:, [place]], alone)
+                one = np.zeros((N, 1), np.float32)
+                encode_column(column, table[column.column], one, where, impute=impute)
+                np.testing.assert_array_equal(out[:, [place]], one)
     assert wide.complete(table, sure) == sure - {"with gaps", "nan", "whole with gaps"}
 
 

@@ -74,7 +74,7 @@ def make_plan(source: Files, output: str, shard_mb: float) -> Planned:
         "rows_per_group": rows_per_group,
     }
     digest = _sha256(content)
-    plan = Plan(digest=digest, fingerprint=_sha256(list(_files(dataset))))
+    plan = Plan(digest=digest, fingerprint=fingerprint(dataset))
     return Planned(Job(files, output, digest, rows_per_group), shards, plan)
 
 
@@ -87,6 +87,11 @@ def _shards(blocks: Sequence[Block], most_rows: int) -> Iterator[ShardPlan]:
             number, first, rows = number + 1, place, 0
         rows += own
     yield ShardPlan(number, first, len(blocks), rows)
+
+
+def fingerprint(dataset: TableDataset) -> str:
+    """Of the names, sizes and times of the user's files."""
+    return _sha256(list(_files(dataset)))
 
 
 def _files(dataset: TableDataset) -> Iterator[tuple[str, int, str]]:

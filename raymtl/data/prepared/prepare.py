@@ -7,6 +7,7 @@ however often it is interrupted, the files that it leaves are equal.
 from collections.abc import Callable, Iterator, Sequence
 
 from raymtl.data.prepared.encode_shard import OUTPUT, prepare_shard
+from raymtl.data.prepared.findings import find_in_all_rows
 from raymtl.data.prepared.index import index_of
 from raymtl.data.prepared.manifest import (
     INDEX,
@@ -20,6 +21,8 @@ from raymtl.data.prepared.manifest import (
 )
 from raymtl.data.prepared.plan import Job, Planned, ShardPlan, make_plan
 from raymtl.data.shards.store import Store
+from raymtl.data.tables import fit_blocks
+from raymtl.data.tables.fit_blocks import SumBlocks
 from raymtl.data.tables.load import notes_of_blocks
 from raymtl.data.tables.load_notes import unreadable_notes
 from raymtl.data.tables.source import Files
@@ -44,16 +47,19 @@ def prepare(
     output: str,
     *,
     driver: Driver = in_this_process,
+    sum_blocks: SumBlocks = fit_blocks.in_this_process,
     shard_mb: float = SHARD_MB,
     report: Report = lambda done, rows: None,
 ) -> Manifest:
     """Writes the shards, the index and the manifest of prepared data to a folder or a URL.
 
+    Of files larger than memory, `sum_blocks` first finds classes and statistics of all rows.
     Raises UserError if the folder holds something else, for rows that cannot be encoded, and if
     more pictures are damaged than `data.max_corrupt` allows.
     """
-    planned = make_plan(source, output, shard_mb)
     store = Store(output, OUTPUT)
+    source = find_in_all_rows(source, store, sum_blocks)
+    planned = make_plan(source, output, shard_mb)
     _claim(store, planned.plan)
     entries = _make_shards(source, planned, driver, report)
     notes_of_blocks(source, entries, source.found.rows)  # for what it raises

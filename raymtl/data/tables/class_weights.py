@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from raymtl.data.tables.schema import FittedTask, Label, TaskColumn, label_text
+from raymtl.data.tables.statistics import LabelSums
 from raymtl.tasks.class_loss import balanced_weights, normalised_weights
 from raymtl.types import TaskKind, UserError
 
@@ -29,34 +30,36 @@ def check_class_loss(name: str, asked: TaskColumn, kind: TaskKind, *, few_shot: 
         )
 
 
-def fit_class_weights(
-    name: str, fitted: FittedTask, target: np.ndarray, known: np.ndarray
-) -> tuple[float, ...]:
-    """The weights of the classes; none where all count alike.
-
-    `target` [N] or [N, labels] are labels as the task takes them, of which the rows `known` [N] are
-    for training. Raises UserError for a class that the task does not have.
+def fit_class_weights(name: str, fitted: FittedTask, sums: LabelSums) -> tuple[float, ...]:
+    """The weights of the classes, by how often the labels for training have each; none where all
+    count alike. Raises UserError for a class that the task does not have.
     """
     asked = fitted.asked.class_weights
     if asked is None:
         return ()
     if fitted.task_kind.has_label_sets:
-        return _of_labels(name, fitted, target[known])
-    counts = np.bincount(target[known], minlength=len(fitted.classes))
+        return _of_labels(name, fitted, sums)
+    counts = np.array([sums.yes.get(label, 0) for label in fitted.classes])
     weights = balanced_weights(counts)
     if isinstance(asked, Mapping):
         weights = normalised_weights(_given(name, asked, fitted.classes), counts)
     return tuple(weights.tolist())
 
 
-def _of_labels(name: str, fitted: FittedTask, target: np.ndarray) -> tuple[float, ...]:
+def _of_labels(name: str, fitted: FittedTask, sums: LabelSums) -> tuple[float, ...]:
     """The weight of the yes of each label; of balanced ones noes / yeses, 1 without a yes."""
     asked = fitted.asked.class_weights
     if isinstance(asked, Mapping):
         return tuple(_given(name, asked, fitted.classes).tolist())
-    yes, no = np.nansum(target, 0), np.nansum(1 - target, 0)
-    weights = np.where((yes > 0) & (no > 0), no / np.maximum(yes, 1), 1.0)
-    return tuple(weights.tolist())
+    weights = []
+    for label in fitted.classes:
+        yes = sums.yes.get(label, 0)
+        no = sums.no.get(label, sums.labelled - yes)
+        weight = 1.0
+        if yes and no:
+            weight = no / yes
+        weights.append(weight)
+    return tuple(weights)
 
 
 def _given(name: str, asked: Mapping[Label, float], classes: tuple[str, ...]) -> np.ndarray:

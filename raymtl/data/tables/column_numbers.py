@@ -2,56 +2,53 @@
 
 import re
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymtl.data.tables.columns import LocateRow, in_order, moments, numbers, texts, vectors
-from raymtl.data.tables.schema import FittedColumn, Role
+from raymtl.data.tables.columns import LocateRow, in_order, numbers, texts, vectors
+from raymtl.data.tables.schema import FittedColumn
+from raymtl.data.tables.settings import FilesConfig
+from raymtl.data.tables.statistics import Counts, InputSums
 from raymtl.types import UserError
 
 
-def fit_column(
-    column: pa.ChunkedArray,
-    name: str,
-    role: Role,
-    locate_row: LocateRow,
-    *,
-    max_categories: int,
-    text_size: int,
-) -> FittedColumn:
-    """What has to be known to encode the column, from the rows for training."""
-    if role == "picture":
-        return FittedColumn(column=name, role=role)
-    if role == "text":
-        return FittedColumn(column=name, role=role, size=text_size)
-    if role == "category":
-        categories = _categories(column, max_categories)
-        return FittedColumn(column=name, role=role, size=len(categories) + 1, categories=categories)
-    size = 1
-    if role == "vector":
-        values = vectors(column, name, locate_row)
-        size = values.shape[1]
-    else:
-        values = numbers(column, name, locate_row)
-    known = values[np.isfinite(values)]
-    if not known.size:
-        raise UserError(
-            f"{locate_row(0)}, column '{name}': expected numbers in the rows for training, got "
-            "none."
-        )
-    # A vector keeps its geometry: one mean and one spread for all of its numbers.
-    mean, std = moments(known)
-    return FittedColumn(column=name, role=role, size=size, mean=mean, std=std or 1.0)
+def fit_columns(
+    columns: Sequence[FittedColumn], sums: InputSums, source: FilesConfig, place: str
+) -> list[FittedColumn]:
+    """What has to be known to encode the columns, of their roles and of the sums over the rows for
+    training, of which the first is at `place`. Raises UserError for a column without numbers.
+    """
+    fitted = []
+    for column in columns:
+        name = column.column
+        if column.role == "picture":
+            fitted.append(column)
+        elif column.role == "text":
+            fitted.append(column.model_copy(update={"size": source.text_size}))
+        elif column.role == "category":
+            categories = _categories(sums.categories[name], source.max_categories)
+            found = {"categories": categories, "size": len(categories) + 1}
+            fitted.append(column.model_copy(update=found))
+        else:
+            moments = sums.numbers[name]
+            if not moments.count:
+                raise UserError(
+                    f"{place}, column '{name}': expected numbers in the rows for training, got "
+                    "none."
+                )
+            # A vector keeps its geometry: one mean and one spread for all of its numbers.
+            found = {"mean": moments.mean, "std": moments.std or 1.0}
+            fitted.append(column.model_copy(update=found))
+    return fitted
 
 
-def _categories(column: pa.ChunkedArray, max_categories: int) -> tuple[str, ...]:
+def _categories(counts: Counts, max_categories: int) -> tuple[str, ...]:
     """The different texts of a column; of too many the frequent ones, and all others are one."""
-    counts = pc.value_counts(texts(column).drop_null()).to_pylist()
-    if len(counts) > max_categories:
-        counts = sorted(counts, key=lambda entry: (-entry["counts"], entry["values"]))
-    return in_order(entry["values"] for entry in counts[:max_categories])
+    frequent = sorted(counts, key=lambda text: (-counts[text], text))
+    return in_order(frequent[:max_categories])
 
 
 def encode_column(

@@ -175,10 +175,7 @@ def vectors(
     lengths = pc.list_value_length(values).to_numpy(zero_copy_only=False).astype(float)
     known = np.flatnonzero(~np.isnan(lengths))
     if size is None:
-        if len(known):
-            size = int(np.bincount(lengths[known].astype(int)).argmax())
-        else:
-            size = 0
+        size = usual_length(column)
     odd = known[lengths[known] != size]
     if len(odd):
         raise UserError(
@@ -191,23 +188,19 @@ def vectors(
     return array
 
 
+def usual_length(column: pa.ChunkedArray) -> int:
+    """How many values most lists have; 0 of a column without lists."""
+    lengths = pc.list_value_length(plain(column)).drop_null().to_numpy(zero_copy_only=False)
+    if not len(lengths):
+        return 0
+    return int(np.bincount(lengths).argmax())
+
+
 def named_files(values: pa.Array, endings: tuple[str, ...] = SUFFIXES) -> bool:
     """Whether these texts are names of picture files, as nine of ten must be."""
     known = values.drop_null()[:1000]
     ends = [value.lower().endswith(endings) for value in known.to_pylist()]
     return bool(ends) and sum(ends) >= 0.9 * len(ends)
-
-
-def moments(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of finite numbers; the latter is 0 where rounding alone makes
-    them differ.
-    """
-    scale = float(np.abs(values).max()) or 1.0
-    scaled = values / scale  # their squares could be too large otherwise
-    mean, std = float(scaled.mean()), float(scaled.std())
-    if std <= 1e-12 * abs(mean):
-        std = 0.0
-    return scale * mean, scale * std
 
 
 def in_order(values: Any) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Rows of the user's files as arrays, encoded block by block."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -47,6 +47,20 @@ def encode(source: FilesConfig, dataset: TableDataset, number: int) -> Encoded:
     cannot be a number or a label.
     """
     return encode_rows(source, dataset, number, dataset.read(number))
+
+
+def encode_blocks(
+    source: FilesConfig, dataset: TableDataset, numbers: Sequence[int]
+) -> Iterator[Encoded]:
+    """These blocks in their order; one is read while the one before it is encoded. Raises the
+    same.
+    """
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        ahead = [reader.submit(dataset.read, number) for number in numbers[:1]]
+        for place, number in enumerate(numbers):
+            rows = ahead.pop().result()
+            ahead = [reader.submit(dataset.read, after) for after in numbers[place + 1 : place + 2]]
+            yield encode_rows(source, dataset, number, rows)
 
 
 def encode_rows(

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data.base import SPLITS
-from raymtl.data.tables.columns import LocateRow, is_number, moments, plain, texts
+from raymtl.data.tables.columns import LocateRow, is_number, plain, texts
+from raymtl.data.tables.exact_moments import moments_of
 from raymtl.data.tables.schema import FittedTask
 from raymtl.data.tables.splits import hashes
 from raymtl.storage.notes import Note
@@ -177,11 +178,7 @@ def _constant_targets(
     name: str, fitted: FittedTask, target: np.ndarray, train: np.ndarray
 ) -> list[Note]:
     values = target[train].reshape(int(train.sum()), -1)
-    constant = [
-        place
-        for place, component in enumerate(values.T)
-        if moments(component[np.isfinite(component)])[1] == 0
-    ]
+    constant = [place for place, component in enumerate(values.T) if moments_of(component).std == 0]
     if not constant:
         return []
     if values.shape[1] == 1:

@@ -6,12 +6,11 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from raymtl.data.tables.boxes import fit_boxes
 from raymtl.data.tables.class_weights import check_class_loss
-from raymtl.data.tables.column_numbers import encode_column, fit_column
-from raymtl.data.tables.columns import is_text, texts
+from raymtl.data.tables.column_numbers import encode_column, fit_columns
+from raymtl.data.tables.columns import is_text, texts, usual_length
 from raymtl.data.tables.dataset import Forms, TableDataset
 from raymtl.data.tables.dense_labels import fit_maps
 from raymtl.data.tables.findings import copy_notes, label_notes
@@ -22,10 +21,15 @@ from raymtl.data.tables.fit_split import (
     describe_split,
     split_sample,
 )
-from raymtl.data.tables.fit_stream import blocks_in_memory, is_too_large, sample_blocks
-from raymtl.data.tables.label_encoding import encode_task
+from raymtl.data.tables.fit_stream import (
+    blocks_in_memory,
+    check_streamable,
+    is_too_large,
+    sample_blocks,
+    sample_note,
+)
 from raymtl.data.tables.label_files import BoxLabels
-from raymtl.data.tables.labels import fit_task
+from raymtl.data.tables.labels import check_labels, fit_task, look_at_labels
 from raymtl.data.tables.look import Readings
 from raymtl.data.tables.pictures import channels_of
 from raymtl.data.tables.readings import find_readings
@@ -38,7 +42,8 @@ from raymtl.data.tables.roles import (
 from raymtl.data.tables.schema import Fitted, FittedColumn, FittedTask, Role, Shades
 from raymtl.data.tables.settings import FilesConfig, height_and_width
 from raymtl.data.tables.shades import Unread, fit_shades
-from raymtl.data.tables.wide import complete, fit_columns
+from raymtl.data.tables.statistics import TrainRows, sum_inputs, sum_labels
+from raymtl.data.tables.wide import complete
 from raymtl.storage.notes import Note
 from raymtl.types import UserError
 
@@ -53,11 +58,8 @@ class _Readings(NamedTuple):
 
 
 def fit(source: FilesConfig) -> Fitted:
-    """What was found in the files. Raises UserError for what cannot be learned from.
-
-    Means and standard deviations are of all rows for training at once, of a stream of a sample of
-    blocks. Sums of single blocks would be added in another order, which changes their last bits, so
-    they are found here, once, also for data that are prepared on many machines.
+    """What was found in the files; of a stream, in a sample of its blocks. Raises UserError for
+    what cannot be learned from.
     """
     dataset = TableDataset(source)
     streamed = is_too_large(source, dataset)
@@ -71,10 +73,15 @@ def fit(source: FilesConfig) -> Fitted:
     columns = _fit_columns(source, split, chosen.roles)
     shape = _shape(source, dataset, columns)
     shades, shade_notes = _shades(source, dataset, split, columns[0])
-    if not streamed:
+    sampled = None
+    if streamed:
+        sampled = sample_note(source, dataset)
+    else:
         _check_inputs(source, columns, sample)
     notes = (*readings.notes, *chosen.notes, *left_out_notes(chosen.left_out), *task_notes)
     notes = (*notes, *_copies(source, split, chosen.roles), *_ignored_notes(tasks))
+    if sampled is not None:
+        notes = (*notes, sampled)
     return Fitted(
         settings=source.digest(),
         path=source.path,
@@ -97,6 +104,7 @@ def fit(source: FilesConfig) -> Fitted:
 def _read_sample(source: FilesConfig, dataset: TableDataset, streamed: bool) -> _Readings:
     """The rows of all blocks, of a stream of some, in the forms that are found for their texts."""
     if streamed:
+        check_streamable(source)
         numbers = sample_blocks(source, dataset)
     else:
         numbers = list(range(len(dataset.blocks)))
@@ -111,22 +119,17 @@ def _fit_columns(
     source: FilesConfig, split: SplitSample, roles: Mapping[str, Role]
 ) -> list[FittedColumn]:
     """What has to be known to encode the inputs, of the rows for training."""
-    rows = split.sample.rows.table
-    train_rows = np.flatnonzero(split.train)
-    numbers = [name for name, role in roles.items() if role == "number"]
-    done = fit_columns(rows, numbers, split.train)
-    return [
-        done.get(name)
-        or fit_column(
-            rows[name].filter(pa.array(split.train)),
-            name,
-            role,
-            lambda row: split.sample.locate_row(int(train_rows[row])),
-            max_categories=source.max_categories,
-            text_size=source.text_size,
-        )
-        for name, role in roles.items()
-    ]
+    rows = TrainRows(split.sample.rows.table, split.train, split.sample.locate_row)
+    columns = [_of_role(name, role, rows) for name, role in roles.items()]
+    return fit_columns(columns, sum_inputs(columns, rows), source, rows.locate(0))
+
+
+def _of_role(name: str, role: Role, rows: TrainRows) -> FittedColumn:
+    """A column before anything is summed up."""
+    size = 1
+    if role == "vector":
+        size = usual_length(rows.column(name)) or 1
+    return FittedColumn(column=name, role=role, size=size)
 
 
 def _copies(source: FilesConfig, split: SplitSample, roles: Mapping[str, Role]) -> list[Note]:
@@ -195,9 +198,11 @@ def _task_in_columns(
     """What the labels in columns of a table are, and the notes on them."""
     columns, locate_row = split.sample.rows.labels[name], split.sample.locate_row
     few_shot = source.episodes == "classes"
-    fitted = fit_task(name, source.tasks[name], columns, split.train, locate_row, few_shot=few_shot)
+    looked_at = look_at_labels(name, source.tasks[name], columns, locate_row, few_shot=few_shot)
+    sums = sum_labels(looked_at, columns, split.train, locate_row)
+    fitted = fit_task(name, looked_at, sums, list(columns), int(split.train.sum()))
     fitted = fitted.model_copy(update={"forms": dataset.forms.labels.get(name, {})})
-    target, mask = encode_task(name, fitted, columns, locate_row)
+    target, mask = check_labels(name, fitted, columns, split.train, locate_row)
     if few_shot:
         return fitted, []
     return fitted, label_notes(name, fitted, target, mask, split.splits)

@@ -5,6 +5,7 @@ import numpy as np
 from raymtl.data.tables.dataset import TableDataset
 from raymtl.data.tables.dense_labels import bytes_a_row
 from raymtl.data.tables.settings import FilesConfig, height_and_width
+from raymtl.storage.notes import Note
 from raymtl.types import UserError
 
 MOST_IN_POOL = 16  # blocks of a stream in memory at a time
@@ -33,16 +34,18 @@ def _bytes_of_maps(source: FilesConfig, dataset: TableDataset) -> int:
     )
 
 
-def sample_blocks(source: FilesConfig, dataset: TableDataset) -> list[int]:
-    """Blocks by chance, of `fit_rows` rows together. Raises UserError for what cannot be
-    streamed.
-    """
+def check_streamable(source: FilesConfig) -> None:
+    """Raises UserError for episodes that cannot be streamed."""
     if source.episodes != "rows":
         raise NotStreamableError(
             "data.episodes: expected rows where files are larger than data.in_memory_mb: "
             f"{source.in_memory_mb:g}, got {source.episodes}, which needs all rows in memory. "
             "Raise data.in_memory_mb, or prepare the data with `raymtl data prepare`."
         )
+
+
+def sample_blocks(source: FilesConfig, dataset: TableDataset) -> list[int]:
+    """Blocks by chance, of `fit_rows` rows together."""
     order = np.random.default_rng(source.split.seed).permutation(len(dataset.blocks)).tolist()
     chosen, rows = [], 0
     for number in order:
@@ -51,6 +54,19 @@ def sample_blocks(source: FilesConfig, dataset: TableDataset) -> list[int]:
         if rows >= source.fit_rows:
             break
     return sorted(chosen)
+
+
+def sample_note(source: FilesConfig, dataset: TableDataset) -> Note | None:
+    """On statistics of a sample of the blocks; None where it has all of them."""
+    numbers = sample_blocks(source, dataset)
+    if len(numbers) == len(dataset.blocks):
+        return None
+    rows = sum(dataset.blocks[number][1].rows or 0 for number in numbers)
+    text = (
+        f"classes, means and standard deviations are of {rows:,} of {dataset.num_rows:,} rows in "
+        "blocks at random; `raymtl data prepare` finds them in all rows"
+    )
+    return Note(place="files", text=text, key="data.fit_rows")
 
 
 def encoded_bytes(source: FilesConfig, dataset: TableDataset, shape: tuple[int, ...]) -> int:

@@ -63,7 +63,7 @@ def _encode_sets(name: str, fitted: FittedTask, columns: Columns, locate_row: Lo
     target = np.full((len(column), len(fitted.classes)), np.nan, np.float32)
     if len(columns) > 1:
         for number, (label, flags) in enumerate(columns.items()):
-            target[:, number] = _flags(label, flags, locate_row)
+            target[:, number] = flags_of(label, flags, locate_row)
         return target, np.asarray(~np.isnan(target).all(1))
     number_of = {label: number for number, label in enumerate(fitted.classes)}
     for row, labels in enumerate(label_sets(column, fitted.separator)):
@@ -103,7 +103,8 @@ def _encode_numbers(fitted: FittedTask, columns: Columns, locate_row: LocateRow)
     return values, mask
 
 
-def _flags(label: str, column: pa.ChunkedArray, locate_row: LocateRow) -> np.ndarray:
+def flags_of(label: str, column: pa.ChunkedArray, locate_row: LocateRow) -> np.ndarray:
+    """1 for yes, 0 for no and nan for what is missing, [N]. Raises UserError for another text."""
     text = pc.utf8_lower(texts(column))
     index = pc.index_in(text, value_set=pa.array([*NO_WORDS, *YES_WORDS]))
     outside = pc.and_(pc.is_valid(text), pc.is_null(index)).to_numpy(zero_copy_only=False)
@@ -131,12 +132,12 @@ def _outside(name: str, fitted: FittedTask, location: str, label: str) -> str:
     return f"{location}: expected a label of task '{name}', one of {classes}, got '{label}'.{hint}"
 
 
-def label_vectors(columns: Columns, locate_row: LocateRow) -> np.ndarray:
-    """[N, D] float64, nan for what is missing."""
+def label_vectors(columns: Columns, locate_row: LocateRow, size: int | None = None) -> np.ndarray:
+    """[N, D] float64, nan for what is missing; a list has `size` numbers, if it is known."""
     if len(columns) == 1:
         name, column = next(iter(columns.items()))
         if is_list(plain(column).type):
-            return vectors(column, name, locate_row)
+            return vectors(column, name, locate_row, size)
     return np.stack([numbers(column, name, locate_row) for name, column in columns.items()], 1)
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from raymtl.data.base import SPLITS
 from raymtl.data.tables.dataset import TableDataset
-from raymtl.data.tables.encode import Encoded, encode
+from raymtl.data.tables.encode import Encoded, encode_blocks
 from raymtl.data.tables.load_notes import (
     beyond_notes,
     faded_notes,
@@ -113,8 +113,7 @@ def _encoded_blocks(source: FilesConfig, dataset: TableDataset) -> Iterator[Enco
     order = np.arange(len(dataset.blocks))
     if source.found.pool is not None:
         order = np.random.default_rng(source.split.seed).permutation(order)
-    for number in order.tolist():
-        yield encode(source, dataset, number)
+    yield from encode_blocks(source, dataset, order.tolist())
 
 
 def _select(block: Encoded, rows: np.ndarray) -> Encoded:

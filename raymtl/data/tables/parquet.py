@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 from raymtl.data.tables.blocks import Block, BlockFormat, BlockRows, Reading
 from raymtl.data.tables.paths import FileSet, has_threads
 from raymtl.data.tables.stored import as_type, holds_texts, kind_of_bytes, plainer
+from raymtl.data.tables.table_cache import KeptByFile
 from raymtl.types import UserError
 
 
@@ -23,10 +24,20 @@ class Parquet(BlockFormat):
             return _plain_schema(about, file_set, file, reading), list(enumerate(rows))
 
     def read(self, file_set: FileSet, block: Block) -> pa.Table:
+        metadata = _METADATA.of(file_set, block.file)
         with file_set.fs.open_input_file(block.file) as stream:
             threads = has_threads(file_set.fs)
-            opened = pq.ParquetFile(stream, pre_buffer=threads)
+            opened = pq.ParquetFile(stream, metadata=metadata, pre_buffer=threads)
             return opened.read_row_group(block.row_group, use_threads=threads)
+
+
+def _metadata(file_set: FileSet, file: str) -> pq.FileMetaData:
+    with file_set.fs.open_input_file(file) as stream:
+        return pq.read_metadata(stream)
+
+
+_METADATA = KeptByFile(_metadata, most_files=64)
+"""Of files whose row groups are read one by one."""
 
 
 def _plain_schema(

@@ -39,18 +39,21 @@ def splits_named(names: pa.Array) -> np.ndarray:
 def hashes(columns: Sequence[tuple[str, pa.ChunkedArray]], seed: int) -> np.ndarray:
     """A hash of every row's values in these columns and of the seed, [N] uint64."""
     total = np.full(len(columns[0][1]), np.uint64(seed), np.uint64)
+    scratch = np.empty_like(total)
     for _, column in columns:
-        total = _joined(total, _of_column(column))
+        _join(total, _of_column(column), scratch)
     return _mixed(total)
 
 
-def _joined(total: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """A hash of both; turned round first, since a product carries bits upwards alone."""
-    turned = total << np.uint64(23)
-    turned |= total >> np.uint64(41)
-    turned ^= bits
-    turned *= np.uint64(0x9E3779B97F4A7C15)
-    return turned
+def _join(total: np.ndarray, bits: np.ndarray, scratch: np.ndarray) -> None:
+    """Makes `total` a hash of both; turned round first, since a product carries bits upwards
+    alone. `scratch` is memory for it.
+    """
+    np.right_shift(total, np.uint64(41), out=scratch)
+    np.left_shift(total, np.uint64(23), out=total)
+    total |= scratch
+    total ^= bits
+    total *= np.uint64(0x9E3779B97F4A7C15)
 
 
 def _of_column(column: pa.ChunkedArray) -> np.ndarray:
@@ -68,8 +71,9 @@ def _of_column(column: pa.ChunkedArray) -> np.ndarray:
         and len(pc.unique(pc.list_value_length(plain(column)))) == 1
     ):
         total = np.zeros(len(column), np.uint64)
+        scratch = np.empty_like(total)
         for values in vectors(column, "", lambda row: "").T:
-            total = _joined(total, (values + 0.0).view(np.uint64))
+            _join(total, (values + 0.0).view(np.uint64), scratch)
         return total
     if is_bytes(kind):
         contents = [v.get("bytes") if isinstance(v, dict) else v for v in column.to_pylist()]

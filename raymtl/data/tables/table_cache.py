@@ -37,8 +37,9 @@ class RecentTables:
 class KeptByFile(Generic[Kept]):
     """What was read of files, as long as these do not change."""
 
-    def __init__(self, read: Callable[[FileSet, str], Kept]) -> None:
+    def __init__(self, read: Callable[[FileSet, str], Kept], most_files: int = MOST_FILES) -> None:
         self._read = read
+        self._most_files = most_files
         self._kept: dict[Hashable, Kept] = {}
         self._lock = Lock()
 
@@ -50,7 +51,7 @@ class KeptByFile(Generic[Kept]):
                 return self._kept[key]
         found = self._read(file_set, file)
         with self._lock:
-            while len(self._kept) >= MOST_FILES:
+            while len(self._kept) >= self._most_files:
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = found
         return found

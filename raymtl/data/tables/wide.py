@@ -10,11 +10,14 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from raymtl.data.tables.columns import is_number, moments
+from raymtl.data.tables.columns import is_number
+from raymtl.data.tables.exact_moments import Moments, moments_of_rows
 from raymtl.data.tables.schema import FittedColumn
 
 NUMBERS = 4_000_000
 """In a batch of columns: 32 MB."""
+TOGETHER = 64
+"""Columns that are written together."""
 LARGEST = 1e300
 """Real numbers beyond it can overflow when a mean is taken off them."""
 
@@ -73,39 +76,13 @@ def changing(table: pa.Table, names: Collection[str], rows: np.ndarray) -> set[s
     return changing_names
 
 
-def fit_columns(
-    table: pa.Table, names: Collection[str], rows: np.ndarray
-) -> dict[str, FittedColumn]:
-    """Those of the columns of numbers that leave no doubt, by their mean and spread in these rows
-    [N].
-    """
-    fitted: dict[str, FittedColumn] = {}
+def column_moments(table: pa.Table, names: Collection[str], rows: np.ndarray) -> dict[str, Moments]:
+    """The moments of those of the columns of numbers that leave no doubt, in these rows [N]."""
+    moments: dict[str, Moments] = {}
     for batch, values in batches(table, names):
-        chosen_values = np.ascontiguousarray(
-            values[:, rows]
-        )  # whose sums are then those of each row by itself
-        complete = ~np.isnan(chosen_values).any(1)
-        for name, known in zip(
-            np.array(batch, object)[~complete].tolist(), chosen_values[~complete], strict=True
-        ):
-            if not np.isnan(known).all():  # which `fit_column` refuses
-                fitted[name] = _fitted(name, *moments(known[~np.isnan(known)]))
-        chosen_values = chosen_values[complete]
-        scale = np.abs(chosen_values).max(1, initial=0)
-        scale[scale == 0] = 1.0
-        scaled = chosen_values / scale[:, None]
-        means, stds = scaled.mean(1), scaled.std(1)
-        stds[stds <= 1e-12 * np.abs(means)] = 0.0
-        names = np.array(batch, object)[complete].tolist()
-        for name, mean, std in zip(
-            names, (scale * means).tolist(), (scale * stds).tolist(), strict=True
-        ):
-            fitted[name] = _fitted(name, mean, std)
-    return fitted
-
-
-def _fitted(name: str, mean: float, std: float) -> FittedColumn:
-    return FittedColumn(column=name, role="number", mean=mean, std=std or 1.0)
+        chosen = np.ascontiguousarray(values[:, rows])
+        moments.update(zip(batch, moments_of_rows(chosen), strict=True))
+    return moments
 
 
 def complete(table: pa.Table, names: Collection[str]) -> set[str]:
@@ -126,25 +103,55 @@ def encode_columns(
     A missing number becomes the mean of the rows for training where `impute` allows it; else its
     column is not done.
     """
-    places: dict[str, tuple[int, FittedColumn]] = {}
-    start = 0
-    for column in fitted:
-        if column.role == "number":
-            places[column.column] = start, column
-        start += column.size
     done: set[str] = set()
-    for names, numbers in batches(table, places):
-        missing = np.isnan(numbers)
-        if impute:
-            good = np.full(len(names), True)
-        else:
-            good = ~missing.any(1)
-        batch = [name for name, sure in zip(names, good.tolist(), strict=True) if sure]
-        mean = np.array([places[name][1].mean for name in batch])[:, None]
-        std = np.array([places[name][1].std for name in batch])[:, None]
-        values = np.where(missing[good], mean, numbers[good])
-        values -= mean
-        values *= 1 / std
-        out[:, [places[name][0] for name in batch]] = values.T
-        done.update(batch)
+    if not len(table):
+        return done
+    simple = {
+        field.name: number for number, field in enumerate(table.schema) if _is_simple(field.type)
+    }
+    rows = np.empty((min(TOGETHER, len(fitted)), len(table)), np.float32)
+    places: list[int] = []
+    place = 0
+    for column in fitted:
+        number = simple.get(column.column)
+        if column.role == "number" and number is not None:
+            values = table.column(number)
+            if _standardised(values, column, rows[len(places)], impute=impute):
+                places.append(place)
+                done.add(column.column)
+        place += column.size
+        if len(places) == len(rows):
+            _write(rows, places, out)
+            places = []
+    _write(rows, places, out)
     return done
+
+
+def _standardised(
+    column: pa.ChunkedArray, fitted: FittedColumn, out: np.ndarray, *, impute: bool
+) -> bool:
+    """Writes the standardised numbers of a column to `out` [N]; whether they leave no doubt."""
+    values = column.to_numpy().astype(np.float64, copy=False)
+    if pa.types.is_integer(column.type) and not np.fmax.reduce(np.abs(values)) < 2**53:
+        return False
+    _standardise(values, fitted, out)
+    if impute and np.isnan(out.max()):
+        _standardise(np.where(np.isnan(values), fitted.mean, values), fitted, out)
+    return bool(np.isfinite(out.min()) and np.isfinite(out.max()))
+
+
+def _standardise(values: np.ndarray, fitted: FittedColumn, out: np.ndarray) -> None:
+    with np.errstate(over="ignore"):  # what is infinite is looked at again
+        np.multiply(values - fitted.mean, 1 / fitted.std, out=out, casting="same_kind")
+
+
+def _write(rows: np.ndarray, places: Sequence[int], out: np.ndarray) -> None:
+    """Writes the first rows to columns of `out`: as one block, if they stand side by side."""
+    if not places:
+        return
+    first, last = places[0], places[-1]
+    if last - first + 1 == len(places):
+        out[:, first : last + 1] = rows[: len(places)].T
+        return
+    for row, place in zip(rows, places, strict=False):
+        out[:, place] = row
