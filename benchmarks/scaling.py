@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.building import Building, building_table
+
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
@@ -374,6 +376,7 @@ def tables(constants: Constants) -> dict[str, Table]:
         "Training": _training(constants),
         "A search of 10,000 trials": _searches(constants),
         "Streamed data": _data(constants),
+        "Episodes built by builders": building_table(Building()),
         "Costs that grow with a run": _growth(constants),
     }
 
@@ -418,6 +421,8 @@ class Streaming(NamedTuple):
     gpu_bytes_s: float
     """Read by each GPU's worker."""
     storage_bytes_s: float
+    built_bytes_s: float
+    """From the storage where builders read each lane once."""
     seen: float
     """The share of the blocks that a training comes past, if it meets none twice."""
 
@@ -431,7 +436,7 @@ def streaming(constants: Constants, gpus: int, lanes: int, hold_steps: float) ->
     each = window * max(1.0, lanes / gpus)
     blocks = constants.data_bytes / constants.block_bytes
     passed = lanes * constants.steps / hold_steps * constants.window_blocks
-    return Streaming(each, gpus * each, min(1.0, passed / blocks))
+    return Streaming(each, gpus * each, lanes * window, min(1.0, passed / blocks))
 
 
 def _data(constants: Constants) -> Table:
@@ -446,6 +451,8 @@ def _data(constants: Constants) -> Table:
                 "hold_steps": f"{hold_steps:g}",
                 "read by each GPU, MB/s": f"{came_to.gpu_bytes_s / 1e6:.0f}",
                 "from the storage, GB/s": f"{came_to.storage_bytes_s / 1e9:.1f}",
+                "by builders, GB/s": f"{came_to.built_bytes_s / 1e9:.1f}",
+                "builders at most": str(lanes),
                 "data seen": f"{came_to.seen:.1%}",
             }
             rows.append(row)

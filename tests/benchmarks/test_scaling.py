@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.building import Building, by_builders, by_workers
 from benchmarks.scaling import Constants, ask_s, printed, reduce_s, search, step, tables, written_s
 
 FREE = Constants(ask_s=0, ask_s_a_trial=0, report_s=0, end_s=0)
@@ -76,3 +77,18 @@ def test_the_command_takes_other_constants() -> None:
     wrong = subprocess.run([*command, "parametres=1"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert "expected NAME=VALUE with one of ask_s" in wrong.stderr
+
+
+def test_builders_keep_up_as_far_as_their_number_goes() -> None:
+    """Without chance and without Ray's own time, a step takes what the slower side takes."""
+    plain = Building(varies=0, task_s=0, bytes_s=math.inf)
+    for builders in (4, 8, 16, 32, 64):
+        found = by_builders(plain, gpus=8, builders=builders, machines=4)
+        built_s = plain.part_s * 8 / builders
+        assert found.step_s == pytest.approx(max(plain.step_s, built_s), rel=1e-6)
+        assert found.busy == pytest.approx(min(1, built_s / plain.step_s), rel=0.05)
+    alone = by_workers(plain)
+    assert alone.step_s == max(plain.step_s, plain.part_s)
+    slow = Building(varies=0, bytes_s=math.inf, task_s=0.02)
+    found = by_builders(slow, gpus=8, builders=64, machines=4)
+    assert found.step_s == pytest.approx(64 * 0.02, rel=1e-3)
