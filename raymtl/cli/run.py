@@ -96,6 +96,8 @@ def _print_summary(run: "Run", as_json: bool, printed: "Sequence[Note]") -> None
     shares = f"waited for data {summary['data_wait_pct']:.1f} % of its time"
     if summary["communication_pct"]:
         shares += f", and communicated with other workers {summary['communication_pct']:.1f} %"
+    if "builder_cpu_pct" in summary:
+        shares += f"; its builders used {summary['builder_cpu_pct']:.0f} % of their CPUs"
     console.print(
         f"\n{summary['seconds']:.0f} s; training {shares}. Open {folder}/report.html; next: raymtl "
         f"adapt {folder}",

@@ -93,11 +93,29 @@ def _merged(buckets: Iterable[Bucket], places: Mapping[int, int]) -> list[Bucket
         return every
     kinds: dict[Any, list[Bucket]] = {}
     for bucket in every:
-        leaves, structure = tree_flatten(bucket.episodes)
-        # As text: the shapes say what can be stacked, the structure which tasks there are.
-        kind = (str(structure), *((leaf.shape[1:], leaf.dtype) for leaf in leaves))
-        kinds.setdefault(kind, []).append(bucket)
+        kinds.setdefault(_kind(bucket.episodes), []).append(bucket)
     return [_concatenated(one_kind, places) for one_kind in kinds.values()]
+
+
+def _kind(stack: Episode) -> Any:
+    """Equal for stacks whose episodes can be in one stack."""
+    leaves, structure = tree_flatten(stack)
+    # As text: the shapes say what can be stacked, the structure which tasks there are.
+    return (str(structure), *((leaf.shape[1:], leaf.dtype) for leaf in leaves))
+
+
+def join_shares(shares: Sequence[tuple[Episode, ...]]) -> tuple[Episode, ...]:
+    """The stacks of the share that these shares, which follow each other, are together.
+
+    Equal to the bit to what `build_meta_batch` makes of all their episodes at once.
+    """
+    if len(shares) == 1:
+        return shares[0]
+    kinds: dict[Any, list[Episode]] = {}
+    for stack in chain.from_iterable(shares):
+        kinds.setdefault(_kind(stack), []).append(stack)
+    joined = (tree_map(lambda *leaves: torch.cat(leaves), *stacks) for stacks in kinds.values())
+    return tuple(joined)
 
 
 def _concatenated(buckets: Sequence[Bucket], places: Mapping[int, int]) -> Bucket:

@@ -1,15 +1,21 @@
 """Builders: processes of Ray Data, on any machine, that build the episodes of the Train workers.
 
-    ids (step, share) -> actor pool of `BuildShares` -> one share a worker and step
+    ids (step, part) -> pools of actors `BuildParts` -> the parts of a worker's share, each step
 
-Each block holds one share, and Ray Data keeps their order and assigns them to the workers in turn.
-So worker r gets share r of every step, whichever builder made it.
+Each block holds one part, and Ray Data keeps their order and assigns them to the workers in turn.
+So each worker gets all parts of one share of every step, whichever builder made them.
 
-This module does not import torch, because the processes of Ray Data that make ids and assign shares
+Of data in memory a part is a whole share, and one pool makes all of them. Where files are streamed
+each pool is one builder, which builds the episodes of its own lanes alone: together the builders
+read each block once.
+
+This module does not import torch, because the processes of Ray Data that make ids and assign parts
 do not need it.
 """
 
 import math
+import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +25,8 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataIterator, ExecutionOptions
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
+
+from raymtl.types import UserError
 
 if TYPE_CHECKING:
     from raymtl.config import Experiment
@@ -32,30 +40,50 @@ ACCELERATOR_LABEL = "ray.io/accelerator-type"
 """The label that Ray gives to machines with GPUs."""
 
 TASKS_A_STEP = 16
-"""The shares of a step are built in at most so many tasks, since each costs Ray Data some
-milliseconds.
+"""The parts of a step are built in at most so many tasks, since each costs Ray Data some
+milliseconds; in one of each pool at least.
 """
 
 
-class Shares(NamedTuple):
-    """The shares that builders are to make."""
+class Parts(NamedTuple):
+    """The parts of shares that builders are to make.
+
+    A part is a share, or what a pool makes of it: one of the numbers of workers and of pools
+    divides the other.
+    """
 
     first_step: int
     stop: int
     num_workers: int
+    num_pools: int = 1
 
-    def ids(self) -> Iterator[tuple[int, int]]:
-        """(step, share), in the order in which Ray Data assigns them to the workers."""
+    @property
+    def each_step(self) -> int:
+        """How many parts a step has."""
+        return max(self.num_workers, self.num_pools)
+
+    @property
+    def each_share(self) -> int:
+        """How many parts a worker gets at each step."""
+        return self.each_step // self.num_workers
+
+    def ids(self, pool: int) -> Iterator[tuple[int, int]]:
+        """(step, part) of a pool.
+
+        Ray Data takes one part of each pool in turn, and gives one to each worker in turn. In this
+        order a worker gets consecutive parts, and a pool makes consecutive parts of a step.
+        """
+        groups = min(self.num_workers, self.num_pools)
         for step in range(self.first_step, self.stop):
-            for share in range(self.num_workers):
-                yield step, share
+            for place in range(pool, self.each_step, self.num_pools):
+                yield step, place % groups * (self.each_step // groups) + place // groups
 
 
-class ShareIds(Datasource):
-    """Ids of shares, made while they are asked for: there can be millions."""
+class PartIds(Datasource):
+    """Ids of the parts of a pool, made while they are asked for: there can be millions."""
 
-    def __init__(self, shares: Shares) -> None:
-        self.shares = shares
+    def __init__(self, parts: Parts, pool: int) -> None:
+        self.parts, self.pool = parts, pool
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Unknown, and small."""
@@ -65,36 +93,81 @@ class ShareIds(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
         """One task, so that the ids have one order."""
-        shares = self.shares
+        parts, pool = self.parts, self.pool
 
         def read() -> Iterator[pa.Table]:
-            for step, share in shares.ids():
-                yield pa.table({"step": [step], "share": [share]})
+            for step, part in parts.ids(pool):
+                yield pa.table({"step": [step], "part": [part]})
 
-        num_rows = (shares.stop - shares.first_step) * shares.num_workers
+        num_rows = (parts.stop - parts.first_step) * parts.each_step // parts.num_pools
         about = BlockMetadata(num_rows=num_rows, size_bytes=None, input_files=None, exec_stats=None)
         return [ReadTask(read, about)]
 
 
-class BuildShares:
-    """A builder: makes packed shares from their ids and from the arrays in the object store."""
+class BuildParts:
+    """A builder: makes packed parts from their ids and from the arrays in the object store.
+
+    A row says what was spent since the row before: the bytes that were read of streamed files, and
+    the seconds of processor time. Where the data are at fault it has the sentence on that instead
+    of episodes.
+    """
 
     def __init__(
-        self, experiment: "Carried", arrays: "ray.ObjectRef[Any]", num_workers: int
+        self, experiment: "Carried", arrays: "ray.ObjectRef[Any]", parts_each_step: int
     ) -> None:
+        from raymtl.data.meters import READ
         from raymtl.data.packed import pack_episodes
+        from raymtl.data.tables.shuffle_buffer import read_carefully
         from raymtl.distributed.share_builder import ShareBuilder
 
-        self.pack = pack_episodes
-        self.builder = ShareBuilder(experiment.unpack(), ray.get(arrays), num_workers)
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            read_carefully()
+        self.pack, self.read = pack_episodes, READ
+        self.builder = ShareBuilder(experiment.unpack(), ray.get(arrays), parts_each_step)
+        self.spent_cpu_s = time.process_time()
 
     def __call__(self, ids: pa.Table) -> pa.Table:
-        steps, shares = ids["step"].to_pylist(), ids["share"].to_pylist()
-        packed = [
-            self.pack(self.builder.build(step, share)).data
-            for step, share in zip(steps, shares, strict=True)
+        rows = [
+            self._built(step, part)
+            for step, part in zip(ids["step"].to_pylist(), ids["part"].to_pylist(), strict=True)
         ]
-        return ids.append_column("episodes", pa.array(packed, pa.large_binary()))
+        return pa.Table.from_pylist(rows, BUILT)
+
+    def _built(self, step: int, part: int) -> dict[str, Any]:
+        packed: bytes | memoryview = b""
+        fault = ""
+        try:
+            packed = self.pack(self.builder.build(step, part)).data
+        except UserError as error:
+            fault = f"{error} (A builder on {socket.gethostname()} says so.)"
+        except OSError as error:
+            fault = (
+                f"data.path: expected files that every machine of the cluster reaches, got "
+                f"'{error}' on {socket.gethostname()}. Mount the storage there, or set "
+                "data.builders: 0."
+            )
+        before, self.spent_cpu_s = self.spent_cpu_s, time.process_time()
+        return {
+            "step": step,
+            "part": part,
+            "episodes": packed,
+            "fault": fault,
+            "read_bytes": self.read.taken(),
+            "cpu_s": self.spent_cpu_s - before,
+        }
+
+
+BUILT = pa.schema(
+    {
+        "step": pa.int64(),
+        "part": pa.int64(),
+        "episodes": pa.large_binary(),
+        "fault": pa.string(),
+        "read_bytes": pa.float64(),
+        "cpu_s": pa.float64(),
+    }
+)
+"""What a builder makes of each id."""
 
 
 def labels_without_gpus(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -108,22 +181,40 @@ def labels_without_gpus(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {ACCELERATOR_LABEL: f"!in({','.join(sorted(map(str, kinds)))})"}
 
 
-def built_shares(
-    experiment: "Experiment", arrays: "ray.ObjectRef[Any]", shares: Shares, num_builders: int
+def built_parts(
+    experiment: "Experiment", arrays: "ray.ObjectRef[Any]", parts: Parts, num_builders: int
 ) -> list[DataIterator]:
-    """For each worker the stream of its packed shares, which builders begin to make when all
-    workers ask for them.
+    """For each worker the stream of the packed parts of its shares, which builders begin to make
+    when all workers ask for them. Each pool has as many of the builders.
     """
+    pools = [
+        _pool(experiment, arrays, parts, pool, num_builders // parts.num_pools)
+        for pool in range(parts.num_pools)
+    ]
+    dataset = pools[0]
+    if len(pools) > 1:
+        dataset = dataset.union(*pools[1:])  # in the settings of the first
+    iterators: list[DataIterator] = dataset.streaming_split(parts.num_workers, equal=True)
+    return iterators
+
+
+def _pool(
+    experiment: "Experiment", arrays: "ray.ObjectRef[Any]", parts: Parts, pool: int, size: int
+) -> ray.data.Dataset:
+    """The parts that some builders make."""
     from raymtl.distributed.carried import carry
 
     without_gpus = labels_without_gpus(ray.nodes())
-    dataset = ray.data.read_datasource(ShareIds(shares), num_cpus=0).map_batches(
-        BuildShares,
-        fn_constructor_args=(carry(experiment), arrays, shares.num_workers),
-        batch_size=math.ceil(shares.num_workers / TASKS_A_STEP),
+    in_a_task = math.ceil(parts.each_step / TASKS_A_STEP)
+    dataset: ray.data.Dataset = ray.data.read_datasource(
+        PartIds(parts, pool), num_cpus=0
+    ).map_batches(
+        BuildParts,
+        fn_constructor_args=(carry(experiment), arrays, parts.each_step),
+        batch_size=min(in_a_task, parts.each_step // parts.num_pools),
         batch_format="pyarrow",
         zero_copy_batch=True,
-        compute=ActorPoolStrategy(size=num_builders),
+        compute=ActorPoolStrategy(size=size),
         num_cpus=CPUS,
         label_selector=without_gpus or None,
         fallback_strategy=[{"label_selector": {}}] if without_gpus else None,  # any machine
@@ -132,5 +223,4 @@ def built_shares(
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # bytes: every row is a block of its own
     context.execution_options = ExecutionOptions(preserve_order=True)
-    iterators: list[DataIterator] = dataset.streaming_split(shares.num_workers, equal=True)
-    return iterators
+    return dataset

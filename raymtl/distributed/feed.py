@@ -13,12 +13,12 @@ from ray.data import DataIterator
 
 from raymtl.config import Experiment
 from raymtl.data.base import Arrays
+from raymtl.data.meters import BUILDER_CPU
 from raymtl.distributed import waiting
-from raymtl.distributed.builders import Shares, built_shares
+from raymtl.distributed.builders import Parts, built_parts
 from raymtl.distributed.share_builder import ShareBuilder
 from raymtl.distributed.streaming import BuildEpisodes, StepEpisodes, UnpackEpisodes, streamed
 from raymtl.step.workers import Workers
-from raymtl.storage.notes import Note
 
 
 class FeedSettings(NamedTuple):
@@ -48,23 +48,50 @@ class Feed:
         if self.builders == "auto":
             return self._built_here_first(first_step)
         if self.builders:
-            return self._built_elsewhere(first_step, self.builders)
+            return self._built_elsewhere(first_step, self._useful(self.builders, first_step))
         return self._built_here(first_step)
 
     def _built_here(self, first_step: int) -> Generator[StepEpisodes, None, None]:
         settings = self.settings
+        BUILDER_CPU.sources = 0
         builder = ShareBuilder(settings.experiment, settings.arrays, self.workers.size)
         return streamed(ray.train.get_dataset_shard("ids"), BuildEpisodes(builder, first_step))
 
     def _built_elsewhere(self, first_step: int, num_builders: int) -> Iterator[StepEpisodes]:
+        settings = self.settings
+        num_pools = 1
+        if self._lanes is not None:
+            num_pools = num_builders
+        stop = settings.experiment.train.steps
+        parts = Parts(first_step, stop, self.workers.size, num_pools)
         made: list[DataIterator] | None = None
         if self.workers.rank == 0:
-            settings = self.settings
-            shares = Shares(first_step, settings.experiment.train.steps, self.workers.size)
-            made = built_shares(settings.experiment, settings.arrays_ref, shares, num_builders)
+            made = built_parts(settings.experiment, settings.arrays_ref, parts, num_builders)
         # The first worker holds the stream, so that it ends with this group of workers.
         iterators: Any = ray.train.collective.broadcast_from_rank_zero(made)
-        return streamed(iterators[self.workers.rank], UnpackEpisodes())
+        BUILDER_CPU.sources = num_builders
+        unpack = UnpackEpisodes(parts.each_share)
+        return streamed(iterators[self.workers.rank], unpack, parts.each_share)
+
+    @property
+    def _lanes(self) -> int | None:
+        """The lanes of files that are streamed; None where none are."""
+        data = self.settings.experiment.data
+        if data.is_streamed:
+            return data.lanes
+        return None
+
+    def _useful(self, num_builders: int, step: int) -> int:
+        """The builders of a number that was asked for that do not read what others read."""
+        lanes, num_workers = self._lanes, self.workers.size
+        if lanes is None:
+            return num_builders
+        possible = waiting.shared_by(num_workers, lanes)
+        useful = max(number for number in possible if number <= num_builders)
+        if useful < num_builders and self.workers.rank == 0:
+            note = waiting.explain_fewer(num_builders, useful, num_workers, lanes)
+            waiting.save(self.settings.folder, note, useful, step)
+        return useful
 
     def _built_here_first(self, first_step: int) -> Iterator[StepEpisodes]:
         """Built by the worker, until all workers see that they wait too long and that there are
@@ -101,17 +128,12 @@ class Feed:
         if waited.share <= waiting.MOST_WAIT:
             return 0
         num_free = 0
-        # Each builder would read what is streamed for itself.
-        if self.workers.rank == 0 and not self.settings.experiment.data.is_streamed:
+        if self.workers.rank == 0:
             num_free = int(ray.available_resources().get("CPU", 0))
         num_free = int(self.workers.sum(torch.tensor(num_free, device=self.device)))
-        builders = waiting.num_builders(waited, self.workers.size, num_free)
+        num_workers = self.workers.size
+        builders = waiting.num_builders(waited, num_workers, num_free, self._lanes)
         if self.workers.rank == 0:
-            note = self._note(waited, builders, num_free)
+            note = waiting.explain(waited, builders, num_workers, num_free, self._lanes)
             waiting.save(self.settings.folder, note, builders, step)
         return builders
-
-    def _note(self, waited: waiting.Waited, builders: int, num_free: int) -> Note:
-        if self.settings.experiment.data.is_streamed:
-            return waiting.explain_streamed(waited)
-        return waiting.explain(waited, builders, self.workers.size, num_free)

@@ -8,11 +8,11 @@ from raymtl.types import Episode
 
 
 class ShareBuilder:
-    """Builds the shares of a training, of all its stages, on a given number of workers."""
+    """Builds the shares of a training, of all its stages, in a given number of shares a step."""
 
-    def __init__(self, experiment: Experiment, arrays: Arrays, num_workers: int) -> None:
+    def __init__(self, experiment: Experiment, arrays: Arrays, num_shares: int) -> None:
         self.stages = experiment.stage_configs()
-        self.arrays, self.num_workers = arrays, num_workers
+        self.arrays, self.num_shares = arrays, num_shares
 
     def build(self, step: int, share: int) -> tuple[Episode, ...]:
         """The episodes of a share of a step, which is counted over all stages."""
@@ -20,7 +20,7 @@ class ShareBuilder:
             (stage for stage in self.stages if stage.start <= step), key=lambda stage: stage.start
         )
         experiment = stage.experiment
-        worker = Workers(rank=share, size=self.num_workers)
+        worker = Workers(rank=share, size=self.num_shares)
         meta_batch = experiment.train.meta_batch
         return build_meta_batch(
             experiment.data,

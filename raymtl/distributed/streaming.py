@@ -11,9 +11,11 @@ import pyarrow as pa
 from ray.data import DataIterator
 from ray.data.collate_fn import ArrowBatchCollateFn, NumpyBatchCollateFn
 
+from raymtl.data.episodes import join_shares
+from raymtl.data.meters import BUILDER_CPU, READ
 from raymtl.data.packed import unpack_episodes
 from raymtl.distributed.share_builder import ShareBuilder
-from raymtl.types import MetaBatch
+from raymtl.types import Episode, MetaBatch, UserError
 
 PREFETCH = 4  # steps
 
@@ -40,25 +42,49 @@ class BuildEpisodes(NumpyBatchCollateFn):
 
 
 class UnpackEpisodes(ArrowBatchCollateFn):
-    """Makes tensors of a share that a builder has packed. Returns (step, share, episodes).
+    """Makes tensors of the parts of a share that builders have packed.
+
+    Returns (step, share, episodes), and adds to the meters of this process what they cost. Raises
+    UserError where a builder found a fault of the data.
 
     The bytes are copied once, out of shared memory: that is read-only, and full sooner the longer
-    a share stays in it.
+    a part stays in it.
     """
 
+    def __init__(self, parts_each_share: int) -> None:
+        self.parts_each_share = parts_each_share
+
     def __call__(self, batch: pa.Table) -> Any:
-        row = batch.slice(0, 1).combine_chunks()
-        packed = row["episodes"].chunk(0)[0].as_buffer()
-        episodes = unpack_episodes(np.frombuffer(packed, np.uint8).copy())
-        return row["step"][0].as_py(), row["share"][0].as_py(), episodes
+        for fault in batch["fault"].to_pylist():
+            if fault:
+                raise UserError(fault)
+        READ.add(sum(batch["read_bytes"].to_pylist()))
+        BUILDER_CPU.add(sum(batch["cpu_s"].to_pylist()))
+        steps, parts = batch["step"].to_pylist(), batch["part"].to_pylist()
+        share = parts[0] // self.parts_each_share
+        expected = [share * self.parts_each_share + place for place in range(self.parts_each_share)]
+        if len(set(steps)) > 1 or parts != expected:
+            raise RuntimeError(
+                f"expected the parts {expected} of one step in this order, got {parts} of steps "
+                f"{steps}"
+            )
+        return steps[0], share, join_shares([_unpacked(part) for part in batch["episodes"]])
+
+
+def _unpacked(part: pa.LargeBinaryScalar) -> tuple[Episode, ...]:
+    return unpack_episodes(np.frombuffer(part.as_buffer(), np.uint8).copy())
 
 
 def streamed(
-    shard: DataIterator, collate: BuildEpisodes | UnpackEpisodes
+    shard: DataIterator, collate: BuildEpisodes | UnpackEpisodes, rows_each_step: int = 1
 ) -> Generator[StepEpisodes, None, None]:
     """Yields (step, share, episodes) from the first step on, prefetched in the background."""
     batches: Any = shard.iter_torch_batches(
-        batch_size=1, prefetch_batches=PREFETCH, collate_fn=collate, device="cpu", pin_memory=False
+        batch_size=rows_each_step,
+        prefetch_batches=PREFETCH,
+        collate_fn=collate,
+        device="cpu",
+        pin_memory=False,
     )
     for step, share, episodes in batches:
         if episodes is not None:

@@ -24,6 +24,7 @@ from raymtl.cluster.capacity import Capacity, ResourceRequest
 from raymtl.cluster.doctor.check import first_line
 from raymtl.cluster.doctor.node_probe import machines
 from raymtl.config import Experiment
+from raymtl.data.tables.shuffle_buffer import read_carefully
 from raymtl.distributed import PREEMPTION_WATCHER
 from raymtl.distributed.carried import carry
 from raymtl.distributed.elastic import STOP_REQUEST, CheckpointBeforeShutdown
@@ -33,6 +34,7 @@ from raymtl.internals import ray as ray_internals
 from raymtl.reporting.ray_metrics import observer
 from raymtl.schema.distributions import searched_values
 from raymtl.step.workers import Workers
+from raymtl.storage import fence
 from raymtl.training.context import TrainContext
 from raymtl.training.loop import train_loop
 from raymtl.types import DivergedError, UserError
@@ -250,6 +252,8 @@ def _worker(settings: dict[str, Any]) -> None:
     experiment = settings["experiment"].unpack()
     arrays = ray.get(settings["arrays"])
     folder = Path(settings["folder"])
+    if fence.newest(folder):
+        read_carefully()  # an attempt before has ended, and may have been killed by a picture
     group = ray.train.get_context()
     workers = Workers(group.get_world_rank(), group.get_world_size())
     device = ray.train.torch.get_device()

@@ -54,8 +54,22 @@ class WaitClock:
         return Waited(waited_s / seconds, seconds / self.workers.size)
 
 
-def num_builders(waited: Waited, num_workers: int, num_free: int) -> int:
-    """How many builders to ask for, 0 where there are too few free CPUs.
+def shared_by(num_workers: int, lanes: int) -> list[int]:
+    """How many builders can share the lanes of streamed files, in ascending order.
+
+    Each builds whole lanes of whole workers, or a worker gets the lanes of several: then none reads
+    what another reads.
+    """
+    return [
+        number
+        for number in range(1, lanes + 1)
+        if lanes % number == 0 and (num_workers % number == 0 or number % num_workers == 0)
+    ]
+
+
+def num_builders(waited: Waited, num_workers: int, num_free: int, lanes: int | None = None) -> int:
+    """How many builders to ask for, 0 where there are too few free CPUs, or too few `lanes` of
+    streamed files.
 
     While a share w of a step is spent waiting, a worker builds all the time and computes for 1 - w
     of it. So num_workers / (1 - w) builders keep up; one more makes up for delays. Not more than
@@ -63,29 +77,43 @@ def num_builders(waited: Waited, num_workers: int, num_free: int) -> int:
     """
     enough = math.ceil(num_workers / max(1 - waited.share, 0.01)) + 1
     builders = min(enough, num_free)
+    if lanes is not None:
+        possible = [number for number in shared_by(num_workers, lanes) if number <= num_free]
+        builders = max(possible, default=0)
+        builders = next((number for number in possible if number >= enough), builders)
     if builders <= num_workers:
         return 0
     return builders
 
 
-def explain(waited: Waited, builders: int, num_workers: int, num_free: int) -> Note:
+def explain(
+    waited: Waited, builders: int, num_workers: int, num_free: int, lanes: int | None = None
+) -> Note:
     """The note on what was decided for workers that wait too long."""
     percent = f"{100 * waited.share:.0f} % of the time"
+    key = "data.builders"
     if builders:
         text = f"built by {builders} builders, since the workers waited for them {percent}"
+    elif lanes is not None and shared_by(num_workers, lanes)[-1] <= num_workers:
+        key = "data.lanes"
+        text = (
+            f"built by the workers, which wait for them {percent}: builders of streamed files "
+            f"would need lanes for more than {num_workers} of them, such as {2 * num_workers} "
+            f"lanes, got {lanes}"
+        )
     else:
         text = (
             f"built by the workers, which wait for them {percent}: builders would need more than "
             f"{num_workers} free CPUs, got {num_free}"
         )
-    return Note(place="episodes", text=text, key="data.builders")
+    return Note(place="episodes", text=text, key=key)
 
 
-def explain_streamed(waited: Waited) -> Note:
-    """The note on workers that wait too long for files that are streamed."""
+def explain_fewer(asked: int, builders: int, num_workers: int, lanes: int) -> Note:
+    """The note on builders that were asked for and would read what others read."""
     text = (
-        f"built by the workers, which wait for them {100 * waited.share:.0f} % of the time: each "
-        "builder would read the streamed files for itself"
+        f"built by {builders} of {asked} builders, since more would read the same streamed files "
+        f"again: {lanes} lanes on {num_workers} workers"
     )
     return Note(place="episodes", text=text, key="data.lanes")
 

@@ -59,6 +59,9 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
         ensure_machines(experiment, run, view, searching=True)
         settings = current_capacity().plan(experiment)
         view.say(f"{settings.trials} trials, {settings.concurrency} at a time; run folder {run}")
+        own_notes = _about_builders(experiment)
+        for note in own_notes:
+            view.say(str(note))
         study = run_search(experiment, attempt, arrays, settings, view, board)
         best = winner(study, experiment)
         chosen = experiment.override(best.user_attrs["values"])
@@ -74,10 +77,19 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
         _train_best(chosen, run, shared, view, board)
         about_regret = regret_of_run(chosen, attempt, shared, settings.cpus, view)
     about = _about_search(experiment, study, best)
-    notes = experiment.data.notes(arrays)
+    notes = (*experiment.data.notes(arrays), *own_notes)
     return _finish(
         attempt, about | about_regret, {"winner": run / "best"} | compared, started, notes
     )
+
+
+def _about_builders(experiment: Experiment) -> tuple[Note, ...]:
+    """The note on builders that a search is given, and its trials do not use."""
+    builders = experiment.data.builders
+    if builders == "auto" or not builders:
+        return ()
+    text = f"they build their own episodes; the {builders} builders are for the winner's training"
+    return (Note(place="trials", text=text, key="data.builders"),)
 
 
 def _about_search(experiment: Experiment, study: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
@@ -226,6 +238,9 @@ def _finish(
     read = [row["read_mb"] for row in history if row.get("read_mb") is not None]
     if read:
         shares["read_mb"] = sum(read) / len(read)
+    built = [row for row in history if row.get("builder_cpu_pct") is not None]
+    if built:
+        shares["builder_cpu_pct"] = _share_of_time(built, "builder_cpu_pct")
     on_builders = [note for note in [waiting.read(best)] if note is not None]
     every_note = (*notes, *on_builders, *notes_of_models(folders))
     said = [note.model_dump() for note in every_note]

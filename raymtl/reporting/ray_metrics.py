@@ -8,6 +8,9 @@ from ray.util.metrics import Gauge
 
 STEP_METRICS = ("step", "lr", "grad_norm", "seconds", "data_wait_pct", "communication_pct")
 
+DATA_METRICS = ("read_mb", "builder_cpu_pct")
+"""Those of steps whose files are streamed, and whose episodes builders build."""
+
 SET_S = 1.0
 """How often the metrics are set at most, apart from scores: Ray exports them every few seconds."""
 
@@ -19,7 +22,7 @@ def observer(run: str, task_names: tuple[str, ...]) -> Callable[[Mapping[str, fl
     tags = {"run": run}
     plain = {
         name: Gauge(f"raymtl_{name}", description=f"{name} of the outer step", tag_keys=("run",))
-        for name in STEP_METRICS
+        for name in (*STEP_METRICS, *DATA_METRICS)
     }
     loss = Gauge("raymtl_loss", description="query loss of a task", tag_keys=("run", "task"))
     weight = Gauge("raymtl_weight", description="weight of a task", tag_keys=("run", "task"))
@@ -35,8 +38,11 @@ def observer(run: str, task_names: tuple[str, ...]) -> Callable[[Mapping[str, fl
         if now - set_at < SET_S and not any(name.startswith("val.") for name in row):
             return
         set_at = now
-        for name, gauge in plain.items():
-            gauge.set(row[name], tags)
+        for name in STEP_METRICS:
+            plain[name].set(row[name], tags)
+        for name in DATA_METRICS:
+            if row.get(name) is not None:
+                plain[name].set(row[name], tags)
         for task in task_names:
             if row[f"loss.{task}"] is not None:
                 loss.set(row[f"loss.{task}"], tags | {"task": task})

@@ -11,6 +11,7 @@ from torch import Tensor
 from raymtl.config import Experiment
 from raymtl.data import Arrays
 from raymtl.data.episodes import build_meta_batch
+from raymtl.data.meters import BUILDER_CPU, READ
 from raymtl.storage.fence import Superseded
 from raymtl.training import checkpoint
 from raymtl.training.checkpointing import CheckpointManager
@@ -161,14 +162,16 @@ def _step_inputs(
         # Clocks differ, and all must ask at the same step: that of the first worker counts.
         asks = context.workers.rank == 0 and time.perf_counter() - requested_at > ASK_S
         shares = [int(other == share) for other in range(context.workers.size)]
-        held = torch.tensor([*shares, step, int(asks)], device=context.device)
-        *total, ask = context.workers.sum(held).tolist()
+        spent = round(READ.taken()), round(1e6 * BUILDER_CPU.taken())
+        held = torch.tensor([*shares, step, int(asks), *spent], device=context.device)
+        *total, ask, read_bytes, cpu_us = context.workers.sum(held).tolist()
         if ask:
             requested_at = time.perf_counter()
         if total != [1] * context.workers.size + [step * context.workers.size]:
             raise RuntimeError(
                 f"step {step}: the workers do not hold one share each of the same step: {total}"
             )
-        yield StepInput(step, episodes, waited, bool(ask))
+        costs = read_bytes, cpu_us / 1e6, BUILDER_CPU.sources
+        yield StepInput(step, episodes, waited, bool(ask), *costs)
         start = time.perf_counter()  # not of what the step took
         heartbeat.wants_episodes = True

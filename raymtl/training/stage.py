@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_map
 from raymtl.config import StageConfig
 from raymtl.data import Arrays
 from raymtl.data.episodes import on_device, with_labels_of
-from raymtl.data.read_meter import READ
 from raymtl.evaluation.kept import is_last
 from raymtl.evaluation.scores import validation_scores
 from raymtl.learners.diverging import divergence
@@ -196,15 +195,13 @@ class Stage:
         row: dict[str, Any] = {"step": inputs.step + 1}
         if self.manager.experiment.stages:
             row["stage"] = self.number
-        if self.experiment.data.is_streamed:
-            row["read_mb"] = READ.taken() / 1e6
         return {
             **row,
+            **inputs.columns(seconds, is_streamed=self.experiment.data.is_streamed),
             "workers": self.context.workers.size,
             "lr": result.learning_rate,
             "grad_norm": result.grad_norm,
             "seconds": seconds,
-            "data_wait_pct": 100 * inputs.wait_s / seconds,
             "communication_pct": 100 * COMMUNICATION.taken() / seconds,
             **columns_by_task(self.algorithm, result.meta),
             **scores,

@@ -19,6 +19,21 @@ class StepInput(NamedTuple):
     """How long this worker waited for the episodes."""
     ask_preempted: bool
     """Whether all workers ask after this step if one of them is about to be taken away."""
+    read_bytes: float
+    """Of streamed files, by all workers and builders, since the step before."""
+    builder_cpu_s: float
+    """Processor time of all builders for the episodes."""
+    num_builders: int
+    """Those that built the episodes; 0 where the workers did."""
+
+    def columns(self, seconds: float, *, is_streamed: bool) -> dict[str, float]:
+        """The record of what the episodes cost, for a step that took so long."""
+        columns = {"data_wait_pct": 100 * self.wait_s / seconds}
+        if is_streamed:
+            columns["read_mb"] = self.read_bytes / 1e6
+        if self.num_builders:
+            columns["builder_cpu_pct"] = 100 * self.builder_cpu_s / seconds / self.num_builders
+        return columns
 
 
 class StepResult(NamedTuple):

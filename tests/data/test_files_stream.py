@@ -19,7 +19,7 @@ import torch
 from raymtl.data import Files
 from raymtl.data.base import Arrays, Split
 from raymtl.data.episodes import build_episodes, build_meta_batch
-from raymtl.data.read_meter import READ
+from raymtl.data.meters import READ
 from raymtl.data.tables import shuffle_buffer
 from raymtl.data.tables.shuffle_buffer import blocks_of
 from raymtl.step.workers import Workers
@@ -318,9 +318,9 @@ def blocks_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     read: list[int] = []
     original = shuffle_buffer._Reader._read
 
-    def counted(reader: Any, number: int) -> Any:
+    def counted(reader: Any, number: int, is_careful: bool) -> Any:
         read.append(number)
-        return original(reader, number)
+        return original(reader, number, is_careful)
 
     monkeypatch.setattr(shuffle_buffer._Reader, "_read", counted)
     return read

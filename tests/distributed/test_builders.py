@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 
 from raymtl.config import Experiment
+from raymtl.data.episodes import join_shares
 from raymtl.data.packed import pack_episodes
 from raymtl.distributed import waiting
+from raymtl.distributed.builders import Parts
 from raymtl.distributed.share_builder import ShareBuilder
 from raymtl.distributed.step_shards import StepShards
 from raymtl.distributed.trainer import TrainerSpec, train
 from raymtl.storage import fence, formats
 from tests.conftest import experiment
+from tests.data.test_files_stream import numbered
 from tests.data.test_mixed_episodes import SEVERAL
 from tests.distributed.local import local_ray
 from tests.distributed.test_trainer import parent
@@ -30,8 +33,8 @@ ray = pytest.importorskip("ray")
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    """Ray on this machine, with room for four workers and three builders whatever its size."""
-    with local_ray(num_cpus=7, include_dashboard=True):
+    """Ray on this machine, with room for four workers and four builders whatever its size."""
+    with local_ray(num_cpus=8, include_dashboard=True):
         yield
 
 
@@ -68,6 +71,33 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
         assert torch.equal(value, other[name]), name
+
+
+def streamed(folder: Path) -> Experiment:
+    """Eight episodes a step in four lanes, out of files that are read by blocks."""
+    return experiment(
+        data=numbered(folder, rows=40_000, lanes=4, in_memory_mb=0.04),
+        encoder__hidden=[4],
+        train__meta_batch=8,
+        train__steps=32,
+        train__eval_every=16,
+        train__schedule="constant",
+    )
+
+
+@pytest.mark.parametrize(("workers", "pools"), [(1, 1), (1, 4), (2, 1), (2, 4), (4, 2)])
+def test_parts_of_several_builders_join_to_shares(tmp_path: Path, workers: int, pools: int) -> None:
+    for chosen in (mixed(), streamed(tmp_path)):
+        arrays = chosen.data.load()
+        parts = Parts(3, 4, workers, pools)
+        whole = ShareBuilder(chosen, arrays, workers)
+        builder = ShareBuilder(chosen, arrays, parts.each_step)
+        for share in range(workers):
+            first = share * parts.each_share
+            built = [builder.build(3, first + place) for place in range(parts.each_share)]
+            np.testing.assert_array_equal(
+                pack_episodes(join_shares(built)), pack_episodes(whole.build(3, share))
+            )
 
 
 def test_builders_change_no_weight(tmp_path: Path) -> None:
@@ -145,6 +175,27 @@ def test_any_number_of_builders_changes_no_weight(tmp_path: Path, workers: int) 
     )
     assert_equal(one, alone)
     assert_equal(three, alone)
+
+
+@pytest.mark.slow
+def test_builders_of_lanes_change_no_weight_and_read_each_block_once(tmp_path: Path) -> None:
+    """On any number of workers the storage delivers the same bytes."""
+    chosen = streamed(tmp_path)
+    arrays = ray.put(chosen.data.load())
+    read_mb: dict[tuple[int, int], float] = {}
+    alone: dict[int, dict[str, Tensor]] = {}
+    for workers, builders in ((1, 0), (1, 2), (1, 3), (2, 0), (2, 4), (4, 0), (4, 2)):
+        folder = tmp_path / f"{workers}-{builders}"
+        weights = trained(chosen, arrays, folder, workers, builders)
+        # On another number of workers the sums are rounded otherwise.
+        assert_equal(weights, alone.setdefault(workers, weights))
+        history = formats.read_rows(folder / "history.parquet")
+        assert all((row.get("builder_cpu_pct") is not None) == bool(builders) for row in history)
+        read_mb[workers, builders] = sum(row["read_mb"] for row in history)
+    assert "built by 2 of 3 builders" in str(waiting.read(tmp_path / "1-3"))
+    expected = read_mb[1, 0]
+    assert expected > 0
+    assert all(read == pytest.approx(expected, rel=0.1) for read in read_mb.values()), read_mb
 
 
 def our_builders() -> list[int]:

@@ -11,10 +11,11 @@ import torch
 
 from raymtl.distributed import feed as feed_module
 from raymtl.distributed import waiting
-from raymtl.distributed.builders import ACCELERATOR_LABEL, Shares, labels_without_gpus
+from raymtl.distributed.builders import ACCELERATOR_LABEL, Parts, labels_without_gpus
 from raymtl.distributed.feed import Feed, FeedSettings
 from raymtl.distributed.streaming import StepEpisodes
-from raymtl.distributed.waiting import WaitClock, Waited, explain, num_builders
+from raymtl.distributed.waiting import WaitClock, Waited, explain, num_builders, shared_by
+from raymtl.pipeline import pipeline
 from raymtl.step.workers import Workers
 from raymtl.storage import fence
 from tests.conftest import experiment
@@ -44,6 +45,14 @@ def test_notes_name_the_way_and_the_key(tmp_path: Path) -> None:
         assert way in str(note) and "31 %" in str(note) and str(note).endswith("(data.builders)")
         waiting.save(tmp_path, note, builders, 100)
         assert waiting.read(tmp_path) == note
+
+
+@pytest.mark.parametrize(("builders", "number"), [(2, 1), (0, 0), ("auto", 0)])
+def test_a_search_says_that_its_trials_build_their_own(builders: Any, number: int) -> None:
+    chosen = experiment().override({"data.builders": builders})
+    notes = pipeline._about_builders(chosen)
+    assert len(notes) == number
+    assert all(str(note).endswith("(data.builders)") for note in notes)
 
 
 def look(rank: int, folder: str) -> None:
@@ -87,11 +96,50 @@ def test_machines_without_gpus_are_selected_by_labels(
     assert labels_without_gpus(nodes) == expected
 
 
-@pytest.mark.parametrize("workers", [1, 3, 40])
-def test_ids_are_in_the_order_in_which_shares_are_assigned(workers: int) -> None:
-    ids = list(Shares(5, 9, workers).ids())
-    for rank in range(workers):
-        assert ids[rank::workers] == [(step, rank) for step in range(5, 9)]
+@pytest.mark.parametrize(
+    ("workers", "pools"),
+    [(1, 1), (3, 1), (40, 1), (4, 4), (4, 2), (12, 3), (1, 5), (2, 6), (512, 64)],
+)
+def test_workers_get_whole_shares_and_pools_read_no_lane_twice(workers: int, pools: int) -> None:
+    """Ray Data takes a block of each pool in turn, and gives one to each worker in turn."""
+    parts = Parts(5, 8, workers, pools)
+    of_pools = [list(parts.ids(pool)) for pool in range(pools)]
+    taken = [row for turn in zip(*of_pools, strict=True) for row in turn]
+    own: dict[int, set[int]] = {}
+    for step in range(5, 8):
+        for rank in range(workers):
+            of_worker = [part for at, part in taken[rank::workers] if at == step]
+            share = of_worker[0] // parts.each_share
+            assert of_worker == [share * parts.each_share + n for n in range(parts.each_share)]
+            own.setdefault(rank, set()).add(share)
+    assert sorted(own.values(), key=min) == [{share} for share in range(workers)]
+    for pool, ids in enumerate(of_pools):
+        made = sorted({part for _, part in ids})
+        width = parts.each_step // pools
+        assert made == list(range(made[0], made[0] + width)) and made[0] % width == 0, pool
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4, 6])
+@pytest.mark.parametrize("lanes", [1, 4, 12, 30])
+def test_builders_that_share_lanes_read_each_once(workers: int, lanes: int) -> None:
+    possible = shared_by(workers, lanes)
+    assert possible[0] == 1
+    for number in possible:
+        parts = Parts(0, 1, workers, number)
+        borders = {lane * parts.each_step / lanes for lane in range(lanes)}
+        for pool in range(number):
+            first = min(part for _, part in parts.ids(pool))
+            assert first in borders, "a pool begins where a lane begins"
+
+
+def test_builders_of_streamed_files_are_limited_by_lanes() -> None:
+    long = Waited(0.5, 60)
+    assert num_builders(long, 2, 100, lanes=8) == 8
+    assert num_builders(long, 2, 7, lanes=8) == 4
+    assert num_builders(long, 2, 100, lanes=2) == 0
+    note = str(explain(long, 0, 2, 100, lanes=2))
+    assert "such as 4 lanes, got 2" in note and note.endswith("(data.lanes)")
+    assert str(explain(long, 0, 2, 1, lanes=8)).endswith("got 1 (data.builders)")
 
 
 class FakeClock:

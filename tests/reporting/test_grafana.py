@@ -32,6 +32,9 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     observe = ray_metrics.observer("quickstart/trial-0001", ("left",))
     numbers = ("step", "lr", "grad_norm", "seconds", "data_wait_pct", "communication_pct")
     observe(dict.fromkeys((*numbers, "loss.left", "weight.left", "val.score"), 1.0))
+    assert len(tags) == 9, "a step of data in memory, without builders"
+    of_data = ("read_mb", "builder_cpu_pct")
+    observe(dict.fromkeys((*numbers, *of_data, "loss.left", "weight.left", "val.score"), 1.0))
     return tags
 
 
@@ -54,7 +57,7 @@ def shown() -> dict[str, set[str]]:
 def test_metrics_and_panels_match(
     exported: dict[str, set[str]],
 ) -> None:
-    assert len(exported) == 9
+    assert len(exported) == 11
     assert shown() == exported
 
 

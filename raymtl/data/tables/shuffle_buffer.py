@@ -10,15 +10,16 @@ The guarantee is weaker than in memory: the rows of an episode are from P blocks
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from raymtl.data.base import Arrays
-from raymtl.data.read_meter import READ
+from raymtl.data.meters import READ
 from raymtl.data.tables.dataset import TableDataset
 from raymtl.data.tables.encode import encode
 from raymtl.data.tables.load_notes import unreadable_notes
+from raymtl.data.tables.probe import DecoderProbe
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.data.tables.split_rows import assign_splits
 from raymtl.types import UserError
@@ -30,6 +31,9 @@ longer.
 
 LASTING = 16
 """Steps after which a lane that was not asked for is another worker's."""
+
+CAREFUL_STEPS = 16
+"""After a process has died, a picture of so many steps can have been what killed it."""
 
 MIN_SEEN = 4
 """Blocks before unreadable pictures are counted: a share of fewer says little."""
@@ -66,9 +70,14 @@ class _Reader:
     the next.
     """
 
+    begins_carefully: ClassVar[bool] = False
+
     def __init__(self, source: FilesConfig) -> None:
         self.source, self.dataset = source, TableDataset(source)
         self.dataset.check_fitted(source.found)
+        self.probe = DecoderProbe()
+        self.careful_until: int | None = None
+        """The step before which pictures go through the probe."""
         self.rows = np.array([block.rows or 0 for _, block in self.dataset.blocks])
         self.blocks: dict[int, Future[_EncodedBlock]] = {}
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raymtl-read")
@@ -86,9 +95,12 @@ class _Reader:
             for at in (step, step + AHEAD)
         )
         with self.lock:
+            if self.begins_carefully and self.careful_until is None:
+                self.careful_until = step + CAREFUL_STEPS
+            is_careful = step < (self.careful_until or 0)
             for number in [*now, *soon]:
                 if number not in self.blocks:
-                    self.blocks[number] = self.thread.submit(self._read, number)
+                    self.blocks[number] = self.thread.submit(self._read, number, is_careful)
             self.wanted[lane] = step, {*now, *soon}
             self._forget(step)
             wanted = [self.blocks[number] for number in now]
@@ -103,7 +115,10 @@ class _Reader:
         for number in set(self.blocks) - needed:
             del self.blocks[number]
 
-    def _read(self, number: int) -> _EncodedBlock:
+    def _read(self, number: int, is_careful: bool) -> _EncodedBlock:
+        self.dataset.probe = None
+        if is_careful and self.source.is_image:
+            self.dataset.probe = self.probe
         one = encode(self.source, self.dataset, number)
         READ.add(sum(array.nbytes for array in one.arrays.values()))
         self.seen[number] = (list(one.unreadable), len(one.given))
@@ -117,6 +132,14 @@ class _Reader:
         splits = assign_splits(self.source, one.given, one.hashed, each_by_itself=True)
         labelled = np.any([one.arrays[f"mask/{name}"] for name in self.source.tasks], axis=0)
         return _EncodedBlock(one.arrays, np.flatnonzero(labelled & (splits == 0)))
+
+
+def read_carefully() -> None:
+    """Has this process decode the pictures of its first steps in a process of their own before.
+
+    For one that does the work of another that has died: one of these pictures may have killed it.
+    """
+    _Reader.begins_carefully = True
 
 
 _READERS: dict[str, _Reader] = {}
