@@ -333,7 +333,7 @@ def test_reads_do_not_depend_on_the_number_of_workers(
     counts: dict[tuple[int, int], int] = {}
     rows: dict[tuple[int, int], set[int]] = {}
     for lanes in (1, 4):
-        source = numbered(tmp_path, rows=40_000, lanes=lanes, in_memory_mb=0.04)
+        source = numbered(tmp_path, rows=200_000, lanes=lanes, in_memory_mb=0.04)
         assert source.found.pool is not None
         arrays = source.load()
         for size in (1, 2, 4):

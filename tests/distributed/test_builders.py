@@ -76,7 +76,7 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 def streamed(folder: Path) -> Experiment:
     """Eight episodes a step in four lanes, out of files that are read by blocks."""
     return experiment(
-        data=numbered(folder, rows=40_000, lanes=4, in_memory_mb=0.04),
+        data=numbered(folder, rows=200_000, lanes=4, in_memory_mb=0.04),
         encoder__hidden=[4],
         train__meta_batch=8,
         train__steps=32,

@@ -35,6 +35,9 @@ LASTING = 16
 CAREFUL_STEPS = 16
 """After a process has died, a picture of so many steps can have been what killed it."""
 
+IN_FLIGHT = 4
+"""Steps that several threads ask for at the same time, in any order."""
+
 MIN_SEEN = 4
 """Blocks before unreadable pictures are counted: a share of fewer says little."""
 
@@ -82,8 +85,8 @@ class _Reader:
         self.blocks: dict[int, Future[_EncodedBlock]] = {}
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raymtl-read")
         self.lock = threading.Lock()
-        self.wanted: dict[int, tuple[int, set[int]]] = {}
-        """Of each lane the last step, and the blocks that it needs."""
+        self.wanted: dict[int, dict[int, set[int]]] = {}
+        """Of each lane the blocks that its latest steps need, by step."""
         self.seen: dict[int, tuple[list[str], int]] = {}
         """The unreadable pictures and the number of rows of each block that was read."""
 
@@ -101,17 +104,28 @@ class _Reader:
             for number in [*now, *soon]:
                 if number not in self.blocks:
                     self.blocks[number] = self.thread.submit(self._read, number, is_careful)
-            self.wanted[lane] = step, {*now, *soon}
+            self._want(lane, step, {*now, *soon})
             self._forget(step)
             wanted = [self.blocks[number] for number in now]
         return [future.result() for future in wanted]
 
+    def _want(self, lane: int, step: int, numbers: set[int]) -> None:
+        steps = self.wanted.setdefault(lane, {})
+        latest = max(steps, default=step)
+        if step < latest - IN_FLIGHT:
+            steps.clear()  # drawn anew from an earlier step
+        steps[step] = numbers
+        for old in [other for other in steps if other < max(steps) - IN_FLIGHT]:
+            del steps[old]
+
     def _forget(self, step: int) -> None:
         """Lets go the blocks that no lane needs, and lanes that have gone to another worker."""
-        gone = [lane for lane, (last, _) in self.wanted.items() if last < step - LASTING]
+        gone = [lane for lane, steps in self.wanted.items() if max(steps) < step - LASTING]
         for lane in gone:
             del self.wanted[lane]
-        needed = {number for _, numbers in self.wanted.values() for number in numbers}
+        needed: set[int] = set()
+        for steps in self.wanted.values():
+            needed = needed.union(*steps.values())
         for number in set(self.blocks) - needed:
             del self.blocks[number]
 
