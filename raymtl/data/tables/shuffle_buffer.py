@@ -160,12 +160,16 @@ _READERS: dict[str, _Reader] = {}
 """The last source that was read in this process, by what it is: its blocks stay between steps."""
 
 
+_READERS_LOCK = threading.Lock()
+
+
 def _reader(source: FilesConfig) -> _Reader:
     reader_key = f"{source.digest()} {source.path} {source.tasks} {source.hold_steps}"
-    if reader_key not in _READERS:
-        _READERS.clear()
-        _READERS[reader_key] = _Reader(source)
-    return _READERS[reader_key]
+    with _READERS_LOCK:  # threads that find none would each read its first blocks
+        if reader_key not in _READERS:
+            _READERS.clear()
+            _READERS[reader_key] = _Reader(source)
+        return _READERS[reader_key]
 
 
 def fill_buffer(source: FilesConfig, seed: int, step: int, lane: int) -> Arrays:
