@@ -17,7 +17,7 @@ TASKS_A_STEP = 16
 class Building(NamedTuple):
     """What the simulation is made of; seconds, bytes and numbers."""
 
-    # Measured by `python -m benchmarks.builders --measure`, on one core of a busy machine.
+    # Measured by `python -m benchmarks.builders`, on one core of a busy machine.
     decode_s: float = 0.0031
     """Decoding a JPEG of 400 x 400 and resizing it to 128 x 128."""
     augment_s: float = 0.0011
