@@ -80,7 +80,7 @@ def measured() -> dict[str, float]:
             decoded(content, (128, 128), 3, "stretch")
         decode_s = (time.process_time() - began) / len(contents)
         chosen = experiment(root)
-        plain = chosen.override({"data.augment": None})
+        plain = chosen.override({"data.augment": None}).resolve()
         arrays = chosen.data.load()
         build_s = [_build_s(each, arrays) for each in (chosen, plain)]
     return {"decode_s": decode_s, "augment_s": build_s[0] - build_s[1]}

@@ -91,6 +91,7 @@ def test_a_picture_that_kills_builders_is_left_out(
     data = {"name": "files", "path": str(root), "tasks": {"colour": {}}, "size": 8, "channels": 1}
     data |= {"in_memory_mb": 0.0035, "shots": 2, "queries": 4, "max_corrupt": 0.5, "hold_steps": 2}
     chosen = experiment(data=data, encoder__name="mlp", encoder__hidden=[4], train__meta_batch=2)
+    chosen = chosen.resolve()
     assert chosen.data.is_streamed
     arrays = chosen.data.load()
     killer = sorted(root.rglob("*.png"))[0]
