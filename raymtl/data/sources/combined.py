@@ -3,19 +3,24 @@ together.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raymtl.data.base import Arrays, Bucket, HeldOut, Members, Population, Source, Split
 from raymtl.data.draws import Draws
 from raymtl.data.sources.digits import Digits
-from raymtl.data.sources.joined import joined_batch, joined_buckets, named_domains
-from raymtl.data.sources.registry import PartSpec
+from raymtl.data.sources.joined import (
+    arrays_of_part,
+    errors_of_part,
+    joined_batch,
+    joined_buckets,
+    named_domains,
+)
+from raymtl.data.sources.registry import PartSpec, parsed_part
 from raymtl.storage.notes import Note
 from raymtl.types import Batch, Episode, Task, UserError, matching
 
@@ -47,7 +52,7 @@ class Several(Source):
         """Reads each part, so that what is wrong with one is said of it."""
         if not isinstance(parts, Mapping):
             return parts
-        return {name: _part(str(name), part) for name, part in parts.items()}
+        return {name: parsed_part(str(name), part) for name, part in parts.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -71,7 +76,7 @@ class Several(Source):
             return self
         parts: dict[str, Source] = {}
         for name, part in self.parts.items():
-            with _said_of(name):
+            with errors_of_part(name):
                 parts[name] = part.resolve()
         resolved = self.model_copy(update={"parts": parts})
         resolved._check_alike()
@@ -159,7 +164,7 @@ class Several(Source):
     def load(self) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
         for part, source in self.parts.items():
-            with _said_of(part):
+            with errors_of_part(part):
                 arrays |= {f"{part}/{key}": array for key, array in source.load().items()}
         return arrays
 
@@ -180,7 +185,7 @@ class Several(Source):
         return tuple(
             note.of_part(part, f"data.parts.{part}")
             for part, source in self.parts.items()
-            for note in source.notes(_of(part, arrays))
+            for note in source.notes(arrays_of_part(part, arrays))
         )
 
     @property
@@ -190,7 +195,7 @@ class Several(Source):
     def window(self, arrays: Arrays, split: Split, seed: int, step: int, lane: int = 0) -> Arrays:
         found: dict[str, np.ndarray] = {}
         for part, source in self.parts.items():
-            own = source.window(_of(part, arrays), split, seed, step, lane)
+            own = source.window(arrays_of_part(part, arrays), split, seed, step, lane)
             found |= {f"{part}/{key}": array for key, array in own.items()}
         return found
 
@@ -198,7 +203,7 @@ class Several(Source):
         return {
             f"{part}_{task}": size
             for part, source in self.parts.items()
-            for task, size in source.sizes(_of(part, arrays)).items()
+            for task, size in source.sizes(arrays_of_part(part, arrays)).items()
         }
 
     @property
@@ -212,13 +217,13 @@ class Several(Source):
         return tuple(
             own._replace(name=f"{part} {own.name}")
             for part, source in self.parts.items()
-            for own in source.populations(_of(part, arrays), split)
+            for own in source.populations(arrays_of_part(part, arrays), split)
         )
 
     def query_members(self, arrays: Arrays, split: Split, draws: Draws) -> Mapping[str, Members]:
         found: dict[str, Members] = {}
         for part, own in self._draws_of_parts(draws).items():
-            of_part = self.parts[part].query_members(_of(part, arrays), split, own)
+            of_part = self.parts[part].query_members(arrays_of_part(part, arrays), split, own)
             for task, members in of_part.items():
                 found[f"{part}_{task}"] = {
                     f"{part} {name}": values for name, values in members.items()
@@ -228,7 +233,7 @@ class Several(Source):
     def every_example(self, arrays: Arrays, split: Split) -> tuple[HeldOut, ...]:
         sections: list[HeldOut] = []
         for part, source in self.parts.items():
-            own = source.every_example(_of(part, arrays), split)
+            own = source.every_example(arrays_of_part(part, arrays), split)
             if not own:
                 return ()
             sections += [self._section(part, section) for section in own]
@@ -260,7 +265,7 @@ class Several(Source):
     def draw_episodes(self, arrays: Arrays, split: Split, draws: Draws) -> Iterator[Bucket]:
         drawn: dict[str, list[Bucket]] = {}
         for part, own in self._draws_of_parts(draws).items():
-            buckets = self.parts[part].draw_episodes(_of(part, arrays), split, own)
+            buckets = self.parts[part].draw_episodes(arrays_of_part(part, arrays), split, own)
             drawn[part] = list(buckets)
         if self.episodes == "together":
             yield from joined_buckets(drawn)
@@ -289,29 +294,3 @@ class Several(Source):
                 targets[name] = torch.zeros(*axes, *shapes[name], dtype=torch.int64)
                 masks[name] = torch.zeros(axes, dtype=torch.bool)
         return Batch(batch.inputs, targets, masks)
-
-
-_PART: TypeAdapter[Source] = TypeAdapter(PartSpec)
-
-
-def _part(name: str, part: Any) -> Any:
-    with _said_of(name):
-        try:
-            return _PART.validate_python(part)
-        except ValidationError:
-            return part  # which is refused again with its place in the whole
-
-
-@contextmanager
-def _said_of(part: str) -> Iterator[None]:
-    """Names the part in what is said of its keys inside."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error).replace("data.", f"data.parts.{part}.")) from None
-
-
-def _of(part: str, arrays: Arrays) -> Arrays:
-    return {
-        key.partition("/")[2]: array for key, array in arrays.items() if key.startswith(f"{part}/")
-    }

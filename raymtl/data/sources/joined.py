@@ -1,6 +1,7 @@
 """Joins the episodes of several sources, the parts of `several`, into episodes of all of them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from raymtl.data.base import Bucket
-from raymtl.types import Batch, Episode
+from raymtl.data.base import Arrays, Bucket
+from raymtl.types import Batch, Episode, UserError
 
 
 def named_domains(part: str, domains: Callable[[], Sequence[str]]) -> list[str]:
@@ -72,3 +73,19 @@ def joined_batch(batches: Mapping[str, Batch]) -> Batch:
         for whole, values in ((inputs, own), (targets, batch.targets), (masks, batch.masks)):
             whole.update({f"{part}_{task}": value for task, value in values.items()})
     return Batch(inputs, targets, masks)
+
+
+@contextmanager
+def errors_of_part(part: str) -> Iterator[None]:
+    """Names the part in what is said of its keys inside."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("data.", f"data.parts.{part}.")) from None
+
+
+def arrays_of_part(part: str, arrays: Arrays) -> Arrays:
+    """The arrays of one part, under the names that it knows."""
+    return {
+        key.partition("/")[2]: array for key, array in arrays.items() if key.startswith(f"{part}/")
+    }

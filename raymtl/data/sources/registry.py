@@ -2,12 +2,15 @@
 
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from raymtl.data.base import Source
 from raymtl.data.prepared.source import Prepared
 from raymtl.data.sources.cifar100 import CIFAR100
 from raymtl.data.sources.digits import Digits
+from raymtl.data.sources.joined import errors_of_part
 from raymtl.data.sources.mixture import Mixture
 from raymtl.data.sources.multimnist import MultiMNIST
 from raymtl.data.sources.nyuv2 import NYUv2
@@ -35,3 +38,17 @@ if TYPE_CHECKING:
 else:
     PartSpec = Annotated[reduce(or_, SOURCES), Chosen("data")]
 """A source that `several` can have as a part, chosen by its name."""
+
+_PART: TypeAdapter[Source] = TypeAdapter(PartSpec)
+
+
+def parsed_part(name: str, part: Any) -> Any:
+    """The source that a part of `several` describes; the part as it is where that is wrong.
+
+    What is wrong is said when the whole is read, with the place of the part in it.
+    """
+    with errors_of_part(name):
+        try:
+            return _PART.validate_python(part)
+        except ValidationError:
+            return part

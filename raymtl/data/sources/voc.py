@@ -26,27 +26,22 @@ from raymtl.data.base import (
 from raymtl.data.counts import Count, drawn
 from raymtl.data.draws import Draws, alike
 from raymtl.data.formats.voc_folder import read_folder, split_names
-from raymtl.data.formats.voc_xml import mirrored
-from raymtl.data.sources.voc_labels import Reading, labelled_rows, object_counts, read_labels
+from raymtl.data.sources.voc_labels import (
+    FoundVOC,
+    Reading,
+    labelled_rows,
+    mirror,
+    object_counts,
+    read_labels,
+)
 from raymtl.schema.readers import Written
 from raymtl.storage.notes import ARRAY, pack
 from raymtl.tasks import classification, detection, multilabel, over_places, regression
-from raymtl.types import Batch, Episode, Spec, Task, UserError, matching
+from raymtl.types import Batch, Episode, Task, UserError, matching
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 VOCTask = Literal["boxes", "count", "present", "main"]
 Flip = Literal["horizontal", "vertical"]
-
-
-class FoundVOC(Spec):
-    """What was found in the annotations of the folder. A run keeps it."""
-
-    settings: str
-    """What it was found by; another one finds it anew."""
-    classes: Annotated[tuple[str, ...], Field(min_length=1)]
-    means: tuple[float, ...]
-    stds: tuple[float, ...]
-    """Of the number of objects of each class in a picture for training."""
 
 
 class VOC(ChosenTasks):
@@ -296,9 +291,7 @@ class VOC(ChosenTasks):
             across = flip == "horizontal"
             pictures[is_flipped] = np.flip(pictures[is_flipped], -1 if across else -2)
             if "boxes" in targets:
-                for place in zip(*np.nonzero(is_flipped), strict=True):
-                    boxes = targets["boxes"][place]
-                    targets["boxes"][place] = mirrored(boxes, self._size, across=across)
+                mirror(targets["boxes"], is_flipped, self._size, across=across)
         masks = {task: arrays[f"mask/{task}"][rows] for task in self.tasks}
         return Batch(
             torch.from_numpy(pictures),

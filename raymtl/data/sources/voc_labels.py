@@ -2,17 +2,29 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from raymtl.data.base import SPLITS
 from raymtl.data.formats.voc_folder import Folder
-from raymtl.data.formats.voc_xml import Annotation, Seen, fault, rows_of, stacked
+from raymtl.data.formats.voc_xml import Annotation, Seen, fault, mirrored, rows_of, stacked
 from raymtl.storage.notes import Note
-from raymtl.types import UserError
+from raymtl.types import Spec, UserError
 
 NAMED = 5  # faults that a message names
+
+
+class FoundVOC(Spec):
+    """What was found in the annotations of the folder. A run keeps it."""
+
+    settings: str
+    """What it was found by; another one finds it anew."""
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    means: tuple[float, ...]
+    stds: tuple[float, ...]
+    """Of the number of objects of each class in a picture for training."""
 
 
 class Reading(NamedTuple):
@@ -211,3 +223,13 @@ def fault_notes(faults: Mapping[str, str], number: int, allowed: float) -> list[
             key="data.max_corrupt",
         )
     ]
+
+
+def mirror(boxes: np.ndarray, chosen: np.ndarray, size: tuple[int, int], *, across: bool) -> None:
+    """Mirrors the boxes [..., M, 5] of the chosen pictures [...] in place.
+
+    `size` is the pictures' height and width; `across` mirrors from left to right, and else from top
+    to bottom.
+    """
+    for place in zip(*np.nonzero(chosen), strict=True):
+        boxes[place] = mirrored(boxes[place], size, across=across)
