@@ -22,10 +22,9 @@ class Building(NamedTuple):
     """Decoding a JPEG of 400 x 400 and resizing it to 128 x 128."""
     augment_s: float = 0.0011
     """Cropping, mirroring and colouring a picture of 128 x 128."""
-    # Seen on Ray, on two cores.
+    # Assumptions.
     task_s: float = 0.004
     """What the one process that assigns parts takes for a task of a builder."""
-    # Assumptions.
     pictures_a_part: float = 8 * 16
     """Episodes for each GPU and step, times the pictures of an episode."""
     decoded_share: float = 1.0
