@@ -13,8 +13,9 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class Train(Spec):
     """The outer loop. One step is one meta-batch over all workers and one move of the optimiser.
 
-    Examples: `train: {steps: 100, meta_batch: 16, lr: 0.001, workers: 2}` and
-    `train: {steps: 5000, eval_every: 50, keep: best, patience: 5}`
+    Example: `train: {steps: 100, meta_batch: 16, lr: 0.001, workers: 2}`
+
+    Example: `train: {steps: 5000, eval_every: 50, keep: best, patience: 5}`
     """
 
     steps: PositiveInt = 1000

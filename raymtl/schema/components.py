@@ -136,7 +136,7 @@ class Chosen:
         if isinstance(value, tuple(own.values())):
             return value
         if isinstance(value, Mapping):
-            component = own.get(value.get("name", ""))
-            if component is not None:
-                return component.model_validate(value)
+            name = value.get("name")
+            if isinstance(name, str) and name in own:
+                return own[name].model_validate(value)
         return handler(value)

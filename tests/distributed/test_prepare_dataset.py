@@ -1,6 +1,8 @@
 """A Dataset of Ray Data, prepared as it is."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,10 +62,11 @@ def test_a_dataset_becomes_the_shards_of_its_rows_in_files(
 def test_the_example_of_the_documentation_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As a script of its own."""
     page = Path(__file__).parents[2] / "docs" / "data-prepared.md"
     (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
     monkeypatch.chdir(tmp_path)
-    exec(example, {})
+    subprocess.run([sys.executable, "-c", example], check=True)
     arrays = Prepared(path="prepared").resolve().load()
     assert len(arrays["inputs"]) == 400
 

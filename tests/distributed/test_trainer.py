@@ -382,10 +382,13 @@ def test_a_start_that_times_out_is_one_sentence(monkeypatch: pytest.MonkeyPatch)
         ("somewhere", r"somewhere \(expected HOST:PORT"),
     ],
 )
-def test_dead_addresses_are_one_sentence(address: str, says: str, tmp_path: Path) -> None:
-    """Before anything is made."""
+def test_dead_addresses_are_one_sentence(
+    address: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is made, in a process that has no Ray yet."""
     from raymtl.cli.run import train as command
 
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(UserError, match=f"--address: cannot reach Ray at {says}"):
         start_ray(address)
     experiment(output=str(tmp_path / "runs")).save(tmp_path / "mine.yaml")
