@@ -29,7 +29,7 @@ def test(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """The tests that prove a promise of the documentation and take minutes."""
-    python(session, "pytest", "-m", "slow and not cluster", *session.posargs)
+    python(session, "pytest", "-m", "slow and not cluster and not long", *session.posargs)
 
 
 @nox.session

@@ -159,6 +159,7 @@ def train_peak_mb(prepared: Path, episodes: str, folder: Path) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_data_larger_than_everything_are_prepared_and_trained(tmp_path: Path) -> None:
     """Killed in the middle: what was complete is not made twice, and nothing is missing."""
     configs = {}

@@ -42,6 +42,7 @@ def weights(data: Source, folder: Path, workers: int, builders: int = 0) -> dict
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_prepared_data_give_the_weights_of_the_files(tmp_path: Path) -> None:
     """From shards on the disk, on 2 and 4 workers, with builders and lanes: to the bit for each
     number of workers, which differ in the order in which they add up float32.
