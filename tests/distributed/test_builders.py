@@ -178,6 +178,7 @@ def test_any_number_of_builders_changes_no_weight(tmp_path: Path, workers: int) 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_builders_of_lanes_change_no_weight_and_read_each_block_once(tmp_path: Path) -> None:
     """On any number of workers the storage delivers the same bytes."""
     chosen = streamed(tmp_path)
