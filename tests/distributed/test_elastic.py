@@ -280,7 +280,9 @@ def cluster() -> Iterator[Any]:
     os.environ.pop("RAY_ADDRESS", None)
     quick = {"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000"}
     os.environ.update(quick)
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": True})
+    head: dict[str, Any] = {"num_cpus": 2, "include_dashboard": True}
+    head["dashboard_port"] = None  # one that is free: tests beside this one have a Ray too
+    made = Cluster(initialize_head=True, head_node_args=head)
     try:
         ray.init(
             address=made.address, log_to_driver=False, logging_level=logging.ERROR,

@@ -47,15 +47,28 @@ def _encode_classes(
     name: str, fitted: FittedTask, columns: Columns, locate_row: LocateRow
 ) -> Encoded:
     ((column_name, column),) = columns.items()
-    text = texts(column)
-    index = pc.index_in(text, value_set=pa.array(fitted.classes, pa.string()))
-    outside = pc.and_(pc.is_valid(text), pc.is_null(index)).to_numpy(zero_copy_only=False)
-    if outside.any():
+    different, row_of = _different(column)
+    index_of = pc.index_in(different, value_set=pa.array(fitted.classes, pa.string()))
+    unknown = pc.and_(pc.is_valid(different), pc.is_null(index_of))
+    if pc.any(unknown).as_py():
+        outside = pc.fill_null(pc.take(unknown, row_of), False).to_numpy(zero_copy_only=False)
         row = int(outside.argmax())
         location = f"{locate_row(row)}, column '{column_name}'"
-        raise UserError(_outside(name, fitted, location, text[row].as_py()))
+        raise UserError(_outside(name, fitted, location, different[row_of[row].as_py()].as_py()))
+    index = pc.take(index_of, row_of)
     mask = pc.is_valid(index).to_numpy(zero_copy_only=False)
     return pc.fill_null(index, 0).to_numpy(zero_copy_only=False).astype(np.int64), mask
+
+
+def _different(column: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+    """The different values as texts, and which of them each row has: labels are few, and writing
+    one out takes long.
+    """
+    values = plain(column)
+    if not pa.types.is_integer(values.type):
+        values = texts(column)
+    encoded = pc.dictionary_encode(values)
+    return texts(encoded.dictionary), encoded.indices
 
 
 def _encode_sets(name: str, fitted: FittedTask, columns: Columns, locate_row: LocateRow) -> Encoded:
