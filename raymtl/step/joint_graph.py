@@ -1,4 +1,4 @@
-"""Two traced graphs of plain operations that stand for a function and for its gradient."""
+"""Traces a function and its gradient as two graphs of plain operations."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -18,9 +18,9 @@ Function = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
 class JointGraph:
     """The graphs of a function and of its gradient, traced for the shapes of its arguments.
 
-    Tracing computes on real tensors, which is several times faster than on imagined ones. Tensors
-    that the function holds itself, such as buffers, become constants. A result is differentiable
-    once; its backward pass may be run several times.
+    Tracing runs the function on real tensors, which is several times faster than on fake ones.
+    Tensors that the function itself holds, such as buffers, become constants. A result can be
+    differentiated once, but its backward pass may run several times.
     """
 
     def __init__(
@@ -31,9 +31,9 @@ class JointGraph:
         self._function, self._num_values = function, len(values)
         probe = function(values, leaves)
         self.followed = [each.requires_grad for each in probe]
-        """Of which outputs a gradient can be taken."""
+        """Whether each output depends on a value that requires a gradient."""
         self.reached: list[bool] = []
-        """Which values a gradient reaches."""
+        """Whether each value gets a gradient."""
         tangents = [torch.ones_like(each) for each in self._followed(probe)]
         del probe
         with described_once():
@@ -50,7 +50,7 @@ class JointGraph:
         return tuple(self.forward(*values, *leaves)[: len(self.followed)])
 
     def _joint(self, *arguments: Tensor) -> list[Tensor]:
-        """The outputs, then the gradients that reach a value."""
+        """The outputs, then the gradients of the values that get one."""
         num_tangents = sum(self.followed)
         given = arguments[: len(arguments) - num_tangents]
         tangents = arguments[len(arguments) - num_tangents :]
@@ -79,7 +79,7 @@ class JointGraph:
 
 
 class _Replay(torch.autograd.Function):
-    """Runs the graph of the function; the graph of the gradient when a gradient is asked for."""
+    """Runs the graph of the function forwards, and the graph of its gradient backwards."""
 
     @staticmethod
     def forward(ctx: Any, graph: JointGraph, *arguments: Tensor) -> tuple[Tensor, ...]:
@@ -107,8 +107,8 @@ def _split(
 ) -> tuple[GraphModule, GraphModule]:
     """The graph up to the last output, and the graph of what comes after it.
 
-    The first returns the outputs and what the second needs of it; the second takes that and the
-    tangents. The order of the operations stays, so one that changes its argument may stand in both.
+    The first returns the outputs and all that the second needs. The second takes that and the
+    tangents. Operations keep their order, because some change their argument.
     """
     nodes = list(joint.graph.nodes)
     results = list(nodes[-1].args[0])
@@ -133,7 +133,7 @@ def _split(
 def _graph_of(
     joint: GraphModule, inputs: Sequence[Node], calls: Sequence[Node], outputs: Sequence[Node]
 ) -> GraphModule:
-    """A graph of some of the calls, with the constants that they use."""
+    """A graph of these calls and of the constants that they use."""
     graph = Graph()
     copies: dict[Node, Node] = {}
     for index, node in enumerate(inputs):

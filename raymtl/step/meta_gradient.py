@@ -1,6 +1,6 @@
-"""One outer step, pure torch: query losses -> weights -> meta-gradient.
+"""One outer step in pure torch: query losses -> weights -> meta-gradient.
 
-The result is exact on any number of workers.
+Any number of workers computes the same result.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,19 +36,19 @@ from raymtl.types import MetaBatch, Params
 
 
 class MetaGradient(NamedTuple):
-    """What one outer step computes, equal on all workers."""
+    """What one outer step computes. All workers hold the same."""
 
     grads: dict[str, Tensor]
     losses: Tensor
-    """Query loss of each task, [K], the mean over all labelled examples of all workers; nan for a
-    task without any.
+    """The query loss of each task, [K]: the mean over the labelled examples of all workers, nan for
+    a task without labels.
     """
     weights: Tensor
-    """Weight of each task's loss or, for gradient methods, of each task's gradient, [K]; 0 for a
-    task without labels.
+    """The weight of each task's loss, [K], or of its gradient for gradient methods; 0 for a task
+    without labels.
     """
     tasks: Tensor
-    """Which tasks have labels in this meta-batch: indices, in ascending order."""
+    """The indices of the tasks with labels in this meta-batch, in ascending order."""
     step: int = 0
     """The outer step."""
 
@@ -64,8 +64,9 @@ def meta_gradient(
     """The gradient of the outer objective with respect to every parameter, over all workers.
 
     The loss of a task is the sum over the labelled examples of all workers divided by their number.
-    So shards of unequal size and missing labels weigh by count, and a task without any label takes
-    no part. The gradients of the tasks are summed over workers before the weighting sees them.
+    So every labelled example counts the same, however the shards are cut, and a task without labels
+    takes no part. The gradients of the tasks are summed over workers before the weighting sees
+    them.
 
     `params` are named as by `Algorithm.init_params`. `episodes` is this worker's shard, of any
     size: one stack [E, ...] or, where episodes differ in shape, several. `step` is the outer step,
@@ -98,7 +99,7 @@ def meta_gradient(
 def _displacement_gradient(
     context: StepContext, batch: StepBatch, names: Sequence[str]
 ) -> OuterGradient:
-    """The mean displacement by adapting, for learners without a query gradient."""
+    """The mean change of the parameters by adapting, for learners without a query gradient."""
     algorithm, params, workers = context.algorithm, context.params, context.workers
     with torch.no_grad():
         sums = batch.counts.new_zeros(len(batch.counts))
@@ -129,7 +130,7 @@ def update_after_step(
     workers: Workers = Workers(),
     execution: ExecutionConfig = ExecutionConfig(),
 ) -> None:
-    """Gives the weighting the losses of the same batch after the outer step.
+    """Tells the weighting the losses of the same meta-batch after the outer step.
 
     It costs one adaptation and one forward pass.
 

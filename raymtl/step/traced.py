@@ -1,7 +1,7 @@
-"""Traces the losses of a batch of episodes once per shape, and runs the graph from then on.
+"""Traces the losses of a batch of episodes once for each shape, and then runs the graph.
 
-A replayed graph skips module calls, vmap and pytrees and computes the same numbers to the bit. A
-compiled one also fuses what stands beside each other; its numbers are the same up to rounding.
+A replayed graph skips module calls, vmap and pytrees, and computes the same numbers to the bit. A
+compiled graph also fuses neighbouring operations, and computes the same numbers up to rounding.
 """
 
 import logging
@@ -22,35 +22,35 @@ logger = logging.getLogger("raymtl")
 Graph = Literal["replay", "compile"]
 
 PATIENCE = 80
-"""How often episodes of a further shape run without a graph until they get a replayed one: about as
-long as it takes to trace them. Their numbers are the same in either case."""
+"""How often episodes of a further shape run without a graph before they get a replayed one. So many
+runs take about as long as tracing does. The numbers are the same in either case."""
 
 LossFunction = Callable[[Params, MetaBatch], tuple[Tensor, ...]]
-"""(parameters, episodes) -> tensors, as a function of these two alone."""
+"""(parameters, episodes) -> tensors, which depend on these two alone."""
 
 
 class Tracer:
     """The graphs of one training, one for each function and shape.
 
-    What cannot be traced, or comes out otherwise than without a graph, is run as it is from then
-    on, with one note that says why.
+    If a function cannot be traced, or its graph computes other numbers than the function, the
+    training goes on without graphs. One note says why.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.refusal: str | None = None
-        """Why nothing is traced any more; None as long as all is."""
+        """Why nothing is traced any more; None while functions are traced."""
         self._traced: dict[Hashable, Callable[..., Any]] = {}
         self._runs: Counter[Hashable] = Counter()
-        """How often functions and shapes ran that have no graph yet."""
+        """How often each function and shape without a graph has run."""
 
     def run(
         self, function: LossFunction, key: Hashable, params: Params, episodes: MetaBatch
     ) -> tuple[Tensor, ...]:
         """What `function(params, episodes)` returns, differentiable once in the parameters.
 
-        `key` tells the function from others, with everything that it depends on beside its
-        arguments.
+        `key` stands for the function and for everything it depends on besides its arguments. Two
+        calls with equal keys may share a graph.
         """
         if self.refusal is not None:
             return function(params, episodes)
@@ -96,9 +96,10 @@ class Tracer:
     def _agree(
         self, one: Sequence[Tensor], other: Sequence[Tensor], values: Sequence[Tensor]
     ) -> bool:
-        """Whether two ways to compute losses give the same values and gradient of their sum.
+        """Whether both ways to compute the losses give the same values and the same gradient.
 
-        Of a compiled graph, rounding may differ by the square root of the type's precision.
+        The gradient is that of the sum. A compiled graph may differ by the square root of the
+        precision of the numbers' type.
         """
         for a, b in zip(_with_gradients(one, values), _with_gradients(other, values), strict=True):
             tolerance = 0.0
@@ -119,7 +120,7 @@ class Tracer:
 
 
 def tracer_of(graph: str) -> Tracer | None:
-    """A tracer of the graphs that are named so; None where it is no graph."""
+    """A tracer for the value of `train.graph`; None where the value asks for no graph."""
     if graph == "replay":
         return Tracer("replay")
     if graph == "compile":
@@ -128,7 +129,7 @@ def tracer_of(graph: str) -> Tracer | None:
 
 
 def _kinds(tensors: Sequence[Any]) -> list[Hashable]:
-    """For each tensor all that a graph is made for."""
+    """The properties of each tensor that a graph is made for."""
     return [
         (each.shape, each.dtype, each.device, each.requires_grad, each.is_contiguous())
         for each in tensors
@@ -136,7 +137,7 @@ def _kinds(tensors: Sequence[Any]) -> list[Hashable]:
 
 
 def _with_gradients(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
-    """The outputs, then the gradient of their sum for each of the values that have one."""
+    """The outputs, then the gradient of their sum in each value that requires one."""
     followed = [each for each in outputs if each.requires_grad]
     leaves = [each for each in values if each.requires_grad]
     if not followed or not leaves:

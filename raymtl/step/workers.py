@@ -1,4 +1,4 @@
-"""Sums and gathers over the workers of a training, and the time that they take."""
+"""Sums over the workers of a training, gathers from them, and the time that both take."""
 
 import time
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ class Communication:
 
     @contextmanager
     def timed(self, tensor: Tensor) -> Iterator[None]:
-        """Around one operation on tensors of one device."""
+        """Counts the time of one operation, whose tensors are on one device."""
         self.since = start = time.perf_counter()
         try:
             if tensor.is_cuda:
@@ -40,7 +40,7 @@ class Communication:
             self.since = None
 
     def taken(self) -> float:
-        """The seconds since the last call; waits for the GPU to finish the operations."""
+        """The seconds of communication since the last call. Waits until the GPU has finished it."""
         for start, end in self._events:
             end.synchronize()
             self._seconds += start.elapsed_time(end) / 1000
@@ -60,7 +60,7 @@ class Workers(NamedTuple):
     size: int = 1
 
     def sum(self, local: Tensor) -> Tensor:
-        """The sum over workers, on all of them."""
+        """The sum over all workers. Every worker gets it."""
         if self.size > 1:
             local = local.contiguous().clone()
             with COMMUNICATION.timed(local):
@@ -68,9 +68,9 @@ class Workers(NamedTuple):
         return local
 
     def sum_to_shard(self, rows: Tensor) -> Tensor:
-        """The sum over workers of this worker's columns, from [K, P] to [K, ceil(P / size)].
+        """Sums [K, P] over all workers and gives each its shard of the columns.
 
-        The last shard is padded with zeros.
+        A shard is [K, ceil(P / size)]; the last one is padded with zeros.
         """
         if self.size == 1:
             return rows
@@ -97,7 +97,7 @@ class Workers(NamedTuple):
         return gathered.movedim(0, -2).flatten(-2)[..., :length]
 
     def join(self, rows: Tensor) -> Tensor:
-        """[E, ...] on each worker, E may differ -> the rows of all workers, in their order."""
+        """The rows [E, ...] of all workers, in their order. E may differ between workers."""
         if self.size == 1:
             return rows
         numbers = rows.new_zeros(self.size, dtype=torch.int64)

@@ -14,10 +14,10 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 
 def adam(gradient: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The direction [K] to subtract, times a learning rate, and the next state [K, 3].
+    """The direction [K] to subtract, for a learning rate of 1, and the next state [K, 3].
 
-    The state of each number is m, v and n, which start at 0. Each number counts its steps, so that
-    the numbers of tasks without labels stand still.
+    The state of each number is m, v and its count of steps n; all start at 0. Each number has its
+    own count, so that the numbers of tasks without labels stand still.
     """
     mean, square, number = state.unbind(1)
     mean = BETA1 * mean + (1 - BETA1) * gradient

@@ -1,7 +1,7 @@
-"""Functions of the Gramian in float64 on the CPU: factor, cosines, points of cones and hulls.
+"""Functions of the Gramian in float64 on the CPU: factor, cosines, nearest points.
 
-The points of cones and hulls nearest to a target are nonnegative least squares, which an active-set
-method solves to rounding (Lawson & Hanson, 1974).
+The nearest point of a cone or a hull is a nonnegative least-squares problem. An active-set method
+solves it to rounding (Lawson & Hanson, 1974).
 """
 
 from abc import abstractmethod

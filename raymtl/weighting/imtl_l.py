@@ -11,8 +11,8 @@ from raymtl.weighting.base import LossWeighting, LossWeightingSpec
 
 
 class IMTLL(LossWeighting):
-    """Learns s_t, from 0 on, with the outer optimiser; at its optimum every scaled loss e^{s_t} L_t
-    is 1.
+    """Learns s_t, which starts at 0, with the outer optimiser. At the optimum every scaled loss
+    e^{s_t} L_t is 1.
     """
 
     knows_weights: ClassVar[bool] = True

@@ -1,5 +1,6 @@
-"""Random loss weighting, RLW (Lin et al., 2022, arXiv:2111.10603): w = softmax(n) with n_t ~ N(0,
-1) anew each step.
+"""Random loss weighting, RLW (Lin et al., 2022, arXiv:2111.10603).
+
+w = K softmax(n), where each n_t ~ N(0, 1) is drawn anew at each step.
 """
 
 from collections.abc import Sequence
