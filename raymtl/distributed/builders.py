@@ -108,13 +108,14 @@ class BuildParts:
     """A builder: makes packed parts from their ids and from the arrays in the object store.
 
     A row says what was spent since the row before: the bytes that were read of streamed files, and
-    the seconds of processor time. Where the data are at fault it has the sentence on that instead
-    of episodes.
+    the seconds of processor time. It names files that were left out, each once. Where the data are
+    at fault it has the sentence on that instead of episodes.
     """
 
     def __init__(
         self, experiment: "Carried", arrays: "ray.ObjectRef[Any]", parts_each_step: int
     ) -> None:
+        from raymtl.data.left_out import LEFT_OUT
         from raymtl.data.meters import READ
         from raymtl.data.packed import pack_episodes
         from raymtl.data.tables.shuffle_buffer import read_carefully
@@ -122,7 +123,8 @@ class BuildParts:
 
         if ray.get_runtime_context().was_current_actor_reconstructed:
             read_carefully()
-        self.pack, self.read = pack_episodes, READ
+        self.pack, self.read, self.left_out = pack_episodes, READ, LEFT_OUT
+        self.told: set[str] = set()
         self.builder = ShareBuilder(experiment.unpack(), ray.get(arrays), parts_each_step)
         self.spent_cpu_s = time.process_time()
 
@@ -146,6 +148,8 @@ class BuildParts:
                 f"'{error}' on {socket.gethostname()}. Mount the storage there, or set "
                 "data.builders: 0."
             )
+        left_out = self.left_out.taken() - self.told
+        self.told |= left_out
         before, self.spent_cpu_s = self.spent_cpu_s, time.process_time()
         return {
             "step": step,
@@ -154,6 +158,7 @@ class BuildParts:
             "fault": fault,
             "read_bytes": self.read.taken(),
             "cpu_s": self.spent_cpu_s - before,
+            "left_out": sorted(left_out),
         }
 
 
@@ -165,6 +170,7 @@ BUILT = pa.schema(
         "fault": pa.string(),
         "read_bytes": pa.float64(),
         "cpu_s": pa.float64(),
+        "left_out": pa.list_(pa.string()),
     }
 )
 """What a builder makes of each id."""

@@ -12,6 +12,7 @@ from ray.data import DataIterator
 from ray.data.collate_fn import ArrowBatchCollateFn, NumpyBatchCollateFn
 
 from raymtl.data.episodes import join_shares
+from raymtl.data.left_out import LEFT_OUT
 from raymtl.data.meters import BUILDER_CPU, READ
 from raymtl.data.packed import unpack_episodes
 from raymtl.distributed.share_builder import ShareBuilder
@@ -44,8 +45,8 @@ class BuildEpisodes(NumpyBatchCollateFn):
 class UnpackEpisodes(ArrowBatchCollateFn):
     """Makes tensors of the parts of a share that builders have packed.
 
-    Returns (step, share, episodes), and adds to the meters of this process what they cost. Raises
-    UserError where a builder found a fault of the data.
+    Returns (step, share, episodes), adds to the meters of this process what they cost, and takes
+    over which files could not be read. Raises UserError where a builder found a fault of the data.
 
     The bytes are copied once, out of shared memory: that is read-only, and full sooner the longer
     a part stays in it.
@@ -60,6 +61,8 @@ class UnpackEpisodes(ArrowBatchCollateFn):
                 raise UserError(fault)
         READ.add(sum(batch["read_bytes"].to_pylist()))
         BUILDER_CPU.add(sum(batch["cpu_s"].to_pylist()))
+        for names in batch["left_out"].to_pylist():
+            LEFT_OUT.add(names)
         steps, parts = batch["step"].to_pylist(), batch["part"].to_pylist()
         share = parts[0] // self.parts_each_share
         expected = [share * self.parts_each_share + place for place in range(self.parts_each_share)]

@@ -11,6 +11,7 @@ from raymtl.evaluation.kept import has_ended
 from raymtl.reporting.terminal import Row, View
 from raymtl.storage import formats
 from raymtl.storage.notes import Note
+from raymtl.training import left_out
 from raymtl.training.heartbeat import StallMonitor
 
 POLL_S = 0.5
@@ -28,6 +29,8 @@ def watched(models: Mapping[Path, Experiment], view: View) -> Iterator[None]:
     """The time of each history that was read, and what is shown of it."""
     said: dict[Path, Note | None] = {}
     """What was last said of the builders of each."""
+    left_out_said: set[Path] = set()
+    """Those of which was said that files were left out."""
 
     def look() -> None:
         for folder, model in models.items():
@@ -40,6 +43,11 @@ def watched(models: Mapping[Path, Experiment], view: View) -> Iterator[None]:
             if note != said.get(folder):
                 said[folder] = note
                 view.say(f"{folder.name}: {note}")
+            if model.data.is_streamed and folder not in left_out_said:
+                note = left_out.note_of([folder], model.data)
+                if note is not None:
+                    left_out_said.add(folder)
+                    view.say(f"{folder.name}: {note}")
             if row.state != "complete":
                 stall_monitor.look(folder.name, folder)
 

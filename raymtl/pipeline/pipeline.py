@@ -38,6 +38,7 @@ from raymtl.schema.distributions import searched_values
 from raymtl.storage import formats
 from raymtl.storage.fence import Attempt
 from raymtl.storage.notes import Note
+from raymtl.training import left_out
 from raymtl.types import UserError
 
 
@@ -77,10 +78,9 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
         _train_best(chosen, run, shared, view, board)
         about_regret = regret_of_run(chosen, attempt, shared, settings.cpus, view)
     about = _about_search(experiment, study, best)
-    notes = (*experiment.data.notes(arrays), *own_notes)
-    return _finish(
-        attempt, about | about_regret, {"winner": run / "best"} | compared, started, notes
-    )
+    folders = {"winner": run / "best"} | compared
+    notes = (*_notes_on_data(experiment, arrays, folders), *own_notes)
+    return _finish(attempt, about | about_regret, folders, started, notes)
 
 
 def _about_builders(experiment: Experiment) -> tuple[Note, ...]:
@@ -132,7 +132,9 @@ def train_run(
             experiment, attempt, shared, experiment.train.cpus_per_worker, view
         )
     about = {"name": experiment.name, "command": "train", "seed": experiment.seed, **about_regret}
-    return _finish(attempt, about, {"model": run / "best"}, started, experiment.data.notes(arrays))
+    folders = {"model": run / "best"}
+    notes = _notes_on_data(experiment, arrays, folders)
+    return _finish(attempt, about, folders, started, notes)
 
 
 @contextmanager
@@ -211,6 +213,17 @@ def _share_of_time(history: Sequence[Mapping[str, Any]], name: str) -> float:
     """
     seconds = sum(row["seconds"] for row in history)
     return float(sum(row["seconds"] * (row.get(name) or 0.0) for row in history) / seconds)
+
+
+def _notes_on_data(
+    experiment: Experiment, arrays: Arrays, folders: Mapping[str, Path]
+) -> tuple[Note, ...]:
+    """The notes on what was loaded, and on what the trainings in these folders left out."""
+    notes = experiment.data.notes(arrays)
+    of_stream = left_out.note_of(folders.values(), experiment.data)
+    if of_stream is None:
+        return notes
+    return (*notes, of_stream)
 
 
 def _finish(

@@ -8,10 +8,11 @@ from raymtl.storage import formats
 from raymtl.storage.fence import Attempt
 from raymtl.training.context import TrainContext
 from raymtl.training.heartbeat import Heartbeat
+from raymtl.training.left_out import LeftOutRecord
 
 
 class Recorder:
-    """Collects the record of every step.
+    """Collects the record of every step, and the names of files that were left out.
 
     The first worker writes history.parquet and TensorBoard's files, and logs the step. The others
     hold the rows that the file lacks, because one of them may have to write the emergency
@@ -27,6 +28,7 @@ class Recorder:
     ) -> None:
         self.attempt, self.context = attempt, context
         self.heartbeat = Heartbeat(attempt, context.workers, first_step)
+        self.left_out = LeftOutRecord(attempt, context.workers.rank)
         self.path = attempt.folder / "history.parquet"
         self.unwritten = list(unwritten)
         """The rows that the file lacks."""
@@ -47,6 +49,7 @@ class Recorder:
         """Takes the record of a step. Raises Superseded."""
         self.attempt.check_now_and_then()
         self.heartbeat.made(row["step"])
+        self.left_out.look()
         self.unwritten.append(row)
         self.seconds += row["seconds"]
         if self.events is None:
@@ -56,6 +59,7 @@ class Recorder:
 
     def flush(self) -> None:
         """Writes the file. Raises Superseded."""
+        self.left_out.flush()
         if self.events is None:
             self.unwritten = []
             return

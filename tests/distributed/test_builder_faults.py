@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from raymtl.config import Experiment
+from raymtl.data.left_out import LEFT_OUT
 from raymtl.data.packed import pack_episodes
 from raymtl.data.tables import folders, shuffle_buffer
 from raymtl.data.tables.pictures import measured
@@ -102,7 +103,9 @@ def test_a_picture_that_kills_builders_is_left_out(
             super().__init__(paths, *arguments)
 
     monkeypatch.setattr(builders, "BuildParts", Builder)
+    LEFT_OUT.taken()
     steps = built(chosen, arrays, 20)
+    assert LEFT_OUT.taken() == {f"{killer.relative_to(root)} (it kills the decoder)"}
     assert (tmp_path / "kills").read_text() == "killed\n"
 
     def damaged(content: bytes, *settings: Any) -> Any:

@@ -19,7 +19,7 @@ def unreadable_notes(source: FilesConfig, unreadable: Sequence[str], number: int
     """
     if not unreadable:
         return []
-    text = f"{len(unreadable)} of {number} pictures cannot be read: {_first(unreadable)}"
+    text = f"{len(unreadable)} of {number} pictures cannot be read: {first_named(unreadable)}"
     if len(unreadable) > source.max_corrupt * number:
         raise UserError(
             f"data.max_corrupt: {text}, which is over {source.max_corrupt:.1%} of them. Restore "
@@ -28,7 +28,7 @@ def unreadable_notes(source: FilesConfig, unreadable: Sequence[str], number: int
     return [Note(place="pictures", text=f"{text}; they are left out", key="data.max_corrupt")]
 
 
-def _first(names: Sequence[str]) -> str:
+def first_named(names: Sequence[str]) -> str:
     """The first of these names, and how many more there are."""
     named = "; ".join(names[:NAMED])
     if len(names) > NAMED:
@@ -52,7 +52,9 @@ def missing_map_notes(missing: Sequence[str]) -> list[Note]:
     """A note on the maps that are named and missing; their rows have no label of the task."""
     if not missing:
         return []
-    text = f"{len(missing)} maps are not there: {_first(missing)}; these rows have no label of it"
+    text = (
+        f"{len(missing)} maps are not there: {first_named(missing)}; these rows have no label of it"
+    )
     return [Note(place="maps", text=text)]
 
 
@@ -62,7 +64,7 @@ def faded_notes(source: FilesConfig, faded: Sequence[str]) -> list[Note]:
         return []
     text = (
         f"{len(faded)} are in colour and are seen as greys, since those that were looked at first "
-        f"are grey: {_first(faded)}"
+        f"are grey: {first_named(faded)}"
     )
     return [Note(place="pictures", text=text, key="data.channels")]
 
@@ -75,5 +77,5 @@ def beyond_notes(source: FilesConfig, beyond: Sequence[str]) -> list[Note]:
     if not beyond or shades is None:
         return []
     ends = f"{shades.black:g} to {shades.white:g}"
-    text = f"{len(beyond)} have values outside {ends}, which are cut off: {_first(beyond)}"
+    text = f"{len(beyond)} have values outside {ends}, which are cut off: {first_named(beyond)}"
     return [Note(place="pictures", text=text, key="data.value_range")]

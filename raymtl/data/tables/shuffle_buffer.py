@@ -8,13 +8,14 @@ The guarantee is weaker than in memory: the rows of an episode are from P blocks
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from raymtl.data.base import Arrays
+from raymtl.data.left_out import LEFT_OUT
 from raymtl.data.meters import READ
 from raymtl.data.tables.dataset import TableDataset
 from raymtl.data.tables.encode import encode
@@ -66,6 +67,8 @@ class _EncodedBlock(NamedTuple):
     arrays: Mapping[str, np.ndarray]
     rows: np.ndarray
     """The numbers of its rows for training that have a label."""
+    unreadable: Sequence[str]
+    """The pictures and maps of it that cannot be read."""
 
 
 class _Reader:
@@ -145,7 +148,8 @@ class _Reader:
             )  # for what it raises
         splits = assign_splits(self.source, one.given, one.hashed, each_by_itself=True)
         labelled = np.any([one.arrays[f"mask/{name}"] for name in self.source.tasks], axis=0)
-        return _EncodedBlock(one.arrays, np.flatnonzero(labelled & (splits == 0)))
+        rows = np.flatnonzero(labelled & (splits == 0))
+        return _EncodedBlock(one.arrays, rows, one.unreadable)
 
 
 def read_carefully() -> None:
@@ -175,6 +179,8 @@ def _reader(source: FilesConfig) -> _Reader:
 def fill_buffer(source: FilesConfig, seed: int, step: int, lane: int) -> Arrays:
     """The arrays that the episodes of a lane are drawn from at a step."""
     blocks = _reader(source).blocks_at(seed, step, lane)
+    for block in blocks:
+        LEFT_OUT.add(block.unreadable)
     counts = [len(next(iter(block.arrays.values()))) for block in blocks]
     offsets = np.cumsum([0, *counts])
     rows = np.concatenate(
