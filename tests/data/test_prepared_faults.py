@@ -1,6 +1,7 @@
 """Prepared data that are damaged, of something else, or made of pictures that kill the decoder."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -13,14 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from raymtl.data import Prepared
+from raymtl.data import Files, Prepared
 from raymtl.data.prepared import encode_shard
 from raymtl.data.prepared.prepare import prepare
 from raymtl.data.shards import reader
 from raymtl.data.tables.probe import DecoderProbe
 from raymtl.types import UserError
-from tests.data.own import own_table
-from tests.data.test_prepared import pictures, prepared, table
+from tests.data.blood import SIDES, write_voc
+from tests.data.own import own_table, write_csv
+from tests.data.test_prepared import maps, pictures, prepared, table
 
 Fault = Callable[[Path], None]
 
@@ -173,3 +175,39 @@ def test_a_picture_that_kills_the_decoder_is_left_out(
     assert len(lost) == 1
     assert any("kills the decoder" in note.text for note in shards.notes(arrays))
     assert not list(folder.glob(".*"))
+
+
+def boxes(folder: Path) -> tuple[Files, Path]:
+    """Pictures with their boxes in XML, and one of these files."""
+    write_voc(folder)
+    root = folder / "VOCdevkit" / "VOC2007"
+    tasks = {"things": {"path": str(root / "Annotations")}}
+    source = Files(path=str(root / "JPEGImages"), tasks=tasks, size=SIDES).resolve()
+    return source, sorted((root / "Annotations").iterdir())[3]
+
+
+def joined(folder: Path) -> tuple[Files, Path]:
+    """A table, and another one with its labels."""
+    numbers = list(range(60))
+    write_csv(folder / "rows.csv", {"id": numbers, "x": [0.5 * one for one in numbers]})
+    labels = write_csv(folder / "labels.csv", {"id": numbers, "y": [1.5 * one for one in numbers]})
+    tasks = {"y": {"path": str(labels)}}
+    return Files(path=str(folder / "rows.csv"), key="id", tasks=tasks).resolve(), labels
+
+
+def depths(folder: Path) -> tuple[Files, Path]:
+    """Pictures with maps in folders, and one of the maps."""
+    return maps(folder), sorted((folder / "mine" / "depths").iterdir())[3]
+
+
+@pytest.mark.parametrize("make", [boxes, joined, depths])
+def test_changed_files_of_labels_are_noticed_when_prepare_continues(
+    make: Callable[[Path], tuple[Files, Path]], tmp_path: Path
+) -> None:
+    source, labels = make(tmp_path)
+    prepare(source, str(tmp_path / "out"))
+    (tmp_path / "out" / "manifest.json").unlink()  # as if it had been killed before its end
+    prepare(source, str(tmp_path / "out"))
+    os.utime(labels, (1, 1))
+    with pytest.raises(UserError, match=r"--output: .* files that have changed since"):
+        prepare(source, str(tmp_path / "out"))

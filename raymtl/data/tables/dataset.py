@@ -19,7 +19,7 @@ from raymtl.data.tables.picture_files import PictureFiles
 from raymtl.data.tables.schema import Fitted, TextForm
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.data.tables.stored import as_type, common
-from raymtl.data.tables.task_labels import JoinedLabels, LabelColumns, RawBlock
+from raymtl.data.tables.task_labels import LabelColumns, RawBlock
 from raymtl.data.tables.written_cells import cells_of_column, read_column, read_columns
 from raymtl.storage.notes import Note
 from raymtl.types import UserError
@@ -234,16 +234,15 @@ class TableDataset:
     def _map_folders(self) -> Iterator[FileSet]:
         for labels in self.labels.values():
             if isinstance(labels, MapLabels):
-                yield labels.file_set
+                yield labels.map_set
 
     def file_sets(self) -> Iterator[FileSet]:
-        """The files of the rows, and those of labels that a key joins or that are maps."""
+        """The files of the rows, and those that labels are read from."""
         for part in self.parts:
             yield part.file_set
         for labels in self.labels.values():
-            if isinstance(labels, JoinedLabels):
-                yield labels.labels.file_set
-        yield from self._map_folders()
+            if labels.file_set is not None:
+                yield labels.file_set
 
     def split_of(self, number: int) -> int | None:
         """The split that the path of a block says."""

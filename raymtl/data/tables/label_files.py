@@ -24,10 +24,16 @@ class BoxLabels(TaskLabels):
     in_files = True
 
     def __init__(
-        self, name: str, task: TaskColumn, parts: Sequence[TablePart], boxes: Boxes, names: RowNames
+        self,
+        name: str,
+        task: TaskColumn,
+        parts: Sequence[TablePart],
+        annotations: "Annotations",
+        names: RowNames,
     ) -> None:
         super().__init__(name, task, parts)
-        self.boxes = boxes
+        self.boxes = annotations.boxes
+        self.file_set = annotations.file_set
         self._row_names = names
 
     def read(self, block: RawBlock) -> LabelColumns:
@@ -62,7 +68,7 @@ class MapLabels(ColumnLabels):
         names: RowNames,
     ) -> None:
         super().__init__(name, task, parts)
-        self.file_set = file_set
+        self.file_set = self.map_set = file_set
         self._row_names = names
         self._stems: Mapping[str, str] | None = None
 
@@ -78,7 +84,7 @@ class MapLabels(ColumnLabels):
         nothing.
         """
         if self._stems is None:
-            self._stems = stems_below(self.file_set)
+            self._stems = stems_below(self.map_set)
         stems = self._stems
         num_of_stem = self._row_names.num_of_stems(names)
         files: list[str | None] = []
@@ -103,14 +109,21 @@ class MapLabels(ColumnLabels):
         return True
 
     def folder(self, part: TablePart) -> FileSet:
-        return self.file_set
+        return self.map_set
+
+
+class Annotations(NamedTuple):
+    """Boxes, and the files that they stand in."""
+
+    boxes: Boxes
+    file_set: FileSet
 
 
 class LabelFiles(NamedTuple):
     """The maps and boxes of the tasks that have files of their own for them."""
 
     maps: Mapping[str, FileSet]
-    boxes: Mapping[str, Boxes]
+    boxes: Mapping[str, Annotations]
     files: Collection[str]
     """All files of maps and annotations, which are no pictures and no tables of labels."""
 
@@ -118,15 +131,16 @@ class LabelFiles(NamedTuple):
 def find_label_files(tasks: Mapping[str, TaskColumn], reading: Reading) -> LabelFiles:
     """Raises UserError where there are none at a path, or boxes cannot be read."""
     maps: dict[str, FileSet] = {}
-    boxes: dict[str, Boxes] = {}
+    boxes: dict[str, Annotations] = {}
     files: set[str] = set()
     for name, task in tasks.items():
         key = f"data.tasks.{name}.path"
         if task.path:
             file_set = locate(absolute(task.path, key), key)
             if holds_boxes(file_set, task):
-                boxes[name] = read_boxes(file_set, task, reading, key)
-                files.update(sources_of(file_set))
+                own = file_set._replace(files=tuple(sources_of(file_set)))
+                boxes[name] = Annotations(read_boxes(file_set, task, reading, key), own)
+                files.update(own.files)
             elif _holds_maps(file_set, task):
                 maps[name] = file_set
                 files.update(file_set.files)

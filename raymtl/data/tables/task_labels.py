@@ -38,6 +38,8 @@ class TaskLabels(ABC):
         self.parts = parts
         """The tables of the rows."""
         self.columns = label_columns(name, task)
+        self.file_set: FileSet | None = None
+        """The files of their own that they are read from."""
 
     @abstractmethod
     def read(self, block: RawBlock) -> LabelColumns:
@@ -124,6 +126,7 @@ class JoinedLabels(TaskLabels):
     ) -> None:
         super().__init__(name, task, parts)
         self.labels = labels
+        self.file_set = labels.file_set
 
     def read(self, block: RawBlock) -> LabelColumns:
         labels = self.labels
