@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from raymtl.modes.base import Mode
     from raymtl.schema.components import register
     from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
-    from raymtl.types import Batch, DivergedError, UserError
+    from raymtl.types import (
+        Batch,
+        DivergedError,
+        LabelStatistics,
+        Metric,
+        Task,
+        TaskKind,
+        UserError,
+    )
     from raymtl.weighting.base import (
         GradientWeighting,
         GradientWeightingSpec,
@@ -38,15 +46,19 @@ __all__ = [
     "Experiment",
     "GradientWeighting",
     "GradientWeightingSpec",
+    "LabelStatistics",
     "LossWeighting",
     "LossWeightingSpec",
     "MetaLearner",
+    "Metric",
     "Mode",
     "Model",
     "Run",
     "SharingArchitecture",
     "SharingSpecBase",
     "Source",
+    "Task",
+    "TaskKind",
     "UserError",
     "adapt",
     "evaluate",
@@ -72,7 +84,15 @@ _HOMES = {
     "raymtl.modes.base": ("Mode",),
     "raymtl.schema.components": ("register",),
     "raymtl.sharing.base": ("SharingArchitecture", "SharingSpecBase"),
-    "raymtl.types": ("Batch", "DivergedError", "UserError"),
+    "raymtl.types": (
+        "Batch",
+        "DivergedError",
+        "LabelStatistics",
+        "Metric",
+        "Task",
+        "TaskKind",
+        "UserError",
+    ),
     "raymtl.weighting.base": (
         "GradientWeighting",
         "GradientWeightingSpec",

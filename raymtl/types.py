@@ -117,7 +117,7 @@ class LabelStatistics(NamedTuple):
 
 class TaskKind(ABC):
     """What all tasks of one kind have in common. Each kind is one file in raymtl/tasks/, and
-    `raymtl.tasks.KINDS` lists them all.
+    `raymtl.tasks.KINDS` lists them all. `raymtl.register` brings in one of your own.
     """
 
     name: ClassVar[str]

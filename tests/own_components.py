@@ -9,6 +9,8 @@ from torch.func import grad
 
 import raymtl
 from raymtl.learners.base import Objective
+from raymtl.tasks import regression
+from raymtl.tasks.regression import RegressionKind
 from raymtl.types import Batch, Params, Task
 
 
@@ -126,3 +128,27 @@ class OwnLearner(raymtl.MetaLearner):
             rate = self.inner_lr / 2**step
             theta = {name: value - rate * gradients[name] for name, value in theta.items()}
         return {**params, **theta}
+
+
+def off(prediction: Tensor, target: Tensor) -> Tensor:
+    """Errors [N], in units of 2 about 1."""
+    return prediction[:, 0] - (target.to(prediction) - 1) / 2
+
+
+@raymtl.register
+class OwnKind(RegressionKind):
+    """Numbers whose loss is log cosh of the error, with a score of its own: the share that is near."""
+
+    name = "own_kind"
+
+    def make(self, name: str, labels: raymtl.LabelStatistics, size: tuple[int, int]) -> Task:
+        plain = regression(name, 1.0, 2.0)
+        near = raymtl.Metric(
+            lambda prediction, target: (off(prediction, target).abs() < 0.5).double(), True
+        )
+        return plain._replace(
+            kind=self,
+            loss=lambda prediction, target: off(prediction, target).cosh().log(),
+            metrics={"near": near, **plain.metrics},
+            quadratic=False,
+        )

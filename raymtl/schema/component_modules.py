@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
 
-from raymtl.schema.components import all_registered, register, registered
-from raymtl.types import Spec, UserError
+from raymtl.schema.components import AnyComponent, all_registered, register, registered
+from raymtl.types import UserError
 
 GROUP = "raymtl"
 """The group of entry points that name modules of components."""
@@ -71,7 +71,7 @@ class Shipment(NamedTuple):
 
     modules: tuple[str, ...]
     """Those that are imported there."""
-    classes: tuple[type[Spec], ...]
+    classes: tuple[type[AnyComponent], ...]
     """Those of a script or a notebook, which no process can import."""
 
     def unpack(self) -> None:
@@ -100,7 +100,7 @@ def shipment() -> Shipment:
     return Shipment(tuple(modules), tuple(classes))
 
 
-def _is_importable(component: type[Spec]) -> bool:
+def _is_importable(component: type[AnyComponent]) -> bool:
     module = sys.modules.get(component.__module__)
     return component.__module__ != "__main__" and getattr(module, "__file__", None) is not None
 
@@ -133,7 +133,7 @@ def described() -> dict[str, Any]:
     return found
 
 
-def _source(component: type[Spec]) -> str | None:
+def _source(component: type[AnyComponent]) -> str | None:
     """The text of the file or of the cells that define the component; None where there is none."""
     file = getattr(sys.modules.get(component.__module__), "__file__", None)
     if file is not None and Path(file).is_file():

@@ -1,4 +1,4 @@
-"""Components of the user's own: specs that are defined outside raymtl and chosen by their `name`.
+"""Components of the user's own: classes that are defined outside raymtl and chosen by their `name`.
 
 `register` brings one in. A configuration names it and cannot bring it in: no name in a YAML file
 is imported.
@@ -11,18 +11,23 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import Field, GetCoreSchemaHandler
 from pydantic_core import core_schema
 
-from raymtl.types import Spec, UserError
+from raymtl.types import Spec, TaskKind, UserError
 
 SECTIONS = ("data", "encoder", "sharing", "weighting", "learner", "mode")
-"""Those of which components can be registered."""
+"""Those of which components can be registered, besides kinds of task."""
+KIND = "kind"
+"""What kinds of task are registered under, as `data.tasks.NAME.kind` names them."""
 OWN = "If it is your own, import its module first (raymtl --import MODULE ...)."
 """Behind the sentence on an unknown name."""
-Component = TypeVar("Component", bound=Spec)
+AnyComponent = Spec | TaskKind
+Component = TypeVar("Component", bound=AnyComponent)
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 _registered: dict[str, dict[str, type[Spec]]] = {}
 """Section -> name -> component."""
+_kinds: dict[str, type[TaskKind]] = {}
+"""Name -> kind of task."""
 
 
 def register(component: type[Component]) -> type[Component]:
@@ -31,7 +36,7 @@ def register(component: type[Component]) -> type[Component]:
     Args:
         component: a subclass of `EncoderSpecBase`, `SharingSpecBase`, `LossWeightingSpec`,
             `GradientWeightingSpec`, `MetaLearner`, `Mode` or `Source`, with a field
-            `name: Literal["..."] = "..."`.
+            `name: Literal["..."] = "..."`; or a subclass of `TaskKind` with a `name = "..."`.
 
     Raises:
         UserError: if it is none of these, has no name, or the name is taken. A class that is
@@ -42,6 +47,9 @@ def register(component: type[Component]) -> type[Component]:
         ... class Mine(raymtl.LossWeightingSpec):
         ...     name: Literal["mine"] = "mine"
     """
+    if issubclass(component, TaskKind):
+        _register_kind(component)
+        return component
     section = getattr(component, "section", None)
     field = component.model_fields.get("name")
     where = f"{component.__module__}.{component.__qualname__}"
@@ -56,20 +64,35 @@ def register(component: type[Component]) -> type[Component]:
         )
     taken = _built_in.get(section, {}).get(field.default) or _own(section).get(field.default)
     if taken is not None:
-        _check_free(component, taken, section)
+        _check_free(component, taken, field.default, section)
     _registered.setdefault(section, {})[field.default] = component
     forget_names()
     return component
 
 
-def _check_free(component: type[Spec], taken: type[Spec], section: str) -> None:
+def _register_kind(kind: type[TaskKind]) -> None:
+    name = getattr(kind, "name", None)
+    if not isinstance(name, str):
+        raise UserError(
+            f'{kind.__module__}.{kind.__qualname__}: expected a line such as `name = "mine"`, got '
+            "none. Add it."
+        )
+    taken = _built_in_kinds.get(name) or _kinds.get(name)
+    if taken is not None:
+        _check_free(kind, taken, name, "data.tasks.TASK.kind")
+    _kinds[name] = kind
+    forget_names()
+
+
+def _check_free(
+    component: type[AnyComponent], taken: type[AnyComponent], name: str, section: str
+) -> None:
     """Raises UserError unless the two are one class, of which one was defined again."""
     if (taken.__module__, taken.__qualname__) == (component.__module__, component.__qualname__):
         return
     raise UserError(
         f"{component.__module__}.{component.__qualname__}: name: expected a name of its own, got "
-        f"'{taken.model_fields['name'].default}', which {taken.__module__}.{taken.__qualname__} "
-        f"has in {section}. Choose another."
+        f"'{name}', which {taken.__module__}.{taken.__qualname__} has in {section}. Choose another."
     )
 
 
@@ -82,15 +105,32 @@ def registered(section: str) -> Mapping[str, type[Spec]]:
     return _own(section)
 
 
-def all_registered() -> Iterator[tuple[str, type[Spec]]]:
+def registered_kinds() -> Mapping[str, type[TaskKind]]:
+    """The kinds of task of the user's own, by name."""
+    return _kinds
+
+
+def all_registered() -> Iterator[tuple[str, type[AnyComponent]]]:
     """`SECTION.NAME` and class of each."""
     for section, components in _registered.items():
         for name, component in components.items():
             yield f"{section}.{name}", component
+    for name, kind in _kinds.items():
+        yield f"{KIND}.{name}", kind
 
 
 _built_in: dict[str, Mapping[str, type[Spec]]] = {}
 """The same of the members of the unions, as far as they have been imported."""
+_built_in_kinds: dict[str, type[TaskKind]] = {}
+
+
+def name_built_in_kinds(kinds: Mapping[str, type[TaskKind]]) -> None:
+    """Reserves the names of raymtl's kinds of task. Raises UserError where one is taken."""
+    _built_in_kinds.update(kinds)
+    for name, kind in _kinds.items():
+        if name in kinds:
+            _check_free(kind, kinds[name], name, "data.tasks.TASK.kind")
+
 
 _caches: list[Any] = []
 
@@ -125,7 +165,7 @@ class Chosen:
         _built_in.setdefault(self.section, named)
         for name, component in _own(self.section).items():
             if name in named:
-                _check_free(component, named[name], self.section)
+                _check_free(component, named[name], name, self.section)
         union = handler(Annotated[source, Field(discriminator="name")])
         return core_schema.no_info_wrap_validator_function(
             self._choose, union, serialization=core_schema.simple_ser_schema("any")

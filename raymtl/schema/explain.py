@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from raymtl.schema.components import OWN, SECTIONS, registered
+from raymtl.schema.components import KIND, OWN, SECTIONS, registered, registered_kinds
 from raymtl.schema.names import dotted_names, members, nearest
 from raymtl.types import Spec
 
@@ -36,7 +36,10 @@ def explain(error: ValidationError, tree: Mapping[str, Any], root: type[Spec]) -
     if kind == "missing":
         return f"{key}: expected a value, got none. Add it."
     if kind == "literal_error":
-        hint = nearest(str(got), _quoted(context["expected"]))
+        expected = _quoted(context["expected"])
+        hint = nearest(str(got), expected)
+        if key.startswith("data.tasks.") and key.endswith(f".{KIND}"):
+            hint = nearest(str(got), [*expected, *registered_kinds()]) or f" {OWN}"
         return f"{key}: expected {context['expected']}, got {got!r}.{hint}"
     if kind == "string_type" and not isinstance(got, Mapping | list | tuple):
         return (

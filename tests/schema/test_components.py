@@ -27,6 +27,18 @@ class Mine(raymtl.LossWeightingSpec):
 """
 
 
+KIND_MODULE = """
+import raymtl
+from raymtl.tasks.regression import RegressionKind
+
+@raymtl.register
+class Mine(RegressionKind):
+    pass
+"""
+OF_A_KIND = "data: {name: files, path: d, tasks: {y: {kind: own_kind}}}\n"
+ROWS = "a,b,y\n" + "".join(f"{i % 7},{i * i % 11},{i % 7 + i % 3}\n" for i in range(200))
+
+
 def python(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """What a Python of its own does, so that nothing stays registered in this process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -86,6 +98,16 @@ MISTAKES: dict[str, tuple[dict[str, str], Sequence[str], str]] = {
         ("--import", "tests.own_components", "train", "c.yaml", "--dry-run"),
         "sharing.name: cross_stitch separates or mixes tasks between the stages",
     ),
+    "kind not imported": (
+        {"d/t.csv": ROWS, "c.yaml": OF_A_KIND},
+        ("train", "c.yaml", "--dry-run"),
+        "c.yaml:1: data.tasks.y.kind: expected 'classification', 'binary'",
+    ),
+    "name of a kind taken": (
+        {"taken.py": KIND_MODULE, "c.yaml": "seed: 1\n"},
+        ("--import", "taken", "train", "c.yaml", "--dry-run"),
+        "taken.Mine: name: expected a name of its own, got 'regression', which raymtl.tasks.",
+    ),
     "unknown key": (
         {"c.yaml": "encoder: {name: own_encoder, widht: 3}\n"},
         ("--import", "tests.own_components", "train", "c.yaml", "--dry-run"),
@@ -98,12 +120,48 @@ MISTAKES: dict[str, tuple[dict[str, str], Sequence[str], str]] = {
 def test_mistakes_are_one_sentence(case: str, tmp_path: Path) -> None:
     files, words, message = MISTAKES[case]
     for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     done = cli(tmp_path, *words)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and done.stderr.count("\n") == 1
-    if case == "not imported":
+    if "not imported" in case:
         assert "import its module first (raymtl --import MODULE ...)." in done.stderr
+
+
+TRAINING = """
+from pathlib import Path
+
+import tests.own_components
+from raymtl.config import load
+from raymtl.storage import formats
+from raymtl.training.checkpointing import TrainContext
+from raymtl.training.loop import local_batches, train_loop
+
+chosen = load(Path("c.yaml")).resolve()
+arrays = chosen.data.load()
+context = TrainContext(report=lambda *_: None, log_step=lambda *_: None)
+train_loop(chosen, arrays, local_batches(chosen, arrays), context, Path("run"))
+(task,) = chosen.data.make_tasks()
+history = formats.read_rows(Path("run/history.parquet"))
+first, *_, last = history
+assert task.kind.name == "own_kind"
+assert 0 < last["loss.y"] < first["loss.y"]
+assert 0 <= last["val.y.near"] <= 1
+assert last["val.near"] == last["val.y.near"], "the first metric is the one that is shown"
+"""
+STEPS = (
+    "encoder: {name: mlp}\nlearner: {name: maml, inner_steps: 0}\ntrain: {steps: 40, lr: 0.05}\n"
+    "evaluate: {val_episodes: 4}\n"
+)
+
+
+def test_a_kind_of_task_of_ones_own_is_trained_and_scored(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "t.csv").write_text(ROWS)
+    (tmp_path / "c.yaml").write_text(OF_A_KIND + STEPS)
+    done = python(tmp_path, "-c", TRAINING)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_run_says_which_module_it_was_made_with(tmp_path: Path) -> None:
@@ -129,6 +187,7 @@ def test_a_configuration_imports_nothing(tmp_path: Path) -> None:
 
 
 LAWS = (
+    "tests/tasks/test_kinds.py",
     "tests/weighting/test_weighting.py",
     "tests/sharing/test_sharing.py",
     "tests/learners/test_learners.py",

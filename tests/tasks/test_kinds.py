@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
+from raymtl.schema.components import registered_kinds
 from raymtl.tasks import (
     binary,
     classification,
@@ -25,7 +26,7 @@ from raymtl.tasks import (
     regression,
     segmentation,
 )
-from raymtl.types import Batch, Counts, LabelForm, Metric, Task
+from raymtl.types import Batch, Counts, LabelForm, LabelStatistics, Metric, Task
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -46,6 +47,9 @@ KINDS: dict[str, Task] = {
         detection("detection", 2, SIZE, stride=3, width=4),
     )
 }
+if "own_kind" in registered_kinds():
+    own = kinds.kind_named("own_kind")
+    KINDS["own_kind"] = own.make("own_kind", LabelStatistics(), SIZE)
 MAPS = (3, 4, 5)
 LABEL_FORMS = get_args(LabelForm)
 over_the_kinds = pytest.mark.parametrize("task", KINDS.values(), ids=KINDS)
@@ -66,7 +70,7 @@ def random_target(task: Task, number: int, seed: int = 0) -> Tensor:
     hole = rand(number, *SIZE) < 0.3
     if task.kind.name in ("classification", "binary"):
         return torch.randint(max(task.out_features, 2), (number,), generator=generator)
-    if task.kind.name == "regression" and task.out_features == 1:
+    if task.kind.predicts_numbers and task.out_features == 1:
         return 4 * rand(number) - 2
     if task.kind.name == "regression":
         return torch.where(

@@ -170,7 +170,9 @@ class FilesConfig(Source):
         tasks = []
         for name in self.tasks:
             fitted = findings.tasks[name]
-            tasks.append(fitted.task_kind.make(name, fitted.statistics, size))
+            kind = fitted.task_kind
+            task = kind.make(name, fitted.statistics, size)
+            tasks.append(task._replace(kind=kind))  # one of the user's own may build on another
         return tuple(
             chosen_by(task, self.tasks[task.name].metric, f"data.tasks.{task.name}.metric")
             for task in tasks
