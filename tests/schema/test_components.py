@@ -129,6 +129,31 @@ def test_mistakes_are_one_sentence(case: str, tmp_path: Path) -> None:
         assert "import its module first (raymtl --import MODULE ...)." in done.stderr
 
 
+def installed(folder: Path, module: str) -> None:
+    """A package whose entry point names the module, as pip would have put it there."""
+    about = folder / "own_package-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: own-package\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[raymtl]\nweights = own_module\n")
+    (folder / "own_module.py").write_text(module)
+
+
+def test_an_entry_point_brings_its_components_in(tmp_path: Path) -> None:
+    installed(tmp_path, MODULE % ("from_a_package", "from_a_package"))
+    done = cli(tmp_path, "methods", "weighting")
+    assert done.returncode == 0, done.stderr
+    assert "from_a_package" in done.stdout
+
+
+def test_a_broken_entry_point_is_one_sentence(tmp_path: Path) -> None:
+    installed(tmp_path, "import nowhere_at_all\n")
+    (tmp_path / "c.yaml").write_text("seed: 1\n")
+    done = cli(tmp_path, "train", "c.yaml", "--dry-run")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "own-package: its entry point 'weights' (own_module) cannot be imported" in done.stderr
+
+
 TRAINING = """
 from pathlib import Path
 
