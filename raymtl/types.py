@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
+Value = TypeVar("Value")
 Params = Mapping[str, "Tensor"]
 """One flat mapping of everything that is learned; the prefixes are `model.`, `weighting.` and
 `learner.`.
@@ -284,6 +285,6 @@ def select(params: Params, prefix: str) -> dict[str, Tensor]:
     return {name[len(start) :]: value for name, value in params.items() if name.startswith(start)}
 
 
-def prefixed(params: Params, prefix: str) -> dict[str, Tensor]:
+def prefixed(params: Mapping[str, Value], prefix: str) -> dict[str, Value]:
     """The same entries named with `prefix.` before them."""
     return {f"{prefix}.{name}": value for name, value in params.items()}

@@ -57,7 +57,8 @@ def adapt_run(request: AdaptationRequest, steps: int | None = None) -> dict[str,
 
     def write(folder: Path) -> None:
         experiment.save(folder / "config.yaml")
-        formats.save_params(folder / "model.safetensors", adapted.params)
+        values = {**adapted.params, **algorithm.constants()}
+        formats.save_params(folder / "model.safetensors", values)
         path = folder / "predictions.parquet"
         write_predictions(path, predictions, examples.query_origins, resize)
 

@@ -35,7 +35,7 @@ def load_network(folder: Path) -> tuple[Network, Task]:
     described = formats.read_json(folder / "scores.json")["task"]
     task = transfer.task.task_kind.restore(transfer.task, described)
     shape = tuple(experiment.data.input_shape)
-    teacher = Teacher(Trunk(experiment.build().model, reads), shape)
+    teacher = Teacher(Trunk(experiment.build(pretrained=False).model, reads), shape)
     if isinstance(transfer, TargetTransfer):
         body = transfer.network(teacher, task).body
     else:

@@ -215,11 +215,11 @@ def load_model(path: Place) -> Model:
             "raymtl wrote."
         )
     experiment = config.load(folder / "config.yaml")
-    algorithm = experiment.build()
+    algorithm = experiment.build(pretrained=False)
     weights = folder / "model.safetensors"
     read = formats.load_params(weights)
-    expected = algorithm.init_params()
+    expected = {**algorithm.init_params(), **algorithm.constants()}
     known = {name: value for name, value in read.items() if name in expected}
-    trained = formats.as_expected(weights, known, expected)
+    trained = algorithm.take(formats.as_expected(weights, known, expected))
     left = {name: value for name, value in read.items() if name not in expected}
     return Model(Trained(experiment, algorithm, {**trained, **left}))

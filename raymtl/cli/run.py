@@ -144,7 +144,7 @@ def _planned_training(experiment: "Experiment") -> dict[str, Any]:
     plan: dict[str, Any] = {"workers": settings.workers}
     if settings.min_workers:
         plan["min_workers"] = settings.min_workers
-    params = experiment.build().init_params()
+    params = experiment.build(pretrained=False).init_params()
     plan |= {
         "cpus_per_worker": settings.cpus_per_worker,
         "steps": settings.steps,

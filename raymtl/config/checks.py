@@ -74,8 +74,8 @@ def check_stages(sharing: SharingSpec, encoder: Encoder) -> None:
     if sharing.needs_stages and not encoder.has_stages:
         raise UserError(
             f"sharing.name: {sharing.name} separates or mixes tasks between the stages of the "
-            "encoder, and this one names none. Name them in from_module, or choose "
-            "sharing.name: hard."
+            "encoder, and this one names none. Name them in from_module, choose another "
+            "encoder.model, or sharing.name: hard."
         )
 
 

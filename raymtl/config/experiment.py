@@ -76,12 +76,14 @@ class Experiment(base.ExperimentBase):
 
     @property
     def is_resolved(self) -> bool:
-        return self.data.is_resolved
+        return self.data.is_resolved and self.encoder.is_resolved
 
     def resolve(self) -> Self:
         if self.is_resolved:
             return self
-        resolved = self.model_copy(update={"data": self.data.resolve()})
+        data = self.data.resolve()
+        encoder = self.encoder.resolve(data.input_shape)
+        resolved = self.model_copy(update={"data": data, "encoder": encoder})
         resolved._check_tasks()
         return resolved
 
@@ -184,14 +186,20 @@ class Experiment(base.ExperimentBase):
             "seconds": False,
         }
 
-    def build(self) -> Algorithm:
+    def build(self, pretrained: bool = True) -> Algorithm:
         """The three axes on the tasks, initialised from `seed`; raises nothing that validation has
         not.
+
+        Without `pretrained` the encoder has random values in the place of its pre-trained ones: all
+        are then to be read from a model's file, and the weights need not be there.
         """
         tasks = self.data.make_tasks()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             encoders = [self._encoder() for _ in range(self.sharing.num_encoders(len(tasks)))]
+            if pretrained:
+                for encoder in encoders:
+                    self.encoder.initialise(encoder)
             # Batch norms take the statistics of all examples that pass together.
             normalises = any(isinstance(part, BatchStatistics) for part in encoders[0].modules())
             isolate_task_graphs = self.weighting.needs_gradients and not normalises

@@ -2,17 +2,19 @@
 
 from typing import Annotated
 
-from raymtl.encoders.base import Encoder, EncoderSpecBase, from_module
+from raymtl.encoders.base import Encoder, EncoderSpecBase, Stage, from_module, lr_scales
 from raymtl.encoders.conv import ConvSpec
 from raymtl.encoders.conv4 import Conv4Spec
 from raymtl.encoders.lenet import LeNetSpec
 from raymtl.encoders.mlp import MLPSpec
 from raymtl.encoders.norm import BatchNorm, PerStepNorm
+from raymtl.encoders.pretrained import PretrainedSpec, TimmSpec, TorchvisionSpec
 from raymtl.encoders.resnet18 import ResNet18Spec
 from raymtl.schema.components import Chosen
 
 EncoderSpec = Annotated[
-    ConvSpec | Conv4Spec | LeNetSpec | MLPSpec | ResNet18Spec, Chosen("encoder")
+    ConvSpec | Conv4Spec | LeNetSpec | MLPSpec | ResNet18Spec | TimmSpec | TorchvisionSpec,
+    Chosen("encoder"),
 ]
 
 __all__ = [
@@ -25,6 +27,11 @@ __all__ = [
     "LeNetSpec",
     "MLPSpec",
     "PerStepNorm",
+    "PretrainedSpec",
     "ResNet18Spec",
+    "Stage",
+    "TimmSpec",
+    "TorchvisionSpec",
     "from_module",
+    "lr_scales",
 ]

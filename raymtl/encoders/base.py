@@ -3,12 +3,18 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from raymtl.types import Spec, UserError
+
+
+class Stage(nn.Sequential):
+    """A stage whose parameters have a learning rate of their own, `lr_scale` times the outer."""
+
+    lr_scale: float = 1.0
 
 
 class Encoder(nn.Module):
@@ -45,6 +51,21 @@ class Encoder(nn.Module):
             inputs = stage(inputs)
         return inputs.flatten(1)
 
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether all copies start with the same values, which mean something."""
+        return False
+
+
+def lr_scales(module: nn.Module) -> dict[str, float]:
+    """The factor of the outer learning rate of every parameter, as the stages within say it."""
+    scales = {name: 1.0 for name, _ in module.named_parameters()}
+    for prefix, stage in module.named_modules():
+        if isinstance(stage, Stage):
+            own = [name for name in scales if name.startswith(f"{prefix}.")]
+            scales |= dict.fromkeys(own, stage.lr_scale)
+    return scales
+
 
 class EncoderSpecBase(Spec, ABC):
     """Hyperparameters of an encoder; `build` makes it."""
@@ -54,6 +75,26 @@ class EncoderSpecBase(Spec, ABC):
     @abstractmethod
     def build(self, input_shape: tuple[int, ...], inner_steps: int = 0) -> Encoder:
         """The encoder of inputs [N, *input_shape]; a norm may tell `inner_steps` apart."""
+
+    def initialise(self, encoder: Encoder) -> None:
+        """Gives an encoder that was built by this spec its pre-trained values, where it has such.
+
+        Raises UserError.
+        """
+
+    @property
+    def weights_source(self) -> str:
+        """Where its pre-trained values come from; `none` where it has none."""
+        return "none"
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether everything is known that files decide."""
+        return True
+
+    def resolve(self, input_shape: tuple[int, ...]) -> Self:
+        """The same encoder with what its files hold, which are read. Raises UserError."""
+        return self
 
     @property
     def has_per_step_params(self) -> bool:

@@ -47,9 +47,9 @@ class BatchStatistics(nn.Module, ABC):
     statistics. The variance is the mean square, without a correction.
     """
 
-    def __init__(self, transductive: bool) -> None:
+    def __init__(self, transductive: bool, eps: float = EPS) -> None:
         super().__init__()
-        self.transductive = transductive
+        self.transductive, self.eps = transductive, eps
 
     @abstractmethod
     def affine(self) -> tuple[Tensor, Tensor]:
@@ -73,9 +73,9 @@ class BatchStatistics(nn.Module, ABC):
                 recording = None
             # torch's own is faster, but under vmap its second derivative is wrong.
             if recording is None and not is_vmapped():
-                return F.batch_norm(x, None, None, weight, bias, training=True, eps=EPS)
+                return F.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
             mean, variance = _Moments.apply(x)
-            scale = weight * (variance + EPS).rsqrt()
+            scale = weight * (variance + self.eps).rsqrt()
             shift = bias - mean * scale
             if recording is not None:
                 recording.append(torch.stack([scale, shift]))
@@ -85,8 +85,8 @@ class BatchStatistics(nn.Module, ABC):
 class BatchNorm(BatchStatistics):
     """With one gamma and beta [C]."""
 
-    def __init__(self, channels: int, transductive: bool = False) -> None:
-        super().__init__(transductive)
+    def __init__(self, channels: int, transductive: bool = False, eps: float = EPS) -> None:
+        super().__init__(transductive, eps)
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 

@@ -41,12 +41,10 @@ def load_model(folder: Path) -> tuple[Experiment, Algorithm, dict[str, Tensor]]:
             f"{folder}: expected a trained model, got none yet. Continue the run with --resume."
         )
     experiment = config.load(folder / "config.yaml")
-    algorithm = experiment.build()
-    return (
-        experiment,
-        algorithm,
-        formats.load_params(folder / "model.safetensors", algorithm.init_params()),
-    )
+    algorithm = experiment.build(pretrained=False)
+    expected = {**algorithm.init_params(), **algorithm.constants()}
+    values = formats.load_params(folder / "model.safetensors", expected)
+    return experiment, algorithm, algorithm.take(values)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from raymtl.encoders import Encoder
+from raymtl.encoders import Encoder, lr_scales
 from raymtl.sharing.heads import predictions_of
 from raymtl.types import Params, Spec, Task
 
@@ -57,6 +57,13 @@ class SharingArchitecture(nn.Module, ABC):
         where several tasks can pass together.
         """
         return {name: self.features(own, (name,))[name] for name, own in inputs.items()}
+
+    def learning_rate_scales(self) -> Mapping[str, float]:
+        """The factor of the outer learning rate of each parameter, by its name."""
+        return {
+            name: scale * self.lr_scale.get(name.partition(".")[0], 1.0)
+            for name, scale in lr_scales(self).items()
+        }
 
     def prediction_modules(self) -> Iterator[nn.Module]:
         """Every module that a prediction uses."""

@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from raymtl.encoders import Encoder
+from raymtl.encoders import Encoder, lr_scales
 from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
 from raymtl.types import Params, Task
 
@@ -74,7 +74,9 @@ class LowRank(SharingArchitecture):
     dimension, such as a bias, is always factorised as a matrix. The initial coefficients of a task
     are random and positive. For weights they have unit length, so that the weights have an ordinary
     scale. For parameters of one dimension they sum to 1, so that the scales of a normalisation
-    start at 1. With one task this is an independent network with ordinary initial values.
+    start at 1. With one task this is an independent network with ordinary initial values. Where the
+    encoder is pre-trained all coefficients of a parameter sum to 1, so that every task starts with
+    it.
 
     The penalty is mu times the sum of the absolute coefficients (its gradient at 0 is 0, a
     subgradient) plus lambda times the sum of squares of all factors.
@@ -98,6 +100,13 @@ class LowRank(SharingArchitecture):
         # prediction.
         self._template = (deepcopy(encoders[0]).to("meta"),)
         self._template_names = tuple(name for name, _ in encoders[0].named_parameters())
+        self._scales = {f"factors.{_key(name)}.": s for name, s in lr_scales(encoders[0]).items()}
+        self._constant_names = tuple(name for name, _ in encoders[0].named_buffers())
+        for name, value in encoders[0].named_buffers():
+            self.register_buffer(f"constant_{_key(name)}", value)
+        norm_of_weights = NORM_OF_WEIGHTS
+        if encoders[0].is_pretrained:
+            norm_of_weights = NORM_OF_VECTORS
         self.factors = nn.ModuleDict()
         norms = []
         for name in self._template_names:
@@ -107,7 +116,7 @@ class LowRank(SharingArchitecture):
                 self.factors[_key(name)] = Tucker(values, kept)
             else:
                 self.factors[_key(name)] = Matrix(values)
-            norms.append(NORM_OF_WEIGHTS if is_weight else NORM_OF_VECTORS)
+            norms.append(norm_of_weights if is_weight else NORM_OF_VECTORS)
         self.coefficients = nn.ParameterDict(
             {name: nn.Parameter(_random_rows(norms, len(encoders))) for name in self.task_names}
         )
@@ -124,14 +133,24 @@ class LowRank(SharingArchitecture):
             for name, row in zip(self._template_names, rows, strict=True)
         }
 
+    def learning_rate_scales(self) -> Mapping[str, float]:
+        scales = dict(super().learning_rate_scales())
+        for name in scales:
+            for start, scale in self._scales.items():
+                if name.startswith(start):
+                    scales[name] = scale
+        return scales
+
     def prediction_modules(self) -> Iterator[nn.Module]:
         yield from super().prediction_modules()
         yield from self._template[0].modules()
 
     def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
         (template,) = self._template
+        constants = {n: self.get_buffer(f"constant_{_key(n)}") for n in self._constant_names}
         return {
-            name: functional_call(template, self.encoder_params(name), (inputs,)) for name in tasks
+            name: functional_call(template, {**constants, **self.encoder_params(name)}, (inputs,))
+            for name in tasks
         }
 
     def penalty(self, params: Params) -> Tensor:
@@ -166,6 +185,21 @@ class LowRankSpec(SharingSpecBase):
     kept: Annotated[float, Field(gt=0, le=1)] = 0.5
     sparsity: NonNegativeFloat = 1e-5
     decay: NonNegativeFloat = 1e-5
+
+    def check(self, tasks: Sequence[Task], encoder: Encoder) -> tuple[str, str] | None:
+        if encoder.is_pretrained and self.form == "tensor":
+            return (
+                "form",
+                "expected matrix with pre-trained weights, of which the random factors of a tensor "
+                "leave nothing, got tensor. Choose sharing.form: matrix.",
+            )
+        if not list(encoder.parameters()):
+            return (
+                "name",
+                "low_rank combines parameters of the encoder, and all of its stages are frozen. "
+                "Lower encoder.frozen_stages, or choose sharing.name: hard.",
+            )
+        return super().check(tasks, encoder)
 
     def num_encoders(self, num_tasks: int) -> int:
         return min(self.rank, num_tasks)

@@ -22,6 +22,8 @@ from raymtl.tasks import label_counts, loss_sums
 from raymtl.types import Batch, Params, Task, prefixed, select
 from raymtl.weighting import Weighting
 
+CONSTANT = "constant"
+
 
 class Algorithm(NamedTuple):
     """A model with its sharing architecture, a weighting and a meta-learner, for a set of tasks.
@@ -61,6 +63,24 @@ class Algorithm(NamedTuple):
             name: value.detach().clone().to(device).requires_grad_()
             for name, value in params.items()
         }
+
+    def constants(self) -> dict[str, Tensor]:
+        """Returns what predictions depend on beside the parameters, which no step changes.
+
+        These are the frozen stages and statistics of a pre-trained encoder. Their names begin with
+        `constant.`. A model's file has them beside the parameters.
+        """
+        return prefixed(dict(self.model.named_buffers()), CONSTANT)
+
+    def take(self, values: Params) -> dict[str, Tensor]:
+        """Returns the parameters of a model's file; the constants in it become those of the model.
+
+        Args:
+            values: as a file has them, with the names and shapes of `init_params` and `constants`.
+        """
+        for name, value in self.constants().items():
+            value.copy_(values[name])
+        return {n: v for n, v in values.items() if not n.startswith(f"{CONSTANT}.")}
 
     def objective(self, params: Params, predictions: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Returns the loss of the inner loop: the weighted sum of the tasks' losses, a scalar.

@@ -82,17 +82,18 @@ class CheckpointManager:
             start = time.perf_counter()
             with self.emergency.lock:
                 if flags.is_last:
-                    self._write_model(progress)
+                    self._write_model(algorithm, progress)
                 self._write(step or StepSnapshot(snapshot(algorithm), optimizer, progress))
             self.last_end = time.perf_counter()
             self.last_duration_s = self.last_end - start
         return preempted
 
-    def _write_model(self, progress: Progress) -> None:
+    def _write_model(self, algorithm: Algorithm, progress: Progress) -> None:
         config = self.experiment.model_copy(update={"search": {}})
         publish = self.attempt.publish
         publish(self.folder / "config.yaml", config.save)
-        formats.save_params(self.folder / "model.safetensors", progress.kept, publish)
+        values = {**progress.kept, **algorithm.constants()}
+        formats.save_params(self.folder / "model.safetensors", values, publish)
 
     def _write(self, step: StepSnapshot) -> None:
         progress = step.progress._replace(rows=self.recorder.unwritten)

@@ -14,7 +14,7 @@ from raymtl.internals.torch import eager_optimizer
 from raymtl.modes import Mode
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.meta_gradient import MetaGradient
-from raymtl.types import DivergedError
+from raymtl.types import DivergedError, prefixed
 
 
 def make_optimizer(
@@ -22,17 +22,17 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The outer optimiser, with a group for each scale of the learning rate and each decay.
 
-    Weight decay acts on the model's matrices alone, but for those that `train.no_decay` names, and
-    the architecture may scale the learning rate of each of its parts.
+    Weight decay acts on the model's matrices alone, but for those that `train.no_decay` names. The
+    architecture may scale the learning rate of each of its parts, and the encoder that of each of
+    its stages.
     """
     train = experiment.train
+    scales = prefixed(algorithm.model.learning_rate_scales(), "model")
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, value in params.items():
-        room, *inner = name.split(".")
-        scale, decay = 1.0, 0.0
-        if room == "model":
-            scale = algorithm.model.lr_scale.get(inner[0], 1.0)
-        if room == "model" and value.ndim > 1 and not _is_exempt(name, train.no_decay):
+        scale, decay = scales.get(name, 1.0), 0.0
+        is_models = name.startswith("model.")
+        if is_models and value.ndim > 1 and not _is_exempt(name, train.no_decay):
             decay = train.weight_decay
         groups.setdefault((scale, decay), []).append(value)
     settings = [

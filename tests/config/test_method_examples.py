@@ -31,6 +31,8 @@ def example_of(spec: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("section", "spec"), SPECS)
 def test_example_is_valid(section: str, spec: Any) -> None:
+    if spec.model_fields["name"].default == "timm":
+        pytest.importorskip("timm", reason="timm is not installed (the extra raymtl[vision])")
     parsed = example_of(spec)
     assert list(parsed) == [section]
     built = spec.model_validate(parsed[section])

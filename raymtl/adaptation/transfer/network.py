@@ -65,11 +65,12 @@ def headed(body: nn.Module, task: Task, input_shape: tuple[int, ...], seed: int)
 
 
 def named(network: Network, task: str) -> Params:
-    """Parameters of a body that is a Trunk, and of its head, under the names that a model folder
-    gives them.
+    """Parameters and constants of a body that is a Trunk, and parameters of its head, under the
+    names that a model folder gives them.
     """
     assert isinstance(network.body, Trunk)
-    own = dict(network.body.sharing.named_parameters())
+    sharing = network.body.sharing
+    own = {**dict(sharing.named_parameters()), **dict(sharing.named_buffers())}
     head = prefixed(dict(network.head.named_parameters()), f"heads.{task}")
     return prefixed({**own, **head}, "model")
 

@@ -85,7 +85,7 @@ def _report_again(chosen: Experiment, folder: Path, steps: range) -> None:
         ]
     else:
         history = []
-    params = sum(value.numel() for value in chosen.build().init_params().values())
+    params = sum(value.numel() for value in chosen.build(pretrained=False).init_params().values())
     for row in history:
         if row["step"] in steps and row.get("val.score") is not None:
             seconds = sum(r["seconds"] for r in history if r["step"] <= row["step"])
