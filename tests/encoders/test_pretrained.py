@@ -65,6 +65,20 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
     )
 
 
+def assert_twice_differentiable(encoder: Encoder, pictures: Tensor) -> None:
+    params = {name: value.detach() for name, value in encoder.named_parameters()}
+
+    def loss(at: dict[str, Tensor], own: Tensor) -> Tensor:
+        features: Tensor = functional_call(encoder, at, (own,))
+        return features.square().mean()
+
+    def outer(at: dict[str, Tensor], own: Tensor) -> Tensor:
+        return torch.stack([each.square().sum() for each in grad(loss)(at, own).values()]).sum()
+
+    gradients = vmap(grad(outer), in_dims=(None, 0))(params, pictures[None])
+    assert all(value.isfinite().all() for value in gradients.values())
+
+
 @pytest.mark.parametrize(
     ("model", "num_stages"),
     [
@@ -90,13 +104,16 @@ def test_timm_gives_the_same_features(model: str, num_stages: int, tmp_path: Pat
         if model.startswith("vit"):
             features = features[:, 1:].transpose(1, 2)
         assert_same(maps(pictures), features)
+    assert_twice_differentiable(encoder, pictures)
     assert len(encoder.stages) == num_stages and encoder.has_stages
     assert (
         maps.shapes[-1] == (maps.shapes[-1][0], *maps.shapes[-1][1:]) and len(maps.shapes[-1]) == 3
     )
 
 
-@pytest.mark.parametrize("model", ["resnet18", "mobilenet_v2", "efficientnet_b0", "densenet121"])
+@pytest.mark.parametrize(
+    "model", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "densenet121"]
+)
 def test_torchvision_gives_the_same_features(model: str, tmp_path: Path) -> None:
     network = seasoned(models.get_model(model, weights=None))
     spec = TorchvisionSpec(model=model, weights=saved(network, tmp_path))
@@ -108,6 +125,7 @@ def test_torchvision_gives_the_same_features(model: str, tmp_path: Path) -> None
     with torch.no_grad():
         expected = network(normalised(pictures, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         assert_same(encoder(pictures), expected)
+    assert_twice_differentiable(encoder, pictures)
     assert encoder.has_stages == (model != "densenet121")
 
 

@@ -95,6 +95,13 @@ class Nothing(nn.Identity):
     p = 0.0
 
 
+class HardSigmoid(nn.Module):
+    """The function of this name in torch, whose own has no second derivative."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu6(x + 3) / 6
+
+
 RANDOM = ("DropPath", "StochasticDepth", "DropBlock2d", "PatchDropout")
 """Classes of timm and torchvision that draw by chance, beside torch's dropouts."""
 
@@ -110,6 +117,8 @@ def make_pure(network: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.modules.dropout._DropoutNd) or type(child).__name__ in RANDOM:
                 setattr(parent, name, Nothing())
+            elif isinstance(child, nn.Hardsigmoid):
+                setattr(parent, name, HardSigmoid())
     module: Any
     for module in network.modules():
         if getattr(module, "inplace", False):
