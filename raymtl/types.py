@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
@@ -283,6 +284,14 @@ def select(params: Params, prefix: str) -> dict[str, Tensor]:
     """The entries under `prefix.`, named without it."""
     start = f"{prefix}."
     return {name[len(start) :]: value for name, value in params.items() if name.startswith(start)}
+
+
+def matches_last(name: str, patterns: Sequence[str]) -> bool:
+    """Whether the last of the `patterns` that matches the name includes it; one that begins with
+    `-` excludes it.
+    """
+    last = next((p for p in reversed(patterns) if fnmatchcase(name, p.removeprefix("-"))), "-")
+    return not last.startswith("-")
 
 
 def prefixed(params: Mapping[str, Value], prefix: str) -> dict[str, Value]:

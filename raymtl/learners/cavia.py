@@ -9,8 +9,8 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from raymtl.learners.gradient import UnrolledLearner, chosen
-from raymtl.types import Params, prefixed, select
+from raymtl.learners.gradient import UnrolledLearner
+from raymtl.types import Params, matches_last, prefixed, select
 
 
 class CAVIA(UnrolledLearner):
@@ -44,7 +44,7 @@ class CAVIA(UnrolledLearner):
             name: torch.randn(len(value), self.num_context, generator=generator).to(value)
             / self.num_context**0.5
             for name, value in model_params.items()
-            if value.ndim == 1 and chosen(name, self.adapts)
+            if value.ndim == 1 and matches_last(name, self.adapts)
         }
         return prefixed(maps, "context_map")
 

@@ -25,18 +25,10 @@ from raymtl.learners.inner import (
     inner_step,
 )
 from raymtl.sharing import SharingArchitecture
-from raymtl.types import Batch, Params, UserError, select
+from raymtl.types import Batch, Params, UserError, matches_last, select
 
 SupportLoss = Callable[[Params, Params, Batch], Tensor]
 """(phi, params, support) -> what the inner loop minimises, a scalar of its arguments alone."""
-
-
-def chosen(name: str, patterns: Sequence[str]) -> bool:
-    """Whether the last of the `patterns` that matches the name includes it; one that begins with
-    `-` excludes it.
-    """
-    last = next((p for p in reversed(patterns) if fnmatchcase(name, p.removeprefix("-"))), "-")
-    return not last.startswith("-")
 
 
 class GradientLearner(MetaLearner):
@@ -72,7 +64,7 @@ class GradientLearner(MetaLearner):
                     f"the {len(existing)}, such as {existing[0]} and {existing[-1]}. Correct the "
                     "pattern."
                 )
-        if not any(chosen(name, self.adapts) for name in existing):
+        if not any(matches_last(name, self.adapts) for name in existing):
             return (
                 "adapts",
                 f"expected to choose a parameter, got {list(self.adapts)}, which leave out all. "
@@ -92,7 +84,7 @@ class GradientLearner(MetaLearner):
         return {
             name: value
             for name, value in params.items()
-            if name.startswith("model.") and chosen(name.removeprefix("model."), self.adapts)
+            if name.startswith("model.") and matches_last(name.removeprefix("model."), self.adapts)
         }
 
     def rates(self, params: Params, step: int) -> Rates:

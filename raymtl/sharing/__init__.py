@@ -12,6 +12,7 @@ from raymtl.sharing.cross_stitch import CrossStitchSpec
 from raymtl.sharing.dselect_k import DSelectKSpec
 from raymtl.sharing.hard import HardSpec
 from raymtl.sharing.hierarchical import HierarchicalSpec
+from raymtl.sharing.lora import LoRASpec
 from raymtl.sharing.low_rank import LowRankSpec
 from raymtl.sharing.mmoe import MMoESpec
 from raymtl.sharing.mtan import MTANSpec
@@ -29,6 +30,7 @@ SharingSpec = Annotated[
     | DSelectKSpec
     | HardSpec
     | HierarchicalSpec
+    | LoRASpec
     | LowRankSpec
     | MMoESpec
     | MTANSpec
@@ -48,6 +50,7 @@ __all__ = [
     "DSelectKSpec",
     "HardSpec",
     "HierarchicalSpec",
+    "LoRASpec",
     "LowRankSpec",
     "MMoESpec",
     "MTANSpec",

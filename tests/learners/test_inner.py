@@ -10,10 +10,10 @@ import torchopt
 from torch import Tensor, nn
 from torch.func import grad
 
-from raymtl.learners.gradient import GradientLearner, chosen
+from raymtl.learners.gradient import GradientLearner
 from raymtl.learners.inner import InnerOptimizer, inner_loop, inner_path, slope
 from raymtl.step.meta_gradient import meta_gradient
-from raymtl.types import Params, UserError
+from raymtl.types import Params, UserError, matches_last
 from tests.conftest import SHARING, axes, episodes_of, experiment, perturbed
 from tests.narrowing import shared_inputs
 
@@ -145,7 +145,7 @@ def test_the_last_pattern_that_a_name_matches_decides() -> None:
     names = ["encoders.0.weight", "encoders.0.bias", "heads.left.weight", "heads.left.bias"]
 
     def picked(*patterns: str) -> list[str]:
-        return [name for name in names if chosen(name, patterns)]
+        return [name for name in names if matches_last(name, patterns)]
 
     assert picked("*") == names
     assert picked("heads.*") == names[2:]
@@ -199,7 +199,7 @@ def test_what_is_not_adapted_stays_where_it_is(learner: str, arrays: dict[str, n
     }
     assert isinstance(made.learner, GradientLearner)
     patterns = made.learner.adapts
-    expected = {n for n in params if n.startswith("model.") and chosen(n[6:], patterns)}
+    expected = {n for n in params if n.startswith("model.") and matches_last(n[6:], patterns)}
     assert moved == expected != set()
 
 
