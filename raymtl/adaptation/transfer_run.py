@@ -17,7 +17,8 @@ from raymtl.adaptation.transfer import Examples, Result, Teacher, Transfer, Trun
 from raymtl.adaptation.transfer.descent import Look
 from raymtl.adaptation.transfer.network import Predict
 from raymtl.config import Experiment
-from raymtl.encoders.norm import WITH_BATCH_STATISTICS
+from raymtl.encoders import PretrainedSpec
+from raymtl.encoders.norm import BatchStatistics
 from raymtl.evaluation.evaluate import scores_of
 from raymtl.evaluation.predictions import prediction_of, write_predictions
 from raymtl.reporting.terminal import Row, View
@@ -108,12 +109,18 @@ def _check_norms(experiment: Experiment, transfer: Transfer) -> None:
     """Raises UserError where a norm takes its statistics from a support set."""
     encoders = {"encoder": experiment.encoder, "student": getattr(transfer, "student", None)}
     for section, encoder in encoders.items():
-        norm = getattr(encoder, "norm", "none")
-        if norm in WITH_BATCH_STATISTICS:
+        if encoder is None:
+            continue
+        with torch.device("meta"):
+            modules = encoder.build(experiment.data.input_shape).modules()
+        if any(isinstance(module, BatchStatistics) for module in modules):
+            key, instead = "norm", "group"
+            if isinstance(encoder, PretrainedSpec):
+                key, instead = "batch_norm", "frozen"
             raise UserError(
-                f"{section}.norm: expected one that predicts of each example alone, such as group, "
-                f"got {norm}, whose statistics are those of a support set. Choose another "
-                "norm."
+                f"{section}.{key}: expected one that predicts of each example alone, such as "
+                f"{instead}, got {getattr(encoder, key)}, whose statistics are those of a support "
+                "set. Choose another norm."
             )
 
 

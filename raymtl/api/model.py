@@ -79,7 +79,7 @@ class Model(nn.Module):
 
     @property
     def params(self) -> dict[str, Tensor]:
-        """All tensors by the names that `model.safetensors` has."""
+        """All tensors that are learned, by the names that `model.safetensors` has."""
         own = self._own()
         return {
             name: own[name] if name in own else self.others[_key(number)]

@@ -10,6 +10,7 @@ from torch.func import functional_call, grad, vmap
 
 from raymtl.config import Experiment, parse
 from raymtl.encoders import Encoder, PretrainedSpec, TimmSpec, TorchvisionSpec
+from raymtl.encoders.norm import BatchStatistics
 from raymtl.encoders.pretrained import weights
 from raymtl.learners.maml import MAML
 from raymtl.sharing import LowRankSpec
@@ -287,18 +288,17 @@ def test_tasks_of_low_rank_sharing_start_with_the_pretrained_network(small_weigh
     assert refusal is not None and refusal[0] == "form"
 
 
-def test_without_weights_batch_norms_take_the_statistics_of_the_support_set() -> None:
-    network = timm.create_model(SMALL, num_classes=0)
-    encoder = TimmSpec(model=SMALL).build(SHAPE)
+def test_batch_norms_can_take_the_statistics_of_the_support_set(small_weights: str) -> None:
+    """That is the library's own network in training mode."""
+    spec = TimmSpec(model=SMALL, weights=small_weights, batch_norm="support")
+    network = timm.create_model(SMALL, num_classes=0, checkpoint_path=small_weights).train()
     config = network.pretrained_cfg
-    own = dict(encoder.named_parameters())
-    names = encoder.file_names
+    pictures = torch.rand(4, *SHAPE)
     with torch.no_grad():
-        for name, value in network.named_parameters():
-            own[names[name]].copy_(value)
-        pictures = torch.rand(4, *SHAPE)
-        expected = network.train()(normalised(pictures, config["mean"], config["std"]))
-        torch.testing.assert_close(encoder(pictures), expected)
+        expected = network(normalised(pictures, config["mean"], config["std"]))
+        torch.testing.assert_close(loaded(spec)(pictures), expected)
+    plain = TimmSpec(model=SMALL).build(SHAPE)
+    assert any(isinstance(module, BatchStatistics) for module in plain.modules())
     with pytest.raises(UserError, match=r"encoder\.batch_norm: frozen takes the statistics"):
         TimmSpec(model=SMALL, batch_norm="frozen").build(SHAPE)
 

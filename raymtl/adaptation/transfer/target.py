@@ -49,6 +49,11 @@ class TargetTransfer(Transfer):
                 "student.name: expected the encoder that is to learn, such as mlp, got none. Name "
                 "it."
             )
+        if self.student.weights_source != "none":
+            raise UserError(
+                "student.weights: expected none, since a student starts at random values, got "
+                f"{self.student.weights_source}. Leave it away."
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.optimiser.seed)
             try:

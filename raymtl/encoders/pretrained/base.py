@@ -26,7 +26,9 @@ class Network(NamedTuple):
     std: tuple[float, ...]
     interpolation: str
     classifiers: tuple[str, ...]
-    """Names of the classifier's modules, which weights may hold."""
+    """Beginnings of the names of the classifier's values, which weights may hold."""
+    entries: tuple[str, ...] = ()
+    """Names of all values that it has in its own library."""
 
 
 class PretrainedEncoder(Encoder):
@@ -43,7 +45,7 @@ class PretrainedEncoder(Encoder):
             name: own[id(value)] for name, value in in_file.items() if id(value) in own
         }
         """Name of an entry of the file -> name of the value here."""
-        unused = [name for name in in_file if name not in self.file_names]
+        unused = [name for name in network.entries if name not in self.file_names]
         self.ignored = (*network.classifiers, *unused)
         self.blocks: tuple[int, ...] = ()
         """Of a network of timm in groups: how many blocks each has."""
@@ -177,6 +179,7 @@ class PretrainedSpec(EncoderSpecBase):
         if self.size is not None:
             height = width = self.size
         network = self._network((height, width))
+        network = network._replace(entries=tuple(network.module.state_dict()))
         make_pure(network.module)
         if frozen_norm.has_batch_norms(network.module):
             frozen_norm.convert_batch_norms(network.module, self._batch_norm_kind(), self.model)
