@@ -111,8 +111,11 @@ def _check_norms(experiment: Experiment, transfer: Transfer) -> None:
     for section, encoder in encoders.items():
         if encoder is None:
             continue
-        with torch.device("meta"):
-            modules = encoder.build(experiment.data.input_shape).modules()
+        try:
+            with torch.device("meta"):
+                modules = encoder.build(experiment.data.input_shape).modules()
+        except UserError as error:
+            raise UserError(f"{section}: {error}") from None
         if any(isinstance(module, BatchStatistics) for module in modules):
             key, instead = "norm", "group"
             if isinstance(encoder, PretrainedSpec):
