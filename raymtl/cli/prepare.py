@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
+import yaml
 
 from raymtl.cli.options import Address, Config, Sets, load_config, overrides
 from raymtl.reporting.console import plain_console
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 SILENT_S = 2.0
 """Progress is shown of what takes longer."""
+ONE_LINE = 1 << 20
+"""Letters of a line of YAML, so that it is one line."""
 
 
 def prepare_data(
@@ -34,12 +37,13 @@ def prepare_data(
     ] = 64.0,
 ) -> None:
     """Read, decode, resize, encode and split your files once; train from the shards."""
-    source = _files(config, sets)
+    from raymtl.data.prepared.output import check_outside, checked_output
     from raymtl.data.prepared.prepare import prepare
     from raymtl.data.tables.load import notes_of_blocks
-    from raymtl.storage.places import absolute
 
-    place = absolute(output, "--output")
+    place = checked_output(output)
+    source = _files(config, sets)
+    check_outside(place, source)
     drivers = _drivers(source, address)
     with _progress() as report:
         manifest = prepare(source, place, **drivers, shard_mb=shard_mb, report=report)
@@ -49,10 +53,13 @@ def prepare_data(
     shards = "1 shard"
     if len(manifest.shards) > 1:
         shards = f"{len(manifest.shards)} shards"
+    # Quoted where YAML needs it, as for a comma.
+    data = {"data": {"name": "prepared", "path": output}}
+    section = yaml.safe_dump(data, default_flow_style=None, sort_keys=False, width=ONE_LINE)
     console.print(
         f"{manifest.rows:,} rows in {shards} of {output} "
         f"({manifest.num_bytes / 1e6:,.1f} MB). To train from them:\n\n"
-        f"data: {{name: prepared, path: {output}}}",
+        f"{section.rstrip()}",
         markup=False,
     )
 

@@ -15,7 +15,8 @@ from pydantic import PositiveInt
 
 from raymtl.data.prepared.encode_shard import OUTPUT
 from raymtl.data.prepared.manifest import ROWS, Manifest
-from raymtl.data.prepared.prepare import SHARD_MB, check_folder, prepare
+from raymtl.data.prepared.output import check_folder_can_follow, checked_output
+from raymtl.data.prepared.prepare import SHARD_MB, prepare
 from raymtl.data.shards.store import Store
 from raymtl.data.tables.fit_stream import NotStreamableError
 from raymtl.data.tables.source import Files
@@ -23,7 +24,6 @@ from raymtl.distributed.prepare_shards import on_ray
 from raymtl.distributed.sum_blocks import sum_on_ray
 from raymtl.distributed.tensor_columns import without_tensors
 from raymtl.schema.base import parse
-from raymtl.storage.places import absolute
 from raymtl.types import Spec, UserError
 
 FILE_BYTES = 1 << 24
@@ -79,9 +79,9 @@ def prepare_dataset(
         >>> flats = ray.data.from_items(rows)
         >>> prepare_dataset(flats, {"tasks": {"rent": {}}}, "prepared")
     """
-    place = absolute(output, OUTPUT)
+    place = checked_output(output)
+    check_folder_can_follow(place)
     store = Store(place, OUTPUT)
-    check_folder(store)
     rows = store.place(ROWS)
     _write_rows(dataset, Store(rows, OUTPUT))
     keys = {**data, "name": "files", "path": rows, "format": "parquet"}

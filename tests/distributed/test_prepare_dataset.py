@@ -1,11 +1,13 @@
 """A Dataset of Ray Data, prepared as it is."""
 
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,7 +30,8 @@ TASKS: dict[str, Any] = {"level": {"column": "task 0.x"}, "grade": {"column": "t
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with local_ray(num_cpus=2, include_dashboard=False):
+    settings = {"SETTINGS": "one=1"}  # a variable that its workers know as well
+    with mock.patch.dict(os.environ, settings), local_ray(num_cpus=2, include_dashboard=False):
         yield
 
 
@@ -112,3 +115,20 @@ def test_mistakes_with_a_dataset_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"which holds chapter1\.tex"):
         prepare_dataset(rows, {"tasks": {"y": {}}}, str(tmp_path / "thesis"))
     assert not (tmp_path / "thesis" / "rows").exists()
+
+
+def test_the_settings_of_a_url_stay_behind_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a variable they can, but not together with the folder: rows go to a folder below it."""
+    rows = ray.data.from_items([{"x": float(one), "y": 2.0 * one} for one in range(40)])
+    monkeypatch.setenv("BOTH", f"file://{tmp_path}/out?one=1")
+    monkeypatch.setenv("FOLDER", str(tmp_path / "own"))
+    with pytest.raises(UserError, match=r"--output: expected a URL whose settings .* got \$BOTH"):
+        prepare_dataset(rows, {"tasks": {"y": {}}}, "$BOTH")
+    with pytest.raises(UserError, match="--output: expected a folder or a URL"):
+        prepare_dataset(rows, {"tasks": {"y": {}}}, " ")
+    for output, folder in ((f"file://{tmp_path}/out?$SETTINGS", "out"), ("$FOLDER", "own")):
+        manifest = prepare_dataset(rows, {"tasks": {"y": {}}}, output)
+        assert manifest.rows == 40
+        assert {"rows", "manifest.json"} <= {path.name for path in (tmp_path / folder).iterdir()}
