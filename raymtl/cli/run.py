@@ -144,12 +144,13 @@ def _planned_training(experiment: "Experiment") -> dict[str, Any]:
     plan: dict[str, Any] = {"workers": settings.workers}
     if settings.min_workers:
         plan["min_workers"] = settings.min_workers
-    params = experiment.build(pretrained=False).init_params()
+    algorithm = experiment.build(pretrained=False)
     plan |= {
         "cpus_per_worker": settings.cpus_per_worker,
         "steps": settings.steps,
         "episodes_per_step": settings.meta_batch,
-        "num_parameters": sum(value.numel() for value in params.values()),
+        "num_parameters": sum(value.numel() for value in algorithm.init_params().values()),
+        "num_constants": sum(value.numel() for value in algorithm.constants().values()),
     }
     if experiment.stages:
         plan["steps_of_stages"] = [

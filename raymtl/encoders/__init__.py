@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from raymtl.encoders.base import Encoder, EncoderSpecBase, Stage, from_module, lr_scales
+from raymtl.encoders.base import Encoder, EncoderSpecBase, Stage, freeze, from_module, lr_scales
 from raymtl.encoders.conv import ConvSpec
 from raymtl.encoders.conv4 import Conv4Spec
 from raymtl.encoders.lenet import LeNetSpec
@@ -32,6 +32,7 @@ __all__ = [
     "Stage",
     "TimmSpec",
     "TorchvisionSpec",
+    "freeze",
     "from_module",
     "lr_scales",
 ]

@@ -67,6 +67,17 @@ def lr_scales(module: nn.Module) -> dict[str, float]:
     return scales
 
 
+def freeze(module: nn.Module) -> None:
+    """Makes constants of all parameters of a module: no loop moves them, and no gradient is taken.
+
+    They become buffers of the same names, which a model's file has beside the parameters.
+    """
+    for part in module.modules():
+        for name, value in list(part.named_parameters(recurse=False)):
+            delattr(part, name)
+            part.register_buffer(name, value.detach().clone())
+
+
 class EncoderSpecBase(Spec, ABC):
     """Hyperparameters of an encoder; `build` makes it."""
 

@@ -16,7 +16,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raymtl.encoders import Encoder
+from raymtl.encoders import Encoder, freeze
 from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
 from raymtl.types import Task, matches_last
 
@@ -73,8 +73,8 @@ class LoRA(SharingArchitecture):
 
     Deviations from MTL-LoRA: B_t belongs to a task, where the paper averages several shared
     matrices B^i by weights of the task and has a transformation of each task between A and them;
-    B_t can be any matrix that this product can be. The weights that are not adapted are trained
-    too. A has the initial values that torch gives a layer.
+    B_t can be any matrix that this product can be. Unless the trunk is frozen, its weights are
+    trained too. A has the initial values that torch gives a layer.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class LoRA(SharingArchitecture):
         rank: int,
         alpha: float,
     ) -> None:
-        """`layers` are those of the encoder that are adapted."""
+        """`layers` are those of the encoder that are adapted; what is frozen in it stays so."""
         super().__init__(tasks, encoder.shapes[-1])
         self.encoders = nn.ModuleList([encoder])
         for layer in layers:
@@ -114,7 +114,9 @@ class LoRASpec(SharingSpecBase):
     `rank` is r; what a layer has no room for is reduced. `alpha` divided by `rank` scales the
     product B_t A. `modules` lists patterns for the names of the encoder's layers, such as
     `stages.1.*`; a later pattern that begins with `-` excludes what it matches. Layers are those of
-    torch's Linear and Conv2d, no classes derived from them. `learner.adapts: ["*lora*"]` makes the
+    torch's Linear and Conv2d, no classes derived from them. With `frozen` the trunk keeps its
+    initial values, which should be pre-trained ones then, and the matrices and the heads alone are
+    trained. `learner.adapts: ["*lora*"]` makes the
     matrices the inner loop.
 
     Example: `sharing: {name: lora, rank: 4, modules: ["*", "-stages.0.*"]}`
@@ -124,6 +126,7 @@ class LoRASpec(SharingSpecBase):
     helps: ClassVar[str] = "tasks differ in little, or a pre-trained trunk is to stay as it is"
     rank: PositiveInt = 4
     alpha: PositiveFloat = 8.0
+    frozen: bool = False
     modules: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)
 
     def check(self, tasks: Sequence[Task], encoder: Encoder) -> tuple[str, str] | None:
@@ -162,6 +165,8 @@ class LoRASpec(SharingSpecBase):
     ) -> LoRA:
         (encoder,) = encoders
         layers = list(self._chosen(encoder).values())
+        if self.frozen:
+            freeze(encoder)
         return LoRA(tasks, encoder, layers, self.rank, self.alpha)
 
     def _chosen(self, encoder: Encoder) -> dict[str, Layer]:

@@ -112,6 +112,28 @@ def test_the_inner_loop_can_move_the_matrices_alone() -> None:
     assert set(moving) == {name for name in params if ".lora." in name} != set()
 
 
+def test_a_frozen_trunk_is_no_parameter() -> None:
+    """Its values are kept beside the parameters, whose gradients are those beside a trunk that is trained."""
+    free, frozen = (
+        experiment(sharing__name="lora", sharing__frozen=each).build() for each in (False, True)
+    )
+    params = free.init_params()
+    own = frozen.init_params()
+    assert set(own) == {n for n in params if ".lora." in n or n.startswith("model.heads.")}
+    trunk = {name: value for name, value in params.items() if name not in own}
+    constants = {f"constant.{n.removeprefix('model.')}": v for n, v in trunk.items()}
+    assert constants.keys() == frozen.constants().keys()
+    assert all(torch.equal(constants[n], v) for n, v in frozen.constants().items())
+    inputs = torch.randn(3, *experiment().data.input_shape)
+    both = (free, params), (frozen, own)
+    losses = [torch.cat(list(a.predict(p, inputs).values()), 1).square().sum() for a, p in both]
+    grads = [
+        torch.autograd.grad(loss, [p[n] for n in own])
+        for loss, (_, p) in zip(losses, both, strict=True)
+    ]
+    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
+
+
 def refusal(module: nn.Module, shape: tuple[int, ...], **values: Any) -> str:
     refused = LoRASpec(**values).check(TASKS, from_module(deepcopy(module).double(), shape))
     assert refused is not None

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from raymtl.encoders.base import Encoder, EncoderSpecBase, Stage
+from raymtl.encoders.base import Encoder, EncoderSpecBase, Stage, freeze
 from raymtl.encoders.pictures import picture_shape
 from raymtl.encoders.pretrained import frozen_norm, names, weights
 from raymtl.encoders.pretrained.parts import Preprocess, make_pure
@@ -227,10 +227,7 @@ class PretrainedSpec(EncoderSpecBase):
                 f"{self.model}, got {self.frozen_stages}. Lower it."
             )
         for stage in stages[: self.frozen_stages]:
-            for module in stage.modules():
-                for name, value in list(module.named_parameters(recurse=False)):
-                    delattr(module, name)
-                    module.register_buffer(name, value.detach().clone())
+            freeze(stage)
 
     def _applied(
         self, network: Network, stages: Sequence[Stage], input_shape: tuple[int, ...]
