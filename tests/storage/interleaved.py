@@ -2,7 +2,7 @@
 
 A step ends where a writer is about to change what others see, or to look at it. Threads take turns, so one step runs at
 a time. Orders that lead to the same files, with every writer before the same step after steps that came out alike, are
-gone through once.
+gone through once. Writers that are one function may change places in such orders.
 """
 
 import os
@@ -125,7 +125,7 @@ def explore(
     ended: Callable[[Path, list[BaseException | None]], object],
     orders: Callable[[int], Sequence[int]] | None = None,
 ) -> int:
-    """Runs the writers in all orders, each time in a prepared folder; how many different states there were.
+    """Runs the writers in all orders, each time in a copy of a prepared folder; how many different states there were.
 
     `look` is called after every step, with a dict that lasts for one run; `ended` after the last step, with what each
     writer raised. What steps in an order lead to is looked at once: a run that begins as an earlier one gets a copy of
@@ -137,6 +137,9 @@ def explore(
     remove = shutil.rmtree
     for patch in patches:
         patch.start()
+    prepared = folder.with_name(f"{folder.name} prepared")
+    prepared.mkdir()
+    prepare(prepared)
     try:
         known: set[int] = set()
         open_ends: list[Start] = [Start([], 0, {})]
@@ -147,8 +150,7 @@ def explore(
                 start = Start(list(orders(number)), 0, {})
                 open_ends = [start] if start.order else []
             remove(folder, ignore_errors=True)
-            folder.mkdir()
-            prepare(folder)
+            shutil.copytree(prepared, folder)
             _one_run(
                 folder, writers, look, ended, start, known, open_ends if orders is None else None
             )
@@ -196,7 +198,7 @@ def _one_run(
                     error.add_note(f"in the order {gone}")
                     raise
             if at >= len(order) - 1:
-                state = _state(folder, threads)
+                state = _state(folder, works, threads)
                 if state in known and open_ends is not None:
                     return
                 known.add(state)
@@ -206,9 +208,16 @@ def _one_run(
                 thread.stop()
 
 
-def _state(folder: Path, threads: Sequence[_Writer]) -> int:
+def _state(
+    folder: Path, works: Sequence[Callable[[Path], object]], threads: Sequence[_Writer]
+) -> int:
+    """What goes on from here depends on the files, and on each writer's function and what it has seen."""
     files = [
         (str(path), path.read_bytes() if path.is_file() else b"")
         for path in sorted(folder.rglob("*"))
     ]
-    return hash((tuple(files), tuple((tuple(thread.seen), thread.done) for thread in threads)))
+    writers = [
+        hash((work, tuple(thread.seen), thread.done))
+        for work, thread in zip(works, threads, strict=True)
+    ]
+    return hash((tuple(files), tuple(sorted(writers))))

@@ -2,7 +2,8 @@
 
 import json
 import random
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,15 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(atomic, "sync", lambda path: None)
     monkeypatch.setattr(checkpoint, "NUM_SAVED", 1)
     monkeypatch.setattr(checkpoint, "_write", written)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where the system has such, since no order depends on how fast a disk is."""
+    memory = Path("/dev/shm")
+    parent = memory if memory.is_dir() else tmp_path
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
+        yield Path(folder) / "run"
 
 
 def written(folder: Path, snapshot: Any, optimizer: Any, progress: checkpoint.Progress) -> None:
@@ -81,8 +91,8 @@ def ended(folder: Path, errors: Sequence[BaseException | None]) -> None:
 
 
 @pytest.mark.slow
-def test_two_attempts_last_steps_in_all_orders(tmp_path: Path) -> None:
-    assert explore(tmp_path / "run", begun(STEPS - 1), [train, train], look, ended) > 500
+def test_two_attempts_last_steps_in_all_orders(run: Path) -> None:
+    assert explore(run, begun(STEPS - 1), [train, train], look, ended) > 500
 
 
 def turns(number: int, runs: int, writers: int) -> Sequence[int]:
@@ -93,10 +103,8 @@ def turns(number: int, runs: int, writers: int) -> Sequence[int]:
 
 
 @pytest.mark.parametrize("writers", [2, 3])
-def test_several_attempts_from_the_beginning_in_many_orders(writers: int, tmp_path: Path) -> None:
-    explore(
-        tmp_path / "run", begun(0), [train] * writers, look, ended, lambda i: turns(i, 60, writers)
-    )
+def test_several_attempts_from_the_beginning_in_many_orders(writers: int, run: Path) -> None:
+    explore(run, begun(0), [train] * writers, look, ended, lambda i: turns(i, 60, writers))
 
 
 def unfenced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,11 +123,11 @@ def checked_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("broken", [unfenced, checked_only])
 def test_every_part_of_the_fence_is_needed(
-    broken: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broken: Callable[[pytest.MonkeyPatch], None], run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken(monkeypatch)
     with pytest.raises(AssertionError):
-        explore(tmp_path / "run", begun(0), [train, train], look, ended, lambda i: turns(i, 400, 2))
+        explore(run, begun(0), [train, train], look, ended, lambda i: turns(i, 400, 2))
 
 
 def note(name: str) -> Callable[[Path], None]:
@@ -137,7 +145,7 @@ def note(name: str) -> Callable[[Path], None]:
     return work
 
 
-def test_lines_stay_whole_in_all_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_stay_whole_in_all_orders(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """None that stood there goes."""
     for name in ("_end_of_lines", "_write_all"):
         monkeypatch.setattr(atomic, name, step_before(getattr(atomic, name)))
@@ -161,4 +169,4 @@ def test_lines_stay_whole_in_all_orders(tmp_path: Path, monkeypatch: pytest.Monk
             assert own == [f"{name}{i}" for i in range(len(own))]
         assert any(lines[-2:] == [f"{name}0", f"{name}1"] for name in "ab")
 
-    assert explore(tmp_path / "run", lambda folder: None, [note("a"), note("b")], look, ended) > 50
+    assert explore(run, lambda folder: None, [note("a"), note("b")], look, ended) > 50
