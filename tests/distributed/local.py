@@ -10,6 +10,8 @@ from unittest import mock
 
 import ray
 
+from raymtl.distributed import PREEMPTION_WATCHER
+
 ROOT = str(Path(__file__).parent.parent.parent)
 
 
@@ -17,11 +19,12 @@ ROOT = str(Path(__file__).parent.parent.parent)
 def local_ray(**settings: Any) -> Iterator[None]:
     """Ray with these settings of `ray.init`, whose workers can import the tests.
 
-    They inherit the path. As a part of `runtime_env` it would make each of them start anew, in
+    No actor watches for preemption, as on any single machine. They inherit the path. As a part of `runtime_env` it would make each of them start anew, in
     place of those that Ray has already started.
     """
     own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    with mock.patch.dict(os.environ, own | {"PYTHONPATH": ROOT}, clear=True):
+    own |= {"PYTHONPATH": ROOT, PREEMPTION_WATCHER: "0"}
+    with mock.patch.dict(os.environ, own, clear=True):
         ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **settings)
         try:
             yield

@@ -16,7 +16,6 @@ import pytest
 
 from raymtl.data.prepared.load import read_manifest
 from tests.distributed.local import local_ray
-from tests.distributed.test_trainer import parent
 
 ray = pytest.importorskip("ray")
 
@@ -33,6 +32,10 @@ data: {{name: files, path: {path}, in_memory_mb: {limit}, fit_rows: 50000, group
   episodes: groups, tasks: {{kind: {{kind: classification}}}}}}
 encoder: {{name: mlp, hidden: [16]}}
 """
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def write_large(path: Path, groups: int) -> None:

@@ -2,11 +2,8 @@
 
 import json
 import os
-import signal
 import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +22,7 @@ from raymtl.storage import formats
 from raymtl.types import DivergedError, UserError
 from tests.conftest import axes, episodes_of, experiment, perturbed
 from tests.distributed.local import local_ray
+from tests.distributed.without_ray import deadly, trained_without_ray
 from tests.narrowing import several_stacks
 
 ray = pytest.importorskip("ray")
@@ -145,41 +143,6 @@ def options(folder: Path, workers: int = 2) -> dict[str, Any]:
     return {"ray_folder": folder / "ray", "workers": workers, "cpus": 1.0, "gpus": 0.0}
 
 
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def our_train_workers() -> list[int]:
-    """Train workers whose raylet this very process started."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (
-                "RayTrainWorker" in (process / "cmdline").read_text()
-                and parent(parent(int(process.name))) == os.getpid()
-            ):
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
-
-
-class Counted(dict[str, np.ndarray]):
-    """Arrays that add a byte to a file for every share of episodes that is built of them."""
-
-    built: Path
-
-    def __getitem__(self, key: str) -> np.ndarray:
-        if key == "train_members":
-            with self.built.open("ab") as file:
-                file.write(b".")
-        return super().__getitem__(key)
-
-
-SHARES_LATER = 40
-"""Of two workers, which build one step ahead: some twenty steps."""
-
-
 @pytest.mark.slow
 def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
     """kill -9 of one of two workers in the middle; the weights are those of an undisturbed run, to the bit.
@@ -187,53 +150,23 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays: dict[str, np.ndar
     The next checkpoint is far away, so what was done is kept by the other worker or not at all.
     """
     chosen = small("pcgrad").override(
-        {"train.steps": 300, "train.eval_every": 100, "train.checkpoint_share": 0}
+        {"train.steps": 40, "train.eval_every": 15, "train.checkpoint_share": 0}
     )
-    (tmp_path / "alone").mkdir()
-    train(
-        chosen,
-        ray.put(arrays),
-        tmp_path / "alone",
-        TrainerSpec("killing/alone", **options(tmp_path)),
-    )
+    alone = trained_without_ray(chosen, arrays, tmp_path / "alone", workers=2)
     folder = tmp_path / "killed"
     folder.mkdir()
-    given = Counted(arrays)
-    given.built = tmp_path / "built"
-    victims: list[int] = []
-    over = threading.Event()
-
-    def wait_for(happened: Callable[[], bool]) -> None:
-        while not happened() and not over.is_set():
-            time.sleep(0.01)
-
-    def kill() -> None:
-        """Some steps after a checkpoint, and far from the next."""
-        wait_for(lambda: len(formats.read_rows(folder / "history.parquet")) >= 100)
-        at = given.built.stat().st_size
-        wait_for(lambda: given.built.stat().st_size >= at + SHARES_LATER)
-        victims.extend(our_train_workers()[:1])
-        for pid in victims:
-            os.kill(pid, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        train(chosen, ray.put(given), folder, TrainerSpec("killing/killed", **options(tmp_path)))
-    finally:
-        over.set()
-        killer.join()
-    assert victims
-    alone, resumed = (
-        formats.load_params(path / "model.safetensors") for path in (tmp_path / "alone", folder)
-    )
+    # Of two workers, which build some steps ahead: between the checkpoints of steps 15 and 30.
+    given = deadly(arrays, tmp_path / "kills", kills_at=(2 * 24,))
+    train(chosen, ray.put(given), folder, TrainerSpec("killing/killed", **options(tmp_path)))
+    assert given.num_killed == 1
+    resumed = formats.load_params(folder / "model.safetensors")
     for name, value in alone.items():
         assert torch.equal(resumed[name], value), name
     assert [row["step"] for row in formats.read_rows(folder / "history.parquet")] == list(
-        range(1, 301)
+        range(1, 41)
     )
     (line,) = (folder / "resumes.jsonl").read_text().splitlines()
-    assert int(json.loads(line)["from"].removeprefix("step_")) not in (99, 100, 199, 200, 299)
+    assert int(json.loads(line)["from"].removeprefix("step_")) in range(16, 29)
 
 
 def test_divergence_on_workers_keeps_its_type(
