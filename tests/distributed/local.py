@@ -11,6 +11,7 @@ from unittest import mock
 import ray
 
 from raymtl.distributed import PREEMPTION_WATCHER
+from raymtl.internals.ray import without_log_monitor
 
 ROOT = str(Path(__file__).parent.parent.parent)
 
@@ -25,7 +26,8 @@ def local_ray(**settings: Any) -> Iterator[None]:
     own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     own |= {"PYTHONPATH": ROOT, PREEMPTION_WATCHER: "0"}
     with mock.patch.dict(os.environ, own, clear=True):
-        ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **settings)
+        with without_log_monitor():
+            ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **settings)
         try:
             yield
         finally:

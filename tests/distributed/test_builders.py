@@ -199,10 +199,12 @@ def test_builders_of_lanes_change_no_weight_and_read_each_block_once(tmp_path: P
 @pytest.mark.slow
 def test_killed_builders_change_no_weight(tmp_path: Path) -> None:
     """Two of three, by kill -9 while they build."""
-    chosen = mixed().override({"train.steps": 20, "train.eval_every": 10})
+    chosen = experiment(
+        train__meta_batch=7, train__steps=20, train__eval_every=10, train__schedule="constant"
+    )
     arrays = chosen.data.load()
     alone = trained_without_ray(chosen, arrays, tmp_path / "alone", workers=2)
-    given = deadly(arrays, tmp_path / "kills", kills_at=(12, 30))
+    given = deadly(arrays, tmp_path / "kills", "MapWorker", kills_at=(12, 30))
     built = trained(chosen, ray.put(given), tmp_path / "killed", workers=2, builders=3)
     assert given.num_killed == 2
     assert_equal(built, alone)

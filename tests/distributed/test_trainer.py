@@ -156,7 +156,7 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays: dict[str, np.ndar
     folder = tmp_path / "killed"
     folder.mkdir()
     # Of two workers, which build some steps ahead: between the checkpoints of steps 15 and 30.
-    given = deadly(arrays, tmp_path / "kills", kills_at=(2 * 24,))
+    given = deadly(arrays, tmp_path / "kills", "RayTrainWorker", kills_at=(2 * 24,))
     train(chosen, ray.put(given), folder, TrainerSpec("killing/killed", **options(tmp_path)))
     assert given.num_killed == 1
     resumed = formats.load_params(folder / "model.safetensors")

@@ -47,17 +47,18 @@ def _work(
 
 
 class Deadly(dict[str, np.ndarray]):
-    """Arrays that kill, by SIGKILL, whoever reads the training episodes' members for the n-th time.
+    """Arrays of digits that kill, by SIGKILL, a process that builds training episodes of them.
 
-    Once for each n of `kills_at`, counted over all processes. `folder` holds the count, and a file
-    for each kill.
+    Only processes whose title has the word `victims`: at the n-th share that these build, counted
+    over all of them, for each n of `kills_at`. `folder` holds the count, and a file for each kill.
     """
 
     folder: Path
+    victims: str
     kills_at: tuple[int, ...]
 
     def __getitem__(self, key: str) -> np.ndarray:
-        if key.endswith("train_members"):
+        if key == "train_members" and self.victims in Path("/proc/self/cmdline").read_text():
             with (self.folder / "count").open("ab") as file:
                 file.write(b".")
             self._kill_if_due((self.folder / "count").stat().st_size)
@@ -79,9 +80,11 @@ class Deadly(dict[str, np.ndarray]):
         return len(list(self.folder.glob("killed at *")))
 
 
-def deadly(arrays: Mapping[str, np.ndarray], folder: Path, kills_at: tuple[int, ...]) -> Deadly:
+def deadly(
+    arrays: Mapping[str, np.ndarray], folder: Path, victims: str, kills_at: tuple[int, ...]
+) -> Deadly:
     """The same arrays, which kill."""
     folder.mkdir()
     made = Deadly(arrays)
-    made.folder, made.kills_at = folder, kills_at
+    made.folder, made.victims, made.kills_at = folder, victims, kills_at
     return made

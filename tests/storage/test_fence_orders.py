@@ -24,6 +24,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         fence, "time", SimpleNamespace(monotonic=lambda: 0.0, monotonic_ns=lambda: 0)
     )
+    monkeypatch.setattr(atomic, "RETRY_S", 0.0)
     monkeypatch.setattr(atomic, "sync", lambda path: None)
     monkeypatch.setattr(checkpoint, "NUM_SAVED", 1)
     monkeypatch.setattr(checkpoint, "_write", written)
