@@ -187,14 +187,20 @@ def test_a_thousand_columns_are_shown_on_a_page(tmp_path: Path, kind: str, endin
         ("gaps", "parquet"),
         *(
             pytest.param(kind, ending, marks=pytest.mark.slow)
-            for kind in ("numbers", "gaps", "wholes", "constants")
-            for ending in ("parquet", "csv")
-            if (kind, ending) != ("gaps", "parquet")
+            for kind, ending in (
+                ("gaps", "csv"),
+                ("numbers", "parquet"),
+                ("wholes", "parquet"),
+                ("constants", "parquet"),
+            )
         ),
     ],
 )
 def test_inspection_time_is_linear_in_columns(tmp_path: Path, kind: str, ending: str) -> None:
-    """At most 25 times: what looks at pairs of columns would take 100 times as long."""
+    """At most 25 times: what looks at pairs of columns would take 100 times as long.
+
+    Once from CSV: what is done with columns after they were read is the same for both.
+    """
     inspected(tmp_path / "first", 10, kind, ending)  # what is imported on first use
     _, few_s = inspected(tmp_path / "few", 1_000, kind, ending)
     output, many_s = inspected(tmp_path / "many", 10_000, kind, ending)
