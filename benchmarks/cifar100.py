@@ -13,10 +13,9 @@ a mean test accuracy above 77.5 %.
 
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -32,8 +31,8 @@ from benchmarks.sharing import (
     Stopwatch,
     interval,
     is_looked_at,
-    progress_bar,
     read_rows,
+    run_cells,
     set_rate,
     summarise,
     write_rows,
@@ -333,21 +332,17 @@ def run(plan: Plan) -> list[dict[str, Any]]:
     wanted = [(seed, method) for seed in range(plan.seeds) for method in plan.methods]
     todo = [key for key in wanted if key not in done]
     todo.sort(key=lambda key: DEAREST.index(key[1]) if key[1] in DEAREST else len(DEAREST))
-    context = get_context("spawn")
-    with (
-        ProcessPoolExecutor(plan.processes, context, torch.set_num_threads, (1,)) as pool,
-        progress_bar() as progress,
-    ):
-        bar = progress.add_task("training", total=len(todo))
-        futures = [pool.submit(cell, *key, plan.protocol, plan.device) for key in todo]
-        for future in as_completed(futures):
-            row = future.result()
-            rows.append(row)
-            write_rows(plan.json_path, plan.protocol, rows)
-            progress.update(bar, advance=1, description=f"seed {row['seed']}: {row['method']}")
-            if not progress.console.is_terminal:
-                said = row.get("not_run") or f"{row['core_seconds']:.0f} s of a core"
-                print(f"{row['method']}, seed {row['seed']}: {said}", flush=True)
+    jobs = [(*key, plan.protocol, plan.device) for key in todo]
+
+    def describe(row: Mapping[str, Any]) -> str:
+        return f"seed {row['seed']}: {row['method']}"
+
+    for row in run_cells(cell, jobs, plan.processes, describe):
+        rows.append(row)
+        write_rows(plan.json_path, plan.protocol, rows)
+        if not sys.stderr.isatty():
+            said = row.get("not_run") or f"{row['core_seconds']:.0f} s of a core"
+            print(f"{row['method']}, seed {row['seed']}: {said}", flush=True)
     own = [row for row in rows if (row["seed"], row["method"]) in set(wanted)]
     return sorted(own, key=lambda row: wanted.index((row["seed"], row["method"])))
 

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from multiprocessing import get_context
@@ -540,6 +540,28 @@ def progress_bar() -> Progress:
     return Progress(*columns, console=Console(stderr=True))
 
 
+def run_cells(
+    cell: Callable[..., dict[str, Any]],
+    jobs: Sequence[tuple[Any, ...]],
+    processes: int,
+    describe: Callable[[dict[str, Any]], str],
+) -> Iterator[dict[str, Any]]:
+    """Calls `cell` with the arguments of each job, in processes with one thread each, and yields
+    the rows as they are done; a bar shows how many are.
+    """
+    context = get_context("spawn")
+    with (
+        ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool,
+        progress_bar() as progress,
+    ):
+        bar = progress.add_task("training", total=len(jobs))
+        futures = [pool.submit(cell, *job) for job in jobs]
+        for future in as_completed(futures):
+            row = future.result()
+            yield row
+            progress.update(bar, advance=1, description=describe(row))
+
+
 class Plan(NamedTuple):
     """What is run, and by what."""
 
@@ -559,20 +581,14 @@ def run(plan: Plan) -> list[dict[str, Any]]:
     every = itertools.product(range(plan.seeds), plan.datasets, plan.methods)
     wanted = [(dataset, seed, method) for seed, dataset, method in every]
     todo = [key for key in wanted if key not in done]
-    context = get_context("spawn")
-    with (
-        ProcessPoolExecutor(plan.processes, context, torch.set_num_threads, (1,)) as pool,
-        progress_bar() as progress,
-    ):
-        bar = progress.add_task("training", total=len(todo))
-        futures = [pool.submit(cell, str(plan.folder), *key, plan.protocol) for key in todo]
-        for future in as_completed(futures):
-            row = future.result()
-            rows.append(row)
-            write_rows(plan.json_path, plan.protocol, rows)
-            progress.update(
-                bar, advance=1, description=f"{row['dataset']}, seed {row['seed']}: {row['method']}"
-            )
+    jobs = [(str(plan.folder), *key, plan.protocol) for key in todo]
+
+    def describe(row: Mapping[str, Any]) -> str:
+        return f"{row['dataset']}, seed {row['seed']}: {row['method']}"
+
+    for row in run_cells(cell, jobs, plan.processes, describe):
+        rows.append(row)
+        write_rows(plan.json_path, plan.protocol, rows)
     own = [row for row in rows if (row["dataset"], row["seed"], row["method"]) in set(wanted)]
     return sorted(own, key=lambda row: wanted.index((row["dataset"], row["seed"], row["method"])))
 

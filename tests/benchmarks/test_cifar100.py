@@ -12,6 +12,7 @@ import pytest
 import torch
 import typer
 
+import benchmarks.sharing
 from benchmarks import cifar100
 from benchmarks.cifar100 import (
     METHODS,
@@ -235,7 +236,7 @@ def test_the_command_runs_what_is_missing(
         ran.append((seed, method))
         return made_up(method, seed, 0.4)
 
-    monkeypatch.setattr(cifar100, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(benchmarks.sharing, "ProcessPoolExecutor", Here)
     monkeypatch.setattr(cifar100, "cell", one_cell)
     path = tmp_path / "rows.json"
     for seeds, methods in ((1, [SINGLE]), (2, [SINGLE, "hard"]), (2, [SINGLE, "hard"])):

@@ -1,6 +1,6 @@
 """Columns of Arrow tables: which role they have, and how they become numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -194,6 +194,28 @@ def usual_length(column: pa.ChunkedArray) -> int:
     if not len(lengths):
         return 0
     return int(np.bincount(lengths).argmax())
+
+
+def class_numbers(
+    column: pa.ChunkedArray,
+    name: str,
+    classes: Sequence[str],
+    locate_row: LocateRow,
+    what: str = "classes",
+) -> pa.Array:
+    """The number of each label [N] among the classes, null where there is none. Raises UserError
+    for one of no class; `what` says which classes these are.
+    """
+    text = texts(column)
+    index = pc.index_in(text, value_set=pa.array(classes, pa.string()))
+    odd = pc.and_(pc.is_valid(text), pc.is_null(index)).to_numpy(zero_copy_only=False)
+    if odd.any():
+        row = int(odd.argmax())
+        raise UserError(
+            f"{locate_row(row)}, column '{name}': expected one of the {what} {list(classes)}, got "
+            f"'{text[row].as_py()}'. Correct the row, or leave it away."
+        )
+    return index
 
 
 def named_files(values: pa.Array, endings: tuple[str, ...] = SUFFIXES) -> bool:

@@ -1,6 +1,7 @@
 """Labels of a task that a run does not have, in a file in the form of the run's own."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data.tables.column_names import label_columns
-from raymtl.data.tables.columns import in_order, numbers, texts
+from raymtl.data.tables.columns import class_numbers, in_order, numbers, texts
 from raymtl.data.tables.dataset import TableDataset
 from raymtl.data.tables.folders import FILE, FOLDER
 from raymtl.data.tables.new_rows import open_new, read_blocks
@@ -71,7 +72,9 @@ def read_new_labels(
     targets = []
     for block, column_of_block in zip(blocks.each, labels, strict=True):
         if of_classes:
-            numbered = _classes(dataset, block.number, name, column_of_block, known)
+            locate_row = partial(dataset.locate_row, block.number)
+            index = class_numbers(column_of_block, name, known, locate_row)
+            numbered = pc.cast(index, pa.float64()).to_numpy(zero_copy_only=False)
         else:
             numbered = _values(dataset, block.number, name, column_of_block)
         targets.append(numbered[block.readable])
@@ -141,22 +144,3 @@ def _values(dataset: TableDataset, number: int, name: str, column: pa.ChunkedArr
             f"{LARGEST:g}, got {values[row]:g}. Correct the row, or leave it away."
         )
     return values
-
-
-def _classes(
-    dataset: TableDataset, number: int, name: str, column: pa.ChunkedArray, classes: tuple[str, ...]
-) -> np.ndarray:
-    """Labels that are classes by their numbers, [N], nan where there is none. Raises UserError for
-    one of no class.
-    """
-    text = texts(column)
-    index = pc.index_in(text, value_set=pa.array(classes, pa.string()))
-    odd = pc.and_(pc.is_valid(text), pc.is_null(index)).to_numpy(zero_copy_only=False)
-    if odd.any():
-        row = int(odd.argmax())
-        raise UserError(
-            f"{dataset.locate_row(number, row)}, column '{name}': expected one of the classes "
-            f"{list(classes)}, got '{text[row].as_py()}'. Correct the row, or leave it away."
-        )
-    class_numbers: np.ndarray = pc.cast(index, pa.float64()).to_numpy(zero_copy_only=False)
-    return class_numbers

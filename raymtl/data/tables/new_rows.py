@@ -3,16 +3,16 @@ in that one.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data.counts import most
 from raymtl.data.tables.column_names import label_columns
-from raymtl.data.tables.columns import in_order, plain, texts
+from raymtl.data.tables.columns import class_numbers, in_order, plain, texts
 from raymtl.data.tables.dataset import TableDataset, TableRows
 from raymtl.data.tables.encode import EncodedLabels, encode_inputs, encode_labels
 from raymtl.data.tables.folders import named_first
@@ -193,14 +193,8 @@ def _labels(
     if source.episodes != "classes":
         return encode_labels(source, dataset, block.number, name, block.rows, block.shapes)
     ((column, values),) = columns.items()
-    text = texts(values)
-    index = pc.index_in(text, value_set=pa.array(classes, pa.string()))
-    odd = pc.and_(pc.is_valid(text), pc.is_null(index)).to_numpy(zero_copy_only=False)
-    if odd.any():
-        row = int(odd.argmax())
-        raise UserError(
-            f"{dataset.locate_row(block.number, row)}, column '{column}': expected one of the "
-            f"classes of the support set, {list(classes)}, got '{text[row].as_py()}'."
-        )
+    locate_row = partial(dataset.locate_row, block.number)
+    what = "classes of the support set"
+    index = class_numbers(values, column, classes, locate_row, what)
     numbered = pc.fill_null(index, 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return EncodedLabels(numbered, pc.is_valid(text).to_numpy(False))
+    return EncodedLabels(numbered, pc.is_valid(index).to_numpy(False))
