@@ -37,6 +37,8 @@ def test_workers_train_alike_and_need_no_file_of_weights(tmp_path: Path) -> None
     experiment = parse(tree).resolve()
     path.unlink()
     arrays = experiment.data.load()
+    for name in ("workers", "alone"):
+        (tmp_path / name).mkdir()
     spec = TrainerSpec("workers", tmp_path / "ray", workers=2, cpus=1, gpus=0)
     with local_ray(num_cpus=3, include_dashboard=True):
         train(experiment, ray.put(arrays), tmp_path / "workers", spec)
