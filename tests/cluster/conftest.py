@@ -18,6 +18,15 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     made.down()
 
 
+@pytest.fixture(autouse=True)
+def _restored(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a failed test leaves behind is not in the way of the next one."""
+    yield
+    if "cluster" in request.fixturenames:
+        cluster: Cluster = request.getfixturevalue("cluster")
+        cluster.restore()
+
+
 @pytest.fixture(scope="session")
 def cluster(hosts: Hosts) -> Cluster:
     """Launched with `ray up`; goes with its hosts."""

@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -126,6 +127,11 @@ class Hosts:
             start_new_session=True,
         )
 
+    def is_off(self, host: int) -> bool:
+        """Whether the host has been killed and not started again."""
+        line = next(each for each in self("status").splitlines() if each.split()[0] == str(host))
+        return line.split()[2] == "off"
+
     def home(self, host: int) -> Path:
         """The home of the user on a host, as it is called here."""
         return self.folder / f"h{host}" / "root"
@@ -142,6 +148,7 @@ class Cluster:
     def __init__(self, hosts: Hosts) -> None:
         self.hosts = hosts
         self.up_s = 0.0
+        self.runs: list[Run] = []
 
     def configure(self) -> None:
         """Fills clusters/local.yaml in for these hosts, on the driver.
@@ -186,6 +193,17 @@ class Cluster:
         self.wait_for_nodes(NUM_HOSTS)
         self.up_s = time.monotonic() - start
 
+    def restore(self) -> None:
+        """Ends the runs that a failed test has left, and starts the hosts that it has left off."""
+        for run in self.runs:
+            run.end()
+        self.runs.clear()
+        lost = [host for host in range(HEAD + 1, HEAD + NUM_HOSTS) if self.hosts.is_off(host)]
+        for host in lost:
+            self.hosts("start", str(host))
+        if lost:
+            self.wait_for_nodes(NUM_HOSTS)
+
     def down(self) -> None:
         self.hosts.sh(0, f"cd {ROOT} && ray down -y ~/local.yaml", timeout=120)
 
@@ -215,7 +233,8 @@ class Cluster:
         home = self.hosts.home(HEAD)
         log = f"{output}.{len(list(home.glob(f'{output}.*.log')))}.log"
         process = self.hosts.start(HEAD, f". ~/raymtl.env && exec {text}", log)
-        return Run(self, process, self.hosts.shared / output / "faults", home / log)
+        self.runs.append(Run(self, process, self.hosts.shared / output / "faults", home / log))
+        return self.runs[-1]
 
     def kill(self, host: int, pattern: str) -> int:
         """SIGKILL to the newest process of a host whose command line has the pattern; 0 if there was none."""
@@ -288,6 +307,12 @@ class Run:
         """Waits for its end. Raises AssertionError with what it printed where that is no success."""
         assert self.process.wait(timeout) == 0, self.told
         assert (self.folder / "summary.json").exists()
+
+    def end(self) -> None:
+        """SIGTERM, where it still goes on."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait(60)
 
     @property
     def told(self) -> str:
