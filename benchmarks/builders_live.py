@@ -1,6 +1,6 @@
 """Steps per second where workers build their own episodes, and where builders do, through Ray.
 
-    python -m benchmarks.builders_live --trainers 2 --builders 8 --decode-ms 20
+    python -m benchmarks.builders_live --trainers 2 --builders 6 --decode-ms 200
 
 JPEG pictures are decoded to 128 x 128 and a small network learns their two labels. Ray has a node
 for each trainer, and one more for builders alone; all are on this machine.
@@ -46,7 +46,7 @@ def training(root: Path, settings: Settings) -> Experiment:
     lanes = max(settings.builders, settings.trainers)
     changed: dict[str, Any] = {
         "data.lanes": lanes,
-        "data.hold_steps": 8,
+        "data.hold_steps": 1,
         "train.steps": settings.steps,
         "train.eval_every": settings.steps,
         "train.meta_batch": 2 * lanes,
@@ -89,7 +89,8 @@ def nodes(settings: Settings) -> Iterator[None]:
     import ray
     from ray.cluster_utils import Cluster
 
-    os.environ["PYTHONPATH"] = ROOT
+    few_processes = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
+    os.environ.update({"PYTHONPATH": ROOT} | few_processes)  # else one for each CPU of a node
     cluster = Cluster()
     decode_s = settings.decode_ms / 1000
 
@@ -177,9 +178,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trainers", type=int, default=2)
-    parser.add_argument("--builders", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--decode-ms", type=float, default=20.0)
+    parser.add_argument("--builders", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--decode-ms", type=float, default=200.0)
     given = parser.parse_args()
     settings = Settings(given.trainers, given.builders, given.steps, given.decode_ms)
     print(printed(compared(settings)))
