@@ -17,7 +17,7 @@ import numpy as np
 from raymtl.config import Experiment, parse
 from raymtl.data.episodes import build_meta_batch
 
-SIDE, NUM_PICTURES, PICTURES_A_BLOCK = 400, 256, 16
+SIDE, NUM_PICTURES, PICTURES_A_BLOCK = 400, 1024, 16
 
 
 def write_pictures(root: Path) -> None:

@@ -1,6 +1,6 @@
 """Steps per second where workers build their own episodes, and where builders do, through Ray.
 
-    python -m benchmarks.builders_live --trainers 2 --builders 6 --decode-ms 200
+    python -m benchmarks.builders_live --trainers 2 --builders 6 --decode-ms 40
 
 JPEG pictures are decoded to 128 x 128 and a small network learns their two labels. Ray has a node
 for each trainer, and one more for builders alone; all are on this machine.
@@ -179,8 +179,8 @@ def main() -> None:
     )
     parser.add_argument("--trainers", type=int, default=2)
     parser.add_argument("--builders", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--decode-ms", type=float, default=200.0)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--decode-ms", type=float, default=40.0)
     given = parser.parse_args()
     settings = Settings(given.trainers, given.builders, given.steps, given.decode_ms)
     print(printed(compared(settings)))
