@@ -113,7 +113,7 @@ def _check_norms(experiment: Experiment, transfer: Transfer) -> None:
             continue
         try:
             with torch.device("meta"):
-                modules = encoder.build(experiment.data.input_shape).modules()
+                modules = encoder.build(experiment.data.encoder_shape).modules()
         except UserError as error:
             raise UserError(f"{section}: {error}") from None
         if any(isinstance(module, BatchStatistics) for module in modules):

@@ -1,6 +1,6 @@
 """The Experiment: everything a run depends on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
@@ -12,6 +12,7 @@ from raymtl.config import checks
 from raymtl.config.sections import Evaluate, Train, Tune
 from raymtl.data import Digits, SourceSpec
 from raymtl.encoders import ConvSpec, Encoder, EncoderSpec
+from raymtl.encoders.front import front_of
 from raymtl.encoders.norm import BatchStatistics
 from raymtl.learners import MAML, LearnerSpec
 from raymtl.modes import ModeSpec, Weighted
@@ -19,10 +20,10 @@ from raymtl.schema import base
 from raymtl.schema.distributions import Distribution
 from raymtl.schema.names import nearest
 from raymtl.schema.stages import StageSection, check_stage_keys, in_stage
-from raymtl.sharing import HardSpec, SharingSpec
+from raymtl.sharing import HardSpec, SharingArchitecture, SharingSpec
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage.yaml_text import write_yaml
-from raymtl.types import UserError
+from raymtl.types import Task, UserError
 from raymtl.weighting import StaticSpec, WeightingSpec
 
 
@@ -82,7 +83,7 @@ class Experiment(base.ExperimentBase):
         if self.is_resolved:
             return self
         data = self.data.resolve()
-        encoder = self.encoder.resolve(data.input_shape)
+        encoder = self.encoder.resolve(data.encoder_shape)
         resolved = self.model_copy(update={"data": data, "encoder": encoder})
         resolved._check_tasks()
         return resolved
@@ -101,7 +102,7 @@ class Experiment(base.ExperimentBase):
     def _check_methods(self) -> None:
         """Asks each method what it cannot do with these tasks, as a key of it and the reason."""
         names = self.data.task_names
-        encoder = _shapes_of(self.encoder, self.data.input_shape, self.learner.num_steps)
+        encoder = _shapes_of(self.encoder, self.data.encoder_shape, self.learner.num_steps)
         checks.check_stages(self.sharing, encoder)
         refusals = (
             ("learner", self.learner.check_parameters(self._parameter_names)),
@@ -119,7 +120,7 @@ class Experiment(base.ExperimentBase):
             raise UserError(f"{section}.{key}: {reason}{hint}")
 
     def _encoder(self) -> Encoder:
-        return self.encoder.build(self.data.input_shape, self.learner.num_steps)
+        return self.encoder.build(self.data.encoder_shape, self.learner.num_steps)
 
     def _parameter_names(self) -> list[str]:
         """Of the model, which is not initialised for it."""
@@ -127,7 +128,15 @@ class Experiment(base.ExperimentBase):
         with torch.device("meta"):
             number = self.sharing.num_encoders(len(tasks))
             encoders = [self._encoder() for _ in range(number)]
-            return [name for name, _ in self.sharing.build(tasks, encoders).named_parameters()]
+            return [name for name, _ in self._model(tasks, encoders).named_parameters()]
+
+    def _model(
+        self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
+    ) -> SharingArchitecture:
+        """The architecture over these encoders, behind the front for the slots of the data."""
+        model = self.sharing.build(tasks, encoders, isolate_task_graphs)
+        model.front = front_of(self.data.input_shape, self.data.slots)
+        return model
 
     def _check_comparisons(self) -> None:
         """Refuses an early end of trainings that the mode compares step by step."""
@@ -203,7 +212,7 @@ class Experiment(base.ExperimentBase):
             # Batch norms take the statistics of all examples that pass together.
             normalises = any(isinstance(part, BatchStatistics) for part in encoders[0].modules())
             isolate_task_graphs = self.weighting.needs_gradients and not normalises
-            model = self.sharing.build(tasks, encoders, isolate_task_graphs)
+            model = self._model(tasks, encoders, isolate_task_graphs)
         return Algorithm(tasks, model, self.weighting.build(tasks), self.learner, self.seed)
 
     def save(self, path: Path) -> None:

@@ -13,6 +13,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from raymtl.data.counts import usual
 from raymtl.data.draws import Draws
+from raymtl.encoders.front import Slot, expanded_shape
 from raymtl.storage.notes import ARRAY, Note, unpack
 from raymtl.types import Batch, Episode, Spec, Task, UserError
 
@@ -137,6 +138,16 @@ class Source(Spec, ABC):
     @abstractmethod
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input, without the leading axis of examples."""
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The numbers of an input that the model's front expands, in their order."""
+        return ()
+
+    @property
+    def encoder_shape(self) -> tuple[int, ...]:
+        """Shape of one input as the encoders read it, behind the front."""
+        return expanded_shape(self.input_shape, self.slots)
 
     def class_names(self, task: str) -> tuple[str, ...]:
         """What the classes, labels or components of a task are called, in their order; none without

@@ -255,4 +255,4 @@ def _numbers_of_example(source: Source, tasks: Sequence[Task]) -> int:
         task.out_features * math.prod(task.target_shape[-2:]) if task.is_dense else 1
         for task in tasks
     )
-    return max(math.prod(source.input_shape), outputs)
+    return max(math.prod(source.encoder_shape), outputs)

@@ -36,6 +36,8 @@ class SharingArchitecture(nn.Module, ABC):
             shapes = shape
         else:
             shapes = dict.fromkeys(self.task_names, shape)
+        self.front: nn.Module | None = None
+        """What expands the slots of inputs before anything else reads them (`encoders.front`)."""
         self.heads = nn.ModuleDict({task.name: task.head(shapes[task.name]) for task in tasks})
 
     @property
@@ -57,6 +59,13 @@ class SharingArchitecture(nn.Module, ABC):
         where several tasks can pass together.
         """
         return {name: self.features(own, (name,))[name] for name, own in inputs.items()}
+
+    def expanded(self, inputs: Tensor) -> Tensor:
+        """Inputs [N, ...] as the encoders read them."""
+        if self.front is None:
+            return inputs
+        read: Tensor = self.front(inputs)
+        return read
 
     def learning_rate_scales(self) -> Mapping[str, float]:
         """The factor of the outer learning rate of each parameter, by its name."""
@@ -92,22 +101,33 @@ class SharingArchitecture(nn.Module, ABC):
         there are then predictions. With "of_features" they are the features of each task, and what
         is returned are the predictions.
         """
-        if output == "auxiliary":
-            outputs = dict(self.auxiliary(inputs))
-        elif output == "of_features":
+        if output == "of_features":
             assert not isinstance(inputs, Tensor)
             outputs = predictions_of(dict(self.heads.items()), inputs)
         else:
-            if isinstance(inputs, Tensor):
-                outputs = dict(self.features(inputs, self.task_names))
-            else:
-                outputs = dict(self.features_by_task(inputs))
-            if output == "predictions":
-                outputs = predictions_of(dict(self.heads.items()), outputs)
+            outputs = dict(self._outputs(inputs, output))
         # Losses and distances are computed in the parameters' precision, whatever the layers ran
         # in.
         dtype = next(self.parameters()).dtype
         return {name: value.to(dtype) for name, value in outputs.items()}
+
+    def _outputs(
+        self, inputs: Tensor | Mapping[str, Tensor], output: Output
+    ) -> Mapping[str, Tensor]:
+        """The same of inputs that have not been expanded."""
+        if isinstance(inputs, Tensor):
+            inputs = self.expanded(inputs)
+        else:
+            inputs = {name: self.expanded(own) for name, own in inputs.items()}
+        if output == "auxiliary":
+            return self.auxiliary(inputs)
+        if isinstance(inputs, Tensor):
+            features = self.features(inputs, self.task_names)
+        else:
+            features = self.features_by_task(inputs)
+        if output == "features":
+            return features
+        return predictions_of(dict(self.heads.items()), features)
 
     def _names(self, *modules: str) -> frozenset[str]:
         """The parameters below these dotted names; none for a single task, which shares nothing."""

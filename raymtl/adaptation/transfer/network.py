@@ -37,7 +37,8 @@ class Trunk(nn.Module):
         self.sharing.heads = nn.ModuleDict()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.sharing.features(inputs, (self.reads,))[self.reads]
+        read = self.sharing.expanded(inputs)
+        return self.sharing.features(read, (self.reads,))[self.reads]
 
 
 class Teacher(NamedTuple):
@@ -51,6 +52,21 @@ class Teacher(NamedTuple):
     input_shape: tuple[int, ...]
     predict: Predict | None = None
     adapt: Callable[[Examples], Predict] | None = None
+
+    @property
+    def front(self) -> nn.Module | None:
+        """What expands the inputs for encoders."""
+        if isinstance(self.body, Trunk):
+            return self.body.sharing.front
+        return None
+
+    @property
+    def encoder_shape(self) -> tuple[int, ...]:
+        """The shape of one input as an encoder reads it, behind the front."""
+        if self.front is None:
+            return self.input_shape
+        read: Tensor = self.front(torch.zeros(1, *self.input_shape))
+        return tuple(read.shape[1:])
 
 
 def headed(body: nn.Module, task: Task, input_shape: tuple[int, ...], seed: int) -> Network:

@@ -57,10 +57,12 @@ class TargetTransfer(Transfer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.optimiser.seed)
             try:
-                encoder = self.student.build(teacher.input_shape)
+                encoder = self.student.build(teacher.encoder_shape)
             except UserError as error:
                 raise UserError(f"student: {error}") from None
-            body = Trunk(HardSpec().build([task], [encoder]), task.name)
+            sharing = HardSpec().build([task], [encoder])
+            sharing.front = teacher.front
+            body = Trunk(sharing, task.name)
         return headed(body, task, teacher.input_shape, self.optimiser.seed)
 
     def learned(self, teacher: Teacher, network: Network, task: Task, train: Examples) -> Learned:

@@ -13,6 +13,7 @@ from raymtl.data.tables import augment as augmentation
 from raymtl.data.tables.augment import Augment
 from raymtl.data.tables.schema import TaskName
 from raymtl.data.tables.source import Files
+from raymtl.encoders.front import Slot
 from raymtl.storage.notes import Note
 from raymtl.storage.places import absolute
 from raymtl.types import Task, UserError
@@ -136,6 +137,10 @@ class Prepared(Source):
     @property
     def input_shape(self) -> tuple[int, ...]:
         return self.as_files.input_shape
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return self.as_files.slots
 
     def class_names(self, task: str) -> tuple[str, ...]:
         return self.as_files.class_names(task)

@@ -21,6 +21,7 @@ from raymtl.data.sources.joined import (
     named_domains,
 )
 from raymtl.data.sources.registry import PartSpec, parsed_part
+from raymtl.encoders.front import Slot
 from raymtl.storage.notes import Note
 from raymtl.types import Batch, Episode, Task, UserError, matching
 
@@ -92,6 +93,12 @@ class Several(Source):
                     f"data.parts.{first} has, got {other.input_shape}. One encoder reads them all: "
                     "take sources whose inputs are alike."
                 )
+            if other.slots != one.slots:
+                raise UserError(
+                    f"data.parts.{name}: expected columns of text where data.parts.{first} has "
+                    "them, got others. One encoder reads them all: take sources whose inputs are "
+                    "alike."
+                )
         streamed = [name for name, part in self.parts.items() if part.is_streamed]
         if len(streamed) > 1:
             raise UserError(
@@ -144,6 +151,10 @@ class Several(Source):
     @property
     def input_shape(self) -> tuple[int, ...]:
         return next(iter(self.parts.values())).input_shape
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return next(iter(self.parts.values())).slots
 
     def part_of(self, task: str) -> tuple[str, str]:
         """The part that has a task of this name, and what it is called there. Raises UserError for
