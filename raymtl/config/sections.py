@@ -128,7 +128,7 @@ class TPE(Spec):
     """
 
 
-Baseline = Literal["default", "joint", "single"]
+Baseline = Literal["default", "joint", "single", "merged"]
 
 
 class Tune(Spec):
@@ -159,19 +159,28 @@ class Tune(Spec):
     """
     sampler: TPE = TPE()
     asha: ASHA | None = None
-    baselines: Literal["all", "none", "default", "joint", "single"] | tuple[Baseline, ...] = "all"
-    """What the winner is compared with, each trained for as many steps as it."""
+    baselines: (
+        Literal["all", "none", "default", "joint", "single", "merged"] | tuple[Baseline, ...]
+    ) = "all"
+    """What the winner is compared with, each trained for as many steps as it. `merged` takes no
+    training of its own: it merges the models of `single`, which it includes.
+    """
 
     @property
     def chosen_baselines(self) -> tuple[Baseline, ...]:
-        """The kinds of baselines that are trained."""
+        """The kinds of baselines that the winner is compared with."""
         if self.baselines == "all":
-            return ("default", "joint", "single")
+            return ("default", "joint", "single", "merged")
         if self.baselines == "none":
             return ()
+        chosen: tuple[Baseline, ...]
         if isinstance(self.baselines, tuple):
-            return self.baselines
-        return (self.baselines,)
+            chosen = self.baselines
+        else:
+            chosen = (self.baselines,)
+        if "merged" in chosen and "single" not in chosen:
+            chosen = (*chosen, "single")
+        return chosen
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def baselines(experiment: Experiment, winner: Experiment) -> dict[str, tuple[Exp
         models["one-stage"] = (_changed(winner, winner.data, {}),)
     if "single" in chosen and len(names) > 1:
         models |= {
-            f"{SINGLE}{name}": (_alone(experiment, name), _alone(winner, name)) for name in names
+            f"{SINGLE}{name}": (alone(experiment, name), alone(winner, name)) for name in names
         }
     return models
 
@@ -127,7 +127,8 @@ def _joint(model: Experiment) -> Experiment:
     )
 
 
-def _alone(model: Experiment, task: str) -> Experiment:
+def alone(model: Experiment, task: str) -> Experiment:
+    """The configuration for one of its tasks, on one trunk."""
     plain = {
         "weighting.name": "static",
         "weighting.weights": {},
@@ -135,6 +136,11 @@ def _alone(model: Experiment, task: str) -> Experiment:
         "mode.name": "weighted",
     }
     return _changed(model, model.data.select_tasks((task,)), plain)
+
+
+def together(single: Experiment, data: Source) -> Experiment:
+    """The configuration of a single-task model for all tasks of `data`."""
+    return _changed(single, data, {})
 
 
 def _changed(model: Experiment, data: Source, values: Mapping[str, Any]) -> Experiment:

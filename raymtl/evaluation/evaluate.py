@@ -19,6 +19,7 @@ from raymtl.evaluation.examples import example_rows
 from raymtl.evaluation.held_out import NUM_GROUPS, HeldOutSplit, Scored, held_out_split, scored
 from raymtl.evaluation.intervals import Estimator, Partition, Range, combine
 from raymtl.evaluation.kept import kept_notes
+from raymtl.evaluation.merging.record import merged_notes
 from raymtl.evaluation.score_notes import describe_scored, history_notes, score_notes
 from raymtl.evaluation.scores import Tally, primary_metrics, range_of, signs
 from raymtl.step.algorithm import Algorithm
@@ -218,6 +219,7 @@ def evaluate_folder(folder: Path, arrays: Arrays, source: Source) -> None:
     metrics["steps"] = len(history)
     metrics["train_seconds"] = sum(row["seconds"] for row in history)
     notes = [*history_notes(algorithm.tasks, history), *kept_notes(experiment.train, history)]
+    notes += merged_notes(folder)
     metrics["notes"] += [note.model_dump() for note in notes]
     formats.write_rows(folder / "examples.parquet", examples)
     number = experiment.evaluate.test_episodes

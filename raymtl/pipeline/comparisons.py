@@ -51,7 +51,7 @@ def train_baselines(
     run = attempt.folder
     models = baselines(experiment, chosen)
     folders = {
-        (name, i): run / "baselines" / "candidates" / f"{name}-{i}"
+        (name, i): candidate_folder(run, name, i)
         for name in models
         for i in range(len(models[name]))
     }
@@ -67,13 +67,23 @@ def train_baselines(
             continue
         made[name] = run / "baselines" / name
         if not (made[name] / "metrics.json").exists():
-            _copy(attempt, folders[name, best], made[name])
+            copy_model(attempt, folders[name, best], made[name])
             source = experiment.data.select_tasks(tried[best].data.task_names)
-            options = {"num_cpus": cpus, "name": f"{run.name}/{name} scoring"}
-            score = score_remotely.options(**options)
-            scored.append(score.remote(made[name], arrays, source, shipment()))
+            scored.append(start_scoring(made[name], arrays, source, cpus))
     results_of(scored)
     return made
+
+
+def candidate_folder(run: Path, name: str, number: int) -> Path:
+    """The model folder of a candidate for the baseline `name`."""
+    return run / "baselines" / "candidates" / f"{name}-{number}"
+
+
+def start_scoring(folder: Path, arrays: ArraysRef, source: Source, cpus: float) -> Any:
+    """Starts a task that scores RUN/baselines/NAME on test examples; `results_of` waits for it."""
+    options = {"num_cpus": cpus, "name": f"{folder.parents[1].name}/{folder.name} scoring"}
+    score = score_remotely.options(**options)
+    return score.remote(folder, arrays, source, shipment())
 
 
 def results_of(tasks: Sequence[Any]) -> list[Any]:
@@ -91,7 +101,7 @@ def results_of(tasks: Sequence[Any]) -> list[Any]:
         ) from None
 
 
-def _copy(attempt: Attempt, folder: Path, to: Path) -> None:
+def copy_model(attempt: Attempt, folder: Path, to: Path) -> None:
     """Publishes a copy of a model folder, without the attempts at its training."""
     attempt.remove(to)
     attempt.publish(to, lambda aside: _copy_files(folder, aside))

@@ -29,6 +29,7 @@ from raymtl.pipeline.comparisons import (
     score_remotely,
     train_baselines,
 )
+from raymtl.pipeline.merging import merge_baselines
 from raymtl.pipeline.monitor import watched
 from raymtl.pipeline.search import STATES, run_search, winner
 from raymtl.reporting.ray_dashboard.dashboard import Dashboard
@@ -75,11 +76,12 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
         )
         shared = ray.put(arrays)
         compared = train_baselines(experiment, chosen, attempt, shared, settings.cpus, view)
+        merged = merge_baselines(experiment, chosen, attempt, shared, settings.cpus, view)
         _train_best(chosen, run, shared, view, board)
         about_regret = regret_of_run(chosen, attempt, shared, settings.cpus, view)
     about = _about_search(experiment, study, best)
-    folders = {"winner": run / "best"} | compared
-    notes = (*_notes_on_data(experiment, arrays, folders), *own_notes)
+    folders = {"winner": run / "best", **compared, **merged.folders}
+    notes = (*_notes_on_data(experiment, arrays, folders), *own_notes, *merged.notes)
     return _finish(attempt, about | about_regret, folders, started, notes)
 
 

@@ -494,7 +494,7 @@ def test_the_command_leaves_a_whole_run_folder(searched: tuple[Path, str]) -> No
     run, printed = searched
     documented = ("config.yaml", "environment.json", "study.journal", "trials.parquet", "history.parquet", "summary.json",
                   "report.html", "best/model.safetensors", "best/metrics.json", "best/config.yaml", "baselines/default",
-                  "baselines/joint", "baselines/single-left", "baselines/single-sum", "tensorboard")  # fmt: skip
+                  "baselines/joint", "baselines/single-left", "baselines/single-sum", "baselines/ties/merged.json", "tensorboard")  # fmt: skip
     assert [name for name in documented if not (run / name).exists()] == []
     assert "winner" in printed
     assert "single-task" in printed
@@ -513,6 +513,8 @@ def test_the_summary_adds_up(searched: tuple[Path, str]) -> None:
         "winner",
         "default",
         "joint",
+        "task_arithmetic",
+        "ties",
         "single-task",
     }
     steps = {model["name"]: model.get("steps") for model in summary["models"]}

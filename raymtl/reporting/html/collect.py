@@ -150,7 +150,8 @@ def _so_far(folder: Path, experiment: Experiment, trials: Sequence[Row]) -> dict
     command, best = "train", "model"
     if searched:
         command, best = "tune", "winner"
-    folders = {best: "best", "default": "baselines/default", "joint": "baselines/joint"}
+    compared = ("default", "joint", "task_arithmetic", "ties")
+    folders = {best: "best"} | {name: f"baselines/{name}" for name in compared}
     models = []
     for name, inside in folders.items():
         scores = _metrics(folder / inside)

@@ -12,6 +12,8 @@ LABELS = {
     "model": "model",
     "default": "default (configuration as written)",
     "joint": "joint (zero inner steps)",
+    "task_arithmetic": "task_arithmetic (single-task models merged)",
+    "ties": "ties (single-task models merged)",
     "single-task": "single-task (one model a task)",
 }
 PHASES = ("before", "after", "gain")

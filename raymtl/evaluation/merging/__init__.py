@@ -1,0 +1,1 @@
+"""One model for all tasks, merged from models that were trained on one task each."""
