@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raymtl.api.adapters import export_adapters
     from raymtl.api.model import Model, load_model
     from raymtl.api.run import Run, open_run
     from raymtl.api.trained import Adapted, adapt, evaluate, predict
@@ -62,6 +63,7 @@ __all__ = [
     "UserError",
     "adapt",
     "evaluate",
+    "export_adapters",
     "from_module",
     "load",
     "load_model",
@@ -73,6 +75,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "raymtl.api.adapters": ("export_adapters",),
     "raymtl.api.model": ("Model", "load_model"),
     "raymtl.api.run": ("Run", "open_run"),
     "raymtl.api.trained": ("Adapted", "adapt", "evaluate", "predict"),

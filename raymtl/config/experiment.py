@@ -22,6 +22,7 @@ from raymtl.schema.names import nearest
 from raymtl.schema.stages import StageSection, check_stage_keys, in_stage
 from raymtl.sharing import HardSpec, SharingArchitecture, SharingSpec
 from raymtl.step.algorithm import Algorithm
+from raymtl.storage.notes import Note
 from raymtl.storage.yaml_text import write_yaml
 from raymtl.types import Task, UserError
 from raymtl.weighting import StaticSpec, WeightingSpec
@@ -118,6 +119,11 @@ class Experiment(base.ExperimentBase):
             if not set(key.split(".")) & set(names):
                 hint = nearest(key, names)
             raise UserError(f"{section}.{key}: {reason}{hint}")
+
+    def notes(self) -> tuple[Note, ...]:
+        """What its methods decide for the user; the data have notes of their own."""
+        encoder = _shapes_of(self.encoder, self.data.encoder_shape, self.learner.num_steps)
+        return self.sharing.notes(encoder)
 
     def _encoder(self) -> Encoder:
         return self.encoder.build(self.data.encoder_shape, self.learner.num_steps)

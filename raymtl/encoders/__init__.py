@@ -8,7 +8,7 @@ from raymtl.encoders.conv4 import Conv4Spec
 from raymtl.encoders.lenet import LeNetSpec
 from raymtl.encoders.mlp import MLPSpec
 from raymtl.encoders.norm import BatchNorm, PerStepNorm
-from raymtl.encoders.pretrained import PretrainedSpec, TimmSpec, TorchvisionSpec
+from raymtl.encoders.pretrained import PretrainedEncoder, PretrainedSpec, TimmSpec, TorchvisionSpec
 from raymtl.encoders.resnet18 import ResNet18Spec
 from raymtl.schema.components import Chosen
 
@@ -27,6 +27,7 @@ __all__ = [
     "LeNetSpec",
     "MLPSpec",
     "PerStepNorm",
+    "PretrainedEncoder",
     "PretrainedSpec",
     "ResNet18Spec",
     "Stage",

@@ -81,7 +81,8 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
         about_regret = regret_of_run(chosen, attempt, shared, settings.cpus, view)
     about = _about_search(experiment, study, best)
     folders = {"winner": run / "best", **compared, **merged.folders}
-    notes = (*_notes_on_data(experiment, arrays, folders), *own_notes, *merged.notes)
+    on_data = _notes_on_data(experiment, arrays, folders)
+    notes = (*on_data, *chosen.notes(), *own_notes, *merged.notes)
     return _finish(attempt, about | about_regret, folders, started, notes)
 
 
@@ -128,6 +129,8 @@ def train_run(
         if least < most:
             workers = f"{least} to {most}"
         view.say(f"{experiment.train.steps} steps on {workers} workers; run folder {run}")
+        for note in experiment.notes():
+            view.say(str(note))
         shared = ray.put(arrays)
         _train_best(experiment, run, shared, view, board)
         about_regret = regret_of_run(
@@ -135,7 +138,7 @@ def train_run(
         )
     about = {"name": experiment.name, "command": "train", "seed": experiment.seed, **about_regret}
     folders = {"model": run / "best"}
-    notes = _notes_on_data(experiment, arrays, folders)
+    notes = (*_notes_on_data(experiment, arrays, folders), *experiment.notes())
     return _finish(attempt, about, folders, started, notes)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from raymtl.encoders import Encoder, lr_scales
 from raymtl.sharing.heads import predictions_of
+from raymtl.storage.notes import Note
 from raymtl.types import Params, Spec, Task
 
 Output = Literal["predictions", "features", "auxiliary", "of_features"]
@@ -174,6 +175,13 @@ class SharingSpecBase(Spec, ABC):
         Some architectures concatenate several features of this shape.
         """
         return encoder.shapes[-1]
+
+    def notes(self, encoder: Encoder) -> tuple[Note, ...]:
+        """What these hyperparameters leave out or decide for the user, of an encoder's layers.
+
+        `encoder` may be on the meta device.
+        """
+        return ()
 
     @abstractmethod
     def num_encoders(self, num_tasks: int) -> int:

@@ -18,9 +18,13 @@ from torch.nn import functional as F
 
 from raymtl.encoders import Encoder, freeze
 from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
+from raymtl.storage.notes import Note
 from raymtl.types import Task, matches_last
 
 Layer = nn.Linear | nn.Conv2d
+
+NAMED = 5
+"""How many layers a note names."""
 
 _task: ContextVar[str] = ContextVar("task")
 """The task whose B_t the layers add."""
@@ -81,14 +85,16 @@ class LoRA(SharingArchitecture):
         self,
         tasks: Sequence[Task],
         encoder: Encoder,
-        layers: Sequence[Layer],
+        layers: Mapping[str, Layer],
         rank: int,
         alpha: float,
     ) -> None:
-        """`layers` are those of the encoder that are adapted; what is frozen in it stays so."""
+        """`layers` are those of the encoder that are adapted, by name; what is frozen stays so."""
         super().__init__(tasks, encoder.shapes[-1])
         self.encoders = nn.ModuleList([encoder])
-        for layer in layers:
+        self.adapted = tuple(layers)
+        """The names of the layers in the encoder."""
+        for layer in layers.values():
             layer.lora = Factors(layer, self.task_names, rank, alpha / rank)
             layer.register_forward_hook(_add_change)
 
@@ -114,10 +120,9 @@ class LoRASpec(SharingSpecBase):
     `rank` is r; what a layer has no room for is reduced. `alpha` divided by `rank` scales the
     product B_t A. `modules` lists patterns for the names of the encoder's layers, such as
     `stages.1.*`; a later pattern that begins with `-` excludes what it matches. Layers are those of
-    torch's Linear and Conv2d, no classes derived from them. With `frozen` the trunk keeps its
-    initial values, which should be pre-trained ones then, and the matrices and the heads alone are
-    trained. `learner.adapts: ["*lora*"]` makes the
-    matrices the inner loop.
+    torch's Linear and Conv2d, no classes derived from them; a note names the others. With `frozen`
+    the trunk keeps its initial values, which should be pre-trained ones then, and the matrices and
+    the heads alone are trained. `learner.adapts: ["*lora*"]` makes the matrices the inner loop.
 
     Example: `sharing: {name: lora, rank: 4, modules: ["*", "-stages.0.*"]}`
     """
@@ -137,8 +142,12 @@ class LoRASpec(SharingSpecBase):
                 "expected an encoder with layers of Linear or Conv2d to adapt, got none. Choose "
                 "another encoder or sharing.name: hard.",
             )
+        derived = _derived_layers(encoder)
         for pattern in self.modules:
-            if not any(fnmatchcase(name, pattern.removeprefix("-")) for name in layers):
+            names = [*layers]
+            if pattern.startswith("-"):
+                names += derived
+            if not any(fnmatchcase(name, pattern.removeprefix("-")) for name in names):
                 return "modules", (
                     f"expected patterns of the encoder's layers, and '{pattern}' matches none of "
                     f"{list(layers)}. Correct the pattern."
@@ -157,6 +166,24 @@ class LoRASpec(SharingSpecBase):
                 )
         return super().check(tasks, encoder)
 
+    def notes(self, encoder: Encoder) -> tuple[Note, ...]:
+        """A note on layers that `modules` chooses and that are not adapted."""
+        left_out = [
+            f"{name} ({type(module).__name__})"
+            for name, module in _derived_layers(encoder).items()
+            if matches_last(name, self.modules)
+        ]
+        if not left_out:
+            return ()
+        names = ", ".join(left_out[:NAMED])
+        if len(left_out) > NAMED:
+            names += f" and {len(left_out) - NAMED} more"
+        text = (
+            "layers of classes derived from Linear or Conv2d have no adapters, since they may "
+            f"compute something else: {names}; '-NAME' excludes one"
+        )
+        return (Note(place="sharing lora", text=text, key="sharing.modules"),)
+
     def num_encoders(self, num_tasks: int) -> int:
         return 1
 
@@ -164,7 +191,7 @@ class LoRASpec(SharingSpecBase):
         self, tasks: Sequence[Task], encoders: Sequence[Encoder], isolate_task_graphs: bool = False
     ) -> LoRA:
         (encoder,) = encoders
-        layers = list(self._chosen(encoder).values())
+        layers = self._chosen(encoder)
         if self.frozen:
             freeze(encoder)
         return LoRA(tasks, encoder, layers, self.rank, self.alpha)
@@ -179,8 +206,17 @@ def _layers(encoder: Encoder) -> dict[str, Layer]:
     """The layers that can be adapted. A derived class may compute something else, or not be called
     at all.
     """
+    return {name: module for name, module in encoder.named_modules() if _is_plain(module)}
+
+
+def _derived_layers(encoder: Encoder) -> dict[str, Layer]:
+    """The layers that cannot be adapted."""
     return {
         name: module
         for name, module in encoder.named_modules()
-        if type(module) is nn.Linear or type(module) is nn.Conv2d
+        if isinstance(module, nn.Linear | nn.Conv2d) and not _is_plain(module)
     }
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return type(module) is nn.Linear or type(module) is nn.Conv2d
