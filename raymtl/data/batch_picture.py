@@ -256,6 +256,8 @@ def _category_text(column: FittedColumn, values: Tensor) -> str:
 
 
 def _words_text(column: FittedColumn, values: Tensor) -> str:
+    if column.encoder is not None:
+        return _vector_text(column, values)
     return f"{int((values > 0).sum())} words"
 
 

@@ -86,10 +86,16 @@ def _most_telling(error: ValidationError, tree: Mapping[str, Any]) -> Any:
     has.
     """
     first, *others = error.errors()
-    key, _ = _dotted(first["loc"], tree)
-    return next(
-        (other for other in others if _dotted(other["loc"], tree)[0].startswith(f"{key}.")), first
-    )
+    for other in others:  # a form can have values of several forms itself
+        if _key(other, tree).startswith(f"{_key(first, tree)}."):
+            first = other
+    return first
+
+
+def _key(problem: Any, tree: Mapping[str, Any]) -> str:
+    """The dotted key of a problem."""
+    key, _ = _dotted(problem["loc"], tree)
+    return key
 
 
 def _quoted(text: str) -> list[str]:

@@ -12,6 +12,7 @@ from raymtl.data.tables.columns import LocateRow, in_order, numbers, texts, vect
 from raymtl.data.tables.schema import FittedColumn
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.data.tables.statistics import Counts, InputSums
+from raymtl.data.tables.text_columns import encoded_texts
 from raymtl.types import UserError
 
 
@@ -26,7 +27,7 @@ def fit_columns(
         name = column.column
         if column.role == "picture":
             fitted.append(column)
-        elif column.role == "text":
+        elif column.role == "text" and column.encoder is None:
             fitted.append(column.model_copy(update={"size": source.text_size}))
         elif column.role == "category":
             categories = _categories(sums.categories[name], source.max_categories)
@@ -64,6 +65,11 @@ def encode_column(
     A missing number becomes the mean of the rows for training, 0 in their scale, where `impute`
     allows it. Raises UserError for infinite numbers, and for missing ones else.
     """
+    if fitted.encoder is not None:
+        values = encoded_texts(fitted, column)
+        values = np.where(np.isnan(values), fitted.mean, values)
+        np.multiply(values - fitted.mean, 1 / fitted.std, out=out, casting="same_kind")
+        return
     if fitted.role == "text":
         out[:] = hashed(texts(column), fitted.size)
         return

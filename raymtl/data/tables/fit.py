@@ -32,7 +32,7 @@ from raymtl.data.tables.label_files import BoxLabels
 from raymtl.data.tables.labels import check_labels, fit_task, look_at_labels
 from raymtl.data.tables.look import Readings
 from raymtl.data.tables.pictures import channels_of
-from raymtl.data.tables.readings import find_readings
+from raymtl.data.tables.readings import find_readings, given_input
 from raymtl.data.tables.roles import (
     choose_inputs,
     left_out_notes,
@@ -43,7 +43,9 @@ from raymtl.data.tables.schema import Fitted, FittedColumn, FittedTask, Role, Sh
 from raymtl.data.tables.settings import FilesConfig, height_and_width
 from raymtl.data.tables.shades import Unread, fit_shades
 from raymtl.data.tables.statistics import TrainRows, sum_inputs, sum_labels
+from raymtl.data.tables.text_columns import long_text_notes, text_column
 from raymtl.data.tables.wide import complete
+from raymtl.encoders.texts.settings import TextInput
 from raymtl.storage.notes import Note
 from raymtl.types import UserError
 
@@ -70,7 +72,7 @@ def fit(source: FilesConfig) -> Fitted:
     split = split_sample(source, dataset, sample, Splitting(hashed, split_column, streamed))
     chosen = without_constants(candidates, sample.rows, split.train, sample.locate_row)
     tasks, task_notes = _tasks(source, dataset, split, set(chosen.roles.values()))
-    columns = _fit_columns(source, split, chosen.roles)
+    columns = _fit_columns(source, dataset, split, chosen.roles)
     shape = _shape(source, dataset, columns)
     shades, shade_notes = _shades(source, dataset, split, columns[0])
     sampled = None
@@ -79,6 +81,7 @@ def fit(source: FilesConfig) -> Fitted:
     else:
         _check_inputs(source, columns, sample)
     notes = (*readings.notes, *chosen.notes, *left_out_notes(chosen.left_out), *task_notes)
+    notes = (*notes, *long_text_notes(columns, sample.rows.table))
     notes = (*notes, *_copies(source, split, chosen.roles), *_ignored_notes(tasks))
     if sampled is not None:
         notes = (*notes, sampled)
@@ -116,11 +119,17 @@ def _read_sample(source: FilesConfig, dataset: TableDataset, streamed: bool) -> 
 
 
 def _fit_columns(
-    source: FilesConfig, split: SplitSample, roles: Mapping[str, Role]
+    source: FilesConfig, dataset: TableDataset, split: SplitSample, roles: Mapping[str, Role]
 ) -> list[FittedColumn]:
     """What has to be known to encode the inputs, of the rows for training."""
     rows = TrainRows(split.sample.rows.table, split.train, split.sample.locate_row)
-    columns = [_of_role(name, role, rows) for name, role in roles.items()]
+    columns = []
+    for name, role in roles.items():
+        given = given_input(source, dataset, name)
+        if isinstance(given, TextInput):
+            columns.append(text_column(given, name))
+        else:
+            columns.append(_of_role(name, role, rows))
     return fit_columns(columns, sum_inputs(columns, rows), source, rows.locate(0))
 
 

@@ -25,6 +25,7 @@ from raymtl.data.tables.schema import Format, TaskColumn
 from raymtl.data.tables.settings import FilesConfig, no_path
 from raymtl.data.tables.task_labels import ColumnLabels, JoinedLabels, KeyedTable, TaskLabels
 from raymtl.data.tables.written_cells import with_plain_keys
+from raymtl.encoders.texts.settings import TextInput
 from raymtl.storage.notes import Note
 from raymtl.storage.places import absolute
 
@@ -59,9 +60,9 @@ def open_files(source: FilesConfig) -> OpenedFiles:
         """Whether a column that is numbers in one file and texts in another can be texts in both:
         it is no input.
         """
-        given = source.inputs
-        if isinstance(given, Mapping) and name in given:
-            return given[name] in ("category", "text")
+        given = source.given_inputs
+        if name in given:
+            return isinstance(given[name], TextInput) or given[name] in ("category", "text")
         return name not in inputs
 
     agree([part.table for part in parts], may_be_text)

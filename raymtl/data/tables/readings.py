@@ -19,6 +19,7 @@ from raymtl.data.tables.look import PLAIN, Look, Readings, plain_or_text
 from raymtl.data.tables.plain_cells import plain_cells
 from raymtl.data.tables.schema import Role, TextForm
 from raymtl.data.tables.settings import FilesConfig
+from raymtl.encoders.texts.settings import TextInput
 from raymtl.storage.notes import Note
 
 
@@ -97,17 +98,22 @@ def find_readings(
 
 
 def given_role(source: FilesConfig, dataset: TableDataset, name: str) -> Role | None:
-    """The role that the configuration gives a column, by its name or else by a pattern."""
-    if not isinstance(source.inputs, str | tuple):
-        given = source.inputs
-    else:
-        given = {}
+    """The role that the configuration gives a column."""
+    given = given_input(source, dataset, name)
+    if isinstance(given, TextInput):
+        return given.role
+    return given
+
+
+def given_input(source: FilesConfig, dataset: TableDataset, name: str) -> Role | TextInput | None:
+    """What the configuration says of a column, by its name or else by a pattern."""
+    given = source.given_inputs
     if name in given:
         return given[name]
     return next(
         (
-            r
-            for pattern, r in given.items()
+            of_pattern
+            for pattern, of_pattern in given.items()
             if pattern not in dataset.names and fnmatchcase(name, pattern)
         ),
         None,

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from raymtl.data.tables.packed_findings import packed, packed_columns, unpacked
+from raymtl.encoders.texts.settings import FoundTextEncoder
 from raymtl.schema.readers import Written
 from raymtl.storage.notes import Note
 from raymtl.tasks.kinds import KindName, kind_named
@@ -170,6 +171,8 @@ class FittedColumn(Spec):
     std: float = 1.0
     categories: tuple[str, ...] = ()
     """The column is then one-hot over these, the last number being for all others."""
+    encoder: FoundTextEncoder | None = None
+    """The column is then the vectors of its texts, with one mean and one spread of all numbers."""
 
 
 class Shades(Spec):

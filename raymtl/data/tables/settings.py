@@ -21,6 +21,7 @@ from raymtl.data.tables.schema import (
     TaskName,
     Thousands,
 )
+from raymtl.encoders.texts.settings import TextInput
 from raymtl.schema.readers import Written
 from raymtl.tasks import chosen_by, classification
 from raymtl.types import Task, UserError
@@ -50,8 +51,10 @@ class FilesConfig(Source):
     """A file, a folder, a pattern or a URL, or several; or one for each of train, val and test."""
     format: Format | None = None
     """By the files' names, unless given."""
-    inputs: Literal["auto"] | tuple[Written, ...] | Mapping[Written, Role] = "auto"
-    """Columns, or patterns of their names; with their roles where these are not to be inferred."""
+    inputs: Literal["auto"] | tuple[Written, ...] | Mapping[Written, Role | TextInput] = "auto"
+    """Columns, or patterns of their names; with their roles where these are not to be inferred, and
+    with the encoders of texts.
+    """
     exclude: tuple[Written, ...] = ()
     """Columns, or patterns of their names, that `auto` is to leave out."""
     tasks: Mapping[TaskName, TaskColumn] = {}
@@ -120,6 +123,13 @@ class FilesConfig(Source):
         """Of all that the findings depend on, other than the files and the place where they are."""
         content = self.model_dump(mode="json", exclude=set(DRAWING), exclude_defaults=True)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def given_inputs(self) -> Mapping[str, Role | TextInput]:
+        """What `inputs` says of columns and patterns, beside their names."""
+        if isinstance(self.inputs, str | tuple):
+            return {}
+        return self.inputs
 
     @property
     def has_path(self) -> bool:

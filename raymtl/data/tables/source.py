@@ -56,8 +56,10 @@ class Files(FilesConfig):
         if not self.has_path:
             raise no_path()
         from raymtl.data.tables.fit import fit
+        from raymtl.data.tables.text_columns import absolute_models
 
-        placed = self.model_copy(update={"path": _absolute(self.path)})
+        places = {"path": _absolute(self.path), "inputs": absolute_models(self.inputs)}
+        placed = self.model_copy(update=places)
         resolved = placed.model_copy(update={"fitted": fit(placed)})
         resolved._check_augment()
         return resolved

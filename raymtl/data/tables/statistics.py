@@ -18,6 +18,7 @@ from raymtl.data.tables.exact_moments import Moments, moments_of
 from raymtl.data.tables.label_encoding import flags_of, label_sets, label_vectors
 from raymtl.data.tables.label_kinds import Columns
 from raymtl.data.tables.schema import FittedColumn, FittedTask
+from raymtl.data.tables.text_columns import encoded_texts
 from raymtl.data.tables.wide import column_moments
 
 Counts = Mapping[str, int]
@@ -106,6 +107,8 @@ def sum_inputs(columns: Sequence[FittedColumn], rows: TrainRows) -> InputSums:
         name = column.column
         if column.role == "category":
             counts[name] = _counts(rows.column(name))
+        elif column.encoder is not None:
+            moments[name] = moments_of(encoded_texts(column, rows.column(name)))
         elif column.role == "vector":
             moments[name] = moments_of(vectors(rows.column(name), name, rows.locate, column.size))
         elif column.role == "number" and name not in moments:
