@@ -3,9 +3,13 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rich.measure import Measurement
 from rich.table import Table
 
 from raymtl.reporting.console import plain_console
+
+NATURAL = 10_000
+"""A width in which every table has room: a score that is cut off says nothing."""
 
 
 def print_scores(models: list[dict[str, Any]]) -> None:
@@ -30,7 +34,9 @@ def print_scores(models: list[dict[str, Any]]) -> None:
     for key, better in (("delta_m", "lower"), ("delta_p", "higher")):
         if best.get(key) is not None:
             table.add_row(f"{key} % ({better})", "", *(_delta(model, key) for model in models))
-    plain_console(width=max(100, plain_console().width)).print(table)
+    console = plain_console()
+    needed = Measurement.get(console, console.options.update(max_width=NATURAL), table).maximum
+    plain_console(width=max(needed, console.width)).print(table)
 
 
 def _shown(tasks: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ def merged_notes(folder: Path) -> Iterator[Note]:
     record = formats.read_json(folder / MERGED)
     chosen = " and ".join(f"{name} {value:g}" for name, value in record["coefficients"].items())
     text = (
-        f"the single-task models are merged with {chosen}, which have the best val.score, "
-        f"{record['val.score']:.4g}, of the {len(record['tried'])} that were tried"
+        f"the single-task models are merged with {chosen}, the best by val.score "
+        f"({record['val.score']:.4g}) of {len(record['tried'])} choices that were tried"
     )
     yield Note(place="merging", text=text, key="tune.baselines")
