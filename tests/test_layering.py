@@ -16,7 +16,7 @@ LAYERS = [
     {"learners"},
     {"step"},
     {"config"},
-    {"cluster", "evaluation", "run_folder"},
+    {"cluster", "evaluation", "features", "run_folder"},
     {"reporting"},
     {"adaptation", "training"},
     {"distributed"},

@@ -19,6 +19,7 @@ from raymtl.data import Source
 from raymtl.data.episodes import on_device
 from raymtl.evaluation.prediction import Prediction
 from raymtl.evaluation.predictions import image_resize_of, prediction_of, write_predictions
+from raymtl.features.network import load_network, read_by
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage import formats
 from raymtl.tasks import label_counts, metric_sums, metric_values
@@ -45,7 +46,9 @@ def adapt_run(request: AdaptationRequest, steps: int | None = None) -> dict[str,
         examples = draw_episode(experiment, request.episode)
     else:
         examples = read_support(request.support, experiment, algorithm, request.query, request.task)
-    episode = on_device(examples.episode, "cpu")
+    network = load_network(experiment, request.run)
+    of_pictures = on_device(examples.episode, "cpu")
+    episode = Episode(*(read_by(network, batch) for batch in of_pictures))
     adapted = _adapt(algorithm, params, episode, steps)
     check_finite(examples.domain, adapted.params)
     predictions = [

@@ -21,6 +21,7 @@ from raymtl.encoders import PretrainedSpec
 from raymtl.encoders.norm import BatchStatistics
 from raymtl.evaluation.evaluate import scores_of
 from raymtl.evaluation.predictions import prediction_of, write_predictions
+from raymtl.features.network import frozen_encoder
 from raymtl.reporting.terminal import Row, View
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage import formats
@@ -79,6 +80,7 @@ def transfer_run(request: TransferRequest, view: View) -> dict[str, Any]:
 def _prepare(request: TransferRequest) -> _Prepared:
     """Reads the examples, and makes a teacher of the trained model."""
     experiment, algorithm, params = request.adaptation.load()
+    _check_not_frozen(experiment)
     _check_norms(experiment, request.transfer)
     data = read_new_data(request, experiment, algorithm)
     named_task = request.transfer.task.model_copy(update={"name": data.task})
@@ -103,6 +105,16 @@ def _prepare(request: TransferRequest) -> _Prepared:
             transfer = transfer.model_copy(update={"task": completed})
             teacher = _teacher_of_task(algorithm, params, transfer, teacher, task)
     return _Prepared(experiment, data, transfer, teacher, reads, trained)
+
+
+def _check_not_frozen(experiment: Experiment) -> None:
+    """Raises UserError where the model reads features."""
+    if frozen_encoder(experiment) is not None:
+        raise UserError(
+            "--transfer: expected a run that was trained on pictures, got one with encoder.frozen: "
+            "true, which was trained on features. Adapt it without --transfer, or train on the new "
+            "task."
+        )
 
 
 def _check_norms(experiment: Experiment, transfer: Transfer) -> None:

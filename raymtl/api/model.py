@@ -18,6 +18,7 @@ from raymtl.api.checks import Place
 from raymtl.config import Experiment
 from raymtl.data.episodes import on_device
 from raymtl.evaluation.predictions import image_resize_of, prediction_of, predictions_table
+from raymtl.features.network import FrozenNetwork, load_network, read_by
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage import formats
 from raymtl.types import Batch, Params, UserError
@@ -36,6 +37,8 @@ class Trained(NamedTuple):
     params: Params
     class_names: ClassNames = {}
     """Of the tasks whose classes a support set named."""
+    network: FrozenNetwork | None = None
+    """What computes the features that the model reads, with `encoder.frozen`."""
 
 
 class Model(nn.Module):
@@ -55,6 +58,7 @@ class Model(nn.Module):
         super().__init__()
         self.experiment = trained.experiment
         self.class_names = trained.class_names
+        self.network = copy.deepcopy(trained.network)
         self.model = copy.deepcopy(trained.algorithm.model)
         self.weighting = copy.deepcopy(trained.algorithm.weighting)
         self._algorithm = trained.algorithm._replace(model=self.model, weighting=self.weighting)
@@ -114,7 +118,7 @@ class Model(nn.Module):
     def _beside(self, batch: Batch) -> Batch:
         """The batch where the model is, and its inputs in the model's precision."""
         dtype = next(self.model.parameters()).dtype
-        batch = on_device(batch, self._device)
+        batch = read_by(self.network, on_device(batch, self._device))
         if isinstance(batch.inputs, Tensor):
             return batch._replace(inputs=batch.inputs.to(dtype))
         return batch._replace(inputs={name: own.to(dtype) for name, own in batch.inputs.items()})
@@ -140,7 +144,8 @@ class Model(nn.Module):
         with torch.no_grad():
             adapted = self._algorithm.adapt(self.params, self._beside(support), steps)
         check_finite(where, adapted)
-        return Model(Trained(self.experiment, self._algorithm, adapted, class_names))
+        trained = Trained(self.experiment, self._algorithm, adapted, class_names, self.network)
+        return Model(trained)
 
     @overload
     def predict(self, inputs: Inputs) -> dict[str, Tensor]: ...
@@ -222,4 +227,5 @@ def load_model(path: Place) -> Model:
     known = {name: value for name, value in read.items() if name in expected}
     trained = algorithm.take(formats.as_expected(weights, known, expected))
     left = {name: value for name, value in read.items() if name not in expected}
-    return Model(Trained(experiment, algorithm, {**trained, **left}))
+    network = load_network(experiment, folder)
+    return Model(Trained(experiment, algorithm, {**trained, **left}, network=network))

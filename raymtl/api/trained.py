@@ -14,10 +14,12 @@ from raymtl.adaptation.request import AdaptationRequest
 from raymtl.api.checks import AdaptOptions, Place, check_split
 from raymtl.api.model import Model, load_model
 from raymtl.api.run import Run
-from raymtl.data import Split
+from raymtl.data import Arrays, Split
 from raymtl.evaluation.evaluate import evaluate as score
 from raymtl.evaluation.evaluate import load_model as load_parts
 from raymtl.evaluation.predictions import write_held_out
+from raymtl.features.load import with_features
+from raymtl.reporting.progress import rows_progress
 from raymtl.storage import formats
 from raymtl.storage.notes import Note
 
@@ -59,13 +61,16 @@ def evaluate(
     """
     check_split(split)
     scored_split = cast("Split", split)
-    experiment, algorithm, params = load_parts(_folder(run) / "best")
+    folder = _folder(run)
+    experiment, algorithm, params = load_parts(folder / "best")
     moved = _moved(data)
     if moved:
         experiment = experiment.model_copy(update={"data": experiment.data.moved(moved)})
-    arrays = experiment.data.load()
+    arrays: Arrays = experiment.data.load()
     if moved:
         announce(experiment.data.notes(arrays))
+    with rows_progress() as report:
+        arrays = with_features(experiment, arrays, run=folder, report=report).arrays
     if predictions is not None:
         path = Path(predictions)
         write_held_out(path, experiment.data, algorithm, params, arrays, scored_split)

@@ -8,6 +8,7 @@ import typer
 from raymtl.cli.adapt import adapt
 from raymtl.cli.cluster import check_file, doctor, render_file
 from raymtl.cli.data import fetch_data, inspect_data
+from raymtl.cli.embed import embed_data
 from raymtl.cli.evaluate import evaluate
 from raymtl.cli.predict import predict
 from raymtl.cli.prepare import prepare_data
@@ -42,6 +43,7 @@ for command in (tune, train, evaluate, adapt, predict, trials, methods, schema, 
 data_app.command("inspect")(inspect_data)
 data_app.command("fetch")(fetch_data)
 data_app.command("prepare")(prepare_data)
+data_app.command("embed")(embed_data)
 cluster_app.command("render")(render_file)
 cluster_app.command("check")(check_file)
 app.add_typer(data_app, name="data")

@@ -1,9 +1,5 @@
 """`data prepare`: encodes the user's files once, into shards."""
 
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
@@ -13,16 +9,15 @@ import yaml
 from raymtl.cli.options import Address, Config, Sets, load_config, overrides
 from raymtl.reporting.console import plain_console
 from raymtl.reporting.notes import print_notes
+from raymtl.reporting.progress import rows_progress
 from raymtl.storage.yaml_document import read_document
 from raymtl.types import UserError
 
 if TYPE_CHECKING:
     from raymtl.data import Files
-    from raymtl.data.prepared.prepare import Driver, Report
+    from raymtl.data.prepared.prepare import Driver
     from raymtl.data.tables.fit_blocks import SumBlocks
 
-SILENT_S = 2.0
-"""Progress is shown of what takes longer."""
 ONE_LINE = 1 << 20
 """Letters of a line of YAML, so that it is one line."""
 
@@ -45,7 +40,7 @@ def prepare_data(
     source = _files(config, sets)
     check_outside(place, source)
     drivers = _drivers(source, address)
-    with _progress() as report:
+    with rows_progress() as report:
         manifest = prepare(source, place, **drivers, shard_mb=shard_mb, report=report)
     console = plain_console(highlight=False, soft_wrap=True)
     notes = notes_of_blocks(source, manifest.shards, manifest.rows)
@@ -109,34 +104,3 @@ def _drivers(source: "Files", address: str | None) -> _Drivers:
 
     start_ray(address)
     return {"driver": on_ray, "sum_blocks": sum_on_ray}
-
-
-@contextmanager
-def _progress() -> "Iterator[Report]":
-    """Shows how many rows are done, once it has taken a while."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    progress = Progress(*columns, console=plain_console(file=sys.stderr))
-    bar = progress.add_task("rows")
-    begin = time.monotonic()
-    is_shown = False
-
-    def report(done: int, rows: int) -> None:
-        nonlocal is_shown
-        progress.update(bar, completed=done, total=rows)
-        if not is_shown and time.monotonic() - begin > SILENT_S:
-            is_shown = True
-            progress.start()
-
-    try:
-        yield report
-    finally:
-        if is_shown:
-            progress.stop()

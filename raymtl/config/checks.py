@@ -1,11 +1,11 @@
 """Checks of settings that must go together. Each raises UserError where they do not."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from raymtl.config.sections import Train, Tune
 from raymtl.data import Source
-from raymtl.encoders import Encoder, EncoderSpec
+from raymtl.encoders import Encoder, EncoderSpec, PretrainedSpec
 from raymtl.learners import LearnerSpec
 from raymtl.modes import ModeSpec
 from raymtl.schema.names import nearest
@@ -77,6 +77,25 @@ def check_stages(sharing: SharingSpec, encoder: Encoder) -> None:
             "encoder, and this one names none. Name them in from_module, choose another "
             "encoder.model, or sharing.name: hard."
         )
+
+
+def check_frozen(encoder: EncoderSpec, data: Source) -> None:
+    """Refuses data whose inputs a frozen network cannot compute the features of once."""
+    if isinstance(encoder, PretrainedSpec) and encoder.frozen:
+        data.input_arrays()
+
+
+def check_frozen_search(encoder: EncoderSpec, searched: Iterable[str]) -> None:
+    """Refuses a search that would change the features, which all trials read."""
+    is_frozen = isinstance(encoder, PretrainedSpec) and encoder.frozen
+    for key in searched:
+        changes = key.startswith("encoder.") and not key.startswith("encoder.trunk.")
+        if key == "encoder.frozen" or (is_frozen and changes):
+            raise UserError(
+                f"search.{key}: expected keys of encoder.trunk alone with encoder.frozen, since "
+                "all trials read the same features, got another. Start a search for each of its "
+                "values."
+            )
 
 
 def check_workers(train: Train) -> None:

@@ -71,6 +71,7 @@ class Experiment(base.ExperimentBase):
         checks.check_encoder(self.encoder, self.learner)
         checks.check_workers(self.train)
         checks.check_lanes(self.data, self.train)
+        checks.check_frozen_search(self.encoder, self.search)
         checks.check_search(self.tune, self.train)
         if self.is_resolved:
             self._check_tasks()
@@ -91,6 +92,7 @@ class Experiment(base.ExperimentBase):
 
     def _check_tasks(self) -> None:
         """Refuses methods, objectives and stages that cannot be with the tasks of the data."""
+        checks.check_frozen(self.encoder, self.data)
         checks.check_learner(self.learner, self.data)
         checks.check_weighting(self.weighting, self.learner, self.mode, self.data.task_names)
         self._check_methods()

@@ -13,6 +13,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from raymtl.data.counts import usual
 from raymtl.data.draws import Draws
+from raymtl.data.source_messages import every_episode_is_new, made_when_drawn
 from raymtl.encoders.front import Slot, expanded_shape
 from raymtl.storage.notes import ARRAY, Note, unpack
 from raymtl.types import Batch, Episode, Spec, Task, UserError
@@ -84,6 +85,10 @@ class Source(Spec, ABC):
     """Where episodes come from. Classes, domains and examples of the splits are disjoint."""
 
     section: ClassVar[str] = "data"
+    input_array: ClassVar[str | None] = None
+    """The key of `load` whose rows are the inputs of examples; None where these are made when an
+    episode is drawn.
+    """
     builders: Literal["auto"] | NonNegativeInt = "auto"
     """How many processes of Ray Data build the episodes of training, on any machine; 0: the
     training workers build their own. `auto` begins with 0, and takes processors that are free where
@@ -165,6 +170,15 @@ class Source(Spec, ABC):
         `task_names`.
         """
 
+    def input_arrays(self) -> tuple[str, ...]:
+        """Keys of `load` in whose place a frozen encoder puts features, which episodes then take.
+
+        Raises UserError where episodes change inputs, or make them.
+        """
+        if self.input_array is None or getattr(self, "augment", None):
+            raise made_when_drawn(self)
+        return (self.input_array,)
+
     def moved(self, places: Mapping[str, str]) -> Self:
         """The same data in other places, each by its key below `data`. Raises UserError for a key
         that says none.
@@ -183,7 +197,7 @@ class Source(Spec, ABC):
         if ARRAY in arrays:
             notes = unpack(arrays[ARRAY])
         if arrays and type(self).populations is Source.populations:
-            notes += (_every_episode_is_new(type(self)),)
+            notes += (every_episode_is_new(type(self).__name__),)
         return notes
 
     @property
@@ -228,14 +242,6 @@ class Source(Spec, ABC):
 
         Takes all chances from `draws`, and an episode's from its own row of them alone.
         """
-
-
-def _every_episode_is_new(source: type[Source]) -> Note:
-    text = (
-        "its data are finite, but the class does not define `populations`, so intervals of scores "
-        "count every episode as a new one and are too narrow"
-    )
-    return Note(place=f"source {source.__name__}", text=text, key="data.name")
 
 
 class Bucket(NamedTuple):

@@ -29,6 +29,7 @@ from raymtl.pipeline.comparisons import (
     score_remotely,
     train_baselines,
 )
+from raymtl.pipeline.features import embed
 from raymtl.pipeline.merging import merge_baselines
 from raymtl.pipeline.monitor import watched
 from raymtl.pipeline.search import STATES, run_search, winner
@@ -64,6 +65,7 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
         own_notes = _about_builders(experiment)
         for note in own_notes:
             view.say(str(note))
+        arrays, about_features = embed(experiment, attempt, arrays, view)
         study = run_search(experiment, attempt, arrays, settings, view, board)
         best = winner(study, experiment)
         chosen = experiment.override(best.user_attrs["values"])
@@ -81,7 +83,7 @@ def tune(experiment: Experiment, run: Path, arrays: Arrays, address: str | None)
         about_regret = regret_of_run(chosen, attempt, shared, settings.cpus, view)
     about = _about_search(experiment, study, best)
     folders = {"winner": run / "best", **compared, **merged.folders}
-    on_data = _notes_on_data(experiment, arrays, folders)
+    on_data = (*_notes_on_data(experiment, arrays, folders), *about_features)
     notes = (*on_data, *chosen.notes(), *own_notes, *merged.notes)
     return _finish(attempt, about | about_regret, folders, started, notes)
 
@@ -131,6 +133,7 @@ def train_run(
         view.say(f"{experiment.train.steps} steps on {workers} workers; run folder {run}")
         for note in experiment.notes():
             view.say(str(note))
+        arrays, about_features = embed(experiment, attempt, arrays, view)
         shared = ray.put(arrays)
         _train_best(experiment, run, shared, view, board)
         about_regret = regret_of_run(
@@ -138,7 +141,8 @@ def train_run(
         )
     about = {"name": experiment.name, "command": "train", "seed": experiment.seed, **about_regret}
     folders = {"model": run / "best"}
-    notes = (*_notes_on_data(experiment, arrays, folders), *experiment.notes())
+    on_data = (*_notes_on_data(experiment, arrays, folders), *about_features)
+    notes = (*on_data, *experiment.notes())
     return _finish(attempt, about, folders, started, notes)
 
 

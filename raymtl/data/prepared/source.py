@@ -153,6 +153,9 @@ class Prepared(Source):
             )
         return self.model_copy(update={"path": absolute(places["path"], "--data")})
 
+    def input_arrays(self) -> tuple[str, ...]:
+        return self.as_files.input_arrays()
+
     def load(self) -> dict[str, np.ndarray]:
         from raymtl.data.prepared.load import load_prepared, read_manifest
 

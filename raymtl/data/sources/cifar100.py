@@ -4,7 +4,7 @@ torchvision.
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -76,6 +76,7 @@ class CIFAR100(DrawnSource):
     environment variable RAYMTL_DATA names it.
     """
 
+    input_array: ClassVar[str] = "pictures"
     name: Literal["cifar100"] = "cifar100"
     folder: str | None = None
     episodes: Episodes = "superclasses"
@@ -290,7 +291,7 @@ class CIFAR100(DrawnSource):
             yield Bucket(episodes, own.indices, names)
 
     def _pictures(self, arrays: Arrays, rows: np.ndarray, split: Split, draws: Draws) -> Tensor:
-        """The pictures with these numbers, [E, N] -> [E, N, 3, 32, 32]."""
+        """The pictures with these numbers, [E, N] -> [E, N, 3, 32, 32]; or their features."""
         pictures = np.take(arrays["pictures"], rows, axis=0)
         if self.augment and split == "train":
             pictures = random_crops(pictures, draws)

@@ -16,6 +16,7 @@ from raymtl.data.sources.digits import Digits
 from raymtl.data.sources.joined import (
     arrays_of_part,
     errors_of_part,
+    input_arrays_of,
     joined_batch,
     joined_buckets,
     named_domains,
@@ -171,6 +172,9 @@ class Several(Source):
     def class_names(self, task: str) -> tuple[str, ...]:
         part, own = self.part_of(task)
         return self.parts[part].class_names(own)
+
+    def input_arrays(self) -> tuple[str, ...]:
+        return input_arrays_of(self.parts)
 
     def load(self) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from raymtl.data.base import Arrays, Bucket
+from raymtl.data.base import Arrays, Bucket, Source
 from raymtl.types import Batch, Episode, UserError
 
 
@@ -89,3 +89,12 @@ def arrays_of_part(part: str, arrays: Arrays) -> Arrays:
     return {
         key.partition("/")[2]: array for key, array in arrays.items() if key.startswith(f"{part}/")
     }
+
+
+def input_arrays_of(parts: Mapping[str, Source]) -> tuple[str, ...]:
+    """The arrays of all parts that a frozen encoder puts features in the place of."""
+    keys: list[str] = []
+    for part, source in parts.items():
+        with errors_of_part(part):
+            keys += [f"{part}/{key}" for key in source.input_arrays()]
+    return tuple(keys)

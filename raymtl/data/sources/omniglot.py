@@ -55,6 +55,7 @@ class Omniglot(SingleTask):
     """
 
     task: ClassVar[str] = "character"
+    input_array: ClassVar[str] = "drawings"
     name: Literal["omniglot"] = "omniglot"
     folder: str | None = None
     split: Literal["random", "background"] = "random"
@@ -181,9 +182,9 @@ class Omniglot(SingleTask):
     def _batch(self, drawings: np.ndarray, rows: np.ndarray) -> Batch:
         """The drawings with these numbers [E, ways, N], one class after the other."""
         num_episodes, ways, per_class = rows.shape
-        pictures = np.take(
-            drawings.reshape(-1, *self.input_shape), rows.reshape(num_episodes, -1), axis=0
-        )
+        if drawings.dtype == np.uint8:  # others are features already
+            drawings = drawings.reshape(-1, *self.input_shape)
+        pictures = np.take(drawings, rows.reshape(num_episodes, -1), axis=0)
         labels = torch.arange(ways).repeat_interleave(per_class).repeat(num_episodes, 1)
         return Batch(torch.from_numpy(pictures), {"character": labels}, {})
 

@@ -1,7 +1,7 @@
 """`files`: the user's own data, by YAML alone: tables and pictures, with any labels."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from pydantic import model_validator
@@ -32,6 +32,8 @@ class Files(FilesConfig):
     is `ways` classes of its one task. Groups and classes of the splits are disjoint, and no group
     is ever in two splits.
     """
+
+    input_array: ClassVar[str] = "inputs"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -1,6 +1,7 @@
 """Networks of timm and torchvision as encoders: their stages, their weights, their batch norms."""
 
-from raymtl.encoders.pretrained.base import PretrainedEncoder, PretrainedSpec
+from raymtl.encoders.pretrained.base import PretrainedSpec
+from raymtl.encoders.pretrained.network import PretrainedEncoder
 from raymtl.encoders.pretrained.timm_spec import TimmSpec
 from raymtl.encoders.pretrained.torchvision_spec import TorchvisionSpec
 

@@ -1,81 +1,22 @@
 """What the specs of timm's and torchvision's networks have in common."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from raymtl.encoders.base import Encoder, EncoderSpecBase, Stage, freeze
+from raymtl.encoders.mlp import MLPSpec
 from raymtl.encoders.pictures import picture_shape
-from raymtl.encoders.pretrained import frozen_norm, names, weights
+from raymtl.encoders.pretrained import frozen, frozen_norm, weights
+from raymtl.encoders.pretrained.network import Network, PretrainedEncoder
 from raymtl.encoders.pretrained.parts import Preprocess, make_pure
-from raymtl.encoders.pretrained.stages import Recipe, divide, is_whole
+from raymtl.encoders.pretrained.stages import divide, is_whole
 from raymtl.types import Spec, UserError
-
-
-class Network(NamedTuple):
-    """A network without its classifier, and what is known of it."""
-
-    module: nn.Module
-    recipes: dict[str, Recipe]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-    classifiers: tuple[str, ...]
-    """Beginnings of the names of the classifier's values, which weights may hold."""
-    entries: tuple[str, ...] = ()
-    """Names of all values that it has in its own library."""
-
-
-class PretrainedEncoder(Encoder):
-    """An encoder that knows the name of each of its values in a file of weights."""
-
-    def __init__(
-        self, network: Network, stages: Sequence[Stage], input_shape: tuple[int, ...]
-    ) -> None:
-        super().__init__(stages, input_shape)
-        self.starts_pretrained = False
-        own = {id(value): name for name, value in _values(self).items()}
-        in_file = network.module.state_dict(keep_vars=True)
-        self.file_names = {
-            name: own[id(value)] for name, value in in_file.items() if id(value) in own
-        }
-        """Name of an entry of the file -> name of the value here."""
-        unused = [name for name in network.entries if name not in self.file_names]
-        self.ignored = (*network.classifiers, *unused)
-        self.blocks: tuple[int, ...] = ()
-        """Of a network of timm in groups: how many blocks each has."""
-        blocks = getattr(network.module, "blocks", None)
-        if isinstance(blocks, nn.Sequential):
-            self.blocks = tuple(len(list(group.children())) for group in blocks)
-
-    @property
-    def is_pretrained(self) -> bool:
-        return self.starts_pretrained
-
-    def check_fit(self, source: str, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The entries by the names of this network. Raises UserError where they do not fit."""
-        entries = names.in_words_of_timm(entries, self.blocks)
-        values = _values(self)
-        shapes = {name: tuple(values[own].shape) for name, own in self.file_names.items()}
-        names.check_fit(source, entries, shapes, self.ignored)
-        return entries
-
-    def take(self, source: str, entries: Mapping[str, Tensor]) -> None:
-        """Takes the values of a file. Raises UserError where they do not fit."""
-        entries, values = self.check_fit(source, entries), _values(self)
-        with torch.no_grad():
-            for name, own in self.file_names.items():
-                values[own].copy_(entries[name])
-
-
-def _values(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 class Found(Spec):
@@ -86,6 +27,8 @@ class Found(Spec):
     """`encoder.name` and `encoder.model`."""
     sha256: str
     """Of the file."""
+    num_features: PositiveInt | None = None
+    """Of a frozen network."""
 
 
 class PretrainedSpec(EncoderSpecBase):
@@ -113,16 +56,60 @@ class PretrainedSpec(EncoderSpecBase):
     """The factor of the learning rate from each stage to the one before it: the last stage has
     lr * lr_scale, the one before it lr * lr_scale^2. Heads have lr.
     """
+    frozen: bool = False
+    """Whether the whole network is constant. The features of each picture are then computed once,
+    and kept in files, which trainings read in place of the pictures.
+    """
+    trunk: MLPSpec | None = None
+    """What is trained on the features of a frozen network, below the heads; None: the heads alone.
+    """
+    cache: str | None = None
+    """The folder where features are kept; None: `.features` in `output`."""
     found: Found | None = None
     """What a run found in the file; not to be set."""
 
     @model_validator(mode="after")
-    def _forget_stale(self) -> Self:
+    def _consistent(self) -> Self:
+        self._check_frozen()
         found = self.found
         if found and (found.weights, found.network) != (self.weights, self._network_name):
             # The object is frozen for others; here it is still being made.
             self.__dict__["found"] = None
+        elif found and self.frozen and found.num_features is None:
+            self.__dict__["found"] = None
         return self
+
+    def _check_frozen(self) -> None:
+        """Raises UserError for keys that say nothing of a frozen network, or of one that is not."""
+        if not self.frozen:
+            for key in ("trunk", "cache"):
+                if getattr(self, key) is not None:
+                    raise UserError(
+                        f"encoder.{key}: expected encoder.frozen: true beside it, whose features "
+                        "it is for, got false. Set it, or leave the key away."
+                    )
+            return
+        if self.weights == weights.NONE:
+            raise UserError(
+                "encoder.frozen: expected encoder.weights beside it, since a network that is never "
+                "trained has learned nothing else, got none. Name a file, or hub:NAME."
+            )
+        if not self.pooled:
+            raise UserError(
+                "encoder.frozen: expected encoder.pooled: true, since features are kept as "
+                "vectors, got false. Choose encoder.frozen_stages to keep stages constant."
+            )
+        if self.batch_norm == "support":
+            raise UserError(
+                "encoder.frozen: expected encoder.batch_norm: auto, since the features of a "
+                "picture must not depend on the others, got support. Leave it away."
+            )
+        for key in ("frozen_stages", "lr_scale"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise UserError(
+                    f"encoder.{key}: expected none beside encoder.frozen: true, by which no stage "
+                    f"is trained, got {getattr(self, key)}. Leave one of them away."
+                )
 
     @property
     def _network_name(self) -> str:
@@ -137,8 +124,19 @@ class PretrainedSpec(EncoderSpecBase):
         """The file of `hub:NAME`; raises any Exception where it cannot be had."""
 
     @property
+    def network(self) -> Self:
+        """The network alone, as an encoder of pictures whose every value is a parameter."""
+        return self.model_copy(update={"frozen": False, "trunk": None, "cache": None})
+
+    @property
     def weights_source(self) -> str:
+        if self.frozen:
+            return weights.NONE  # trainings need none
         return self.weights
+
+    @property
+    def has_per_step_params(self) -> bool:
+        return self.trunk is not None and self.trunk.has_per_step_params
 
     @property
     def is_resolved(self) -> bool:
@@ -150,13 +148,15 @@ class PretrainedSpec(EncoderSpecBase):
         source = weights.absolute(self.weights)
         read = weights.read(source, self._fetch)
         with torch.device("meta"):
-            encoder = self.build(input_shape)
+            encoder = self.build_network(input_shape)
         encoder.check_fit(source, read.entries)
         found = Found(weights=source, network=self._network_name, sha256=read.sha256)
+        if self.frozen:
+            found = found.model_copy(update={"num_features": encoder.out_features})
         return self.model_copy(update={"weights": source, "found": found})
 
     def initialise(self, encoder: Encoder) -> None:
-        if self.weights == weights.NONE:
+        if self.weights == weights.NONE or self.frozen:
             return
         assert isinstance(encoder, PretrainedEncoder)
         if self.found is None:
@@ -165,20 +165,43 @@ class PretrainedSpec(EncoderSpecBase):
             read = weights.read_same(self.weights, self.found.sha256, self._fetch)
         encoder.take(self.weights, read.entries)
 
-    def build(self, input_shape: tuple[int, ...], inner_steps: int = 0) -> PretrainedEncoder:
+    def build(self, input_shape: tuple[int, ...], inner_steps: int = 0) -> Encoder:
+        """For pictures as `build_network` takes them; of a frozen network, for its features."""
+        if not self.frozen:
+            return self.build_network(input_shape)
+        return frozen.build_on_features(self.trunk, self.num_features, inner_steps)
+
+    @property
+    def num_features(self) -> int:
+        """Of the frozen network. Raises UserError before its weights were read."""
+        if self.found is None or self.found.num_features is None:
+            raise frozen.unresolved()
+        return self.found.num_features
+
+    def preprocessing(self, input_shape: tuple[int, ...]) -> dict[str, object]:
+        """What is done to pictures before the first layer, in plain values."""
+        height, width = self._size(input_shape)
+        with torch.device("meta"):
+            network = self._network((height, width))
+        return {
+            "size": [height, width],
+            "mean": list(network.mean),
+            "std": list(network.std),
+            "interpolation": network.interpolation,
+        }
+
+    def build_network(self, input_shape: tuple[int, ...]) -> PretrainedEncoder:
         """For pictures [N, channels, height, width] of 1 or 3 channels, in [0, 1].
 
         Raises UserError for other inputs, for a model that is not known, and for what it cannot do.
         """
-        channels, height, width = picture_shape(getattr(self, "name", ""), input_shape, at_least=1)
+        channels, _, _ = picture_shape(getattr(self, "name", ""), input_shape, at_least=1)
         if channels not in (1, 3):
             raise UserError(
                 f"encoder.model: {self.model} takes pictures of 1 or 3 channels, got inputs of "
                 f"shape {input_shape}. Choose another encoder.name, such as resnet18."
             )
-        if self.size is not None:
-            height = width = self.size
-        network = self._network((height, width))
+        network = self._network(self._size(input_shape))
         network = network._replace(entries=tuple(network.module.state_dict()))
         make_pure(network.module)
         if frozen_norm.has_batch_norms(network.module):
@@ -191,6 +214,12 @@ class PretrainedSpec(EncoderSpecBase):
         encoder.has_stages = has_stages
         encoder.starts_pretrained = self.weights != weights.NONE
         return encoder
+
+    def _size(self, input_shape: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width of the pictures that the network sees."""
+        if self.size is not None:
+            return self.size, self.size
+        return input_shape[-2], input_shape[-1]
 
     def _batch_norm_kind(self) -> frozen_norm.BatchNormKind:
         if self.batch_norm == "support":
