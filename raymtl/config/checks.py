@@ -75,7 +75,8 @@ def check_stages(sharing: SharingSpec, encoder: Encoder) -> None:
         raise UserError(
             f"sharing.name: {sharing.name} separates or mixes tasks between the stages of the "
             "encoder, and this one names none. Name them in from_module, choose another "
-            "encoder.model, or sharing.name: hard."
+            "encoder.model, with encoder.frozen: true give encoder.trunk, or choose sharing.name: "
+            "hard."
         )
 
 

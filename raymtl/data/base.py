@@ -48,14 +48,6 @@ def data_folder(folder: str | None, holds: str, name: str) -> Path:
     return Path(root).expanduser()
 
 
-def unresolved() -> UserError:
-    """The error about a source that is used before its files were read."""
-    return UserError(
-        "data: expected a source whose files have been read, got its configuration alone. Call its "
-        "resolve(), or that of the Experiment; raymtl.load does."
-    )
-
-
 class Population(NamedTuple):
     """What the examples of a split were sampled from, by which their scores have intervals."""
 

@@ -23,3 +23,11 @@ def made_when_drawn(source: Spec) -> UserError:
         f"which they are made when an episode is drawn. {advice}, or keep stages constant by "
         "encoder.frozen_stages."
     )
+
+
+def unresolved() -> UserError:
+    """The error about a source that is used before its files were read."""
+    return UserError(
+        "data: expected a source whose files have been read, got its configuration alone. Call its "
+        "resolve(), or that of the Experiment; raymtl.load does."
+    )

@@ -29,6 +29,22 @@ def _compute(
     if len(blocks) == 1 and not gpus:
         yield from in_this_process(load, blocks)
         return
+    network, pictures = ray.put(load()), [ray.put(block) for block in blocks]
+    run: Any = _run  # for the types, it returns once
+    for made in run.options(num_returns="streaming").remote(gpus, [network], pictures):
+        number, features, error = ray.get(made)
+        if error:
+            raise UserError(error)
+        yield number, features
+
+
+@ray.remote(num_cpus=0)
+def _run(
+    gpus: int,
+    network: "Sequence[ray.ObjectRef[FrozenNetwork]]",
+    blocks: "Sequence[ray.ObjectRef[np.ndarray]]",
+) -> Iterator[tuple[int, np.ndarray, str]]:
+    """Drives Ray Data in a process of Ray's, whose messages about actors go to Ray's own files."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -36,20 +52,17 @@ def _compute(
     actors = int(ray.cluster_resources().get("CPU", 1))
     if gpus:
         resources, actors = {"num_gpus": 1}, gpus
-    actors = max(1, min(actors, len(blocks)))
     numbers = ray.data.range(len(blocks), override_num_blocks=len(blocks))
     made = numbers.map_batches(
         _Embedder,
-        fn_constructor_args=([ray.put(load())], [ray.put(block) for block in blocks]),
+        fn_constructor_args=(network, blocks),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(actors, len(blocks)))),
         **resources,
     )
     for row in made.iter_rows():
-        if row["error"]:
-            raise UserError(row["error"])
         features = np.frombuffer(row["features"], np.float32)
-        yield row["number"], features.reshape(row["rows"], -1)
+        yield int(row["number"]), features.reshape(row["rows"], -1), row["error"]
 
 
 class _Embedder:
@@ -63,6 +76,7 @@ class _Embedder:
         device = "cpu"
         if ray.get_gpu_ids():
             device = "cuda"
+            torch.backends.cudnn.allow_tf32 = False  # whose features have three digits
         torch.set_num_threads(1)
         self.network, self.blocks = ray.get(network[0]).to(device), blocks
 

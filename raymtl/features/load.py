@@ -73,8 +73,15 @@ def with_features(
     cache = FeatureCache(_folder(experiment, encoder, run) / _key_of(about), encoder.num_features)
     computed = FeatureJob(rows, about, cache, load, driver, report).run()
     of_keys = zip(keys, rows.numbers, strict=True)
-    features = {key: np.take(computed.features, numbers, axis=0) for key, numbers in of_keys}
+    features = {key: _of_rows(computed.features, numbers) for key, numbers in of_keys}
     return Loaded({**arrays, **features}, computed.notes)
+
+
+def _of_rows(features: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The features of rows with these numbers; they are not copied if all rows differ."""
+    if np.array_equal(numbers, np.arange(len(features))):
+        return features
+    return np.take(features, numbers, axis=0)
 
 
 def _describe(experiment: Experiment, encoder: PretrainedSpec) -> dict[str, object]:

@@ -6,9 +6,10 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from raymtl.data.base import Arrays, Bucket, HeldOut, Members, Population, Source, Split, unresolved
+from raymtl.data.base import Arrays, Bucket, HeldOut, Members, Population, Source, Split
 from raymtl.data.counts import Count, Ways, usual
 from raymtl.data.draws import Draws
+from raymtl.data.source_messages import unresolved
 from raymtl.data.tables import augment as augmentation
 from raymtl.data.tables.augment import Augment
 from raymtl.data.tables.schema import TaskName

@@ -15,6 +15,7 @@ from raymtl.data.draws import Draws
 from raymtl.data.sources.digits import Digits
 from raymtl.data.sources.joined import (
     arrays_of_part,
+    check_alike,
     errors_of_part,
     input_arrays_of,
     joined_batch,
@@ -66,7 +67,7 @@ class Several(Source):
             )
         self._check_parts()
         if self.is_resolved:
-            self._check_alike()
+            check_alike(self.parts)
         return self
 
     @property
@@ -81,31 +82,8 @@ class Several(Source):
             with errors_of_part(name):
                 parts[name] = part.resolve()
         resolved = self.model_copy(update={"parts": parts})
-        resolved._check_alike()
+        check_alike(resolved.parts)
         return resolved
-
-    def _check_alike(self) -> None:
-        """Refuses parts whose inputs differ, and several that are streamed."""
-        (first, one), *others = self.parts.items()
-        for name, other in others:
-            if (other.input_shape, other.is_image) != (one.input_shape, one.is_image):
-                raise UserError(
-                    f"data.parts.{name}: expected inputs of shape {one.input_shape} as "
-                    f"data.parts.{first} has, got {other.input_shape}. One encoder reads them all: "
-                    "take sources whose inputs are alike."
-                )
-            if other.slots != one.slots:
-                raise UserError(
-                    f"data.parts.{name}: expected columns of text where data.parts.{first} has "
-                    "them, got others. One encoder reads them all: take sources whose inputs are "
-                    "alike."
-                )
-        streamed = [name for name, part in self.parts.items() if part.is_streamed]
-        if len(streamed) > 1:
-            raise UserError(
-                f"data.parts.{streamed[1]}.in_memory_mb: expected one part that is larger than "
-                f"memory, got {streamed}. Raise it for one of them."
-            )
 
     def _check_parts(self) -> None:
         """Refuses keys of a part that are the same for all parts."""

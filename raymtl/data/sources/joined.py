@@ -98,3 +98,27 @@ def input_arrays_of(parts: Mapping[str, Source]) -> tuple[str, ...]:
         with errors_of_part(part):
             keys += [f"{part}/{key}" for key in source.input_arrays()]
     return tuple(keys)
+
+
+def check_alike(parts: Mapping[str, Source]) -> None:
+    """Refuses parts whose inputs differ, and several that are streamed."""
+    (first, one), *others = parts.items()
+    for name, other in others:
+        if (other.input_shape, other.is_image) != (one.input_shape, one.is_image):
+            raise UserError(
+                f"data.parts.{name}: expected inputs of shape {one.input_shape} as "
+                f"data.parts.{first} has, got {other.input_shape}. One encoder reads them all: "
+                "take sources whose inputs are alike."
+            )
+        if other.slots != one.slots:
+            raise UserError(
+                f"data.parts.{name}: expected columns of text where data.parts.{first} has "
+                "them, got others. One encoder reads them all: take sources whose inputs are "
+                "alike."
+            )
+    streamed = [name for name, part in parts.items() if part.is_streamed]
+    if len(streamed) > 1:
+        raise UserError(
+            f"data.parts.{streamed[1]}.in_memory_mb: expected one part that is larger than "
+            f"memory, got {streamed}. Raise it for one of them."
+        )

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from raymtl.data.base import Source, Split, unresolved
+from raymtl.data.base import Source, Split
 from raymtl.data.counts import Count, Ways, most
+from raymtl.data.source_messages import unresolved
 from raymtl.data.tables.augment import Augment
 from raymtl.data.tables.schema import (
     DateOrder,
