@@ -21,7 +21,7 @@ from raymtl.encoders import PretrainedSpec
 from raymtl.encoders.norm import BatchStatistics
 from raymtl.evaluation.evaluate import scores_of
 from raymtl.evaluation.predictions import prediction_of, write_predictions
-from raymtl.features.network import frozen_encoder
+from raymtl.features.network import FrozenNetwork, load_network, read_shape
 from raymtl.reporting.terminal import Row, View
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage import formats
@@ -80,9 +80,9 @@ def transfer_run(request: TransferRequest, view: View) -> dict[str, Any]:
 def _prepare(request: TransferRequest) -> _Prepared:
     """Reads the examples, and makes a teacher of the trained model."""
     experiment, algorithm, params = request.adaptation.load()
-    _check_not_frozen(experiment)
     _check_norms(experiment, request.transfer)
     data = read_new_data(request, experiment, algorithm)
+    data = _embedded(data, load_network(experiment, request.adaptation.run))
     named_task = request.transfer.task.model_copy(update={"name": data.task})
     transfer = request.transfer.model_copy(update={"task": named_task})
     reads = transfer.reads or algorithm.tasks[0].name
@@ -94,7 +94,7 @@ def _prepare(request: TransferRequest) -> _Prepared:
     with torch.no_grad():
         for name, value in algorithm.model.named_parameters():
             value.copy_(params[f"model.{name}"])
-    teacher = Teacher(Trunk(algorithm.model, reads), tuple(experiment.data.input_shape), None)
+    teacher = Teacher(Trunk(algorithm.model, reads), read_shape(experiment), None)
     _check_plain(algorithm, params, teacher, reads, data.labelled.inputs[:2])
     kind = transfer.task.task_kind
     trained = None
@@ -107,14 +107,12 @@ def _prepare(request: TransferRequest) -> _Prepared:
     return _Prepared(experiment, data, transfer, teacher, reads, trained)
 
 
-def _check_not_frozen(experiment: Experiment) -> None:
-    """Raises UserError where the model reads features."""
-    if frozen_encoder(experiment) is not None:
-        raise UserError(
-            "--transfer: expected a run that was trained on pictures, got one with encoder.frozen: "
-            "true, which was trained on features. Adapt it without --transfer, or train on the new "
-            "task."
-        )
+def _embedded(data: NewData, network: FrozenNetwork | None) -> NewData:
+    """The examples with features in the place of pictures, if the network of the run is frozen."""
+    if network is None:
+        return data
+    labelled = data.labelled._replace(inputs=network(data.labelled.inputs))
+    return data._replace(labelled=labelled, inputs=network(data.inputs))
 
 
 def _check_norms(experiment: Experiment, transfer: Transfer) -> None:

@@ -16,6 +16,8 @@ from raymtl.adaptation.transfer import (
     named,
 )
 from raymtl.adaptation.transfer.network import headed
+from raymtl.features.network import load_network as load_frozen
+from raymtl.features.network import read_shape
 from raymtl.storage import formats
 from raymtl.types import Task, UserError
 
@@ -34,7 +36,7 @@ def load_network(folder: Path) -> tuple[Network, Task]:
         ) from None
     described = formats.read_json(folder / "scores.json")["task"]
     task = transfer.task.task_kind.restore(transfer.task, described)
-    shape = tuple(experiment.data.input_shape)
+    shape = read_shape(experiment)
     teacher = Teacher(Trunk(experiment.build(pretrained=False).model, reads), shape)
     if isinstance(transfer, TargetTransfer):
         body = transfer.network(teacher, task).body
@@ -45,4 +47,5 @@ def load_network(folder: Path) -> tuple[Network, Task]:
     with torch.no_grad():
         for key, value in named(network, task.name).items():
             value.copy_(params[key])
+    network.frozen = load_frozen(experiment, folder)
     return network, task

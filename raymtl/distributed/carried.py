@@ -6,6 +6,7 @@ import ray
 
 from raymtl.config import Experiment, parse
 from raymtl.encoders.pretrained import weights
+from raymtl.features.network import frozen_encoder
 from raymtl.schema.component_modules import Shipment, shipment
 from raymtl.schema.distributions import Choice
 
@@ -31,7 +32,9 @@ class Carried(NamedTuple):
 
 def carry(experiment: Experiment) -> Carried:
     """The experiment for another process."""
-    sources = [experiment.encoder.weights_source]
+    sources = []
+    if frozen_encoder(experiment) is None:  # else trainings read features
+        sources.append(experiment.encoder.weights_source)
     searched = experiment.search.get("encoder.weights")
     if isinstance(searched, Choice):
         sources += [str(choice) for choice in searched.choice]

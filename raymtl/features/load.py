@@ -16,6 +16,7 @@ from raymtl.features.network import FrozenNetwork, frozen_encoder, load_network
 from raymtl.features.rows import find_different
 from raymtl.storage import strict_json
 from raymtl.storage.notes import Note
+from raymtl.storage.places import absolute, expand
 from raymtl.types import UserError
 
 FOLDER = ".features"
@@ -104,7 +105,13 @@ def _key_of(about: Mapping[str, object]) -> str:
 def _folder(experiment: Experiment, encoder: PretrainedSpec, run: Path | None) -> Path:
     """Where the caches of all networks are."""
     if encoder.cache is not None:
-        return Path(encoder.cache).expanduser().absolute()
+        place = absolute(encoder.cache, "encoder.cache")
+        if "://" in expand(place, "encoder.cache"):
+            raise UserError(
+                f"encoder.cache: expected a folder, got the URL {place}. Choose a folder that this "
+                "machine reaches."
+            )
+        return Path(place)
     if run is not None:
         return run.absolute().parent / FOLDER
     return Path(experiment.output).absolute() / FOLDER

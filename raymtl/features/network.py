@@ -30,6 +30,14 @@ def frozen_encoder(experiment: Experiment) -> PretrainedSpec | None:
     return None
 
 
+def read_shape(experiment: Experiment) -> tuple[int, ...]:
+    """The shape of one input as the model reads it: of a picture, or of its features."""
+    encoder = frozen_encoder(experiment)
+    if encoder is None:
+        return tuple(experiment.data.input_shape)
+    return (encoder.num_features,)
+
+
 class FrozenNetwork(torch.nn.Module):
     """A network without parameters, [N, channels, height, width] -> [N, F]."""
 

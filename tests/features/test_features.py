@@ -19,7 +19,7 @@ from raymtl.evaluation.evaluate import evaluate_folder
 from raymtl.features import compute
 from raymtl.features.compute import LoadNetwork, in_this_process
 from raymtl.features.load import Loaded, with_features
-from raymtl.features.network import FrozenNetwork, keep_weights, load_network
+from raymtl.features.network import keep_weights, load_network
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.storage import atomic, formats
 from raymtl.training.context import TrainContext
@@ -297,6 +297,22 @@ def test_a_run_reads_pictures_without_the_file_of_weights(
     assert adapted.predictions.num_rows == 0 or "label.after" in adapted.predictions.column_names
 
 
+@pytest.mark.parametrize("kind", ["feature", "model", "target"])
+def test_a_transfer_reads_pictures(kind: str, run: Path) -> None:
+    """What it predicted of an episode is what its network says of the pictures."""
+    values: dict[str, Any] = {"optimiser.steps": 3, "held_out": 0}
+    if kind == "target":
+        values |= {"student.name": "mlp", "student.hidden": [4]}
+    adapted = raymtl.adapt(run, episode=0, transfer=kind, values=values, name=kind)
+    experiment = raymtl.open_run(run).config
+    arrays = experiment.data.load()
+    (stack,), _ = build_episodes(experiment.data, arrays, seed=0, split="test", step=0, indices=[0])
+    with torch.no_grad():
+        outputs = adapted.model(shared_inputs(stack.query)[0])
+    predicted = [KINDS[number] for number in outputs.argmax(1).tolist()]
+    assert adapted.predictions["label.after"].to_pylist() == predicted
+
+
 def test_a_copied_model_says_which_file_it_lacks(run: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -371,6 +387,27 @@ def test_all_trials_read_the_same_features(places: dict[str, Path], tmp_path: Pa
         parse(chosen | {"search": {"encoder.size": {"choice": [32, 64]}}})
 
 
-def test_a_network_is_the_same_on_threads(places: dict[str, Path], tmp_path: Path) -> None:
-    network = present(load_network(frozen(places, tmp_path)))
-    assert isinstance(network, FrozenNetwork) and not list(network.parameters())
+def test_a_cache_that_is_no_folder_is_refused(places: dict[str, Path], tmp_path: Path) -> None:
+    experiment = frozen(places, tmp_path, cache="s3://bucket/features")
+    with pytest.raises(UserError, match=r"encoder\.cache: expected a folder, got the URL s3"):
+        embedded(experiment, Counting())
+
+
+def test_features_do_not_depend_on_the_pictures_beside(
+    places: dict[str, Path], tmp_path: Path
+) -> None:
+    """To the bit, however they are divided and ordered, on one thread and on two."""
+    experiment = frozen(places, tmp_path)
+    network = present(load_network(experiment))
+    assert not list(network.parameters())
+    pictures = experiment.data.load()["inputs"]
+    whole = network.of_rows(pictures)
+    order = np.random.default_rng(0).permutation(len(pictures))
+    assert np.array_equal(network.of_rows(pictures[order]), whole[order])
+    divided = [network.of_rows(part) for part in np.split(pictures, [1, 5, 22])]
+    assert np.array_equal(np.concatenate(divided), whole)
+    try:
+        torch.set_num_threads(2)
+        assert np.array_equal(network.of_rows(pictures), whole)
+    finally:
+        torch.set_num_threads(1)

@@ -15,13 +15,19 @@ Predict = Callable[[Tensor], Tensor]
 
 
 class Network(nn.Module):
-    """`head` of `body`: [N, ...] -> [N, out_features]."""
+    """`head` of `body`: [N, ...] -> [N, out_features].
+
+    With a `frozen` network inputs are pictures, and the body reads their features.
+    """
 
     def __init__(self, body: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.body, self.head = body, head
+        self.frozen: nn.Module | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
+        if self.frozen is not None:
+            inputs = self.frozen(inputs)
         prediction: Tensor = self.head(self.body(inputs))
         return prediction
 

@@ -130,8 +130,6 @@ class PretrainedSpec(EncoderSpecBase):
 
     @property
     def weights_source(self) -> str:
-        if self.frozen:
-            return weights.NONE  # trainings need none
         return self.weights
 
     @property
