@@ -151,6 +151,8 @@ def _normalised(column: FittedColumn) -> str:
         if len(column.categories) > 6:
             listed += " ..."
         return f"one of {listed}, or another"
+    if column.encoder is not None and not column.encoder.frozen:
+        return f"tokens of {column.encoder.model}"
     if column.encoder is not None:
         return f"vector of {column.encoder.model}, mean {column.mean:.4g}, spread {column.std:.4g}"
     return {"text": "hashed words", "picture": "0 to 1"}[column.role]

@@ -46,6 +46,11 @@ class SharingArchitecture(nn.Module, ABC):
     def shared(self) -> frozenset[str]:
         """Names of the parameters that the losses of several tasks depend on."""
 
+    @property
+    def shared_with_front(self) -> frozenset[str]:
+        """The same, and the parameters of the front, which all losses depend on."""
+        return self.shared | self._names("front")
+
     @abstractmethod
     def features(self, inputs: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
         """The flattened features [N, F] that the head of each of `tasks` reads, from [N, ...].

@@ -200,7 +200,7 @@ class Algorithm(NamedTuple):
 
         The heads of the tasks are among them, although an inner loop over all tasks couples them.
         """
-        shared = {f"model.{name}" for name in self.model.shared}
+        shared = {f"model.{name}" for name in self.model.shared_with_front}
         return frozenset(
             name for name in params if name.startswith("model.") and name not in shared
         )

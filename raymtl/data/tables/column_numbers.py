@@ -12,7 +12,7 @@ from raymtl.data.tables.columns import LocateRow, in_order, numbers, texts, vect
 from raymtl.data.tables.schema import FittedColumn
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.data.tables.statistics import Counts, InputSums
-from raymtl.data.tables.text_columns import encoded_texts
+from raymtl.data.tables.text_columns import encode_tokens, encoded_texts
 from raymtl.types import UserError
 
 
@@ -25,7 +25,7 @@ def fit_columns(
     fitted = []
     for column in columns:
         name = column.column
-        if column.role == "picture":
+        if column.role == "picture" or _is_trained(column):
             fitted.append(column)
         elif column.role == "text" and column.encoder is None:
             fitted.append(column.model_copy(update={"size": source.text_size}))
@@ -44,6 +44,11 @@ def fit_columns(
             found = {"mean": moments.mean, "std": moments.std or 1.0}
             fitted.append(column.model_copy(update=found))
     return fitted
+
+
+def _is_trained(column: FittedColumn) -> bool:
+    """Whether its numbers are those of tokens."""
+    return column.encoder is not None and not column.encoder.frozen
 
 
 def _categories(counts: Counts, max_categories: int) -> tuple[str, ...]:
@@ -65,6 +70,9 @@ def encode_column(
     A missing number becomes the mean of the rows for training, 0 in their scale, where `impute`
     allows it. Raises UserError for infinite numbers, and for missing ones else.
     """
+    if _is_trained(fitted):
+        encode_tokens(fitted, column, out)
+        return
     if fitted.encoder is not None:
         values = encoded_texts(fitted, column)
         values = np.where(np.isnan(values), fitted.mean, values)

@@ -127,7 +127,7 @@ def _fit_columns(
     for name, role in roles.items():
         given = given_input(source, dataset, name)
         if isinstance(given, TextInput):
-            columns.append(text_column(given, name))
+            columns.append(text_column(given, name, rows.table[name]))
         else:
             columns.append(_of_role(name, role, rows))
     return fit_columns(columns, sum_inputs(columns, rows), source, rows.locate(0))

@@ -22,6 +22,8 @@ from raymtl.data.tables.schema import (
     TaskName,
     Thousands,
 )
+from raymtl.data.tables.token_slots import token_slot
+from raymtl.encoders.front import Slot
 from raymtl.encoders.texts.settings import TextInput
 from raymtl.schema.readers import Written
 from raymtl.tasks import chosen_by, classification
@@ -192,6 +194,17 @@ class FilesConfig(Source):
     @property
     def input_shape(self) -> tuple[int, ...]:
         return self.found.input_shape
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        slots: list[Slot] = []
+        start = 0
+        for column in self.found.columns:
+            slot = token_slot(column, start)
+            if slot is not None:
+                slots.append(slot)
+            start += column.size
+        return tuple(slots)
 
 
 def no_path() -> UserError:

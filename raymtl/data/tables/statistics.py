@@ -107,7 +107,7 @@ def sum_inputs(columns: Sequence[FittedColumn], rows: TrainRows) -> InputSums:
         name = column.column
         if column.role == "category":
             counts[name] = _counts(rows.column(name))
-        elif column.encoder is not None:
+        elif column.encoder is not None and column.encoder.frozen:
             moments[name] = moments_of(encoded_texts(column, rows.column(name)))
         elif column.role == "vector":
             moments[name] = moments_of(vectors(rows.column(name), name, rows.locate, column.size))

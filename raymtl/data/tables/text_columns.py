@@ -9,23 +9,47 @@ import pyarrow as pa
 from raymtl.data.tables.columns import texts
 from raymtl.data.tables.findings import columns_named
 from raymtl.data.tables.schema import FittedColumn
-from raymtl.encoders.texts.settings import TextInput
+from raymtl.data.tables.token_slots import encoder_key
+from raymtl.encoders.texts.settings import FoundTextEncoder, TextInput
 from raymtl.storage.notes import Note
 from raymtl.storage.places import absolute
 from raymtl.types import UserError
 
 
-def encoder_key(column: str) -> str:
-    """The dotted key of a column's encoder."""
-    return f"data.inputs.{column}.encoder"
-
-
-def text_column(given: TextInput, name: str) -> FittedColumn:
+def text_column(given: TextInput, name: str, column: pa.ChunkedArray) -> FittedColumn:
     """The column before anything is summed up. Raises UserError where there is no such encoder."""
-    from raymtl.encoders.texts.opened import find_encoder
+    from raymtl.encoders.texts.opened import find_encoder, open_same
+    from raymtl.encoders.texts.token_slot import check_trainable
 
-    found = find_encoder(given.encoder, encoder_key(name))
-    return FittedColumn(column=name, role="text", size=found.size, encoder=found)
+    key = encoder_key(name)
+    found = find_encoder(given.encoder, key)
+    size = found.size
+    if not found.frozen:
+        check_trainable(open_same(found, key), f"{key}.frozen")
+        size = max([1, *map(len, _tokens(found, texts(column).drop_null().to_pylist(), key))])
+    return FittedColumn(column=name, role="text", size=size, encoder=found)
+
+
+def _tokens(found: FoundTextEncoder, given: Sequence[str], key: str) -> list[list[int]]:
+    from raymtl.encoders.texts.opened import open_same
+    from raymtl.encoders.texts.transformer import TransformerEncoder
+
+    model = open_same(found, key)
+    assert isinstance(model, TransformerEncoder)
+    return model.tokens(given)
+
+
+def encode_tokens(fitted: FittedColumn, column: pa.ChunkedArray, out: np.ndarray) -> None:
+    """Writes the numbers of the tokens of texts to `out` [N, size], and -1 after the last one. What
+    is longer is cut off. Raises UserError where the model is gone, or is another.
+    """
+    assert fitted.encoder is not None
+    values = texts(column)
+    known = np.flatnonzero(values.is_valid().to_numpy(zero_copy_only=False))
+    tokens = _tokens(fitted.encoder, values.drop_null().to_pylist(), encoder_key(fitted.column))
+    out[:] = -1
+    for row, own in zip(known.tolist(), tokens, strict=True):
+        out[row, : len(own)] = own[: fitted.size]
 
 
 def encoded_texts(fitted: FittedColumn, column: pa.ChunkedArray) -> np.ndarray:

@@ -41,6 +41,7 @@ _vectors: OrderedDict[bytes, np.ndarray] = OrderedDict()
 
 def open_encoder(encoder: TextEncoder, key: str) -> Opened:
     """The model that `key` names. Raises UserError where it cannot be read."""
+    encoder = encoder.model_copy(update={"frozen": True, "lr_scale": 1.0})
     known = _opened.get(encoder)
     files = model_files(encoder, key)
     stamps = files.stamps()

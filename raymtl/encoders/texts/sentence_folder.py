@@ -5,7 +5,7 @@ of are built from their settings and tensors, and others are refused.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,12 @@ OLD_POOLINGS = {
 }
 """What the settings of a pooling were called before version 5.7."""
 
-Layer = Callable[[Tensor], Tensor]
+
+class Normalised(nn.Module):
+    """Vectors [N, D] of length 1."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=-1)
 
 
 class SentenceFolder(NamedTuple):
@@ -45,7 +50,7 @@ class SentenceFolder(NamedTuple):
     transformer: Path
     poolings: tuple[str, ...] = ()
     """None where the folder says nothing of it."""
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[nn.Module, ...] = ()
     """Applied to the pooled vectors [N, D] one after the other."""
     max_tokens: int | None = None
     lower_case: bool = False
@@ -135,10 +140,10 @@ def _prompt(reader: _Reader) -> str:
     return str((settings.get("prompts") or {}).get(name, ""))
 
 
-def _layer(reader: _Reader, kind: str, path: str) -> Layer:
+def _layer(reader: _Reader, kind: str, path: str) -> nn.Module:
     """A module that stands after the pooling. Raises UserError for one that is none there."""
     if kind == "Normalize":
-        return lambda vectors: F.normalize(vectors, dim=-1)
+        return Normalised()
     if kind != "Dense":
         raise reader.error(
             f"{MODULES}: expected Dense and Normalize after the pooling, got {kind}. Take another "

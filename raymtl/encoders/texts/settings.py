@@ -1,8 +1,8 @@
 """What a configuration says of a pre-trained encoder of texts, and what was found by it."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from raymtl.types import Spec
 
@@ -12,7 +12,7 @@ HUB = "hub:"
 
 
 class TextEncoder(Spec):
-    """A pre-trained encoder, which makes a vector of each text. Its values stay as they are.
+    """A pre-trained encoder, which makes a vector of each text.
 
     Example: `data: {inputs: {review: {role: text, encoder: {model: models/minilm}}}}`
     """
@@ -27,6 +27,26 @@ class TextEncoder(Spec):
     """
     max_tokens: PositiveInt | None = None
     """Longer texts are cut off after so many tokens; as many as the model reads, unless given."""
+    frozen: bool = True
+    """Whether the encoder keeps its values, and vectors are computed before training; else it is
+    trained as the front of the model.
+    """
+    lr_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of an encoder that is trained: the factor of train.lr."""
+
+    @model_validator(mode="after")
+    def _check_trained(self) -> Self:
+        if self.frozen and self.lr_scale != 1:
+            raise ValueError(
+                f"expected frozen: false beside lr_scale, got lr_scale: {self.lr_scale} for an "
+                "encoder that keeps its values. Remove it"
+            )
+        if not self.frozen and self.model == UNIVERSAL:
+            raise ValueError(
+                f"expected frozen: true with the model {UNIVERSAL}, which NumPy computes, got "
+                "false. Remove it"
+            )
+        return self
 
     @property
     def is_folder(self) -> bool:
@@ -54,5 +74,5 @@ class FoundTextEncoder(TextEncoder):
 
     @property
     def asked(self) -> TextEncoder:
-        """What the configuration says."""
+        """What its vectors follow from, whether or not it is trained."""
         return TextEncoder(model=self.model, pooled=self.pooled, max_tokens=self.max_tokens)

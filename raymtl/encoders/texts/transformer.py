@@ -46,7 +46,7 @@ class TransformerEncoder(TextModel):
         self.size = self._encode([[0]]).shape[1]
 
     def vectors(self, texts: Sequence[str], advance: Advance) -> np.ndarray:
-        ids = self._tokens(texts, cut_off=True)
+        ids = self.tokens(texts)
         lengths = np.array([-(-max(1, len(own)) // LENGTHS) * LENGTHS for own in ids])
         out = np.empty((len(texts), self.size), np.float32)
         for length in np.unique(lengths).tolist():
@@ -59,9 +59,9 @@ class TransformerEncoder(TextModel):
     def num_long(self, texts: Sequence[str]) -> int:
         most = self.max_tokens
         assert most is not None
-        return sum(len(ids) > most for ids in self._tokens(texts, cut_off=False))
+        return sum(len(ids) > most for ids in self.tokens(texts, cut_off=False))
 
-    def _tokens(self, texts: Sequence[str], *, cut_off: bool) -> list[list[int]]:
+    def tokens(self, texts: Sequence[str], *, cut_off: bool = True) -> list[list[int]]:
         """The tokens of each text, by their numbers."""
         if self.folder.lower_case:
             texts = [text.lower() for text in texts]

@@ -150,7 +150,8 @@ def gather(family: Family) -> Ingredients | Note:
     if any(name.startswith("learner.") for name in params):
         text = f"not made, since the learner {experiment.learner.name} has parameters of its own"
         return note(text, "learner.name")
-    shared = [name for name in params if name.removeprefix("model.") in algorithm.model.shared]
+    common = algorithm.model.shared_with_front
+    shared = [name for name in params if name.removeprefix("model.") in common]
     if not shared:
         return note(
             "not made, since the trunk is frozen and the tasks share nothing",
