@@ -74,7 +74,8 @@ class FrozenNetwork(torch.nn.Module):
 
     def of_rows(self, rows: np.ndarray) -> np.ndarray:
         """Features [N, F] float32 of pictures in bytes. Raises UserError if some are infinite."""
-        features = self(torch.from_numpy(np.ascontiguousarray(rows)))
+        # A copy, since torch warns of arrays that cannot be written, such as those of Ray.
+        features = self(torch.from_numpy(np.array(rows)))
         if not features.isfinite().all():
             raise UserError(
                 "encoder.weights: expected a network whose features are finite, got infinite ones "

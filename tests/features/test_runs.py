@@ -14,15 +14,18 @@ import yaml
 import raymtl
 from raymtl.cli import main
 from raymtl.config import load, parse
+from raymtl.data import Files
 from raymtl.data.base import Split
 from raymtl.data.episodes import build_episodes
+from raymtl.data.prepared.prepare import prepare
 from raymtl.features import compute
 from raymtl.features.load import with_features
 from raymtl.features.network import load_network
 from raymtl.storage import formats
+from raymtl.types import UserError
 from tests.data.test_cifar100 import contents, write
 from tests.features.test_features import places, tree
-from tests.narrowing import present
+from tests.narrowing import checked, present
 
 models = pytest.importorskip("torchvision.models")
 __all__ = ["places"]
@@ -93,6 +96,36 @@ def check_same_draws(
     assert torch.equal(network(of_pictures[0]), of_features[0])
     for name, target in built[0].query.targets.items():
         assert torch.equal(target, built[1].query.targets[name])
+
+
+@pytest.mark.parametrize("name", ["files", "several", "prepared"])
+def test_episodes_of_files_have_the_features_of_their_pictures(
+    name: str, places: dict[str, Path], tmp_path: Path
+) -> None:
+    chosen = tree(places, tmp_path, frozen=True)
+    if name == "several":
+        chosen["data"] = {"name": "several", "parts": {"a": chosen["data"], "b": chosen["data"]}}
+    elif name == "prepared":
+        files = checked(parse(chosen).data.resolve(), Files)
+        prepare(files, str(tmp_path / "shards"), shard_mb=0.01)
+        chosen["data"] = {"name": "prepared", "path": str(tmp_path / "shards")}
+    experiment = parse(chosen).resolve()
+    pictures = experiment.data.load()
+    features = with_features(experiment, pictures).arrays
+    network = present(load_network(experiment))
+    for split in ("train", "test"):
+        check_same_draws(experiment, pictures, features, network, split)
+
+
+def test_streamed_files_are_refused(places: dict[str, Path], tmp_path: Path) -> None:
+    chosen = tree(places, tmp_path, frozen=True)
+    files = checked(parse(chosen).data.resolve(), Files)
+    prepare(files, str(tmp_path / "shards"), shard_mb=0.01)
+    path = str(tmp_path / "shards")
+    chosen["data"] = {"name": "prepared", "path": path, "in_memory_mb": 0.001}
+    experiment = parse(chosen).resolve()
+    with pytest.raises(UserError, match=r"Raise data\.in_memory_mb"):
+        with_features(experiment, experiment.data.load())
 
 
 @pytest.mark.skipif("RAYMTL_DATA" not in os.environ, reason="needs Omniglot in $RAYMTL_DATA")
