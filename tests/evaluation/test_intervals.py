@@ -163,7 +163,7 @@ SIMULATIONS: dict[str, tuple[Task, str, Callable[[], float], Callable[[int], Ite
 }
 
 
-@pytest.mark.parametrize("number", [50, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [50, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SIMULATIONS)
 def test_intervals_cover_over_rows(name: str, number: int) -> None:
     task, metric, truth, samples = SIMULATIONS[name]

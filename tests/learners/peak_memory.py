@@ -1,6 +1,6 @@
-"""Prints the peak memory and the time of one outer step: python -m tests.learners.peak_memory GRADIENT STEPS [AXIS].
+"""Prints the peak memory and the time of one outer step: python -m tests.learners.peak_memory GRADIENT STEPS [AXIS [EPISODES]].
 
-Four episodes of five pictures of 28x28 to adapt to and five to judge by, second order, four blocks of 32 channels. The
+Four episodes, or as many as are asked for, of five pictures of 28x28 to adapt to and five to judge by, second order, four blocks of 32 channels. The
 peak is that of the whole process (VmHWM) above what it held before the step, after a first step on one episode has
 loaded what is loaded once. Needs Linux.
 """
@@ -21,7 +21,7 @@ def in_mib(key: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
 
-def main(gradient: str, steps: int, axis: str) -> None:
+def main(gradient: str, steps: int, axis: str, num_episodes: int) -> None:
     import torch
     from torch.utils._pytree import tree_map
 
@@ -47,10 +47,9 @@ def main(gradient: str, steps: int, axis: str) -> None:
         meta_gradient(algorithm, params, episodes, execution=ExecutionConfig(cast(TaskAxis, axis)))
         return in_mib("VmHWM") - before, time.perf_counter() - start
 
-    targets = torch.arange(5).repeat(4, 1)
-    episodes = Episode(
-        *(Batch(torch.rand(4, 5, 1, 28, 28), {"character": targets}, {}) for _ in range(2))
-    )
+    targets = torch.arange(5).repeat(num_episodes, 1)
+    pictures = torch.rand(2, num_episodes, 5, 1, 28, 28)
+    episodes = Episode(*(Batch(inputs, {"character": targets}, {}) for inputs in pictures))
     peak_and_seconds(
         MAML(inner_steps=1, gradient=gradient), tree_map(lambda leaf: leaf[:1], episodes)
     )
@@ -67,4 +66,5 @@ if __name__ == "__main__":
             [sys.executable, "-m", "tests.learners.peak_memory", *sys.argv[1:]],
             os.environ | MALLOC,
         )
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "vmap")
+    own_gradient, own_steps, own_axis, number = [*sys.argv[1:], *("vmap", "4")[len(sys.argv) - 3 :]]
+    main(own_gradient, int(own_steps), own_axis, int(number))

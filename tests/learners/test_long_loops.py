@@ -302,6 +302,6 @@ def test_many_recomputed_steps_need_little_memory(axis: str, steps: int, gradien
 @functools.cache
 def peak(gradient: str, steps: int, axis: str) -> float:
     """Megabytes that a training in a process of its own takes at most."""
-    command = [sys.executable, "-m", "tests.learners.peak_memory", gradient, str(steps), axis]
+    command = [sys.executable, "-m", "tests.learners.peak_memory", gradient, str(steps), axis, "2"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return float(printed.split(": ")[1].split()[0])
