@@ -90,6 +90,7 @@ def test_single_task_models_have_no_mode_of_several(mode: str) -> None:
         ("joint", {"joint"}),
         (["default", "joint"], {"default", "joint"}),
         (["single"], {"single-left", "single-right", "single-sum"}),
+        ("merged", {"single-left", "single-right", "single-sum"}),
     ],
 )
 def test_baselines_are_those_that_are_asked_for(asked: str | list[str], names: set[str]) -> None:

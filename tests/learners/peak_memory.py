@@ -66,5 +66,9 @@ if __name__ == "__main__":
             [sys.executable, "-m", "tests.learners.peak_memory", *sys.argv[1:]],
             os.environ | MALLOC,
         )
-    own_gradient, own_steps, own_axis, number = [*sys.argv[1:], *("vmap", "4")[len(sys.argv) - 3 :]]
-    main(own_gradient, int(own_steps), own_axis, int(number))
+    words = sys.argv[1:]
+    if len(words) < 3:
+        words.append("vmap")
+    if len(words) < 4:
+        words.append("4")
+    main(words[0], int(words[1]), words[2], int(words[3]))
