@@ -1,5 +1,6 @@
 """The Experiment: everything a run depends on."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from raymtl.config import checks
 from raymtl.config.sections import Evaluate, Train, Tune
 from raymtl.data import Digits, SourceSpec
 from raymtl.encoders import ConvSpec, Encoder, EncoderSpec
-from raymtl.encoders.front import front_of
+from raymtl.encoders.front import balance, front_of
 from raymtl.encoders.norm import BatchStatistics
 from raymtl.learners import MAML, LearnerSpec
 from raymtl.modes import ModeSpec, Weighted
@@ -214,6 +215,8 @@ class Experiment(base.ExperimentBase):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             encoders = [self._encoder() for _ in range(self.sharing.num_encoders(len(tasks)))]
+            for encoder in encoders:
+                balance(encoder, math.prod(self.data.input_shape), self.data.slots)
             if pretrained:
                 for encoder in encoders:
                     self.encoder.initialise(encoder)

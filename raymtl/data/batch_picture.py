@@ -255,10 +255,10 @@ def _category_text(column: FittedColumn, values: Tensor) -> str:
     return (*column.categories, "(another)")[int(values.argmax())]
 
 
-def _words_text(column: FittedColumn, values: Tensor) -> str:
+def _terms_text(column: FittedColumn, values: Tensor) -> str:
     if column.encoder is not None:
         return _vector_text(column, values)
-    return f"{int((values > 0).sum())} words"
+    return f"{int((values[column.size // 2 :] != 0).sum())} terms"
 
 
 def _vector_text(column: FittedColumn, values: Tensor) -> str:
@@ -268,6 +268,6 @@ def _vector_text(column: FittedColumn, values: Tensor) -> str:
 COLUMN_TEXTS: Mapping[str, Callable[[FittedColumn, Tensor], str]] = {
     "number": _number_text,
     "category": _category_text,
-    "text": _words_text,
+    "text": _terms_text,
     "vector": _vector_text,
 }

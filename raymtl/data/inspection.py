@@ -155,4 +155,6 @@ def _normalised(column: FittedColumn) -> str:
         return f"tokens of {column.encoder.model}"
     if column.encoder is not None:
         return f"vector of {column.encoder.model}, mean {column.mean:.4g}, spread {column.std:.4g}"
-    return {"text": "hashed words", "picture": "0 to 1"}[column.role]
+    if column.is_sparse:
+        return f"TF-IDF in {column.num_places} places"
+    return "0 to 1"

@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ class Slot(ABC):
     Slots are compared by their values: sources with equal slots can share an encoder.
     """
 
+    is_sparse: ClassVar[bool] = False
+    """Whether it becomes a vector of length 1, most of whose numbers are 0."""
     start: int
 
     @property
@@ -47,6 +50,7 @@ class SparseSlot(Slot):
     Places that occur twice add up, so that places with the value 0 fill what is not needed.
     """
 
+    is_sparse: ClassVar[bool] = True
     num_terms: int
     num_places: int
 
@@ -100,6 +104,37 @@ class Front(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         pieces = inputs.split(self.sizes, -1)
         return torch.cat([part(own) for part, own in zip(self.parts, pieces, strict=True)], -1)
+
+
+@torch.no_grad()
+def balance(encoder: nn.Module, num_inputs: int, slots: Sequence[Slot]) -> None:
+    """Gives the numbers beside sparse slots the initial weights of a layer without these slots.
+
+    torch draws initial weights and biases from +-1 / sqrt(inputs). A few numbers beside the
+    thousands of places of a text would start close to 0, and the texts would be learned by heart
+    before the numbers are. Here a sparse slot counts as one input. The layer is the first one of
+    torch's Linear that is as wide as the expanded input.
+    """
+    sparse: list[int] = []
+    place, end = 0, 0
+    for slot in slots:
+        place += slot.start - end
+        if slot.is_sparse:
+            sparse += range(place, place + slot.num_features)
+        place, end = place + slot.num_features, slot.start + slot.size
+    width = place + num_inputs - end
+    ordinary = torch.ones(width, dtype=torch.bool)
+    ordinary[sparse] = False
+    if not sparse or not ordinary.any():
+        return
+    num_counted = int(ordinary.sum()) + sum(slot.is_sparse for slot in slots)
+    factor = math.sqrt(width / num_counted)
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Linear) and layer.in_features == width:
+            layer.weight[:, ordinary] *= factor
+            if layer.bias is not None:
+                layer.bias.mul_(factor)
+            return
 
 
 def expanded_shape(input_shape: tuple[int, ...], slots: Sequence[Slot]) -> tuple[int, ...]:

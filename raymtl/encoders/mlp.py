@@ -2,9 +2,9 @@
 
 import math
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import nn
 
 from raymtl.encoders.base import Encoder
@@ -16,18 +16,23 @@ NUM_GROUPS = 4
 class MLPSpec(NormedSpec):
     """Flattens its input and applies linear layers, each followed by its normalisation and ReLU.
 
-    `norm: group` has 4 groups.
+    `norm: group` has 4 groups. With `hidden: []` the heads read the input itself, so that each task
+    is a linear model.
 
     Example: `encoder: {name: mlp, hidden: [64, 64], norm: layer}`
     """
 
     name: Literal["mlp"] = "mlp"
-    hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 128)
+    hidden: tuple[PositiveInt, ...] = (128, 128)
     norm: Norm = "none"
 
     def build(self, input_shape: tuple[int, ...], inner_steps: int = 0) -> Encoder:
         """For inputs [N, *input_shape]; `inner_steps` are those that norms tell apart."""
         widths = (math.prod(input_shape), *self.hidden)
+        if not self.hidden:
+            linear_model = Encoder([nn.Flatten(1)], input_shape, [widths])
+            linear_model.has_stages = False
+            return linear_model
         stages = []
         for before, after in pairwise(widths):
             linear = nn.Linear(before, after, bias=self.biased)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import raymtl
 from raymtl.adaptation.adapt import adapt_run
 from raymtl.adaptation.request import AdaptationRequest
 from raymtl.config import Experiment
@@ -23,6 +24,7 @@ from raymtl.training.loop import local_batches, train_loop
 from raymtl.types import UserError
 from tests.cli.test_cli import answer, mistake
 from tests.data.own import write_csv, write_scenes
+from tests.data.texts import sentences
 from tests.narrowing import checked
 
 
@@ -125,6 +127,30 @@ def test_new_rows_are_encoded_as_the_runs(home: Path) -> None:
         np.testing.assert_array_equal(found.targets[name], arrays[f"target/{name}"][0:40:3])
         assert found.masks[name].all()
     assert found.classes["state"] == ("poor", "fair", "good")
+
+
+def test_runs_on_texts_adapt_and_predict(tmp_path: Path) -> None:
+    """From Python as by the command; a student of a transfer sees what the model sees."""
+    told = {**flats(), "ad": [text or "none" for text in sentences(120)]}
+    write_csv(tmp_path / "flats.csv", told)
+    inputs = {"ad": "text", "size (m2)": "number"}
+    data = {"path": str(tmp_path / "flats.csv"), "inputs": inputs, "tasks": {"rent": {}}}
+    run = trained(tmp_path / "run", data)
+    new = {**flats(30, seed=1), "ad": [text or "none" for text in sentences(30, seed=1)]}
+    write_csv(tmp_path / "new.csv", new)
+    adapted = raymtl.adapt(run, tmp_path / "new.csv", tmp_path / "new.csv")
+    model = raymtl.load_model(run).adapt(str(tmp_path / "new.csv"))
+    assert isinstance(model, raymtl.Model)
+    read = torch.from_numpy(read_unseen(source_of(run), str(tmp_path / "new.csv")).inputs)
+    assert read.shape == (30, *source_of(run).input_shape)
+    values = adapted.predictions["rent.after"].to_numpy()
+    np.testing.assert_allclose(model.predict(read)["rent"].numpy(), values, rtol=1e-5)
+    transfer: dict[str, Any] = {"student.name": "mlp", "student.hidden": [4], "match": "features"}
+    transfer |= {"task.name": "rent", "task.kind": "regression", "optimiser.steps": 2}
+    new_rows = tmp_path / "new.csv"
+    taught = raymtl.adapt(run, new_rows, new_rows, transfer="target", values=transfer)
+    student = taught.model
+    assert student(read).shape == (30, 1)
 
 
 def test_unlabelled_rows_are_predicted_in_their_units(home: Path) -> None:

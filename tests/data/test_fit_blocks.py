@@ -19,6 +19,7 @@ from raymtl.data.prepared.prepare import prepare
 from raymtl.data.tables.fit_blocks import fit_all_rows, in_this_process
 from raymtl.data.tables.statistics import Statistics
 from raymtl.types import UserError
+from tests.data.texts import sentences
 from tests.narrowing import present
 
 ROWS, GROUP = 1500, 100
@@ -43,6 +44,7 @@ def write(path: Path, more: dict[str, object] | None = None) -> None:
         "kind": rng.choice(["u", "v", "w"], ROWS),
         "when": pa.array(np.arange(ROWS) * 86_400_000, pa.timestamp("ms")),
         "vector": pa.array(list(rng.normal(size=(ROWS, 3))), pa.list_(pa.float64())),
+        "note": sentences(ROWS),
         "y": pa.array([None if i % 5 == 0 else float(i % 11) for i in range(ROWS)]),
         "word": words,
         "tags": rng.choice(["s;t", "s", "t;z", ""], ROWS),
@@ -60,6 +62,8 @@ def large(path: Path, fit_rows: int = 500) -> Files:
             "exclude": ["x0"],
             "tasks": LABELS,
             "missing_inputs": "mean",
+            "text_size": 32,
+            "text_terms": 8,
             "in_memory_mb": 0.05,
             "fit_rows": fit_rows,
         }
@@ -145,8 +149,8 @@ def test_files_in_memory_are_not_read_again(tmp_path: Path) -> None:
 
 
 def test_a_mistake_beyond_the_sample_names_its_row(tmp_path: Path) -> None:
-    values = [[0.0, 1.0]] * (ROWS - 1) + [[0.0]]
+    values = [[0.0, 1.0]] * (ROWS - 5) + [[0.0]] * 5  # not all of them are for testing
     write(tmp_path / "t.parquet", {"vector": pa.array(values)})
     source = large(tmp_path / "t.parquet", fit_rows=100)
-    with pytest.raises(UserError, match=r"t\.parquet: row 1499, column 'vector': expected 2"):
+    with pytest.raises(UserError, match=r"t\.parquet: row 149[5-9], column 'vector': expected 2"):
         fit_all_rows(source)

@@ -28,6 +28,7 @@ from tests.data.own import (
     write_pictures,
     write_scenes,
 )
+from tests.data.texts import sentences
 from tests.training.runs import run
 
 SMALL = 0.01
@@ -72,7 +73,16 @@ def classed(folder: Path, **values: Any) -> Files:
     return Files(path=str(path), tasks=task, exclude=["number", "id"], **settings).resolve()
 
 
-MAKES = (table, pictures, maps, grouped, classed)
+def written(folder: Path) -> Files:
+    content = columns(120, tasks=2)
+    content["note"] = sentences(120)
+    path = write_parquet(folder / "own.parquet", content)
+    settings: dict[str, Any] = {"text_size": 128, "exclude": ["id", "number"]}
+    tasks: dict[str, Any] = {"level": {"column": "task 0.x"}}
+    return Files(path=str(path), tasks=tasks, **settings).resolve()
+
+
+MAKES = (table, pictures, maps, grouped, classed, written)
 
 
 def prepared(source: Files, folder: Path, **values: Any) -> Prepared:

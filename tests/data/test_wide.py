@@ -26,7 +26,7 @@ from raymtl.data.tables.column_roles import role_of
 from raymtl.data.tables.columns import numbers as numbers_of
 from raymtl.data.tables.exact_moments import moments_of
 from raymtl.data.tables.findings import is_constant
-from raymtl.data.tables.schema import FittedColumn
+from raymtl.data.tables.fitted_column import FittedColumn
 from raymtl.encoders import MLPSpec
 from raymtl.encoders.base import Encoder
 from tests.narrowing import checked, present

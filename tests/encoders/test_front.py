@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from raymtl.encoders import MLPSpec
-from raymtl.encoders.front import MOST_PLACES, Front, SparseSlot, expanded_shape, front_of
+from raymtl.encoders.front import (
+    MOST_PLACES,
+    Front,
+    SparseSlot,
+    balance,
+    expanded_shape,
+    front_of,
+)
 from tests.conftest import SHARING
 from tests.sharing.laws import adapted_outputs, assert_vmap_is_a_loop, moved
 from tests.sharing.test_sharing import build
@@ -51,6 +58,25 @@ def test_slots_become_dense_vectors() -> None:
 def test_the_last_place_is_exact_in_float32() -> None:
     vector = Front(2, [SparseSlot(0, 1, MOST_PLACES)])(torch.tensor([[MOST_PLACES - 1, 1.0]]))
     assert vector.argmax() == MOST_PLACES - 1 and vector.sum() == 1
+
+
+def test_numbers_beside_texts_start_with_weights_that_count() -> None:
+    """As large as those of a layer without the texts, where each text counts as one number."""
+    slots = (SparseSlot(2, 5, 3000), SparseSlot(14, 5, 1000))
+    encoder = MLPSpec(hidden=(500,)).build((4005,))
+    weight = encoder.get_parameter("stages.0.1.weight")
+    before = weight.detach().clone()
+    balance(encoder, 25, slots)
+    plain = [0, 1, 3002, 3003, *range(4004, 4005)]
+    torch.testing.assert_close(
+        weight[:, plain].std(), torch.tensor(1 / (3 * 7) ** 0.5), rtol=0.05, atol=0
+    )
+    texts = [place for place in range(4005) if place not in plain]
+    assert torch.equal(weight[:, texts], before[:, texts])
+    text_alone = MLPSpec(hidden=(5,)).build((9,))
+    same = text_alone.get_parameter("stages.0.1.weight").detach().clone()
+    balance(text_alone, 4, [SparseSlot(0, 2, 9)])
+    assert torch.equal(text_alone.get_parameter("stages.0.1.weight"), same)
 
 
 def behind_a_front(name: str, isolate: bool) -> Any:

@@ -1,7 +1,5 @@
 """Columns of inputs as numbers: what has to be known for it, and the numbers."""
 
-import re
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,10 +7,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data.tables.columns import LocateRow, in_order, numbers, texts, vectors
-from raymtl.data.tables.schema import FittedColumn
+from raymtl.data.tables.fitted_column import FittedColumn
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.data.tables.statistics import Counts, InputSums
 from raymtl.data.tables.text_columns import encode_tokens, encoded_texts
+from raymtl.data.tables.text_terms import TermSums, encode_terms, packed_counts
+from raymtl.storage.notes import Note
 from raymtl.types import UserError
 
 
@@ -27,8 +27,8 @@ def fit_columns(
         name = column.column
         if column.role == "picture" or _is_trained(column):
             fitted.append(column)
-        elif column.role == "text" and column.encoder is None:
-            fitted.append(column.model_copy(update={"size": source.text_size}))
+        elif column.is_sparse:
+            fitted.append(_fit_text(column, sums.texts[name], source, place))
         elif column.role == "category":
             categories = _categories(sums.categories[name], source.max_categories)
             found = {"categories": categories, "size": len(categories) + 1}
@@ -49,6 +49,39 @@ def fit_columns(
 def _is_trained(column: FittedColumn) -> bool:
     """Whether its numbers are those of tokens."""
     return column.encoder is not None and not column.encoder.frozen
+
+
+def _fit_text(
+    column: FittedColumn, sums: TermSums, source: FilesConfig, place: str
+) -> FittedColumn:
+    if not sums.most_terms:
+        raise UserError(
+            f"{place}, column '{column.column}': expected texts in the rows for training, got "
+            "none. Leave the column away."
+        )
+    found = {
+        "size": 2 * min(sums.most_terms, source.text_terms),
+        "documents": packed_counts(sums.documents),
+        "num_texts": sums.num_rows,
+    }
+    return column.model_copy(update=found)
+
+
+def text_notes(columns: Sequence[FittedColumn], sums: InputSums) -> list[Note]:
+    """On columns of text of which some terms are left out."""
+    notes = []
+    for column in columns:
+        if not column.is_sparse:
+            continue
+        num_terms = column.size // 2
+        share = sums.texts[column.column].share_above(num_terms)
+        if share:
+            text = (
+                f"{share:.1%} of the texts have more than {num_terms} terms, of which those of "
+                "least weight are left out"
+            )
+            notes.append(Note(place=f"column '{column.column}'", text=text, key="data.text_terms"))
+    return notes
 
 
 def _categories(counts: Counts, max_categories: int) -> tuple[str, ...]:
@@ -79,7 +112,7 @@ def encode_column(
         np.multiply(values - fitted.mean, 1 / fitted.std, out=out, casting="same_kind")
         return
     if fitted.role == "text":
-        out[:] = hashed(texts(column), fitted.size)
+        encode_terms(texts(column), fitted.text_rows, out)
         return
     if fitted.role == "category":
         index = pc.index_in(texts(column), value_set=pa.array(fitted.categories, pa.string()))
@@ -114,19 +147,3 @@ def _check_finite(values: np.ndarray, name: str, locate_row: LocateRow, *, imput
         f"({int(missing.sum())} such rows here). data.missing_inputs: mean takes the mean of "
         "the rows for training; or leave the column away."
     )
-
-
-def hashed(text: pa.Array, size: int) -> np.ndarray:
-    """Bags of words, [N, size] float32 of length 1: each word is counted in the place that its hash
-    says.
-    """
-    out = np.zeros((len(text), size), np.float32)
-    places: dict[str, int] = {}
-    for row, value in enumerate(text.to_pylist()):
-        for word in re.findall(r"\w+", (value or "").lower()):
-            place = places.get(word)
-            if place is None:
-                place = places[word] = zlib.crc32(word.encode()) % size
-            out[row, place] += 1
-    unit_rows: np.ndarray = out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1)
-    return unit_rows

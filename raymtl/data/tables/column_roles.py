@@ -15,7 +15,7 @@ from raymtl.data.tables.columns import (
     plain,
     texts,
 )
-from raymtl.data.tables.schema import Role
+from raymtl.data.tables.fitted_column import Role
 
 
 def role_of(column: pa.ChunkedArray, max_categories: int) -> tuple[Role | None, str]:

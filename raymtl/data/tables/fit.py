@@ -9,7 +9,7 @@ import numpy as np
 
 from raymtl.data.tables.boxes import fit_boxes
 from raymtl.data.tables.class_weights import check_class_loss
-from raymtl.data.tables.column_numbers import encode_column, fit_columns
+from raymtl.data.tables.column_numbers import encode_column, fit_columns, text_notes
 from raymtl.data.tables.columns import is_text, texts, usual_length
 from raymtl.data.tables.dataset import Forms, TableDataset
 from raymtl.data.tables.dense_labels import fit_maps
@@ -28,6 +28,7 @@ from raymtl.data.tables.fit_stream import (
     sample_blocks,
     sample_note,
 )
+from raymtl.data.tables.fitted_column import FittedColumn, Role
 from raymtl.data.tables.label_files import BoxLabels
 from raymtl.data.tables.labels import check_labels, fit_task, look_at_labels
 from raymtl.data.tables.look import Readings
@@ -39,7 +40,7 @@ from raymtl.data.tables.roles import (
     split_column_of,
     without_constants,
 )
-from raymtl.data.tables.schema import Fitted, FittedColumn, FittedTask, Role, Shades
+from raymtl.data.tables.schema import Fitted, FittedTask, Shades
 from raymtl.data.tables.settings import FilesConfig, height_and_width
 from raymtl.data.tables.shades import Unread, fit_shades
 from raymtl.data.tables.statistics import TrainRows, sum_inputs, sum_labels
@@ -72,7 +73,7 @@ def fit(source: FilesConfig) -> Fitted:
     split = split_sample(source, dataset, sample, Splitting(hashed, split_column, streamed))
     chosen = without_constants(candidates, sample.rows, split.train, sample.locate_row)
     tasks, task_notes = _tasks(source, dataset, split, set(chosen.roles.values()))
-    columns = _fit_columns(source, dataset, split, chosen.roles)
+    columns, column_notes = _fit_columns(source, dataset, split, chosen.roles)
     shape = _shape(source, dataset, columns)
     shades, shade_notes = _shades(source, dataset, split, columns[0])
     sampled = None
@@ -81,7 +82,7 @@ def fit(source: FilesConfig) -> Fitted:
     else:
         _check_inputs(source, columns, sample)
     notes = (*readings.notes, *chosen.notes, *left_out_notes(chosen.left_out), *task_notes)
-    notes = (*notes, *long_text_notes(columns, sample.rows.table))
+    notes = (*notes, *column_notes, *long_text_notes(columns, sample.rows.table))
     notes = (*notes, *_copies(source, split, chosen.roles), *_ignored_notes(tasks))
     if sampled is not None:
         notes = (*notes, sampled)
@@ -120,8 +121,8 @@ def _read_sample(source: FilesConfig, dataset: TableDataset, streamed: bool) -> 
 
 def _fit_columns(
     source: FilesConfig, dataset: TableDataset, split: SplitSample, roles: Mapping[str, Role]
-) -> list[FittedColumn]:
-    """What has to be known to encode the inputs, of the rows for training."""
+) -> tuple[list[FittedColumn], list[Note]]:
+    """What has to be known to encode the inputs, of the rows for training, and notes on it."""
     rows = TrainRows(split.sample.rows.table, split.train, split.sample.locate_row)
     columns = []
     for name, role in roles.items():
@@ -129,16 +130,20 @@ def _fit_columns(
         if isinstance(given, TextInput):
             columns.append(text_column(given, name, rows.table[name]))
         else:
-            columns.append(_of_role(name, role, rows))
-    return fit_columns(columns, sum_inputs(columns, rows), source, rows.locate(0))
+            columns.append(_of_role(source, name, role, rows))
+    sums = sum_inputs(columns, rows)
+    fitted = fit_columns(columns, sums, source, rows.locate(0))
+    return fitted, text_notes(fitted, sums)
 
 
-def _of_role(name: str, role: Role, rows: TrainRows) -> FittedColumn:
+def _of_role(source: FilesConfig, name: str, role: Role, rows: TrainRows) -> FittedColumn:
     """A column before anything is summed up."""
-    size = 1
     if role == "vector":
         size = usual_length(rows.column(name)) or 1
-    return FittedColumn(column=name, role=role, size=size)
+        return FittedColumn(column=name, role=role, size=size)
+    if role == "text":
+        return FittedColumn(column=name, role=role, places=source.text_size)
+    return FittedColumn(column=name, role=role)
 
 
 def _copies(source: FilesConfig, split: SplitSample, roles: Mapping[str, Role]) -> list[Note]:

@@ -11,7 +11,7 @@ from operator import add
 import numpy as np
 
 from raymtl.data.tables.column_names import label_columns
-from raymtl.data.tables.column_numbers import fit_columns
+from raymtl.data.tables.column_numbers import fit_columns, text_notes
 from raymtl.data.tables.dataset import TableDataset
 from raymtl.data.tables.findings import listed
 from raymtl.data.tables.fit_stream import blocks_in_memory, sample_note
@@ -96,6 +96,7 @@ def fit_all_rows(source: Files, sum_blocks: SumBlocks = in_this_process) -> File
     columns = fit_columns(found.columns, sums.inputs, source, dataset.parts[0].file_set.shown)
     tasks = dict(found.tasks)
     notes = [note for note in found.notes if note != sampled and not _is_outdated(note)]
+    notes += text_notes(columns, sums.inputs)
     for name in counted_tasks(source, dataset):
         names = label_columns(name, source.tasks[name])
         looked_at = _of_more_classes(tasks[name], sums.labels[name])
@@ -118,8 +119,10 @@ def _of_more_classes(fitted: FittedTask, sums: LabelSums) -> FittedTask:
 
 
 def _is_outdated(note: Note) -> bool:
-    """Whether a note is on classes that no row for training in the sample has."""
-    return note.key == "data.split" and note.place.startswith("task ")
+    """Whether a note is on classes that no row for training in the sample has, or on its texts."""
+    return note.key == "data.text_terms" or (
+        note.key == "data.split" and note.place.startswith("task ")
+    )
 
 
 def _unseen_notes(name: str, fitted: FittedTask, sums: Statistics) -> list[Note]:

@@ -12,12 +12,13 @@ from raymtl.data.tables.columns import LocateRow, is_text
 from raymtl.data.tables.dataset import TableDataset, TableRows
 from raymtl.data.tables.finding import TEXT, Finding, Keys
 from raymtl.data.tables.findings import columns_named, rows_named, shown
+from raymtl.data.tables.fitted_column import Role
 from raymtl.data.tables.form_words import doubt, key_of_doubt
 from raymtl.data.tables.forms import find_forms
 from raymtl.data.tables.label_readings import LabelLook
 from raymtl.data.tables.look import PLAIN, Look, Readings, plain_or_text
 from raymtl.data.tables.plain_cells import plain_cells
-from raymtl.data.tables.schema import Role, TextForm
+from raymtl.data.tables.schema import TextForm
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.encoders.texts.settings import TextInput
 from raymtl.storage.notes import Note

@@ -18,9 +18,9 @@ from raymtl.data.tables.findings import (
     is_constant,
     is_index,
 )
+from raymtl.data.tables.fitted_column import Role
 from raymtl.data.tables.folders import FILE, FOLDER
 from raymtl.data.tables.readings import given_role
-from raymtl.data.tables.schema import Role
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.data.tables.splits import UNKNOWN, splits_named
 from raymtl.data.tables.wide import changing, numbers_without_doubt
@@ -97,7 +97,11 @@ def _leave_split_column(chosen: ChosenInputs, column: str | None) -> None:
 
 def _oddity_note(name: str, role: Role | None, oddity: str) -> Note:
     """On a column that is no number because of some cells."""
-    became = {None: "it is left out", "category": "it is one-hot", "text": "its words are hashed"}
+    became = {
+        None: "it is left out",
+        "category": "it is one-hot",
+        "text": "it is weighed by TF-IDF",
+    }
     text = f"{oddity}, so {became.get(role, 'it is text')}"
     return Note(place=columns_named([name]), text=text, key="data.missing_values")
 

@@ -17,14 +17,13 @@ from pydantic import (
     field_validator,
 )
 
+from raymtl.data.tables.fitted_column import FittedColumn
 from raymtl.data.tables.packed_findings import packed, packed_columns, unpacked
-from raymtl.encoders.texts.settings import FoundTextEncoder
 from raymtl.schema.readers import Written
 from raymtl.storage.notes import Note
 from raymtl.tasks.kinds import KindName, kind_named
 from raymtl.types import ClassLoss, LabelStatistics, Spec, TaskKind
 
-Role = Literal["number", "category", "text", "vector", "picture"]
 Format = Literal["parquet", "csv", "arff", "mat", "arrow", "webdataset", "pictures"]
 
 
@@ -159,20 +158,6 @@ class TextForm(Spec):
     def is_date(self) -> bool:
         """Whether values are dates, with a time or without."""
         return self.value_type in ("date", "moment")
-
-
-class FittedColumn(Spec):
-    """How a column becomes numbers: `size` of them, or one picture."""
-
-    column: str
-    role: Role
-    size: PositiveInt = 1
-    mean: float = 0.0
-    std: float = 1.0
-    categories: tuple[str, ...] = ()
-    """The column is then one-hot over these, the last number being for all others."""
-    encoder: FoundTextEncoder | None = None
-    """The column is then the vectors of its texts, with one mean and one spread of all numbers."""
 
 
 class Shades(Spec):

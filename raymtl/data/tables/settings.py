@@ -11,19 +11,19 @@ from raymtl.data.base import Source, Split
 from raymtl.data.counts import Count, Ways, most
 from raymtl.data.source_messages import unresolved
 from raymtl.data.tables.augment import Augment
+from raymtl.data.tables.fitted_column import Role
 from raymtl.data.tables.schema import (
     DateOrder,
     Decimal,
     Fitted,
     Format,
-    Role,
     SplitRule,
     TaskColumn,
     TaskName,
     Thousands,
 )
 from raymtl.data.tables.token_slots import token_slot
-from raymtl.encoders.front import Slot
+from raymtl.encoders.front import MOST_PLACES, Slot, SparseSlot
 from raymtl.encoders.texts.settings import TextInput
 from raymtl.schema.readers import Written
 from raymtl.tasks import chosen_by, classification
@@ -97,8 +97,10 @@ class FilesConfig(Source):
     encoding: str = "utf8"
     """Of text files, and of bytes that are texts; a byte order mark says more."""
     max_categories: Annotated[int, Field(ge=2)] = 64
-    text_size: PositiveInt = 64
-    """Into how many numbers the words of a text are hashed."""
+    text_size: Annotated[int, Field(ge=16, lt=MOST_PLACES)] = 2**14
+    """Into how many places the words and characters of a text are hashed."""
+    text_terms: PositiveInt = 1024
+    """The most terms of a text; of more, those of the largest weights stay."""
     size: ImageSize = 64
     """Of pictures: side, or [height, width]."""
     channels: Literal[1, 3] | None = None
@@ -203,6 +205,8 @@ class FilesConfig(Source):
             slot = token_slot(column, start)
             if slot is not None:
                 slots.append(slot)
+            if column.is_sparse:
+                slots.append(SparseSlot(start, column.size // 2, column.num_places))
             start += column.size
         return tuple(slots)
 

@@ -15,10 +15,12 @@ import pyarrow.compute as pc
 
 from raymtl.data.tables.columns import LocateRow, numbers, texts, vectors
 from raymtl.data.tables.exact_moments import Moments, moments_of
+from raymtl.data.tables.fitted_column import FittedColumn
 from raymtl.data.tables.label_encoding import flags_of, label_sets, label_vectors
 from raymtl.data.tables.label_kinds import Columns
-from raymtl.data.tables.schema import FittedColumn, FittedTask
+from raymtl.data.tables.schema import FittedTask
 from raymtl.data.tables.text_columns import encoded_texts
+from raymtl.data.tables.text_terms import TermSums, sum_terms
 from raymtl.data.tables.wide import column_moments
 
 Counts = Mapping[str, int]
@@ -61,11 +63,13 @@ class InputSums:
     numbers: Mapping[str, Moments]
     """Of columns of numbers, and of vectors for all of their numbers together."""
     categories: Mapping[str, Counts]
+    texts: Mapping[str, TermSums]
 
     def __add__(self, other: Self) -> "InputSums":
         return InputSums(
             {name: one + other.numbers[name] for name, one in self.numbers.items()},
             {name: _added(one, other.categories[name]) for name, one in self.categories.items()},
+            {name: one + other.texts[name] for name, one in self.texts.items()},
         )
 
 
@@ -103,17 +107,20 @@ def sum_inputs(columns: Sequence[FittedColumn], rows: TrainRows) -> InputSums:
     plain = [column.column for column in columns if column.role == "number"]
     moments = column_moments(rows.table, plain, rows.train)
     counts: dict[str, Counts] = {}
+    terms: dict[str, TermSums] = {}
     for column in columns:
         name = column.column
         if column.role == "category":
             counts[name] = _counts(rows.column(name))
         elif column.encoder is not None and column.encoder.frozen:
             moments[name] = moments_of(encoded_texts(column, rows.column(name)))
+        elif column.is_sparse:
+            terms[name] = sum_terms(texts(rows.column(name)), column.num_places)
         elif column.role == "vector":
             moments[name] = moments_of(vectors(rows.column(name), name, rows.locate, column.size))
         elif column.role == "number" and name not in moments:
             moments[name] = moments_of(numbers(rows.column(name), name, rows.locate))
-    return InputSums(moments, counts)
+    return InputSums(moments, counts, terms)
 
 
 def _counts(column: pa.ChunkedArray) -> Counts:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from raymtl.data.tables.columns import texts
 from raymtl.data.tables.findings import columns_named
-from raymtl.data.tables.schema import FittedColumn
+from raymtl.data.tables.fitted_column import FittedColumn
 from raymtl.data.tables.token_slots import encoder_key
 from raymtl.encoders.texts.settings import FoundTextEncoder, TextInput
 from raymtl.storage.notes import Note

@@ -1,6 +1,6 @@
 """Columns of texts whose encoder is trained: an input has the numbers of their tokens."""
 
-from raymtl.data.tables.schema import FittedColumn
+from raymtl.data.tables.fitted_column import FittedColumn
 from raymtl.encoders.texts.token_slot import TokenSlot
 
 

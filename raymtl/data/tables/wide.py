@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from raymtl.data.tables.columns import is_number
 from raymtl.data.tables.exact_moments import Moments, moments_of_rows
-from raymtl.data.tables.schema import FittedColumn
+from raymtl.data.tables.fitted_column import FittedColumn
 
 NUMBERS = 4_000_000
 """In a batch of columns: 32 MB."""
