@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raymtl.encoders.layer_norm import with_plain_layer_norms
+
 
 class Preprocess(nn.Module):
     """Pictures in [0, 1] -> what the network was trained on.
@@ -119,6 +121,7 @@ def make_pure(network: nn.Module) -> None:
                 setattr(parent, name, Nothing())
             elif isinstance(child, nn.Hardsigmoid):
                 setattr(parent, name, HardSigmoid())
+    with_plain_layer_norms(network)
     module: Any
     for module in network.modules():
         if getattr(module, "inplace", False):
