@@ -166,6 +166,33 @@ def test_the_front_is_shared_by_all_tasks_and_has_its_own_rate(tmp_path: Path) -
     assert {scale for name, scale in scales.items() if not name.startswith("front.")} == {1.0}
 
 
+def test_texts_of_all_three_forms_stand_side_by_side(tmp_path: Path) -> None:
+    """TF-IDF, vectors and tokens of the same texts, with a number between them."""
+    content = reviews()
+    table = write_parquet(
+        tmp_path / "t.parquet", {**content, "b": content["review"], "c": content["review"]}
+    )
+    model = {"model": str(bert_folder(tmp_path / "m"))}
+    inputs = {
+        "c": {"role": "text", "encoder": {**model, "frozen": False}},
+        "b": "text",
+        "price": "number",
+        "review": {"role": "text", "encoder": model},
+    }
+    tasks = {"mood": {"kind": "binary"}, "sum": {"kind": "regression"}}
+    source = Files(path=str(table), inputs=inputs, tasks=tasks, shots=3, queries=3, text_size=64)
+    source = source.resolve()
+    assert source.encoder_shape == (SIZE + 64 + 1 + SIZE,)
+    algorithm = experiment_of(source).build()
+    rows = torch.from_numpy(source.load()["inputs"][1:9])
+    read = algorithm.model.expanded(rows)
+    column = source.found.columns[3]
+    frozen = read[:, -SIZE:] * column.std + column.mean
+    torch.testing.assert_close(read[:, :SIZE], frozen, atol=1e-5, rtol=1e-4)
+    assert (read[:, SIZE : SIZE + 64].norm(dim=1) - 1).abs().max() < 1e-5
+    assert (read[:, SIZE + 64] == rows[:, -SIZE - 1]).all()
+
+
 def test_new_rows_are_cut_off_at_the_longest_of_the_run(tmp_path: Path) -> None:
     source = source_of(tmp_path)
     content = reviews(4)
