@@ -115,10 +115,10 @@ def _at(tree: dict[str, Any], path: Sequence[str], key: str, root: type[Spec]) -
         named_by_user = {f"{'.'.join(path[:end])}.*" for end in (depth, depth + 1)} & {
             *open_names(root)
         }
-        if isinstance(node, dict) and part not in node:
-            # A method that was chosen just now lacks what it does not set, such as encoder.trunk.
-            if named_by_user or key in dotted_names(root):
-                node[part] = {}
+        # A method that was chosen just now lacks what it does not set, such as encoder.trunk.
+        begins = named_by_user or key in dotted_names(root)
+        if isinstance(node, dict) and part not in node and begins:
+            node[part] = {}
         if not isinstance(node, dict) or part not in node:
             raise UserError(f"{key}: unknown key.{nearest(key, dotted_names(root))}")
         if node[part] is None:  # an optional part, such as tune.asha, that a value in it begins
