@@ -107,6 +107,64 @@ def test_training_rows_are_those_not_held_out(tmp_path: Path) -> None:
     assert len(drawn) > 0.95 * (ROWS - len(held["val"]) - len(held["test"]))
 
 
+def sorted_by_split(folder: Path, *, in_folders: bool) -> Path:
+    """Rows 0 to 999 for training, then 200 for validation, then 200 for testing: each block has
+    one split.
+    """
+    start = 0
+    tables = {}
+    for split, rows in (("train", 1000), ("val", 200), ("test", 200)):
+        numbers = np.arange(start, start + rows, dtype=np.float64)
+        x = np.random.default_rng(start).normal(size=rows)
+        tables[split] = pa.table({"x": x, "row": numbers})
+        start += rows
+    if in_folders:
+        for split, table in tables.items():
+            (folder / split).mkdir()
+            pq.write_table(table, folder / split / "a.parquet", row_group_size=GROUP)
+        return folder
+    named = [table.append_column("split", [[name] * len(table)]) for name, table in tables.items()]
+    pq.write_table(pa.concat_tables(named), folder / "a.parquet", row_group_size=GROUP)
+    return folder / "a.parquet"
+
+
+@pytest.mark.parametrize("in_folders", [True, False], ids=["folders", "column"])
+def test_sorted_files_keep_the_splits_that_they_give(tmp_path: Path, in_folders: bool) -> None:
+    path = sorted_by_split(tmp_path, in_folders=in_folders)
+    settings: dict[str, Any] = {"in_memory_mb": 0.01, "held_out_rows": 10**6, "hold_steps": 1}
+    source = Files(path=str(path), tasks={"row": {}}, **settings).resolve()
+    assert source.is_streamed
+    arrays = source.load()
+    held = {
+        split: arrays["target/row"][arrays[f"rows/{split}"]].tolist() for split in ("val", "test")
+    }
+    assert sorted(held["val"]) == list(range(1000, 1200))
+    assert sorted(held["test"]) == list(range(1200, 1400))
+    drawn: set[int] = set()
+    refused = 0
+    for step in range(100):
+        try:
+            drawn.update(row for rows in rows_at(source, arrays, step) for row in rows)
+        except UserError as error:  # no step can draw from blocks of held-out rows alone
+            refused += "rows for training in the blocks" in str(error)
+    assert max(drawn) < 1000 and len(drawn) > 900
+    assert (refused == 0) == in_folders
+
+
+@pytest.mark.parametrize("seed, seen", [(0, "train"), (1, "train, val")])
+def test_a_split_that_no_sampled_row_names_is_refused(tmp_path: Path, seed: int, seen: str) -> None:
+    path = sorted_by_split(tmp_path, in_folders=False)
+    settings: dict[str, Any] = {"in_memory_mb": 0.01, "held_out_rows": 10**6, "fit_rows": 300}
+    source = Files(path=str(path), tasks={"row": {}}, split={"seed": seed}, **settings).resolve()
+    assert source.found.given_splits == tuple(seen.split(", "))
+    with pytest.raises(
+        UserError,
+        match=rf"data.split.column: expected 'split' to name no split but {seen}, as in the rows "
+        r"that were looked at, got \w+ in another. Raise data.fit_rows",
+    ):
+        source.load()
+
+
 def test_blocks_are_drawn_by_their_rows() -> None:
     """They are held for a while."""
     rows = np.array([100, 300, 0, 600])

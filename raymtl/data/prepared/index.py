@@ -12,7 +12,7 @@ from raymtl.data.prepared.manifest import ShardEntry
 from raymtl.data.shards.records import LABELS
 from raymtl.data.shards.store import Store
 from raymtl.data.tables.settings import FilesConfig
-from raymtl.data.tables.split_rows import assign_splits
+from raymtl.data.tables.split_rows import assign_splits, splits_in
 from raymtl.data.tables.splits import hashes
 
 
@@ -44,7 +44,11 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 def splits_of(source: FilesConfig, keys: RowKeys) -> np.ndarray:
     """The split of every row [N], as from the files themselves."""
     return assign_splits(
-        source, keys.given, keys.hashed, each_by_itself=source.found.pool is not None
+        source,
+        keys.given,
+        keys.hashed,
+        splits_in(keys.given),
+        each_by_itself=source.found.pool is not None,
     )
 
 

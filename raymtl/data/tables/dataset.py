@@ -252,6 +252,12 @@ class TableDataset:
             return block.split
         return part_split
 
+    @cached_property
+    def splits_of_paths(self) -> set[int]:
+        """The splits that the paths of any blocks say."""
+        splits = {self.split_of(number) for number in range(len(self.blocks))}
+        return {split for split in splits if split is not None}
+
     def locate_row(self, number: int, row: int) -> str:
         """File and row of a row of a block."""
         part_number, block = self.blocks[number]

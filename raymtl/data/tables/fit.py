@@ -98,6 +98,7 @@ def fit(source: FilesConfig) -> Fitted:
         notes=(*notes, *dataset.skipped_notes(), *shade_notes),
         split_by=describe_split(source, split_column, dataset),
         split_column=split_column,
+        given_splits=split.names_given_by(split_column),
         input_shape=shape,
         shades=shades,
         rows=dataset.num_rows,

@@ -20,7 +20,7 @@ from raymtl.data.tables.labels import fit_task
 from raymtl.data.tables.schema import Fitted, FittedTask
 from raymtl.data.tables.source import Files
 from raymtl.data.tables.split_rows import (
-    assign_splits,
+    block_splits,
     given_splits,
     group_keys_of,
     row_hashes,
@@ -62,7 +62,7 @@ def sum_block(source: Files, dataset: TableDataset, number: int) -> Statistics:
     group_keys = group_keys_of(source, rows, locate_row)
     hashed_columns = found.hashed or [column.column for column in found.columns]
     hashed = row_hashes(source, rows, group_keys, hashed_columns)
-    train = assign_splits(source, given, hashed, each_by_itself=True) == 0
+    train = block_splits(source, dataset, given, hashed) == 0
     inputs = sum_inputs(found.columns, TrainRows(rows.table, train, locate_row))
     labels = {
         name: sum_labels(found.tasks[name], rows.labels[name], train, locate_row)

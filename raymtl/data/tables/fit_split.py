@@ -1,10 +1,11 @@
 """The rows that findings are made of, and their splits."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
 
+from raymtl.data.base import SPLITS, Split
 from raymtl.data.tables.columns import LocateRow
 from raymtl.data.tables.dataset import TableDataset, TableRows
 from raymtl.data.tables.settings import FilesConfig
@@ -14,6 +15,7 @@ from raymtl.data.tables.split_rows import (
     given_splits,
     group_keys_of,
     row_hashes,
+    splits_in,
 )
 from raymtl.data.tables.splits import UNKNOWN
 from raymtl.types import UserError
@@ -34,6 +36,14 @@ class SplitSample(NamedTuple):
     sample: Sample
     splits: np.ndarray
     """[N] int8"""
+    known: Set[int]
+    """The splits that the files give."""
+
+    def names_given_by(self, column: str | None) -> tuple[Split, ...]:
+        """The splits that a column of splits names."""
+        if column is None:
+            return ()
+        return tuple(SPLITS[split] for split in sorted(self.known))
 
     @property
     def train(self) -> np.ndarray:
@@ -59,14 +69,16 @@ def split_sample(
     given = given_splits(sample.rows, None, by.column, sample.locate_row)
     group_keys = group_keys_of(source, sample.rows, sample.locate_row)
     hashed = row_hashes(source, sample.rows, group_keys, by.inputs)
+    known: Set[int] = splits_in(given)
     if by.column is None:
         given = _splits_of_paths(dataset, sample.numbers)
-    splits = assign_splits(source, given, hashed, each_by_itself=by.streamed)
+        known = dataset.splits_of_paths
+    splits = assign_splits(source, given, hashed, known, each_by_itself=by.streamed)
     what = str(source.group)
     if source.episodes == "classes" and source.group is None:
         what = "the class"
     check_leak(group_keys, splits, what, sample.locate_row)
-    split = SplitSample(sample, splits)
+    split = SplitSample(sample, splits, known)
     if not split.train.any():
         raise UserError(
             "data.split: expected rows for training, got none. Correct data.split or the paths."

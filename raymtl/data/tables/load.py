@@ -18,7 +18,7 @@ from raymtl.data.tables.load_notes import (
 )
 from raymtl.data.tables.pools import make_pools
 from raymtl.data.tables.settings import FilesConfig
-from raymtl.data.tables.split_rows import assign_splits
+from raymtl.data.tables.split_rows import assign_splits, block_splits, splits_in
 from raymtl.storage.notes import ARRAY, Note, pack
 
 
@@ -86,7 +86,7 @@ def _load_all(source: FilesConfig, dataset: TableDataset) -> Loaded:
     blocks = list(_encoded_blocks(source, dataset))
     given = np.concatenate([block.given for block in blocks])
     hashed = np.concatenate([block.hashed for block in blocks])
-    splits = assign_splits(source, given, hashed, each_by_itself=False)
+    splits = assign_splits(source, given, hashed, splits_in(given), each_by_itself=False)
     return Loaded(blocks, splits, len(given))
 
 
@@ -97,7 +97,7 @@ def _load_held_out(source: FilesConfig, dataset: TableDataset) -> Loaded:
     counts, num_seen = np.zeros(len(SPLITS), int), 0
     for block in _encoded_blocks(source, dataset):
         num_seen += len(block.given)
-        of_rows = assign_splits(source, block.given, block.hashed, each_by_itself=True)
+        of_rows = block_splits(source, dataset, block.given, block.hashed)
         open_splits = [split for split in (1, 2) if counts[split] < source.held_out_rows]
         chosen = np.flatnonzero(np.isin(of_rows, open_splits))
         blocks.append(_select(block, chosen))

@@ -167,7 +167,7 @@ def _explain_others(source: FilesConfig, dataset: TableDataset, chosen: ChosenIn
 
 def split_column_of(source: FilesConfig, dataset: TableDataset, rows: TableRows) -> str | None:
     """The column that names the splits: the given one, or `split` where all of its values are names
-    of splits.
+    of splits, and of more than one split unless further rows may name others.
     """
     if source.split.column:
         return source.split.column
@@ -175,7 +175,8 @@ def split_column_of(source: FilesConfig, dataset: TableDataset, rows: TableRows)
         "split" in label_columns(n, t) for n, t in source.tasks.items()
     ):
         splits = splits_named(texts(rows.table["split"]))
-        if (splits != UNKNOWN).all() and len(np.unique(splits)) > 1:
+        is_sample = len(rows.table) < dataset.num_rows
+        if (splits != UNKNOWN).all() and (is_sample or len(np.unique(splits)) > 1):
             return "split"
     return None
 

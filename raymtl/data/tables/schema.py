@@ -17,6 +17,7 @@ from pydantic import (
     field_validator,
 )
 
+from raymtl.data.base import Split
 from raymtl.data.tables.fitted_column import FittedColumn
 from raymtl.data.tables.packed_findings import packed, packed_columns, unpacked
 from raymtl.schema.readers import Written
@@ -245,6 +246,10 @@ class Fitted(Spec):
     split_by: str
     """In words."""
     split_column: str | None = None
+    given_splits: tuple[Split, ...] | None = None
+    """The splits that `split_column` names; in a stream, in the rows that were looked at. None
+    where an earlier version found it.
+    """
     input_shape: tuple[PositiveInt, ...]
     shades: Shades | None = None
     """None where no picture for training has more than 8 bits."""

@@ -22,7 +22,7 @@ from raymtl.data.tables.encode import encode
 from raymtl.data.tables.load_notes import unreadable_notes
 from raymtl.data.tables.probe import DecoderProbe
 from raymtl.data.tables.settings import FilesConfig
-from raymtl.data.tables.split_rows import assign_splits
+from raymtl.data.tables.split_rows import block_splits
 from raymtl.types import UserError
 
 AHEAD = 2
@@ -84,7 +84,7 @@ class _Reader:
         self.probe = DecoderProbe()
         self.careful_until: int | None = None
         """The step before which pictures go through the probe."""
-        self.rows = np.array([block.rows or 0 for _, block in self.dataset.blocks])
+        self.rows = _rows_to_draw(self.dataset)
         self.blocks: dict[int, Future[_EncodedBlock]] = {}
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raymtl-read")
         self.lock = threading.Lock()
@@ -146,10 +146,18 @@ class _Reader:
                 [name for names, _ in seen for name in names],
                 sum(rows for _, rows in seen),
             )  # for what it raises
-        splits = assign_splits(self.source, one.given, one.hashed, each_by_itself=True)
+        splits = block_splits(self.source, self.dataset, one.given, one.hashed)
         labelled = np.any([one.arrays[f"mask/{name}"] for name in self.source.tasks], axis=0)
         rows = np.flatnonzero(labelled & (splits == 0))
         return _EncodedBlock(one.arrays, rows, one.unreadable)
+
+
+def _rows_to_draw(dataset: TableDataset) -> np.ndarray:
+    """The number of rows of each block [B], 0 where its path says that they are held out."""
+    rows = np.array([block.rows or 0 for _, block in dataset.blocks])
+    held_out = [dataset.split_of(number) in (1, 2) for number in range(len(rows))]
+    rows[held_out] = 0
+    return rows
 
 
 def read_carefully() -> None:
@@ -188,7 +196,9 @@ def fill_buffer(source: FilesConfig, seed: int, step: int, lane: int) -> Arrays:
     )
     if len(rows) < 2:
         raise UserError(
-            f"data.split: expected rows for training in the blocks of step {step}, got {len(rows)}."
+            f"data.split: expected rows for training in the blocks of step {step}, got "
+            f"{len(rows)}. Shuffle the rows of the files, or prepare them with `raymtl data "
+            "prepare`."
         )
     buffer: dict[str, np.ndarray] = {}
     for slot, block in enumerate(blocks):

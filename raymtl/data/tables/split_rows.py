@@ -1,13 +1,15 @@
 """Which split the rows of the user's files are in."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raymtl.data.base import SPLITS
 from raymtl.data.tables.columns import LocateRow, texts
-from raymtl.data.tables.dataset import TableRows
+from raymtl.data.tables.dataset import TableDataset, TableRows
+from raymtl.data.tables.schema import Fitted
 from raymtl.data.tables.settings import FilesConfig
 from raymtl.data.tables.splits import (
     UNKNOWN,
@@ -77,23 +79,66 @@ def group_keys_of(source: FilesConfig, rows: TableRows, locate_row: LocateRow) -
     return groups
 
 
+def splits_in(given: np.ndarray) -> set[int]:
+    """The splits that some of these rows [N] are given."""
+    return set(np.unique(given).tolist()) - {UNKNOWN}
+
+
+def block_splits(
+    source: FilesConfig, dataset: TableDataset, given: np.ndarray, hashed: np.ndarray
+) -> np.ndarray:
+    """The split of every row of one block of a stream, [N] int8.
+
+    A block alone does not say which splits the files give: sorted files have blocks of one split.
+    The paths of all blocks say it, or the rows that findings were made of. Raises UserError where a
+    block has a split that these lack.
+    """
+    known = dataset.splits_of_paths
+    if source.found.split_column is not None:
+        known = _splits_of_column(source.found, given)
+    return assign_splits(source, given, hashed, known, each_by_itself=True)
+
+
+def _splits_of_column(found: Fitted, given: np.ndarray) -> set[int]:
+    """The splits that the column of splits names, in a stream of which these rows [N] are some."""
+    if found.given_splits is None:
+        raise UserError(
+            f"data.split.column: expected to know which splits '{found.split_column}' names, got "
+            "what an earlier version of raymtl found, which did not keep that. Start the run anew."
+        )
+    known = {SPLITS.index(split) for split in found.given_splits}
+    unexpected = splits_in(given) - known
+    if unexpected:
+        raise UserError(
+            f"data.split.column: expected '{found.split_column}' to name no split but "
+            f"{', '.join(found.given_splits)}, as in the rows that were looked at, got "
+            f"{split_name(min(unexpected))} in another. Raise data.fit_rows to look at more rows."
+        )
+    return known
+
+
 def assign_splits(
-    source: FilesConfig, given: np.ndarray, hashed: np.ndarray, *, each_by_itself: bool
+    source: FilesConfig,
+    given: np.ndarray,
+    hashed: np.ndarray,
+    known: Set[int],
+    *,
+    each_by_itself: bool,
 ) -> np.ndarray:
     """The split of every row, [N] int8.
 
-    Splits that the files do not give at all are taken out of the rows for training. Where
-    `each_by_itself`, shares hold on average; else they hold exactly, and every split has a row
-    where there are enough of them. Raises UserError where some files give a split and others none.
+    `known` are the splits that the files give to these rows or to others. Those that they do not
+    give at all are taken out of the rows for training. Where `each_by_itself`, shares hold on
+    average; else they hold exactly, and every split has a row where there are enough of them.
+    Raises UserError where some files give a split and others none.
     """
-    known = set(np.unique(given).tolist()) - {UNKNOWN}
     if known and (given == UNKNOWN).any():
         raise UserError(
             "data.path: expected every file to be below a folder train, val or test, or none, got "
             "both."
         )
     shares = list(source.split.fractions)
-    for split in known - {0}:
+    for split in set(known) - {0}:
         shares[split] = 0.0
     splits = given.copy()
     if known and sum(shares) <= shares[0]:
