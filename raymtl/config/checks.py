@@ -90,10 +90,12 @@ def check_frozen_search(encoder: EncoderSpec, searched: Iterable[str]) -> None:
     """Refuses a search that would change the features, which all trials read."""
     is_frozen = isinstance(encoder, PretrainedSpec) and encoder.frozen
     for key in searched:
-        changes = key.startswith("encoder.") and not key.startswith("encoder.trunk.")
+        stay = key == "encoder.lr_scale" or key.startswith("encoder.trunk.")
+        changes = key.startswith("encoder.") and not stay
         if key == "encoder.frozen" or (is_frozen and changes):
             raise UserError(
-                f"search.{key}: expected keys of encoder.trunk alone with encoder.frozen, since "
+                f"search.{key}: expected keys of encoder.trunk, or encoder.lr_scale, with "
+                "encoder.frozen, since "
                 "all trials read the same features, got another. Start a search for each of its "
                 "values."
             )

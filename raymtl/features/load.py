@@ -1,6 +1,7 @@
 """Features in the place of pictures, for an experiment with a frozen network."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -71,10 +72,13 @@ def with_features(
 
     rows = find_different([arrays[key].reshape(-1, *experiment.data.input_shape) for key in keys])
     about = _describe(experiment, encoder)
-    cache = FeatureCache(_folder(experiment, encoder, run) / _key_of(about), encoder.num_features)
+    shape = encoder.feature_shape
+    cache = FeatureCache(_folder(experiment, encoder, run) / _key_of(about), math.prod(shape))
     computed = FeatureJob(rows, about, cache, load, driver, report).run()
     of_keys = zip(keys, rows.numbers, strict=True)
-    features = {key: _of_rows(computed.features, numbers) for key, numbers in of_keys}
+    features = {
+        key: _of_rows(computed.features, numbers).reshape(-1, *shape) for key, numbers in of_keys
+    }
     return Loaded({**arrays, **features}, computed.notes)
 
 
@@ -95,7 +99,14 @@ def _describe(experiment: Experiment, encoder: PretrainedSpec) -> dict[str, obje
         "weights": encoder.found.sha256,
         "input_shape": list(shape),
         **encoder.preprocessing(shape),
+        **_stages_of(encoder),
     }
+
+
+def _stages_of(encoder: PretrainedSpec) -> dict[str, object]:
+    if not encoder.frozen_stages:
+        return {}
+    return {"stages": encoder.frozen_stages}
 
 
 def _key_of(about: Mapping[str, object]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from raymtl.config import Experiment
 from raymtl.encoders import Encoder, PretrainedSpec, freeze
+from raymtl.encoders.pretrained.frozen import first_stages
 from raymtl.storage import formats
 from raymtl.types import Batch, UserError
 
@@ -35,17 +36,17 @@ def read_shape(experiment: Experiment) -> tuple[int, ...]:
     encoder = frozen_encoder(experiment)
     if encoder is None:
         return tuple(experiment.data.input_shape)
-    return (encoder.num_features,)
+    return encoder.feature_shape
 
 
 class FrozenNetwork(torch.nn.Module):
-    """A network without parameters, [N, channels, height, width] -> [N, F]."""
+    """A network without parameters, [N, channels, height, width] -> [N, *feature_shape]."""
 
     def __init__(self, network: Encoder) -> None:
         super().__init__()
         freeze(network)
         self.network = network.to(memory_format=torch.channels_last)
-        self.num_features = network.out_features
+        self.feature_shape = network.shapes[-1]
 
     @property
     def _like(self) -> Tensor:
@@ -59,7 +60,7 @@ class FrozenNetwork(torch.nn.Module):
             size = BATCH_ON_GPU
         features = [self._of_batch(batch, size) for batch in pictures.split(size)]
         if not features:
-            return self._like.new_zeros(0, self.num_features)
+            return self._like.new_zeros(0, *self.feature_shape)
         return torch.cat(features)
 
     def _of_batch(self, pictures: Tensor, size: int) -> Tensor:
@@ -69,8 +70,8 @@ class FrozenNetwork(torch.nn.Module):
             inputs = inputs.div_(255)
         filled = inputs.new_zeros(size, *inputs.shape[1:])
         filled[:number] = inputs
-        features: Tensor = self.network(filled.contiguous(memory_format=torch.channels_last))
-        return features[:number]
+        flat: Tensor = self.network(filled.contiguous(memory_format=torch.channels_last))
+        return flat[:number].reshape(number, *self.feature_shape)
 
     def of_rows(self, rows: np.ndarray) -> np.ndarray:
         """Features [N, F] float32 of pictures in bytes. Raises UserError if some are infinite."""
@@ -81,7 +82,7 @@ class FrozenNetwork(torch.nn.Module):
                 "encoder.weights: expected a network whose features are finite, got infinite ones "
                 "or no numbers. Take other weights, or another encoder.size."
             )
-        content: np.ndarray = features.float().cpu().numpy()
+        content: np.ndarray = features.flatten(1).float().cpu().numpy()
         return content
 
 
@@ -110,13 +111,14 @@ def load_network(experiment: Experiment, folder: Path | None = None) -> FrozenNe
     if encoder is None:
         return None
     with torch.random.fork_rng(devices=[]):
-        network = encoder.network.build_network(experiment.data.input_shape)
+        whole = encoder.network.build_network(experiment.data.input_shape)
+    network = first_stages(whole, encoder.frozen_stages)
     kept = _find_kept(encoder, folder)
     if kept is not None:
         network.load_state_dict(formats.load_params(kept, network.state_dict()))
         return FrozenNetwork(network)
     try:
-        encoder.network.initialise(network)
+        encoder.network.initialise(whole)
     except UserError as error:
         if folder is None:
             raise

@@ -14,6 +14,7 @@ import raymtl
 from raymtl.config import Experiment, parse
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.encoders import TorchvisionSpec
+from raymtl.encoders.base import lr_scales
 from raymtl.encoders.pretrained import weights
 from raymtl.evaluation.evaluate import evaluate_folder
 from raymtl.features import compute
@@ -48,13 +49,13 @@ def write_kinds(root: Path, number: int = 12) -> Path:
     return root
 
 
-def write_weights(path: Path, seed: int = 0) -> Path:
+def write_weights(path: Path, seed: int = 0, spread: float = 0.1) -> Path:
     """All values moved from where they start, so that features are of a usual size."""
     torch.manual_seed(seed)
     values = models.get_model(MODEL, weights=None).state_dict()
     for value in values.values():
         if value.is_floating_point():
-            value.add_(0.1 * torch.rand_like(value))
+            value.add_(spread * torch.rand_like(value))
     formats.save_params(path, values)
     return path
 
@@ -231,7 +232,7 @@ def trained(folder: Path, experiment: Experiment) -> Path:
 
 
 def descended(
-    experiment: Experiment, arrays: Any, start: Params | None
+    experiment: Experiment, arrays: Any, start: Params | None, rate: float = 0.1
 ) -> tuple[Params, dict[str, Tensor]]:
     """Where the heads are after three steps, and what they then predict."""
     algorithm = experiment.build()
@@ -239,7 +240,7 @@ def descended(
     for step in range(3):
         episodes = episodes_of(experiment, arrays, count=2, step=step)
         gradients = meta_gradient(algorithm, params, episodes).grads
-        params = {name: value - 0.1 * gradients[name] for name, value in params.items()}
+        params = {name: value - rate * gradients[name] for name, value in params.items()}
     (stack,), _ = build_episodes(experiment.data, arrays, seed=0, split="test", step=0, indices=[0])
     query = on_device(stack, "cpu").query
     return params, algorithm.predict(params, shared_inputs(query)[0])
@@ -265,12 +266,67 @@ def test_heads_learn_as_on_stages_that_are_constant(
     torch.testing.assert_close(predictions["label"], expected["label"], rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def run(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def test_last_stages_learn_as_behind_stages_that_are_constant(
+    places: dict[str, Path], tmp_path: Path
+) -> None:
+    """Of `frozen` with some `frozen_stages` and of these alone, from the same start."""
+    number, slow = 9, {"learner.inner_lr": 0.01}
+    own = {**places, "weights": write_weights(tmp_path / "w.safetensors", spread=0.01)}
+    chosen = tree(own, tmp_path, frozen_stages=number, lr_scale=0.5)
+    on_pictures = parse(chosen).resolve().override(slow)
+    chosen["encoder"]["frozen"] = True
+    on_features = parse(chosen).resolve().override(slow)
+    pictures = on_features.data.load()
+    features = with_features(on_features, pictures).arrays
+    shape = checked(on_features.encoder, TorchvisionSpec).feature_shape
+    assert len(shape) == 3
+    assert all(features[key].shape[1:] == shape for key in on_features.data.input_arrays())
+
+    def in_the_whole(name: str) -> str:
+        """What a parameter is called where the constant stages stand before it."""
+        before, stages, after = name.partition(".stages.")
+        if not stages:
+            return name
+        stage, _, rest = after.partition(".")
+        return f"{before}.stages.{int(stage) + number}.{rest}"
+
+    model, whole = on_features.build().model, on_pictures.build().model
+    assert {in_the_whole(name): scale for name, scale in lr_scales(model).items()} == lr_scales(
+        whole
+    )
+    start = on_features.build().init_params()
+    in_whole = {in_the_whole(name): value for name, value in start.items()}
+    initial = on_pictures.build().init_params()
+    assert in_whole.keys() == initial.keys()
+    assert all(torch.equal(in_whole[name], initial[name]) for name in initial if "stages" in name)
+    params, predictions = descended(on_features, features, start, rate=0.01)
+    of_pictures, expected = descended(on_pictures, pictures, in_whole, rate=0.01)
+    for name, value in params.items():
+        other = of_pictures[in_the_whole(name)]
+        torch.testing.assert_close(value, other, rtol=1e-3, atol=1e-4)
+    assert any(not torch.equal(params[name], start[name]) for name in start if "stages" in name)
+    torch.testing.assert_close(predictions["label"], expected["label"], rtol=1e-3, atol=1e-3)
+
+
+def test_a_stage_is_left_to_train(places: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"encoder.frozen_stages: expected at most 12 beside"):
+        frozen(places, tmp_path, frozen_stages=13)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[{"trunk": {"hidden": [8]}}, {"frozen_stages": 9}],
+    ids=["trunk", "last stages"],
+)
+def run(
+    request: pytest.FixtureRequest,
+    places: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """A run whose file of weights is gone."""
     folder = tmp_path_factory.mktemp("run")
-    own = {**places, "weights": write_weights(folder / "w.safetensors")}
-    experiment = frozen(own, folder, trunk={"hidden": [8]})
+    own = {**places, "weights": write_weights(folder / "w.safetensors", spread=0.02)}
+    experiment = frozen(own, folder, **request.param)
     path = trained(folder / "small", experiment)
     own["weights"].unlink()
     weights._held.clear()
@@ -348,8 +404,11 @@ REFUSALS: dict[str, dict[str, Any]] = {
     "encoder.frozen: expected encoder.weights": {"weights": "none"},
     "encoder.frozen: expected encoder.pooled: true": {"pooled": False},
     "encoder.frozen: expected encoder.batch_norm: auto": {"batch_norm": "support"},
-    "encoder.frozen_stages: expected none beside": {"frozen_stages": 2},
     "encoder.lr_scale: expected none beside": {"lr_scale": 0.5},
+    "encoder.trunk: expected none beside encoder.frozen_stages": {
+        "frozen_stages": 2,
+        "trunk": {"hidden": [4]},
+    },
     "encoder.trunk: expected encoder.frozen: true": {"frozen": False, "trunk": {}},
     "encoder.cache: expected encoder.frozen: true": {"frozen": False, "cache": "here"},
 }

@@ -27,8 +27,8 @@ class Found(Spec):
     """`encoder.name` and `encoder.model`."""
     sha256: str
     """Of the file."""
-    num_features: PositiveInt | None = None
-    """Of a frozen network."""
+    feature_shape: tuple[PositiveInt, ...] | None = None
+    """Of what is computed once for each picture, with `frozen`."""
 
 
 class PretrainedSpec(EncoderSpecBase):
@@ -51,14 +51,16 @@ class PretrainedSpec(EncoderSpecBase):
     without.
     """
     frozen_stages: NonNegativeInt = 0
-    """How many stages, from the input on, keep their values; these are no parameters."""
+    """How many stages, from the input on, keep their values; these are no parameters. With `frozen`
+    what they compute is computed once, and the stages behind them are trained on it.
+    """
     lr_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
     """The factor of the learning rate from each stage to the one before it: the last stage has
     lr * lr_scale, the one before it lr * lr_scale^2. Heads have lr.
     """
     frozen: bool = False
-    """Whether the whole network is constant. The features of each picture are then computed once,
-    and kept in files, which trainings read in place of the pictures.
+    """Whether the network, or its first `frozen_stages`, are constant. The features of each picture
+    are then computed once, and kept in files, which trainings read in place of the pictures.
     """
     trunk: MLPSpec | None = None
     """What is trained on the features of a frozen network, below the heads; None: the heads alone.
@@ -75,7 +77,7 @@ class PretrainedSpec(EncoderSpecBase):
         if found and (found.weights, found.network) != (self.weights, self._network_name):
             # The object is frozen for others; here it is still being made.
             self.__dict__["found"] = None
-        elif found and self.frozen and found.num_features is None:
+        elif found and self.frozen and found.feature_shape is None:
             self.__dict__["found"] = None
         return self
 
@@ -104,12 +106,17 @@ class PretrainedSpec(EncoderSpecBase):
                 "encoder.frozen: expected encoder.batch_norm: auto, since the features of a "
                 "picture must not depend on the others, got support. Leave it away."
             )
-        for key in ("frozen_stages", "lr_scale"):
-            if getattr(self, key) != type(self).model_fields[key].default:
+        if self.frozen_stages:
+            if self.trunk is not None:
                 raise UserError(
-                    f"encoder.{key}: expected none beside encoder.frozen: true, by which no stage "
-                    f"is trained, got {getattr(self, key)}. Leave one of them away."
+                    "encoder.trunk: expected none beside encoder.frozen_stages, whose features the "
+                    "other stages of the network read, got one. Leave one of them away."
                 )
+        elif self.lr_scale != 1:
+            raise UserError(
+                "encoder.lr_scale: expected none beside encoder.frozen: true, by which no stage is "
+                f"trained, got {self.lr_scale}. Leave it away, or set encoder.frozen_stages."
+            )
 
     @property
     def _network_name(self) -> str:
@@ -126,7 +133,8 @@ class PretrainedSpec(EncoderSpecBase):
     @property
     def network(self) -> Self:
         """The network alone, as an encoder of pictures whose every value is a parameter."""
-        return self.model_copy(update={"frozen": False, "trunk": None, "cache": None})
+        changed = {"frozen": False, "frozen_stages": 0, "trunk": None, "cache": None}
+        return self.model_copy(update=changed)
 
     @property
     def weights_source(self) -> str:
@@ -150,12 +158,17 @@ class PretrainedSpec(EncoderSpecBase):
         encoder.check_fit(source, read.entries)
         found = Found(weights=source, network=self._network_name, sha256=read.sha256)
         if self.frozen:
-            found = found.model_copy(update={"num_features": encoder.out_features})
+            with torch.device("meta"):
+                whole = self.network.build_network(input_shape)
+            shape = frozen.first_stages(whole, self.frozen_stages).shapes[-1]
+            found = found.model_copy(update={"feature_shape": shape})
         return self.model_copy(update={"weights": source, "found": found})
 
     def initialise(self, encoder: Encoder) -> None:
-        if self.weights == weights.NONE or self.frozen:
+        if self.weights == weights.NONE or (self.frozen and not self.frozen_stages):
             return
+        if isinstance(encoder, frozen.LastStages):
+            encoder = encoder.whole
         assert isinstance(encoder, PretrainedEncoder)
         if self.found is None:
             read = weights.read(weights.absolute(self.weights), self._fetch)
@@ -164,17 +177,22 @@ class PretrainedSpec(EncoderSpecBase):
         encoder.take(self.weights, read.entries)
 
     def build(self, input_shape: tuple[int, ...], inner_steps: int = 0) -> Encoder:
-        """For pictures as `build_network` takes them; of a frozen network, for its features."""
+        """For pictures as `build_network` takes them; with `frozen` for features of pictures of
+        this shape.
+        """
         if not self.frozen:
             return self.build_network(input_shape)
-        return frozen.build_on_features(self.trunk, self.num_features, inner_steps)
+        if not self.frozen_stages:
+            return frozen.build_on_features(self.trunk, self.feature_shape, inner_steps)
+        whole = self.network.build_network(input_shape)
+        return frozen.LastStages(whole, self.frozen_stages)
 
     @property
-    def num_features(self) -> int:
-        """Of the frozen network. Raises UserError before its weights were read."""
-        if self.found is None or self.found.num_features is None:
+    def feature_shape(self) -> tuple[int, ...]:
+        """Of what is computed once for each picture. Raises UserError before weights were read."""
+        if self.found is None or self.found.feature_shape is None:
             raise frozen.unresolved()
-        return self.found.num_features
+        return self.found.feature_shape
 
     def preprocessing(self, input_shape: tuple[int, ...]) -> dict[str, object]:
         """What is done to pictures before the first layer, in plain values."""
