@@ -370,6 +370,13 @@ def rows_of_worker(
     return rows
 
 
+def end_reader() -> None:
+    """Ends the reader of this process when it has read what it was asked for."""
+    for reader in shuffle_buffer._READERS.values():
+        reader.thread.shutdown(wait=True)
+    shuffle_buffer._READERS.clear()
+
+
 @pytest.fixture
 def blocks_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of each block that is read."""
@@ -395,11 +402,13 @@ def test_reads_do_not_depend_on_the_number_of_workers(
         assert source.found.pool is not None
         arrays = source.load()
         for size in (1, 2, 4):
+            end_reader()
             blocks_read.clear()
             drawn: list[list[int]] = []
             for rank in range(size):
-                shuffle_buffer._READERS.clear()  # as in another process
+                end_reader()  # as in another process
                 drawn += rows_of_worker(source, arrays, rank, size, steps=32)
+            end_reader()
             counts[lanes, size] = len(blocks_read)
             rows[lanes, size] = {row // GROUP for episode in drawn for row in episode}
     assert rows[4, 1] == rows[4, 2] == rows[4, 4]
