@@ -65,7 +65,7 @@ def test_raymtl_alone_needs_torch_alone() -> None:
         [sys.executable, "-c", WITHOUT, *words], capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
-    assert "raymtl vmap, replay" in ended.stdout
+    assert re.search(r"raymtl (vmap|loop), replay", ended.stdout)  # whichever was faster
     assert "nothing is written" in ended.stdout
 
 
