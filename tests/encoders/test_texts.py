@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,8 @@ from raymtl.types import UserError
 from tests.encoders.tiny_texts import PLACES, SIZE, TEXTS, bert, bert_folder, save_tokenizer
 
 pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("nothing_opened")
 KEY = "data.inputs.review.encoder"
-
-
-@pytest.fixture(autouse=True)
-def _nothing_opened() -> Iterator[None]:
-    """As in a process that has just started."""
-    opened._opened.clear()
-    opened._vectors.clear()
-    yield
-    opened._opened.clear()
-    opened._vectors.clear()
 
 
 def vectors_of(folder: Path, texts: tuple[str, ...] = TEXTS, **keys: Any) -> np.ndarray:

@@ -1,6 +1,5 @@
 """A transformer as the front of a model: its vectors, its derivatives, and every sharing architecture."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from raymtl.data import Files
 from raymtl.data.episodes import build_episodes, on_device
 from raymtl.data.tables.new_rows import read_unseen
 from raymtl.encoders import MLPSpec
-from raymtl.encoders.texts import opened, token_slot
+from raymtl.encoders.texts import token_slot
 from raymtl.encoders.texts.opened import find_encoder, open_same
 from raymtl.encoders.texts.settings import TextEncoder
 from raymtl.encoders.texts.token_slot import NO_TOKEN, TextFront
@@ -31,17 +30,8 @@ from tests.encoders.tiny_texts import SIZE, TEXTS, bert_folder
 from tests.narrowing import checked, present
 
 pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("nothing_opened")
 KEY = "data.inputs.review.encoder"
-
-
-@pytest.fixture(autouse=True)
-def _nothing_opened() -> Iterator[None]:
-    """As in a process that has just started."""
-    opened._opened.clear()
-    opened._vectors.clear()
-    yield
-    opened._opened.clear()
-    opened._vectors.clear()
 
 
 def front_of(folder: Path, **keys: Any) -> tuple[TextFront, TransformerEncoder]:
