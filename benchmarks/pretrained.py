@@ -95,9 +95,9 @@ ROWS = {
     ),
     "finetuned": Row(
         "CIFAR-100",
-        {**FINE, "encoder.frozen": True, "encoder.frozen_stages": 7, "encoder.lr_scale": 0.5}
-        | {"train.steps": 3000, "train.eval_every": 300, "train.lr": 0.002}
-        | {"train.weight_decay": 0.1, "train.warmup_steps": 150, "data.augment": False},
+        {**FINE, "encoder.frozen": True, "encoder.frozen_stages": 6, "encoder.lr_scale": 0.5}
+        | {"train.steps": 1500, "train.eval_every": 250, "train.lr": 0.002}
+        | {"train.weight_decay": 0.05, "train.warmup_steps": 75, "data.augment": False},
         128,
     ),
     "few-shot conv4": Row(
