@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,10 +60,7 @@ def with_features(
     encoder = frozen_encoder(experiment)
     if encoder is None:
         return Loaded(arrays, ())
-    keys = experiment.data.input_arrays()
-    for key in keys:
-        if key not in arrays:
-            raise _streamed()
+    keys = _input_keys(experiment, arrays)
 
     def load() -> FrozenNetwork:
         network = load_network(experiment, run)
@@ -75,11 +72,19 @@ def with_features(
     shape = encoder.feature_shape
     cache = FeatureCache(_folder(experiment, encoder, run) / _key_of(about), math.prod(shape))
     computed = FeatureJob(rows, about, cache, load, driver, report).run()
-    of_keys = zip(keys, rows.numbers, strict=True)
     features = {
-        key: _of_rows(computed.features, numbers).reshape(-1, *shape) for key, numbers in of_keys
+        key: _of_rows(computed.features, numbers).reshape(-1, *shape)
+        for key, numbers in zip(keys, rows.numbers, strict=True)
     }
     return Loaded({**arrays, **features}, computed.notes)
+
+
+def _input_keys(experiment: Experiment, arrays: Arrays) -> Sequence[str]:
+    """The arrays that hold pictures. Raises UserError where the data are streamed."""
+    keys = experiment.data.input_arrays()
+    if any(key not in arrays for key in keys):
+        raise _streamed()
+    return keys
 
 
 def _of_rows(features: np.ndarray, numbers: np.ndarray) -> np.ndarray:

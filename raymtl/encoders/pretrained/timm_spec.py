@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from raymtl.encoders.pretrained.base import PretrainedSpec, missing
-from raymtl.encoders.pretrained.network import Network
+from raymtl.encoders.pretrained.base import PretrainedSpec
+from raymtl.encoders.pretrained.network import Network, missing
 from raymtl.encoders.pretrained.stages import TIMM
 from raymtl.schema.names import nearest
 from raymtl.types import UserError

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from torch import hub, nn
 
-from raymtl.encoders.pretrained.base import PretrainedSpec, missing
-from raymtl.encoders.pretrained.network import Network
+from raymtl.encoders.pretrained.base import PretrainedSpec
+from raymtl.encoders.pretrained.network import Network, missing
 from raymtl.encoders.pretrained.stages import TORCHVISION
 from raymtl.schema.names import nearest
 from raymtl.types import UserError

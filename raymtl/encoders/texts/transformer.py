@@ -1,7 +1,6 @@
 """Transformers of Hugging Face (Wolf et al., 2020, arXiv:1910.03771) as encoders of texts."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from raymtl.encoders.texts.base import Advance, TextModel
 from raymtl.encoders.texts.pooling import pooled
+from raymtl.encoders.texts.quiet import quiet
 from raymtl.encoders.texts.sentence_folder import SentenceFolder, read_sentence_folder
 from raymtl.encoders.texts.settings import TextEncoder
 from raymtl.types import UserError
@@ -279,23 +279,6 @@ def _limit(network: nn.Module, config: Any, tokenizer: Any) -> int:
     if least > NO_LIMIT:
         return USUAL_TOKENS
     return least
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warnings and progress bars of transformers."""
-    import transformers
-
-    logging: Any = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:
