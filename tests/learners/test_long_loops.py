@@ -293,14 +293,16 @@ def test_many_recomputed_steps_need_little_memory(axis: str, steps: int, gradien
     """Two hundred steps of a convolutional network fit in the memory of five.
 
     One episode after another takes as long as all together, so fifty steps of each suffice there.
+    What the system does with a process only adds to its peak, so the lowest of three counts.
     """
     five, ten = (peak("unrolled", few, axis) for few in (5, 10))
     assert five > 5, "the peak of a process counts too little to compare"
-    assert peak(gradient, steps, axis) < five < ten / 1.5
+    assert five < ten / 1.5
+    assert any(peak(gradient, steps, axis, attempt) < five for attempt in range(3))
 
 
 @functools.cache
-def peak(gradient: str, steps: int, axis: str) -> float:
+def peak(gradient: str, steps: int, axis: str, attempt: int = 0) -> float:
     """Megabytes that a training in a process of its own takes at most."""
     command = [sys.executable, "-m", "tests.learners.peak_memory", gradient, str(steps), axis, "2"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
