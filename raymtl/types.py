@@ -139,6 +139,8 @@ class TaskKind(ABC):
     """Whether a target says of each of several labels if it applies, [N, num_labels]."""
     predicts_numbers: ClassVar[bool] = False
     """Whether a target is a number [N] or a vector [N, D] in a unit of its own."""
+    has_thresholds: ClassVar[bool] = False
+    """Whether a prediction has one logit for each yes or no, [N, num_labels], above 0 for yes."""
     takes_class_loss: ClassVar[bool] = False
     """Whether the loss can weigh classes, smooth labels and leave easy examples to themselves."""
     max_classes: ClassVar[int | None] = None

@@ -18,6 +18,7 @@ class BinaryKind(TaskKind):
     name = "binary"
     label_form = "class"
     has_class_targets = True
+    has_thresholds = True
     takes_class_loss = True
     max_classes = 2
     classes_hint = " (its `kind: classification` makes it one of two classes)"

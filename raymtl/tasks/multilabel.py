@@ -27,6 +27,7 @@ class MultilabelKind(TaskKind):
     name = "multilabel"
     label_form = "set"
     has_label_sets = True
+    has_thresholds = True
     takes_class_loss = True
 
     def make(self, name: str, labels: LabelStatistics, size: tuple[int, int]) -> Task:

@@ -28,6 +28,7 @@ LABELS = {
     "word": {"class_weights": "balanced"},
     "tags": {"kind": "multilabel", "class_weights": "balanced"},
     "flags": {"columns": ["a", "b"], "class_weights": "balanced"},
+    "marks": {"columns": ["a", "b"], "pos_weight": "balanced"},
     "two": {"columns": ["y", "x0"], "kind": "regression"},
 }
 

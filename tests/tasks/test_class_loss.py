@@ -151,12 +151,56 @@ def test_the_balanced_yes_of_a_label_is_its_noes(tmp_path: Path) -> None:
         np.testing.assert_allclose(own.found.tasks["tags"].class_weights[number], wanted)
 
 
+def test_a_balanced_pos_weight_is_the_noes_for_each_yes(tmp_path: Path) -> None:
+    tasks = {
+        "rare": {"pos_weight": "balanced"},
+        "tags": {"kind": "multilabel", "pos_weight": "balanced"},
+    }
+    own = source(table(tmp_path / "t.csv"), tasks)
+    rare = trained_labels(own, "rare")
+    wanted = (1.0, (rare == 0).sum() / (rare == 1).sum())
+    np.testing.assert_allclose(own.found.tasks["rare"].class_weights, wanted)
+    labels = trained_labels(own, "tags")
+    yes = labels.sum(0)
+    by_label = dict(zip(own.found.tasks["tags"].classes, (len(labels) - yes) / yes, strict=True))
+    by_label["any"] = 1.0  # it has no no
+    found = own.found.tasks["tags"].class_weights
+    np.testing.assert_allclose(found, list(by_label.values()))
+
+
+@float64
+def test_given_pos_weights_are_torchs(tmp_path: Path) -> None:
+    own = source(
+        table(tmp_path / "t.csv"),
+        {
+            "rare": {"pos_weight": 7},
+            "tags": {"kind": "multilabel", "pos_weight": {"low": 3, "high": 0.5}},
+            "alike": {"column": "tags", "kind": "multilabel", "pos_weight": 2.5},
+        },
+    )
+    rare, tags, alike = own.make_tasks()
+    logits, target = torch.randn(40), torch.randint(0, 2, (40,))
+    wanted = F.binary_cross_entropy_with_logits(
+        logits, target.double(), pos_weight=torch.tensor(7.0), reduction="none"
+    )
+    torch.testing.assert_close(rare.loss(logits[:, None], target), wanted)
+    many, labels = torch.randn(40, 3), torch.randint(0, 2, (40, 3)).double()
+    assert own.found.tasks["tags"].classes == ("any", "high", "low")
+    for task, weights in ((tags, [1.0, 0.5, 3.0]), (alike, [2.5] * 3)):
+        wanted = F.binary_cross_entropy_with_logits(
+            many, labels, pos_weight=torch.tensor(weights), reduction="none"
+        ).mean(1)
+        torch.testing.assert_close(task.loss(many, labels), wanted)
+
+
 @float64
 def test_weighted_steps_are_the_same_on_workers_and_by_vmap(tmp_path: Path) -> None:
     tasks = {
         "rare": {"class_weights": "balanced", "focal": 2.0},
         "grade": {"class_weights": {"g0": 3}, "label_smoothing": 0.1},
         "tags": {"kind": "multilabel", "class_weights": "balanced"},
+        "yes": {"column": "rare", "pos_weight": "balanced"},
+        "more": {"column": "tags", "kind": "multilabel", "pos_weight": "balanced"},
     }
     own = source(table(tmp_path / "t.csv"), tasks)
     experiment = Experiment.model_validate(
@@ -185,6 +229,19 @@ def test_weighted_steps_are_the_same_on_workers_and_by_vmap(tmp_path: Path) -> N
     [
         ("size", {"class_weights": "balanced"}, r"size\.class_weights: .* of kind regression"),
         ("size", {"focal": 2.0}, r"size\.focal: .* of kind regression"),
+        ("size", {"pos_weight": 2}, r"size\.pos_weight: .* of kind regression"),
+        ("grade", {"pos_weight": 2}, r"grade\.pos_weight: .*has no yes"),
+        ("rare", {"pos_weight": {"yes": 2}}, r"rare\.pos_weight: expected balanced or one number"),
+        (
+            "rare",
+            {"pos_weight": 2, "class_weights": "balanced"},
+            r"rare\.pos_weight: expected none beside class_weights",
+        ),
+        (
+            "tags",
+            {"kind": "multilabel", "pos_weight": {"g9": 2}},
+            r"tags\.pos_weight: .*got 'g9'",
+        ),
         ("grade", {"class_weights": {"g9": 2}}, r"grade\.class_weights: .*got 'g9'"),
     ],
 )

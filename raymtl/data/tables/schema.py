@@ -91,6 +91,11 @@ class TaskColumn(Spec):
     all alike. Of a multi-label task: by how much the yes of each label counts; `balanced`: as much
     as all its noes.
     """
+    pos_weight: Literal["balanced"] | PositiveFloat | Mapping[Label, PositiveFloat] | None = None
+    """Of a binary or a multi-label task: by how much a yes counts beside a no, as in torch's loss;
+    `balanced`: as much as all noes together. A mapping is of the labels of a multi-label task. It
+    takes the place of class_weights.
+    """
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of tasks with classes or labels: the share of every target that all classes have alike
     (arXiv:1512.00567).
