@@ -230,6 +230,12 @@ class Task(NamedTuple):
     """Whether the loss is quadratic in the prediction, so that one Newton step from anywhere finds
     its least.
     """
+    threshold_metric: Literal["f1", "balanced_accuracy", "accuracy"] | None = None
+    """The score by which thresholds are chosen on validation when the training has ended."""
+    thresholds: tuple[float | None, ...] = ()
+    """The logits above which decisions are a yes, one for each label; without them all are 0. None
+    stands for 0 where validation could not choose one.
+    """
 
     @property
     def is_dense(self) -> bool:

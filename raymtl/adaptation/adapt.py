@@ -19,6 +19,7 @@ from raymtl.data import Source
 from raymtl.data.episodes import on_device
 from raymtl.evaluation.prediction import Prediction
 from raymtl.evaluation.predictions import image_resize_of, prediction_of, write_predictions
+from raymtl.evaluation.thresholds import kept_thresholds, save_thresholds
 from raymtl.features.network import load_network, read_by
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage import formats
@@ -62,6 +63,7 @@ def adapt_run(request: AdaptationRequest, steps: int | None = None) -> dict[str,
         experiment.save(folder / "config.yaml")
         values = {**adapted.params, **algorithm.constants()}
         formats.save_params(folder / "model.safetensors", values)
+        save_thresholds(folder, kept_thresholds(algorithm.tasks))
         path = folder / "predictions.parquet"
         write_predictions(path, predictions, examples.query_origins, resize)
 

@@ -18,6 +18,7 @@ from raymtl.api.checks import Place
 from raymtl.config import Experiment
 from raymtl.data.episodes import on_device
 from raymtl.evaluation.predictions import image_resize_of, prediction_of, predictions_table
+from raymtl.evaluation.thresholds import with_kept_thresholds
 from raymtl.features.network import FrozenNetwork, load_network, read_by
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage import formats
@@ -228,4 +229,5 @@ def load_model(path: Place) -> Model:
     trained = algorithm.take(formats.as_expected(weights, known, expected))
     left = {name: value for name, value in read.items() if name not in expected}
     network = load_network(experiment, folder)
+    algorithm = with_kept_thresholds(algorithm, folder)
     return Model(Trained(experiment, algorithm, {**trained, **left}, network=network))

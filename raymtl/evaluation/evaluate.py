@@ -22,6 +22,12 @@ from raymtl.evaluation.kept import kept_notes
 from raymtl.evaluation.merging.record import merged_notes
 from raymtl.evaluation.score_notes import describe_scored, history_notes, score_notes
 from raymtl.evaluation.scores import Tally, primary_metrics, range_of, signs
+from raymtl.evaluation.thresholds import (
+    choose_thresholds,
+    decided_by,
+    save_thresholds,
+    with_kept_thresholds,
+)
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage import formats
 from raymtl.types import Batch, Metric, Params, Task, UserError
@@ -45,7 +51,7 @@ def load_model(folder: Path) -> tuple[Experiment, Algorithm, dict[str, Tensor]]:
     algorithm = experiment.build(pretrained=False)
     expected = {**algorithm.init_params(), **algorithm.constants()}
     values = formats.load_params(folder / "model.safetensors", expected)
-    return experiment, algorithm, algorithm.take(values)
+    return experiment, with_kept_thresholds(algorithm, folder), algorithm.take(values)
 
 
 @torch.no_grad()
@@ -209,10 +215,14 @@ def scores_of(task: Task, prediction: Tensor, target: Tensor) -> dict[str, dict[
 
 def evaluate_folder(folder: Path, arrays: Arrays, source: Source) -> None:
     """Scores a model folder on the test split of `source`, and writes its metrics.json and the
-    tables beside it.
+    tables beside it. Before, it chooses the thresholds of decisions on the validation split.
     """
     experiment, algorithm, params = load_model(folder)
+    algorithm = algorithm._replace(tasks=experiment.data.make_tasks())  # that decide at 1/2 as yet
     experiment = experiment.model_copy(update={"data": source})
+    thresholds = choose_thresholds(experiment, algorithm, params, arrays)
+    save_thresholds(folder, thresholds)
+    algorithm = decided_by(algorithm, thresholds)
     metrics, examples, estimators = evaluate(experiment, algorithm, params, arrays)
     formats.write_rows(folder / JACKKNIFE, jackknife_rows(estimators))
     history = formats.read_rows(folder / "history.parquet")

@@ -59,14 +59,15 @@ def _of_classes(
         kind = pa.string()
     targets = _class_labels(prediction, prediction.target, prediction.is_labelled)
     columns: Columns = {f"{name}.target": pa.array(targets, kind)}
-    for when, values in _decoded(prediction).items():
+    decoded = _decoded(prediction)
+    for when, values in decoded.items():
         labels = _class_labels(prediction, values, np.ones(number, bool))
         columns[f"{name}.{when}"] = pa.array(labels, kind)
     probabilities = _probabilities(prediction)
-    likeliest = np.zeros(0)
-    if number:
-        likeliest = probabilities.max(1)
-    columns[f"{name}.probability"] = pa.array(likeliest, pa.float64())
+    after = decoded["after"]
+    assert after is not None
+    of_decided = np.take_along_axis(probabilities, after.numpy()[:, None], 1)[:, 0]
+    columns[f"{name}.probability"] = pa.array(of_decided, pa.float64())
     for label, column in zip(prediction.classes, probabilities.T, strict=False):
         columns[f"{name}.probability.{label}"] = pa.array(column, pa.float64())
     return columns

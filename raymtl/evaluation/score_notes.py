@@ -7,6 +7,7 @@ from typing import Any
 from raymtl.evaluation.held_out import HeldOutSplit
 from raymtl.evaluation.intervals import Estimator
 from raymtl.evaluation.scores import Tally, primary_metrics
+from raymtl.evaluation.thresholds import threshold_notes
 from raymtl.storage.notes import Note
 from raymtl.types import Task
 
@@ -56,6 +57,7 @@ def score_notes(
 ) -> Iterable[Note]:
     """Notes on tasks without a score, and on models that predict only one class."""
     tasks, split = tally.tasks, held.split
+    yield from threshold_notes(tasks, {task.name: _names(held, task) for task in tasks})
     for task, count in zip(tasks, tally.counts.tolist(), strict=True):
         name, place = f"{task.name}.{next(iter(task.metrics))}", f"task '{task.name}'"
         if not count:
@@ -73,9 +75,13 @@ def score_notes(
             yield Note(place=place, text=text, key=f"data.tasks.{task.name}.metric")
         predicted = tally.decisions.get(task.name, set())
         if len(predicted) == 1:
-            (number,), names = predicted, held.source.class_names(task.name)
+            (number,), names = predicted, _names(held, task)
             text = f"every prediction on {split} is {_class_name(task, names, number)}"
             yield Note(place=place, text=text, key="train.steps")
+
+
+def _names(held: HeldOutSplit, task: Task) -> Sequence[str]:
+    return held.source.class_names(task.name)
 
 
 def _class_name(task: Task, names: Sequence[str], number: int) -> str:

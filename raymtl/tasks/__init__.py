@@ -28,6 +28,7 @@ from raymtl.tasks.sums import (
     metric_values,
     num_sums,
 )
+from raymtl.tasks.thresholds import ThresholdMetric, at_thresholds, best_threshold, with_threshold
 
 __all__ = [
     "KINDS",
@@ -36,6 +37,9 @@ __all__ = [
     "KindName",
     "MapKind",
     "SharedLoss",
+    "ThresholdMetric",
+    "at_thresholds",
+    "best_threshold",
     "binary",
     "chosen_by",
     "classification",
@@ -61,4 +65,5 @@ __all__ = [
     "regression",
     "segmentation",
     "task_groups",
+    "with_threshold",
 ]

@@ -23,6 +23,7 @@ from raymtl.data.tables.packed_findings import packed, packed_columns, unpacked
 from raymtl.schema.readers import Written
 from raymtl.storage.notes import Note
 from raymtl.tasks.kinds import KindName, kind_named
+from raymtl.tasks.thresholds import ThresholdMetric
 from raymtl.types import ClassLoss, LabelStatistics, Spec, TaskKind
 
 Format = Literal["parquet", "csv", "arff", "mat", "arrow", "webdataset", "pictures"]
@@ -105,6 +106,11 @@ class TaskColumn(Spec):
     metric: str | None = None
     """The score of its kind that the task is chosen by, such as `f1`; the first one in
     docs/tasks.md, unless given.
+    """
+    threshold: ThresholdMetric | Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of a binary or a multi-label task: the probability above which the answer is yes, or the
+    score by which it is chosen on the validation split after the training. Unless given, `metric`
+    is that score where it depends on a threshold; in all other cases it is 1/2.
     """
     path: str | None = None
     """A file of its own: joined to the table by data.key, or with rows of its own where there is no

@@ -26,7 +26,7 @@ from raymtl.data.tables.token_slots import token_slot
 from raymtl.encoders.front import MOST_PLACES, Slot, SparseSlot
 from raymtl.encoders.texts.settings import TextInput
 from raymtl.schema.readers import Written
-from raymtl.tasks import chosen_by, classification
+from raymtl.tasks import chosen_by, classification, with_threshold
 from raymtl.types import Task, UserError
 
 ImageSize = PositiveInt | tuple[PositiveInt, PositiveInt]
@@ -166,32 +166,19 @@ class FilesConfig(Source):
         return tuple(self.tasks)
 
     def make_tasks(self) -> tuple[Task, ...]:
-        findings = self.found
+        return tuple(self._make_task(name, asked) for name, asked in self.tasks.items())
+
+    def _make_task(self, name: str, asked: TaskColumn) -> Task:
+        fitted = self.found.tasks[name]
         if self.episodes == "classes":
-            return tuple(
-                chosen_by(
-                    classification(
-                        name,
-                        most(self.ways),
-                        few_shot=True,
-                        options=findings.tasks[name].class_loss,
-                    ),
-                    task.metric,
-                    f"data.tasks.{name}.metric",
-                )
-                for name, task in self.tasks.items()
-            )
-        size = height_and_width(self.size)
-        tasks = []
-        for name in self.tasks:
-            fitted = findings.tasks[name]
+            options = fitted.class_loss
+            task = classification(name, most(self.ways), few_shot=True, options=options)
+        else:
             kind = fitted.task_kind
-            task = kind.make(name, fitted.statistics, size)
-            tasks.append(task._replace(kind=kind))  # one of the user's own may build on another
-        return tuple(
-            chosen_by(task, self.tasks[task.name].metric, f"data.tasks.{task.name}.metric")
-            for task in tasks
-        )
+            task = kind.make(name, fitted.statistics, height_and_width(self.size))
+            task = task._replace(kind=kind)  # one of the user's own may build on another
+        chosen = chosen_by(task, asked.metric, f"data.tasks.{name}.metric")
+        return with_threshold(chosen, asked.threshold, asked.metric)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -219,10 +206,11 @@ def no_path() -> UserError:
 
 
 def _without_place(task: TaskColumn) -> TaskColumn:
-    """What is asked of a task's labels, wherever its own files are, and whatever score it is chosen
-    by.
+    """What is asked of a task's labels, wherever its own files are, whatever score it is chosen by
+    and whatever threshold decides.
     """
-    return task.model_copy(update={"path": "here" if task.path else None, "metric": None})
+    path = "here" if task.path else None
+    return task.model_copy(update={"path": path, "metric": None, "threshold": None})
 
 
 def height_and_width(size: Any) -> tuple[int, int]:
