@@ -176,7 +176,7 @@ def test_a_threshold_changes_no_finding(tmp_path: Path) -> None:
     experiment = chosen(table(tmp_path / "t.csv", 300), {"rare": {}})
     (tmp_path / "t.csv").unlink()
     other = experiment.override({"data.tasks.rare.threshold": 0.2})
-    assert other.data.make_tasks()[0].thresholds == (pytest.approx(np.log(0.2 / 0.8)),)
+    assert other.data.make_tasks()[0].thresholds == pytest.approx((np.log(0.2 / 0.8),))
 
 
 def test_a_threshold_of_numbers_is_refused(tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ def test_scores_at_a_threshold_are_scikit_learns() -> None:
     plain = scores(binary("y"), torch.tensor(logits)[:, None], torch.tensor(target))
     for name, oracle in ORACLES.items():
         assert found[name] == pytest.approx(oracle(target, logits > 0.7))
-    for name in ("auroc", "average_precision", "log_loss"):
-        assert found[name] == plain[name]
+    for undecided in ("auroc", "average_precision", "log_loss"):
+        assert found[undecided] == plain[undecided]
 
 
 def test_each_label_has_a_threshold_of_its_own() -> None:
