@@ -104,6 +104,7 @@ def test_every_recipe_is_checked() -> None:
     assert RECIPES.keys() == FILES.keys()
 
 
+@pytest.mark.slow
 def test_new_members_pass_their_tests_and_the_laws(copy: Path) -> None:
     (copy / "tests" / "test_together.py").write_text(TOGETHER)
     own = [path for recipe in RECIPES.values() for path, _ in NEW_FILE.findall(recipe)]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent / "raymtl"
 LAYERS = [
     {"types"},
@@ -128,6 +130,7 @@ print("trained a step")
 """
 
 
+@pytest.mark.slow
 def test_the_core_trains_without_ray() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CORE], capture_output=True, text=True, cwd=ROOT.parent, check=False

@@ -111,6 +111,7 @@ def adapt_there(_: int, runs: list[Path]) -> None:
         adapt_run(AdaptationRequest(run, episode=2, name="there"))
 
 
+@pytest.mark.slow
 def test_another_process_adapts_bit_identically(
     arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:

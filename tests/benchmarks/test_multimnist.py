@@ -162,6 +162,7 @@ def test_the_table_shows_errors_and_intervals() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pairs", "size"), [("fixed", "cpu"), ("fresh", "cpu"), ("fresh", "resnet")]
 )

@@ -58,6 +58,7 @@ peers.main()
 """
 
 
+@pytest.mark.slow
 def test_raymtl_alone_needs_torch_alone() -> None:
     """Where nothing can be written, the rows are printed."""
     words = [SINUSOID, "--ours", "--quick", "--rounds", "1"]
@@ -83,6 +84,7 @@ def test_a_second_run_replaces_the_rows_of_its_subject_alone(tmp_path: Path) -> 
     assert pq.read_table(output).to_pylist() == [row(first, 2.0), row(last, 3.0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", COMPARED, ids=lambda subject: subject.name)
 def test_every_library_computes_the_same_gradient(subject: Subject) -> None:
     """In float64; of the libraries that are installed. Plain torch is always one of the learners'."""

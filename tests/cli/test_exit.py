@@ -69,6 +69,7 @@ def statuses(folder: Path, num_runs: int) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_mistakes_in_tables_never_abort_at_exit(tmp_path: Path) -> None:
     assert statuses(tmp_path, 8) == "{2: 8}"  # a fifth aborted before; the slow test runs 100
 

@@ -126,6 +126,7 @@ def here() -> Iterator[str]:
         ray.shutdown()
 
 
+@pytest.mark.slow
 def test_a_live_cluster_is_left_unchanged(here: str, tmp_path: Path) -> None:
     checks = by_name(doctor(tmp_path, here))
     for name in (

@@ -200,6 +200,7 @@ def test_a_mark_alone_is_itself(mark: str) -> None:
     assert overrides([f"data.delimiter={mark}"]) == {"data.delimiter": mark}
 
 
+@pytest.mark.slow
 def test_yaml_and_names_are_utf8_in_any_locale(tmp_path: Path) -> None:
     write(tmp_path, {"größe": X, "цена": 2 * X})
     (tmp_path / "c.yaml").write_bytes(

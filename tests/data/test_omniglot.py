@@ -242,6 +242,7 @@ def test_a_missing_drawing_names_its_folder(small: Path) -> None:
         Omniglot(folder=str(small)).load()
 
 
+@pytest.mark.slow
 @needs_data
 def test_pixels_tell_real_characters_apart() -> None:
     """One nearest neighbour: far above chance on every split, and at chance where the labels are shuffled."""

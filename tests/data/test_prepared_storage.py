@@ -35,6 +35,7 @@ def objects(storage: ObjectStorage) -> dict[str, bytes]:
     return {name: content for name, content in found.items() if name and not name.startswith("/")}
 
 
+@pytest.mark.slow
 def test_shards_on_object_storage_are_those_of_a_disk(
     storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +56,7 @@ def test_shards_on_object_storage_are_those_of_a_disk(
     assert_same_episodes(from_shards, Prepared(path=str(tmp_path / "disk")).resolve())
 
 
+@pytest.mark.slow
 def test_full_object_storage_is_told_and_the_same_call_goes_on(
     storage: ObjectStorage, tmp_path: Path
 ) -> None:

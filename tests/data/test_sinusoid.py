@@ -187,6 +187,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_only_adapting_goes_below_the_floor(run: Any) -> None:
     chosen, algorithm, params = load_model(run / "best")
     mse = evaluate(chosen, algorithm, params, {}, episodes=300)[0]["tasks"]["y"]["mse"]

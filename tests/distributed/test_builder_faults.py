@@ -54,6 +54,7 @@ def built(chosen: Experiment, arrays: Any, steps: int) -> list[StepEpisodes]:
     return list(streamed(stream, UnpackEpisodes(parts.each_share)))
 
 
+@pytest.mark.slow
 def test_storage_that_a_builder_does_not_see_is_named(tmp_path: Path) -> None:
     chosen = experiment(data=numbered(tmp_path, in_memory_mb=0.04), encoder__hidden=[4])
     arrays = chosen.data.load()
@@ -83,6 +84,7 @@ class KilledByPicture(BuildParts):
         mock.patch(PROBE, return_value=DecoderProbe(command)).start()
 
 
+@pytest.mark.slow
 def test_a_picture_that_kills_builders_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

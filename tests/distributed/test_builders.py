@@ -82,6 +82,7 @@ def streamed(folder: Path) -> Experiment:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "pools"), [(1, 1), (1, 4), (2, 1), (2, 4), (4, 2)])
 def test_parts_of_several_builders_join_to_shares(tmp_path: Path, workers: int, pools: int) -> None:
     for chosen in (mixed(), streamed(tmp_path)):
@@ -97,6 +98,7 @@ def test_parts_of_several_builders_join_to_shares(tmp_path: Path, workers: int, 
             )
 
 
+@pytest.mark.slow
 def test_builders_change_no_weight(tmp_path: Path) -> None:
     """One that goes on where another way of building stopped."""
     chosen = mixed()
@@ -136,6 +138,7 @@ def many_steps() -> Experiment:
     return mixed().override({"train.steps": 12})
 
 
+@pytest.mark.slow
 def test_workers_change_to_builders_between_two_steps(tmp_path: Path) -> None:
     """Each share comes once, and is what one process builds."""
     from ray.train import RunConfig, ScalingConfig

@@ -96,6 +96,7 @@ def on_one_of_four(rank: int, folder: str, arrays: Any) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_elastic_meta_gradients_equal_one_workers(
     arrays: dict[str, np.ndarray], tmp_path: Path

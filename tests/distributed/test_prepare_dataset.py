@@ -39,6 +39,7 @@ def shards_in(folder: Path) -> dict[str, bytes]:
     return {name: content for name, content in files_in(folder).items() if "rows" not in name}
 
 
+@pytest.mark.slow
 def test_a_dataset_becomes_the_shards_of_its_rows_in_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,6 +63,7 @@ def test_a_dataset_becomes_the_shards_of_its_rows_in_files(
         prepare_dataset(rows.drop_columns(["age (years)"]), {"tasks": TASKS}, str(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documentation_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

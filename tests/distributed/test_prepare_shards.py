@@ -18,6 +18,7 @@ from tests.data.test_prepared import SMALL, files_in, table
 from tests.distributed.local import local_ray
 
 
+@pytest.mark.slow
 def test_ray_makes_the_shards_of_a_plain_loop(tmp_path: Path) -> None:
     """To the bit; and a mistake in a task is the user's, in one sentence."""
     source = table(tmp_path)
@@ -34,6 +35,7 @@ def test_ray_makes_the_shards_of_a_plain_loop(tmp_path: Path) -> None:
     assert files_in(tmp_path / "ray") == files_in(tmp_path / "loop")
 
 
+@pytest.mark.slow
 def test_ray_adds_up_the_statistics_of_a_plain_loop(tmp_path: Path) -> None:
     """To the bit, with shares of several blocks; and a mistake is the user's, in one sentence."""
     write(tmp_path / "t.parquet")

@@ -37,6 +37,7 @@ def cluster() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_workers_keep_large_blocks_of_memory() -> None:
     """What this process set before Ray began is in the environment of its workers."""
     seen = ray.get(ray.remote(lambda: dict(os.environ)).remote())
@@ -169,6 +170,7 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, arrays: dict[str, np.ndar
     assert int(json.loads(line)["from"].removeprefix("step_")) in range(16, 29)
 
 
+@pytest.mark.slow
 def test_divergence_on_workers_keeps_its_type(
     tmp_path: Path, arrays: dict[str, np.ndarray]
 ) -> None:

@@ -80,6 +80,7 @@ def assert_twice_differentiable(encoder: Encoder, pictures: Tensor) -> None:
     assert all(value.isfinite().all() for value in gradients.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "num_stages"),
     [
@@ -112,6 +113,7 @@ def test_timm_gives_the_same_features(model: str, num_stages: int, tmp_path: Pat
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "densenet121"]
 )

@@ -354,6 +354,7 @@ def plain_far_scores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
     return far_scores(tmp_path_factory.mktemp("plain"), 0.0, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("offset", "scale"), [(1e9, 10.0), (1e8, 1.0), (0.0, 1e-30)])
 def test_learning_ignores_shift_and_scale_of_labels(
     plain_far_scores: dict[str, Any], tmp_path: Path, offset: float, scale: float

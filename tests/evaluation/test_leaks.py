@@ -364,6 +364,7 @@ def adapt_afresh(_: int, folders: Sequence[Path]) -> None:
     assert "ray" not in sys.modules
 
 
+@pytest.mark.slow
 def test_another_process_adapts_bit_identically(arrays: Arrays, tmp_path: Path) -> None:
     """Saved here, loaded there, adapted to a task that neither has seen."""
     cases: list[tuple[Path, Experiment]] = []

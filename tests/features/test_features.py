@@ -192,6 +192,7 @@ def test_a_damaged_file_is_computed_anew(
     assert "read from" in third.notes[0].text, "the file was replaced"
 
 
+@pytest.mark.slow
 def test_another_network_has_another_cache(places: dict[str, Path], tmp_path: Path) -> None:
     driver = Counting()
     embedded(frozen(places, tmp_path), driver)
@@ -333,6 +334,7 @@ def run(
     return path
 
 
+@pytest.mark.slow
 def test_a_run_reads_pictures_without_the_file_of_weights(
     run: Path, places: dict[str, Path]
 ) -> None:
@@ -380,6 +382,7 @@ def test_a_copied_model_says_which_file_it_lacks(run: Path, tmp_path: Path) -> N
     raymtl.load_model(tmp_path / "copy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARING)
 def test_every_architecture_works_on_features_or_is_refused(
     name: str, places: dict[str, Path], tmp_path: Path
@@ -452,6 +455,7 @@ def test_a_cache_that_is_no_folder_is_refused(places: dict[str, Path], tmp_path:
         embedded(experiment, Counting())
 
 
+@pytest.mark.slow
 def test_features_do_not_depend_on_the_pictures_beside(
     places: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ print(*sorted({"torch._dynamo", "sympy", "sklearn"} & set(sys.modules)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_training_imports_no_compiler(optimizer: str, tmp_path: Path) -> None:
     loaded = subprocess.run(

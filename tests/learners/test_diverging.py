@@ -64,6 +64,7 @@ def test_stable_loops_are_left_alone() -> None:
     assert on_a_quadratic(quadratic, MAML(inner_lr=4.0, inner_steps=0)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_every_stepping_learner_says_where_it_goes(
     learner: str, arrays: dict[str, np.ndarray]

@@ -27,6 +27,7 @@ def closed_form(quadratic: Quadratic, start: Tensor, strength: float) -> tuple[T
     return outer, torch.linalg.solve(eye + quadratic.A / strength, outer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strength", "optimizer", "steps"),
     [(0.3, "sgd", 400), (2.0, "sgd", 200), (20.0, "sgd", 60), (2.0, "momentum", 550)],
@@ -46,6 +47,7 @@ def test_it_equals_the_closed_form_on_a_quadratic(
     )
 
 
+@pytest.mark.slow
 def test_its_error_falls_with_the_steps() -> None:
     """Also with those of the conjugate gradients."""
 
@@ -87,6 +89,7 @@ def test_without_steps_it_is_multi_task_training(arrays: dict[str, np.ndarray]) 
         torch.testing.assert_close(gradient, found[1][name], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["hard", "cross_stitch"])
 def test_the_implicit_gradient_is_that_of_convergence(
     sharing: str, arrays: dict[str, np.ndarray]

@@ -142,6 +142,7 @@ def test_an_adapted_model_survives_saving(
     assert_it_survives_saving(experiment(learner__gradient=gradient), arrays, tmp_path)
 
 
+@pytest.mark.slow
 @float64
 @pytest.mark.parametrize("gradient", ["checkpointed", "implicit"])
 @pytest.mark.parametrize(

@@ -529,6 +529,7 @@ def _on_one_of_two(rank: int, folder: str, episodes: Episode) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_workers_attend_to_one_batch(arrays: Arrays, tmp_path: Path) -> None:
     chosen = umtl(attends="batch")
     episodes = with_missing_labels(episodes_of(chosen, arrays, count=5))

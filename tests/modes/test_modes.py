@@ -140,6 +140,7 @@ def test_hierarchical_anchors_each_tasks_turn() -> None:
     assert [step for step in range(8) if mode.is_anchor_step(step)] == [0, 2, 4, 6]
 
 
+@pytest.mark.slow
 def test_the_anchor_holds_a_later_task_back(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     """Plain descent, one turn of many steps: the stronger the anchor, the less the trunk moves from where it was."""
     moved = []

@@ -490,6 +490,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder / "runs" / "small", printed.getvalue()
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_whole_run_folder(searched: tuple[Path, str]) -> None:
     run, printed = searched
     documented = ("config.yaml", "environment.json", "study.journal", "trials.parquet", "history.parquet", "summary.json",

@@ -106,6 +106,7 @@ def values_of(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key.startswith(("learner.", "weighting."))}
 
 
+@pytest.mark.slow
 def test_every_trial_has_rows_of_tasks(searched: Searched) -> None:
     """One for its start and one for its end."""
 
@@ -144,6 +145,7 @@ def trial_that_stays(folder: str) -> None:
     time.sleep(300)
 
 
+@pytest.mark.slow
 def test_a_machines_metrics_hold_its_trials_scores(tmp_path: Path) -> None:
     runs_on = ray.remote(num_cpus=1)(trial_that_stays).remote(str(tmp_path / "measured"))
     wanted = {
@@ -170,6 +172,7 @@ def test_a_machines_metrics_hold_its_trials_scores(tmp_path: Path) -> None:
         assert found[name, score] == pytest.approx(last[score] if value is None else value)
 
 
+@pytest.mark.slow
 def test_a_broken_dashboard_changes_no_search(
     searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,7 @@ MISTAKES: dict[str, tuple[dict[str, str], Sequence[str], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_are_one_sentence(case: str, tmp_path: Path) -> None:
     files, words, message = MISTAKES[case]
@@ -138,6 +139,7 @@ def installed(folder: Path, module: str) -> None:
     (folder / "own_module.py").write_text(module)
 
 
+@pytest.mark.slow
 def test_an_entry_point_brings_its_components_in(tmp_path: Path) -> None:
     installed(tmp_path, MODULE % ("from_a_package", "from_a_package"))
     done = cli(tmp_path, "methods", "weighting")
@@ -145,6 +147,7 @@ def test_an_entry_point_brings_its_components_in(tmp_path: Path) -> None:
     assert "from_a_package" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_broken_entry_point_is_one_sentence(tmp_path: Path) -> None:
     installed(tmp_path, "import nowhere_at_all\n")
     (tmp_path / "c.yaml").write_text("seed: 1\n")
@@ -181,6 +184,7 @@ STEPS = (
 )
 
 
+@pytest.mark.slow
 def test_a_kind_of_task_of_ones_own_is_trained_and_scored(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "t.csv").write_text(ROWS)

@@ -209,6 +209,7 @@ def test_vmap_equals_a_loop_with_own_inputs(name: str) -> None:
                 torch.testing.assert_close(together[kind][key][index], value)
 
 
+@pytest.mark.slow
 @over_the_union
 def test_resnet18_serves_every_architecture(name: str) -> None:
     """Abstractly: shapes and what is shared, without computing."""

@@ -98,6 +98,7 @@ def assert_equal(one: MetaGradient, other: MetaGradient) -> None:
         torch.testing.assert_close(one.grads[name], gradient, rtol=1e-8, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("axis", ["loop", "vmap"])
 @pytest.mark.parametrize(("sharing", "weighting", "learner"), star())
@@ -164,6 +165,7 @@ def test_tasks_with_any_inputs_step_alike(
     assert_equal(*results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "most_mib"), [("static", 20), ("pcgrad", 190)])
 def test_a_thousand_tasks_need_little_memory(method: str, most_mib: float) -> None:
     """Their gradients alone are 71 MiB; one graph for each task takes 160."""

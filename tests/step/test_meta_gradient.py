@@ -38,6 +38,7 @@ SPLITS = {  # ragged on purpose
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("sharing", "weighting", "learner"), COMBINATIONS)
 def test_every_combinations_vmap_equals_the_loop(
@@ -185,12 +186,13 @@ def _as_worker(rank: int, folder: str, arrays: Any, every: bool) -> None:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [False, True])
 def test_any_number_of_workers_trains_alike(every: bool, tmp_path: Path, arrays: Arrays) -> None:
     """Steps that follow from each other end alike on one worker, two and three, state included.
 
     Workers exchange sums over episodes, which each axis makes in its own way whatever stands on the
-    other two: each member once suffices. All other pairs, on two workers, are the slow variant.
+    other two: each member once suffices. All other pairs, on two workers, are the other variant.
     """
     cases = _cases(arrays, every)
     expected = [_trained(chosen, steps, Workers(), slice(None)) for chosen, steps in cases]

@@ -143,6 +143,7 @@ def test_every_writer_waits_for_a_full_disk(disk: Path, monkeypatch: pytest.Monk
         (disk / name).unlink()
 
 
+@pytest.mark.slow
 def test_a_training_outlasts_a_full_disk(
     disk: Path, arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -277,6 +277,7 @@ class Old(threading.Thread):
             self.error = error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 4, 8])
 @pytest.mark.parametrize("ended", [False, True], ids=["the new one runs", "the new one has ended"])
 def test_waking_attempts_write_nothing(step: int, ended: bool, arrays: Any, tmp_path: Path) -> None:
@@ -340,6 +341,7 @@ def test_a_worker_that_wakes_rescues_nothing(arrays: Any, tmp_path: Path) -> Non
     assert state(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", ["all of it", "a file of it"])
 def test_vanished_checkpoints_are_chosen_anew(
     gone: str, arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

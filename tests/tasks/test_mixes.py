@@ -90,6 +90,7 @@ def mix_for(sharing: str) -> Shapes:
     return Shapes(side=16, shots=2, queries=2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("sharing", SHARING)
 def test_every_architecture_learns_all_kinds(sharing: str) -> None:
@@ -209,6 +210,7 @@ def _on_one_of(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_two_workers_equal_one(tmp_path: Path) -> None:
     """In the gradient and in the scores."""

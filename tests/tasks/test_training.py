@@ -1,5 +1,6 @@
 """A few pictures are learned by heart, by every kind of task at once on one trunk."""
 
+import pytest
 import torch
 
 from raymtl.encoders import ConvSpec
@@ -24,6 +25,7 @@ KNOWN_BY_HEART = {
 }
 
 
+@pytest.mark.slow
 def test_a_few_pictures_are_learned_by_heart() -> None:
     source = Shapes(queries=8, shots=1, unboxed=0.5)
     algorithm = problem_of(source, encoder=ConvSpec(channels=(16, 32)), inner_steps=0)

@@ -76,6 +76,7 @@ def test_a_replayed_training_is_bit_identical(
     assert "train.graph" not in caplog.text  # no note that it ran without one
 
 
+@pytest.mark.slow
 def test_auto_graph_keeps_numbers_and_resumes(
     arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

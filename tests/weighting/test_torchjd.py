@@ -237,6 +237,7 @@ def misfit(weights: Tensor, products: Tensor, alpha: float) -> float:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.5, 2.0])
 def test_fairgrad_solves_its_equation(alpha: float) -> None:
     """It agrees with TorchJD where that solves it too."""
@@ -254,6 +255,7 @@ def test_fairgrad_solves_its_equation(alpha: float) -> None:
     assert agreements > NUMBER / 4
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
 def test_nash_mtl_solves_its_equation(
     monkeypatch: pytest.MonkeyPatch,
