@@ -44,7 +44,7 @@ from benchmarks.sharing import interval
 from benchmarks.tabular import split_rows, visits
 from raymtl.config import Experiment
 from raymtl.config.experiment import parse
-from raymtl.data.base import data_folder
+from raymtl.data.given import data_folder
 from raymtl.evaluation.evaluate import evaluate, load_model
 from raymtl.evaluation.thresholds import choose_thresholds, decided_by
 from raymtl.training.context import TrainContext

@@ -14,6 +14,7 @@ import torch
 from raymtl.config import Experiment
 from raymtl.data import Digits
 from raymtl.data.episodes import build_episodes, on_device
+from raymtl.learners import MetaLearner
 from raymtl.schema.names import members
 from raymtl.step.algorithm import Algorithm
 from raymtl.types import Episode, UserError
@@ -27,6 +28,12 @@ SHARING, WEIGHTING, LEARNERS, MODES = (
     tuple(members(section, Experiment)) for section in ("sharing", "weighting", "learner", "mode")
 )
 
+ADAPTING = tuple(
+    name
+    for name, spec in members("learner", Experiment).items()
+    if issubclass(spec, MetaLearner) and spec.reads_support
+)
+"""The learners that read a support set."""
 
 # The tensors of the tests are small: a second thread would only wait, and on a busy machine for long.
 torch.set_num_threads(1)
@@ -122,13 +129,13 @@ def combinations() -> list[tuple[str, str, str]]:
     """Every architecture, weighting and learner, each beside plain and intricate partners on the other two axes.
 
     Of learners, beside every architecture and every weighting: one that differentiates through its
-    steps, one that takes none, and one that is not differentiated.
+    steps, one that takes none, one that is not differentiated, and plain multi-task training.
     """
     pairs = [
         (s, w) for s, w in itertools.product(SHARING, WEIGHTING) if s in PARTNERS or w in PARTNERS
     ]
     every = [(sharing, weighting, "maml") for sharing, weighting in pairs]
-    for learner in ("protonet", "reptile"):
+    for learner in ("protonet", "reptile", "none"):
         every += [(sharing, "static", learner) for sharing in SHARING]
         every += [("hard", weighting, learner) for weighting in WEIGHTING]
     every += [("hard", "static", learner) for learner in LEARNERS]

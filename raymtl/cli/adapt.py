@@ -107,6 +107,12 @@ def _adapted_text(written: Mapping[str, Any]) -> str:
     examples = f"{written['domain']} with {written['support_examples']} examples"
     if written["adapted"]:
         return f"adapted to {examples}"
+    if not written["reads_support"]:
+        return (
+            f"nothing was adapted to {examples}: learner.name: none has no inner loop, and the "
+            "predictions are those of the trained model. --transfer model trains on the examples "
+            "(docs/transfer.md)."
+        )
     return (
         f"nothing was adapted to {examples}: no inner steps are taken (learner.inner_steps), and "
         "the predictions are those of the trained model. --steps N takes some, --transfer model "

@@ -67,7 +67,7 @@ def evaluate(
 
 def _print_evaluation(metrics: Mapping[str, Any], *, episodes_ignored: bool) -> Console:
     """Prints the scores, how they were made, and the notes; returns the console."""
-    print_scores([{"name": "best", "score": metrics["score"], "tasks": metrics["tasks"]}])
+    print_scores([{"name": "best", **metrics}])
     kind = "Not transductive"
     if metrics["transductive"]:
         kind = "Transductive"

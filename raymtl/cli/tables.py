@@ -13,27 +13,31 @@ NATURAL = 10_000
 
 
 def print_scores(models: list[dict[str, Any]]) -> None:
-    """Prints one column for each model, and for the first one two: before and after adaptation."""
+    """Prints one column for each model, and for a first one that adapts two: before and after."""
     best = models[0]
+    adapts = best.get("adapts", True)
     table = Table(box=None, pad_edge=False)
     title = ""
     if len(models) > 1:
         title = "held-out test"
     table.add_column(title, no_wrap=True)
-    headings = [f"{best['name']}\nbefore", f"{best['name']}\nadapted"]
-    headings += [f"{model['name']}\n" for model in models[1:]]
+    headings = [model["name"] for model in models]
+    if adapts:
+        headings = [f"{best['name']}\nbefore", f"{best['name']}\nadapted"]
+        headings += [f"{model['name']}\n" for model in models[1:]]
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for task, metric in _shown(best["tasks"]):
         scores = [model["tasks"][task][metric] for model in models]
-        table.add_row(
-            f"{task} {metric}", _before(scores[0]), *(figure(score["after"]) for score in scores)
-        )
+        before = _before_cells(scores[0], adapts)
+        table.add_row(f"{task} {metric}", *before, *(figure(score["after"]) for score in scores))
     totals = [model["score"] or {} for model in models]
-    table.add_row("score", _before(totals[0]), *(figure(total.get("after")) for total in totals))
+    before = _before_cells(totals[0], adapts)
+    table.add_row("score", *before, *(figure(total.get("after")) for total in totals))
     for key, better in (("delta_m", "lower"), ("delta_p", "higher")):
         if best.get(key) is not None:
-            table.add_row(f"{key} % ({better})", "", *(_delta(model, key) for model in models))
+            empty = [""] * adapts
+            table.add_row(f"{key} % ({better})", *empty, *(_delta(model, key) for model in models))
     console = plain_console()
     needed = Measurement.get(console, console.options.update(max_width=NATURAL), table).maximum
     plain_console(width=max(needed, console.width)).print(table)
@@ -55,6 +59,13 @@ def _delta(model: Mapping[str, Any], key: str) -> str:
     if value and ci95 is not None:
         text += f"±{ci95:.1f}"
     return text
+
+
+def _before_cells(score: Mapping[str, Any], adapts: bool) -> list[str]:
+    """The column of scores before adaptation, where there is one."""
+    if adapts:
+        return [_before(score)]
+    return []
 
 
 def _before(score: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from raymtl.config.sections import Train, Tune
 from raymtl.data import Source
 from raymtl.encoders import Encoder, EncoderSpec, PretrainedSpec
+from raymtl.encoders.norm import BatchStatistics
 from raymtl.learners import LearnerSpec
 from raymtl.modes import ModeSpec
 from raymtl.schema.names import nearest
@@ -59,6 +60,53 @@ def check_mode(mode: ModeSpec, learner: LearnerSpec) -> None:
         )
 
 
+def check_rows(train: Train, learner: LearnerSpec, sharing: SharingSpec) -> None:
+    """Refuses single rows for a learner that needs support sets, and for terms of whole batches."""
+    if train.batch_size is not None and learner.reads_support:
+        raise UserError(
+            f"train.batch_size: expected none with learner.name: {learner.name}, whose steps are "
+            f"of episodes, got {train.batch_size}. Set train.meta_batch and data.queries in its "
+            "place, or choose learner.name: none."
+        )
+    if train.batch_size is not None and sharing.has_batch_terms:
+        raise UserError(
+            f"train.batch_size: expected none with sharing.name: {sharing.name}, which compares "
+            f"the rows of an episode with each other, got {train.batch_size}. Set train.meta_batch "
+            "and data.queries in its place."
+        )
+
+
+def rows_of_epoch(data: Source) -> int:
+    """As many rows as the task with the most labels has. Raises UserError where none are finite."""
+    arrays = data.load()
+    if not arrays:
+        raise UserError(
+            f"train.epochs: expected train.steps with data.name: {getattr(data, 'name', '?')}, "
+            "which computes new examples without end, got epochs. Set train.steps in its place."
+        )
+    return max(data.sizes(arrays).values())
+
+
+def check_epochs(train: Train, searched: Iterable[str]) -> None:
+    """Refuses trials of unequal numbers of steps."""
+    if train.epochs is not None and "train.batch_size" in searched:
+        raise UserError(
+            "search.train.batch_size: expected train.steps with it, since trials are compared "
+            f"after as many steps, got train.epochs: {train.epochs:g}. Set train.steps in its "
+            "place."
+        )
+
+
+def check_support(learner: LearnerSpec, data: Source) -> None:
+    """Refuses classes that only a support set tells apart for a learner that reads none."""
+    if not learner.reads_support and data.numbers_classes_anew:
+        raise UserError(
+            f"learner.name: {learner.name} reads no support set, and data.name: "
+            f"{getattr(data, 'name', '?')} numbers the classes anew in every episode, so that "
+            "nothing else tells them apart. Choose another learner or other data.episodes."
+        )
+
+
 def check_encoder(encoder: EncoderSpec, learner: LearnerSpec) -> None:
     """Refuses scales for every inner step where there are no inner steps."""
     if encoder.has_per_step_params and not learner.has_per_step_params:
@@ -66,6 +114,18 @@ def check_encoder(encoder: EncoderSpec, learner: LearnerSpec) -> None:
             "encoder.norm: per_step has scales for every inner step, and "
             f"learner.name: {learner.name}, as it is set, has no steps to tell apart. Choose "
             "encoder.norm: batch or another learner."
+        )
+
+
+def check_norms(encoder: Encoder, learner: LearnerSpec) -> None:
+    """Refuses batch statistics where there is no support set to take them of."""
+    if learner.reads_support:
+        return
+    if any(isinstance(module, BatchStatistics) for module in encoder.modules()):
+        raise UserError(
+            "encoder: its batch norms take the statistics of a support or query set, and "
+            f"learner.name: {learner.name} has single rows. Choose encoder.norm: group or layer, "
+            "encoder.batch_norm: frozen, or another learner."
         )
 
 
@@ -103,10 +163,13 @@ def check_frozen_search(encoder: EncoderSpec, searched: Iterable[str]) -> None:
 
 def check_workers(train: Train) -> None:
     """Refuses more workers than episodes, and a minimum above the number of workers."""
-    if train.meta_batch < train.workers:
+    if train.num_episodes < train.workers:
+        key, unit = "train.meta_batch", "an episode"
+        if train.batch_size is not None:
+            key, unit = "train.batch_size", "a row"
         raise UserError(
-            "train.meta_batch: expected an episode for each of train.workers: "
-            f"{train.workers}, got {train.meta_batch}. Raise it or take fewer workers."
+            f"{key}: expected {unit} for each of train.workers: "
+            f"{train.workers}, got {train.num_episodes}. Raise it or take fewer workers."
         )
     if train.num_min_workers > train.workers:
         raise UserError(
@@ -117,10 +180,13 @@ def check_workers(train: Train) -> None:
 
 def check_lanes(data: Source, train: Train) -> None:
     """Refuses more lanes than episodes, of which some would be empty."""
-    if data.lanes > train.meta_batch:
+    if data.lanes > train.num_episodes:
+        key = "train.meta_batch"
+        if train.batch_size is not None:
+            key = "train.batch_size"
         raise UserError(
-            f"data.lanes: expected at most train.meta_batch: {train.meta_batch}, got {data.lanes}. "
-            "Lower it, or raise train.meta_batch."
+            f"data.lanes: expected at most {key}: {train.num_episodes}, got {data.lanes}. "
+            f"Lower it, or raise {key}."
         )
 
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from raymtl.config import checks
 from raymtl.config.sections import Evaluate, Train, Tune
-from raymtl.data import Digits, SourceSpec
+from raymtl.data import Digits, Source, SourceSpec
 from raymtl.encoders import ConvSpec, Encoder, EncoderSpec
 from raymtl.encoders.front import balance, front_of
 from raymtl.encoders.norm import BatchStatistics
@@ -69,32 +69,40 @@ class Experiment(base.ExperimentBase):
     def _possible(self) -> Self:
         """Makes the checks that read no file; those of the tasks where these are known."""
         checks.check_mode(self.mode, self.learner)
+        checks.check_rows(self.train, self.learner, self.sharing)
+        checks.check_epochs(self.train, self.search)
         checks.check_encoder(self.encoder, self.learner)
         checks.check_workers(self.train)
         checks.check_lanes(self.data, self.train)
         checks.check_frozen_search(self.encoder, self.search)
-        checks.check_search(self.tune, self.train)
         if self.is_resolved:
             self._check_tasks()
         return self
 
     @property
     def is_resolved(self) -> bool:
-        return self.data.is_resolved and self.encoder.is_resolved
+        counted = self.train.epochs is None or self.train.epoch_rows is not None
+        return self.data.is_resolved and self.encoder.is_resolved and counted
 
     def resolve(self) -> Self:
         if self.is_resolved:
             return self
         data = self.data.resolve()
         encoder = self.encoder.resolve(data.encoder_shape)
-        resolved = self.model_copy(update={"data": data, "encoder": encoder})
+        train = self.train
+        if train.epochs is not None and train.epoch_rows is None:
+            rows = checks.rows_of_epoch(data)
+            train = Train.model_validate({**train.model_dump(), "epoch_rows": rows})
+        resolved = self.model_copy(update={"data": data, "encoder": encoder, "train": train})
         resolved._check_tasks()
         return resolved
 
     def _check_tasks(self) -> None:
         """Refuses methods, objectives and stages that cannot be with the tasks of the data."""
         checks.check_frozen(self.encoder, self.data)
+        checks.check_search(self.tune, self.train)
         checks.check_learner(self.learner, self.data)
+        checks.check_support(self.learner, self.data)
         checks.check_weighting(self.weighting, self.learner, self.mode, self.data.task_names)
         self._check_methods()
         checks.check_objectives(self.tune, self.metric_names())
@@ -108,6 +116,7 @@ class Experiment(base.ExperimentBase):
         names = self.data.task_names
         encoder = _shapes_of(self.encoder, self.data.encoder_shape, self.learner.num_steps)
         checks.check_stages(self.sharing, encoder)
+        checks.check_norms(encoder, self.learner)
         refusals = (
             ("learner", self.learner.check_parameters(self._parameter_names)),
             ("weighting", self.weighting.check(names)),
@@ -126,7 +135,19 @@ class Experiment(base.ExperimentBase):
     def notes(self) -> tuple[Note, ...]:
         """What its methods decide for the user; the data have notes of their own."""
         encoder = _shapes_of(self.encoder, self.data.encoder_shape, self.learner.num_steps)
-        return self.sharing.notes(encoder)
+        return (*self.train.notes(), *self.sharing.notes(encoder))
+
+    @property
+    def training_data(self) -> Source:
+        """What the episodes of training are drawn from: without support sets where none is read.
+
+        With `train.batch_size` an episode is one row of each task.
+        """
+        if self.learner.reads_support:
+            return self.data
+        if self.train.batch_size is None:
+            return self.data.without_support()
+        return self.data.without_support(queries=1)
 
     def _encoder(self) -> Encoder:
         return self.encoder.build(self.data.encoder_shape, self.learner.num_steps)

@@ -1,11 +1,22 @@
 """The sections of a configuration that choose no method: how long, how wide, how often."""
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from raymtl.step.execution import Precision
-from raymtl.types import Spec
+from raymtl.storage.notes import Note
+from raymtl.types import Spec, UserError
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -21,6 +32,16 @@ class Train(Spec):
     steps: PositiveInt = 1000
     meta_batch: PositiveInt = 8
     """The number of episodes in a step, over all workers."""
+    batch_size: PositiveInt | None = None
+    """In place of `meta_batch`, with `learner.name: none`: the number of rows in a step, over all
+    workers; so many of each task where tasks have inputs of their own.
+    """
+    epochs: PositiveFloat | None = None
+    """In place of `steps`, with `batch_size`: so many times as many rows as there are for training.
+    The number of steps is rounded up, and a note says it.
+    """
+    epoch_rows: PositiveInt | None = None
+    """How many rows there are for training: found where `epochs` is set."""
     optimizer: Literal["adam", "sgd"] = "adam"
     lr: PositiveFloat = 0.003
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
@@ -82,6 +103,56 @@ class Train(Spec):
     """How many seconds to wait for machines that an autoscaling cluster still has to start."""
     max_failures: NonNegativeInt = 3
     """How many times a lost worker or trial is started again from its last checkpoint."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        """Refuses two keys that say the same thing, and counts the steps of the epochs."""
+        given = self.model_fields_set
+        if self.batch_size is not None and "meta_batch" in given:
+            raise UserError(
+                "train.batch_size: expected it or train.meta_batch, since both say how large a "
+                f"step is, got {self.batch_size} and {self.meta_batch}. Leave one away."
+            )
+        if self.epochs is None:
+            return self
+        if "steps" in given:
+            raise UserError(
+                "train.epochs: expected it or train.steps, since both say how long the training "
+                f"is, got {self.epochs:g} and {self.steps}. Leave one away."
+            )
+        if self.batch_size is None:
+            raise UserError(
+                "train.epochs: expected train.batch_size beside it, which says how many rows a "
+                "step takes, got none. Set it, or set train.steps."
+            )
+        if self.epoch_rows is not None:
+            # The object is frozen for others; here it is still being made.
+            self.__dict__["steps"] = math.ceil(self.epochs * self.epoch_rows / self.batch_size)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_replaced(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if self.batch_size is not None:
+            values.pop("meta_batch", None)
+        if self.epochs is not None:
+            values.pop("steps", None)
+        return values
+
+    def notes(self) -> tuple[Note, ...]:
+        """How many steps the epochs are."""
+        if self.epochs is None or self.epoch_rows is None:
+            return ()
+        text = (
+            f"{self.epochs:g} epochs of {self.epoch_rows} rows are {self.steps} steps of "
+            f"{self.batch_size} rows"
+        )
+        return (Note(place="training", text=text, key="train.epochs"),)
+
+    @property
+    def num_episodes(self) -> int:
+        """How many episodes the workers share in a step; one row is an episode by itself."""
+        return self.batch_size or self.meta_batch
 
     @property
     def num_min_workers(self) -> int:

@@ -2,10 +2,8 @@
 generators.
 """
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
@@ -13,7 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from raymtl.data.counts import usual
 from raymtl.data.draws import Draws
-from raymtl.data.source_messages import every_episode_is_new, made_when_drawn
+from raymtl.data.source_messages import every_episode_is_new, has_no_rows, made_when_drawn
 from raymtl.encoders.front import Slot, expanded_shape
 from raymtl.storage.notes import ARRAY, Note, unpack
 from raymtl.types import Batch, Episode, Spec, Task, UserError
@@ -21,31 +19,6 @@ from raymtl.types import Batch, Episode, Spec, Task, UserError
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Arrays = Mapping[str, np.ndarray]
-
-
-def each_once(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The tasks that were chosen of a source. Raises UserError where one was chosen twice."""
-    if len(set(names)) < len(names):
-        raise UserError(
-            f"data.tasks: expected every task once, got {list(names)}. Remove the repetition."
-        )
-    return names
-
-
-def data_folder(folder: str | None, holds: str, name: str) -> Path:
-    """`data.folder`, or else what RAYMTL_DATA names.
-
-    Raises UserError where neither is given, which says what it `holds` and the `name` by which it
-    is fetched.
-    """
-    root = folder or os.environ.get("RAYMTL_DATA")
-    if not root:
-        raise UserError(
-            f"data.folder: expected the folder that holds {holds}, got none. Give it, or set the "
-            f"environment variable RAYMTL_DATA; `raymtl data fetch {name} --root FOLDER` fetches "
-            "the data."
-        )
-    return Path(root).expanduser()
 
 
 class Population(NamedTuple):
@@ -126,6 +99,21 @@ class Source(Spec, ABC):
         """The same number of labelled examples an episode, all in the query set, for a learner that
         does not adapt.
         """
+
+    @property
+    def numbers_classes_anew(self) -> bool:
+        """Whether only the support set of an episode says which class has which number."""
+        return getattr(self, "episodes", None) == "classes"
+
+    def without_support(self, queries: int | None = None) -> Self:
+        """The same examples for a learner that reads no support set: none is drawn.
+
+        With `queries` so many examples of each task are an episode. Raises UserError where the
+        source cannot draw them so; without `queries` it is then drawn as it is.
+        """
+        if queries is None:
+            return self
+        raise has_no_rows(self)
 
     @abstractmethod
     def make_tasks(self) -> tuple[Task, ...]:
@@ -271,6 +259,9 @@ class DrawnSource(Source):
         if self._most_queries is not None:
             queries = min(queries, self._most_queries)
         return self.model_copy(update={"shots": 1, "queries": queries})
+
+    def without_support(self, queries: int | None = None) -> Self:
+        return self.model_copy(update={"shots": 0, "queries": queries or self.queries})
 
 
 class ChosenTasks(DrawnSource):

@@ -116,7 +116,7 @@ class Draws:
 
     def bits(self, *shape: int) -> Words:
         """[E, *shape]: 64 random bits each."""
-        return self._next().words(math.prod(shape)).reshape(-1, *shape)
+        return self._next().words(math.prod(shape)).reshape(len(self), *shape)
 
     def uniform(self, low: float, high: float, *shape: int) -> np.ndarray:
         """[E, *shape]: numbers between the bounds, the upper one excluded."""

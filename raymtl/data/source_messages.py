@@ -25,6 +25,14 @@ def made_when_drawn(source: Spec) -> UserError:
     )
 
 
+def has_no_rows(source: Spec) -> UserError:
+    """The error about rows of a source that only has episodes of a size of their own."""
+    return UserError(
+        f"train.batch_size: expected none with data.name: {getattr(source, 'name', '?')}, whose "
+        "episodes have a size of their own, got one. Set train.meta_batch in its place."
+    )
+
+
 def unresolved() -> UserError:
     """The error about a source that is used before its files were read."""
     return UserError(

@@ -21,9 +21,9 @@ class ShareBuilder:
         )
         experiment = stage.experiment
         worker = Workers(rank=share, size=self.num_shares)
-        meta_batch = experiment.train.meta_batch
+        meta_batch = experiment.train.num_episodes
         return build_meta_batch(
-            experiment.data,
+            experiment.training_data,
             self.arrays,
             seed=experiment.seed,
             step=step,

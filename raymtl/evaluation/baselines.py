@@ -20,7 +20,16 @@ from raymtl.storage.notes import Note
 
 SINGLE = "single-"
 ALONE = "single-task"
-ROW = ("score", "tasks", "scored", "transductive", "num_parameters", "steps", "train_seconds")
+ROW = (
+    "score",
+    "tasks",
+    "scored",
+    "adapts",
+    "transductive",
+    "num_parameters",
+    "steps",
+    "train_seconds",
+)
 
 
 def baselines(experiment: Experiment, winner: Experiment) -> dict[str, tuple[Experiment, ...]]:
@@ -28,7 +37,8 @@ def baselines(experiment: Experiment, winner: Experiment) -> dict[str, tuple[Exp
     labelled examples.
 
     `default` is the configuration as written. `joint` has no inner loop: it is plain multi-task
-    training, which shows what adapting is worth. `single-TASK` is trained on one task only.
+    training, which shows what adapting is worth; `learner.name: none` is that already.
+    `single-TASK` is trained on one task only.
     `one-stage` exists if the winner has several stages, and is the winner's last stage for all
     steps; only `default` has stages. A baseline is trained with the configuration's rates and with
     the winner's, which were searched. The candidate that is better on the validation split becomes
@@ -40,7 +50,7 @@ def baselines(experiment: Experiment, winner: Experiment) -> dict[str, tuple[Exp
     models: dict[str, tuple[Experiment, ...]] = {}
     if "default" in chosen:
         models["default"] = (experiment,)
-    if "joint" in chosen:
+    if "joint" in chosen and experiment.learner.reads_support:
         models["joint"] = (_joint(experiment), _joint(winner))
     if "default" in chosen and winner.stages:
         models["one-stage"] = (_changed(winner, winner.data, {}),)
@@ -174,8 +184,9 @@ def table(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
         estimators[ALONE] = _joined_estimators([estimators[name] for name in single])
         score, estimators[ALONE][SCORE] = _joined_score(tasks, estimators[ALONE])
         transductive = any(own["transductive"] for own in single.values())
+        adapts = any(own.get("adapts", True) for own in single.values())
         row = {"name": ALONE, "folder": None, "score": score, "tasks": tasks}
-        rows.append(row | {"transductive": transductive})
+        rows.append(row | {"adapts": adapts, "transductive": transductive})
     for row in rows:
         own_estimators = estimators[row["name"]]
         others = [other["name"] for other in rows if other is not row]

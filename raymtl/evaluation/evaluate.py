@@ -87,6 +87,7 @@ def evaluate(
         "episodes": _num_scored_episodes(held),
         "scored": describe_scored(held, tally),
         "transductive": algorithm.transductive,
+        "adapts": algorithm.uses_support,
         "inner_steps": num_steps,
         "num_parameters": sum(value.numel() for value in params.values()),
         **_intervals(algorithm, estimators),

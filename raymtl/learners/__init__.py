@@ -14,6 +14,7 @@ from raymtl.learners.maml_pp import MAMLPlusPlus
 from raymtl.learners.matching import Matching
 from raymtl.learners.meta_sgd import MetaSGD
 from raymtl.learners.metaopt import MetaOpt
+from raymtl.learners.plain import Plain
 from raymtl.learners.proto_maml import ProtoMAML
 from raymtl.learners.protonet import ProtoNet
 from raymtl.learners.r2d2 import R2D2
@@ -35,6 +36,7 @@ LearnerSpec = Annotated[
     | Matching
     | MetaOpt
     | MetaSGD
+    | Plain
     | ProtoMAML
     | ProtoNet
     | R2D2
@@ -63,6 +65,7 @@ __all__ = [
     "MetaOpt",
     "MetaSGD",
     "Objective",
+    "Plain",
     "ProtoMAML",
     "ProtoNet",
     "Reptile",

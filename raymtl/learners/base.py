@@ -46,6 +46,9 @@ class MetaLearner(Spec, ABC):
         """Whether each inner step may use its own parameters, as `encoder.norm: per_step` does."""
         return self.num_steps > 0
 
+    reads_support: ClassVar[bool] = True
+    """False for a learner that trains without support sets, so that these are not drawn."""
+
     supports_zero_shot: ClassVar[bool] = True
     """Whether the parameters predict before adapting to a support set."""
 

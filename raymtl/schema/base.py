@@ -13,6 +13,13 @@ from raymtl.types import Spec, UserError, matching
 RunName = Annotated[
     str, matching(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "ASCII letters, digits, and _ . - within")
 ]
+ALTERNATIVES = {
+    "train.batch_size": ("train.meta_batch",),
+    "train.meta_batch": ("train.batch_size",),
+    "train.epochs": ("train.steps",),
+    "train.steps": ("train.epochs", "train.epoch_rows"),
+}
+"""Keys that say the same thing in two ways: an override by one takes the place of the others."""
 Root = TypeVar("Root", bound=Spec)
 
 
@@ -59,9 +66,14 @@ class ExperimentBase(Spec):
         if changes_data:
             excluded = set()
         tree = self.model_dump(mode="json", exclude=excluded)
+        if changes_data:
+            tree.get("train", {}).pop("epoch_rows", None)  # of other data
         for key, value in sorted(values.items(), key=lambda item: not item[0].endswith(".name")):
             *path, last = key.split(".")
             node = _at(tree, path, key, root)
+            for other in ALTERNATIVES.get(key, ()):
+                if value is not None and other not in values:
+                    node.pop(other.rpartition(".")[2], None)
             if last == "name" and len(path) == 1 and value != node.get("name"):
                 tree[path[0]] = _renamed(path[0], node, value, root)
             else:

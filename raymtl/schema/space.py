@@ -11,6 +11,7 @@ from raymtl.types import UserError
 
 SEARCHABLE_TRAIN = (
     "train.meta_batch",
+    "train.batch_size",
     "train.optimizer",
     "train.lr",
     "train.schedule",

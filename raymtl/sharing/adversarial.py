@@ -98,6 +98,7 @@ class AdversarialSpec(SharingSpecBase):
     helps: ClassVar[str] = (
         "tasks come from different domains, whose common part should know nothing of the domain"
     )
+    has_batch_terms: ClassVar[bool] = True
     reversal: NonNegativeFloat = 0.05
     orthogonality: NonNegativeFloat = 0.01
 

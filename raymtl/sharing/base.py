@@ -155,6 +155,9 @@ class SharingSpecBase(Spec, ABC):
     needs_stages: ClassVar[bool] = False
     """Whether the architecture does something between the encoder's stages."""
 
+    has_batch_terms: ClassVar[bool] = False
+    """Whether the objective has a term of a batch that is not the mean over its examples."""
+
     def check(self, tasks: Sequence[Task], encoder: Encoder) -> tuple[str, str] | None:
         """Why these hyperparameters do not fit the tasks and the encoder; None where they do.
 

@@ -1,6 +1,6 @@
 """How the episodes of a meta-batch are run: by vmap or one by one, at once or in micro-batches."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,7 +13,10 @@ from raymtl.step.workers import Workers
 from raymtl.types import Batch, Episode, MetaBatch, Params
 
 Precision = Literal["float32", "bfloat16"]
-TaskAxis = Literal["vmap", "loop"]
+TaskAxis = Literal["vmap", "loop", "rows"]
+"""How episodes are run; `rows` puts the query sets of all of them into one, for learners that read
+no support set.
+"""
 
 
 class ExecutionConfig(NamedTuple):
@@ -21,7 +24,7 @@ class ExecutionConfig(NamedTuple):
 
     task_axis: TaskAxis = "vmap"
     chunk: int | None = None
-    """The number of episodes that vmap takes at once; None for all of them."""
+    """The number of episodes that vmap, or `rows`, takes at once; None for all of them."""
     precision: Precision = "float32"
     micro_batches: int = 1
     """The number of parts into which a worker divides its episodes, each with its own graph.
@@ -46,7 +49,7 @@ class ExecutionConfig(NamedTuple):
 
         A CPU convolves them faster then, but not those of several episodes at once.
         """
-        return self.channels_last and self.task_axis == "loop" and device.type == "cpu"
+        return self.channels_last and self.task_axis != "vmap" and device.type == "cpu"
 
 
 WEIGHTS_PER_NUMBER = 32
@@ -60,8 +63,13 @@ def suited_to(execution: ExecutionConfig, params: Params, episodes: MetaBatch) -
     weights = sum(value.numel() for value in params.values() if value.ndim == 4)
     if not weights or not execution.channels_last:
         return execution
+    first = slice(1)
+    if execution.task_axis == "rows":
+        first = slice(None)
     numbers = [
-        leaf[0].numel() for stack in stacks(episodes) for leaf in tree_leaves(stack.query.inputs)
+        leaf[first].numel()
+        for stack in stacks(episodes)
+        for leaf in tree_leaves(stack.query.inputs)
     ]
     return execution._replace(channels_last=weights <= WEIGHTS_PER_NUMBER * max(numbers))
 
@@ -102,8 +110,9 @@ def over_episodes(
 ) -> Any:
     """Calls `function` for every episode and returns the results stacked, [E, ...].
 
-    It is called under vmap or in a loop, as the execution says. The results of several stacks of
-    episodes are concatenated in their order.
+    It is called under vmap or in a loop, as the execution says. By `rows` it is called for all
+    query sets together, or for those of `chunk` episodes, and E is the number of calls. The results
+    of several stacks of episodes are concatenated in their order.
     """
     results = [_over_stack(function, stack, execution) for stack in stacks(episodes)]
     if len(results) == 1:
@@ -123,11 +132,18 @@ def _over_stack(
                 support=_with_channels_last(episodes.support),
                 query=_with_channels_last(episodes.query),
             )
-        results = []
-        for index in range(count_episodes([episodes])):
-            episode = tree_map(lambda leaf, index=index: leaf[index], episodes)
-            results.append(function(episode))
+        results = [function(episode) for episode in _one_by_one(episodes, execution)]
         return tree_map(lambda *leaves: torch.stack(leaves), *results)
+
+
+def _one_by_one(episodes: Episode, execution: ExecutionConfig) -> Iterator[Episode]:
+    """The episodes of a stack, or by `rows` those that are made of several of them."""
+    if execution.task_axis == "loop":
+        for index in range(count_episodes([episodes])):
+            yield tree_map(lambda leaf, index=index: leaf[index], episodes)
+        return
+    for (piece,) in pieces_at_once([episodes], execution):
+        yield tree_map(lambda leaf: leaf.flatten(0, 1), piece)
 
 
 def stacks(episodes: MetaBatch) -> Sequence[Episode]:
@@ -145,7 +161,7 @@ def count_episodes(episodes: Sequence[Episode]) -> int:
 def pieces_at_once(
     episodes: Sequence[Episode], execution: ExecutionConfig
 ) -> list[Sequence[Episode]]:
-    """The stacks cut into what runs at once: one episode in a loop, a chunk of them under vmap."""
+    """The stacks cut into what runs at once: one episode in a loop, otherwise a chunk of them."""
     if execution.task_axis == "loop":
         size: int | None = 1
     else:

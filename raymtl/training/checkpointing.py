@@ -111,10 +111,12 @@ class CheckpointManager:
         Where this attempt does so already, it raises a UserError that says what to lower.
         """
         if self.short_of_memory:
+            key, advice = "train.meta_batch", "Lower it, or take learner.gradient: checkpointed"
+            if self.experiment.train.batch_size is not None:
+                key, advice = "train.batch_size", "Lower it, or set train.chunk"
             raise UserError(
-                f"train.meta_batch: at step {step} the memory did not suffice, though half of a "
-                "worker's episodes were run at a time. Lower it, or take learner.gradient: "
-                "checkpointed."
+                f"{key}: at step {step} the memory did not suffice, though half of a "
+                f"worker's episodes were run at a time. {advice}."
             ) from None
         about = {"step": step, "reason": str(error).partition("\n")[0]}
         formats.write_json(self.folder / HALVED, about, self.attempt.publish)

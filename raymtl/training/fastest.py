@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch.utils._pytree import tree_map
 
+from raymtl.sharing import SharingArchitecture
+from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import TaskAxis, count_episodes, stacks
 from raymtl.step.workers import Workers
 from raymtl.types import Episode, MetaBatch, Params
@@ -41,11 +43,20 @@ class Way(NamedTuple):
         axis, _, chunk = text.partition(" ")
         if axis == "loop":
             return cls("loop")
-        if axis == "vmap" and chunk.isdigit():
-            return cls("vmap", int(chunk))
-        if axis == "vmap" and not chunk:
-            return cls("vmap")
+        known: dict[str, TaskAxis] = {"vmap": "vmap", "rows": "rows"}
+        if axis in known and chunk.isdigit():
+            return cls(known[axis], int(chunk))
+        if axis in known and not chunk:
+            return cls(known[axis])
         return None
+
+
+def way_of_rows(algorithm: Algorithm, chunk: int | None) -> Way | None:
+    """All rows together, where no episode has a say in what is computed of them; else None."""
+    has_terms = type(algorithm.model).auxiliary is not SharingArchitecture.auxiliary
+    if algorithm.learner.reads_support or has_terms:
+        return None
+    return Way("rows", chunk)
 
 
 Run = Callable[[Way, MetaBatch], float]

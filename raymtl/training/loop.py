@@ -36,10 +36,10 @@ def local_batches(experiment: Experiment, arrays: Arrays) -> Batches:
     def batches(first_step: int) -> Iterator[tuple[int, int, MetaBatch]]:
         for stage in experiment.stage_configs():
             stage_config = stage.experiment
-            indices = range(stage_config.train.meta_batch)
+            indices = range(stage_config.train.num_episodes)
             for step in range(max(first_step, stage.start), stage.stop):
                 built = build_meta_batch(
-                    stage_config.data,
+                    stage_config.training_data,
                     arrays,
                     seed=stage_config.seed,
                     step=step,

@@ -25,7 +25,7 @@ from raymtl.training.average import MovingAverage
 from raymtl.training.best import BestTracker, Scores
 from raymtl.training.checkpoint import Progress, Saved
 from raymtl.training.checkpointing import CheckpointManager, StepFlags
-from raymtl.training.fastest import Way
+from raymtl.training.fastest import Way, way_of_rows
 from raymtl.training.outer_step import learning_rate, make_optimizer, move, select_moving
 from raymtl.training.step_record import StepInput, StepResult, columns_by_task
 from raymtl.training.trials import Trials
@@ -46,10 +46,10 @@ class Stage:
         self.experiment = config.experiment
         self.algorithm: Algorithm = self.experiment.build()
         self.params = self.algorithm.init_params(self.context.device)
-        self.way: Way | None = None
-        """How episodes are run; None until the first step has timed the ways."""
         settings = self.experiment.train
-        if settings.task_axis != "auto":
+        self.way: Way | None = way_of_rows(self.algorithm, settings.chunk)
+        """How episodes are run; None until the first step has timed the ways."""
+        if self.way is None and settings.task_axis != "auto":
             self.way = Way(settings.task_axis, settings.chunk)
         self.tracer: Tracer | None = tracer_of(settings.graph)
         """The graphs by which steps are run, where they are."""
@@ -134,6 +134,8 @@ class Stage:
         if not self.is_scored(done):
             return {}
         execution = self._execution()
+        if execution.task_axis == "rows":
+            execution = execution._replace(task_axis="vmap")
         if self.manager.short_of_memory:
             execution = execution._replace(chunk=1)
         with self._failures_explained(done), torch.no_grad():

@@ -19,7 +19,7 @@ from raymtl.tasks import classification, loss_sums, regression
 from raymtl.tasks.regression import REGRESSION
 from raymtl.types import Batch, Episode, MetaBatch, Metric, Task, UserError
 from raymtl.weighting import StaticSpec
-from tests.conftest import LEARNERS, SHARING, experiment, perturbed
+from tests.conftest import ADAPTING, SHARING, experiment, perturbed
 from tests.narrowing import shared_inputs
 
 SEVERAL: dict[str, Any] = {
@@ -87,7 +87,7 @@ def assert_equal_grads(one: MetaGradient, other: MetaGradient) -> None:
 @pytest.mark.parametrize(
     ("learner", "sharing", "episodes"),
     [
-        *((learner, "hard", way) for learner in LEARNERS for way in ("one", "together")),
+        *((learner, "hard", way) for learner in ADAPTING for way in ("one", "together")),
         *(("maml", sharing, "one") for sharing in SHARING),
         *(("protonet", sharing, "together") for sharing in SHARING),
     ],

@@ -19,7 +19,7 @@ from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig, TaskAxis, over_episodes
 from raymtl.step.meta_gradient import meta_gradient
 from raymtl.types import Batch, Episode, UserError
-from tests.conftest import LEARNERS, SHARING, axes, episodes_of, experiment, perturbed
+from tests.conftest import ADAPTING, SHARING, axes, episodes_of, experiment, perturbed
 from tests.learners.laws import (
     assert_it_survives_saving,
     assert_vmap_equals_the_loop,
@@ -176,7 +176,7 @@ def apart(
 @pytest.mark.parametrize(
     ("learner", "norm"),
     [
-        *((learner, norm) for norm in ("batch", "per_step") for learner in LEARNERS),
+        *((learner, norm) for norm in ("batch", "per_step") for learner in ADAPTING),
         # These normalise every example by itself, whatever the learner.
         *(
             (learner, norm)
@@ -200,7 +200,7 @@ def test_predictions_ignore_the_other_queries(learner: str, norm: str, arrays: A
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", ADAPTING)
 def test_a_transductive_prediction_moves_with_the_other_queries(
     learner: str, arrays: Arrays
 ) -> None:
@@ -248,7 +248,7 @@ def _with_own_inputs(batch: Batch, num_tasks: int) -> Batch:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", ADAPTING)
 def test_support_statistics_ignore_the_order(learner: str, arrays: Arrays) -> None:
     algorithm = conv(learner).build()
     support, query = first(episodes_of(conv(learner), arrays))
@@ -267,7 +267,7 @@ def test_support_statistics_ignore_the_order(learner: str, arrays: Arrays) -> No
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("transductive", [False, True])
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", ADAPTING)
 def test_batch_normalised_vmap_equals_a_loop(
     learner: str, transductive: bool, arrays: Arrays
 ) -> None:
@@ -292,7 +292,7 @@ def test_predictions_ignore_how_episodes_run(transductive: bool, arrays: Arrays)
         torch.testing.assert_close(other, whole, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", ADAPTING)
 def test_a_batch_normalised_model_survives_saving(
     learner: str, arrays: Arrays, tmp_path: Path
 ) -> None:
@@ -312,7 +312,7 @@ def test_the_support_set_may_be_queried(arrays: Arrays) -> None:
     )
 
 
-STEPPING = [learner for learner in LEARNERS if conv(learner).learner.has_per_step_params]
+STEPPING = [learner for learner in ADAPTING if conv(learner).learner.has_per_step_params]
 
 
 def alike(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -437,7 +437,7 @@ def test_one_vmap_predicts_after_different_steps(arrays: Arrays) -> None:
         torch.testing.assert_close(together[index], algorithm.predict(params, query.inputs)["left"])
 
 
-@pytest.mark.parametrize("learner", [name for name in LEARNERS if name not in STEPPING])
+@pytest.mark.parametrize("learner", [name for name in ADAPTING if name not in STEPPING])
 def test_per_step_needs_learners_that_count_steps(learner: str) -> None:
     with pytest.raises(
         UserError, match=f"encoder.norm: per_step .* learner.name: {learner}, as it is set"

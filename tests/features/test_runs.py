@@ -154,7 +154,7 @@ def test_episodes_of_omniglot_gather_features(
 
 def a_tenth(source: Any) -> dict[str, np.ndarray]:
     """What Omniglot loads, of the first characters alone."""
-    from raymtl.data.base import data_folder
+    from raymtl.data.given import data_folder
     from raymtl.data.sources.omniglot import read_drawings
 
     drawings, names = read_drawings(data_folder(None, "omniglot-py", "omniglot"))

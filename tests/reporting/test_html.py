@@ -539,6 +539,23 @@ def test_train_run_has_no_search(tmp_path: Path) -> None:
     assert "not complete" not in elements.text
 
 
+def test_a_run_that_does_not_adapt_says_nothing_of_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "train")
+    content = formats.read_json(run / "summary.json")
+    for model in content["models"]:
+        model["adapts"] = False
+        for scored in [model["score"], *(m for t in model["tasks"].values() for m in t.values())]:
+            scored |= {"before": scored["after"], "gain": {"mean": 0.0, "ci95": 0.0}}
+    formats.write_json(run / "summary.json", content)
+    page = write_report(run).read_text()
+    body = page[page.index("<header>") :]
+    elements = Elements(body[: body.index('<section id="environment">')])
+    assert {"results", "training"} <= set(elements.ids)
+    assert not {"gain", "curves"} & set(elements.ids)
+    for word in ("adapt", "inner step", "before"):
+        assert word not in elements.text.lower(), word
+
+
 @pytest.fixture(params=["everything but the summary", "trials only", "nothing"])
 def interrupted(run: Path, request: pytest.FixtureRequest) -> tuple[Path, str]:
     (run / "summary.json").unlink()

@@ -21,7 +21,16 @@ from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig, over_episodes
 from raymtl.step.meta_gradient import meta_gradient, update_after_step
 from raymtl.types import Batch, Episode, Params, UserError, select
-from tests.conftest import LEARNERS, SHARING, WEIGHTING, axes, perturbed, possible, two_steps
+from tests.conftest import (
+    ADAPTING,
+    LEARNERS,
+    SHARING,
+    WEIGHTING,
+    axes,
+    perturbed,
+    possible,
+    two_steps,
+)
 from tests.drawing import one_episode
 from tests.learners.test_learners import VARIANTS
 from tests.narrowing import checked, present
@@ -119,7 +128,7 @@ def with_batch(algorithm: Algorithm, params: Params, *episodes: Episode) -> Para
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("sharing", "learner", "values"), PAIRS)
+@pytest.mark.parametrize(("sharing", "learner", "values"), [c for c in PAIRS if c[1] in ADAPTING])
 def test_what_was_adapted_to_before_leaves_no_trace(
     sharing: str, learner: str, values: dict[str, Any], arrays: Arrays
 ) -> None:

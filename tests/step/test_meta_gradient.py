@@ -12,8 +12,9 @@ from torch.utils._pytree import tree_map
 from raymtl.config import Experiment
 from raymtl.data.base import Arrays
 from raymtl.step.execution import ExecutionConfig
-from raymtl.step.meta_gradient import meta_gradient, update_after_step
+from raymtl.step.meta_gradient import MetaGradient, meta_gradient, update_after_step
 from raymtl.step.workers import Workers
+from raymtl.training.fastest import Way, way_of_rows
 from raymtl.types import Batch, DivergedError, Episode
 from tests.conftest import (
     LEARNERS,
@@ -45,12 +46,10 @@ def test_every_combinations_vmap_equals_the_loop(
     sharing: str, weighting: str, learner: str, arrays: Arrays
 ) -> None:
     chosen = two_steps(sharing, weighting, learner)
-    _assert_alike(
-        chosen,
-        episodes_of(chosen, arrays, count=2),
-        ExecutionConfig("vmap"),
-        ExecutionConfig("loop"),
-    )
+    executions = [ExecutionConfig("vmap"), ExecutionConfig("loop")]
+    if way_of_rows(chosen.build(), None) is not None:
+        executions += [ExecutionConfig("rows"), ExecutionConfig("rows", chunk=1)]
+    _assert_alike(chosen, episodes_of(chosen, arrays, count=2), *executions)
 
 
 @pytest.mark.usefixtures("float64")
@@ -76,8 +75,13 @@ def _assert_alike(chosen: Experiment, episodes: Episode, *executions: ExecutionC
         results.append(
             meta_gradient(algorithm, perturbed(algorithm), episodes, execution=execution)
         )
-    one, other = results
+    one, *others = results
     assert any(gradient.abs().max() > 0 for gradient in one.grads.values())
+    for other in others:
+        _assert_close(one, other)
+
+
+def _assert_close(one: MetaGradient, other: MetaGradient) -> None:
     torch.testing.assert_close(other.losses, one.losses, rtol=1e-10, atol=1e-12)
     for name, gradient in other.grads.items():
         torch.testing.assert_close(gradient, one.grads[name], rtol=1e-8, atol=1e-11)
@@ -112,16 +116,18 @@ def _trained(
 ) -> dict[str, torch.Tensor]:
     """Parameters, weights, losses and the weighting's state after a few steps of gradient descent on one's share."""
     algorithm = chosen.build()
+    way = way_of_rows(algorithm, None) or Way("vmap")
+    execution = ExecutionConfig(way.task_axis)
     params = perturbed(algorithm)
     found: dict[str, torch.Tensor] = {}
     for number, episodes in enumerate(steps):
         own = tree_map(lambda leaf: leaf[share], episodes)
-        meta = meta_gradient(algorithm, params, own, workers)
+        meta = meta_gradient(algorithm, params, own, workers, execution)
         with torch.no_grad():
             for name, value in params.items():
                 value -= 0.01 * meta.grads[name] / (1 + meta.grads[name].norm())
         if chosen.weighting.needs_post_step_losses:
-            update_after_step(algorithm, params, own, meta, workers)
+            update_after_step(algorithm, params, own, meta, workers, execution)
         found |= {f"losses {number}": meta.losses, f"weights {number}": meta.weights}
     state = {f"state {name}": value for name, value in algorithm.weighting.state().items()}
     return found | state | {name: value.detach() for name, value in params.items()}

@@ -132,6 +132,13 @@ class Prepared(Source):
         queries = files.queries + usual(files.shots)
         return self.model_copy(update={"shots": 1, "queries": queries})
 
+    @property
+    def numbers_classes_anew(self) -> bool:
+        return self.as_files.numbers_classes_anew
+
+    def without_support(self, queries: int | None = None) -> Self:
+        return self.model_copy(update={"shots": 0, "queries": queries or self.as_files.queries})
+
     def make_tasks(self) -> tuple[Task, ...]:
         return self.as_files.make_tasks()
 

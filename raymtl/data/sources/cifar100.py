@@ -20,8 +20,6 @@ from raymtl.data.base import (
     Members,
     Population,
     Split,
-    data_folder,
-    each_once,
     same_domain,
 )
 from raymtl.data.counts import Count, Ways, drawn, most
@@ -35,6 +33,7 @@ from raymtl.data.formats.cifar100 import (
     SUPERCLASSES,
     read_pictures,
 )
+from raymtl.data.given import data_folder, each_once
 from raymtl.data.random_crops import random_crops
 from raymtl.data.sources.cifar100_episodes import (
     class_names,

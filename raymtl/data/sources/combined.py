@@ -120,6 +120,14 @@ class Several(Source):
             update={"parts": {part: source.as_supervised() for part, source in self.parts.items()}}
         )
 
+    @property
+    def numbers_classes_anew(self) -> bool:
+        return any(part.numbers_classes_anew for part in self.parts.values())
+
+    def without_support(self, queries: int | None = None) -> Self:
+        parts = {part: source.without_support(queries) for part, source in self.parts.items()}
+        return self.model_copy(update={"parts": parts})
+
     def make_tasks(self) -> tuple[Task, ...]:
         return tuple(
             task._replace(name=f"{part}_{task.name}")

@@ -9,18 +9,11 @@ import torch
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from torch.nn import functional as F
 
-from raymtl.data.base import (
-    SPLITS,
-    Arrays,
-    Bucket,
-    DrawnSource,
-    Members,
-    Population,
-    Split,
-    each_once,
-)
+from raymtl.data.base import SPLITS, Arrays, Bucket, DrawnSource, Members, Population, Split
 from raymtl.data.counts import Count, Ways, drawn, most
 from raymtl.data.draws import Draws, alike
+from raymtl.data.given import each_once
+from raymtl.data.source_messages import has_no_rows
 from raymtl.data.sources.digit_pictures import (
     GLYPH,
     SIDE,
@@ -123,6 +116,11 @@ class Digits(DrawnSource):
     def angles(self, split: str) -> tuple[float, ...]:
         """The rotations of a split, degrees."""
         return {"train": self.train_angles, "val": self.val_angles, "test": self.test_angles}[split]
+
+    def without_support(self, queries: int | None = None) -> Self:
+        if queries is not None:
+            raise has_no_rows(self)  # an episode has pictures of all digits
+        return super().without_support()
 
     @property
     def task_names(self) -> tuple[str, ...]:

@@ -19,12 +19,11 @@ from raymtl.data.base import (
     Members,
     Population,
     Split,
-    data_folder,
-    each_once,
     same_domain,
 )
 from raymtl.data.counts import Count, drawn, most
 from raymtl.data.draws import Draws, alike
+from raymtl.data.given import data_folder, each_once
 from raymtl.tasks import classification
 from raymtl.types import Batch, Episode, Task, UserError
 

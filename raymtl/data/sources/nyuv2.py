@@ -21,7 +21,6 @@ from raymtl.data.base import (
     Members,
     Population,
     Split,
-    each_once,
     same_domain,
 )
 from raymtl.data.counts import Count, drawn, most
@@ -35,6 +34,7 @@ from raymtl.data.formats.nyuv2 import (
     read_frame,
     root_of,
 )
+from raymtl.data.given import each_once
 from raymtl.tasks import depth, normals, segmentation
 from raymtl.types import Batch, Episode, Task, UserError
 

@@ -11,18 +11,10 @@ import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
-from raymtl.data.base import (
-    SPLITS,
-    Arrays,
-    Bucket,
-    Members,
-    Population,
-    SingleTask,
-    Split,
-    data_folder,
-)
+from raymtl.data.base import SPLITS, Arrays, Bucket, Members, Population, SingleTask, Split
 from raymtl.data.counts import Count, Ways, drawn, most
 from raymtl.data.draws import Draws, alike
+from raymtl.data.given import data_folder
 from raymtl.tasks import classification
 from raymtl.types import Batch, Episode, Task, UserError
 
@@ -104,6 +96,10 @@ class Omniglot(SingleTask):
         if split == "train" and self.train_ways is not None:
             return self.train_ways
         return self.ways
+
+    @property
+    def numbers_classes_anew(self) -> bool:
+        return True
 
     @property
     def _most_queries(self) -> int:

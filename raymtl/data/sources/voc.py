@@ -19,12 +19,12 @@ from raymtl.data.base import (
     Members,
     Population,
     Split,
-    each_once,
     same_domain,
 )
 from raymtl.data.counts import Count, drawn
 from raymtl.data.draws import Draws, alike
 from raymtl.data.formats.voc_folder import read_folder, split_names
+from raymtl.data.given import each_once
 from raymtl.data.source_messages import unresolved
 from raymtl.data.sources.voc_labels import (
     FoundVOC,

@@ -157,6 +157,9 @@ class Files(FilesConfig):
         # A support set of one is drawn all the same: an episode has both parts.
         return self.model_copy(update={"shots": 1, "queries": self.queries + usual(self.shots)})
 
+    def without_support(self, queries: int | None = None) -> Self:
+        return self.model_copy(update={"shots": 0, "queries": queries or self.queries})
+
     def class_names(self, task: str) -> tuple[str, ...]:
         # Episodes of classes number their own.
         if self.episodes != "classes":

@@ -82,6 +82,7 @@ def _tables(run: RunData) -> dict[str, Any]:
         "left_out": left_out_of_deltas(run.summary),
         "protocol": protocol(run.summary),
         "gains": gains,
+        "adapts": _adapts(run),
         "adaptation": verdict.adaptation(gains),
         "choice": verdict.choice(run) if run.searched else "",
         "values": value_rows(run.experiment, run.summary.get("best_values") or {}),
@@ -96,6 +97,14 @@ def _tables(run: RunData) -> dict[str, Any]:
     }
 
 
+def _adapts(run: RunData) -> bool:
+    """Whether any model of the run predicts otherwise after it has seen a support set."""
+    models = run.summary["models"]
+    if not models:
+        return run.experiment.learner.uses_support
+    return any(model.get("adapts", True) for model in models)
+
+
 def _plots(run: RunData) -> dict[str, Markup | None]:
     figures = {
         "history": search_plots.history_plot(run) if run.searched else None,
@@ -103,7 +112,7 @@ def _plots(run: RunData) -> dict[str, Markup | None]:
         "choices": search_plots.choices_plot(run) if run.searched else None,
         "parallel": parallel_plot.parallel_plot(run) if run.searched else None,
         "pareto": pareto_plot.pareto_plot(run) if run.searched else None,
-        "losses": training_plots.loss_plot(run.history),
+        "losses": training_plots.loss_plot(run.history, adapts=_adapts(run)),
         "validation": training_plots.validation_plot(
             run.history, training_plots.hidden_scores(run)
         ),

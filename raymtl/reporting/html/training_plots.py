@@ -38,7 +38,7 @@ class Panel(NamedTuple):
     legend: bool
 
 
-def loss_plot(history: Sequence[Row]) -> go.Figure | None:
+def loss_plot(history: Sequence[Row], *, adapts: bool = True) -> go.Figure | None:
     """Query loss of each task by outer step: faint as recorded, strong smoothed; and the weights
     where they move.
     """
@@ -50,7 +50,10 @@ def loss_plot(history: Sequence[Row]) -> go.Figure | None:
         for name, values in _columns(history, "weight.").items()
         if np.nanstd(values) > 1e-6
     }
-    parts = [("query loss after adaptation, each task", losses)]
+    title = "loss, each task"
+    if adapts:
+        title = "query loss after adaptation, each task"
+    parts = [(title, losses)]
     if weights:
         parts.append(("loss weights, each task", weights))
     tasks = list(dict.fromkeys([*losses, *weights]))
