@@ -13,6 +13,7 @@ from raymtl.config import checks
 from raymtl.config.sections import Evaluate, Train, Tune
 from raymtl.data import Digits, Source, SourceSpec
 from raymtl.encoders import ConvSpec, Encoder, EncoderSpec
+from raymtl.encoders.dropout import number_layers
 from raymtl.encoders.front import balance, front_of
 from raymtl.encoders.norm import BatchStatistics
 from raymtl.learners import MAML, LearnerSpec
@@ -245,6 +246,7 @@ class Experiment(base.ExperimentBase):
             normalises = any(isinstance(part, BatchStatistics) for part in encoders[0].modules())
             isolate_task_graphs = self.weighting.needs_gradients and not normalises
             model = self._model(tasks, encoders, isolate_task_graphs)
+        number_layers(model.prediction_modules())
         return Algorithm(tasks, model, self.weighting.build(tasks), self.learner, self.seed)
 
     def save(self, path: Path) -> None:

@@ -40,6 +40,6 @@ class ConvSpec(NormedSpec):
                 )
             norm = self.norms(after, NUM_GROUPS, inner_steps)
             convolution = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=self.biased)
-            stages.append(nn.Sequential(convolution, *norm, nn.ReLU()))
+            stages.append(nn.Sequential(convolution, *norm, nn.ReLU(), *self.dropouts()))
             before, height, width = after, (height + 1) // 2, (width + 1) // 2
         return Encoder(stages, input_shape)

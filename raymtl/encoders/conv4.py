@@ -41,6 +41,7 @@ class Conv4Spec(NormedSpec):
                     *self.norms(self.width, NUM_GROUPS, inner_steps),
                     nn.MaxPool2d(2),  # of a quarter of the values, ReLU is the same after it
                     nn.ReLU(),
+                    *self.dropouts(),
                 )
             )
             before = self.width

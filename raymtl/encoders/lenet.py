@@ -44,10 +44,12 @@ class LeNetSpec(NormedSpec):
         for after in self.maps:
             norm = self.norms(after, NUM_GROUPS, inner_steps)
             convolution = nn.Conv2d(before, after, 5, bias=self.biased)
-            stages.append(nn.Sequential(convolution, *norm, nn.MaxPool2d(2), nn.ReLU()))
+            layers = [convolution, *norm, nn.MaxPool2d(2), nn.ReLU(), *self.dropouts()]
+            stages.append(nn.Sequential(*layers))
             before, height, width = after, (height - 4) // 2, (width - 4) // 2
         for narrow, wide in pairwise((before * height * width, *self.hidden)):
             norm = self.norms(wide, NUM_GROUPS, inner_steps)
             linear = nn.Linear(narrow, wide, bias=self.biased)
-            stages.append(nn.Sequential(nn.Flatten(1), linear, *norm, nn.ReLU()))
+            layers = [nn.Flatten(1), linear, *norm, nn.ReLU(), *self.dropouts()]
+            stages.append(nn.Sequential(*layers))
         return Encoder(stages, input_shape)

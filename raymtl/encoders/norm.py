@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from raymtl.encoders.base import EncoderSpecBase
+from raymtl.encoders.dropout import Dropout, Share
 from raymtl.internals.torch import is_vmapped
 from raymtl.schema.readers import not_running
 from raymtl.types import UserError
@@ -230,6 +231,8 @@ class NormedSpec(EncoderSpecBase):
     """Whether a query is normalised by the statistics of all queries, and not by those of the
     support set.
     """
+    dropout: Share = 0.0
+    """The share of each stage's outputs, or of its maps, that is dropped in training."""
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
@@ -252,6 +255,12 @@ class NormedSpec(EncoderSpecBase):
     def has_per_step_params(self) -> bool:
         """Whether the network after one inner step is another than after two."""
         return self.norm == "per_step"
+
+    def dropouts(self) -> list[nn.Module]:
+        """What drops outputs of a stage: one module, or none."""
+        if not self.dropout:
+            return []
+        return [Dropout(self.dropout)]
 
     def norms(self, channels: int, groups: int, inner_steps: int) -> list[nn.Module]:
         """The normalisation of so many channels: one module, or none."""

@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import nn
 
 from raymtl.encoders.base import Encoder
+from raymtl.encoders.dropout import Share
 from raymtl.encoders.norm import NormedSpec
 from raymtl.encoders.pictures import picture_shape
 
@@ -24,8 +25,8 @@ class ResNet18Spec(NormedSpec):
     `dilated` is how many of the last groups keep the resolution of the one before, their 3x3
     convolutions spread over as much of the picture (Yu et al., 2017, arXiv:1705.09914): with `stem:
     imagenet` 2 gives maps of an eighth of the picture's sides, where 0 gives a 32nd. `norm: group`
-    has 32 groups. Deviation from the first paper: that is the default, where it has batch
-    normalisation with running statistics.
+    has 32 groups. `dropout` drops outputs of the last stage alone. Deviation from the first paper:
+    that norm is the default, where it has batch normalisation with running statistics.
 
     Example: `encoder: {name: resnet18, pooled: false, dilated: 2}`
     """
@@ -34,6 +35,10 @@ class ResNet18Spec(NormedSpec):
     stem: Literal["imagenet", "small"] = "small"
     pooled: bool = True
     dilated: Annotated[int, Field(ge=0, le=3)] = 0
+    drop_path: Share = 0.0
+    """The share of examples whose last residual is dropped in training; the share of block l of 8
+    is l/8 of it (stochastic depth, arXiv:1603.09382).
+    """
 
     def build(self, input_shape: tuple[int, ...], inner_steps: int = 0) -> Encoder:
         """For pictures [N, channels, height, width]; `inner_steps` are those that norms tell apart.
@@ -42,14 +47,14 @@ class ResNet18Spec(NormedSpec):
         small stem, 32 with that for ImageNet.
         """
         # Here and not above: everything else runs where torchvision is not installed.
-        from torchvision.models import resnet18
+        from raymtl.encoders.residual import residual_network
 
         channels, _, _ = picture_shape(self.name, input_shape, LEAST[self.stem])
 
         def norm_layer(channels: int) -> nn.Module:
             return next(iter(self.norms(channels, NUM_GROUPS, inner_steps)), nn.Identity())
 
-        network = resnet18(weights=None, num_classes=1, norm_layer=norm_layer)
+        network = residual_network(norm_layer, self.drop_path)
         for module in network.modules():
             if isinstance(module, nn.ReLU):
                 module.inplace = False  # Transforms of functions have no place to overwrite.
@@ -72,7 +77,7 @@ class ResNet18Spec(NormedSpec):
             network.layer1,
             network.layer2,
             network.layer3,
-            nn.Sequential(network.layer4, *last_pooling),
+            nn.Sequential(network.layer4, *last_pooling, *self.dropouts()),
         ]
         return Encoder(stages, input_shape)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from raymtl.encoders.dropout import dropping
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, Spec, Task, select
 
@@ -164,7 +165,9 @@ class MetaLearner(Spec, ABC):
         self, model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Predictions of every task from adapted parameters."""
-        predictions: dict[str, Tensor] = functional_call(model, select(params, "model"), (inputs,))
+        with dropping(params):
+            own = select(params, "model")
+            predictions: dict[str, Tensor] = functional_call(model, own, (inputs,))
         return predictions
 
 

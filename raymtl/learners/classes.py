@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from raymtl.encoders.dropout import dropping
 from raymtl.sharing import SharingArchitecture
 from raymtl.types import Batch, Params, Task, select
 
@@ -37,9 +38,10 @@ def features_of(
     model: SharingArchitecture, params: Params, inputs: Tensor | Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The features [N, in_features] that the head of each task reads."""
-    features: dict[str, Tensor] = functional_call(
-        model, select(params, "model"), (inputs,), {"output": "features"}
-    )
+    with dropping(params):
+        features: dict[str, Tensor] = functional_call(
+            model, select(params, "model"), (inputs,), {"output": "features"}
+        )
     return features
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from raymtl.encoders.dropout import KEY, dropouts, step_key
 from raymtl.learners import BATCH_EMBEDDINGS
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig, count_episodes, over_episodes, stacks
@@ -23,6 +24,15 @@ class StepContext(NamedTuple):
     params: Params
     workers: Workers
     execution: ExecutionConfig
+
+    def of_step(self, step: int) -> "StepContext":
+        """Returns the context with the counter by which the model drops in an outer step."""
+        algorithm = self.algorithm
+        if not dropouts(algorithm.model.prediction_modules()):
+            return self
+        device = next(iter(self.params.values())).device
+        key = step_key(algorithm.seed, step, device)
+        return self._replace(params={**self.params, KEY: key})
 
     def with_batch_embeddings(self, episodes: MetaBatch) -> "StepContext":
         """Returns the context with the embeddings of the tasks in all episodes of all workers.

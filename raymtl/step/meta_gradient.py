@@ -100,6 +100,7 @@ def _displacement_gradient(
     context: StepContext, batch: StepBatch, names: Sequence[str]
 ) -> OuterGradient:
     """The mean change of the parameters by adapting, for learners without a query gradient."""
+    context = context.of_step(batch.step)
     algorithm, params, workers = context.algorithm, context.params, context.workers
     with torch.no_grad():
         sums = batch.counts.new_zeros(len(batch.counts))
@@ -148,7 +149,7 @@ def update_after_step(
     context = StepContext(algorithm, params, workers, execution)
     batch = step_batch(context, episodes, meta.step)
     with torch.no_grad():
-        full = context.with_batch_embeddings(batch.episodes)
+        full = context.with_batch_embeddings(batch.episodes).of_step(batch.step)
         rows = []
         for shard in split_episodes(batch.episodes, execution.micro_batches):
             rows.append(query_losses(full, batch._replace(episodes=shard)).values)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from raymtl.encoders.dropout import dropping, of_episode, of_query
 from raymtl.sharing import SharingArchitecture
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.context import StepBatch, StepContext
@@ -79,11 +80,13 @@ def _summed_losses(
     """The summed query losses [C] of each group over the episodes, then the sum of the rest."""
 
     def of_one(episode: Episode) -> tuple[tuple[Tensor, ...], Tensor]:
-        evaluated = algorithm.evaluated_params(params, episode.support, step)
+        drawn = of_episode(params, episode)
+        adapted = algorithm.evaluated_params(drawn, episode.support, step)
+        evaluated = [(weight, of_query(phi, drawn)) for weight, phi in adapted]
         sums = _multi_step_losses(algorithm, groups, evaluated, episode.query)
         _, last = evaluated[-1]
         rest = _auxiliary_terms(algorithm, last, episode.query)
-        of_learner = algorithm.learner.auxiliary(algorithm.model, params, episode.support)
+        of_learner = algorithm.learner.auxiliary(algorithm.model, drawn, episode.support)
         if of_learner is not None:
             rest = rest + of_learner
         return sums, rest
@@ -119,7 +122,8 @@ def displacement(
     """Returns the summed query losses [K] of one episode after adapting to its support set, and by
     name each parameter before adapting minus the same one after it.
     """
-    adapted = algorithm.adapt(params, episode.support)
+    drawn = of_episode(params, episode)
+    adapted = of_query(algorithm.adapt(drawn, episode.support), drawn)
     predictions = algorithm.predict(adapted, episode.query.inputs)
     moved = {name: params[name] - adapted[name] for name in params if name.startswith("model.")}
     return loss_sums(algorithm.tasks, predictions, episode.query), moved
@@ -132,7 +136,9 @@ def auxiliary_gradient(context: StepContext, batch: StepBatch) -> dict[str, Tens
     """
     algorithm, params = context.algorithm, context.params
     local = over_episodes(
-        lambda episode: _auxiliary_terms(algorithm, params, episode.query),
+        lambda episode: _auxiliary_terms(
+            algorithm, of_query(params, of_episode(params, episode)), episode.query
+        ),
         batch.episodes,
         context.execution,
     )
@@ -157,9 +163,9 @@ def _auxiliary_terms(algorithm: Algorithm, params: Params, query: Batch) -> Tens
     zero = next(iter(params.values())).new_zeros(())
     if type(algorithm.model).auxiliary is SharingArchitecture.auxiliary:
         return zero
-    terms = functional_call(
-        algorithm.model, select(params, "model"), (query.inputs,), {"output": "auxiliary"}
-    )
+    with dropping(params):
+        own = select(params, "model")
+        terms = functional_call(algorithm.model, own, (query.inputs,), {"output": "auxiliary"})
     return sum(terms.values(), start=zero)
 
 

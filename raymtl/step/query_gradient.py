@@ -142,7 +142,7 @@ def _micro_batches(
     shards = split_episodes(batch.episodes, context.execution.micro_batches)
     if at_once:
         shards = [piece for shard in shards for piece in pieces_at_once(shard, context.execution)]
-    full = context.with_batch_embeddings(batch.episodes)
+    full = context.with_batch_embeddings(batch.episodes).of_step(batch.step)
     if len(shards) > 1 or context.algorithm.learner.rematerializes:
         # What is computed later must see the weighting's state as it is now, though `weigh` changes
         # it in between.
