@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raymtl.api.adapters import export_adapters
+    from raymtl.api.export import export
     from raymtl.api.model import Model, load_model
     from raymtl.api.run import Run, open_run
     from raymtl.api.trained import Adapted, adapt, evaluate, predict
@@ -63,6 +64,7 @@ __all__ = [
     "UserError",
     "adapt",
     "evaluate",
+    "export",
     "export_adapters",
     "from_module",
     "load",
@@ -76,6 +78,7 @@ __all__ = [
 
 _HOMES = {
     "raymtl.api.adapters": ("export_adapters",),
+    "raymtl.api.export": ("export",),
     "raymtl.api.model": ("Model", "load_model"),
     "raymtl.api.run": ("Run", "open_run"),
     "raymtl.api.trained": ("Adapted", "adapt", "evaluate", "predict"),

@@ -207,6 +207,9 @@ def publish_folder(parent: Path, name: str, write: Callable[[Path], Any]) -> Pat
         raise UserError(
             f"{parent / name}: cannot be made ({error.strerror}). Choose another name."
         ) from None
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 def environment(experiment: "Experiment", command: str) -> dict[str, Any]:

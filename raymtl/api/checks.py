@@ -1,7 +1,9 @@
 """Checks of what a call asks for, before torch is imported: the command line makes them first."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from raymtl.types import UserError
@@ -14,6 +16,29 @@ def check_split(split: str) -> None:
     """Raises UserError for a split that is not scored."""
     if split not in ("val", "test"):
         raise UserError(f"--split: expected val or test, got '{split}'.")
+
+
+EXPORT_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+"""What `--to onnx` needs: the extra `export`."""
+
+
+def check_export(to: str, output: Place | None) -> None:
+    """Raises UserError for a format that is not known, or that cannot be written here, and for a
+    folder that exists.
+    """
+    if to not in ("torch", "onnx"):
+        raise UserError(f"--to: expected torch or onnx, got '{to}'.")
+    missing = [name for name in EXPORT_PACKAGES if to == "onnx" and find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"--to onnx: expected the packages {', '.join(EXPORT_PACKAGES)}, got no "
+            f"{missing[0]}. Install them with `pip install 'raymtl[export]'`, or use --to torch."
+        )
+    if output is not None and Path(output).exists():
+        raise UserError(
+            f"--output: expected a folder that is yet to be made, got {output}, which exists. "
+            "Choose another name."
+        )
 
 
 class AdaptOptions(NamedTuple):

@@ -22,7 +22,7 @@ from raymtl.evaluation.thresholds import with_kept_thresholds
 from raymtl.features.network import FrozenNetwork, load_network, read_by
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage import formats
-from raymtl.types import Batch, Params, UserError
+from raymtl.types import Batch, Params, Task, UserError
 
 EXAMPLES_AT_ONCE = 256
 """Rows of a file that are predicted in one pass."""
@@ -100,15 +100,35 @@ class Model(nn.Module):
 
         Raises UserError for a model that first has to read a support set.
         """
-        algorithm, params = self._algorithm, self.params
-        learner = algorithm.learner
-        untouched = set(params) <= set(algorithm.init_params(self._device))
-        if untouched and (not learner.supports_zero_shot or algorithm.normalises_by_support):
+        self.check_ready("predict", "Call adapt first.")
+        return self.outputs(self._tensors(inputs))
+
+    def outputs(self, inputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same of inputs as the algorithm reads them, without the check."""
+        return self._algorithm.predict(self.params, inputs)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that it predicts."""
+        return self._algorithm.tasks
+
+    @property
+    def transductive(self) -> bool:
+        """Whether the prediction for an example depends on those beside it."""
+        return self._algorithm.transductive
+
+    def check_ready(self, what: str, advice: str) -> None:
+        """Raises UserError, which begins with `what` was asked for and ends with the advice, for a
+        model that first has to read a support set.
+        """
+        learner = self._algorithm.learner
+        untouched = set(self.params) <= set(self._algorithm.init_params(self._device))
+        needs_support = not learner.supports_zero_shot or self._algorithm.normalises_by_support
+        if untouched and needs_support:
             raise UserError(
-                f"predict: expected a model that knows a support set, got one with learner.name: "
-                f"{getattr(learner, 'name', 'of your own')} that has read none. Call adapt first."
+                f"{what}: expected a model that knows a support set, got one with learner.name: "
+                f"{getattr(learner, 'name', 'of your own')} that has read none. {advice}"
             )
-        return algorithm.predict(params, self._tensors(inputs))
 
     def _tensors(self, inputs: Inputs) -> Tensor | Mapping[str, Tensor]:
         """Pictures in bytes as numbers from 0 to 1, all in the precision of the model."""

@@ -10,6 +10,7 @@ from raymtl.cli.cluster import check_file, doctor, render_file
 from raymtl.cli.data import fetch_data, inspect_data
 from raymtl.cli.embed import embed_data
 from raymtl.cli.evaluate import evaluate
+from raymtl.cli.export import export
 from raymtl.cli.predict import predict
 from raymtl.cli.prepare import prepare_data
 from raymtl.cli.run import train, tune
@@ -38,7 +39,9 @@ cluster_app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for command in (tune, train, evaluate, adapt, predict, trials, methods, schema, report, doctor):
+for command in (tune, train, evaluate, adapt, predict, export):
+    app.command()(command)
+for command in (trials, methods, schema, report, doctor):
     app.command()(command)
 data_app.command("inspect")(inspect_data)
 data_app.command("fetch")(fetch_data)

@@ -30,6 +30,8 @@ def _key(head: nn.Module, features: Tensor) -> Hashable | None:
     """Equal for heads that are one when stacked; None for one that cannot be stacked."""
     if type(head) is not nn.Linear:
         return None
+    if torch.compiler.is_exporting():  # the number of examples is then a symbol without a hash
+        return None
     return head.in_features, head.out_features, head.bias is None, features.shape
 
 

@@ -38,7 +38,7 @@ print(json.dumps(ends))
 """
 """Forks for each command, so that Python and the command line start once for all."""
 COMMANDS = (
-    "tune", "train", "evaluate", "adapt", "predict", "trials", "methods", "schema", "report", "doctor",
+    "tune", "train", "evaluate", "adapt", "predict", "export", "trials", "methods", "schema", "report", "doctor",
     "data inspect", "data fetch", "cluster render", "cluster check",
 )  # fmt: skip
 
@@ -106,6 +106,12 @@ MISTAKES = [
     ("adapt missing", "missing: expected a run folder"),
     ("adapt . --query q.csv", "--query: expected --support"),
     ("adapt . --set a=1", "--set: expected --transfer"),
+    ("export missing --to torch", "missing: expected a run folder"),
+    ("export . --to tensorflow", "--to: expected torch or onnx, got 'tensorflow'"),
+    (
+        "export . --to torch --output good.yaml",
+        "--output: expected a folder that is yet to be made",
+    ),
     ("trials missing", "missing: expected a run folder"),
     ("methods nope", "section: expected one of sharing, weighting, learner, mode, got 'nope'"),
     ("report missing", "missing: expected a run folder"),
