@@ -23,7 +23,8 @@ Output = Annotated[
 def export(run: ExportedRun, to: To, output: Output = None) -> None:
     """Write the model with its preprocessing as a file that plain torch or ONNX Runtime loads."""
     check_export(to, output)
-    folder = raymtl.export(run_folder.existing(run), to, output)
+    model_folder = run_folder.existing(run)
+    folder = raymtl.export(model_folder, to, output)
     console = plain_console(highlight=False, soft_wrap=True)
     files = ", ".join(sorted(path.name for path in folder.iterdir()))
     console.print(f"{folder}: {files}", markup=False)

@@ -18,8 +18,10 @@ from PIL import Image
 import raymtl
 from raymtl.api import checks
 from raymtl.api.exporting.files import Format
+from raymtl.api.exporting.outputs import output_of
 from raymtl.api.model import Model, Trained
 from raymtl.config import Experiment
+from raymtl.evaluation.thresholds import decided_by
 from raymtl.features.network import load_network
 from raymtl.storage import formats
 from raymtl.types import UserError
@@ -234,6 +236,22 @@ def test_features_of_a_frozen_network_are_inside(tmp_path: Path) -> None:
     text = (folder / "README.md").read_text()
     assert "a picture is read as red, green and blue and resized (bilinear" in text
     assert "the probability of each class: cat, dog" in text
+
+
+def test_thresholds_of_decisions_are_told(run: Path, tmp_path: Path) -> None:
+    model = raymtl.load_model(run)
+    algorithm = model._algorithm
+    logits = model(torch.randn(50, *model.experiment.data.input_shape))["furnished"]
+    middle = float(logits.detach().median())
+    decided = decided_by(algorithm, {"furnished": [middle], "tags": [None, 0.1, None]})
+    folder = raymtl.export(
+        Model(Trained(model.experiment, decided, dict(model.params))), "torch", tmp_path / "out"
+    )
+    about = {each["name"]: each for each in formats.read_json(folder / "model.json")["outputs"]}
+    assert "yes_above" not in about["kind"] and about["tags"]["yes_above"][::2] == [0.5, 0.5]
+    (task,) = [each for each in decided.tasks if each.name == "furnished"]
+    probabilities = output_of(task, logits.double())[:, 1]
+    assert torch.equal(probabilities > about["furnished"]["yes_above"][0], task.decode(logits) == 1)
 
 
 @pytest.fixture(scope="module")

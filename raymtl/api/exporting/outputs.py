@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from raymtl.data import Files, Source, files_of
@@ -52,10 +53,20 @@ def described(
     }
     if task.kind.label_form in ("class", "set") or task.kind.has_integer_targets:
         about["classes"] = list(_class_names(source, task, class_names))
+    if task.thresholds:
+        # As probabilities, such as the outputs are.
+        about["yes_above"] = [_probability(threshold) for threshold in task.thresholds]
     files = files_of(source)
     if files is not None and task.kind.is_map:
         about |= _of_maps(files, task)
     return about
+
+
+def _probability(threshold: float | None) -> float:
+    """Of a logit, and 1/2 where none was chosen."""
+    if threshold is None:
+        return 0.5
+    return float(torch.tensor(threshold, dtype=torch.float64).sigmoid())
 
 
 def _class_names(
