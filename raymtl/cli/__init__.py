@@ -39,8 +39,8 @@ cluster_app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for command in (tune, train, evaluate, adapt, predict, export):
-    app.command()(command)
+for on_run in (tune, train, evaluate, adapt, predict, export):
+    app.command()(on_run)
 for command in (trials, methods, schema, report, doctor):
     app.command()(command)
 data_app.command("inspect")(inspect_data)

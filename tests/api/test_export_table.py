@@ -62,9 +62,18 @@ def test_every_pair_is_predicted_by_onnx_runtime(encoder: str, tmp_path: Path) -
 def test_a_fresh_environment_loads_the_file(tmp_path: Path) -> None:
     """With ONNX Runtime and what it needs, and nothing else."""
     folder = raymtl.export(model_of(experiment()), "onnx", tmp_path / "out")
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", "onnxruntime"]
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    install = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "-c",
+        str(ROOT / "constraints.txt"),
+        "onnxruntime",
+    ]
     subprocess.run(install, check=True)
     code = (
         "import numpy, onnxruntime\n"
