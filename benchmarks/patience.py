@@ -1,6 +1,7 @@
 """What early stopping saves: `python -m benchmarks.patience`.
 
-    python -m benchmarks.patience --seeds 5 --config tune_configs/own-data.yaml
+    python -m benchmarks.patience                 # 1000 steps at most, patience 5
+    python -m benchmarks.patience --steps 300
 
 Trains the configuration with each seed to its end, and with `train.keep: best` and
 `train.patience`, by raymtl's own loop. A row says how many steps each made, the score on the test
@@ -55,12 +56,13 @@ def main(
         "tune_configs/own-data.yaml"
     ),
     seeds: Annotated[int, typer.Option(min=2, help="How many seeds.")] = 5,
-    patience: Annotated[int, typer.Option(help="train.patience of the shorter training.")] = 3,
+    patience: Annotated[int, typer.Option(help="train.patience of the shorter training.")] = 5,
     metric: Annotated[str, typer.Option(help="train.metric of it.")] = "val.score",
-    eval_every: Annotated[int, typer.Option(help="train.eval_every of both.")] = 10,
+    eval_every: Annotated[int, typer.Option(help="train.eval_every of both.")] = 20,
+    steps: Annotated[int, typer.Option(help="train.steps of both.")] = 1000,
 ) -> None:
     """Prints the table."""
-    base = load(config, {"train.eval_every": eval_every})
+    base = load(config, {"train.eval_every": eval_every, "train.steps": steps})
     table = Table(box=None, pad_edge=False)
     for heading in ("seed", "steps", "score", "with patience", "kept", "score", "difference"):
         table.add_column(heading, justify="right")

@@ -109,7 +109,9 @@ def accuracy(way: Transfer, teacher: Teacher, episode: Episode, seed: int) -> fl
     support, query = halves
     tried = []
     for lr in RATES:
-        settings = way.model_copy(update={"optimiser": Optimiser(lr=lr, steps=200, seed=seed)})
+        settings = way.model_copy(
+            update={"optimiser": Optimiser(lr=lr, steps=200, patience=None, seed=seed)}
+        )
         result = settings.fit(teacher, support)
         seen = min(row["val.loss"] for row in result.course.rows if row["val.loss"] is not None)
         with torch.no_grad():

@@ -240,6 +240,7 @@ def _score(prepared: _Prepared, result: Result, predicted: _Predicted) -> dict[s
             **kind.describe(task, data.class_names),
         },
         "step": result.course.step,
+        "steps": len(result.course.rows),
         "trained_on": len(result.trained_on.targets),
         "held_out": len(held_out.targets),
         "validation": validation,

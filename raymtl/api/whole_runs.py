@@ -115,5 +115,5 @@ def _load_data(experiment: Experiment, announce: Announce) -> Arrays:
     with plain_console(stderr=True).status("reading the data"):
         arrays = experiment.data.load()
         refuse_unscored(experiment, arrays)
-    announce(experiment.data.notes(arrays))
+    announce((*experiment.data.notes(arrays), *experiment.notes_on_steps(arrays)))
     return arrays

@@ -124,7 +124,8 @@ def _print_transferred(written: Mapping[str, Any], kind: str) -> None:
     console = plain_console(soft_wrap=True)
     examples = f"{written['trained_on']} examples"
     if written["held_out"]:
-        examples += f", step {written['step']} chosen by {written['held_out']} held-out ones"
+        kept = f"step {written['step']} of {written['steps']}"
+        examples += f", {kept} chosen by {written['held_out']} held-out ones"
     console.print(f"{kind} transfer to {written['domain']}: {examples}", highlight=False)
     test = written["test"] or {}
     columns = (written["validation"], test.get("before"), test.get("after"))

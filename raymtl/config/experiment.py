@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from raymtl.config import checks
 from raymtl.config.sections import Evaluate, Train, Tune
-from raymtl.data import Digits, Source, SourceSpec
+from raymtl.data import Arrays, Digits, Source, SourceSpec
 from raymtl.encoders import ConvSpec, Encoder, EncoderSpec
 from raymtl.encoders.dropout import number_layers
 from raymtl.encoders.front import balance, front_of
@@ -149,6 +149,13 @@ class Experiment(base.ExperimentBase):
         if self.train.batch_size is None:
             return self.data.without_support()
         return self.data.without_support(queries=1)
+
+    def notes_on_steps(self, arrays: Arrays) -> tuple[Note, ...]:
+        """A note on each task that sees less than one row a step on average."""
+        labels = self.training_data.expected_labels(arrays)
+        return self.train.notes_on_rare(
+            {name: self.train.num_episodes * each for name, each in labels.items()}
+        )
 
     def _encoder(self) -> Encoder:
         return self.encoder.build(self.data.encoder_shape, self.learner.num_steps)

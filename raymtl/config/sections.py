@@ -1,6 +1,7 @@
 """The sections of a configuration that choose no method: how long, how wide, how often."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -148,6 +149,21 @@ class Train(Spec):
             f"{self.batch_size} rows"
         )
         return (Note(place="training", text=text, key="train.epochs"),)
+
+    def notes_on_rare(self, labels: Mapping[str, float]) -> tuple[Note, ...]:
+        """A note on each task with less than one label a step: task -> labels a step."""
+        key = "train.meta_batch"
+        if self.batch_size is not None:
+            key = "train.batch_size"
+        return tuple(
+            Note(
+                place=f"task '{name}'",
+                text=f"a step has {number:.2g} of its labels on average, so most steps have none",
+                key=key,
+            )
+            for name, number in labels.items()
+            if number < 1
+        )
 
     @property
     def num_episodes(self) -> int:

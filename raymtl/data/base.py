@@ -150,6 +150,10 @@ class Source(Spec, ABC):
         `task_names`.
         """
 
+    def expected_labels(self, arrays: Arrays) -> Mapping[str, float]:
+        """The mean number of labels of a task in the query set of an episode; none where unknown."""
+        return {}
+
     def input_arrays(self) -> tuple[str, ...]:
         """Keys of `load` in whose place a frozen encoder puts features, which episodes then take.
 

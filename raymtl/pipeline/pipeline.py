@@ -228,7 +228,7 @@ def _notes_on_data(
     experiment: Experiment, arrays: Arrays, folders: Mapping[str, Path]
 ) -> tuple[Note, ...]:
     """The notes on what was loaded, and on what the trainings in these folders left out."""
-    notes = experiment.data.notes(arrays)
+    notes = (*experiment.data.notes(arrays), *experiment.notes_on_steps(arrays))
     of_stream = left_out.note_of(folders.values(), experiment.data)
     if of_stream is None:
         return notes

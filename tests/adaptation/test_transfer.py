@@ -316,7 +316,7 @@ def test_selection_takes_the_lowest_held_out_loss() -> None:
 
 def test_a_transfer_ends_when_its_patience_does() -> None:
     """It is the whole descent up to there, with the same parameters."""
-    settings = Optimiser(lr=0.3, schedule="constant", steps=200, look_every=5)
+    settings = Optimiser(lr=0.3, schedule="constant", steps=200, look_every=5, patience=None)
     whole = ModelTransfer(l2_sp=0, optimiser=settings).fit(teacher(), blobs(30))
     patient = settings.model_copy(update={"patience": 4})
     ended = ModelTransfer(l2_sp=0, optimiser=patient).fit(teacher(), blobs(30))

@@ -33,9 +33,9 @@ class Optimiser(Spec):
     steps: PositiveInt = 300
     batch_size: PositiveInt = 64
     look_every: PositiveInt = 10
-    patience: PositiveInt | None = None
+    patience: PositiveInt | None = 10
     """The descent ends early after so many looks in a row that were not better than the best one
-    before; by default it makes all `steps`. It needs held-out examples.
+    before; with null it makes all `steps`. It needs held-out examples.
     """
     seed: NonNegativeInt = 0
     """Of the batches, of what is held out, and of what is new in the network."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from raymtl.data.base import Arrays, Bucket, HeldOut, Members, Population, Source, Split
 from raymtl.data.draws import Draws
@@ -16,11 +16,13 @@ from raymtl.data.sources.digits import Digits
 from raymtl.data.sources.joined import (
     arrays_of_part,
     check_alike,
+    check_temperature,
     errors_of_part,
     input_arrays_of,
     joined_batch,
     joined_buckets,
     named_domains,
+    odds_of,
 )
 from raymtl.data.sources.registry import PartSpec, parsed_part
 from raymtl.encoders.front import Slot
@@ -35,7 +37,8 @@ class Several(Source):
     named PART_T here.
 
     `episodes: one`: an episode is one part's, drawn with odds proportional to `odds` (equal by
-    default); the tasks of the other parts are without labels in it. `episodes: together`: an
+    default), or by `temperature` T to n^(1/T) of its n rows for training: 1 is proportional to
+    them, "inf" equal. The tasks of the other parts are without labels in it. `episodes: together`: an
     episode holds the tasks of all parts, each with its part's inputs, and is adapted to all of them
     at once. Inputs of all parts have the same shape, for one encoder reads them all: pictures of
     one `size` and number of channels, or tables that become as many numbers.
@@ -48,6 +51,7 @@ class Several(Source):
     }
     episodes: Literal["one", "together"] = "one"
     odds: Mapping[str, Annotated[float, Field(gt=0)]] = {}
+    temperature: PositiveFloat | Literal["inf"] | None = None
 
     @field_validator("parts", mode="before", json_schema_input_type=Mapping[PartName, PartSpec])
     @classmethod
@@ -65,6 +69,7 @@ class Several(Source):
                 f"data.odds: expected names of data.parts: {list(self.parts)}, got '{unknown[0]}'. "
                 "Correct the name."
             )
+        check_temperature(self.temperature, self.odds, self.episodes, self.parts)
         self._check_parts()
         if self.is_resolved:
             check_alike(self.parts)
@@ -223,7 +228,7 @@ class Several(Source):
 
     def query_members(self, arrays: Arrays, split: Split, draws: Draws) -> Mapping[str, Members]:
         found: dict[str, Members] = {}
-        for part, own in self._draws_of_parts(draws).items():
+        for part, own in self._draws_of_parts(arrays, draws).items():
             of_part = self.parts[part].query_members(arrays_of_part(part, arrays), split, own)
             for task, members in of_part.items():
                 found[f"{part}_{task}"] = {
@@ -250,12 +255,29 @@ class Several(Source):
         members = {f"{part} {name}": values for name, values in section.members.items()}
         return HeldOut(section.rows, members, batch)
 
-    def _draws_of_parts(self, draws: Draws) -> dict[str, Draws]:
+    def _odds(self, arrays: Arrays) -> np.ndarray:
+        """How often each part is drawn, in the order of the parts."""
+        sizes = {}
+        if isinstance(self.temperature, float):
+            for part, source in self.parts.items():
+                sizes[part] = max(source.sizes(arrays_of_part(part, arrays)).values())
+        return odds_of(self.parts, self.odds, sizes, self.temperature)
+
+    def expected_labels(self, arrays: Arrays) -> Mapping[str, float]:
+        shares = np.ones(len(self.parts))
+        if self.episodes == "one":
+            shares = self._odds(arrays)
+        return {
+            f"{part}_{task}": share * labels
+            for share, (part, source) in zip(shares.tolist(), self.parts.items(), strict=True)
+            for task, labels in source.expected_labels(arrays_of_part(part, arrays)).items()
+        }
+
+    def _draws_of_parts(self, arrays: Arrays, draws: Draws) -> dict[str, Draws]:
         """The parts that are drawn, with generators for the episodes that hold them."""
         if self.episodes == "together":
             return {part: draws.split(1) for part in self.parts}
-        odds = np.array([self.odds.get(part, 1.0) for part in self.parts])
-        edges = np.cumsum(odds / odds.sum())[:-1]
+        edges = np.cumsum(self._odds(arrays))[:-1]
         chosen = np.searchsorted(edges, draws.uniform(0, 1), side="right")
         return {
             part: draws[np.flatnonzero(chosen == number)]
@@ -265,7 +287,7 @@ class Several(Source):
 
     def draw_episodes(self, arrays: Arrays, split: Split, draws: Draws) -> Iterator[Bucket]:
         drawn: dict[str, list[Bucket]] = {}
-        for part, own in self._draws_of_parts(draws).items():
+        for part, own in self._draws_of_parts(arrays, draws).items():
             buckets = self.parts[part].draw_episodes(arrays_of_part(part, arrays), split, own)
             drawn[part] = list(buckets)
         if self.episodes == "together":

@@ -1,6 +1,6 @@
 """Joins the episodes of several sources, the parts of `several`, into episodes of all of them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -98,6 +98,46 @@ def input_arrays_of(parts: Mapping[str, Source]) -> tuple[str, ...]:
         with errors_of_part(part):
             keys += [f"{part}/{key}" for key in source.input_arrays()]
     return tuple(keys)
+
+
+def odds_of(
+    parts: Iterable[str],
+    odds: Mapping[str, float],
+    sizes: Mapping[str, int],
+    temperature: float | str | None,
+) -> np.ndarray:
+    """How often each part is drawn: its `odds`, or p ~ n^(1 / T) of its size n."""
+    if isinstance(temperature, float):
+        logarithms = np.log([sizes[part] for part in parts]) / temperature
+        weights: np.ndarray = np.exp(logarithms - logarithms.max())
+    else:
+        weights = np.array([odds.get(part, 1.0) for part in parts])
+    return weights / weights.sum()
+
+
+def check_temperature(
+    temperature: float | str | None,
+    odds: Mapping[str, float],
+    episodes: str,
+    parts: Mapping[str, Source],
+) -> None:
+    """Refuses a temperature where something else says how often parts are drawn, or no size does."""
+    if temperature is None:
+        return
+    if odds or episodes == "together":
+        other = "data.episodes: together"
+        if odds:
+            other = "data.odds"
+        raise UserError(
+            f"data.temperature: expected none with {other}, which says how often a part is drawn, "
+            f"got {temperature}. Leave one away."
+        )
+    streamed = [name for name, part in parts.items() if part.is_resolved and part.is_streamed]
+    if streamed and temperature != "inf":
+        raise UserError(
+            f"data.temperature: expected parts that fit into memory, since it goes by numbers of "
+            f"rows, got data.parts.{streamed[0]}, which is streamed. Set data.odds in its place."
+        )
 
 
 def check_alike(parts: Mapping[str, Source]) -> None:

@@ -175,6 +175,17 @@ class Files(FilesConfig):
         counts = dict(zip(arrays["tasks"].tolist(), arrays["sizes"].tolist(), strict=True))
         return {name: counts[name] for name in self.task_names}
 
+    def expected_labels(self, arrays: Arrays) -> Mapping[str, float]:
+        if self.is_streamed or self.episodes == "classes":
+            return {}
+        rows = max(1, len(arrays["rows/train"]))
+        if len(self.tasks) == 1:
+            rows = next(iter(self.sizes(arrays).values()))  # only those with a label are drawn
+        return {
+            name: self.queries * labels / max(1, rows)
+            for name, labels in self.sizes(arrays).items()
+        }
+
     def notes(self, arrays: Arrays) -> tuple[Note, ...]:
         return (*self.found.notes, *self._moved_notes(), *super().notes(arrays))
 
