@@ -151,7 +151,7 @@ class Source(Spec, ABC):
         """
 
     def expected_labels(self, arrays: Arrays) -> Mapping[str, float]:
-        """The mean number of labels of a task in the query set of an episode; none where unknown."""
+        """The mean number of labels of a task in a query set for training; none where unknown."""
         return {}
 
     def input_arrays(self) -> tuple[str, ...]:

@@ -1,17 +1,21 @@
 """Episodes of any mix in one meta-batch: what is bucketed for vmap gives the numbers of a plain loop."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
 from raymtl.config import Experiment
+from raymtl.config.sections import Train
 from raymtl.data.episodes import build_episodes, on_device
+from raymtl.data.sources.combined import Several
 from raymtl.encoders import MLPSpec
-from raymtl.learners import MAML
+from raymtl.learners import MAML, Plain
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig, stacks
 from raymtl.step.meta_gradient import MetaGradient, meta_gradient
@@ -20,6 +24,7 @@ from raymtl.tasks.regression import REGRESSION
 from raymtl.types import Batch, Episode, MetaBatch, Metric, Task, UserError
 from raymtl.weighting import StaticSpec
 from tests.conftest import ADAPTING, SHARING, experiment, perturbed
+from tests.data.own import write_parquet
 from tests.narrowing import shared_inputs
 
 SEVERAL: dict[str, Any] = {
@@ -283,6 +288,60 @@ def test_parts_are_drawn_with_their_odds() -> None:
     )
     share = sum(domain.startswith("scene") for domain in domains) / 600
     assert abs(share - 0.75) < 4 * (0.75 * 0.25 / 600) ** 0.5
+
+
+def tables(tmp_path: Path, **values: Any) -> Several:
+    """Two tables with 60 and with 540 rows for training."""
+    parts = {}
+    for name, rows in (("few", 60), ("many", 540)):
+        splits = ["train"] * rows + ["val"] * 10 + ["test"] * 10
+        numbers = np.linspace(0, 1, len(splits)).tolist()
+        content = {"x": numbers, "y": numbers, "split": splits}
+        path = write_parquet(tmp_path / f"{name}.parquet", content)
+        tasks = {"y": {"kind": "regression"}}
+        parts[name] = {
+            "name": "files",
+            "path": str(path),
+            "tasks": tasks,
+            "split": {"column": "split"},
+        }
+    return Several.model_validate({"parts": parts, **values}).resolve()
+
+
+@pytest.mark.parametrize(
+    ("temperature", "share"), [(1, 0.9), (2, 0.75), ("inf", 0.5), (None, 0.5), (1e-3, 1.0)]
+)
+def test_temperature_draws_by_size(temperature: float | None, share: float, tmp_path: Path) -> None:
+    source = tables(tmp_path, temperature=temperature)
+    arrays, number = source.load(), 2000
+    _, domains = build_episodes(
+        source, arrays, seed=0, split="train", step=0, indices=range(number)
+    )
+    found = sum(domain.startswith("many") for domain in domains) / number
+    assert abs(found - share) <= 4 * (share * (1 - share) / number) ** 0.5
+    expected = source.without_support(queries=1).expected_labels(arrays)
+    assert expected == pytest.approx({"few_y": 1 - share, "many_y": share})
+
+
+def test_a_task_with_less_than_a_row_a_step_is_noted(tmp_path: Path) -> None:
+    source = tables(tmp_path, temperature=1)
+    arrays = source.load()
+    for batch_size, noted in ((5, ["task 'few_y'"]), (20, [])):
+        chosen = Experiment(
+            data=source,
+            encoder=MLPSpec(),
+            learner=Plain(),
+            train=Train(batch_size=batch_size),
+        )
+        notes = chosen.notes_on_steps(arrays)
+        assert [note.place for note in notes] == noted
+        assert all(note.key == "train.batch_size" and "0.5 of its" in note.text for note in notes)
+
+
+def test_temperature_and_odds_are_not_both(tmp_path: Path) -> None:
+    for values in ({"odds": {"few": 2.0}}, {"episodes": "together"}):
+        with pytest.raises(UserError, match=r"data\.temperature: expected none with data\."):
+            tables(tmp_path, temperature=2, **values)
 
 
 def test_single_tasks_see_their_parts_episodes() -> None:

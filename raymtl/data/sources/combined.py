@@ -7,7 +7,6 @@ from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-import torch
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from raymtl.data.base import Arrays, Bucket, HeldOut, Members, Population, Source, Split
@@ -17,6 +16,7 @@ from raymtl.data.sources.joined import (
     arrays_of_part,
     check_alike,
     check_temperature,
+    completed_batch,
     errors_of_part,
     input_arrays_of,
     joined_batch,
@@ -38,9 +38,9 @@ class Several(Source):
 
     `episodes: one`: an episode is one part's, drawn with odds proportional to `odds` (equal by
     default), or by `temperature` T to n^(1/T) of its n rows for training: 1 is proportional to
-    them, "inf" equal. The tasks of the other parts are without labels in it. `episodes: together`: an
-    episode holds the tasks of all parts, each with its part's inputs, and is adapted to all of them
-    at once. Inputs of all parts have the same shape, for one encoder reads them all: pictures of
+    them, "inf" equal. The tasks of the other parts are without labels in it. `episodes: together`:
+    an episode holds the tasks of all parts, each with its part's inputs, and is adapted to all of
+    them at once. Inputs of all parts have one shape, for one encoder reads them all: pictures of
     one `size` and number of channels, or tables that become as many numbers.
     """
 
@@ -87,6 +87,7 @@ class Several(Source):
             with errors_of_part(name):
                 parts[name] = part.resolve()
         resolved = self.model_copy(update={"parts": parts})
+        check_temperature(self.temperature, self.odds, self.episodes, resolved.parts)
         check_alike(resolved.parts)
         return resolved
 
@@ -257,11 +258,7 @@ class Several(Source):
 
     def _odds(self, arrays: Arrays) -> np.ndarray:
         """How often each part is drawn, in the order of the parts."""
-        sizes = {}
-        if isinstance(self.temperature, float):
-            for part, source in self.parts.items():
-                sizes[part] = max(source.sizes(arrays_of_part(part, arrays)).values())
-        return odds_of(self.parts, self.odds, sizes, self.temperature)
+        return odds_of(self.parts, arrays, self.odds, self.temperature)
 
     def expected_labels(self, arrays: Arrays) -> Mapping[str, float]:
         shares = np.ones(len(self.parts))
@@ -300,20 +297,4 @@ class Several(Source):
                 yield Bucket(episodes, bucket.indices, domains)
 
     def _completed(self, part: str, batch: Batch) -> Batch:
-        """With the targets of all tasks, those of other parts masked; of examples [N], or of
-        episodes [E, N].
-        """
-        shapes = {task.name: task.target_shape for task in self.make_tasks()}
-        name, target = next(iter(batch.targets.items()))
-        own_shape = shapes[f"{part}_{name}"]
-        axes = target.shape[: target.ndim - len(own_shape)]
-        targets, masks = {}, {}
-        for name in self.task_names:
-            owner, _, task = name.partition("_")
-            if owner == part:
-                targets[name] = batch.targets[task]
-                masks[name] = batch.masks.get(task, torch.ones(axes, dtype=torch.bool))
-            else:
-                targets[name] = torch.zeros(*axes, *shapes[name], dtype=torch.int64)
-                masks[name] = torch.zeros(axes, dtype=torch.bool)
-        return Batch(batch.inputs, targets, masks)
+        return completed_batch(self.make_tasks(), part, batch)

@@ -1,6 +1,6 @@
 """Joins the episodes of several sources, the parts of `several`, into episodes of all of them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from raymtl.data.base import Arrays, Bucket, Source
-from raymtl.types import Batch, Episode, UserError
+from raymtl.types import Batch, Episode, Task, UserError
 
 
 def named_domains(part: str, domains: Callable[[], Sequence[str]]) -> list[str]:
@@ -75,6 +75,26 @@ def joined_batch(batches: Mapping[str, Batch]) -> Batch:
     return Batch(inputs, targets, masks)
 
 
+def completed_batch(tasks: Sequence[Task], part: str, batch: Batch) -> Batch:
+    """With the targets of all tasks, those of other parts masked; of examples [N], or of episodes
+    [E, N].
+    """
+    shapes = {task.name: task.target_shape for task in tasks}
+    name, target = next(iter(batch.targets.items()))
+    own_shape = shapes[f"{part}_{name}"]
+    axes = target.shape[: target.ndim - len(own_shape)]
+    targets, masks = {}, {}
+    for name, shape in shapes.items():
+        owner, _, own_name = name.partition("_")
+        if owner == part:
+            targets[name] = batch.targets[own_name]
+            masks[name] = batch.masks.get(own_name, torch.ones(axes, dtype=torch.bool))
+        else:
+            targets[name] = torch.zeros(*axes, *shape, dtype=torch.int64)
+            masks[name] = torch.zeros(axes, dtype=torch.bool)
+    return Batch(batch.inputs, targets, masks)
+
+
 @contextmanager
 def errors_of_part(part: str) -> Iterator[None]:
     """Names the part in what is said of its keys inside."""
@@ -101,18 +121,23 @@ def input_arrays_of(parts: Mapping[str, Source]) -> tuple[str, ...]:
 
 
 def odds_of(
-    parts: Iterable[str],
+    parts: Mapping[str, Source],
+    arrays: Arrays,
     odds: Mapping[str, float],
-    sizes: Mapping[str, int],
     temperature: float | str | None,
 ) -> np.ndarray:
     """How often each part is drawn: its `odds`, or p ~ n^(1 / T) of its size n."""
     if isinstance(temperature, float):
-        logarithms = np.log([sizes[part] for part in parts]) / temperature
+        sizes = [
+            max(source.sizes(arrays_of_part(part, arrays)).values())
+            for part, source in parts.items()
+        ]
+        logarithms = np.log(sizes) / temperature
         weights: np.ndarray = np.exp(logarithms - logarithms.max())
     else:
         weights = np.array([odds.get(part, 1.0) for part in parts])
-    return weights / weights.sum()
+    normalised: np.ndarray = weights / weights.sum()
+    return normalised
 
 
 def check_temperature(
@@ -121,7 +146,7 @@ def check_temperature(
     episodes: str,
     parts: Mapping[str, Source],
 ) -> None:
-    """Refuses a temperature where something else says how often parts are drawn, or no size does."""
+    """Refuses a temperature where something else says how often parts are drawn."""
     if temperature is None:
         return
     if odds or episodes == "together":
