@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from raymtl.encoders.base import Encoder, EncoderSpecBase, from_module
     from raymtl.learners.base import MetaLearner
     from raymtl.modes.base import Mode
+    from raymtl.prediction.predict import PredictedFiles
     from raymtl.schema.components import register
     from raymtl.sharing.base import SharingArchitecture, SharingSpecBase
     from raymtl.types import (
@@ -55,6 +56,7 @@ __all__ = [
     "Metric",
     "Mode",
     "Model",
+    "PredictedFiles",
     "Run",
     "SharingArchitecture",
     "SharingSpecBase",
@@ -88,6 +90,7 @@ _HOMES = {
     "raymtl.encoders.base": ("Encoder", "EncoderSpecBase", "from_module"),
     "raymtl.learners.base": ("MetaLearner",),
     "raymtl.modes.base": ("Mode",),
+    "raymtl.prediction.predict": ("PredictedFiles",),
     "raymtl.schema.components": ("register",),
     "raymtl.sharing.base": ("SharingArchitecture", "SharingSpecBase"),
     "raymtl.types": (

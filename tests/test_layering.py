@@ -21,6 +21,7 @@ LAYERS = [
     {"cluster", "evaluation", "features", "run_folder"},
     {"reporting"},
     {"adaptation", "training"},
+    {"prediction"},
     {"distributed"},
     {"pipeline"},
     {"api"},

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from raymtl.data.tables.sampling import query_rows
 from raymtl.step.algorithm import Algorithm
 from raymtl.storage.notes import Note
 from raymtl.types import Batch, Episode, Task, UserError
+
+if TYPE_CHECKING:
+    from raymtl.data.tables.new_rows import NewRows, Unseen
 
 ClassNames = Mapping[str, tuple[str, ...]]
 """Of tasks, by their numbers."""
@@ -51,8 +54,26 @@ class FilesFormat(NamedTuple):
         """
         from raymtl.data.tables.new_rows import read_unseen
 
-        own_names = {name.removeprefix(self.prefix): own for name, own in class_names.items()}
-        unseen = read_unseen(self.files, str(path), own_names or None)
+        return self.labelled(read_unseen(self.files, str(path), self.own_names(class_names)), tasks)
+
+    def open(self, path: str, class_names: ClassNames, piece_bytes: int) -> "NewRows":
+        """The same, to be read block by block, and CSV files larger than `piece_bytes` in pieces.
+
+        Values that a column of categories did not have are refused.
+        """
+        from raymtl.data.tables.new_rows import NewRows
+
+        rows = NewRows(self.files, path, self.own_names(class_names), piece_bytes)
+        rows.known_values_only = True
+        return rows
+
+    def own_names(self, class_names: ClassNames) -> ClassNames | None:
+        """The names of classes by the files' own names of tasks; None where there are none."""
+        own = {name.removeprefix(self.prefix): each for name, each in class_names.items()}
+        return own or None
+
+    def labelled(self, unseen: "Unseen", tasks: Sequence[Task]) -> LabelledRows:
+        """Rows that were read, as tensors for all tasks."""
         number = len(unseen.inputs)
         targets, masks = {}, {}
         for task in tasks:
@@ -106,19 +127,6 @@ def read_support(
         notes = list(dict.fromkeys((*rows.notes, *others.notes)))
     episode = Episode(support, query_batch)
     return AdaptationExamples(str(path), path.stem, episode, rows.class_names, origins, notes)
-
-
-def read_query(
-    path: Path, experiment: Experiment, algorithm: Algorithm, class_names: ClassNames
-) -> LabelledRows:
-    """Rows to predict, whose labels may be missing; `class_names` are those of the support set.
-
-    Raises UserError for what does not fit the run's inputs.
-    """
-    own_format = format_of(experiment.data, path, None)
-    if own_format is None:
-        return read_rows(path, experiment, algorithm.tasks, unlabelled=True)
-    return own_format.read(path, algorithm.tasks, class_names)
 
 
 def _check_labels(

@@ -4,42 +4,22 @@ import copy
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from raymtl import config
 from raymtl.adaptation.adapt import check_finite
-from raymtl.adaptation.examples import ClassNames, read_query, read_support
+from raymtl.adaptation.examples import read_support
 from raymtl.api.checks import Place
-from raymtl.config import Experiment
-from raymtl.data.episodes import on_device
-from raymtl.evaluation.predictions import image_resize_of, prediction_of, predictions_table
-from raymtl.evaluation.thresholds import with_kept_thresholds
-from raymtl.features.network import FrozenNetwork, load_network, read_by
-from raymtl.step.algorithm import Algorithm
-from raymtl.storage import formats
-from raymtl.types import Batch, Params, Task, UserError
+from raymtl.prediction.new_rows import predict_table
+from raymtl.prediction.trained import Trained, load_trained
+from raymtl.types import Batch, Task
 
-EXAMPLES_AT_ONCE = 256
-"""Rows of a file that are predicted in one pass."""
 Inputs = Tensor | np.ndarray | Mapping[str, Tensor]
 """Of all tasks [N, ...], or of each of them."""
-
-
-class Trained(NamedTuple):
-    """What a model consists of."""
-
-    experiment: Experiment
-    algorithm: Algorithm
-    params: Params
-    class_names: ClassNames = {}
-    """Of the tasks whose classes a support set named."""
-    network: FrozenNetwork | None = None
-    """What computes the features that the model reads, with `encoder.frozen`."""
 
 
 class Model(nn.Module):
@@ -91,17 +71,13 @@ class Model(nn.Module):
             for number, name in enumerate(self._names)
         }
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:
         """The outputs of each task, [N, out_features, ...].
 
         Raises UserError for a model that first has to read a support set.
         """
         self.check_ready("predict", "Call adapt first.")
-        return self.outputs(self._tensors(inputs))
+        return self.parts.outputs(self._tensors(inputs))
 
     def outputs(self, inputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The same of inputs as the algorithm reads them, without the check."""
@@ -121,28 +97,20 @@ class Model(nn.Module):
         """Raises UserError, which begins with `what` was asked for and ends with the advice, for a
         model that first has to read a support set.
         """
-        learner = self._algorithm.learner
-        untouched = set(self.params) <= set(self._algorithm.init_params(self._device))
-        needs_support = not learner.supports_zero_shot or self._algorithm.normalises_by_support
-        if untouched and needs_support:
-            raise UserError(
-                f"{what}: expected a model that knows a support set, got one with learner.name: "
-                f"{getattr(learner, 'name', 'of your own')} that has read none. {advice}"
-            )
+        self.parts.check_ready(what, advice)
 
-    def _tensors(self, inputs: Inputs) -> Tensor | Mapping[str, Tensor]:
-        """Pictures in bytes as numbers from 0 to 1, all in the precision of the model."""
+    @property
+    def parts(self) -> Trained:
+        """The model as its parts, which share its tensors."""
+        return Trained(
+            self.experiment, self._algorithm, self.params, self.class_names, self.network
+        )
+
+    @staticmethod
+    def _tensors(inputs: Inputs) -> Tensor | Mapping[str, Tensor]:
         if isinstance(inputs, np.ndarray):
-            inputs = torch.from_numpy(inputs)
-        return self._beside(Batch(inputs, {}, {})).inputs
-
-    def _beside(self, batch: Batch) -> Batch:
-        """The batch where the model is, and its inputs in the model's precision."""
-        dtype = next(self.model.parameters()).dtype
-        batch = read_by(self.network, on_device(batch, self._device))
-        if isinstance(batch.inputs, Tensor):
-            return batch._replace(inputs=batch.inputs.to(dtype))
-        return batch._replace(inputs={name: own.to(dtype) for name, own in batch.inputs.items()})
+            return torch.from_numpy(inputs)
+        return inputs
 
     def adapt(self, support: Batch | Place, *, steps: int | None = None) -> "Model":
         """A model that has learned from the support set; this one stays as it is.
@@ -163,7 +131,7 @@ class Model(nn.Module):
             examples = read_support(Path(support), self.experiment, self._algorithm)
             support, class_names = examples.episode.support, examples.class_names
         with torch.no_grad():
-            adapted = self._algorithm.adapt(self.params, self._beside(support), steps)
+            adapted = self._algorithm.adapt(self.params, self.parts.beside(support), steps)
         check_finite(where, adapted)
         trained = Trained(self.experiment, self._algorithm, adapted, class_names, self.network)
         return Model(trained)
@@ -187,31 +155,10 @@ class Model(nn.Module):
             of predictions.parquet (docs/adapt.md#predictionsparquet).
         """
         if isinstance(inputs, str | PathLike):
-            return self._table(Path(inputs))
+            return predict_table(self.parts, str(inputs))
         outputs = self(inputs)
         tasks = [task for task in self._algorithm.tasks if task.name in outputs]
         return {task.name: task.decode(outputs[task.name]) for task in tasks}
-
-    def _table(self, path: Path) -> pa.Table:
-        tasks = self._algorithm.tasks
-        rows = read_query(path, self.experiment, self._algorithm, self.class_names)
-        size = EXAMPLES_AT_ONCE
-        if self._algorithm.transductive:
-            size = len(rows.inputs)
-        chunks = [self(chunk) for chunk in rows.inputs.split(size)]
-        source = self.experiment.data
-        predictions = [
-            prediction_of(
-                source,
-                task,
-                rows.targets[task.name],
-                rows.masks[task.name],
-                None,
-                torch.cat([chunk[task.name] for chunk in chunks]).cpu(),
-            ).with_classes(rows.class_names.get(task.name, ()))
-            for task in tasks
-        ]
-        return predictions_table(predictions, rows.origins, image_resize_of(source))
 
 
 def _key(number: int) -> str:
@@ -227,27 +174,4 @@ def load_model(path: Place) -> Model:
     Example:
         >>> raymtl.load_model("runs/quickstart").predict(inputs)
     """
-    folder = Path(path)
-    if (folder / "best").is_dir():
-        folder = folder / "best"
-    if (folder / "transfer.yaml").exists():
-        raise UserError(
-            f"{folder}: expected a model of the run's own tasks, got one that was transferred to a "
-            "new task. Load it by raymtl.adaptation.transferred.load_network."
-        )
-    if not (folder / "config.yaml").is_file():
-        raise UserError(
-            f"{folder}: expected a run folder or a model folder, got no such folder. Give one that "
-            "raymtl wrote."
-        )
-    experiment = config.load(folder / "config.yaml")
-    algorithm = experiment.build(pretrained=False)
-    weights = folder / "model.safetensors"
-    read = formats.load_params(weights)
-    expected = {**algorithm.init_params(), **algorithm.constants()}
-    known = {name: value for name, value in read.items() if name in expected}
-    trained = algorithm.take(formats.as_expected(weights, known, expected))
-    left = {name: value for name, value in read.items() if name not in expected}
-    network = load_network(experiment, folder)
-    algorithm = with_kept_thresholds(algorithm, folder)
-    return Model(Trained(experiment, algorithm, {**trained, **left}, network=network))
+    return Model(load_trained(Path(path)))

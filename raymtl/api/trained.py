@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import pyarrow as pa
 from torch import nn
@@ -14,15 +14,29 @@ from raymtl.adaptation.request import AdaptationRequest
 from raymtl.api.checks import AdaptOptions, Place, check_split
 from raymtl.api.model import Model, load_model
 from raymtl.api.run import Run
+from raymtl.cluster.address import resolve
 from raymtl.data import Arrays, Split
 from raymtl.evaluation.evaluate import evaluate as score
 from raymtl.evaluation.evaluate import load_model as load_parts
 from raymtl.evaluation.predictions import write_held_out
 from raymtl.features.load import with_features
+from raymtl.prediction.new_rows import RowsToPredict, predict_table
+from raymtl.prediction.output import checked_output, is_file
+from raymtl.prediction.parts import Job
+from raymtl.prediction.predict import (
+    PredictedFiles,
+    Report,
+    check_parts,
+    predict_to_file,
+    predict_to_folder,
+)
+from raymtl.prediction.trained import load_trained
 from raymtl.reporting.progress import rows_progress
 from raymtl.storage import formats
 from raymtl.storage.notes import Note
 
+IN_THIS_PROCESS_MB = 1000.0
+"""Files of which predictions are made without Ray, unless a cluster is given."""
 Moved = Place | Mapping[str, str] | None
 """Where the run's data are now: a path, or a path for each key such as `tasks.boxes.path`."""
 
@@ -175,27 +189,73 @@ def adapt(  # noqa: PLR0913
         return Adapted(transfer_run(TransferRequest(request, parsed), view))
 
 
-def predict(source: Model | Run | Place, inputs: Place) -> pa.Table:
+@overload
+def predict(source: Model | Run | Place, rows: Place) -> pa.Table: ...
+
+
+@overload
+def predict(
+    source: Model | Run | Place, rows: Place, *, output: Place, address: str | None = None
+) -> PredictedFiles: ...
+
+
+def predict(
+    source: Model | Run | Place,
+    rows: Place,
+    *,
+    output: Place | None = None,
+    address: str | None = None,
+) -> pa.Table | PredictedFiles:
     """What a model predicts of rows that it never saw. It is `raymtl predict`.
 
     Args:
         source: a model, or a run, whose best model predicts.
-        inputs: a file or a folder in the form of those that the run was trained on; its columns of
-            labels may be missing.
+        rows: a file, a folder or a URL in the form of those that the run was trained on; its
+            columns of labels may be missing.
+        output: a Parquet file to write, whose name ends in `.parquet`, or a folder or a URL, which
+            gets a file for each part of the rows. The rows are then read block by block, and need
+            not fit into memory.
+        address: a Ray cluster whose machines predict for a folder; else RAY_ADDRESS. Without
+            either Ray starts here, but for files of less than 1 GB.
 
     Returns:
         A row for each of them, with the columns of predictions.parquet
-        (docs/adapt.md#predictionsparquet).
+        (docs/adapt.md#predictionsparquet); with `output` what was written.
 
     Raises:
-        UserError: for rows that do not fit, and for a model that first has to be adapted.
+        UserError: for rows that do not fit, for a model that first has to be adapted, and for an
+            output that exists.
 
     Example:
         >>> raymtl.predict("runs/own-data", "new.csv").to_pandas()
+        >>> raymtl.predict("runs/own-data", "s3://bucket/rows", output="predicted")
     """
+    place = None
+    if output is not None:
+        place = checked_output(str(output))
     if isinstance(source, Model):
-        return source.predict(Path(inputs))
-    return load_model(_folder(source)).predict(Path(inputs))
+        trained = source.parts
+    else:
+        trained = load_trained(_folder(source))
+    if place is None:
+        return predict_table(trained, str(rows))
+    opened = RowsToPredict(trained, str(rows))
+    with rows_progress() as report:
+        if is_file(place):
+            return predict_to_file(trained, opened, Path(place), report)
+        return _predict_to_folder(Job(trained, opened, place), address, report)
+
+
+def _predict_to_folder(job: Job, address: str | None, report: Report) -> PredictedFiles:
+    """By Ray Data if a cluster is given or the files are large; else in this process."""
+    check_parts(job.trained, job.rows)
+    if resolve(address) is None and job.rows.megabytes < IN_THIS_PROCESS_MB:
+        return predict_to_folder(job, report=report)
+    from raymtl.distributed.connection import connected
+    from raymtl.distributed.predict_rows import on_ray
+
+    with connected(address):
+        return predict_to_folder(job, driver=on_ray, report=report)
 
 
 def _folder(run: Run | Place) -> Path:

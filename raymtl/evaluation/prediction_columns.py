@@ -54,15 +54,11 @@ def _of_classes(
 ) -> Columns:
     """The class by its name, and a probability for each."""
     name, number = prediction.task.name, len(prediction.after)
-    kind = pa.int64()
-    if prediction.has_names:
-        kind = pa.string()
     targets = _class_labels(prediction, prediction.target, prediction.is_labelled)
-    columns: Columns = {f"{name}.target": pa.array(targets, kind)}
+    columns: Columns = {f"{name}.target": targets}
     decoded = _decoded(prediction)
     for when, values in decoded.items():
-        labels = _class_labels(prediction, values, np.ones(number, bool))
-        columns[f"{name}.{when}"] = pa.array(labels, kind)
+        columns[f"{name}.{when}"] = _class_labels(prediction, values, np.ones(number, bool))
     probabilities = _probabilities(prediction)
     after = decoded["after"]
     assert after is not None
@@ -73,23 +69,20 @@ def _of_classes(
     return columns
 
 
-def _class_labels(prediction: Prediction, classes: Tensor | None, mask: np.ndarray) -> list[object]:
-    """The class of each row; None where the mask is False, and for a class without a name, of which
+def _class_labels(prediction: Prediction, classes: Tensor | None, mask: np.ndarray) -> pa.Array:
+    """The class of each row; null where the mask is False, and for a class without a name, of which
     an episode may have fewer than the task.
     """
+    kind = pa.int64()
+    if prediction.has_names:
+        kind = pa.string()
     if classes is None:
-        return [None] * len(prediction.after)
-    labels: list[object] = []
-    for value, is_known in zip(classes, mask, strict=True):
-        if not is_known:
-            labels.append(None)
-        elif not prediction.has_names:
-            labels.append(int(value))
-        elif int(value) < len(prediction.classes):
-            labels.append(prediction.classes[int(value)])
-        else:
-            labels.append(None)
-    return labels
+        return pa.nulls(len(prediction.after), kind)
+    numbers = np.where(mask, classes.numpy(), 0).astype(np.int64)  # nan where there is no label
+    if not prediction.has_names:
+        return pa.array(numbers, kind, mask=~mask)
+    is_named = mask & (numbers < len(prediction.classes))
+    return pa.array(prediction.classes, kind).take(pa.array(numbers, mask=~is_named))
 
 
 def _probabilities(prediction: Prediction) -> np.ndarray:
@@ -135,24 +128,34 @@ def _of_numbers(
     prediction: Prediction, shapes: np.ndarray | None, resize: ImageResize | None
 ) -> Columns:
     """A number, or a vector as a list, in the unit of the file."""
-    name, number = prediction.task.name, len(prediction.after)
-    kind: pa.DataType
-    if prediction.task.target_shape:
-        kind = pa.list_(pa.float64())
-    else:
-        kind = pa.float64()
-
-    def listed(values: Tensor | None) -> list[object]:
-        if values is None:
-            return [None] * number
-        return values.double().tolist()
-
-    columns: Columns = {
-        f"{name}.target": _where_labelled(prediction, _without_nan(listed(prediction.target)), kind)
-    }
+    name = prediction.task.name
+    columns: Columns = {f"{name}.target": _numbers_of_labels(prediction)}
     for when, values in _decoded(prediction).items():
-        columns[f"{name}.{when}"] = pa.array(listed(values), kind)
+        columns[f"{name}.{when}"] = _numbers(prediction, values)
     return columns
+
+
+def _numbers(prediction: Prediction, values: Tensor | None) -> pa.Array:
+    """Numbers or vectors; nulls for None."""
+    kind: pa.DataType = pa.float64()
+    if prediction.task.target_shape:
+        kind = pa.list_(kind)
+    if values is None:
+        return pa.nulls(len(prediction.after), kind)
+    if prediction.task.target_shape:
+        return pa.array(values.double().tolist(), kind)
+    return pa.array(values.double().numpy(), kind)
+
+
+def _numbers_of_labels(prediction: Prediction) -> pa.Array:
+    """The labels; null where there is none."""
+    if prediction.target is None or not prediction.is_labelled.any():
+        return _numbers(prediction, None)
+    if not prediction.task.target_shape:
+        values = prediction.target.double().numpy()
+        return pa.array(values, pa.float64(), mask=~prediction.is_labelled)
+    labels = _without_nan(prediction.target.double().tolist())
+    return _where_labelled(prediction, labels, pa.list_(pa.float64()))
 
 
 def _without_nan(values: list[object]) -> list[object]:

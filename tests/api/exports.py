@@ -11,8 +11,9 @@ from torch import Tensor
 from raymtl.api.exporting.files import CHECKED, Format, write
 from raymtl.api.exporting.graph import check_exportable, trace
 from raymtl.api.exporting.outputs import output_of
-from raymtl.api.model import Model, Trained
+from raymtl.api.model import Model
 from raymtl.config import Experiment
+from raymtl.prediction.trained import Trained
 from raymtl.types import UserError
 from tests.conftest import experiment, perturbed
 

@@ -11,9 +11,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import raymtl
-from raymtl.api.model import Model, Trained
+from raymtl.api.model import Model
 from raymtl.config import Experiment
 from raymtl.encoders import Encoder
+from raymtl.prediction.trained import Trained
 from raymtl.storage import formats
 from raymtl.types import UserError
 from tests.conftest import experiment

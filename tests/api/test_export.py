@@ -19,10 +19,11 @@ import raymtl
 from raymtl.api import checks
 from raymtl.api.exporting.files import Format
 from raymtl.api.exporting.outputs import output_of
-from raymtl.api.model import Model, Trained
+from raymtl.api.model import Model
 from raymtl.config import Experiment
 from raymtl.evaluation.thresholds import decided_by
 from raymtl.features.network import load_network
+from raymtl.prediction.trained import Trained
 from raymtl.storage import formats
 from raymtl.types import UserError
 from tests.api.exports import (
@@ -130,10 +131,10 @@ def as_number(value: Any) -> float:
 def test_raw_rows_are_predicted_as_raymtl_predicts_the_file(
     to: Format, run: Path, exported: dict[Format, Path], tmp_path: Path
 ) -> None:
-    """Missing numbers, unknown cities, dates and vectors among them."""
+    """Missing numbers and cities, dates and vectors among them."""
     path = flats(tmp_path / "new.parquet", 30, 1)
     table = pq.read_table(path)
-    cities = ["Nowhere", *table["city"].to_pylist()[1:]]
+    cities = [None, *table["city"].to_pylist()[1:]]
     table = table.set_column(0, "city", pa.array(cities))
     pq.write_table(table, path)
     about = formats.read_json(exported[to] / "model.json")

@@ -27,6 +27,8 @@ class Block(NamedTuple):
     """The number of its rows."""
     split: int | None = None
     """The number of the split that the path of the file says."""
+    span: tuple[int, int] | None = None
+    """Of a piece of a large text file, its first byte and the byte behind its last one."""
 
 
 class Reading(NamedTuple):
@@ -37,6 +39,8 @@ class Reading(NamedTuple):
     encoding: str
     columns: tuple[str, ...] = ()
     """Their names, where text files have no header."""
+    piece_bytes: int | None = None
+    """Larger CSV files are read in pieces of about this size; None reads them as a whole."""
 
 
 class Cells(NamedTuple):

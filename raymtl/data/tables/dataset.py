@@ -50,9 +50,11 @@ class Forms(NamedTuple):
 class TableDataset:
     """The blocks of all files, each read by its number."""
 
-    def __init__(self, source: FilesConfig) -> None:
-        """Opens the files that a configuration names. Raises UserError where they do not fit it."""
-        opened = open_files(source)
+    def __init__(self, source: FilesConfig, piece_bytes: int | None = None) -> None:
+        """Opens the files that a configuration names; CSV files larger than `piece_bytes` in
+        pieces. Raises UserError where they do not fit it.
+        """
+        opened = open_files(source, piece_bytes)
         self.source = source
         self.parts = opened.parts
         self.labels = opened.labels

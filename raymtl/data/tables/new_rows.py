@@ -15,7 +15,8 @@ from raymtl.data.tables.column_names import label_columns
 from raymtl.data.tables.columns import class_numbers, in_order, plain, texts
 from raymtl.data.tables.dataset import TableDataset, TableRows
 from raymtl.data.tables.encode import EncodedLabels, encode_inputs, encode_labels
-from raymtl.data.tables.folders import named_first
+from raymtl.data.tables.faults import Faults, check_readable
+from raymtl.data.tables.known_categories import check_categories
 from raymtl.data.tables.row_origins import RowOrigins, origins_of, together
 from raymtl.data.tables.schema import SplitRule, TaskColumn
 from raymtl.data.tables.settings import FilesConfig
@@ -34,57 +35,117 @@ class Unseen(NamedTuple):
     classes: Mapping[str, tuple[str, ...]]
     """Of tasks of classes or labels, by their numbers."""
     origins: RowOrigins
+    faults: Faults
     notes: Sequence[Note] = ()
+
+
+class NewRows:
+    """A table or a folder in the form of the one that a source was fitted on, read block by block.
+
+    Columns of labels may be missing. In episodes of classes the task is which of its file's own
+    classes a row is of: `classes` gives those of the support set to the rows that are to be
+    predicted.
+    """
+
+    def __init__(
+        self,
+        source: FilesConfig,
+        path: str,
+        classes: Mapping[str, tuple[str, ...]] | None = None,
+        piece_bytes: int | None = None,
+    ) -> None:
+        """Opens the files; CSV files larger than `piece_bytes` in pieces.
+
+        Raises UserError for files that are not there, or lack a column of the inputs.
+        """
+        self.path = path
+        self.known_values_only = False
+        """Whether to refuse values that a column of categories did not have."""
+        self.dataset = open_new(source, path, piece_bytes=piece_bytes)
+        self.source = self.dataset.source
+        self._fitted = source
+        self.classes = dict(
+            classes
+            or {
+                name: fitted.classes
+                for name, fitted in source.found.tasks.items()
+                if fitted.classes
+            }
+        )
+        self._has_one_file = len({block.file for _, block in self.dataset.blocks}) == 1
+        if source.episodes == "classes" and classes is None:
+            own = {name: _found_classes(source, self.dataset, name) for name in self.source.tasks}
+            self.classes = own
+
+    def __len__(self) -> int:
+        """The number of blocks."""
+        return len(self.dataset.blocks)
+
+    def size(self, number: int) -> int:
+        """The number of rows of a block."""
+        return self.dataset.blocks[number][1].rows or 0
+
+    def read(self, number: int) -> Unseen:
+        """The rows of a block, but those whose picture cannot be read. Raises UserError, naming
+        file, row and column.
+        """
+        block = read_block(self._fitted, self.dataset, number)
+        if self.known_values_only:
+            locate_row = partial(self.dataset.locate_row, number)
+            check_categories(self.source, block.rows.table, locate_row)
+        targets, masks, damaged = {}, {}, list[str]()
+        for name in self.source.tasks:
+            classes = self.classes.get(name, ())
+            labels = _labels(self.source, self.dataset, block, name, classes)
+            targets[name] = labels.target[block.readable]
+            masks[name] = labels.mask[block.readable]
+            damaged += labels.unreadable
+        origins = block.origins
+        if self._has_one_file:
+            origins = origins._replace(files=None)
+        faults = block.faults._replace(labels=tuple(damaged))
+        return Unseen(block.inputs, targets, masks, self.classes, origins, faults)
+
+    def read_all(self) -> Unseen:
+        """All rows. Raises UserError, also where no picture can be read."""
+        blocks = [self.read(number) for number in range(len(self))]
+        faults = Faults.together(block.faults for block in blocks)
+        origins = together([block.origins for block in blocks])
+        check_readable(self.path, len(origins.rows), faults)
+        targets, masks = {}, {}
+        for name in self.source.tasks:
+            targets[name] = np.concatenate([block.targets[name] for block in blocks])
+            masks[name] = np.concatenate([block.masks[name] for block in blocks])
+        return Unseen(
+            np.concatenate([block.inputs for block in blocks]),
+            targets,
+            masks,
+            self.classes,
+            origins,
+            faults,
+            [*self.dataset.skipped_notes(), *faults.notes()],
+        )
 
 
 def read_unseen(
     source: FilesConfig, path: str, classes: Mapping[str, tuple[str, ...]] | None = None
 ) -> Unseen:
-    """Reads a table or a folder in the form of the one that `source` was fitted on; columns of
-    labels may be missing.
-
-    In episodes of classes the task is which of its file's own classes a row is of: `classes` gives
-    those of the support set to the rows that are to be predicted. Raises UserError, naming file,
-    row and column.
-    """
-    dataset = open_new(source, path)
-    bare = dataset.source
-    known = dict(
-        classes
-        or {name: fitted.classes for name, fitted in source.found.tasks.items() if fitted.classes}
-    )
-    if source.episodes == "classes" and classes is None:
-        known = {name: _found_classes(source, dataset, name) for name in bare.tasks}
-    blocks = read_blocks(source, dataset, path)
-    targets: dict[str, list[np.ndarray]] = {name: [] for name in bare.tasks}
-    masks: dict[str, list[np.ndarray]] = {name: [] for name in bare.tasks}
-    damaged: list[str] = []
-    for block in blocks.each:
-        for name in bare.tasks:
-            labels = _labels(bare, dataset, block, name, known.get(name, ()))
-            targets[name].append(labels.target[block.readable])
-            masks[name].append(labels.mask[block.readable])
-            damaged += labels.unreadable
-    notes = [*blocks.notes, *_notes_of_damaged("labels", damaged)]
-    return Unseen(
-        blocks.inputs,
-        {name: np.concatenate(parts) for name, parts in targets.items()},
-        {name: np.concatenate(parts) for name, parts in masks.items()},
-        known,
-        blocks.origins,
-        notes,
-    )
+    """All rows of a file. Raises UserError as `NewRows` does."""
+    return NewRows(source, path, classes).read_all()
 
 
 class _Block(NamedTuple):
-    """The rows of a block, which of them can be read [N], and the shapes [N, 2] of their
-    pictures.
+    """A block: its rows, which of them can be read [N], and the shapes [N, 2] of their pictures;
+    inputs and origins of those that can be read.
     """
 
     number: int
     rows: TableRows
     readable: np.ndarray
     shapes: np.ndarray
+    inputs: np.ndarray
+    origins: RowOrigins
+    faults: Faults
 
 
 class _Blocks(NamedTuple):
@@ -96,44 +157,40 @@ class _Blocks(NamedTuple):
     notes: Sequence[Note]
 
 
+def read_block(source: FilesConfig, dataset: TableDataset, number: int) -> _Block:
+    """The inputs of a block; `source` says which column names its rows. Raises UserError, naming
+    file, row and column.
+    """
+    rows = dataset.read(number)
+    inputs = encode_inputs(dataset.source, dataset, number, rows)
+    origins = origins_of(source, dataset, number, rows, inputs.shapes)
+    return _Block(
+        number,
+        rows,
+        inputs.readable,
+        inputs.shapes,
+        inputs.numbers[inputs.readable],
+        origins.at(inputs.readable),
+        Faults(pictures=tuple(inputs.unreadable), beyond=tuple(inputs.beyond)),
+    )
+
+
 def read_blocks(source: FilesConfig, dataset: TableDataset, path: str) -> _Blocks:
     """Rows whose pictures cannot be read are left out. Raises UserError where none can be."""
-    each, numbers, origins = [], [], []
-    unreadable: list[str] = []
-    beyond: list[str] = []
-    for number in range(len(dataset.blocks)):
-        rows = dataset.read(number)
-        inputs = encode_inputs(dataset.source, dataset, number, rows)
-        each.append(_Block(number, rows, inputs.readable, inputs.shapes))
-        numbers.append(inputs.numbers[inputs.readable])
-        origins.append(origins_of(source, dataset, number, rows, inputs.shapes).at(inputs.readable))
-        unreadable += inputs.unreadable
-        beyond += inputs.beyond
-    if unreadable and not any(block.readable.any() for block in each):
-        raise UserError(
-            f"{path}: expected pictures that can be read, got none: {unreadable[0]}. Restore them."
-        )
-    notes = [*dataset.skipped_notes(), *_notes_of_damaged("pictures", unreadable)]
-    if beyond:
-        text = (
-            f"{len(beyond)} have values outside the range of the run's own, which are cut off: "
-            f"{named_first(beyond)}"
-        )
-        notes.append(Note(place="pictures", text=text))
-    return _Blocks(each, np.concatenate(numbers), together(origins), notes)
+    blocks = [read_block(source, dataset, number) for number in range(len(dataset.blocks))]
+    faults = Faults.together(block.faults for block in blocks)
+    origins = together([block.origins for block in blocks])
+    check_readable(path, len(origins.rows), faults)
+    inputs = np.concatenate([block.inputs for block in blocks])
+    return _Blocks(blocks, inputs, origins, [*dataset.skipped_notes(), *faults.notes()])
 
 
-def _notes_of_damaged(place: str, names: Sequence[str]) -> list[Note]:
-    if not names:
-        return []
-    text = f"{len(names)} cannot be read, and are left out: {named_first(names)}"
-    return [Note(place=place, text=text)]
-
-
-def open_new(source: FilesConfig, path: str, *, labelled: bool = True) -> TableDataset:
+def open_new(
+    source: FilesConfig, path: str, *, labelled: bool = True, piece_bytes: int | None = None
+) -> TableDataset:
     """The file with the inputs of the run, and those of its tasks that it has labels of."""
     findings = source.found
-    if not Path(path).exists():
+    if "://" not in path and not Path(path).exists():
         raise UserError(
             f"{path}: no such file. Give a file or a folder in the form of the run's own."
         )
@@ -148,7 +205,7 @@ def open_new(source: FilesConfig, path: str, *, labelled: bool = True) -> TableD
         "inputs": tuple(column.column for column in findings.columns),
     }
     bare = source.model_copy(update=settings)
-    dataset = TableDataset(bare)
+    dataset = TableDataset(bare, piece_bytes)
     if not labelled:
         return dataset
     task_columns: dict[str, TaskColumn] = {}
@@ -162,7 +219,7 @@ def open_new(source: FilesConfig, path: str, *, labelled: bool = True) -> TableD
             else:
                 task_columns[name] = task.model_copy(update={"path": None})
     if task_columns:
-        return TableDataset(bare.model_copy(update={"tasks": task_columns}))
+        return TableDataset(bare.model_copy(update={"tasks": task_columns}), piece_bytes)
     return dataset
 
 

@@ -40,9 +40,12 @@ class OpenedFiles(NamedTuple):
     """On the folders of pictures."""
 
 
-def open_files(source: FilesConfig) -> OpenedFiles:
-    """Opens the files that a configuration names. Raises UserError where they do not fit it."""
-    opener = _Opener(source)
+def open_files(source: FilesConfig, piece_bytes: int | None = None) -> OpenedFiles:
+    """Opens the files that a configuration names; CSV files larger than `piece_bytes` in pieces.
+
+    Raises UserError where they do not fit it.
+    """
+    opener = _Opener(source, piece_bytes)
     opener.open_rows()
     if not opener.parts:
         raise no_path()
@@ -77,10 +80,10 @@ def _is_in_rows(labels: TaskLabels) -> bool:
 class _Opener:
     """Opens one file after the other."""
 
-    def __init__(self, source: FilesConfig) -> None:
+    def __init__(self, source: FilesConfig, piece_bytes: int | None) -> None:
         self.source = source
         self.reading = Reading(
-            source.missing_values, source.delimiter, source.encoding, source.columns
+            source.missing_values, source.delimiter, source.encoding, source.columns, piece_bytes
         )
         self.label_files = find_label_files(source.tasks, self.reading)
         self.parts: list[TablePart] = []
@@ -147,7 +150,8 @@ class _Opener:
 
     def _keyed_table(self, path: str, key: str, column: str) -> KeyedTable:
         file_set = locate(absolute(path, key), key)
-        reading = self.reading._replace(columns=())  # files of labels have a header
+        # Files of labels have a header.
+        reading = self.reading._replace(columns=(), piece_bytes=None)
         table = open_table(file_set, self._form(file_set), reading, key)
         agree([table], lambda _: True)
         rows = pa.concat_tables(

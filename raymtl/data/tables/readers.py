@@ -17,6 +17,7 @@ from raymtl.data.tables.blocks import Block, BlockFormat, Cells, ColumnTypes, Re
 from raymtl.data.tables.cells import missing_words, plainly
 from raymtl.data.tables.columns import is_text
 from raymtl.data.tables.contents import decoded, uncompressed
+from raymtl.data.tables.csv_pieces import can_be_cut, cut, read_piece
 from raymtl.data.tables.delimited import DELIMITER, read_csv
 from raymtl.data.tables.header import header_note
 from raymtl.data.tables.matlab import read_mat
@@ -98,7 +99,7 @@ def _opened(files: Sequence[str], source: _Source) -> _Opened:
     opened = _Opened([], [], {}, set())
     for file in files:
         folders = _folders_of(source.file_set, file)
-        schema, rows_of = _contents(source.file_set, file, source.form, source.reading)
+        schema, blocks = _contents(source, file)
         repeated = _repeated(schema.names)
         if repeated is not None:
             raise UserError(_of_repeated(file, repeated, source.form))
@@ -111,10 +112,10 @@ def _opened(files: Sequence[str], source: _Source) -> _Opened:
         opened.types[file] = dict(zip(schema.names, schema.types, strict=True))
         split = next((ALIASES[part.lower()] for part in folders if part.lower() in ALIASES), None)
         start = 0
-        for row_group, rows in rows_of:
-            if rows != 0:
-                opened.blocks.append(Block(file, row_group, start, rows, split))
-            start += rows or 0
+        for block in blocks:
+            if block.rows != 0:
+                opened.blocks.append(block._replace(start=start, split=split))
+            start += block.rows or 0
     return opened
 
 
@@ -215,27 +216,31 @@ def _of_folders(folders: Sequence[str]) -> dict[str, str]:
     return dict(part.split("=", 1) for part in folders if "=" in part)
 
 
-def _contents(
-    file_set: FileSet, file: str, form: Format, reading: Reading
-) -> tuple[pa.Schema, list[tuple[int | None, int | None]]]:
-    """Names and plain types of the columns, and (row group, rows) of each block."""
+def _contents(source: _Source, file: str) -> tuple[pa.Schema, list[Block]]:
+    """Names and plain types of the columns, and the blocks without the numbers of their rows."""
+    file_set, form, reading = source
     if form in IN_BLOCKS:
         try:
-            return IN_BLOCKS[form].contents(file_set, file, reading)
+            schema, rows_of = IN_BLOCKS[form].contents(file_set, file, reading)
         except (pa.ArrowException, OSError, EOFError) as error:
             raise UserError(
                 f"{file}: expected {IN_BLOCKS[form].described}, got something else "
                 f"({reason(error)}). Correct data.format or the file."
             ) from None
+        return schema, [Block(file, row_group, rows=rows) for row_group, rows in rows_of]
+    if form == "csv" and can_be_cut(file_set, file, reading):
+        return cut(file_set, file, reading)
     table = _read_block(file_set, Block(file), form, reading)
     fields = [field.with_type(plainer(field.type)) for field in table.schema]
-    return pa.schema(fields, table.schema.metadata), [(None, len(table))]
+    return pa.schema(fields, table.schema.metadata), [Block(file, rows=len(table))]
 
 
 def _read_block(file_set: FileSet, block: Block, form: Format, reading: Reading) -> pa.Table:
     try:
         if form in IN_BLOCKS:
             return IN_BLOCKS[form].read(file_set, block)
+        if block.span is not None:
+            return read_piece(file_set, block, reading)
         key = file_key(file_set, block.file, form, reading)
         recent = _recent.get(key)
         if recent is not None:

@@ -32,6 +32,8 @@ class RowOrigins(NamedTuple):
 
     def at(self, chosen: np.ndarray) -> "RowOrigins":
         """Those with these numbers, [M] of integers or [N] of bool."""
+        if chosen.dtype == bool and chosen.all():
+            return self
         numbers = np.arange(len(self.rows))[chosen]
         if self.files is None:
             files = None
