@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from raymtl.api.export import export
     from raymtl.api.model import Model, load_model
     from raymtl.api.run import Run, open_run
+    from raymtl.api.service import serve
     from raymtl.api.trained import Adapted, adapt, evaluate, predict
     from raymtl.api.whole_runs import train, tune
     from raymtl.config import Experiment, load
@@ -74,6 +75,7 @@ __all__ = [
     "open_run",
     "predict",
     "register",
+    "serve",
     "train",
     "tune",
 ]
@@ -83,6 +85,7 @@ _HOMES = {
     "raymtl.api.export": ("export",),
     "raymtl.api.model": ("Model", "load_model"),
     "raymtl.api.run": ("Run", "open_run"),
+    "raymtl.api.service": ("serve",),
     "raymtl.api.trained": ("Adapted", "adapt", "evaluate", "predict"),
     "raymtl.api.whole_runs": ("train", "tune"),
     "raymtl.config": ("Experiment", "load"),

@@ -23,7 +23,7 @@ LAYERS = [
     {"adaptation", "training"},
     {"prediction"},
     {"distributed"},
-    {"pipeline"},
+    {"pipeline", "serving"},
     {"api"},
     {"cli"},
 ]
@@ -31,6 +31,7 @@ RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
 RAY = (
     "distributed/",
     "pipeline/",
+    "serving/",
     "reporting/ray_",
     "cluster/doctor/node_probe.py",
     "internals/ray.py",

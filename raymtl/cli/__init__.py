@@ -14,6 +14,7 @@ from raymtl.cli.export import export
 from raymtl.cli.predict import predict
 from raymtl.cli.prepare import prepare_data
 from raymtl.cli.run import train, tune
+from raymtl.cli.serve import serve
 from raymtl.cli.show import methods, report, schema, trials
 from raymtl.reporting.console import log_to_stderr, print_any_letter
 from raymtl.schema.component_modules import import_components
@@ -39,7 +40,7 @@ cluster_app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for on_run in (tune, train, evaluate, adapt, predict, export):
+for on_run in (tune, train, evaluate, adapt, predict, serve, export):
     app.command()(on_run)
 for command in (trials, methods, schema, report, doctor):
     app.command()(command)

@@ -2,12 +2,13 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+from torch import Tensor
 
 from raymtl.adaptation.examples import FilesFormat, format_of
 from raymtl.adaptation.plain_table import read_rows
@@ -144,11 +145,20 @@ def predict_blocks(
 
 def predicted_table(trained: Trained, rows: LabelledRows) -> pa.Table:
     """The predictions with the columns of predictions.parquet."""
-    source = trained.experiment.data
-    at_once = max(LEAST_AT_ONCE, NUMBERS_AT_ONCE // math.prod(rows.inputs.shape[1:]))
+    return table_of(trained, rows, outputs_of(trained, rows.inputs))
+
+
+def outputs_of(trained: Trained, inputs: Tensor) -> dict[str, Tensor]:
+    """The outputs of each task for rows [N, ...], on the CPU."""
+    at_once = max(LEAST_AT_ONCE, NUMBERS_AT_ONCE // math.prod(inputs.shape[1:]))
     if trained.algorithm.transductive:
-        at_once = max(1, len(rows.inputs))
-    outputs = outputs_in_chunks(trained, rows.inputs, at_once)
+        at_once = max(1, len(inputs))
+    return outputs_in_chunks(trained, inputs, at_once)
+
+
+def table_of(trained: Trained, rows: LabelledRows, outputs: Mapping[str, Tensor]) -> pa.Table:
+    """The columns of predictions.parquet for outputs of the rows."""
+    source = trained.experiment.data
     predictions = []
     for task in trained.algorithm.tasks:
         name = task.name
