@@ -71,8 +71,8 @@ SUPERCLASSES = {
     "data.tasks": list(TASKS),
     "data.queries": 16,
     "train.keep": "best",
-    "train.steps": 300,
-    "train.eval_every": 50,
+    "train.steps": 600,
+    "train.eval_every": 100,
     "evaluate.val_episodes": 8,
 }
 
@@ -115,8 +115,8 @@ ROWS = {
     "full": Row("3 superclasses", {**SUPERCLASSES, "train.lr": 0.0003}, 96),
     "lora": Row(
         "3 superclasses",
-        {**SUPERCLASSES, "train.lr": 0.003, "sharing.name": "lora", "sharing.rank": 1}
-        | {"sharing.alpha": 2, "sharing.frozen": True, "sharing.modules": ["*", "-*conv_dw*"]},
+        {**SUPERCLASSES, "train.lr": 0.003, "sharing.name": "lora", "sharing.rank": 3}
+        | {"sharing.alpha": 6, "sharing.frozen": True, "sharing.modules": ["*conv_pwl*"]},
         96,
     ),
     "heads": Row(
