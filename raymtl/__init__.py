@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from raymtl.api.model import Model, load_model
     from raymtl.api.run import Run, open_run
     from raymtl.api.service import serve
+    from raymtl.api.track import track
     from raymtl.api.trained import Adapted, adapt, evaluate, predict
     from raymtl.api.whole_runs import train, tune
     from raymtl.config import Experiment, load
@@ -76,6 +77,7 @@ __all__ = [
     "predict",
     "register",
     "serve",
+    "track",
     "train",
     "tune",
 ]
@@ -86,6 +88,7 @@ _HOMES = {
     "raymtl.api.model": ("Model", "load_model"),
     "raymtl.api.run": ("Run", "open_run"),
     "raymtl.api.service": ("serve",),
+    "raymtl.api.track": ("track",),
     "raymtl.api.trained": ("Adapted", "adapt", "evaluate", "predict"),
     "raymtl.api.whole_runs": ("train", "tune"),
     "raymtl.config": ("Experiment", "load"),

@@ -132,10 +132,10 @@ def _why_closed(path: Path) -> str | None:
 
 
 def _same(one: "Experiment", other: "Experiment") -> bool:
-    """Whether the two say the same but for `output`, so that a run folder can be copied and gone on
-    with.
+    """Whether the two say the same but for `output` and `track`, so that a run folder can be copied
+    and gone on with.
     """
-    return one.model_copy(update={"output": other.output}) == other
+    return one.model_copy(update={"output": other.output, "track": other.track}) == other
 
 
 @contextmanager

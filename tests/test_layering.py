@@ -19,7 +19,7 @@ LAYERS = [
     {"step"},
     {"config"},
     {"cluster", "evaluation", "features", "run_folder"},
-    {"reporting"},
+    {"reporting", "tracking"},
     {"adaptation", "training"},
     {"prediction"},
     {"distributed"},

@@ -27,7 +27,7 @@ def check_export(to: str, output: Place | None) -> None:
     folder that exists.
     """
     if to not in ("torch", "onnx"):
-        raise UserError(f"--to: expected torch or onnx, got '{to}'.")
+        raise UserError(f"--to: expected torch, onnx, mlflow or wandb, got '{to}'.")
     missing = [name for name in EXPORT_PACKAGES if to == "onnx" and find_spec(name) is None]
     if missing:
         raise UserError(

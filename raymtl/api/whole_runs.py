@@ -11,6 +11,7 @@ from raymtl.data import Arrays
 from raymtl.reporting.console import plain_console
 from raymtl.reporting.notes import print_notes
 from raymtl.storage.notes import Note
+from raymtl.tracking.live import check_trackers, tracked
 from raymtl.types import UserError
 
 Announce = Callable[[Sequence[Note]], None]
@@ -52,7 +53,8 @@ def train(
     folder, arrays = _prepare(experiment, address, announce, command="train", resume=resume)
     from raymtl.pipeline import pipeline
 
-    pipeline.train_run(experiment, folder, arrays, address)
+    with tracked(folder, experiment.track, announce):
+        pipeline.train_run(experiment, folder, arrays, address)
     return Run(folder)
 
 
@@ -73,7 +75,8 @@ def tune(
     folder, arrays = _prepare(experiment, address, announce, command="tune", resume=resume)
     from raymtl.pipeline import pipeline
 
-    pipeline.tune(experiment, folder, arrays, address)
+    with tracked(folder, experiment.track, announce):
+        pipeline.tune(experiment, folder, arrays, address)
     return Run(folder)
 
 
@@ -101,6 +104,7 @@ def _prepare(
     """
     from raymtl.pipeline import capacity
 
+    check_trackers(experiment.track)
     capacity.refuse(experiment, address, searching=command == "tune")
     arrays = _load_data(experiment, announce)
     if resume:

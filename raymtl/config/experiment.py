@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -51,6 +51,8 @@ class Experiment(base.ExperimentBase):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     output: str = "runs"
     """Folder of the run folders."""
+    track: tuple[Literal["mlflow", "wandb"], ...] = ()
+    """Trackers that get the numbers of a run while it goes on (docs/tracking.md)."""
     data: SourceSpec = Digits()
     encoder: EncoderSpec = ConvSpec()
     sharing: SharingSpec = HardSpec()
