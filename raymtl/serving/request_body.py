@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raymtl.serving.messages import Query, Rows, Support
+from raymtl.storage import strict_json
 from raymtl.types import UserError
 
 PREDICT_KEYS = ("rows", "model")
@@ -40,7 +41,7 @@ def support_of(content: Mapping[str, Any], most_rows: int) -> Support:
         raise UserError(f"steps: expected a number of inner steps up to 10000, got {steps!r:.80}.")
     if task is not None and not isinstance(task, str):
         raise UserError(f"task: expected the name of a task, got {task!r:.80}.")
-    text = json.dumps([rows, steps, task], sort_keys=True)
+    text = strict_json.dumps([[sorted(row.items()) for row in rows], steps, task])
     handle = "m-" + hashlib.sha256(text.encode()).hexdigest()[:24]
     return Support(handle, rows, steps, task)
 

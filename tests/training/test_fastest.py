@@ -105,12 +105,12 @@ def test_all_workers_count_when_one_is_slow() -> None:
     assert timer.fastest(Way("loop"), None) != Way("loop")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, Way("rows"), Way("rows", 3)])
 def test_a_saved_way_is_read_again(way: Way) -> None:
     assert Way.parsed(str(way)) == way
 
 
-@pytest.mark.parametrize("text", ["None", "", "vmap x", "rows 3"])
+@pytest.mark.parametrize("text", ["None", "", "vmap x", "rows x", "columns 3"])
 def test_other_texts_are_no_way(text: str) -> None:
     assert Way.parsed(text) is None
 

@@ -1,7 +1,6 @@
 """The model card of an exported model, README.md: how to load it, what it is, how good it is."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -182,4 +181,4 @@ def _shape(each: Mapping[str, Any]) -> str:
 
 def _cell(text: str) -> str:
     """A name inside a table of Markdown."""
-    return json.dumps(text, ensure_ascii=False).strip('"').replace("|", "\\|")
+    return " ".join(text.split()).replace("|", "\\|")
