@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 import raymtl
+from raymtl.api.exporting.files import Format
 from raymtl.config import Experiment
 from raymtl.schema.names import members
 from raymtl.types import UserError
-from tests.api.exports import assert_exports, digits, model_of
+from tests.api.exports import FORMATS, assert_exports, digits, model_of
 from tests.conftest import SHARING, experiment
 
 pytest.importorskip("onnxruntime", reason="the extra raymtl[export] is not installed")
@@ -19,43 +20,35 @@ ENCODERS = tuple(members("encoder", Experiment))
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_every_pair_is_predicted_by_torch_as_the_model_does(encoder: str, tmp_path: Path) -> None:
-    exported = 0
-    for sharing in SHARING:
-        try:
-            chosen = digits(encoder, sharing, tmp_path)
-        except UserError:  # what does not go together is told by tests/config
-            continue
-        assert_exports(chosen, tmp_path, ("torch",))
-        exported += 1
-    assert exported > len(SHARING) / 2
-
-
 PAIRS = [("mlp", sharing) for sharing in SHARING]
 PAIRS += [(encoder, "hard") for encoder in ENCODERS if encoder != "mlp"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder, sharing", PAIRS)
-def test_every_encoder_and_every_sharing_is_predicted_by_onnx_runtime(
+def test_every_encoder_and_every_sharing_is_predicted_as_the_model_does(
     encoder: str, sharing: str, tmp_path: Path
 ) -> None:
     """The two formats are written of one program."""
-    assert_exports(digits(encoder, sharing, tmp_path), tmp_path, ("onnx",))
+    assert_exports(digits(encoder, sharing, tmp_path), tmp_path, FORMATS)
 
 
 @pytest.mark.long
 @pytest.mark.slow
+@pytest.mark.parametrize("to", FORMATS)
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_every_pair_is_predicted_by_onnx_runtime(encoder: str, tmp_path: Path) -> None:
+def test_every_pair_is_predicted_as_the_model_does(
+    encoder: str, to: Format, tmp_path: Path
+) -> None:
+    exported = 0
     for sharing in SHARING:
         try:
             chosen = digits(encoder, sharing, tmp_path)
-        except UserError:
+        except UserError:  # what does not go together is told by tests/config
             continue
-        assert_exports(chosen, tmp_path, ("onnx",))
+        assert_exports(chosen, tmp_path, (to,))
+        exported += 1
+    assert exported > len(SHARING) / 2
 
 
 @pytest.mark.slow

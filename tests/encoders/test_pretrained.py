@@ -115,7 +115,7 @@ def test_timm_gives_the_same_features(model: str, num_stages: int, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "model", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "densenet121"]
+    "model", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "densenet121", "regnet_y_400mf"]
 )
 def test_torchvision_gives_the_same_features(model: str, tmp_path: Path) -> None:
     network = seasoned(models.get_model(model, weights=None))

@@ -1,8 +1,10 @@
 """Networks of torchvision (https://pytorch.org/vision)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import hub, nn
 
 from raymtl.encoders.pretrained.base import PretrainedSpec
@@ -44,7 +46,7 @@ class TorchvisionSpec(PretrainedSpec):
         if self.model.startswith("vit_"):
             sized["image_size"] = size[0]
         try:
-            network = models.get_model(self.model, weights=None, **sized)
+            network = _made(self.model, sized)
         except Exception as error:  # of any model, such as a size that its patches do not divide
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
@@ -70,6 +72,20 @@ class TorchvisionSpec(PretrainedSpec):
             path.parent.mkdir(parents=True, exist_ok=True)
             hub.download_url_to_file(chosen.url, str(path), progress=False)
         return path
+
+
+def _made(model: str, sized: Mapping[str, Any]) -> nn.Module:
+    """The network with new weights, on the default device."""
+    from torchvision import models
+
+    network: nn.Module
+    try:
+        network = models.get_model(model, weights=None, **sized)
+    except NotImplementedError:  # RegNets compute by tensors how wide they are, and meta has none
+        with torch.device("cpu"):
+            network = models.get_model(model, weights=None, **sized)
+        network.to(torch.get_default_device())
+    return network
 
 
 def _take_classifier(network: nn.Module, model: str) -> str:
