@@ -107,7 +107,7 @@ MISTAKES = [
     ("adapt . --query q.csv", "--query: expected --support"),
     ("adapt . --set a=1", "--set: expected --transfer"),
     ("export missing --to torch", "missing: expected a run folder"),
-    ("export . --to tensorflow", "--to: expected torch or onnx, got 'tensorflow'"),
+    ("export . --to tensorflow", "--to: expected torch, onnx, mlflow or wandb, got 'tensorflow'"),
     (
         "export . --to torch --output good.yaml",
         "--output: expected a folder that is yet to be made",
