@@ -161,6 +161,17 @@ def check_frozen_search(encoder: EncoderSpec, searched: Iterable[str]) -> None:
             )
 
 
+def check_graph(train: Train, encoder: EncoderSpec) -> None:
+    """Refuses compiled graphs of what drops: torch's compiler ends the process over its masks."""
+    shares = {key: getattr(encoder, key, 0) for key in ("dropout", "drop_path")}
+    dropping = [f"encoder.{key}" for key, share in shares.items() if share]
+    if train.graph == "compile" and dropping:
+        raise UserError(
+            f"train.graph: expected auto, replay or none with {dropping[0]}, whose masks cannot be "
+            "compiled, got compile. Choose one of them."
+        )
+
+
 def check_workers(train: Train) -> None:
     """Refuses more workers than episodes, and a minimum above the number of workers."""
     if train.num_episodes < train.workers:

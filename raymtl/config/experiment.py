@@ -76,6 +76,7 @@ class Experiment(base.ExperimentBase):
         checks.check_epochs(self.train, self.search)
         checks.check_encoder(self.encoder, self.learner)
         checks.check_workers(self.train)
+        checks.check_graph(self.train, self.encoder)
         checks.check_lanes(self.data, self.train)
         checks.check_frozen_search(self.encoder, self.search)
         if self.is_resolved:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from raymtl.config.sections import Train
+from raymtl.encoders.dropout import dropouts
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig, pieces_at_once, split_episodes, stacks
 from raymtl.step.meta_gradient import meta_gradient
@@ -85,7 +86,8 @@ class Trials:
         convolves = any(value.ndim == 4 for value in self.params.values())
         timer = GraphTimer(seconds, runs, refused, convolves)
         has_compiler = any(shutil.which(name) for name in COMPILERS)
-        compiles = self.context.device.type == "cpu" and has_compiler
+        drops = bool(dropouts(self.algorithm.model.prediction_modules()))
+        compiles = self.context.device.type == "cpu" and has_compiler and not drops
         tracer = timer.fastest(self._mean(float(compiles)) == 1)
         self.algorithm.weighting.restore(state)
         if timer.seconds:

@@ -30,7 +30,7 @@ from raymtl.learners.gradient import UnrolledLearner
 from raymtl.step.algorithm import Algorithm
 from raymtl.step.execution import ExecutionConfig
 from raymtl.step.meta_gradient import MetaGradient, meta_gradient
-from raymtl.step.traced import Graph, Tracer
+from raymtl.step.traced import Tracer
 from raymtl.step.workers import Workers
 from raymtl.storage import formats
 from raymtl.types import Batch, Episode, UserError
@@ -196,13 +196,17 @@ def test_steps_that_are_computed_again_drop_the_same(arrays: Arrays) -> None:
     assert_equal(gradient(again, episodes, ExecutionConfig("vmap")), gradient(chosen, episodes))
 
 
-@pytest.mark.parametrize("graph", ["replay", pytest.param("compile", marks=pytest.mark.slow)])
-def test_a_graph_drops_anew_in_every_step(graph: Graph, arrays: Arrays) -> None:
+def test_compiled_graphs_are_refused() -> None:
+    with pytest.raises(UserError, match=r"train\.graph: expected .* with encoder\.dropout, whose"):
+        with_dropout().override({"train.graph": "compile"})
+
+
+def test_a_graph_drops_anew_in_every_step(arrays: Arrays) -> None:
     """Its masks are those of the step, and not those of the step in which it was traced."""
     chosen = with_dropout()
     algorithm = chosen.build()
     params = perturbed(algorithm)
-    tracer = Tracer(graph)
+    tracer = Tracer("replay")
     for step in range(3):
         episodes = episodes_of(chosen, arrays, step=step, count=2)
         plain = meta_gradient(algorithm, params, episodes, execution=ExecutionConfig(), step=step)
